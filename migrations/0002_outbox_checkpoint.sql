@@ -1,0 +1,17 @@
+-- One row per relay: what is known to be in Kafka. It lives in the source database and nowhere else, so that it
+-- is as old or as new as the rows it speaks about, whatever is restored. The relay sends Postgres no
+-- confirmation that is ahead of this row.
+
+CREATE TABLE outbox_checkpoint (
+    relay                   text        PRIMARY KEY,      -- the relay's configured name
+    slot                    name        NOT NULL,
+    system_identifier       bigint      NOT NULL,         -- of the cluster the LSNs below belong to
+    timeline                integer     NOT NULL,
+    confirmed_lsn           pg_lsn,                       -- every commit before it is in Kafka; NULL until the slot exists
+    delivered_snapshot      pg_snapshot,                  -- transactions whose rows are all in Kafka
+    mapping_version         integer     NOT NULL DEFAULT 1,
+    mapping                 jsonb       NOT NULL DEFAULT '{}',  -- topic -> number of partitions events are spread over
+    publication_fingerprint text,
+    kafka_offsets           jsonb       NOT NULL DEFAULT '{}',  -- topic -> partition -> the offset a search for our records starts at
+    updated_at              timestamptz NOT NULL DEFAULT clock_timestamp()
+);
