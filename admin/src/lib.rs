@@ -1,1 +1,36 @@
-//! Placeholder while the workspace is laid out.
+//! The admin listener all programs share, on a port of its own so that it is never exposed with the service:
+//!
+//! | path | answer |
+//! |---|---|
+//! | `GET /livez` | 200 while the process can answer; checks no dependency, so an outage elsewhere restarts nothing |
+//! | `GET /readyz` | 200 or 503, with the reason in the body |
+//! | `GET /metrics` | Prometheus text format |
+//! | `GET /status` | what the program knows of itself, as JSON |
+//! | `GET`, `PUT /log-level` | the log filter, such as `info,outbox_relay=debug` |
+//!
+//! It also owns the two things a process sets up once: the log subscriber, and the rule that a panic in any
+//! thread ends the process ([`exit_on_panic`]).
+
+mod listener;
+mod log;
+
+pub use listener::{Admin, BindError, Readiness};
+pub use log::{LogFormat, LogLevel, init_logging};
+
+/// Exit code for invalid configuration (`EX_USAGE` of sysexits.h).
+pub const EXIT_CONFIG: i32 = 64;
+/// Exit code for a failed check (`EX_UNAVAILABLE`).
+pub const EXIT_UNAVAILABLE: i32 = 69;
+/// Exit code for a bug (`EX_SOFTWARE`).
+pub const EXIT_BUG: i32 = 70;
+
+/// Makes a panic in any thread end the process with [`EXIT_BUG`]. Without it a dead thread leaves a process that
+/// looks alive and does nothing; with it the supervisor starts a new one.
+pub fn exit_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        tracing::error!(panic = %info, "bug: a thread panicked, ending the process");
+        std::process::exit(EXIT_BUG);
+    }));
+}
