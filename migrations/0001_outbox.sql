@@ -67,10 +67,11 @@ BEGIN
 END
 $$;
 
--- A SECURITY DEFINER function must not resolve names through the caller's search_path.
+-- A SECURITY DEFINER function must not resolve names through the caller's search_path. pg_catalog comes first by itself;
+-- pg_temp, where anybody may create, has to be last.
 DO $$
 BEGIN
-    EXECUTE format('ALTER FUNCTION outbox_maintain(interval, interval) SET search_path = pg_catalog, %I, pg_temp',
+    EXECUTE format('ALTER FUNCTION outbox_maintain(interval, interval) SET search_path = %I, pg_temp',
                    current_schema());
 END
 $$;

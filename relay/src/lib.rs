@@ -1,1 +1,39 @@
-//! Placeholder while the workspace is laid out.
+//! Carries committed outbox rows from Postgres to Kafka: no loss, no duplicates after a crash, commit order per
+//! key, bounded memory.
+//!
+//! One direction, one file each:
+//!
+//! | step | module |
+//! |---|---|
+//! | take the slot, judge what was found | [`session`], [`verdict`] |
+//! | own the stream, confirm to Postgres | [`pump`] |
+//! | message to row | [`row`] |
+//! | row to topic and partition | [`routing`], [`partitions`] |
+//! | is it in Kafka already? | [`high_mark`], [`search`] |
+//! | row to record, record to Kafka | [`record`], [`sink`] |
+//! | what is safely there | [`ledger`], [`checkpoint`] |
+//!
+//! [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong; [`status`] and
+//! [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away.
+
+pub mod checkpoint;
+pub mod config;
+pub mod delivery;
+pub mod high_mark;
+pub mod jobs;
+pub mod ledger;
+pub mod metrics;
+pub mod observer;
+pub mod partitions;
+pub mod pump;
+pub mod record;
+pub mod relay;
+pub mod routing;
+pub mod row;
+pub mod search;
+pub mod session;
+pub mod sink;
+pub mod source;
+pub mod status;
+pub mod trouble;
+pub mod verdict;

@@ -1,1 +1,28 @@
-//! Placeholder while the workspace is laid out.
+#![doc = include_str!("../README.md")]
+
+mod client;
+mod command;
+mod connection;
+mod error;
+mod feedback;
+mod framing;
+mod lsn;
+mod options;
+pub mod pgoutput;
+mod report;
+mod socket;
+mod sqlstate;
+mod startup;
+mod stream;
+mod time;
+mod wire;
+
+pub use client::{Client, CreatedSlot, Row, SystemIdentity};
+pub use command::{PgOutput, SlotOptions, Snapshot};
+pub use error::Error;
+pub use lsn::{CommitLsn, EndLsn, Lsn, ParseLsnError};
+pub use options::{ConnectOptions, DEFAULT_CONNECT_TIMEOUT, Host, Password};
+pub use report::{Notice, ServerError};
+pub use sqlstate::SqlState;
+pub use stream::{Finished, Frame, Stream};
+pub use time::PgTime;

@@ -1,0 +1,264 @@
+//! Reading and checking. Every error names the field by its path, the bad value unless it is secret, and what is
+//! allowed.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::model::{Config, Routing};
+use super::secret::Secret;
+use crate::routing::Router;
+
+/// The format this program reads. A file of a newer format is refused rather than half understood.
+pub const FORMAT_VERSION: u32 = 1;
+/// Environment variables that override the file: `OUTBOX_RELAY__SOURCE__HOST` is `source.host`.
+pub const ENV_PREFIX: &str = "OUTBOX_RELAY__";
+/// Environment variable with the source role's password.
+pub const PASSWORD_ENV: &str = "OUTBOX_RELAY_SOURCE_PASSWORD";
+
+/// Slot names are `[a-z0-9_]`, 63 bytes at most (NAMEDATALEN - 1).
+const MAX_SLOT_NAME_BYTES: usize = 63;
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {what} {path}: {source}")]
+    Unreadable {
+        /// What the file is.
+        what: &'static str,
+        /// Its path.
+        path: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file is not YAML.
+    #[error("{path} is not YAML: {detail}")]
+    NotYaml {
+        /// Its path.
+        path: String,
+        /// What is wrong, with the place.
+        detail: String,
+    },
+    /// A field is missing, unknown, or has a wrong value.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Path of the field.
+        field: String,
+        /// What is wrong and what is allowed.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads the file at `path`, applies the environment, takes in the secrets, and checks all of it.
+    pub fn load(
+        path: &Path,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Config, ConfigError> {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            what: "the configuration file",
+            path: shown.clone(),
+            source,
+        })?;
+        Config::parse(&text, &shown, environment)
+    }
+
+    fn parse(
+        text: &str,
+        path: &str,
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<Config, ConfigError> {
+        let mut tree: Value = serde_saphyr::from_str(text)
+            .map_err(|error| ConfigError::NotYaml { path: path.into(), detail: error.to_string() })?;
+        refuse_secrets(&tree)?;
+        let mut password = None;
+        for (name, value) in environment {
+            if name == PASSWORD_ENV {
+                password = Some(Secret::new(value));
+            } else if let Some(field) = name.strip_prefix(ENV_PREFIX) {
+                override_field(&mut tree, field, value);
+            }
+        }
+        let mut config: Config = serde_path_to_error::deserialize(tree).map_err(|error| {
+            ConfigError::Field { field: error.path().to_string(), problem: error.inner().to_string() }
+        })?;
+        config.source.password = match (password, &config.source.password_file) {
+            (Some(password), _) => Some(password),
+            (None, Some(file)) => Some(read_password(file)?),
+            (None, None) => None,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        require(self.version == FORMAT_VERSION, "version", || {
+            format!("this program reads format {FORMAT_VERSION}, the file says {}", self.version)
+        })?;
+        for (field, value) in [
+            ("name", &self.name),
+            ("source.host", &self.source.host),
+            ("source.database", &self.source.database),
+            ("source.user", &self.source.user),
+            ("source.publication.name", &self.source.publication.name),
+            ("sink.bootstrapServers", &self.sink.bootstrap_servers),
+        ] {
+            require(!value.trim().is_empty(), field, || "must not be empty".into())?;
+        }
+        let slot = &self.source.slot.name;
+        let legal = slot.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        require(legal && !slot.is_empty() && slot.len() <= MAX_SLOT_NAME_BYTES, "source.slot.name", || {
+            format!("'{slot}' is not a slot name; use 1 to {MAX_SLOT_NAME_BYTES} of a-z, 0-9 and _")
+        })?;
+        let servers = &self.sink.bootstrap_servers;
+        require(servers.split(',').all(is_host_port), "sink.bootstrapServers", || {
+            format!("'{servers}' is not a list of host:port separated by commas")
+        })?;
+        in_range("sink.producers", self.sink.producers, 1, 16)?;
+        in_range("sink.maxMessageBytes", self.sink.max_message_bytes, 1_000, 100_000_000)?;
+        in_range("sink.lingerMs", self.sink.linger_ms as usize, 0, 5_000)?;
+        in_range("delivery.maxInFlightEvents", self.delivery.max_in_flight_events, 1, 1_000_000)?;
+        in_range("delivery.maxInFlightBytes", self.delivery.max_in_flight_bytes, 64 * 1024, 1 << 32)?;
+        in_range("retention.keepHours", self.retention.keep_hours as usize, 1, 24 * 366)?;
+        in_range("retention.aheadHours", self.retention.ahead_hours as usize, 1, 24 * 366)?;
+        check_routing(&self.routing)
+    }
+}
+
+fn check_routing(routing: &Routing) -> Result<(), ConfigError> {
+    Router::new(routing)
+        .map(drop)
+        .map_err(|problem| ConfigError::Field { field: "routing.regex".into(), problem: problem.to_string() })
+}
+
+fn is_host_port(server: &str) -> bool {
+    server
+        .trim()
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+fn require(holds: bool, field: &str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
+    if holds { Ok(()) } else { Err(ConfigError::Field { field: field.into(), problem: problem() }) }
+}
+
+fn in_range(field: &str, value: usize, least: usize, most: usize) -> Result<(), ConfigError> {
+    require((least..=most).contains(&value), field, || format!("{value} is outside {least} to {most}"))
+}
+
+/// A password in a file that ends up in a ConfigMap or a repository is a leak: say so instead of "unknown field".
+fn refuse_secrets(tree: &Value) -> Result<(), ConfigError> {
+    require(tree.pointer("/source/password").is_none(), "source.password", || {
+        format!(
+            "secrets do not belong in this file; use source.passwordFile or the environment variable {PASSWORD_ENV}"
+        )
+    })
+}
+
+fn read_password(file: &Path) -> Result<Secret, ConfigError> {
+    let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Unreadable {
+        what: "source.passwordFile",
+        path: file.display().to_string(),
+        source,
+    })?;
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+/// Sets the field that `SOURCE__SLOT__NAME` names: segments are camel-cased, values read as YAML scalars, so that
+/// `8192` is a number and `Never` a text.
+fn override_field(tree: &mut Value, path: &str, value: String) {
+    let mut node = tree;
+    for segment in path.split("__") {
+        if !node.is_object() {
+            *node = Value::Object(Map::new());
+        }
+        let Value::Object(members) = node else { return };
+        node = members.entry(camel_case(segment)).or_insert(Value::Null);
+    }
+    *node = match serde_saphyr::from_str::<Value>(&value) {
+        Ok(scalar @ (Value::Bool(_) | Value::Number(_))) => scalar,
+        _ => Value::String(value),
+    };
+}
+
+fn camel_case(segment: &str) -> String {
+    let mut words = segment.split('_');
+    let mut name = words.next().unwrap_or_default().to_lowercase();
+    for word in words {
+        let mut letters = word.chars();
+        name.extend(letters.next().map(|letter| letter.to_ascii_uppercase()));
+        name.push_str(&letters.as_str().to_lowercase());
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = "
+version: 1
+name: shop
+source: {host: db, database: shop, user: relay, publication: {name: outbox}, slot: {name: outbox}}
+sink: {bootstrapServers: 'kafka:9092'}
+";
+
+    fn parse(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        Config::parse(text, "relay.yaml", environment)
+    }
+
+    fn error(text: &str) -> String {
+        parse(text, &[]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_minimal_file_has_sensible_defaults() {
+        let config = parse(MINIMAL, &[]).unwrap();
+        assert_eq!(config.source.table.to_string(), "public.outbox");
+        assert_eq!(config.source.event_source(), "/shop/public.outbox");
+        assert_eq!(config.routing.replacement, "outbox.event.${routedByValue}");
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file_and_gives_the_password() {
+        let config = parse(
+            MINIMAL,
+            &[
+                ("OUTBOX_RELAY__SOURCE__HOST", "other"),
+                ("OUTBOX_RELAY__DELIVERY__MAX_IN_FLIGHT_EVENTS", "77"),
+                ("OUTBOX_RELAY_SOURCE_PASSWORD", "hunter2"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.source.host, "other");
+        assert_eq!(config.delivery.max_in_flight_events, 77);
+        assert_eq!(config.source.password.as_ref().unwrap().reveal(), "hunter2");
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn errors_name_the_field_and_what_is_allowed() {
+        assert!(
+            error(&MINIMAL.replace("version: 1", "version: 9"))
+                .starts_with("version: this program reads format 1")
+        );
+        assert!(
+            error(&MINIMAL.replace("name: outbox}}", "name: Out-Box}}"))
+                .starts_with("source.slot.name: 'Out-Box'")
+        );
+        assert!(error(&MINIMAL.replace("kafka:9092", "kafka")).starts_with("sink.bootstrapServers: 'kafka'"));
+        assert!(error(&MINIMAL.replace("host: db", "hots: db")).contains("source.hots"));
+        assert!(error(&format!("{MINIMAL}routing: {{regex: '('}}")).starts_with("routing.regex"));
+        assert!(error(&format!("{MINIMAL}delivery: {{maxInFlightEvents: 0}}")).contains("0 is outside 1 to"));
+        assert!(error("a: [").contains("is not YAML"));
+    }
+
+    #[test]
+    fn a_password_in_the_file_is_refused_and_not_repeated() {
+        let text = error(&MINIMAL.replace("user: relay", "user: relay, password: hunter2"));
+        assert!(text.contains("OUTBOX_RELAY_SOURCE_PASSWORD") && !text.contains("hunter2"));
+    }
+}

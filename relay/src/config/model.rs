@@ -1,0 +1,295 @@
+//! The shape of the configuration file. Field names are those of the `OutboxRelay` resource where both exist.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::Secret;
+
+/// Delivered but unacknowledged records at most. A few thousand keep a broker busy at any round-trip time worth
+/// having, and each costs librdkafka about 1.5 KB besides its payload (measured), so this caps memory as well.
+const DEFAULT_MAX_IN_FLIGHT_EVENTS: usize = 8_192;
+/// Payload and key bytes in flight at most: 16 MiB, so that large events cannot grow memory either.
+const DEFAULT_MAX_IN_FLIGHT_BYTES: usize = 16 * 1024 * 1024;
+/// librdkafka's own default; the broker's `message.max.bytes` default is a little more.
+const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_000_000;
+/// Rows stay for three days: longer than the outages people sleep through on a long weekend.
+const DEFAULT_KEEP_HOURS: u32 = 72;
+
+/// Everything the relay is told.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// Format of this file.
+    pub version: u32,
+    /// Name of this relay: its row in `outbox_checkpoint`.
+    pub name: String,
+    /// Where rows come from.
+    pub source: Source,
+    /// Where records go.
+    pub sink: Sink,
+    /// Which topic an event goes to.
+    #[serde(default)]
+    pub routing: Routing,
+    /// How much may be under way.
+    #[serde(default)]
+    pub delivery: Delivery,
+    /// Partitions of the outbox table.
+    #[serde(default)]
+    pub retention: Retention,
+    /// Health, metrics, status.
+    #[serde(default)]
+    pub admin: AdminConfig,
+}
+
+/// The Postgres side.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Source {
+    /// Host name or address, or the directory of a Unix socket when it begins with `/`.
+    pub host: String,
+    /// Port; for a Unix socket the number in the socket's file name.
+    #[serde(default = "default_postgres_port")]
+    pub port: u16,
+    /// Database that holds the outbox table.
+    pub database: String,
+    /// A role with LOGIN and REPLICATION.
+    pub user: String,
+    /// File that holds the role's password; the environment variable takes precedence.
+    pub password_file: Option<PathBuf>,
+    /// The password, filled in from file or environment.
+    #[serde(skip)]
+    pub password: Option<Secret>,
+    /// The outbox table.
+    #[serde(default)]
+    pub table: TableName,
+    /// The publication to read.
+    pub publication: Publication,
+    /// The replication slot to hold.
+    pub slot: Slot,
+    /// `ce_source` of every record; `/<database>/<schema>.<table>` when not given.
+    pub event_source: Option<String>,
+}
+
+/// Whether the relay may create an object that is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum CreationPolicy {
+    /// Create it when it is missing.
+    #[default]
+    IfMissing,
+    /// Never: somebody else does.
+    Never,
+}
+
+/// The publication to read.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Publication {
+    /// Its name.
+    pub name: String,
+    /// Creating one needs ownership of the table.
+    #[serde(default)]
+    pub creation_policy: CreationPolicy,
+}
+
+/// The replication slot to hold.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Slot {
+    /// Its name: lower-case letters, digits and underscores, 63 at most.
+    pub name: String,
+    /// Whether the relay creates it on its first start.
+    #[serde(default)]
+    pub creation_policy: CreationPolicy,
+}
+
+/// The Kafka side.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sink {
+    /// `host:port` pairs, separated by commas.
+    pub bootstrap_servers: String,
+    /// Compression of record batches.
+    #[serde(default)]
+    pub compression: Compression,
+    /// How long a batch waits to fill, in milliseconds. 0 is best for latency: under load batches fill during the
+    /// round trip anyway.
+    #[serde(default)]
+    pub linger_ms: u32,
+    /// Largest record in bytes; at most the topics' `max.message.bytes`.
+    #[serde(default = "default_max_message_bytes")]
+    pub max_message_bytes: usize,
+    /// Producer connections; partitions are spread over them. One is enough until a broker connection is the limit.
+    #[serde(default = "default_producers")]
+    pub producers: usize,
+}
+
+/// Compression of record batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// None: small batches gain nothing from it.
+    #[default]
+    None,
+    /// Cheap and quick.
+    Lz4,
+    /// Smaller, for more CPU.
+    Zstd,
+}
+
+impl Compression {
+    /// The name librdkafka knows it by.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Lz4 => "lz4",
+            Compression::Zstd => "zstd",
+        }
+    }
+}
+
+/// Which topic an event goes to: Debezium's outbox router rule.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Routing {
+    /// Column whose text selects the topic.
+    pub by_field: String,
+    /// Regular expression over that text; it must match the whole of it.
+    pub regex: String,
+    /// The topic, with `${name}` for the groups of `regex`.
+    pub replacement: String,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Routing {
+            by_field: outbox::column::AGGREGATE_TYPE.into(),
+            regex: "(?<routedByValue>.*)".into(),
+            replacement: "outbox.event.${routedByValue}".into(),
+        }
+    }
+}
+
+/// How much may be under way between Postgres and Kafka.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Delivery {
+    /// Records sent and not acknowledged.
+    pub max_in_flight_events: usize,
+    /// Their payload and key bytes.
+    pub max_in_flight_bytes: usize,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Delivery {
+            max_in_flight_events: DEFAULT_MAX_IN_FLIGHT_EVENTS,
+            max_in_flight_bytes: DEFAULT_MAX_IN_FLIGHT_BYTES,
+        }
+    }
+}
+
+/// Partitions of the outbox table.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Retention {
+    /// How long rows stay, in hours.
+    pub keep_hours: u32,
+    /// For how many hours ahead partitions are made.
+    pub ahead_hours: u32,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention { keep_hours: DEFAULT_KEEP_HOURS, ahead_hours: DEFAULT_KEEP_HOURS }
+    }
+}
+
+/// The admin listener.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AdminConfig {
+    /// Address and port.
+    pub listen: SocketAddr,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        AdminConfig { listen: SocketAddr::from(([127, 0, 0, 1], 9100)) }
+    }
+}
+
+/// A table with its schema.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct TableName {
+    /// Schema.
+    pub schema: String,
+    /// Table.
+    pub table: String,
+}
+
+impl Default for TableName {
+    fn default() -> Self {
+        TableName { schema: "public".into(), table: "outbox".into() }
+    }
+}
+
+impl TryFrom<String> for TableName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.split_once('.') {
+            Some((schema, table)) if !schema.is_empty() && !table.is_empty() && !table.contains('.') => {
+                Ok(TableName { schema: schema.into(), table: table.into() })
+            }
+            _ => Err(format!(
+                "'{text}' is not a table name; write it as schema.table, for example public.outbox"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.table)
+    }
+}
+
+impl TableName {
+    /// The name as it stands in SQL.
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", quote(&self.schema), quote(&self.table))
+    }
+
+    /// Another relation of the same schema, as it stands in SQL.
+    pub fn sibling(&self, name: &str) -> String {
+        format!("{}.{}", quote(&self.schema), quote(name))
+    }
+}
+
+/// An SQL identifier in double quotes.
+pub fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+impl Source {
+    /// `ce_source` of every record.
+    pub fn event_source(&self) -> String {
+        self.event_source.clone().unwrap_or_else(|| format!("/{}/{}", self.database, self.table))
+    }
+}
+
+fn default_postgres_port() -> u16 {
+    5432
+}
+
+fn default_max_message_bytes() -> usize {
+    DEFAULT_MAX_MESSAGE_BYTES
+}
+
+fn default_producers() -> usize {
+    1
+}

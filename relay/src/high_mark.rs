@@ -1,0 +1,238 @@
+//! High marks: how a restarted relay knows which rows Kafka already has, with no store besides Postgres and Kafka.
+//!
+//! Each partition holds a gap-free prefix of this relay's events in position order (idempotent producer, gapless
+//! guarantee, explicit partitions). So the highest position found in a partition says it all: a replayed row at or
+//! below it is there, a row above it is not. Rows committed beyond the *horizon*, the server's flush LSN at the
+//! time the slot was acquired, cannot be in Kafka, so their partitions are never searched.
+//!
+//! One thing a search cannot see is a request the dead process had sent and the broker had not yet appended. So
+//! after a search one row goes alone, as a probe: when its offset is the end the search saw, nothing came in
+//! between; when it is not, the hole is read before anything else follows. Later holes are read as well; what is
+//! found there is a duplicate already and is counted.
+
+use outbox::Position;
+
+/// What a search of a partition found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Searched {
+    /// Highest position among our own records in the searched range.
+    pub highest: Option<Position>,
+    /// Number of our own records in the range.
+    pub own_records: u64,
+    /// Offset the next record appended after the search would get.
+    pub end: i64,
+}
+
+/// What to do with the next row of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Send it.
+    Send,
+    /// Kafka has it: drop it.
+    AlreadyThere,
+    /// The partition has to be searched from this offset on before anything can be said.
+    Search {
+        /// First offset to read.
+        from: i64,
+    },
+    /// A search or a probe is under way: ask again later.
+    Wait,
+}
+
+/// A range of offsets that somebody else filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// First offset.
+    pub from: i64,
+    /// First offset after it.
+    pub until: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Unsearched,
+    Searching,
+    /// Searched; the next row sent is the probe.
+    Searched {
+        end: i64,
+    },
+    /// The probe is under way.
+    Probing {
+        end: i64,
+        probe: Position,
+    },
+    /// The probe came back with a hole before it, which is being read.
+    ReadingHole {
+        probe: Position,
+    },
+    Open,
+}
+
+/// One partition's mark.
+#[derive(Debug)]
+pub struct HighMark {
+    state: State,
+    /// Where a search starts: everything before this offset is known to be confirmed or somebody else's.
+    floor: i64,
+    highest: Option<Position>,
+    /// The offset our next record gets if nobody else writes here. Unknown before the first acknowledgement.
+    next: Option<i64>,
+}
+
+impl HighMark {
+    /// The mark of a partition whose records before offset `floor` need no search.
+    pub fn new(floor: i64) -> Self {
+        HighMark { state: State::Unsearched, floor, highest: None, next: None }
+    }
+
+    /// Judges the next row for this partition. Rows come in position order; `replayed` says whether the row was
+    /// committed before the horizon. A `Send` counts as sent.
+    pub fn admit(&mut self, position: Position, replayed: bool) -> Admission {
+        match self.state {
+            State::Unsearched if replayed => {
+                self.state = State::Searching;
+                Admission::Search { from: self.floor }
+            }
+            State::Unsearched => {
+                self.state = State::Open;
+                Admission::Send
+            }
+            State::Searching | State::Probing { .. } | State::ReadingHole { .. } => Admission::Wait,
+            State::Searched { .. } | State::Open if self.highest >= Some(position) => Admission::AlreadyThere,
+            State::Searched { end } => {
+                self.state = State::Probing { end, probe: position };
+                Admission::Send
+            }
+            State::Open => Admission::Send,
+        }
+    }
+
+    /// The search that `admit` asked for is done.
+    pub fn searched(&mut self, found: Searched) {
+        if matches!(self.state, State::Searching) {
+            self.highest = self.highest.max(found.highest);
+            self.state = State::Searched { end: found.end };
+        }
+    }
+
+    /// A record of ours was acknowledged at `offset` (`None` when the broker did not say). Returns the hole before
+    /// it, to be read and given to [`HighMark::hole_read`].
+    pub fn acknowledged(&mut self, offset: Option<i64>) -> Option<Hole> {
+        let expected = match self.state {
+            State::Probing { end, .. } => Some(end),
+            _ => self.next,
+        };
+        self.next = offset.map(|offset| offset + 1);
+        let hole = expected
+            .zip(offset)
+            .filter(|(from, until)| from < until)
+            .map(|(from, until)| Hole { from, until });
+        if let State::Probing { probe, .. } = self.state {
+            self.state = if hole.is_some() { State::ReadingHole { probe } } else { State::Open };
+        }
+        hole
+    }
+
+    /// A hole was read. Returns how many events it shows to be in the partition twice.
+    pub fn hole_read(&mut self, found: Searched) -> u64 {
+        self.highest = self.highest.max(found.highest);
+        let State::ReadingHole { probe } = self.state else {
+            // Our records in a hole behind the probe were sent by another process, after this one sent them or
+            // before it will: either way they are there twice.
+            return found.own_records;
+        };
+        self.state = State::Open;
+        // Below the probe they are rows not sent by this process, which will now be dropped; the probe itself, if
+        // it is in the hole, is there twice.
+        u64::from(found.highest >= Some(probe))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(lsn: u64) -> Position {
+        Position { timeline: 1, commit_lsn: lsn, index: 0 }
+    }
+    fn found(highest: Option<u64>, own_records: u64, end: i64) -> Searched {
+        Searched { highest: highest.map(at), own_records, end }
+    }
+
+    #[test]
+    fn rows_beyond_the_horizon_need_no_search() {
+        let mut mark = HighMark::new(0);
+        assert_eq!(mark.admit(at(10), false), Admission::Send);
+        assert_eq!(mark.admit(at(20), false), Admission::Send);
+    }
+
+    #[test]
+    fn replayed_rows_wait_for_the_search_and_one_probe() {
+        let mut mark = HighMark::new(7);
+        assert_eq!(mark.admit(at(10), true), Admission::Search { from: 7 });
+        assert_eq!(mark.admit(at(10), true), Admission::Wait);
+        mark.searched(found(Some(10), 3, 42));
+        assert_eq!(mark.admit(at(10), true), Admission::AlreadyThere);
+        assert_eq!(mark.admit(at(20), true), Admission::Send);
+        assert_eq!(mark.admit(at(30), false), Admission::Wait);
+        assert_eq!(mark.acknowledged(Some(42)), None);
+        assert_eq!(mark.admit(at(30), false), Admission::Send);
+    }
+
+    #[test]
+    fn a_hole_before_the_probe_is_read_before_anything_follows() {
+        let mut mark = HighMark::new(0);
+        mark.admit(at(10), true);
+        mark.searched(found(None, 0, 5));
+        assert_eq!(mark.admit(at(10), true), Admission::Send);
+        assert_eq!(mark.acknowledged(Some(8)), Some(Hole { from: 5, until: 8 }));
+        assert_eq!(mark.admit(at(20), true), Admission::Wait);
+        // The dead process's last request: rows 10, 20 and 30. The probe, row 10, is there twice.
+        assert_eq!(mark.hole_read(found(Some(30), 3, 8)), 1);
+        assert_eq!(mark.admit(at(20), true), Admission::AlreadyThere);
+        assert_eq!(mark.admit(at(30), true), Admission::AlreadyThere);
+        assert_eq!(mark.admit(at(40), true), Admission::Send);
+    }
+
+    #[test]
+    fn our_records_in_a_later_hole_are_counted() {
+        let mut mark = HighMark::new(0);
+        mark.admit(at(10), false);
+        assert_eq!(mark.acknowledged(Some(3)), None);
+        assert_eq!(mark.acknowledged(Some(6)), Some(Hole { from: 4, until: 6 }));
+        assert_eq!(mark.hole_read(found(Some(10), 1, 6)), 1);
+    }
+
+    proptest! {
+        /// A process dies after its first `appended` of `rows` records were appended; the next one replays from the
+        /// start. However much was appended, every row is in the partition once, in order.
+        #[test]
+        fn a_replay_appends_exactly_what_is_missing(rows in 1u64..30, appended in 0u64..30, horizon in 0u64..40) {
+            let appended = appended.min(rows);
+            // Nothing beyond the horizon can be in Kafka.
+            let horizon = horizon.max(appended);
+            let mut log: Vec<u64> = (0..appended).collect();
+            let mut mark = HighMark::new(0);
+            for row in 0..rows {
+                loop {
+                    match mark.admit(at(row), row < horizon) {
+                        Admission::Send => {
+                            log.push(row);
+                            let hole = mark.acknowledged(Some(log.len() as i64 - 1));
+                            prop_assert_eq!(hole, None);
+                            break;
+                        }
+                        Admission::AlreadyThere => break,
+                        Admission::Search { from } => {
+                            let range = &log[from as usize..];
+                            mark.searched(found(range.iter().max().copied(), range.len() as u64, log.len() as i64));
+                        }
+                        Admission::Wait => prop_assert!(false, "nothing is under way"),
+                    }
+                }
+            }
+            prop_assert_eq!(log, (0..rows).collect::<Vec<_>>());
+        }
+    }
+}

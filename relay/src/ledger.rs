@@ -1,0 +1,266 @@
+//! The acknowledgement ledger: which part of the stream is safely in Kafka.
+//!
+//! Every transaction read from the stream has an entry, in the order of reading. What may be confirmed to Postgres
+//! is the end of the last transaction of the *contiguous* prefix whose rows are all acknowledged: a later
+//! transaction that is done waits for an earlier one that is not, because Postgres forgets everything before the
+//! LSN it is told.
+//!
+//! A keepalive says that everything before its LSN has been sent. It counts as a transaction without rows: it
+//! takes its place behind the last finished transaction and before an open one, so that an idle outbox in a busy
+//! cluster never holds WAL, and an unfinished transaction is never passed.
+
+use std::collections::VecDeque;
+
+use pg_replication::{CommitLsn, EndLsn, PgTime};
+
+/// Names an entry for as long as the ledger lives.
+pub type EntryId = u64;
+
+/// An acknowledgement or message that does not fit the ledger: a bug, never a state of the world.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Inconsistent {
+    /// A row outside a transaction.
+    #[error("the stream has a row or commit outside a transaction")]
+    NoTransaction,
+    /// A Begin inside a transaction.
+    #[error("the stream begins a transaction inside another")]
+    Nested,
+    /// An acknowledgement for something that is not outstanding.
+    #[error("an acknowledgement names ledger entry {0}, which has nothing outstanding")]
+    NotOutstanding(EntryId),
+}
+
+/// A transaction whose last outstanding row was acknowledged.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Completed {
+    /// When it was committed, by the database's clock.
+    pub commit_time: PgTime,
+}
+
+struct Entry {
+    /// Unknown until the Commit message has been read.
+    end: Option<EndLsn>,
+    commit: CommitLsn,
+    commit_time: PgTime,
+    outstanding: u64,
+    has_rows: bool,
+}
+
+impl Entry {
+    fn is_done(&self) -> bool {
+        self.end.is_some() && self.outstanding == 0
+    }
+}
+
+/// See the module's text.
+pub struct Ledger {
+    entries: VecDeque<Entry>,
+    first: EntryId,
+    confirmed: EndLsn,
+}
+
+impl Ledger {
+    /// A ledger that starts where everything before `confirmed` is known to be in Kafka.
+    pub fn new(confirmed: EndLsn) -> Self {
+        Ledger { entries: VecDeque::new(), first: 0, confirmed }
+    }
+
+    /// Begin message.
+    pub fn begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<(), Inconsistent> {
+        if self.open().is_some() {
+            return Err(Inconsistent::Nested);
+        }
+        self.entries.push_back(Entry { end: None, commit, commit_time, outstanding: 0, has_rows: false });
+        Ok(())
+    }
+
+    /// A row of the open transaction was handed to a producer; returns the entry its acknowledgement names.
+    pub fn row(&mut self) -> Result<EntryId, Inconsistent> {
+        let id = self.first + self.entries.len() as u64;
+        let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
+        let open = open.ok_or(Inconsistent::NoTransaction)?;
+        open.outstanding += 1;
+        open.has_rows = true;
+        Ok(id - 1)
+    }
+
+    /// Commit message. Returns the transaction if it had rows and all of them are acknowledged already.
+    pub fn commit(&mut self, end: EndLsn) -> Result<Option<Completed>, Inconsistent> {
+        let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
+        let open = open.ok_or(Inconsistent::NoTransaction)?;
+        open.end = Some(end);
+        let completed =
+            (open.has_rows && open.outstanding == 0).then_some(Completed { commit_time: open.commit_time });
+        self.advance();
+        Ok(completed)
+    }
+
+    /// Keepalive: everything before `end` has been sent.
+    pub fn keepalive(&mut self, end: EndLsn) {
+        let passes_open = self.open().is_some_and(|open| end.covers(open.commit));
+        if passes_open {
+            return;
+        }
+        // Raising the end of the last finished transaction is the same as an entry without rows behind it.
+        let last_finished = self.entries.iter_mut().rev().find_map(|entry| entry.end.as_mut());
+        let last_finished = last_finished.unwrap_or(&mut self.confirmed);
+        *last_finished = (*last_finished).max(end);
+    }
+
+    /// One row of entry `id` is in Kafka. Returns the transaction if that was its last row.
+    pub fn acknowledge(&mut self, id: EntryId) -> Result<Option<Completed>, Inconsistent> {
+        let index = id.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        let entry = index.and_then(|index| self.entries.get_mut(index)).filter(|entry| entry.outstanding > 0);
+        let entry = entry.ok_or(Inconsistent::NotOutstanding(id))?;
+        entry.outstanding -= 1;
+        let completed = entry.is_done().then_some(Completed { commit_time: entry.commit_time });
+        self.advance();
+        Ok(completed)
+    }
+
+    /// The end of the contiguous acknowledged prefix: what may be confirmed to Postgres.
+    pub fn confirmed(&self) -> EndLsn {
+        self.confirmed
+    }
+
+    /// Every entry before this one is in the confirmed prefix.
+    pub fn first_unconfirmed(&self) -> EntryId {
+        self.first
+    }
+
+    /// Transactions read and not confirmed.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether all that was read is confirmed.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Commit time of the oldest transaction that waits.
+    pub fn oldest_commit_time(&self) -> Option<PgTime> {
+        self.entries.front().map(|entry| entry.commit_time)
+    }
+
+    fn open(&self) -> Option<&Entry> {
+        self.entries.back().filter(|entry| entry.end.is_none())
+    }
+
+    fn advance(&mut self) {
+        while let Some(end) = self.entries.front().filter(|entry| entry.is_done()).and_then(|entry| entry.end)
+        {
+            self.confirmed = self.confirmed.max(end);
+            self.entries.pop_front();
+            self.first += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn end(lsn: u64) -> EndLsn {
+        EndLsn::new(pg_replication::Lsn::from(lsn))
+    }
+    fn commit_at(lsn: u64) -> CommitLsn {
+        CommitLsn::new(pg_replication::Lsn::from(lsn))
+    }
+
+    /// A transaction whose commit record spans `lsn..lsn + 8`.
+    fn transaction(ledger: &mut Ledger, lsn: u64, rows: usize) -> Vec<EntryId> {
+        ledger.begin(commit_at(lsn), PgTime::default()).unwrap();
+        let ids = (0..rows).map(|_| ledger.row().unwrap()).collect();
+        ledger.commit(end(lsn + 8)).unwrap();
+        ids
+    }
+
+    #[test]
+    fn only_the_contiguous_prefix_is_confirmed() {
+        let mut ledger = Ledger::new(end(0));
+        let first = transaction(&mut ledger, 100, 1);
+        let second = transaction(&mut ledger, 200, 1);
+        ledger.acknowledge(second[0]).unwrap();
+        assert_eq!(ledger.confirmed(), end(0));
+        ledger.acknowledge(first[0]).unwrap();
+        assert_eq!(ledger.confirmed(), end(208));
+        assert!(ledger.is_empty());
+    }
+
+    #[test]
+    fn a_keepalive_advances_an_idle_ledger_and_waits_behind_rows() {
+        let mut ledger = Ledger::new(end(0));
+        ledger.keepalive(end(50));
+        assert_eq!(ledger.confirmed(), end(50));
+        let rows = transaction(&mut ledger, 100, 1);
+        ledger.keepalive(end(150));
+        assert_eq!(ledger.confirmed(), end(50));
+        ledger.acknowledge(rows[0]).unwrap();
+        assert_eq!(ledger.confirmed(), end(150));
+    }
+
+    #[test]
+    fn a_keepalive_never_passes_an_open_transaction() {
+        let mut ledger = Ledger::new(end(0));
+        ledger.begin(commit_at(100), PgTime::default()).unwrap();
+        ledger.keepalive(end(500));
+        assert_eq!(ledger.confirmed(), end(0));
+        ledger.keepalive(end(100));
+        assert_eq!(ledger.confirmed(), end(100), "what ends where the commit record begins is before it");
+        ledger.commit(end(108)).unwrap();
+        assert_eq!(ledger.confirmed(), end(108));
+    }
+
+    #[test]
+    fn an_acknowledgement_too_many_is_an_error_and_changes_nothing() {
+        let mut ledger = Ledger::new(end(0));
+        let rows = transaction(&mut ledger, 100, 1);
+        ledger.acknowledge(rows[0]).unwrap();
+        assert_eq!(ledger.acknowledge(rows[0]), Err(Inconsistent::NotOutstanding(rows[0])));
+        assert_eq!(ledger.commit(end(300)), Err(Inconsistent::NoTransaction));
+        assert_eq!(ledger.confirmed(), end(108));
+    }
+
+    proptest! {
+        /// Any mix of transactions, keepalives and acknowledgements in any order: what is confirmed never passes a
+        /// transaction with an outstanding row, never goes back, and reaches the end once all is acknowledged.
+        #[test]
+        fn confirmed_is_always_safe(
+            sizes in prop::collection::vec(0usize..4, 1..40),
+            order in prop::collection::vec(any::<prop::sample::Index>(), 0..160),
+            keepalives in prop::collection::vec(any::<bool>(), 40),
+        ) {
+            let mut ledger = Ledger::new(end(0));
+            let mut outstanding: Vec<(u64, EntryId)> = Vec::new();
+            let mut order = order.into_iter();
+            let mut last = 0;
+            let mut previous = ledger.confirmed();
+            for (n, rows) in sizes.iter().enumerate() {
+                let lsn = 100 * (n as u64 + 1);
+                outstanding.extend(transaction(&mut ledger, lsn, *rows).into_iter().map(|id| (lsn, id)));
+                last = lsn + 8;
+                if keepalives[n] {
+                    last = lsn + 50;
+                    ledger.keepalive(end(last));
+                }
+                if let Some(pick) = order.next() && !outstanding.is_empty() {
+                    let (_, id) = outstanding.swap_remove(pick.index(outstanding.len()));
+                    ledger.acknowledge(id).unwrap();
+                }
+                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.confirmed().covers(commit_at(*lsn))));
+                prop_assert!(ledger.confirmed() >= previous);
+                previous = ledger.confirmed();
+            }
+            while !outstanding.is_empty() {
+                let pick = order.next().map_or(0, |pick| pick.index(outstanding.len()));
+                let (_, id) = outstanding.swap_remove(pick);
+                ledger.acknowledge(id).unwrap();
+                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.confirmed().covers(commit_at(*lsn))));
+            }
+            prop_assert_eq!(ledger.confirmed(), end(last));
+            prop_assert!(ledger.is_empty());
+        }
+    }
+}

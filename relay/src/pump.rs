@@ -1,0 +1,300 @@
+//! The pump: the one task that owns the stream. It reads while there is room, takes in acknowledgements, has
+//! checkpoints written, and confirms to Postgres what a committed checkpoint says. It never waits for Kafka: when
+//! the budget is used up it stops reading, and confirmations go on by their own timer.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pg_replication::{EndLsn, Frame, Stream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+use crate::checkpoint::{Progress, Writer};
+use crate::delivery::{Delivery, Flow};
+use crate::jobs::Answer;
+use crate::metrics::Metrics;
+use crate::sink::AckQueue;
+use crate::status::{Numbers, Phase, Status};
+use crate::trouble::{Reason, Trouble};
+
+/// Pace of checkpoints under load, and of status and metrics: a crash replays this much, and drops it again.
+const TICK: Duration = Duration::from_millis(100);
+/// Without events, checkpoints follow the server's WAL this closely: each writes WAL itself, which would otherwise
+/// be the next reason to write one.
+const IDLE_CHECKPOINT_BYTES: u64 = 1024 * 1024;
+/// ... or this often.
+const IDLE_CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
+/// Messages dealt with before timers and acknowledgements get a turn.
+const BURST: usize = 512;
+/// How long a graceful stop may take: well within Kubernetes' default of 30 s.
+const DRAIN_WITHIN: Duration = Duration::from_secs(20);
+
+/// While a backlog streams in, a read that returns little is followed by a pause of this length, so that the
+/// server's sender fills the socket in large pieces instead of waking us, and itself, for every message: twice
+/// the rate at a fraction of the CPU (docs/PERFORMANCE.md). Longer pauses let the socket fill and are slower.
+const GULP_PAUSE: Duration = Duration::from_micros(300);
+/// A read of at least this much needs no pause.
+const GULP_BYTES: usize = 64 * 1024;
+/// Arriving faster than this is a backlog; live traffic is read at once.
+const BACKLOG_BYTES_PER_SECOND: u64 = 12 * 1024 * 1024;
+
+/// How a pump ended without a trouble.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was sent is acknowledged, stored and confirmed.
+    Drained,
+    /// The deadline passed first; what was not confirmed will be replayed and found in Kafka.
+    GaveUp,
+}
+
+/// See the module's text.
+pub struct Pump {
+    stream: Stream,
+    delivery: Delivery,
+    acks: std::sync::Arc<AckQueue>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+    writer: Writer,
+    status: Status,
+    metrics: Metrics,
+    /// A message that could not go on.
+    parked: Option<Bytes>,
+    blocked: bool,
+    requested: Requested,
+    gulps: Gulps,
+}
+
+/// The last checkpoint asked for.
+struct Requested {
+    confirmed: EndLsn,
+    topics: usize,
+    at: Instant,
+    /// `transactions_total` at that time: whether there was more than idle progress since.
+    transactions: u64,
+}
+
+impl Pump {
+    /// A pump for a stream that has just been opened.
+    pub fn new(
+        stream: Stream,
+        delivery: Delivery,
+        acks: std::sync::Arc<AckQueue>,
+        answers: mpsc::UnboundedReceiver<Answer>,
+        writer: Writer,
+        status: Status,
+        metrics: Metrics,
+    ) -> Pump {
+        let committed = writer.committed();
+        let requested = Requested {
+            confirmed: committed.confirmed,
+            topics: committed.topics,
+            at: Instant::now(),
+            transactions: metrics.transactions_total.get(),
+        };
+        Pump {
+            stream,
+            delivery,
+            acks,
+            answers,
+            writer,
+            status,
+            metrics,
+            parked: None,
+            blocked: false,
+            requested,
+            gulps: Gulps::default(),
+        }
+    }
+
+    /// Runs until a trouble, or until `shutdown` turns true and everything under way is finished.
+    pub async fn run(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<Ended, Trouble> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut draining: Option<Instant> = None;
+        loop {
+            self.delivery.settle_acks()?;
+            self.confirm()?;
+            let may_read = draining.is_none() || self.delivery.in_transaction();
+            let wants_input = may_read && self.work_off()?;
+            if let Some(since) = draining
+                && let Some(ended) = self.drained(since).await?
+            {
+                return Ok(ended);
+            }
+            if wants_input {
+                self.gulps.pause(self.stream.last_read_len());
+            }
+            tokio::select! {
+                biased;
+                changed = shutdown.wait_for(|stop| *stop), if draining.is_none() => {
+                    if changed.is_ok() {
+                        self.status.enter(Phase::Draining);
+                        draining = Some(Instant::now());
+                    }
+                }
+                _ = ticks.tick() => self.tick(),
+                () = self.acks.arrived() => {}
+                changed = self.writer.changed() => changed?,
+                Some(answer) = self.answers.recv() => self.delivery.answer(answer)?,
+                filled = fill_or_idle(&mut self.stream, wants_input) => filled?,
+            }
+            self.refuse_notices()?;
+        }
+    }
+
+    /// Gives the stream back, ended in order: the last status goes out before CopyDone.
+    pub fn into_parts(self) -> (Stream, Delivery) {
+        (self.stream, self.delivery)
+    }
+
+    /// Deals with what is buffered, a burst at most. Answers whether it is time to read more.
+    fn work_off(&mut self) -> Result<bool, Trouble> {
+        self.blocked = false;
+        for _ in 0..BURST {
+            if !self.delivery.has_room() {
+                return Ok(false);
+            }
+            let data = match self.parked.take() {
+                Some(data) => data,
+                None => match self.stream.next_frame()? {
+                    None => return Ok(true),
+                    Some(Frame::Keepalive { wal_end, .. }) => {
+                        self.delivery.keepalive(wal_end);
+                        continue;
+                    }
+                    Some(Frame::XLogData { data, .. }) => data,
+                },
+            };
+            if self.delivery.message(&data, self.writer.committed().topics)? == Flow::Blocked {
+                self.parked = Some(data);
+                self.blocked = true;
+                self.request_checkpoint(false);
+                return Ok(false);
+            }
+        }
+        // More is buffered: `fill` returns at once, after the timers had their turn.
+        Ok(true)
+    }
+
+    /// Tells Postgres what the committed checkpoint says. A stream replayed from before it gets there later.
+    fn confirm(&mut self) -> Result<(), Trouble> {
+        let received = EndLsn::new(self.stream.received());
+        Ok(self.stream.confirm(self.writer.committed().confirmed.min(received))?)
+    }
+
+    /// Asks for a checkpoint when there is something new to store. Topics are stored at once, because rows wait.
+    fn request_checkpoint(&mut self, force: bool) {
+        let confirmed = self.delivery.ledger().confirmed();
+        let topics = self.delivery.partitions().counts().len();
+        let transactions = self.metrics.transactions_total.get();
+        let advanced = confirmed.lsn().as_u64().saturating_sub(self.requested.confirmed.lsn().as_u64());
+        let idle_due =
+            advanced >= IDLE_CHECKPOINT_BYTES || self.requested.at.elapsed() >= IDLE_CHECKPOINT_EVERY;
+        let due = advanced > 0 && (force || transactions != self.requested.transactions || idle_due);
+        if !due && topics == self.requested.topics {
+            return;
+        }
+        self.requested = Requested { confirmed, topics, at: Instant::now(), transactions };
+        let first_unconfirmed = self.delivery.ledger().first_unconfirmed();
+        let partitions = self.delivery.partitions();
+        let progress = Progress {
+            confirmed,
+            counts: partitions.counts(),
+            offsets: partitions.offsets(first_unconfirmed),
+        };
+        self.writer.write(progress);
+    }
+
+    fn tick(&mut self) {
+        self.request_checkpoint(false);
+        let (in_flight_events, in_flight_bytes) = self.delivery.in_flight();
+        let ledger = self.delivery.ledger();
+        let numbers = Numbers {
+            received: EndLsn::new(self.stream.received()),
+            acknowledged: ledger.confirmed(),
+            confirmed: self.stream.confirmed_sent(),
+            in_flight_events,
+            in_flight_bytes,
+            oldest_commit: ledger.oldest_commit_time(),
+        };
+        self.status.numbers(numbers);
+        let metrics = &self.metrics;
+        metrics.in_flight_events.set(gauge(in_flight_events as u64));
+        metrics.in_flight_bytes.set(gauge(in_flight_bytes as u64));
+        metrics.received_lsn.set(gauge(numbers.received.lsn().as_u64()));
+        metrics.acknowledged_lsn.set(gauge(numbers.acknowledged.lsn().as_u64()));
+        metrics.confirmed_lsn.set(gauge(numbers.confirmed.lsn().as_u64()));
+        metrics.connected.with_label_values(&["kafka"]).set(i64::from(!self.acks.brokers_down()));
+    }
+
+    /// Postgres 18 and newer skip the rows of a publication they do not find, with no more than a warning.
+    fn refuse_notices(&mut self) -> Result<(), Trouble> {
+        for notice in self.stream.take_notices() {
+            if notice.skipped_publication() {
+                return Err(Trouble::new(Reason::PublicationMissing, notice.message));
+            }
+            tracing::warn!(sqlstate = %notice.code, "Postgres: {}", notice.message);
+        }
+        Ok(())
+    }
+
+    /// Whether a graceful stop is through.
+    async fn drained(&mut self, since: Instant) -> Result<Option<Ended>, Trouble> {
+        let late = since.elapsed() > DRAIN_WITHIN;
+        let settled = self.delivery.in_flight().0 == 0 && !self.delivery.in_transaction();
+        if !settled && !late {
+            return Ok(None);
+        }
+        self.request_checkpoint(true);
+        let wanted = self.requested.confirmed;
+        while self.writer.committed().confirmed < wanted {
+            let left = DRAIN_WITHIN.saturating_sub(since.elapsed()).max(TICK);
+            match tokio::time::timeout(left, self.writer.changed()).await {
+                Ok(changed) => changed?,
+                Err(_) => return Ok(Some(Ended::GaveUp)),
+            }
+        }
+        self.confirm()?;
+        Ok(Some(if settled { Ended::Drained } else { Ended::GaveUp }))
+    }
+}
+
+/// Reads, or only keeps confirmations going. Both are cancel-safe.
+async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<(), Trouble> {
+    if read { Ok(stream.fill().await?) } else { match stream.idle().await? {} }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Decides when to let the socket fill: see [`GULP_PAUSE`].
+struct Gulps {
+    since: Instant,
+    bytes: u64,
+    backlog: bool,
+}
+
+impl Default for Gulps {
+    fn default() -> Self {
+        Gulps { since: Instant::now(), bytes: 0, backlog: false }
+    }
+}
+
+impl Gulps {
+    /// How long a rate is measured: long enough for a few reads, short enough to follow the traffic.
+    const WINDOW: Duration = Duration::from_millis(4);
+
+    /// Called before each read with the length of the one before it. Pauses this thread, which does nothing else.
+    fn pause(&mut self, last_read: usize) {
+        self.bytes += last_read as u64;
+        let elapsed = self.since.elapsed();
+        if elapsed >= Self::WINDOW {
+            let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
+            self.backlog = self.bytes.saturating_mul(1_000_000) / micros > BACKLOG_BYTES_PER_SECOND;
+            *self = Gulps { backlog: self.backlog, ..Gulps::default() };
+        }
+        if self.backlog && last_read < GULP_BYTES {
+            std::thread::sleep(GULP_PAUSE);
+        }
+    }
+}

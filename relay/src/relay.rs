@@ -1,0 +1,65 @@
+//! The relay process: sessions one after another until it is told to stop.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::pump::Ended;
+use crate::session::{self, Context};
+use crate::status::{Phase, Status};
+use crate::trouble::{Action, Backoff, Reason, Trouble};
+
+/// Runs sessions until `shutdown` turns true.
+pub async fn run(
+    config: Config,
+    status: Status,
+    metrics: Metrics,
+    mut shutdown: watch::Receiver<bool>,
+) -> Ended {
+    let context = Context { config: Arc::new(config), status, metrics };
+    let mut backoff = Backoff::default();
+    let mut last_logged = None;
+    loop {
+        let started = Instant::now();
+        let trouble = match session::run(&context, &mut shutdown).await {
+            Ok(ended) => return ended,
+            Err(trouble) => trouble,
+        };
+        let action = trouble.reason.action();
+        report(&context, action, &trouble, &mut last_logged);
+        let pause = backoff.pause(action, started.elapsed());
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = shutdown.wait_for(|stop| *stop) => return Ended::Drained,
+        }
+    }
+}
+
+/// Shows a trouble; the log gets it once, not at every try.
+fn report(context: &Context, action: Action, trouble: &Trouble, last_logged: &mut Option<(Reason, String)>) {
+    let phase = match action {
+        Action::Retry => Phase::Waiting,
+        Action::StandBy => Phase::Standby,
+        Action::Stop => Phase::Stopped,
+    };
+    context.status.trouble(phase, trouble);
+    let reason = trouble.reason.name();
+    let side = trouble.reason.side();
+    context.metrics.reconnects_total.with_label_values(&[side, &reason]).inc();
+    if side == "kafka" {
+        context.metrics.producer_rebuilds_total.with_label_values(&[&reason]).inc();
+    }
+    let news = (trouble.reason, trouble.what.clone());
+    if last_logged.as_ref() == Some(&news) {
+        return;
+    }
+    match action {
+        Action::StandBy => tracing::info!(reason, "standing by: {}", trouble.what),
+        Action::Retry => tracing::warn!(reason, "{trouble}"),
+        Action::Stop => tracing::error!(reason, "delivery stopped: {trouble}"),
+    }
+    *last_logged = Some(news);
+}

@@ -1,0 +1,147 @@
+//! Which topic an event goes to, and which partition of it: pure functions of the row and the configuration.
+
+use regex::Regex;
+
+use crate::config::Routing;
+
+/// Longest topic name Kafka takes.
+const MAX_TOPIC_BYTES: usize = 249;
+
+/// The routing rule cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("'{regex}' is not a regular expression: {detail}")]
+pub struct InvalidRule {
+    regex: String,
+    detail: String,
+}
+
+/// Why an event has no topic. Such a row stops delivery: to skip it would be to lose it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unroutable {
+    /// The routing column is NULL.
+    #[error("its routing column is NULL")]
+    NoValue,
+    /// The rule does not match.
+    #[error("'{value}' does not match routing.regex")]
+    NoMatch {
+        /// Value of the routing column.
+        value: String,
+    },
+    /// The rule gives a name that Kafka refuses.
+    #[error("'{topic}' is not a topic name (letters, digits, '.', '_', '-', at most {MAX_TOPIC_BYTES})")]
+    IllegalTopic {
+        /// The name.
+        topic: String,
+    },
+}
+
+/// Debezium's outbox routing rule: a regular expression over one column, and a replacement.
+pub struct Router {
+    rule: Regex,
+    replacement: String,
+}
+
+impl Router {
+    /// Compiles the rule. As in Debezium the expression must match the whole value.
+    pub fn new(routing: &Routing) -> Result<Router, InvalidRule> {
+        let anchored = format!("^(?:{})$", routing.regex);
+        let rule = Regex::new(&anchored)
+            .map_err(|error| InvalidRule { regex: routing.regex.clone(), detail: error.to_string() })?;
+        Ok(Router { rule, replacement: routing.replacement.clone() })
+    }
+
+    /// The topic for a value of the routing column.
+    pub fn topic(&self, value: &str) -> Result<String, Unroutable> {
+        let groups = self.rule.captures(value).ok_or_else(|| Unroutable::NoMatch { value: value.into() })?;
+        let mut topic = String::new();
+        groups.expand(&self.replacement, &mut topic);
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+        let well_formed = !topic.is_empty() && topic.len() <= MAX_TOPIC_BYTES && topic.bytes().all(legal);
+        if !well_formed || topic == "." || topic == ".." {
+            return Err(Unroutable::IllegalTopic { topic });
+        }
+        Ok(topic)
+    }
+}
+
+/// The partition Kafka's Java client would choose: `(murmur2(key) & 0x7fffffff) % partitions`. librdkafka's own
+/// default is another hash, and then two producers would spread one key over two partitions.
+pub fn partition(key: &[u8], partitions: i32) -> i32 {
+    let positive = murmur2(key) & 0x7fff_ffff;
+    let count = u32::try_from(partitions).unwrap_or(1).max(1);
+    i32::try_from(positive % count).unwrap_or(0)
+}
+
+/// MurmurHash2 as in `org.apache.kafka.common.utils.Utils.murmur2`: 32 bits, little-endian words.
+fn murmur2(data: &[u8]) -> u32 {
+    const SEED: u32 = 0x9747_b28c;
+    const M: u32 = 0x5bd1_e995;
+    const R: u32 = 24;
+
+    let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+    let mut hash = SEED ^ length;
+    let (words, tail) = data.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k ^= k >> R;
+        hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    for (shift, byte) in tail.iter().enumerate().rev() {
+        hash ^= u32::from(*byte) << (8 * shift);
+    }
+    if !tail.is_empty() {
+        hash = hash.wrapping_mul(M);
+    }
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(M);
+    hash ^ (hash >> 15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router(regex: &str, replacement: &str) -> Router {
+        Router::new(&Routing { regex: regex.into(), replacement: replacement.into(), ..Routing::default() })
+            .unwrap()
+    }
+
+    #[test]
+    fn murmur2_is_kafkas() {
+        // The vectors of Apache Kafka's own UtilsTest.testMurmur2.
+        let vectors: [(&[u8], i32); 7] = [
+            (b"21", -973_932_308),
+            (b"foobar", -790_332_482),
+            (b"a-little-bit-long-string", -985_981_536),
+            (b"a-little-bit-longer-string", -1_486_304_829),
+            (b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
+            (b"abc", 479_470_107),
+            (b"", 275_646_681),
+        ];
+        for (key, hash) in vectors {
+            assert_eq!(murmur2(key) as i32, hash, "{}", String::from_utf8_lossy(key));
+        }
+    }
+
+    #[test]
+    fn the_default_rule_is_debeziums() {
+        let router = Router::new(&Routing::default()).unwrap();
+        assert_eq!(router.topic("basket").as_deref(), Ok("outbox.event.basket"));
+    }
+
+    #[test]
+    fn a_configured_rule_takes_groups_and_must_match_the_whole_value() {
+        let router = router("shop-(?<kind>[a-z]+)", "events.${kind}.v1");
+        assert_eq!(router.topic("shop-basket").as_deref(), Ok("events.basket.v1"));
+        assert_eq!(router.topic("xshop-basket"), Err(Unroutable::NoMatch { value: "xshop-basket".into() }));
+    }
+
+    #[test]
+    fn a_name_kafka_would_refuse_is_refused_here() {
+        for value in ["a b", "ä", "x/y", &"x".repeat(300)] {
+            let refused = Router::new(&Routing::default()).unwrap().topic(value);
+            assert!(matches!(refused, Err(Unroutable::IllegalTopic { .. })), "{value}: {refused:?}");
+        }
+        assert!(matches!(router("(.*)", "$1").topic(".."), Err(Unroutable::IllegalTopic { .. })));
+    }
+}

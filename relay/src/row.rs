@@ -1,0 +1,293 @@
+//! One outbox row, as it stands in an Insert message.
+//!
+//! Columns are found by name in the Relation message that precedes the rows, never in the catalog, which may
+//! already show a later schema. Only the five columns of Debezium's outbox table are required.
+
+use std::borrow::Cow;
+
+use outbox::column;
+use pg_replication::PgTime;
+use pg_replication::pgoutput::{Column, Relation, Tuple};
+use uuid::Uuid;
+
+/// Type OIDs of `pg_type.dat`: fixed for ever.
+mod oid {
+    pub const BYTEA: u32 = 17;
+    pub const TIMESTAMPTZ: u32 = 1184;
+    pub const UUID: u32 = 2950;
+    pub const JSONB: u32 = 3802;
+    pub const JSON: u32 = 114;
+}
+
+/// The first byte of jsonb's binary form: its version.
+const JSONB_VERSION: u8 = 1;
+
+/// Why a row or its table cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// The table lacks a column.
+    #[error("the outbox table has no column '{0}'; its columns are described in docs/OUTBOX.md")]
+    NoColumn(String),
+    /// A column that must have a value is NULL.
+    #[error("column '{0}' is NULL")]
+    Null(&'static str),
+    /// A value is not what its column's type promises.
+    #[error("column '{0}' has a value that cannot be read")]
+    Malformed(&'static str),
+    /// The row does not have the columns its relation announced.
+    #[error("the row has {found} columns, its table has {expected}")]
+    ColumnCount {
+        /// Columns of the table.
+        expected: usize,
+        /// Columns of the row.
+        found: usize,
+    },
+}
+
+/// What a column is to the relay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Id,
+    AggregateType,
+    AggregateId,
+    Type,
+    Payload,
+    Headers,
+    TraceParent,
+    TraceState,
+    OccurredAt,
+    Ignored,
+}
+
+/// How to read the rows of the outbox table: made from each Relation message.
+#[derive(Debug)]
+pub struct Layout {
+    /// Role and type OID of each column.
+    columns: Vec<(Role, u32)>,
+    /// Index of the column that selects the topic.
+    route_by: usize,
+    payload_type: u32,
+}
+
+/// An outbox row; texts borrow from the message.
+#[derive(Debug)]
+pub struct OutboxRow<'a> {
+    /// Event id.
+    pub id: EventId<'a>,
+    /// Kafka key.
+    pub key: Option<&'a [u8]>,
+    /// Event type.
+    pub event_type: &'a str,
+    /// Value of the routing column.
+    pub route_by: Option<&'a str>,
+    /// Value of the record; `None` is a tombstone.
+    pub payload: Option<Cow<'a, [u8]>>,
+    /// Extra headers as JSON text.
+    pub headers: Option<&'a [u8]>,
+    /// Trace context.
+    pub traceparent: Option<&'a str>,
+    /// Trace context.
+    pub tracestate: Option<&'a str>,
+    /// Time of writing.
+    pub occurred_at: Option<PgTime>,
+}
+
+/// An event id: usually a uuid, as text whatever its wire form.
+#[derive(Debug)]
+pub enum EventId<'a> {
+    /// From a uuid column in binary form.
+    Uuid([u8; 36]),
+    /// From any other column.
+    Text(&'a [u8]),
+}
+
+impl EventId<'_> {
+    /// The id as text.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            EventId::Uuid(text) => text,
+            EventId::Text(text) => text,
+        }
+    }
+}
+
+impl Layout {
+    /// Finds the columns of the outbox table in `relation`; `route_by` names the column that selects the topic.
+    pub fn new(relation: &Relation<'_>, route_by: &str) -> Result<Layout, RowError> {
+        let names: Vec<&str> = relation.columns().map(|column| column.name).collect();
+        let find = |name: &str| {
+            names.iter().position(|column| *column == name).ok_or_else(|| RowError::NoColumn(name.to_owned()))
+        };
+        for required in [column::ID, column::AGGREGATE_TYPE, column::AGGREGATE_ID, column::TYPE] {
+            find(required)?;
+        }
+        let payload = find(column::PAYLOAD)?;
+        let columns: Vec<(Role, u32)> =
+            relation.columns().map(|column| (role(column.name), column.type_oid)).collect();
+        let payload_type = columns.get(payload).map_or(0, |(_, oid)| *oid);
+        Ok(Layout { columns, route_by: find(route_by)?, payload_type })
+    }
+
+    /// Media type of the payload, where its column's type tells.
+    pub fn content_type(&self) -> Option<&'static str> {
+        matches!(self.payload_type, oid::JSON | oid::JSONB).then_some("application/json")
+    }
+
+    /// Reads one row.
+    pub fn read<'a>(&self, tuple: &Tuple<'a>) -> Result<OutboxRow<'a>, RowError> {
+        let mut row = Partial::default();
+        let mut found = 0;
+        for (index, value) in tuple.columns().enumerate() {
+            found += 1;
+            let Some((role, oid)) = self.columns.get(index) else { continue };
+            if index == self.route_by {
+                row.route_by = text(value, "routing column")?;
+            }
+            row.set(*role, *oid, value)?;
+        }
+        if found != self.columns.len() {
+            return Err(RowError::ColumnCount { expected: self.columns.len(), found });
+        }
+        row.finish()
+    }
+}
+
+fn role(name: &str) -> Role {
+    match name {
+        column::ID => Role::Id,
+        column::AGGREGATE_TYPE => Role::AggregateType,
+        column::AGGREGATE_ID => Role::AggregateId,
+        column::TYPE => Role::Type,
+        column::PAYLOAD => Role::Payload,
+        column::HEADERS => Role::Headers,
+        column::TRACEPARENT => Role::TraceParent,
+        column::TRACESTATE => Role::TraceState,
+        column::OCCURRED_AT => Role::OccurredAt,
+        _ => Role::Ignored,
+    }
+}
+
+#[derive(Default)]
+struct Partial<'a> {
+    id: Option<EventId<'a>>,
+    key: Option<&'a [u8]>,
+    event_type: Option<&'a str>,
+    route_by: Option<&'a str>,
+    payload: Option<Cow<'a, [u8]>>,
+    headers: Option<&'a [u8]>,
+    traceparent: Option<&'a str>,
+    tracestate: Option<&'a str>,
+    occurred_at: Option<PgTime>,
+}
+
+impl<'a> Partial<'a> {
+    fn set(&mut self, role: Role, oid: u32, value: Column<'a>) -> Result<(), RowError> {
+        match role {
+            Role::Id => self.id = event_id(value, oid)?,
+            Role::AggregateType | Role::Ignored => {}
+            Role::AggregateId => self.key = raw(value),
+            Role::Type => self.event_type = text(value, column::TYPE)?,
+            Role::Payload => self.payload = payload(value, oid)?,
+            Role::Headers => {
+                self.headers = json_text(value, oid).map_err(|()| RowError::Malformed(column::HEADERS))?
+            }
+            Role::TraceParent => self.traceparent = text(value, column::TRACEPARENT)?,
+            Role::TraceState => self.tracestate = text(value, column::TRACESTATE)?,
+            Role::OccurredAt => self.occurred_at = timestamp(value, oid)?,
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<OutboxRow<'a>, RowError> {
+        Ok(OutboxRow {
+            id: self.id.ok_or(RowError::Null(column::ID))?,
+            key: self.key,
+            event_type: self.event_type.ok_or(RowError::Null(column::TYPE))?,
+            route_by: self.route_by,
+            payload: self.payload,
+            headers: self.headers,
+            traceparent: self.traceparent,
+            tracestate: self.tracestate,
+            occurred_at: self.occurred_at,
+        })
+    }
+}
+
+fn raw<'a>(value: Column<'a>) -> Option<&'a [u8]> {
+    match value {
+        Column::Null | Column::Unchanged => None,
+        Column::Text(bytes) | Column::Binary(bytes) => Some(bytes),
+    }
+}
+
+fn text<'a>(value: Column<'a>, name: &'static str) -> Result<Option<&'a str>, RowError> {
+    raw(value).map(|bytes| std::str::from_utf8(bytes).map_err(|_| RowError::Malformed(name))).transpose()
+}
+
+fn event_id<'a>(value: Column<'a>, oid: u32) -> Result<Option<EventId<'a>>, RowError> {
+    let Column::Binary(bytes) = value else { return Ok(raw(value).map(EventId::Text)) };
+    if oid != oid::UUID {
+        return Ok(Some(EventId::Text(bytes)));
+    }
+    let uuid = Uuid::from_slice(bytes).map_err(|_| RowError::Malformed(column::ID))?;
+    let mut text = [0; 36];
+    uuid.as_hyphenated().encode_lower(&mut text);
+    Ok(Some(EventId::Uuid(text)))
+}
+
+fn json_text<'a>(value: Column<'a>, oid: u32) -> Result<Option<&'a [u8]>, ()> {
+    match value {
+        Column::Binary(bytes) if oid == oid::JSONB => match bytes.split_first() {
+            Some((&JSONB_VERSION, json)) => Ok(Some(json)),
+            _ => Err(()),
+        },
+        other => Ok(raw(other)),
+    }
+}
+
+fn payload<'a>(value: Column<'a>, oid: u32) -> Result<Option<Cow<'a, [u8]>>, RowError> {
+    match value {
+        Column::Text(hex) if oid == oid::BYTEA => decode_hex(hex).map(|bytes| Some(Cow::Owned(bytes))),
+        other => json_text(other, oid)
+            .map(|json| json.map(Cow::Borrowed))
+            .map_err(|()| RowError::Malformed(column::PAYLOAD)),
+    }
+}
+
+/// bytea in text mode: `\x` and two digits a byte.
+fn decode_hex(text: &[u8]) -> Result<Vec<u8>, RowError> {
+    let malformed = || RowError::Malformed(column::PAYLOAD);
+    let digits = text.strip_prefix(b"\\x").ok_or_else(malformed)?;
+    let (pairs, odd) = digits.as_chunks::<2>();
+    if !odd.is_empty() {
+        return Err(malformed());
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
+        .collect::<Option<_>>()
+        .ok_or_else(malformed)
+}
+
+fn timestamp(value: Column<'_>, oid: u32) -> Result<Option<PgTime>, RowError> {
+    let malformed = || RowError::Malformed(column::OCCURRED_AT);
+    match value {
+        Column::Binary(bytes) if oid == oid::TIMESTAMPTZ => {
+            let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| malformed())?;
+            Ok(Some(PgTime::from_micros(i64::from_be_bytes(bytes))))
+        }
+        // Another type under this name: not ours to interpret; the commit time stands in.
+        Column::Binary(_) => Ok(None),
+        other => text(other, column::OCCURRED_AT)?
+            .map(|text| parse_timestamp(text).ok_or_else(malformed))
+            .transpose(),
+    }
+}
+
+/// `2026-11-24 10:37:12.123456+00`, the ISO form the connection asks for.
+fn parse_timestamp(text: &str) -> Option<PgTime> {
+    let time = chrono::DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z").ok()?;
+    let epoch = PgTime::default().unix_micros();
+    Some(PgTime::from_micros(time.timestamp_micros().checked_sub(epoch)?))
+}

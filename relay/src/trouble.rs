@@ -1,0 +1,317 @@
+//! What can go wrong, in one table: the reason shown everywhere, whether to retry, stand by or stop, and the
+//! sentence for the person on call.
+
+use std::fmt;
+use std::time::Duration;
+
+use pg_replication::SqlState;
+use serde::Serialize;
+
+/// What the relay does about a trouble. Nothing but invalid configuration and a bug ends the process: a process
+/// that restarts in a loop hides the reason it could have shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It passes by itself: try again soon, and less often the longer it lasts.
+    Retry,
+    /// Another relay does the work: be ready to take over.
+    StandBy,
+    /// A person has to do something: delivery stops, and whether it was done is looked at regularly.
+    Stop,
+}
+
+/// Why delivery does not go on. The names are shown in `/status`, logs and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub enum Reason {
+    /// No connection to Postgres, or it ended.
+    DatabaseUnreachable,
+    /// Postgres does not accept role or password.
+    AuthenticationFailed,
+    /// The role lacks a privilege.
+    PermissionDenied,
+    /// The database does not exist.
+    DatabaseMissing,
+    /// `wal_level` is not `logical`.
+    WalLevelTooLow,
+    /// The server is older than Postgres 15.
+    ServerTooOld,
+    /// The outbox table does not exist.
+    TableMissing,
+    /// The table lacks a column.
+    TableUnsuitable,
+    /// The checkpoint table does not exist.
+    CheckpointTableMissing,
+    /// The publication does not exist and may not be created.
+    PublicationMissing,
+    /// The publication does not publish the inserts of the table.
+    PublicationUnsuitable,
+    /// Another connection holds the slot.
+    SlotActive,
+    /// The slot does not exist and may not be created.
+    SlotMissing,
+    /// The slot belongs to another plugin or database.
+    SlotUnsuitable,
+    /// The slot is gone or invalidated since the last checkpoint: rows may be missing.
+    SlotLost,
+    /// The slot was advanced beyond the checkpoint: rows may be missing.
+    SlotAhead,
+    /// The database is another one, or continued on another timeline.
+    HistoryChanged,
+    /// The checkpoint row was changed or removed by somebody else.
+    CheckpointLost,
+    /// No connection to Kafka.
+    KafkaUnreachable,
+    /// A topic does not exist.
+    TopicMissing,
+    /// A partition ends before what was acknowledged: Kafka lost records, or the topic was made anew.
+    KafkaLostRecords,
+    /// Kafka refused a record.
+    DeliveryFailed,
+    /// A row cannot be delivered as it is.
+    PoisonRow,
+    /// The stream holds something that cannot be.
+    ProtocolViolation,
+    /// Anything else the database said.
+    DatabaseError,
+}
+
+impl Reason {
+    /// What the relay does about it.
+    pub fn action(self) -> Action {
+        match self {
+            Reason::DatabaseUnreachable
+            | Reason::KafkaUnreachable
+            | Reason::DeliveryFailed
+            | Reason::ProtocolViolation
+            | Reason::DatabaseError => Action::Retry,
+            Reason::SlotActive => Action::StandBy,
+            _ => Action::Stop,
+        }
+    }
+
+    /// What the person on call should do.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Reason::DatabaseUnreachable => {
+                "check that Postgres runs and that source.host and source.port lead to it"
+            }
+            Reason::AuthenticationFailed => "check source.user and its password, and pg_hba.conf",
+            Reason::PermissionDenied => "grant the relay's role what docs/OUTBOX.md lists",
+            Reason::DatabaseMissing => "check source.database",
+            Reason::WalLevelTooLow => "set wal_level = logical in Postgres and restart it",
+            Reason::ServerTooOld => "use Postgres 15 or newer",
+            Reason::TableMissing => "apply the migrations, or check source.table",
+            Reason::TableUnsuitable => "compare the table with docs/OUTBOX.md",
+            Reason::CheckpointTableMissing => {
+                "apply migrations/0002_outbox_checkpoint.sql in the schema of the outbox table"
+            }
+            Reason::PublicationMissing => {
+                "create the publication, or set source.publication.creationPolicy to IfMissing"
+            }
+            Reason::PublicationUnsuitable => {
+                "alter the publication so that it publishes the inserts of the outbox table via its root"
+            }
+            Reason::SlotActive => {
+                "nothing, if another relay is meant to hold the slot; this one takes over when it is released"
+            }
+            Reason::SlotMissing => "create the slot, or set source.slot.creationPolicy to IfMissing",
+            Reason::SlotUnsuitable => "choose another source.slot.name",
+            Reason::SlotLost => {
+                "rows committed since the last checkpoint may be missing in Kafka: see docs/OPERATIONS.md, 'The slot was lost'"
+            }
+            Reason::SlotAhead => {
+                "rows between checkpoint and slot may be missing in Kafka: see docs/OPERATIONS.md, 'The slot was advanced'"
+            }
+            Reason::HistoryChanged => {
+                "the database was restored, replaced or failed over: see docs/OPERATIONS.md, 'Another history'"
+            }
+            Reason::CheckpointLost => {
+                "make sure that only one relay has this name; restart it to go on from the checkpoint as it is"
+            }
+            Reason::KafkaUnreachable => "check that Kafka runs and that sink.bootstrapServers leads to it",
+            Reason::TopicMissing => "create the topic, or correct the routing",
+            Reason::KafkaLostRecords => {
+                "records that were acknowledged are gone: see docs/OPERATIONS.md, 'Kafka lost records'"
+            }
+            Reason::DeliveryFailed => {
+                "the producers are rebuilt and the rows sent again; if it goes on, check the topic's limits and the relay's permissions"
+            }
+            Reason::PoisonRow => {
+                "correct the routing or the limits; a row that can never be delivered: see docs/OPERATIONS.md, 'A poison row'"
+            }
+            Reason::ProtocolViolation => {
+                "the stream is opened again; if it goes on, report it with the relay's log"
+            }
+            Reason::DatabaseError => "look at the Postgres log",
+        }
+    }
+
+    /// Which side it is on, for metrics.
+    pub fn side(self) -> &'static str {
+        match self {
+            Reason::KafkaUnreachable
+            | Reason::TopicMissing
+            | Reason::KafkaLostRecords
+            | Reason::DeliveryFailed => "kafka",
+            _ => "postgres",
+        }
+    }
+
+    /// The name as it is shown.
+    pub fn name(self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// A trouble with the words for it.
+#[derive(Debug)]
+pub struct Trouble {
+    /// The entry of the table.
+    pub reason: Reason,
+    /// What happened, to what.
+    pub what: String,
+}
+
+impl Trouble {
+    /// A trouble for `reason`; `what` says what happened, to what.
+    pub fn new(reason: Reason, what: impl Into<String>) -> Self {
+        Trouble { reason, what: what.into() }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.reason.remedy())
+    }
+}
+
+/// The reason behind an SQLSTATE. Classes 08, 53 and 57 are the server coming and going.
+pub fn reason_of_sqlstate(code: &str) -> Reason {
+    match code {
+        "55006" => Reason::SlotActive,
+        "3D000" => Reason::DatabaseMissing,
+        "42501" => Reason::PermissionDenied,
+        "42P01" => Reason::TableMissing,
+        _ if code.starts_with("28") => Reason::AuthenticationFailed,
+        _ if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Reason::DatabaseUnreachable,
+        _ => Reason::DatabaseError,
+    }
+}
+
+impl From<pg_replication::Error> for Trouble {
+    fn from(error: pg_replication::Error) -> Self {
+        let reason = match &error {
+            pg_replication::Error::Server(server) => reason_of_slot_error(&server.code),
+            pg_replication::Error::Protocol { .. } => Reason::ProtocolViolation,
+            pg_replication::Error::Auth { .. } => Reason::AuthenticationFailed,
+            _ => Reason::DatabaseUnreachable,
+        };
+        Trouble::new(reason, format!("replication connection: {}", chain(&error)))
+    }
+}
+
+/// On a replication connection two codes speak of the slot: 42704 it does not exist, 55000 it is invalidated.
+fn reason_of_slot_error(code: &SqlState) -> Reason {
+    match code.as_str() {
+        "42704" | "55000" => Reason::SlotLost,
+        other => reason_of_sqlstate(other),
+    }
+}
+
+impl From<sqlx::Error> for Trouble {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        let reason = match (&error, code) {
+            (_, Some(code)) => reason_of_sqlstate(&code),
+            (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_), None) => {
+                Reason::DatabaseUnreachable
+            }
+            (_, None) => Reason::DatabaseError,
+        };
+        Trouble::new(reason, format!("SQL connection: {}", chain(&error)))
+    }
+}
+
+/// An error with its sources, as one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// First pause before a retry.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause: a fault that is gone shows within 10 s.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a standby looks whether the slot is free: it takes over within about a second.
+const STANDBY_PAUSE: Duration = Duration::from_millis(500);
+/// A session that streamed this long was well: the next trouble is a new one.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// Exponential back-off with jitter, so that many relays do not come back in step.
+#[derive(Debug)]
+pub struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff { next: FIRST_PAUSE }
+    }
+}
+
+impl Backoff {
+    /// How long to wait before the next try, after a session that lasted `lasted`.
+    pub fn pause(&mut self, action: Action, lasted: Duration) -> Duration {
+        if lasted >= STABLE_AFTER {
+            self.next = FIRST_PAUSE;
+        }
+        let pause = match action {
+            Action::StandBy => STANDBY_PAUSE,
+            Action::Stop => LONGEST_PAUSE,
+            Action::Retry => {
+                let pause = self.next;
+                self.next = (self.next * 2).min(LONGEST_PAUSE);
+                pause
+            }
+        };
+        pause.mul_f64(jitter())
+    }
+}
+
+/// Between 0.75 and 1.25, from the clock: good enough to keep processes out of step.
+fn jitter() -> f64 {
+    let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.subsec_nanos());
+    0.75 + f64::from(nanos % 1_000) / 2_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_coming_and_going_is_retried_and_bad_credentials_are_not() {
+        for code in ["57P01", "57P03", "53300", "08006"] {
+            assert_eq!(reason_of_sqlstate(code).action(), Action::Retry, "{code}");
+        }
+        assert_eq!(reason_of_sqlstate("28P01").action(), Action::Stop);
+        assert_eq!(reason_of_sqlstate("55006").action(), Action::StandBy);
+    }
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_start_over_after_a_stable_run() {
+        let mut backoff = Backoff::default();
+        let first = backoff.pause(Action::Retry, Duration::ZERO);
+        for _ in 0..20 {
+            assert!(backoff.pause(Action::Retry, Duration::ZERO) <= LONGEST_PAUSE.mul_f64(1.25));
+        }
+        assert!(backoff.pause(Action::Retry, STABLE_AFTER) <= first * 2);
+    }
+}

@@ -1,0 +1,248 @@
+//! A logical replication connection that takes commands and does not stream yet.
+
+use std::time::Duration;
+
+use postgres_protocol::message::frontend;
+use tokio::time::timeout;
+
+use crate::command::{self, PgOutput, SlotOptions};
+use crate::connection::Connection;
+use crate::report::{Notices, server_error};
+use crate::socket::Socket;
+use crate::startup::{self, Greeting};
+use crate::wire::{Flaw, Reader};
+use crate::{ConnectOptions, EndLsn, Error, Lsn, Notice, Stream};
+
+/// What the server is and where it stands: the answer to IDENTIFY_SYSTEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// Made by initdb; the same on a primary and its standbys, different after a dump and restore.
+    pub system_id: u64,
+    /// Grows with each promotion: LSNs of different timelines are not comparable.
+    pub timeline: u32,
+    /// How far the server's log is flushed.
+    pub flush_lsn: Lsn,
+    /// The database of this connection.
+    pub database: String,
+}
+
+/// A slot that was just created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// Everything committed from here on will be streamed.
+    pub consistent_point: EndLsn,
+    /// Names the snapshot for `SET TRANSACTION SNAPSHOT`; it lives until the next command on this connection.
+    pub snapshot_name: Option<String>,
+}
+
+/// A row of an answer; `None` is SQL NULL.
+pub type Row = Vec<Option<String>>;
+
+/// A connection in replication mode to one database, ready for commands.
+///
+/// A command that is abandoned (its future dropped before it completed) makes the connection unusable; the next
+/// command says so.
+pub struct Client {
+    connection: Connection,
+    greeting: Greeting,
+    notices: Notices,
+    answer_limit: Duration,
+    /// An answer is still to be read.
+    busy: bool,
+}
+
+impl Client {
+    /// Connects and authenticates: trust, md5 and SCRAM-SHA-256; a password is never sent in clear text.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], [`Error::Timeout`] after `connect_timeout`, [`Error::Auth`], and [`Error::Server`]:
+    /// classes 28 (who you are), 3D (which database), [`INSUFFICIENT_PRIVILEGE`](crate::SqlState::INSUFFICIENT_PRIVILEGE)
+    /// (no REPLICATION), or 53 and 57 (not now).
+    pub async fn connect(options: &ConnectOptions) -> Result<Self, Error> {
+        let limit = options.connect_timeout;
+        let late = |_| Error::Timeout { what: "accept the connection", limit };
+        timeout(limit, Self::open(options)).await.map_err(late)?
+    }
+
+    async fn open(options: &ConnectOptions) -> Result<Self, Error> {
+        let unreachable = |source| Error::Connect { server: options.host.to_string(), source };
+        let mut connection = Connection::new(Socket::connect(&options.host).await.map_err(unreachable)?);
+        let mut notices = Notices::default();
+        let greeting = startup::start(&mut connection, options, &mut notices).await?;
+        Ok(Client { connection, greeting, notices, answer_limit: options.connect_timeout, busy: false })
+    }
+
+    pub(crate) fn resume(connection: Connection, notices: Notices, session: Session) -> Self {
+        let Session { greeting, answer_limit } = session;
+        Client { connection, greeting, notices, answer_limit, busy: false }
+    }
+
+    /// The server's major version, such as 18.
+    pub fn server_version(&self) -> u32 {
+        self.greeting.version
+    }
+
+    /// The server process behind this connection, as in `pg_stat_replication.pid`.
+    pub fn process_id(&self) -> u32 {
+        self.greeting.process_id
+    }
+
+    /// The notices that came since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        self.notices.take()
+    }
+
+    /// Asks which server this is. Compare it with what was stored before streaming.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] after `connect_timeout`.
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity, Error> {
+        let rows = self.prompt_answer("IDENTIFY_SYSTEM", "identify itself").await?;
+        command::identity(rows).ok_or_else(|| Error::protocol("an answer to IDENTIFY_SYSTEM without its columns"))
+    }
+
+    /// Runs one or more SQL statements and returns all their rows. Waits as long as they take: wrap it in
+    /// [`tokio::time::timeout`] where that matters.
+    ///
+    /// # Errors
+    /// [`Error::Server`]; the connection can be used again after it, unless the severity is FATAL.
+    pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
+        let mut rows = Vec::new();
+        self.ask(sql)?;
+        loop {
+            let frame = self.connection.receive().await?;
+            match frame.tag {
+                b'D' => rows.push(row(&frame.body)?),
+                b'T' | b'C' | b'I' => {}
+                b'Z' => break,
+                tag => self.attend(tag, &frame.body).await?,
+            }
+        }
+        self.busy = false;
+        Ok(rows)
+    }
+
+    /// Creates a logical slot with the plugin pgoutput.
+    ///
+    /// The server first waits for every transaction that is running, idle and prepared ones included, which may
+    /// take as long as they do.
+    ///
+    /// # Errors
+    /// [`SqlState::DUPLICATE_OBJECT`](crate::SqlState::DUPLICATE_OBJECT) when it exists, `53400` when
+    /// `max_replication_slots` are in use, and [`Error::Unsupported`] for a failover slot before PostgreSQL 17.
+    pub async fn create_slot(&mut self, name: &str, options: &SlotOptions) -> Result<CreatedSlot, Error> {
+        let command = command::create_slot(name, options, self.greeting.version)?;
+        let rows = self.simple_query(&command).await?;
+        command::created_slot(rows)
+            .ok_or_else(|| Error::protocol("an answer to CREATE_REPLICATION_SLOT without its columns"))
+    }
+
+    /// Starts streaming from a slot, from `start` or from where the slot stands, whichever is later;
+    /// [`EndLsn::ZERO`] means the latter.
+    ///
+    /// The server skips ahead to `start` without complaint. Never pass more than is known to be delivered.
+    ///
+    /// # Errors
+    /// [`SqlState::OBJECT_IN_USE`](crate::SqlState::OBJECT_IN_USE): somebody else streams from it, wait.
+    /// [`SqlState::UNDEFINED_OBJECT`](crate::SqlState::UNDEFINED_OBJECT): there is no such slot.
+    /// [`SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE`](crate::SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE): the
+    /// slot was invalidated. That a publication is missing shows only in the stream: as the error
+    /// [`SqlState::UNDEFINED_OBJECT`](crate::SqlState::UNDEFINED_OBJECT) before PostgreSQL 18, as a
+    /// [notice](Notice::skipped_publication) since.
+    pub async fn start_replication(
+        mut self,
+        slot: &str,
+        start: EndLsn,
+        output: &PgOutput,
+    ) -> Result<Stream, Error> {
+        let rows = self.prompt_answer(command::WAL_SENDER_TIMEOUT, "tell its wal_sender_timeout").await?;
+        let wal_sender_timeout = command::milliseconds(&rows)
+            .ok_or_else(|| Error::protocol("an answer without a wal_sender_timeout"))?;
+        let limit = self.answer_limit;
+        let late = |_| Error::Timeout { what: "start to stream", limit };
+        timeout(limit, self.start_copy(&command::start_replication(slot, start, output))).await.map_err(late)??;
+        let session = Session { greeting: self.greeting, answer_limit: self.answer_limit };
+        Ok(Stream::new(self.connection, self.notices, session, wal_sender_timeout, start))
+    }
+
+    async fn start_copy(&mut self, command: &str) -> Result<(), Error> {
+        self.ask(command)?;
+        loop {
+            let frame = self.connection.receive().await?;
+            match frame.tag {
+                b'W' => return Ok(()),
+                tag => self.attend(tag, &frame.body).await?,
+            }
+        }
+    }
+
+    /// Says good-bye, so that the server's log shows no broken connection.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the connection is already gone.
+    pub async fn close(mut self) -> Result<(), Error> {
+        frontend::terminate(self.connection.output());
+        self.connection.flush().await
+    }
+
+    /// Runs a command that the server answers at once, or is not well.
+    async fn prompt_answer(&mut self, sql: &str, what: &'static str) -> Result<Vec<Row>, Error> {
+        let limit = self.answer_limit;
+        timeout(limit, self.simple_query(sql)).await.map_err(|_| Error::Timeout { what, limit })?
+    }
+
+    fn ask(&mut self, sql: &str) -> Result<(), Error> {
+        if self.busy {
+            return Err(Error::Interrupted);
+        }
+        frontend::query(sql, self.connection.output())?;
+        self.busy = true;
+        Ok(())
+    }
+
+    /// Deals with a message that may come in the midst of any answer.
+    async fn attend(&mut self, tag: u8, body: &[u8]) -> Result<(), Error> {
+        match tag {
+            b'N' => Ok(self.notices.receive(body)?),
+            b'S' => Ok(()),
+            b'E' => {
+                let error = server_error(body)?;
+                if error.severity == "ERROR" {
+                    self.until_ready().await?;
+                }
+                Err(error.into())
+            }
+            tag => Err(Error::protocol(format!("message {tag:#04x} in an answer"))),
+        }
+    }
+
+    /// After an error the server says when it takes commands again.
+    async fn until_ready(&mut self) -> Result<(), Error> {
+        while self.connection.receive().await?.tag != b'Z' {}
+        self.busy = false;
+        Ok(())
+    }
+}
+
+/// What a stream keeps of its client, to become one again.
+pub(crate) struct Session {
+    greeting: Greeting,
+    answer_limit: Duration,
+}
+
+fn row(body: &[u8]) -> Result<Row, Flaw> {
+    let mut reader = Reader::new(body);
+    let count = reader.u16()?;
+    let mut row = Row::with_capacity(usize::from(count));
+    for _ in 0..count {
+        row.push(match reader.i32()? {
+            ..0 => None,
+            length => {
+                let bytes = reader.bytes(usize::try_from(length).unwrap_or(usize::MAX))?;
+                Some(String::from_utf8(bytes.to_vec()).map_err(|_| Flaw("has text that is not UTF-8"))?)
+            }
+        });
+    }
+    reader.finish()?;
+    Ok(row)
+}

@@ -1,0 +1,168 @@
+//! The replication commands as text, and their answers. The grammar knows them in upper case only.
+
+use std::time::Duration;
+
+use crate::client::{CreatedSlot, Row, SystemIdentity};
+use crate::{EndLsn, Error, Lsn};
+
+/// The first version whose commands take options in parentheses.
+const OPTIONS_SINCE: u32 = 15;
+const FAILOVER_SINCE: u32 = 17;
+
+/// In milliseconds whatever the unit it was set in; `SHOW` would say `1min`.
+pub(crate) const WAL_SENDER_TIMEOUT: &str =
+    "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
+
+/// How a slot is created.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SlotOptions {
+    /// What becomes of the snapshot of the slot's beginning.
+    pub snapshot: Snapshot,
+    /// Whether standbys keep a copy of it, to go on after a fail-over; PostgreSQL 17 and newer.
+    pub failover: bool,
+    /// Whether it ends with the connection.
+    pub temporary: bool,
+}
+
+/// What becomes of the snapshot that shows exactly what the new slot will not stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Snapshot {
+    /// It is not needed.
+    #[default]
+    Nothing,
+    /// Other connections can take it over, until the next command on this one.
+    Export,
+}
+
+/// What pgoutput is to send, by protocol version 1: whole committed transactions in commit order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PgOutput {
+    /// Which publications; at least one.
+    pub publications: Vec<String>,
+    /// Values in binary rather than text form, where the type has one: a fifth faster.
+    pub binary: bool,
+    /// Messages of `pg_logical_emit_message`, too.
+    pub messages: bool,
+}
+
+pub(crate) fn create_slot(name: &str, options: &SlotOptions, version: u32) -> Result<String, Error> {
+    let require = |what, since| match version >= since {
+        true => Ok(()),
+        false => Err(Error::Unsupported { what, since, version }),
+    };
+    require("this client", OPTIONS_SINCE)?;
+    let temporary = if options.temporary { " TEMPORARY" } else { "" };
+    let snapshot = match options.snapshot {
+        Snapshot::Nothing => "nothing",
+        Snapshot::Export => "export",
+    };
+    let failover = if options.failover {
+        require("a failover slot", FAILOVER_SINCE)?;
+        ", FAILOVER true"
+    } else {
+        ""
+    };
+    let name = identifier(name);
+    Ok(format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput (SNAPSHOT '{snapshot}'{failover})"))
+}
+
+pub(crate) fn start_replication(slot: &str, start: EndLsn, output: &PgOutput) -> String {
+    let names: Vec<String> = output.publications.iter().map(|name| identifier(name)).collect();
+    let publications = literal(&names.join(","));
+    let binary = if output.binary { ", binary 'true'" } else { "" };
+    let messages = if output.messages { ", messages 'true'" } else { "" };
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names {publications}{binary}{messages})",
+        identifier(slot)
+    )
+}
+
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A string of the replication grammar, in which a backslash is nothing special.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+pub(crate) fn identity(rows: Vec<Row>) -> Option<SystemIdentity> {
+    let [system_id, timeline, flush_lsn, database] = <[_; 4]>::try_from(only(rows)?).ok()?;
+    Some(SystemIdentity {
+        system_id: system_id?.parse().ok()?,
+        timeline: timeline?.parse().ok()?,
+        flush_lsn: flush_lsn?.parse().ok()?,
+        database: database?,
+    })
+}
+
+pub(crate) fn created_slot(rows: Vec<Row>) -> Option<CreatedSlot> {
+    let [_name, consistent_point, snapshot_name, _plugin] = <[_; 4]>::try_from(only(rows)?).ok()?;
+    let lsn: Lsn = consistent_point?.parse().ok()?;
+    Some(CreatedSlot { consistent_point: EndLsn::new(lsn), snapshot_name })
+}
+
+pub(crate) fn milliseconds(rows: &[Row]) -> Option<Duration> {
+    let text = rows.first()?.first()?.as_ref()?;
+    text.parse().ok().map(Duration::from_millis)
+}
+
+fn only(rows: Vec<Row>) -> Option<Row> {
+    let [row] = <[Row; 1]>::try_from(rows).ok()?;
+    Some(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(failover: bool) -> SlotOptions {
+        SlotOptions { failover, ..SlotOptions::default() }
+    }
+
+    #[test]
+    fn slots_are_created_in_the_servers_own_words() {
+        let plain = create_slot("s", &options(false), 15).unwrap();
+        assert_eq!(plain, r#"CREATE_REPLICATION_SLOT "s" LOGICAL pgoutput (SNAPSHOT 'nothing')"#);
+        let all = SlotOptions { snapshot: Snapshot::Export, failover: true, temporary: true };
+        let all = create_slot("s", &all, 17).unwrap();
+        assert_eq!(
+            all,
+            r#"CREATE_REPLICATION_SLOT "s" TEMPORARY LOGICAL pgoutput (SNAPSHOT 'export', FAILOVER true)"#
+        );
+    }
+
+    #[test]
+    fn what_the_server_cannot_do_is_said_and_not_left_out() {
+        let refused = create_slot("s", &options(true), 16);
+        assert!(matches!(refused, Err(Error::Unsupported { since: 17, version: 16, .. })));
+        assert!(matches!(create_slot("s", &options(false), 14), Err(Error::Unsupported { since: 15, .. })));
+    }
+
+    #[test]
+    fn names_cannot_break_out() {
+        let output = PgOutput {
+            publications: vec!["it's".into(), "a\"b\\".into()],
+            binary: true,
+            messages: true,
+        };
+        let start = EndLsn::new(Lsn::from(0x16_B374_D848));
+        assert_eq!(
+            start_replication("s\"x", start, &output),
+            r#"START_REPLICATION SLOT "s""x" LOGICAL 16/B374D848 (proto_version '1', publication_names '"it''s","a""b\"', binary 'true', messages 'true')"#
+        );
+    }
+
+    #[test]
+    fn answers_with_other_columns_are_not_believed() {
+        let text = |s: &str| Some(s.to_owned());
+        let good = vec![vec![text("7"), text("1"), text("0/10"), text("shop")]];
+        assert_eq!(identity(good).unwrap().flush_lsn, Lsn::from(16));
+        for bad in [vec![], vec![vec![]], vec![vec![text("7"), None, text("0/10"), text("shop")]]] {
+            assert_eq!(identity(bad), None);
+        }
+        assert_eq!(created_slot(vec![vec![text("s"), text("x"), None, None]]), None);
+        assert_eq!(milliseconds(&[vec![text("60000")]]), Some(Duration::from_secs(60)));
+        assert_eq!(milliseconds(&[]), None);
+    }
+}

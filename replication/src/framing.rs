@@ -1,0 +1,175 @@
+//! Cuts the server's bytes into messages: a tag byte, a length that counts itself, a body.
+//!
+//! Messages are slices of the buffer they were read into, never copies. The buffer is used again once all its
+//! slices are dropped; until then reading goes on in a fresh one.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::Error;
+use crate::wire::Reader;
+
+/// What one read takes at most. A backlog is read in large gulps, because every read wakes the walsender and
+/// makes it send in smaller pieces.
+pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Below this much free space the buffer is renewed: reads must not become small because it is nearly full.
+const LEAST_SPACE_BYTES: usize = READ_BUFFER_BYTES / 4;
+
+/// PostgreSQL allocates messages as one piece, of which none is larger than this.
+const MAX_MESSAGE_BYTES: usize = 1 << 30;
+
+const HEADER_BYTES: usize = 5;
+
+/// One message of the server.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) tag: u8,
+    pub(crate) body: Bytes,
+}
+
+/// Bytes read and not yet taken.
+pub(crate) struct Framing {
+    buffer: BytesMut,
+    /// The size of the buffer's allocation, slices already taken included.
+    allocated: usize,
+}
+
+impl Framing {
+    pub(crate) fn new() -> Self {
+        Framing { buffer: BytesMut::with_capacity(READ_BUFFER_BYTES), allocated: READ_BUFFER_BYTES }
+    }
+
+    /// Where the next bytes are to be appended; there is always room.
+    pub(crate) fn space(&mut self) -> &mut BytesMut {
+        if self.buffer.capacity() - self.buffer.len() < LEAST_SPACE_BYTES {
+            self.renew();
+        }
+        &mut self.buffer
+    }
+
+    /// Whether a whole message is there.
+    pub(crate) fn ready(&self) -> Result<bool, Error> {
+        Ok(self.next_length()?.is_some())
+    }
+
+    /// Takes the next whole message.
+    pub(crate) fn take(&mut self) -> Result<Option<Frame>, Error> {
+        let Some((tag, length)) = self.next_length()? else { return Ok(None) };
+        let mut body = self.buffer.split_to(length).freeze();
+        body.advance(HEADER_BYTES);
+        Ok(Some(Frame { tag, body }))
+    }
+
+    /// The tag and the length with header of the next message, when it is there as a whole.
+    fn next_length(&self) -> Result<Option<(u8, usize)>, Error> {
+        let mut header = Reader::new(&self.buffer);
+        let (Ok(tag), Ok(length)) = (header.u8(), header.u32()) else { return Ok(None) };
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if !(HEADER_BYTES - 1..MAX_MESSAGE_BYTES).contains(&length) {
+            return Err(Error::protocol(format!("a message {tag:#04x} of {length} bytes")));
+        }
+        let whole = length + 1;
+        Ok((whole <= self.buffer.len()).then_some((tag, whole)))
+    }
+
+    fn renew(&mut self) {
+        let held = self.buffer.len();
+        // A buffer that grew for one large message is given back rather than used again.
+        if held < LEAST_SPACE_BYTES
+            && self.allocated <= READ_BUFFER_BYTES
+            && self.buffer.try_reclaim(READ_BUFFER_BYTES - held)
+        {
+            return;
+        }
+        // Doubling keeps a large message linear, and a false length from taking memory at once.
+        self.allocated = READ_BUFFER_BYTES.max(held * 2);
+        let mut fresh = BytesMut::with_capacity(self.allocated);
+        fresh.extend_from_slice(&self.buffer);
+        self.buffer = fresh;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        [&[tag], &(body.len() as u32 + 4).to_be_bytes()[..], body].concat()
+    }
+
+    /// Feeds bytes as a socket would: never more than there is room for.
+    fn feed(framing: &mut Framing, mut bytes: &[u8], piece: usize) -> Vec<(u8, Bytes)> {
+        let mut taken = Vec::new();
+        while !bytes.is_empty() {
+            let space = framing.space();
+            let count = piece.min(bytes.len()).min(space.capacity() - space.len());
+            space.extend_from_slice(&bytes[..count]);
+            bytes = &bytes[count..];
+            while let Some(frame) = framing.take().unwrap() {
+                taken.push((frame.tag, frame.body));
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn a_large_message_passes_and_its_buffer_is_given_back() {
+        let mut framing = Framing::new();
+        let large = vec![7; 3 * READ_BUFFER_BYTES + 11];
+        let taken = feed(&mut framing, &message(b'd', &large), READ_BUFFER_BYTES);
+        assert_eq!(taken[0].1, large);
+        assert!(framing.allocated > READ_BUFFER_BYTES);
+        drop(taken);
+        let small = vec![1; 100_000];
+        for _ in 0..20 {
+            assert_eq!(feed(&mut framing, &message(b'd', &small), 70_000).len(), 1);
+        }
+        assert_eq!(framing.allocated, READ_BUFFER_BYTES);
+    }
+
+    #[test]
+    fn the_buffer_is_used_again_once_its_messages_are_dropped() {
+        let mut framing = Framing::new();
+        let start = framing.space().as_ptr();
+        let mut seen = std::collections::HashSet::from([start]);
+        for _ in 0..100 {
+            drop(feed(&mut framing, &message(b'd', &[0; 50_000]), READ_BUFFER_BYTES));
+            seen.insert(framing.buffer.as_ptr());
+        }
+        assert!(seen.len() < 10, "{} places: the buffer is not used again", seen.len());
+    }
+
+    #[test]
+    fn impossible_lengths_are_refused_before_anything_is_allocated() {
+        for length in [0_u32, 3, 1 << 31, u32::MAX] {
+            let mut framing = Framing::new();
+            framing.space().extend_from_slice(&[b'd']);
+            framing.space().extend_from_slice(&length.to_be_bytes());
+            assert!(matches!(framing.ready(), Err(Error::Protocol { .. })), "{length}");
+            assert!(framing.take().is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn messages_survive_any_cutting(
+            bodies in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..3000)), 0..60),
+            piece in 1..5000_usize,
+        ) {
+            let stream: Vec<u8> = bodies.iter().flat_map(|(tag, body)| message(*tag, body)).collect();
+            let taken = feed(&mut Framing::new(), &stream, piece);
+            prop_assert_eq!(taken.len(), bodies.len());
+            for ((tag, body), sent) in taken.iter().zip(&bodies) {
+                prop_assert_eq!((*tag, &body[..]), (sent.0, &sent.1[..]));
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let mut framing = Framing::new();
+            framing.space().extend_from_slice(&bytes);
+            while let Ok(Some(_)) = framing.take() {}
+        }
+    }
+}

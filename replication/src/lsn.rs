@@ -1,0 +1,173 @@
+//! Places in the write-ahead log, in three types so that they cannot be mixed up.
+//!
+//! A transaction has two interesting places: where its commit record *begins* (pgoutput's Begin carries it)
+//! and where that record *ends* (pgoutput's Commit carries it). Positions are made of the first,
+//! acknowledgements of the second. The end of one transaction is often the beginning of the next, so comparing
+//! the two with `<=` loses a transaction; [`EndLsn::covers`] is the only comparison this crate offers.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A byte position in the write-ahead log, written `16/B374D848`.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(u64);
+
+impl Lsn {
+    /// PostgreSQL's invalid LSN, `0/0`: "nowhere yet".
+    pub const ZERO: Lsn = Lsn(0);
+
+    /// The position as a number of bytes.
+    pub const fn as_u64(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u64> for Lsn {
+    fn from(bytes: u64) -> Self {
+        Lsn(bytes)
+    }
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
+impl fmt::Debug for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lsn({self})")
+    }
+}
+
+/// The text is not an LSN.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not an LSN; write two hexadecimal numbers of at most 8 digits, such as 16/B374D848")]
+pub struct ParseLsnError {
+    text: String,
+}
+
+impl FromStr for Lsn {
+    type Err = ParseLsnError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let half = |digits: &str| {
+            // `from_str_radix` alone would also take a sign.
+            let plain = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
+            if plain { u64::from_str_radix(digits, 16).ok() } else { None }
+        };
+        text.split_once('/')
+            .and_then(|(high, low)| Some(Lsn(half(high)? << 32 | half(low)?)))
+            .ok_or_else(|| ParseLsnError { text: text.to_owned() })
+    }
+}
+
+/// Where a transaction's commit record begins: what positions are made of.
+///
+/// Strictly increasing from transaction to transaction on one timeline.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommitLsn(Lsn);
+
+/// Where something ends in the log: what acknowledgements are made of.
+///
+/// Found in a Commit message, a keepalive, and a slot's `confirmed_flush_lsn`.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndLsn(Lsn);
+
+impl CommitLsn {
+    /// Declares that the commit record of some transaction begins at `lsn`.
+    pub const fn new(lsn: Lsn) -> Self {
+        CommitLsn(lsn)
+    }
+
+    /// The bare position.
+    pub const fn lsn(self) -> Lsn {
+        self.0
+    }
+}
+
+impl EndLsn {
+    /// Nothing confirmed yet; as a starting point it means "where the slot stands".
+    pub const ZERO: EndLsn = EndLsn(Lsn::ZERO);
+
+    /// Declares that something ends at `lsn`.
+    pub const fn new(lsn: Lsn) -> Self {
+        EndLsn(lsn)
+    }
+
+    /// The bare position.
+    pub const fn lsn(self) -> Lsn {
+        self.0
+    }
+
+    /// Whether the transaction whose commit record begins at `commit` lies before this end.
+    ///
+    /// Strictly: a commit record that begins exactly here belongs to the *next* transaction.
+    pub fn covers(self, commit: CommitLsn) -> bool {
+        commit.0 < self.0
+    }
+}
+
+impl fmt::Display for CommitLsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for CommitLsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CommitLsn({self})")
+    }
+}
+
+impl fmt::Display for EndLsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for EndLsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EndLsn({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn is_written_as_postgres_writes_it() {
+        assert_eq!(Lsn(0x16_B374_D848).to_string(), "16/B374D848");
+        assert_eq!("16/B374D848".parse(), Ok(Lsn(0x16_B374_D848)));
+        assert_eq!(Lsn::ZERO.to_string(), "0/0");
+    }
+
+    #[test]
+    fn refuses_what_postgres_would_not_write() {
+        for text in ["", "/", "16", "16/", "/16", "+1/2", "1/-2", "1/2/3", "123456789/0", "g/0", " 1/2"] {
+            assert!(text.parse::<Lsn>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_end_does_not_cover_the_commit_that_begins_there() {
+        let at = Lsn(100);
+        assert!(!EndLsn::new(at).covers(CommitLsn::new(at)));
+        assert!(EndLsn::new(Lsn(101)).covers(CommitLsn::new(at)));
+        assert!(!EndLsn::new(Lsn(99)).covers(CommitLsn::new(at)));
+    }
+
+    proptest! {
+        #[test]
+        fn survives_text(bytes: u64) {
+            prop_assert_eq!(Lsn(bytes).to_string().parse(), Ok(Lsn(bytes)));
+        }
+
+        #[test]
+        fn never_panics(text in ".*") {
+            let _ = text.parse::<Lsn>();
+        }
+    }
+}

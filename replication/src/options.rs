@@ -1,0 +1,114 @@
+//! Where to connect, and as whom.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Long enough for a busy server and a SYN that is sent twice, short enough to be noticed by a person waiting.
+pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What [`Client::connect`](crate::Client::connect) needs to know.
+#[derive(Debug, Clone)]
+pub struct ConnectOptions {
+    /// Where the server listens.
+    pub host: Host,
+    /// The role; it needs LOGIN and REPLICATION.
+    pub user: String,
+    /// Its password, where the server asks for one.
+    pub password: Option<Password>,
+    /// The database; a logical slot belongs to one.
+    pub database: String,
+    /// What `pg_stat_activity` and the server's log call this connection.
+    pub application_name: String,
+    /// How long reaching the server and authenticating may take together; also how long the server may take to
+    /// answer the commands that it answers at once.
+    pub connect_timeout: Duration,
+}
+
+impl ConnectOptions {
+    /// Options without a password, with this crate's name and the default timeout.
+    pub fn new(host: Host, user: impl Into<String>, database: impl Into<String>) -> Self {
+        ConnectOptions {
+            host,
+            user: user.into(),
+            password: None,
+            database: database.into(),
+            application_name: env!("CARGO_PKG_NAME").to_owned(),
+            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
+        }
+    }
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Host {
+    /// On the network.
+    Tcp {
+        /// Host name or address.
+        host: String,
+        /// Usually 5432.
+        port: u16,
+    },
+    /// On this machine; faster than TCP.
+    Unix {
+        /// The folder of the socket, such as `/var/run/postgresql`.
+        directory: PathBuf,
+        /// The port that the socket is named after.
+        port: u16,
+    },
+}
+
+impl Host {
+    pub(crate) fn socket_path(directory: &std::path::Path, port: u16) -> PathBuf {
+        directory.join(format!(".s.PGSQL.{port}"))
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Host::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Host::Unix { directory, port } => Host::socket_path(directory, *port).display().fmt(f),
+        }
+    }
+}
+
+/// A password: never shown, by neither `Debug` nor any error.
+#[derive(Clone)]
+pub struct Password(String);
+
+impl Password {
+    /// Keeps `secret` out of sight.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Password(secret.into())
+    }
+
+    pub(crate) fn reveal(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let host = Host::Tcp { host: "db".into(), port: 5432 };
+        let mut options = ConnectOptions::new(host, "relay", "shop");
+        options.password = Some(Password::new("open sesame"));
+        assert!(!format!("{options:?}").contains("sesame"));
+    }
+
+    #[test]
+    fn a_unix_socket_is_named_by_its_port() {
+        let host = Host::Unix { directory: "/run/postgresql".into(), port: 5433 };
+        assert_eq!(host.to_string(), "/run/postgresql/.s.PGSQL.5433");
+    }
+}

@@ -1,0 +1,262 @@
+//! Decodes pgoutput, the logical decoding plugin built into PostgreSQL, protocol version 1.
+//!
+//! The decoder borrows from the message, allocates nothing, keeps no state and never panics. Everything is
+//! checked when a message is parsed, so that reading its columns afterwards cannot fail. Layouts: PostgreSQL
+//! documentation, "Logical Replication Message Formats".
+//!
+//! ```
+//! use pg_replication::pgoutput::{Column, Message};
+//!
+//! let insert = b"I\0\0\x40\x01N\0\x02t\0\0\0\x05applen";
+//! if let Message::Insert(insert) = Message::parse(insert)? {
+//!     let columns: Vec<Column> = insert.tuple.columns().collect();
+//!     assert_eq!(columns, [Column::Text(b"apple"), Column::Null]);
+//! }
+//! # Ok::<(), pg_replication::pgoutput::DecodeError>(())
+//! ```
+
+mod relation;
+mod tuple;
+
+pub use relation::{Relation, RelationColumn, RelationColumns, ReplicaIdentity};
+pub use tuple::{Column, Columns, Tuple};
+
+use crate::wire::{Flaw, Reader, SHORT};
+use crate::{CommitLsn, EndLsn, Lsn, PgTime};
+
+/// The bytes are not a pgoutput message of protocol version 1.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// A kind of message that does not exist in this protocol version.
+    #[error("pgoutput sent a message of unknown kind {tag:#04x}; the stream must not be read any further")]
+    UnknownTag {
+        /// The first byte of the message.
+        tag: u8,
+    },
+    /// A message that contradicts its layout.
+    #[error("pgoutput sent a broken message: {message} {what}; the stream must not be read any further")]
+    Malformed {
+        /// The kind of message.
+        message: &'static str,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+}
+
+/// One pgoutput message, borrowed from the bytes it was parsed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// A committed transaction begins.
+    Begin(Begin),
+    /// It ends.
+    Commit(Commit),
+    /// How a table looks from here on; sent before its first row and again after it changed.
+    Relation(Relation<'a>),
+    /// A row was inserted.
+    Insert(Insert<'a>),
+    /// A row was updated.
+    Update(Update<'a>),
+    /// A row was deleted.
+    Delete(Delete<'a>),
+    /// Tables were emptied.
+    Truncate(Truncate<'a>),
+    /// The transaction came to this server by replication.
+    Origin(Origin<'a>),
+    /// A data type that is not built in, sent before a Relation that uses it.
+    Type(Type<'a>),
+    /// The content of a `pg_logical_emit_message` call.
+    Logical(LogicalMessage<'a>),
+}
+
+/// The beginning of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Begin {
+    /// Where the transaction's commit record begins: the transaction's position.
+    pub final_lsn: CommitLsn,
+    /// When it was committed, by the server's clock.
+    pub commit_time: PgTime,
+    /// The transaction's number.
+    pub xid: u32,
+}
+
+/// The end of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Commit {
+    /// The same place as its Begin's.
+    pub commit_lsn: CommitLsn,
+    /// Where its commit record ends: what to confirm once it is dealt with.
+    pub end_lsn: EndLsn,
+    /// When it was committed, by the server's clock.
+    pub commit_time: PgTime,
+}
+
+/// An inserted row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Insert<'a> {
+    /// The table, as in its [`Relation`].
+    pub relation: u32,
+    /// The new row.
+    pub tuple: Tuple<'a>,
+}
+
+/// An updated row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Update<'a> {
+    /// The table, as in its [`Relation`].
+    pub relation: u32,
+    /// The old row, or its key only; sent when the replica identity asks for it.
+    pub old: Option<Tuple<'a>>,
+    /// The new row.
+    pub new: Tuple<'a>,
+}
+
+/// A deleted row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delete<'a> {
+    /// The table, as in its [`Relation`].
+    pub relation: u32,
+    /// The old row, or its key only.
+    pub old: Tuple<'a>,
+}
+
+/// Emptied tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Truncate<'a> {
+    /// Whether CASCADE was given.
+    pub cascade: bool,
+    /// Whether RESTART IDENTITY was given.
+    pub restart_identity: bool,
+    oids: &'a [[u8; 4]],
+}
+
+impl Truncate<'_> {
+    /// The tables, as in their [`Relation`]s.
+    pub fn relations(&self) -> impl ExactSizeIterator<Item = u32> {
+        self.oids.iter().map(|oid| u32::from_be_bytes(*oid))
+    }
+}
+
+/// Where a replicated transaction came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin<'a> {
+    /// The commit's place on the server it came from.
+    pub lsn: Lsn,
+    /// The replication origin's name.
+    pub name: &'a str,
+}
+
+/// A data type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Type<'a> {
+    /// Its number in `pg_type`.
+    pub oid: u32,
+    /// Its schema; empty for `pg_catalog`.
+    pub namespace: &'a str,
+    /// Its name.
+    pub name: &'a str,
+}
+
+/// A message written with `pg_logical_emit_message`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogicalMessage<'a> {
+    /// Whether it belongs to the transaction it is sent in; otherwise it stands alone.
+    pub transactional: bool,
+    /// Where it is in the log.
+    pub lsn: Lsn,
+    /// What its writer named it.
+    pub prefix: &'a str,
+    /// Its content.
+    pub content: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// Parses one whole message: the `data` of an XLogData frame.
+    #[inline]
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let Some((&tag, body)) = bytes.split_first() else {
+            return Err(DecodeError::Malformed { message: "an empty message", what: SHORT.0 });
+        };
+        let reader = Reader::new(body);
+        match tag {
+            b'I' => named("Insert", reader, |r| {
+                Ok(Message::Insert(Insert { relation: r.u32()?, tuple: Tuple::new_row(r)? }))
+            }),
+            b'B' => named("Begin", reader, |r| begin(r).map(Message::Begin)),
+            b'C' => named("Commit", reader, |r| commit(r).map(Message::Commit)),
+            b'R' => named("Relation", reader, |r| Relation::read(r).map(Message::Relation)),
+            b'M' => named("Message", reader, |r| logical(r).map(Message::Logical)),
+            b'U' => named("Update", reader, |r| update(r).map(Message::Update)),
+            b'D' => named("Delete", reader, |r| delete(r).map(Message::Delete)),
+            b'T' => named("Truncate", reader, |r| truncate(r).map(Message::Truncate)),
+            b'O' => named("Origin", reader, |r| {
+                Ok(Message::Origin(Origin { lsn: Lsn::from(r.u64()?), name: r.text()? }))
+            }),
+            b'Y' => named("Type", reader, |r| {
+                Ok(Message::Type(Type { oid: r.u32()?, namespace: r.text()?, name: r.text()? }))
+            }),
+            _ => Err(DecodeError::UnknownTag { tag }),
+        }
+    }
+}
+
+/// Reads the whole of a message, and gives its name to whatever is wrong with it.
+#[inline]
+fn named<'a, T>(
+    message: &'static str,
+    mut reader: Reader<'a>,
+    read: impl FnOnce(&mut Reader<'a>) -> Result<T, Flaw>,
+) -> Result<T, DecodeError> {
+    read(&mut reader)
+        .and_then(|value| reader.finish().map(|()| value))
+        .map_err(|Flaw(what)| DecodeError::Malformed { message, what })
+}
+
+fn begin(r: &mut Reader<'_>) -> Result<Begin, Flaw> {
+    Ok(Begin {
+        final_lsn: CommitLsn::new(Lsn::from(r.u64()?)),
+        commit_time: PgTime::from_micros(r.i64()?),
+        xid: r.u32()?,
+    })
+}
+
+fn commit(r: &mut Reader<'_>) -> Result<Commit, Flaw> {
+    let _flags = r.u8()?; // unused in every version so far
+    Ok(Commit {
+        commit_lsn: CommitLsn::new(Lsn::from(r.u64()?)),
+        end_lsn: EndLsn::new(Lsn::from(r.u64()?)),
+        commit_time: PgTime::from_micros(r.i64()?),
+    })
+}
+
+fn update<'a>(r: &mut Reader<'a>) -> Result<Update<'a>, Flaw> {
+    let relation = r.u32()?;
+    let old = Tuple::old_row(r)?;
+    Ok(Update { relation, old, new: Tuple::new_row(r)? })
+}
+
+fn delete<'a>(r: &mut Reader<'a>) -> Result<Delete<'a>, Flaw> {
+    let relation = r.u32()?;
+    let old = Tuple::old_row(r)?.ok_or(Flaw("has no old row"))?;
+    Ok(Delete { relation, old })
+}
+
+fn truncate<'a>(r: &mut Reader<'a>) -> Result<Truncate<'a>, Flaw> {
+    let count = r.u32()?;
+    let flags = r.u8()?;
+    let bytes = usize::try_from(count).ok().and_then(|count| count.checked_mul(4)).ok_or(SHORT)?;
+    let (oids, _) = r.bytes(bytes)?.as_chunks();
+    Ok(Truncate { cascade: flags & 1 != 0, restart_identity: flags & 2 != 0, oids })
+}
+
+fn logical<'a>(r: &mut Reader<'a>) -> Result<LogicalMessage<'a>, Flaw> {
+    Ok(LogicalMessage {
+        transactional: r.u8()? & 1 != 0,
+        lsn: Lsn::from(r.u64()?),
+        prefix: r.text()?,
+        content: r.counted()?,
+    })
+}
+
+#[cfg(test)]
+mod tests;
