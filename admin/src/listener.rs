@@ -82,8 +82,9 @@ impl Admin {
         Ok((bound, warp::serve(self.routes()).incoming(listener).run()))
     }
 
-    fn routes(self) -> impl Filter<Extract = (impl Reply + use<>,), Error = Infallible> + Clone + Send + Sync + use<>
-    {
+    fn routes(
+        self,
+    ) -> impl Filter<Extract = (impl Reply + use<>,), Error = Infallible> + Clone + Send + Sync + use<> {
         let Admin { registry, readiness, status, log_level } = self;
         let livez = warp::path!("livez").and(warp::get()).map(|| text(StatusCode::OK, "ok"));
         let readyz = warp::path!("readyz").and(warp::get()).map(move || match readiness() {
@@ -91,7 +92,8 @@ impl Admin {
             Readiness::NotReady(reason) => text(StatusCode::SERVICE_UNAVAILABLE, &reason),
         });
         let metrics = warp::path!("metrics").and(warp::get()).map(move || render(&registry));
-        let status = warp::path!("status").and(warp::get()).map(move || reply::json(&status()).into_response());
+        let status =
+            warp::path!("status").and(warp::get()).map(move || reply::json(&status()).into_response());
         let read_level = log_level.clone();
         let get_level =
             warp::path!("log-level").and(warp::get()).map(move || text(StatusCode::OK, &read_level.get()));

@@ -25,7 +25,10 @@ const APPEND: &str = "
 /// Appends `events`, in their order, to the table `outbox` of the transaction's search path. One round trip
 /// for any number of events. Nothing is visible to the relay before the caller commits, and nothing is ever
 /// published of a transaction that is rolled back.
-pub async fn append(transaction: &mut Transaction<'_, Postgres>, events: &[Event]) -> Result<(), AppendError> {
+pub async fn append(
+    transaction: &mut Transaction<'_, Postgres>,
+    events: &[Event],
+) -> Result<(), AppendError> {
     if events.is_empty() {
         return Ok(());
     }

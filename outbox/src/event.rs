@@ -217,8 +217,14 @@ mod tests {
     #[test]
     fn what_cannot_be_stored_or_sent_is_refused_with_the_field_named() {
         assert_eq!(Event::new("", "b", "t", json!(1)), Err(InvalidEvent::Empty { field: "aggregatetype" }));
-        assert_eq!(Event::new("a b", "b", "t", json!(1)), Err(InvalidEvent::Character { field: "aggregatetype" }));
-        assert_eq!(Event::new("a", "b\0", "t", json!(1)), Err(InvalidEvent::Character { field: "aggregateid" }));
+        assert_eq!(
+            Event::new("a b", "b", "t", json!(1)),
+            Err(InvalidEvent::Character { field: "aggregatetype" })
+        );
+        assert_eq!(
+            Event::new("a", "b\0", "t", json!(1)),
+            Err(InvalidEvent::Character { field: "aggregateid" })
+        );
         assert_eq!(event(json!({"deep": ["\u{0}"]})), Err(InvalidEvent::Character { field: "payload" }));
         let big = "x".repeat(MAX_PAYLOAD_BYTES);
         assert!(matches!(event(json!(big)), Err(InvalidEvent::TooLong { field: "payload", .. })));

@@ -16,5 +16,7 @@ mod position;
 
 #[cfg(feature = "sqlx")]
 pub use append::{AppendError, append};
-pub use event::{Event, InvalidEvent, MAX_AGGREGATE_ID_BYTES, MAX_PAYLOAD_BYTES, MAX_TYPE_BYTES, TraceContext};
+pub use event::{
+    Event, InvalidEvent, MAX_AGGREGATE_ID_BYTES, MAX_PAYLOAD_BYTES, MAX_TYPE_BYTES, TraceContext,
+};
 pub use position::{ParsePositionError, Position};

@@ -10,6 +10,7 @@ use outbox::Position;
 use pg_replication::pgoutput::{Insert, Message, Relation};
 use pg_replication::{CommitLsn, EndLsn, PgTime};
 use rdkafka::error::KafkaError;
+use rdkafka::message::OwnedHeaders;
 
 use crate::config::Config;
 use crate::high_mark::{Admission, Searched};
@@ -154,7 +155,9 @@ impl Delivery {
         (self.in_flight_events, self.in_flight_bytes)
     }
 
-    /// Deals with one pgoutput message. `stored_topics` is how many topics the committed checkpoint knows.
+    /// Deals with one pgoutput message. A row that can never be delivered is [`Reason::PoisonRow`]; nothing has
+    /// changed then, and what came before it goes on.
+    /// `stored_topics` is how many topics the committed checkpoint knows.
     pub fn message(&mut self, data: &[u8], stored_topics: usize) -> Result<Flow, Trouble> {
         match Message::parse(data).map_err(|error| violation(error.to_string()))? {
             Message::Begin(begin) => self.begin(begin.final_lsn, begin.commit_time)?,
@@ -254,18 +257,21 @@ impl Delivery {
         let Some(topic) = self.topic(&row, position, stored_topics)? else { return Ok(Flow::Blocked) };
         let key = row.key.unwrap_or_else(|| row.id.as_bytes());
         let partition = self.partitions.for_key(topic, key);
-        let replayed = self.horizon.covers(commit);
-        match self.partitions.mark(partition).map(|mark| mark.admit(position, replayed)) {
-            Some(Admission::Send) => {
-                self.send(&row, position, commit_time, content_type, topic, partition)?
-            }
-            Some(Admission::AlreadyThere) => self.metrics.duplicates_suppressed_total.inc(),
-            Some(Admission::Search { from }) => {
-                self.search(partition, from);
+        let time = row.occurred_at.unwrap_or(commit_time);
+        let headers = self.style.headers(&row, position, time, content_type);
+        let headers = headers.map_err(|error| poison(position, &row, error))?;
+        let Some((number, mark)) = self.partitions.number_and_mark(partition) else {
+            return Err(violation(format!("{topic:?} has no partition {partition:?}")));
+        };
+        // Everything that can be wrong with the row was found before this: what is admitted is sent.
+        match mark.admit(position, self.horizon.covers(commit)) {
+            Admission::Send => self.send(&row, headers, time, topic, number, partition)?,
+            Admission::AlreadyThere => self.metrics.duplicates_suppressed_total.inc(),
+            Admission::Search { from } => {
+                self.jobs.search(partition, self.partitions.topic_name(topic), number, from);
                 return Ok(Flow::Blocked);
             }
-            Some(Admission::Wait) => return Ok(Flow::Blocked),
-            None => return Err(violation(format!("{topic:?} has no partition {partition:?}"))),
+            Admission::Wait => return Ok(Flow::Blocked),
         }
         if let Some(transaction) = &mut self.transaction {
             transaction.index += 1;
@@ -301,18 +307,12 @@ impl Delivery {
     fn send(
         &mut self,
         row: &OutboxRow<'_>,
-        position: Position,
-        commit_time: PgTime,
-        content_type: Option<&str>,
+        headers: OwnedHeaders,
+        time: PgTime,
         topic: TopicId,
+        number: i32,
         partition: PartitionId,
     ) -> Result<(), Trouble> {
-        let time = row.occurred_at.unwrap_or(commit_time);
-        let headers = self
-            .style
-            .headers(row, position, time, content_type)
-            .map_err(|error| poison(position, row, error))?;
-        let number = self.partitions.place(partition).map_or(0, |(_, number)| number);
         let record = Outgoing {
             topic: self.partitions.topic_name(topic),
             partition: number,
@@ -323,18 +323,10 @@ impl Delivery {
         };
         let bytes = record.bytes();
         let entry = self.ledger.row()?;
-        self.producers
-            .send(record, Tag::new(entry, partition))
-            .map_err(|error| not_accepted(position, &error))?;
+        self.producers.send(record, Tag::new(entry, partition)).map_err(|error| not_accepted(row, &error))?;
         self.in_flight_events += 1;
         self.in_flight_bytes += bytes;
         Ok(())
-    }
-
-    fn search(&self, partition: PartitionId, from: i64) {
-        if let Some((topic, number)) = self.partitions.place(partition) {
-            self.jobs.search(partition, self.partitions.topic_name(topic), number, from);
-        }
     }
 
     fn settle(&mut self, ack: Ack) -> Result<(), Trouble> {
@@ -402,11 +394,9 @@ fn poison(position: Position, row: &OutboxRow<'_>, error: impl std::fmt::Display
     Trouble::new(Reason::PoisonRow, format!("event {id} at {position}: {error}"))
 }
 
-fn not_accepted(position: Position, error: &KafkaError) -> Trouble {
-    Trouble::new(
-        Reason::DeliveryFailed,
-        format!("the producer did not take the event at {position}: {error}"),
-    )
+fn not_accepted(row: &OutboxRow<'_>, error: &KafkaError) -> Trouble {
+    let id = String::from_utf8_lossy(row.id.as_bytes()).into_owned();
+    Trouble::new(Reason::DeliveryFailed, format!("the producer did not take event {id}: {error}"))
 }
 
 impl From<Inconsistent> for Trouble {

@@ -104,6 +104,11 @@ impl Partitions {
         self.partitions.get_mut(id.0 as usize).map(|partition| &mut partition.mark)
     }
 
+    /// The number of a partition and its high mark.
+    pub fn number_and_mark(&mut self, id: PartitionId) -> Option<(i32, &mut HighMark)> {
+        self.partitions.get_mut(id.0 as usize).map(|partition| (partition.number, &mut partition.mark))
+    }
+
     /// A record of ledger entry `entry` was acknowledged at `offset`.
     pub fn acknowledged(&mut self, id: PartitionId, entry: EntryId, offset: i64) {
         let Some(partition) = self.partitions.get_mut(id.0 as usize) else { return };

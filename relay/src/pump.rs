@@ -58,7 +58,8 @@ pub struct Pump {
     metrics: Metrics,
     /// A message that could not go on.
     parked: Option<Bytes>,
-    blocked: bool,
+    /// The parked message is a row that can never be delivered.
+    poisoned: bool,
     requested: Requested,
     gulps: Gulps,
 }
@@ -99,7 +100,7 @@ impl Pump {
             status,
             metrics,
             parked: None,
-            blocked: false,
+            poisoned: false,
             requested,
             gulps: Gulps::default(),
         }
@@ -141,14 +142,13 @@ impl Pump {
         }
     }
 
-    /// Gives the stream back, ended in order: the last status goes out before CopyDone.
+    /// Gives back what the session has to end: the stream, and the producers within `Delivery`.
     pub fn into_parts(self) -> (Stream, Delivery) {
         (self.stream, self.delivery)
     }
 
     /// Deals with what is buffered, a burst at most. Answers whether it is time to read more.
     fn work_off(&mut self) -> Result<bool, Trouble> {
-        self.blocked = false;
         for _ in 0..BURST {
             if !self.delivery.has_room() {
                 return Ok(false);
@@ -164,15 +164,28 @@ impl Pump {
                     Some(Frame::XLogData { data, .. }) => data,
                 },
             };
-            if self.delivery.message(&data, self.writer.committed().topics)? == Flow::Blocked {
+            let flow = match self.delivery.message(&data, self.writer.committed().topics) {
+                Err(trouble) if trouble.reason == Reason::PoisonRow => self.poisoned(trouble),
+                flow => flow?,
+            };
+            if flow == Flow::Blocked {
                 self.parked = Some(data);
-                self.blocked = true;
                 self.request_checkpoint(false);
                 return Ok(false);
             }
         }
         // More is buffered: `fill` returns at once, after the timers had their turn.
         Ok(true)
+    }
+
+    /// A row that can never be delivered stops what is behind it, and nothing else: what was sent before it is
+    /// acknowledged, stored and confirmed as ever.
+    fn poisoned(&mut self, trouble: Trouble) -> Flow {
+        if !std::mem::replace(&mut self.poisoned, true) {
+            tracing::error!(reason = trouble.reason.name(), "delivery stopped: {trouble}");
+            self.status.blocked(Some(trouble));
+        }
+        Flow::Blocked
     }
 
     /// Tells Postgres what the committed checkpoint says. A stream replayed from before it gets there later.

@@ -167,13 +167,14 @@ async fn stream(
     );
     let ended = pump.run(shutdown).await;
     let (stream, delivery) = pump.into_parts();
+    let producers = delivery.into_producers();
     if ended.is_ok() {
         finish(stream).await;
     } else {
-        // Gives the slot up first, so that a standby can take it, and then settles what was sent.
+        // In this order: when the slot is free, another relay may send, and nothing new must come from here.
+        producers.give_up_unsent();
         drop(stream);
     }
-    let producers = delivery.into_producers();
     drop(tokio::task::spawn_blocking(move || producers.settle()).await);
     ended
 }

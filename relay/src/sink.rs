@@ -179,12 +179,17 @@ impl Producers {
         producer.send(message).map_err(|(error, _)| error)
     }
 
-    /// Ends the producers. What was not sent is given up, what was sent gets a little time to be answered, so that
-    /// a search that follows sees it. Blocks: call it where blocking is allowed.
-    pub fn settle(self) {
+    /// Gives up what was not sent.
+    pub fn give_up_unsent(&self) {
         for producer in &self.producers {
             producer.purge(PurgeConfig::default().queue());
         }
+    }
+
+    /// Ends the producers. What was sent gets a little time to be answered, so that a search that follows sees
+    /// it. Blocks: call it where blocking is allowed.
+    pub fn settle(self) {
+        self.give_up_unsent();
         let deadline = Instant::now() + SETTLE_WITHIN;
         while self.producers.iter().any(|producer| producer.in_flight_count() > 0)
             && Instant::now() < deadline
