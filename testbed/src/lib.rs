@@ -1,1 +1,41 @@
-//! Placeholder while the workspace is laid out.
+//! Real servers on one machine, load, and the checker: what a promise is proven with.
+//!
+//! - [`postgres`], [`kafka`]: servers that can be stopped, killed, paused and started again; fetched once
+//!   ([`cache`]) and never left behind ([`guard`]).
+//! - [`process`]: a product's binary under the same control.
+//! - [`shared`]: one Postgres and one Kafka for many tests, each with a [`Database`] and topics of its own.
+//! - [`load`], [`records`], [`checker`]: what was committed, what is in Kafka, and whether that is right.
+//!
+//! No product crate is used here, so the checker shares no code with what it checks.
+
+use std::fs;
+use std::path::Path;
+
+pub mod cache;
+pub mod checker;
+mod error;
+pub mod guard;
+pub mod kafka;
+pub mod load;
+pub mod net;
+pub mod postgres;
+pub mod process;
+pub mod records;
+pub mod shared;
+pub mod wait;
+
+pub use error::Error;
+pub use shared::{Database, shared, unique};
+
+/// The repository's migrations, in order, as SQL.
+///
+/// # Errors
+/// The folder cannot be read: the testbed runs inside the repository only.
+pub fn migrations() -> Result<Vec<String>, Error> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations");
+    let entries = fs::read_dir(&folder).map_err(Error::file("list", &folder))?;
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "sql"));
+    files.sort();
+    files.iter().map(|path| fs::read_to_string(path).map_err(Error::file("read", path))).collect()
+}

@@ -1,0 +1,400 @@
+//! Real Apache Kafka brokers (KRaft), one or three.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use uuid::Uuid;
+
+use crate::guard::{self, Folder};
+use crate::process::{Launch, Program};
+use crate::{Error, cache, net, wait};
+
+const RELEASE: &str = "4.3.1";
+const READY_WITHIN: Duration = Duration::from_secs(90);
+const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+const REQUEST_WITHIN: Duration = Duration::from_secs(10);
+/// A broker for tests starts twice as fast without the optimising compiler, and needs no more memory than this.
+const JVM: [&str; 4] = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx256m", "-Xshare:auto"];
+
+/// What brokers to start.
+#[derive(Clone, Debug)]
+pub struct KafkaOptions {
+    /// 1 or 3. With three, internal topics have three replicas and `min.insync.replicas` is 2.
+    pub brokers: usize,
+    /// Lines of `server.properties`, after the testbed's own.
+    pub settings: Vec<(String, String)>,
+    /// Whether a topic is made by being asked for. Off: a typing error should show.
+    pub auto_create_topics: bool,
+}
+
+impl Default for KafkaOptions {
+    fn default() -> Self {
+        KafkaOptions { brokers: 1, settings: Vec::new(), auto_create_topics: false }
+    }
+}
+
+/// One broker, which is a controller too.
+pub struct Broker {
+    number: usize,
+    port: u16,
+    libraries: PathBuf,
+    folder: Folder,
+    program: Option<Program>,
+}
+
+/// A cluster. Dropping it ends it and removes its files.
+pub struct Kafka {
+    brokers: Vec<Broker>,
+}
+
+impl Kafka {
+    /// Fetches Kafka if need be and starts a cluster; returns when it takes requests.
+    ///
+    /// # Errors
+    /// A tool is missing, the registry cannot be reached, or a broker does not come up; the error shows its log.
+    pub async fn start(options: KafkaOptions) -> Result<Kafka, Error> {
+        let libraries = tokio::task::spawn_blocking(libraries)
+            .await
+            .map_err(|join| Error::system("prepare Kafka")(std::io::Error::other(join)))??;
+        let ports: Vec<(u16, u16)> = (0..options.brokers)
+            .map(|_| Ok((net::free_port()?, net::free_port()?)))
+            .collect::<Result<_, Error>>()?;
+        let cluster = Uuid::new_v4();
+        let mut brokers = Vec::new();
+        for (index, (port, _)) in ports.iter().enumerate() {
+            let folder = Folder::new("kafka")?;
+            let properties = properties(&options, index, &ports, folder.path());
+            let path = folder.path().join("server.properties");
+            fs::write(&path, properties).map_err(Error::file("write", &path))?;
+            brokers.push(Broker {
+                number: index + 1,
+                port: *port,
+                libraries: libraries.clone(),
+                folder,
+                program: None,
+            });
+        }
+        for broker in &brokers {
+            broker.format(&cluster.simple().to_string())?;
+        }
+        for broker in &mut brokers {
+            broker.launch()?;
+        }
+        let mut kafka = Kafka { brokers };
+        kafka.ready().await?;
+        Ok(kafka)
+    }
+
+    /// `host:port` of every broker.
+    pub fn bootstrap(&self) -> String {
+        let addresses: Vec<String> =
+            self.brokers.iter().map(|broker| format!("127.0.0.1:{}", broker.port)).collect();
+        addresses.join(",")
+    }
+
+    /// The brokers; numbered from 0 here.
+    pub fn brokers(&mut self) -> &mut [Broker] {
+        &mut self.brokers
+    }
+
+    /// Process numbers of the brokers that run.
+    pub fn pids(&self) -> Vec<u32> {
+        self.brokers.iter().filter_map(Broker::pid).collect()
+    }
+
+    /// Stops every broker in order.
+    pub async fn stop(&mut self) -> Result<(), Error> {
+        // The last one to leave has no controller left to ask, so all of them at once.
+        for broker in &self.brokers {
+            broker.terminate()?;
+        }
+        for broker in &mut self.brokers {
+            broker.stop().await?;
+        }
+        Ok(())
+    }
+
+    /// kill -9 of every broker.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        for broker in &mut self.brokers {
+            broker.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// Starts every broker that does not run, on its old port, and waits until the cluster takes requests.
+    pub async fn start_again(&mut self) -> Result<(), Error> {
+        for broker in &mut self.brokers {
+            broker.launch()?;
+        }
+        self.ready().await
+    }
+
+    /// Makes a topic and waits until every partition has a leader.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+        settings: &[(&str, &str)],
+    ) -> Result<(), Error> {
+        create_topic(&self.bootstrap(), name, partitions, replicas, settings).await
+    }
+
+    /// Sets configuration of a topic; replaces what was set before.
+    pub async fn alter_topic(&self, name: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
+        let doing = format!("altering topic {name}");
+        let mut change = AlterConfig::new(ResourceSpecifier::Topic(name));
+        change.entries.extend(settings.iter().copied());
+        let results = admin(&self.bootstrap())?.alter_configs([&change], &admin_options()).await;
+        let failed = results.map_err(|error| kafka_error(&doing, &error))?.into_iter().find_map(Result::err);
+        failed.map_or(Ok(()), |(_, code)| Err(kafka_error(&doing, &code)))
+    }
+
+    /// Deletes a topic.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
+        let doing = format!("deleting topic {name}");
+        let results = admin(&self.bootstrap())?.delete_topics(&[name], &admin_options()).await;
+        let failed = results.map_err(|error| kafka_error(&doing, &error))?.into_iter().find_map(Result::err);
+        failed.map_or(Ok(()), |(_, code)| Err(kafka_error(&doing, &code)))
+    }
+
+    /// Waits until every broker is in the metadata.
+    async fn ready(&mut self) -> Result<(), Error> {
+        let expected = self.brokers.len();
+        let bootstrap = self.bootstrap();
+        let brokers = &mut self.brokers;
+        wait::until("a Kafka cluster that takes requests", READY_WITHIN, async || {
+            if let Some(ended) = brokers.iter_mut().find_map(Broker::ended_early) {
+                return Ok(Err(ended));
+            }
+            let bootstrap = bootstrap.clone();
+            let seen = tokio::task::spawn_blocking(move || broker_count(&bootstrap)).await;
+            match seen {
+                Ok(Ok(count)) if count == expected => Ok(Ok(())),
+                Ok(Ok(count)) => Err(format!("{count} of {expected} brokers in the metadata")),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await?
+    }
+}
+
+/// Makes a topic on any cluster and waits until every partition has a leader.
+pub async fn create_topic(
+    bootstrap: &str,
+    name: &str,
+    partitions: i32,
+    replicas: i32,
+    settings: &[(&str, &str)],
+) -> Result<(), Error> {
+    let doing = format!("making topic {name}");
+    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replicas));
+    topic.config.extend(settings.iter().copied());
+    let results = admin(bootstrap)?.create_topics([&topic], &admin_options()).await;
+    let failed = results.map_err(|error| kafka_error(&doing, &error))?.into_iter().find_map(Result::err);
+    if let Some((_, code)) = failed {
+        return Err(kafka_error(&doing, &code));
+    }
+    let (bootstrap, name) = (bootstrap.to_owned(), name.to_owned());
+    wait::until(format!("a leader for every partition of {name}"), READY_WITHIN, async || {
+        let (bootstrap, name) = (bootstrap.clone(), name.clone());
+        let led = tokio::task::spawn_blocking(move || led_partitions(&bootstrap, &name)).await;
+        match led {
+            Ok(Ok(count)) if count == partitions.unsigned_abs() as usize => Ok(()),
+            Ok(Ok(count)) => Err(format!("{count} of {partitions} have one")),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await
+}
+
+impl Broker {
+    /// Process number while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.program.as_ref().map(Program::pid)
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub async fn stop(&mut self) -> Result<(), Error> {
+        self.terminate()?;
+        let Some(mut program) = self.program.take() else { return Ok(()) };
+        program.wait(STOPPED_WITHIN).await.map(drop)
+    }
+
+    /// kill -9.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        let Some(mut program) = self.program.take() else { return Ok(()) };
+        program.kill().await
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.program.as_ref().map_or(Ok(()), Program::pause)
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.program.as_ref().map_or(Ok(()), Program::resume)
+    }
+
+    fn terminate(&self) -> Result<(), Error> {
+        self.program.as_ref().map_or(Ok(()), Program::terminate)
+    }
+
+    fn ended_early(&mut self) -> Option<Error> {
+        let program = self.program.as_mut()?;
+        program.exit_status().map(|_| program.ended_early())
+    }
+
+    fn format(&self, cluster: &str) -> Result<(), Error> {
+        let mut storage = Command::new("java");
+        storage.args(JVM).arg("-cp").arg(class_path(&self.libraries)).arg("kafka.tools.StorageTool");
+        storage
+            .args(["format", "-t", &cluster_id(cluster), "-c"])
+            .arg(self.folder.path().join("server.properties"));
+        cache::run(
+            guard::unprivileged(&mut storage),
+            "java",
+            "a JDK, 17 or newer",
+            "formatting Kafka's storage",
+        )
+    }
+
+    /// Starts it if it does not run.
+    fn launch(&mut self) -> Result<(), Error> {
+        if self.program.as_mut().is_some_and(|program| program.exit_status().is_none()) {
+            return Ok(());
+        }
+        let mut launch = Launch::new(format!("Kafka broker {}", self.number), "java");
+        for option in JVM {
+            launch = launch.arg(option);
+        }
+        let program = launch
+            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+            .arg("-cp")
+            .arg(class_path(&self.libraries))
+            .arg("kafka.Kafka")
+            .arg(self.folder.path().join("server.properties"))
+            .log_to(self.folder.path().join("log"))
+            .unprivileged()
+            .start()?;
+        self.program = Some(program);
+        Ok(())
+    }
+}
+
+fn libraries() -> Result<PathBuf, Error> {
+    let entry = cache::entry(
+        &format!("kafka-{RELEASE}"),
+        &format!("fetching Apache Kafka {RELEASE} (44 MB)"),
+        |folder| {
+            let artifacts =
+                [("org.apache.kafka", "kafka_2.13", RELEASE), ("org.slf4j", "slf4j-simple", "1.7.36")];
+            cache::fetch_with_dependencies(&artifacts, folder)
+        },
+    )?;
+    Ok(entry.join("lib"))
+}
+
+fn class_path(libraries: &Path) -> String {
+    format!("{}/*", libraries.display())
+}
+
+/// Kafka's form of a uuid: its bytes in URL-safe base64. Any 22 characters of that alphabet will do.
+fn cluster_id(hex: &str) -> String {
+    hex.chars().take(21).chain(['A']).collect()
+}
+
+fn properties(options: &KafkaOptions, index: usize, ports: &[(u16, u16)], folder: &Path) -> String {
+    let node = index + 1;
+    let (port, controller) = ports.get(index).copied().unwrap_or_default();
+    let replicas = options.brokers.min(3);
+    let in_sync = if options.brokers >= 3 { 2 } else { 1 };
+    let voters: Vec<String> = ports
+        .iter()
+        .enumerate()
+        .map(|(other, (_, port))| format!("{}@127.0.0.1:{port}", other + 1))
+        .collect();
+    let mut text = format!(
+        "process.roles=broker,controller\n\
+         node.id={node}\n\
+         controller.listener.names=CONTROLLER\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         controller.quorum.voters={}\n\
+         log.dirs={}\n\
+         auto.create.topics.enable={}\n\
+         default.replication.factor={replicas}\n\
+         min.insync.replicas={in_sync}\n\
+         offsets.topic.num.partitions=1\n\
+         offsets.topic.replication.factor={replicas}\n\
+         transaction.state.log.num.partitions=1\n\
+         transaction.state.log.replication.factor={replicas}\n\
+         transaction.state.log.min.isr={in_sync}\n\
+         share.coordinator.state.topic.num.partitions=1\n\
+         share.coordinator.state.topic.replication.factor={replicas}\n\
+         share.coordinator.state.topic.min.isr={in_sync}\n\
+         group.initial.rebalance.delay.ms=0\n\
+         num.network.threads=2\n\
+         num.io.threads=2\n\
+         broker.session.timeout.ms=3000\n\
+         broker.heartbeat.interval.ms=500\n\
+         log.cleaner.dedupe.buffer.size=4194304\n",
+        voters.join(","),
+        folder.join("data").display(),
+        options.auto_create_topics,
+    );
+    text.extend(options.settings.iter().map(|(name, value)| format!("{name}={value}\n")));
+    text
+}
+
+fn broker_count(bootstrap: &str) -> Result<usize, rdkafka::error::KafkaError> {
+    let consumer: BaseConsumer = client(bootstrap).create()?;
+    Ok(consumer.fetch_metadata(None, Duration::from_secs(2))?.brokers().len())
+}
+
+fn led_partitions(bootstrap: &str, topic: &str) -> Result<usize, rdkafka::error::KafkaError> {
+    let consumer: BaseConsumer = client(bootstrap).create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), REQUEST_WITHIN)?;
+    let topic = metadata.topics().iter().find(|found| found.name() == topic);
+    Ok(topic.map_or(0, |topic| topic.partitions().iter().filter(|partition| partition.leader() >= 0).count()))
+}
+
+fn client(bootstrap: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", "testbed")
+        .set("log_level", "0")
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "200");
+    config
+}
+
+fn admin(bootstrap: &str) -> Result<AdminClient<DefaultClientContext>, Error> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap).set("log_level", "0");
+    config.create().map_err(|error| kafka_error("making an admin client", &error))
+}
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(REQUEST_WITHIN)).operation_timeout(Some(REQUEST_WITHIN))
+}
+
+fn kafka_error(doing: &str, error: &impl ToString) -> Error {
+    Error::Kafka { doing: doing.to_owned(), detail: error.to_string() }
+}

@@ -1,0 +1,331 @@
+//! A real Postgres server.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+
+use crate::guard::{self, Folder};
+use crate::process::{self, Launch, Program, Signal};
+use crate::{Error, cache, net, wait};
+
+/// Generous: crash recovery on a busy machine is included.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+/// Fixed, because it guards nothing: the server listens on the loopback address and lives for one test.
+const PASSWORD: &str = "testbed-password";
+
+/// A major version.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PgVersion {
+    /// 15, the oldest the platform supports.
+    V15,
+    /// 17, the first with failover slots.
+    V17,
+    /// 18.
+    #[default]
+    V18,
+}
+
+impl PgVersion {
+    /// The release that is fetched.
+    fn release(self) -> &'static str {
+        match self {
+            PgVersion::V15 => "15.15.0",
+            PgVersion::V17 => "17.8.0",
+            PgVersion::V18 => "18.4.0",
+        }
+    }
+
+    /// The version `15`, `17` or `18` stands for.
+    pub fn from_major(major: u32) -> Option<PgVersion> {
+        match major {
+            15 => Some(PgVersion::V15),
+            17 => Some(PgVersion::V17),
+            18 => Some(PgVersion::V18),
+            _ => None,
+        }
+    }
+}
+
+/// How clients over TCP prove who they are. Over the Unix socket everybody is trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Auth {
+    /// Not at all.
+    #[default]
+    Trust,
+    /// SCRAM-SHA-256.
+    Scram,
+}
+
+/// What server to start.
+#[derive(Clone, Debug, Default)]
+pub struct PostgresOptions {
+    /// Version.
+    pub version: PgVersion,
+    /// Lines of `postgresql.conf`, after the testbed's own (`wal_level = logical`).
+    pub settings: Vec<(String, String)>,
+    /// Whether commits wait for the disk. Off for tests, on for measurements.
+    pub fsync: bool,
+    /// Authentication over TCP.
+    pub auth: Auth,
+}
+
+/// How to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Ends sessions, writes a checkpoint.
+    Fast,
+    /// Ends at once; the next start recovers.
+    Immediate,
+    /// Waits for sessions to end.
+    Smart,
+}
+
+/// A running, stopped or killed server. Dropping it ends it and removes its files.
+pub struct Postgres {
+    binaries: PathBuf,
+    options: PostgresOptions,
+    port: u16,
+    program: Option<Program>,
+    folder: Folder,
+}
+
+impl Postgres {
+    /// Fetches the server if need be, makes a cluster and starts it.
+    ///
+    /// # Errors
+    /// A tool is missing, the registry cannot be reached, or the server does not come up; the error shows its log.
+    pub async fn start(options: PostgresOptions) -> Result<Postgres, Error> {
+        let version = options.version;
+        let (binaries, template) = tokio::task::spawn_blocking(move || {
+            let binaries = binaries(version)?;
+            let template = template(version, &binaries)?;
+            Ok::<_, Error>((binaries, template))
+        })
+        .await
+        .map_err(|join| Error::system("prepare Postgres")(std::io::Error::other(join)))??;
+        let folder = Folder::new("postgres")?;
+        let data = folder.path().join("data");
+        let mut copy = Command::new("cp");
+        copy.args(["-a", "--reflink=auto"]).arg(&template).arg(&data);
+        cache::run(&mut copy, "cp", "coreutils", "copying a cluster")?;
+        let port = net::free_port()?;
+        let mut postgres = Postgres { binaries, options, port, program: None, folder };
+        postgres.configure(&data)?;
+        postgres.start_again().await?;
+        if postgres.options.auth == Auth::Scram {
+            let set = format!("ALTER USER postgres PASSWORD '{PASSWORD}'");
+            postgres.execute_locally(&set).await?;
+        }
+        Ok(postgres)
+    }
+
+    /// Starts a stopped or killed server on the same port, and waits until it accepts connections.
+    pub async fn start_again(&mut self) -> Result<(), Error> {
+        let data = self.folder.path().join("data");
+        // Left by a killed server; its number may belong to somebody else by now.
+        drop(fs::remove_file(data.join("postmaster.pid")));
+        let program = Launch::new("Postgres", self.binaries.join("bin/postgres"))
+            .arg("-D")
+            .arg(&data)
+            .log_to(self.folder.path().join("log"))
+            .unprivileged()
+            .start()?;
+        let program = self.program.insert(program);
+        let options = local_options(&self.folder, self.port);
+        wait::until("a Postgres that accepts connections", READY_WITHIN, async || {
+            if program.exit_status().is_some() {
+                return Ok(Err(program.ended_early()));
+            }
+            match options.clone().connect().await {
+                Ok(connection) => {
+                    drop(connection.close().await);
+                    Ok(Ok(()))
+                }
+                Err(error) => Err(error),
+            }
+        })
+        .await?
+    }
+
+    /// Stops it in order.
+    pub async fn stop(&mut self, how: Shutdown) -> Result<(), Error> {
+        let Some(mut program) = self.program.take() else { return Ok(()) };
+        program.signal(match how {
+            Shutdown::Fast => Signal::Int,
+            Shutdown::Immediate => Signal::Quit,
+            Shutdown::Smart => Signal::Term,
+        })?;
+        program.wait(STOPPED_WITHIN).await.map(drop)
+    }
+
+    /// kill -9 of the server and all its processes, as when the machine fails.
+    pub async fn kill(&mut self) -> Result<(), Error> {
+        let Some(mut program) = self.program.take() else { return Ok(()) };
+        let children = process::children(program.pid());
+        program.kill().await?;
+        process::send(Signal::Kill, &children)?;
+        // Memory they share keeps the next server from starting.
+        wait::until("the end of Postgres' processes", STOPPED_WITHIN, async || {
+            let left: Vec<u32> = children.iter().copied().filter(|pid| process::is_alive(*pid)).collect();
+            if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are alive")) }
+        })
+        .await
+    }
+
+    /// SIGSTOP to the server and all its processes.
+    pub fn pause(&self) -> Result<(), Error> {
+        process::send(Signal::Stop, &self.processes())
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) -> Result<(), Error> {
+        process::send(Signal::Cont, &self.processes())
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        let Some(pid) = self.pid() else { return Vec::new() };
+        let mut all = vec![pid];
+        all.extend(process::children(pid));
+        all
+    }
+
+    /// Process number of the postmaster while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.program.as_ref().map(Program::pid)
+    }
+
+    /// TCP port on the loopback address.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Folder of the Unix socket.
+    pub fn socket_directory(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The superuser's password over TCP, where one is needed.
+    pub fn password(&self) -> Option<&'static str> {
+        (self.options.auth == Auth::Scram).then_some(PASSWORD)
+    }
+
+    /// Address of a database for the superuser `postgres`.
+    pub fn url(&self, database: &str) -> String {
+        let password = self.password().map(|password| format!(":{password}")).unwrap_or_default();
+        format!("postgres://postgres{password}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    async fn execute_locally(&self, sql: &str) -> Result<(), Error> {
+        let failed = Error::postgres("setting the cluster up");
+        let mut connection: PgConnection = match local_options(&self.folder, self.port).connect().await {
+            Ok(connection) => connection,
+            Err(error) => return Err(failed(error)),
+        };
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.map_err(failed)?;
+        drop(connection.close().await);
+        Ok(())
+    }
+
+    fn configure(&self, data: &Path) -> Result<(), Error> {
+        let mut lines = vec![
+            "listen_addresses = '127.0.0.1'".to_owned(),
+            format!("port = {}", self.port),
+            format!("unix_socket_directories = '{}'", self.folder.path().display()),
+            "wal_level = logical".to_owned(),
+            "max_replication_slots = 60".to_owned(),
+            "max_wal_senders = 60".to_owned(),
+            "max_connections = 200".to_owned(),
+            "shared_buffers = 64MB".to_owned(),
+            format!("fsync = {}", if self.options.fsync { "on" } else { "off" }),
+            "log_min_messages = warning".to_owned(),
+        ];
+        lines.extend(self.options.settings.iter().map(|(name, value)| format!("{name} = '{value}'")));
+        let path = data.join("postgresql.conf");
+        fs::write(&path, lines.join("\n") + "\n").map_err(Error::file("write", &path))?;
+        let over_tcp = match self.options.auth {
+            Auth::Trust => "trust",
+            Auth::Scram => "scram-sha-256",
+        };
+        let rules = format!(
+            "local all all trust\nlocal replication all trust\n\
+             host all all 127.0.0.1/32 {over_tcp}\nhost replication all 127.0.0.1/32 {over_tcp}\n"
+        );
+        let path = data.join("pg_hba.conf");
+        fs::write(&path, rules).map_err(Error::file("write", &path))
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let processes = self.processes();
+        drop(process::send(Signal::Kill, &processes));
+        self.program = None;
+    }
+}
+
+fn local_options(folder: &Folder, port: u16) -> PgConnectOptions {
+    PgConnectOptions::new_without_pgpass()
+        .socket(folder.path())
+        .port(port)
+        .username("postgres")
+        .database("postgres")
+}
+
+fn binaries(version: PgVersion) -> Result<PathBuf, Error> {
+    let release = version.release();
+    let machine = match std::env::consts::ARCH {
+        "aarch64" => "linux-arm64v8",
+        _ => "linux-amd64",
+    };
+    let said = format!("fetching PostgreSQL {release} (15 MB)");
+    cache::entry(&format!("postgres-{release}"), &said, |folder| {
+        let artifact = format!("io.zonky.test.postgres:embedded-postgres-binaries-{machine}:{release}:jar");
+        cache::fetch_artifact(&artifact, folder)?;
+        let jar = only_file(folder, "jar")?;
+        let mut jar_tool = Command::new("jar");
+        jar_tool.arg("-xf").arg(&jar).current_dir(folder);
+        cache::run(&mut jar_tool, "jar", "a JDK, 17 or newer", "unpacking PostgreSQL")?;
+        let archive = only_file(folder, "txz")?;
+        let mut tar = Command::new("tar");
+        tar.arg("-xJf").arg(&archive).arg("-C").arg(folder);
+        cache::run(&mut tar, "tar", "'tar' and 'xz-utils'", "unpacking PostgreSQL")?;
+        for unpacked in [jar, archive] {
+            fs::remove_file(&unpacked).map_err(Error::file("remove", &unpacked))?;
+        }
+        Ok(())
+    })
+}
+
+/// A cluster that only has to be copied: making one takes seconds.
+fn template(version: PgVersion, binaries: &Path) -> Result<PathBuf, Error> {
+    let name = format!("postgres-{}-cluster", version.release());
+    let entry = cache::entry(&name, "making an empty database cluster", |folder| {
+        guard::give_away(folder)?;
+        let mut initdb = Command::new(binaries.join("bin/initdb"));
+        initdb
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
+            .arg(folder.join("data"));
+        let initdb = guard::unprivileged(&mut initdb);
+        cache::run(initdb, "initdb", "nothing: it was fetched and should be there", "initdb")
+    })?;
+    Ok(entry.join("data"))
+}
+
+fn only_file(folder: &Path, extension: &str) -> Result<PathBuf, Error> {
+    let files = fs::read_dir(folder).map_err(Error::file("list", folder))?;
+    let found = files
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == extension));
+    found.ok_or_else(|| Error::file("find the unpacked file in", folder)(std::io::ErrorKind::NotFound.into()))
+}
