@@ -1,0 +1,18 @@
+//! What can be asked of baskets.
+//!
+//! Commands change a basket and go through the [`Bus`], each in one unit of work with its record, the state, the
+//! read model and the outgoing events. [`queries`] read the read model and never see the bus. What the application
+//! needs of the world is described in [`ports`].
+
+mod bus;
+mod command;
+pub mod commands;
+pub mod integration;
+pub mod ports;
+pub mod queries;
+pub mod reactions;
+mod view;
+
+pub use bus::{Answer, Bus, BusError, Observer};
+pub use command::{Cause, Command, CommandId, Failure, Identified, Outcome};
+pub use view::BasketView;

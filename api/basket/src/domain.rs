@@ -1,0 +1,16 @@
+//! The basket as the business speaks of it: an aggregate, its values, its events. No I/O, no clock, no ids made up
+//! here: everything comes in as an argument, so that a test says all there is to say.
+
+mod basket;
+mod buyer;
+mod events;
+mod line;
+mod money;
+mod text;
+
+pub use basket::{Basket, BasketId, MAX_LINES, Refusal, Status, Stored, Version};
+pub use buyer::{BuyerId, PaymentMethod};
+pub use events::DomainEvent;
+pub use line::{Line, MAX_QUANTITY, Name, Quantity, Sku};
+pub use money::{Currency, MAX_AMOUNT, Money};
+pub use text::Invalid;

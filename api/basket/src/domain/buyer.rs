@@ -1,0 +1,49 @@
+//! Who buys, and how they pay.
+
+use serde::{Deserialize, Serialize};
+
+use super::text::{Invalid, bounded};
+
+/// The shop's own name for a buyer; means nothing to us.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BuyerId(String);
+
+impl TryFrom<String> for BuyerId {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        bounded("buyer_id", text, 100).map(BuyerId)
+    }
+}
+
+impl From<BuyerId> for String {
+    fn from(buyer: BuyerId) -> String {
+        buyer.0
+    }
+}
+
+impl BuyerId {
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// How a basket is paid. Only the kind: no card number ever comes near this service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaymentMethod {
+    /// Credit or debit card.
+    Card,
+    /// Transfer from a bank account.
+    BankTransfer,
+    /// Invoice after delivery.
+    Invoice,
+    /// An online wallet.
+    Wallet,
+    /// A gift card of the shop.
+    GiftCard,
+    /// Cash at the door.
+    CashOnDelivery,
+}
