@@ -1,1 +1,8 @@
-//! Placeholder while the workspace is laid out.
+//! The basket service around the `basket` crate: [`http`] brings wishes in, [`postgres`] keeps what comes of them,
+//! [`config`] says where and how, and [`service`] wires it all together.
+
+pub mod config;
+pub mod http;
+pub mod metrics;
+pub mod postgres;
+pub mod service;

@@ -1,1 +1,77 @@
-fn main() {}
+//! The program `basket-api`: arguments, logging, signals.
+
+use std::error::Error;
+use std::process::exit;
+
+use admin::{EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
+use basket_api::config::{self, Arguments, Command, Serve};
+use basket_api::postgres::MIGRATIONS;
+use basket_api::service::{StartError, serve};
+use clap::Parser;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+fn main() {
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| {
+        drop(error.print());
+        exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
+    });
+    let log_level = init_logging("info,sqlx=warn", LogFormat::Text);
+    admin::exit_on_panic();
+    let database = config::database().unwrap_or_else(|error| refuse(&error));
+    let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().enable_all().build() else {
+        tracing::error!("cannot start the runtime");
+        exit(EXIT_BUG)
+    };
+    exit(match arguments.command {
+        Command::Serve(options) => runtime.block_on(run(&options, database, log_level)),
+        Command::Migrate => runtime.block_on(migrate(database)),
+    })
+}
+
+fn refuse(error: &dyn Error) -> ! {
+    eprintln!("invalid configuration: {error}");
+    exit(EXIT_CONFIG)
+}
+
+async fn run(options: &Serve, database: PgConnectOptions, log_level: admin::LogLevel) -> i32 {
+    match serve(options, database, log_level, stop_signal()).await {
+        Ok(()) => 0,
+        Err(StartError::Metrics(error)) => {
+            tracing::error!(%error, "cannot register metrics");
+            EXIT_BUG
+        }
+        Err(error) => refuse(&error),
+    }
+}
+
+async fn migrate(database: PgConnectOptions) -> i32 {
+    let migrated = async {
+        let pool = PgPoolOptions::new().max_connections(1).connect_with(database).await?;
+        MIGRATIONS.run(&pool).await?;
+        Ok::<_, Box<dyn Error>>(())
+    };
+    match migrated.await {
+        Ok(()) => {
+            tracing::info!("the schema is up to date");
+            0
+        }
+        Err(error) => {
+            tracing::error!(error = %error, "the schema could not be brought up to date");
+            EXIT_UNAVAILABLE
+        }
+    }
+}
+
+async fn stop_signal() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: finishing the requests under way");
+}

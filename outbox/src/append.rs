@@ -10,7 +10,7 @@ use crate::Event;
 /// The row could not be inserted. The transaction is lost with it: Postgres accepts nothing more but a rollback.
 #[derive(Debug, thiserror::Error)]
 #[error("could not append to the outbox table; roll the transaction back")]
-pub struct AppendError(#[from] sqlx::Error);
+pub struct AppendError(#[from] pub sqlx::Error);
 
 // `ORDER BY ordinality`: the identity column `seq` is handed out in the order of this sort, and a refill
 // delivers rows in the order of `seq`.

@@ -1,0 +1,89 @@
+//! The service's metrics. Names are API: docs/METRICS.md lists them.
+
+use std::time::Duration;
+
+use basket::application::Observer;
+use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use sqlx::PgPool;
+
+const NAMESPACE: &str = "basket_api";
+
+/// From a millisecond, a command on an idle machine, to five seconds, the longest a request may take.
+const BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+/// Handles on every metric.
+#[derive(Clone)]
+pub struct Metrics {
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    http_requests: IntCounterVec,
+    http_seconds: HistogramVec,
+    commands: IntCounterVec,
+    command_seconds: HistogramVec,
+    replays: IntCounter,
+    pool_connections: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers every metric in a registry of their own, with the process's.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let opts = |name: &str, help: &str| Opts::new(name, help).namespace(NAMESPACE);
+        let seconds = |name: &str, help: &str, label: &str| {
+            let opts = HistogramOpts::new(name, help).namespace(NAMESPACE).buckets(BUCKETS.to_vec());
+            HistogramVec::new(opts, &[label])
+        };
+        let metrics = Metrics {
+            registry: Registry::new(),
+            http_requests: IntCounterVec::new(
+                opts("http_requests_total", "HTTP requests answered"),
+                &["route", "method", "status"],
+            )?,
+            http_seconds: seconds("http_request_seconds", "From request to answer", "route")?,
+            commands: IntCounterVec::new(
+                opts("commands_total", "Commands by how they ended"),
+                &["type", "outcome"],
+            )?,
+            command_seconds: seconds("command_seconds", "From dispatch to end", "type")?,
+            replays: IntCounter::with_opts(opts(
+                "replays_total",
+                "Commands answered with an earlier outcome",
+            ))?,
+            pool_connections: IntGaugeVec::new(
+                opts("db_pool_connections", "Database connections"),
+                &["state"],
+            )?,
+        };
+        let registry = &metrics.registry;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        registry.register(Box::new(metrics.http_requests.clone()))?;
+        registry.register(Box::new(metrics.http_seconds.clone()))?;
+        registry.register(Box::new(metrics.commands.clone()))?;
+        registry.register(Box::new(metrics.command_seconds.clone()))?;
+        registry.register(Box::new(metrics.replays.clone()))?;
+        registry.register(Box::new(metrics.pool_connections.clone()))?;
+        Ok(metrics)
+    }
+
+    /// A request to `route`, the template, never the path: a metric per basket would be one too many.
+    pub fn request(&self, route: &str, method: &str, status: u16, took: Duration) {
+        self.http_requests.with_label_values(&[route, method, &status.to_string()]).inc();
+        self.http_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+    }
+
+    /// The pool as it is now.
+    pub fn pool(&self, pool: &PgPool) {
+        let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
+        self.pool_connections.with_label_values(&["idle"]).set(idle);
+        self.pool_connections.with_label_values(&["used"]).set(i64::from(pool.size()) - idle);
+    }
+}
+
+impl Observer for Metrics {
+    fn ended(&self, command_type: &'static str, outcome: &'static str, took: Duration) {
+        self.commands.with_label_values(&[command_type, outcome]).inc();
+        self.command_seconds.with_label_values(&[command_type]).observe(took.as_secs_f64());
+        if outcome == "replayed" {
+            self.replays.inc();
+        }
+    }
+}
