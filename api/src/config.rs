@@ -107,7 +107,10 @@ pub enum ConfigError {
 /// Where the database is.
 pub fn database() -> Result<PgConnectOptions, ConfigError> {
     let url = std::env::var(DATABASE_URL).map_err(|_| ConfigError::Missing(DATABASE_URL))?;
-    PgConnectOptions::from_str(&url).map(|options| options.application_name("basket-api")).map_err(|_| {
+    // The driver takes any scheme, and would then look for a Postgres where a MySQL is.
+    let is_postgres = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    let options = PgConnectOptions::from_str(&url).ok().filter(|_| is_postgres);
+    options.map(|options| options.application_name("basket-api")).ok_or_else(|| {
         let problem = "is not an address such as postgres://user:password@host:5432/database".to_owned();
         ConfigError::Invalid { field: DATABASE_URL, problem }
     })

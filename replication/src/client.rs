@@ -98,7 +98,8 @@ impl Client {
     /// [`Error::Timeout`] after `connect_timeout`.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity, Error> {
         let rows = self.prompt_answer("IDENTIFY_SYSTEM", "identify itself").await?;
-        command::identity(rows).ok_or_else(|| Error::protocol("an answer to IDENTIFY_SYSTEM without its columns"))
+        command::identity(rows)
+            .ok_or_else(|| Error::protocol("an answer to IDENTIFY_SYSTEM without its columns"))
     }
 
     /// Runs one or more SQL statements and returns all their rows. Waits as long as they take: wrap it in
@@ -160,7 +161,9 @@ impl Client {
             .ok_or_else(|| Error::protocol("an answer without a wal_sender_timeout"))?;
         let limit = self.answer_limit;
         let late = |_| Error::Timeout { what: "start to stream", limit };
-        timeout(limit, self.start_copy(&command::start_replication(slot, start, output))).await.map_err(late)??;
+        timeout(limit, self.start_copy(&command::start_replication(slot, start, output)))
+            .await
+            .map_err(late)??;
         let session = Session { greeting: self.greeting, answer_limit: self.answer_limit };
         Ok(Stream::new(self.connection, self.notices, session, wal_sender_timeout, start))
     }

@@ -63,7 +63,9 @@ pub(crate) fn create_slot(name: &str, options: &SlotOptions, version: u32) -> Re
         ""
     };
     let name = identifier(name);
-    Ok(format!("CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput (SNAPSHOT '{snapshot}'{failover})"))
+    Ok(format!(
+        "CREATE_REPLICATION_SLOT {name}{temporary} LOGICAL pgoutput (SNAPSHOT '{snapshot}'{failover})"
+    ))
 }
 
 pub(crate) fn start_replication(slot: &str, start: EndLsn, output: &PgOutput) -> String {
@@ -141,11 +143,8 @@ mod tests {
 
     #[test]
     fn names_cannot_break_out() {
-        let output = PgOutput {
-            publications: vec!["it's".into(), "a\"b\\".into()],
-            binary: true,
-            messages: true,
-        };
+        let output =
+            PgOutput { publications: vec!["it's".into(), "a\"b\\".into()], binary: true, messages: true };
         let start = EndLsn::new(Lsn::from(0x16_B374_D848));
         assert_eq!(
             start_replication("s\"x", start, &output),

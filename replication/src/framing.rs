@@ -144,7 +144,7 @@ mod tests {
     fn impossible_lengths_are_refused_before_anything_is_allocated() {
         for length in [0_u32, 3, 1 << 31, u32::MAX] {
             let mut framing = Framing::new();
-            framing.space().extend_from_slice(&[b'd']);
+            framing.space().extend_from_slice(b"d");
             framing.space().extend_from_slice(&length.to_be_bytes());
             assert!(matches!(framing.ready(), Err(Error::Protocol { .. })), "{length}");
             assert!(framing.take().is_err());

@@ -111,7 +111,11 @@ fn choose_scram(mut mechanisms: Reader<'_>, password: &[u8]) -> Result<ScramSha2
     loop {
         match mechanisms.text()? {
             SCRAM_SHA_256 => return Ok(ScramSha256::new(password, ChannelBinding::unsupported())),
-            "" => return Err(Error::auth("the server offers no SASL mechanism but unknown ones; use scram-sha-256")),
+            "" => {
+                return Err(Error::auth(
+                    "the server offers no SASL mechanism but unknown ones; use scram-sha-256",
+                ));
+            }
             _ => {}
         }
     }

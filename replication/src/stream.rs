@@ -216,6 +216,11 @@ impl Stream {
         self.feedback.received()
     }
 
+    /// The most that was confirmed, whether the server was told or not.
+    pub fn confirmed(&self) -> EndLsn {
+        self.feedback.confirmed()
+    }
+
     /// The confirmation last written to the socket as a whole; [`EndLsn::ZERO`] before the first.
     pub fn confirmed_sent(&self) -> EndLsn {
         self.sent

@@ -228,11 +228,11 @@ impl PostgresUnit {
 fn outbox_event(event: &IntegrationEvent, cause: &Cause) -> Result<Event, outbox::InvalidEvent> {
     let basket = event.basket_id.to_string();
     let trace = TraceContext { traceparent: cause.traceparent.clone(), tracestate: cause.tracestate.clone() };
-    Ok(Event::new(AGGREGATE_TYPE, basket, event.event_type, event.payload.clone())?
+    Event::new(AGGREGATE_TYPE, basket, event.event_type, event.payload.clone())?
         .with_id(event.id)
         .with_trace(trace)
         .with_header("correlation-id", &cause.correlation_id)?
-        .with_header("causation-id", cause.command.to_string())?)
+        .with_header("causation-id", cause.command.to_string())
 }
 
 fn restore(row: &PgRow) -> Result<Basket, PortError> {

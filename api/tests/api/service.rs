@@ -1,0 +1,126 @@
+//! A running service with a database of its own.
+
+use std::time::Duration;
+
+use reqwest::{Client, Method, RequestBuilder, Response};
+use serde_json::{Value, json};
+use sqlx::{PgConnection, Row};
+use testbed::process::{Launch, Program};
+use testbed::{Database, net, unique, wait};
+
+pub const TOKEN: &str = "a-token-for-tests-only";
+const SOON: Duration = Duration::from_secs(60);
+
+pub struct Service {
+    pub database: Database,
+    pub program: Program,
+    pub client: Client,
+    base: String,
+    admin: String,
+}
+
+impl Service {
+    /// On the shared Postgres.
+    pub async fn start() -> Service {
+        Service::over(Database::fresh("api").await.unwrap()).await
+    }
+
+    /// Over a database that may be anywhere.
+    pub async fn over(database: Database) -> Service {
+        let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
+        let program = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
+            .arg("serve")
+            .arg(format!("--listen=127.0.0.1:{port}"))
+            .arg(format!("--admin-listen=127.0.0.1:{admin_port}"))
+            .env("BASKET_DATABASE_URL", database.url())
+            .env("BASKET_STATIC_TOKEN", TOKEN)
+            .start()
+            .unwrap();
+        let service = Service {
+            database,
+            program,
+            client: Client::new(),
+            base: format!("http://127.0.0.1:{port}"),
+            admin: format!("http://127.0.0.1:{admin_port}"),
+        };
+        service.until_ready(200).await;
+        service
+    }
+
+    /// Waits for an answer of `/readyz`.
+    pub async fn until_ready(&self, status: u16) {
+        let url = format!("{}/readyz", self.admin);
+        wait::until(format!("/readyz {status}"), SOON, async || {
+            let response = self.client.get(&url).send().await.map_err(|error| error.to_string())?;
+            let seen = response.status().as_u16();
+            if seen == status { Ok(()) } else { Err(format!("{seen}")) }
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.program.log()));
+    }
+
+    pub async fn metrics(&self) -> String {
+        self.client.get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap()
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.base)).bearer_auth(TOKEN)
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.request(Method::GET, path).send().await.unwrap()
+    }
+
+    /// A command under `key`.
+    pub async fn post(&self, path: &str, key: &str, body: &Value) -> Response {
+        self.request(Method::POST, path).header("Idempotency-Key", key).json(body).send().await.unwrap()
+    }
+
+    /// A command under a key of its own.
+    pub async fn command(&self, path: &str, body: &Value) -> Response {
+        self.post(path, &unique("key"), body).await
+    }
+
+    /// A new basket's id.
+    pub async fn basket(&self) -> String {
+        let created = self.command("/v1/baskets", &json!({"buyer_id": "ann"})).await;
+        assert_eq!(created.status(), 201);
+        created.json::<Value>().await.unwrap()["id"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn sql(&self) -> PgConnection {
+        self.database.connect().await.unwrap()
+    }
+
+    /// The outbox, in insertion order: type, key, payload, headers.
+    pub async fn outbox(&self) -> Vec<(String, String, Value, Value)> {
+        let rows = sqlx::query("SELECT type, aggregateid, payload, headers FROM outbox ORDER BY seq");
+        let rows = rows.fetch_all(&mut self.sql().await).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
+    }
+
+    /// Types of the events in the outbox.
+    pub async fn event_types(&self) -> Vec<String> {
+        self.outbox().await.into_iter().map(|(event_type, ..)| event_type).collect()
+    }
+
+    pub async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql).fetch_one(&mut self.sql().await).await.unwrap()
+    }
+}
+
+/// An article.
+pub fn tea(quantity: u32) -> Value {
+    json!({"sku": "tea", "name": "Tea", "quantity": quantity, "unit_price": {"amount": 350, "currency": "EUR"}})
+}
+
+/// The body of a problem, checked for its form.
+pub async fn problem(response: Response, status: u16) -> Value {
+    assert_eq!(response.status(), status);
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    assert!(response.headers().contains_key("x-request-id"));
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["status"], status);
+    assert!(body["type"].is_string() && body["title"].is_string() && body["detail"].is_string(), "{body}");
+    body
+}
