@@ -108,6 +108,11 @@ impl Kafka {
         self.brokers.iter().filter_map(Broker::pid).collect()
     }
 
+    /// Whether a broker ended without being told to here.
+    pub fn has_ended(&mut self) -> bool {
+        self.brokers.iter_mut().any(|broker| broker.ended_early().is_some())
+    }
+
     /// Stops every broker in order.
     pub async fn stop(&mut self) -> Result<(), Error> {
         // The last one to leave has no controller left to ask, so all of them at once.

@@ -199,6 +199,11 @@ impl Postgres {
         self.program.as_ref().map(Program::pid)
     }
 
+    /// Whether it ended without being told to here.
+    pub fn has_ended(&mut self) -> bool {
+        self.program.as_mut().is_some_and(|program| program.exit_status().is_some())
+    }
+
     /// TCP port on the loopback address.
     pub fn port(&self) -> u16 {
         self.port

@@ -1,1 +1,15 @@
-//! Placeholder while the workspace is laid out.
+//! The front door for people and CI: `cargo xtask demo | up | test | bench`.
+//!
+//! Every command does its own set-up, shows what it does, and leaves nothing running.
+
+pub mod bench;
+pub mod build;
+pub mod demo;
+pub mod paint;
+pub mod shop;
+pub mod stack;
+pub mod test;
+pub mod up;
+
+/// Why a command gave up. The chain is shown to a person, once.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;

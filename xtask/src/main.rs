@@ -1,1 +1,72 @@
-fn main() {}
+//! `cargo xtask`: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::{Failure, bench, demo, paint, test, up};
+
+/// Real servers on this machine: show the platform, run it, test it, measure it.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A shopping session on real servers, with the relay killed in the middle; ends with a verdict.
+    Demo(demo::Options),
+    /// The servers, the API and the relay, until interrupted; supervised.
+    Up(up::Options),
+    /// The tests a change must pass.
+    Test(test::Options),
+    /// Measurements, side by side in one run; results in target/bench.
+    Bench(bench::Options),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    let run = async {
+        match command {
+            Command::Demo(options) => demo::run(&options).await,
+            Command::Up(options) => up::run(options).await,
+            Command::Test(options) => test::run(&options).await,
+            Command::Bench(options) => bench::run(&options).await,
+        }
+    };
+    let ended = tokio::select! {
+        ended = run => ended,
+        signal = stopped() => Err(signal),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{}", paint::failure(&failure));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Ctrl-C or SIGTERM: whatever runs is dropped, and its servers with it.
+async fn stopped() -> Failure {
+    let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+    let Ok(mut terminate) = terminate else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    "stopped; servers and folders are removed".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

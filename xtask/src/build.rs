@@ -1,0 +1,73 @@
+//! What has to be on the machine, and building the programs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Failure;
+
+/// (program, an argument that makes it answer, what to install)
+const TOOLS: [(&str, &str, &str); 5] = [
+    ("cargo", "--version", "Rust 1.95 (rustup)"),
+    ("java", "-version", "a JDK, 17 or newer"),
+    ("jar", "--version", "a JDK, 17 or newer (a JRE is not enough)"),
+    ("mvn", "--version", "Apache Maven 3.8 or newer"),
+    ("xz", "--version", "xz (Debian: xz-utils)"),
+];
+
+/// Which profile to build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// For tests and the demo.
+    Dev,
+    /// For measurements.
+    Release,
+}
+
+/// Says all that is missing at once, before anything is started.
+pub fn require_tools() -> Result<(), Failure> {
+    let missing: Vec<String> = TOOLS
+        .iter()
+        .filter(|(tool, argument, _)| {
+            let answer =
+                Command::new(tool).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
+            !answer.is_ok_and(|status| status.success())
+        })
+        .map(|(tool, _, install)| format!("'{tool}' is missing: install {install}"))
+        .collect();
+    if missing.is_empty() { Ok(()) } else { Err(missing.join("\n       ").into()) }
+}
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest).to_owned()
+}
+
+/// The folder cargo builds into.
+pub fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) => repository().join(folder),
+        None => repository().join("target"),
+    }
+}
+
+/// Builds the platform's programs; returns the folder they are in.
+pub fn programs(profile: Profile) -> Result<PathBuf, Failure> {
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.current_dir(repository()).args([
+        "build",
+        "--locked",
+        "-p",
+        "basket-api",
+        "-p",
+        "outbox-relay",
+        "--bins",
+    ]);
+    if profile == Profile::Release {
+        build.arg("--release");
+    }
+    if !build.status()?.success() {
+        return Err("the programs could not be built".into());
+    }
+    Ok(target().join(if profile == Profile::Release { "release" } else { "debug" }))
+}

@@ -1,0 +1,70 @@
+//! A client of the basket API.
+
+use reqwest::{Client, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::Failure;
+use crate::stack::{Stack, TOKEN};
+
+/// A shop's backend.
+#[derive(Clone)]
+pub struct Shop {
+    client: Client,
+    base: String,
+}
+
+/// What the service answered.
+pub struct Answer {
+    /// Status.
+    pub status: StatusCode,
+    /// Whether it is the answer to an earlier execution of the same command.
+    pub replayed: bool,
+    /// Body.
+    pub body: Value,
+}
+
+impl Shop {
+    /// For the stack's API.
+    pub fn of(stack: &Stack) -> Shop {
+        Shop { client: Client::new(), base: stack.api_url() }
+    }
+
+    /// Sends a command under an idempotency key.
+    pub async fn send(&self, path: &str, key: &str, body: &Value) -> Result<Answer, Failure> {
+        let request = self.client.post(format!("{}{path}", self.base)).bearer_auth(TOKEN);
+        let response: Response = request.header("Idempotency-Key", key).json(body).send().await?;
+        let (status, headers) = (response.status(), response.headers());
+        let replayed = headers.contains_key("idempotent-replayed");
+        Ok(Answer { status, replayed, body: response.json().await? })
+    }
+
+    /// A whole visit: create, fill, check out.
+    pub async fn visit(&self, buyer: &str, items: u32) -> Result<(), Failure> {
+        let key = |step: &str| format!("{buyer}-{step}");
+        let created = self.expect("/v1/baskets", &key("create"), &json!({"buyer_id": buyer})).await?;
+        let id = created["id"].as_str().unwrap_or_default();
+        for item in 1..=items {
+            self.expect(&format!("/v1/baskets/{id}/items"), &key(&format!("item-{item}")), &article(item))
+                .await?;
+        }
+        let payment = json!({"payment_method": "invoice"});
+        self.expect(&format!("/v1/baskets/{id}/checkout"), &key("checkout"), &payment).await.map(drop)
+    }
+
+    async fn expect(&self, path: &str, key: &str, body: &Value) -> Result<Value, Failure> {
+        let answer = self.send(path, key, body).await?;
+        if answer.status.is_success() {
+            return Ok(answer.body);
+        }
+        Err(format!("{path} answered {}: {}", answer.status, answer.body).into())
+    }
+}
+
+fn article(number: u32) -> Value {
+    json!({
+        "sku": format!("article-{number}"),
+        "name": format!("Article {number}"),
+        "quantity": number,
+        "unit_price": {"amount": 100 * number, "currency": "EUR"},
+    })
+}

@@ -1,0 +1,92 @@
+//! `cargo xtask test`: what a change must pass.
+
+use std::process::{Command, Stdio};
+
+use clap::Args;
+use serde_json::json;
+use testbed::kafka::{Kafka, KafkaOptions};
+use testbed::postgres::{Postgres, PostgresOptions};
+use testbed::shared::VARIABLE;
+
+use crate::Failure;
+use crate::build;
+use crate::paint::{bad, good, heading};
+
+/// Makes tests run the matrix of Postgres versions and the long runs.
+const ALL: &str = "OUTBOX_TEST_ALL";
+
+/// Options of `test`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Only what needs no server: seconds after the build.
+    #[arg(long, conflicts_with = "all")]
+    quick: bool,
+    /// Also the long matrix.
+    #[arg(long)]
+    all: bool,
+}
+
+/// One part of the run.
+struct Part {
+    name: &'static str,
+    arguments: &'static [&'static str],
+}
+
+/// Lints first: they are the cheapest way to fail. The demo last: the whole way, as a visitor sees it.
+const QUICK: [Part; 2] = [
+    Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
+    Part { name: "unit tests", arguments: &["test", "--locked", "--workspace", "--lib", "--bins"] },
+];
+const DEFAULT: [Part; 3] = [
+    Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
+    Part { name: "tests on real servers", arguments: &["test", "--locked", "--workspace", "--no-fail-fast"] },
+    Part { name: "the whole way: demo", arguments: &["xtask", "demo"] },
+];
+
+/// Runs all parts, also after one has failed, and ends with how many passed and failed.
+pub async fn run(options: &Options) -> Result<(), Failure> {
+    let (mut passed, mut failed) = (0, 0);
+    if options.quick {
+        for part in &QUICK {
+            count(part, run_part(part, &[])?, &mut passed, &mut failed);
+        }
+        return conclude(passed, failed);
+    }
+    build::require_tools()?;
+    println!("{}", heading("servers"));
+    let (postgres, kafka) =
+        tokio::try_join!(Postgres::start(PostgresOptions::default()), Kafka::start(KafkaOptions::default()))?;
+    let shared = json!({ "postgres_url": postgres.url("postgres"), "kafka_bootstrap": kafka.bootstrap() });
+    let mut environment = vec![(VARIABLE, shared.to_string())];
+    if options.all {
+        environment.push((ALL, "1".to_owned()));
+    }
+    for part in &DEFAULT {
+        let environment = environment.clone();
+        // On a thread of its own, so that Ctrl-C is heard meanwhile.
+        let ended = tokio::task::spawn_blocking(move || run_part(part, &environment)).await??;
+        count(part, ended, &mut passed, &mut failed);
+    }
+    conclude(passed, failed)
+}
+
+fn run_part(part: &Part, environment: &[(&str, String)]) -> Result<bool, Failure> {
+    println!("{}", heading(part.name));
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(build::repository()).args(part.arguments).stdin(Stdio::null());
+    command.envs(environment.iter().map(|(name, value)| (*name, value)));
+    Ok(command.status()?.success())
+}
+
+fn count(part: &Part, success: bool, passed: &mut u32, failed: &mut u32) {
+    let (counter, word) = if success { (passed, good("passed")) } else { (failed, bad("FAILED")) };
+    *counter += 1;
+    println!("{}: {word}", part.name);
+}
+
+/// The last line is for machines.
+fn conclude(passed: u32, failed: u32) -> Result<(), Failure> {
+    println!("\n{passed} passed, {failed} failed");
+    if failed == 0 { Ok(()) } else { Err("a part of the tests failed: see above".into()) }
+}
