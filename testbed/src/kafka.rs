@@ -152,16 +152,6 @@ impl Kafka {
         create_topic(&self.bootstrap(), name, partitions, replicas, settings).await
     }
 
-    /// Sets configuration of a topic; replaces what was set before.
-    pub async fn alter_topic(&self, name: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
-        let doing = format!("altering topic {name}");
-        let mut change = AlterConfig::new(ResourceSpecifier::Topic(name));
-        change.entries.extend(settings.iter().copied());
-        let results = admin(&self.bootstrap())?.alter_configs([&change], &admin_options()).await;
-        let failed = results.map_err(|error| kafka_error(&doing, &error))?.into_iter().find_map(Result::err);
-        failed.map_or(Ok(()), |(_, code)| Err(kafka_error(&doing, &code)))
-    }
-
     /// Deletes a topic.
     pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
         let doing = format!("deleting topic {name}");
@@ -190,6 +180,16 @@ impl Kafka {
         })
         .await?
     }
+}
+
+/// Sets configuration of a topic on any cluster; replaces what was set before.
+pub async fn alter_topic(bootstrap: &str, name: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
+    let doing = format!("altering topic {name}");
+    let mut change = AlterConfig::new(ResourceSpecifier::Topic(name));
+    change.entries.extend(settings.iter().copied());
+    let results = admin(bootstrap)?.alter_configs([&change], &admin_options()).await;
+    let failed = results.map_err(|error| kafka_error(&doing, &error))?.into_iter().find_map(Result::err);
+    failed.map_or(Ok(()), |(_, code)| Err(kafka_error(&doing, &code)))
 }
 
 /// Makes a topic on any cluster and waits until every partition has a leader.

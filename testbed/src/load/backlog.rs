@@ -42,10 +42,13 @@ impl Default for Backlog {
 pub async fn write_backlog(url: &str, backlog: &Backlog) -> Result<(), LoadError> {
     let doing = "writing a backlog";
     let mut connection = PgConnection::connect(url).await.map_err(LoadError::postgres(doing))?;
-    sqlx::raw_sql(AssertSqlSafe(sql(backlog)))
-        .execute(&mut connection)
-        .await
-        .map_err(LoadError::postgres(doing))?;
+    // One statement at a time: several in one message are one transaction, in which a block cannot commit.
+    for statement in ["SET synchronous_commit = off".to_owned(), sql(backlog)] {
+        sqlx::raw_sql(AssertSqlSafe(statement))
+            .execute(&mut connection)
+            .await
+            .map_err(LoadError::postgres(doing))?;
+    }
     Ok(())
 }
 
@@ -57,8 +60,7 @@ fn sql(backlog: &Backlog) -> String {
     let keys = (*keys).max(1);
     let aggregatetype = aggregatetype.replace('\'', "''");
     format!(
-        "SET synchronous_commit = off;
-         DO $$
+        "DO $$
          DECLARE
              filler  text := repeat('x', {filler_bytes});
              written bigint := 0;

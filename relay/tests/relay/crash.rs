@@ -1,0 +1,170 @@
+//! Nothing is lost, nothing is there twice, whatever dies.
+
+use std::time::{Duration, Instant};
+
+use testbed::load::{Backlog, Log, write_backlog};
+use testbed::postgres::PgVersion;
+use testbed::wait;
+
+use crate::fixture::{OwnServers, SOON, Site, heavy, right};
+
+/// Rows per second: more than a debug build needs to be busy, less than two cores need for everything else.
+const RATE: f64 = 600.0;
+
+/// Pseudo-random pauses with a seed that is printed: where the kill hits is what is random.
+struct Pauses(u64);
+
+impl Pauses {
+    fn new() -> Pauses {
+        let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
+        println!("seed {seed}");
+        Pauses(seed)
+    }
+
+    async fn next(&mut self, most_ms: u64) {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        tokio::time::sleep(Duration::from_millis(self.0 % most_ms)).await;
+    }
+}
+
+async fn survives_kills(site: &Site, kills: usize) {
+    // The promise begins with the slot.
+    site.relay().await.kill().await;
+    let load = site.start_load(RATE).await;
+    let mut pauses = Pauses::new();
+    for _ in 0..kills {
+        let relay = site.launch(|text| text);
+        // Any moment from the very start to the middle of delivery.
+        pauses.next(900).await;
+        relay.kill().await;
+    }
+    let relay = site.relay().await;
+    right(&site.verdict(load, &relay).await);
+}
+
+#[tokio::test]
+async fn twenty_kill_9_under_load() {
+    let _place = heavy().await;
+    survives_kills(&Site::shared().await, 20).await;
+}
+
+#[tokio::test]
+async fn kafka_stopped_for_20_seconds_under_load() {
+    let _place = heavy().await;
+    survives_a_kafka_outage(PgVersion::V18).await;
+}
+
+async fn survives_a_kafka_outage(version: PgVersion) {
+    let mut servers = OwnServers::start(version, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    site.until_records(100).await;
+    servers.kafka.stop().await.unwrap();
+    let down = Instant::now();
+    relay.until("/readyz", 503, "KafkaUnreachable").await;
+    assert!(relay.status().await["lagSeconds"].as_f64().unwrap() > 0.0);
+    // The outage's length is the test's subject.
+    tokio::time::sleep(Duration::from_secs(20).saturating_sub(down.elapsed())).await;
+    servers.kafka.start_again().await.unwrap();
+    relay.until_ready().await;
+    right(&site.verdict(load, &relay).await);
+}
+
+#[tokio::test]
+async fn kill_9_while_kafka_is_away() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    site.until_records(100).await;
+    servers.kafka.kill().await.unwrap();
+    relay.until("/readyz", 503, "KafkaUnreachable").await;
+    relay.kill().await;
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 503, "KafkaUnreachable").await;
+    servers.kafka.start_again().await.unwrap();
+    relay.until_ready().await;
+    right(&site.verdict(load, &relay).await);
+}
+
+#[tokio::test]
+async fn postgres_killed_under_load() {
+    let _place = heavy().await;
+    survives_a_postgres_crash(PgVersion::V18).await;
+}
+
+async fn survives_a_postgres_crash(version: PgVersion) {
+    let mut servers = OwnServers::start(version, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    for round in 1..=3 {
+        site.until_records(100 * round).await;
+        servers.postgres.kill().await.unwrap();
+        relay.until("/readyz", 503, "Database").await;
+        servers.postgres.start_again().await.unwrap();
+        relay.until_ready().await;
+    }
+    right(&site.verdict(load, &relay).await);
+}
+
+#[tokio::test]
+async fn killed_again_and_again_inside_one_large_transaction() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    site.relay().await.stop().await;
+    let backlog = Backlog {
+        rows: 20_000,
+        rows_per_transaction: 20_000,
+        aggregatetype: site.aggregate.clone(),
+        ..Backlog::default()
+    };
+    write_backlog(site.database.url(), &backlog).await.unwrap();
+    for part in 1..=4 {
+        let relay = site.launch(|text| text);
+        wait::until("a part of the transaction", SOON, async || {
+            let count = site.records().await.len();
+            if count >= part * 3_000 { Ok(()) } else { Err(count) }
+        })
+        .await
+        .unwrap();
+        relay.kill().await;
+    }
+    let relay = site.relay().await;
+    site.until_records(20_000).await;
+    let topic = site.topic();
+    let log = Log::of_table(site.database.url(), "outbox", |_| topic.clone()).await.unwrap();
+    right(&site.judge(log, &relay).await);
+}
+
+/// Part of the long matrix: the same on every supported version.
+fn long_matrix() -> bool {
+    std::env::var_os("OUTBOX_TEST_ALL").is_some()
+}
+
+async fn on_version(version: PgVersion) {
+    let _place = heavy().await;
+    let servers = OwnServers::start(version, &[]).await;
+    survives_kills(&servers.site().await, if long_matrix() { 20 } else { 3 }).await;
+    drop(servers);
+    if long_matrix() {
+        survives_a_kafka_outage(version).await;
+        survives_a_postgres_crash(version).await;
+    }
+}
+
+#[tokio::test]
+async fn on_postgres_15() {
+    on_version(PgVersion::V15).await;
+}
+
+#[tokio::test]
+async fn on_postgres_17() {
+    if long_matrix() {
+        on_version(PgVersion::V17).await;
+    }
+}

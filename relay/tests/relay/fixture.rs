@@ -1,0 +1,283 @@
+//! A site (database, topic, names) and the relay that serves it.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_json::Value;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{AssertSqlSafe, PgConnection};
+use testbed::checker::{self, Verdict};
+use testbed::guard::Folder;
+use testbed::kafka::{Kafka, KafkaOptions, create_topic};
+use testbed::load::{Load, LoadOptions, Log};
+use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
+use testbed::process::{Launch, Program};
+use testbed::records::{Record, read_all};
+use testbed::{Database, net, shared, unique, wait};
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Generous: two cores run several servers at once.
+pub const SOON: Duration = Duration::from_secs(120);
+pub const PARTITIONS: i32 = 3;
+
+/// Tests with servers of their own are heavy: two at a time.
+static HEAVY: Semaphore = Semaphore::const_new(2);
+
+/// Holds a heavy test's place.
+pub async fn heavy() -> SemaphorePermit<'static> {
+    HEAVY.acquire().await.unwrap()
+}
+
+/// A database with an outbox, a topic for its events, and the names of what the relay holds.
+pub struct Site {
+    pub database: Database,
+    pub bootstrap: String,
+    /// `aggregatetype` of the test's rows.
+    pub aggregate: String,
+    pub slot: String,
+    /// Lines added to the configuration.
+    pub extra: String,
+    folder: Folder,
+}
+
+impl Site {
+    /// On the shared servers.
+    pub async fn shared() -> Site {
+        let servers = shared().await.unwrap();
+        Site::on(&servers.postgres_url("postgres"), servers.kafka_bootstrap()).await
+    }
+
+    /// On given servers, with the topic made.
+    pub async fn on(postgres_url: &str, bootstrap: &str) -> Site {
+        let database = Database::on(postgres_url, "relay").await.unwrap();
+        let site = Site::without_topic(database, bootstrap);
+        create_topic(bootstrap, &site.topic(), PARTITIONS, 1, &[]).await.unwrap();
+        site
+    }
+
+    pub fn without_topic(database: Database, bootstrap: &str) -> Site {
+        Site {
+            database,
+            bootstrap: bootstrap.to_owned(),
+            aggregate: unique("test"),
+            slot: unique("slot"),
+            extra: String::new(),
+            folder: Folder::new("site").unwrap(),
+        }
+    }
+
+    pub fn topic(&self) -> String {
+        format!("outbox.event.{}", self.aggregate)
+    }
+
+    fn source(&self) -> PgConnectOptions {
+        PgConnectOptions::from_str(self.database.url()).unwrap()
+    }
+
+    /// The configuration; `edit` may spoil it.
+    pub fn config(&self, admin: u16, edit: impl FnOnce(String) -> String) -> PathBuf {
+        let source = self.source();
+        let text = format!(
+            "version: 1\nname: relay\nsource: {{host: 127.0.0.1, port: {}, database: {}, user: postgres, \
+             publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}'}}\n\
+             admin: {{listen: '127.0.0.1:{admin}'}}\n{}",
+            source.get_port(),
+            self.database.name(),
+            self.slot,
+            self.bootstrap,
+            self.extra
+        );
+        let path = self.folder.path().join(format!("relay-{admin}.yaml"));
+        std::fs::write(&path, edit(text)).unwrap();
+        path
+    }
+
+    /// A relay that is ready.
+    pub async fn relay(&self) -> Relay {
+        let relay = self.launch(|text| text);
+        relay.until_ready().await;
+        relay
+    }
+
+    /// A relay that may never be.
+    pub fn launch(&self, edit: impl FnOnce(String) -> String) -> Relay {
+        let admin = net::free_port().unwrap();
+        let program = Launch::new("outbox-relay", env!("CARGO_BIN_EXE_outbox-relay"))
+            .arg("run")
+            .arg("--config")
+            .arg(self.config(admin, edit))
+            .env("OUTBOX_RELAY_SOURCE_PASSWORD", "testbed-password")
+            .start()
+            .unwrap();
+        Relay { program, admin, client: reqwest::Client::new() }
+    }
+
+    pub async fn sql(&self) -> PgConnection {
+        self.database.connect().await.unwrap()
+    }
+
+    pub async fn execute(&self, sql: &str) {
+        self.database.execute(sql).await.unwrap();
+    }
+
+    /// One value, as text.
+    pub async fn value(&self, sql: &str) -> Option<String> {
+        let sql = format!("SELECT ({sql})::text");
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.sql().await).await.unwrap()
+    }
+
+    /// Inserts rows of this site's kind in one transaction; `values` are (key, n) pairs.
+    pub async fn insert(&self, values: impl IntoIterator<Item = (&str, i32)>) {
+        let rows: Vec<String> = values
+            .into_iter()
+            .map(|(key, n)| {
+                format!("(gen_random_uuid(), '{}', '{key}', 'n.v1', '{{\"n\": {n}}}')", self.aggregate)
+            })
+            .collect();
+        let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) VALUES";
+        self.execute(&format!("{insert} {}", rows.join(", "))).await;
+    }
+
+    pub async fn start_load(&self, rate: f64) -> Load {
+        let options = LoadOptions {
+            aggregatetype: self.aggregate.clone(),
+            topic: self.topic(),
+            rate: Some(rate),
+            ..LoadOptions::default()
+        };
+        Load::start(self.database.url(), options).await.unwrap()
+    }
+
+    pub async fn records(&self) -> Vec<Record> {
+        read_all(&self.bootstrap, &[&self.topic()]).await.unwrap()
+    }
+
+    /// Waits until `count` records are there, and returns them.
+    pub async fn until_records(&self, count: usize) -> Vec<Record> {
+        wait::until(format!("{count} records"), SOON, async || {
+            let records = self.records().await;
+            if records.len() >= count { Ok(records) } else { Err(format!("{} records", records.len())) }
+        })
+        .await
+        .unwrap()
+    }
+
+    /// Stops the load, waits until the relay has delivered and confirmed all of it, and judges.
+    pub async fn verdict(&self, load: Load, relay: &Relay) -> Verdict {
+        let mut log = load.stop().await.unwrap();
+        log.settle(self.database.url(), "outbox").await.unwrap();
+        self.judge(log, relay).await
+    }
+
+    pub async fn judge(&self, log: Log, relay: &Relay) -> Verdict {
+        self.until_confirmed(relay).await;
+        checker::check(&log, &self.records().await)
+    }
+
+    /// Waits until the slot has confirmed everything there is now.
+    pub async fn until_confirmed(&self, relay: &Relay) {
+        let now = self.value("pg_current_wal_insert_lsn()").await.unwrap();
+        // Idle progress is confirmed at leisure; a row makes it prompt, and is not of the test's topic.
+        let confirmed = format!(
+            "SELECT confirmed_flush_lsn >= '{now}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{}'",
+            self.slot
+        );
+        wait::until(format!("everything up to {now} confirmed"), SOON, async || {
+            match self.value(&confirmed).await.as_deref() {
+                Some("true") => Ok(()),
+                _ => Err(format!("{}\n{}", relay.status_text().await, relay.program.log_tail())),
+            }
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// A Postgres and a Kafka of a test's own, and a site on them.
+pub struct OwnServers {
+    pub postgres: Postgres,
+    pub kafka: Kafka,
+}
+
+impl OwnServers {
+    pub async fn start(version: PgVersion, settings: &[(&str, &str)]) -> OwnServers {
+        let settings =
+            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let options = PostgresOptions { version, settings, ..PostgresOptions::default() };
+        let (postgres, kafka) =
+            tokio::try_join!(Postgres::start(options), Kafka::start(KafkaOptions::default())).unwrap();
+        OwnServers { postgres, kafka }
+    }
+
+    pub async fn site(&self) -> Site {
+        Site::on(&self.postgres.url("postgres"), &self.kafka.bootstrap()).await
+    }
+}
+
+/// A running relay.
+pub struct Relay {
+    pub program: Program,
+    admin: u16,
+    client: reqwest::Client,
+}
+
+impl Relay {
+    /// Status and body of an admin path; `None` while nobody answers.
+    pub async fn ask(&self, path: &str) -> Option<(u16, String)> {
+        let answer = self.client.get(format!("http://127.0.0.1:{}{path}", self.admin)).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    pub async fn status_text(&self) -> String {
+        self.ask("/status").await.map_or_else(|| "no answer".to_owned(), |(_, text)| text)
+    }
+
+    pub async fn status(&self) -> Value {
+        serde_json::from_str(&self.status_text().await).unwrap()
+    }
+
+    /// A metric's value, summed over its labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.ask("/metrics").await.unwrap();
+        let values = text.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            (series == name || series.starts_with(&format!("{name}{{")))
+                .then(|| value.parse::<f64>().unwrap())
+        });
+        values.sum()
+    }
+
+    pub async fn until_ready(&self) {
+        self.until("/readyz", 200, "").await;
+    }
+
+    /// Waits for an answer with this status and text.
+    pub async fn until(&self, path: &str, status: u16, text: &str) -> String {
+        wait::until(format!("{status} with '{text}' from {path}"), SOON, async || {
+            match self.ask(path).await {
+                Some((seen, body)) if seen == status && body.contains(text) => Ok(body),
+                seen => Err(format!("{seen:?}\n{}", self.program.log_tail())),
+            }
+        })
+        .await
+        .unwrap()
+    }
+
+    /// kill -9.
+    pub async fn kill(mut self) {
+        self.program.kill().await.unwrap();
+    }
+
+    /// SIGTERM; returns the exit code and the log.
+    pub async fn stop(mut self) -> (Option<i32>, String) {
+        self.program.terminate().unwrap();
+        let status = self.program.wait(SOON).await.unwrap();
+        (status.code(), self.program.log())
+    }
+}
+
+/// Demands a right verdict.
+pub fn right(verdict: &Verdict) {
+    assert!(verdict.is_right(), "\n{verdict}");
+}

@@ -1,0 +1,11 @@
+//! The relay as its operators meet it: the real program between a real Postgres and a real Kafka, judged by the
+//! checker, which shares no code with it.
+
+mod crash;
+mod delivery;
+mod fixture;
+mod idle;
+mod memory;
+mod misconfiguration;
+mod rules;
+mod shutdown;
