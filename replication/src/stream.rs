@@ -65,7 +65,8 @@ pub struct Stream {
 pub struct Finished {
     /// What the server was told last, and has processed.
     pub confirmed: EndLsn,
-    /// The connection, ready for commands again.
+    /// The connection, ready for commands again. Another stream needs another connection: the server ends a second
+    /// logical stream on one connection at once, because it remembers that the first was ended.
     pub client: Client,
 }
 

@@ -1,0 +1,175 @@
+//! How fast a backlog drains.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use clap::Args;
+use serde::Serialize;
+use sqlx::AssertSqlSafe;
+use testbed::load::{Backlog, write_backlog};
+
+use super::report;
+use super::site::{Servers, Site, cpu_seconds};
+use crate::Failure;
+use crate::paint::faint;
+
+/// Options of `drain`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Rows of the backlog, each a transaction.
+    #[arg(long, default_value_t = 500_000)]
+    rows: usize,
+    /// Bytes of filler in each payload.
+    #[arg(long, default_value_t = 330)]
+    filler: usize,
+    /// Rounds; each measures all readers on copies of one slot.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+}
+
+#[derive(Serialize)]
+struct Round {
+    rows: usize,
+    relay_rows_per_second: f64,
+    relay_cpu_microseconds_per_event: f64,
+    relay_peak_rss_mib: f64,
+    pg_recvlogical_rows_per_second: f64,
+    decode_only_rows_per_second: f64,
+    relay_to_pg_recvlogical: f64,
+}
+
+/// Measures and reports.
+pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
+    let servers = Servers::start().await?;
+    let mut rounds = Vec::new();
+    for number in 1..=options.rounds {
+        println!("{}", faint(&format!("round {number} of {}", options.rounds)));
+        rounds.push(round(options, &servers, programs, number % 2 == 0).await?);
+    }
+    let mut table = String::from(
+        "  rows/s relay   pg_recvlogical   ratio   decode only   relay CPU/event   relay peak memory\n",
+    );
+    for round in &rounds {
+        table.push_str(&format!(
+            "  {:>12.0}   {:>14.0}   {:>5.2}   {:>11.0}   {:>12.1} us   {:>14.1} MiB\n",
+            round.relay_rows_per_second,
+            round.pg_recvlogical_rows_per_second,
+            round.relay_to_pg_recvlogical,
+            round.decode_only_rows_per_second,
+            round.relay_cpu_microseconds_per_event,
+            round.relay_peak_rss_mib
+        ));
+    }
+    report("drain", &table, &rounds)
+}
+
+/// One backlog, read by all. Who goes first alternates, because the first finds the WAL cold.
+async fn round(
+    options: &Options,
+    servers: &Servers,
+    programs: &Path,
+    relay_first: bool,
+) -> Result<Round, Failure> {
+    let site = Site::new(servers, programs).await?;
+    for copy in ["received", "decoded"] {
+        site.database
+            .execute(&format!(
+                "SELECT pg_copy_logical_replication_slot('{}', '{}_{copy}')",
+                site.slot, site.slot
+            ))
+            .await?;
+    }
+    let backlog = Backlog {
+        rows: options.rows,
+        filler_bytes: options.filler,
+        aggregatetype: site.aggregate.clone(),
+        ..Backlog::default()
+    };
+    write_backlog(site.database.url(), &backlog).await?;
+    let rows = options.rows as f64;
+    let (relay, received) = if relay_first {
+        let relay = drain(&site, programs, rows).await?;
+        (relay, receive(&site, rows).await?)
+    } else {
+        let received = receive(&site, rows).await?;
+        (drain(&site, programs, rows).await?, received)
+    };
+    Ok(Round {
+        rows: options.rows,
+        relay_rows_per_second: relay.rows_per_second,
+        relay_cpu_microseconds_per_event: relay.cpu_microseconds,
+        relay_peak_rss_mib: relay.peak_mib,
+        pg_recvlogical_rows_per_second: received,
+        decode_only_rows_per_second: decode(&site, rows).await?,
+        relay_to_pg_recvlogical: relay.rows_per_second / received,
+    })
+}
+
+struct Drained {
+    rows_per_second: f64,
+    cpu_microseconds: f64,
+    peak_mib: f64,
+}
+
+/// The relay, from the start of its process to the last acknowledgement.
+async fn drain(site: &Site, programs: &Path, rows: f64) -> Result<Drained, Failure> {
+    let started = Instant::now();
+    let mut relay = site.relay(programs)?;
+    relay.until_metric("outbox_relay_events_total", rows).await?;
+    let took = started.elapsed().as_secs_f64();
+    let cpu = cpu_seconds(relay.program.pid());
+    let (_, peak) = relay.program.memory().ok_or("the relay is gone")?;
+    relay.program.kill().await?;
+    Ok(Drained {
+        rows_per_second: rows / took,
+        cpu_microseconds: cpu * 1e6 / rows,
+        peak_mib: peak as f64 / 1048576.0,
+    })
+}
+
+/// pg_recvlogical over TCP into nothing, in binary as the relay reads.
+async fn receive(site: &Site, rows: f64) -> Result<f64, Failure> {
+    let end: String = one(site, "SELECT pg_current_wal_lsn()::text").await?;
+    let mut reader = Command::new("pg_recvlogical");
+    reader
+        .args([
+            "--start",
+            "--no-loop",
+            "-f",
+            "/dev/null",
+            "-o",
+            "proto_version=1",
+            "-o",
+            "publication_names=outbox",
+        ])
+        .args(["-o", "binary=true", "--endpos", &end, "--slot", &format!("{}_received", site.slot)])
+        .args(["--dbname", site.database.url()])
+        .stderr(Stdio::null());
+    let started = Instant::now();
+    let status = tokio::task::spawn_blocking(move || reader.status()).await?;
+    let status = status
+        .map_err(|error| format!("pg_recvlogical cannot be run ({error}): install postgresql-client"))?;
+    if status.success() {
+        Ok(rows / started.elapsed().as_secs_f64())
+    } else {
+        Err("pg_recvlogical failed".into())
+    }
+}
+
+/// Decoding alone, inside the server: what no reader can exceed.
+async fn decode(site: &Site, rows: f64) -> Result<f64, Failure> {
+    let peek = format!(
+        "SELECT count(*)::text FROM pg_logical_slot_peek_binary_changes('{}_decoded', NULL, NULL,
+         'proto_version', '1', 'publication_names', 'outbox', 'binary', 'true')",
+        site.slot
+    );
+    let started = Instant::now();
+    one(site, &peek).await?;
+    Ok(rows / started.elapsed().as_secs_f64())
+}
+
+async fn one(site: &Site, sql: &str) -> Result<String, Failure> {
+    let mut connection = site.database.connect().await?;
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await?)
+}

@@ -1,0 +1,115 @@
+//! How long an event takes from COMMIT to its consumer.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use sqlx::Row;
+use testbed::load::{Load, LoadOptions};
+use testbed::records::Tail;
+use uuid::Uuid;
+
+use super::report;
+use super::site::{Servers, Site};
+use crate::Failure;
+
+/// Longest latency that is told apart: a minute.
+const MOST_MICROS: u64 = 60_000_000;
+
+/// Options of `latency`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Events a second.
+    #[arg(long, default_value_t = 1000.0)]
+    rate: f64,
+    /// Seconds measured.
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// Seconds before, not counted.
+    #[arg(long, default_value_t = 5)]
+    warm_up: u64,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    rate_wanted: f64,
+    rate_reached: f64,
+    events: u64,
+    p50_ms: f64,
+    p90_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+    relay_peak_rss_mib: f64,
+}
+
+/// Measures and reports.
+pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
+    let servers = Servers::start().await?;
+    let site = Site::new(&servers, programs).await?;
+    let relay = site.relay(programs)?;
+    relay.until_streaming().await?;
+    let tail = Tail::start(&servers.kafka.bootstrap(), &[&site.topic()]).await?;
+    let load = LoadOptions {
+        rows: 1..=1,
+        rollback_percent: 0,
+        savepoint_percent: 0,
+        filler_bytes: 200,
+        rate: Some(options.rate),
+        aggregatetype: site.aggregate.clone(),
+        topic: site.topic(),
+        ..LoadOptions::default()
+    };
+    let load = Load::start(site.database.url(), load).await?;
+    let warm = SystemTime::now() + Duration::from_secs(options.warm_up);
+    let end = warm + Duration::from_secs(options.seconds);
+    let mut arrived: HashMap<Uuid, SystemTime> = HashMap::new();
+    while SystemTime::now() < end {
+        if let Ok(record) = tokio::time::timeout(Duration::from_millis(100), tail.next()).await {
+            let now = SystemTime::now();
+            arrived.extend(record?.event_id().filter(|_| now >= warm).map(|id| (id, now)));
+        }
+    }
+    load.stop().await?;
+    let (_, peak) = relay.program.memory().ok_or("the relay is gone")?;
+    let latencies = latencies(&site, &arrived).await?;
+    let ms = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1000.0;
+    let figures = Figures {
+        rate_wanted: options.rate,
+        rate_reached: latencies.len() as f64 / options.seconds as f64,
+        events: latencies.len(),
+        p50_ms: ms(0.5),
+        p90_ms: ms(0.9),
+        p99_ms: ms(0.99),
+        max_ms: latencies.max() as f64 / 1000.0,
+        relay_peak_rss_mib: peak as f64 / 1048576.0,
+    };
+    let table = format!(
+        "  events/s   p50 ms   p90 ms   p99 ms   max ms   relay peak memory\n  {:>8.0} {:>8.2} {:>8.2} {:>8.2} {:>8.1} {:>15.1} MiB",
+        figures.rate_reached,
+        figures.p50_ms,
+        figures.p90_ms,
+        figures.p99_ms,
+        figures.max_ms,
+        figures.relay_peak_rss_mib
+    );
+    report("latency", &table, &figures)
+}
+
+/// Arrival minus commit, as Postgres timed it. One machine, one clock.
+async fn latencies(site: &Site, arrived: &HashMap<Uuid, SystemTime>) -> Result<Histogram<u64>, Failure> {
+    let mut histogram = Histogram::new_with_bounds(1, MOST_MICROS, 3)?;
+    let mut connection = site.database.connect().await?;
+    let commits =
+        "SELECT id, (extract(epoch FROM pg_xact_commit_timestamp(xid::xid)) * 1000000)::bigint FROM outbox";
+    for row in sqlx::query(commits).fetch_all(&mut connection).await? {
+        let (id, committed): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
+        let Some(arrived) = arrived.get(&id) else { continue };
+        let arrived = arrived.duration_since(SystemTime::UNIX_EPOCH)?.as_micros();
+        let micros = u64::try_from(arrived)?.saturating_sub(committed.unsigned_abs());
+        histogram.record(micros.clamp(1, MOST_MICROS))?;
+    }
+    Ok(histogram)
+}

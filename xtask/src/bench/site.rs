@@ -1,0 +1,141 @@
+//! A database, a topic, and a relay between them, for one measurement.
+
+use std::path::Path;
+use std::time::Duration;
+
+use testbed::guard::Folder;
+use testbed::kafka::{Kafka, KafkaOptions};
+use testbed::postgres::{Postgres, PostgresOptions};
+use testbed::process::{Launch, Program};
+use testbed::{Database, net, unique, wait};
+
+use crate::Failure;
+
+/// Partitions of the topic, as in the figures this project compares itself with.
+const PARTITIONS: i32 = 6;
+/// Nothing measured here takes longer.
+const WITHIN: Duration = Duration::from_secs(600);
+
+/// Servers of a measurement: Postgres with fsync, one broker.
+pub struct Servers {
+    /// Postgres.
+    pub postgres: Postgres,
+    /// Kafka.
+    pub kafka: Kafka,
+}
+
+impl Servers {
+    /// Starts them.
+    pub async fn start() -> Result<Servers, Failure> {
+        let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let settings = vec![
+            setting("track_commit_timestamp", "on"),
+            setting("max_wal_size", "8GB"),
+            setting("checkpoint_timeout", "30min"),
+        ];
+        let options = PostgresOptions { fsync: true, settings, ..PostgresOptions::default() };
+        let (postgres, kafka) =
+            tokio::try_join!(Postgres::start(options), Kafka::start(KafkaOptions::default()))?;
+        Ok(Servers { postgres, kafka })
+    }
+}
+
+/// One database with its topic and slot.
+pub struct Site {
+    /// The database.
+    pub database: Database,
+    /// `aggregatetype` of its rows.
+    pub aggregate: String,
+    /// The relay's slot.
+    pub slot: String,
+    bootstrap: String,
+    port: u16,
+    folder: Folder,
+}
+
+impl Site {
+    /// On `servers`, with slot, checkpoint and topic there: the relay has run once.
+    pub async fn new(servers: &Servers, programs: &Path) -> Result<Site, Failure> {
+        let site = Site {
+            database: Database::on(&servers.postgres.url("postgres"), "bench").await?,
+            aggregate: unique("bench"),
+            slot: unique("slot"),
+            bootstrap: servers.kafka.bootstrap(),
+            port: servers.postgres.port(),
+            folder: Folder::new("bench")?,
+        };
+        servers.kafka.create_topic(&site.topic(), PARTITIONS, 1, &[]).await?;
+        let mut relay = site.relay(programs)?;
+        relay.until_streaming().await?;
+        relay.program.terminate()?;
+        relay.program.wait(WITHIN).await?;
+        Ok(site)
+    }
+
+    /// Its topic.
+    pub fn topic(&self) -> String {
+        format!("outbox.event.{}", self.aggregate)
+    }
+
+    /// Starts the relay; does not wait.
+    pub fn relay(&self, programs: &Path) -> Result<Relay, Failure> {
+        let admin = net::free_port()?;
+        let path = self.folder.path().join("relay.yaml");
+        let text = format!(
+            "version: 1\nname: bench\nsource: {{host: 127.0.0.1, port: {}, database: {}, user: postgres, \
+             publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}'}}\n\
+             admin: {{listen: '127.0.0.1:{admin}'}}\n",
+            self.port,
+            self.database.name(),
+            self.slot,
+            self.bootstrap
+        );
+        std::fs::write(&path, text)?;
+        let program = Launch::new("outbox-relay", programs.join("outbox-relay"))
+            .arg("run")
+            .arg("--config")
+            .arg(path)
+            .start()?;
+        Ok(Relay { program, admin })
+    }
+}
+
+/// A relay being measured.
+pub struct Relay {
+    /// The process.
+    pub program: Program,
+    admin: u16,
+}
+
+impl Relay {
+    /// Waits until the stream is open.
+    pub async fn until_streaming(&self) -> Result<(), Failure> {
+        self.until_metric("outbox_relay_streaming", 1.0).await
+    }
+
+    /// Waits until a metric, summed over its labels, has reached `least`.
+    pub async fn until_metric(&self, name: &str, least: f64) -> Result<(), Failure> {
+        let url = format!("http://127.0.0.1:{}/metrics", self.admin);
+        let reached = wait::until(format!("{name} of {least}"), WITHIN, async || {
+            let text = match reqwest::get(&url).await {
+                Ok(answer) => answer.text().await.unwrap_or_default(),
+                Err(error) => return Err(error.to_string()),
+            };
+            let values =
+                text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
+            let sum: f64 = values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum();
+            if sum >= least { Ok(()) } else { Err(sum.to_string()) }
+        });
+        Ok(reached.await?)
+    }
+}
+
+/// User and system CPU seconds of a process so far. The kernel counts in hundredths.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> =
+        stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    let ticks =
+        |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
+    (ticks(11) + ticks(12)) / 100.0
+}

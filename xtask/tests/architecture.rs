@@ -1,0 +1,81 @@
+//! The dependency rules that the compiler does not know.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use xtask::build::repository;
+
+/// Everything `package` is built from.
+fn tree(package: &str) -> Vec<String> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(repository())
+        .args([
+            "tree",
+            "--locked",
+            "--offline",
+            "-p",
+            package,
+            "-e",
+            "normal",
+            "--prefix",
+            "none",
+            "-f",
+            "{p}",
+        ])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn the_basket_has_no_io_in_its_tree() {
+    let tree = tree("basket");
+    assert!(tree.contains(&"serde".to_owned()), "the tree was not read: {tree:?}");
+    for io in ["sqlx", "sqlx-core", "warp", "hyper", "tokio", "reqwest", "rdkafka"] {
+        assert!(!tree.contains(&io.to_owned()), "basket depends on {io}");
+    }
+}
+
+#[test]
+fn the_checker_shares_no_code_with_what_it_checks() {
+    let tree = tree("testbed");
+    for product in ["outbox", "outbox-relay", "pg-replication", "basket", "basket-api", "admin"] {
+        assert!(!tree.contains(&product.to_owned()), "testbed depends on {product}");
+    }
+}
+
+#[test]
+fn the_replication_client_and_the_contract_stand_alone() {
+    for (package, others) in
+        [("pg-replication", ["outbox", "outbox-relay"]), ("outbox", ["outbox-relay", "rdkafka"])]
+    {
+        let tree = tree(package);
+        assert!(others.iter().all(|other| !tree.contains(&(*other).to_owned())), "{package}: {tree:?}");
+    }
+}
+
+#[test]
+fn the_domain_does_not_name_the_application() {
+    let mut looked_at = 0;
+    let mut folders = vec![repository().join("api/basket/src/domain")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if names_application(&path) {
+                panic!("{} names the application", path.display());
+            } else {
+                looked_at += 1;
+            }
+        }
+    }
+    assert!(looked_at > 5);
+}
+
+fn names_application(path: &Path) -> bool {
+    fs::read_to_string(path).unwrap().contains("application::")
+}

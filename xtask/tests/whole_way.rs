@@ -1,0 +1,63 @@
+//! From an HTTP request to a Kafka record, with the programs as they are shipped.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection, Row};
+use testbed::records::{Record, read_all};
+use testbed::wait;
+use xtask::build::{self, Profile};
+use xtask::shop::Shop;
+use xtask::stack::{Stack, StackOptions, TOPIC};
+
+const SOON: Duration = Duration::from_secs(120);
+
+#[tokio::test]
+async fn a_basket_bought_over_http_arrives_as_records_in_order() {
+    let programs = build::programs(Profile::Dev).unwrap();
+    let quiet = |_: &str| {};
+    let mut stack = Stack::servers(StackOptions::default(), programs, quiet).await.unwrap();
+    stack.programs(quiet).await.unwrap();
+    let shop = Shop::of(&stack);
+    let created = shop.send("/v1/baskets", "k-1", &json!({"buyer_id": "ann"})).await.unwrap();
+    let id = created.body["id"].as_str().unwrap().to_owned();
+    let tea =
+        json!({"sku": "tea", "name": "Tea", "quantity": 2, "unit_price": {"amount": 350, "currency": "EUR"}});
+    shop.send(&format!("/v1/baskets/{id}/items"), "k-2", &tea).await.unwrap();
+    // Sent again: one event all the same.
+    shop.send(&format!("/v1/baskets/{id}/items"), "k-2", &tea).await.unwrap();
+    let ordered =
+        shop.send(&format!("/v1/baskets/{id}/checkout"), "k-3", &json!({"payment_method": "card"})).await;
+
+    let records = wait::until("three records", SOON, async || {
+        let records =
+            read_all(&stack.kafka.bootstrap(), &[TOPIC]).await.map_err(|error| error.to_string())?;
+        if records.len() >= 3 { Ok(records) } else { Err(format!("{} records", records.len())) }
+    })
+    .await
+    .unwrap();
+    let types: Vec<_> = records.iter().map(|record| record.header("ce_type").unwrap()).collect();
+    assert_eq!(types, ["basket.created.v1", "basket.item_added.v1", "basket.checked_out.v1"]);
+    assert!(records.iter().all(|record| record.key.as_deref() == Some(id.as_bytes())));
+    assert!(records.iter().all(|record| record.partition == records[0].partition));
+    assert!(records.iter().all(|record| record.header("content-type") == Some("application/json")));
+    assert!(records.iter().all(|record| record.header("ce_source") == Some("/shop/public.outbox")));
+    assert_eq!(
+        value(&records[2])["basket"],
+        ordered.unwrap().body,
+        "checkout carries the basket as it was answered"
+    );
+
+    let mut sql = PgConnection::connect(&stack.database_url()).await.unwrap();
+    let rows =
+        sqlx::query("SELECT id::text, payload::text, headers ->> 'causation-id' FROM outbox ORDER BY seq");
+    for (row, record) in rows.fetch_all(&mut sql).await.unwrap().iter().zip(&records) {
+        assert_eq!(record.header("ce_id"), Some(row.get::<&str, _>(0)));
+        assert_eq!(record.value.as_deref(), Some(row.get::<&str, _>(1).as_bytes()));
+        assert_eq!(record.header("causation-id"), Some(row.get::<&str, _>(2)));
+    }
+}
+
+fn value(record: &Record) -> Value {
+    serde_json::from_slice(record.value.as_ref().unwrap()).unwrap()
+}
