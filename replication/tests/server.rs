@@ -1,5 +1,13 @@
 //! The client against real servers.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
 use std::time::Duration;
 
 use pg_replication::pgoutput::{Column, Message};
@@ -172,7 +180,7 @@ async fn slots_are_created_once_held_once_and_missed() {
         assert!(client.create_slot("exported", &export).await.unwrap().snapshot_name.is_some());
 
         let _held = client.start_replication("s", EndLsn::ZERO, &output(true)).await.unwrap();
-        let mut other = server.client().await;
+        let other = server.client().await;
         let Err(Error::Server(error)) = other.start_replication("s", EndLsn::ZERO, &output(true)).await
         else {
             panic!("the slot was taken twice")

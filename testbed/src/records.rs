@@ -78,7 +78,7 @@ pub enum ReadError {
         /// What was being done.
         doing: String,
         /// What librdkafka says.
-        source: KafkaError,
+        source: Box<KafkaError>,
     },
     /// The topic is not there.
     #[error("topic '{topic}' does not exist; create it before reading it")]
@@ -120,10 +120,10 @@ pub async fn read_all(bootstrap: &str, topics: &[&str]) -> Result<Vec<Record>, R
 
 /// One consumer per topic, because the end-of-partition event names the partition only.
 fn read_topic(bootstrap: &str, topic: &str, records: &mut Vec<Record>) -> Result<(), ReadError> {
-    let failed = |doing: &str, source| ReadError::Kafka {
+    let failed = |doing: &str, source: KafkaError| ReadError::Kafka {
         bootstrap: bootstrap.to_owned(),
         doing: format!("{doing} '{topic}'"),
-        source,
+        source: Box::new(source),
     };
     let consumer: BaseConsumer = settings(bootstrap).create().map_err(|error| failed("opening", error))?;
     let partitions = partitions(&consumer, bootstrap, topic)?;
@@ -186,10 +186,10 @@ impl Tail {
     }
 
     fn open(bootstrap: String, topics: &[String]) -> Result<Tail, ReadError> {
-        let failed = |source| ReadError::Kafka {
+        let failed = |source: KafkaError| ReadError::Kafka {
             bootstrap: bootstrap.clone(),
             doing: format!("following {}", topics.join(", ")),
-            source,
+            source: Box::new(source),
         };
         // The shortest wait a broker allows: what is measured here is the relay, not the consumer.
         let consumer: StreamConsumer =
@@ -218,7 +218,7 @@ impl Tail {
                     return Err(ReadError::Kafka {
                         bootstrap: self.bootstrap.clone(),
                         doing: "following topics".to_owned(),
-                        source,
+                        source: Box::new(source),
                     });
                 }
             }
@@ -261,7 +261,7 @@ where
 {
     let metadata = consumer.fetch_metadata(Some(topic), REQUEST_DEADLINE).map_err(|source| {
         let doing = format!("asking for the partitions of '{topic}'");
-        ReadError::Kafka { bootstrap: bootstrap.to_owned(), doing, source }
+        ReadError::Kafka { bootstrap: bootstrap.to_owned(), doing, source: Box::new(source) }
     })?;
     let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
     match found.map(|topic| topic.partitions().iter().map(|partition| partition.id()).collect::<Vec<_>>()) {

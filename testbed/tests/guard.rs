@@ -3,6 +3,14 @@
 //! The test starts itself as a child that starts a Postgres and a Kafka, prints their process numbers and its folder,
 //! and then ends in the way it is told.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

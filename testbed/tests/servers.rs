@@ -1,5 +1,13 @@
 //! The servers come up, can be hurt, and come back with what they held.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
 use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};

@@ -11,7 +11,7 @@ use testbed::{checker, load::Log, records};
 use self::reader::Reader;
 use crate::build::{self, Profile};
 use crate::paint::{bad, faint, good, heading, notable};
-use crate::shop::Shop;
+use crate::shop::{Shop, text};
 use crate::stack::{Stack, StackOptions, TOPIC};
 use crate::{Failure, up};
 
@@ -63,7 +63,7 @@ async fn the_basket(stack: &Stack, reader: &mut Reader) -> Result<(), Failure> {
     println!("{}", heading("A basket"));
     let created =
         say(&shop, "Ann takes a basket", "/v1/baskets", "ann-1", &json!({"buyer_id": "ann"})).await?;
-    let id = created["id"].as_str().unwrap_or_default().to_owned();
+    let id = text(&created, "id").to_owned();
     reader.show(1).await?;
     let (items, checkout) = (format!("/v1/baskets/{id}/items"), format!("/v1/baskets/{id}/checkout"));
     let payment = json!({"payment_method": "card"});
@@ -84,9 +84,9 @@ async fn say(shop: &Shop, what: &str, path: &str, key: &str, body: &Value) -> Re
     let status = answer.status.as_u16().to_string();
     let status = if answer.status.is_success() { good(&status) } else { notable(&status) };
     let replayed = if answer.replayed { notable(" replayed") } else { String::new() };
-    let title = answer.body["title"].as_str().map(|title| format!(" {title}")).unwrap_or_default();
+    let title = text(&answer.body, "title");
     println!("  {what}");
-    println!("    {} {status}{replayed}{title}", faint(&format!("POST {}", shortened(path))));
+    println!("    {} {status}{replayed} {title}", faint(&format!("POST {}", shortened(path))));
     Ok(answer.body)
 }
 

@@ -42,7 +42,7 @@ impl Shop {
     pub async fn visit(&self, buyer: &str, items: u32) -> Result<(), Failure> {
         let key = |step: &str| format!("{buyer}-{step}");
         let created = self.expect("/v1/baskets", &key("create"), &json!({"buyer_id": buyer})).await?;
-        let id = created["id"].as_str().unwrap_or_default();
+        let id = text(&created, "id");
         for item in 1..=items {
             self.expect(&format!("/v1/baskets/{id}/items"), &key(&format!("item-{item}")), &article(item))
                 .await?;
@@ -58,6 +58,11 @@ impl Shop {
         }
         Err(format!("{path} answered {}: {}", answer.status, answer.body).into())
     }
+}
+
+/// A member of an answer that is a text; empty when there is none.
+pub fn text<'a>(body: &'a Value, member: &str) -> &'a str {
+    body.get(member).and_then(Value::as_str).unwrap_or_default()
 }
 
 fn article(number: u32) -> Value {

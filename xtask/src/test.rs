@@ -37,8 +37,12 @@ const QUICK: [Part; 2] = [
     Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
     Part { name: "unit tests", arguments: &["test", "--locked", "--workspace", "--lib", "--bins"] },
 ];
-const DEFAULT: [Part; 3] = [
+const DEFAULT: [Part; 4] = [
     Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
+    Part {
+        name: "lints",
+        arguments: &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    },
     Part { name: "tests on real servers", arguments: &["test", "--locked", "--workspace", "--no-fail-fast"] },
     Part { name: "the whole way: demo", arguments: &["xtask", "demo"] },
 ];

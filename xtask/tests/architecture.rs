@@ -1,5 +1,13 @@
 //! The dependency rules that the compiler does not know.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -1,5 +1,13 @@
 //! From an HTTP request to a Kafka record, with the programs as they are shipped.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
 use std::time::Duration;
 
 use serde_json::{Value, json};

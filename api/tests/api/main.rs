@@ -1,5 +1,13 @@
 //! The service as its clients meet it: the real program, over real HTTP, on a real Postgres.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
 mod commands;
 mod errors;
 mod idempotency;

@@ -1,6 +1,14 @@
 //! The relay as its operators meet it: the real program between a real Postgres and a real Kafka, judged by the
 //! checker, which shares no code with it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
 mod crash;
 mod delivery;
 mod fixture;
