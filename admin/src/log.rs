@@ -1,6 +1,7 @@
 //! Logging: one subscriber per process, its filter changeable at run time.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -32,9 +33,16 @@ impl LogLevel {
     }
 }
 
-/// Starts logging to standard error. `filter` is in the syntax of `RUST_LOG`, which replaces it when set; an
+/// A process has one subscriber: a filter of a second one would change nothing.
+static STARTED: OnceLock<LogLevel> = OnceLock::new();
+
+/// Starts logging to standard error; a second call returns the handle of the first. `filter` is in the syntax of `RUST_LOG`, which replaces it when set; an
 /// invalid one falls back to `info`, because a typing error there must not keep a program from starting.
 pub fn init_logging(filter: &str, format: LogFormat) -> LogLevel {
+    STARTED.get_or_init(|| start(filter, format)).clone()
+}
+
+fn start(filter: &str, format: LogFormat) -> LogLevel {
     let wanted = std::env::var("RUST_LOG").ok().filter(|value| !value.is_empty());
     let wanted = wanted.as_deref().unwrap_or(filter);
     let parsed = EnvFilter::try_new(wanted);
@@ -49,7 +57,7 @@ pub fn init_logging(filter: &str, format: LogFormat) -> LogLevel {
     if let Some(error) = invalid {
         tracing::warn!(filter = wanted, error, "invalid log filter, using 'info'");
     }
-    // A second call in one process (tests) keeps the first subscriber.
+    // Fails only where the program's host has set a subscriber of its own, which then stays.
     drop(started);
     LogLevel(handle)
 }
