@@ -20,6 +20,7 @@ pub struct Metrics {
     http_seconds: HistogramVec,
     commands: IntCounterVec,
     command_seconds: HistogramVec,
+    outbox_rows: IntCounterVec,
     replays: IntCounter,
     pool_connections: IntGaugeVec,
 }
@@ -44,6 +45,7 @@ impl Metrics {
                 &["type", "outcome"],
             )?,
             command_seconds: seconds("command_seconds", "From dispatch to end", "type")?,
+            outbox_rows: IntCounterVec::new(opts("outbox_rows_total", "Outbox rows committed"), &["type"])?,
             replays: IntCounter::with_opts(opts(
                 "replays_total",
                 "Commands answered with an earlier outcome",
@@ -59,6 +61,7 @@ impl Metrics {
         registry.register(Box::new(metrics.http_seconds.clone()))?;
         registry.register(Box::new(metrics.commands.clone()))?;
         registry.register(Box::new(metrics.command_seconds.clone()))?;
+        registry.register(Box::new(metrics.outbox_rows.clone()))?;
         registry.register(Box::new(metrics.replays.clone()))?;
         registry.register(Box::new(metrics.pool_connections.clone()))?;
         Ok(metrics)
@@ -68,6 +71,11 @@ impl Metrics {
     pub fn request(&self, route: &str, method: &str, status: u16, took: Duration) {
         self.http_requests.with_label_values(&[route, method, &status.to_string()]).inc();
         self.http_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+    }
+
+    /// A row of the outbox was committed.
+    pub fn outbox_row(&self, event_type: &str) {
+        self.outbox_rows.with_label_values(&[event_type]).inc();
     }
 
     /// The pool as it is now.

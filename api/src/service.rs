@@ -61,7 +61,7 @@ pub async fn serve(
         .connect_lazy_with(database.options([("statement_timeout", STATEMENT_TIMEOUT_MS)]));
     let app = Arc::new(App {
         bus: Bus::new(
-            Arc::new(PostgresUnits::new(pool.clone())),
+            Arc::new(PostgresUnits::new(pool.clone(), metrics.clone())),
             vec![Box::new(ReadModel), Box::new(IntegrationEvents)],
             Arc::new(metrics.clone()) as Arc<dyn Observer>,
         ),

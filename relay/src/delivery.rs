@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use outbox::Position;
 use pg_replication::pgoutput::{Insert, Message, Relation};
@@ -24,6 +25,7 @@ use crate::row::{Layout, OutboxRow, RowError};
 use crate::search::SearchError;
 use crate::sink::{Ack, AckQueue, Outgoing, Producers, Tag};
 use crate::trouble::{Reason, Trouble};
+use crate::watchdog::{Suspicion, Watchdog};
 
 /// Transactions read and not confirmed at most. An entry is small, but one partition that stands still must not
 /// let the others fill the memory with what is behind it.
@@ -82,6 +84,9 @@ pub struct Delivery {
     producers: Producers,
     acks: Arc<AckQueue>,
     taken: Vec<Ack>,
+    watchdog: Watchdog,
+    /// Acknowledged since the watchdog last looked.
+    settled: usize,
     jobs: Jobs,
     in_flight_events: usize,
     in_flight_bytes: usize,
@@ -122,6 +127,8 @@ impl Delivery {
             producers,
             acks,
             taken: Vec::new(),
+            watchdog: Watchdog::new(Instant::now()),
+            settled: 0,
             jobs,
             in_flight_events: 0,
             in_flight_bytes: 0,
@@ -138,6 +145,11 @@ impl Delivery {
     /// Whether a transaction has been read in part.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
+    }
+
+    /// Whether a row waits for a topic that somebody has to make.
+    pub fn waits_for_topic(&self) -> bool {
+        !self.wanted.is_empty()
     }
 
     /// The ledger.
@@ -180,9 +192,30 @@ impl Delivery {
     pub fn settle_acks(&mut self) -> Result<(), Trouble> {
         let mut taken = std::mem::take(&mut self.taken);
         self.acks.take(&mut taken);
+        self.settled += taken.len();
         let settled = taken.drain(..).try_for_each(|ack| self.settle(ack));
         self.taken = taken;
-        settled
+        settled?;
+        if self.acks.producer_failed() {
+            return Err(Trouble::new(Reason::DeliveryFailed, "a producer has failed for good"));
+        }
+        Ok(())
+    }
+
+    /// Looks whether the producers are stuck; called at every tick.
+    pub fn watch(&mut self) -> Result<(), Trouble> {
+        let progress = std::mem::take(&mut self.settled) > 0 || self.in_flight_events == 0;
+        match self.watchdog.tick(Instant::now(), progress) {
+            Suspicion::None => Ok(()),
+            Suspicion::Ask => {
+                self.jobs.is_reachable();
+                Ok(())
+            }
+            Suspicion::Stuck => {
+                let what = "Kafka can be reached, but acknowledges nothing of what was sent";
+                Err(Trouble::new(Reason::DeliveryFailed, what))
+            }
+        }
     }
 
     /// Takes in the answer to a question.
@@ -198,6 +231,7 @@ impl Delivery {
                 }
             }
             Answer::HoleRead { partition, found } => self.hole_read(partition, found),
+            Answer::Reachable(there) => self.watchdog.looked(there),
             Answer::Failed(SearchError::Cancelled) => {}
             Answer::Failed(error @ SearchError::EndsEarly { .. }) => {
                 return Err(Trouble::new(Reason::KafkaLostRecords, error.to_string()));

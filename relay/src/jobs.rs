@@ -39,6 +39,8 @@ pub enum Answer {
         /// What it holds.
         found: Searched,
     },
+    /// Whether Kafka could be reached.
+    Reachable(bool),
     /// There is no answer.
     Failed(SearchError),
 }
@@ -85,6 +87,11 @@ impl Jobs {
             let found = searcher.search(&topic, number, from, None)?;
             Ok(Answer::Searched { partition, found })
         });
+    }
+
+    /// Asks whether Kafka can be reached.
+    pub fn is_reachable(&self) {
+        self.ask(|searcher| Ok(Answer::Reachable(searcher.is_reachable())));
     }
 
     /// Reads a hole.

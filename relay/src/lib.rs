@@ -13,7 +13,7 @@
 //! | row to record, record to Kafka | [`record`], [`sink`] |
 //! | what is safely there | [`ledger`], [`checkpoint`] |
 //!
-//! [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong; [`status`] and
+//! [`watchdog`] notices producers that are stuck. [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong; [`status`] and
 //! [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away.
 
 pub mod checkpoint;
@@ -37,3 +37,4 @@ pub mod source;
 pub mod status;
 pub mod trouble;
 pub mod verdict;
+pub mod watchdog;

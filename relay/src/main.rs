@@ -50,7 +50,11 @@ enum LogLines {
 }
 
 fn main() {
-    let Command::Run { config, log_format } = Arguments::parse().command;
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| {
+        drop(error.print());
+        exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
+    });
+    let Command::Run { config, log_format } = arguments.command;
     let format = match log_format {
         LogLines::Text => LogFormat::Text,
         LogLines::Json => LogFormat::Json,

@@ -122,7 +122,7 @@ impl Pump {
                 return Ok(ended);
             }
             if wants_input {
-                self.gulps.pause(self.stream.last_read_len());
+                self.gulps.pause();
             }
             tokio::select! {
                 biased;
@@ -132,11 +132,14 @@ impl Pump {
                         draining = Some(Instant::now());
                     }
                 }
-                _ = ticks.tick() => self.tick(),
+                _ = ticks.tick() => self.tick()?,
                 () = self.acks.arrived() => {}
                 changed = self.writer.changed() => changed?,
                 Some(answer) = self.answers.recv() => self.delivery.answer(answer)?,
-                filled = fill_or_idle(&mut self.stream, wants_input) => filled?,
+                filled = fill_or_idle(&mut self.stream, wants_input) => {
+                    filled?;
+                    self.gulps.read(self.stream.last_read_len());
+                }
             }
             self.refuse_notices()?;
         }
@@ -217,7 +220,8 @@ impl Pump {
         self.writer.write(progress);
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self) -> Result<(), Trouble> {
+        self.delivery.watch()?;
         self.request_checkpoint(false);
         let (in_flight_events, in_flight_bytes) = self.delivery.in_flight();
         let ledger = self.delivery.ledger();
@@ -237,6 +241,7 @@ impl Pump {
         metrics.acknowledged_lsn.set(gauge(numbers.acknowledged.lsn().as_u64()));
         metrics.confirmed_lsn.set(gauge(numbers.confirmed.lsn().as_u64()));
         metrics.connected.with_label_values(&["kafka"]).set(i64::from(!self.acks.brokers_down()));
+        Ok(())
     }
 
     /// Postgres 18 and newer skip the rows of a publication they do not find, with no more than a warning.
@@ -253,7 +258,9 @@ impl Pump {
     /// Whether a graceful stop is through.
     async fn drained(&mut self, since: Instant) -> Result<Option<Ended>, Trouble> {
         let late = since.elapsed() > DRAIN_WITHIN;
-        let settled = self.delivery.in_flight().0 == 0 && !self.delivery.in_transaction();
+        // A transaction is read to its end, unless it holds a row that only a person can help on.
+        let stuck = self.poisoned || self.delivery.waits_for_topic();
+        let settled = self.delivery.in_flight().0 == 0 && (stuck || !self.delivery.in_transaction());
         if !settled && !late {
             return Ok(None);
         }
@@ -285,11 +292,12 @@ struct Gulps {
     since: Instant,
     bytes: u64,
     backlog: bool,
+    last: usize,
 }
 
 impl Default for Gulps {
     fn default() -> Self {
-        Gulps { since: Instant::now(), bytes: 0, backlog: false }
+        Gulps { since: Instant::now(), bytes: 0, backlog: false, last: 0 }
     }
 }
 
@@ -297,16 +305,21 @@ impl Gulps {
     /// How long a rate is measured: long enough for a few reads, short enough to follow the traffic.
     const WINDOW: Duration = Duration::from_millis(4);
 
-    /// Called before each read with the length of the one before it. Pauses this thread, which does nothing else.
-    fn pause(&mut self, last_read: usize) {
-        self.bytes += last_read as u64;
+    /// A read brought `bytes`.
+    fn read(&mut self, bytes: usize) {
+        self.last = bytes;
+        self.bytes += bytes as u64;
         let elapsed = self.since.elapsed();
         if elapsed >= Self::WINDOW {
             let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
-            self.backlog = self.bytes.saturating_mul(1_000_000) / micros > BACKLOG_BYTES_PER_SECOND;
-            *self = Gulps { backlog: self.backlog, ..Gulps::default() };
+            let backlog = self.bytes.saturating_mul(1_000_000) / micros > BACKLOG_BYTES_PER_SECOND;
+            *self = Gulps { backlog, last: bytes, ..Gulps::default() };
         }
-        if self.backlog && last_read < GULP_BYTES {
+    }
+
+    /// Called before each read. Pauses this thread, which does nothing else.
+    fn pause(&self) {
+        if self.backlog && self.last < GULP_BYTES {
             std::thread::sleep(GULP_PAUSE);
         }
     }

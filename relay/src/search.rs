@@ -89,6 +89,12 @@ impl Searcher {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
+    /// Whether Kafka answers.
+    pub fn is_reachable(&self) -> bool {
+        let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+        consumer.fetch_metadata(None, REQUEST).is_ok()
+    }
+
     /// Partition count and ends of a topic; `None` while it does not exist.
     pub fn topic(&self, name: &str) -> Result<Option<FoundTopic>, SearchError> {
         let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);

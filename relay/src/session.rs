@@ -24,8 +24,6 @@ use crate::status::{Phase, Status};
 use crate::trouble::{Reason, Trouble};
 use crate::verdict::{Findings, Verdict, judge};
 
-/// An unreachable host must not hold up the reason being shown.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// How long the server may take to end the stream after everything was confirmed.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -190,18 +188,18 @@ async fn finish(stream: Stream) {
 }
 
 fn replication_options(config: &Config) -> ConnectOptions {
-    let source = &config.source;
-    let host = if source.host.starts_with('/') {
-        Host::Unix { directory: source.host.clone().into(), port: source.port }
+    let Config { source: from, .. } = config;
+    let host = if from.host.starts_with('/') {
+        Host::Unix { directory: from.host.clone().into(), port: from.port }
     } else {
-        Host::Tcp { host: source.host.clone(), port: source.port }
+        Host::Tcp { host: from.host.clone(), port: from.port }
     };
     ConnectOptions {
         host,
-        user: source.user.clone(),
-        password: source.password.as_ref().map(|password| Password::new(password.reveal())),
-        database: source.database.clone(),
+        user: from.user.clone(),
+        password: from.password.as_ref().map(|password| Password::new(password.reveal())),
+        database: from.database.clone(),
         application_name: "outbox-relay".into(),
-        connect_timeout: CONNECT_WITHIN,
+        connect_timeout: source::CONNECT_WITHIN,
     }
 }

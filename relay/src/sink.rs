@@ -66,6 +66,7 @@ pub struct AckQueue {
     acks: Mutex<Vec<Ack>>,
     arrived: Notify,
     brokers_down: AtomicBool,
+    failed: AtomicBool,
 }
 
 impl AckQueue {
@@ -82,6 +83,11 @@ impl AckQueue {
     /// Whether librdkafka says that no broker can be reached.
     pub fn brokers_down(&self) -> bool {
         self.brokers_down.load(Ordering::Relaxed)
+    }
+
+    /// Whether a producer has given up for good: it sends nothing any more.
+    pub fn producer_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
     }
 
     fn put(&self, ack: Ack) {
@@ -102,8 +108,13 @@ struct Delivery(Arc<AckQueue>);
 
 impl ClientContext for Delivery {
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
-            self.0.brokers_down.store(true, Ordering::Relaxed);
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => self.0.brokers_down.store(true, Ordering::Relaxed),
+            Some(RDKafkaErrorCode::Fatal) => {
+                self.0.failed.store(true, Ordering::Relaxed);
+                self.0.arrived.notify_one();
+            }
+            _ => {}
         }
         tracing::debug!(%error, reason, "Kafka client");
     }

@@ -2,6 +2,7 @@
 //! state of the slot. Reading rows is not among it: they come from the stream alone.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use pg_replication::EndLsn;
 use serde_json::Value;
@@ -13,6 +14,9 @@ use crate::trouble::{Reason, Trouble};
 
 /// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
 const OLDEST_SERVER: i32 = 150_000;
+
+/// A host that swallows packets must not hold up the reason being shown.
+pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// What to connect with; `purpose` is shown in `pg_stat_activity`.
 pub fn connect_options(source: &Source, purpose: &str) -> PgConnectOptions {
@@ -32,8 +36,10 @@ pub fn connect_options(source: &Source, purpose: &str) -> PgConnectOptions {
 
 /// Opens an SQL connection.
 pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, Trouble> {
-    connect_options(source, purpose).connect().await.map_err(|error| {
-        let trouble = Trouble::from(error);
+    let options = connect_options(source, purpose);
+    let connected = tokio::time::timeout(CONNECT_WITHIN, options.connect()).await;
+    let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
+    connected.map_err(late).and_then(|connected| connected.map_err(Trouble::from)).map_err(|trouble| {
         let place = format!("{}:{}/{}", source.host, source.port, source.database);
         Trouble::new(trouble.reason, format!("cannot connect to Postgres at {place}: {}", trouble.what))
     })

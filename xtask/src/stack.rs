@@ -127,6 +127,12 @@ impl Stack {
 
     /// Starts the API and waits until it is ready.
     pub async fn start_api(&mut self) -> Result<(), Failure> {
+        let admin = self.ports.api_admin;
+        ready(self.launch_api()?, admin).await
+    }
+
+    /// Starts the API.
+    pub fn launch_api(&mut self) -> Result<&mut Program, Failure> {
         let program = Launch::new("basket-api", self.programs.join("basket-api"))
             .arg("serve")
             .arg(format!("--listen=127.0.0.1:{}", self.ports.api))
@@ -134,11 +140,17 @@ impl Stack {
             .env("BASKET_DATABASE_URL", self.database_url())
             .env("BASKET_STATIC_TOKEN", TOKEN)
             .start()?;
-        ready(self.api.insert(program), self.ports.api_admin).await
+        Ok(self.api.insert(program))
     }
 
     /// Starts the relay and waits until it is ready.
     pub async fn start_relay(&mut self) -> Result<(), Failure> {
+        let admin = self.ports.relay_admin;
+        ready(self.launch_relay()?, admin).await
+    }
+
+    /// Starts the relay.
+    pub fn launch_relay(&mut self) -> Result<&mut Program, Failure> {
         let config = match &self.options.relay_config {
             Some(config) => config.clone(),
             None => self.write_relay_config()?,
@@ -149,7 +161,7 @@ impl Stack {
             .arg(&config)
             .env("OUTBOX_RELAY__ADMIN__LISTEN", format!("127.0.0.1:{}", self.ports.relay_admin))
             .start()?;
-        ready(self.relay.insert(program), self.ports.relay_admin).await
+        Ok(self.relay.insert(program))
     }
 
     /// Address of the shop's database, as its owner.

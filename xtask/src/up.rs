@@ -94,7 +94,7 @@ pub fn addresses(stack: &Stack) -> Value {
     })
 }
 
-/// Starts again what has died. The programs are not waited for: they come up while the servers do.
+/// Starts again what has died. A program is not waited for: it shows by itself when it is ready.
 async fn restart_dead(stack: &mut Stack) -> Result<bool, Failure> {
     let api_died = stack.api.as_mut().is_some_and(|program| program.exit_status().is_some());
     let relay_died = stack.relay.as_mut().is_some_and(|program| program.exit_status().is_some());
@@ -103,22 +103,29 @@ async fn restart_dead(stack: &mut Stack) -> Result<bool, Failure> {
         return Ok(false);
     }
     tokio::time::sleep(PAUSE_BEFORE_RESTART).await;
-    if postgres_died {
-        eprintln!("Postgres has died: starting it again");
-        stack.postgres.kill().await?;
-        stack.postgres.start_again().await?;
-    }
-    if kafka_died {
-        eprintln!("a Kafka broker has died: starting it again");
-        stack.kafka.start_again().await?;
-    }
     if api_died {
         eprintln!("basket-api has died: starting it again");
-        stack.start_api().await?;
+        stack.launch_api()?;
     }
     if relay_died {
         eprintln!("outbox-relay has died: starting it again");
-        stack.start_relay().await?;
+        stack.launch_relay()?;
+    }
+    if postgres_died {
+        eprintln!("Postgres has died: starting it again");
+        stack.postgres.kill().await?;
+        tried(stack.postgres.start_again().await);
+    }
+    if kafka_died {
+        eprintln!("a Kafka broker has died: starting it again");
+        tried(stack.kafka.start_again().await);
     }
     Ok(true)
+}
+
+/// A server that did not come up is found dead at the next look, and tried again.
+fn tried(started: Result<(), testbed::Error>) {
+    if let Err(error) = started {
+        eprintln!("{error}");
+    }
 }

@@ -14,16 +14,18 @@ use sqlx::{PgPool, Postgres, Row, Transaction};
 use uuid::Uuid;
 
 use super::port_error;
+use crate::metrics::Metrics;
 
 /// Begins transactions.
 pub struct PostgresUnits {
     pool: PgPool,
+    metrics: Metrics,
 }
 
 impl PostgresUnits {
-    /// Over `pool`.
-    pub fn new(pool: PgPool) -> PostgresUnits {
-        PostgresUnits { pool }
+    /// Over `pool`; `metrics` count what was committed.
+    pub fn new(pool: PgPool, metrics: Metrics) -> PostgresUnits {
+        PostgresUnits { pool, metrics }
     }
 }
 
@@ -31,7 +33,8 @@ impl Units for PostgresUnits {
     fn begin(&self) -> BoxFuture<'_, Result<Box<dyn UnitOfWork>, PortError>> {
         Box::pin(async move {
             let transaction = self.pool.begin().await.map_err(port_error)?;
-            Ok(Box::new(PostgresUnit { transaction, events: Vec::new() }) as Box<dyn UnitOfWork>)
+            let metrics = self.metrics.clone();
+            Ok(Box::new(PostgresUnit { transaction, events: Vec::new(), metrics }) as Box<dyn UnitOfWork>)
         })
     }
 }
@@ -39,8 +42,9 @@ impl Units for PostgresUnits {
 /// A transaction; rolled back when dropped.
 struct PostgresUnit {
     transaction: Transaction<'static, Postgres>,
-    /// Events put into the outbox, for the command's record.
-    events: Vec<Uuid>,
+    /// Events put into the outbox: id and type.
+    events: Vec<(Uuid, &'static str)>,
+    metrics: Metrics,
 }
 
 impl UnitOfWork for PostgresUnit {
@@ -127,7 +131,7 @@ impl UnitOfWork for PostgresUnit {
         Box::pin(async move {
             let row = outbox_event(event, cause).map_err(|error| PortError::Failed(error.into()))?;
             outbox::append(&mut self.transaction, &[row]).await.map_err(|error| port_error(error.0))?;
-            self.events.push(event.id);
+            self.events.push((event.id, event.event_type));
             Ok(())
         })
     }
@@ -145,7 +149,7 @@ impl UnitOfWork for PostgresUnit {
             .bind(command.0)
             .bind(outcome.name())
             .bind(Json(outcome))
-            .bind(&self.events)
+            .bind(self.events.iter().map(|(id, _)| *id).collect::<Vec<Uuid>>())
             .execute(&mut *self.transaction)
             .await
             .map_err(port_error)?;
@@ -157,7 +161,11 @@ impl UnitOfWork for PostgresUnit {
     }
 
     fn commit(self: Box<Self>) -> BoxFuture<'static, Result<(), PortError>> {
-        Box::pin(async move { self.transaction.commit().await.map_err(port_error) })
+        Box::pin(async move {
+            self.transaction.commit().await.map_err(port_error)?;
+            self.events.iter().for_each(|(_, event_type)| self.metrics.outbox_row(event_type));
+            Ok(())
+        })
     }
 }
 

@@ -54,6 +54,8 @@ async fn every_change_is_an_event_in_the_outbox_with_its_cause() {
     assert_eq!(outbox[2].2["basket"]["lines"][0]["quantity"], 1, "checkout carries a full snapshot");
     let traced = service.count("SELECT count(*) FROM outbox WHERE traceparent LIKE '00-4bf92f%'").await;
     assert_eq!(traced, 1);
+    let metrics = service.metrics().await;
+    assert!(metrics.contains("basket_api_outbox_rows_total{type=\"basket.item_added.v1\"} 1"), "{metrics}");
 }
 
 #[tokio::test]

@@ -173,4 +173,10 @@ async fn a_configured_rule_routes_by_another_column() {
     relay.until("/readyz", 503, "PoisonRow").await;
     assert_eq!(site.records().await.len(), 1);
     assert_eq!(relay.ask("/livez").await.unwrap().0, 200);
+    let (code, log) = relay.stop().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(
+        log.contains("stopped in order"),
+        "a row that only a person can help on must not hold up a stop: {log}"
+    );
 }

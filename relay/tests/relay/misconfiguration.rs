@@ -42,6 +42,12 @@ async fn a_bad_file_ends_with_64_and_names_the_field() {
     }
 }
 
+#[test]
+fn a_bad_command_line_ends_with_64() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_outbox-relay")).arg("walk").output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+}
+
 #[tokio::test]
 async fn a_database_that_is_not_there() {
     let site = fresh().await;
