@@ -1,12 +1,43 @@
 //! Free ports.
 
 use std::net::TcpListener;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use crate::Error;
 
-/// A port of the loopback address that nobody listens on now. Another process may take it before it is used; the
-/// kernel hands ports out in turn, so that is rare.
+/// Below the range from which Linux gives ports to outgoing connections (32768 and up): a server that is stopped for a
+/// while must find its port free when it comes back.
+const PORTS: Range<u32> = 18_000..32_000;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A port of the loopback address that nobody listens on now, and that this process has not handed out before.
+/// Processes begin at different places, so that they seldom meet.
+///
+/// # Errors
+/// Every port is taken.
 pub fn free_port() -> Result<u16, Error> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(Error::system("find a free port"))?;
-    listener.local_addr().map(|address| address.port()).map_err(Error::system("find a free port"))
+    let count = PORTS.end - PORTS.start;
+    let place = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.subsec_nanos());
+    // The first call decides where this process begins; a lost race only makes both go on from the winner's place.
+    let _ = NEXT.compare_exchange(0, 1 + place % count, Ordering::Relaxed, Ordering::Relaxed);
+    let candidates = (0..count).map(|_| PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % count);
+    let free = candidates
+        .filter_map(|port| u16::try_from(port).ok())
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.ok_or_else(|| Error::system("find a free port")(std::io::ErrorKind::AddrInUse.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_handed_out_once_and_is_free() {
+        let (first, second) = (free_port().unwrap(), free_port().unwrap());
+        assert_ne!(first, second);
+        assert!(PORTS.contains(&u32::from(first)) && TcpListener::bind(("127.0.0.1", first)).is_ok());
+    }
 }
