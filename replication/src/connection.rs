@@ -74,8 +74,9 @@ impl Connection {
         })
     }
 
-    /// Writes what is to be written as far as the socket takes it. A failure is kept for the reader.
-    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Writes what is to be written as far as the socket takes it; ready with whether it took all. A failure is
+    /// kept for the reader.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while !self.output.is_empty() {
             match ready!(Pin::new(&mut self.socket).poll_write(cx, &self.output)) {
                 Ok(count) if count > 0 => self.output.advance(count),
@@ -83,7 +84,7 @@ impl Connection {
                 Err(error) => self.fail(error),
             }
         }
-        Poll::Ready(())
+        Poll::Ready(self.broken.is_none())
     }
 
     fn fail(&mut self, error: io::Error) {

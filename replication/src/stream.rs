@@ -147,7 +147,7 @@ impl Stream {
         if let Some(status) = self.feedback.due(Instant::now(), self.connection.unsent()) {
             self.send(status);
         }
-        if self.connection.poll_flush(cx).is_ready()
+        if self.connection.poll_flush(cx) == Poll::Ready(true)
             && let Some(flush) = self.sending.take()
         {
             self.sent = flush;

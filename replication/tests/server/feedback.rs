@@ -1,0 +1,142 @@
+//! What the server is told, how both sides notice that the other is gone, and how a stream ends.
+
+use super::*;
+use pg_replication::SqlState;
+use testbed::postgres::Shutdown;
+use testbed::wait;
+
+#[tokio::test]
+async fn what_is_confirmed_is_known_after_an_orderly_end_and_not_sent_again() {
+    let server = Server::version_18().await;
+    let mut stream = server.stream("s", &output(true)).await;
+    server.sql("INSERT INTO t VALUES (1, NULL)").await;
+    let (_, first, _) = transaction(&mut stream).await;
+    server.sql("INSERT INTO t VALUES (2, NULL)").await;
+    let (_, second, _) = transaction(&mut stream).await;
+    assert!(matches!(
+        stream.confirm(EndLsn::new((second.lsn().as_u64() + 1_000_000).into())),
+        Err(Error::NotReceived { .. })
+    ));
+    stream.confirm(first).unwrap();
+    let finished = stream.finish(SOON).await.unwrap();
+    assert_eq!((finished.confirmed, server.confirmed("s").await), (first, first));
+    let mut client = finished.client;
+    assert_eq!(client.simple_query("SELECT 1").await.unwrap(), [vec![Some("1".to_owned())]]);
+    let mut stream = server.client().await.start_replication("s", EndLsn::ZERO, &output(true)).await.unwrap();
+    let (_, end, rows) = transaction(&mut stream).await;
+    assert_eq!((end, rows.len()), (second, 1), "exactly what was not confirmed comes again");
+}
+
+#[tokio::test]
+async fn keepalives_move_an_idle_stream() {
+    let server = Server::version_18().await;
+    let mut stream = server.stream("s", &output(true)).await;
+    server.sql("CREATE TABLE busy AS SELECT generate_series(1, 10000) n").await;
+    let now: EndLsn =
+        EndLsn::new(server.value("SELECT pg_current_wal_lsn()").await.unwrap().parse().unwrap());
+    let end = read(&mut stream, |frame| match frame {
+        Frame::Keepalive { wal_end, .. } if *wal_end >= now => Some(*wal_end),
+        _ => None,
+    })
+    .await;
+    stream.confirm(end).unwrap();
+    wait::until("a confirmation by the stream's own timer", SOON, async || {
+        drop(tokio::time::timeout(Duration::from_millis(50), stream.fill()).await);
+        let seen = server.confirmed("s").await;
+        if seen == end { Ok(()) } else { Err(seen) }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_is_kept_alive() {
+    let server = Server::start(PgVersion::V18, &[("wal_sender_timeout", "1s")], Auth::Trust).await;
+    let mut stream = server.stream("s", &output(true)).await;
+    let pid = server.value("SELECT active_pid FROM pg_replication_slots").await;
+    // Four times the server's patience without reading anything.
+    assert!(tokio::time::timeout(Duration::from_secs(4), stream.idle()).await.is_err());
+    assert_eq!(server.value("SELECT active_pid FROM pg_replication_slots").await, pid);
+    server.sql("INSERT INTO t VALUES (1, NULL)").await;
+    assert_eq!(transaction(&mut stream).await.2.len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_has_stopped_answering_is_noticed() {
+    let server = Server::start(PgVersion::V18, &[("wal_sender_timeout", "1s")], Auth::Trust).await;
+    let mut stream = server.stream("s", &output(true)).await;
+    server.postgres.pause().unwrap();
+    let error = end(&mut stream).await;
+    assert!(matches!(error, Error::Silent { .. }), "{error}");
+    server.postgres.resume().unwrap();
+}
+
+#[tokio::test]
+async fn a_fast_shutdown_is_not_held_up() {
+    let mut server = Server::version_18().await;
+    let mut stream = server.stream("s", &output(true)).await;
+    server.sql("INSERT INTO t VALUES (1, NULL)").await;
+    let reading = async {
+        loop {
+            match stream.next_frame() {
+                Err(error) => return error,
+                Ok(Some(Frame::Keepalive { wal_end, .. })) => stream.confirm(wal_end).unwrap(),
+                Ok(Some(Frame::XLogData { .. })) => {}
+                Ok(None) => {
+                    if let Err(error) = stream.fill().await {
+                        return error;
+                    }
+                }
+            }
+        }
+    };
+    let (ended, stopped) = tokio::join!(reading, server.postgres.stop(Shutdown::Fast));
+    stopped.unwrap();
+    assert!(matches!(ended, Error::Closed | Error::Server(_) | Error::Io(_)), "{ended}");
+}
+
+#[tokio::test]
+async fn a_stream_ends_in_order_in_the_midst_of_a_transaction() {
+    const ROWS: usize = 50_000;
+    let server = Server::version_18().await;
+    let mut stream = server.stream("s", &output(true)).await;
+    let before = server.confirmed("s").await;
+    server.sql(&format!("INSERT INTO t SELECT n, '\\xff' FROM generate_series(1, {ROWS}) n")).await;
+    read(&mut stream, |frame| match frame {
+        Frame::XLogData { data, .. } if data.starts_with(b"I") => Some(()),
+        _ => None,
+    })
+    .await;
+    stream.finish(SOON).await.unwrap().client.close().await.unwrap();
+    assert_eq!(server.confirmed("s").await, before, "nothing was confirmed");
+    let mut stream = server.client().await.start_replication("s", EndLsn::ZERO, &output(true)).await.unwrap();
+    assert_eq!(transaction(&mut stream).await.2.len(), ROWS, "all of it comes again");
+}
+
+#[tokio::test]
+async fn an_end_that_does_not_come_is_not_waited_for_for_ever() {
+    let server = Server::version_18().await;
+    let stream = server.stream("s", &output(true)).await;
+    server.postgres.pause().unwrap();
+    let finished = tokio::time::timeout(SOON, stream.finish(Duration::from_millis(200))).await;
+    server.postgres.resume().unwrap();
+    assert!(matches!(finished, Ok(Err(Error::Timeout { .. }))));
+}
+
+#[tokio::test]
+async fn the_reason_of_a_broken_stream_is_the_servers() {
+    let mut server = Server::version_18().await;
+    let mut stream = server.stream("s", &output(true)).await;
+    server.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots").await;
+    assert_eq!(end(&mut stream).await.sqlstate(), Some(SqlState::ADMIN_SHUTDOWN));
+
+    let freed = async || match server.client().await.start_replication("s", EndLsn::ZERO, &output(true)).await
+    {
+        Ok(stream) => Ok(stream),
+        Err(error) => Err(error.to_string()),
+    };
+    let mut stream = wait::until("the slot to be free", SOON, freed).await.unwrap();
+    let (ended, killed) = tokio::join!(end(&mut stream), server.postgres.kill());
+    killed.unwrap();
+    assert!(matches!(ended, Error::Closed | Error::Io(_)), "{ended}");
+}
