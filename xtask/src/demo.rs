@@ -147,21 +147,16 @@ async fn verdict(stack: &Stack, reader: &Reader) -> Result<bool, Failure> {
     println!("{}", heading("Verdict"));
     let records = records::read_all(&stack.kafka.bootstrap(), &[TOPIC]).await?;
     let verdict = checker::check(&log(stack).await?, &records);
-    println!("{verdict}");
+    let text = verdict.to_string();
+    let (table, sentence) = text.rsplit_once('\n').unwrap_or(("", &text));
+    println!("{table}");
+    println!("{}", if verdict.is_right() { good(sentence) } else { bad(sentence) });
     let (median, slowest) = reader.latencies();
     println!(
         "{}",
         faint(&format!(
-            "commit to consumer, while the relay lived: median {median} ms, slowest {slowest} ms"
+            "  commit to consumer, while the relay lived: median {median} ms, slowest {slowest} ms"
         ))
-    );
-    println!(
-        "{}",
-        if verdict.is_right() {
-            good("right: every committed event is in Kafka once, in order")
-        } else {
-            bad("WRONG")
-        }
     );
     Ok(verdict.is_right())
 }

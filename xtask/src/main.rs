@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{Failure, bench, demo, paint, test, up};
+use xtask::{bench, demo, paint, test, up};
 
 /// Real servers on this machine: show the platform, run it, test it, measure it.
 #[derive(Parser)]
@@ -28,6 +28,8 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let command = Arguments::parse().command;
+    // Being interrupted is how these end; the others have not finished.
+    let runs_until_stopped = matches!(command, Command::Up(_));
     let run = async {
         match command {
             Command::Demo(options) => demo::run(&options).await,
@@ -38,7 +40,10 @@ async fn main() -> ExitCode {
     };
     let ended = tokio::select! {
         ended = run => ended,
-        signal = stopped() => Err(signal),
+        () = stopped() => {
+            eprintln!("stopped: removing servers and folders");
+            return if runs_until_stopped { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,14 +55,13 @@ async fn main() -> ExitCode {
 }
 
 /// Ctrl-C or SIGTERM: whatever runs is dropped, and its servers with it.
-async fn stopped() -> Failure {
+async fn stopped() {
     let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
     let Ok(mut terminate) = terminate else { return std::future::pending().await };
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
-    "stopped; servers and folders are removed".into()
 }
 
 #[cfg(test)]

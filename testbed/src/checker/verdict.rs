@@ -148,6 +148,10 @@ impl fmt::Display for Verdict {
         if self.committed == 0 {
             writeln!(f, "  nothing was committed, so nothing is proved")?;
         }
-        write!(f, "  {}", if self.is_right() { "right" } else { "WRONG" })
+        write!(
+            f,
+            "  {}",
+            if self.is_right() { "right: every committed event once, in order" } else { "WRONG" }
+        )
     }
 }
