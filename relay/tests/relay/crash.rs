@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use testbed::load::{Backlog, Log, write_backlog};
+use testbed::load::{Backlog, write_backlog};
 use testbed::postgres::PgVersion;
 use testbed::wait;
 
@@ -73,6 +73,26 @@ async fn survives_a_kafka_outage(version: PgVersion) {
     right(&site.verdict(load, &relay).await);
 }
 
+/// A broker that hangs answers neither yes nor no. What it had when it stopped is sent again when it goes on, and
+/// must be there once.
+#[tokio::test]
+async fn kafka_hangs_longer_than_a_request_may_take() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    site.until_records(100).await;
+    servers.kafka.brokers()[0].pause().unwrap();
+    let hangs = Instant::now();
+    relay.until("/readyz", 503, "KafkaUnreachable").await;
+    // The producers give a request up after 10 s.
+    tokio::time::sleep(Duration::from_secs(15).saturating_sub(hangs.elapsed())).await;
+    servers.kafka.brokers()[0].resume().unwrap();
+    relay.until_ready().await;
+    right(&site.verdict(load, &relay).await);
+}
+
 #[tokio::test]
 async fn kill_9_while_kafka_is_away() {
     let _place = heavy().await;
@@ -136,9 +156,7 @@ async fn killed_again_and_again_inside_one_large_transaction() {
     }
     let relay = site.relay().await;
     site.until_records(20_000).await;
-    let topic = site.topic();
-    let log = Log::of_table(site.database.url(), "outbox", |_| topic.clone()).await.unwrap();
-    right(&site.judge(log, &relay).await);
+    site.judge_table(&relay).await;
 }
 
 /// Part of the long matrix: the same on every supported version.

@@ -175,6 +175,13 @@ impl Site {
         checker::check(&log, &self.records().await)
     }
 
+    /// Demands that everything the table holds is in Kafka, whoever wrote it.
+    pub async fn judge_table(&self, relay: &Relay) {
+        let topic = self.topic();
+        let log = Log::of_table(self.database.url(), "outbox", |_| topic.clone()).await.unwrap();
+        right(&self.judge(log, relay).await);
+    }
+
     /// Waits until the slot has confirmed everything there is now.
     pub async fn until_confirmed(&self, relay: &Relay) {
         let now = self.value("pg_current_wal_insert_lsn()").await.unwrap();

@@ -9,11 +9,14 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod confirmation;
 mod crash;
 mod delivery;
 mod fixture;
+mod grants;
 mod idle;
 mod memory;
 mod misconfiguration;
+mod replay;
 mod rules;
 mod shutdown;

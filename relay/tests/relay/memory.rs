@@ -1,10 +1,10 @@
 //! Memory is bounded by configuration, however much waits.
 
-use testbed::load::{Backlog, Log, write_backlog};
+use testbed::load::{Backlog, write_backlog};
 use testbed::postgres::PgVersion;
 use testbed::wait;
 
-use crate::fixture::{OwnServers, SOON, heavy, right};
+use crate::fixture::{OwnServers, SOON, heavy};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -36,7 +36,5 @@ async fn two_hundred_thousand_rows_wait_while_kafka_is_away() {
     .unwrap();
     let (_, peak) = relay.program.memory().unwrap();
     assert!(peak < 64 * MIB, "the relay had {} MiB at its peak", peak / MIB);
-    let topic = site.topic();
-    let log = Log::of_table(site.database.url(), "outbox", |_| topic.clone()).await.unwrap();
-    right(&site.judge(log, &relay).await);
+    site.judge_table(&relay).await;
 }

@@ -1,5 +1,7 @@
 //! Wrong settings and missing things: one sentence that says what to do, no panic, no secret.
 
+use sqlx::ConnectOptions;
+use sqlx::postgres::PgConnectOptions;
 use testbed::kafka::create_topic;
 use testbed::postgres::{Auth, PgVersion, Postgres, PostgresOptions};
 use testbed::{Database, shared};
@@ -25,10 +27,11 @@ async fn shows(relay: &Relay, reason: &str, remedy: &str) {
 #[tokio::test]
 async fn a_bad_file_ends_with_64_and_names_the_field() {
     let site = fresh().await;
-    let cases: [(&str, &str, &str); 5] = [
+    let cases: [(&str, &str, &str); 6] = [
         ("version: 1", "version: [", "is not YAML"),
         ("name: relay", "name: relay\nnome: x", "nome"),
         ("{name: outbox}", "{name: outbox, creationPolicy: Sometimes}", "source.publication.creationPolicy"),
+        ("slot: {name: ", "slot: {name: Not-", "source.slot.name: 'Not-"),
         ("user: postgres", "user: postgres, password: hunter2", "source.password"),
         ("sink: {", "sink: {producers: 99, ", "sink.producers: 99 is outside 1 to 16"),
     ];
@@ -74,6 +77,11 @@ async fn a_wrong_password() {
     site.execute("ALTER USER postgres PASSWORD 'another'").await;
     let relay = site.launch(|text| text);
     shows(&relay, "AuthenticationFailed", "check source.user and its password").await;
+    // Over the socket the server asks nobody for a password.
+    let socket = PgConnectOptions::new_without_pgpass().socket(postgres.socket_directory());
+    let mut sql = socket.port(postgres.port()).username("postgres").connect().await.unwrap();
+    sqlx::raw_sql("ALTER USER postgres PASSWORD 'testbed-password'").execute(&mut sql).await.unwrap();
+    relay.until_ready().await;
 }
 
 #[tokio::test]

@@ -1,0 +1,83 @@
+//! What Postgres is told, and when: never more than is stored (R13), never past an open transaction, and onwards
+//! whatever else the cluster does (R14).
+
+use crate::fixture::{Site, heavy, right};
+
+/// R13: what Postgres is told never runs ahead of the checkpoint.
+#[tokio::test]
+async fn r13_confirmations_never_outrun_the_checkpoint() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    // First the slot, then the checkpoint, which only moves on. Each statement of a volatile function sees what is
+    // committed when it begins; in one statement the checkpoint could be the older of the two.
+    site.execute(&format!(
+        "CREATE FUNCTION outran() RETURNS boolean VOLATILE LANGUAGE plpgsql AS $$
+         DECLARE
+             told   pg_lsn;
+             stored pg_lsn;
+         BEGIN
+             SELECT confirmed_flush_lsn INTO told FROM pg_replication_slots WHERE slot_name = '{}';
+             SELECT confirmed_lsn INTO stored FROM outbox_checkpoint;
+             RETURN told > stored;
+         END $$",
+        site.slot
+    ))
+    .await;
+    let relay = site.relay().await;
+    let load = site.start_load(400.0).await;
+    let mut sql = site.sql().await;
+    while load.committed() < 1_500 {
+        let outran: bool = sqlx::query_scalar("SELECT outran()").fetch_one(&mut sql).await.unwrap();
+        assert!(!outran, "the slot was told more than was stored");
+    }
+    right(&site.verdict(load, &relay).await);
+}
+
+/// R13: a slot ahead of the checkpoint is a gap, and delivery stops.
+#[tokio::test]
+async fn r13_a_slot_that_somebody_advanced_stops_delivery() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    assert_eq!(relay.stop().await.0, Some(0));
+    site.insert([("k", 2)]).await;
+    site.execute(&format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", site.slot)).await;
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 503, "SlotAhead").await;
+    assert_eq!(site.records().await.len(), 1);
+}
+
+/// R14: confirmations go on beside a busy table and a transaction that stays open, under load; and the open one's
+/// event is not passed over, although the relay dies while it is open.
+#[tokio::test]
+async fn r14_an_open_transaction_is_neither_waited_for_nor_passed() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    site.execute("CREATE TABLE busy (filler text)").await;
+    let relay = site.relay().await;
+    let mut open = site.sql().await;
+    let begin = format!(
+        "BEGIN;
+         INSERT INTO busy VALUES ('open');
+         INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+         VALUES (gen_random_uuid(), '{}', 'late', 'late.v1', '1')",
+        site.aggregate
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(begin)).execute(&mut open).await.unwrap();
+    let load = site.start_load(300.0).await;
+    for _ in 0..3 {
+        site.execute("INSERT INTO busy SELECT repeat(md5(n::text), 100) FROM generate_series(1, 1000) n")
+            .await;
+        site.until_confirmed(&relay).await;
+    }
+    relay.kill().await;
+    let relay = site.relay().await;
+    site.until_confirmed(&relay).await;
+    sqlx::raw_sql("COMMIT").execute(&mut open).await.unwrap();
+    load.stop().await.unwrap();
+    site.judge_table(&relay).await;
+    let late =
+        site.records().await.iter().filter(|record| record.header("ce_type") == Some("late.v1")).count();
+    assert_eq!(late, 1);
+}
