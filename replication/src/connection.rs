@@ -112,3 +112,41 @@ impl Connection {
         self.broken.take().map_or(Ok(()), |error| Err(error.into()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixStream;
+
+    async fn once<T>(mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        poll_fn(|cx| Poll::Ready(poll(cx))).await
+    }
+
+    #[tokio::test]
+    async fn a_write_that_is_broken_off_goes_on_where_it_was() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(Socket::Unix(ours));
+        let sent: Vec<u8> = (0..4_000_000_u32).map(|n| (n % 251) as u8).collect();
+        connection.output().extend_from_slice(&sent);
+        assert!(once(|cx| connection.poll_flush(cx)).await.is_pending(), "more than a socket holds");
+        assert!(connection.unsent());
+
+        let mut arrived = vec![0; sent.len()];
+        let (written, read) = tokio::join!(connection.flush(), theirs.read_exact(&mut arrived));
+        written.unwrap();
+        read.unwrap();
+        assert!(arrived == sent && !connection.unsent());
+    }
+
+    #[tokio::test]
+    async fn what_the_server_said_last_is_read_although_writing_fails() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(Socket::Unix(ours));
+        tokio::io::AsyncWriteExt::write_all(&mut theirs, b"E\0\0\0\x05\0").await.unwrap();
+        drop(theirs);
+        connection.output().extend_from_slice(b"status");
+        assert_eq!(once(|cx| connection.poll_flush(cx)).await, Poll::Ready(false));
+        assert_eq!(connection.receive().await.unwrap().tag, b'E');
+        assert!(matches!(connection.receive().await, Err(Error::Io(_))));
+    }
+}

@@ -168,6 +168,11 @@ fn major(version: &str) -> Result<u32, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::socket::Socket;
+    use crate::{Host, Password};
+    use proptest::prelude::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
 
     #[test]
     fn versions_are_read_in_all_their_forms() {
@@ -175,5 +180,74 @@ mod tests {
             assert_eq!(major(text).unwrap(), expected);
         }
         assert!(major("").is_err() && major("devel").is_err());
+    }
+
+    /// Lets the client meet a server that says `bytes`, whatever it is told, and then hangs up.
+    fn meet(bytes: &[u8]) -> Result<Greeting, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(bytes).await.unwrap();
+            theirs.shutdown().await.unwrap();
+            let host = Host::Unix { directory: "/nowhere".into(), port: 5432 };
+            let mut options = ConnectOptions::new(host, "relay", "shop");
+            options.password = Some(Password::new("sesame"));
+            let mut connection = Connection::new(Socket::Unix(ours));
+            start(&mut connection, &options, &mut Notices::default()).await
+        })
+    }
+
+    fn request(kind: u32, rest: &[u8]) -> Vec<u8> {
+        [b"R", &(rest.len() as u32 + 8).to_be_bytes()[..], &kind.to_be_bytes(), rest].concat()
+    }
+
+    const VERSION: &[u8] = b"S\0\0\0\x18server_version\x0018.4\0";
+    const READY: &[u8] = b"Z\0\0\0\x05I";
+
+    #[test]
+    fn a_server_that_trusts_is_taken_at_its_word() {
+        let greeting = meet(&[&request(0, b"")[..], VERSION, READY].concat()).unwrap();
+        assert_eq!(greeting.version, 18);
+    }
+
+    #[test]
+    fn a_welcome_without_proof_is_refused() {
+        let offer = request(10, b"SCRAM-SHA-256\0\0");
+        let refused = meet(&[&offer[..], &request(0, b""), VERSION, READY].concat());
+        assert!(matches!(refused, Err(Error::Auth { .. })));
+    }
+
+    #[test]
+    fn requests_that_are_not_supported_are_refused() {
+        for kind in [2, 3, 6, 7, 9, 99] {
+            assert!(matches!(meet(&request(kind, b"")), Err(Error::Auth { .. })), "{kind}");
+        }
+        let unknown = request(10, b"SCRAM-SHA-512\0\0");
+        assert!(matches!(meet(&unknown), Err(Error::Auth { .. })));
+    }
+
+    #[test]
+    fn a_server_that_hangs_up_is_closed() {
+        assert!(matches!(meet(b""), Err(Error::Closed)));
+        assert!(matches!(meet(&request(0, b"")), Err(Error::Closed)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_server_makes_it_panic(messages in prop::collection::vec(
+            (prop::sample::select(b"RSKNEZdX".to_vec()), 0..14_u32, prop::collection::vec(any::<u8>(), 0..40)),
+            0..8,
+        )) {
+            let bytes: Vec<u8> = messages
+                .iter()
+                .flat_map(|(tag, kind, rest)| {
+                    let mut message = request(*kind, rest);
+                    message[0] = *tag;
+                    message
+                })
+                .collect();
+            let _ = meet(&bytes);
+        }
     }
 }
