@@ -1,10 +1,11 @@
 -- The basket service's own tables: the state commands change, and the read model queries see.
 
--- State. A row is locked while a command works on its basket, which gives the basket's events their order.
+-- State. A command that changes a basket locks its row, which gives the basket's events their order.
 CREATE TABLE basket (
-    id             uuid        PRIMARY KEY,
+    id             uuid        PRIMARY KEY,         -- UUIDv7: sorts by time of creation
+    owner          text        NOT NULL,            -- the principal that created it; nobody else sees it
     buyer_id       text        NOT NULL,
-    status         text        NOT NULL CHECK (status IN ('open', 'checked_out')),
+    status         text        NOT NULL CHECK (status IN ('open', 'checked_out', 'abandoned')),
     lines          jsonb       NOT NULL,            -- in the order they were put in
     payment_method text,
     version        bigint      NOT NULL CHECK (version >= 1),
@@ -13,12 +14,20 @@ CREATE TABLE basket (
     CONSTRAINT basket_paid_when_checked_out CHECK ((status = 'checked_out') = (payment_method IS NOT NULL))
 );
 
--- Read model: what a reader is shown, computed when the basket changes, in the same transaction.
+-- Finds baskets nobody touched for long, oldest first. Not on updated_at: an index on a column that every change
+-- writes would make every change write the index, too.
+CREATE INDEX basket_open ON basket (id) WHERE status = 'open';
+
+-- Read model: what a reader is shown, computed when the basket changes, in the same transaction. It can be made
+-- again from the state at any time: basket-api rebuild-read-model.
 CREATE TABLE basket_view (
-    id       uuid   PRIMARY KEY REFERENCES basket (id) ON DELETE CASCADE,
-    buyer_id text   NOT NULL,
-    view     jsonb  NOT NULL
+    id       uuid  PRIMARY KEY,
+    owner    text  NOT NULL,
+    buyer_id text  NOT NULL,
+    status   text  NOT NULL,
+    view     jsonb NOT NULL
 );
 
--- Ids are UUIDv7 and sort by time: newest first for one buyer.
-CREATE INDEX basket_view_by_buyer ON basket_view (buyer_id, id DESC);
+-- Newest first, for one owner, and for one buyer of one owner.
+CREATE INDEX basket_view_by_owner ON basket_view (owner, id DESC);
+CREATE INDEX basket_view_by_buyer ON basket_view (owner, buyer_id, id DESC);

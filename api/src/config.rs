@@ -1,13 +1,18 @@
 //! Configuration: arguments and environment, checked before anything starts. Secrets come from files or the
 //! environment only, because arguments can be read by everybody on the machine.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sqlx::postgres::PgConnectOptions;
+use url::Url;
+
+use crate::auth::{KeySource, SetUpError, TokenRules, TokenVerifier};
+use crate::http::Authentication;
 
 /// Environment variable with the database's address.
 const DATABASE_URL: &str = "BASKET_DATABASE_URL";
@@ -15,6 +20,8 @@ const DATABASE_URL: &str = "BASKET_DATABASE_URL";
 const STATIC_TOKEN: &str = "BASKET_STATIC_TOKEN";
 /// Shorter tokens can be guessed.
 const SHORTEST_TOKEN: usize = 16;
+/// Keys have to outlive the longest retry of any client; a day is the least that other APIs promise.
+const SHORTEST_KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// The basket service: commands, queries, and events through the transactional outbox.
 #[derive(Parser)]
@@ -24,6 +31,7 @@ const SHORTEST_TOKEN: usize = 16;
     about,
     after_help = "Environment:\n  BASKET_DATABASE_URL       postgres://user:password@host:port/database (required)\n  \
                   BASKET_STATIC_TOKEN       the bearer token of --auth static-token, 16 characters or more\n\
+                  Durations are a number with a unit: 500ms, 30s, 15m, 72h, 30d.\n\
                   Exit codes: 0 stopped in order, 64 invalid configuration, 69 the database is away, 70 a bug."
 )]
 pub struct Arguments {
@@ -36,9 +44,15 @@ pub struct Arguments {
 #[derive(Subcommand)]
 pub enum Command {
     /// Serve until stopped. SIGTERM finishes the requests under way and exits 0.
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Bring the database's schema up to date. Safe to repeat.
     Migrate,
+    /// Make the read model again from the state. Safe while the service runs.
+    RebuildReadModel,
+    /// Print the OpenAPI document.
+    Openapi,
+    /// Print the JSON Schema of every event type.
+    EventSchemas,
 }
 
 /// How to serve.
@@ -50,42 +64,104 @@ pub struct Serve {
     /// Address of /livez, /readyz, /metrics and /status.
     #[arg(long, env = "BASKET_ADMIN_LISTEN", default_value = "127.0.0.1:9080")]
     pub admin_listen: SocketAddr,
-    /// Database connections at most.
-    #[arg(long, env = "BASKET_DATABASE_CONNECTIONS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=500))]
-    pub database_connections: u32,
+    /// Who may call.
+    #[command(flatten)]
+    pub access: Access,
+    /// How much at once.
+    #[command(flatten)]
+    pub bounds: Bounds,
+    /// What is kept how long.
+    #[command(flatten)]
+    pub retention: Retention,
+}
+
+/// Who may call.
+#[derive(Args)]
+#[command(next_help_heading = "Access")]
+pub struct Access {
     /// How callers prove who they are.
-    #[arg(long, env = "BASKET_AUTH", default_value = "static-token")]
+    #[arg(long, env = "BASKET_AUTH", default_value = "jwt")]
     pub auth: AuthMode,
-    /// File with the token of the development mode, in place of BASKET_STATIC_TOKEN.
+    /// jwt: issuer of the tokens, exactly as in their claim `iss`.
+    #[arg(long, env = "BASKET_JWT_ISSUER")]
+    pub jwt_issuer: Option<String>,
+    /// jwt: this service's name in the tokens' claim `aud`.
+    #[arg(long, env = "BASKET_JWT_AUDIENCE")]
+    pub jwt_audience: Option<String>,
+    /// jwt: claim with the caller's roles; dots lead into objects, such as realm_access.roles.
+    #[arg(long, env = "BASKET_JWT_ROLES_CLAIM", default_value = "roles")]
+    pub jwt_roles_claim: String,
+    /// jwt: file with the issuer's key set (JWKS). Read again when it changes.
+    #[arg(long, env = "BASKET_JWKS_FILE")]
+    pub jwks_file: Option<PathBuf>,
+    /// jwt: address of the issuer's key set (JWKS), in place of a file.
+    #[arg(long, env = "BASKET_JWKS_URL", conflicts_with = "jwks_file")]
+    pub jwks_url: Option<Url>,
+    /// jwt: file with the certificate authority (PEM) of that address, in place of those of the web.
+    #[arg(long, env = "BASKET_JWKS_CA_FILE", requires = "jwks_url")]
+    pub jwks_ca_file: Option<PathBuf>,
+    /// static-token: file with the token, in place of BASKET_STATIC_TOKEN.
     #[arg(long, env = "BASKET_STATIC_TOKEN_FILE")]
     pub static_token_file: Option<PathBuf>,
+    /// Change a basket only for callers that send If-Match.
+    #[arg(long, env = "BASKET_REQUIRE_IF_MATCH")]
+    pub require_if_match: bool,
+}
+
+/// How much at once. Each bound keeps one kind of overload from becoming an outage.
+#[derive(Args)]
+#[command(next_help_heading = "Bounds")]
+pub struct Bounds {
+    /// Database connections at most. A few per CPU of the database are as fast as many.
+    #[arg(long, env = "BASKET_DATABASE_CONNECTIONS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub database_connections: u32,
+    /// Client connections at most; more wait until one closes.
+    #[arg(long, env = "BASKET_MAX_CONNECTIONS", default_value_t = 1024, value_parser = at_least_one)]
+    pub max_connections: usize,
+    /// Requests under way at most; more are answered 429.
+    #[arg(long, env = "BASKET_MAX_REQUESTS", default_value_t = 512, value_parser = at_least_one)]
+    pub max_requests: usize,
+    /// Requests a second of one principal at most, more are answered 429; 0 for any number.
+    #[arg(long, env = "BASKET_RATE_LIMIT", default_value_t = 5000)]
+    pub rate_limit: u32,
+    /// How long a request may take.
+    #[arg(long, env = "BASKET_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub request_timeout: Duration,
+    /// How long a request's head may take to arrive, and a connection may be idle.
+    #[arg(long, env = "BASKET_HEADER_TIMEOUT", default_value = "15s", value_parser = duration)]
+    pub header_timeout: Duration,
+    /// How long requests under way may take to end after SIGTERM.
+    #[arg(long, env = "BASKET_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration)]
+    pub drain_timeout: Duration,
+}
+
+/// What is kept how long.
+#[derive(Args)]
+#[command(next_help_heading = "Retention")]
+pub struct Retention {
+    /// Abandon open baskets that nobody touched for this long.
+    #[arg(long, env = "BASKET_ABANDON_AFTER", default_value = "30d", value_parser = duration)]
+    pub abandon_after: Duration,
+    /// Forget idempotency keys this long after their first use; 24h at least.
+    #[arg(long, env = "BASKET_KEEP_KEYS", default_value = "72h", value_parser = duration)]
+    pub keep_keys: Duration,
+    /// Drop whole months of the log of commands this long after their end; kept for ever if not set. Longer than keys.
+    #[arg(long, env = "BASKET_KEEP_COMMANDS", value_parser = duration)]
+    pub keep_commands: Option<Duration>,
+    /// How often to look for what has expired.
+    #[arg(long, env = "BASKET_HOUSEKEEPING_EVERY", default_value = "1m", value_parser = duration)]
+    pub housekeeping_every: Duration,
 }
 
 /// How callers prove who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthMode {
+    /// By an OIDC access token (JWT, RS256 or ES256).
+    Jwt,
     /// One bearer token for everybody: for development.
     StaticToken,
     /// Not at all; everybody is the principal `anonymous`.
     None,
-}
-
-/// How requests are authenticated, with what it needs.
-#[derive(Clone)]
-pub enum Authentication {
-    /// The bearer token every request must carry.
-    StaticToken(String),
-    /// None.
-    Nobody,
-}
-
-impl fmt::Debug for Authentication {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Authentication::StaticToken(_) => "StaticToken([redacted])",
-            Authentication::Nobody => "Nobody",
-        })
-    }
 }
 
 /// The configuration cannot be used.
@@ -102,6 +178,9 @@ pub enum ConfigError {
         /// What is wrong and what is allowed.
         problem: String,
     },
+    /// The token issuer's keys cannot be used.
+    #[error("the keys of --auth jwt cannot be used: {0}")]
+    Keys(SetUpError),
 }
 
 /// Where the database is.
@@ -116,12 +195,17 @@ pub fn database() -> Result<PgConnectOptions, ConfigError> {
     })
 }
 
-impl Serve {
+impl Access {
     /// How requests are authenticated.
     pub fn authentication(&self) -> Result<Authentication, ConfigError> {
-        if self.auth == AuthMode::None {
-            return Ok(Authentication::Nobody);
+        match self.auth {
+            AuthMode::None => Ok(Authentication::Nobody),
+            AuthMode::StaticToken => self.static_token().map(Authentication::StaticToken),
+            AuthMode::Jwt => self.tokens(),
         }
+    }
+
+    fn static_token(&self) -> Result<String, ConfigError> {
         let token = match &self.static_token_file {
             Some(file) => std::fs::read_to_string(file).map_err(|error| ConfigError::Invalid {
                 field: "BASKET_STATIC_TOKEN_FILE",
@@ -130,13 +214,70 @@ impl Serve {
             None => std::env::var(STATIC_TOKEN).map_err(|_| ConfigError::Missing(STATIC_TOKEN))?,
         };
         let token = token.trim().to_owned();
-        let usable = token.len() >= SHORTEST_TOKEN && token.bytes().all(|b| b.is_ascii_graphic());
-        if usable {
-            return Ok(Authentication::StaticToken(token));
+        if token.len() >= SHORTEST_TOKEN && token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Ok(token);
         }
         let problem = format!("must be {SHORTEST_TOKEN} or more visible ASCII characters");
         Err(ConfigError::Invalid { field: STATIC_TOKEN, problem })
     }
+
+    fn tokens(&self) -> Result<Authentication, ConfigError> {
+        let needed = |value: &Option<String>, name| value.clone().ok_or(ConfigError::Missing(name));
+        let rules = TokenRules {
+            issuer: needed(&self.jwt_issuer, "--jwt-issuer (needed by --auth jwt)")?,
+            audience: needed(&self.jwt_audience, "--jwt-audience (needed by --auth jwt)")?,
+            roles_claim: self.jwt_roles_claim.clone(),
+        };
+        let source = match (&self.jwks_file, &self.jwks_url) {
+            (Some(file), _) => KeySource::File(file.clone()),
+            (None, Some(url)) => KeySource::Url { url: url.clone(), ca_file: self.jwks_ca_file.clone() },
+            (None, None) => {
+                return Err(ConfigError::Missing("--jwks-url or --jwks-file (needed by --auth jwt)"));
+            }
+        };
+        let verifier = TokenVerifier::new(rules, source).map_err(ConfigError::Keys)?;
+        Ok(Authentication::Tokens(Arc::new(verifier)))
+    }
+}
+
+impl Retention {
+    /// Refuses what would break a promise.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let refused = |field, problem: &str| Err(ConfigError::Invalid { field, problem: problem.to_owned() });
+        if self.keep_keys < SHORTEST_KEY_RETENTION {
+            return refused("--keep-keys", "must be 24h or more: clients repeat requests by their keys");
+        }
+        if self.keep_commands.is_some_and(|keep| keep < self.keep_keys || keep < WEEK) {
+            return refused("--keep-commands", "must be 7d or more, and not less than --keep-keys");
+        }
+        if self.abandon_after < Duration::from_secs(1) || self.housekeeping_every < Duration::from_millis(100)
+        {
+            return refused("--abandon-after and --housekeeping-every", "must be 1s and 100ms or more");
+        }
+        Ok(())
+    }
+}
+
+/// The log is dropped by months: less than a week of it would be nothing at the start of each.
+const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number from 1 on".to_owned())
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds: u64 = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 3600 * 1000,
+        "d" => 24 * 3600 * 1000,
+        _ => return Err("must be a number with a unit, such as 500ms, 30s, 15m, 72h or 30d".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "must begin with a number".to_owned())?;
+    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "is too long".to_owned())
 }
 
 #[cfg(test)]
@@ -147,5 +288,14 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 24 * 3600)));
+        for wrong in ["", "5", "s", "5 s", "-5s", "5w", "99999999999999999999s", "999999999999999999d"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -6,10 +6,18 @@
 mod auth;
 mod baskets;
 mod body;
+mod commands;
+mod conditions;
+mod contract;
 mod idempotency;
+mod limits;
+pub mod openapi;
+mod pages;
 mod problem;
 mod request;
 mod routes;
 
+pub use auth::Authentication;
+pub use limits::RequestLimits;
 pub use problem::Problem;
-pub use routes::{App, filter};
+pub use routes::{App, Rules, filter};

@@ -4,10 +4,13 @@ use std::error::Error;
 use std::process::exit;
 
 use admin::{EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
+use basket::application::integration::schemas;
 use basket_api::config::{self, Arguments, Command, Serve};
-use basket_api::postgres::MIGRATIONS;
+use basket_api::http::openapi;
+use basket_api::postgres::{Housekeeping, MIGRATIONS};
 use basket_api::service::{StartError, serve};
 use clap::Parser;
+use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,6 +19,11 @@ fn main() {
         drop(error.print());
         exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
     });
+    match arguments.command {
+        Command::Openapi => print(&openapi::document()),
+        Command::EventSchemas => print(&event_schemas()),
+        Command::Serve(_) | Command::Migrate | Command::RebuildReadModel => {}
+    }
     let log_level = init_logging("info,sqlx=warn", LogFormat::Text);
     admin::exit_on_panic();
     let database = config::database().unwrap_or_else(|error| refuse(&error));
@@ -24,9 +32,20 @@ fn main() {
         exit(EXIT_BUG)
     };
     exit(match arguments.command {
-        Command::Serve(options) => runtime.block_on(run(&options, database, log_level)),
+        Command::Serve(options) => runtime.block_on(run(*options, database, log_level)),
         Command::Migrate => runtime.block_on(migrate(database)),
+        Command::RebuildReadModel => runtime.block_on(rebuild(database)),
+        Command::Openapi | Command::EventSchemas => 0,
     })
+}
+
+fn print(document: &Value) -> ! {
+    println!("{document:#}");
+    exit(0)
+}
+
+fn event_schemas() -> Value {
+    schemas().into_iter().map(|(event_type, schema)| (event_type.to_owned(), schema.to_value())).collect()
 }
 
 fn refuse(error: &dyn Error) -> ! {
@@ -34,7 +53,7 @@ fn refuse(error: &dyn Error) -> ! {
     exit(EXIT_CONFIG)
 }
 
-async fn run(options: &Serve, database: PgConnectOptions, log_level: admin::LogLevel) -> i32 {
+async fn run(options: Serve, database: PgConnectOptions, log_level: admin::LogLevel) -> i32 {
     match serve(options, database, log_level, stop_signal()).await {
         Ok(()) => 0,
         Err(StartError::Metrics(error)) => {
@@ -58,6 +77,26 @@ async fn migrate(database: PgConnectOptions) -> i32 {
         }
         Err(error) => {
             tracing::error!(error = %error, "the schema could not be brought up to date");
+            EXIT_UNAVAILABLE
+        }
+    }
+}
+
+async fn rebuild(database: PgConnectOptions) -> i32 {
+    let rebuilt = async {
+        let pool = PgPoolOptions::new().max_connections(1).connect_with(database).await?;
+        Ok::<_, Box<dyn Error>>(Housekeeping::new(pool).rebuild_read_model().await?)
+    };
+    match rebuilt.await {
+        Ok(baskets) => {
+            tracing::info!(baskets, "the read model is rebuilt");
+            0
+        }
+        Err(error) => {
+            tracing::error!(
+                error,
+                "the read model could not be rebuilt; what is there stays in use; repeat it"
+            );
             EXIT_UNAVAILABLE
         }
     }

@@ -1,8 +1,10 @@
 //! The service's metrics. Names are API: docs/METRICS.md lists them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use basket::application::Observer;
+use basket::application::middleware::{Middleware, Next, Wish};
+use basket::application::ports::BoxFuture;
+use basket::application::{Answer, BusError};
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use sqlx::PgPool;
 
@@ -86,12 +88,25 @@ impl Metrics {
     }
 }
 
-impl Observer for Metrics {
-    fn ended(&self, command_type: &'static str, outcome: &'static str, took: Duration) {
-        self.commands.with_label_values(&[command_type, outcome]).inc();
-        self.command_seconds.with_label_values(&[command_type]).observe(took.as_secs_f64());
-        if outcome == "replayed" {
-            self.replays.inc();
-        }
+/// Counts and times commands. Outermost of the middleware: a command that was tried again counts once.
+impl Middleware for Metrics {
+    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<Answer, BusError>> {
+        Box::pin(async move {
+            let started = Instant::now();
+            let answer = next.run(wish).await;
+            let outcome = match &answer {
+                Ok(answer) if answer.replayed => "replayed",
+                Ok(answer) => answer.outcome.name(),
+                Err(BusError::InProgress | BusError::KeyReused) => "conflict",
+                Err(BusError::Overtaken | BusError::Port(_) | BusError::Unwritable(_)) => "failed",
+            };
+            let command_type = wish.record.command_type;
+            self.commands.with_label_values(&[command_type, outcome]).inc();
+            self.command_seconds.with_label_values(&[command_type]).observe(started.elapsed().as_secs_f64());
+            if outcome == "replayed" {
+                self.replays.inc();
+            }
+            answer
+        })
     }
 }

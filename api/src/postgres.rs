@@ -1,9 +1,15 @@
-//! The Postgres adapters: one transaction for everything a command does, and the read model.
+//! The Postgres adapters: one transaction for everything a command does, the read model, and the housekeeping.
 
-mod queries;
+mod baskets;
+mod housekeeping;
+mod log;
+mod state;
+pub mod statements;
 mod unit;
 
-pub use queries::ViewQueries;
+pub use baskets::PostgresBaskets;
+pub use housekeeping::{Housekeeping, Idle};
+pub use log::PostgresLog;
 pub use unit::PostgresUnits;
 
 use basket::application::ports::PortError;
@@ -12,21 +18,28 @@ use sqlx::migrate::Migrator;
 /// The repository's migrations, built into the program.
 pub static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 
-/// Classes of SQLSTATE that mean "not now": connection, resources, operator, and transactions that got in each
-/// other's way.
-const TRANSIENT_CLASSES: [&str; 4] = ["08", "53", "57", "40"];
+/// Classes of SQLSTATE that mean "not now": connection, resources, operator.
+const AWAY: [&str; 3] = ["08", "53", "57"];
+/// Another transaction was in the way: a lock that was not given in time.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// Transactions that got in each other's way and of which this one was rolled back: serialization failure, deadlock.
+const ROLLED_BACK: &str = "40";
+/// A twin took the key between look-up and commit.
+const UNIQUE_VIOLATION: &str = "23505";
 
-/// Sorts a driver's error: what a later attempt may cure, and what is a bug.
+/// Sorts a driver's error: what the next attempt cures, what a later one may cure, and what is a bug.
 fn port_error(error: sqlx::Error) -> PortError {
-    let transient = match &error {
-        sqlx::Error::Io(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => true,
-        sqlx::Error::Database(database) => database.code().is_some_and(|code| {
-            TRANSIENT_CLASSES.iter().any(|class| code.starts_with(class)) || code == "55P03"
-        }),
-        _ => false,
-    };
-    if transient { PortError::Unavailable(error.into()) } else { PortError::Failed(error.into()) }
+    use sqlx::Error as E;
+    match &error {
+        E::Io(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => PortError::Unavailable(error.into()),
+        E::Database(database) => match database.code().as_deref() {
+            Some(UNIQUE_VIOLATION) => PortError::Conflict(error.into()),
+            Some(code) if code.starts_with(ROLLED_BACK) => PortError::Conflict(error.into()),
+            Some(code) if code == LOCK_NOT_AVAILABLE || AWAY.iter().any(|class| code.starts_with(class)) => {
+                PortError::Unavailable(error.into())
+            }
+            _ => PortError::Failed(error.into()),
+        },
+        _ => PortError::Failed(error.into()),
+    }
 }

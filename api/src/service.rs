@@ -2,27 +2,38 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use admin::{Admin, BindError, LogLevel, Readiness};
+use basket::application::Bus;
+use basket::application::middleware::Retry;
 use basket::application::reactions::{IntegrationEvents, ReadModel};
-use basket::application::{Bus, Observer};
-use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgPool};
 use tokio::net::TcpListener;
 
-use crate::config::{ConfigError, Serve};
-use crate::http::{App, filter};
+use crate::config::{Bounds, ConfigError, Serve};
+use crate::housekeeping::keep_house;
+use crate::http::{App, Authentication, RequestLimits, Rules, filter};
 use crate::metrics::Metrics;
-use crate::postgres::{PostgresUnits, ViewQueries};
+use crate::postgres::{Housekeeping, PostgresBaskets, PostgresLog, PostgresUnits};
+use crate::server::{self, Limits};
+use crate::spans::Spans;
 
 /// A request that finds no free connection for this long is told to come back later.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(2);
 /// A statement that takes longer is ended by the server: commands touch a handful of rows.
 const STATEMENT_TIMEOUT_MS: &str = "5000";
-/// How often readiness is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A lock that is not given in this time belongs to somebody who holds it for long: better to say so.
+const LOCK_TIMEOUT_MS: &str = "3000";
+/// A transaction of ours that is left open, by a replica that hangs, gives its locks back after this.
+const IDLE_IN_TRANSACTION_MS: &str = "10000";
+/// A connection that was used so lately is taken to be there still.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
+/// How often readiness is looked at, and how long that may take: a database that is away is seen within two seconds.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
 /// Why the service could not start.
 #[derive(Debug, thiserror::Error)]
@@ -48,54 +59,123 @@ pub enum StartError {
 
 /// Serves until `stop` completes, then finishes what is under way.
 pub async fn serve(
-    options: &Serve,
+    options: Serve,
     database: PgConnectOptions,
     log_level: LogLevel,
-    stop: impl Future<Output = ()> + Send + 'static,
+    stop: impl Future<Output = ()> + Send,
 ) -> Result<(), StartError> {
-    let authentication = options.authentication()?;
+    let authentication = options.access.authentication()?;
+    options.retention.check()?;
     let metrics = Metrics::new()?;
-    let pool = PgPoolOptions::new()
-        .max_connections(options.database_connections)
-        .acquire_timeout(CONNECTION_WITHIN)
-        .connect_lazy_with(database.options([("statement_timeout", STATEMENT_TIMEOUT_MS)]));
-    let app = Arc::new(App {
-        bus: Bus::new(
-            Arc::new(PostgresUnits::new(pool.clone(), metrics.clone())),
-            vec![Box::new(ReadModel), Box::new(IntegrationEvents)],
-            Arc::new(metrics.clone()) as Arc<dyn Observer>,
-        ),
-        queries: Arc::new(ViewQueries::new(pool.clone())),
-        authentication,
-        metrics: metrics.clone(),
-    });
-    let ready = Arc::new(AtomicBool::new(false));
-    let shown = Arc::clone(&ready);
-    let admin = Admin::new(metrics.registry.clone(), log_level).readiness(move || {
-        if shown.load(Ordering::Relaxed) {
-            return Readiness::Ready("serving".into());
-        }
-        Readiness::NotReady(
-            "the database does not answer, or its schema is missing; run 'basket-api migrate'".into(),
-        )
-    });
+    let pool = pool(&options.bounds, database);
+    let bus = Arc::new(bus(&pool, &metrics));
+    let app = app(&options, authentication.clone(), Arc::clone(&bus), &pool, &metrics);
+    let state = Arc::new(AtomicU8::new(AWAY));
+    let admin = Admin::new(metrics.registry.clone(), log_level).readiness(readiness(&state));
     let (admin_address, listener) = admin.bind(options.admin_listen).await?;
-    tokio::spawn(listener);
-    tokio::spawn(watch_database(pool.clone(), metrics, ready));
     let address = options.listen;
     let socket = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    tokio::spawn(listener);
+    tokio::spawn(watch_database(pool.clone(), metrics, Arc::clone(&state)));
+    tokio::spawn(keep_house(Housekeeping::new(pool.clone()), bus, options.retention));
+    if let Authentication::Tokens(verifier) = authentication {
+        tokio::spawn(verifier.keep_fresh());
+    }
     tracing::info!(%address, admin = %admin_address, version = env!("CARGO_PKG_VERSION"), "basket-api serves");
-    warp::serve(filter(app)).incoming(socket).graceful(stop).run().await;
+    let stop = async {
+        stop.await;
+        state.store(STOPPING, Ordering::Relaxed);
+    };
+    let limits = Limits {
+        connections: options.bounds.max_connections,
+        header_read: options.bounds.header_timeout,
+        drain: options.bounds.drain_timeout,
+    };
+    let drained = server::serve(socket, filter(app), limits, stop).await;
     pool.close().await;
-    tracing::info!("stopped in order");
+    tracing::info!(cut = drained.cut, "stopped in order");
     Ok(())
 }
 
-/// Ready means: the database answers and has the tables.
-async fn watch_database(pool: PgPool, metrics: Metrics, ready: Arc<AtomicBool>) {
+fn pool(bounds: &Bounds, database: PgConnectOptions) -> PgPool {
+    let database = database.options([
+        ("statement_timeout", STATEMENT_TIMEOUT_MS),
+        ("lock_timeout", LOCK_TIMEOUT_MS),
+        ("idle_in_transaction_session_timeout", IDLE_IN_TRANSACTION_MS),
+    ]);
+    PgPoolOptions::new()
+        .max_connections(bounds.database_connections)
+        .acquire_timeout(CONNECTION_WITHIN)
+        // A ping before each use would be a round trip per command. One that was just used is there.
+        .test_before_acquire(false)
+        .before_acquire(|connection, used| {
+            Box::pin(async move {
+                if used.idle_for < TRUSTED_FOR {
+                    return Ok(true);
+                }
+                Ok(connection.ping().await.is_ok())
+            })
+        })
+        .connect_lazy_with(database)
+}
+
+fn bus(pool: &PgPool, metrics: &Metrics) -> Bus {
+    Bus::new(Arc::new(PostgresUnits::new(pool.clone(), metrics.clone())))
+        .reacting(ReadModel)
+        .reacting(IntegrationEvents)
+        .with(metrics.clone())
+        .with(Retry)
+        .with(Spans)
+}
+
+fn app(
+    options: &Serve,
+    authentication: Authentication,
+    bus: Arc<Bus>,
+    pool: &PgPool,
+    metrics: &Metrics,
+) -> Arc<App> {
+    let Serve { access, bounds, .. } = options;
+    Arc::new(App {
+        bus,
+        baskets: Arc::new(PostgresBaskets::new(pool.clone())),
+        log: Arc::new(PostgresLog::new(pool.clone())),
+        authentication,
+        limits: RequestLimits::new(bounds.max_requests, bounds.rate_limit),
+        rules: Rules { require_if_match: access.require_if_match, timeout: bounds.request_timeout },
+        metrics: metrics.clone(),
+    })
+}
+
+/// What readiness is told: [`AWAY`], [`SERVING`] or [`STOPPING`].
+type State = Arc<AtomicU8>;
+const AWAY: u8 = 0;
+const SERVING: u8 = 1;
+const STOPPING: u8 = 2;
+
+fn readiness(state: &State) -> impl Fn() -> Readiness + Send + Sync + 'static {
+    let state = Arc::clone(state);
+    move || match state.load(Ordering::Relaxed) {
+        SERVING => Readiness::Ready("serving".into()),
+        STOPPING => {
+            Readiness::NotReady("stopping: requests under way are finished, new ones are refused".into())
+        }
+        _ => Readiness::NotReady(
+            "the database does not answer, or its schema is missing; run 'basket-api migrate'".into(),
+        ),
+    }
+}
+
+/// Serving means: the database answers and has the tables.
+async fn watch_database(pool: PgPool, metrics: Metrics, state: State) {
     loop {
-        let looked = sqlx::query("SELECT FROM basket, command_log, idempotency_key, outbox LIMIT 0");
-        ready.store(looked.execute(&pool).await.is_ok(), Ordering::Relaxed);
+        let looked = sqlx::query(
+            "SELECT b.owner, c.basket_version FROM basket b, command_log c, idempotency_key, outbox, basket_view LIMIT 0",
+        );
+        let looked = tokio::time::timeout(LOOK_WITHIN, looked.execute(&pool)).await;
+        let (from, to) = if matches!(looked, Ok(Ok(_))) { (AWAY, SERVING) } else { (SERVING, AWAY) };
+        // Only between these two: stopping is for good.
+        let _unchanged = state.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
         metrics.pool(&pool);
         tokio::time::sleep(LOOK_EVERY).await;
     }

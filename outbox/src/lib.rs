@@ -15,7 +15,7 @@ pub mod header;
 mod position;
 
 #[cfg(feature = "sqlx")]
-pub use append::{AppendError, append};
+pub use append::{AppendError, Statement, append, append_statement, bind};
 pub use event::{
     Event, InvalidEvent, MAX_AGGREGATE_ID_BYTES, MAX_PAYLOAD_BYTES, MAX_TYPE_BYTES, TraceContext,
 };

@@ -137,6 +137,7 @@ impl Stack {
             .arg("serve")
             .arg(format!("--listen=127.0.0.1:{}", self.ports.api))
             .arg(format!("--admin-listen=127.0.0.1:{}", self.ports.api_admin))
+            .arg("--auth=static-token")
             .env("BASKET_DATABASE_URL", self.database_url())
             .env("BASKET_STATIC_TOKEN", TOKEN)
             .start()?;

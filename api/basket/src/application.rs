@@ -8,11 +8,12 @@ mod bus;
 mod command;
 pub mod commands;
 pub mod integration;
+pub mod middleware;
 pub mod ports;
 pub mod queries;
 pub mod reactions;
 mod view;
 
-pub use bus::{Answer, Bus, BusError, Observer};
-pub use command::{Cause, Command, CommandId, Failure, Identified, Outcome};
-pub use view::BasketView;
+pub use bus::{Answer, Bus, BusError};
+pub use command::{Cause, Change, Command, CommandId, CommandRecord, Identified, Outcome};
+pub use view::{BasketView, CommandView, LineView};

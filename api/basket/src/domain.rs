@@ -6,11 +6,15 @@ mod buyer;
 mod events;
 mod line;
 mod money;
+mod principal;
+mod refusal;
 mod text;
 
-pub use basket::{Basket, BasketId, MAX_LINES, Refusal, Status, Stored, Version};
+pub use basket::{Basket, BasketId, MAX_LINES, Status, Stored, Version};
 pub use buyer::{BuyerId, PaymentMethod};
-pub use events::DomainEvent;
+pub use events::{AbandonReason, DomainEvent};
 pub use line::{Line, MAX_QUANTITY, Name, Quantity, Sku};
-pub use money::{Currency, MAX_AMOUNT, Money};
+pub use money::{Currency, MAX_PRICE, Money, Price};
+pub use principal::Principal;
+pub use refusal::Refusal;
 pub use text::Invalid;

@@ -1,27 +1,97 @@
-//! Who is asking.
+//! Who is asking, and what for.
 
+use std::fmt;
+use std::sync::Arc;
+
+use basket::domain::Principal;
 use warp::http::HeaderMap;
 use warp::http::header::AUTHORIZATION;
 
-use super::problem::Problem;
-use crate::config::Authentication;
+use super::problem::{Problem, kinds};
+use crate::auth::{TokenError, TokenVerifier};
 
 /// The principal of the development token.
 const DEVELOPER: &str = "developer";
 /// The principal without authentication.
 const ANONYMOUS: &str = "anonymous";
+/// The role that may read everybody's commands.
+const AUDITOR: &str = "auditor";
 
-/// The principal of a request.
-pub fn authenticate(how: &Authentication, headers: &HeaderMap) -> Result<&'static str, Problem> {
-    let Authentication::StaticToken(expected) = how else { return Ok(ANONYMOUS) };
-    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let token = given
+/// How requests are authenticated.
+#[derive(Clone)]
+pub enum Authentication {
+    /// By OIDC access tokens.
+    Tokens(Arc<TokenVerifier>),
+    /// By one bearer token for everybody: for development.
+    StaticToken(String),
+    /// Not at all.
+    Nobody,
+}
+
+impl fmt::Debug for Authentication {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Authentication::Tokens(_) => "Tokens",
+            Authentication::StaticToken(_) => "StaticToken([redacted])",
+            Authentication::Nobody => "Nobody",
+        })
+    }
+}
+
+/// Whoever sent a request.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Its name.
+    pub name: String,
+    /// Whether it may read everybody's commands.
+    pub auditor: bool,
+}
+
+impl Caller {
+    fn named(name: &str) -> Caller {
+        Caller { name: name.to_owned(), auditor: false }
+    }
+
+    /// As whom it acts.
+    pub fn principal(&self) -> Principal {
+        Principal::Caller(self.name.clone())
+    }
+}
+
+impl Authentication {
+    /// The caller of a request.
+    pub async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
+        match self {
+            Authentication::Nobody => Ok(Caller::named(ANONYMOUS)),
+            Authentication::StaticToken(expected) => {
+                let right = same(bearer(headers)?.as_bytes(), expected.as_bytes());
+                let wrong = || Problem::unauthenticated(Some("the token is not valid"));
+                right.then(|| Caller::named(DEVELOPER)).ok_or_else(wrong)
+            }
+            Authentication::Tokens(verifier) => match verifier.verify(bearer(headers)?).await {
+                Ok(identity) => {
+                    let auditor = identity.roles.iter().any(|role| role == AUDITOR);
+                    Ok(Caller { name: identity.subject, auditor })
+                }
+                Err(TokenError::Invalid(reason)) => Err(Problem::unauthenticated(Some(reason))),
+                Err(TokenError::KeysUnavailable) => {
+                    let detail = "the keys of the token issuer cannot be read; repeat it in a moment";
+                    Err(Problem::later(&kinds::UNAVAILABLE, detail))
+                }
+            },
+        }
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    let (value, another) = (given.next(), given.next());
+    let token = value
+        .filter(|_| another.is_none())
+        .and_then(|value| value.to_str().ok())
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
-    match token {
-        Some((_, token)) if same(token.trim().as_bytes(), expected.as_bytes()) => Ok(DEVELOPER),
-        _ => Err(Problem::unauthenticated()),
-    }
+    token.map(|(_, token)| token.trim()).ok_or_else(|| Problem::unauthenticated(None))
 }
 
 /// Takes the same time wherever the first difference is, so that a token cannot be guessed byte by byte.

@@ -1,131 +1,203 @@
-//! The handlers: each takes a request apart, sends one command or query, and writes the answer down.
+//! Baskets over HTTP: each handler takes a request apart, sends one command or query, and writes the answer down.
 
-use basket::application::commands::{AddItem, CheckOut, CreateBasket};
-use basket::application::queries::{BasketFilter, DEFAULT_PAGE, MAX_PAGE};
+use basket::application::commands::{
+    AbandonBasket, AddItem, ChangeQuantity, CheckOut, ClearBasket, CreateBasket, RemoveItem,
+};
+use basket::application::queries::{BasketFilter, Portion};
 use basket::application::{Answer, BasketView, Command, Outcome};
-use basket::domain::{BasketId, BuyerId, Line, Money, Name, PaymentMethod, Quantity, Sku, Version};
+use basket::domain::{
+    AbandonReason, BasketId, BuyerId, Line, Name, PaymentMethod, Price, Quantity, Sku, Status, Version,
+};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
-use url::form_urlencoded;
 use uuid::Uuid;
 use warp::http::header::{ETAG, LOCATION};
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::{Reply, Response};
 
-use super::body;
-use super::idempotency::{identify, if_match};
+use super::auth::Caller;
+use super::conditions::{has_already, if_match};
+use super::idempotency::{Key, identify};
+use super::pages::Listing;
 use super::problem::Problem;
 use super::request::Request;
 use super::routes::App;
+use super::{body, routes};
 
-#[derive(Deserialize)]
+/// A wish for a new basket.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct NewBasket {
+pub struct NewBasket {
+    /// For whom.
     buyer_id: BuyerId,
 }
 
-#[derive(Deserialize)]
+/// An article, as the shop offers it now. The line keeps this snapshot.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct NewItem {
+pub struct NewItem {
+    /// Article number.
     sku: Sku,
+    /// Name.
     name: Name,
+    /// How many.
     quantity: Quantity,
-    unit_price: Money,
+    /// Price of one piece.
+    unit_price: Price,
 }
 
-#[derive(Deserialize)]
+/// Another number of pieces.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Payment {
+pub struct NewQuantity {
+    /// How many there shall be.
+    quantity: Quantity,
+}
+
+/// How a basket is paid.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Payment {
+    /// The method.
     payment_method: PaymentMethod,
 }
 
-/// `POST /v1/baskets`
-pub async fn create(app: &App, request: &Request, principal: &str) -> Result<Response, Problem> {
-    let NewBasket { buyer_id } = body::json(&request.headers, &request.body)?;
-    let command = CreateBasket { id: BasketId(Uuid::now_v7()), buyer_id };
-    dispatch(app, request, principal, command, StatusCode::CREATED).await
+/// A page of baskets, newest first.
+#[derive(Serialize, JsonSchema)]
+pub struct BasketPage {
+    /// The baskets.
+    baskets: Vec<BasketView>,
+    /// Where the next page begins; null on the last one.
+    next_page_token: Option<String>,
 }
 
-/// `POST /v1/baskets/{id}/items`
-pub async fn add_item(
-    app: &App,
-    request: &Request,
-    principal: &str,
-    id: BasketId,
-) -> Result<Response, Problem> {
-    let expected_version = if_match(&request.headers)?;
-    let NewItem { sku, name, quantity, unit_price } = body::json(&request.headers, &request.body)?;
-    let command = AddItem { basket_id: id, line: Line { sku, name, quantity, unit_price }, expected_version };
-    dispatch(app, request, principal, command, StatusCode::OK).await
+/// A request that was let in.
+pub struct Call<'a> {
+    /// What handlers need.
+    pub app: &'a App,
+    /// The request.
+    pub request: &'a Request,
+    /// Who sent it.
+    pub caller: &'a Caller,
 }
 
-/// `POST /v1/baskets/{id}/checkout`
-pub async fn check_out(
-    app: &App,
-    request: &Request,
-    principal: &str,
-    id: BasketId,
-) -> Result<Response, Problem> {
-    let expected_version = if_match(&request.headers)?;
-    let Payment { payment_method } = body::json(&request.headers, &request.body)?;
-    let command = CheckOut { basket_id: id, payment_method, expected_version };
-    dispatch(app, request, principal, command, StatusCode::OK).await
+impl Call<'_> {
+    /// `POST /v1/baskets`
+    pub async fn create_basket(&self) -> Result<Response, Problem> {
+        let NewBasket { buyer_id } = body::json(self.request)?;
+        let command = CreateBasket { id: BasketId(Uuid::now_v7()), buyer_id };
+        self.dispatch(command, Key::Required, StatusCode::CREATED).await
+    }
+
+    /// `POST /v1/baskets/{id}/items`
+    pub async fn add_item(&self, basket_id: BasketId) -> Result<Response, Problem> {
+        let expected_version = self.expected_version()?;
+        let NewItem { sku, name, quantity, unit_price } = body::json(self.request)?;
+        let line = Line { sku, name, quantity, unit_price };
+        self.dispatch(AddItem { basket_id, line, expected_version }, Key::Required, StatusCode::OK).await
+    }
+
+    /// `PATCH /v1/baskets/{id}/items/{sku}`
+    pub async fn change_quantity(&self, basket_id: BasketId, sku: Sku) -> Result<Response, Problem> {
+        let expected_version = self.expected_version()?;
+        let NewQuantity { quantity } = body::json(self.request)?;
+        let command = ChangeQuantity { basket_id, sku, quantity, expected_version };
+        self.dispatch(command, Key::Optional, StatusCode::OK).await
+    }
+
+    /// `DELETE /v1/baskets/{id}/items/{sku}`
+    pub async fn remove_item(&self, basket_id: BasketId, sku: Sku) -> Result<Response, Problem> {
+        let expected_version = self.expected_version()?;
+        self.dispatch(RemoveItem { basket_id, sku, expected_version }, Key::Optional, StatusCode::OK).await
+    }
+
+    /// `DELETE /v1/baskets/{id}/items`
+    pub async fn clear(&self, basket_id: BasketId) -> Result<Response, Problem> {
+        let expected_version = self.expected_version()?;
+        self.dispatch(ClearBasket { basket_id, expected_version }, Key::Optional, StatusCode::OK).await
+    }
+
+    /// `POST /v1/baskets/{id}/checkout`
+    pub async fn check_out(&self, basket_id: BasketId) -> Result<Response, Problem> {
+        let expected_version = self.expected_version()?;
+        let Payment { payment_method } = body::json(self.request)?;
+        let command = CheckOut { basket_id, payment_method, expected_version };
+        self.dispatch(command, Key::Required, StatusCode::OK).await
+    }
+
+    /// `DELETE /v1/baskets/{id}`
+    pub async fn abandon(&self, basket_id: BasketId) -> Result<Response, Problem> {
+        let expected_version = self.expected_version()?;
+        let command = AbandonBasket { basket_id, reason: AbandonReason::Requested, expected_version };
+        self.dispatch(command, Key::Optional, StatusCode::OK).await
+    }
+
+    /// `GET /v1/baskets/{id}`
+    pub async fn get_basket(&self, id: BasketId) -> Result<Response, Problem> {
+        let view = self.app.baskets.get(&self.caller.name, id).await?;
+        let view = view.ok_or_else(Problem::basket_not_found)?;
+        if has_already(&self.request.headers, view.version) {
+            let mut response = StatusCode::NOT_MODIFIED.into_response();
+            tag(&mut response, view.version);
+            return Ok(response);
+        }
+        Ok(shown(&view, StatusCode::OK))
+    }
+
+    /// `GET /v1/baskets?buyer_id=&status=&limit=&page_token=`
+    pub async fn list_baskets(&self) -> Result<Response, Problem> {
+        let listing = Listing::of(self.request, &self.caller.name)?;
+        let filter = filter(&listing.filters)?;
+        let portion = Portion { after: listing.portion.after.map(BasketId), limit: listing.portion.limit };
+        let page = self.app.baskets.list(&self.caller.name, &filter, portion).await?;
+        let last = page.entries.last().filter(|_| page.more);
+        let next = last.map(|basket| listing.token(basket.id.0));
+        let mut response = routes::json(&BasketPage { baskets: page.entries, next_page_token: next.clone() });
+        listing.link(&mut response, next.as_deref());
+        Ok(response)
+    }
+
+    fn expected_version(&self) -> Result<Option<Version>, Problem> {
+        if_match(&self.request.headers, self.app.rules.require_if_match)
+    }
+
+    async fn dispatch<C: Command>(
+        &self,
+        command: C,
+        key: Key,
+        accepted: StatusCode,
+    ) -> Result<Response, Problem> {
+        let wish = identify(self.request, self.caller.principal(), command, key)?;
+        let answer = self.app.bus.dispatch(&wish).await?;
+        let mut response = match &answer.outcome {
+            Outcome::Accepted(view) => shown(view, accepted),
+            Outcome::Refused(refusal) => Problem::from(refusal).into_response(&answer.command.to_string()),
+        };
+        mark(&mut response, &answer);
+        Ok(response)
+    }
 }
 
-/// `GET /v1/baskets/{id}`
-pub async fn get(app: &App, id: BasketId) -> Result<Response, Problem> {
-    let view = app.queries.get(id).await?.ok_or_else(Problem::basket_not_found)?;
-    Ok(shown(&view, StatusCode::OK))
-}
-
-/// `GET /v1/baskets?buyer_id=&limit=&page_token=`
-pub async fn list(app: &App, request: &Request) -> Result<Response, Problem> {
-    let filter = filter(&request.query)?;
-    let page = app.queries.list(&filter).await?;
-    let next = page.next.map(|id| id.0.simple().to_string());
-    Ok(json_response(&json!({ "baskets": page.baskets, "next_page_token": next }), StatusCode::OK))
-}
-
-fn filter(query: &str) -> Result<BasketFilter, Problem> {
-    let mut filter = BasketFilter { buyer_id: None, after: None, limit: DEFAULT_PAGE };
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        match &*name {
+fn filter(parameters: &[(String, String)]) -> Result<BasketFilter, Problem> {
+    let mut filter = BasketFilter::default();
+    for (name, value) in parameters {
+        match name.as_str() {
             "buyer_id" => {
-                let buyer = BuyerId::try_from(value.into_owned());
-                let buyer = buyer.map_err(|error| Problem::malformed(error.to_string()))?;
-                filter.buyer_id = Some(buyer.into());
+                let buyer = BuyerId::try_from(value.clone());
+                filter.buyer_id = Some(buyer.map_err(|error| Problem::malformed(error.to_string()))?);
             }
-            "limit" => {
-                let limit = value.parse().ok().filter(|limit| (1..=MAX_PAGE).contains(limit));
-                let wrong = || Problem::malformed(format!("limit must be 1 to {MAX_PAGE}"));
-                filter.limit = limit.ok_or_else(wrong)?;
+            "status" => filter.status = Some(status(value)?),
+            _ => {
+                return Err(Problem::malformed("the parameters are buyer_id, status, limit and page_token"));
             }
-            "page_token" => {
-                let token = Uuid::try_parse(&value).ok().filter(|id| id.simple().to_string() == *value);
-                let wrong = || Problem::malformed("page_token must be one that this service gave out");
-                filter.after = Some(BasketId(token.ok_or_else(wrong)?));
-            }
-            _ => return Err(Problem::malformed("the parameters are buyer_id, limit and page_token")),
         }
     }
     Ok(filter)
 }
 
-async fn dispatch<C: Command>(
-    app: &App,
-    request: &Request,
-    principal: &str,
-    command: C,
-    accepted: StatusCode,
-) -> Result<Response, Problem> {
-    let wish = identify(request, principal, command)?;
-    let answer = app.bus.dispatch(&wish).await?;
-    let mut response = match &answer.outcome {
-        Outcome::Accepted(view) => shown(view, accepted),
-        Outcome::Refused(refusal) => Problem::from(refusal).into_response(&answer.command.to_string()),
-    };
-    mark(&mut response, &answer);
-    Ok(response)
+fn status(value: &str) -> Result<Status, Problem> {
+    let status = serde_json::from_value(value.into());
+    status.map_err(|_| Problem::malformed("status must be open, checked_out or abandoned"))
 }
 
 /// What only answers to commands have.
@@ -140,11 +212,8 @@ fn mark(response: &mut Response, answer: &Answer) {
 }
 
 fn shown(view: &BasketView, status: StatusCode) -> Response {
-    let mut response = json_response(view, status);
-    let Version(version) = view.version;
-    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
-        response.headers_mut().insert(ETAG, tag);
-    }
+    let mut response = warp::reply::with_status(routes::json(view), status).into_response();
+    tag(&mut response, view.version);
     if status == StatusCode::CREATED
         && let Ok(location) = HeaderValue::from_str(&format!("/v1/baskets/{}", view.id))
     {
@@ -153,6 +222,8 @@ fn shown(view: &BasketView, status: StatusCode) -> Response {
     response
 }
 
-fn json_response(body: &impl Serialize, status: StatusCode) -> Response {
-    warp::reply::with_status(warp::reply::json(body), status).into_response()
+fn tag(response: &mut Response, Version(version): Version) {
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
+        response.headers_mut().insert(ETAG, tag);
+    }
 }

@@ -7,9 +7,10 @@ use futures::{Stream, StreamExt};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use warp::http::HeaderMap;
-use warp::http::header::CONTENT_TYPE;
+use warp::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
-use super::problem::Problem;
+use super::problem::{Problem, kinds};
+use super::request::Request;
 
 /// The largest request is an item of a few hundred bytes.
 pub const MAX_BYTES: usize = 64 * 1024;
@@ -24,29 +25,29 @@ pub async fn read<B: Buf>(body: impl Stream<Item = Result<B, warp::Error>>) -> R
         while let Some(chunk) = body.next().await {
             let mut chunk = chunk.map_err(|_| Problem::malformed("the body ended before its end"))?;
             if bytes.len() + chunk.remaining() > MAX_BYTES {
-                return Err(Problem::too_large(MAX_BYTES));
+                return Err(Problem::new(&kinds::TOO_LARGE, format!("a body has at most {MAX_BYTES} bytes")));
             }
             let all = chunk.remaining();
             bytes.extend_from_slice(&chunk.copy_to_bytes(all));
         }
         Ok(bytes.freeze())
     };
-    tokio::time::timeout(WITHIN, read).await.unwrap_or_else(|_| Err(Problem::too_slow()))
+    tokio::time::timeout(WITHIN, read)
+        .await
+        .unwrap_or_else(|_| Err(Problem::new(&kinds::TOO_SLOW, "the request's body did not arrive in time")))
 }
 
-/// The body as a `T`: text that is not JSON is malformed (400), JSON that is not a `T` is invalid (422) and the
-/// answer points at the place.
-pub fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Problem> {
-    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(Problem::not_json());
-    }
+/// The body as a `T`: text that is not JSON, or JSON that two readers could understand differently, is malformed (400);
+/// JSON that is not a `T` is invalid (422) and the answer points at the place.
+pub fn json<T: DeserializeOwned>(request: &Request) -> Result<T, Problem> {
+    check_type(&request.headers)?;
+    let body = request.body.as_ref();
     let mut text = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut text).map_err(|error| {
         let pointer = pointer(error.path());
         let error = error.into_inner();
         match error.classify() {
+            Category::Data if is_duplicate(&error) => Problem::malformed(without_place(&error.to_string())),
             Category::Data => Problem::invalid(pointer, without_place(&error.to_string())),
             Category::Syntax | Category::Eof | Category::Io => Problem::malformed(format!(
                 "the body is not JSON (line {}, column {})",
@@ -57,6 +58,22 @@ pub fn json<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, 
     })?;
     text.end().map_err(|_| Problem::malformed("there is something after the JSON value"))?;
     Ok(value)
+}
+
+fn check_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    let plain = headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity");
+    if essence.eq_ignore_ascii_case("application/json") && plain {
+        return Ok(());
+    }
+    let detail = "send the body as Content-Type: application/json, without Content-Encoding";
+    Err(Problem::new(&kinds::NOT_JSON, detail))
+}
+
+/// serde tells a member that is there twice from other data errors by its text alone.
+fn is_duplicate(error: &serde_json::Error) -> bool {
+    error.to_string().starts_with("duplicate field")
 }
 
 fn pointer(path: &serde_path_to_error::Path) -> String {

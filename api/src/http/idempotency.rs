@@ -4,7 +4,7 @@
 //! taken too, because most clients send one.
 
 use basket::application::{Cause, Command, CommandId, Identified};
-use basket::domain::Version;
+use basket::domain::Principal;
 use chrono::{SubsecRound, Utc};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -12,68 +12,66 @@ use uuid::Uuid;
 use warp::http::HeaderMap;
 use warp::http::header::IF_MATCH;
 
-use super::problem::Problem;
+use super::problem::{Problem, kinds};
 use super::request::Request;
 
 const KEY: &str = "idempotency-key";
 const CORRELATION_ID: &str = "correlation-id";
 /// Longest key and correlation id.
 const MAX_TEXT: usize = 255;
+/// Longest trace state that is carried on (W3C Trace Context asks for 512 at least).
+const MAX_TRACESTATE: usize = 512;
+
+/// Whether a command needs a key from its caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// It does: repeated by chance it would be executed again.
+    Required,
+    /// It does not: repeated it changes nothing more, or is refused.
+    Optional,
+}
 
 /// The command a request means, identified.
 pub fn identify<C: Command>(
     request: &Request,
-    principal: &str,
+    principal: Principal,
     command: C,
+    key: Key,
 ) -> Result<Identified<C>, Problem> {
+    let headers = &request.headers;
     let id = CommandId(Uuid::now_v7());
+    let traceparent = traceparent(headers);
+    let tracestate = single(headers, "tracestate").filter(|state| state.len() <= MAX_TRACESTATE);
     let cause = Cause {
         command: id,
-        principal: principal.to_owned(),
-        correlation_id: text(&request.headers, CORRELATION_ID)?.unwrap_or_else(|| id.to_string()),
-        traceparent: traceparent(&request.headers),
-        tracestate: traceparent(&request.headers)
-            .and(single(&request.headers, "tracestate"))
-            .filter(|s| s.len() <= 512),
+        principal,
+        correlation_id: text(headers, CORRELATION_ID)?.unwrap_or_else(|| id.to_string()),
+        tracestate: traceparent.as_ref().and(tracestate),
+        traceparent,
     };
     Ok(Identified {
         command,
         cause,
-        idempotency_key: Some(key(&request.headers)?),
+        idempotency_key: named(headers, key)?,
         fingerprint: fingerprint(request),
         // What Postgres keeps: an answer must not change when it is read back.
         received_at: Utc::now().trunc_subsecs(6),
     })
 }
 
-fn key(headers: &HeaderMap) -> Result<String, Problem> {
-    let key = text(headers, KEY)?.ok_or_else(Problem::key_missing)?;
-    let unquoted = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(&key);
+fn named(headers: &HeaderMap, key: Key) -> Result<Option<String>, Problem> {
+    let Some(text) = text(headers, KEY)? else {
+        let detail =
+            "send the header Idempotency-Key with a name for this request that you have not used before";
+        return if key == Key::Required { Err(Problem::new(&kinds::KEY_MISSING, detail)) } else { Ok(None) };
+    };
+    let unquoted = text.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(&text);
     if unquoted.is_empty() || unquoted.contains('"') {
         return Err(Problem::malformed(
             "Idempotency-Key must be one string of 1 to 255 visible ASCII characters",
         ));
     }
-    Ok(unquoted.to_owned())
-}
-
-/// The version a caller expects. `*` means any, and a weak tag never matches.
-pub fn if_match(headers: &HeaderMap) -> Result<Option<Version>, Problem> {
-    if headers.get_all(IF_MATCH).iter().count() > 1 {
-        return Err(Problem::malformed("If-Match must be given once, with one entity tag"));
-    }
-    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
-    let value = value.to_str().unwrap_or_default().trim();
-    if value == "*" {
-        return Ok(None);
-    }
-    let (tag, weak) = value.strip_prefix("W/").map_or((value, false), |tag| (tag, true));
-    let quoted = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).filter(|tag| !tag.contains('"'));
-    let tag =
-        quoted.ok_or_else(|| Problem::malformed("If-Match must be an entity tag such as \"3\", or *"))?;
-    // A tag this service never gave out matches no version.
-    let never = Version(0);
-    Ok(Some(tag.parse().map(Version).ok().filter(|_| !weak).unwrap_or(never)))
+    Ok(Some(unquoted.to_owned()))
 }
 
 /// SHA-256 over everything that makes this wish another one: method, path, If-Match, and the body in a form in
@@ -132,22 +130,14 @@ mod tests {
 
     #[test]
     fn a_key_is_taken_quoted_and_bare_and_nothing_else() {
-        assert_eq!(key(&headers(KEY, &["abc-1"])).unwrap(), "abc-1");
-        assert_eq!(key(&headers(KEY, &["\"abc-1\""])).unwrap(), "abc-1");
+        let key = |values| named(&headers(KEY, values), Key::Required);
+        assert_eq!(key(&["abc-1"]).unwrap().as_deref(), Some("abc-1"));
+        assert_eq!(key(&["\"abc-1\""]).unwrap().as_deref(), Some("abc-1"));
         for bad in [&["\"\""][..], &[""], &["a b"], &["a", "b"], &["a\"b"]] {
-            assert!(key(&headers(KEY, bad)).is_err(), "{bad:?}");
+            assert!(key(bad).is_err(), "{bad:?}");
         }
-        assert!(key(&HeaderMap::new()).is_err());
-    }
-
-    #[test]
-    fn if_match_knows_any_strong_weak_and_nonsense() {
-        let version = |value| if_match(&headers("if-match", &[value])).map_err(drop);
-        assert_eq!(version("*"), Ok(None));
-        assert_eq!(version("\"3\""), Ok(Some(Version(3))));
-        assert_eq!(version("W/\"3\""), Ok(Some(Version(0))));
-        assert_eq!(version("\"abc\""), Ok(Some(Version(0))));
-        assert!(version("3").is_err() && version("\"1\", \"2\"").is_err());
+        assert!(key(&[]).is_err());
+        assert_eq!(named(&HeaderMap::new(), Key::Optional).unwrap(), None);
     }
 
     #[test]

@@ -1,58 +1,71 @@
-//! Errors as RFC 9457 problem details: the one place where an error of the application becomes a status.
+//! Errors as RFC 9457 problem details: the one place where what went wrong becomes an HTTP answer.
 //!
-//! A body says what the client can do about it. It never holds SQL, a path, or anything of another client; the log
-//! has the rest, under the request's id.
+//! A detail tells the client what to do. It never holds SQL, a path, a secret, or what a source said: that is logged,
+//! once, here.
+
+pub mod kinds;
 
 use basket::application::BusError;
 use basket::application::ports::PortError;
 use basket::domain::Refusal;
+use kinds::Kind;
+use schemars::JsonSchema;
 use serde::Serialize;
 use warp::http::header::{ALLOW, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
-use warp::http::{HeaderName, HeaderValue, StatusCode};
+use warp::http::{HeaderName, HeaderValue};
 use warp::reply::{Reply, Response};
 
-/// How long a client should wait for a twin of its command to end, or for the database to come back.
+/// How long a client should wait for a twin of its command to end, for room, or for the database to come back.
 const RETRY_AFTER_SECONDS: &str = "1";
 
 /// An error answer.
 #[derive(Debug)]
 pub struct Problem {
-    status: StatusCode,
-    kind: Option<&'static str>,
-    title: &'static str,
+    kind: &'static Kind,
     detail: String,
     errors: Vec<FieldError>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// What is wrong with one field.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct FieldError {
     /// What is wrong and what is allowed.
     pub detail: String,
-    /// JSON pointer to the field.
+    /// JSON pointer (RFC 6901) to the field.
     pub pointer: String,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
+/// A problem (RFC 9457).
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+pub struct Body<'a> {
+    /// What kind of problem: a URI, relative to the service, with a page that explains it.
+    #[schemars(with = "String")]
     r#type: String,
+    /// Title of the type.
     title: &'a str,
+    /// HTTP status.
     status: u16,
+    /// What to do about this one.
     detail: &'a str,
+    /// This one: the request's id finds it in the service's log.
     instance: String,
+    /// What is wrong with which field.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    #[schemars(with = "Option<Vec<FieldError>>")]
     errors: &'a [FieldError],
 }
 
 impl Problem {
-    fn new(
-        status: StatusCode,
-        kind: Option<&'static str>,
-        title: &'static str,
-        detail: impl Into<String>,
-    ) -> Problem {
-        Problem { status, kind, title, detail: detail.into(), errors: Vec::new(), headers: Vec::new() }
+    /// A problem of a kind.
+    pub fn new(kind: &'static Kind, detail: impl Into<String>) -> Problem {
+        Problem { kind, detail: detail.into(), errors: Vec::new(), headers: Vec::new() }
+    }
+
+    /// A problem that passes: with the time after which to try again.
+    pub fn later(kind: &'static Kind, detail: impl Into<String>) -> Problem {
+        Problem::new(kind, detail).with_header(RETRY_AFTER, RETRY_AFTER_SECONDS)
     }
 
     fn with_header(mut self, name: HeaderName, value: &str) -> Problem {
@@ -62,35 +75,17 @@ impl Problem {
 
     /// 400: a header, parameter or body that cannot be read.
     pub fn malformed(detail: impl Into<String>) -> Problem {
-        Problem::new(StatusCode::BAD_REQUEST, Some("malformed-request"), "Malformed request", detail)
+        Problem::new(&kinds::MALFORMED, detail)
     }
 
-    /// 400: a command that needs a key and has none.
-    pub fn key_missing() -> Problem {
-        let detail =
-            "send the header Idempotency-Key with a name for this request that you have not used before";
-        Problem::new(
-            StatusCode::BAD_REQUEST,
-            Some("idempotency-key-missing"),
-            "Idempotency-Key is missing",
-            detail,
-        )
-    }
-
-    /// 401.
-    pub fn unauthenticated() -> Problem {
-        Problem::new(
-            StatusCode::UNAUTHORIZED,
-            None,
-            "Unauthorized",
-            "send the header Authorization: Bearer with a valid token",
-        )
-        .with_header(WWW_AUTHENTICATE, "Bearer")
-    }
-
-    /// 404 for a path.
-    pub fn not_found() -> Problem {
-        Problem::new(StatusCode::NOT_FOUND, None, "Not Found", "there is nothing at this path")
+    /// 401; `error` as RFC 6750 has it, where a token was sent.
+    pub fn unauthenticated(error: Option<&str>) -> Problem {
+        let challenge = match error {
+            None => "Bearer".to_owned(),
+            Some(error) => format!("Bearer error=\"invalid_token\", error_description=\"{error}\""),
+        };
+        Problem::new(&kinds::UNAUTHENTICATED, "send the header Authorization: Bearer with a valid token")
+            .with_header(WWW_AUTHENTICATE, &challenge)
     }
 
     /// 404 for a basket. The same for one that never was and one that is somebody else's.
@@ -100,86 +95,55 @@ impl Problem {
 
     /// 405.
     pub fn method_not_allowed(allowed: &str) -> Problem {
-        let detail = format!("this resource allows {allowed}");
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, None, "Method Not Allowed", detail)
+        Problem::new(&kinds::METHOD_NOT_ALLOWED, format!("this resource allows {allowed}"))
             .with_header(ALLOW, allowed)
-    }
-
-    /// 408.
-    pub fn too_slow() -> Problem {
-        Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            None,
-            "Request Timeout",
-            "the request's body did not arrive in time",
-        )
-    }
-
-    /// 413.
-    pub fn too_large(limit: usize) -> Problem {
-        let detail = format!("a request's body has at most {limit} bytes");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, None, "Content Too Large", detail)
-    }
-
-    /// 415.
-    pub fn not_json() -> Problem {
-        Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            None,
-            "Unsupported Media Type",
-            "send the body as Content-Type: application/json",
-        )
     }
 
     /// 422: a value that is not allowed.
     pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Problem {
-        let mut problem = Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            Some("validation-failed"),
-            "Validation failed",
-            "a value of the request is not allowed",
-        );
+        let mut problem = Problem::new(&kinds::INVALID, "a value of the request is not allowed");
         problem.errors.push(FieldError { detail: detail.into(), pointer: pointer.into() });
         problem
     }
 
-    /// As an answer; `request_id` lets an operator find the log lines.
-    pub fn into_response(self, request_id: &str) -> Response {
-        let body = Body {
-            r#type: self.kind.map_or_else(|| "about:blank".to_owned(), |kind| format!("/problems/{kind}")),
-            title: self.title,
-            status: self.status.as_u16(),
+    /// The body; `request_id` lets an operator find the log lines.
+    pub fn body(&self, request_id: &str) -> Body<'_> {
+        Body {
+            r#type: self.kind.uri(),
+            title: self.kind.title,
+            status: self.kind.status.as_u16(),
             detail: &self.detail,
             instance: format!("/requests/{request_id}"),
             errors: &self.errors,
-        };
-        let text = serde_json::to_string(&body).unwrap_or_default();
-        let mut response = warp::reply::with_status(text, self.status).into_response();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        response
-            .headers_mut()
-            .extend(self.headers.into_iter().map(|(name, value)| (Some(name), value)).collect::<Vec<_>>());
+        }
+    }
+
+    /// As an answer.
+    pub fn into_response(self, request_id: &str) -> Response {
+        let text = serde_json::to_string(&self.body(request_id)).unwrap_or_default();
+        let mut response = warp::reply::with_status(text, self.kind.status).into_response();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        for (name, value) in self.headers {
+            headers.insert(name, value);
+        }
         response
     }
 }
 
 impl From<&Refusal> for Problem {
     fn from(refusal: &Refusal) -> Problem {
-        use StatusCode as S;
-        let (status, kind, title) = match refusal {
-            Refusal::BasketNotFound => (S::NOT_FOUND, "basket-not-found", "Basket not found"),
-            Refusal::BasketClosed => (S::CONFLICT, "basket-closed", "Basket is closed"),
-            Refusal::BasketEmpty => (S::CONFLICT, "basket-empty", "Basket is empty"),
-            Refusal::PriceMismatch => (S::CONFLICT, "price-mismatch", "Article has another price"),
-            Refusal::CurrencyMismatch => (S::UNPROCESSABLE_ENTITY, "currency-mismatch", "Another currency"),
-            Refusal::TooManyLines | Refusal::TooManyPieces | Refusal::TotalTooLarge => {
-                (S::UNPROCESSABLE_ENTITY, "basket-limit", "Basket is at its limit")
-            }
-            Refusal::VersionMismatch { .. } => {
-                (S::PRECONDITION_FAILED, "version-mismatch", "Basket has changed")
-            }
+        let kind = match refusal {
+            Refusal::BasketNotFound => &kinds::BASKET_NOT_FOUND,
+            Refusal::ItemNotFound => &kinds::ITEM_NOT_FOUND,
+            Refusal::BasketClosed => &kinds::BASKET_CLOSED,
+            Refusal::BasketEmpty => &kinds::BASKET_EMPTY,
+            Refusal::PriceMismatch => &kinds::PRICE_MISMATCH,
+            Refusal::CurrencyMismatch => &kinds::CURRENCY_MISMATCH,
+            Refusal::TooManyLines | Refusal::TooManyPieces => &kinds::BASKET_LIMIT,
+            Refusal::VersionMismatch { .. } => &kinds::VERSION_MISMATCH,
         };
-        let problem = Problem::new(status, Some(kind), title, refusal.to_string());
+        let problem = Problem::new(kind, refusal.to_string());
         match refusal {
             Refusal::VersionMismatch { current } => problem.with_header(ETAG, &format!("\"{current}\"")),
             _ => problem,
@@ -190,50 +154,48 @@ impl From<&Refusal> for Problem {
 impl From<BusError> for Problem {
     fn from(error: BusError) -> Problem {
         match error {
-            BusError::InProgress => Problem::new(
-                StatusCode::CONFLICT,
-                Some("idempotency-key-in-progress"),
-                "The same request is being executed",
+            BusError::InProgress => Problem::later(
+                &kinds::KEY_IN_PROGRESS,
                 "a request with this Idempotency-Key is under way; repeat it in a moment to get its answer",
-            )
-            .with_header(RETRY_AFTER, RETRY_AFTER_SECONDS),
+            ),
             BusError::KeyReused => Problem::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                Some("idempotency-key-reused"),
-                "Idempotency-Key was used for another request",
+                &kinds::KEY_REUSED,
                 "use a new Idempotency-Key for a request that is not a repetition",
             ),
+            BusError::Overtaken => {
+                Problem::later(&kinds::UNAVAILABLE, "too many commands change this basket at once; repeat it")
+            }
             BusError::Port(error) => Problem::from(error),
+            BusError::Unwritable(error) => bug(&error),
         }
     }
 }
 
 impl From<PortError> for Problem {
     fn from(error: PortError) -> Problem {
-        let mut chain = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            chain = format!("{chain}: {cause}");
-            source = cause.source();
-        }
         match error {
-            PortError::Unavailable(_) => {
-                tracing::warn!(error = chain, "the database is not available");
+            PortError::Unavailable(_) | PortError::Conflict(_) => {
+                tracing::warn!(error = chain(&error), "the database is not available");
                 let detail =
-                    "the service cannot reach its database; nothing was changed that is not shown; try again";
-                Problem::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    Some("unavailable"),
-                    "Service unavailable",
-                    detail,
-                )
-                .with_header(RETRY_AFTER, RETRY_AFTER_SECONDS)
+                    "the service cannot reach its database; repeat the request with the same Idempotency-Key";
+                Problem::later(&kinds::UNAVAILABLE, detail)
             }
-            PortError::Failed(_) => {
-                tracing::error!(error = chain, "bug: a command or query failed");
-                let detail = "this is a bug; report it with the request's id";
-                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, None, "Internal Server Error", detail)
-            }
+            PortError::Failed(_) => bug(&error),
         }
     }
+}
+
+fn bug(error: &dyn std::error::Error) -> Problem {
+    tracing::error!(error = chain(error), "bug: a command or query failed");
+    Problem::new(&kinds::BUG, "this is a bug; report it with the request's id")
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        chain = format!("{chain}: {cause}");
+        source = cause.source();
+    }
+    chain
 }

@@ -1,11 +1,19 @@
-//! A request as the handlers see it.
+//! A request as the handlers see it, and the bounds of its head.
 
 use bytes::Bytes;
+use url::form_urlencoded;
 use uuid::Uuid;
+use warp::http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use warp::http::{HeaderMap, Method};
+
+use super::problem::{Problem, kinds};
 
 /// Longest request id taken from a client.
 const MAX_REQUEST_ID: usize = 100;
+/// Longest path and query: filters and a page token need a few hundred bytes.
+const MAX_URI_BYTES: usize = 8 * 1024;
+/// Most bytes of headers: a token of 8 KiB and as much again.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
 
 /// A request, its body read.
 #[derive(Debug)]
@@ -20,6 +28,39 @@ pub struct Request {
     pub headers: HeaderMap,
     /// Body.
     pub body: Bytes,
+}
+
+impl Request {
+    /// The query's parameters; none may be given twice.
+    pub fn parameters(&self) -> Result<Vec<(String, String)>, Problem> {
+        let mut parameters: Vec<(String, String)> = Vec::new();
+        for (name, value) in form_urlencoded::parse(self.query.as_bytes()) {
+            if parameters.iter().any(|(known, _)| *known == name) {
+                return Err(Problem::malformed("a query parameter is given twice"));
+            }
+            parameters.push((name.into_owned(), value.into_owned()));
+        }
+        Ok(parameters)
+    }
+}
+
+/// Refuses a head that is larger than any honest one, or that two servers could read in two ways.
+pub fn check_head(path: &str, query: &str, headers: &HeaderMap) -> Result<(), Problem> {
+    if path.len() + query.len() > MAX_URI_BYTES {
+        return Err(Problem::new(&kinds::URI_TOO_LONG, format!("a URI has at most {MAX_URI_BYTES} bytes")));
+    }
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if bytes > MAX_HEADER_BYTES {
+        let detail = format!("a request has at most {MAX_HEADER_BYTES} bytes of headers");
+        return Err(Problem::new(&kinds::HEADERS_TOO_LARGE, detail));
+    }
+    if headers.get_all(HOST).iter().count() != 1 {
+        return Err(Problem::malformed("send the header Host, once"));
+    }
+    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
+        return Err(Problem::malformed("send either Content-Length or Transfer-Encoding"));
+    }
+    Ok(())
 }
 
 /// The name under which a request is found in the log: the client's, if it is one, or a new one.

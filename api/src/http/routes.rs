@@ -1,76 +1,136 @@
-//! The table of routes, and what every request goes through: id, authentication, metrics.
+//! The table of routes, and what every request goes through: id, bounds, authentication, limits, metrics.
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use basket::application::Bus;
-use basket::application::queries::BasketQueries;
-use basket::domain::BasketId;
+use basket::application::queries::{BasketQueries, CommandQueries};
+use basket::application::{Bus, CommandId};
+use basket::domain::{BasketId, Sku};
 use bytes::Buf;
 use futures::Stream;
+use serde::Serialize;
 use uuid::Uuid;
 use warp::Filter;
 use warp::http::{HeaderMap, HeaderValue, Method};
 use warp::path::FullPath;
-use warp::reply::Response;
+use warp::reply::{Reply, Response};
 
-use super::problem::Problem;
-use super::request::{Request, request_id};
-use super::{auth, baskets, body};
-use crate::config::Authentication;
+use super::auth::Authentication;
+use super::baskets::Call;
+use super::conditions::check_accept;
+use super::limits::RequestLimits;
+use super::problem::{Problem, kinds};
+use super::request::{Request, check_head, request_id};
+use super::{body, commands, contract};
 use crate::metrics::Metrics;
 
 /// What the handlers need.
 pub struct App {
     /// Commands.
-    pub bus: Bus,
-    /// Queries.
-    pub queries: Arc<dyn BasketQueries>,
+    pub bus: Arc<Bus>,
+    /// Baskets.
+    pub baskets: Arc<dyn BasketQueries>,
+    /// The log of commands.
+    pub log: Arc<dyn CommandQueries>,
     /// How requests are authenticated.
     pub authentication: Authentication,
+    /// How much may be asked for.
+    pub limits: RequestLimits,
+    /// What else is asked of requests.
+    pub rules: Rules,
     /// Metrics.
     pub metrics: Metrics,
 }
 
+/// What is asked of requests.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// A change of a basket needs If-Match.
+    pub require_if_match: bool,
+    /// A request that takes longer is answered 503; its command may still be executed or not.
+    pub timeout: Duration,
+}
+
 /// A resource of the service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Route {
     Baskets,
     Basket(BasketId),
     Items(BasketId),
+    Item(BasketId, Sku),
     Checkout(BasketId),
-    Unknown,
+    Commands,
+    Command(CommandId),
+    OpenApi,
+    ProblemPage(String),
 }
 
 impl Route {
-    /// The resource at a path. An id that is none is as unknown as one that was never given out.
-    fn of(path: &str) -> Result<Route, Problem> {
+    /// The resource at a path, with its template for metrics; an id that is none is as unknown as one that was never
+    /// given out.
+    fn of(path: &str) -> (&'static str, Result<Route, Problem>) {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
-        let basket = |id: &str| {
-            let hyphenated =
-                Uuid::try_parse(id).ok().filter(|parsed| parsed.to_string().eq_ignore_ascii_case(id));
-            hyphenated.map(BasketId).ok_or_else(Problem::basket_not_found)
-        };
+        let basket = |id: &str| uuid(id).map(BasketId).ok_or_else(Problem::basket_not_found);
         match segments.as_slice() {
-            ["v1", "baskets"] => Ok(Route::Baskets),
-            ["v1", "baskets", id] => basket(id).map(Route::Basket),
-            ["v1", "baskets", id, "items"] => basket(id).map(Route::Items),
-            ["v1", "baskets", id, "checkout"] => basket(id).map(Route::Checkout),
-            _ => Ok(Route::Unknown),
+            ["v1", "baskets"] => ("/v1/baskets", Ok(Route::Baskets)),
+            ["v1", "baskets", id] => ("/v1/baskets/{id}", basket(id).map(Route::Basket)),
+            ["v1", "baskets", id, "items"] => ("/v1/baskets/{id}/items", basket(id).map(Route::Items)),
+            ["v1", "baskets", id, "items", sku] => {
+                let item = basket(id).and_then(|id| Ok(Route::Item(id, self::sku(sku)?)));
+                ("/v1/baskets/{id}/items/{sku}", item)
+            }
+            ["v1", "baskets", id, "checkout"] => {
+                ("/v1/baskets/{id}/checkout", basket(id).map(Route::Checkout))
+            }
+            ["v1", "commands"] => ("/v1/commands", Ok(Route::Commands)),
+            ["v1", "commands", id] => {
+                let id = uuid(id).map(CommandId).ok_or_else(commands::not_found);
+                ("/v1/commands/{id}", id.map(Route::Command))
+            }
+            ["openapi.json"] => ("/openapi.json", Ok(Route::OpenApi)),
+            ["problems", slug] => ("/problems/{type}", Ok(Route::ProblemPage((*slug).to_owned()))),
+            _ => ("unknown", Err(Problem::new(&kinds::NOT_FOUND, "there is nothing at this path"))),
         }
     }
 
-    /// The template, for metrics.
-    fn template(self) -> &'static str {
+    /// Methods, as the header Allow lists them.
+    fn methods(&self) -> &'static str {
         match self {
-            Route::Baskets => "/v1/baskets",
-            Route::Basket(_) => "/v1/baskets/{id}",
-            Route::Items(_) => "/v1/baskets/{id}/items",
-            Route::Checkout(_) => "/v1/baskets/{id}/checkout",
-            Route::Unknown => "unknown",
+            Route::Baskets => "GET, HEAD, POST",
+            Route::Basket(_) => "DELETE, GET, HEAD",
+            Route::Items(_) => "DELETE, POST",
+            Route::Item(..) => "DELETE, PATCH",
+            Route::Checkout(_) => "POST",
+            Route::Commands | Route::Command(_) | Route::OpenApi | Route::ProblemPage(_) => "GET, HEAD",
         }
     }
+
+    /// What says how to use the service can be read before one has a token.
+    fn is_public(&self) -> bool {
+        matches!(self, Route::OpenApi | Route::ProblemPage(_))
+    }
+}
+
+/// One spelling of an id: hyphenated, as this service writes it.
+fn uuid(text: &str) -> Option<Uuid> {
+    Uuid::try_parse(text).ok().filter(|id| id.to_string().eq_ignore_ascii_case(text))
+}
+
+fn sku(segment: &str) -> Result<Sku, Problem> {
+    let decoded = percent_decoded(segment).and_then(|text| Sku::try_from(text).ok());
+    decoded.ok_or_else(|| Problem::new(&kinds::ITEM_NOT_FOUND, "the basket has no item with this sku"))
+}
+
+fn percent_decoded(segment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.bytes();
+    while let Some(byte) = rest.next() {
+        let digit =
+            |digit: Option<u8>| char::from(digit?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        bytes.push(if byte == b'%' { digit(rest.next())? * 16 + digit(rest.next())? } else { byte });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 /// The service as a warp filter.
@@ -101,17 +161,16 @@ async fn answer<B: Buf>(
 ) -> Response {
     let started = Instant::now();
     let id = request_id(&headers);
-    let route = Route::of(path.as_str());
-    let template = route.as_ref().map_or("/v1/baskets/{id}", |route| route.template());
+    let (template, route) = Route::of(path.as_str());
     let verb = method.clone();
     let handled = async {
-        let principal = auth::authenticate(&app.authentication, &headers)?;
-        let route = route?;
-        let body = body::read(stream).await?;
-        let request = Request { method, path: path.as_str().to_owned(), query, headers, body };
-        handle(&app, route, &request, principal).await
+        check_head(path.as_str(), &query, &headers)?;
+        let _room = app.limits.room()?;
+        let request = |body| Request { method, path: path.as_str().to_owned(), query, headers, body };
+        handle(&app, route, request, stream).await
     };
-    let mut response = handled.await.unwrap_or_else(|problem| problem.into_response(&id));
+    let handled = tokio::time::timeout(app.rules.timeout, handled).await.unwrap_or_else(|_| Err(timed_out()));
+    let mut response = handled.unwrap_or_else(|problem| problem.into_response(&id));
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
     }
@@ -119,6 +178,11 @@ async fn answer<B: Buf>(
     app.metrics.request(template, method_label(&verb), status, started.elapsed());
     tracing::info!(request.id = id, http.route = template, http.method = %verb, http.status = status, "answered");
     response
+}
+
+fn timed_out() -> Problem {
+    let detail = "the request took too long; repeat it with the same Idempotency-Key";
+    Problem::later(&kinds::UNAVAILABLE, detail)
 }
 
 /// A client can invent methods; a metric must not.
@@ -135,17 +199,58 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-async fn handle(app: &App, route: Route, request: &Request, principal: &str) -> Result<Response, Problem> {
-    match (route, &request.method) {
-        (Route::Baskets, &Method::POST) => baskets::create(app, request, principal).await,
-        (Route::Baskets, &Method::GET) => baskets::list(app, request).await,
-        (Route::Baskets, _) => Err(Problem::method_not_allowed("GET, POST")),
-        (Route::Basket(id), &Method::GET) => baskets::get(app, id).await,
-        (Route::Basket(_), _) => Err(Problem::method_not_allowed("GET")),
-        (Route::Items(id), &Method::POST) => baskets::add_item(app, request, principal, id).await,
-        (Route::Items(_), _) => Err(Problem::method_not_allowed("POST")),
-        (Route::Checkout(id), &Method::POST) => baskets::check_out(app, request, principal, id).await,
-        (Route::Checkout(_), _) => Err(Problem::method_not_allowed("POST")),
-        (Route::Unknown, _) => Err(Problem::not_found()),
+async fn handle<B: Buf>(
+    app: &App,
+    route: Result<Route, Problem>,
+    request: impl FnOnce(bytes::Bytes) -> Request,
+    stream: impl Stream<Item = Result<B, warp::Error>> + Send,
+) -> Result<Response, Problem> {
+    let mut request = request(bytes::Bytes::new());
+    if let Ok(route) = &route
+        && route.is_public()
+    {
+        allowed(route, &request.method)?;
+        return contract(route, &request);
     }
+    let caller = app.authentication.caller(&request.headers).await?;
+    app.limits.count(&caller.name, Instant::now())?;
+    let route = route?;
+    allowed(&route, &request.method)?;
+    check_accept(&request.headers, &["application/json"])?;
+    request.body = body::read(stream).await?;
+    let call = Call { app, request: &request, caller: &caller };
+    match (route, &request.method) {
+        (Route::Baskets, &Method::POST) => call.create_basket().await,
+        (Route::Baskets, _) => call.list_baskets().await,
+        (Route::Basket(id), &Method::DELETE) => call.abandon(id).await,
+        (Route::Basket(id), _) => call.get_basket(id).await,
+        (Route::Items(id), &Method::POST) => call.add_item(id).await,
+        (Route::Items(id), _) => call.clear(id).await,
+        (Route::Item(id, sku), &Method::PATCH) => call.change_quantity(id, sku).await,
+        (Route::Item(id, sku), _) => call.remove_item(id, sku).await,
+        (Route::Checkout(id), _) => call.check_out(id).await,
+        (Route::Commands, _) => call.list_commands().await,
+        (Route::Command(id), _) => call.get_command(id).await,
+        (route @ (Route::OpenApi | Route::ProblemPage(_)), _) => contract(&route, &request),
+    }
+}
+
+fn allowed(route: &Route, method: &Method) -> Result<(), Problem> {
+    let methods = route.methods();
+    if methods.split(", ").any(|allowed| allowed == method.as_str()) {
+        return Ok(());
+    }
+    Err(Problem::method_not_allowed(methods))
+}
+
+fn contract(route: &Route, request: &Request) -> Result<Response, Problem> {
+    match route {
+        Route::ProblemPage(slug) => contract::problem_page(slug, &request.headers),
+        _ => contract::document(&request.headers),
+    }
+}
+
+/// 200 with a JSON body.
+pub fn json(body: &impl Serialize) -> Response {
+    warp::reply::json(body).into_response()
 }

@@ -75,7 +75,7 @@ async fn bad_paths_methods_and_headers() {
     let absent = problem(service.get("/v1/baskets/00000000-0000-0000-0000-000000000000").await, 404).await;
     assert_eq!(absent["type"], "/problems/basket-not-found");
     let put = service.request(Method::PUT, &basket).send().await.unwrap();
-    assert_eq!(put.headers()["allow"], "GET");
+    assert_eq!(put.headers()["allow"], "DELETE, GET, HEAD");
     problem(put, 405).await;
     for query in ["limit=0", "limit=-1", "limit=1000000000", "page_token=forged", "unknown=1"] {
         problem(service.get(&format!("/v1/baskets?{query}")).await, 400).await;
@@ -101,7 +101,8 @@ async fn without_the_token_there_is_nothing() {
             request = request.header("authorization", value);
         }
         let response = request.send().await.unwrap();
-        assert_eq!(response.headers()["www-authenticate"], "Bearer");
+        let challenge = response.headers()["www-authenticate"].to_str().unwrap();
+        assert!(challenge.starts_with("Bearer"), "{challenge}");
         problem(response, 401).await;
     }
 }

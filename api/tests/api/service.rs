@@ -32,6 +32,7 @@ impl Service {
             .arg("serve")
             .arg(format!("--listen=127.0.0.1:{port}"))
             .arg(format!("--admin-listen=127.0.0.1:{admin_port}"))
+            .arg("--auth=static-token")
             .env("BASKET_DATABASE_URL", database.url())
             .env("BASKET_STATIC_TOKEN", TOKEN)
             .start()

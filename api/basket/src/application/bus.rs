@@ -1,14 +1,14 @@
 //! The command bus: the one path every command takes.
 //!
-//! claim -> handle -> save -> react -> complete -> commit, in one unit of work. A refusal takes the same path
-//! without the middle: it is an outcome, and a repeated command gets it again.
+//! middleware -> look up -> decide -> react -> commit. A refusal takes the same path without the reactions: it is
+//! an outcome, and a repeated command gets it again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use super::command::{Command, CommandId, Failure, Identified, Outcome};
-use super::ports::{Claim, CommandRecord, PortError, UnitOfWork, Units};
-use super::reactions::Reaction;
+use super::command::{Command, CommandId, CommandRecord, Identified, Outcome};
+use super::middleware::{Decision, Middleware, Next, Wish};
+use super::ports::{Changes, Committed, First, Found, Isolation, PortError, Units};
+use super::reactions::{Happened, Reaction};
 use super::view::BasketView;
 use crate::domain::Basket;
 
@@ -23,7 +23,7 @@ pub struct Answer {
     pub replayed: bool,
 }
 
-/// Why there is no outcome.
+/// Why there is no outcome. Nothing was written.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
     /// The same command is being executed at this moment.
@@ -32,89 +32,103 @@ pub enum BusError {
     /// The key was used for another wish.
     #[error("the key was used for another command")]
     KeyReused,
+    /// Another command was faster; the next attempt will see what it did.
+    #[error("another command changed the basket at the same time")]
+    Overtaken,
     /// The world did not do its part.
     #[error(transparent)]
     Port(#[from] PortError),
-}
-
-/// Is told how commands end, for metrics.
-pub trait Observer: Send + Sync {
-    /// A command of this type ended like this: `accepted`, `refused`, `replayed`, `conflict` or `failed`.
-    fn ended(&self, command_type: &'static str, outcome: &'static str, took: Duration);
+    /// A content that cannot be written as JSON: a bug.
+    #[error("the command or one of its events cannot be written down")]
+    Unwritable(#[from] serde_json::Error),
 }
 
 /// See the module's text.
 pub struct Bus {
     units: Arc<dyn Units>,
     reactions: Vec<Box<dyn Reaction>>,
-    observer: Arc<dyn Observer>,
+    middleware: Vec<Box<dyn Middleware>>,
 }
 
 impl Bus {
-    /// A bus whose commands are reacted to by `reactions`, in their order.
-    pub fn new(units: Arc<dyn Units>, reactions: Vec<Box<dyn Reaction>>, observer: Arc<dyn Observer>) -> Bus {
-        Bus { units, reactions, observer }
+    /// A bus that does its work in `units`.
+    pub fn new(units: Arc<dyn Units>) -> Bus {
+        Bus { units, reactions: Vec::new(), middleware: Vec::new() }
+    }
+
+    /// Lets `reaction` follow from each domain event, after those registered before.
+    #[must_use]
+    pub fn reacting(mut self, reaction: impl Reaction + 'static) -> Bus {
+        self.reactions.push(Box::new(reaction));
+        self
+    }
+
+    /// Puts `middleware` around the work, inside that registered before.
+    #[must_use]
+    pub fn with(mut self, middleware: impl Middleware + 'static) -> Bus {
+        self.middleware.push(Box::new(middleware));
+        self
     }
 
     /// Executes a command once, however often it is sent.
     pub async fn dispatch<C: Command>(&self, wish: &Identified<C>) -> Result<Answer, BusError> {
-        let started = Instant::now();
-        let answer = self.execute(wish).await;
-        let outcome = match &answer {
-            Ok(answer) if answer.replayed => "replayed",
-            Ok(answer) => answer.outcome.name(),
-            Err(BusError::InProgress | BusError::KeyReused) => "conflict",
-            Err(BusError::Port(_)) => "failed",
-        };
-        self.observer.ended(C::TYPE, outcome, started.elapsed());
-        answer
+        let record = CommandRecord::of(wish)?;
+        let decide = |basket| wish.command.decide(basket, &wish.cause.principal, wish.received_at);
+        let wish = Wish { record: &record, decide: &decide, isolation: Isolation::Optimistic };
+        Next::new(self, &self.middleware).run(wish).await
     }
 
-    async fn execute<C: Command>(&self, wish: &Identified<C>) -> Result<Answer, BusError> {
-        let mut work = self.units.begin().await?;
-        match work.claim(&record(wish)?).await? {
-            Claim::New => {}
-            Claim::Repeated { command, outcome } => return Ok(Answer { command, outcome, replayed: true }),
-            Claim::KeyReused => return Err(BusError::KeyReused),
-            Claim::InProgress => return Err(BusError::InProgress),
+    /// One attempt.
+    pub(super) async fn execute(&self, wish: Wish<'_>) -> Result<Answer, BusError> {
+        let record = wish.record;
+        let mut unit = self.units.begin(wish.isolation).await?;
+        // A command that makes a basket sees none: whether its key is new, the commit tells.
+        let blind = record.basket_id.is_none() && wish.isolation == Isolation::Optimistic;
+        let found = if blind { Found::default() } else { unit.look_up(record).await? };
+        if let Some(first) = found.first {
+            return repeated(record, first);
         }
-        let outcome = match wish.command.handle(&mut *work, wish.received_at).await {
-            Ok(basket) => {
-                self.store(&basket, wish, &mut *work).await?;
-                Outcome::Accepted(BasketView::from(&basket))
+        let changes = self.changes(record, found.basket, wish.decide)?;
+        match unit.commit(record, &changes).await? {
+            Committed::Done => {
+                Ok(Answer { command: record.cause.command, outcome: changes.outcome, replayed: false })
             }
-            Err(Failure::Refused(refusal)) => Outcome::Refused(refusal),
-            Err(Failure::Port(error)) => return Err(error.into()),
-        };
-        work.complete(wish.cause.command, &outcome).await?;
-        work.commit().await?;
-        Ok(Answer { command: wish.cause.command, outcome, replayed: false })
+            Committed::Overtaken => Err(BusError::Overtaken),
+            Committed::InProgress => Err(BusError::InProgress),
+        }
     }
 
-    async fn store<C>(
+    fn changes(
         &self,
-        basket: &Basket,
-        wish: &Identified<C>,
-        work: &mut dyn UnitOfWork,
-    ) -> Result<(), PortError> {
-        work.save(basket).await?;
+        record: &CommandRecord<'_>,
+        basket: Option<Basket>,
+        decide: &Decision<'_>,
+    ) -> Result<Changes, BusError> {
+        let basket = match decide(basket) {
+            Ok(basket) => basket,
+            Err(refusal) => return Ok(Changes::nothing(Outcome::Refused(refusal))),
+        };
+        let mut changes = Changes::nothing(Outcome::Accepted(BasketView::from(&basket)));
         for event in basket.events() {
+            let happened = Happened { event, basket: &basket, cause: record.cause };
             for reaction in &self.reactions {
-                reaction.react(event, basket, &wish.cause, work).await?;
+                reaction.react(&happened, &mut changes)?;
             }
         }
-        Ok(())
+        changes.basket = Some(basket).filter(|basket| !basket.events().is_empty());
+        Ok(changes)
     }
 }
 
-fn record<C: Command>(wish: &Identified<C>) -> Result<CommandRecord<'_>, PortError> {
-    let payload = serde_json::to_value(&wish.command).map_err(|error| PortError::Failed(error.into()))?;
-    Ok(CommandRecord {
-        command_type: C::TYPE,
-        payload,
-        cause: &wish.cause,
-        idempotency_key: wish.idempotency_key.as_deref(),
-        fingerprint: &wish.fingerprint,
-        received_at: wish.received_at,
-    })
+impl Changes {
+    fn nothing(outcome: Outcome) -> Changes {
+        Changes { outcome, basket: None, view: None, events: Vec::new() }
+    }
+}
+
+fn repeated(record: &CommandRecord<'_>, first: First) -> Result<Answer, BusError> {
+    if first.fingerprint == record.fingerprint {
+        return Ok(Answer { command: first.command, outcome: first.outcome, replayed: true });
+    }
+    Err(BusError::KeyReused)
 }

@@ -1,20 +1,17 @@
 //! One file per command.
 
+mod abandon_basket;
 mod add_item;
+mod change_quantity;
 mod check_out;
+mod clear_basket;
 mod create_basket;
+mod remove_item;
 
+pub use abandon_basket::AbandonBasket;
 pub use add_item::AddItem;
+pub use change_quantity::ChangeQuantity;
 pub use check_out::CheckOut;
+pub use clear_basket::ClearBasket;
 pub use create_basket::CreateBasket;
-
-use super::command::Failure;
-use super::ports::UnitOfWork;
-use crate::domain::{Basket, BasketId, Refusal, Version};
-
-/// The basket a command is about, at the version its sender knew.
-async fn load(work: &mut dyn UnitOfWork, id: BasketId, expected: Option<Version>) -> Result<Basket, Failure> {
-    let basket = work.load(id).await?.ok_or(Refusal::BasketNotFound)?;
-    basket.require_version(expected)?;
-    Ok(basket)
-}
+pub use remove_item::RemoveItem;

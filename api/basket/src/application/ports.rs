@@ -4,10 +4,10 @@ use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 
-use super::command::{Cause, CommandId, Outcome};
+use super::command::{CommandId, CommandRecord, Outcome};
 use super::integration::IntegrationEvent;
 use super::view::BasketView;
-use crate::domain::{Basket, BasketId};
+use crate::domain::Basket;
 
 /// A future behind a pointer, so that ports can be trait objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -15,6 +15,9 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// The world did not do its part.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
+    /// Two units of work got in each other's way and this one was rolled back: it may succeed at once.
+    #[error("the store gave way to another command")]
+    Conflict(#[source] Box<dyn Error + Send + Sync>),
     /// It is away, full or too slow: the same may succeed later.
     #[error("the store is not available")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
@@ -23,76 +26,75 @@ pub enum PortError {
     Failed(#[source] Box<dyn Error + Send + Sync>),
 }
 
+/// How a unit of work sees to it that its basket does not change under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    /// It does not: [`UnitOfWork::commit`] notices. Fewest round trips; right while commands seldom meet.
+    Optimistic,
+    /// The basket is locked from look-up to commit; others queue. For commands that have met one.
+    Locking,
+}
+
 /// Begins units of work.
 pub trait Units: Send + Sync {
-    /// Begins one. Nothing is visible to anybody before it is committed, and dropping it MUST leave no trace.
-    fn begin(&self) -> BoxFuture<'_, Result<Box<dyn UnitOfWork>, PortError>>;
+    /// Begins one. Dropping it MUST leave no trace.
+    fn begin(&self, isolation: Isolation) -> BoxFuture<'_, Result<Box<dyn UnitOfWork>, PortError>>;
 }
 
-/// A command's record, before its work.
-#[derive(Clone, Debug)]
-pub struct CommandRecord<'a> {
-    /// Type of the command.
-    pub command_type: &'static str,
-    /// Its content, for the audit log.
-    pub payload: serde_json::Value,
-    /// By whom, as part of what.
-    pub cause: &'a Cause,
-    /// The caller's name for it.
-    pub idempotency_key: Option<&'a str>,
-    /// Tells the same wish from another one under the same key.
-    pub fingerprint: &'a str,
-    /// When it arrived.
-    pub received_at: chrono::DateTime<chrono::Utc>,
-}
-
-/// What became of the claim to execute a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claim {
-    /// It is new, and ours to execute.
-    New,
-    /// It was executed before.
-    Repeated {
-        /// As this command.
-        command: CommandId,
-        /// With this outcome.
-        outcome: Outcome,
-    },
-    /// The key was used for another wish.
-    KeyReused,
-    /// The same is being executed at this moment.
-    InProgress,
-}
-
-/// Everything one command reads and writes, in one transaction.
+/// What one command reads and writes.
 pub trait UnitOfWork: Send {
-    /// Records the command as begun and claims its key. MUST answer without waiting for a twin that is under way,
-    /// and MUST NOT let two units claim one key.
-    fn claim<'a>(&'a mut self, record: &'a CommandRecord<'a>) -> BoxFuture<'a, Result<Claim, PortError>>;
+    /// What is known before the work is done.
+    fn look_up<'a>(&'a mut self, record: &'a CommandRecord<'a>) -> BoxFuture<'a, Result<Found, PortError>>;
 
-    /// The basket, locked against other units until this one ends: events of one basket get their order from this.
-    fn load(&mut self, id: BasketId) -> BoxFuture<'_, Result<Option<Basket>, PortError>>;
+    /// Writes record, key, state, read model and outbox rows: all of it, durable and visible at once, or nothing.
+    /// MUST NOT wait for a twin of the command that is under way, and MUST NOT let two commands have one key.
+    fn commit<'a>(
+        self: Box<Self>,
+        record: &'a CommandRecord<'a>,
+        changes: &'a Changes,
+    ) -> BoxFuture<'a, Result<Committed, PortError>>;
+}
 
-    /// Stores the basket. MUST fail if the stored version is not the one before its events.
-    fn save<'a>(&'a mut self, basket: &'a Basket) -> BoxFuture<'a, Result<(), PortError>>;
+/// What is known before the work is done.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The command that had the key first.
+    pub first: Option<First>,
+    /// The basket the command needs to see.
+    pub basket: Option<Basket>,
+}
 
-    /// Stores what readers see.
-    fn project<'a>(&'a mut self, view: &'a BasketView) -> BoxFuture<'a, Result<(), PortError>>;
+/// The command that had a key first.
+#[derive(Debug)]
+pub struct First {
+    /// What was wished.
+    pub fingerprint: String,
+    /// As which command.
+    pub command: CommandId,
+    /// With this outcome.
+    pub outcome: Outcome,
+}
 
-    /// Puts an event into the outbox, behind those put there before.
-    fn publish<'a>(
-        &'a mut self,
-        event: &'a IntegrationEvent,
-        cause: &'a Cause,
-    ) -> BoxFuture<'a, Result<(), PortError>>;
+/// Everything a command writes, collected while it is worked on and written at its end.
+#[derive(Debug)]
+pub struct Changes {
+    /// How the command ended.
+    pub outcome: Outcome,
+    /// The basket, if it changed. Each of its events is one version: the stored one MUST be that many behind.
+    pub basket: Option<Basket>,
+    /// What readers see from now on.
+    pub view: Option<BasketView>,
+    /// What other services are told, in this order.
+    pub events: Vec<IntegrationEvent>,
+}
 
-    /// Completes the command's record with its outcome and the events it published. MUST be the only completion.
-    fn complete<'a>(
-        &'a mut self,
-        command: CommandId,
-        outcome: &'a Outcome,
-    ) -> BoxFuture<'a, Result<(), PortError>>;
-
-    /// Makes all of it durable and visible at once.
-    fn commit(self: Box<Self>) -> BoxFuture<'static, Result<(), PortError>>;
+/// What became of the changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// They are durable.
+    Done,
+    /// Nothing was written: the basket has changed or the key was taken since the look-up.
+    Overtaken,
+    /// Nothing was written: a twin of the command is under way.
+    InProgress,
 }

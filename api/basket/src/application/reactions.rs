@@ -8,18 +8,22 @@ pub use integration_events::IntegrationEvents;
 pub use read_model::ReadModel;
 
 use super::command::Cause;
-use super::ports::{BoxFuture, PortError, UnitOfWork};
+use super::ports::Changes;
 use crate::domain::{Basket, DomainEvent};
+
+/// A domain event, with what surrounds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Happened<'a> {
+    /// What happened.
+    pub event: &'a DomainEvent,
+    /// The basket after all events of the command.
+    pub basket: &'a Basket,
+    /// Why.
+    pub cause: &'a Cause,
+}
 
 /// Something that follows from domain events.
 pub trait Reaction: Send + Sync {
-    /// Reacts to `event`; `basket` is as it is after all events of the command. What it writes to `work` is
-    /// committed with the change or not at all.
-    fn react<'a>(
-        &'a self,
-        event: &'a DomainEvent,
-        basket: &'a Basket,
-        cause: &'a Cause,
-        work: &'a mut dyn UnitOfWork,
-    ) -> BoxFuture<'a, Result<(), PortError>>;
+    /// Reacts. What it adds to `changes` is committed with the event or not at all.
+    fn react(&self, happened: &Happened<'_>, changes: &mut Changes) -> Result<(), serde_json::Error>;
 }

@@ -1,19 +1,23 @@
 //! The aggregate: the one place where a basket changes.
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::buyer::{BuyerId, PaymentMethod};
-use super::events::DomainEvent;
-use super::line::{Line, Quantity};
+use super::events::{AbandonReason, DomainEvent};
+use super::line::{Line, Quantity, Sku};
 use super::money::Money;
+use super::principal::Principal;
+use super::refusal::Refusal;
 
 /// Most lines of a basket. Keeps the snapshot that is published at checkout far below Kafka's record limit.
 pub const MAX_LINES: usize = 200;
 
 /// Identity of a basket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
 pub struct BasketId(pub Uuid);
 
 impl std::fmt::Display for BasketId {
@@ -23,59 +27,28 @@ impl std::fmt::Display for BasketId {
 }
 
 /// Counts the changes of a basket, from 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(extend("minimum" = 1))]
 pub struct Version(pub i64);
 
 /// Where a basket is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// It can be changed.
     Open,
     /// It was ordered, and never changes again.
     CheckedOut,
-}
-
-/// Why the business says no. A refusal is an outcome: it is recorded, and a repeated command gets it again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[serde(tag = "refusal", rename_all = "snake_case")]
-pub enum Refusal {
-    /// There is no such basket.
-    #[error("there is no basket with this id")]
-    BasketNotFound,
-    /// It was checked out.
-    #[error("the basket is closed and cannot be changed")]
-    BasketClosed,
-    /// Nothing to order.
-    #[error("an empty basket cannot be checked out")]
-    BasketEmpty,
-    /// All items of a basket have one currency.
-    #[error("the basket has items in another currency")]
-    CurrencyMismatch,
-    /// The article is in the basket at another price.
-    #[error("the basket has this article at another price")]
-    PriceMismatch,
-    /// Too many lines.
-    #[error("a basket has at most {MAX_LINES} lines")]
-    TooManyLines,
-    /// Too many pieces of one article.
-    #[error("a line has at most {} pieces", super::line::MAX_QUANTITY)]
-    TooManyPieces,
-    /// A sum is too large.
-    #[error("the basket's total is too large")]
-    TotalTooLarge,
-    /// The caller knew another version.
-    #[error("the basket has changed: its version is {current}")]
-    VersionMismatch {
-        /// What it is now.
-        current: i64,
-    },
+    /// It was given up, and never changes again.
+    Abandoned,
 }
 
 /// A basket with the events of its latest change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Basket {
     id: BasketId,
+    owner: String,
     buyer: BuyerId,
     status: Status,
     lines: Vec<Line>,
@@ -91,6 +64,8 @@ pub struct Basket {
 pub struct Stored {
     /// Identity.
     pub id: BasketId,
+    /// The principal that created it.
+    pub owner: String,
     /// For whom.
     pub buyer: BuyerId,
     /// Status.
@@ -109,10 +84,11 @@ pub struct Stored {
 
 impl Basket {
     /// A new, empty basket.
-    pub fn create(id: BasketId, buyer: BuyerId, now: DateTime<Utc>) -> Basket {
+    pub fn create(id: BasketId, owner: &Principal, buyer: BuyerId, now: DateTime<Utc>) -> Basket {
         let created = DomainEvent::BasketCreated { buyer: buyer.clone() };
         Basket {
             id,
+            owner: owner.to_string(),
             buyer,
             status: Status::Open,
             lines: Vec::new(),
@@ -126,9 +102,11 @@ impl Basket {
 
     /// The basket that was stored.
     pub fn restore(stored: Stored) -> Basket {
-        let Stored { id, buyer, status, lines, payment_method, version, created_at, updated_at } = stored;
+        let Stored { id, owner, buyer, status, lines, payment_method, version, created_at, updated_at } =
+            stored;
         Basket {
             id,
+            owner,
             buyer,
             status,
             lines,
@@ -147,24 +125,56 @@ impl Basket {
         if self.lines.iter().any(|line| line.unit_price.currency() != currency) {
             return Err(Refusal::CurrencyMismatch);
         }
-        let mut lines = self.lines.clone();
-        let full = lines.len() >= MAX_LINES;
-        let line = match lines.iter_mut().find(|line| line.sku == added.sku) {
+        let full = self.lines.len() >= MAX_LINES;
+        let line = match self.lines.iter_mut().find(|line| line.sku == added.sku) {
             Some(line) if line.unit_price != added.unit_price => return Err(Refusal::PriceMismatch),
             Some(line) => {
-                let pieces = u32::from(line.quantity).saturating_add(u32::from(added.quantity));
-                line.quantity = Quantity::try_from(pieces).map_err(|_| Refusal::TooManyPieces)?;
+                line.quantity = line.quantity.plus(added.quantity).ok_or(Refusal::TooManyPieces)?;
                 line.clone()
             }
             None if full => return Err(Refusal::TooManyLines),
             None => {
-                lines.push(added.clone());
+                self.lines.push(added.clone());
                 added.clone()
             }
         };
-        total(&lines)?;
-        self.lines = lines;
         self.changed(DomainEvent::ItemAdded { added, line }, now);
+        Ok(())
+    }
+
+    /// Sets how many pieces of an article there are. The number it has already is no change.
+    pub fn change_quantity(
+        &mut self,
+        sku: &Sku,
+        quantity: Quantity,
+        now: DateTime<Utc>,
+    ) -> Result<(), Refusal> {
+        self.require_open()?;
+        let line = self.lines.iter_mut().find(|line| line.sku == *sku).ok_or(Refusal::ItemNotFound)?;
+        let previous = std::mem::replace(&mut line.quantity, quantity);
+        let line = line.clone();
+        if previous != quantity {
+            self.changed(DomainEvent::ItemQuantityChanged { previous, line }, now);
+        }
+        Ok(())
+    }
+
+    /// Takes an article out, however many there are.
+    pub fn remove_item(&mut self, sku: &Sku, now: DateTime<Utc>) -> Result<(), Refusal> {
+        self.require_open()?;
+        let place = self.lines.iter().position(|line| line.sku == *sku).ok_or(Refusal::ItemNotFound)?;
+        let line = self.lines.remove(place);
+        self.changed(DomainEvent::ItemRemoved { line }, now);
+        Ok(())
+    }
+
+    /// Takes everything out. An empty basket stays as it is.
+    pub fn clear(&mut self, now: DateTime<Utc>) -> Result<(), Refusal> {
+        self.require_open()?;
+        let lines = std::mem::take(&mut self.lines);
+        if !lines.is_empty() {
+            self.changed(DomainEvent::BasketCleared { lines }, now);
+        }
         Ok(())
     }
 
@@ -177,6 +187,14 @@ impl Basket {
         self.status = Status::CheckedOut;
         self.payment_method = Some(payment_method);
         self.changed(DomainEvent::BasketCheckedOut { payment_method }, now);
+        Ok(())
+    }
+
+    /// Gives it up. It never changes again.
+    pub fn abandon(&mut self, reason: AbandonReason, now: DateTime<Utc>) -> Result<(), Refusal> {
+        self.require_open()?;
+        self.status = Status::Abandoned;
+        self.changed(DomainEvent::BasketAbandoned { reason }, now);
         Ok(())
     }
 
@@ -208,6 +226,10 @@ impl Basket {
     pub fn id(&self) -> BasketId {
         self.id
     }
+    /// The principal that created it.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
     /// For whom.
     pub fn buyer(&self) -> &BuyerId {
         &self.buyer
@@ -238,20 +260,8 @@ impl Basket {
     }
     /// Sum of all lines; `None` for an empty basket, which has no currency yet.
     pub fn total(&self) -> Option<Money> {
-        total(&self.lines).ok().flatten()
+        self.lines.iter().map(Line::total).reduce(Money::plus)
     }
-}
-
-fn total(lines: &[Line]) -> Result<Option<Money>, Refusal> {
-    let mut sum: Option<Money> = None;
-    for line in lines {
-        let line = line.total().ok_or(Refusal::TotalTooLarge)?;
-        sum = Some(match sum {
-            None => line,
-            Some(sum) => sum.plus(line).ok_or(Refusal::TotalTooLarge)?,
-        });
-    }
-    Ok(sum)
 }
 
 #[cfg(test)]

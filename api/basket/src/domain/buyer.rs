@@ -1,12 +1,14 @@
 //! Who buys, and how they pay.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::text::{Invalid, bounded};
+use super::text::{Invalid, PRINTABLE, bounded};
 
 /// The shop's own name for a buyer; means nothing to us.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("minLength" = 1, "maxLength" = 100, "pattern" = PRINTABLE, "examples" = ["buyer-17"]))]
 pub struct BuyerId(String);
 
 impl TryFrom<String> for BuyerId {
@@ -31,7 +33,7 @@ impl BuyerId {
 }
 
 /// How a basket is paid. Only the kind: no card number ever comes near this service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PaymentMethod {
     /// Credit or debit card.

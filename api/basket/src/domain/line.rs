@@ -1,22 +1,28 @@
 //! One line of a basket: a snapshot of what the shop offered when it was put in.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::money::Money;
-use super::text::{Invalid, bounded};
+use super::money::{Money, Price};
+use super::text::{Invalid, PRINTABLE, bounded};
 
 /// Most pieces of one article. A shop that sells more at once does not use a basket.
-pub const MAX_QUANTITY: u32 = 9_999;
+pub const MAX_QUANTITY: u32 = 1_000;
 
-/// The shop's article number.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The shop's article number. It is part of a path, so it cannot be one of the two names that a path resolves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("minLength" = 1, "maxLength" = 64, "pattern" = PRINTABLE, "not" = { "enum": [".", ".."] },
+                  "examples" = ["tea-250"]))]
 pub struct Sku(String);
 
 impl TryFrom<String> for Sku {
     type Error = Invalid;
 
     fn try_from(text: String) -> Result<Self, Invalid> {
+        if text == "." || text == ".." {
+            return Err(Invalid::new("sku", "must not be '.' or '..'"));
+        }
         bounded("sku", text, 64).map(Sku)
     }
 }
@@ -28,8 +34,9 @@ impl From<Sku> for String {
 }
 
 /// The article's name, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("minLength" = 1, "maxLength" = 200, "pattern" = PRINTABLE, "examples" = ["Green tea, 250 g"]))]
 pub struct Name(String);
 
 impl TryFrom<String> for Name {
@@ -47,8 +54,9 @@ impl From<Name> for String {
 }
 
 /// How many: 1 to [`MAX_QUANTITY`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u32", into = "u32")]
+#[schemars(extend("minimum" = 1, "maximum" = MAX_QUANTITY))]
 pub struct Quantity(u32);
 
 impl TryFrom<u32> for Quantity {
@@ -68,8 +76,15 @@ impl From<Quantity> for u32 {
     }
 }
 
+impl Quantity {
+    /// With `more` pieces; `None` above [`MAX_QUANTITY`].
+    pub(super) fn plus(self, more: Quantity) -> Option<Quantity> {
+        self.0.checked_add(more.0).and_then(|pieces| Quantity::try_from(pieces).ok())
+    }
+}
+
 /// A line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Line {
     /// Article number.
     pub sku: Sku,
@@ -78,12 +93,12 @@ pub struct Line {
     /// How many.
     pub quantity: Quantity,
     /// Price of one piece.
-    pub unit_price: Money,
+    pub unit_price: Price,
 }
 
 impl Line {
-    /// Price of the line; `None` when it is too large to be a price.
-    pub fn total(&self) -> Option<Money> {
-        self.unit_price.times(self.quantity.into())
+    /// Unit price times quantity.
+    pub fn total(&self) -> Money {
+        self.unit_price.times(self.quantity)
     }
 }

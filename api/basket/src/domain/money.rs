@@ -1,16 +1,25 @@
 //! Amounts in minor units: cents, not floating-point euros.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::basket::MAX_LINES;
+use super::line::{MAX_QUANTITY, Quantity};
 use super::text::Invalid;
 
-/// Largest amount, in minor units: ten thousand million of a currency with cents. Far above any basket, and far
-/// enough below `i64::MAX` that sums are checked long before they overflow.
-pub const MAX_AMOUNT: i64 = 1_000_000_000_000;
+/// Highest price of one piece, in minor units: a hundred million of a currency with cents.
+pub const MAX_PRICE: i64 = 10_000_000_000;
+
+/// Largest integer that every JSON reader keeps exactly (RFC 8259, section 6).
+const MAX_EXACT: i64 = (1 << 53) - 1;
+
+// The fullest basket at the highest price still has an exact total: sums need no check while they are made.
+const _: () = assert!(MAX_PRICE <= MAX_EXACT / MAX_QUANTITY as i64 / MAX_LINES as i64);
 
 /// An ISO 4217 code, such as EUR. Its form is checked, not its place in the list, which changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(extend("pattern" = "^[A-Z]{3}$", "examples" = ["EUR"]))]
 pub struct Currency([u8; 3]);
 
 impl TryFrom<String> for Currency {
@@ -30,30 +39,17 @@ impl From<Currency> for String {
     }
 }
 
-/// A non-negative amount in one currency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "RawMoney", into = "RawMoney")]
-pub struct Money {
-    amount: i64,
-    currency: Currency,
-}
-
-#[derive(Serialize, Deserialize)]
+/// An amount in one currency, in minor units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct RawMoney {
+pub struct Money {
+    /// Minor units, such as cents.
+    #[schemars(range(min = 0, max = MAX_EXACT))]
     amount: i64,
     currency: Currency,
 }
 
 impl Money {
-    /// `amount` in minor units, 0 to [`MAX_AMOUNT`].
-    pub fn new(amount: i64, currency: Currency) -> Result<Money, Invalid> {
-        if !(0..=MAX_AMOUNT).contains(&amount) {
-            return Err(Invalid::new("amount", format!("must be 0 to {MAX_AMOUNT} minor units")));
-        }
-        Ok(Money { amount, currency })
-    }
-
     /// Minor units.
     pub fn amount(&self) -> i64 {
         self.amount
@@ -64,29 +60,53 @@ impl Money {
         self.currency
     }
 
-    /// `times` this amount; `None` above [`MAX_AMOUNT`].
-    pub fn times(&self, times: u32) -> Option<Money> {
-        let amount = self.amount.checked_mul(i64::from(times))?;
-        Money::new(amount, self.currency).ok()
-    }
-
-    /// The sum; `None` for another currency or above [`MAX_AMOUNT`].
-    pub fn plus(&self, other: Money) -> Option<Money> {
-        let amount = self.amount.checked_add(other.amount).filter(|_| self.currency == other.currency)?;
-        Money::new(amount, self.currency).ok()
+    /// The sum with an amount of the same currency.
+    pub(super) fn plus(self, other: Money) -> Money {
+        Money { amount: self.amount.saturating_add(other.amount), ..self }
     }
 }
 
-impl TryFrom<RawMoney> for Money {
+/// The price of one piece: 0 to [`MAX_PRICE`] minor units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "Money", into = "Money")]
+#[schemars(extend("properties" = {
+    "amount": {
+        "description": "Minor units, such as cents.", "type": "integer", "minimum": 0, "maximum": MAX_PRICE
+    },
+    "currency": { "$ref": "#/components/schemas/Currency" }
+}))]
+pub struct Price(Money);
+
+impl Price {
+    /// `amount` minor units.
+    pub fn new(amount: i64, currency: Currency) -> Result<Price, Invalid> {
+        if (0..=MAX_PRICE).contains(&amount) {
+            return Ok(Price(Money { amount, currency }));
+        }
+        Err(Invalid::new("amount", format!("must be 0 to {MAX_PRICE} minor units")))
+    }
+
+    /// Currency.
+    pub fn currency(&self) -> Currency {
+        self.0.currency
+    }
+
+    /// What that many pieces cost.
+    pub fn times(&self, pieces: Quantity) -> Money {
+        Money { amount: self.0.amount.saturating_mul(i64::from(u32::from(pieces))), ..self.0 }
+    }
+}
+
+impl TryFrom<Money> for Price {
     type Error = Invalid;
 
-    fn try_from(raw: RawMoney) -> Result<Self, Invalid> {
-        Money::new(raw.amount, raw.currency)
+    fn try_from(money: Money) -> Result<Self, Invalid> {
+        Price::new(money.amount, money.currency)
     }
 }
 
-impl From<Money> for RawMoney {
-    fn from(money: Money) -> RawMoney {
-        RawMoney { amount: money.amount, currency: money.currency }
+impl From<Price> for Money {
+    fn from(price: Price) -> Money {
+        price.0
     }
 }

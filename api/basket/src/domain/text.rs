@@ -1,5 +1,8 @@
 //! What all texts of the domain have in common: bounds, and no control characters.
 
+/// [`bounded`]'s rule on characters as a regular expression, for schemas.
+pub(super) const PRINTABLE: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+
 /// A value the domain does not take. The message says what is allowed and never repeats the value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field} {problem}")]

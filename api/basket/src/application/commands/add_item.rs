@@ -3,10 +3,8 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::load;
-use crate::application::ports::{BoxFuture, UnitOfWork};
-use crate::application::{Command, Failure};
-use crate::domain::{Basket, BasketId, Line, Version};
+use crate::application::Change;
+use crate::domain::{Basket, BasketId, Line, Refusal, Version};
 
 /// The wish for an article in a basket.
 #[derive(Clone, Debug, Serialize)]
@@ -19,18 +17,18 @@ pub struct AddItem {
     pub expected_version: Option<Version>,
 }
 
-impl Command for AddItem {
+impl Change for AddItem {
     const TYPE: &'static str = "add_item";
 
-    fn handle<'a>(
-        &'a self,
-        work: &'a mut dyn UnitOfWork,
-        now: DateTime<Utc>,
-    ) -> BoxFuture<'a, Result<Basket, Failure>> {
-        Box::pin(async move {
-            let mut basket = load(work, self.basket_id, self.expected_version).await?;
-            basket.add_item(self.line.clone(), now)?;
-            Ok(basket)
-        })
+    fn basket_id(&self) -> BasketId {
+        self.basket_id
+    }
+
+    fn expected_version(&self) -> Option<Version> {
+        self.expected_version
+    }
+
+    fn apply(&self, basket: &mut Basket, now: DateTime<Utc>) -> Result<(), Refusal> {
+        basket.add_item(self.line.clone(), now)
     }
 }

@@ -3,10 +3,8 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::load;
-use crate::application::ports::{BoxFuture, UnitOfWork};
-use crate::application::{Command, Failure};
-use crate::domain::{Basket, BasketId, PaymentMethod, Version};
+use crate::application::Change;
+use crate::domain::{Basket, BasketId, PaymentMethod, Refusal, Version};
 
 /// The wish to order.
 #[derive(Clone, Debug, Serialize)]
@@ -19,18 +17,18 @@ pub struct CheckOut {
     pub expected_version: Option<Version>,
 }
 
-impl Command for CheckOut {
+impl Change for CheckOut {
     const TYPE: &'static str = "check_out";
 
-    fn handle<'a>(
-        &'a self,
-        work: &'a mut dyn UnitOfWork,
-        now: DateTime<Utc>,
-    ) -> BoxFuture<'a, Result<Basket, Failure>> {
-        Box::pin(async move {
-            let mut basket = load(work, self.basket_id, self.expected_version).await?;
-            basket.check_out(self.payment_method, now)?;
-            Ok(basket)
-        })
+    fn basket_id(&self) -> BasketId {
+        self.basket_id
+    }
+
+    fn expected_version(&self) -> Option<Version> {
+        self.expected_version
+    }
+
+    fn apply(&self, basket: &mut Basket, now: DateTime<Utc>) -> Result<(), Refusal> {
+        basket.check_out(self.payment_method, now)
     }
 }

@@ -3,9 +3,8 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::application::ports::{BoxFuture, UnitOfWork};
-use crate::application::{Command, Failure};
-use crate::domain::{Basket, BasketId, BuyerId};
+use crate::application::Command;
+use crate::domain::{Basket, BasketId, BuyerId, Principal, Refusal};
 
 /// The wish for a new basket.
 #[derive(Clone, Debug, Serialize)]
@@ -19,11 +18,11 @@ pub struct CreateBasket {
 impl Command for CreateBasket {
     const TYPE: &'static str = "create_basket";
 
-    fn handle<'a>(
-        &'a self,
-        _work: &'a mut dyn UnitOfWork,
-        now: DateTime<Utc>,
-    ) -> BoxFuture<'a, Result<Basket, Failure>> {
-        Box::pin(async move { Ok(Basket::create(self.id, self.buyer_id.clone(), now)) })
+    fn basket_id(&self) -> Option<BasketId> {
+        None
+    }
+
+    fn decide(&self, _: Option<Basket>, by: &Principal, now: DateTime<Utc>) -> Result<Basket, Refusal> {
+        Ok(Basket::create(self.id, by, self.buyer_id.clone(), now))
     }
 }

@@ -1,27 +1,39 @@
 //! Given a history, when a command, then events or a refusal.
 
 use super::*;
-use crate::domain::{Currency, MAX_AMOUNT, MAX_QUANTITY, Name, Sku};
+use crate::domain::{Currency, MAX_PRICE, MAX_QUANTITY, Name, Price};
 
 fn now() -> DateTime<Utc> {
     DateTime::UNIX_EPOCH
 }
 
-fn money(amount: i64, currency: &str) -> Money {
-    Money::new(amount, Currency::try_from(currency.to_owned()).unwrap()).unwrap()
+fn ann() -> Principal {
+    Principal::Caller("ann".to_owned())
 }
 
-fn line(sku: &str, quantity: u32, amount: i64) -> Line {
+fn sku(text: &str) -> Sku {
+    Sku::try_from(text.to_owned()).unwrap()
+}
+
+fn pieces(number: u32) -> Quantity {
+    Quantity::try_from(number).unwrap()
+}
+
+fn price(amount: i64, currency: &str) -> Price {
+    Price::new(amount, Currency::try_from(currency.to_owned()).unwrap()).unwrap()
+}
+
+fn line(text: &str, quantity: u32, amount: i64) -> Line {
     Line {
-        sku: Sku::try_from(sku.to_owned()).unwrap(),
+        sku: sku(text),
         name: Name::try_from("An article".to_owned()).unwrap(),
-        quantity: Quantity::try_from(quantity).unwrap(),
-        unit_price: money(amount, "EUR"),
+        quantity: pieces(quantity),
+        unit_price: price(amount, "EUR"),
     }
 }
 
 fn created() -> Basket {
-    Basket::create(BasketId(Uuid::nil()), BuyerId::try_from("ann".to_owned()).unwrap(), now())
+    Basket::create(BasketId(Uuid::nil()), &ann(), BuyerId::try_from("buyer".to_owned()).unwrap(), now())
 }
 
 fn given(lines: &[Line]) -> Basket {
@@ -40,6 +52,13 @@ fn checked_out() -> Basket {
     basket
 }
 
+fn abandoned() -> Basket {
+    let mut basket = given(&[line("a", 1, 100)]);
+    basket.abandon(AbandonReason::Requested, now()).unwrap();
+    basket.events.clear();
+    basket
+}
+
 /// A refusal must leave the basket as it was.
 fn refuses(mut basket: Basket, refusal: &Refusal, command: impl FnOnce(&mut Basket) -> Result<(), Refusal>) {
     let before = basket.clone();
@@ -47,11 +66,18 @@ fn refuses(mut basket: Basket, refusal: &Refusal, command: impl FnOnce(&mut Bask
     assert_eq!(basket, before);
 }
 
+/// What changes nothing raises no event and makes no version.
+fn changes_nothing(mut basket: Basket, command: impl FnOnce(&mut Basket) -> Result<(), Refusal>) {
+    let before = basket.clone();
+    command(&mut basket).unwrap();
+    assert_eq!(basket, before);
+}
+
 #[test]
 fn creating_raises_its_event_at_version_1() {
     let basket = created();
-    assert_eq!(basket.version(), Version(1));
-    assert!(matches!(basket.events(), [DomainEvent::BasketCreated { buyer }] if buyer.as_str() == "ann"));
+    assert_eq!((basket.version(), basket.owner()), (Version(1), "ann"));
+    assert!(matches!(basket.events(), [DomainEvent::BasketCreated { buyer }] if buyer.as_str() == "buyer"));
     assert_eq!(basket.total(), None);
 }
 
@@ -60,7 +86,7 @@ fn an_item_is_added_and_more_of_it_join_its_line() {
     let mut basket = given(&[line("a", 2, 150)]);
     basket.add_item(line("a", 3, 150), now()).unwrap();
     assert_eq!(basket.lines(), [line("a", 5, 150)]);
-    assert_eq!(basket.total(), Some(money(750, "EUR")));
+    assert_eq!(basket.total(), Some(price(750, "EUR").into()));
     assert_eq!(basket.version(), Version(3));
     assert_eq!(
         basket.events(),
@@ -69,21 +95,70 @@ fn an_item_is_added_and_more_of_it_join_its_line() {
 }
 
 #[test]
-fn checking_out_closes_it() {
-    let basket = checked_out();
-    assert_eq!((basket.status(), basket.payment_method()), (Status::CheckedOut, Some(PaymentMethod::Card)));
-    refuses(basket.clone(), &Refusal::BasketClosed, |basket| basket.add_item(line("b", 1, 1), now()));
-    refuses(basket, &Refusal::BasketClosed, |basket| basket.check_out(PaymentMethod::Card, now()));
+fn a_quantity_is_changed_and_the_event_says_from_what() {
+    let mut basket = given(&[line("a", 2, 150)]);
+    basket.change_quantity(&sku("a"), pieces(7), now()).unwrap();
+    assert_eq!(basket.lines(), [line("a", 7, 150)]);
+    let changed = DomainEvent::ItemQuantityChanged { previous: pieces(2), line: line("a", 7, 150) };
+    assert_eq!((basket.events(), basket.version()), (&[changed][..], Version(3)));
+    changes_nothing(given(&[line("a", 2, 1)]), |basket| basket.change_quantity(&sku("a"), pieces(2), now()));
+    refuses(given(&[line("a", 2, 1)]), &Refusal::ItemNotFound, |basket| {
+        basket.change_quantity(&sku("b"), pieces(1), now())
+    });
 }
 
 #[test]
-fn an_empty_basket_is_not_checked_out() {
+fn an_item_is_removed_and_the_others_stay_in_their_order() {
+    let mut basket = given(&[line("a", 1, 1), line("b", 2, 2), line("c", 3, 3)]);
+    basket.remove_item(&sku("b"), now()).unwrap();
+    assert_eq!(basket.lines(), [line("a", 1, 1), line("c", 3, 3)]);
+    assert_eq!(basket.events(), [DomainEvent::ItemRemoved { line: line("b", 2, 2) }]);
+    refuses(basket, &Refusal::ItemNotFound, |basket| basket.remove_item(&sku("b"), now()));
+}
+
+#[test]
+fn clearing_takes_everything_out() {
+    let lines = [line("a", 1, 1), line("b", 2, 2)];
+    let mut basket = given(&lines);
+    basket.clear(now()).unwrap();
+    assert!(basket.lines().is_empty() && basket.status() == Status::Open);
+    assert_eq!(basket.events(), [DomainEvent::BasketCleared { lines: lines.to_vec() }]);
+    changes_nothing(given(&[]), |basket| basket.clear(now()));
+}
+
+#[test]
+fn checking_out_orders_what_is_in_it() {
+    let basket = checked_out();
+    assert_eq!((basket.status(), basket.payment_method()), (Status::CheckedOut, Some(PaymentMethod::Card)));
     refuses(given(&[]), &Refusal::BasketEmpty, |basket| basket.check_out(PaymentMethod::Card, now()));
 }
 
 #[test]
+fn abandoning_says_why() {
+    let mut basket = given(&[line("a", 1, 1)]);
+    basket.abandon(AbandonReason::Expired, now()).unwrap();
+    assert_eq!((basket.status(), basket.payment_method()), (Status::Abandoned, None));
+    assert_eq!(basket.events(), [DomainEvent::BasketAbandoned { reason: AbandonReason::Expired }]);
+}
+
+#[test]
+fn a_closed_basket_never_changes_again() {
+    for closed in [checked_out(), abandoned()] {
+        let refuses = |command: fn(&mut Basket) -> Result<(), Refusal>| {
+            refuses(closed.clone(), &Refusal::BasketClosed, command);
+        };
+        refuses(|basket| basket.add_item(line("b", 1, 1), now()));
+        refuses(|basket| basket.change_quantity(&sku("a"), pieces(2), now()));
+        refuses(|basket| basket.remove_item(&sku("a"), now()));
+        refuses(|basket| basket.clear(now()));
+        refuses(|basket| basket.check_out(PaymentMethod::Card, now()));
+        refuses(|basket| basket.abandon(AbandonReason::Requested, now()));
+    }
+}
+
+#[test]
 fn one_currency_and_one_price_per_article() {
-    let dollars = Line { unit_price: money(100, "USD"), ..line("b", 1, 100) };
+    let dollars = Line { unit_price: price(100, "USD"), ..line("b", 1, 100) };
     refuses(given(&[line("a", 1, 100)]), &Refusal::CurrencyMismatch, |basket| {
         basket.add_item(dollars, now())
     });
@@ -93,14 +168,14 @@ fn one_currency_and_one_price_per_article() {
 }
 
 #[test]
-fn bounds_hold() {
-    let full: Vec<Line> = (0..MAX_LINES).map(|n| line(&format!("sku-{n}"), 1, 1)).collect();
+fn bounds_hold_and_the_fullest_basket_has_an_exact_total() {
+    let lines = |amount| (0..MAX_LINES).map(move |n| line(&format!("sku-{n}"), MAX_QUANTITY, amount));
+    let full: Vec<Line> = lines(MAX_PRICE).collect();
+    let total = given(&full).total().unwrap();
+    assert_eq!(total.amount(), MAX_PRICE * i64::from(MAX_QUANTITY) * MAX_LINES as i64);
     refuses(given(&full), &Refusal::TooManyLines, |basket| basket.add_item(line("more", 1, 1), now()));
     let many = given(&[line("a", MAX_QUANTITY, 1)]);
     refuses(many, &Refusal::TooManyPieces, |basket| basket.add_item(line("a", 1, 1), now()));
-    refuses(given(&[]), &Refusal::TotalTooLarge, |basket| basket.add_item(line("a", 2, MAX_AMOUNT), now()));
-    let dear = given(&[line("a", 1, MAX_AMOUNT)]);
-    refuses(dear, &Refusal::TotalTooLarge, |basket| basket.add_item(line("b", 1, 1), now()));
 }
 
 #[test]
@@ -112,11 +187,20 @@ fn a_stale_version_is_refused() {
 }
 
 #[test]
+fn a_caller_sees_its_own_baskets_only() {
+    let basket = created();
+    assert!(ann().may_see(basket.owner()) && Principal::Service("expiry").may_see(basket.owner()));
+    assert!(!Principal::Caller("bob".to_owned()).may_see(basket.owner()));
+}
+
+#[test]
 fn values_have_bounds() {
     assert!(Quantity::try_from(0).is_err() && Quantity::try_from(MAX_QUANTITY + 1).is_err());
-    assert!(Sku::try_from(String::new()).is_err() && Sku::try_from("a\0".to_owned()).is_err());
-    assert!(Name::try_from("x".repeat(201)).is_err());
+    for refused in ["", "a\0", ".", "..", &"x".repeat(65)] {
+        assert!(Sku::try_from(refused.to_owned()).is_err(), "{refused}");
+    }
+    assert!(Name::try_from("x".repeat(201)).is_err() && Name::try_from("ü".repeat(200)).is_ok());
     assert!(Currency::try_from("eur".to_owned()).is_err() && Currency::try_from("EURO".to_owned()).is_err());
     let euro = Currency::try_from("EUR".to_owned()).unwrap();
-    assert!(Money::new(-1, euro).is_err() && Money::new(MAX_AMOUNT + 1, euro).is_err());
+    assert!(Price::new(-1, euro).is_err() && Price::new(MAX_PRICE + 1, euro).is_err());
 }

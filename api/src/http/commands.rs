@@ -1,0 +1,99 @@
+//! The log of commands over HTTP: one's own for everybody, everybody's for auditors.
+
+use basket::application::queries::{CommandFilter, Portion};
+use basket::application::{CommandId, CommandView};
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::Serialize;
+use warp::reply::Response;
+
+use super::auth::Caller;
+use super::baskets::Call;
+use super::pages::Listing;
+use super::problem::{Problem, kinds};
+use super::routes;
+
+/// Longest name of a principal or a type in a filter.
+const MAX_NAME: usize = 255;
+
+/// A page of commands, newest first.
+#[derive(Serialize, JsonSchema)]
+pub struct CommandPage {
+    /// The commands.
+    commands: Vec<CommandView>,
+    /// Where the next page begins; null on the last one.
+    next_page_token: Option<String>,
+}
+
+impl Call<'_> {
+    /// `GET /v1/commands/{id}`
+    pub async fn get_command(&self, id: CommandId) -> Result<Response, Problem> {
+        let own = (!self.caller.auditor).then_some(self.caller.name.as_str());
+        let view = self.app.log.get(own, id).await?.ok_or_else(not_found)?;
+        Ok(routes::json(&view))
+    }
+
+    /// `GET /v1/commands?principal=&type=&outcome=&from=&until=&limit=&page_token=`
+    pub async fn list_commands(&self) -> Result<Response, Problem> {
+        let listing = Listing::of(self.request, &self.caller.name)?;
+        let (whose, filter) = filter(&listing.filters, self.caller)?;
+        let portion = Portion { after: listing.portion.after.map(CommandId), limit: listing.portion.limit };
+        let page = self.app.log.list(whose.as_deref(), &filter, portion).await?;
+        let last = page.entries.last().filter(|_| page.more);
+        let next = last.map(|command| listing.token(command.id.0));
+        let mut response =
+            routes::json(&CommandPage { commands: page.entries, next_page_token: next.clone() });
+        listing.link(&mut response, next.as_deref());
+        Ok(response)
+    }
+}
+
+/// 404 for a command. The same for one that never was and one that is somebody else's.
+pub fn not_found() -> Problem {
+    Problem::new(&kinds::COMMAND_NOT_FOUND, "there is no command with this id")
+}
+
+/// Whose commands, and which.
+fn filter(
+    parameters: &[(String, String)],
+    caller: &Caller,
+) -> Result<(Option<String>, CommandFilter), Problem> {
+    let mut whose = (!caller.auditor).then(|| caller.name.clone());
+    let mut filter = CommandFilter::default();
+    for (name, value) in parameters {
+        match name.as_str() {
+            "principal" => whose = Some(principal(value, caller)?),
+            "type" => filter.command_type = Some(text(name, value)?),
+            "outcome" if value == "accepted" || value == "refused" => filter.outcome = Some(value.clone()),
+            "outcome" => return Err(Problem::malformed("outcome must be accepted or refused")),
+            "from" => filter.from = Some(time(name, value)?),
+            "until" => filter.until = Some(time(name, value)?),
+            _ => {
+                let known = "principal, type, outcome, from, until, limit and page_token";
+                return Err(Problem::malformed(format!("the parameters are {known}")));
+            }
+        }
+    }
+    Ok((whose, filter))
+}
+
+fn principal(value: &str, caller: &Caller) -> Result<String, Problem> {
+    if caller.auditor || value == caller.name {
+        return text("principal", value);
+    }
+    let detail = "another principal's commands can be read with the role 'auditor' only";
+    Err(Problem::new(&kinds::FORBIDDEN, detail))
+}
+
+fn text(name: &str, value: &str) -> Result<String, Problem> {
+    let usable = (1..=MAX_NAME).contains(&value.len()) && !value.chars().any(char::is_control);
+    let wrong =
+        || Problem::malformed(format!("{name} must have 1 to {MAX_NAME} bytes and no control characters"));
+    usable.then(|| value.to_owned()).ok_or_else(wrong)
+}
+
+fn time(name: &str, value: &str) -> Result<DateTime<Utc>, Problem> {
+    let wrong =
+        |_| Problem::malformed(format!("{name} must be a time such as 2026-01-31T12:00:00Z (RFC 3339)"));
+    DateTime::parse_from_rfc3339(value).map(|time| time.to_utc()).map_err(wrong)
+}

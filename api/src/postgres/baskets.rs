@@ -1,0 +1,75 @@
+//! Reading the read model.
+
+use basket::application::BasketView;
+use basket::application::ports::{BoxFuture, PortError};
+use basket::application::queries::{BasketFilter, BasketQueries, Page, Portion};
+use basket::domain::BasketId;
+use sqlx::PgPool;
+use sqlx::types::Json;
+
+use super::port_error;
+use super::state::word;
+
+/// Queries over a pool.
+pub struct PostgresBaskets {
+    pool: PgPool,
+}
+
+impl PostgresBaskets {
+    /// Over `pool`.
+    pub fn new(pool: PgPool) -> PostgresBaskets {
+        PostgresBaskets { pool }
+    }
+}
+
+impl BasketQueries for PostgresBaskets {
+    fn get<'a>(
+        &'a self,
+        owner: &'a str,
+        id: BasketId,
+    ) -> BoxFuture<'a, Result<Option<BasketView>, PortError>> {
+        Box::pin(async move {
+            let view: Option<Json<BasketView>> =
+                sqlx::query_scalar("SELECT view FROM basket_view WHERE id = $1 AND owner = $2")
+                    .bind(id.0)
+                    .bind(owner)
+                    .fetch_optional(&self.pool)
+                    .await
+                    .map_err(port_error)?;
+            Ok(view.map(|Json(view)| view))
+        })
+    }
+
+    fn list<'a>(
+        &'a self,
+        owner: &'a str,
+        filter: &'a BasketFilter,
+        portion: Portion<BasketId>,
+    ) -> BoxFuture<'a, Result<Page<BasketView>, PortError>> {
+        Box::pin(async move {
+            let found: Vec<Json<BasketView>> = sqlx::query_scalar(
+                "SELECT view FROM basket_view
+                 WHERE owner = $1 AND ($2::text IS NULL OR buyer_id = $2) AND ($3::text IS NULL OR status = $3)
+                   AND ($4::uuid IS NULL OR id < $4)
+                 ORDER BY id DESC LIMIT $5",
+            )
+            .bind(owner)
+            .bind(filter.buyer_id.as_ref().map(|buyer| buyer.as_str()))
+            .bind(filter.status.map(|status| word(&status)).transpose()?)
+            .bind(portion.after.map(|id| id.0))
+            .bind(i64::from(portion.limit) + 1)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(port_error)?;
+            Ok(page(found.into_iter().map(|Json(view)| view).collect(), portion.limit))
+        })
+    }
+}
+
+/// A page of the entries, of which one more than asked for was read: it tells whether there is a next page.
+pub(super) fn page<T>(mut entries: Vec<T>, limit: u32) -> Page<T> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = entries.len() > limit;
+    entries.truncate(limit);
+    Page { entries, more }
+}
