@@ -136,7 +136,7 @@ impl Call<'_> {
     pub async fn get_basket(&self, id: BasketId) -> Result<Response, Problem> {
         let view = self.app.baskets.get(&self.caller.name, id).await?;
         let view = view.ok_or_else(Problem::basket_not_found)?;
-        if has_already(&self.request.headers, view.version) {
+        if has_already(&self.request.headers, view.version)? {
             let mut response = StatusCode::NOT_MODIFIED.into_response();
             tag(&mut response, view.version);
             return Ok(response);

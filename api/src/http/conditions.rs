@@ -31,10 +31,18 @@ pub fn if_match(headers: &HeaderMap, required: bool) -> Result<Option<Version>, 
 }
 
 /// Whether the caller has this version already. Weak comparison, as RFC 9110 asks for If-None-Match.
-pub fn has_already(headers: &HeaderMap, Version(version): Version) -> bool {
+pub fn has_already(headers: &HeaderMap, Version(version): Version) -> Result<bool, Problem> {
     let current = format!("\"{version}\"");
-    let is_current = |tag: &str| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == current;
-    elements(headers, IF_NONE_MATCH).any(is_current)
+    let mut known = false;
+    for tag in elements(headers, IF_NONE_MATCH) {
+        let strong = tag.strip_prefix("W/").unwrap_or(tag);
+        let is_tag = strong.len() >= 2 && strong.starts_with('"') && strong.ends_with('"');
+        if tag != "*" && !is_tag {
+            return Err(Problem::malformed("If-None-Match must be entity tags such as \"3\", or *"));
+        }
+        known |= tag == "*" || strong == current;
+    }
+    Ok(known)
 }
 
 /// Refuses a caller that takes none of the media types there are.
@@ -89,9 +97,10 @@ mod tests {
     #[test]
     fn a_version_that_is_known_is_found_in_any_list() {
         for known in ["\"3\"", "W/\"3\"", "\"1\", \"3\"", "*"] {
-            assert!(has_already(&with(IF_NONE_MATCH, known), Version(3)), "{known}");
+            assert!(has_already(&with(IF_NONE_MATCH, known), Version(3)).unwrap(), "{known}");
         }
-        assert!(!has_already(&with(IF_NONE_MATCH, "\"2\", 3"), Version(3)));
+        assert!(!has_already(&with(IF_NONE_MATCH, "\"2\""), Version(3)).unwrap());
+        assert!(has_already(&with(IF_NONE_MATCH, "\"2\", 3"), Version(3)).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The operations: what each takes, what it answers, and which problems it can have.
 
+use basket::application::commands::TYPES;
 use serde_json::{Map, Value, json};
 
 use super::examples;
@@ -160,11 +161,11 @@ fn items() -> Vec<Operation> {
 }
 
 fn commands() -> Vec<Operation> {
-    let text = || json!({ "type": "string", "minLength": 1, "maxLength": 63, "pattern": "^[!-~]*$" });
+    let name = json!({ "type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\u0000-\u001f\u007f-\u009f]*$" });
     let time = || json!({ "type": "string", "format": "date-time" });
     let filters = vec![
-        query("principal", "Only this principal's; another one's for auditors only.", text()),
-        query("type", "Only those of this type.", text()),
+        query("principal", "Only this principal's; another one's for auditors only.", name),
+        query("type", "Only those of this type.", json!({ "enum": TYPES })),
         query("outcome", "Only those that ended like this.", json!({ "enum": ["accepted", "refused"] })),
         query("from", "Only those received at this time or later.", time()),
         query("until", "Only those received before this time.", time()),
@@ -328,13 +329,13 @@ fn key(required: bool) -> Value {
 fn if_match() -> Value {
     json!({
         "name": "If-Match", "in": "header", "description": "Only if the basket is still at this version: its ETag.",
-        "schema": { "type": "string", "pattern": "^(\\*|\"[0-9]{1,18}\")$" },
+        "schema": { "anyOf": [{ "const": "*" }, { "type": "string", "pattern": "^\"[0-9]{1,18}\"$" }] },
     })
 }
 
 fn if_none_match() -> Value {
     json!({
         "name": "If-None-Match", "in": "header", "description": "Only if the basket is at another version: its ETag.",
-        "schema": { "type": "string", "pattern": "^\"[0-9]{1,18}\"$" },
+        "schema": { "anyOf": [{ "const": "*" }, { "type": "string", "pattern": "^(W/)?\"[0-9]{1,18}\"$" }] },
     })
 }
