@@ -7,7 +7,10 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use warp::Filter;
 use warp::reply::Response;
+
+use crate::http::Problem;
 
 /// Room for a request's head. Above what the service refuses with an answer of its own, so that its answers are seen;
 /// what does not even fit in here gets hyper's empty 431.
@@ -111,7 +116,18 @@ async fn connection<F>(
 {
     // Answers are small and complete: there is nothing to wait for.
     drop(stream.set_nodelay(true));
-    let service = TowerToHyperService::new(warp::service(filter));
+    let routed = TowerToHyperService::new(warp::service(filter));
+    let service = service_fn(move |request: Request<Incoming>| {
+        // warp takes it for granted that a URI has a path, and panics at "CONNECT host:443".
+        let has_path = request.uri().path_and_query().is_some();
+        let answer = has_path.then(|| routed.call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok(Problem::malformed("a request names a path").into_response("none")),
+            }
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(header_read)

@@ -20,6 +20,7 @@ pub mod load;
 pub mod net;
 pub mod postgres;
 pub mod process;
+pub mod python;
 pub mod records;
 pub mod shared;
 pub mod wait;

@@ -6,11 +6,12 @@ use std::process::{Command, Stdio};
 use crate::Failure;
 
 /// (program, an argument that makes it answer, what to install)
-const TOOLS: [(&str, &str, &str); 5] = [
+const TOOLS: [(&str, &str, &str); 6] = [
     ("cargo", "--version", "Rust 1.95 (rustup)"),
     ("java", "-version", "a JDK, 17 or newer"),
     ("jar", "--version", "a JDK, 17 or newer (a JRE is not enough)"),
     ("mvn", "--version", "Apache Maven 3.8 or newer"),
+    ("python3", "--version", "Python 3.10 or newer, with pip"),
     ("xz", "--version", "xz (Debian: xz-utils)"),
 ];
 

@@ -1,10 +1,12 @@
-//! The front door for people and CI: `cargo xtask demo | up | test | bench`.
+//! The front door for people and CI: `cargo xtask demo | up | test | bench | contract | openapi`.
 //!
 //! Every command does its own set-up, shows what it does, and leaves nothing running.
 
 pub mod bench;
 pub mod build;
+pub mod contract;
 pub mod demo;
+pub mod openapi;
 pub mod paint;
 pub mod shop;
 pub mod stack;

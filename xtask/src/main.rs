@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, demo, paint, test, up};
+use xtask::{bench, contract, demo, openapi, paint, test, up};
 
 /// Real servers on this machine: show the platform, run it, test it, measure it.
 #[derive(Parser)]
@@ -23,6 +23,10 @@ enum Command {
     Test(test::Options),
     /// Measurements, side by side in one run; results in target/bench.
     Bench(bench::Options),
+    /// The running basket service against its own OpenAPI document.
+    Contract(contract::Options),
+    /// Write docs/openapi.json and docs/events again.
+    Openapi,
 }
 
 #[tokio::main]
@@ -36,6 +40,8 @@ async fn main() -> ExitCode {
             Command::Up(options) => up::run(options).await,
             Command::Test(options) => test::run(&options).await,
             Command::Bench(options) => bench::run(&options).await,
+            Command::Contract(options) => contract::run(&options).await,
+            Command::Openapi => openapi::run(),
         }
     };
     let ended = tokio::select! {

@@ -1,6 +1,6 @@
 //! A client of the basket API.
 
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::Failure;
@@ -49,6 +49,34 @@ impl Shop {
         }
         let payment = json!({"payment_method": "invoice"});
         self.expect(&format!("/v1/baskets/{id}/checkout"), &key("checkout"), &payment).await.map(drop)
+    }
+
+    /// One event of every type.
+    pub async fn everything(&self) -> Result<(), Failure> {
+        let basket = async |buyer: &str| {
+            let created =
+                self.expect("/v1/baskets", &format!("{buyer}-create"), &json!({"buyer_id": buyer})).await?;
+            Ok::<_, Failure>(format!("/v1/baskets/{}", text(&created, "id")))
+        };
+        let first = basket("first").await?;
+        self.expect(&format!("{first}/items"), "first-item", &article(1)).await?;
+        let item = format!("{first}/items/article-1");
+        self.change(Method::PATCH, &item, Some(json!({"quantity": 3}))).await?;
+        self.change(Method::DELETE, &item, None).await?;
+        self.expect(&format!("{first}/items"), "second-item", &article(2)).await?;
+        self.change(Method::DELETE, &format!("{first}/items"), None).await?;
+        self.change(Method::DELETE, &first, None).await?;
+        self.visit("second", 2).await
+    }
+
+    /// A command that needs no key.
+    async fn change(&self, method: Method, path: &str, body: Option<Value>) -> Result<(), Failure> {
+        let mut request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(TOKEN);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        request.send().await?.error_for_status()?;
+        Ok(())
     }
 
     async fn expect(&self, path: &str, key: &str, body: &Value) -> Result<Value, Failure> {

@@ -37,13 +37,14 @@ const QUICK: [Part; 2] = [
     Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
     Part { name: "unit tests", arguments: &["test", "--locked", "--workspace", "--lib", "--bins"] },
 ];
-const DEFAULT: [Part; 4] = [
+const DEFAULT: [Part; 5] = [
     Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
     Part {
         name: "lints",
         arguments: &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
     },
     Part { name: "tests on real servers", arguments: &["test", "--locked", "--workspace", "--no-fail-fast"] },
+    Part { name: "the API against its contract", arguments: &["xtask", "contract"] },
     Part { name: "the whole way: demo", arguments: &["xtask", "demo"] },
 ];
 

@@ -8,6 +8,7 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -68,4 +69,47 @@ async fn a_basket_bought_over_http_arrives_as_records_in_order() {
 
 fn value(record: &Record) -> Value {
     serde_json::from_slice(record.value.as_ref().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn every_type_of_event_arrives_as_its_published_schema_says() {
+    let programs = build::programs(Profile::Dev).unwrap();
+    let quiet = |_: &str| {};
+    let mut stack = Stack::servers(StackOptions::default(), programs, quiet).await.unwrap();
+    stack.programs(quiet).await.unwrap();
+    let shop = Shop::of(&stack);
+    let schemas = published_schemas();
+    shop.everything().await.unwrap();
+    let records = wait::until("every type of event", SOON, async || {
+        let records =
+            read_all(&stack.kafka.bootstrap(), &[TOPIC]).await.map_err(|error| error.to_string())?;
+        let seen: BTreeSet<String> = records.iter().map(|record| event_type(record).to_owned()).collect();
+        let missing: Vec<&String> = schemas.keys().filter(|known| !seen.contains(*known)).collect();
+        if missing.is_empty() { Ok(records) } else { Err(format!("not seen: {missing:?}")) }
+    })
+    .await
+    .unwrap();
+    for record in &records {
+        let validator = &schemas[event_type(record)];
+        let wrong: Vec<String> =
+            validator.iter_errors(&value(record)).map(|error| error.to_string()).collect();
+        assert!(wrong.is_empty(), "{}: {wrong:?}", value(record));
+    }
+}
+
+fn event_type(record: &Record) -> &str {
+    record.header("ce_type").unwrap()
+}
+
+/// The schemas under `docs/events`, which refuse what they do not name.
+fn published_schemas() -> BTreeMap<String, jsonschema::Validator> {
+    let folder = build::repository().join("docs/events");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let schema = |path: std::path::PathBuf| {
+        let mut schema: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        schema["unevaluatedProperties"] = json!(false);
+        let options = jsonschema::options().should_validate_formats(true);
+        (path.file_stem().unwrap().to_str().unwrap().to_owned(), options.build(&schema).unwrap())
+    };
+    files.map(schema).collect()
 }

@@ -41,7 +41,10 @@ pub async fn read<B: Buf>(body: impl Stream<Item = Result<B, warp::Error>>) -> R
 /// JSON that is not a `T` is invalid (422) and the answer points at the place.
 pub fn json<T: DeserializeOwned>(request: &Request) -> Result<T, Problem> {
     check_type(&request.headers)?;
-    let body = request.body.as_ref();
+    let body = request.body.trim_ascii();
+    if !body.starts_with(b"{") {
+        return Err(Problem::malformed("the body must be a JSON object"));
+    }
     let mut text = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut text).map_err(|error| {
         let pointer = pointer(error.path());

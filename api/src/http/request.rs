@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use url::form_urlencoded;
 use uuid::Uuid;
-use warp::http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use warp::http::header::{HOST, TRANSFER_ENCODING};
 use warp::http::{HeaderMap, Method};
 
 use super::problem::{Problem, kinds};
@@ -57,10 +57,13 @@ pub fn check_head(path: &str, query: &str, headers: &HeaderMap) -> Result<(), Pr
     if headers.get_all(HOST).iter().count() != 1 {
         return Err(Problem::malformed("send the header Host, once"));
     }
-    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
-        return Err(Problem::malformed("send either Content-Length or Transfer-Encoding"));
-    }
     Ok(())
+}
+
+/// Whether the connection must end with this request: one that came in chunks may have had a Content-Length, too, which
+/// hyper has removed by now, and somebody on the way may have believed it (RFC 9112, section 6.1).
+pub fn is_last(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING)
 }
 
 /// The name under which a request is found in the log: the client's, if it is one, or a new one.

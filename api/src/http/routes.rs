@@ -12,6 +12,7 @@ use futures::Stream;
 use serde::Serialize;
 use uuid::Uuid;
 use warp::Filter;
+use warp::http::header::CONNECTION;
 use warp::http::{HeaderMap, HeaderValue, Method};
 use warp::path::FullPath;
 use warp::reply::{Reply, Response};
@@ -21,7 +22,7 @@ use super::baskets::Call;
 use super::conditions::check_accept;
 use super::limits::RequestLimits;
 use super::problem::{Problem, kinds};
-use super::request::{Request, check_head, request_id};
+use super::request::{Request, check_head, is_last, request_id};
 use super::{body, commands, contract};
 use crate::metrics::Metrics;
 
@@ -163,6 +164,7 @@ async fn answer<B: Buf>(
     let id = request_id(&headers);
     let (template, route) = Route::of(path.as_str());
     let verb = method.clone();
+    let last = is_last(&headers);
     let handled = async {
         check_head(path.as_str(), &query, &headers)?;
         let _room = app.limits.room()?;
@@ -173,6 +175,9 @@ async fn answer<B: Buf>(
     let mut response = handled.unwrap_or_else(|problem| problem.into_response(&id));
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
+    }
+    if last {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status().as_u16();
     app.metrics.request(template, method_label(&verb), status, started.elapsed());

@@ -8,7 +8,14 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod audit;
 mod commands;
+mod contract;
 mod errors;
+mod housekeeping;
 mod idempotency;
+mod items;
+mod limits;
 mod service;
+mod tokens;
+mod wire;

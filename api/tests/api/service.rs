@@ -27,16 +27,28 @@ impl Service {
 
     /// Over a database that may be anywhere.
     pub async fn over(database: Database) -> Service {
+        Service::launch(database, &["--auth=static-token"]).await
+    }
+
+    /// With arguments of its own beside `--auth=static-token`.
+    pub async fn with(arguments: &[&str]) -> Service {
+        let arguments = [&["--auth=static-token"], arguments].concat();
+        Service::launch(Database::fresh("api").await.unwrap(), &arguments).await
+    }
+
+    /// With these arguments only.
+    pub async fn launch(database: Database, arguments: &[&str]) -> Service {
         let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
-        let program = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
+        let mut launch = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
             .arg("serve")
             .arg(format!("--listen=127.0.0.1:{port}"))
             .arg(format!("--admin-listen=127.0.0.1:{admin_port}"))
-            .arg("--auth=static-token")
             .env("BASKET_DATABASE_URL", database.url())
-            .env("BASKET_STATIC_TOKEN", TOKEN)
-            .start()
-            .unwrap();
+            .env("BASKET_STATIC_TOKEN", TOKEN);
+        for argument in arguments {
+            launch = launch.arg(argument);
+        }
+        let program = launch.start().unwrap();
         let service = Service {
             database,
             program,
@@ -46,6 +58,21 @@ impl Service {
         };
         service.until_ready(200).await;
         service
+    }
+
+    /// Another replica on the same database; stopped when dropped.
+    pub async fn replica(&self, arguments: &[&str]) -> Program {
+        let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
+        let mut launch = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
+            .arg("serve")
+            .arg(format!("--listen=127.0.0.1:{port}"))
+            .arg(format!("--admin-listen=127.0.0.1:{admin_port}"))
+            .env("BASKET_DATABASE_URL", self.database.url())
+            .env("BASKET_STATIC_TOKEN", TOKEN);
+        for argument in arguments {
+            launch = launch.arg(argument);
+        }
+        launch.start().unwrap()
     }
 
     /// Waits for an answer of `/readyz`.
@@ -64,12 +91,22 @@ impl Service {
         self.client.get(format!("{}/metrics", self.admin)).send().await.unwrap().text().await.unwrap()
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        self.base.strip_prefix("http://").unwrap()
+    }
+
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.base)).bearer_auth(TOKEN)
     }
 
     pub async fn get(&self, path: &str) -> Response {
         self.request(Method::GET, path).send().await.unwrap()
+    }
+
+    /// Without a token.
+    pub async fn anonymous(&self, path: &str) -> Response {
+        self.client.get(format!("{}{path}", self.base)).send().await.unwrap()
     }
 
     /// A command under `key`.
@@ -80,6 +117,13 @@ impl Service {
     /// A command under a key of its own.
     pub async fn command(&self, path: &str, body: &Value) -> Response {
         self.post(path, &unique("key"), body).await
+    }
+
+    /// A command that needs no key.
+    pub async fn change(&self, method: Method, path: &str, body: Option<Value>) -> Response {
+        let request = self.request(method, path);
+        let request = if let Some(body) = body { request.json(&body) } else { request };
+        request.send().await.unwrap()
     }
 
     /// A new basket's id.

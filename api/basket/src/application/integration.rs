@@ -160,7 +160,12 @@ fn schema<T: JsonSchema>(title: &str) -> Schema {
     // Nothing refers to a definition: a consumer's tool gets one self-contained file.
     let settings =
         SchemaSettings::draft2020_12().for_serialize().with(|settings| settings.inline_subschemas = true);
-    let mut schema = settings.into_generator().into_root_schema_for::<Told<T>>();
+    let mut generator = settings.into_generator();
+    let content = generator.subschema_for::<T>();
+    let mut schema = generator.into_root_schema_for::<Told<T>>();
     schema.insert("title".to_owned(), title.into());
+    if let Some(description) = content.get("description") {
+        schema.insert("description".to_owned(), description.clone());
+    }
     schema
 }

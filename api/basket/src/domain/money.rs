@@ -69,11 +69,11 @@ impl Money {
 /// The price of one piece: 0 to [`MAX_PRICE`] minor units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "Money", into = "Money")]
-#[schemars(extend("properties" = {
+#[schemars(inline, extend("properties" = {
     "amount": {
         "description": "Minor units, such as cents.", "type": "integer", "minimum": 0, "maximum": MAX_PRICE
     },
-    "currency": { "$ref": "#/components/schemas/Currency" }
+    "currency": { "type": "string", "pattern": "^[A-Z]{3}$", "examples": ["EUR"] }
 }))]
 pub struct Price(Money);
 

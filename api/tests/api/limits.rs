@@ -1,0 +1,140 @@
+//! What is too much, and what is too long.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sqlx::Connection;
+use testbed::{unique, wait};
+
+use crate::service::{Service, problem, tea};
+
+const SOON: Duration = Duration::from_secs(60);
+const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+
+async fn until_a_command_waits(service: &Service) {
+    wait::until("a command that waits for the basket", SOON, async || {
+        let waiting = service.count(WAITING).await;
+        if waiting == 1 { Ok(()) } else { Err(waiting) }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_that_asks_too_often_is_told_when_to_come_back() {
+    let service = Service::with(&["--rate-limit=3"]).await;
+    let mut refused = None;
+    for _ in 0..20 {
+        let response = service.get("/v1/baskets").await;
+        if response.status() == 429 {
+            refused = Some(response);
+            break;
+        }
+    }
+    let refused = refused.expect("twenty requests at once are more than three a second");
+    assert_eq!(refused.headers()["retry-after"], "1");
+    problem(refused, 429).await;
+    wait::until("room again", SOON, async || {
+        let status = service.get("/v1/baskets").await.status();
+        if status == 200 { Ok(()) } else { Err(status) }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn more_requests_than_there_is_room_for_are_sent_away() {
+    let service = Service::with(&["--max-requests=1"]).await;
+    let items = format!("/v1/baskets/{}/items", service.basket().await);
+    let mut holder = service.sql().await;
+    let mut lock = holder.begin().await.unwrap();
+    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let item = tea(1);
+    let (waiting, ()) = tokio::join!(service.post(&items, "k", &item), async {
+        until_a_command_waits(&service).await;
+        let full = service.get("/v1/baskets").await;
+        assert_eq!(full.headers()["retry-after"], "1");
+        problem(full, 429).await;
+        lock.rollback().await.unwrap();
+    });
+    assert_eq!(waiting.status(), 200);
+}
+
+#[tokio::test]
+async fn a_twin_of_a_command_under_way_is_answered_at_once() {
+    let service = Service::start().await;
+    let items = format!("/v1/baskets/{}/items", service.basket().await);
+    let mut holder = service.sql().await;
+    let mut lock = holder.begin().await.unwrap();
+    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let item = tea(1);
+    let (first, ()) = tokio::join!(service.post(&items, "k", &item), async {
+        until_a_command_waits(&service).await;
+        for _ in 0..20 {
+            let twin = service.post(&items, "k", &item).await;
+            assert_eq!(twin.headers()["retry-after"], "1");
+            assert_eq!(problem(twin, 409).await["type"], "/problems/idempotency-key-in-progress");
+        }
+        assert_eq!(service.count(WAITING).await, 1, "twins do not pile up behind the lock");
+        lock.rollback().await.unwrap();
+    });
+    assert_eq!(first.status(), 200);
+    let again = service.post(&items, "k", &item).await;
+    assert_eq!(again.headers()["idempotent-replayed"], "true");
+}
+
+#[tokio::test]
+async fn a_full_pool_and_a_lock_that_is_held_are_503_and_nothing_is_half_done() {
+    let service = Service::with(&["--database-connections=1"]).await;
+    let items = format!("/v1/baskets/{}/items", service.basket().await);
+    let mut holder = service.sql().await;
+    let mut lock = holder.begin().await.unwrap();
+    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let item = tea(1);
+    let body = json!({"buyer_id": "ann"});
+    let (stuck, crowded) =
+        tokio::join!(service.post(&items, "k", &item), service.command("/v1/baskets", &body));
+    for response in [stuck, crowded] {
+        assert_eq!(response.headers().get("retry-after"), Some(&"1".parse().unwrap()), "{response:?}");
+        assert_eq!(problem(response, 503).await["type"], "/problems/unavailable");
+    }
+    lock.rollback().await.unwrap();
+    wait::until("an answer under the same key", SOON, async || {
+        let status = service.post(&items, "k", &item).await.status();
+        if status == 200 { Ok(()) } else { Err(status) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(service.count("SELECT version FROM basket ORDER BY version DESC LIMIT 1").await, 2);
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_answered_and_its_key_tells_the_rest() {
+    let service = Service::with(&["--request-timeout=300ms"]).await;
+    let items = format!("/v1/baskets/{}/items", service.basket().await);
+    let mut holder = service.sql().await;
+    let mut lock = holder.begin().await.unwrap();
+    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let slow = service.post(&items, "k", &tea(1)).await;
+    assert_eq!(slow.headers()["retry-after"], "1");
+    problem(slow, 503).await;
+    lock.rollback().await.unwrap();
+    wait::until("an answer under the same key", SOON, async || {
+        let status = service.post(&items, "k", &tea(1)).await.status();
+        if status == 200 { Ok(()) } else { Err(status) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(service.event_types().await.len(), 2, "once, whenever it was");
+}
+
+#[tokio::test]
+async fn a_change_without_its_precondition_is_refused_where_one_is_demanded() {
+    let service = Service::with(&["--require-if-match"]).await;
+    let items = format!("/v1/baskets/{}/items", service.basket().await);
+    let refused = service.command(&items, &tea(1)).await;
+    assert_eq!(problem(refused, 428).await["type"], "/problems/precondition-required");
+    let request = service.request(reqwest::Method::POST, &items).header("Idempotency-Key", unique("k"));
+    assert_eq!(request.header("If-Match", "\"1\"").json(&tea(1)).send().await.unwrap().status(), 200);
+}

@@ -1,0 +1,297 @@
+//! Bearer tokens, with an issuer of our own.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use reqwest::{Method, Response};
+use rsa::RsaPrivateKey;
+use rsa::pkcs1::EncodeRsaPrivateKey;
+use rsa::traits::PublicKeyParts;
+use serde_json::{Value, json};
+use testbed::{Database, unique, wait};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::service::{Service, problem};
+
+const ISSUER: &str = "https://issuer.test/";
+const AUDIENCE: &str = "basket-api";
+const SOON: Duration = Duration::from_secs(60);
+
+/// A key pair of the issuer.
+struct Pair {
+    signs: EncodingKey,
+    published: Value,
+    algorithm: Algorithm,
+}
+
+/// RSA keys take a moment to make: one for all tests.
+fn rsa() -> &'static Pair {
+    static PAIR: OnceLock<Pair> = OnceLock::new();
+    PAIR.get_or_init(|| {
+        let key = RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).unwrap();
+        let number = |bytes: Vec<u8>| URL_SAFE_NO_PAD.encode(bytes);
+        Pair {
+            signs: EncodingKey::from_rsa_der(key.to_pkcs1_der().unwrap().as_bytes()),
+            published: json!({"kty": "RSA", "kid": "rsa", "use": "sig", "alg": "RS256",
+                              "n": number(key.n().to_bytes_be()), "e": number(key.e().to_bytes_be())}),
+            algorithm: Algorithm::RS256,
+        }
+    })
+}
+
+fn elliptic(kid: &str) -> Pair {
+    let key = p256::SecretKey::random(&mut rsa::rand_core::OsRng);
+    let mut published: Value = serde_json::from_str(&key.public_key().to_jwk_string()).unwrap();
+    published["kid"] = json!(kid);
+    let der = p256::pkcs8::EncodePrivateKey::to_pkcs8_der(&key).unwrap();
+    Pair { signs: EncodingKey::from_ec_der(der.as_bytes()), published, algorithm: Algorithm::ES256 }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn claims() -> Value {
+    json!({"iss": ISSUER, "aud": AUDIENCE, "sub": "shop", "exp": now() + 600})
+}
+
+impl Pair {
+    fn token(&self, claims: &Value) -> String {
+        let mut header = Header::new(self.algorithm);
+        header.kid = self.published["kid"].as_str().map(str::to_owned);
+        encode(&header, claims, &self.signs).unwrap()
+    }
+}
+
+/// The issuer's address for its keys.
+struct Issuer {
+    url: String,
+    keys: Arc<Mutex<Value>>,
+    fetched: Arc<AtomicUsize>,
+}
+
+impl Issuer {
+    async fn start(keys: &[&Pair]) -> Issuer {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        let issuer = Issuer { url, keys: Arc::default(), fetched: Arc::default() };
+        issuer.publish(keys);
+        let (keys, fetched) = (Arc::clone(&issuer.keys), Arc::clone(&issuer.fetched));
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = [0; 4096];
+                drop(stream.read(&mut head).await);
+                fetched.fetch_add(1, Ordering::SeqCst);
+                let body = keys.lock().unwrap().to_string();
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                drop(stream.write_all(answer.as_bytes()).await);
+            }
+        });
+        issuer
+    }
+
+    fn publish(&self, keys: &[&Pair]) {
+        let keys: Vec<&Value> = keys.iter().map(|pair| &pair.published).collect();
+        *self.keys.lock().unwrap() = json!({ "keys": keys });
+    }
+
+    async fn service(&self) -> Service {
+        let source = format!("--jwks-url={}", self.url);
+        let issuer = format!("--jwt-issuer={ISSUER}");
+        let arguments =
+            [&source, &issuer, "--jwt-audience=basket-api", "--jwt-roles-claim=realm_access.roles"];
+        Service::launch(Database::fresh("tokens").await.unwrap(), &arguments).await
+    }
+}
+
+async fn list(service: &Service, token: &str) -> Response {
+    service
+        .client
+        .get(format!("http://{}/v1/baskets", service.address()))
+        .bearer_auth(token)
+        .send()
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn tokens_of_the_issuer_are_taken_and_no_others() {
+    let (ec, stranger) = (elliptic("ec"), elliptic("ec"));
+    let issuer = Issuer::start(&[rsa(), &ec]).await;
+    let service = issuer.service().await;
+    assert_eq!(list(&service, &rsa().token(&claims())).await.status(), 200);
+    assert_eq!(list(&service, &ec.token(&claims())).await.status(), 200);
+    let mut several = claims();
+    several["aud"] = json!(["other", AUDIENCE]);
+    assert_eq!(list(&service, &ec.token(&several)).await.status(), 200);
+
+    let with = |name: &str, value: Value| {
+        let mut claims = claims();
+        claims[name] = value;
+        ec.token(&claims)
+    };
+    let without = |name: &str| {
+        let mut claims = claims();
+        claims.as_object_mut().unwrap().remove(name);
+        ec.token(&claims)
+    };
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let none = format!("{}.{}.", part(&json!({"alg": "none", "kid": "ec"})), part(&claims()));
+    // The public key as the secret of a MAC: the oldest trick.
+    let public = rsa().published.to_string();
+    let mut confused = Header::new(Algorithm::HS256);
+    confused.kid = Some("rsa".to_owned());
+    let confused = encode(&confused, &claims(), &EncodingKey::from_secret(public.as_bytes())).unwrap();
+    let mut crossed = Header::new(Algorithm::RS256);
+    crossed.kid = Some("ec".to_owned());
+    let refused = [
+        ("another key", stranger.token(&claims())),
+        ("alg none", none),
+        ("HS256", confused),
+        ("the key of another type", encode(&crossed, &claims(), &rsa().signs).unwrap()),
+        ("another issuer", with("iss", json!("https://elsewhere.test/"))),
+        ("another audience", with("aud", json!("other"))),
+        ("expired", with("exp", json!(now() - 3600))),
+        ("exp as text", with("exp", json!((now() + 600).to_string()))),
+        ("not yet", with("nbf", json!(now() + 3600))),
+        ("nbf as text", with("nbf", json!("0"))),
+        ("an empty subject", with("sub", json!(""))),
+        ("a subject with a control character", with("sub", json!("a\u{0}b"))),
+        ("no exp", without("exp")),
+        ("no iss", without("iss")),
+        ("no aud", without("aud")),
+        ("no sub", without("sub")),
+        ("nonsense", "x.y.z".to_owned()),
+        ("too long", format!("{}{}", ec.token(&claims()), "a".repeat(9000))),
+    ];
+    for (case, token) in refused {
+        let response = list(&service, &token).await;
+        assert_eq!(response.status(), 401, "{case}");
+        let challenge = response.headers()["www-authenticate"].to_str().unwrap().to_owned();
+        assert!(challenge.contains("invalid_token"), "{case}: {challenge}");
+        let body = problem(response, 401).await.to_string();
+        assert!(!body.contains(&token) && !service.program.log().contains(&token), "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_is_found_and_made_up_keys_do_not_hammer_the_issuer() {
+    let (old, new, made_up) = (elliptic("old"), elliptic("new"), elliptic("made-up"));
+    let issuer = Issuer::start(&[&old]).await;
+    let service = issuer.service().await;
+    assert_eq!(list(&service, &old.token(&claims())).await.status(), 200);
+    issuer.publish(&[&new]);
+    wait::until("the new key to be known", SOON, async || {
+        let status = list(&service, &new.token(&claims())).await.status();
+        if status == 200 { Ok(()) } else { Err(status) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(list(&service, &old.token(&claims())).await.status(), 401, "a withdrawn key is withdrawn");
+    let before = issuer.fetched.load(Ordering::SeqCst);
+    for _ in 0..50 {
+        assert_eq!(list(&service, &made_up.token(&claims())).await.status(), 401);
+    }
+    assert!(issuer.fetched.load(Ordering::SeqCst) <= before + 2);
+    // Keys stay in use when the issuer has none to show.
+    issuer.publish(&[]);
+    assert_eq!(list(&service, &new.token(&claims())).await.status(), 200);
+}
+
+#[tokio::test]
+async fn without_keys_there_is_no_service_until_they_come() {
+    let folder = testbed::guard::Folder::new("keys").unwrap();
+    let file = folder.path().join("keys.json");
+    let ec = elliptic("ec");
+    let (issuer, source) = (format!("--jwt-issuer={ISSUER}"), format!("--jwks-file={}", file.display()));
+    let arguments = [issuer.as_str(), "--jwt-audience=basket-api", &source];
+    let service = Service::launch(Database::fresh("tokens").await.unwrap(), &arguments).await;
+    let away = list(&service, &ec.token(&claims())).await;
+    assert_eq!(away.headers()["retry-after"], "1");
+    assert_eq!(problem(away, 503).await["type"], "/problems/unavailable");
+    std::fs::write(&file, json!({"keys": [ec.published]}).to_string()).unwrap();
+    wait::until("the keys to be read", SOON, async || {
+        let status = list(&service, &ec.token(&claims())).await.status();
+        if status == 200 { Ok(()) } else { Err(status) }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn everybody_has_baskets_and_commands_of_their_own_and_an_auditor_reads_all_commands() {
+    let ec = elliptic("ec");
+    let issuer = Issuer::start(&[&ec]).await;
+    let service = issuer.service().await;
+    let token = |subject: &str, roles: &[&str]| {
+        let mut claims = claims();
+        claims["sub"] = json!(subject);
+        claims["realm_access"] = json!({ "roles": roles });
+        ec.token(&claims)
+    };
+    let (ann, bob, auditor) = (token("ann", &[]), token("bob", &["buyer"]), token("eve", &["auditor"]));
+    let send = async |method: Method, path: &str, token: &str| {
+        let request = service.client.request(method, format!("http://{}{path}", service.address()));
+        let request = request.bearer_auth(token).header("Idempotency-Key", unique("k"));
+        request.json(&json!({"buyer_id": "b"})).send().await.unwrap()
+    };
+    let created = send(Method::POST, "/v1/baskets", &ann).await;
+    let command = created.headers()["command-id"].to_str().unwrap().to_owned();
+    let basket = created.headers()["location"].to_str().unwrap().to_owned();
+    assert_eq!(send(Method::GET, &basket, &ann).await.status(), 200);
+    let absent = "/v1/baskets/00000000-0000-0000-0000-000000000000";
+    for method in [Method::GET, Method::DELETE] {
+        let foreign = problem(send(method.clone(), &basket, &bob).await, 404).await;
+        let absent = problem(send(method, absent, &bob).await, 404).await;
+        for member in ["type", "title", "detail"] {
+            assert_eq!(foreign[member], absent[member], "nobody can tell a foreign basket from none");
+        }
+    }
+    let baskets: Value = send(Method::GET, "/v1/baskets", &bob).await.json().await.unwrap();
+    assert_eq!(baskets["baskets"], json!([]));
+
+    let command = format!("/v1/commands/{command}");
+    for (reader, status) in [(&ann, 200), (&bob, 404), (&auditor, 200)] {
+        assert_eq!(send(Method::GET, &command, reader).await.status(), status);
+    }
+    let theirs = "/v1/commands?principal=ann";
+    for (reader, status) in [(&ann, 200), (&bob, 403), (&auditor, 200)] {
+        assert_eq!(send(Method::GET, theirs, reader).await.status(), status);
+    }
+    let all: Value = send(Method::GET, "/v1/commands", &auditor).await.json().await.unwrap();
+    assert_eq!(all["commands"].as_array().unwrap().len(), 3);
+    assert_eq!(
+        send(Method::GET, &basket, &auditor).await.status(),
+        404,
+        "an auditor reads commands, not baskets"
+    );
+}
+
+#[tokio::test]
+async fn the_same_key_of_two_principals_is_two_keys() {
+    let ec = elliptic("ec");
+    let issuer = Issuer::start(&[&ec]).await;
+    let service = issuer.service().await;
+    let mut seen = Vec::new();
+    for subject in ["ann", "bob"] {
+        let mut claims = claims();
+        claims["sub"] = json!(subject);
+        let request = service.client.post(format!("http://{}/v1/baskets", service.address()));
+        let request = request.bearer_auth(ec.token(&claims)).header("Idempotency-Key", "one-key");
+        let created = request.json(&json!({"buyer_id": "b"})).send().await.unwrap();
+        assert_eq!(created.status(), 201);
+        assert!(!created.headers().contains_key("idempotent-replayed"));
+        seen.push(created.headers()["location"].clone());
+    }
+    assert_ne!(seen[0], seen[1]);
+}

@@ -1,0 +1,81 @@
+//! `cargo xtask contract`: the running service against its own OpenAPI document, by Schemathesis: requests made from
+//! the schemas, valid and invalid ones, alone and in sequences, and every answer checked.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use clap::Args;
+use testbed::python::{self, PYTHON};
+
+use crate::Failure;
+use crate::build::{self, Profile};
+use crate::stack::{Stack, StackOptions, TOKEN};
+
+/// Name in the cache: the version in `requirements.txt`, whose checks this service is known to pass.
+const SCHEMATHESIS: &str = "schemathesis-4.32.5";
+/// Where its configuration is.
+const FOLDER: &str = "xtask/schemathesis";
+/// Requests per operation and phase: seconds in all.
+const EXAMPLES: u32 = 30;
+/// With `--long`: minutes.
+const LONG: u32 = 1000;
+
+/// Options of `contract`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Many more requests: minutes in place of seconds.
+    #[arg(long)]
+    long: bool,
+    /// Makes the same requests again.
+    #[arg(long)]
+    seed: Option<String>,
+}
+
+/// Starts the service and checks it.
+pub async fn run(options: &Options) -> Result<(), Failure> {
+    build::require_tools()?;
+    let folder = build::repository().join(FOLDER);
+    let packages = python::packages(SCHEMATHESIS, &folder.join("requirements.txt"))?;
+    let programs = build::programs(Profile::Dev)?;
+    let quiet = |_: &str| {};
+    let only_api = StackOptions { relay: false, ..StackOptions::default() };
+    let mut stack = Stack::servers(only_api, programs, quiet).await?;
+    stack.programs(quiet).await?;
+    let mut check = command(&packages, &stack.api_url(), options);
+    let ended = tokio::task::spawn_blocking(move || check.status()).await??;
+    if let Some(status) = stack.api.as_mut().and_then(|api| api.exit_status()) {
+        return Err(format!("the service ended with {status} while it was checked").into());
+    }
+    if ended.success() {
+        Ok(())
+    } else {
+        Err("the service and its OpenAPI document disagree: see above".into())
+    }
+}
+
+fn command(packages: &Path, api: &str, options: &Options) -> Command {
+    let long = options.long || std::env::var_os("OUTBOX_TEST_ALL").is_some();
+    let mut command = Command::new(PYTHON);
+    command
+        .current_dir(build::repository().join(FOLDER))
+        .env("PYTHONPATH", packages)
+        .env("SCHEMATHESIS_HOOKS", "hooks")
+        // Neither caches nor bytecode in the work tree.
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .args([
+            "-m",
+            "schemathesis.cli",
+            "run",
+            &format!("{api}/openapi.json"),
+            "--no-color",
+            "--generation-database",
+            "none",
+        ])
+        .args(["--max-examples", &if long { LONG } else { EXAMPLES }.to_string()])
+        .args(["--header", &format!("Authorization: Bearer {TOKEN}")])
+        .stdin(Stdio::null());
+    if let Some(seed) = &options.seed {
+        command.args(["--seed", seed]);
+    }
+    command
+}

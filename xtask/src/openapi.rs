@@ -1,0 +1,37 @@
+//! `cargo xtask openapi`: what the service promises, written down: its OpenAPI document and the schema of every event.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Map, Value};
+
+use crate::Failure;
+use crate::build::{self, Profile};
+
+/// Writes the files again from the program.
+pub fn run() -> Result<(), Failure> {
+    let program = build::programs(Profile::Dev)?.join("basket-api");
+    let docs = build::repository().join("docs");
+    write(&docs.join("openapi.json"), &printed(&program, "openapi")?)?;
+    let schemas: Map<String, Value> = serde_json::from_value(printed(&program, "event-schemas")?)?;
+    fs::create_dir_all(docs.join("events"))?;
+    for (event_type, schema) in &schemas {
+        write(&docs.join(format!("events/{event_type}.json")), schema)?;
+    }
+    Ok(())
+}
+
+fn printed(program: &Path, what: &str) -> Result<Value, Failure> {
+    let output = Command::new(program).arg(what).output()?;
+    if !output.status.success() {
+        return Err(format!("basket-api {what} failed: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn write(path: &Path, document: &Value) -> Result<(), Failure> {
+    fs::write(path, format!("{document:#}\n"))?;
+    println!("{}", path.display());
+    Ok(())
+}
