@@ -93,8 +93,10 @@ async fn a_full_pool_and_a_lock_that_is_held_are_503_and_nothing_is_half_done() 
     sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
     let item = tea(1);
     let body = json!({"buyer_id": "ann"});
-    let (stuck, crowded) =
-        tokio::join!(service.post(&items, "k", &item), service.command("/v1/baskets", &body));
+    let (stuck, crowded) = tokio::join!(service.post(&items, "k", &item), async {
+        until_a_command_waits(&service).await;
+        service.command("/v1/baskets", &body).await
+    });
     for response in [stuck, crowded] {
         assert_eq!(response.headers().get("retry-after"), Some(&"1".parse().unwrap()), "{response:?}");
         assert_eq!(problem(response, 503).await["type"], "/problems/unavailable");
