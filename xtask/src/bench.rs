@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements, side by side in one run. What counts is the ratio; absolute figures belong with
 //! the machine they were taken on, which the result names.
 
+mod api;
 mod drain;
 mod latency;
 mod site;
@@ -27,6 +28,8 @@ enum Scenario {
     Drain(drain::Options),
     /// Live traffic at a fixed rate: from COMMIT to the consumer.
     Latency(latency::Options),
+    /// Commands and queries over HTTP: the basket API against pgbench running the same statements.
+    Api(api::Options),
 }
 
 /// Runs one.
@@ -36,6 +39,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     match &options.scenario {
         Scenario::Drain(options) => drain::run(options, &programs).await,
         Scenario::Latency(options) => latency::run(options, &programs).await,
+        Scenario::Api(options) => api::run(options, &programs).await,
     }
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::service::Service;
+use crate::service::{Service, TOKEN};
 
 /// What `cargo xtask openapi` writes.
 fn written(file: &str) -> Value {
@@ -53,4 +53,23 @@ async fn the_contract_is_served_without_a_token_and_every_problem_type_has_its_p
     }
     assert_eq!(pages, 16);
     assert_eq!(service.anonymous("/problems/no-such").await.status(), 404);
+}
+
+#[tokio::test]
+async fn the_curl_lines_of_the_documentation_work() {
+    let service = Service::start().await;
+    let document =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/API.md")).unwrap();
+    let script = document.split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-eu", "-c", script]).env("API", format!("http://{}", service.address())).env("TOKEN", TOKEN);
+    let output = tokio::task::spawn_blocking(move || shell.output()).await.unwrap().unwrap();
+    let (printed, errors) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{printed}{errors}");
+    for expected in
+        ["idempotent-replayed: true", "304\n", "\"status\":\"checked_out\"", "\"type\":\"change_quantity\""]
+    {
+        assert!(printed.contains(expected), "{expected} is missing in {printed}");
+    }
 }

@@ -1,5 +1,7 @@
 //! The operations: what each takes, what it answers, and which problems it can have.
 
+#![allow(clippy::indexing_slicing, reason = "members of JSON objects that were made a few lines above")]
+
 use basket::application::commands::TYPES;
 use serde_json::{Map, Value, json};
 
