@@ -6,12 +6,11 @@ use std::process::{Command, Stdio};
 use crate::Failure;
 
 /// (program, an argument that makes it answer, what to install)
-const TOOLS: [(&str, &str, &str); 6] = [
+const TOOLS: [(&str, &str, &str); 5] = [
     ("cargo", "--version", "Rust 1.95 (rustup)"),
     ("java", "-version", "a JDK, 17 or newer"),
     ("jar", "--version", "a JDK, 17 or newer (a JRE is not enough)"),
     ("mvn", "--version", "Apache Maven 3.8 or newer"),
-    ("python3", "--version", "Python 3.10 or newer, with pip"),
     ("xz", "--version", "xz (Debian: xz-utils)"),
 ];
 
@@ -24,9 +23,24 @@ pub enum Profile {
     Release,
 }
 
-/// Says all that is missing at once, before anything is started.
+/// What the tests need besides: the contract's checker is a Python package, and the documents speak of curl.
+const TEST_TOOLS: [(&str, &str, &str); 2] = [
+    ("python3", "--version", "Python 3.10 or newer, with pip (Debian: python3-pip)"),
+    ("curl", "--version", "curl"),
+];
+
+/// Says all that is missing for the servers at once, before anything is started.
 pub fn require_tools() -> Result<(), Failure> {
-    let missing: Vec<String> = TOOLS
+    require(&TOOLS)
+}
+
+/// The same for the tests.
+pub fn require_test_tools() -> Result<(), Failure> {
+    require(&[TOOLS.as_slice(), &TEST_TOOLS].concat())
+}
+
+fn require(tools: &[(&str, &str, &str)]) -> Result<(), Failure> {
+    let missing: Vec<String> = tools
         .iter()
         .filter(|(tool, argument, _)| {
             let answer =

@@ -33,7 +33,7 @@ pub struct Options {
 
 /// Starts the service and checks it.
 pub async fn run(options: &Options) -> Result<(), Failure> {
-    build::require_tools()?;
+    build::require_test_tools()?;
     let folder = build::repository().join(FOLDER);
     let packages = python::packages(SCHEMATHESIS, &folder.join("requirements.txt"))?;
     let programs = build::programs(Profile::Dev)?;

@@ -91,9 +91,9 @@ async fn round(
 ) -> Result<Round, Failure> {
     let (commands, pgbench) = if api_first {
         let commands = load(options, address, Request::Command).await?;
-        (commands, script::pgbench(database.url(), options.connections, options.seconds).await?)
+        (commands, script::pgbench(database, options.connections, options.seconds).await?)
     } else {
-        let pgbench = script::pgbench(database.url(), options.connections, options.seconds).await?;
+        let pgbench = script::pgbench(database, options.connections, options.seconds).await?;
         (load(options, address, Request::Command).await?, pgbench)
     };
     let queries = load(options, address, Request::Query).await?;
