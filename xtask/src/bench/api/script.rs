@@ -70,12 +70,8 @@ fn script() -> String {
     let basket = "lpad(to_hex(:n::bigint), 32, '0')::uuid";
     let command = "md5(:r::text)::uuid";
     let look_up = with_values(LOOK_UP, &["'developer'", "'change_quantity'", ":r::text", basket]);
-    let headers =
-        format!("'{{\"correlation-id\": \"{VIEW}\"}}'").replace(VIEW, "01a20e59-80ea-7177-a1d5-4662657ca6a5");
-    let payload = format!(
-        "'{{\"sku\": \"tea\", \"quantity\": 7, \"basket_id\": \"00000000-0000-0000-0000-000000000001\", \
-         \"expected_version\": null}}'::jsonb"
-    );
+    let headers = r#"'{"correlation-id": "01a20e59-80ea-7177-a1d5-4662657ca6a5", "causation-id": "01a20e59-80ea-7177-a1d5-4662657ca6a5"}'"#;
+    let payload = r#"'{"sku": "tea", "quantity": 7, "basket_id": "00000000-0000-0000-0000-000000000001", "expected_version": null}'::jsonb"#;
     let result = format!("'{{\"accepted\": {VIEW}}}'::jsonb");
     let fingerprint = format!("'{}'", "0".repeat(64));
     let array = |value: &str, of: &str| format!("ARRAY[{value}]::{of}[]");
@@ -88,7 +84,7 @@ fn script() -> String {
             "'developer'",
             ":r::text",
             "NULL::text",
-            &payload,
+            payload,
             &fingerprint,
             ":r::text",
             "'accepted'",
@@ -107,7 +103,7 @@ fn script() -> String {
             &array(&format!("{basket}::text"), "text"),
             &array("'basket.item_quantity_changed.v1'", "text"),
             &array(&format!("'{EVENT}'"), "jsonb"),
-            &array(&headers, "jsonb"),
+            &array(headers, "jsonb"),
             &array("NULL", "text"),
             &array("NULL", "text"),
         ],
