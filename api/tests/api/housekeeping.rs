@@ -18,7 +18,7 @@ async fn baskets_nobody_touches_are_abandoned_once_however_many_replicas_there_a
     let age = format!("UPDATE basket SET updated_at = now() - interval '2 hours' WHERE id = '{old}'");
     sqlx::raw_sql(sqlx::AssertSqlSafe(age)).execute(&mut quiet.sql().await).await.unwrap();
     let arguments = ["--auth=static-token", "--abandon-after=1h", "--housekeeping-every=100ms"];
-    let _replicas = (quiet.replica(&arguments).await, quiet.replica(&arguments).await);
+    let _replicas = (quiet.replica(&arguments), quiet.replica(&arguments));
     wait::until("an abandoned basket", SOON, async || {
         let basket: Value = quiet.get(&format!("/v1/baskets/{old}")).await.json().await.unwrap();
         if basket["status"] == "abandoned" { Ok(()) } else { Err(basket["status"].to_string()) }

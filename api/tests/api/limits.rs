@@ -5,8 +5,9 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::Connection;
 use testbed::{unique, wait};
+use tokio::io::AsyncWriteExt;
 
-use crate::service::{Service, problem, tea};
+use crate::service::{Service, TOKEN, problem, tea};
 
 const SOON: Duration = Duration::from_secs(60);
 const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
@@ -139,4 +140,44 @@ async fn a_change_without_its_precondition_is_refused_where_one_is_demanded() {
     assert_eq!(problem(refused, 428).await["type"], "/problems/precondition-required");
     let request = service.request(reqwest::Method::POST, &items).header("Idempotency-Key", unique("k"));
     assert_eq!(request.header("If-Match", "\"1\"").json(&tea(1)).send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_stop_lets_requests_under_way_end() {
+    let mut service = Service::start().await;
+    let items = format!("/v1/baskets/{}/items", service.basket().await);
+    let mut holder = service.sql().await;
+    let mut lock = holder.begin().await.unwrap();
+    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let item = tea(1);
+    let (under_way, ()) = tokio::join!(service.post(&items, "k", &item), async {
+        until_a_command_waits(&service).await;
+        service.program.terminate().unwrap();
+        wait::until("no new connections", SOON, async || {
+            match tokio::net::TcpStream::connect(service.address()).await {
+                Ok(_) => Err("connected"),
+                Err(_) => Ok(()),
+            }
+        })
+        .await
+        .unwrap();
+        lock.rollback().await.unwrap();
+    });
+    assert_eq!(under_way.status(), 200);
+    assert_eq!(service.program.wait(SOON).await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_ever() {
+    let mut service = Service::with(&["--drain-timeout=200ms", "--request-timeout=1h"]).await;
+    let mut slow = tokio::net::TcpStream::connect(service.address()).await.unwrap();
+    let unfinished = format!(
+        "POST /v1/baskets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
+    );
+    slow.write_all(unfinished.as_bytes()).await.unwrap();
+    // Its head is read by the time that a later request was answered.
+    service.get("/v1/baskets").await;
+    service.program.terminate().unwrap();
+    assert_eq!(service.program.wait(SOON).await.unwrap().code(), Some(0));
+    assert!(service.program.log().contains("were cut"), "{}", service.program.log());
 }

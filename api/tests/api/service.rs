@@ -39,16 +39,7 @@ impl Service {
     /// With these arguments only.
     pub async fn launch(database: Database, arguments: &[&str]) -> Service {
         let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
-        let mut launch = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
-            .arg("serve")
-            .arg(format!("--listen=127.0.0.1:{port}"))
-            .arg(format!("--admin-listen=127.0.0.1:{admin_port}"))
-            .env("BASKET_DATABASE_URL", database.url())
-            .env("BASKET_STATIC_TOKEN", TOKEN);
-        for argument in arguments {
-            launch = launch.arg(argument);
-        }
-        let program = launch.start().unwrap();
+        let program = start(&database, port, admin_port, arguments);
         let service = Service {
             database,
             program,
@@ -61,18 +52,8 @@ impl Service {
     }
 
     /// Another replica on the same database; stopped when dropped.
-    pub async fn replica(&self, arguments: &[&str]) -> Program {
-        let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
-        let mut launch = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
-            .arg("serve")
-            .arg(format!("--listen=127.0.0.1:{port}"))
-            .arg(format!("--admin-listen=127.0.0.1:{admin_port}"))
-            .env("BASKET_DATABASE_URL", self.database.url())
-            .env("BASKET_STATIC_TOKEN", TOKEN);
-        for argument in arguments {
-            launch = launch.arg(argument);
-        }
-        launch.start().unwrap()
+    pub fn replica(&self, arguments: &[&str]) -> Program {
+        start(&self.database, net::free_port().unwrap(), net::free_port().unwrap(), arguments)
     }
 
     /// Waits for an answer of `/readyz`.
@@ -152,6 +133,19 @@ impl Service {
     pub async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&mut self.sql().await).await.unwrap()
     }
+}
+
+fn start(database: &Database, port: u16, admin_port: u16, arguments: &[&str]) -> Program {
+    let mut launch = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
+        .arg("serve")
+        .arg(format!("--listen=127.0.0.1:{port}"))
+        .arg(format!("--admin-listen=127.0.0.1:{admin_port}"))
+        .env("BASKET_DATABASE_URL", database.url())
+        .env("BASKET_STATIC_TOKEN", TOKEN);
+    for argument in arguments {
+        launch = launch.arg(argument);
+    }
+    launch.start().unwrap()
 }
 
 /// An article.

@@ -114,51 +114,23 @@ fn baskets() -> Vec<Operation> {
 }
 
 fn items() -> Vec<Operation> {
-    let item = |method, op, summary, body, mut parameters: Vec<Value>, problems: &[u16]| {
-        let path = "/v1/baskets/{id}/items/{sku}";
-        parameters.splice(0..0, [id("Id of the basket."), sku()]);
-        let problems = [&ALWAYS[..], &OF_COMMANDS, &OF_CHANGES, problems].concat();
-        Operation {
-            method,
-            path,
-            id: op,
-            tag: "baskets",
-            summary,
-            parameters,
-            body,
-            success: (200, "Basket"),
-            problems,
+    let operation = |method, path: &'static str, op, summary, body: Option<&'static str>, key_required| {
+        let mut parameters = vec![id("Id of the basket."), key(key_required), if_match()];
+        if path.ends_with("{sku}") {
+            parameters.insert(1, sku());
         }
+        let media_type: &[u16] = if body.is_some() { &[415] } else { &[] };
+        let problems = [&ALWAYS[..], &OF_COMMANDS, &OF_CHANGES, media_type].concat();
+        let success = (200, "Basket");
+        Operation { method, path, id: op, tag: "baskets", summary, parameters, body, success, problems }
     };
-    let items = |method, op, summary, body, mut parameters: Vec<Value>, problems: &[u16]| {
-        parameters.insert(0, id("Id of the basket."));
-        let problems = [&ALWAYS[..], &OF_COMMANDS, &OF_CHANGES, problems].concat();
-        let path = "/v1/baskets/{id}/items";
-        Operation {
-            method,
-            path,
-            id: op,
-            tag: "baskets",
-            summary,
-            parameters,
-            body,
-            success: (200, "Basket"),
-            problems,
-        }
-    };
-    let change = || vec![key(false), if_match()];
+    let (items, item) = ("/v1/baskets/{id}/items", "/v1/baskets/{id}/items/{sku}");
+    let add = "Put an article in, or more of one that is there";
     vec![
-        items(
-            "post",
-            "add_item",
-            "Put an article in, or more of one that is there",
-            Some("NewItem"),
-            vec![key(true), if_match()],
-            &[415],
-        ),
-        items("delete", "clear_basket", "Take everything out", None, change(), &[]),
-        item("patch", "change_quantity", "Have more or fewer pieces", Some("NewQuantity"), change(), &[415]),
-        item("delete", "remove_item", "Take an article out", None, change(), &[]),
+        operation("post", items, "add_item", add, Some("NewItem"), true),
+        operation("delete", items, "clear_basket", "Take everything out", None, false),
+        operation("patch", item, "change_quantity", "Have more or fewer pieces", Some("NewQuantity"), false),
+        operation("delete", item, "remove_item", "Take an article out", None, false),
     ]
 }
 
