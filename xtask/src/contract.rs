@@ -1,10 +1,11 @@
 //! `cargo xtask contract`: the running service against its own OpenAPI document, by Schemathesis: requests made from
 //! the schemas, valid and invalid ones, alone and in sequences, and every answer checked.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
+use testbed::guard::Folder;
 use testbed::python::{self, PYTHON};
 
 use crate::Failure;
@@ -41,7 +42,9 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let only_api = StackOptions { relay: false, ..StackOptions::default() };
     let mut stack = Stack::servers(only_api, programs, quiet).await?;
     stack.programs(quiet).await?;
-    let mut check = command(&packages, &stack.api_url(), options);
+    // It keeps what it found where it runs.
+    let scratch = Folder::new("contract")?;
+    let mut check = command(&[&packages, &folder], scratch.path(), &stack.api_url(), options)?;
     let ended = tokio::task::spawn_blocking(move || check.status()).await??;
     if let Some(status) = stack.api.as_mut().and_then(|api| api.exit_status()) {
         return Err(format!("the service ended with {status} while it was checked").into());
@@ -53,29 +56,24 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-fn command(packages: &Path, api: &str, options: &Options) -> Command {
+fn command(modules: &[&PathBuf], scratch: &Path, api: &str, options: &Options) -> Result<Command, Failure> {
     let long = options.long || std::env::var_os("OUTBOX_TEST_ALL").is_some();
     let mut command = Command::new(PYTHON);
+    let config = build::repository().join(FOLDER).join("schemathesis.toml");
     command
-        .current_dir(build::repository().join(FOLDER))
-        .env("PYTHONPATH", packages)
+        .current_dir(scratch)
+        .env("PYTHONPATH", std::env::join_paths(modules)?)
         .env("SCHEMATHESIS_HOOKS", "hooks")
-        // Neither caches nor bytecode in the work tree.
+        // No bytecode in the work tree.
         .env("PYTHONDONTWRITEBYTECODE", "1")
-        .args([
-            "-m",
-            "schemathesis.cli",
-            "run",
-            &format!("{api}/openapi.json"),
-            "--no-color",
-            "--generation-database",
-            "none",
-        ])
+        .args(["-m", "schemathesis.cli", "--config-file"])
+        .arg(config)
+        .args(["run", &format!("{api}/openapi.json"), "--no-color", "--generation-database", "none"])
         .args(["--max-examples", &if long { LONG } else { EXAMPLES }.to_string()])
         .args(["--header", &format!("Authorization: Bearer {TOKEN}")])
         .stdin(Stdio::null());
     if let Some(seed) = &options.seed {
         command.args(["--seed", seed]);
     }
-    command
+    Ok(command)
 }
