@@ -1,8 +1,8 @@
 //! The contract between the services that write an outbox table and the relay that carries its rows to Kafka.
 //!
 //! - [`Event`]: one row, checked when it is made, so that what was committed can be delivered.
-//! - [`append`] (feature `sqlx`): writes events in the caller's transaction. There is no way to write one
-//!   outside a transaction, because then state and event could differ.
+//! - [`append`] (feature `sqlx`): writes events in the caller's transaction; [`append_statement`] makes them part of the
+//!   statement that changes the state. There is no way to write one by itself, because then state and event could differ.
 //! - [`column`] and [`header`]: the names both sides agree on. The columns are those of Debezium's outbox event
 //!   router and four more; the headers are the CloudEvents Kafka binding's.
 //! - [`Position`]: where an event stands in the history of its database, carried by every Kafka record.
