@@ -4,9 +4,19 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use prometheus::{Encoder, Registry, TextEncoder};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use warp::http::StatusCode;
 use warp::reply::{self, Reply, Response};
 use warp::{Filter, hyper::body::Bytes};
@@ -15,6 +25,12 @@ use crate::LogLevel;
 
 /// A log filter is a short line; anything longer is a mistake.
 const MAX_LOG_FILTER_BYTES: u64 = 4096;
+/// Connections at once: a kubelet, a Prometheus or two, and people. Others wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+/// How long a request's head may take to arrive, and a connection be idle: longer than the usual interval of a scrape.
+const HEADER_READ: Duration = Duration::from_secs(75);
+/// How long to wait after an accept that failed: mostly the process has no file descriptor left.
+const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 
 /// Whether the program can do its work now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +95,7 @@ impl Admin {
         let failed = |source| BindError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
-        Ok((bound, warp::serve(self.routes()).incoming(listener).run()))
+        Ok((bound, serve(listener, self.routes())))
     }
 
     fn routes(
@@ -104,6 +120,61 @@ impl Admin {
             .map(move |body: Bytes| set_level(&log_level, &body));
         let routes = livez.or(readyz).unify().or(metrics).unify().or(status).unify();
         routes.or(get_level).unify().or(put_level).unify().recover(refuse)
+    }
+}
+
+/// Serves until it is dropped. Not warp's own loop: warp takes it for granted that a URI has a path, and panics at
+/// `CONNECT host:443`, which would end the process.
+async fn serve<F>(listener: TcpListener, routes: F)
+where
+    F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
+    F::Extract: Reply,
+    F::Future: Send,
+{
+    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "an admin connection could not be accepted");
+                sleep(AFTER_FAILED_ACCEPT).await;
+                continue;
+            }
+        };
+        let routes = routes.clone();
+        connections.spawn(async move {
+            connection(stream, routes).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn connection<F>(stream: TcpStream, routes: F)
+where
+    F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
+    F::Extract: Reply,
+    F::Future: Send,
+{
+    let routed = TowerToHyperService::new(warp::service(routes));
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = request.uri().path_and_query().is_some().then(|| routed.call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok(text(StatusCode::BAD_REQUEST, "a request names a path")),
+            }
+        }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_READ)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an admin connection ended");
     }
 }
 
@@ -144,6 +215,7 @@ async fn refuse(rejection: warp::Rejection) -> Result<Response, Infallible> {
 mod tests {
     use super::*;
     use crate::{LogFormat, init_logging};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn admin() -> Admin {
         Admin::new(Registry::new(), init_logging("info", LogFormat::Text))
@@ -176,5 +248,25 @@ mod tests {
         let metrics = warp::test::request().path("/metrics").reply(&routes).await;
         assert!(std::str::from_utf8(metrics.body()).unwrap().contains("a_total 0"));
         assert_eq!(warp::test::request().path("/secrets").reply(&routes).await.status(), 404);
+    }
+
+    async fn answer(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_request_without_a_path_is_refused_and_ends_nothing() {
+        let (address, listener) = admin().bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let serving = tokio::spawn(listener);
+        let rest = "Host: x\r\nConnection: close\r\n\r\n";
+        let refused = answer(address, &format!("CONNECT x:443 HTTP/1.1\r\n{rest}")).await;
+        assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
+        let alive = answer(address, &format!("GET /livez HTTP/1.1\r\n{rest}")).await;
+        assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+        serving.abort();
     }
 }
