@@ -10,8 +10,12 @@ use crate::connection::Connection;
 use crate::report::{Notices, server_error};
 use crate::socket::Socket;
 use crate::startup::{self, Greeting};
+use crate::timeline::TimelineHistory;
 use crate::wire::{Flaw, Reader};
 use crate::{ConnectOptions, EndLsn, Error, Lsn, Notice, Stream};
+
+/// What initdb starts with.
+const FIRST_TIMELINE: u32 = 1;
 
 /// What the server is and where it stands: the answer to IDENTIFY_SYSTEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,6 +104,24 @@ impl Client {
         let rows = self.prompt_answer("IDENTIFY_SYSTEM", "identify itself").await?;
         command::identity(rows)
             .ok_or_else(|| Error::protocol("an answer to IDENTIFY_SYSTEM without its columns"))
+    }
+
+    /// Asks how `timeline` came about: which timelines came before it, and where each ended. Needed to tell whether
+    /// an LSN of before a promotion lies on the history that the server goes on with.
+    ///
+    /// # Errors
+    /// [`Error::Server`] `58P01` when the server does not have the file (any more), [`Error::Protocol`] when its
+    /// content is not a history, and [`Error::Timeout`] after `connect_timeout`.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<TimelineHistory, Error> {
+        if timeline <= FIRST_TIMELINE {
+            // It has no ancestors, and therefore no file.
+            return Ok(TimelineHistory::first(timeline));
+        }
+        let command = format!("TIMELINE_HISTORY {timeline}");
+        let rows = self.prompt_answer(&command, "tell the history of its timeline").await?;
+        let content = command::history(rows)
+            .ok_or_else(|| Error::protocol("an answer to TIMELINE_HISTORY without its columns"))?;
+        TimelineHistory::parse(timeline, &content)
     }
 
     /// Runs one or more SQL statements and returns all their rows. Waits as long as they take: wrap it in

@@ -104,6 +104,12 @@ pub(crate) fn created_slot(rows: Vec<Row>) -> Option<CreatedSlot> {
     Some(CreatedSlot { consistent_point: EndLsn::new(lsn), snapshot_name })
 }
 
+/// The content of the history file.
+pub(crate) fn history(rows: Vec<Row>) -> Option<String> {
+    let [_file_name, content] = <[_; 2]>::try_from(only(rows)?).ok()?;
+    content
+}
+
 pub(crate) fn milliseconds(rows: &[Row]) -> Option<Duration> {
     let text = rows.first()?.first()?.as_ref()?;
     text.parse().ok().map(Duration::from_millis)

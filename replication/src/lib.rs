@@ -15,6 +15,7 @@ mod sqlstate;
 mod startup;
 mod stream;
 mod time;
+mod timeline;
 mod wire;
 
 pub use client::{Client, CreatedSlot, Row, SystemIdentity};
@@ -26,3 +27,4 @@ pub use report::{Notice, ServerError};
 pub use sqlstate::SqlState;
 pub use stream::{Finished, Frame, Stream};
 pub use time::PgTime;
+pub use timeline::TimelineHistory;

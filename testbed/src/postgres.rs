@@ -152,6 +152,14 @@ impl Postgres {
         .await?
     }
 
+    /// Starts a stopped server as a standby without a primary: it recovers, and accepts no writes, until it is
+    /// promoted (`SELECT pg_promote()`), which begins a new timeline.
+    pub async fn start_as_standby(&mut self) -> Result<(), Error> {
+        let signal = self.folder.path().join("data/standby.signal");
+        fs::write(&signal, "").map_err(Error::file("write", &signal))?;
+        self.start_again().await
+    }
+
     /// Stops it in order.
     pub async fn stop(&mut self, how: Shutdown) -> Result<(), Error> {
         let Some(mut program) = self.program.take() else { return Ok(()) };

@@ -2,6 +2,7 @@
 
 use super::*;
 use pg_replication::{Snapshot, SqlState};
+use testbed::postgres::Shutdown;
 use testbed::wait;
 
 #[tokio::test]
@@ -84,4 +85,29 @@ async fn an_invalidated_slot_is_told_from_a_missing_one() {
         let lost = server.client().await.start_replication("s", EndLsn::ZERO, &output(true)).await;
         assert_eq!(lost.err().unwrap().sqlstate(), Some(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE));
     }
+}
+
+#[tokio::test]
+async fn the_history_of_a_timeline_is_read_after_promotions() {
+    let mut server = Server::version_18().await;
+    let first = server.client().await.timeline_history(1).await.unwrap();
+    assert_eq!((first.timeline(), first.switch_points()), (1, &[][..]), "initdb's timeline has no file");
+    let missing = server.client().await.timeline_history(2).await.unwrap_err();
+    assert_eq!(missing.sqlstate().unwrap().as_str(), "58P01");
+
+    let mut ends = Vec::new();
+    for _ in 0..2 {
+        server.postgres.stop(Shutdown::Fast).await.unwrap();
+        server.postgres.start_as_standby().await.unwrap();
+        ends.push(server.value("pg_last_wal_replay_lsn()").await.unwrap());
+        server.sql("SELECT pg_promote()").await;
+        server.sql("INSERT INTO t VALUES (1, NULL)").await;
+    }
+    let mut client = server.client().await;
+    assert_eq!(client.identify_system().await.unwrap().timeline, 3);
+    let history = client.timeline_history(3).await.unwrap();
+    let ends: Vec<_> = (1..).zip(ends.iter().map(|end| end.parse().unwrap())).collect();
+    assert_eq!(history.switch_points(), ends);
+    let now = client.identify_system().await.unwrap().flush_lsn;
+    assert_eq!((history.timeline_of(ends[1].1), history.timeline_of(now)), (3, 3));
 }
