@@ -5,6 +5,8 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use crate::trouble::Reason;
+
 /// Prefix of every name.
 const NAMESPACE: &str = "outbox_relay";
 
@@ -14,6 +16,10 @@ const COMMIT_TO_ACK_BUCKETS: [f64; 16] =
 
 /// The values `slot_wal_status` can take.
 const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
+
+/// The values `cause` of a gap can take.
+const GAP_CAUSES: [Reason; 4] =
+    [Reason::SlotLost, Reason::SlotAhead, Reason::HistoryChanged, Reason::KafkaLostRecords];
 
 /// Handles on every metric.
 #[derive(Clone)]
@@ -63,6 +69,16 @@ pub struct Metrics {
     pub duplicates_suppressed_total: IntCounter,
     /// Events found in a partition twice.
     pub duplicates_detected_total: IntCounter,
+    /// Rows that a gap had left out and that were delivered from the table.
+    pub refilled_rows_total: IntCounterVec,
+    /// Gaps found: rows between checkpoint and stream that nobody can vouch for.
+    pub gap_total: IntCounterVec,
+    /// Events in Kafka whose rows the server's history does not have, as found by the last verdict.
+    pub phantom_events: IntGauge,
+    /// Time since the newest heartbeat that came back was sent, in seconds; -1 while none is expected.
+    pub heartbeat_age_seconds: Gauge,
+    /// For how long nobody has held the slot, in seconds.
+    pub slot_inactive_seconds: Gauge,
 }
 
 impl Metrics {
@@ -70,23 +86,22 @@ impl Metrics {
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Metrics::in_registry(registry.clone(), &|metric| registry.register(metric))
+    }
+
+    fn in_registry(registry: Registry, register: Register<'_>) -> Result<Metrics, prometheus::Error> {
         let build_info =
-            counted(&registry, int_gauge_vec("build_info", "Version of the program", &["version"])?)?;
+            counted(register, int_gauge_vec("build_info", "Version of the program", &["version"])?)?;
         build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let histogram = HistogramOpts::new("commit_to_ack_seconds", "From commit to Kafka's acknowledgement")
             .namespace(NAMESPACE)
             .buckets(COMMIT_TO_ACK_BUCKETS.to_vec());
-        let gauge = |name, help| counted(&registry, int_gauge(name, help)?);
-        let counter = |name, help| counted(&registry, IntCounter::with_opts(opts(name, help))?);
-        let counters = |name, help, labels| counted(&registry, IntCounterVec::new(opts(name, help), labels)?);
+        let gauge = |name, help| counted(register, int_gauge(name, help)?);
+        let seconds = |name, help| counted(register, GenericGauge::<AtomicF64>::with_opts(opts(name, help))?);
+        let counter = |name, help| counted(register, IntCounter::with_opts(opts(name, help))?);
+        let counters = |name, help, labels| counted(register, IntCounterVec::new(opts(name, help), labels)?);
         Ok(Metrics {
-            lag_seconds: counted(
-                &registry,
-                GenericGauge::<AtomicF64>::with_opts(opts(
-                    "lag_seconds",
-                    "Age of the oldest committed row not acknowledged by Kafka",
-                ))?,
-            )?,
+            lag_seconds: seconds("lag_seconds", "Age of the oldest committed row not acknowledged by Kafka")?,
             unconfirmed_wal_bytes: gauge(
                 "unconfirmed_wal_bytes",
                 "Server's LSN minus the slot's confirmed LSN",
@@ -98,10 +113,10 @@ impl Metrics {
             )?,
             slot_active: gauge("slot_active", "1 while a connection holds the slot")?,
             slot_wal_status: counted(
-                &registry,
+                register,
                 int_gauge_vec("slot_wal_status", "1 for the status the slot has", &["status"])?,
             )?,
-            connected: counted(&registry, int_gauge_vec("connected", "1 per connected side", &["side"])?)?,
+            connected: counted(register, int_gauge_vec("connected", "1 per connected side", &["side"])?)?,
             streaming: gauge("streaming", "1 while the stream is open and delivery goes on")?,
             events_total: counters("events_total", "Events acknowledged by Kafka", &["topic"])?,
             transactions_total: counter(
@@ -109,7 +124,7 @@ impl Metrics {
                 "Transactions with events, acknowledged by Kafka",
             )?,
             bytes_total: counter("bytes_total", "Key and value bytes acknowledged by Kafka")?,
-            commit_to_ack_seconds: counted(&registry, Histogram::with_opts(histogram)?)?,
+            commit_to_ack_seconds: counted(register, Histogram::with_opts(histogram)?)?,
             in_flight_events: gauge("in_flight_events", "Events sent and not acknowledged")?,
             in_flight_bytes: gauge("in_flight_bytes", "Key and value bytes sent and not acknowledged")?,
             received_lsn: gauge("received_lsn", "Last LSN read from the stream")?,
@@ -130,6 +145,25 @@ impl Metrics {
                 "duplicates_detected_total",
                 "Events found in a partition twice",
             )?,
+            refilled_rows_total: with_causes(counters(
+                "refilled_rows_total",
+                "Rows of a gap, delivered from the table",
+                &["cause"],
+            )?),
+            gap_total: with_causes(counters(
+                "gap_total",
+                "Gaps found between checkpoint and stream",
+                &["cause"],
+            )?),
+            phantom_events: gauge(
+                "phantom_events",
+                "Events in Kafka whose rows the server does not have, by the last verdict",
+            )?,
+            heartbeat_age_seconds: seconds(
+                "heartbeat_age_seconds",
+                "Time since the newest heartbeat that came back was sent; -1 while none is expected",
+            )?,
+            slot_inactive_seconds: seconds("slot_inactive_seconds", "For how long nobody has held the slot")?,
             registry,
         })
     }
@@ -154,7 +188,50 @@ fn int_gauge_vec(name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec,
     IntGaugeVec::new(opts(name, help), labels)
 }
 
-fn counted<M: Collector + Clone + 'static>(registry: &Registry, metric: M) -> Result<M, prometheus::Error> {
-    registry.register(Box::new(metric.clone()))?;
+/// What a metric is handed to; a test wants to see them all, those without a series too.
+type Register<'a> = &'a dyn Fn(Box<dyn Collector>) -> Result<(), prometheus::Error>;
+
+fn counted<M: Collector + Clone + 'static>(
+    register: Register<'_>,
+    metric: M,
+) -> Result<M, prometheus::Error> {
+    register(Box::new(metric.clone()))?;
     Ok(metric)
+}
+
+/// A counter that is there from the start, at 0: the first gap of a process must be an increase.
+fn with_causes(counters: IntCounterVec) -> IntCounterVec {
+    for cause in GAP_CAUSES {
+        drop(counters.with_label_values(&[&cause.name()]));
+    }
+    counters
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_document_lists_every_metric_and_no_other() {
+        let exported = RefCell::new(BTreeSet::new());
+        let seen = |metric: Box<dyn Collector>| {
+            exported.borrow_mut().extend(metric.desc().iter().map(|desc| desc.fq_name.clone()));
+            Ok(())
+        };
+        Metrics::in_registry(Registry::new(), &seen).unwrap();
+        let document = include_str!("../../docs/METRICS.md");
+        let (table, _) = document.split_once("### What to alert on").unwrap();
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `outbox_relay_"));
+        let documented: Vec<String> =
+            rows.filter_map(|row| Some(format!("{NAMESPACE}_{}", row.split_once('`')?.0))).collect();
+        assert_eq!(documented.iter().cloned().collect::<BTreeSet<_>>(), exported.into_inner());
+        assert_eq!(
+            documented.len(),
+            documented.iter().collect::<BTreeSet<_>>().len(),
+            "a row is there twice"
+        );
+    }
 }
