@@ -264,7 +264,8 @@ impl Delivery {
 
     fn relation(&mut self, relation: &Relation<'_>) -> Result<(), Trouble> {
         let is_outbox = relation.namespace == self.table.schema && relation.name == self.table.table;
-        let layout = is_outbox.then(|| Layout::new(relation, &self.route_by)).transpose();
+        let columns = relation.columns().map(|column| (column.name, column.type_oid));
+        let layout = is_outbox.then(|| Layout::new(columns, &self.route_by)).transpose();
         let layout = layout.map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
         self.layouts.insert(relation.oid, layout);
         Ok(())
@@ -286,7 +287,7 @@ impl Delivery {
             index: transaction.index,
         };
         let (commit, commit_time) = (transaction.commit, transaction.commit_time);
-        let row = layout.read(&insert.tuple).map_err(|error| unreadable(position, &error))?;
+        let row = layout.read(insert.tuple.columns()).map_err(|error| unreadable(position, &error))?;
         let content_type = layout.content_type();
         let Some(topic) = self.topic(&row, position, stored_topics)? else { return Ok(Flow::Blocked) };
         let key = row.key.unwrap_or_else(|| row.id.as_bytes());

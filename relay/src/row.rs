@@ -1,13 +1,13 @@
-//! One outbox row, as it stands in an Insert message.
+//! One outbox row, as it stands in an Insert message or in the answer to a query: values have the same form in both.
 //!
-//! Columns are found by name in the Relation message that precedes the rows, never in the catalog, which may
-//! already show a later schema. Only the five columns of Debezium's outbox table are required.
+//! In the stream columns are found by name in the Relation message that precedes the rows, never in the catalog,
+//! which may already show a later schema. Only the five columns of Debezium's outbox table are required.
 
 use std::borrow::Cow;
 
 use outbox::column;
 use pg_replication::PgTime;
-use pg_replication::pgoutput::{Column, Relation, Tuple};
+use pg_replication::pgoutput::Column;
 use uuid::Uuid;
 
 /// Type OIDs of `pg_type.dat`: fixed for ever.
@@ -59,7 +59,7 @@ enum Role {
     Ignored,
 }
 
-/// How to read the rows of the outbox table: made from each Relation message.
+/// How to read rows of the outbox table: made from each Relation message, and for each query.
 #[derive(Debug)]
 pub struct Layout {
     /// Role and type OID of each column.
@@ -112,9 +112,13 @@ impl EventId<'_> {
 }
 
 impl Layout {
-    /// Finds the columns of the outbox table in `relation`; `route_by` names the column that selects the topic.
-    pub fn new(relation: &Relation<'_>, route_by: &str) -> Result<Layout, RowError> {
-        let names: Vec<&str> = relation.columns().map(|column| column.name).collect();
+    /// Finds the columns of the outbox table among `columns`, names with type OIDs; `route_by` names the column that
+    /// selects the topic.
+    pub fn new<'a>(
+        columns: impl IntoIterator<Item = (&'a str, u32)>,
+        route_by: &str,
+    ) -> Result<Layout, RowError> {
+        let (names, types): (Vec<&str>, Vec<u32>) = columns.into_iter().unzip();
         let find = |name: &str| {
             names.iter().position(|column| *column == name).ok_or_else(|| RowError::NoColumn(name.to_owned()))
         };
@@ -122,8 +126,7 @@ impl Layout {
             find(required)?;
         }
         let payload = find(column::PAYLOAD)?;
-        let columns: Vec<(Role, u32)> =
-            relation.columns().map(|column| (role(column.name), column.type_oid)).collect();
+        let columns: Vec<(Role, u32)> = names.iter().map(|name| role(name)).zip(types).collect();
         let payload_type = columns.get(payload).map_or(0, |(_, oid)| *oid);
         Ok(Layout { columns, route_by: find(route_by)?, payload_type })
     }
@@ -133,11 +136,11 @@ impl Layout {
         matches!(self.payload_type, oid::JSON | oid::JSONB).then_some("application/json")
     }
 
-    /// Reads one row.
-    pub fn read<'a>(&self, tuple: &Tuple<'a>) -> Result<OutboxRow<'a>, RowError> {
+    /// Reads one row, given its values in the order of the columns.
+    pub fn read<'a>(&self, values: impl IntoIterator<Item = Column<'a>>) -> Result<OutboxRow<'a>, RowError> {
         let mut row = Partial::default();
         let mut found = 0;
-        for (index, value) in tuple.columns().enumerate() {
+        for (index, value) in values.into_iter().enumerate() {
             found += 1;
             let Some((role, oid)) = self.columns.get(index) else { continue };
             if index == self.route_by {
