@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::guard::{self, Folder};
 use crate::process::{Launch, Program};
+use crate::proxy::Proxy;
 use crate::{Error, cache, net, wait};
 
 const RELEASE: &str = "4.3.1";
@@ -31,11 +32,13 @@ pub struct KafkaOptions {
     pub settings: Vec<(String, String)>,
     /// Whether a topic is made by being asked for. Off: a typing error should show.
     pub auto_create_topics: bool,
+    /// Whether every broker has a second listener, which clients reach through a [`Proxy`] of their own.
+    pub proxied: bool,
 }
 
 impl Default for KafkaOptions {
     fn default() -> Self {
-        KafkaOptions { brokers: 1, settings: Vec::new(), auto_create_topics: false }
+        KafkaOptions { brokers: 1, settings: Vec::new(), auto_create_topics: false, proxied: false }
     }
 }
 
@@ -51,6 +54,16 @@ pub struct Broker {
 /// A cluster. Dropping it ends it and removes its files.
 pub struct Kafka {
     brokers: Vec<Broker>,
+    proxies: Vec<Proxy>,
+}
+
+/// Where a broker listens.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ports {
+    clients: u16,
+    controller: u16,
+    /// Behind the proxy, and the proxy's own.
+    proxied: Option<(u16, u16)>,
 }
 
 impl Kafka {
@@ -62,19 +75,27 @@ impl Kafka {
         let libraries = tokio::task::spawn_blocking(libraries)
             .await
             .map_err(|join| Error::system("prepare Kafka")(std::io::Error::other(join)))??;
-        let ports: Vec<(u16, u16)> = (0..options.brokers)
-            .map(|_| Ok((net::free_port()?, net::free_port()?)))
-            .collect::<Result<_, Error>>()?;
+        let (mut ports, mut proxies) = (Vec::new(), Vec::new());
+        for _ in 0..options.brokers {
+            let mut its = Ports { clients: net::free_port()?, controller: net::free_port()?, proxied: None };
+            if options.proxied {
+                let target = net::free_port()?;
+                let proxy = Proxy::before(target).await?;
+                its.proxied = Some((target, proxy.port()));
+                proxies.push(proxy);
+            }
+            ports.push(its);
+        }
         let cluster = Uuid::new_v4();
         let mut brokers = Vec::new();
-        for (index, (port, _)) in ports.iter().enumerate() {
+        for (index, its) in ports.iter().enumerate() {
             let folder = Folder::new("kafka")?;
             let properties = properties(&options, index, &ports, folder.path());
             let path = folder.path().join("server.properties");
             fs::write(&path, properties).map_err(Error::file("write", &path))?;
             brokers.push(Broker {
                 number: index + 1,
-                port: *port,
+                port: its.clients,
                 libraries: libraries.clone(),
                 folder,
                 program: None,
@@ -86,7 +107,7 @@ impl Kafka {
         for broker in &mut brokers {
             broker.launch()?;
         }
-        let mut kafka = Kafka { brokers };
+        let mut kafka = Kafka { brokers, proxies };
         kafka.ready().await?;
         Ok(kafka)
     }
@@ -96,6 +117,18 @@ impl Kafka {
         let addresses: Vec<String> =
             self.brokers.iter().map(|broker| format!("127.0.0.1:{}", broker.port)).collect();
         addresses.join(",")
+    }
+
+    /// The same by way of the proxies, which clients that start here keep to.
+    pub fn proxied_bootstrap(&self) -> String {
+        let addresses: Vec<String> =
+            self.proxies.iter().map(|proxy| format!("127.0.0.1:{}", proxy.port())).collect();
+        addresses.join(",")
+    }
+
+    /// The proxy before each broker, when the options asked for them.
+    pub fn proxies(&self) -> &[Proxy] {
+        &self.proxies
     }
 
     /// The brokers; numbered from 0 here.
@@ -324,22 +357,29 @@ fn cluster_id(hex: &str) -> String {
     hex.chars().take(21).chain(['A']).collect()
 }
 
-fn properties(options: &KafkaOptions, index: usize, ports: &[(u16, u16)], folder: &Path) -> String {
+fn properties(options: &KafkaOptions, index: usize, ports: &[Ports], folder: &Path) -> String {
     let node = index + 1;
-    let (port, controller) = ports.get(index).copied().unwrap_or_default();
+    let Ports { clients, controller, proxied } = ports.get(index).copied().unwrap_or_default();
+    let (listener, advertised) = match proxied {
+        Some((target, proxy)) => {
+            (format!(",PROXIED://127.0.0.1:{target}"), format!(",PROXIED://127.0.0.1:{proxy}"))
+        }
+        None => (String::new(), String::new()),
+    };
     let replicas = options.brokers.min(3);
     let in_sync = if options.brokers >= 3 { 2 } else { 1 };
     let voters: Vec<String> = ports
         .iter()
         .enumerate()
-        .map(|(other, (_, port))| format!("{}@127.0.0.1:{port}", other + 1))
+        .map(|(other, its)| format!("{}@127.0.0.1:{}", other + 1, its.controller))
         .collect();
     let mut text = format!(
         "process.roles=broker,controller\n\
          node.id={node}\n\
          controller.listener.names=CONTROLLER\n\
-         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         listeners=PLAINTEXT://127.0.0.1:{clients},CONTROLLER://127.0.0.1:{controller}{listener}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{clients}{advertised}\n\
+         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
          controller.quorum.voters={}\n\
          log.dirs={}\n\
          auto.create.topics.enable={}\n\

@@ -3,6 +3,7 @@
 //! - [`postgres`], [`kafka`]: servers that can be stopped, killed, paused and started again; fetched once
 //!   ([`cache`]) and never left behind ([`guard`]).
 //! - [`process`]: a product's binary under the same control.
+//! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
 //! - [`shared`]: one Postgres and one Kafka for many tests, each with a [`Database`] and topics of its own.
 //! - [`load`], [`records`], [`checker`]: what was committed, what is in Kafka, and whether that is right.
 //!
@@ -20,6 +21,7 @@ pub mod load;
 pub mod net;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod python;
 pub mod records;
 pub mod shared;
