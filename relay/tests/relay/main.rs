@@ -17,6 +17,8 @@ mod grants;
 mod idle;
 mod memory;
 mod misconfiguration;
+mod network;
+mod proxied;
 mod replay;
 mod rules;
 mod shutdown;

@@ -1,0 +1,244 @@
+//! The network between the relay and its servers misbehaves: nothing is lost, nothing is there twice, order is kept,
+//! and the relay goes on by itself.
+
+use std::time::Duration;
+
+use testbed::postgres::PgVersion;
+use testbed::proxy::{Fault, Way};
+use testbed::wait;
+
+use crate::fixture::{SOON, heavy};
+use crate::proxied::{Proxied, until_more};
+
+/// Rows per second.
+const RATE: f64 = 500.0;
+
+#[tokio::test]
+async fn b1_connections_are_reset_on_either_side() {
+    let _place = heavy().await;
+    let proxied = Proxied::start().await;
+    let relay = proxied.relay().await;
+    let load = proxied.start_load(RATE).await;
+    for _ in 0..3 {
+        until_more(&relay, 50.0).await;
+        proxied.to_postgres.reset_open();
+        until_more(&relay, 50.0).await;
+        proxied.kafka.proxies()[0].reset_open();
+    }
+    proxied.to_postgres.set(Fault::Reset);
+    relay.until("/readyz", 503, "DatabaseUnreachable").await;
+    proxied.to_postgres.set(Fault::None);
+    relay.until_ready().await;
+    proxied.to_kafka(Fault::Reset);
+    relay.until("/readyz", 503, "KafkaUnreachable").await;
+    proxied.to_kafka(Fault::None);
+    relay.until_ready().await;
+    proxied.judge(load, &relay).await;
+}
+
+#[tokio::test]
+async fn b2_silence_shorter_and_longer_than_the_timeouts() {
+    let _place = heavy().await;
+    let proxied = Proxied::start().await;
+    let relay = proxied.relay().await;
+    let load = proxied.start_load(RATE).await;
+    for fault in [Fault::Silence, Fault::SilenceOneWay(Way::ToServer), Fault::SilenceOneWay(Way::ToClient)] {
+        until_more(&relay, 50.0).await;
+        // Shorter than any timeout: nobody needs to notice.
+        proxied.to_postgres.set(fault);
+        proxied.to_kafka(fault);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        proxied.to_postgres.set(Fault::None);
+        proxied.to_kafka(Fault::None);
+        until_more(&relay, 50.0).await;
+    }
+    proxied.to_postgres.set(Fault::Silence);
+    relay.until("/readyz", 503, "DatabaseUnreachable").await;
+    proxied.to_postgres.set(Fault::None);
+    relay.until_ready().await;
+    proxied.to_kafka(Fault::Silence);
+    relay.until("/readyz", 503, "KafkaUnreachable").await;
+    proxied.to_kafka(Fault::None);
+    relay.until_ready().await;
+    proxied.judge(load, &relay).await;
+}
+
+/// Most of the stream lies between a Begin and its Commit, and a frame of it is hundreds of bytes long: most cuts
+/// break a frame, and nearly all of them a transaction. Those towards the server break a confirmation.
+#[tokio::test]
+async fn b10_the_stream_is_cut_inside_a_message() {
+    let _place = heavy().await;
+    let proxied = Proxied::start().await;
+    proxied.relay().await.kill().await;
+    let load = proxied.start_load(RATE).await;
+    for round in 0..4_u64 {
+        // A new process each time: it has not learnt to be patient.
+        let relay = proxied.relay().await;
+        for step in 1..=5 {
+            until_more(&relay, 20.0).await;
+            let way = if step % 5 == 0 { Way::ToServer } else { Way::ToClient };
+            let bytes = if way == Way::ToServer { 50 + round } else { 1 + (round * 5 + step) * 787 % 9_973 };
+            let cuts = proxied.to_postgres.cuts();
+            proxied.to_postgres.set(Fault::CutAfter { way, bytes });
+            wait::until(format!("a cut after {bytes} bytes"), SOON, async || {
+                if proxied.to_postgres.cuts() > cuts { Ok(()) } else { Err("none") }
+            })
+            .await
+            .unwrap();
+        }
+        until_more(&relay, 20.0).await;
+        relay.kill().await;
+    }
+    let relay = proxied.relay().await;
+    proxied.judge(load, &relay).await;
+}
+
+/// The same towards Kafka: requests and answers break in the middle. Idempotent producers send again, and what was
+/// appended is not appended twice.
+#[tokio::test]
+async fn f10_requests_and_answers_are_cut_inside() {
+    let _place = heavy().await;
+    let proxied = Proxied::start().await;
+    let relay = proxied.relay().await;
+    let load = proxied.start_load(RATE).await;
+    let proxy = &proxied.kafka.proxies()[0];
+    for step in 0..10_u64 {
+        until_more(&relay, 20.0).await;
+        let way = if step % 2 == 0 { Way::ToServer } else { Way::ToClient };
+        let bytes = 1 + step * 787 % if way == Way::ToServer { 9_973 } else { 211 };
+        let cuts = proxy.cuts();
+        proxy.set(Fault::CutAfter { way, bytes });
+        wait::until(format!("a cut after {bytes} bytes"), SOON, async || {
+            if proxy.cuts() > cuts { Ok(()) } else { Err("none") }
+        })
+        .await
+        .unwrap();
+    }
+    proxied.judge(load, &relay).await;
+}
+
+/// Requests arrive and are appended, their acknowledgements never come back, and then the relay dies: its successor
+/// must find what is there.
+#[tokio::test]
+async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
+    let _place = heavy().await;
+    let proxied = Proxied::start().await;
+    let mut relay = proxied.relay().await;
+    let load = proxied.start_load(RATE).await;
+    for _ in 0..3 {
+        until_more(&relay, 50.0).await;
+        proxied.to_kafka(Fault::SilenceOneWay(Way::ToClient));
+        // What arrives from now on is not acknowledged.
+        let before = proxied.site.records().await.len();
+        wait::until("records that nobody acknowledges", SOON, async || {
+            let now = proxied.site.records().await.len();
+            if now > before { Ok(()) } else { Err(now) }
+        })
+        .await
+        .unwrap();
+        relay.kill().await;
+        proxied.to_kafka(Fault::None);
+        relay = proxied.relay().await;
+        wait::until("rows that were found in Kafka", SOON, async || {
+            let found = relay.metric("outbox_relay_duplicates_suppressed_total").await;
+            if found > 0.0 { Ok(()) } else { Err(relay.status_text().await) }
+        })
+        .await
+        .unwrap();
+    }
+    proxied.judge(load, &relay).await;
+}
+
+/// Part of the long matrix.
+fn long_matrix() -> bool {
+    std::env::var_os("OUTBOX_TEST_ALL").is_some()
+}
+
+/// B3, B4, B5, B9: half-open for longer than the timeouts each way, late, slow, in segments of one byte.
+async fn survives_a_bad_network(version: PgVersion, wal_sender_timeout: &str, silence: Duration) {
+    let proxied = Proxied::on(version, 1, wal_sender_timeout).await;
+    let relay = proxied.relay().await;
+    let load = proxied.start_load(100.0).await;
+    let delay = Fault::Delay { by: Duration::from_millis(20), jitter: Duration::from_millis(50) };
+    for fault in [
+        Fault::SilenceOneWay(Way::ToServer),
+        Fault::SilenceOneWay(Way::ToClient),
+        Fault::Silence,
+        Fault::Slices(1),
+        Fault::BytesPerSecond(64_000),
+        delay,
+    ] {
+        let silent = matches!(fault, Fault::Silence | Fault::SilenceOneWay(_));
+        until_more(&relay, 20.0).await;
+        proxied.to_postgres.set(fault);
+        if silent {
+            tokio::time::sleep(silence).await
+        } else {
+            until_more(&relay, 20.0).await
+        }
+        proxied.to_postgres.set(Fault::None);
+        until_more(&relay, 20.0).await;
+        proxied.to_kafka(fault);
+        if silent {
+            tokio::time::sleep(silence).await
+        } else {
+            until_more(&relay, 20.0).await
+        }
+        proxied.to_kafka(Fault::None);
+        relay.until_ready().await;
+    }
+    proxied.judge(load, &relay).await;
+}
+
+/// The durations of the field: the server's default timeout of a minute, and silence that is longer.
+#[tokio::test]
+async fn b3_b9_a_bad_network_with_literal_durations() {
+    if !long_matrix() {
+        return;
+    }
+    let _place = heavy().await;
+    for version in [PgVersion::V15, PgVersion::V17, PgVersion::V18] {
+        survives_a_bad_network(version, "60s", Duration::from_secs(90)).await;
+    }
+}
+
+/// F13: one of three brokers cannot be reached by the relay; to the cluster it is well, and goes on leading its
+/// partitions. Its rows wait, the others go on, and when it is back they arrive.
+#[tokio::test]
+async fn f13_one_of_three_brokers_is_silent() {
+    if !long_matrix() {
+        return;
+    }
+    let _place = heavy().await;
+    let proxied = Proxied::on(PgVersion::V18, 3, "3s").await;
+    let relay = proxied.relay().await;
+    let load = proxied.start_load(200.0).await;
+    for proxy in proxied.kafka.proxies() {
+        until_more(&relay, 50.0).await;
+        proxy.set(Fault::Silence);
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        proxy.set(Fault::None);
+        relay.until_ready().await;
+    }
+    proxied.judge(load, &relay).await;
+}
+
+/// G1: three brokers, three replicas, two of them in sync at least: the leader of a partition dies five times.
+#[tokio::test]
+async fn g1_a_leader_killed_five_times_under_load() {
+    if !long_matrix() {
+        return;
+    }
+    let _place = heavy().await;
+    let mut proxied = Proxied::on(PgVersion::V18, 3, "3s").await;
+    let relay = proxied.relay().await;
+    let load = proxied.start_load(RATE).await;
+    for round in 0..5 {
+        until_more(&relay, 100.0).await;
+        // Leaders are spread over the brokers, and move when one dies: every broker leads something.
+        proxied.kafka.brokers()[round % 3].kill().await.unwrap();
+        until_more(&relay, 500.0).await;
+        proxied.kafka.start_again().await.unwrap();
+    }
+    proxied.judge(load, &relay).await;
+}
