@@ -162,13 +162,19 @@ impl Postgres {
 
     /// Stops it in order.
     pub async fn stop(&mut self, how: Shutdown) -> Result<(), Error> {
+        self.ask_to_stop(how)?;
         let Some(mut program) = self.program.take() else { return Ok(()) };
-        program.signal(match how {
+        program.wait(STOPPED_WITHIN).await.map(drop)
+    }
+
+    /// Asks it to stop; does not wait.
+    pub fn ask_to_stop(&self, how: Shutdown) -> Result<(), Error> {
+        let signal = match how {
             Shutdown::Fast => Signal::Int,
             Shutdown::Immediate => Signal::Quit,
             Shutdown::Smart => Signal::Term,
-        })?;
-        program.wait(STOPPED_WITHIN).await.map(drop)
+        };
+        self.program.as_ref().map_or(Ok(()), |program| program.signal(signal))
     }
 
     /// kill -9 of the server and all its processes, as when the machine fails.

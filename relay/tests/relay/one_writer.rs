@@ -1,0 +1,143 @@
+//! One relay writes at a time: the slot is the lock. What happens when it changes hands, in order, by death, and
+//! behind the back of a process that was paused.
+
+use std::time::Duration;
+
+use testbed::process::Signal;
+use testbed::wait;
+
+use crate::fixture::{Relay, SOON, Site, heavy, right};
+use crate::proxied::{Proxied, until_more};
+
+/// Rows per second.
+const RATE: f64 = 500.0;
+
+async fn until_streaming(relay: &Relay) {
+    relay.until("/readyz", 200, "streaming").await;
+}
+
+/// A3.
+#[tokio::test]
+async fn a3_sigterm_again_and_again_under_load() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    site.relay().await.stop().await;
+    let load = site.start_load(RATE).await;
+    for _ in 0..8 {
+        let relay = site.relay().await;
+        until_more(&relay, 30.0).await;
+        let (code, log) = relay.stop().await;
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("stopped in order"), "{log}");
+    }
+    let relay = site.relay().await;
+    right(&site.verdict(load, &relay).await);
+    assert_eq!(
+        relay.metric("outbox_relay_duplicates_suppressed_total").await,
+        0.0,
+        "a row was read again after a stop in order"
+    );
+}
+
+/// A10: the one that does not hold the slot is ready, says that it stands by, and takes over by itself.
+#[tokio::test]
+async fn a10_a_standby_takes_over_from_one_that_died() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    let mut first = site.relay().await;
+    until_streaming(&first).await;
+    let load = site.start_load(RATE).await;
+    for round in 0..4 {
+        let second = site.launch(|text| text);
+        second.until("/readyz", 200, "standby").await;
+        assert_eq!(second.status().await["trouble"]["reason"], "SlotActive");
+        until_more(&first, 30.0).await;
+        // Dead, and in order.
+        if round % 2 == 0 {
+            first.kill().await;
+        } else {
+            assert_eq!(first.stop().await.0, Some(0));
+        }
+        until_streaming(&second).await;
+        until_more(&second, 30.0).await;
+        first = second;
+    }
+    right(&site.verdict(load, &first).await);
+}
+
+/// A5: paused for longer than `wal_sender_timeout`, while a successor takes the slot and goes on, then resumed.
+/// Nothing is lost, whatever happens, and nothing is out of order. What the paused process held ready to send may be
+/// appended when it is resumed: the slot does not fence Kafka (R10). Such records are counted by the successor, which
+/// reads the holes in its partitions, and there are none in the orderly rest of the run.
+#[tokio::test]
+async fn a5_a_paused_relay_wakes_up_behind_its_successor() {
+    let _place = heavy().await;
+    let proxied = Proxied::start().await;
+    let mut active = proxied.site.relay().await;
+    let load = proxied.start_load(RATE).await;
+    let mut detected = 0.0;
+    for _ in 0..3 {
+        let successor = proxied.site.launch(|text| text);
+        successor.until("/readyz", 200, "standby").await;
+        until_more(&active, 50.0).await;
+        active.program.signal(Signal::Stop).unwrap();
+        // The server ends the paused one's stream, and with it the lock.
+        until_streaming(&successor).await;
+        until_more(&successor, 200.0).await;
+        active.program.signal(Signal::Cont).unwrap();
+        // The one that was paused finds its slot taken, and stands by.
+        active.until("/readyz", 200, "standby").await;
+        until_more(&successor, 200.0).await;
+        detected += successor.metric("outbox_relay_duplicates_detected_total").await;
+        active.kill().await;
+        active = successor;
+    }
+    let verdict = proxied.site.verdict(load, &active).await;
+    let duplicates = verdict.duplicate.count;
+    println!("duplicates: {duplicates} in Kafka, {detected} counted");
+    assert_eq!(verdict.lost.count, 0, "\n{verdict}");
+    assert_eq!(verdict.phantom.count + verdict.reordered.count + verdict.corrupted.count, 0, "\n{verdict}");
+    assert!(duplicates == 0 || detected > 0.0, "there are duplicates that nobody counted:\n{verdict}");
+}
+
+/// A pause shorter than the timeout changes nothing: the relay still has its slot, and goes on.
+#[tokio::test]
+async fn a5_a_short_pause_is_nothing() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    for _ in 0..3 {
+        until_more(&relay, 50.0).await;
+        relay.program.signal(Signal::Stop).unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        relay.program.signal(Signal::Cont).unwrap();
+    }
+    until_more(&relay, 50.0).await;
+    right(&site.verdict(load, &relay).await);
+}
+
+/// C3: the walsender is ended behind the relay's back, again and again.
+#[tokio::test]
+async fn c3_the_walsender_is_terminated_again_and_again() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    let terminate = format!(
+        "SELECT count(pg_terminate_backend(active_pid)) FROM pg_replication_slots
+         WHERE slot_name = '{}' AND active_pid IS NOT NULL",
+        site.slot
+    );
+    for _ in 0..6 {
+        until_more(&relay, 30.0).await;
+        wait::until("the end of a walsender", SOON, async || match site.value(&terminate).await.as_deref() {
+            Some("1") => Ok(()),
+            _ => Err("nobody holds the slot"),
+        })
+        .await
+        .unwrap();
+    }
+    until_more(&relay, 30.0).await;
+    right(&site.verdict(load, &relay).await);
+}

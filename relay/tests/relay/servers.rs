@@ -1,0 +1,102 @@
+//! Postgres restarts, refuses, or is full: the relay says so, waits, and goes on by itself.
+
+use pg_replication::{Client, ConnectOptions, Host};
+use sqlx::{Connection, PgConnection};
+use testbed::postgres::{PgVersion, Shutdown};
+use testbed::wait;
+
+use crate::fixture::{OwnServers, SOON, heavy, right};
+use crate::proxied::until_more;
+
+/// Rows per second.
+const RATE: f64 = 500.0;
+
+/// C1. A smart shutdown waits for the sessions that are there, and the relay's are: it goes on delivering, and the
+/// fast one that follows, as operators do it, ends it.
+#[tokio::test]
+async fn c1_postgres_restarts_in_every_way_under_load() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    for how in [Shutdown::Fast, Shutdown::Immediate, Shutdown::Fast, Shutdown::Smart] {
+        until_more(&relay, 50.0).await;
+        if how == Shutdown::Smart {
+            servers.postgres.ask_to_stop(Shutdown::Smart).unwrap();
+            until_more(&relay, 50.0).await;
+        }
+        let how = if how == Shutdown::Smart { Shutdown::Fast } else { how };
+        servers.postgres.stop(how).await.unwrap();
+        relay.until("/readyz", 503, "DatabaseUnreachable").await;
+        servers.postgres.start_again().await.unwrap();
+        relay.until_ready().await;
+    }
+    right(&site.verdict(load, &relay).await);
+}
+
+/// C6: somebody else has the only walsender.
+#[tokio::test]
+async fn c6_no_walsender_is_left() {
+    let _place = heavy().await;
+    let servers = OwnServers::start(PgVersion::V18, &[("max_wal_senders", "1")]).await;
+    let site = servers.site().await;
+    site.relay().await.stop().await;
+    let load = site.start_load(RATE).await;
+    let taken = ConnectOptions {
+        host: Host::Tcp { host: "127.0.0.1".into(), port: servers.postgres.port() },
+        user: "postgres".into(),
+        password: None,
+        database: site.database.name().into(),
+        application_name: "somebody-else".into(),
+        connect_timeout: SOON,
+    };
+    let taken =
+        wait::until("the only walsender", SOON, async || Client::connect(&taken).await).await.unwrap();
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 503, "DatabaseUnreachable").await;
+    assert!(relay.status_text().await.contains("53300"), "{}", relay.status_text().await);
+    drop(taken);
+    relay.until_ready().await;
+    right(&site.verdict(load, &relay).await);
+}
+
+/// C6: every connection is taken, and the relay's own are ended, so that it has to come back and cannot.
+#[tokio::test]
+async fn c6_no_connection_is_left() {
+    let _place = heavy().await;
+    let servers = OwnServers::start(PgVersion::V18, &[("max_connections", "20")]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    until_more(&relay, 50.0).await;
+    // Without the load, which would have to come back, too.
+    let mut log = load.stop().await.unwrap();
+    let mut admin = site.sql().await;
+    let mut taken = Vec::new();
+    let take_all = async |taken: &mut Vec<PgConnection>| {
+        while let Ok(connection) = PgConnection::connect(site.database.url()).await {
+            taken.push(connection);
+        }
+    };
+    take_all(&mut taken).await;
+    let end =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'outbox-relay%'";
+    wait::until("a relay that cannot connect", SOON, async || {
+        sqlx::raw_sql(end).execute(&mut admin).await.unwrap();
+        take_all(&mut taken).await;
+        match relay.ask("/readyz").await {
+            Some((503, text)) if text.contains("too many clients") => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        }
+    })
+    .await
+    .unwrap();
+    drop(taken);
+    relay.until_ready().await;
+    let load = site.start_load(RATE).await;
+    until_more(&relay, 50.0).await;
+    log.append(load.stop().await.unwrap());
+    log.settle(site.database.url(), "outbox").await.unwrap();
+    right(&site.judge(log, &relay).await);
+}
