@@ -11,7 +11,8 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::partitions::{Offsets, PartitionCounts};
+use crate::mapping::Mappings;
+use crate::partitions::Offsets;
 use crate::trouble::{Reason, Trouble};
 
 /// Name of the table, in the schema of the outbox table.
@@ -35,9 +36,9 @@ pub struct Checkpoint {
     pub history: History,
     /// Every commit before it is in Kafka; `None` until the slot exists.
     pub confirmed: Option<EndLsn>,
-    /// Topics and their partition counts.
-    pub counts: PartitionCounts,
-    /// Where searches start.
+    /// Where rows go; `None` before the first start.
+    pub mappings: Option<Mappings>,
+    /// What is known of the partitions.
     pub offsets: Offsets,
 }
 
@@ -46,12 +47,14 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
     let table = config.source.table.sibling(TABLE);
     let select = format!(
         "SELECT slot::text, system_identifier, timeline, confirmed_lsn::text AS confirmed,
-                coalesce(mapping -> 'topics', '{{}}') AS counts, kafka_offsets
+                nullif(mapping, '{{}}') AS mapping, mapping_version, kafka_offsets
          FROM {table} WHERE relay = $1"
     );
     let row = sqlx::query(AssertSqlSafe(select)).bind(&config.name).fetch_optional(&mut *sql).await?;
     let Some(row) = row else { return Ok(None) };
     let confirmed: Option<String> = row.try_get("confirmed")?;
+    let version = row.try_get("mapping_version")?;
+    let mappings: Option<Json<Mappings>> = row.try_get("mapping")?;
     Ok(Some(Checkpoint {
         slot: row.try_get("slot")?,
         history: History {
@@ -59,7 +62,7 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
             timeline: row.try_get::<i32, _>("timeline")?.cast_unsigned(),
         },
         confirmed: confirmed.and_then(|text| text.parse().ok()).map(EndLsn::new),
-        counts: row.try_get::<Json<_>, _>("counts")?.0,
+        mappings: mappings.map(|Json(mappings)| Mappings { version, ..mappings }),
         offsets: row.try_get::<Json<_>, _>("kafka_offsets")?.0,
     }))
 }
@@ -87,9 +90,11 @@ pub async fn register(sql: &mut PgConnection, config: &Config, history: History)
 pub struct Progress {
     /// Every commit before it is in Kafka.
     pub confirmed: EndLsn,
-    /// Topics and their partition counts.
-    pub counts: PartitionCounts,
-    /// Where searches start.
+    /// Where rows go.
+    pub mappings: Mappings,
+    /// Which revision of the mapper `mappings` is.
+    pub revision: u64,
+    /// What is known of the partitions.
     pub offsets: Offsets,
 }
 
@@ -98,8 +103,8 @@ pub struct Progress {
 pub struct Committed {
     /// Its LSN: what may be confirmed to Postgres.
     pub confirmed: EndLsn,
-    /// How many topics it knows: no record goes to a topic before it is written down here.
-    pub topics: usize,
+    /// The revision of the mapper it has: no record goes out under a mapping before it is written down here.
+    pub revision: u64,
 }
 
 /// Writes checkpoints in the background, one at a time, always the newest.
@@ -157,7 +162,7 @@ async fn write_newest(
     while wanted.changed().await.is_ok() {
         let Some(progress) = wanted.borrow_and_update().clone() else { continue };
         statement.execute(&mut sql, &progress).await?;
-        done.send_replace(Committed { confirmed: progress.confirmed, topics: progress.counts.len() });
+        done.send_replace(Committed { confirmed: progress.confirmed, revision: progress.revision });
     }
     drop(sql.close().await);
     Ok(())
@@ -175,7 +180,7 @@ impl Statement {
     fn new(config: &Config, history: History) -> Statement {
         let table = config.source.table.sibling(TABLE);
         let sql = format!(
-            "UPDATE {table} SET confirmed_lsn = $4::pg_lsn, mapping = jsonb_build_object('topics', $5::jsonb),
+            "UPDATE {table} SET confirmed_lsn = $4::pg_lsn, mapping = $5::jsonb, mapping_version = $7,
                     kafka_offsets = $6::jsonb, updated_at = clock_timestamp()
              WHERE relay = $1 AND system_identifier = $2 AND timeline = $3
                AND $2 = (SELECT system_identifier FROM pg_control_system())
@@ -190,8 +195,9 @@ impl Statement {
             .bind(self.history.system_identifier.cast_signed())
             .bind(self.history.timeline.cast_signed())
             .bind(progress.confirmed.to_string())
-            .bind(Json(&progress.counts))
+            .bind(Json(&progress.mappings))
             .bind(Json(&progress.offsets))
+            .bind(progress.mappings.version)
             .execute(sql)
             .await?;
         if updated.rows_affected() == 1 {

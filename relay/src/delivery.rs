@@ -3,33 +3,41 @@
 //! Nothing here waits. A row that cannot go on yet (its topic is unknown, its partition is being searched) makes
 //! [`Delivery::message`] answer [`Flow::Blocked`]; the caller keeps the message and offers it again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use outbox::Position;
 use pg_replication::pgoutput::{Insert, Message, Relation};
 use pg_replication::{CommitLsn, EndLsn, PgTime};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
 
 use crate::config::Config;
-use crate::high_mark::{Admission, Searched};
+use crate::high_mark::{Admission, Landed, Searched};
 use crate::jobs::{Answer, Jobs};
+use crate::kafka_error;
 use crate::ledger::{Completed, Inconsistent, Ledger};
+use crate::mapping::{Mapper, Mappings, Place, Subject, TopicShape, Unplaceable};
 use crate::metrics::Metrics;
-use crate::partitions::{PartitionId, Partitions, TopicId};
-use crate::record::{RecordStyle, kafka_timestamp};
-use crate::routing::Router;
+use crate::partitions::{PartitionId, Partitions};
+use crate::record::{self, RecordStyle, kafka_timestamp};
 use crate::row::{Layout, OutboxRow, RowError};
-use crate::search::SearchError;
+use crate::search::{FoundTopic, SearchError};
 use crate::sink::{Ack, AckQueue, Outgoing, Producers, Tag};
+use crate::topic_settings::TopicSettings;
+use crate::topic_watch::{News, TopicWatch};
 use crate::trouble::{Reason, Trouble};
 use crate::watchdog::{Suspicion, Watchdog};
 
 /// Transactions read and not confirmed at most. An entry is small, but one partition that stands still must not
 /// let the others fill the memory with what is behind it.
 const MAX_UNCONFIRMED_TRANSACTIONS: usize = 65_536;
+
+/// How often the metadata of the topics in use is looked at: what happens to them shows within seconds.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often a topic's settings are read while a row waits that is too large for it.
+const READ_SETTINGS_EVERY: Duration = Duration::from_secs(5);
 
 /// Whether the stream can go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +56,8 @@ pub struct Start {
     pub horizon: EndLsn,
     /// Timeline of the stream.
     pub timeline: u32,
+    /// Where rows go.
+    pub mappings: Mappings,
     /// What the checkpoint knows of Kafka.
     pub partitions: Partitions,
 }
@@ -64,8 +74,8 @@ struct Transaction {
 /// See the module's text.
 pub struct Delivery {
     table: crate::config::TableName,
-    route_by: String,
-    router: Router,
+    sink: crate::config::Sink,
+    mapper: Mapper,
     style: RecordStyle,
     max_events: usize,
     max_bytes: usize,
@@ -74,10 +84,19 @@ pub struct Delivery {
     timeline: u32,
     /// By relation OID; `None` for a table that is not the outbox.
     layouts: HashMap<u32, Option<Layout>>,
-    /// Value of the routing column -> topic name.
-    routes: HashMap<String, String>,
     /// Topics being looked for.
     wanted: Vec<String>,
+    topic_watch: TopicWatch,
+    /// When the metadata was asked for last, and whether the answer is still to come.
+    looked: (Instant, bool),
+    /// Topics whose growth is being looked at.
+    growing: HashSet<String>,
+    /// What topics have become; events are spread over all of it once everything before is acknowledged.
+    grown: BTreeMap<String, TopicShape>,
+    /// The topic a row waits for that is too large for it, and when its settings were read last.
+    too_large_for: Option<(String, Instant)>,
+    /// The last commit that was begun.
+    last_commit: CommitLsn,
     transaction: Option<Transaction>,
     ledger: Ledger,
     partitions: Partitions,
@@ -103,24 +122,26 @@ impl Delivery {
         jobs: Jobs,
         metrics: Metrics,
     ) -> Result<Delivery, Trouble> {
-        let router = Router::new(&config.routing)
+        let mapper = Mapper::new(start.mappings)
             .map_err(|error| Trouble::new(Reason::PoisonRow, error.to_string()))?;
-        Ok(Delivery {
+        let delivery = Delivery {
             table: config.source.table.clone(),
-            route_by: config.routing.by_field.clone(),
-            router,
-            style: RecordStyle {
-                source: config.source.event_source(),
-                max_bytes: config.sink.max_message_bytes,
-            },
+            sink: config.sink.clone(),
+            mapper,
+            style: RecordStyle { source: config.source.event_source() },
             max_events: config.delivery.max_in_flight_events,
             max_bytes: config.delivery.max_in_flight_bytes,
             start: start.confirmed,
             horizon: start.horizon,
             timeline: start.timeline,
             layouts: HashMap::new(),
-            routes: HashMap::new(),
             wanted: Vec::new(),
+            topic_watch: TopicWatch::default(),
+            looked: (Instant::now(), false),
+            growing: HashSet::new(),
+            grown: BTreeMap::new(),
+            too_large_for: None,
+            last_commit: CommitLsn::default(),
             transaction: None,
             ledger: Ledger::new(start.confirmed),
             partitions: start.partitions,
@@ -133,7 +154,11 @@ impl Delivery {
             in_flight_events: 0,
             in_flight_bytes: 0,
             metrics,
-        })
+        };
+        for topic in delivery.mapper.topics() {
+            delivery.jobs.inspect(topic, delivery.partitions.to_inspect(topic));
+        }
+        Ok(delivery)
     }
 
     /// Whether the budget lets another message in. One record may always be under way, however large.
@@ -157,6 +182,12 @@ impl Delivery {
         &self.ledger
     }
 
+    /// Where rows go, to be stored; without what only concerns rows that are confirmed.
+    pub fn mapper(&mut self) -> &mut Mapper {
+        self.mapper.confirm(self.ledger.confirmed());
+        &mut self.mapper
+    }
+
     /// Topics and partitions.
     pub fn partitions(&mut self) -> &mut Partitions {
         &mut self.partitions
@@ -169,11 +200,11 @@ impl Delivery {
 
     /// Deals with one pgoutput message. A row that can never be delivered is [`Reason::PoisonRow`]; nothing has
     /// changed then, and what came before it goes on.
-    /// `stored_topics` is how many topics the committed checkpoint knows.
-    pub fn message(&mut self, data: &[u8], stored_topics: usize) -> Result<Flow, Trouble> {
+    /// `stored` is the revision of the mapping in the committed checkpoint.
+    pub fn message(&mut self, data: &[u8], stored: u64) -> Result<Flow, Trouble> {
         match Message::parse(data).map_err(|error| violation(error.to_string()))? {
-            Message::Begin(begin) => self.begin(begin.final_lsn, begin.commit_time)?,
-            Message::Insert(insert) => return self.insert(&insert, stored_topics),
+            Message::Begin(begin) => return self.begin(begin.final_lsn, begin.commit_time),
+            Message::Insert(insert) => return self.insert(&insert, stored),
             Message::Commit(commit) => self.commit(commit.end_lsn)?,
             Message::Relation(relation) => self.relation(&relation)?,
             // The publication has inserts only; what else it may get some day is not an event.
@@ -202,8 +233,22 @@ impl Delivery {
         Ok(())
     }
 
-    /// Looks whether the producers are stuck; called at every tick.
-    pub fn watch(&mut self) -> Result<(), Trouble> {
+    /// Looks whether something has to be done that no message brings about; called at every tick. `stored` is the
+    /// revision of the mapping in the committed checkpoint.
+    pub fn watch(&mut self, stored: u64) -> Result<(), Trouble> {
+        self.watch_topics();
+        if self.ledger.confirmed() >= self.horizon {
+            self.spread_over_grown()?;
+        }
+        let limit = self.mapper.smallest_limit().filter(|_| stored >= self.mapper.revision());
+        if let Some(limit) = limit.filter(|limit| !self.producers.keep_to(*limit)) {
+            let what = format!("a topic takes no more than {limit} bytes now");
+            return Err(Trouble::new(Reason::TopicChanged, what));
+        }
+        self.watch_producers()
+    }
+
+    fn watch_producers(&mut self) -> Result<(), Trouble> {
         let progress = std::mem::take(&mut self.settled) > 0 || self.in_flight_events == 0;
         match self.watchdog.tick(Instant::now(), progress) {
             Suspicion::None => Ok(()),
@@ -218,12 +263,47 @@ impl Delivery {
         }
     }
 
+    fn watch_topics(&mut self) {
+        let (at, answer_to_come) = self.looked;
+        if !answer_to_come && at.elapsed() >= LOOK_EVERY {
+            let topics: Vec<String> = self.mapper.topics().into_iter().map(str::to_owned).collect();
+            self.looked = (Instant::now(), !topics.is_empty());
+            if !topics.is_empty() {
+                self.jobs.look(topics);
+            }
+        }
+        if let Some((topic, read)) = &mut self.too_large_for
+            && read.elapsed() >= READ_SETTINGS_EVERY
+        {
+            *read = Instant::now();
+            self.jobs.describe(topic);
+        }
+    }
+
     /// Takes in the answer to a question.
     pub fn answer(&mut self, answer: Answer) -> Result<(), Trouble> {
         match answer {
             Answer::Topic { name, found } => {
                 self.wanted.retain(|wanted| *wanted != name);
-                self.partitions.add(&name, found.partitions, &found.ends);
+                let shape = self.take_in(&name, &found);
+                self.mapper.add(&name, shape);
+            }
+            Answer::Grown { name, found } => {
+                self.growing.remove(&name);
+                let shape = self.take_in(&name, &found);
+                self.grown.insert(name, shape);
+            }
+            Answer::Settings { topic, settings } => self.settings(&topic, settings)?,
+            Answer::Inspected { partition, search } => self.partitions.inspected(partition, search),
+            Answer::Looked(seen) => {
+                self.looked.1 = false;
+                match seen {
+                    None => self.topic_watch.away(),
+                    Some(seen) => {
+                        let news = self.compare(seen);
+                        self.news(news)?;
+                    }
+                }
             }
             Answer::Searched { partition, found } => {
                 if let Some(mark) = self.partitions.mark(partition) {
@@ -233,14 +313,101 @@ impl Delivery {
             Answer::HoleRead { partition, found } => self.hole_read(partition, found),
             Answer::Reachable(there) => self.watchdog.looked(there),
             Answer::Failed(SearchError::Cancelled) => {}
-            Answer::Failed(error @ SearchError::EndsEarly { .. }) => {
+            Answer::Failed(error @ SearchError::Lost { .. }) => {
                 return Err(Trouble::new(Reason::KafkaLostRecords, error.to_string()));
             }
-            Answer::Failed(error @ SearchError::Refused(_)) => {
-                return Err(Trouble::new(Reason::DeliveryFailed, error.to_string()));
+            Answer::Failed(SearchError::Refused(error)) => {
+                return Err(kafka_error::trouble("Kafka refused a search", code_of(&error)));
             }
         }
         Ok(())
+    }
+
+    /// Takes in what a look at a new or grown topic has found.
+    fn take_in(&mut self, name: &str, found: &FoundTopic) -> TopicShape {
+        let known = self.partitions.count(name);
+        self.partitions.add(name, found.partitions, &found.ends);
+        self.partitions.set_settings(name, found.settings);
+        for new in self.partitions.to_inspect(name).into_iter().skip(known) {
+            self.partitions.inspected(new.id, new.floor.search);
+        }
+        let limit = found.settings.and_then(|settings| settings.lower_limit(&self.sink));
+        TopicShape { partitions: found.partitions, max_message_bytes: limit }
+    }
+
+    fn settings(&mut self, topic: &str, settings: Option<TopicSettings>) -> Result<(), Trouble> {
+        self.partitions.set_settings(topic, settings);
+        let (Some(settings), Some(shape)) = (settings, self.mapper.shape(topic)) else { return Ok(()) };
+        let limit = settings.lower_limit(&self.sink);
+        if limit == shape.max_message_bytes {
+            return Ok(());
+        }
+        tracing::info!(
+            topic,
+            bytes = limit.unwrap_or(self.sink.max_message_bytes),
+            "the limit of the topic has changed"
+        );
+        let shapes = BTreeMap::from([(topic.to_owned(), TopicShape { max_message_bytes: limit, ..shape })]);
+        // Whatever was sent was committed before the horizon, or is of the last transaction or one before it.
+        let behind_last = EndLsn::new((self.last_commit.lsn().as_u64() + 1).into());
+        self.change_mapping(&shapes, self.horizon.max(behind_last))
+    }
+
+    fn change_mapping(
+        &mut self,
+        shapes: &BTreeMap<String, TopicShape>,
+        until: EndLsn,
+    ) -> Result<(), Trouble> {
+        let changed = self.mapper.change(shapes, until);
+        changed.map_err(|error| Trouble::new(Reason::PoisonRow, error.to_string()))
+    }
+
+    fn compare(&mut self, seen: BTreeMap<String, crate::topic_watch::Seen>) -> Vec<(String, News)> {
+        let partitions = &self.partitions;
+        self.topic_watch.look(seen, |topic| partitions.count(topic))
+    }
+
+    fn news(&mut self, news: Vec<(String, News)>) -> Result<(), Trouble> {
+        for (topic, news) in news {
+            match news {
+                News::Missing => {
+                    // It may come back as another topic under the same name.
+                    let remembered = self.partitions.to_inspect(&topic);
+                    self.partitions.doubt(&topic);
+                    self.jobs.inspect(&topic, remembered);
+                }
+                News::Moved => self.jobs.inspect(&topic, self.partitions.to_inspect(&topic)),
+                News::Grown => {
+                    if self.growing.insert(topic.clone()) {
+                        self.jobs.look_at_growth(&topic);
+                    }
+                }
+                News::Shrunk { partitions } => {
+                    let known = self.partitions.count(&topic);
+                    let what =
+                        format!("topic {topic} has {partitions} partitions, but {known} were written to");
+                    return Err(Trouble::new(Reason::KafkaLostRecords, what));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Spreads events over all partitions of topics that have grown. Nothing is under way then, so that no event of a
+    /// key can be in its new partition before an earlier one is in the old.
+    fn spread_over_grown(&mut self) -> Result<(), Trouble> {
+        if self.grown.is_empty() || self.transaction.is_some() || !self.ledger.is_empty() {
+            return Ok(());
+        }
+        let grown = std::mem::take(&mut self.grown);
+        for (topic, shape) in &grown {
+            tracing::info!(
+                topic,
+                partitions = shape.partitions,
+                "the topic has grown; events are spread over all of it"
+            );
+        }
+        self.change_mapping(&grown, self.ledger.confirmed())
     }
 
     /// Ends the producers; blocks.
@@ -248,11 +415,19 @@ impl Delivery {
         self.producers
     }
 
-    fn begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<(), Trouble> {
+    fn begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<Flow, Trouble> {
+        // Rows before the horizon may have been sent, and are judged by where they went.
+        if !self.horizon.covers(commit) {
+            self.spread_over_grown()?;
+            if !self.grown.is_empty() {
+                return Ok(Flow::Blocked);
+            }
+        }
         self.ledger.begin(commit, commit_time)?;
+        self.last_commit = commit;
         let delivered = self.start.covers(commit);
         self.transaction = Some(Transaction { commit, commit_time, index: 0, delivered });
-        Ok(())
+        Ok(Flow::Next)
     }
 
     fn commit(&mut self, end: EndLsn) -> Result<(), Trouble> {
@@ -265,13 +440,13 @@ impl Delivery {
     fn relation(&mut self, relation: &Relation<'_>) -> Result<(), Trouble> {
         let is_outbox = relation.namespace == self.table.schema && relation.name == self.table.table;
         let columns = relation.columns().map(|column| (column.name, column.type_oid));
-        let layout = is_outbox.then(|| Layout::new(columns, &self.route_by)).transpose();
+        let layout = is_outbox.then(|| Layout::new(columns, self.mapper.by_field())).transpose();
         let layout = layout.map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
         self.layouts.insert(relation.oid, layout);
         Ok(())
     }
 
-    fn insert(&mut self, insert: &Insert<'_>, stored_topics: usize) -> Result<Flow, Trouble> {
+    fn insert(&mut self, insert: &Insert<'_>, stored: u64) -> Result<Flow, Trouble> {
         let transaction = self.transaction.as_ref().ok_or(Inconsistent::NoTransaction)?;
         let layout = match self.layouts.get(&insert.relation) {
             Some(Some(layout)) => layout,
@@ -289,21 +464,46 @@ impl Delivery {
         let (commit, commit_time) = (transaction.commit, transaction.commit_time);
         let row = layout.read(insert.tuple.columns()).map_err(|error| unreadable(position, &error))?;
         let content_type = layout.content_type();
-        let Some(topic) = self.topic(&row, position, stored_topics)? else { return Ok(Flow::Blocked) };
-        let key = row.key.unwrap_or_else(|| row.id.as_bytes());
-        let partition = self.partitions.for_key(topic, key);
+        let bytes = record::size(&row);
+        let subject = Subject {
+            key: row.key.unwrap_or_else(|| row.id.as_bytes()),
+            bytes,
+            commit,
+            column: |name: &str| {
+                if layout.routes_by(name) { row.route_by } else { layout.text(insert.tuple.columns(), name) }
+            },
+        };
+        let (topic, number) = match self.mapper.place(&subject) {
+            Ok(Place::Partition { topic, number, revision }) if revision <= stored => (topic, number),
+            Ok(Place::Partition { .. }) => return Ok(Flow::Blocked),
+            Ok(Place::NewTopic(name)) => {
+                if !self.wanted.iter().any(|wanted| wanted == name) {
+                    self.wanted.push(name.to_owned());
+                    self.jobs.find_topic(name);
+                }
+                return Ok(Flow::Blocked);
+            }
+            Err(error) => return Err(self.unplaceable(position, &row, error)),
+        };
+        let Some(partition) = self.partitions.id(topic, number) else {
+            return Err(violation(format!("{topic} has no partition {number}")));
+        };
         let time = row.occurred_at.unwrap_or(commit_time);
         let headers = self.style.headers(&row, position, time, content_type);
         let headers = headers.map_err(|error| poison(position, &row, error))?;
-        let Some((number, mark)) = self.partitions.number_and_mark(partition) else {
-            return Err(violation(format!("{topic:?} has no partition {partition:?}")));
-        };
-        // Everything that can be wrong with the row was found before this: what is admitted is sent.
+        if !self.partitions.is_inspected(partition) {
+            return Ok(Flow::Blocked);
+        }
+        let Some(mark) = self.partitions.mark(partition) else { return Ok(Flow::Blocked) };
         match mark.admit(position, self.horizon.covers(commit)) {
-            Admission::Send => self.send(&row, headers, time, topic, number, partition)?,
+            Admission::Send => {
+                // Everything that can be wrong with the row was found before this: what is admitted is sent.
+                self.send(&row, headers, time, position, partition, bytes)?
+            }
             Admission::AlreadyThere => self.metrics.duplicates_suppressed_total.inc(),
             Admission::Search { from } => {
-                self.jobs.search(partition, self.partitions.topic_name(topic), number, from);
+                let min_in_sync = self.partitions.settings(topic).and_then(|s| s.min_in_sync_replicas);
+                self.jobs.search(partition, topic, number, from, min_in_sync);
                 return Ok(Flow::Blocked);
             }
             Admission::Wait => return Ok(Flow::Blocked),
@@ -314,29 +514,14 @@ impl Delivery {
         Ok(Flow::Next)
     }
 
-    /// The topic of a row, once Kafka has it and the checkpoint knows it.
-    fn topic(
-        &mut self,
-        row: &OutboxRow<'_>,
-        position: Position,
-        stored_topics: usize,
-    ) -> Result<Option<TopicId>, Trouble> {
-        let value = row.route_by.ok_or_else(|| poison(position, row, "its routing column is NULL"))?;
-        let name = match self.routes.get(value) {
-            Some(name) => name,
-            None => {
-                let name = self.router.topic(value).map_err(|error| poison(position, row, error))?;
-                self.routes.entry(value.to_owned()).or_insert(name)
-            }
-        };
-        if let Some(topic) = self.partitions.topic(name) {
-            return Ok((topic.index() < stored_topics).then_some(topic));
+    /// A row that is too large waits for the limit to be raised.
+    fn unplaceable(&mut self, position: Position, row: &OutboxRow<'_>, error: Unplaceable) -> Trouble {
+        if let Unplaceable::TooLarge { topic, .. } = &error
+            && self.too_large_for.as_ref().is_none_or(|(known, _)| known != topic)
+        {
+            self.too_large_for = Some((topic.clone(), Instant::now()));
         }
-        if !self.wanted.contains(name) {
-            self.wanted.push(name.clone());
-            self.jobs.find_topic(name);
-        }
-        Ok(None)
+        poison(position, row, error)
     }
 
     fn send(
@@ -344,21 +529,36 @@ impl Delivery {
         row: &OutboxRow<'_>,
         headers: OwnedHeaders,
         time: PgTime,
-        topic: TopicId,
-        number: i32,
+        position: Position,
         partition: PartitionId,
+        bytes: usize,
     ) -> Result<(), Trouble> {
+        let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
+        // It may have been smaller than the limit when it was read before, and be too large now.
+        if let Err(error) = self.mapper.fits(topic, bytes) {
+            return Err(self.unplaceable(position, row, error));
+        }
+        let now = kafka_timestamp(PgTime::now());
+        let mut timestamp = kafka_timestamp(time);
+        let settings = self.partitions.settings(topic).copied().unwrap_or_default();
+        if settings.is_too_old(timestamp, now) {
+            timestamp = now;
+            self.metrics.timestamps_replaced_total.inc();
+        }
         let record = Outgoing {
-            topic: self.partitions.topic_name(topic),
+            topic,
             partition: number,
             key: row.key,
             value: row.payload.as_deref(),
             headers,
-            timestamp: kafka_timestamp(time),
+            timestamp,
         };
         let bytes = record.bytes();
         let entry = self.ledger.row()?;
         self.producers.send(record, Tag::new(entry, partition)).map_err(|error| not_accepted(row, &error))?;
+        if let Some(mark) = self.partitions.mark(partition) {
+            mark.sent(position);
+        }
         self.in_flight_events += 1;
         self.in_flight_bytes += bytes;
         Ok(())
@@ -374,24 +574,31 @@ impl Delivery {
             Err(code) => {
                 let reason = format!("{code:?}");
                 self.metrics.produce_errors_total.with_label_values(&[&reason]).inc();
-                let what = format!(
-                    "Kafka refused a record for {}/{number}: {reason}",
-                    self.partitions.topic_name(topic)
-                );
-                return Err(Trouble::new(Reason::DeliveryFailed, what));
+                return Err(kafka_error::trouble(
+                    &format!("Kafka refused a record for {topic}/{number}"),
+                    code,
+                ));
             }
         };
+        let commit = self.ledger.commit_lsn(entry);
         let completed = self.ledger.acknowledge(entry)?;
         self.observe(completed);
-        let name = self.partitions.topic_name(topic);
-        self.metrics.events_total.with_label_values(&[name]).inc();
+        self.metrics.events_total.with_label_values(&[topic]).inc();
         self.metrics.bytes_total.inc_by(ack.bytes as u64);
-        let hole = self.partitions.mark(partition).and_then(|mark| mark.acknowledged(offset));
-        if let Some(hole) = hole {
-            self.jobs.read_hole(partition, self.partitions.topic_name(topic), number, hole);
+        let topic = topic.to_owned();
+        match self.partitions.mark(partition).map(|mark| mark.acknowledged(offset)) {
+            Some(Landed::BehindHole(hole)) => self.jobs.read_hole(partition, &topic, number, hole),
+            Some(Landed::Backwards { expected }) => {
+                let at = offset.unwrap_or_default();
+                let what = format!(
+                    "{topic}/{number} took a record at offset {at}, but {expected} was reached before"
+                );
+                return Err(Trouble::new(Reason::KafkaLostRecords, what));
+            }
+            Some(Landed::InOrder) | None => {}
         }
-        if let Some(offset) = offset {
-            self.partitions.acknowledged(partition, entry, offset);
+        if let Some((offset, commit)) = offset.zip(commit) {
+            self.partitions.acknowledged(partition, entry, self.timeline, commit, offset);
         }
         Ok(())
     }
@@ -427,6 +634,10 @@ fn unreadable(position: Position, error: &RowError) -> Trouble {
 fn poison(position: Position, row: &OutboxRow<'_>, error: impl std::fmt::Display) -> Trouble {
     let id = String::from_utf8_lossy(row.id.as_bytes()).into_owned();
     Trouble::new(Reason::PoisonRow, format!("event {id} at {position}: {error}"))
+}
+
+fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
+    error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
 }
 
 fn not_accepted(row: &OutboxRow<'_>, error: &KafkaError) -> Trouble {

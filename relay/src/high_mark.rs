@@ -39,6 +39,20 @@ pub enum Admission {
     Wait,
 }
 
+/// Where a record came to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landed {
+    /// Where it was expected, or anywhere if nothing is known.
+    InOrder,
+    /// Behind a hole, which is to be read and given to [`HighMark::hole_read`].
+    BehindHole(Hole),
+    /// Before records that were there already: the partition was cut off or made anew.
+    Backwards {
+        /// The lowest offset it could have had.
+        expected: i64,
+    },
+}
+
 /// A range of offsets that somebody else filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hole {
@@ -86,25 +100,27 @@ impl HighMark {
     }
 
     /// Judges the next row for this partition. Rows come in position order; `replayed` says whether the row was
-    /// committed before the horizon. A `Send` counts as sent.
+    /// committed before the horizon. A row that is sent then is to be given to [`HighMark::sent`].
     pub fn admit(&mut self, position: Position, replayed: bool) -> Admission {
         match self.state {
             State::Unsearched if replayed => {
                 self.state = State::Searching;
                 Admission::Search { from: self.floor }
             }
-            State::Unsearched => {
-                self.state = State::Open;
-                Admission::Send
-            }
+            State::Unsearched => Admission::Send,
             State::Searching | State::Probing { .. } | State::ReadingHole { .. } => Admission::Wait,
             State::Searched { .. } | State::Open if self.highest >= Some(position) => Admission::AlreadyThere,
-            State::Searched { end } => {
-                self.state = State::Probing { end, probe: position };
-                Admission::Send
-            }
-            State::Open => Admission::Send,
+            State::Searched { .. } | State::Open => Admission::Send,
         }
+    }
+
+    /// The row that was admitted last was handed to a producer.
+    pub fn sent(&mut self, position: Position) {
+        self.state = match self.state {
+            State::Searched { end } => State::Probing { end, probe: position },
+            State::Unsearched => State::Open,
+            state => state,
+        };
     }
 
     /// The search that `admit` asked for is done.
@@ -115,13 +131,16 @@ impl HighMark {
         }
     }
 
-    /// A record of ours was acknowledged at `offset` (`None` when the broker did not say). Returns the hole before
-    /// it, to be read and given to [`HighMark::hole_read`].
-    pub fn acknowledged(&mut self, offset: Option<i64>) -> Option<Hole> {
+    /// A record of ours was acknowledged at `offset` (`None` when the broker did not say).
+    pub fn acknowledged(&mut self, offset: Option<i64>) -> Landed {
         let expected = match self.state {
             State::Probing { end, .. } => Some(end),
             _ => self.next,
         };
+        let lowest = expected.unwrap_or(self.floor);
+        if offset.is_some_and(|offset| offset < lowest) {
+            return Landed::Backwards { expected: lowest };
+        }
         self.next = offset.map(|offset| offset + 1);
         let hole = expected
             .zip(offset)
@@ -130,7 +149,7 @@ impl HighMark {
         if let State::Probing { probe, .. } = self.state {
             self.state = if hole.is_some() { State::ReadingHole { probe } } else { State::Open };
         }
-        hole
+        hole.map_or(Landed::InOrder, Landed::BehindHole)
     }
 
     /// A hole was read. Returns how many events it shows to be in the partition twice.
@@ -156,6 +175,14 @@ mod tests {
     fn at(lsn: u64) -> Position {
         Position { timeline: 1, commit_lsn: lsn, index: 0 }
     }
+    /// Admits, and sends what may be sent.
+    fn offer(mark: &mut HighMark, lsn: u64, replayed: bool) -> Admission {
+        let admission = mark.admit(at(lsn), replayed);
+        if admission == Admission::Send {
+            mark.sent(at(lsn));
+        }
+        admission
+    }
     fn found(highest: Option<u64>, own_records: u64, end: i64) -> Searched {
         Searched { highest: highest.map(at), own_records, end }
     }
@@ -163,45 +190,64 @@ mod tests {
     #[test]
     fn rows_beyond_the_horizon_need_no_search() {
         let mut mark = HighMark::new(0);
-        assert_eq!(mark.admit(at(10), false), Admission::Send);
-        assert_eq!(mark.admit(at(20), false), Admission::Send);
+        assert_eq!(offer(&mut mark, 10, false), Admission::Send);
+        assert_eq!(offer(&mut mark, 20, false), Admission::Send);
     }
 
     #[test]
     fn replayed_rows_wait_for_the_search_and_one_probe() {
         let mut mark = HighMark::new(7);
-        assert_eq!(mark.admit(at(10), true), Admission::Search { from: 7 });
-        assert_eq!(mark.admit(at(10), true), Admission::Wait);
+        assert_eq!(offer(&mut mark, 10, true), Admission::Search { from: 7 });
+        assert_eq!(offer(&mut mark, 10, true), Admission::Wait);
         mark.searched(found(Some(10), 3, 42));
-        assert_eq!(mark.admit(at(10), true), Admission::AlreadyThere);
-        assert_eq!(mark.admit(at(20), true), Admission::Send);
-        assert_eq!(mark.admit(at(30), false), Admission::Wait);
-        assert_eq!(mark.acknowledged(Some(42)), None);
-        assert_eq!(mark.admit(at(30), false), Admission::Send);
+        assert_eq!(offer(&mut mark, 10, true), Admission::AlreadyThere);
+        assert_eq!(offer(&mut mark, 20, true), Admission::Send);
+        assert_eq!(offer(&mut mark, 30, false), Admission::Wait);
+        assert_eq!(mark.acknowledged(Some(42)), Landed::InOrder);
+        assert_eq!(offer(&mut mark, 30, false), Admission::Send);
     }
 
     #[test]
     fn a_hole_before_the_probe_is_read_before_anything_follows() {
         let mut mark = HighMark::new(0);
-        mark.admit(at(10), true);
+        offer(&mut mark, 10, true);
         mark.searched(found(None, 0, 5));
-        assert_eq!(mark.admit(at(10), true), Admission::Send);
-        assert_eq!(mark.acknowledged(Some(8)), Some(Hole { from: 5, until: 8 }));
-        assert_eq!(mark.admit(at(20), true), Admission::Wait);
+        assert_eq!(offer(&mut mark, 10, true), Admission::Send);
+        assert_eq!(mark.acknowledged(Some(8)), Landed::BehindHole(Hole { from: 5, until: 8 }));
+        assert_eq!(offer(&mut mark, 20, true), Admission::Wait);
         // The dead process's last request: rows 10, 20 and 30. The probe, row 10, is there twice.
         assert_eq!(mark.hole_read(found(Some(30), 3, 8)), 1);
-        assert_eq!(mark.admit(at(20), true), Admission::AlreadyThere);
-        assert_eq!(mark.admit(at(30), true), Admission::AlreadyThere);
-        assert_eq!(mark.admit(at(40), true), Admission::Send);
+        assert_eq!(offer(&mut mark, 20, true), Admission::AlreadyThere);
+        assert_eq!(offer(&mut mark, 30, true), Admission::AlreadyThere);
+        assert_eq!(offer(&mut mark, 40, true), Admission::Send);
     }
 
     #[test]
     fn our_records_in_a_later_hole_are_counted() {
         let mut mark = HighMark::new(0);
-        mark.admit(at(10), false);
-        assert_eq!(mark.acknowledged(Some(3)), None);
-        assert_eq!(mark.acknowledged(Some(6)), Some(Hole { from: 4, until: 6 }));
+        offer(&mut mark, 10, false);
+        assert_eq!(mark.acknowledged(Some(3)), Landed::InOrder);
+        assert_eq!(mark.acknowledged(Some(6)), Landed::BehindHole(Hole { from: 4, until: 6 }));
         assert_eq!(mark.hole_read(found(Some(10), 1, 6)), 1);
+    }
+
+    #[test]
+    fn an_offset_that_goes_back_is_noticed() {
+        let mut mark = HighMark::new(10);
+        offer(&mut mark, 10, false);
+        assert_eq!(mark.acknowledged(Some(0)), Landed::Backwards { expected: 10 }, "below the floor");
+        assert_eq!(mark.acknowledged(Some(10)), Landed::InOrder);
+        assert_eq!(mark.acknowledged(Some(10)), Landed::Backwards { expected: 11 });
+        assert_eq!(mark.acknowledged(None), Landed::InOrder, "a retry's offset is not known");
+    }
+
+    #[test]
+    fn what_is_not_sent_after_all_leaves_the_mark_as_it_was() {
+        let mut mark = HighMark::new(0);
+        assert_eq!(mark.admit(at(10), true), Admission::Search { from: 0 });
+        mark.searched(found(None, 0, 5));
+        assert_eq!(mark.admit(at(10), true), Admission::Send);
+        assert_eq!(mark.admit(at(10), true), Admission::Send, "no probe is under way");
     }
 
     proptest! {
@@ -216,11 +262,11 @@ mod tests {
             let mut mark = HighMark::new(0);
             for row in 0..rows {
                 loop {
-                    match mark.admit(at(row), row < horizon) {
+                    match offer(&mut mark, row, row < horizon) {
                         Admission::Send => {
                             log.push(row);
                             let hole = mark.acknowledged(Some(log.len() as i64 - 1));
-                            prop_assert_eq!(hole, None);
+                            prop_assert_eq!(hole, Landed::InOrder);
                             break;
                         }
                         Admission::AlreadyThere => break,

@@ -118,6 +118,12 @@ impl Ledger {
         Ok(completed)
     }
 
+    /// Where the commit record of entry `id` begins, while it waits.
+    pub fn commit_lsn(&self, id: EntryId) -> Option<CommitLsn> {
+        let index = usize::try_from(id.checked_sub(self.first)?).ok()?;
+        self.entries.get(index).map(|entry| entry.commit)
+    }
+
     /// The end of the contiguous acknowledged prefix: what may be confirmed to Postgres.
     pub fn confirmed(&self) -> EndLsn {
         self.confirmed

@@ -79,6 +79,8 @@ pub struct Metrics {
     pub heartbeat_age_seconds: Gauge,
     /// For how long nobody has held the slot, in seconds.
     pub slot_inactive_seconds: Gauge,
+    /// Records sent with the current time, because their own is too old for the topic.
+    pub timestamps_replaced_total: IntCounter,
 }
 
 impl Metrics {
@@ -164,6 +166,10 @@ impl Metrics {
                 "Time since the newest heartbeat that came back was sent; -1 while none is expected",
             )?,
             slot_inactive_seconds: seconds("slot_inactive_seconds", "For how long nobody has held the slot")?,
+            timestamps_replaced_total: counter(
+                "timestamps_replaced_total",
+                "Records sent with the current time, because their own is too old for the topic",
+            )?,
             registry,
         })
     }

@@ -1,102 +1,133 @@
-//! The topics and partitions this relay writes to: their high marks, and the offsets the checkpoint keeps.
-//!
-//! A topic's partition count is part of the state: it is written to the checkpoint before the first record, and
-//! events stay spread over that many partitions, because a key must not change its partition while replayed rows
-//! are judged by what the partition holds.
+//! The topics and partitions this relay writes to: their high marks, and what the checkpoint keeps of them.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use pg_replication::CommitLsn;
+use serde::{Deserialize, Serialize};
+
 use crate::high_mark::HighMark;
 use crate::ledger::EntryId;
+use crate::mapping::Mappings;
+use crate::topic_settings::TopicSettings;
 
-/// topic -> partition -> offset at which a search for our records starts.
-pub type Offsets = BTreeMap<String, BTreeMap<i32, i64>>;
-/// topic -> number of partitions events are spread over.
-pub type PartitionCounts = BTreeMap<String, i32>;
+/// topic -> partition -> what is stored of it.
+pub type Offsets = BTreeMap<String, BTreeMap<i32, Floor>>;
+
+/// The part of a partition that no search needs to read, and how to see that it is still there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    /// Where a search for our records starts: everything before it is confirmed or somebody else's.
+    pub search: i64,
+    /// Our last record before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Evidence>,
+}
+
+/// A record of ours that Kafka acknowledged. If another is found in its place, Kafka has lost records, or the topic
+/// is another one under the same name: offsets alone would not show it once it has grown again, and a topic's id
+/// would not show a partition that was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Its offset.
+    pub offset: i64,
+    /// Timeline of its transaction.
+    pub timeline: u32,
+    /// Where its transaction's commit record begins: the middle part of its position.
+    pub commit: u64,
+}
 
 /// Index of a partition among all this process knows. It travels with each record in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PartitionId(pub u32);
 
-/// Index of a topic among all this process knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TopicId(usize);
-
-impl TopicId {
-    /// Topics are numbered from 0 in the order in which they became known.
-    pub fn index(self) -> usize {
-        self.0
-    }
-}
-
+#[derive(Default)]
 struct Topic {
     name: String,
-    first: u32,
-    count: i32,
+    partitions: Vec<PartitionId>,
+    settings: Option<TopicSettings>,
 }
 
 struct Partition {
-    topic: TopicId,
+    topic: usize,
     number: i32,
     mark: HighMark,
-    /// Where the next search starts, as of the confirmed prefix.
-    floor: i64,
-    /// (entry, offset after its last record here), for entries not yet in the confirmed prefix. A record that is
-    /// acknowledged but replayed after a crash must still be found by the search.
-    ahead: VecDeque<(EntryId, i64)>,
+    /// As of the confirmed prefix.
+    floor: Floor,
+    /// Records acknowledged and not yet in the confirmed prefix, the last of each entry. They would be replayed
+    /// after a crash, and must then be found by the search.
+    ahead: VecDeque<(EntryId, Evidence)>,
+    /// What Kafka holds of it was compared with what is remembered.
+    inspected: bool,
+}
+
+/// A partition to be compared with what is remembered of it.
+#[derive(Clone, Debug)]
+pub struct ToInspect {
+    /// Which.
+    pub id: PartitionId,
+    /// Its number.
+    pub number: i32,
+    /// What is remembered.
+    pub floor: Floor,
 }
 
 /// See the module's text.
 #[derive(Default)]
 pub struct Partitions {
     topics: Vec<Topic>,
-    by_name: HashMap<String, TopicId>,
+    by_name: HashMap<String, usize>,
     partitions: Vec<Partition>,
 }
 
 impl Partitions {
-    /// What the checkpoint knows: topics, their partition counts, and where to search.
-    pub fn from_checkpoint(counts: &PartitionCounts, offsets: &Offsets) -> Self {
+    /// What the checkpoint knows.
+    pub fn from_checkpoint(mappings: &Mappings, offsets: &Offsets) -> Self {
         let mut partitions = Partitions::default();
         let none = BTreeMap::new();
-        for (name, count) in counts {
-            partitions.add(name, *count, offsets.get(name).unwrap_or(&none));
+        for (name, count) in mappings.topics() {
+            partitions.add(name, count, offsets.get(name).unwrap_or(&none));
         }
         partitions
     }
 
-    /// Adds a topic; a partition without an offset is searched from its beginning.
-    pub fn add(&mut self, name: &str, count: i32, offsets: &BTreeMap<i32, i64>) -> TopicId {
-        let id = TopicId(self.topics.len());
-        let first = u32::try_from(self.partitions.len()).unwrap_or(u32::MAX);
-        self.topics.push(Topic { name: name.into(), first, count });
-        self.by_name.insert(name.into(), id);
-        self.partitions.extend((0..count).map(|number| {
-            let floor = offsets.get(&number).copied().unwrap_or(0);
-            Partition { topic: id, number, mark: HighMark::new(floor), floor, ahead: VecDeque::new() }
-        }));
-        id
+    /// Adds a topic, or those of its partitions that are not known yet. One without a floor is searched from its
+    /// beginning.
+    pub fn add(&mut self, name: &str, count: i32, floors: &BTreeMap<i32, Floor>) {
+        let index = match self.by_name.get(name) {
+            Some(index) => *index,
+            None => {
+                self.topics.push(Topic { name: name.to_owned(), ..Topic::default() });
+                self.by_name.insert(name.to_owned(), self.topics.len() - 1);
+                self.topics.len() - 1
+            }
+        };
+        let Some(topic) = self.topics.get_mut(index) else { return };
+        for number in topic.partitions.len()..usize::try_from(count).unwrap_or(0) {
+            let id = PartitionId(u32::try_from(self.partitions.len()).unwrap_or(u32::MAX));
+            let number = i32::try_from(number).unwrap_or(i32::MAX);
+            let floor = floors.get(&number).cloned().unwrap_or_default();
+            let mark = HighMark::new(floor.search);
+            let ahead = VecDeque::new();
+            topic.partitions.push(id);
+            self.partitions.push(Partition { topic: index, number, mark, floor, ahead, inspected: false });
+        }
     }
 
-    /// The topic of that name, if it is known.
-    pub fn topic(&self, name: &str) -> Option<TopicId> {
-        self.by_name.get(name).copied()
+    /// The partition of that topic and number.
+    pub fn id(&self, topic: &str, number: i32) -> Option<PartitionId> {
+        let number = usize::try_from(number).ok()?;
+        self.topic(topic)?.partitions.get(number).copied()
     }
 
-    /// Name of a topic.
-    pub fn topic_name(&self, topic: TopicId) -> &str {
-        self.topics.get(topic.0).map_or("", |topic| &topic.name)
-    }
-
-    /// The partition of `topic` for a key.
-    pub fn for_key(&self, topic: TopicId, key: &[u8]) -> PartitionId {
-        let (first, count) = self.topics.get(topic.0).map_or((0, 1), |topic| (topic.first, topic.count));
-        PartitionId(first + crate::routing::partition(key, count).unsigned_abs())
+    /// How many partitions of a topic are known.
+    pub fn count(&self, topic: &str) -> usize {
+        self.topic(topic).map_or(0, |topic| topic.partitions.len())
     }
 
     /// Topic and partition number.
-    pub fn place(&self, id: PartitionId) -> Option<(TopicId, i32)> {
-        self.partitions.get(id.0 as usize).map(|partition| (partition.topic, partition.number))
+    pub fn place(&self, id: PartitionId) -> Option<(&str, i32)> {
+        let partition = self.partitions.get(id.0 as usize)?;
+        Some((&self.topics.get(partition.topic)?.name, partition.number))
     }
 
     /// The high mark of a partition.
@@ -104,65 +135,132 @@ impl Partitions {
         self.partitions.get_mut(id.0 as usize).map(|partition| &mut partition.mark)
     }
 
-    /// The number of a partition and its high mark.
-    pub fn number_and_mark(&mut self, id: PartitionId) -> Option<(i32, &mut HighMark)> {
-        self.partitions.get_mut(id.0 as usize).map(|partition| (partition.number, &mut partition.mark))
+    /// The settings of a topic, where they are known.
+    pub fn settings(&self, topic: &str) -> Option<&TopicSettings> {
+        self.topic(topic)?.settings.as_ref()
     }
 
-    /// A record of ledger entry `entry` was acknowledged at `offset`.
-    pub fn acknowledged(&mut self, id: PartitionId, entry: EntryId, offset: i64) {
-        let Some(partition) = self.partitions.get_mut(id.0 as usize) else { return };
-        match partition.ahead.back_mut() {
-            Some((last, next)) if *last == entry => *next = (*next).max(offset + 1),
-            _ => partition.ahead.push_back((entry, offset + 1)),
+    /// Takes in the settings of a topic.
+    pub fn set_settings(&mut self, topic: &str, settings: Option<TopicSettings>) {
+        let index = self.by_name.get(topic).copied();
+        if let Some(topic) = index.and_then(|index| self.topics.get_mut(index)) {
+            topic.settings = settings;
         }
     }
 
-    /// The offsets to store with a checkpoint: `first_unconfirmed` is the oldest entry not confirmed by it.
+    /// Whether the partition may get records.
+    pub fn is_inspected(&self, id: PartitionId) -> bool {
+        self.partitions.get(id.0 as usize).is_some_and(|partition| partition.inspected)
+    }
+
+    /// The partition is what is remembered, and is searched from offset `search`.
+    pub fn inspected(&mut self, id: PartitionId, search: i64) {
+        let Some(partition) = self.partitions.get_mut(id.0 as usize) else { return };
+        if !std::mem::replace(&mut partition.inspected, true) && search < partition.floor.search {
+            partition.floor.search = search;
+            partition.mark = HighMark::new(search);
+        }
+    }
+
+    /// Lets a topic get nothing more until it was inspected.
+    pub fn doubt(&mut self, topic: &str) {
+        let ids = self.topic(topic).map(|topic| topic.partitions.clone()).unwrap_or_default();
+        for id in ids {
+            if let Some(partition) = self.partitions.get_mut(id.0 as usize) {
+                partition.inspected = false;
+            }
+        }
+    }
+
+    /// What to compare a topic with: for each partition the last record that was acknowledged, confirmed or not.
+    pub fn to_inspect(&self, topic: &str) -> Vec<ToInspect> {
+        let ids = self.topic(topic).map_or(&[][..], |topic| &topic.partitions).iter();
+        ids.filter_map(|id| {
+            let partition = self.partitions.get(id.0 as usize)?;
+            let mut floor = partition.floor.clone();
+            floor.last = partition.ahead.back().map(|(_, last)| *last).or(floor.last);
+            Some(ToInspect { id: *id, number: partition.number, floor })
+        })
+        .collect()
+    }
+
+    /// A record of ledger entry `entry`, committed at `commit`, was acknowledged at `offset`.
+    pub fn acknowledged(
+        &mut self,
+        id: PartitionId,
+        entry: EntryId,
+        timeline: u32,
+        commit: CommitLsn,
+        offset: i64,
+    ) {
+        let Some(partition) = self.partitions.get_mut(id.0 as usize) else { return };
+        let evidence = Evidence { offset, timeline, commit: commit.lsn().as_u64() };
+        match partition.ahead.back_mut() {
+            Some((last, seen)) if *last == entry => *seen = evidence,
+            _ => partition.ahead.push_back((entry, evidence)),
+        }
+    }
+
+    /// What to store with a checkpoint: `first_unconfirmed` is the oldest entry not confirmed by it.
     pub fn offsets(&mut self, first_unconfirmed: EntryId) -> Offsets {
         let mut offsets = Offsets::new();
         for partition in &mut self.partitions {
-            while let Some((_, next)) = partition.ahead.pop_front_if(|(entry, _)| *entry < first_unconfirmed)
+            while let Some((_, last)) = partition.ahead.pop_front_if(|(entry, _)| *entry < first_unconfirmed)
             {
-                partition.floor = partition.floor.max(next);
+                let search = partition.floor.search.max(last.offset + 1);
+                partition.floor = Floor { search, last: Some(last) };
             }
-            let topic =
-                self.topics.get(partition.topic.0).map(|topic| topic.name.clone()).unwrap_or_default();
-            offsets.entry(topic).or_default().insert(partition.number, partition.floor);
+            let topic = self.topics.get(partition.topic).map(|topic| topic.name.clone()).unwrap_or_default();
+            offsets.entry(topic).or_default().insert(partition.number, partition.floor.clone());
         }
         offsets
     }
 
-    /// Partition counts, to store with a checkpoint.
-    pub fn counts(&self) -> PartitionCounts {
-        self.topics.iter().map(|topic| (topic.name.clone(), topic.count)).collect()
+    fn topic(&self, name: &str) -> Option<&Topic> {
+        self.topics.get(*self.by_name.get(name)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use pg_replication::Lsn;
 
-    #[test]
-    fn offsets_move_only_with_the_confirmed_prefix() {
-        let mut partitions = Partitions::default();
-        let topic = partitions.add("t", 1, &BTreeMap::from([(0, 10)]));
-        let id = partitions.for_key(topic, b"k");
-        partitions.acknowledged(id, 0, 10);
-        partitions.acknowledged(id, 0, 11);
-        partitions.acknowledged(id, 2, 12);
-        assert_eq!(partitions.offsets(0)["t"][&0], 10, "entry 0 is not confirmed");
-        assert_eq!(partitions.offsets(1)["t"][&0], 12);
-        assert_eq!(partitions.offsets(2)["t"][&0], 12, "entry 2 would be replayed and must be found");
-        assert_eq!(partitions.offsets(3)["t"][&0], 13);
+    use super::*;
+    use crate::mapping::{Rule, TopicShape};
+
+    fn at(search: i64) -> Floor {
+        Floor { search, last: None }
     }
 
     #[test]
-    fn what_the_checkpoint_knew_is_restored() {
-        let counts = PartitionCounts::from([("a".into(), 2), ("b".into(), 3)]);
-        let offsets = Offsets::from([("b".into(), BTreeMap::from([(2, 7)]))]);
-        let mut partitions = Partitions::from_checkpoint(&counts, &offsets);
-        assert_eq!(partitions.counts(), counts);
-        assert_eq!(partitions.offsets(0)["b"], BTreeMap::from([(0, 0), (1, 0), (2, 7)]));
+    fn floors_move_only_with_the_confirmed_prefix() {
+        let mut partitions = Partitions::default();
+        partitions.add("t", 1, &BTreeMap::from([(0, at(10))]));
+        let id = partitions.id("t", 0).unwrap();
+        for (entry, offset) in [(0, 10), (0, 11), (2, 12)] {
+            partitions.acknowledged(id, entry, 1, CommitLsn::new(Lsn::from(100 + entry)), offset);
+        }
+        assert_eq!(partitions.offsets(0)["t"][&0], at(10), "entry 0 is not confirmed");
+        let last = Some(Evidence { offset: 11, timeline: 1, commit: 100 });
+        assert_eq!(partitions.offsets(1)["t"][&0], Floor { search: 12, last });
+        assert_eq!(partitions.offsets(2)["t"][&0].search, 12, "entry 2 would be replayed and must be found");
+        assert_eq!(partitions.to_inspect("t")[0].floor.last.unwrap().offset, 12, "but it has to be there");
+        assert_eq!(partitions.offsets(3)["t"][&0].search, 13);
+    }
+
+    #[test]
+    fn what_the_checkpoint_knew_is_restored_and_a_topic_can_grow() {
+        let rule = Rule { routing: crate::config::Routing::default(), max_message_bytes: 1000 };
+        let mut mappings = Mappings::first(rule);
+        let shape = TopicShape { partitions: 3, max_message_bytes: None };
+        mappings.current.topics.insert("b".into(), shape);
+        let offsets = Offsets::from([("b".into(), BTreeMap::from([(2, at(7))]))]);
+        let mut partitions = Partitions::from_checkpoint(&mappings, &offsets);
+        assert_eq!(partitions.offsets(0)["b"], BTreeMap::from([(0, at(0)), (1, at(0)), (2, at(7))]));
+        partitions.add("b", 5, &BTreeMap::from([(0, at(99)), (3, at(4))]));
+        assert_eq!(partitions.offsets(0)["b"][&0], at(0), "what is known stays");
+        assert_eq!(partitions.offsets(0)["b"][&3], at(4));
+        assert_eq!(partitions.id("b", 4), Some(PartitionId(4)));
+        assert_eq!(partitions.place(PartitionId(4)), Some(("b", 4)));
     }
 }

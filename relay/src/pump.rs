@@ -67,7 +67,8 @@ pub struct Pump {
 /// The last checkpoint asked for.
 struct Requested {
     confirmed: EndLsn,
-    topics: usize,
+    /// Of the mapping.
+    revision: u64,
     at: Instant,
     /// `transactions_total` at that time: whether there was more than idle progress since.
     transactions: u64,
@@ -87,7 +88,7 @@ impl Pump {
         let committed = writer.committed();
         let requested = Requested {
             confirmed: committed.confirmed,
-            topics: committed.topics,
+            revision: committed.revision,
             at: Instant::now(),
             transactions: metrics.transactions_total.get(),
         };
@@ -167,10 +168,14 @@ impl Pump {
                     Some(Frame::XLogData { data, .. }) => data,
                 },
             };
-            let flow = match self.delivery.message(&data, self.writer.committed().topics) {
+            let flow = match self.delivery.message(&data, self.writer.committed().revision) {
                 Err(trouble) if trouble.reason == Reason::PoisonRow => self.poisoned(trouble),
                 flow => flow?,
             };
+            if flow == Flow::Next && std::mem::take(&mut self.poisoned) {
+                tracing::info!("the row that stopped delivery can be delivered now");
+                self.status.blocked(None);
+            }
             if flow == Flow::Blocked {
                 self.parked = Some(data);
                 self.request_checkpoint(false);
@@ -197,31 +202,27 @@ impl Pump {
         Ok(self.stream.confirm(self.writer.committed().confirmed.min(received))?)
     }
 
-    /// Asks for a checkpoint when there is something new to store. Topics are stored at once, because rows wait.
+    /// Asks for a checkpoint when there is something new to store. A mapping is stored at once, because rows wait.
     fn request_checkpoint(&mut self, force: bool) {
         let confirmed = self.delivery.ledger().confirmed();
-        let topics = self.delivery.partitions().counts().len();
+        let revision = self.delivery.mapper().revision();
         let transactions = self.metrics.transactions_total.get();
         let advanced = confirmed.lsn().as_u64().saturating_sub(self.requested.confirmed.lsn().as_u64());
         let idle_due =
             advanced >= IDLE_CHECKPOINT_BYTES || self.requested.at.elapsed() >= IDLE_CHECKPOINT_EVERY;
         let due = advanced > 0 && (force || transactions != self.requested.transactions || idle_due);
-        if !due && topics == self.requested.topics {
+        if !due && revision == self.requested.revision {
             return;
         }
-        self.requested = Requested { confirmed, topics, at: Instant::now(), transactions };
+        self.requested = Requested { confirmed, revision, at: Instant::now(), transactions };
         let first_unconfirmed = self.delivery.ledger().first_unconfirmed();
-        let partitions = self.delivery.partitions();
-        let progress = Progress {
-            confirmed,
-            counts: partitions.counts(),
-            offsets: partitions.offsets(first_unconfirmed),
-        };
-        self.writer.write(progress);
+        let mappings = self.delivery.mapper().stored();
+        let offsets = self.delivery.partitions().offsets(first_unconfirmed);
+        self.writer.write(Progress { confirmed, mappings, revision, offsets });
     }
 
     fn tick(&mut self) -> Result<(), Trouble> {
-        self.delivery.watch()?;
+        self.delivery.watch(self.writer.committed().revision)?;
         self.request_checkpoint(false);
         let (in_flight_events, in_flight_bytes) = self.delivery.in_flight();
         let ledger = self.delivery.ledger();

@@ -62,6 +62,7 @@ enum Role {
 /// How to read rows of the outbox table: made from each Relation message, and for each query.
 #[derive(Debug)]
 pub struct Layout {
+    names: Vec<String>,
     /// Role and type OID of each column.
     columns: Vec<(Role, u32)>,
     /// Index of the column that selects the topic.
@@ -128,12 +129,25 @@ impl Layout {
         let payload = find(column::PAYLOAD)?;
         let columns: Vec<(Role, u32)> = names.iter().map(|name| role(name)).zip(types).collect();
         let payload_type = columns.get(payload).map_or(0, |(_, oid)| *oid);
-        Ok(Layout { columns, route_by: find(route_by)?, payload_type })
+        let route_by = find(route_by)?;
+        let names = names.into_iter().map(str::to_owned).collect();
+        Ok(Layout { names, columns, route_by, payload_type })
     }
 
     /// Media type of the payload, where its column's type tells.
     pub fn content_type(&self) -> Option<&'static str> {
         matches!(self.payload_type, oid::JSON | oid::JSONB).then_some("application/json")
+    }
+
+    /// Whether `column` is the one that selects the topic.
+    pub fn routes_by(&self, column: &str) -> bool {
+        self.names.get(self.route_by).is_some_and(|name| name == column)
+    }
+
+    /// The text of one column of a row; `None` if there is no such column, or no text in it.
+    pub fn text<'a>(&self, values: impl IntoIterator<Item = Column<'a>>, column: &str) -> Option<&'a str> {
+        let index = self.names.iter().position(|name| name == column)?;
+        text(values.into_iter().nth(index)?, "routing column").ok()?
     }
 
     /// Reads one row, given its values in the order of the columns.

@@ -16,29 +16,31 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Sink;
 use crate::high_mark::Searched;
+use crate::kafka_error::reason_of_kafka;
+use crate::partitions::Floor;
 use crate::sink::client_config;
+use crate::topic_settings::TopicSettings;
+use crate::trouble::Reason;
 
 /// One poll; also how soon the end of a session is noticed.
-const POLL: Duration = Duration::from_millis(100);
+pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// One request for metadata or watermarks.
-const REQUEST: Duration = Duration::from_secs(5);
+pub(crate) const REQUEST: Duration = Duration::from_secs(5);
 /// Pause before a request that failed is made again.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Why a look into Kafka gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SearchError {
-    /// The partition ends before an offset that was acknowledged.
-    #[error("{topic}/{partition} ends at offset {end}, but {expected} was reached before")]
-    EndsEarly {
+    /// Records that were acknowledged are gone.
+    #[error("{topic}/{partition}: {what}")]
+    Lost {
         /// Topic.
         topic: String,
         /// Partition number.
         partition: i32,
-        /// Its end.
-        end: i64,
-        /// The offset that was reached.
-        expected: i64,
+        /// What is there instead of them.
+        what: String,
     },
     /// The session is over.
     #[error("the search was given up, because the session ended")]
@@ -53,13 +55,18 @@ pub enum SearchError {
 pub struct FoundTopic {
     /// Number of partitions.
     pub partitions: i32,
-    /// partition -> the offset its next record gets.
-    pub ends: BTreeMap<i32, i64>,
+    /// partition -> where its next record goes: nothing before it is ours.
+    pub ends: BTreeMap<i32, Floor>,
+    /// Its settings, where they may be read.
+    pub settings: Option<TopicSettings>,
 }
 
 /// Looks into Kafka on behalf of one session.
 pub struct Searcher {
-    consumer: Mutex<BaseConsumer>,
+    pub(crate) sink: Sink,
+    pub(crate) consumer: BaseConsumer,
+    /// Held by whoever reads records: there is one assignment.
+    reading: Mutex<()>,
     source: String,
     timeline: u32,
     cancelled: AtomicBool,
@@ -81,7 +88,8 @@ impl Searcher {
             .set("queued.max.messages.kbytes", "2048")
             .set("fetch.message.max.bytes", "1048576")
             .create()?;
-        Ok(Searcher { consumer: Mutex::new(consumer), source, timeline, cancelled: AtomicBool::new(false) })
+        let (reading, cancelled) = (Mutex::new(()), AtomicBool::new(false));
+        Ok(Searcher { sink: sink.clone(), consumer, reading, source, timeline, cancelled })
     }
 
     /// Makes every call return soon.
@@ -91,29 +99,36 @@ impl Searcher {
 
     /// Whether Kafka answers.
     pub fn is_reachable(&self) -> bool {
-        let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
-        consumer.fetch_metadata(None, REQUEST).is_ok()
+        self.consumer.fetch_metadata(None, REQUEST).is_ok()
     }
 
-    /// Partition count and ends of a topic; `None` while it does not exist.
-    pub fn topic(&self, name: &str) -> Result<Option<FoundTopic>, SearchError> {
-        let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
-        let partitions = self.persist(|| {
-            let metadata = consumer.fetch_metadata(Some(name), REQUEST)?;
+    /// Whether a topic exists.
+    pub fn exists(&self, name: &str) -> Result<bool, SearchError> {
+        Ok(self.partition_count(name)? > 0)
+    }
+
+    fn partition_count(&self, name: &str) -> Result<i32, SearchError> {
+        self.persist(|| {
+            let metadata = self.consumer.fetch_metadata(Some(name), REQUEST)?;
             let topic = metadata.topics().iter().find(|topic| topic.name() == name);
-            let count =
-                topic.filter(|topic| topic.error().is_none()).map_or(0, |topic| topic.partitions().len());
+            let count = topic.map_or(Ok(0), |topic| match topic.error().map(RDKafkaErrorCode::from) {
+                None => Ok(topic.partitions().len()),
+                Some(code) if reason_of_kafka(code) == Reason::TopicMissing => Ok(0),
+                Some(code) => Err(KafkaError::MetadataFetch(code)),
+            })?;
             Ok(i32::try_from(count).unwrap_or(i32::MAX))
-        })?;
-        if partitions == 0 {
-            return Ok(None);
-        }
+        })
+    }
+
+    /// Partition count, ends and settings of a topic that exists.
+    pub fn topic(&self, name: &str) -> Result<FoundTopic, SearchError> {
+        let partitions = self.partition_count(name)?;
         let mut ends = BTreeMap::new();
         for partition in 0..partitions {
-            let (_, end) = self.persist(|| consumer.fetch_watermarks(name, partition, REQUEST))?;
-            ends.insert(partition, end);
+            let (_, search) = self.watermarks(name, partition)?;
+            ends.insert(partition, Floor { search, last: None });
         }
-        Ok(Some(FoundTopic { partitions, ends }))
+        Ok(FoundTopic { partitions, ends, settings: self.describe(name) })
     }
 
     /// Reads a partition from `from` to its end, or to `until`, and reports our own records.
@@ -124,27 +139,44 @@ impl Searcher {
         from: i64,
         until: Option<i64>,
     ) -> Result<Searched, SearchError> {
-        let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
-        let (low, high) = self.persist(|| consumer.fetch_watermarks(topic, partition, REQUEST))?;
+        let (low, high) = self.watermarks(topic, partition)?;
         if high < from {
-            return Err(SearchError::EndsEarly { topic: topic.into(), partition, end: high, expected: from });
+            let what = format!("it ends at offset {high}, but {from} was reached before");
+            return Err(SearchError::Lost { topic: topic.into(), partition, what });
         }
         // What retention has removed was there, or the partition would not begin after it.
         let start = from.max(low);
+        self.reading_from(topic, partition, start, || self.read(start, until))
+    }
+
+    /// First and last offset of a partition.
+    pub(crate) fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), SearchError> {
+        self.persist(|| self.consumer.fetch_watermarks(topic, partition, REQUEST))
+    }
+
+    /// Runs `read` with the consumer at an offset.
+    pub(crate) fn reading_from<T>(
+        &self,
+        topic: &str,
+        partition: i32,
+        start: i64,
+        read: impl FnOnce() -> Result<T, SearchError>,
+    ) -> Result<T, SearchError> {
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut assignment = TopicPartitionList::new();
         assignment
             .add_partition_offset(topic, partition, Offset::Offset(start))
             .map_err(SearchError::Refused)?;
-        consumer.assign(&assignment).map_err(SearchError::Refused)?;
-        let found = self.read(&consumer, start, until);
-        drop(consumer.unassign());
+        self.consumer.assign(&assignment).map_err(SearchError::Refused)?;
+        let found = read();
+        drop(self.consumer.unassign());
         found
     }
 
-    fn read(&self, consumer: &BaseConsumer, start: i64, until: Option<i64>) -> Result<Searched, SearchError> {
+    fn read(&self, start: i64, until: Option<i64>) -> Result<Searched, SearchError> {
         let mut found = Searched { highest: None, own_records: 0, end: start };
         while !self.is_cancelled() {
-            match consumer.poll(POLL) {
+            match self.consumer.poll(POLL) {
                 None => {}
                 Some(Ok(message)) if until.is_some_and(|until| message.offset() >= until) => {
                     return Ok(found);
@@ -169,18 +201,25 @@ impl Searcher {
 
     /// The position of a record, if it is ours and of our history.
     fn own_position(&self, message: &BorrowedMessage<'_>) -> Option<Position> {
+        self.position(message).filter(|position| position.timeline == self.timeline)
+    }
+
+    /// The position of a record, if it is ours.
+    pub(crate) fn position(&self, message: &BorrowedMessage<'_>) -> Option<Position> {
         let headers = message.headers()?;
         let value =
             |name: &str| headers.iter().find(|header| header.key == name).and_then(|header| header.value);
         if value(header::CE_SOURCE)? != self.source.as_bytes() {
             return None;
         }
-        let position: Position = std::str::from_utf8(value(header::CE_SEQUENCE)?).ok()?.parse().ok()?;
-        (position.timeline == self.timeline).then_some(position)
+        std::str::from_utf8(value(header::CE_SEQUENCE)?).ok()?.parse().ok()
     }
 
     /// Makes a request until it succeeds.
-    fn persist<T>(&self, mut request: impl FnMut() -> Result<T, KafkaError>) -> Result<T, SearchError> {
+    pub(crate) fn persist<T>(
+        &self,
+        mut request: impl FnMut() -> Result<T, KafkaError>,
+    ) -> Result<T, SearchError> {
         loop {
             match request() {
                 Ok(answer) => return Ok(answer),
@@ -203,20 +242,19 @@ impl Searcher {
         Ok(())
     }
 
-    fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 }
 
 /// Errors that asking again will not cure.
-fn is_refusal(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::GroupAuthorizationFailed
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-                | RDKafkaErrorCode::AutoOffsetReset
-        )
-    )
+pub(crate) fn is_refusal(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| {
+        code == RDKafkaErrorCode::AutoOffsetReset
+            || matches!(
+                reason_of_kafka(code),
+                Reason::KafkaPermissionDenied | Reason::KafkaAuthenticationFailed
+            )
+    })
 }

@@ -14,8 +14,9 @@ use crate::checkpoint::{self, Committed, History, Progress, Writer};
 use crate::config::{Config, CreationPolicy};
 use crate::delivery::{Delivery, Start};
 use crate::jobs::Jobs;
+use crate::mapping::{Mappings, Rule};
 use crate::metrics::Metrics;
-use crate::partitions::{Offsets, PartitionCounts, Partitions};
+use crate::partitions::{Offsets, Partitions};
 use crate::pump::{Ended, Pump};
 use crate::search::Searcher;
 use crate::sink::{AckQueue, Producers};
@@ -90,18 +91,34 @@ async fn open(context: &Context) -> Result<Opened, Trouble> {
         return Err(Trouble::new(Reason::SlotLost, "the slot vanished while it was being taken"));
     };
     let checkpoint = checkpoint::load(&mut sql, config).await?;
-    let (counts, offsets) = checkpoint.map_or_else(
-        || (PartitionCounts::new(), Offsets::new()),
-        |checkpoint| (checkpoint.counts, checkpoint.offsets),
-    );
-    checkpoint::register(&mut sql, config, history).await?;
-    let progress = Progress { confirmed, counts, offsets };
-    checkpoint::write_now(&mut sql, config, history, &progress).await?;
+    let (stored, offsets) =
+        checkpoint.map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
     let horizon = source::flush_lsn(&mut sql).await?;
-    let partitions = Partitions::from_checkpoint(&progress.counts, &progress.offsets);
-    let start = Start { confirmed, horizon, timeline: history.timeline, partitions };
-    let committed = Committed { confirmed, topics: progress.counts.len() };
+    let mappings = mappings_of(config, stored, confirmed, horizon);
+    checkpoint::register(&mut sql, config, history).await?;
+    let progress = Progress { confirmed, mappings, revision: 0, offsets };
+    checkpoint::write_now(&mut sql, config, history, &progress).await?;
+    let Progress { mappings, offsets, .. } = progress;
+    let partitions = Partitions::from_checkpoint(&mappings, &offsets);
+    let start = Start { confirmed, horizon, timeline: history.timeline, mappings, partitions };
+    let committed = Committed { confirmed, revision: 0 };
     Ok(Opened { stream, sql, history, start, committed })
+}
+
+/// The mapping to deliver under: the configured one, with what was stored for the rows it may have sent.
+fn mappings_of(config: &Config, stored: Option<Mappings>, confirmed: EndLsn, horizon: EndLsn) -> Mappings {
+    let rule = Rule::of(config);
+    let Some(stored) = stored else { return Mappings::first(rule) };
+    let version = stored.version;
+    let mappings = stored.without_what_is_confirmed(confirmed).under(rule, horizon);
+    if mappings.version != version {
+        tracing::info!(
+            version = mappings.version,
+            until = %horizon,
+            "the routing or a limit has changed; rows committed before that LSN go where they would have gone"
+        );
+    }
+    mappings
 }
 
 async fn judge_now(sql: &mut PgConnection, config: &Config, history: History) -> Result<Verdict, Trouble> {
@@ -130,7 +147,8 @@ async fn create_slot(
     let options = SlotOptions { snapshot: Snapshot::Nothing, failover: false, temporary: false };
     let created = client.create_slot(slot, &options).await?;
     let confirmed = created.consistent_point;
-    let progress = Progress { confirmed, counts: PartitionCounts::new(), offsets: Offsets::new() };
+    let mappings = Mappings::first(Rule::of(config));
+    let progress = Progress { confirmed, mappings, revision: 0, offsets: Offsets::new() };
     checkpoint::write_now(sql, config, history, &progress).await?;
     tracing::info!(%slot, lsn = %confirmed, "created the slot; events committed from here on are delivered");
     Ok(())
@@ -145,8 +163,9 @@ async fn stream(
     let refused =
         |error| Trouble::new(Reason::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));
     let acks = Arc::new(AckQueue::default());
-    let producers =
-        Producers::new(&config.sink, config.delivery.max_in_flight_events, &acks).map_err(refused)?;
+    let largest_batch = opened.start.mappings.smallest_limit();
+    let producers = Producers::new(&config.sink, config.delivery.max_in_flight_events, largest_batch, &acks)
+        .map_err(refused)?;
     let searcher = Searcher::new(&config.sink, config.source.event_source(), opened.history.timeline);
     let (jobs, answers) = Jobs::new(Arc::new(searcher.map_err(refused)?), context.status.clone());
     let writer = Writer::start(opened.sql, config, opened.history, opened.committed).await?;

@@ -21,6 +21,8 @@ use crate::partitions::PartitionId;
 /// A request that a broker has not answered within this is sent again; a leader change is noticed sooner than with
 /// librdkafka's 30 s.
 const REQUEST_TIMEOUT_MS: &str = "10000";
+/// librdkafka's own default; a little below the brokers' default limit.
+const LARGEST_BATCH: usize = 1_000_000;
 /// How long producers may take to settle what they have sent before they are thrown away.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -163,14 +165,29 @@ impl Outgoing<'_> {
 /// The producers of one session.
 pub struct Producers {
     producers: Vec<ThreadedProducer<Delivery>>,
+    largest_batch: usize,
 }
 
 impl Producers {
-    /// Makes `sink.producers` producers whose acknowledgements go to `acks`. Does not connect yet.
-    pub fn new(sink: &Sink, max_in_flight: usize, acks: &Arc<AckQueue>) -> Result<Producers, KafkaError> {
-        let config = producer_config(sink, max_in_flight);
+    /// Makes `sink.producers` producers whose acknowledgements go to `acks`. Does not connect yet. No batch will be
+    /// larger than `limit`, the smallest of the topics': a topic's limit is one on batches, so that small records
+    /// together would be refused as well.
+    pub fn new(
+        sink: &Sink,
+        max_in_flight: usize,
+        limit: Option<usize>,
+        acks: &Arc<AckQueue>,
+    ) -> Result<Producers, KafkaError> {
+        let largest_batch = limit.unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH);
+        let mut config = producer_config(sink, max_in_flight);
+        config.set("batch.size", largest_batch.to_string());
         let producers = (0..sink.producers).map(|_| config.create_with_context(Delivery(Arc::clone(acks))));
-        Ok(Producers { producers: producers.collect::<Result<_, _>>()? })
+        Ok(Producers { producers: producers.collect::<Result<_, _>>()?, largest_batch })
+    }
+
+    /// Whether these producers keep to a topic's limit.
+    pub fn keep_to(&self, limit: usize) -> bool {
+        self.largest_batch <= limit
     }
 
     /// Hands a record over. Its partition decides the producer, so order within a partition holds.

@@ -60,9 +60,15 @@ pub enum Reason {
     CheckpointLost,
     /// No connection to Kafka.
     KafkaUnreachable,
+    /// Kafka does not accept the relay's credentials, or the relay Kafka's certificate.
+    KafkaAuthenticationFailed,
+    /// The relay lacks a permission in Kafka.
+    KafkaPermissionDenied,
     /// A topic does not exist.
     TopicMissing,
-    /// A partition ends before what was acknowledged: Kafka lost records, or the topic was made anew.
+    /// A topic's limits have changed, and the producers have to follow.
+    TopicChanged,
+    /// Records that were acknowledged are gone: Kafka lost them, or the topic was made anew.
     KafkaLostRecords,
     /// Kafka refused a record.
     DeliveryFailed,
@@ -80,6 +86,7 @@ impl Reason {
         match self {
             Reason::DatabaseUnreachable
             | Reason::KafkaUnreachable
+            | Reason::TopicChanged
             | Reason::DeliveryFailed
             | Reason::ProtocolViolation
             | Reason::DatabaseError => Action::Retry,
@@ -128,6 +135,13 @@ impl Reason {
                 "make sure that only one relay has this name; restart it to go on from the checkpoint as it is"
             }
             Reason::KafkaUnreachable => "check that Kafka runs and that sink.bootstrapServers leads to it",
+            Reason::KafkaAuthenticationFailed => {
+                "check the relay's credentials for Kafka, and the certificates of both sides"
+            }
+            Reason::KafkaPermissionDenied => {
+                "allow the relay Write, Describe and Read on its topics, as docs/OUTBOX.md lists"
+            }
+            Reason::TopicChanged => "nothing; the producers are made anew",
             Reason::TopicMissing => "create the topic, or correct the routing",
             Reason::KafkaLostRecords => {
                 "records that were acknowledged are gone: see docs/OPERATIONS.md, 'Kafka lost records'"
@@ -149,7 +163,10 @@ impl Reason {
     pub fn side(self) -> &'static str {
         match self {
             Reason::KafkaUnreachable
+            | Reason::KafkaAuthenticationFailed
+            | Reason::KafkaPermissionDenied
             | Reason::TopicMissing
+            | Reason::TopicChanged
             | Reason::KafkaLostRecords
             | Reason::DeliveryFailed => "kafka",
             _ => "postgres",

@@ -104,7 +104,7 @@ fn same_history(found: &Findings<'_>, checkpoint: &Checkpoint) -> Result<(), Tro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::partitions::{Offsets, PartitionCounts};
+    use crate::partitions::Offsets;
 
     const HISTORY: History = History { system_identifier: 7, timeline: 1 };
 
@@ -116,7 +116,7 @@ mod tests {
             slot: "s".into(),
             history: HISTORY,
             confirmed: confirmed.map(lsn),
-            counts: PartitionCounts::new(),
+            mappings: None,
             offsets: Offsets::new(),
         }
     }
