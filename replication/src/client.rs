@@ -12,7 +12,7 @@ use crate::socket::Socket;
 use crate::startup::{self, Greeting};
 use crate::timeline::TimelineHistory;
 use crate::wire::{Flaw, Reader};
-use crate::{ConnectOptions, EndLsn, Error, Lsn, Notice, Stream};
+use crate::{ConnectOptions, EndLsn, Error, Host, Lsn, Notice, Stream, Target, hosts};
 
 /// What initdb starts with.
 const FIRST_TIMELINE: u32 = 1;
@@ -48,6 +48,7 @@ pub type Row = Vec<Option<String>>;
 /// command says so.
 pub struct Client {
     connection: Connection,
+    host: Host,
     greeting: Greeting,
     notices: Notices,
     answer_limit: Duration,
@@ -56,29 +57,38 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects and authenticates: trust, md5 and SCRAM-SHA-256; a password is never sent in clear text.
+    /// Connects and authenticates: trust, md5, SCRAM-SHA-256 and SCRAM-SHA-256-PLUS; a password is never sent in
+    /// clear text. Tries the hosts in order, and each of their addresses, until one can be used.
     ///
     /// # Errors
-    /// [`Error::Connect`], [`Error::Timeout`] after `connect_timeout`, [`Error::Auth`], and [`Error::Server`]:
-    /// classes 28 (who you are), 3D (which database), [`INSUFFICIENT_PRIVILEGE`](crate::SqlState::INSUFFICIENT_PRIVILEGE)
-    /// (no REPLICATION), or 53 and 57 (not now).
+    /// [`Error::Connect`], [`Error::Timeout`] after `connect_timeout`, [`Error::Tls`], [`Error::Auth`],
+    /// [`Error::ReadOnly`], and [`Error::Server`]: classes 28 (who you are), 3D (which database),
+    /// [`INSUFFICIENT_PRIVILEGE`](crate::SqlState::INSUFFICIENT_PRIVILEGE) (no REPLICATION), or 53 and 57 (not now).
+    /// [`Error::NoServer`] with all of them when several servers were tried.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, Error> {
-        let limit = options.connect_timeout;
-        let late = |_| Error::Timeout { what: "accept the connection", limit };
-        timeout(limit, Self::open(options)).await.map_err(late)?
+        hosts::connect(options).await
     }
 
-    async fn open(options: &ConnectOptions) -> Result<Self, Error> {
-        let unreachable = |source| Error::Connect { server: options.host.to_string(), source };
-        let mut connection = Connection::new(Socket::connect(&options.host).await.map_err(unreachable)?);
+    /// Logs in over a socket that has just been opened to `host`.
+    pub(crate) async fn start(socket: Socket, host: Host, options: &ConnectOptions) -> Result<Self, Error> {
+        let mut connection = Connection::new(socket);
         let mut notices = Notices::default();
         let greeting = startup::start(&mut connection, options, &mut notices).await?;
-        Ok(Client { connection, greeting, notices, answer_limit: options.connect_timeout, busy: false })
+        if options.target == Target::ReadWrite {
+            writable(&greeting).map_err(|why| Error::ReadOnly { server: host.to_string(), why })?;
+        }
+        let answer_limit = options.connect_timeout;
+        Ok(Client { connection, host, greeting, notices, answer_limit, busy: false })
     }
 
     pub(crate) fn resume(connection: Connection, notices: Notices, session: Session) -> Self {
-        let Session { greeting, answer_limit } = session;
-        Client { connection, greeting, notices, answer_limit, busy: false }
+        let Session { host, greeting, answer_limit } = session;
+        Client { connection, host, greeting, notices, answer_limit, busy: false }
+    }
+
+    /// Which of the hosts this is a connection to.
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// The server's major version, such as 18.
@@ -186,7 +196,8 @@ impl Client {
         timeout(limit, self.start_copy(&command::start_replication(slot, start, output)))
             .await
             .map_err(late)??;
-        let session = Session { greeting: self.greeting, answer_limit: self.answer_limit };
+        let Client { host, greeting, answer_limit, .. } = self;
+        let session = Session { host, greeting, answer_limit };
         Ok(Stream::new(self.connection, self.notices, session, wal_sender_timeout, start))
     }
 
@@ -251,8 +262,18 @@ impl Client {
 
 /// What a stream keeps of its client, to become one again.
 pub(crate) struct Session {
+    host: Host,
     greeting: Greeting,
     answer_limit: Duration,
+}
+
+/// Whether transactions can write there; if not, why not.
+fn writable(greeting: &Greeting) -> Result<(), &'static str> {
+    match greeting {
+        Greeting { standby: true, .. } => Err("is a standby"),
+        Greeting { read_only: true, .. } => Err("is read-only (default_transaction_read_only)"),
+        _ => Ok(()),
+    }
 }
 
 fn row(body: &[u8]) -> Result<Row, Flaw> {

@@ -17,6 +17,8 @@ pub(crate) struct Connection {
     socket: Socket,
     input: Framing,
     output: BytesMut,
+    /// What was written may still be on its way through the TLS session.
+    unflushed: bool,
     last_read: usize,
     /// Why writing failed. Kept until reading has come to its end, because what the server said before it went
     /// away is the better explanation.
@@ -25,7 +27,19 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(socket: Socket) -> Self {
-        Connection { socket, input: Framing::new(), output: BytesMut::new(), last_read: 0, broken: None }
+        Connection {
+            socket,
+            input: Framing::new(),
+            output: BytesMut::new(),
+            unflushed: false,
+            last_read: 0,
+            broken: None,
+        }
+    }
+
+    /// What a login over this connection can be bound to.
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
+        self.socket.end_point()
     }
 
     /// Where whole messages are appended to be sent.
@@ -35,7 +49,7 @@ impl Connection {
 
     /// Whether something is still to be written.
     pub(crate) fn unsent(&self) -> bool {
-        !self.output.is_empty()
+        !self.output.is_empty() || self.unflushed
     }
 
     /// Bytes that the last read brought.
@@ -62,25 +76,33 @@ impl Connection {
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         // `read_buf` keeps nothing in its future, so making one for each poll loses nothing.
         let read = ready!(pin!(self.socket.read_buf(self.input.space())).poll(cx));
-        Poll::Ready(match (read, self.broken.take()) {
-            (Ok(count), broken) if count > 0 => {
-                self.broken = broken;
-                self.last_read = count;
-                Ok(())
-            }
-            (_, Some(write_error)) => Err(write_error.into()),
-            (Ok(_), None) => Err(Error::Closed),
-            (Err(error), None) => Err(error.into()),
-        })
+        if let Ok(count @ 1..) = read {
+            self.last_read = count;
+            return Poll::Ready(Ok(()));
+        }
+        let ended = read.map_or_else(Error::from, |_| Error::Closed);
+        Poll::Ready(Err(match (ended, self.broken.take()) {
+            // A server that refuses a client certificate says so, and closes; writing fails before it is read.
+            (Error::Tls(refusal), _) => refusal.into(),
+            (_, Some(write_error)) => write_error.into(),
+            (ended, None) => ended,
+        }))
     }
 
     /// Writes what is to be written as far as the socket takes it; ready with whether it took all. A failure is
     /// kept for the reader.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while !self.output.is_empty() {
+            self.unflushed = true;
             match ready!(Pin::new(&mut self.socket).poll_write(cx, &self.output)) {
                 Ok(count) if count > 0 => self.output.advance(count),
                 Ok(_) => self.fail(io::ErrorKind::WriteZero.into()),
+                Err(error) => self.fail(error),
+            }
+        }
+        if self.unflushed {
+            match ready!(Pin::new(&mut self.socket).poll_flush(cx)) {
+                Ok(()) => self.unflushed = false,
                 Err(error) => self.fail(error),
             }
         }
@@ -89,6 +111,7 @@ impl Connection {
 
     fn fail(&mut self, error: io::Error) {
         self.output.clear();
+        self.unflushed = false;
         self.broken.get_or_insert(error);
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::report::ServerError;
 use crate::wire::Flaw;
-use crate::{EndLsn, Lsn, SqlState};
+use crate::{EndLsn, Lsn, Skipped, SqlState, TlsError};
 
 /// Why a connection or stream failed.
 ///
@@ -24,7 +24,24 @@ pub enum Error {
     },
     /// The connection broke.
     #[error("the connection to PostgreSQL broke; connect again")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
+    /// The connection cannot be encrypted, or the server not trusted, as demanded.
+    #[error("no TLS connection to PostgreSQL: {0}")]
+    Tls(TlsError),
+    /// The server takes no writes.
+    #[error("{server} {why}; give the host of the primary, too, or allow any server")]
+    ReadOnly {
+        /// Host and port, or the path of the socket.
+        server: String,
+        /// What is read-only about it; completes the sentence.
+        why: &'static str,
+    },
+    /// Several servers were tried, and none of them can be used.
+    #[error("no server can be used: {}", list(skipped))]
+    NoServer {
+        /// Each one, in the order in which they were tried, and why it was skipped.
+        skipped: Vec<Skipped>,
+    },
     /// The server refused or failed; [`SqlState`] tells what to do.
     #[error(transparent)]
     Server(#[from] Box<ServerError>),
@@ -81,10 +98,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// The code of the server's error, if it was the server that spoke.
+    /// The code of the server's error, if it was the server that spoke; of the first that did, if several were
+    /// tried.
     pub fn sqlstate(&self) -> Option<SqlState> {
         match self {
             Error::Server(error) => Some(error.code),
+            Error::NoServer { skipped } => skipped.iter().find_map(|server| server.error.sqlstate()),
             _ => None,
         }
     }
@@ -95,6 +114,32 @@ impl Error {
 
     pub(crate) fn auth(what: impl Into<String>) -> Self {
         Error::Auth { what: what.into() }
+    }
+}
+
+fn list(skipped: &[Skipped]) -> String {
+    if skipped.is_empty() {
+        return "no host was given".to_owned();
+    }
+    let all: Vec<String> = skipped.iter().map(Skipped::to_string).collect();
+    all.join(" | ")
+}
+
+impl From<io::Error> for Error {
+    /// Tells what TLS has to say from what the network has.
+    fn from(error: io::Error) -> Self {
+        match TlsError::behind(&error) {
+            Some(problem) => Error::Tls(problem),
+            // How TLS names a connection that was closed without good-bye, as a server that fails does.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Error::Closed,
+            None => Error::Io(error),
+        }
+    }
+}
+
+impl From<TlsError> for Error {
+    fn from(problem: TlsError) -> Self {
+        Error::Tls(problem)
     }
 }
 

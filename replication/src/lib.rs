@@ -1,11 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+mod authentication;
 mod client;
 mod command;
 mod connection;
 mod error;
 mod feedback;
 mod framing;
+mod hosts;
 mod lsn;
 mod options;
 pub mod pgoutput;
@@ -16,15 +18,18 @@ mod startup;
 mod stream;
 mod time;
 mod timeline;
+mod tls;
 mod wire;
 
 pub use client::{Client, CreatedSlot, Row, SystemIdentity};
 pub use command::{PgOutput, SlotOptions, Snapshot};
 pub use error::Error;
+pub use hosts::Skipped;
 pub use lsn::{CommitLsn, EndLsn, Lsn, ParseLsnError};
-pub use options::{ConnectOptions, DEFAULT_CONNECT_TIMEOUT, Host, Password};
+pub use options::{ConnectOptions, DEFAULT_CONNECT_TIMEOUT, Host, Password, Target};
 pub use report::{Notice, ServerError};
 pub use sqlstate::SqlState;
 pub use stream::{Finished, Frame, Stream};
 pub use time::PgTime;
 pub use timeline::TimelineHistory;
+pub use tls::{ChannelBinding, ClientIdentity, Pem, TlsError, TlsMode, TlsOptions};

@@ -4,14 +4,21 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tls::TlsOptions;
+
 /// Long enough for a busy server and a SYN that is sent twice, short enough to be noticed by a person waiting.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What [`Client::connect`](crate::Client::connect) needs to know.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// Where the server listens.
-    pub host: Host,
+    /// Where servers listen: tried in this order, and every address of each, until one can be used. Names are
+    /// resolved anew at each connect.
+    pub hosts: Vec<Host>,
+    /// Which servers can be used.
+    pub target: Target,
+    /// How connections over TCP are protected.
+    pub tls: TlsOptions,
     /// The role; it needs LOGIN and REPLICATION.
     pub user: String,
     /// Its password, where the server asks for one.
@@ -20,16 +27,21 @@ pub struct ConnectOptions {
     pub database: String,
     /// What `pg_stat_activity` and the server's log call this connection.
     pub application_name: String,
-    /// How long reaching the server and authenticating may take together; also how long the server may take to
+    /// How long reaching a server and authenticating may take together, for each address; also how long the server may take to
     /// answer the commands that it answers at once.
     pub connect_timeout: Duration,
 }
 
 impl ConnectOptions {
-    /// Options without a password, with this crate's name and the default timeout.
+    /// Options for one host that must be read-write, without a password, with [`TlsMode::VerifyFull`] by the web's
+    /// authorities (over TCP), this crate's name and the default timeout.
+    ///
+    /// [`TlsMode::VerifyFull`]: crate::TlsMode::VerifyFull
     pub fn new(host: Host, user: impl Into<String>, database: impl Into<String>) -> Self {
         ConnectOptions {
-            host,
+            hosts: vec![host],
+            target: Target::default(),
+            tls: TlsOptions::default(),
             user: user.into(),
             password: None,
             database: database.into(),
@@ -37,6 +49,17 @@ impl ConnectOptions {
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
         }
     }
+}
+
+/// Which servers can be used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Target {
+    /// Those that take writes: no standby, and not `default_transaction_read_only`. After a fail-over, a list of
+    /// hosts then leads to the new primary.
+    #[default]
+    ReadWrite,
+    /// Any.
+    Any,
 }
 
 /// Where a server listens.

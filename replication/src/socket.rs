@@ -1,39 +1,80 @@
-//! The byte stream to the server. A TLS session would be one more variant here, and nothing else would change.
+//! The byte stream to the server: over TCP, encrypted or not, or a Unix socket.
 
 use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
 
-use crate::options::Host;
+use crate::Error;
+use crate::tls::{self, TlsMode, TlsOptions};
+
+/// A connection this quiet is probed by the system: soon enough to keep firewalls and load balancers, which forget
+/// idle connections after a few minutes, from forgetting this one.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// How long sent data may remain unacknowledged by the other machine. Otherwise a status to a machine that has
+/// vanished is repeated for a quarter of an hour. As long as probing takes, so that both come to the same end.
+const UNACKNOWLEDGED_AT_MOST: Duration = Duration::from_secs(60);
 
 pub(crate) enum Socket {
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
 }
 
 impl Socket {
-    pub(crate) async fn connect(host: &Host) -> io::Result<Self> {
-        match host {
-            Host::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                // Status updates are small and must not wait for one another.
-                stream.set_nodelay(true)?;
-                Ok(Socket::Tcp(stream))
-            }
-            Host::Unix { directory, port } => {
-                UnixStream::connect(Host::socket_path(directory, *port)).await.map(Socket::Unix)
-            }
+    /// `host` is the name that `address` was found under, for the server's certificate.
+    pub(crate) async fn tcp(host: &str, address: SocketAddr, tls: &TlsOptions) -> Result<Self, Error> {
+        let unreachable = |source| Error::Connect { server: address.to_string(), source };
+        let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+        prepare(&stream)?;
+        match tls.mode {
+            TlsMode::Disable => Ok(Socket::Tcp(stream)),
+            _ => Ok(Socket::Tls(Box::new(tls::upgrade(stream, host, tls).await?))),
         }
     }
+
+    pub(crate) async fn unix(path: &Path) -> Result<Self, Error> {
+        let unreachable = |source| Error::Connect { server: path.display().to_string(), source };
+        UnixStream::connect(path).await.map(Socket::Unix).map_err(unreachable)
+    }
+
+    /// What a login over this connection can be bound to.
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
+        let Socket::Tls(stream) = self else { return None };
+        let (_, session) = stream.get_ref();
+        tls::end_point(session.peer_certificates()?.first()?)
+    }
+}
+
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    // Status updates are small and must not wait for one another.
+    stream.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_EVERY)
+        .with_retries(KEEPALIVE_PROBES);
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_AT_MOST))?;
+    Ok(())
 }
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
@@ -43,6 +84,7 @@ impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -50,6 +92,7 @@ impl AsyncWrite for Socket {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -57,7 +100,29 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_machine_that_vanishes_is_noticed_by_the_system_too() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let socket = Socket::tcp("localhost", address, &TlsOptions::disabled()).await.unwrap();
+        let Socket::Tcp(stream) = socket else { panic!("not plain TCP") };
+        let socket = SockRef::from(&stream);
+        assert!(socket.keepalive().unwrap() && stream.nodelay().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), KEEPALIVE_EVERY);
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_PROBES);
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(UNACKNOWLEDGED_AT_MOST));
     }
 }

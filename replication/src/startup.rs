@@ -1,10 +1,8 @@
-//! From an open socket to a connection that takes commands: startup message and authentication.
+//! From an open socket to a connection that takes commands: startup message, authentication, greeting.
 
-use bytes::Bytes;
-use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::frontend;
 
+use crate::authentication::authenticate;
 use crate::connection::Connection;
 use crate::report::{Notices, server_error};
 use crate::wire::Reader;
@@ -17,6 +15,10 @@ pub(crate) struct Greeting {
     pub(crate) version: u32,
     /// The process that serves this connection.
     pub(crate) process_id: u32,
+    /// It is in recovery: a standby.
+    pub(crate) standby: bool,
+    /// Transactions of this connection are read-only unless they say otherwise.
+    pub(crate) read_only: bool,
 }
 
 pub(crate) async fn start(
@@ -45,99 +47,6 @@ fn parameters(options: &ConnectOptions) -> [(&str, &str); 10] {
     ]
 }
 
-/// How far SCRAM has come. The server must prove at the end that it knows the password too, so "welcome" in
-/// between is refused.
-enum Exchange {
-    None,
-    Scram(Box<ScramSha256>),
-    Proven,
-}
-
-async fn authenticate(
-    connection: &mut Connection,
-    options: &ConnectOptions,
-    notices: &mut Notices,
-) -> Result<(), Error> {
-    let mut exchange = Exchange::None;
-    loop {
-        let request = next_request(connection, notices).await?;
-        let mut reader = Reader::new(&request);
-        let kind = reader.u32()?;
-        match (kind, &mut exchange) {
-            (0, Exchange::None | Exchange::Proven) => return Ok(()),
-            (5, Exchange::None) => {
-                let salt = <[u8; 4]>::try_from(reader.rest())
-                    .map_err(|_| Error::protocol("an md5 request without its salt"))?;
-                let hash = md5_hash(options.user.as_bytes(), password(options)?, salt);
-                frontend::password_message(hash.as_bytes(), connection.output())?;
-            }
-            (10, Exchange::None) => {
-                let scram = choose_scram(reader, password(options)?)?;
-                frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), connection.output())?;
-                exchange = Exchange::Scram(Box::new(scram));
-            }
-            (11, Exchange::Scram(scram)) => {
-                scram.update(reader.rest()).map_err(scram_failed)?;
-                frontend::sasl_response(scram.message(), connection.output())?;
-            }
-            (12, Exchange::Scram(scram)) => {
-                scram.finish(reader.rest()).map_err(scram_failed)?;
-                exchange = Exchange::Proven;
-            }
-            (kind, _) => return Err(unacceptable(kind)),
-        }
-    }
-}
-
-/// The body of the next authentication request.
-async fn next_request(connection: &mut Connection, notices: &mut Notices) -> Result<Bytes, Error> {
-    loop {
-        let frame = connection.receive().await?;
-        match frame.tag {
-            b'R' => return Ok(frame.body),
-            b'E' => return Err(server_error(&frame.body)?.into()),
-            b'N' => notices.receive(&frame.body)?,
-            tag => return Err(Error::protocol(format!("message {tag:#04x} while authenticating"))),
-        }
-    }
-}
-
-fn password(options: &ConnectOptions) -> Result<&[u8], Error> {
-    let missing = || Error::auth(format!("the server asks for the password of `{}`; give one", options.user));
-    options.password.as_ref().map(|password| password.reveal()).ok_or_else(missing)
-}
-
-fn choose_scram(mut mechanisms: Reader<'_>, password: &[u8]) -> Result<ScramSha256, Error> {
-    loop {
-        match mechanisms.text()? {
-            SCRAM_SHA_256 => return Ok(ScramSha256::new(password, ChannelBinding::unsupported())),
-            "" => {
-                return Err(Error::auth(
-                    "the server offers no SASL mechanism but unknown ones; use scram-sha-256",
-                ));
-            }
-            _ => {}
-        }
-    }
-}
-
-fn scram_failed(error: std::io::Error) -> Error {
-    Error::auth(format!("the SCRAM exchange failed ({error}); is this the right server?"))
-}
-
-fn unacceptable(kind: u32) -> Error {
-    Error::auth(match kind {
-        3 => "the server asks for the password in clear text, which is refused; \
-              use scram-sha-256 in pg_hba.conf"
-            .to_owned(),
-        2 | 6 | 7 | 8 | 9 => "the server asks for Kerberos, GSSAPI or SSPI, which are not supported; \
-              use scram-sha-256 in pg_hba.conf"
-            .to_owned(),
-        0 => "the server ended the SCRAM exchange without proving that it knows the password".to_owned(),
-        kind => format!("the server sent authentication request {kind} out of turn"),
-    })
-}
-
 /// Reads what the server tells about itself until it is ready.
 async fn greet(connection: &mut Connection, notices: &mut Notices) -> Result<Greeting, Error> {
     let mut greeting = Greeting::default();
@@ -145,11 +54,12 @@ async fn greet(connection: &mut Connection, notices: &mut Notices) -> Result<Gre
         let frame = connection.receive().await?;
         let mut reader = Reader::new(&frame.body);
         match frame.tag {
-            b'S' => {
-                if reader.text()? == "server_version" {
-                    greeting.version = major(reader.text()?)?;
-                }
-            }
+            b'S' => match (reader.text()?, reader.text()?) {
+                ("server_version", version) => greeting.version = major(version)?,
+                ("in_hot_standby", value) => greeting.standby = value == "on",
+                ("default_transaction_read_only", value) => greeting.read_only = value == "on",
+                _ => {}
+            },
             b'K' => greeting.process_id = reader.u32()?,
             b'N' => notices.receive(&frame.body)?,
             b'E' => return Err(server_error(&frame.body)?.into()),
@@ -169,7 +79,7 @@ fn major(version: &str) -> Result<u32, Error> {
 mod tests {
     use super::*;
     use crate::socket::Socket;
-    use crate::{Host, Password};
+    use crate::{ChannelBinding, Host, Password};
     use proptest::prelude::*;
     use tokio::io::AsyncWriteExt;
     use tokio::net::UnixStream;
@@ -184,6 +94,10 @@ mod tests {
 
     /// Lets the client meet a server that says `bytes`, whatever it is told, and then hangs up.
     fn meet(bytes: &[u8]) -> Result<Greeting, Error> {
+        meet_demanding(ChannelBinding::Prefer, bytes)
+    }
+
+    fn meet_demanding(demand: ChannelBinding, bytes: &[u8]) -> Result<Greeting, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -191,6 +105,7 @@ mod tests {
             theirs.shutdown().await.unwrap();
             let host = Host::Unix { directory: "/nowhere".into(), port: 5432 };
             let mut options = ConnectOptions::new(host, "relay", "shop");
+            options.tls.channel_binding = demand;
             options.password = Some(Password::new("sesame"));
             let mut connection = Connection::new(Socket::Unix(ours));
             start(&mut connection, &options, &mut Notices::default()).await
@@ -208,6 +123,32 @@ mod tests {
     fn a_server_that_trusts_is_taken_at_its_word() {
         let greeting = meet(&[&request(0, b"")[..], VERSION, READY].concat()).unwrap();
         assert_eq!(greeting.version, 18);
+    }
+
+    #[test]
+    fn what_cannot_be_written_to_is_known_from_the_greeting() {
+        let says = |name: &str, value: &str| {
+            let body = format!("{name}\0{value}\0");
+            [b"S", &(body.len() as u32 + 4).to_be_bytes()[..], body.as_bytes()].concat()
+        };
+        let greeted = |settings: &[Vec<u8>]| {
+            meet(&[&request(0, b"")[..], VERSION, &settings.concat(), READY].concat()).unwrap()
+        };
+        let primary = greeted(&[says("in_hot_standby", "off"), says("default_transaction_read_only", "off")]);
+        assert!(!primary.standby && !primary.read_only);
+        assert!(greeted(&[says("in_hot_standby", "on")]).standby);
+        assert!(greeted(&[says("default_transaction_read_only", "on")]).read_only);
+    }
+
+    #[test]
+    fn a_login_that_must_be_bound_is_bound_or_refused() {
+        let welcome = [&request(0, b"")[..], VERSION, READY].concat();
+        let md5 = request(5, b"salt");
+        let scram = request(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+        for login in [welcome, md5, scram] {
+            let refused = meet_demanding(ChannelBinding::Require, &login);
+            assert!(matches!(refused, Err(Error::Auth { .. })), "{refused:?}");
+        }
     }
 
     #[test]

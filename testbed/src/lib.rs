@@ -2,6 +2,7 @@
 //!
 //! - [`postgres`], [`kafka`]: servers that can be stopped, killed, paused and started again; fetched once
 //!   ([`cache`]) and never left behind ([`guard`]).
+//! - [`certificates`]: authorities, and certificates of servers and clients.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
 //! - [`shared`]: one Postgres and one Kafka for many tests, each with a [`Database`] and topics of its own.
@@ -13,6 +14,7 @@ use std::fs;
 use std::path::Path;
 
 pub mod cache;
+pub mod certificates;
 pub mod checker;
 mod error;
 pub mod guard;

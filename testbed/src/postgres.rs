@@ -8,6 +8,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
+use crate::certificates::Certificate;
 use crate::guard::{self, Folder};
 use crate::process::{self, Launch, Program, Signal};
 use crate::{Error, cache, net, wait};
@@ -72,6 +73,18 @@ pub struct PostgresOptions {
     pub fsync: bool,
     /// Authentication over TCP.
     pub auth: Auth,
+    /// TLS; none is offered without.
+    pub tls: Option<ServerTls>,
+}
+
+/// How a server speaks TLS. Connections over TCP without TLS remain possible: a client that falls back to them is to
+/// be caught at it. With [`Auth::Scram`] over TLS the server offers SCRAM-SHA-256-PLUS by itself.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// What it presents.
+    pub certificate: Certificate,
+    /// The authority (PEM) of client certificates, which are then demanded of every TLS connection.
+    pub client_authority: Option<String>,
 }
 
 /// How to stop.
@@ -116,6 +129,9 @@ impl Postgres {
         let port = net::free_port()?;
         let mut postgres = Postgres { binaries, options, port, program: None, folder };
         postgres.configure(&data)?;
+        if let Some(tls) = &postgres.options.tls {
+            postgres.present(&tls.certificate)?;
+        }
         postgres.start_again().await?;
         if postgres.options.auth == Auth::Scram {
             let set = format!("ALTER USER postgres PASSWORD '{PASSWORD}'");
@@ -236,7 +252,14 @@ impl Postgres {
     /// Address of a database for the superuser `postgres`.
     pub fn url(&self, database: &str) -> String {
         let password = self.password().map(|password| format!(":{password}")).unwrap_or_default();
-        format!("postgres://postgres{password}@127.0.0.1:{}/{database}", self.port)
+        // The testbed itself has no client certificate to show.
+        let plain = if self.options.tls.is_some() { "?sslmode=disable" } else { "" };
+        format!("postgres://postgres{password}@127.0.0.1:{}/{database}{plain}", self.port)
+    }
+
+    /// Gives the server another certificate, from its next start on.
+    pub fn present(&self, certificate: &Certificate) -> Result<(), Error> {
+        certificate.write(&self.folder.path().join("data"), "server").map(drop)
     }
 
     /// What the server has logged.
@@ -269,14 +292,30 @@ impl Postgres {
             "log_min_messages = warning".to_owned(),
         ];
         lines.extend(self.options.settings.iter().map(|(name, value)| format!("{name} = '{value}'")));
+        if let Some(tls) = &self.options.tls {
+            lines.extend(["ssl = on".to_owned(), "ssl_cert_file = 'server.pem'".to_owned()]);
+            lines.push("ssl_key_file = 'server.key'".to_owned());
+            if let Some(authority) = &tls.client_authority {
+                let path = data.join("clients.pem");
+                fs::write(&path, authority).map_err(Error::file("write", &path))?;
+                lines.push("ssl_ca_file = 'clients.pem'".to_owned());
+            }
+        }
         let path = data.join("postgresql.conf");
         fs::write(&path, lines.join("\n") + "\n").map_err(Error::file("write", &path))?;
         let over_tcp = match self.options.auth {
             Auth::Trust => "trust",
             Auth::Scram => "scram-sha-256",
         };
+        let over_tls = match &self.options.tls {
+            None => String::new(),
+            Some(ServerTls { client_authority: None, .. }) => {
+                format!("hostssl all all 127.0.0.1/32 {over_tcp}\n")
+            }
+            Some(_) => format!("hostssl all all 127.0.0.1/32 {over_tcp} clientcert=verify-ca\n"),
+        };
         let rules = format!(
-            "local all all trust\nlocal replication all trust\n\
+            "local all all trust\nlocal replication all trust\n{over_tls}\
              host all all 127.0.0.1/32 {over_tcp}\nhost replication all 127.0.0.1/32 {over_tcp}\n"
         );
         let path = data.join("pg_hba.conf");

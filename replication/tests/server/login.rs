@@ -37,7 +37,8 @@ async fn identity_at(identity: &SystemIdentity, client: &mut Client) -> SystemId
 async fn a_server_that_is_not_there_and_a_database_that_is_not() {
     let server = Server::version_18().await;
     let port = testbed::net::free_port().unwrap();
-    let nobody = ConnectOptions { host: Host::Tcp { host: "127.0.0.1".into(), port }, ..server.options() };
+    let nobody =
+        ConnectOptions { hosts: vec![Host::Tcp { host: "127.0.0.1".into(), port }], ..server.options() };
     assert!(matches!(Client::connect(&nobody).await, Err(Error::Connect { .. })));
     let unknown = ConnectOptions { database: "unknown".into(), ..server.options() };
     assert_eq!(
@@ -96,6 +97,7 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
     let mut options = ConnectOptions::new(Host::Tcp { host: "127.0.0.1".into(), port }, "relay", "shop");
+    options.tls = TlsOptions::disabled();
     options.connect_timeout = Duration::from_millis(200);
     let error = tokio::time::timeout(SOON, Client::connect(&options)).await.expect("it waits for ever");
     assert!(matches!(error, Err(Error::Timeout { .. })));

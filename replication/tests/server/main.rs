@@ -9,15 +9,17 @@
 )]
 
 mod feedback;
+mod hosts;
 mod login;
 mod slots;
 mod streaming;
+mod tls;
 
 use std::time::Duration;
 
 use pg_replication::pgoutput::{Column, Message};
 use pg_replication::{
-    Client, CommitLsn, ConnectOptions, EndLsn, Error, Frame, Host, PgOutput, SlotOptions, Stream,
+    Client, CommitLsn, ConnectOptions, EndLsn, Error, Frame, Host, PgOutput, SlotOptions, Stream, TlsOptions,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use testbed::postgres::{Auth, PgVersion, Postgres, PostgresOptions};
@@ -32,7 +34,10 @@ impl Server {
     async fn start(version: PgVersion, settings: &[(&str, &str)], auth: Auth) -> Server {
         let settings =
             settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let options = PostgresOptions { version, settings, auth, ..PostgresOptions::default() };
+        Server::with(PostgresOptions { version, settings, auth, ..PostgresOptions::default() }).await
+    }
+
+    async fn with(options: PostgresOptions) -> Server {
         let server = Server { postgres: Postgres::start(options).await.unwrap() };
         server
             .sql(
@@ -61,7 +66,9 @@ impl Server {
 
     fn options(&self) -> ConnectOptions {
         let host = Host::Tcp { host: "127.0.0.1".into(), port: self.postgres.port() };
-        ConnectOptions::new(host, "postgres", "postgres")
+        let mut options = ConnectOptions::new(host, "postgres", "postgres");
+        options.tls = TlsOptions::disabled();
+        options
     }
 
     async fn client(&self) -> Client {

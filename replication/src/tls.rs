@@ -1,0 +1,208 @@
+//! TLS to the server, with rustls and ring. Nothing is installed for the process as a whole, and there is no way
+//! back to plain text: a server that cannot be encrypted to, or trusted, is not spoken to.
+
+mod end_point;
+mod problem;
+mod verify;
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+pub(crate) use end_point::end_point;
+pub use problem::TlsError;
+use verify::Verifier;
+
+use crate::Error;
+
+/// SSLRequest, PostgreSQL documentation "Message Formats": its length, and a number that is no protocol version.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
+
+/// How a connection over TCP is protected. Unix sockets are not encrypted, whatever this says.
+///
+/// Certificates are given as PEM, not as files: read them anew for each connection, and a rotated certificate
+/// is used without a restart.
+///
+/// ```
+/// use pg_replication::{ChannelBinding, ConnectOptions, Host, Pem, TlsMode, TlsOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = std::env::temp_dir().join(format!("pg-replication-doc-{}", std::process::id()));
+/// # std::fs::create_dir_all(&folder)?;
+/// # let ca = folder.join("ca.pem");
+/// # std::fs::write(&ca, "")?;
+/// let host = Host::Tcp { host: "db.example.org".into(), port: 5432 };
+/// let mut options = ConnectOptions::new(host, "relay", "shop");
+/// options.tls = TlsOptions {
+///     mode: TlsMode::VerifyFull,
+///     ca: Some(Pem::new(std::fs::read(ca)?)),
+///     identity: None,
+///     channel_binding: ChannelBinding::Require,
+/// };
+/// // Without connecting: are these certificates?
+/// assert!(options.tls.check().is_err(), "the file is empty");
+/// # std::fs::remove_dir_all(&folder)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct TlsOptions {
+    /// What is demanded of the server.
+    pub mode: TlsMode,
+    /// The authorities that are trusted; the web's (Mozilla's list) when none are given. Given ones replace the
+    /// web's, they do not add to them.
+    pub ca: Option<Pem>,
+    /// Who this client is, for a server that asks for a certificate.
+    pub identity: Option<ClientIdentity>,
+    /// Whether the password exchange must be bound to this very TLS connection.
+    pub channel_binding: ChannelBinding,
+}
+
+/// What is demanded of the server, each mode more than the one before. The names are libpq's; its `allow` and
+/// `prefer`, which fall back to plain text, do not exist here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Nothing: everything but the password is readable on the way.
+    Disable,
+    /// Encryption, to whoever answers.
+    Require,
+    /// A certificate of a trusted authority, for whatever name.
+    VerifyCa,
+    /// A certificate of a trusted authority for the host name that was connected to.
+    #[default]
+    VerifyFull,
+}
+
+/// Channel binding (SCRAM-SHA-256-PLUS, `tls-server-end-point`): the password exchange then fails when somebody in
+/// between decrypts and encrypts again, even with a certificate that this client trusts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// Where both sides can. A server that hides that it can is noticed by the exchange itself.
+    #[default]
+    Prefer,
+    /// Always: any other way of logging in is refused, also that of no password at all.
+    Require,
+}
+
+/// Certificates or a key in PEM form. `Debug` does not show them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pem(Vec<u8>);
+
+impl Pem {
+    /// Takes the content of a PEM file; it is looked at when it is used.
+    pub fn new(content: impl Into<Vec<u8>>) -> Self {
+        Pem(content.into())
+    }
+
+    /// The content.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.0).collect();
+        all.ok().filter(|certificates| !certificates.is_empty())
+    }
+}
+
+impl fmt::Debug for Pem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pem(…)")
+    }
+}
+
+/// The client's own certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientIdentity {
+    /// The certificate first, then those that lead from it to the authority.
+    pub certificates: Pem,
+    /// Its private key, not encrypted: PKCS#8, PKCS#1 or SEC 1.
+    pub key: Pem,
+}
+
+impl TlsOptions {
+    /// No TLS at all.
+    pub fn disabled() -> Self {
+        TlsOptions { mode: TlsMode::Disable, ..TlsOptions::default() }
+    }
+
+    /// Checks certificates and key without connecting.
+    ///
+    /// # Errors
+    /// [`TlsError::Authorities`] and [`TlsError::Identity`].
+    pub fn check(&self) -> Result<(), TlsError> {
+        self.client_config().map(drop)
+    }
+
+    fn client_config(&self) -> Result<ClientConfig, TlsError> {
+        let provider = Arc::new(ring::default_provider());
+        let verifier = Verifier::new(self.mode, self.authorities()?, Arc::clone(&provider))?;
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::handshake)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let Some(identity) = &self.identity else { return Ok(config.with_no_client_auth()) };
+        let certificates = identity.certificates.certificates();
+        let certificates = certificates.ok_or_else(|| TlsError::identity("it holds no certificate"))?;
+        // What is wrong with a key is not said in more detail: an error must not repeat a part of it.
+        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())
+            .map_err(|_| TlsError::identity("its key is not one"))?;
+        config.with_client_auth_cert(certificates, key).map_err(TlsError::identity)
+    }
+
+    fn authorities(&self) -> Result<RootCertStore, TlsError> {
+        let Some(ca) = &self.ca else {
+            return Ok(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
+        };
+        let certificates =
+            ca.certificates().ok_or_else(|| TlsError::authorities("it holds no certificate"))?;
+        let mut store = RootCertStore::empty();
+        for certificate in certificates {
+            store.add(certificate).map_err(TlsError::authorities)?;
+        }
+        Ok(store)
+    }
+}
+
+/// Encrypts a connection that has just been made to `host`.
+pub(crate) async fn upgrade(
+    mut stream: TcpStream,
+    host: &str,
+    options: &TlsOptions,
+) -> Result<TlsStream<TcpStream>, Error> {
+    let config = options.client_config()?;
+    let name = ServerName::try_from(host.to_owned()).map_err(TlsError::wrong_host)?;
+    request(&mut stream).await?;
+    Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
+}
+
+/// Asks whether the server speaks TLS.
+///
+/// Whatever came with the answer would be plain text of somebody in between, taken for the server's later on
+/// (CVE-2021-23222); what comes after it is read as TLS and nothing else.
+async fn request(stream: &mut TcpStream) -> Result<(), Error> {
+    stream.write_all(&SSL_REQUEST).await?;
+    let mut answer = [0; 2];
+    let count = stream.read(&mut answer).await?;
+    match answer.get(..count).unwrap_or_default() {
+        [] => Err(Error::Closed),
+        b"S" => Ok(()),
+        [b'S', ..] => Err(TlsError::handshake("unencrypted data came before it began").into()),
+        [b'N', ..] => Err(TlsError::NotOffered.into()),
+        // An error in plain text may be anybody's: its words are not repeated.
+        [b'E', ..] => Err(TlsError::handshake("the server answered with an error instead").into()),
+        [tag, ..] => Err(Error::protocol(format!("message {tag:#04x} to the request for TLS"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! TLS: who is believed, who is not, and that nobody is spoken to in plain text instead.
+
+use super::*;
+use pg_replication::{ChannelBinding, ClientIdentity, Password, Pem, TlsError, TlsMode};
+use testbed::certificates::{Authority, Certificate, Signature};
+use testbed::postgres::{ServerTls, Shutdown};
+
+impl Server {
+    async fn presenting(version: PgVersion, certificate: Certificate, clients: Option<&Authority>) -> Server {
+        let client_authority = clients.map(|authority| authority.pem().to_owned());
+        let tls = Some(ServerTls { certificate, client_authority });
+        let auth = Auth::Scram;
+        Server::with(PostgresOptions { version, auth, tls, ..PostgresOptions::default() }).await
+    }
+
+    /// With the password, verified in full by an authority.
+    fn trusting(&self, authority: &Authority) -> ConnectOptions {
+        let mut options = self.options();
+        options.password = self.postgres.password().map(Password::new);
+        options.tls = TlsOptions { ca: Some(Pem::new(authority.pem())), ..TlsOptions::default() };
+        options
+    }
+}
+
+fn in_mode(mode: TlsMode, mut options: ConnectOptions) -> ConnectOptions {
+    options.tls.mode = mode;
+    options
+}
+
+async fn refused(options: &ConnectOptions) -> Error {
+    let error = Client::connect(options).await.err().expect("it connected");
+    assert!(!format!("{error} {error:?} {options:?}").contains("testbed-password"));
+    error
+}
+
+#[tokio::test]
+async fn a_trusted_server_of_the_right_name_is_streamed_from() {
+    const ROWS: usize = 20_000;
+    for version in [PgVersion::V15, PgVersion::V17, PgVersion::V18] {
+        let authority = Authority::new("authority").unwrap();
+        let certificate = authority.server(&["localhost", "127.0.0.1"]).unwrap();
+        let server = Server::presenting(version, certificate, None).await;
+        let mut options = server.trusting(&authority);
+        options.tls.channel_binding = ChannelBinding::Require;
+        let mut client = Client::connect(&options).await.unwrap();
+        let seen = format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {}", client.process_id());
+        assert_eq!(server.value(&seen).await.as_deref(), Some("true"), "{version:?}");
+        client.create_slot("s", &SlotOptions::default()).await.unwrap();
+        let mut stream = client.start_replication("s", EndLsn::ZERO, &output(true)).await.unwrap();
+        server.sql(&format!("INSERT INTO t SELECT n, '\\xff' FROM generate_series(1, {ROWS}) n")).await;
+        let (_, end, rows) = transaction(&mut stream).await;
+        assert_eq!(rows.len(), ROWS);
+        stream.confirm(end).unwrap();
+        stream.finish(SOON).await.unwrap();
+        assert_eq!(server.confirmed("s").await, end);
+
+        let host = Host::Tcp { host: "localhost".into(), port: server.postgres.port() };
+        Client::connect(&ConnectOptions { hosts: vec![host], ..options }).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn each_mode_demands_what_it_says() {
+    use TlsMode::{Require, VerifyCa, VerifyFull};
+    let (ours, other) = (Authority::new("ours").unwrap(), Authority::new("other").unwrap());
+    let mut server = Server::presenting(PgVersion::V18, ours.server(&["db.test"]).unwrap(), None).await;
+    let error = refused(&server.trusting(&ours)).await;
+    assert!(matches!(error, Error::Tls(TlsError::WrongHost { .. })), "{error}");
+    assert!(error.to_string().contains("db.test"), "{error}");
+    Client::connect(&in_mode(VerifyCa, server.trusting(&ours))).await.unwrap();
+    for mode in [VerifyCa, VerifyFull] {
+        let mut by_the_web = in_mode(mode, server.trusting(&ours));
+        by_the_web.tls.ca = None;
+        for options in [in_mode(mode, server.trusting(&other)), by_the_web] {
+            let error = refused(&options).await;
+            assert!(matches!(error, Error::Tls(TlsError::NotTrusted { .. })), "{error}");
+        }
+    }
+    Client::connect(&in_mode(Require, server.trusting(&other))).await.unwrap();
+
+    server.postgres.stop(Shutdown::Fast).await.unwrap();
+    server.postgres.present(&ours.expired_server(&["127.0.0.1"]).unwrap()).unwrap();
+    server.postgres.start_again().await.unwrap();
+    for mode in [VerifyCa, VerifyFull] {
+        let error = refused(&in_mode(mode, server.trusting(&ours))).await;
+        assert!(
+            matches!(&error, Error::Tls(TlsError::NotTrusted { what }) if what.contains("expired")),
+            "{error}"
+        );
+    }
+    Client::connect(&in_mode(Require, server.trusting(&ours))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_told_nothing() {
+    let authority = Authority::new("authority").unwrap();
+    let server = Server::start(PgVersion::V18, &[("log_connections", "on")], Auth::Scram).await;
+    for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
+        let error = refused(&in_mode(mode, server.trusting(&authority))).await;
+        assert!(matches!(error, Error::Tls(TlsError::NotOffered)), "{error}");
+    }
+    assert!(!server.postgres.log().contains("replication connection authorized"));
+    Client::connect(&in_mode(TlsMode::Disable, server.trusting(&authority))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_where_it_is_demanded() {
+    let (servers, clients) = (Authority::new("servers").unwrap(), Authority::new("clients").unwrap());
+    let certificate = servers.server(&["127.0.0.1"]).unwrap();
+    let server = Server::presenting(PgVersion::V18, certificate, Some(&clients)).await;
+    let identified = |certificate: Certificate| {
+        let mut options = server.trusting(&servers);
+        let (certificates, key) = (Pem::new(certificate.pem), Pem::new(certificate.key));
+        options.tls.identity = Some(ClientIdentity { certificates, key });
+        options
+    };
+    Client::connect(&identified(clients.client("relay").unwrap())).await.unwrap();
+
+    let missing = refused(&server.trusting(&servers)).await;
+    assert_eq!(missing.sqlstate().map(|code| code.class().to_owned()).as_deref(), Some("28"), "{missing}");
+    let strange = refused(&identified(servers.client("relay").unwrap())).await;
+    assert!(matches!(strange, Error::Tls(TlsError::Handshake { .. })), "{strange}");
+    let ours = clients.client("relay").unwrap();
+    let torn = Certificate { key: clients.client("relay").unwrap().key, ..ours };
+    let torn = refused(&identified(torn)).await;
+    assert!(matches!(torn, Error::Tls(TlsError::Identity { .. })), "{torn}");
+}
+
+#[tokio::test]
+async fn a_login_is_bound_with_every_hash_and_required_binding_is_not_done_without() {
+    for signature in [Signature::EcdsaSha256, Signature::EcdsaSha384, Signature::Ed25519] {
+        let authority = Authority::signing_with("authority", signature).unwrap();
+        let certificate = authority.server(&["127.0.0.1"]).unwrap();
+        let server = Server::presenting(PgVersion::V18, certificate, None).await;
+        Client::connect(&server.trusting(&authority)).await.unwrap();
+        let mut required = server.trusting(&authority);
+        required.tls.channel_binding = ChannelBinding::Require;
+        if signature == Signature::Ed25519 {
+            assert!(matches!(refused(&required).await, Error::Auth { .. }), "no binding is defined for it");
+            continue;
+        }
+        Client::connect(&required).await.unwrap();
+        let plain = refused(&in_mode(TlsMode::Disable, required.clone())).await;
+        assert!(matches!(plain, Error::Auth { .. }), "{plain}");
+        let (directory, port) = (server.postgres.socket_directory().to_owned(), server.postgres.port());
+        let trusted = ConnectOptions { hosts: vec![Host::Unix { directory, port }], ..required };
+        assert!(matches!(refused(&trusted).await, Error::Auth { .. }), "let in without a password");
+    }
+}
