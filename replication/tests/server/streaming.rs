@@ -135,12 +135,14 @@ async fn waiting_that_is_broken_off_again_and_again_loses_nothing() {
     let server = Server::version_18().await;
     let mut stream = server.stream("s", &output(false)).await;
     // Rows of many sizes, so that reads end anywhere in a message; one is larger than the read buffer.
-    server
-        .sql(&format!(
-            "INSERT INTO t SELECT n, decode(repeat('ab', n % 701), 'hex') FROM generate_series(1, {ROWS}) n"
-        ))
-        .await;
-    server.sql("INSERT INTO t VALUES (0, decode(repeat('cd', 3000000), 'hex'))").await;
+    let writing = async {
+        server
+            .sql(&format!(
+                "INSERT INTO t SELECT n, decode(repeat('ab', n % 701), 'hex') FROM generate_series(1, {ROWS}) n"
+            ))
+            .await;
+        server.sql("INSERT INTO t VALUES (0, decode(repeat('cd', 3000000), 'hex'))").await;
+    };
     let (mut next, mut broken_off) = (1, 0_u32);
     let reading = async {
         loop {
@@ -162,6 +164,6 @@ async fn waiting_that_is_broken_off_again_and_again_loses_nothing() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(SOON, reading).await.expect("rows are missing");
+    tokio::time::timeout(SOON, async { tokio::join!(writing, reading) }).await.expect("rows are missing");
     assert!(broken_off > 0, "nothing was broken off, so nothing was shown");
 }
