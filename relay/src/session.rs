@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pg_replication::{
-    Client, ConnectOptions, EndLsn, Host, Password, PgOutput, SlotOptions, Snapshot, Stream,
+    Client, ConnectOptions, EndLsn, Host, Password, PgOutput, SlotOptions, Snapshot, Stream, Target,
+    TlsOptions,
 };
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
@@ -214,7 +215,9 @@ fn replication_options(config: &Config) -> ConnectOptions {
         Host::Tcp { host: from.host.clone(), port: from.port }
     };
     ConnectOptions {
-        host,
+        hosts: vec![host],
+        target: Target::ReadWrite,
+        tls: TlsOptions::disabled(),
         user: from.user.clone(),
         password: from.password.as_ref().map(|password| Password::new(password.reveal())),
         database: from.database.clone(),
