@@ -1,6 +1,6 @@
 //! Postgres restarts, refuses, or is full: the relay says so, waits, and goes on by itself.
 
-use pg_replication::{Client, ConnectOptions, Host};
+use pg_replication::{Client, ConnectOptions, Host, TlsOptions};
 use sqlx::{Connection, PgConnection};
 use testbed::postgres::{PgVersion, Shutdown};
 use testbed::wait;
@@ -43,14 +43,9 @@ async fn c6_no_walsender_is_left() {
     let site = servers.site().await;
     site.relay().await.stop().await;
     let load = site.start_load(RATE).await;
-    let taken = ConnectOptions {
-        host: Host::Tcp { host: "127.0.0.1".into(), port: servers.postgres.port() },
-        user: "postgres".into(),
-        password: None,
-        database: site.database.name().into(),
-        application_name: "somebody-else".into(),
-        connect_timeout: SOON,
-    };
+    let host = Host::Tcp { host: "127.0.0.1".into(), port: servers.postgres.port() };
+    let mut taken = ConnectOptions::new(host, "postgres", site.database.name());
+    taken.tls = TlsOptions::disabled();
     let taken =
         wait::until("the only walsender", SOON, async || Client::connect(&taken).await).await.unwrap();
     let relay = site.launch(|text| text);
