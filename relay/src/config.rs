@@ -1,10 +1,12 @@
 //! Configuration: one YAML file with a format version, environment overrides, all of it checked before anything
 //! starts. Secrets come from files or the environment and have no place in the YAML.
 
+mod access;
 mod load;
 mod model;
 mod secret;
 
+pub use access::{Access, ChannelBinding, SourceTls, TlsMode};
 pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV};
 pub use model::{
     AdminConfig, Compression, Config, CreationPolicy, Delivery, Publication, Retention, Routing, Sink, Slot,

@@ -4,10 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pg_replication::{
-    Client, ConnectOptions, EndLsn, Host, Password, PgOutput, SlotOptions, Snapshot, Stream, Target,
-    TlsOptions,
-};
+use pg_replication::{Client, EndLsn, PgOutput, SlotOptions, Snapshot, Stream};
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
@@ -69,12 +66,15 @@ pub async fn run(context: &Context, shutdown: &mut watch::Receiver<bool>) -> Res
 
 async fn open(context: &Context) -> Result<Opened, Trouble> {
     let config = &*context.config;
-    let mut sql = source::connect(&config.source, "session").await?;
-    source::check_preconditions(&mut sql, &config.source).await?;
-    source::ensure_publication(&mut sql, &config.source).await?;
-    let mut client = Client::connect(&replication_options(config)).await?;
+    let access = source::access(&config.source)?;
+    // The stream first: it finds the host, and is stricter about the server's certificate.
+    let mut client = source::connect_replication(&config.source, access.clone()).await?;
     let identity = client.identify_system().await?;
     let history = History { system_identifier: identity.system_id, timeline: identity.timeline };
+    let mut sql = source::connect_to(&config.source, &access, client.host(), "session").await?;
+    source::check_same_server(&mut sql, history).await?;
+    source::check_preconditions(&mut sql, &config.source).await?;
+    source::ensure_publication(&mut sql, &config.source).await?;
     if judge_now(&mut sql, config, history).await? == Verdict::CreateSlot {
         create_slot(&mut sql, &mut client, config, history).await?;
     }
@@ -204,24 +204,5 @@ async fn finish(stream: Stream) {
             let error = crate::trouble::chain(&error);
             tracing::warn!(error, "the stream did not end in order; what is not confirmed will be replayed");
         }
-    }
-}
-
-fn replication_options(config: &Config) -> ConnectOptions {
-    let Config { source: from, .. } = config;
-    let host = if from.host.starts_with('/') {
-        Host::Unix { directory: from.host.clone().into(), port: from.port }
-    } else {
-        Host::Tcp { host: from.host.clone(), port: from.port }
-    };
-    ConnectOptions {
-        hosts: vec![host],
-        target: Target::ReadWrite,
-        tls: TlsOptions::disabled(),
-        user: from.user.clone(),
-        password: from.password.as_ref().map(|password| Password::new(password.reveal())),
-        database: from.database.clone(),
-        application_name: "outbox-relay".into(),
-        connect_timeout: source::CONNECT_WITHIN,
     }
 }

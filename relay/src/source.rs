@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pg_replication::EndLsn;
+use pg_replication::{Client, EndLsn, Host, Password, Target, TlsMode, TlsOptions};
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 
-use crate::config::{CreationPolicy, Source, quote};
-use crate::trouble::{Reason, Trouble};
+use crate::checkpoint::History;
+use crate::config::{Access, CreationPolicy, Source, quote};
+use crate::trouble::{Reason, Trouble, chain, reason_of_all, reason_of_connection};
 
 /// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
 const OLDEST_SERVER: i32 = 150_000;
@@ -18,31 +19,123 @@ const OLDEST_SERVER: i32 = 150_000;
 /// A host that swallows packets must not hold up the reason being shown.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// What to connect with; `purpose` is shown in `pg_stat_activity`.
-pub fn connect_options(source: &Source, purpose: &str) -> PgConnectOptions {
-    let mut options = PgConnectOptions::new_without_pgpass()
-        .port(source.port)
-        .database(&source.database)
-        .username(&source.user)
-        .ssl_mode(PgSslMode::Disable)
-        .application_name(&format!("outbox-relay {purpose}"));
-    options =
-        if source.host.starts_with('/') { options.socket(&source.host) } else { options.host(&source.host) };
-    if let Some(password) = &source.password {
-        options = options.password(password.reveal());
-    }
-    options
+/// What is read anew for each attempt to connect.
+pub fn access(source: &Source) -> Result<Access, Trouble> {
+    Access::read(source).map_err(|error| Trouble::new(Reason::CredentialsUnreadable, error.to_string()))
 }
 
-/// Opens an SQL connection.
+/// Opens the replication connection, to the first host that can be used.
+pub async fn connect_replication(source: &Source, access: Access) -> Result<Client, Trouble> {
+    let options = pg_replication::ConnectOptions {
+        hosts: access.hosts,
+        target: Target::ReadWrite,
+        tls: access.tls,
+        user: source.user.clone(),
+        password: access.password.map(|password| Password::new(password.reveal())),
+        database: source.database.clone(),
+        application_name: "outbox-relay".into(),
+        connect_timeout: CONNECT_WITHIN,
+    };
+    Client::connect(&options).await.map_err(|error| {
+        let what = format!(
+            "cannot connect to Postgres at {}, database {}: {}",
+            source.host,
+            source.database,
+            chain(&error)
+        );
+        Trouble::new(reason_of_connection(&error), what)
+    })
+}
+
+/// Opens an SQL connection to the first host that takes writes; `purpose` is shown in `pg_stat_activity`.
 pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, Trouble> {
-    let options = connect_options(source, purpose);
-    let connected = tokio::time::timeout(CONNECT_WITHIN, options.connect()).await;
+    let access = access(source)?;
+    let mut troubles = Vec::new();
+    for host in &access.hosts {
+        match connect_to(source, &access, host, purpose).await {
+            Ok(connection) => return Ok(connection),
+            Err(trouble) => troubles.push(trouble),
+        }
+    }
+    let reason = reason_of_all(troubles.iter().map(|trouble| trouble.reason));
+    let all: Vec<String> = troubles.into_iter().map(|trouble| trouble.what).collect();
+    Err(Trouble::new(reason, all.join(" | ")))
+}
+
+/// Opens an SQL connection to one host, which must take writes.
+pub async fn connect_to(
+    source: &Source,
+    access: &Access,
+    host: &Host,
+    purpose: &str,
+) -> Result<PgConnection, Trouble> {
+    let connecting = async {
+        let mut sql = connect_options(source, access, host, purpose).connect().await?;
+        let read_only: String = sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut sql).await?;
+        match read_only.as_str() {
+            "off" => Ok(sql),
+            _ => Err(Trouble::new(Reason::NoWritableHost, "it is a standby, or set read-only")),
+        }
+    };
+    let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
     let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
-    connected.map_err(late).and_then(|connected| connected.map_err(Trouble::from)).map_err(|trouble| {
-        let place = format!("{}:{}/{}", source.host, source.port, source.database);
+    connected.map_err(late).flatten().map_err(|trouble| {
+        let place = format!("{host}, database {}", source.database);
         Trouble::new(trouble.reason, format!("cannot connect to Postgres at {place}: {}", trouble.what))
     })
+}
+
+fn connect_options(source: &Source, access: &Access, host: &Host, purpose: &str) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass()
+        .database(&source.database)
+        .username(&source.user)
+        .application_name(&format!("outbox-relay {purpose}"));
+    let options = match &access.password {
+        Some(password) => options.password(password.reveal()),
+        None => options,
+    };
+    match host {
+        Host::Unix { directory, port } => options.socket(directory).port(*port).ssl_mode(PgSslMode::Disable),
+        Host::Tcp { host, port } => encrypted(options.host(host).port(*port), &access.tls),
+    }
+}
+
+fn encrypted(options: PgConnectOptions, tls: &TlsOptions) -> PgConnectOptions {
+    let options = options.ssl_mode(match tls.mode {
+        TlsMode::Disable => PgSslMode::Disable,
+        TlsMode::Require => PgSslMode::Require,
+        TlsMode::VerifyCa => PgSslMode::VerifyCa,
+        TlsMode::VerifyFull => PgSslMode::VerifyFull,
+    });
+    // Given in any case: sqlx would take one from the environment otherwise.
+    let options =
+        options.ssl_root_cert_from_pem(tls.ca.as_ref().map_or(Vec::new(), |ca| ca.as_bytes().to_vec()));
+    match &tls.identity {
+        Some(identity) => options
+            .ssl_client_cert_from_pem(identity.certificates.as_bytes())
+            .ssl_client_key_from_pem(identity.key.as_bytes()),
+        None => options,
+    }
+}
+
+/// Demands that an SQL connection leads to the server that the stream comes from: a name may have the addresses of
+/// several, and a checkpoint written on one says nothing about the other.
+pub async fn check_same_server(sql: &mut PgConnection, history: History) -> Result<(), Trouble> {
+    let (system, file): (String, String) = sqlx::query_as(
+        "SELECT system_identifier::text, pg_walfile_name(pg_current_wal_lsn()) FROM pg_control_system()",
+    )
+    .fetch_one(sql)
+    .await?;
+    // A file of the log is named by its timeline first, in eight hexadecimal digits.
+    let timeline = file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    if system == history.system_identifier.to_string() && timeline == Some(history.timeline) {
+        return Ok(());
+    }
+    let what = format!(
+        "the replication connection leads to system {} on timeline {}, the SQL connection to {system} with log file {file}",
+        history.system_identifier, history.timeline
+    );
+    Err(Trouble::new(Reason::DifferentServers, what))
 }
 
 /// Checks what has to be there before anything is created: server version, `wal_level`, the tables.

@@ -26,6 +26,20 @@ pub enum Reason {
     DatabaseUnreachable,
     /// Postgres does not accept role or password.
     AuthenticationFailed,
+    /// The file of the password or of a certificate cannot be used.
+    CredentialsUnreadable,
+    /// TLS is demanded, and the server does not offer it.
+    TlsNotOffered,
+    /// The server's certificate is not of a trusted authority, or out of date.
+    CertificateNotTrusted,
+    /// The server's certificate is for another host name.
+    CertificateForOtherHost,
+    /// The TLS handshake failed, or the server refused the relay's certificate.
+    TlsFailed,
+    /// Hosts were reached, and none of them takes writes.
+    NoWritableHost,
+    /// The two connections of a session lead to different servers.
+    DifferentServers,
     /// The role lacks a privilege.
     PermissionDenied,
     /// The database does not exist.
@@ -85,6 +99,8 @@ impl Reason {
     pub fn action(self) -> Action {
         match self {
             Reason::DatabaseUnreachable
+            | Reason::NoWritableHost
+            | Reason::DifferentServers
             | Reason::KafkaUnreachable
             | Reason::TopicChanged
             | Reason::DeliveryFailed
@@ -101,7 +117,28 @@ impl Reason {
             Reason::DatabaseUnreachable => {
                 "check that Postgres runs and that source.host and source.port lead to it"
             }
-            Reason::AuthenticationFailed => "check source.user and its password, and pg_hba.conf",
+            Reason::AuthenticationFailed => {
+                "check source.user and its password, source.tls.certFile if the server asks for one, and pg_hba.conf"
+            }
+            Reason::CredentialsUnreadable => "put the file right; it is read again at each attempt",
+            Reason::TlsNotOffered => {
+                "set ssl = on in Postgres; only on a network you trust, set source.tls.mode to disable instead"
+            }
+            Reason::CertificateNotTrusted => {
+                "put the certificate of the authority that issued the server's into source.tls.caFile, or renew the server's"
+            }
+            Reason::CertificateForOtherHost => {
+                "set source.host to a name in the server's certificate, or have one issued for this name"
+            }
+            Reason::TlsFailed => {
+                "check that Postgres itself answers there, its TLS versions, and source.tls.certFile and keyFile"
+            }
+            Reason::NoWritableHost => {
+                "wait for the fail-over to end, or name the primary in source.host, too; check default_transaction_read_only"
+            }
+            Reason::DifferentServers => {
+                "source.host leads to more than one server: list their names one by one, so that each leads to one"
+            }
             Reason::PermissionDenied => "grant the relay's role what docs/OUTBOX.md lists",
             Reason::DatabaseMissing => "check source.database",
             Reason::WalLevelTooLow => "set wal_level = logical in Postgres and restart it",
@@ -218,12 +255,48 @@ impl From<pg_replication::Error> for Trouble {
     fn from(error: pg_replication::Error) -> Self {
         let reason = match &error {
             pg_replication::Error::Server(server) => reason_of_slot_error(&server.code),
-            pg_replication::Error::Protocol { .. } => Reason::ProtocolViolation,
-            pg_replication::Error::Auth { .. } => Reason::AuthenticationFailed,
-            _ => Reason::DatabaseUnreachable,
+            other => reason_of_connection(other),
         };
         Trouble::new(reason, format!("replication connection: {}", chain(&error)))
     }
+}
+
+/// The reason behind an error while connecting, when there is no slot yet to speak of.
+pub fn reason_of_connection(error: &pg_replication::Error) -> Reason {
+    use pg_replication::{Error, TlsError};
+    match error {
+        Error::Server(server) => reason_of_sqlstate(server.code.as_str()),
+        Error::Protocol { .. } => Reason::ProtocolViolation,
+        Error::Auth { .. } => Reason::AuthenticationFailed,
+        Error::Tls(TlsError::NotOffered) => Reason::TlsNotOffered,
+        Error::Tls(TlsError::NotTrusted { .. }) => Reason::CertificateNotTrusted,
+        Error::Tls(TlsError::WrongHost { .. }) => Reason::CertificateForOtherHost,
+        Error::Tls(TlsError::Authorities { .. } | TlsError::Identity { .. }) => Reason::CredentialsUnreadable,
+        Error::Tls(_) => Reason::TlsFailed,
+        Error::ReadOnly { .. } => Reason::NoWritableHost,
+        Error::NoServer { skipped } => {
+            reason_of_all(skipped.iter().map(|server| reason_of_connection(&server.error)))
+        }
+        _ => Reason::DatabaseUnreachable,
+    }
+}
+
+/// The one reason for several hosts: what a person has to cure goes before what may pass by itself, and a host that
+/// answered before those that did not.
+pub fn reason_of_all(reasons: impl IntoIterator<Item = Reason>) -> Reason {
+    let weight = |reason: &Reason| match reason {
+        Reason::DatabaseUnreachable => 0,
+        Reason::NoWritableHost => 1,
+        _ => 2,
+    };
+    // The first of the weightiest: hosts are listed in the order of their importance.
+    let mut weightiest = Reason::DatabaseUnreachable;
+    for reason in reasons {
+        if weight(&reason) > weight(&weightiest) {
+            weightiest = reason;
+        }
+    }
+    weightiest
 }
 
 /// On a replication connection two codes speak of the slot: 42704 it does not exist, 55000 it is invalidated.
@@ -237,14 +310,20 @@ fn reason_of_slot_error(code: &SqlState) -> Reason {
 impl From<sqlx::Error> for Trouble {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
-        let reason = match (&error, code) {
-            (_, Some(code)) => reason_of_sqlstate(&code),
-            (sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_), None) => {
-                Reason::DatabaseUnreachable
+        let (reason, what) = match (error, code) {
+            (error, Some(code)) => (reason_of_sqlstate(&code), chain(&error)),
+            // What TLS has to say is in there, and told apart in one place.
+            (sqlx::Error::Io(error), None) => {
+                let error = pg_replication::Error::from(error);
+                (reason_of_connection(&error), chain(&error))
             }
-            (_, None) => Reason::DatabaseError,
+            (error @ sqlx::Error::Tls(_), None) => (Reason::TlsFailed, chain(&error)),
+            (error @ (sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_)), None) => {
+                (Reason::DatabaseUnreachable, chain(&error))
+            }
+            (error, None) => (Reason::DatabaseError, chain(&error)),
         };
-        Trouble::new(reason, format!("SQL connection: {}", chain(&error)))
+        Trouble::new(reason, format!("SQL connection: {what}"))
     }
 }
 
@@ -320,6 +399,24 @@ mod tests {
         }
         assert_eq!(reason_of_sqlstate("28P01").action(), Action::Stop);
         assert_eq!(reason_of_sqlstate("55006").action(), Action::StandBy);
+    }
+
+    #[test]
+    fn of_several_hosts_the_one_that_can_be_cured_gives_the_reason() {
+        use Reason::{AuthenticationFailed, CertificateNotTrusted, DatabaseUnreachable, NoWritableHost};
+        let cases = [
+            (vec![DatabaseUnreachable, DatabaseUnreachable], DatabaseUnreachable),
+            (vec![DatabaseUnreachable, NoWritableHost], NoWritableHost),
+            (vec![NoWritableHost, AuthenticationFailed, CertificateNotTrusted], AuthenticationFailed),
+            (vec![], DatabaseUnreachable),
+        ];
+        for (reasons, expected) in cases {
+            assert_eq!(reason_of_all(reasons.clone()), expected, "{reasons:?}");
+        }
+        let skipped = |error| pg_replication::Skipped { server: "db".into(), error };
+        let read_only = pg_replication::Error::ReadOnly { server: "db".into(), why: "is a standby" };
+        let all = vec![skipped(pg_replication::Error::Closed), skipped(read_only)];
+        assert_eq!(reason_of_connection(&pg_replication::Error::NoServer { skipped: all }), NoWritableHost);
     }
 
     #[test]

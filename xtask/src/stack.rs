@@ -211,6 +211,7 @@ fn relay_config(postgres: &Postgres, kafka: &Kafka, admin: u16) -> String {
          name: shop\n\
          source:\n\
          \x20 host: 127.0.0.1\n\
+         \x20 tls: {{mode: disable}}\n\
          \x20 port: {}\n\
          \x20 database: {DATABASE}\n\
          \x20 user: postgres\n\

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::access::Access;
 use super::model::{Config, Routing};
 use super::secret::Secret;
 use crate::routing::Router;
@@ -50,6 +51,12 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    pub(super) fn field(field: &str, problem: impl Into<String>) -> Self {
+        ConfigError::Field { field: field.into(), problem: problem.into() }
+    }
+}
+
 impl Config {
     /// Reads the file at `path`, applies the environment, takes in the secrets, and checks all of it.
     pub fn load(
@@ -84,11 +91,7 @@ impl Config {
         let mut config: Config = serde_path_to_error::deserialize(tree).map_err(|error| {
             ConfigError::Field { field: error.path().to_string(), problem: error.inner().to_string() }
         })?;
-        config.source.password = match (password, &config.source.password_file) {
-            (Some(password), _) => Some(password),
-            (None, Some(file)) => Some(read_password(file)?),
-            (None, None) => None,
-        };
+        config.source.password = password;
         config.check()?;
         Ok(config)
     }
@@ -107,6 +110,7 @@ impl Config {
         ] {
             require(!value.trim().is_empty(), field, || "must not be empty".into())?;
         }
+        Access::read(&self.source)?;
         let slot = &self.source.slot.name;
         let legal = slot.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
         require(legal && !slot.is_empty() && slot.len() <= MAX_SLOT_NAME_BYTES, "source.slot.name", || {
@@ -141,7 +145,7 @@ fn is_host_port(server: &str) -> bool {
 }
 
 fn require(holds: bool, field: &str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
-    if holds { Ok(()) } else { Err(ConfigError::Field { field: field.into(), problem: problem() }) }
+    if holds { Ok(()) } else { Err(ConfigError::field(field, problem())) }
 }
 
 fn in_range(field: &str, value: usize, least: usize, most: usize) -> Result<(), ConfigError> {
@@ -155,15 +159,6 @@ fn refuse_secrets(tree: &Value) -> Result<(), ConfigError> {
             "secrets do not belong in this file; use source.passwordFile or the environment variable {PASSWORD_ENV}"
         )
     })
-}
-
-fn read_password(file: &Path) -> Result<Secret, ConfigError> {
-    let text = std::fs::read_to_string(file).map_err(|source| ConfigError::Unreadable {
-        what: "source.passwordFile",
-        path: file.display().to_string(),
-        source,
-    })?;
-    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 
 /// Sets the field that `SOURCE__SLOT__NAME` names: segments are camel-cased, values read as YAML scalars, so that

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Secret;
+use super::{Secret, SourceTls};
 
 /// Delivered but unacknowledged records at most. A few thousand keep a broker busy at any round-trip time worth
 /// having, and each costs librdkafka about 1.5 KB besides its payload (measured), so this caps memory as well.
@@ -48,20 +48,24 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
-    /// Host name or address, or the directory of a Unix socket when it begins with `/`.
+    /// Host names or addresses separated by commas, or the directory of a Unix socket when it begins with `/`. They
+    /// are tried in order, and the first that takes writes is used.
     pub host: String,
-    /// Port; for a Unix socket the number in the socket's file name.
+    /// Port of the hosts that do not name one; for a Unix socket the number in the socket's file name.
     #[serde(default = "default_postgres_port")]
     pub port: u16,
     /// Database that holds the outbox table.
     pub database: String,
     /// A role with LOGIN and REPLICATION.
     pub user: String,
-    /// File that holds the role's password; the environment variable takes precedence.
+    /// File that holds the role's password, read at each connect; the environment variable takes precedence.
     pub password_file: Option<PathBuf>,
-    /// The password, filled in from file or environment.
+    /// The password, when the environment gives it.
     #[serde(skip)]
     pub password: Option<Secret>,
+    /// How the connections are protected.
+    #[serde(default)]
+    pub tls: SourceTls,
     /// The outbox table.
     #[serde(default)]
     pub table: TableName,

@@ -14,7 +14,7 @@ async fn fresh() -> Site {
 }
 
 /// It stays up, says why it does not work, and does not say anything secret.
-async fn shows(relay: &Relay, reason: &str, remedy: &str) {
+pub async fn shows(relay: &Relay, reason: &str, remedy: &str) {
     let text = relay.until("/readyz", 503, reason).await;
     assert!(text.contains(remedy), "{text}");
     assert_eq!(relay.ask("/livez").await.unwrap().0, 200);
@@ -27,12 +27,20 @@ async fn shows(relay: &Relay, reason: &str, remedy: &str) {
 #[tokio::test]
 async fn a_bad_file_ends_with_64_and_names_the_field() {
     let site = fresh().await;
-    let cases: [(&str, &str, &str); 6] = [
+    let cases: [(&str, &str, &str); 10] = [
         ("version: 1", "version: [", "is not YAML"),
         ("name: relay", "name: relay\nnome: x", "nome"),
         ("{name: outbox}", "{name: outbox, creationPolicy: Sometimes}", "source.publication.creationPolicy"),
         ("slot: {name: ", "slot: {name: Not-", "source.slot.name: 'Not-"),
         ("user: postgres", "user: postgres, password: hunter2", "source.password"),
+        ("mode: disable", "mode: prefer", "source.tls.mode"),
+        ("mode: disable", "caFile: /no/such/ca.pem", "cannot read source.tls.caFile /no/such/ca.pem"),
+        (
+            "mode: disable",
+            "mode: disable, channelBinding: require",
+            "source.tls.channelBinding: require needs",
+        ),
+        ("host: 127.0.0.1", "host: '127.0.0.1,:'", "source.host: ':' is not a host"),
         ("sink: {", "sink: {producers: 99, ", "sink.producers: 99 is outside 1 to 16"),
     ];
     for (good, bad, said) in cases {

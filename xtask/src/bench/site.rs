@@ -82,7 +82,7 @@ impl Site {
         let admin = net::free_port()?;
         let path = self.folder.path().join("relay.yaml");
         let text = format!(
-            "version: 1\nname: bench\nsource: {{host: 127.0.0.1, port: {}, database: {}, user: postgres, \
+            "version: 1\nname: bench\nsource: {{host: 127.0.0.1, port: {}, tls: {{mode: disable}}, database: {}, user: postgres, \
              publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}'}}\n\
              admin: {{listen: '127.0.0.1:{admin}'}}\n",
             self.port,

@@ -1,0 +1,250 @@
+//! The way into Postgres: hosts, password, certificates. Files are checked at the start and read again at each
+//! connect, so that what is rotated is used without a restart.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pg_replication::{ClientIdentity, Host, Pem, TlsError, TlsOptions};
+use serde::Deserialize;
+
+use super::{ConfigError, Secret, Source};
+
+/// How the connections to Postgres are protected. Unix sockets are not encrypted.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SourceTls {
+    /// What is demanded of the server.
+    pub mode: TlsMode,
+    /// Authorities that are trusted, PEM; the web's when not given.
+    pub ca_file: Option<PathBuf>,
+    /// The relay's own certificate, PEM, for servers that ask for one.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key.
+    pub key_file: Option<PathBuf>,
+    /// Whether the login of the replication connection must be bound to its TLS connection.
+    pub channel_binding: ChannelBinding,
+}
+
+/// What is demanded of the server; the names are libpq's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    /// No encryption.
+    Disable,
+    /// Encryption, to whoever answers.
+    Require,
+    /// A certificate of a trusted authority.
+    VerifyCa,
+    /// A certificate of a trusted authority for the host name.
+    #[default]
+    VerifyFull,
+}
+
+/// Channel binding of the login.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelBinding {
+    /// Where both sides can.
+    #[default]
+    Prefer,
+    /// Always.
+    Require,
+}
+
+/// What a connection is made with, as the files have it now.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Where to connect, in this order.
+    pub hosts: Vec<Host>,
+    /// The password of the role.
+    pub password: Option<Secret>,
+    /// Mode and certificates.
+    pub tls: TlsOptions,
+}
+
+impl Access {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// Names the field whose file cannot be used.
+    pub fn read(source: &Source) -> Result<Access, ConfigError> {
+        let password = match (&source.password, &source.password_file) {
+            (Some(password), _) => Some(password.clone()),
+            (None, Some(file)) => Some(read_password(file)?),
+            (None, None) => None,
+        };
+        Ok(Access { hosts: hosts(source)?, password, tls: source.tls.read()? })
+    }
+}
+
+/// `source.host` is a list as libpq knows it; an entry may name a port of its own.
+fn hosts(source: &Source) -> Result<Vec<Host>, ConfigError> {
+    source.host.split(',').map(|entry| host(entry.trim(), source.port)).collect()
+}
+
+fn host(entry: &str, default_port: u16) -> Result<Host, ConfigError> {
+    if entry.starts_with('/') {
+        return Ok(Host::Unix { directory: entry.into(), port: default_port });
+    }
+    let bracketed = entry.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    let (name, port) = match (bracketed, entry.split_once(':')) {
+        (Some((address, rest)), _) => (address, rest.strip_prefix(':').or((!rest.is_empty()).then_some("?"))),
+        // More than one colon: an IPv6 address without brackets, and so without a port.
+        (None, Some((name, port))) if !port.contains(':') => (name, Some(port)),
+        _ => (entry, None),
+    };
+    let problem = || {
+        format!(
+            "'{entry}' is not a host; write names or addresses separated by commas, each with :port if it differs"
+        )
+    };
+    let port = port.map_or(Some(default_port), |port| port.parse().ok());
+    match port {
+        Some(port) if !name.is_empty() && !name.contains(char::is_whitespace) => {
+            Ok(Host::Tcp { host: name.into(), port })
+        }
+        _ => Err(ConfigError::field("source.host", problem())),
+    }
+}
+
+fn read_password(file: &Path) -> Result<Secret, ConfigError> {
+    let text = fs::read_to_string(file).map_err(|source| ConfigError::Unreadable {
+        what: "source.passwordFile",
+        path: file.display().to_string(),
+        source,
+    })?;
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+impl SourceTls {
+    /// Refuses what would be ignored.
+    fn check(&self) -> Result<(), ConfigError> {
+        let verifies = matches!(self.mode, TlsMode::VerifyCa | TlsMode::VerifyFull);
+        if self.ca_file.is_some() && !verifies {
+            let problem = "is not used unless source.tls.mode is verify-ca or verify-full";
+            return Err(ConfigError::field("source.tls.caFile", problem));
+        }
+        if self.mode == TlsMode::Disable {
+            if self.cert_file.is_some() || self.key_file.is_some() {
+                return Err(ConfigError::field(
+                    "source.tls.certFile",
+                    "is not used when source.tls.mode is disable",
+                ));
+            }
+            if self.channel_binding == ChannelBinding::Require {
+                let problem = "require needs TLS, and source.tls.mode is disable";
+                return Err(ConfigError::field("source.tls.channelBinding", problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> Result<TlsOptions, ConfigError> {
+        self.check()?;
+        let identity = match (&self.cert_file, &self.key_file) {
+            (Some(certificates), Some(key)) => Some(ClientIdentity {
+                certificates: pem("source.tls.certFile", certificates)?,
+                key: pem("source.tls.keyFile", key)?,
+            }),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(ConfigError::field("source.tls.keyFile", "is missing beside certFile"));
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError::field("source.tls.certFile", "is missing beside keyFile"));
+            }
+        };
+        let options = TlsOptions {
+            mode: self.mode.into(),
+            ca: self.ca_file.as_deref().map(|file| pem("source.tls.caFile", file)).transpose()?,
+            identity,
+            channel_binding: self.channel_binding.into(),
+        };
+        options.check().map_err(|problem| {
+            let field = match problem {
+                TlsError::Authorities { .. } => "source.tls.caFile",
+                TlsError::Identity { .. } => "source.tls.certFile",
+                _ => "source.tls",
+            };
+            ConfigError::field(field, problem.to_string())
+        })?;
+        Ok(options)
+    }
+}
+
+fn pem(what: &'static str, file: &Path) -> Result<Pem, ConfigError> {
+    let path = file.display().to_string();
+    fs::read(file).map(Pem::new).map_err(|source| ConfigError::Unreadable { what, path, source })
+}
+
+impl From<TlsMode> for pg_replication::TlsMode {
+    fn from(mode: TlsMode) -> Self {
+        match mode {
+            TlsMode::Disable => pg_replication::TlsMode::Disable,
+            TlsMode::Require => pg_replication::TlsMode::Require,
+            TlsMode::VerifyCa => pg_replication::TlsMode::VerifyCa,
+            TlsMode::VerifyFull => pg_replication::TlsMode::VerifyFull,
+        }
+    }
+}
+
+impl From<ChannelBinding> for pg_replication::ChannelBinding {
+    fn from(binding: ChannelBinding) -> Self {
+        match binding {
+            ChannelBinding::Prefer => pg_replication::ChannelBinding::Prefer,
+            ChannelBinding::Require => pg_replication::ChannelBinding::Require,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(list: &str) -> Option<String> {
+        let hosts: Result<Vec<_>, _> = list.split(',').map(|entry| host(entry.trim(), 5432)).collect();
+        hosts.ok().map(|hosts| hosts.iter().map(Host::to_string).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn hosts_are_a_list_with_ports_where_they_differ() {
+        assert_eq!(parsed("db").as_deref(), Some("db:5432"));
+        assert_eq!(parsed("db-1, db-2:5433,10.0.0.1").as_deref(), Some("db-1:5432 db-2:5433 10.0.0.1:5432"));
+        assert_eq!(parsed("/run/postgresql").as_deref(), Some("/run/postgresql/.s.PGSQL.5432"));
+        assert_eq!(parsed("::1").as_deref(), Some("::1:5432"));
+        assert_eq!(parsed("[::1]:5433,[fe80::2]").as_deref(), Some("::1:5433 fe80::2:5432"));
+        for wrong in ["", "db,", ",db", "db:", "db:x", "db:70000", ":5432", "[::1]x", "d b"] {
+            assert_eq!(parsed(wrong), None, "{wrong}");
+        }
+    }
+
+    fn problem(tls: SourceTls) -> String {
+        tls.read().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_would_be_ignored_or_cannot_be_used_is_refused_by_its_field() {
+        let here = || Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
+        let verified = SourceTls::default();
+        assert!(verified.read().is_ok(), "verify-full by the web's authorities is the default");
+        let disabled = SourceTls { mode: TlsMode::Disable, ..SourceTls::default() };
+        let required = SourceTls { mode: TlsMode::Require, ca_file: here(), ..SourceTls::default() };
+        assert!(problem(required).starts_with("source.tls.caFile: is not used"));
+        assert!(
+            problem(SourceTls { cert_file: here(), ..disabled.clone() }).starts_with("source.tls.certFile:")
+        );
+        let bound = SourceTls { channel_binding: ChannelBinding::Require, ..disabled };
+        assert!(problem(bound).starts_with("source.tls.channelBinding:"));
+        assert!(
+            problem(SourceTls { cert_file: here(), ..verified.clone() }).starts_with("source.tls.keyFile:")
+        );
+        assert!(
+            problem(SourceTls { ca_file: here(), ..verified.clone() })
+                .starts_with("source.tls.caFile: the trusted")
+        );
+        let missing = SourceTls { ca_file: Some("/nowhere/ca.pem".into()), ..verified.clone() };
+        assert!(problem(missing).contains("source.tls.caFile /nowhere/ca.pem"));
+        let identity = SourceTls { cert_file: here(), key_file: here(), ..verified };
+        assert!(problem(identity).starts_with("source.tls.certFile: the client certificate"));
+    }
+}

@@ -1,0 +1,149 @@
+//! TLS to Postgres: both connections are encrypted, nobody else is believed, and what is rotated is used without a
+//! restart.
+
+use std::path::{Path, PathBuf};
+
+use testbed::certificates::{Authority, Certificate};
+use testbed::guard::Folder;
+use testbed::postgres::{Auth, Postgres, PostgresOptions, ServerTls, Shutdown};
+use testbed::shared;
+
+use crate::fixture::{Relay, Site, heavy};
+use crate::misconfiguration::shows;
+
+/// A Postgres that speaks TLS, authorities, and the files that a relay is given.
+struct Encrypted {
+    postgres: Postgres,
+    site: Site,
+    servers: Authority,
+    clients: Authority,
+    folder: Folder,
+}
+
+impl Encrypted {
+    /// Presents a certificate for 127.0.0.1 and demands one of its clients. The relay's role has its password in a
+    /// file.
+    async fn start() -> Encrypted {
+        let (servers, clients) = (Authority::new("servers").unwrap(), Authority::new("clients").unwrap());
+        let tls = ServerTls {
+            certificate: servers.server(&["127.0.0.1"]).unwrap(),
+            client_authority: Some(clients.pem().to_owned()),
+        };
+        let options = PostgresOptions { auth: Auth::Scram, tls: Some(tls), ..PostgresOptions::default() };
+        let postgres = Postgres::start(options).await.unwrap();
+        let kafka = shared().await.unwrap().kafka_bootstrap();
+        let site = Site::on(&postgres.url("postgres"), kafka).await;
+        site.execute("CREATE ROLE shipper LOGIN SUPERUSER PASSWORD 'first-secret'").await;
+        let folder = Folder::new("relay-files").unwrap();
+        let encrypted = Encrypted { postgres, site, servers, clients, folder };
+        encrypted.write("password", "first-secret\n");
+        encrypted.write("ca.pem", encrypted.servers.pem());
+        encrypted.clients.client("shipper").unwrap().write(encrypted.folder.path(), "client").unwrap();
+        encrypted
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        std::fs::write(self.file(name), content).unwrap();
+    }
+
+    /// A relay with these TLS settings beside the files.
+    fn relay(&self, tls: &str) -> Relay {
+        let password = self.file("password");
+        self.site.launch(|text| {
+            text.replace("mode: disable", tls)
+                .replace("user: postgres", &format!("user: shipper, passwordFile: {}", password.display()))
+        })
+    }
+
+    fn ca(&self) -> String {
+        format!("caFile: {}", self.file("ca.pem").display())
+    }
+
+    fn identity(&self) -> String {
+        let shown = |path: &Path| path.display().to_string();
+        format!("certFile: {}, keyFile: {}", shown(&self.file("client.pem")), shown(&self.file("client.key")))
+    }
+
+    async fn present(&mut self, certificate: &Certificate) {
+        self.postgres.stop(Shutdown::Fast).await.unwrap();
+        self.postgres.present(certificate).unwrap();
+        self.postgres.start_again().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn everything_is_encrypted_and_what_is_rotated_is_used_without_a_restart() {
+    let _place = heavy().await;
+    let mut on = Encrypted::start().await;
+    let relay = on.relay(&format!("channelBinding: require, {}, {}", on.ca(), on.identity()));
+    relay.until_ready().await;
+    let load = on.site.start_load(50.0).await;
+    let unencrypted = on
+        .site
+        .value(
+            "SELECT count(*) FILTER (WHERE NOT ssl OR client_dn IS NULL) || ' of ' || count(*)
+             FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'shipper'",
+        )
+        .await;
+    assert_eq!(unencrypted.as_deref(), Some("0 of 3"), "stream, session and observer");
+
+    // The server's certificate comes from another authority from now on.
+    let next = Authority::new("next").unwrap();
+    on.present(&next.server(&["127.0.0.1"]).unwrap()).await;
+    shows(&relay, "CertificateNotTrusted", "source.tls.caFile").await;
+    on.write("ca.pem", next.pem());
+    relay.until_ready().await;
+
+    // The role's password changes, and its connections end.
+    on.site.execute("ALTER ROLE shipper PASSWORD 'second-secret'").await;
+    on.site.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shipper'").await;
+    shows(&relay, "AuthenticationFailed", "source.user and its password").await;
+    std::fs::remove_file(on.file("password")).unwrap();
+    shows(&relay, "CredentialsUnreadable", "read again at each attempt").await;
+    on.write("password", "second-secret");
+    relay.until_ready().await;
+
+    let verdict = on.site.verdict(load, &relay).await;
+    crate::fixture::right(&verdict);
+    let (code, log) = relay.stop().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("-secret") && !log.contains("PRIVATE KEY"), "{log}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_the_right_one_is_not_spoken_to() {
+    let _place = heavy().await;
+    let mut on = Encrypted::start().await;
+    let (ca, identity) = (on.ca(), on.identity());
+    let full = format!("{ca}, {identity}");
+
+    shows(&on.relay(&identity), "CertificateNotTrusted", "source.tls.caFile").await;
+    shows(&on.relay(&ca), "AuthenticationFailed", "source.tls.certFile").await;
+    on.servers.client("shipper").unwrap().write(on.folder.path(), "client").unwrap();
+    shows(&on.relay(&full), "TlsFailed", "source.tls.certFile").await;
+    on.clients.client("shipper").unwrap().write(on.folder.path(), "client").unwrap();
+
+    let elsewhere = on.servers.server(&["db.test"]).unwrap();
+    on.present(&elsewhere).await;
+    shows(&on.relay(&full), "CertificateForOtherHost", "set source.host to a name").await;
+    on.relay(&format!("mode: verify-ca, {full}")).until_ready().await;
+    let expired = on.servers.expired_server(&["127.0.0.1"]).unwrap();
+    on.present(&expired).await;
+    shows(&on.relay(&full), "CertificateNotTrusted", "renew").await;
+    on.relay(&format!("mode: require, {identity}")).until_ready().await;
+}
+
+#[tokio::test]
+async fn a_server_without_tls_is_not_spoken_to_in_plain_text() {
+    let site = Site::shared().await;
+    for mode in ["require", "verify-ca", "verify-full"] {
+        let relay = site.launch(|text| text.replace("mode: disable", &format!("mode: {mode}")));
+        shows(&relay, "TlsNotOffered", "set ssl = on in Postgres").await;
+    }
+    let seen = site.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()").await;
+    assert_eq!(seen.as_deref(), Some("1"), "only the test itself is connected");
+}
