@@ -39,6 +39,12 @@ impl Framing {
         Framing { buffer: BytesMut::with_capacity(READ_BUFFER_BYTES), allocated: READ_BUFFER_BYTES }
     }
 
+    /// The size of the buffer in memory.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn allocated(&self) -> usize {
+        self.allocated
+    }
+
     /// Where the next bytes are to be appended; there is always room.
     pub(crate) fn space(&mut self) -> &mut BytesMut {
         if self.buffer.capacity() - self.buffer.len() < LEAST_SPACE_BYTES {

@@ -7,6 +7,8 @@ mod connection;
 mod error;
 mod feedback;
 mod framing;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod hosts;
 mod lsn;
 mod options;

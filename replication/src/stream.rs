@@ -284,7 +284,7 @@ fn put_status(status: Status, out: &mut BytesMut) {
     out.put_u8(u8::from(status.reply));
 }
 
-fn parse_frame(mut body: Bytes) -> Result<Frame, Error> {
+pub(crate) fn parse_frame(mut body: Bytes) -> Result<Frame, Error> {
     const XLOG_DATA_HEADER_BYTES: usize = 1 + 3 * 8;
     let mut reader = Reader::new(&body);
     match reader.u8()? {
