@@ -10,6 +10,7 @@
 
 mod feedback;
 mod hosts;
+mod in_between;
 mod login;
 mod slots;
 mod streaming;

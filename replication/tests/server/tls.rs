@@ -12,14 +12,14 @@ impl Server {
         let auth = Auth::Scram;
         Server::with(PostgresOptions { version, auth, tls, ..PostgresOptions::default() }).await
     }
+}
 
-    /// With the password, verified in full by an authority.
-    fn trusting(&self, authority: &Authority) -> ConnectOptions {
-        let mut options = self.options();
-        options.password = self.postgres.password().map(Password::new);
-        options.tls = TlsOptions { ca: Some(Pem::new(authority.pem())), ..TlsOptions::default() };
-        options
-    }
+/// With the password, verified in full by an authority.
+pub fn trusting(server: &Server, authority: &Authority) -> ConnectOptions {
+    let mut options = server.options();
+    options.password = server.postgres.password().map(Password::new);
+    options.tls = TlsOptions { ca: Some(Pem::new(authority.pem())), ..TlsOptions::default() };
+    options
 }
 
 fn in_mode(mode: TlsMode, mut options: ConnectOptions) -> ConnectOptions {
@@ -27,7 +27,7 @@ fn in_mode(mode: TlsMode, mut options: ConnectOptions) -> ConnectOptions {
     options
 }
 
-async fn refused(options: &ConnectOptions) -> Error {
+pub async fn refused(options: &ConnectOptions) -> Error {
     let error = Client::connect(options).await.err().expect("it connected");
     assert!(!format!("{error} {error:?} {options:?}").contains("testbed-password"));
     error
@@ -40,7 +40,7 @@ async fn a_trusted_server_of_the_right_name_is_streamed_from() {
         let authority = Authority::new("authority").unwrap();
         let certificate = authority.server(&["localhost", "127.0.0.1"]).unwrap();
         let server = Server::presenting(version, certificate, None).await;
-        let mut options = server.trusting(&authority);
+        let mut options = trusting(&server, &authority);
         options.tls.channel_binding = ChannelBinding::Require;
         let mut client = Client::connect(&options).await.unwrap();
         let seen = format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {}", client.process_id());
@@ -64,31 +64,31 @@ async fn each_mode_demands_what_it_says() {
     use TlsMode::{Require, VerifyCa, VerifyFull};
     let (ours, other) = (Authority::new("ours").unwrap(), Authority::new("other").unwrap());
     let mut server = Server::presenting(PgVersion::V18, ours.server(&["db.test"]).unwrap(), None).await;
-    let error = refused(&server.trusting(&ours)).await;
+    let error = refused(&trusting(&server, &ours)).await;
     assert!(matches!(error, Error::Tls(TlsError::WrongHost { .. })), "{error}");
     assert!(error.to_string().contains("db.test"), "{error}");
-    Client::connect(&in_mode(VerifyCa, server.trusting(&ours))).await.unwrap();
+    Client::connect(&in_mode(VerifyCa, trusting(&server, &ours))).await.unwrap();
     for mode in [VerifyCa, VerifyFull] {
-        let mut by_the_web = in_mode(mode, server.trusting(&ours));
+        let mut by_the_web = in_mode(mode, trusting(&server, &ours));
         by_the_web.tls.ca = None;
-        for options in [in_mode(mode, server.trusting(&other)), by_the_web] {
+        for options in [in_mode(mode, trusting(&server, &other)), by_the_web] {
             let error = refused(&options).await;
             assert!(matches!(error, Error::Tls(TlsError::NotTrusted { .. })), "{error}");
         }
     }
-    Client::connect(&in_mode(Require, server.trusting(&other))).await.unwrap();
+    Client::connect(&in_mode(Require, trusting(&server, &other))).await.unwrap();
 
     server.postgres.stop(Shutdown::Fast).await.unwrap();
     server.postgres.present(&ours.expired_server(&["127.0.0.1"]).unwrap()).unwrap();
     server.postgres.start_again().await.unwrap();
     for mode in [VerifyCa, VerifyFull] {
-        let error = refused(&in_mode(mode, server.trusting(&ours))).await;
+        let error = refused(&in_mode(mode, trusting(&server, &ours))).await;
         assert!(
             matches!(&error, Error::Tls(TlsError::NotTrusted { what }) if what.contains("expired")),
             "{error}"
         );
     }
-    Client::connect(&in_mode(Require, server.trusting(&ours))).await.unwrap();
+    Client::connect(&in_mode(Require, trusting(&server, &ours))).await.unwrap();
 }
 
 #[tokio::test]
@@ -96,11 +96,11 @@ async fn a_server_without_tls_is_told_nothing() {
     let authority = Authority::new("authority").unwrap();
     let server = Server::start(PgVersion::V18, &[("log_connections", "on")], Auth::Scram).await;
     for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
-        let error = refused(&in_mode(mode, server.trusting(&authority))).await;
+        let error = refused(&in_mode(mode, trusting(&server, &authority))).await;
         assert!(matches!(error, Error::Tls(TlsError::NotOffered)), "{error}");
     }
     assert!(!server.postgres.log().contains("replication connection authorized"));
-    Client::connect(&in_mode(TlsMode::Disable, server.trusting(&authority))).await.unwrap();
+    Client::connect(&in_mode(TlsMode::Disable, trusting(&server, &authority))).await.unwrap();
 }
 
 #[tokio::test]
@@ -109,14 +109,14 @@ async fn a_client_certificate_is_shown_where_it_is_demanded() {
     let certificate = servers.server(&["127.0.0.1"]).unwrap();
     let server = Server::presenting(PgVersion::V18, certificate, Some(&clients)).await;
     let identified = |certificate: Certificate| {
-        let mut options = server.trusting(&servers);
+        let mut options = trusting(&server, &servers);
         let (certificates, key) = (Pem::new(certificate.pem), Pem::new(certificate.key));
         options.tls.identity = Some(ClientIdentity { certificates, key });
         options
     };
     Client::connect(&identified(clients.client("relay").unwrap())).await.unwrap();
 
-    let missing = refused(&server.trusting(&servers)).await;
+    let missing = refused(&trusting(&server, &servers)).await;
     assert_eq!(missing.sqlstate().map(|code| code.class().to_owned()).as_deref(), Some("28"), "{missing}");
     let strange = refused(&identified(servers.client("relay").unwrap())).await;
     assert!(matches!(strange, Error::Tls(TlsError::Handshake { .. })), "{strange}");
@@ -132,8 +132,8 @@ async fn a_login_is_bound_with_every_hash_and_required_binding_is_not_done_witho
         let authority = Authority::signing_with("authority", signature).unwrap();
         let certificate = authority.server(&["127.0.0.1"]).unwrap();
         let server = Server::presenting(PgVersion::V18, certificate, None).await;
-        Client::connect(&server.trusting(&authority)).await.unwrap();
-        let mut required = server.trusting(&authority);
+        Client::connect(&trusting(&server, &authority)).await.unwrap();
+        let mut required = trusting(&server, &authority);
         required.tls.channel_binding = ChannelBinding::Require;
         if signature == Signature::Ed25519 {
             assert!(matches!(refused(&required).await, Error::Auth { .. }), "no binding is defined for it");
