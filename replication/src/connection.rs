@@ -75,18 +75,24 @@ impl Connection {
     /// Reads what is there, or waits until something is.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         // `read_buf` keeps nothing in its future, so making one for each poll loses nothing.
-        let read = ready!(pin!(self.socket.read_buf(self.input.space())).poll(cx));
-        if let Ok(count @ 1..) = read {
-            self.last_read = count;
-            return Poll::Ready(Ok(()));
+        match ready!(pin!(self.socket.read_buf(self.input.space())).poll(cx)) {
+            Ok(count @ 1..) => {
+                self.last_read = count;
+                Poll::Ready(Ok(()))
+            }
+            ended => Poll::Ready(Err(self.ended(ended))),
         }
+    }
+
+    /// The best explanation of why there is nothing more to read.
+    fn ended(&mut self, read: io::Result<usize>) -> Error {
         let ended = read.map_or_else(Error::from, |_| Error::Closed);
-        Poll::Ready(Err(match (ended, self.broken.take()) {
+        match (ended, self.broken.take()) {
             // A server that refuses a client certificate says so, and closes; writing fails before it is read.
             (Error::Tls(refusal), _) => refusal.into(),
             (_, Some(write_error)) => write_error.into(),
             (ended, None) => ended,
-        }))
+        }
     }
 
     /// Writes what is to be written as far as the socket takes it; ready with whether it took all. A failure is

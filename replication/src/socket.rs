@@ -10,10 +10,9 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::client::TlsStream;
 
 use crate::Error;
-use crate::tls::{self, TlsMode, TlsOptions};
+use crate::tls::{self, Encrypted, TlsMode, TlsOptions};
 
 /// A connection this quiet is probed by the system: soon enough to keep firewalls and load balancers, which forget
 /// idle connections after a few minutes, from forgetting this one.
@@ -27,7 +26,7 @@ const UNACKNOWLEDGED_AT_MOST: Duration = Duration::from_secs(60);
 
 pub(crate) enum Socket {
     Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<Encrypted>),
     Unix(UnixStream),
 }
 

@@ -12,7 +12,7 @@ use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -173,15 +173,21 @@ impl TlsOptions {
     }
 }
 
+/// rustls reads 4 KiB at a time; the buffer before it turns that into few calls of the system.
+pub(crate) type Encrypted = TlsStream<BufReader<TcpStream>>;
+
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+
 /// Encrypts a connection that has just been made to `host`.
 pub(crate) async fn upgrade(
     mut stream: TcpStream,
     host: &str,
     options: &TlsOptions,
-) -> Result<TlsStream<TcpStream>, Error> {
+) -> Result<Encrypted, Error> {
     let config = options.client_config()?;
     let name = ServerName::try_from(host.to_owned()).map_err(TlsError::wrong_host)?;
     request(&mut stream).await?;
+    let stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
     Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
 }
 

@@ -1,5 +1,64 @@
+use std::future::poll_fn;
+
 use super::*;
+use crate::connection::Connection;
+use crate::socket::Socket;
+use testbed::certificates::Authority;
 use tokio::net::TcpListener;
+use tokio_rustls::{TlsAcceptor, server};
+
+/// Both ends of a connection that the client has encrypted.
+async fn encrypted() -> (Encrypted, server::TlsStream<TcpStream>) {
+    let authority = Authority::new("authority").unwrap();
+    let certificate = authority.server(&["db.test"]).unwrap();
+    let chain = Pem::new(certificate.pem).certificates().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut theirs, _) = listener.accept().await.unwrap();
+    let options = TlsOptions { ca: Some(Pem::new(authority.pem())), ..TlsOptions::default() };
+    let accepting = async {
+        theirs.read_exact(&mut [0; 8]).await.unwrap();
+        theirs.write_all(b"S").await.unwrap();
+        TlsAcceptor::from(Arc::new(config)).accept(theirs).await.unwrap()
+    };
+    let (ours, theirs) = tokio::join!(upgrade(ours, "db.test", &options), accepting);
+    (ours.unwrap(), theirs)
+}
+
+/// A record holds 16 KiB at most. Handed out one by one, a backlog would look like a trickle.
+#[tokio::test]
+async fn one_read_takes_all_that_has_arrived() {
+    let (ours, mut theirs) = encrypted().await;
+    let mut connection = Connection::new(Socket::Tls(Box::new(ours)));
+    theirs.write_all(&[7; 100_000]).await.unwrap();
+    theirs.flush().await.unwrap();
+    poll_fn(|cx| connection.poll_read(cx)).await.unwrap();
+    assert!(connection.last_read() > 32 * 1024, "{} bytes", connection.last_read());
+}
+
+#[tokio::test]
+async fn nothing_is_installed_for_the_process() {
+    let _both = encrypted().await;
+    assert!(rustls::crypto::CryptoProvider::get_default().is_none());
+}
+
+#[tokio::test]
+async fn a_server_that_vanishes_in_the_midst_has_closed() {
+    let (ours, mut theirs) = encrypted().await;
+    let mut connection = Connection::new(Socket::Tls(Box::new(ours)));
+    theirs.write_all(b"Z\0\0\0\x05I").await.unwrap();
+    theirs.flush().await.unwrap();
+    drop(theirs);
+    assert_eq!(connection.receive().await.unwrap().tag, b'Z');
+    assert!(matches!(connection.receive().await, Err(Error::Closed)));
+}
 
 /// What the client makes of a server that answers the request for TLS with `answer` and hangs up.
 async fn meet(answer: &'static [u8]) -> Error {
