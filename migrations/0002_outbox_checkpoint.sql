@@ -8,6 +8,11 @@ CREATE TABLE outbox_checkpoint (
     system_identifier       bigint      NOT NULL,         -- of the cluster the LSNs below belong to
     timeline                integer     NOT NULL,
     confirmed_lsn           pg_lsn,                       -- every commit before it is in Kafka; NULL until the slot exists
+    -- The first start with rows in the table (source.start: Table). Empty before and after.
+    start_phase             text        CHECK (start_phase IN ('creating', 'copying')),
+    start_lsn               pg_lsn,                       -- where the slot begins
+    start_snapshot          pg_snapshot,                  -- what it shows is not in the stream, and delivered first
+    start_cursor            bigint,                       -- of those rows, the ones up to this seq are in Kafka
     delivered_snapshot      pg_snapshot,                  -- transactions whose rows are all in Kafka
     mapping_version         integer     NOT NULL DEFAULT 1,
     mapping                 jsonb       NOT NULL DEFAULT '{}',  -- topic -> number of partitions events are spread over

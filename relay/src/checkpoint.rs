@@ -5,7 +5,7 @@
 //! advanced, which is a gap.
 
 use pg_replication::EndLsn;
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::sync::watch;
@@ -32,27 +32,53 @@ pub struct History {
 pub struct Checkpoint {
     /// Slot the row speaks of.
     pub slot: String,
-    /// What `confirmed` belongs to.
+    /// What the LSNs of `progress` belong to.
     pub history: History,
-    /// Every commit before it is in Kafka; `None` until the slot exists.
-    pub confirmed: Option<EndLsn>,
+    /// How far the relay has come.
+    pub progress: Progressed,
     /// Where rows go; `None` before the first start.
     pub mappings: Option<Mappings>,
     /// What is known of the partitions.
     pub offsets: Offsets,
 }
 
+/// How far a relay has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progressed {
+    /// It has a row and nothing else.
+    Registered,
+    /// It means to create the slot and store the snapshot that goes with it; whether it did is not known.
+    Creating,
+    /// It delivers the rows that were in the table before the slot.
+    Copying {
+        /// The slot's consistent point: where the stream begins after the copy.
+        from: EndLsn,
+        /// Shows which rows will not be in the stream, as `pg_snapshot` writes it.
+        snapshot: String,
+        /// Of those, every row up to this `seq` is in Kafka.
+        cursor: i64,
+    },
+    /// It streams.
+    Delivered {
+        /// Every commit before it is in Kafka.
+        confirmed: EndLsn,
+    },
+}
+
+/// The cursor of a copy that has delivered nothing: no row has a negative `seq`.
+pub const NOTHING_COPIED: i64 = -1;
+
 /// Reads the row of this relay.
 pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Checkpoint>, Trouble> {
     let table = config.source.table.sibling(TABLE);
     let select = format!(
         "SELECT slot::text, system_identifier, timeline, confirmed_lsn::text AS confirmed,
+                start_phase, start_lsn::text AS start, start_snapshot::text AS snapshot, start_cursor,
                 nullif(mapping, '{{}}') AS mapping, mapping_version, kafka_offsets
          FROM {table} WHERE relay = $1"
     );
     let row = sqlx::query(AssertSqlSafe(select)).bind(&config.name).fetch_optional(&mut *sql).await?;
     let Some(row) = row else { return Ok(None) };
-    let confirmed: Option<String> = row.try_get("confirmed")?;
     let version = row.try_get("mapping_version")?;
     let mappings: Option<Json<Mappings>> = row.try_get("mapping")?;
     Ok(Some(Checkpoint {
@@ -61,10 +87,32 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
             system_identifier: row.try_get::<i64, _>("system_identifier")?.cast_unsigned(),
             timeline: row.try_get::<i32, _>("timeline")?.cast_unsigned(),
         },
-        confirmed: confirmed.and_then(|text| text.parse().ok()).map(EndLsn::new),
+        progress: progressed(&row)?,
         mappings: mappings.map(|Json(mappings)| Mappings { version, ..mappings }),
         offsets: row.try_get::<Json<_>, _>("kafka_offsets")?.0,
     }))
+}
+
+fn progressed(row: &PgRow) -> Result<Progressed, Trouble> {
+    let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok()).map(EndLsn::new);
+    if let Some(confirmed) = lsn(row.try_get("confirmed")?) {
+        return Ok(Progressed::Delivered { confirmed });
+    }
+    let phase: Option<String> = row.try_get("start_phase")?;
+    let stored = lsn(row.try_get("start")?).zip(row.try_get::<Option<String>, _>("snapshot")?);
+    match (phase.as_deref(), stored) {
+        (None, _) => Ok(Progressed::Registered),
+        (Some("copying"), Some((from, snapshot))) => {
+            let cursor = row.try_get::<Option<i64>, _>("start_cursor")?.unwrap_or(NOTHING_COPIED);
+            Ok(Progressed::Copying { from, snapshot, cursor })
+        }
+        (Some("copying"), None) => {
+            let what = "the checkpoint row says that a copy is under way, and not of which rows";
+            Err(Trouble::new(Reason::CheckpointLost, what))
+        }
+        // Created, or about to be: nothing was stored about the slot, so it is of no use.
+        (Some(_), _) => Ok(Progressed::Creating),
+    }
 }
 
 /// Writes the row of a relay that has none, before its slot is created: from then on nobody may drop rows this
@@ -85,11 +133,98 @@ pub async fn register(sql: &mut PgConnection, config: &Config, history: History)
     Ok(())
 }
 
+/// Registers, and says that the slot is about to be created for a copy. Until [`begin_copy`] a slot of the
+/// configured name is the relay's own to drop.
+pub async fn intend_slot(sql: &mut PgConnection, config: &Config, history: History) -> Result<(), Trouble> {
+    let table = config.source.table.sibling(TABLE);
+    let upsert = format!(
+        "INSERT INTO {table} AS c (relay, slot, system_identifier, timeline, start_phase)
+         VALUES ($1, $2::name, $3, $4, 'creating')
+         ON CONFLICT (relay) DO UPDATE
+         SET start_phase = 'creating', timeline = excluded.timeline, updated_at = clock_timestamp()
+         WHERE c.confirmed_lsn IS NULL AND c.start_snapshot IS NULL AND c.system_identifier = $3"
+    );
+    let written = sqlx::query(AssertSqlSafe(upsert))
+        .bind(&config.name)
+        .bind(&config.source.slot.name)
+        .bind(history.system_identifier.cast_signed())
+        .bind(history.timeline.cast_signed())
+        .execute(&mut *sql)
+        .await?;
+    only_row(written.rows_affected(), config)
+}
+
+/// The slot of the intent does not exist: whoever makes one of that name, it is not the relay's to drop.
+pub async fn give_up_slot(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
+    let table = config.source.table.sibling(TABLE);
+    let update =
+        format!("UPDATE {table} SET start_phase = NULL WHERE relay = $1 AND start_phase = 'creating'");
+    sqlx::query(AssertSqlSafe(update)).bind(&config.name).execute(&mut *sql).await?;
+    Ok(())
+}
+
+/// Stores what a copy needs to go on after a crash: from now on the slot and these rows belong together.
+pub async fn begin_copy(
+    sql: &mut PgConnection,
+    config: &Config,
+    from: EndLsn,
+    snapshot: &str,
+) -> Result<(), Trouble> {
+    let table = config.source.table.sibling(TABLE);
+    let update = format!(
+        "UPDATE {table} SET start_phase = 'copying', start_lsn = $2::pg_lsn, start_snapshot = $3::pg_snapshot,
+                start_cursor = {NOTHING_COPIED}, updated_at = clock_timestamp()
+         WHERE relay = $1 AND start_phase = 'creating'"
+    );
+    let written = sqlx::query(AssertSqlSafe(update))
+        .bind(&config.name)
+        .bind(from.to_string())
+        .bind(snapshot)
+        .execute(&mut *sql)
+        .await?;
+    only_row(written.rows_affected(), config)
+}
+
+/// Moves the row to the server's present history: its timeline, and no LSN that this server never reached. The slot
+/// must be held.
+pub async fn adopt(
+    sql: &mut PgConnection,
+    config: &Config,
+    from: History,
+    to: History,
+    reached: EndLsn,
+) -> Result<(), Trouble> {
+    let table = config.source.table.sibling(TABLE);
+    let update = format!(
+        "UPDATE {table} SET timeline = $4, confirmed_lsn = least(confirmed_lsn, $5::pg_lsn), updated_at = clock_timestamp()
+         WHERE relay = $1 AND system_identifier = $2 AND timeline = $3"
+    );
+    let written = sqlx::query(AssertSqlSafe(update))
+        .bind(&config.name)
+        .bind(from.system_identifier.cast_signed())
+        .bind(from.timeline.cast_signed())
+        .bind(to.timeline.cast_signed())
+        .bind(reached.to_string())
+        .execute(&mut *sql)
+        .await?;
+    only_row(written.rows_affected(), config)
+}
+
+fn only_row(written: u64, config: &Config) -> Result<(), Trouble> {
+    if written == 1 {
+        return Ok(());
+    }
+    let what = format!("the checkpoint row of relay '{}' was changed by somebody else", config.name);
+    Err(Trouble::new(Reason::CheckpointLost, what))
+}
+
 /// What to write next.
 #[derive(Clone, Debug)]
 pub struct Progress {
-    /// Every commit before it is in Kafka.
+    /// Every commit before it is in Kafka; while rows are copied, where the stream will begin.
     pub confirmed: EndLsn,
+    /// While rows are copied: up to which `seq` they are in Kafka.
+    pub copied: Option<i64>,
     /// Where rows go.
     pub mappings: Mappings,
     /// Which revision of the mapper `mappings` is.
@@ -98,11 +233,20 @@ pub struct Progress {
     pub offsets: Offsets,
 }
 
+impl Progress {
+    /// What it says once it is written.
+    pub fn committed(&self) -> Committed {
+        Committed { confirmed: self.confirmed, copied: self.copied, revision: self.revision }
+    }
+}
+
 /// What the last committed row says.
 #[derive(Clone, Copy, Debug)]
 pub struct Committed {
     /// Its LSN: what may be confirmed to Postgres.
     pub confirmed: EndLsn,
+    /// Its cursor, while rows are copied.
+    pub copied: Option<i64>,
     /// The revision of the mapper it has: no record goes out under a mapping before it is written down here.
     pub revision: u64,
 }
@@ -162,7 +306,7 @@ async fn write_newest(
     while wanted.changed().await.is_ok() {
         let Some(progress) = wanted.borrow_and_update().clone() else { continue };
         statement.execute(&mut sql, &progress).await?;
-        done.send_replace(Committed { confirmed: progress.confirmed, revision: progress.revision });
+        done.send_replace(progress.committed());
     }
     drop(sql.close().await);
     Ok(())
@@ -176,15 +320,19 @@ struct Statement {
 
 impl Statement {
     /// The WHERE clause is a guard: the row must still be of this history, in the cluster the stream comes from,
-    /// and must not go back.
+    /// and must not go back. While rows are copied there is no confirmed LSN; once there is, no copy begins again.
     fn new(config: &Config, history: History) -> Statement {
         let table = config.source.table.sibling(TABLE);
         let sql = format!(
-            "UPDATE {table} SET confirmed_lsn = $4::pg_lsn, mapping = $5::jsonb, mapping_version = $7,
+            "UPDATE {table} SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
+                    start_phase = CASE WHEN $8 IS NOT NULL THEN start_phase END,
+                    start_lsn = CASE WHEN $8 IS NOT NULL THEN start_lsn END,
+                    start_snapshot = CASE WHEN $8 IS NOT NULL THEN start_snapshot END, mapping = $5::jsonb, mapping_version = $7,
                     kafka_offsets = $6::jsonb, updated_at = clock_timestamp()
              WHERE relay = $1 AND system_identifier = $2 AND timeline = $3
                AND $2 = (SELECT system_identifier FROM pg_control_system())
-               AND (confirmed_lsn IS NULL OR confirmed_lsn <= $4::pg_lsn)"
+               AND (confirmed_lsn IS NULL OR confirmed_lsn <= $4::pg_lsn)
+               AND ($8 IS NULL OR (start_phase = 'copying' AND start_cursor <= $8))"
         );
         Statement { sql, relay: config.name.clone(), history }
     }
@@ -198,6 +346,7 @@ impl Statement {
             .bind(Json(&progress.mappings))
             .bind(Json(&progress.offsets))
             .bind(progress.mappings.version)
+            .bind(progress.copied)
             .execute(sql)
             .await?;
         if updated.rows_affected() == 1 {

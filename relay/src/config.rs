@@ -10,6 +10,6 @@ pub use access::{Access, ChannelBinding, SourceTls, TlsMode};
 pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV};
 pub use model::{
     AdminConfig, Compression, Config, CreationPolicy, Delivery, Publication, Retention, Routing, Sink, Slot,
-    Source, TableName, quote,
+    Source, StartAt, TableName, quote,
 };
 pub use secret::Secret;

@@ -9,22 +9,26 @@ use std::time::{Duration, Instant};
 
 use outbox::Position;
 use pg_replication::pgoutput::{Insert, Message, Relation};
-use pg_replication::{CommitLsn, EndLsn, PgTime};
+use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::OwnedHeaders;
 
+use crate::backfill::StoredRow;
 use crate::config::Config;
+use crate::cursor::Cursor;
 use crate::high_mark::{Admission, Landed, Searched};
 use crate::jobs::{Answer, Jobs};
 use crate::kafka_error;
 use crate::ledger::{Completed, Inconsistent, Ledger};
+use crate::lineage::Lineage;
 use crate::mapping::{Mapper, Mappings, Place, Subject, TopicShape, Unplaceable};
 use crate::metrics::Metrics;
 use crate::partitions::{PartitionId, Partitions};
 use crate::record::{self, RecordStyle, kafka_timestamp};
 use crate::row::{Layout, OutboxRow, RowError};
-use crate::search::{FoundTopic, SearchError};
+use crate::search::{FoundTopic, Phantoms, SearchError};
 use crate::sink::{Ack, AckQueue, Outgoing, Producers, Tag};
+use crate::status::Status;
 use crate::topic_settings::TopicSettings;
 use crate::topic_watch::{News, TopicWatch};
 use crate::trouble::{Reason, Trouble};
@@ -39,6 +43,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How often a topic's settings are read while a row waits that is too large for it.
 const READ_SETTINGS_EVERY: Duration = Duration::from_secs(5);
 
+/// `refilled_rows_total`'s label for rows that were there before the first start.
+pub const CAUSE_START: &str = "start";
+
 /// Whether the stream can go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
@@ -50,12 +57,12 @@ pub enum Flow {
 
 /// What a session starts with.
 pub struct Start {
-    /// Everything before it is in Kafka.
+    /// Everything before it is in Kafka, or will be copied.
     pub confirmed: EndLsn,
-    /// Nothing committed at or beyond it can be in Kafka.
-    pub horizon: EndLsn,
-    /// Timeline of the stream.
-    pub timeline: u32,
+    /// While rows are copied that were there before `confirmed`: up to which `seq` they are in Kafka.
+    pub copied: Option<i64>,
+    /// The server's past. Nothing committed at or beyond its end can be in Kafka.
+    pub lineage: Lineage,
     /// Where rows go.
     pub mappings: Mappings,
     /// What the checkpoint knows of Kafka.
@@ -71,6 +78,26 @@ struct Transaction {
     delivered: bool,
 }
 
+/// Where a row comes from.
+#[derive(Clone, Copy)]
+enum Origin {
+    /// The open transaction of the stream.
+    Stream,
+    /// The table, with its `seq`.
+    Table(i64),
+}
+
+/// A row and what was found out about it.
+struct Judged<'a> {
+    row: OutboxRow<'a>,
+    content_type: Option<&'static str>,
+    position: Position,
+    time: PgTime,
+    bytes: usize,
+    partition: PartitionId,
+    origin: Origin,
+}
+
 /// See the module's text.
 pub struct Delivery {
     table: crate::config::TableName,
@@ -80,8 +107,9 @@ pub struct Delivery {
     max_events: usize,
     max_bytes: usize,
     start: EndLsn,
-    horizon: EndLsn,
-    timeline: u32,
+    lineage: Lineage,
+    /// While rows are copied.
+    cursor: Option<Cursor>,
     /// By relation OID; `None` for a table that is not the outbox.
     layouts: HashMap<u32, Option<Layout>>,
     /// Topics being looked for.
@@ -109,6 +137,7 @@ pub struct Delivery {
     jobs: Jobs,
     in_flight_events: usize,
     in_flight_bytes: usize,
+    status: Status,
     metrics: Metrics,
 }
 
@@ -120,6 +149,7 @@ impl Delivery {
         producers: Producers,
         acks: Arc<AckQueue>,
         jobs: Jobs,
+        status: Status,
         metrics: Metrics,
     ) -> Result<Delivery, Trouble> {
         let mapper = Mapper::new(start.mappings)
@@ -132,8 +162,8 @@ impl Delivery {
             max_events: config.delivery.max_in_flight_events,
             max_bytes: config.delivery.max_in_flight_bytes,
             start: start.confirmed,
-            horizon: start.horizon,
-            timeline: start.timeline,
+            lineage: start.lineage,
+            cursor: start.copied.map(Cursor::new),
             layouts: HashMap::new(),
             wanted: Vec::new(),
             topic_watch: TopicWatch::default(),
@@ -153,6 +183,7 @@ impl Delivery {
             jobs,
             in_flight_events: 0,
             in_flight_bytes: 0,
+            status,
             metrics,
         };
         for topic in delivery.mapper.topics() {
@@ -214,6 +245,45 @@ impl Delivery {
         Ok(Flow::Next)
     }
 
+    /// Deals with a row that was in the table before the slot. Such rows come before anything of the stream, in the
+    /// order of `seq`. Their position is the byte before the slot's beginning, where no commit can be, with `seq` as
+    /// index, so they keep the order of positions. A former process may have sent any of them.
+    pub fn copied(&mut self, layout: &Layout, stored_row: &StoredRow, stored: u64) -> Result<Flow, Trouble> {
+        let (seq, commit) = (stored_row.seq()?, self.before_start());
+        let position = self.lineage.position(commit, seq.cast_unsigned());
+        let row = layout.read(stored_row.values()).map_err(|error| unreadable(position, &error))?;
+        let (time, bytes) = (row.occurred_at.unwrap_or_else(PgTime::now), record::size(&row));
+        let subject = Subject {
+            key: row.key.unwrap_or_else(|| row.id.as_bytes()),
+            bytes,
+            commit,
+            column: |name: &str| {
+                if layout.routes_by(name) { row.route_by } else { layout.text(stored_row.values(), name) }
+            },
+        };
+        let place = destination(&mut self.mapper, &self.partitions, &subject, stored);
+        let Some(partition) = self.settle_on(place, position, &row)? else { return Ok(Flow::Blocked) };
+        let content_type = layout.content_type();
+        let origin = Origin::Table(seq);
+        self.deliver(&Judged { row, content_type, position, time, bytes, partition, origin })
+    }
+
+    /// While rows are copied: up to which `seq` they are all in Kafka.
+    pub fn copied_up_to(&mut self) -> Option<i64> {
+        let first_unconfirmed = self.ledger.first_unconfirmed();
+        self.cursor.as_mut().map(|cursor| cursor.reached(first_unconfirmed))
+    }
+
+    /// All rows to copy were dealt with and are in Kafka: the stream can begin.
+    pub fn copy_is_done(&mut self) {
+        self.cursor = None;
+    }
+
+    /// A commit record needs more than one byte, and begins at a multiple of eight.
+    fn before_start(&self) -> CommitLsn {
+        CommitLsn::new(Lsn::from(self.start.lsn().as_u64().saturating_sub(1)))
+    }
+
     /// A keepalive: everything before `end` has been sent.
     pub fn keepalive(&mut self, end: EndLsn) {
         self.ledger.keepalive(end);
@@ -237,7 +307,7 @@ impl Delivery {
     /// revision of the mapping in the committed checkpoint.
     pub fn watch(&mut self, stored: u64) -> Result<(), Trouble> {
         self.watch_topics();
-        if self.ledger.confirmed() >= self.horizon {
+        if self.ledger.confirmed() >= self.lineage.end() {
             self.spread_over_grown()?;
         }
         let limit = self.mapper.smallest_limit().filter(|_| stored >= self.mapper.revision());
@@ -305,7 +375,8 @@ impl Delivery {
                     }
                 }
             }
-            Answer::Searched { partition, found } => {
+            Answer::Searched { partition, found, phantoms } => {
+                self.report(partition, phantoms);
                 if let Some(mark) = self.partitions.mark(partition) {
                     mark.searched(found);
                 }
@@ -350,7 +421,7 @@ impl Delivery {
         let shapes = BTreeMap::from([(topic.to_owned(), TopicShape { max_message_bytes: limit, ..shape })]);
         // Whatever was sent was committed before the horizon, or is of the last transaction or one before it.
         let behind_last = EndLsn::new((self.last_commit.lsn().as_u64() + 1).into());
-        self.change_mapping(&shapes, self.horizon.max(behind_last))
+        self.change_mapping(&shapes, self.lineage.end().max(behind_last))
     }
 
     fn change_mapping(
@@ -417,7 +488,7 @@ impl Delivery {
 
     fn begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<Flow, Trouble> {
         // Rows before the horizon may have been sent, and are judged by where they went.
-        if !self.horizon.covers(commit) {
+        if !self.lineage.end().covers(commit) {
             self.spread_over_grown()?;
             if !self.grown.is_empty() {
                 return Ok(Flow::Blocked);
@@ -456,12 +527,8 @@ impl Delivery {
         if transaction.delivered {
             return Ok(Flow::Next);
         }
-        let position = Position {
-            timeline: self.timeline,
-            commit_lsn: transaction.commit.lsn().as_u64(),
-            index: transaction.index,
-        };
         let (commit, commit_time) = (transaction.commit, transaction.commit_time);
+        let position = self.lineage.position(commit, transaction.index);
         let row = layout.read(insert.tuple.columns()).map_err(|error| unreadable(position, &error))?;
         let content_type = layout.content_type();
         let bytes = record::size(&row);
@@ -473,43 +540,68 @@ impl Delivery {
                 if layout.routes_by(name) { row.route_by } else { layout.text(insert.tuple.columns(), name) }
             },
         };
-        let (topic, number) = match self.mapper.place(&subject) {
-            Ok(Place::Partition { topic, number, revision }) if revision <= stored => (topic, number),
-            Ok(Place::Partition { .. }) => return Ok(Flow::Blocked),
-            Ok(Place::NewTopic(name)) => {
-                if !self.wanted.iter().any(|wanted| wanted == name) {
-                    self.wanted.push(name.to_owned());
-                    self.jobs.find_topic(name);
-                }
-                return Ok(Flow::Blocked);
-            }
-            Err(error) => return Err(self.unplaceable(position, &row, error)),
-        };
-        let Some(partition) = self.partitions.id(topic, number) else {
-            return Err(violation(format!("{topic} has no partition {number}")));
-        };
+        let place = destination(&mut self.mapper, &self.partitions, &subject, stored);
+        let Some(partition) = self.settle_on(place, position, &row)? else { return Ok(Flow::Blocked) };
         let time = row.occurred_at.unwrap_or(commit_time);
-        let headers = self.style.headers(&row, position, time, content_type);
-        let headers = headers.map_err(|error| poison(position, &row, error))?;
-        if !self.partitions.is_inspected(partition) {
+        let origin = Origin::Stream;
+        let flow = self.deliver(&Judged { row, content_type, position, time, bytes, partition, origin })?;
+        if flow == Flow::Next
+            && let Some(transaction) = &mut self.transaction
+        {
+            transaction.index += 1;
+        }
+        Ok(flow)
+    }
+
+    /// The partition of a row; `None` while it waits for its topic, or for a checkpoint that knows it.
+    fn settle_on(
+        &mut self,
+        place: Result<Destination, Unplaceable>,
+        position: Position,
+        row: &OutboxRow<'_>,
+    ) -> Result<Option<PartitionId>, Trouble> {
+        match place {
+            Ok(Destination::Partition(partition)) => Ok(Some(partition)),
+            Ok(Destination::NotStored) => Ok(None),
+            Ok(Destination::NewTopic(name)) => {
+                if !self.wanted.contains(&name) {
+                    self.jobs.find_topic(&name);
+                    self.wanted.push(name);
+                }
+                Ok(None)
+            }
+            Ok(Destination::Nowhere(what)) => Err(violation(what)),
+            Err(error) => Err(self.unplaceable(position, row, error)),
+        }
+    }
+
+    fn deliver(&mut self, judged: &Judged<'_>) -> Result<Flow, Trouble> {
+        let Judged { row, content_type, position, time, partition, origin, .. } = judged;
+        let headers = self.style.headers(row, *position, *time, *content_type);
+        let headers = headers.map_err(|error| poison(*position, row, error))?;
+        if !self.partitions.is_inspected(*partition) {
             return Ok(Flow::Blocked);
         }
-        let Some(mark) = self.partitions.mark(partition) else { return Ok(Flow::Blocked) };
-        match mark.admit(position, self.horizon.covers(commit)) {
-            Admission::Send => {
-                // Everything that can be wrong with the row was found before this: what is admitted is sent.
-                self.send(&row, headers, time, position, partition, bytes)?
+        let replayed = self.lineage.holds(*position);
+        let Some(mark) = self.partitions.mark(*partition) else { return Ok(Flow::Blocked) };
+        match mark.admit(*position, replayed) {
+            // Everything that can be wrong with the row was found before this: what is admitted is sent.
+            Admission::Send => self.send(judged, headers)?,
+            Admission::AlreadyThere => {
+                self.metrics.duplicates_suppressed_total.inc();
+                if let (Origin::Table(seq), Some(cursor)) = (origin, &mut self.cursor) {
+                    cursor.already_there(*seq);
+                }
             }
-            Admission::AlreadyThere => self.metrics.duplicates_suppressed_total.inc(),
             Admission::Search { from } => {
+                let Some((topic, number)) = self.partitions.place(*partition) else {
+                    return Ok(Flow::Blocked);
+                };
                 let min_in_sync = self.partitions.settings(topic).and_then(|s| s.min_in_sync_replicas);
-                self.jobs.search(partition, topic, number, from, min_in_sync);
+                self.jobs.search(*partition, topic, number, from, min_in_sync);
                 return Ok(Flow::Blocked);
             }
             Admission::Wait => return Ok(Flow::Blocked),
-        }
-        if let Some(transaction) = &mut self.transaction {
-            transaction.index += 1;
         }
         Ok(Flow::Next)
     }
@@ -524,15 +616,9 @@ impl Delivery {
         poison(position, row, error)
     }
 
-    fn send(
-        &mut self,
-        row: &OutboxRow<'_>,
-        headers: OwnedHeaders,
-        time: PgTime,
-        position: Position,
-        partition: PartitionId,
-        bytes: usize,
-    ) -> Result<(), Trouble> {
+    fn send(&mut self, judged: &Judged<'_>, headers: OwnedHeaders) -> Result<(), Trouble> {
+        let Judged { row, position, time, bytes, partition, origin, .. } = judged;
+        let (position, time, bytes, partition) = (*position, *time, *bytes, *partition);
         let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
         // It may have been smaller than the limit when it was read before, and be too large now.
         if let Err(error) = self.mapper.fits(topic, bytes) {
@@ -554,7 +640,14 @@ impl Delivery {
             timestamp,
         };
         let bytes = record.bytes();
-        let entry = self.ledger.row()?;
+        let entry = match *origin {
+            Origin::Stream => self.ledger.row()?,
+            Origin::Table(seq) => {
+                let entry = self.ledger.lone_row(self.before_start(), time, self.start)?;
+                self.cursor.iter_mut().for_each(|cursor| cursor.sent(entry, seq));
+                entry
+            }
+        };
         self.producers.send(record, Tag::new(entry, partition)).map_err(|error| not_accepted(row, &error))?;
         if let Some(mark) = self.partitions.mark(partition) {
             mark.sent(position);
@@ -582,7 +675,11 @@ impl Delivery {
         };
         let commit = self.ledger.commit_lsn(entry);
         let completed = self.ledger.acknowledge(entry)?;
-        self.observe(completed);
+        if self.cursor.is_some() {
+            self.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]).inc();
+        } else {
+            self.observe(completed);
+        }
         self.metrics.events_total.with_label_values(&[topic]).inc();
         self.metrics.bytes_total.inc_by(ack.bytes as u64);
         let topic = topic.to_owned();
@@ -598,9 +695,26 @@ impl Delivery {
             Some(Landed::InOrder) | None => {}
         }
         if let Some((offset, commit)) = offset.zip(commit) {
-            self.partitions.acknowledged(partition, entry, self.timeline, commit, offset);
+            let timeline = self.lineage.position(commit, 0).timeline;
+            self.partitions.acknowledged(partition, entry, timeline, commit, offset);
         }
         Ok(())
+    }
+
+    /// Events whose rows this server does not have cannot be taken out of Kafka: a person has to know which they are.
+    fn report(&self, partition: PartitionId, phantoms: Phantoms) {
+        if phantoms.count == 0 {
+            return;
+        }
+        let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
+        tracing::warn!(
+            topic,
+            events = phantoms.count,
+            ids = phantoms.ids.join(" "),
+            "Kafka has events that are not of this server's history: it was restored, or took over without them"
+        );
+        self.metrics.phantom_events.add(i64::try_from(phantoms.count).unwrap_or(i64::MAX));
+        self.status.phantoms(phantoms);
     }
 
     fn hole_read(&mut self, partition: PartitionId, found: Searched) {
@@ -621,6 +735,31 @@ impl Delivery {
         // Negative when the database's clock is ahead of this machine's.
         self.metrics.commit_to_ack_seconds.observe(micros.max(0) as f64 / 1e6);
     }
+}
+
+/// Where a row goes.
+enum Destination {
+    Partition(PartitionId),
+    /// The checkpoint does not know the place yet.
+    NotStored,
+    NewTopic(String),
+    Nowhere(String),
+}
+
+fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
+    mapper: &mut Mapper,
+    partitions: &Partitions,
+    subject: &Subject<'a, F>,
+    stored: u64,
+) -> Result<Destination, Unplaceable> {
+    Ok(match mapper.place(subject)? {
+        Place::Partition { topic, number, revision } if revision <= stored => {
+            let nowhere = || Destination::Nowhere(format!("{topic} has no partition {number}"));
+            partitions.id(topic, number).map_or_else(nowhere, Destination::Partition)
+        }
+        Place::Partition { .. } => Destination::NotStored,
+        Place::NewTopic(name) => Destination::NewTopic(name.to_owned()),
+    })
 }
 
 fn violation(what: String) -> Trouble {

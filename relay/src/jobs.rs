@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::high_mark::{Hole, Searched};
 use crate::partitions::{PartitionId, ToInspect};
-use crate::search::{FoundTopic, SearchError, Searcher};
+use crate::search::{FoundTopic, Phantoms, SearchError, Searcher};
 use crate::status::Status;
 use crate::topic_settings::TopicSettings;
 use crate::topic_watch::Seen;
@@ -57,6 +57,8 @@ pub enum Answer {
         partition: PartitionId,
         /// What it holds.
         found: Searched,
+        /// What it holds of another history.
+        phantoms: Phantoms,
     },
     /// A hole was read.
     HoleRead {
@@ -148,8 +150,8 @@ impl Jobs {
         let topic = topic.to_owned();
         self.ask(move |searcher| {
             searcher.wait_until_replicated(&topic, number, min_in_sync)?;
-            let found = searcher.search(&topic, number, from, None)?;
-            Ok(Answer::Searched { partition, found })
+            let (found, phantoms) = searcher.search(&topic, number, from, None)?;
+            Ok(Answer::Searched { partition, found, phantoms })
         });
     }
 
@@ -162,7 +164,7 @@ impl Jobs {
     pub fn read_hole(&self, partition: PartitionId, topic: &str, number: i32, hole: Hole) {
         let topic = topic.to_owned();
         self.ask(move |searcher| {
-            let found = searcher.search(&topic, number, hole.from, Some(hole.until))?;
+            let (found, _) = searcher.search(&topic, number, hole.from, Some(hole.until))?;
             Ok(Answer::HoleRead { partition, found })
         });
     }

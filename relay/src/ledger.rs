@@ -84,6 +84,19 @@ impl Ledger {
         Ok(id - 1)
     }
 
+    /// A row that is a transaction by itself was handed to a producer; returns the entry its acknowledgement names.
+    pub fn lone_row(
+        &mut self,
+        commit: CommitLsn,
+        commit_time: PgTime,
+        end: EndLsn,
+    ) -> Result<EntryId, Inconsistent> {
+        self.begin(commit, commit_time)?;
+        let id = self.row()?;
+        self.commit(end)?;
+        Ok(id)
+    }
+
     /// Commit message. Returns the transaction if it had rows and all of them are acknowledged already.
     pub fn commit(&mut self, end: EndLsn) -> Result<Option<Completed>, Inconsistent> {
         let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
@@ -217,6 +230,17 @@ mod tests {
         assert_eq!(ledger.confirmed(), end(100), "what ends where the commit record begins is before it");
         ledger.commit(end(108)).unwrap();
         assert_eq!(ledger.confirmed(), end(108));
+    }
+
+    #[test]
+    fn rows_that_were_there_before_the_stream_confirm_nothing_beyond_its_beginning() {
+        let mut ledger = Ledger::new(end(100));
+        let rows = [0; 3].map(|_| ledger.lone_row(commit_at(99), PgTime::default(), end(100)).unwrap());
+        ledger.acknowledge(rows[1]).unwrap();
+        assert_eq!(ledger.first_unconfirmed(), rows[0]);
+        ledger.acknowledge(rows[0]).unwrap();
+        assert_eq!(ledger.first_unconfirmed(), rows[2]);
+        assert_eq!(ledger.confirmed(), end(100));
     }
 
     #[test]

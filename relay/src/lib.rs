@@ -5,7 +5,8 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | take the slot, judge what was found | [`session`], [`verdict`] |
+//! | take the slot, judge what was found | [`session`], [`verdict`], [`lineage`] |
+//! | what was in the table before the slot | [`start`], [`backfill`], [`cursor`] |
 //! | own the stream, confirm to Postgres | [`pump`] |
 //! | message to row | [`row`] |
 //! | row to topic and partition | [`routing`], [`partitions`] |
@@ -16,14 +17,17 @@
 //! [`watchdog`] notices producers that are stuck. [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong; [`status`] and
 //! [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away.
 
+pub mod backfill;
 pub mod checkpoint;
 pub mod config;
+pub mod cursor;
 pub mod delivery;
 pub mod high_mark;
 pub mod inspect;
 pub mod jobs;
 pub mod kafka_error;
 pub mod ledger;
+pub mod lineage;
 pub mod mapping;
 pub mod metrics;
 pub mod observer;
@@ -37,6 +41,7 @@ pub mod search;
 pub mod session;
 pub mod sink;
 pub mod source;
+pub mod start;
 pub mod status;
 pub mod topic_settings;
 pub mod topic_watch;

@@ -131,6 +131,12 @@ impl Mappings {
         topics
     }
 
+    /// Whether a topic is selected by the column of that name in any of them.
+    pub fn read(&self, column: &str) -> bool {
+        let all = self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current]);
+        all.into_iter().any(|mapping| mapping.rule.routing.by_field == column)
+    }
+
     /// The smallest limit of any topic: no batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
         self.current.smallest_limit()

@@ -2,15 +2,18 @@
 //! checkpoints written, and confirms to Postgres what a committed checkpoint says. It never waits for Kafka: when
 //! the budget is used up it stops reading, and confirmations go on by their own timer.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pg_replication::{EndLsn, Frame, Stream};
+use prometheus::IntCounter;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::checkpoint::{Progress, Writer};
-use crate::delivery::{Delivery, Flow};
+use crate::backfill::{Pages, StoredRow};
+use crate::checkpoint::{Committed, Progress, Writer};
+use crate::delivery::{CAUSE_START, Delivery, Flow};
 use crate::jobs::Answer;
 use crate::metrics::Metrics;
 use crate::sink::AckQueue;
@@ -54,6 +57,8 @@ pub struct Pump {
     acks: std::sync::Arc<AckQueue>,
     answers: mpsc::UnboundedReceiver<Answer>,
     writer: Writer,
+    /// What has to be delivered before the stream is read.
+    copy: Option<Copy>,
     status: Status,
     metrics: Metrics,
     /// A message that could not go on.
@@ -62,11 +67,21 @@ pub struct Pump {
     poisoned: bool,
     requested: Requested,
     gulps: Gulps,
+    copied_rows: IntCounter,
+}
+
+/// Rows that were there before the slot.
+struct Copy {
+    pages: Pages,
+    page: VecDeque<StoredRow>,
+    /// Every page was read.
+    exhausted: bool,
 }
 
 /// The last checkpoint asked for.
 struct Requested {
     confirmed: EndLsn,
+    copied: Option<i64>,
     /// Of the mapping.
     revision: u64,
     at: Instant,
@@ -82,12 +97,15 @@ impl Pump {
         acks: std::sync::Arc<AckQueue>,
         answers: mpsc::UnboundedReceiver<Answer>,
         writer: Writer,
+        pages: Option<Pages>,
         status: Status,
         metrics: Metrics,
     ) -> Pump {
         let committed = writer.committed();
+        let copied_rows = metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
         let requested = Requested {
             confirmed: committed.confirmed,
+            copied: committed.copied,
             revision: committed.revision,
             at: Instant::now(),
             transactions: metrics.transactions_total.get(),
@@ -98,12 +116,14 @@ impl Pump {
             acks,
             answers,
             writer,
+            copy: pages.map(|pages| Copy { pages, page: VecDeque::new(), exhausted: false }),
             status,
             metrics,
             parked: None,
             poisoned: false,
             requested,
             gulps: Gulps::default(),
+            copied_rows,
         }
     }
 
@@ -116,7 +136,13 @@ impl Pump {
             self.delivery.settle_acks()?;
             self.confirm()?;
             let may_read = draining.is_none() || self.delivery.in_transaction();
-            let wants_input = may_read && self.work_off()?;
+            let (wants_input, wants_page, goes_on) = match self.copy {
+                Some(_) if may_read => {
+                    let step = self.copy_rows()?;
+                    (false, step == CopyStep::NeedsPage, step == CopyStep::HasMore)
+                }
+                _ => (self.copy.is_none() && may_read && self.work_off()?, false, false),
+            };
             if let Some(since) = draining
                 && let Some(ended) = self.drained(since).await?
             {
@@ -137,6 +163,8 @@ impl Pump {
                 () = self.acks.arrived() => {}
                 changed = self.writer.changed() => changed?,
                 Some(answer) = self.answers.recv() => self.delivery.answer(answer)?,
+                () = std::future::ready(()), if goes_on => {}
+                page = next_page(&mut self.copy), if wants_page => self.take_page(page?),
                 filled = fill_or_idle(&mut self.stream, wants_input) => {
                     filled?;
                     self.gulps.read(self.stream.last_read_len());
@@ -149,6 +177,58 @@ impl Pump {
     /// Gives back what the session has to end: the stream, and the producers within `Delivery`.
     pub fn into_parts(self) -> (Stream, Delivery) {
         (self.stream, self.delivery)
+    }
+
+    /// Deals with rows that were there before the slot, a burst at most.
+    fn copy_rows(&mut self) -> Result<CopyStep, Trouble> {
+        let stored = self.writer.committed().revision;
+        for _ in 0..BURST {
+            let Some(copy) = &mut self.copy else { return Ok(CopyStep::HasMore) };
+            let Some(row) = copy.page.front() else {
+                return if copy.exhausted { self.end_copy() } else { Ok(CopyStep::NeedsPage) };
+            };
+            if !self.delivery.has_room() {
+                return Ok(CopyStep::Waits);
+            }
+            let flow = match self.delivery.copied(copy.pages.layout(), row, stored) {
+                Ok(Flow::Next) => {
+                    copy.page.pop_front();
+                    self.not_poisoned();
+                    continue;
+                }
+                Err(trouble) if trouble.reason == Reason::PoisonRow => self.poisoned(trouble),
+                flow => flow?,
+            };
+            if flow == Flow::Blocked {
+                self.request_checkpoint(false);
+                return Ok(CopyStep::Waits);
+            }
+        }
+        Ok(CopyStep::HasMore)
+    }
+
+    /// Once everything copied is in Kafka, says so in the checkpoint, and reads the stream when that is written.
+    fn end_copy(&mut self) -> Result<CopyStep, Trouble> {
+        if !self.delivery.ledger().is_empty() {
+            return Ok(CopyStep::Waits);
+        }
+        self.delivery.copy_is_done();
+        self.request_checkpoint(true);
+        if self.writer.committed().copied.is_some() {
+            return Ok(CopyStep::Waits);
+        }
+        self.copy = None;
+        self.status.enter(Phase::Streaming);
+        tracing::info!("the rows that were there before the slot are delivered; streaming");
+        Ok(CopyStep::HasMore)
+    }
+
+    fn take_page(&mut self, page: Option<Vec<StoredRow>>) {
+        let Some(copy) = &mut self.copy else { return };
+        match page {
+            Some(rows) => copy.page.extend(rows),
+            None => copy.exhausted = true,
+        }
     }
 
     /// Deals with what is buffered, a burst at most. Answers whether it is time to read more.
@@ -172,9 +252,8 @@ impl Pump {
                 Err(trouble) if trouble.reason == Reason::PoisonRow => self.poisoned(trouble),
                 flow => flow?,
             };
-            if flow == Flow::Next && std::mem::take(&mut self.poisoned) {
-                tracing::info!("the row that stopped delivery can be delivered now");
-                self.status.blocked(None);
+            if flow == Flow::Next {
+                self.not_poisoned();
             }
             if flow == Flow::Blocked {
                 self.parked = Some(data);
@@ -196,6 +275,13 @@ impl Pump {
         Flow::Blocked
     }
 
+    fn not_poisoned(&mut self) {
+        if std::mem::take(&mut self.poisoned) {
+            tracing::info!("the row that stopped delivery can be delivered now");
+            self.status.blocked(None);
+        }
+    }
+
     /// Tells Postgres what the committed checkpoint says. A stream replayed from before it gets there later.
     fn confirm(&mut self) -> Result<(), Trouble> {
         let received = EndLsn::new(self.stream.received());
@@ -211,14 +297,15 @@ impl Pump {
         let idle_due =
             advanced >= IDLE_CHECKPOINT_BYTES || self.requested.at.elapsed() >= IDLE_CHECKPOINT_EVERY;
         let due = advanced > 0 && (force || transactions != self.requested.transactions || idle_due);
-        if !due && revision == self.requested.revision {
+        let copied = self.delivery.copied_up_to();
+        if !due && revision == self.requested.revision && copied == self.requested.copied {
             return;
         }
-        self.requested = Requested { confirmed, revision, at: Instant::now(), transactions };
+        self.requested = Requested { confirmed, copied, revision, at: Instant::now(), transactions };
         let first_unconfirmed = self.delivery.ledger().first_unconfirmed();
         let mappings = self.delivery.mapper().stored();
         let offsets = self.delivery.partitions().offsets(first_unconfirmed);
-        self.writer.write(Progress { confirmed, mappings, revision, offsets });
+        self.writer.write(Progress { confirmed, copied, mappings, revision, offsets });
     }
 
     fn tick(&mut self) -> Result<(), Trouble> {
@@ -233,6 +320,7 @@ impl Pump {
             in_flight_events,
             in_flight_bytes,
             oldest_commit: ledger.oldest_commit_time(),
+            copied_rows: (self.copied_rows.get() > 0 || self.copy.is_some()).then(|| self.copied_rows.get()),
         };
         self.status.numbers(numbers);
         let metrics = &self.metrics;
@@ -266,8 +354,9 @@ impl Pump {
             return Ok(None);
         }
         self.request_checkpoint(true);
-        let wanted = self.requested.confirmed;
-        while self.writer.committed().confirmed < wanted {
+        let Requested { confirmed, copied, .. } = self.requested;
+        let stored = |row: Committed| row.confirmed >= confirmed && row.copied == copied;
+        while !stored(self.writer.committed()) {
             let left = DRAIN_WITHIN.saturating_sub(since.elapsed()).max(TICK);
             match tokio::time::timeout(left, self.writer.changed()).await {
                 Ok(changed) => changed?,
@@ -276,6 +365,23 @@ impl Pump {
         }
         self.confirm()?;
         Ok(Some(if settled { Ended::Drained } else { Ended::GaveUp }))
+    }
+}
+
+/// What a copy needs next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum CopyStep {
+    NeedsPage,
+    /// Only its turn.
+    HasMore,
+    /// An acknowledgement, an answer, or a checkpoint.
+    Waits,
+}
+
+async fn next_page(copy: &mut Option<Copy>) -> Result<Option<Vec<StoredRow>>, Trouble> {
+    match copy {
+        Some(copy) => copy.pages.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -169,6 +169,11 @@ impl Layout {
     }
 }
 
+/// Whether the relay reads the column of that name, besides the one that selects the topic.
+pub fn is_read(name: &str) -> bool {
+    role(name) != Role::Ignored
+}
+
 fn role(name: &str) -> Role {
     match name {
         column::ID => Role::Id,

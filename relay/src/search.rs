@@ -17,6 +17,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::Sink;
 use crate::high_mark::Searched;
 use crate::kafka_error::reason_of_kafka;
+use crate::lineage::Lineage;
 use crate::partitions::Floor;
 use crate::sink::client_config;
 use crate::topic_settings::TopicSettings;
@@ -61,6 +62,27 @@ pub struct FoundTopic {
     pub settings: Option<TopicSettings>,
 }
 
+/// Records of ours at positions the server's log never went through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Phantoms {
+    /// How many.
+    pub count: u64,
+    /// Event ids of the first of them.
+    pub ids: Vec<String>,
+}
+
+impl Phantoms {
+    /// Ids kept for a person to look at; an outage may have made thousands of phantoms.
+    pub const MAX_IDS: usize = 100;
+
+    /// Adds what another search found.
+    pub fn add(&mut self, other: Phantoms) {
+        self.count += other.count;
+        self.ids.extend(other.ids);
+        self.ids.truncate(Self::MAX_IDS);
+    }
+}
+
 /// Looks into Kafka on behalf of one session.
 pub struct Searcher {
     pub(crate) sink: Sink,
@@ -68,13 +90,13 @@ pub struct Searcher {
     /// Held by whoever reads records: there is one assignment.
     reading: Mutex<()>,
     source: String,
-    timeline: u32,
+    lineage: Lineage,
     cancelled: AtomicBool,
 }
 
 impl Searcher {
-    /// A searcher for records whose `ce_source` is `source`, on `timeline`.
-    pub fn new(sink: &Sink, source: String, timeline: u32) -> Result<Searcher, KafkaError> {
+    /// A searcher for records whose `ce_source` is `source`, of the past that is `lineage`.
+    pub fn new(sink: &Sink, source: String, lineage: Lineage) -> Result<Searcher, KafkaError> {
         let consumer: BaseConsumer = client_config(sink)
             // Never joined: a consumer cannot be made without the name of a group.
             .set("group.id", "outbox-relay-search")
@@ -89,7 +111,7 @@ impl Searcher {
             .set("fetch.message.max.bytes", "1048576")
             .create()?;
         let (reading, cancelled) = (Mutex::new(()), AtomicBool::new(false));
-        Ok(Searcher { sink: sink.clone(), consumer, reading, source, timeline, cancelled })
+        Ok(Searcher { sink: sink.clone(), consumer, reading, source, lineage, cancelled })
     }
 
     /// Makes every call return soon.
@@ -132,13 +154,16 @@ impl Searcher {
     }
 
     /// Reads a partition from `from` to its end, or to `until`, and reports our own records.
+    ///
+    /// To its end means: what was there before this session. What `until` bounds was appended during it, by a process
+    /// that may know more of the log than the server had at the session's beginning.
     pub fn search(
         &self,
         topic: &str,
         partition: i32,
         from: i64,
         until: Option<i64>,
-    ) -> Result<Searched, SearchError> {
+    ) -> Result<(Searched, Phantoms), SearchError> {
         let (low, high) = self.watermarks(topic, partition)?;
         if high < from {
             let what = format!("it ends at offset {high}, but {from} was reached before");
@@ -173,25 +198,30 @@ impl Searcher {
         found
     }
 
-    fn read(&self, start: i64, until: Option<i64>) -> Result<Searched, SearchError> {
+    fn read(&self, start: i64, until: Option<i64>) -> Result<(Searched, Phantoms), SearchError> {
         let mut found = Searched { highest: None, own_records: 0, end: start };
+        let mut phantoms = Phantoms::default();
         while !self.is_cancelled() {
             match self.consumer.poll(POLL) {
                 None => {}
                 Some(Ok(message)) if until.is_some_and(|until| message.offset() >= until) => {
-                    return Ok(found);
+                    return Ok((found, phantoms));
                 }
                 Some(Ok(message)) => {
                     found.end = message.offset() + 1;
-                    if let Some(position) = self.own_position(&message) {
-                        found.highest = found.highest.max(Some(position));
-                        found.own_records += 1;
+                    match self.position(&message) {
+                        None => {}
+                        Some(position) if self.counts(position, until.is_some()) => {
+                            found.highest = found.highest.max(Some(position));
+                            found.own_records += 1;
+                        }
+                        Some(_) => phantoms.add(Phantoms { count: 1, ids: event_id(&message) }),
                     }
                     if until == Some(found.end) {
-                        return Ok(found);
+                        return Ok((found, phantoms));
                     }
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(found),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok((found, phantoms)),
                 Some(Err(error)) if is_refusal(&error) => return Err(SearchError::Refused(error)),
                 Some(Err(error)) => tracing::debug!(%error, "searching Kafka"),
             }
@@ -199,20 +229,17 @@ impl Searcher {
         Err(SearchError::Cancelled)
     }
 
-    /// The position of a record, if it is ours and of our history.
-    fn own_position(&self, message: &BorrowedMessage<'_>) -> Option<Position> {
-        self.position(message).filter(|position| position.timeline == self.timeline)
+    /// Whether a record at this position is an event of this server.
+    fn counts(&self, position: Position, appended_now: bool) -> bool {
+        if appended_now { self.lineage.is_on_line(position) } else { self.lineage.holds(position) }
     }
 
-    /// The position of a record, if it is ours.
+    /// The position of a record, if it is ours, of whatever history.
     pub(crate) fn position(&self, message: &BorrowedMessage<'_>) -> Option<Position> {
-        let headers = message.headers()?;
-        let value =
-            |name: &str| headers.iter().find(|header| header.key == name).and_then(|header| header.value);
-        if value(header::CE_SOURCE)? != self.source.as_bytes() {
+        if value_of(message, header::CE_SOURCE)? != self.source.as_bytes() {
             return None;
         }
-        std::str::from_utf8(value(header::CE_SEQUENCE)?).ok()?.parse().ok()
+        std::str::from_utf8(value_of(message, header::CE_SEQUENCE)?).ok()?.parse().ok()
     }
 
     /// Makes a request until it succeeds.
@@ -245,6 +272,14 @@ impl Searcher {
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
+}
+
+fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m [u8]> {
+    message.headers()?.iter().find(|header| header.key == name).and_then(|header| header.value)
+}
+
+fn event_id(message: &BorrowedMessage<'_>) -> Vec<String> {
+    value_of(message, header::CE_ID).map(|id| String::from_utf8_lossy(id).into_owned()).into_iter().collect()
 }
 
 /// Errors that asking again will not cure.

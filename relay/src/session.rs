@@ -4,21 +4,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pg_replication::{Client, EndLsn, PgOutput, SlotOptions, Snapshot, Stream};
+use pg_replication::{Client, EndLsn, Lsn, PgOutput, Stream, TimelineHistory};
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
-use crate::checkpoint::{self, Committed, History, Progress, Writer};
-use crate::config::{Config, CreationPolicy};
+use crate::backfill::{Backfill, Pages};
+use crate::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
+use crate::config::{Config, StartAt};
 use crate::delivery::{Delivery, Start};
 use crate::jobs::Jobs;
+use crate::lineage::Lineage;
 use crate::mapping::{Mappings, Rule};
 use crate::metrics::Metrics;
-use crate::partitions::{Offsets, Partitions};
+use crate::partitions::Partitions;
 use crate::pump::{Ended, Pump};
 use crate::search::Searcher;
 use crate::sink::{AckQueue, Producers};
-use crate::source;
+use crate::{source, start};
 use crate::status::{Phase, Status};
 use crate::trouble::{Reason, Trouble};
 use crate::verdict::{Findings, Verdict, judge};
@@ -43,6 +45,8 @@ struct Opened {
     sql: PgConnection,
     history: History,
     start: Start,
+    /// Rows to deliver before the stream.
+    copy: Option<Backfill>,
     committed: Committed,
 }
 
@@ -70,13 +74,14 @@ async fn open(context: &Context) -> Result<Opened, Trouble> {
     // The stream first: it finds the host, and is stricter about the server's certificate.
     let mut client = source::connect_replication(&config.source, access.clone()).await?;
     let identity = client.identify_system().await?;
-    let history = History { system_identifier: identity.system_id, timeline: identity.timeline };
+    let timelines = client.timeline_history(identity.timeline).await?;
+    let server = Server { system_identifier: identity.system_id, timelines };
     let mut sql = source::connect_to(&config.source, &access, client.host(), "session").await?;
-    source::check_same_server(&mut sql, history).await?;
+    source::check_same_server(&mut sql, server.history()).await?;
     source::check_preconditions(&mut sql, &config.source).await?;
     source::ensure_publication(&mut sql, &config.source).await?;
-    if judge_now(&mut sql, config, history).await? == Verdict::CreateSlot {
-        create_slot(&mut sql, &mut client, config, history).await?;
+    if creates(judge_now(&mut sql, config, &server).await?.verdict) {
+        create_slot(&mut sql, &mut client, config, &server).await?;
     }
     let output = PgOutput {
         publications: vec![config.source.publication.name.clone()],
@@ -88,22 +93,32 @@ async fn open(context: &Context) -> Result<Opened, Trouble> {
     // be in Kafka once the checkpoint has been read while the slot is held.
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
     tracing::info!(slot = %config.source.slot.name, "the slot is held");
-    let Verdict::Stream { confirmed } = judge_now(&mut sql, config, history).await? else {
-        return Err(Trouble::new(Reason::SlotLost, "the slot vanished while it was being taken"));
+    let judged = judge_now(&mut sql, config, &server).await?;
+    let (confirmed, copy) = match (judged.verdict, judged.copy()) {
+        (Verdict::Copy { from }, Some(backfill)) => (from, Some(backfill)),
+        (Verdict::Stream { confirmed, .. }, _) => (confirmed, None),
+        _ => return Err(Trouble::new(Reason::SlotLost, "the slot vanished while it was being taken")),
     };
-    let checkpoint = checkpoint::load(&mut sql, config).await?;
+    let history = server.history();
+    go_on_from(&mut sql, config, &judged, history, confirmed).await?;
+    let flush = source::flush_lsn(&mut sql).await?;
+    let copied = copy.as_ref().map(|backfill| backfill.after);
+    // Rows that are copied lie right before the slot's beginning, and may have been sent.
+    let end = if copied.is_some() { flush.max(just_behind(confirmed)) } else { flush };
     let (stored, offsets) =
-        checkpoint.map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
-    let horizon = source::flush_lsn(&mut sql).await?;
-    let mappings = mappings_of(config, stored, confirmed, horizon);
-    checkpoint::register(&mut sql, config, history).await?;
-    let progress = Progress { confirmed, mappings, revision: 0, offsets };
+        judged.checkpoint.map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
+    let mappings = mappings_of(config, stored, confirmed, end);
+    let progress = Progress { confirmed, copied, mappings, revision: 0, offsets };
     checkpoint::write_now(&mut sql, config, history, &progress).await?;
+    let committed = progress.committed();
     let Progress { mappings, offsets, .. } = progress;
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
-    let start = Start { confirmed, horizon, timeline: history.timeline, mappings, partitions };
-    let committed = Committed { confirmed, revision: 0 };
-    Ok(Opened { stream, sql, history, start, committed })
+    let start = Start { confirmed, copied, lineage: Lineage::new(server.timelines, end), mappings, partitions };
+    Ok(Opened { stream, sql, history, start, copy, committed })
+}
+
+fn just_behind(lsn: EndLsn) -> EndLsn {
+    EndLsn::new(Lsn::from(lsn.lsn().as_u64().saturating_add(1)))
 }
 
 /// The mapping to deliver under: the configured one, with what was stored for the rows it may have sent.
@@ -122,37 +137,101 @@ fn mappings_of(config: &Config, stored: Option<Mappings>, confirmed: EndLsn, hor
     mappings
 }
 
-async fn judge_now(sql: &mut PgConnection, config: &Config, history: History) -> Result<Verdict, Trouble> {
-    let checkpoint = checkpoint::load(sql, config).await?;
-    let slot = source::slot_state(sql, &config.source.slot.name).await?;
-    judge(&Findings {
-        history,
-        database: &config.source.database,
-        slot_name: &config.source.slot.name,
-        checkpoint: checkpoint.as_ref(),
-        slot: slot.as_ref(),
-        may_create: config.source.slot.creation_policy == CreationPolicy::IfMissing,
-    })
+/// The server, as the replication connection shows it.
+struct Server {
+    system_identifier: u64,
+    timelines: TimelineHistory,
 }
 
-/// Registers first: from then on nobody may drop rows this relay has not confirmed.
+impl Server {
+    fn history(&self) -> History {
+        History { system_identifier: self.system_identifier, timeline: self.timelines.timeline() }
+    }
+}
+
+/// A verdict with the checkpoint it rests on.
+struct Judged {
+    verdict: Verdict,
+    checkpoint: Option<Checkpoint>,
+}
+
+impl Judged {
+    /// Which rows are still to be copied.
+    fn copy(&self) -> Option<Backfill> {
+        match &self.checkpoint.as_ref()?.progress {
+            Progressed::Copying { snapshot, cursor, .. } => {
+                Some(Backfill { snapshot: snapshot.clone(), after: *cursor })
+            }
+            _ => None,
+        }
+    }
+}
+
+async fn judge_now(sql: &mut PgConnection, config: &Config, server: &Server) -> Result<Judged, Trouble> {
+    let checkpoint = checkpoint::load(sql, config).await?;
+    let slot = source::slot_state(sql, &config.source.slot.name).await?;
+    let verdict = judge(&Findings {
+        system_identifier: server.system_identifier,
+        timelines: &server.timelines,
+        flush: source::flush_lsn(sql).await?,
+        source: &config.source,
+        checkpoint: checkpoint.as_ref(),
+        slot: slot.as_ref(),
+    })?;
+    Ok(Judged { verdict, checkpoint })
+}
+
+fn creates(verdict: Verdict) -> bool {
+    matches!(verdict, Verdict::CreateSlot | Verdict::RecreateSlot)
+}
+
+/// Creates the slot, unless another relay did so before this one had the lock.
 async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
     config: &Config,
-    history: History,
+    server: &Server,
 ) -> Result<(), Trouble> {
-    checkpoint::register(sql, config, history).await?;
-    let slot = &config.source.slot.name;
-    tracing::info!(%slot, "creating the slot; this waits for transactions that are open now");
-    let options = SlotOptions { snapshot: Snapshot::Nothing, failover: false, temporary: false };
-    let created = client.create_slot(slot, &options).await?;
-    let confirmed = created.consistent_point;
-    let mappings = Mappings::first(Rule::of(config));
-    let progress = Progress { confirmed, mappings, revision: 0, offsets: Offsets::new() };
-    checkpoint::write_now(sql, config, history, &progress).await?;
-    tracing::info!(%slot, lsn = %confirmed, "created the slot; events committed from here on are delivered");
-    Ok(())
+    start::lock(sql, &config.source.slot.name).await?;
+    let verdict = judge_now(sql, config, server).await?.verdict;
+    let leftover = verdict == Verdict::RecreateSlot;
+    if creates(verdict) {
+        let history = server.history();
+        if leftover || config.source.start == StartAt::Table {
+            start::create_slot_with_snapshot(sql, client, config, history, leftover).await?;
+        } else {
+            start::create_slot(sql, client, config, history).await?;
+        }
+    }
+    start::unlock(sql, &config.source.slot.name).await
+}
+
+/// Puts the checkpoint's row on the server's history: a new one, or the one that a promotion or a restore has left
+/// behind. The slot is held.
+async fn go_on_from(
+    sql: &mut PgConnection,
+    config: &Config,
+    judged: &Judged,
+    history: History,
+    confirmed: EndLsn,
+) -> Result<(), Trouble> {
+    let Some(checkpoint) = &judged.checkpoint else {
+        return checkpoint::register(sql, config, history).await;
+    };
+    let diverged = matches!(judged.verdict, Verdict::Stream { diverged: true, .. });
+    if diverged {
+        tracing::warn!(
+            %confirmed,
+            "the checkpoint is ahead of this server's history; going on from where they part. Events that were delivered \
+             beyond it are in Kafka and not in this database"
+        );
+    }
+    if checkpoint.history == history && !diverged {
+        return Ok(());
+    }
+    let was = checkpoint.history;
+    tracing::info!(from = was.timeline, to = history.timeline, "the server's timeline is another one since");
+    checkpoint::adopt(sql, config, was, history, confirmed).await
 }
 
 async fn stream(
@@ -167,19 +246,40 @@ async fn stream(
     let largest_batch = opened.start.mappings.smallest_limit();
     let producers = Producers::new(&config.sink, config.delivery.max_in_flight_events, largest_batch, &acks)
         .map_err(refused)?;
-    let searcher = Searcher::new(&config.sink, config.source.event_source(), opened.history.timeline);
+    let lineage = opened.start.lineage.clone();
+    let searcher = Searcher::new(&config.sink, config.source.event_source(), lineage);
     let (jobs, answers) = Jobs::new(Arc::new(searcher.map_err(refused)?), context.status.clone());
     let writer = Writer::start(opened.sql, config, opened.history, opened.committed).await?;
-    tracing::info!(confirmed = %opened.start.confirmed, horizon = %opened.start.horizon, "streaming");
-    let delivery =
-        Delivery::new(config, opened.start, producers, Arc::clone(&acks), jobs, context.metrics.clone())?;
-    context.status.enter(Phase::Streaming);
+    let Start { confirmed, copied, lineage, mappings, .. } = &opened.start;
+    let pages = match opened.copy {
+        None => {
+            tracing::info!(%confirmed, horizon = %lineage.end(), "streaming");
+            context.status.enter(Phase::Streaming);
+            None
+        }
+        Some(backfill) => {
+            let pages = Pages::start(&config.source, opened.history, mappings, backfill).await?;
+            tracing::info!(start = %confirmed, cursor = copied, "delivering the rows that were there before the slot");
+            context.status.enter(Phase::Copying);
+            Some(pages)
+        }
+    };
+    let delivery = Delivery::new(
+        config,
+        opened.start,
+        producers,
+        Arc::clone(&acks),
+        jobs,
+        context.status.clone(),
+        context.metrics.clone(),
+    )?;
     let mut pump = Pump::new(
         opened.stream,
         delivery,
         acks,
         answers,
         writer,
+        pages,
         context.status.clone(),
         context.metrics.clone(),
     );

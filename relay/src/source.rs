@@ -1,5 +1,5 @@
 //! What the relay asks of and does to the source database over plain SQL: preconditions, the publication, the
-//! state of the slot. Reading rows is not among it: they come from the stream alone.
+//! state of the slot. Reading rows is not among it: they come from the stream, and before that from [`crate::backfill`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -258,6 +258,8 @@ pub struct SlotState {
     pub plugin: Option<String>,
     /// Database it belongs to.
     pub database: Option<String>,
+    /// Whether it ends with the connection that made it.
+    pub temporary: bool,
     /// Whether a connection holds it, and which process.
     pub active_pid: Option<i64>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
@@ -298,6 +300,7 @@ pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<Slo
     Ok(Some(SlotState {
         plugin: text("plugin"),
         database: text("database"),
+        temporary: slot.get("temporary").and_then(Value::as_bool).unwrap_or_default(),
         active_pid: number("active_pid"),
         wal_status: text("wal_status"),
         invalidation_reason: text("invalidation_reason"),

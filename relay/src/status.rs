@@ -10,6 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use pg_replication::{EndLsn, PgTime};
 use serde_json::{Value, json};
 
+use crate::search::Phantoms;
 use crate::source::SlotState;
 use crate::trouble::{Reason, Trouble};
 
@@ -21,6 +22,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 pub enum Phase {
     /// Connecting, checking, taking the slot.
     Starting,
+    /// The stream is open and waits; the rows that were there before it are delivered.
+    Copying,
     /// The stream is open.
     Streaming,
     /// Another relay holds the slot.
@@ -37,6 +40,7 @@ impl Phase {
     fn name(self) -> &'static str {
         match self {
             Phase::Starting => "starting",
+            Phase::Copying => "copying",
             Phase::Streaming => "streaming",
             Phase::Standby => "standby",
             Phase::Waiting => "waiting",
@@ -69,6 +73,8 @@ pub struct Numbers {
     pub in_flight_bytes: usize,
     /// Commit time of the oldest transaction that waits.
     pub oldest_commit: Option<PgTime>,
+    /// Rows of the first copy this process has delivered; `None` when it had none to do.
+    pub copied_rows: Option<u64>,
 }
 
 struct State {
@@ -82,6 +88,7 @@ struct State {
     /// (server LSN, when it was seen): how old what was not yet read is.
     unread: Vec<(EndLsn, Instant)>,
     slot: Option<SlotState>,
+    phantoms: Phantoms,
 }
 
 /// Shared between the session, the observer and the admin listener.
@@ -98,6 +105,7 @@ impl Default for Status {
             moved: Instant::now(),
             unread: Vec::new(),
             slot: None,
+            phantoms: Phantoms::default(),
         })))
     }
 }
@@ -111,7 +119,7 @@ impl Status {
     pub fn enter(&self, phase: Phase) {
         let mut state = self.state();
         state.phase = phase;
-        if phase == Phase::Streaming {
+        if matches!(phase, Phase::Copying | Phase::Streaming) {
             state.trouble = None;
             state.moved = Instant::now();
         }
@@ -141,11 +149,17 @@ impl Status {
     /// The session's numbers; called at every tick.
     pub fn numbers(&self, numbers: Numbers) {
         let mut state = self.state();
-        if numbers.acknowledged != state.numbers.acknowledged || numbers.oldest_commit.is_none() {
+        let moved = |numbers: &Numbers| (numbers.acknowledged, numbers.copied_rows);
+        if moved(&numbers) != moved(&state.numbers) || numbers.oldest_commit.is_none() {
             state.moved = Instant::now();
         }
         state.numbers = numbers;
         state.unread.retain(|(lsn, _)| *lsn > numbers.received);
+    }
+
+    /// Events were found in Kafka that are not of the server's history.
+    pub fn phantoms(&self, found: Phantoms) {
+        self.state().phantoms.add(found);
     }
 
     /// The slot as the observer sees it.
@@ -192,13 +206,13 @@ impl Status {
         }
         match state.phase {
             Phase::Standby => Readiness::Ready("standby".into()),
-            Phase::Streaming if state.is_stalled() => Readiness::NotReady(format!(
+            _ if state.is_stalled() => Readiness::NotReady(format!(
                 "{}: no acknowledgement from Kafka for {} s; {}",
                 Reason::KafkaUnreachable.name(),
                 state.moved.elapsed().as_secs(),
                 Reason::KafkaUnreachable.remedy()
             )),
-            Phase::Streaming => Readiness::Ready("streaming".into()),
+            Phase::Copying | Phase::Streaming => Readiness::Ready(state.phase.name().into()),
             phase => Readiness::NotReady(phase.name().into()),
         }
     }
@@ -216,7 +230,7 @@ impl Status {
                 "since": DateTime::<Utc>::from(shown.since).to_rfc3339_opts(SecondsFormat::Secs, true),
             })
         };
-        let stalled = (state.phase == Phase::Streaming && state.is_stalled()).then(|| {
+        let stalled = state.is_stalled().then(|| {
             json!({
                 "reason": Reason::KafkaUnreachable,
                 "message": format!("no acknowledgement from Kafka for {} s", state.moved.elapsed().as_secs()),
@@ -234,6 +248,8 @@ impl Status {
             "confirmedLsn": state.numbers.confirmed.to_string(),
             "inFlightEvents": state.numbers.in_flight_events,
             "inFlightBytes": state.numbers.in_flight_bytes,
+            "copiedRows": state.numbers.copied_rows,
+            "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
             "slot": state.slot.as_ref().map(|slot| json!({
                 "activePid": slot.active_pid,
                 "walStatus": slot.wal_status,
@@ -248,7 +264,9 @@ impl Status {
 
 impl State {
     fn is_stalled(&self) -> bool {
-        self.numbers.oldest_commit.is_some() && self.moved.elapsed() > STALLED_AFTER
+        matches!(self.phase, Phase::Copying | Phase::Streaming)
+            && self.numbers.oldest_commit.is_some()
+            && self.moved.elapsed() > STALLED_AFTER
     }
 }
 

@@ -58,6 +58,8 @@ pub enum Reason {
     PublicationMissing,
     /// The publication does not publish the inserts of the table.
     PublicationUnsuitable,
+    /// What is in the table already cannot be delivered first, as the settings ask.
+    StartRefused,
     /// Another connection holds the slot.
     SlotActive,
     /// The slot does not exist and may not be created.
@@ -68,7 +70,7 @@ pub enum Reason {
     SlotLost,
     /// The slot was advanced beyond the checkpoint: rows may be missing.
     SlotAhead,
-    /// The database is another one, or continued on another timeline.
+    /// The database is another one, or never was on the checkpoint's timeline.
     HistoryChanged,
     /// The checkpoint row was changed or removed by somebody else.
     CheckpointLost,
@@ -154,6 +156,9 @@ impl Reason {
             Reason::PublicationUnsuitable => {
                 "alter the publication so that it publishes the inserts of the outbox table via its root"
             }
+            Reason::StartRefused => {
+                "do what the message says, or set source.start to Now: see docs/OUTBOX.md, 'The first start'"
+            }
             Reason::SlotActive => {
                 "nothing, if another relay is meant to hold the slot; this one takes over when it is released"
             }
@@ -166,7 +171,7 @@ impl Reason {
                 "rows between checkpoint and slot may be missing in Kafka: see docs/OPERATIONS.md, 'The slot was advanced'"
             }
             Reason::HistoryChanged => {
-                "the database was restored, replaced or failed over: see docs/OPERATIONS.md, 'Another history'"
+                "the database was restored or replaced, or is an old primary: see docs/OPERATIONS.md, 'Another history'"
             }
             Reason::CheckpointLost => {
                 "make sure that only one relay has this name; restart it to go on from the checkpoint as it is"

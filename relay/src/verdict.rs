@@ -2,28 +2,41 @@
 //!
 //! It is asked before the slot is taken, to create it where that is right, and again once it is held, because a
 //! standby may have waited for days and everything may be different.
+//!
+//! | found | verdict |
+//! |---|---|
+//! | the slot is behind the checkpoint or at it | go on from the checkpoint |
+//! | a promotion since, at the checkpoint or beyond it | the same |
+//! | the server's log ends, or left the checkpoint's timeline, before the checkpoint | go on from there; what is in Kafka beyond it are phantoms |
+//! | neither slot nor progress | create the slot |
+//! | a slot, but its snapshot was never stored | create it anew |
+//! | the slot is gone, invalidated, or ahead of the checkpoint | stop: rows may be missing |
+//! | another cluster, or a timeline that is none of the server's | stop |
+//! | a slot of another kind, or of somebody else | stop: a setting is wrong |
 
-use pg_replication::EndLsn;
+use pg_replication::{EndLsn, TimelineHistory};
 
-use crate::checkpoint::{Checkpoint, History};
+use crate::checkpoint::{Checkpoint, History, Progressed};
+use crate::config::{CreationPolicy, Source, StartAt};
+use crate::lineage::left_at;
 use crate::source::SlotState;
 use crate::trouble::{Reason, Trouble};
 
 /// What is known at a start.
 #[derive(Clone, Debug)]
 pub struct Findings<'a> {
-    /// The server, as IDENTIFY_SYSTEM shows it.
-    pub history: History,
-    /// Database the relay is connected to.
-    pub database: &'a str,
-    /// Name of the configured slot.
-    pub slot_name: &'a str,
+    /// System identifier of the server.
+    pub system_identifier: u64,
+    /// Its timelines.
+    pub timelines: &'a TimelineHistory,
+    /// The end of its log.
+    pub flush: EndLsn,
+    /// The relay's settings.
+    pub source: &'a Source,
     /// The relay's checkpoint.
     pub checkpoint: Option<&'a Checkpoint>,
     /// The slot.
     pub slot: Option<&'a SlotState>,
-    /// Whether the relay may create the slot.
-    pub may_create: bool,
 }
 
 /// What to do.
@@ -31,144 +44,158 @@ pub struct Findings<'a> {
 pub enum Verdict {
     /// There never was a slot: register and create it.
     CreateSlot,
-    /// Stream. Everything before this LSN is in Kafka.
-    Stream {
-        /// Where delivery goes on.
-        confirmed: EndLsn,
+    /// The slot was created and the snapshot that goes with it was lost: drop it and create it again.
+    RecreateSlot,
+    /// Go on with the rows that were there before the slot.
+    Copy {
+        /// Where the stream begins after them.
+        from: EndLsn,
     },
+    /// Stream.
+    Stream {
+        /// Everything before this LSN is in Kafka.
+        confirmed: EndLsn,
+        /// The checkpoint was ahead of this server: what was delivered beyond `confirmed` are phantoms.
+        diverged: bool,
+    },
+}
+
+/// What the checkpoint says that still holds on this server.
+enum Known {
+    Nothing,
+    Creating,
+    Copying { from: EndLsn },
+    Delivered { confirmed: EndLsn, diverged: bool },
 }
 
 /// Judges `found`.
 pub fn judge(found: &Findings<'_>) -> Result<Verdict, Trouble> {
-    let name = found.slot_name;
-    if let Some(checkpoint) = found.checkpoint {
-        same_history(found, checkpoint)?;
-    }
-    let confirmed = found.checkpoint.and_then(|checkpoint| checkpoint.confirmed);
-    let Some(slot) = found.slot else {
-        return match confirmed {
-            Some(lsn) => Err(Trouble::new(
-                Reason::SlotLost,
-                format!("slot {name} is gone; the checkpoint is at {lsn}"),
+    let known = found.checkpoint.map_or(Ok(Known::Nothing), |checkpoint| known(found, checkpoint))?;
+    let Some(slot) = found.slot else { return without_slot(found, &known) };
+    suitable(found, slot)?;
+    let name = &found.source.slot.name;
+    match known {
+        // It may be lost by now, too: nothing was taken from it.
+        Known::Creating => match slot.active_pid {
+            None => Ok(Verdict::RecreateSlot),
+            Some(pid) => Err(Trouble::new(
+                Reason::SlotActive,
+                format!("slot {name} is being created, or held, by the process with pid {pid}"),
             )),
-            None if found.may_create => Ok(Verdict::CreateSlot),
-            None => Err(Trouble::new(Reason::SlotMissing, format!("slot {name} does not exist"))),
-        };
-    };
-    if slot.plugin.as_deref() != Some("pgoutput") || slot.database.as_deref() != Some(found.database) {
-        let plugin = slot.plugin.as_deref().unwrap_or("none (a physical slot)");
-        let database = slot.database.as_deref().unwrap_or("none");
-        let what = format!("slot {name} has plugin {plugin} and database {database}");
-        return Err(Trouble::new(Reason::SlotUnsuitable, what));
-    }
-    if slot.is_lost() {
-        let cause = slot.invalidation_reason.as_deref().unwrap_or("its WAL was removed");
-        return Err(Trouble::new(Reason::SlotLost, format!("slot {name} is invalidated: {cause}")));
-    }
-    let slot_confirmed = slot.confirmed.unwrap_or_default();
-    match confirmed {
-        Some(confirmed) if slot_confirmed > confirmed => {
-            let what = format!("slot {name} is at {slot_confirmed}, ahead of the checkpoint at {confirmed}");
-            Err(Trouble::new(Reason::SlotAhead, what))
+        },
+        Known::Nothing if found.source.start == StartAt::Table => Err(Trouble::new(
+            Reason::StartRefused,
+            format!(
+                "slot {name} exists already and this relay has no checkpoint, so which rows of {} it will stream is not known; \
+                 source.start: Now takes it as it is, and without the slot the relay makes one and delivers the whole table",
+                found.source.table
+            ),
+        )),
+        Known::Nothing => {
+            alive(name, slot)?;
+            Ok(Verdict::Stream { confirmed: slot.confirmed.unwrap_or_default(), diverged: false })
         }
-        Some(confirmed) => Ok(Verdict::Stream { confirmed }),
-        // Nothing was delivered under this checkpoint yet: the slot, whoever made it, is where history starts.
-        None => Ok(Verdict::Stream { confirmed: slot_confirmed }),
+        Known::Copying { from } => {
+            alive(name, slot)?;
+            not_ahead(name, slot, from)?;
+            Ok(Verdict::Copy { from })
+        }
+        Known::Delivered { confirmed, diverged } => {
+            alive(name, slot)?;
+            not_ahead(name, slot, confirmed)?;
+            Ok(Verdict::Stream { confirmed, diverged })
+        }
     }
 }
 
-fn same_history(found: &Findings<'_>, checkpoint: &Checkpoint) -> Result<(), Trouble> {
-    let (now, then) = (found.history, checkpoint.history);
+fn without_slot(found: &Findings<'_>, known: &Known) -> Result<Verdict, Trouble> {
+    let name = &found.source.slot.name;
+    match known {
+        Known::Copying { from: lsn } | Known::Delivered { confirmed: lsn, .. } => {
+            Err(Trouble::new(Reason::SlotLost, format!("slot {name} is gone; the checkpoint is at {lsn}")))
+        }
+        Known::Nothing | Known::Creating
+            if found.source.slot.creation_policy == CreationPolicy::IfMissing =>
+        {
+            Ok(Verdict::CreateSlot)
+        }
+        Known::Nothing | Known::Creating => {
+            Err(Trouble::new(Reason::SlotMissing, format!("slot {name} does not exist")))
+        }
+    }
+}
+
+/// What of the checkpoint holds on this server.
+fn known(found: &Findings<'_>, checkpoint: &Checkpoint) -> Result<Known, Trouble> {
     let changed = |what| Err(Trouble::new(Reason::HistoryChanged, what));
-    if now.system_identifier != then.system_identifier {
+    let History { system_identifier, timeline } = checkpoint.history;
+    if found.system_identifier != system_identifier {
         return changed(format!(
-            "the server has system identifier {}, the checkpoint {}",
-            now.system_identifier, then.system_identifier
+            "the server has system identifier {}, the checkpoint {system_identifier}",
+            found.system_identifier
         ));
     }
-    if now.timeline != then.timeline {
-        return changed(format!(
-            "the server is on timeline {}, the checkpoint on {}",
-            now.timeline, then.timeline
-        ));
-    }
-    if checkpoint.slot != found.slot_name {
+    if checkpoint.slot != found.source.slot.name {
         return changed(format!(
             "the checkpoint belongs to slot {}, not {}",
-            checkpoint.slot, found.slot_name
+            checkpoint.slot, found.source.slot.name
         ));
+    }
+    let Ok(left) = left_at(found.timelines, timeline) else {
+        return changed(format!(
+            "the server is on timeline {} and was never on timeline {timeline} of the checkpoint",
+            found.timelines.timeline()
+        ));
+    };
+    // How far the server's log and the checkpoint's are one.
+    let common = left.map_or(found.flush, EndLsn::new);
+    match checkpoint.progress {
+        Progressed::Registered => Ok(Known::Nothing),
+        Progressed::Creating => Ok(Known::Creating),
+        Progressed::Copying { from, .. } if from > common => changed(format!(
+            "the slot was created at {from}, but the server's log and the checkpoint's part at {common}"
+        )),
+        Progressed::Copying { from, .. } => Ok(Known::Copying { from }),
+        Progressed::Delivered { confirmed } => {
+            Ok(Known::Delivered { confirmed: confirmed.min(common), diverged: confirmed > common })
+        }
+    }
+}
+
+/// Whether it is a slot a relay can use at all.
+fn suitable(found: &Findings<'_>, slot: &SlotState) -> Result<(), Trouble> {
+    let Source { slot: config, database, .. } = found.source;
+    let name = &config.name;
+    let unsuitable = |what| Err(Trouble::new(Reason::SlotUnsuitable, what));
+    let plugin = slot.plugin.as_deref().unwrap_or("none (a physical slot)");
+    let of = slot.database.as_deref().unwrap_or("none");
+    if plugin != "pgoutput" || of != database {
+        return unsuitable(format!("slot {name} has plugin {plugin} and database {of}"));
+    }
+    if slot.temporary {
+        return unsuitable(format!("slot {name} is temporary and ends with the connection that made it"));
     }
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::partitions::Offsets;
-
-    const HISTORY: History = History { system_identifier: 7, timeline: 1 };
-
-    fn lsn(value: u64) -> EndLsn {
-        EndLsn::new(pg_replication::Lsn::from(value))
+fn alive(name: &str, slot: &SlotState) -> Result<(), Trouble> {
+    if !slot.is_lost() {
+        return Ok(());
     }
-    fn checkpoint(confirmed: Option<u64>) -> Checkpoint {
-        Checkpoint {
-            slot: "s".into(),
-            history: HISTORY,
-            confirmed: confirmed.map(lsn),
-            mappings: None,
-            offsets: Offsets::new(),
-        }
-    }
-    fn slot(confirmed: u64) -> SlotState {
-        SlotState {
-            plugin: Some("pgoutput".into()),
-            database: Some("db".into()),
-            confirmed: Some(lsn(confirmed)),
-            ..SlotState::default()
-        }
-    }
-    fn ask(
-        checkpoint: Option<&Checkpoint>,
-        slot: Option<&SlotState>,
-        history: History,
-    ) -> Result<Verdict, Reason> {
-        let findings =
-            Findings { history, database: "db", slot_name: "s", checkpoint, slot, may_create: true };
-        judge(&findings).map_err(|trouble| trouble.reason)
-    }
-
-    #[test]
-    fn a_first_start_creates_the_slot_or_takes_the_one_that_is_there() {
-        assert_eq!(ask(None, None, HISTORY), Ok(Verdict::CreateSlot));
-        assert_eq!(ask(Some(&checkpoint(None)), None, HISTORY), Ok(Verdict::CreateSlot));
-        assert_eq!(ask(None, Some(&slot(5)), HISTORY), Ok(Verdict::Stream { confirmed: lsn(5) }));
-    }
-
-    #[test]
-    fn a_slot_behind_the_checkpoint_is_normal_and_one_ahead_is_a_gap() {
-        let at_10 = checkpoint(Some(10));
-        assert_eq!(ask(Some(&at_10), Some(&slot(8)), HISTORY), Ok(Verdict::Stream { confirmed: lsn(10) }));
-        assert_eq!(ask(Some(&at_10), Some(&slot(10)), HISTORY), Ok(Verdict::Stream { confirmed: lsn(10) }));
-        assert_eq!(ask(Some(&at_10), Some(&slot(11)), HISTORY), Err(Reason::SlotAhead));
-    }
-
-    #[test]
-    fn a_slot_that_is_gone_or_invalidated_is_never_recreated_in_silence() {
-        let at_10 = checkpoint(Some(10));
-        assert_eq!(ask(Some(&at_10), None, HISTORY), Err(Reason::SlotLost));
-        let lost = SlotState { wal_status: Some("lost".into()), ..slot(8) };
-        assert_eq!(ask(Some(&at_10), Some(&lost), HISTORY), Err(Reason::SlotLost));
-        let foreign = SlotState { plugin: Some("wal2json".into()), ..slot(8) };
-        assert_eq!(ask(Some(&at_10), Some(&foreign), HISTORY), Err(Reason::SlotUnsuitable));
-    }
-
-    #[test]
-    fn another_cluster_or_timeline_stops_delivery() {
-        let at_10 = checkpoint(Some(10));
-        let elsewhere = History { system_identifier: 8, ..HISTORY };
-        assert_eq!(ask(Some(&at_10), Some(&slot(8)), elsewhere), Err(Reason::HistoryChanged));
-        let promoted = History { timeline: 2, ..HISTORY };
-        assert_eq!(ask(Some(&at_10), Some(&slot(8)), promoted), Err(Reason::HistoryChanged));
-    }
+    let cause = slot.invalidation_reason.as_deref().unwrap_or("its WAL was removed");
+    Err(Trouble::new(Reason::SlotLost, format!("slot {name} is invalidated: {cause}")))
 }
+
+fn not_ahead(name: &str, slot: &SlotState, known: EndLsn) -> Result<(), Trouble> {
+    let at = slot.confirmed.unwrap_or_default();
+    if at <= known {
+        return Ok(());
+    }
+    let what = format!(
+        "slot {name} is at {at}, ahead of the checkpoint at {known}: somebody advanced it, or dropped it and made it anew"
+    );
+    Err(Trouble::new(Reason::SlotAhead, what))
+}
+
+#[cfg(test)]
+mod tests;

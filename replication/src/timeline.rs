@@ -19,8 +19,11 @@ impl TimelineHistory {
         TimelineHistory { timeline, switch_points: Vec::new() }
     }
 
-    /// Reads a history file: per line a timeline, where it ended, and a reason in words.
-    pub(crate) fn parse(timeline: u32, content: &str) -> Result<Self, Error> {
+    /// Reads the history file of `timeline`: per line an earlier timeline, where it ended, and a reason in words.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] when a line is broken or out of order.
+    pub fn parse(timeline: u32, content: &str) -> Result<Self, Error> {
         let mut history = TimelineHistory::first(timeline);
         let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
         for line in lines {

@@ -73,8 +73,21 @@ pub struct Source {
     pub publication: Publication,
     /// The replication slot to hold.
     pub slot: Slot,
+    /// What is delivered first when there is no checkpoint yet.
+    #[serde(default)]
+    pub start: StartAt,
     /// `ce_source` of every record; `/<database>/<schema>.<table>` when not given.
     pub event_source: Option<String>,
+}
+
+/// Where delivery begins without a checkpoint. It means nothing once there is one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum StartAt {
+    /// With the rows that are in the table: to leave events out has to be asked for.
+    #[default]
+    Table,
+    /// With what is committed from now on, or where an existing slot stands.
+    Now,
 }
 
 /// Whether the relay may create an object that is missing.

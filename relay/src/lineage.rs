@@ -1,0 +1,108 @@
+//! Which positions are of the server's own past.
+//!
+//! After a promotion the same LSN stands for different commits on the old and the new timeline, and after a restore
+//! even on the same one. A position counts only if the server's log really went through it. Records at other
+//! positions are *phantoms*: events in Kafka whose rows this server does not have.
+
+use outbox::Position;
+use pg_replication::{CommitLsn, EndLsn, Lsn, TimelineHistory};
+
+/// The server's past, up to an end.
+#[derive(Clone, Debug)]
+pub struct Lineage {
+    timelines: TimelineHistory,
+    end: EndLsn,
+}
+
+impl Lineage {
+    /// The past of a server with these timelines. `end` is its flush LSN once the slot was held: nothing committed
+    /// at or beyond it had left the server then.
+    pub fn new(timelines: TimelineHistory, end: EndLsn) -> Self {
+        Lineage { timelines, end }
+    }
+
+    /// The end of the past: what lies beyond it cannot have been sent by anybody before.
+    pub fn end(&self) -> EndLsn {
+        self.end
+    }
+
+    /// The position of a row: the timeline is the one on which its commit was written, whatever the current one is.
+    pub fn position(&self, commit: CommitLsn, index: u64) -> Position {
+        let timeline = self.timelines.timeline_of(commit.lsn());
+        Position { timeline, commit_lsn: commit.lsn().as_u64(), index }
+    }
+
+    /// Whether a position lies on the server's line of timelines, however far ahead.
+    pub fn is_on_line(&self, position: Position) -> bool {
+        self.timelines.timeline_of(Lsn::from(position.commit_lsn)) == position.timeline
+    }
+
+    /// Whether the server's log went through a position.
+    pub fn holds(&self, position: Position) -> bool {
+        self.is_on_line(position) && self.end.covers(CommitLsn::new(Lsn::from(position.commit_lsn)))
+    }
+}
+
+/// Where the log left `timeline`; `None` when it is the current one, an error when the server was never on it.
+pub fn left_at(timelines: &TimelineHistory, timeline: u32) -> Result<Option<Lsn>, NeverThere> {
+    if timeline == timelines.timeline() {
+        return Ok(None);
+    }
+    let left = timelines.switch_points().iter().find(|(ancestor, _)| *ancestor == timeline);
+    left.map(|(_, end)| Some(*end)).ok_or(NeverThere)
+}
+
+/// A timeline is none of the server's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeverThere;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn commit(lsn: u64) -> CommitLsn {
+        CommitLsn::new(Lsn::from(lsn))
+    }
+
+    /// Timeline 1 up to 0x100, 2 up to 0x200, then 4, which ends at 0x300.
+    fn lineage() -> Lineage {
+        let timelines = TimelineHistory::parse(4, "1\t0/100\n2\t0/200\n").unwrap();
+        Lineage::new(timelines, EndLsn::new(Lsn::from(0x300)))
+    }
+
+    #[test]
+    fn a_position_has_the_timeline_its_commit_was_written_on() {
+        let timelines = [0xff, 0x100, 0x1ff, 0x200].map(|lsn| lineage().position(commit(lsn), 0).timeline);
+        assert_eq!(timelines, [1, 2, 2, 4]);
+    }
+
+    #[test]
+    fn what_was_written_behind_a_switch_or_beyond_the_end_is_not_held() {
+        let at = |timeline, commit_lsn| Position { timeline, commit_lsn, index: 0 };
+        let held = [at(1, 0xff), at(2, 0x100), at(4, 0x200), at(4, 0x2ff)];
+        let phantoms = [at(1, 0x100), at(2, 0xff), at(2, 0x200), at(3, 0x1ff), at(4, 0x300), at(5, 0x2ff)];
+        assert!(held.into_iter().all(|position| lineage().holds(position)));
+        assert!(phantoms.into_iter().all(|position| !lineage().holds(position)));
+        assert!(lineage().is_on_line(at(4, 0x300)), "only the end is against it");
+    }
+
+    #[test]
+    fn a_timeline_was_left_once_or_never_entered() {
+        let Lineage { timelines, .. } = lineage();
+        assert_eq!(left_at(&timelines, 1), Ok(Some(Lsn::from(0x100))));
+        assert_eq!(left_at(&timelines, 4), Ok(None));
+        assert_eq!(left_at(&timelines, 3), Err(NeverThere));
+        assert_eq!(left_at(&timelines, 5), Err(NeverThere));
+    }
+
+    proptest! {
+        /// Along one history the order of positions is the order of LSNs, across all switches.
+        #[test]
+        fn positions_are_ordered_as_the_log_is(a in 0u64..0x300, b in 0u64..0x300) {
+            let (one, other) = (lineage().position(commit(a), 0), lineage().position(commit(b), 0));
+            prop_assert_eq!(one.cmp(&other), a.cmp(&b));
+            prop_assert!(lineage().holds(one));
+        }
+    }
+}
