@@ -176,6 +176,40 @@ impl Postgres {
         self.start_again().await
     }
 
+    /// Copies the data of a stopped server, for [`Postgres::restore`].
+    ///
+    /// # Errors
+    /// The files cannot be copied.
+    pub fn keep_copy(&self) -> Result<(), Error> {
+        self.copy("data", "kept")
+    }
+
+    /// Puts the copy back in place of a stopped server's data, as a restored disk would: it goes on from there on the
+    /// same timeline.
+    ///
+    /// # Errors
+    /// The files cannot be copied.
+    pub fn restore(&self) -> Result<(), Error> {
+        self.copy("kept", "data")
+    }
+
+    fn copy(&self, from: &str, to: &str) -> Result<(), Error> {
+        let [from, to] = [from, to].map(|name| self.folder.path().join(name));
+        let copied = || {
+            if to.exists() {
+                fs::remove_dir_all(&to)?;
+            }
+            // It keeps owners and modes, which Postgres is particular about.
+            let status = std::process::Command::new("cp").arg("-a").arg(&from).arg(&to).status()?;
+            if status.success() {
+                Ok(())
+            } else {
+                Err(std::io::Error::other(format!("cp ended with {status}")))
+            }
+        };
+        copied().map_err(Error::file("copy", &from))
+    }
+
     /// Stops it in order.
     pub async fn stop(&mut self, how: Shutdown) -> Result<(), Error> {
         self.ask_to_stop(how)?;

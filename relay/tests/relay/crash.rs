@@ -12,16 +12,16 @@ use crate::fixture::{OwnServers, SOON, Site, heavy, right};
 const RATE: f64 = 600.0;
 
 /// Pseudo-random pauses with a seed that is printed: where the kill hits is what is random.
-struct Pauses(u64);
+pub struct Pauses(u64);
 
 impl Pauses {
-    fn new() -> Pauses {
+    pub fn new() -> Pauses {
         let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64 | 1;
         println!("seed {seed}");
         Pauses(seed)
     }
 
-    async fn next(&mut self, most_ms: u64) {
+    pub async fn next(&mut self, most_ms: u64) {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -125,8 +125,9 @@ async fn a_table_of_debeziums_five_columns_works_and_nulls_stay_nulls() {
     )
     .await;
     site.extra = "routing: {regex: '(?<kind>.+)', replacement: 'outbox.event.${kind}'}\n".into();
-    let relay =
-        site.launch(|text| text.replace("user: postgres,", "user: postgres, table: public.debezium_outbox,"));
+    let relay = site.launch(|text| {
+        text.replace("user: postgres,", "user: postgres, table: public.debezium_outbox, start: Now,")
+    });
     relay.until_ready().await;
     let insert = format!(
         "INSERT INTO debezium_outbox VALUES (gen_random_uuid(), '{0}', 'k', 't', '\\x00ff7b'),

@@ -25,4 +25,6 @@ mod replay;
 mod rules;
 mod servers;
 mod shutdown;
+mod start;
 mod tls;
+mod verdict;

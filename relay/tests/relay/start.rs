@@ -1,0 +1,327 @@
+//! R12: the rows that are in the table before the first start come first, each once, whatever happens on the way.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use testbed::kafka::create_topic;
+use testbed::load::{Backlog, Log, write_backlog};
+use testbed::postgres::PgVersion;
+use testbed::{unique, wait};
+
+use crate::crash::Pauses;
+use crate::fixture::{OwnServers, PARTITIONS, SOON, Site, heavy, right};
+
+const MIB: u64 = 1024 * 1024;
+
+async fn backlog(site: &Site, rows: usize) {
+    let backlog = Backlog {
+        rows,
+        rows_per_transaction: 20,
+        aggregatetype: site.aggregate.clone(),
+        ..Backlog::default()
+    };
+    write_backlog(site.database.url(), &backlog).await.unwrap();
+}
+
+async fn until_events(relay: &crate::fixture::Relay, least: f64) {
+    relay.until("/livez", 200, "").await;
+    wait::until(format!("{least} acknowledged events"), SOON, async || {
+        let events = relay.metric("outbox_relay_events_total").await;
+        if events >= least { Ok(()) } else { Err(format!("{events}\n{}", relay.status_text().await)) }
+    })
+    .await
+    .unwrap();
+}
+
+async fn progress(site: &Site, column: &str) -> Option<String> {
+    site.value(&format!("SELECT {column} FROM outbox_checkpoint")).await
+}
+
+#[tokio::test]
+async fn r12_two_hundred_thousand_rows_and_ten_kill_9_under_continuing_writes() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    backlog(&site, 200_000).await;
+    let load = site.start_load(300.0).await;
+    let mut pauses = Pauses::new();
+    let mut copying = 0;
+    for _ in 0..10 {
+        let relay = site.launch(|text| text);
+        // Any moment from the very start into the copy; a debug build needs some seconds for all of it.
+        pauses.next(1_200).await;
+        relay.kill().await;
+        copying += usize::from(progress(&site, "min(start_phase)").await.as_deref() == Some("copying"));
+    }
+    println!("{copying} of 10 kills hit the copy");
+    let relay = site.relay().await;
+    let log = load.stop().await.unwrap();
+    site.until_confirmed(&relay).await;
+    assert!(progress(&site, "start_phase").await.is_none());
+    site.judge_table(&relay).await;
+    // What was rolled back never arrives: the writers' own log knows of it.
+    let known: HashSet<String> = log.rows().iter().map(|row| row.id.to_string()).collect();
+    let mut records = site.records().await;
+    records.retain(|record| known.contains(record.header("ce_id").unwrap()));
+    right(&testbed::checker::check(&log, &records));
+}
+
+/// Kafka is away in the middle of a copy, for longer than the server waits for an answer: memory stays bounded, the
+/// stream is kept, and the copy goes on.
+#[tokio::test]
+async fn a_copy_is_bounded_in_memory_and_keeps_the_stream_while_kafka_is_away() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[("wal_sender_timeout", "3s")]).await;
+    let site = servers.site().await;
+    backlog(&site, 150_000).await;
+    let relay = site.launch(|text| text);
+    until_events(&relay, 1_000.0).await;
+    servers.kafka.stop().await.unwrap();
+    assert_eq!(progress(&site, "start_phase").await.as_deref(), Some("copying"));
+    let walsender = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
+    let pid = site.value(&walsender).await;
+    assert!(pid.is_some());
+    relay.until("/readyz", 503, "KafkaUnreachable").await;
+    let status = relay.status().await;
+    assert_eq!(status["phase"], "copying");
+    assert!(status["copiedRows"].as_u64().unwrap() >= 1_000, "{status}");
+    assert!(status["lagSeconds"].as_f64().unwrap() > 0.0, "{status}");
+    // Long enough for the server to miss an answer three times over.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(site.value(&walsender).await, pid, "the stream was interrupted while Kafka was away");
+    servers.kafka.start_again().await.unwrap();
+    until_events(&relay, 150_000.0).await;
+    assert_eq!(relay.metric("outbox_relay_refilled_rows_total").await, 150_000.0);
+    relay.until("/readyz", 200, "streaming").await;
+    let (_, peak) = relay.program.memory().unwrap();
+    assert!(peak < 64 * MIB, "the relay had {} MiB at its peak", peak / MIB);
+    site.insert([("k", 1)]).await;
+    site.judge_table(&relay).await;
+}
+
+/// Transactions that are open while the slot is created: the server waits for them, and what they insert comes once;
+/// what is rolled back never.
+#[tokio::test]
+async fn transactions_that_are_open_while_the_slot_is_created() {
+    let site = Site::shared().await;
+    site.insert([("k", 1), ("k", 2)]).await;
+    let mut open = Vec::new();
+    for n in [10, 20, 30] {
+        let mut sql = site.sql().await;
+        let begin = format!(
+            "BEGIN;
+             INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+             VALUES (gen_random_uuid(), '{0}', 'k{n}', 'n.v1', '{{\"n\": {n}}}');
+             SAVEPOINT a;
+             INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+             VALUES (gen_random_uuid(), '{0}', 'k{n}', 'n.v1', '{{\"n\": {n}1}}');
+             ROLLBACK TO a",
+            site.aggregate
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(begin)).execute(&mut sql).await.unwrap();
+        open.push(sql);
+    }
+    let relay = site.launch(|text| text);
+    wait::until("a slot that is being created", SOON, async || {
+        let slot = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
+        if site.value(&slot).await.as_deref() == Some("1") { Ok(()) } else { Err("no slot") }
+    })
+    .await
+    .unwrap();
+    // Begun after the creation: visible in no snapshot of its beginning, and waited for by nobody.
+    site.insert([("k", 3)]).await;
+    for (sql, end) in open.iter_mut().zip(["COMMIT", "ROLLBACK", "COMMIT"]) {
+        sqlx::raw_sql(end).execute(sql).await.unwrap();
+    }
+    site.insert([("k", 4)]).await;
+    relay.until("/readyz", 200, "streaming").await;
+    site.judge_table(&relay).await;
+    assert_eq!(site.records().await.len(), 6);
+}
+
+/// The relay died between its intent and the snapshot's description: before the slot was there, or after.
+#[tokio::test]
+async fn r12_an_intent_without_its_snapshot_begins_again() {
+    for slot_was_made in [false, true] {
+        let site = Site::shared().await;
+        site.insert([("k", 1)]).await;
+        site.execute(&format!(
+            "INSERT INTO outbox_checkpoint (relay, slot, system_identifier, timeline, start_phase)
+             SELECT 'relay', '{}', system_identifier, 1, 'creating' FROM pg_control_system()",
+            site.slot
+        ))
+        .await;
+        if slot_was_made {
+            site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot))
+                .await;
+        }
+        site.insert([("k", 2)]).await;
+        let relay = site.relay().await;
+        relay.until("/readyz", 200, "streaming").await;
+        site.insert([("k", 3)]).await;
+        site.judge_table(&relay).await;
+        assert_eq!(site.records().await.len(), 3, "slot made: {slot_was_made}");
+    }
+}
+
+/// A copy that stands still at a row whose topic is missing has stored how far it came; the next process goes on from
+/// there, and the stream is not read before.
+#[tokio::test]
+async fn r12_a_copy_goes_on_where_another_process_left_it() {
+    let site = Site::shared().await;
+    let late = format!("{}_late", site.aggregate);
+    site.insert([("a", 1), ("b", 2), ("c", 3)]).await;
+    site.execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+         VALUES (gen_random_uuid(), '{late}', 'k', 'n.v1', '4')"
+    ))
+    .await;
+    site.insert([("a", 5), ("b", 6)]).await;
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 503, "TopicMissing").await;
+    site.until_records(3).await;
+    wait::until("a stored cursor", SOON, async || match progress(&site, "start_cursor").await.as_deref() {
+        Some("3") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await
+    .unwrap();
+    assert!(progress(&site, "confirmed_lsn").await.is_none(), "nothing of the stream is delivered");
+    relay.kill().await;
+    // In the stream, and behind everything that is copied.
+    site.insert([("a", 7)]).await;
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 503, "TopicMissing").await;
+    let late_topic = format!("outbox.event.{late}");
+    create_topic(&site.bootstrap, &late_topic, PARTITIONS, 1, &[]).await.unwrap();
+    relay.until("/readyz", 200, "streaming").await;
+    site.until_confirmed(&relay).await;
+    assert_eq!(
+        relay.metric("outbox_relay_refilled_rows_total").await,
+        3.0,
+        "rows 4, 5 and 6, by this process"
+    );
+    let topic = site.topic();
+    let known = late.clone();
+    let log = Log::of_table(site.database.url(), "outbox", |kind| {
+        if kind == known { late_topic.clone() } else { topic.clone() }
+    });
+    let log = log.await.unwrap();
+    let records = testbed::records::read_all(&site.bootstrap, &[&topic, &late_topic]).await.unwrap();
+    right(&testbed::checker::check(&log, &records));
+}
+
+/// A graceful stop in the middle of a copy stores it; nothing is sent twice or looked up again.
+#[tokio::test]
+async fn a_stop_in_the_middle_of_a_copy_stores_how_far_it_came() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    backlog(&site, 60_000).await;
+    let relay = site.launch(|text| text);
+    until_events(&relay, 500.0).await;
+    let (code, log) = relay.stop().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(progress(&site, "start_phase").await.as_deref(), Some("copying"), "it stopped in the copy");
+    let there = site.records().await.len();
+    assert_eq!(
+        progress(&site, "start_cursor").await,
+        Some(there.to_string()),
+        "all that is in Kafka is stored"
+    );
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 200, "streaming").await;
+    assert_eq!(relay.metric("outbox_relay_duplicates_suppressed_total").await, 0.0);
+    site.judge_table(&relay).await;
+}
+
+/// Two processes start at once: one makes the slot, the other stands by.
+#[tokio::test]
+async fn two_first_starts_at_once_make_one_slot() {
+    let site = Site::shared().await;
+    site.insert([("k", 1), ("k", 2)]).await;
+    let relays = [site.launch(|text| text), site.launch(|text| text)];
+    for relay in &relays {
+        relay.until_ready().await;
+    }
+    site.insert([("k", 3)]).await;
+    site.judge_table(&relays[0]).await;
+    assert_eq!(site.records().await.len(), 3);
+}
+
+#[tokio::test]
+async fn now_leaves_out_what_is_there() {
+    let site = Site::shared().await;
+    site.insert([("k", 1)]).await;
+    let relay = site.launch(|text| text.replace("user: postgres,", "user: postgres, start: Now,"));
+    relay.until_ready().await;
+    site.insert([("k", 2)]).await;
+    site.until_records(1).await;
+    site.until_confirmed(&relay).await;
+    let records = site.records().await;
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].value.as_deref(), Some(&b"{\"n\": 2}"[..]));
+}
+
+/// What cannot be done exactly is refused with the way out, and nothing is left behind; once it is cured, it goes on.
+#[tokio::test]
+async fn what_stands_in_the_way_of_a_copy_is_said() {
+    let site = Site::shared().await;
+    let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
+    site.insert([("k", 1)]).await;
+    site.execute("ALTER TABLE outbox ALTER xid DROP NOT NULL").await;
+    let relay = site.launch(|text| text);
+    let text = relay.until("/readyz", 503, "StartRefused").await;
+    assert!(text.contains("source.start to Now"), "{text}");
+    assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
+    // As after a dump and restore: a transaction that this cluster has not had.
+    site.execute("ALTER TABLE outbox ALTER xid SET NOT NULL; UPDATE outbox SET xid = '99999999999'").await;
+    relay.until("/readyz", 503, "of another cluster").await;
+    assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
+    let cure =
+        relay.status().await["trouble"]["message"].as_str().unwrap().split(": ").last().unwrap().to_owned();
+    site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
+    relay.until("/readyz", 503, "exists already").await;
+    site.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
+    site.execute(&cure).await;
+    relay.until_ready().await;
+    site.judge_table(&relay).await;
+}
+
+#[tokio::test]
+async fn a_five_column_table_is_refused_with_the_setting_that_helps() {
+    let site = Site::shared().await;
+    site.execute(
+        "CREATE TABLE five (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL,
+         aggregateid varchar(255) NOT NULL, type varchar(255) NOT NULL, payload jsonb)",
+    )
+    .await;
+    let relay = site.launch(|text| text.replace("user: postgres,", "user: postgres, table: public.five,"));
+    let text = relay.until("/readyz", 503, "StartRefused").await;
+    assert!(text.contains("no columns seq (bigint, not null) and xid (xid8, not null)"), "{text}");
+    let status = relay.status().await;
+    assert!(status["trouble"]["remedy"].as_str().unwrap().contains("set source.start to Now"), "{status}");
+    assert!(progress(&site, "count(*)").await.as_deref() == Some("0"), "nothing was registered");
+}
+
+/// Policies hide rows from whoever may not bypass them: a copy of what is left would be a silent loss.
+#[tokio::test]
+async fn a_role_that_may_not_see_every_row_is_refused() {
+    let site = Site::shared().await;
+    let role = unique("reader");
+    site.execute(&format!(
+        "CREATE ROLE {role} LOGIN REPLICATION;
+         CREATE PUBLICATION outbox FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true);
+         GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO {role};
+         GRANT EXECUTE ON FUNCTION outbox_maintain(interval, interval) TO {role}"
+    ))
+    .await;
+    site.insert([("k", 1)]).await;
+    let relay = site.launch(|text| text.replace("user: postgres", &format!("user: {role}")));
+    let text = relay.until("/readyz", 503, "PermissionDenied").await;
+    let grant = format!("GRANT SELECT ON \"public\".\"outbox\" TO \"{role}\"");
+    assert!(text.contains(&grant), "{text}");
+    site.execute(&format!("ALTER TABLE outbox ENABLE ROW LEVEL SECURITY; {grant}")).await;
+    relay.until("/readyz", 503, "BYPASSRLS").await;
+    site.execute(&format!("ALTER ROLE {role} BYPASSRLS")).await;
+    relay.until_ready().await;
+    site.judge_table(&relay).await;
+}

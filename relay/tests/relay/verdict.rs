@@ -1,0 +1,203 @@
+//! What a start makes of what it finds: promotions, restored servers, slots that somebody touched.
+
+use testbed::postgres::{PgVersion, Shutdown};
+
+use crate::fixture::{OwnServers, Site, heavy, right};
+
+/// R2: a standby takes over with everything: the relay goes on, on a new timeline, with nothing lost or sent twice.
+#[tokio::test]
+async fn r2_a_promoted_standby_is_gone_on_from() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    // Rows from before the start have positions of the first timeline too.
+    site.insert([("k", 1), ("k", 2)]).await;
+    let relay = site.relay().await;
+    let load = site.start_load(400.0).await;
+    site.until_records(300).await;
+    // Killed, so that rows of the old timeline are replayed on the new one and looked for in Kafka.
+    relay.kill().await;
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.start_as_standby().await.unwrap();
+    let relay = site.launch(|text| text);
+    let text = relay.until("/readyz", 503, "ServerReadOnly").await;
+    assert!(text.contains("the server is a standby"), "{text}");
+    site.execute("SELECT pg_promote()").await;
+    relay.until("/readyz", 200, "streaming").await;
+    let before = site.records().await.len();
+    site.until_records(before + 300).await;
+    let promoted_once = site.verdict(load, &relay).await;
+    let positions = |records: &[testbed::records::Record], timeline: &str| {
+        records.iter().filter(|record| record.header("ce_sequence").unwrap().starts_with(timeline)).count()
+    };
+    let records: Vec<_> = site.records().await;
+    assert!(positions(&records, "00000001-") > 0 && positions(&records, "00000002-") > 0);
+    assert_eq!(relay.metric("outbox_relay_phantom_events").await, 0.0);
+    // The two rows from before the load are not in its log.
+    assert_eq!(promoted_once.records, records.len());
+    site.judge_table(&relay).await;
+    // A second one, under a running relay.
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.start_as_standby().await.unwrap();
+    site.execute("SELECT pg_promote()").await;
+    site.insert([("k", 3)]).await;
+    relay.until("/readyz", 200, "streaming").await;
+    site.judge_table(&relay).await;
+    assert_eq!(site.value("SELECT timeline FROM outbox_checkpoint").await.as_deref(), Some("3"));
+}
+
+/// R2, C18: the server is put back to an older state and goes on; what was delivered in between are phantoms. They are
+/// counted and listed, they stand in the way of nothing, and rows whose positions lie among theirs are delivered.
+async fn restored_server(new_timeline: bool) {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    site.until_confirmed(&relay).await;
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.keep_copy().unwrap();
+    servers.postgres.start_again().await.unwrap();
+    for n in 2..=40 {
+        site.insert([("k", n), ("other", n)]).await;
+    }
+    site.until_records(1 + 78).await;
+    site.until_confirmed(&relay).await;
+    let phantoms = site.records().await.into_iter().skip(1);
+    let phantoms: Vec<String> = phantoms.map(|record| record.header("ce_id").unwrap().to_owned()).collect();
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.restore().unwrap();
+    if new_timeline {
+        servers.postgres.start_as_standby().await.unwrap();
+        site.execute("SELECT pg_promote()").await;
+    } else {
+        servers.postgres.start_again().await.unwrap();
+    }
+    assert_eq!(site.value("SELECT count(*) FROM outbox").await.as_deref(), Some("1"));
+    // Their positions lie where those of the phantoms were.
+    for n in 2..=20 {
+        site.insert([("k", n), ("third", n)]).await;
+    }
+    relay.until("/readyz", 200, "streaming").await;
+    let lives = async |relay: &crate::fixture::Relay| {
+        site.until_confirmed(relay).await;
+        let ids: Vec<String> =
+            site.records().await.iter().map(|r| r.header("ce_id").unwrap().to_owned()).collect();
+        let mut sql = site.sql().await;
+        let rows: Vec<String> =
+            sqlx::query_scalar("SELECT id::text FROM outbox").fetch_all(&mut sql).await.unwrap();
+        for row in &rows {
+            assert_eq!(ids.iter().filter(|id| *id == row).count(), 1, "{row}");
+        }
+        assert_eq!(ids.len(), rows.len() + 78);
+    };
+    lives(&relay).await;
+    let shown = relay.status().await["phantoms"].clone();
+    let listed: Vec<&str> = shown["ids"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+    assert!(shown["count"].as_u64().unwrap() > 0 && !listed.is_empty(), "{shown}");
+    assert!(listed.iter().all(|id| phantoms.contains(&(*id).to_owned())), "{shown}");
+    assert!(relay.metric("outbox_relay_phantom_events").await > 0.0);
+    // A crash: rows are replayed, and the phantoms must still not count.
+    relay.program.pause().unwrap();
+    site.insert([("k", 21), ("other", 21), ("third", 21)]).await;
+    relay.kill().await;
+    let relay = site.relay().await;
+    site.insert([("k", 22), ("other", 22)]).await;
+    lives(&relay).await;
+}
+
+#[tokio::test]
+async fn r2_phantoms_of_a_server_that_lost_its_end_in_a_failover() {
+    restored_server(true).await;
+}
+
+/// D1: dropped while it is streamed from. Nothing is made anew in silence.
+#[tokio::test]
+async fn d1_a_slot_dropped_under_a_running_relay_stops_delivery() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    let dropped = format!(
+        "DO $$ BEGIN
+             PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{0}';
+             LOOP
+                 BEGIN
+                     PERFORM pg_drop_replication_slot('{0}');
+                     EXIT;
+                 EXCEPTION WHEN object_in_use THEN NULL;
+                 END;
+             END LOOP;
+         END $$",
+        site.slot
+    );
+    site.execute(&dropped).await;
+    relay.until("/readyz", 503, "SlotLost").await;
+    site.insert([("k", 2)]).await;
+    assert_eq!(site.records().await.len(), 1);
+    let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
+    assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
+    // D2: made anew by somebody, at a later place.
+    site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
+    relay.until("/readyz", 503, "SlotAhead").await;
+    assert_eq!(site.records().await.len(), 1);
+}
+
+/// D7: a slot that is none a relay can use.
+#[tokio::test]
+async fn d7_a_slot_of_another_kind_is_refused() {
+    let site = Site::shared().await;
+    site.execute(&format!("SELECT pg_create_physical_replication_slot('{}')", site.slot)).await;
+    let relay = site.launch(|text| text);
+    let text = relay.until("/readyz", 503, "SlotUnsuitable").await;
+    assert!(text.contains("a physical slot") && text.contains("choose another source.slot.name"), "{text}");
+    site.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
+    let elsewhere = Site::shared().await;
+    elsewhere
+        .execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot))
+        .await;
+    let text = relay.until("/readyz", 503, elsewhere.database.name()).await;
+    assert!(text.contains("SlotUnsuitable"), "{text}");
+    elsewhere.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
+    relay.until_ready().await;
+}
+
+/// R15: a server that is told to stop waits for its clients to confirm. The relay does, promptly, and goes on when the
+/// server is back.
+#[tokio::test]
+async fn r15_a_fast_stop_of_postgres_under_load_is_prompt() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    let load = site.start_load(500.0).await;
+    for round in 1..=3 {
+        site.until_records(200 * round).await;
+        // It fails when the server is still there after a minute.
+        servers.postgres.stop(Shutdown::Fast).await.unwrap();
+        relay.until("/readyz", 503, "DatabaseUnreachable").await;
+        servers.postgres.start_again().await.unwrap();
+        relay.until("/readyz", 200, "streaming").await;
+    }
+    right(&site.verdict(load, &relay).await);
+}
+
+/// The checkpoint's row is gone and the slot is there: what was delivered is not known, so it is asked.
+#[tokio::test]
+async fn a_slot_without_its_checkpoint_is_asked_about() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    site.until_confirmed(&relay).await;
+    assert_eq!(relay.stop().await.0, Some(0));
+    site.execute("DELETE FROM outbox_checkpoint").await;
+    site.insert([("k", 2)]).await;
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 503, "StartRefused").await;
+    relay.kill().await;
+    let relay = site.launch(|text| text.replace("user: postgres,", "user: postgres, start: Now,"));
+    relay.until_ready().await;
+    site.judge_table(&relay).await;
+}
