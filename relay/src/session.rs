@@ -20,10 +20,10 @@ use crate::partitions::Partitions;
 use crate::pump::{Ended, Pump};
 use crate::search::Searcher;
 use crate::sink::{AckQueue, Producers};
-use crate::{source, start};
 use crate::status::{Phase, Status};
 use crate::trouble::{Reason, Trouble};
 use crate::verdict::{Findings, Verdict, judge};
+use crate::{source, start};
 
 /// How long the server may take to end the stream after everything was confirmed.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
@@ -105,15 +105,17 @@ async fn open(context: &Context) -> Result<Opened, Trouble> {
     let copied = copy.as_ref().map(|backfill| backfill.after);
     // Rows that are copied lie right before the slot's beginning, and may have been sent.
     let end = if copied.is_some() { flush.max(just_behind(confirmed)) } else { flush };
-    let (stored, offsets) =
-        judged.checkpoint.map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
+    let (stored, offsets) = judged
+        .checkpoint
+        .map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
     let mappings = mappings_of(config, stored, confirmed, end);
     let progress = Progress { confirmed, copied, mappings, revision: 0, offsets };
     checkpoint::write_now(&mut sql, config, history, &progress).await?;
     let committed = progress.committed();
     let Progress { mappings, offsets, .. } = progress;
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
-    let start = Start { confirmed, copied, lineage: Lineage::new(server.timelines, end), mappings, partitions };
+    let start =
+        Start { confirmed, copied, lineage: Lineage::new(server.timelines, end), mappings, partitions };
     Ok(Opened { stream, sql, history, start, copy, committed })
 }
 
