@@ -21,7 +21,8 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     let text = relay.until("/readyz", 503, "PermissionDenied").await;
     assert!(text.contains("docs/OUTBOX.md"), "{text}");
     site.execute(&format!(
-        "GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO {role};
+        "GRANT SELECT ON outbox TO {role};
+         GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO {role};
          GRANT EXECUTE ON FUNCTION outbox_maintain(interval, interval) TO {role}"
     ))
     .await;
