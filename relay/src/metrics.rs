@@ -17,10 +17,6 @@ const COMMIT_TO_ACK_BUCKETS: [f64; 16] =
 /// The values `slot_wal_status` can take.
 const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 
-/// The values `cause` of a gap can take.
-const GAP_CAUSES: [Reason; 4] =
-    [Reason::SlotLost, Reason::SlotAhead, Reason::HistoryChanged, Reason::KafkaLostRecords];
-
 /// Handles on every metric.
 #[derive(Clone)]
 pub struct Metrics {
@@ -207,7 +203,7 @@ fn counted<M: Collector + Clone + 'static>(
 
 /// A counter that is there from the start, at 0: the first gap of a process must be an increase.
 fn with_causes(counters: IntCounterVec) -> IntCounterVec {
-    for cause in GAP_CAUSES {
+    for cause in Reason::GAPS {
         drop(counters.with_label_values(&[&cause.name()]));
     }
     counters

@@ -61,5 +61,9 @@ fn report(context: &Context, action: Action, trouble: &Trouble, last_logged: &mu
         Action::Retry => tracing::warn!(reason, "{trouble}"),
         Action::Stop => tracing::error!(reason, "delivery stopped: {trouble}"),
     }
+    // Counted once, not at every look.
+    if trouble.reason.is_gap() {
+        context.metrics.gap_total.with_label_values(&[&reason]).inc();
+    }
     *last_logged = Some(news);
 }

@@ -113,6 +113,15 @@ impl Reason {
         }
     }
 
+    /// Whether there may be rows that nobody can vouch for.
+    pub fn is_gap(self) -> bool {
+        Self::GAPS.contains(&self)
+    }
+
+    /// The reasons that say so.
+    pub const GAPS: [Reason; 4] =
+        [Reason::SlotLost, Reason::SlotAhead, Reason::HistoryChanged, Reason::KafkaLostRecords];
+
     /// What the person on call should do.
     pub fn remedy(self) -> &'static str {
         match self {

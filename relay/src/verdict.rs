@@ -110,7 +110,16 @@ pub fn judge(found: &Findings<'_>) -> Result<Verdict, Trouble> {
 
 fn without_slot(found: &Findings<'_>, known: &Known) -> Result<Verdict, Trouble> {
     let name = &found.source.slot.name;
+    let delivered_before = found.checkpoint.is_some_and(|checkpoint| !checkpoint.offsets.is_empty());
     match known {
+        // Somebody took the LSN away, so that it begins anew after a gap.
+        Known::Nothing if delivered_before && found.source.start == StartAt::Table => Err(Trouble::new(
+            Reason::StartRefused,
+            format!(
+                "slot {name} does not exist, and this relay has delivered before: source.start: Table would send the whole \
+                 table again; set Now, or delete the relay's row of outbox_checkpoint if that is meant"
+            ),
+        )),
         Known::Copying { from: lsn } | Known::Delivered { confirmed: lsn, .. } => {
             Err(Trouble::new(Reason::SlotLost, format!("slot {name} is gone; the checkpoint is at {lsn}")))
         }

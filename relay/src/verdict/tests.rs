@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -92,6 +94,14 @@ fn a_first_start_creates_the_slot_where_it_may() {
     let mut never = source(StartAt::Now);
     never.slot.creation_policy = CreationPolicy::Never;
     assert_eq!(PRIMARY.judge(None, None, &never), Err(Reason::SlotMissing));
+}
+
+#[test]
+fn a_relay_that_has_delivered_before_does_not_send_the_whole_table_again() {
+    let known = BTreeMap::from([("topic".to_owned(), BTreeMap::new())]);
+    let emptied = Checkpoint { offsets: known, ..checkpoint(Progressed::Registered) };
+    assert_eq!(ask(Some(&emptied), None), Err(Reason::StartRefused));
+    assert_eq!(PRIMARY.judge(Some(&emptied), None, &source(StartAt::Now)), Ok(Verdict::CreateSlot));
 }
 
 #[test]
