@@ -376,7 +376,13 @@ impl Delivery {
                 }
             }
             Answer::Searched { partition, found, phantoms } => {
+                let ahead = phantoms.ahead;
                 self.report(partition, phantoms);
+                if ahead {
+                    let what = "Kafka has events of the server's own timeline beyond the end of its log: the database was put \
+                                back to an earlier state without a new timeline";
+                    return Err(Trouble::new(Reason::HistoryChanged, what));
+                }
                 if let Some(mark) = self.partitions.mark(partition) {
                     mark.searched(found);
                 }

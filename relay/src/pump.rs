@@ -2,7 +2,8 @@
 //! checkpoints written, and confirms to Postgres what a committed checkpoint says. It never waits for Kafka: when
 //! the budget is used up it stops reading, and confirmations go on by their own timer.
 
-use std::collections::VecDeque;
+mod copy;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use prometheus::IntCounter;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use crate::backfill::{Pages, StoredRow};
+use self::copy::{Copy, CopyStep, next_page};
 use crate::checkpoint::{Committed, Progress, Writer};
 use crate::delivery::{CAUSE_START, Delivery, Flow};
 use crate::jobs::Answer;
@@ -70,14 +71,6 @@ pub struct Pump {
     copied_rows: IntCounter,
 }
 
-/// Rows that were there before the slot.
-struct Copy {
-    pages: Pages,
-    page: VecDeque<StoredRow>,
-    /// Every page was read.
-    exhausted: bool,
-}
-
 /// The last checkpoint asked for.
 struct Requested {
     confirmed: EndLsn,
@@ -97,7 +90,6 @@ impl Pump {
         acks: std::sync::Arc<AckQueue>,
         answers: mpsc::UnboundedReceiver<Answer>,
         writer: Writer,
-        pages: Option<Pages>,
         status: Status,
         metrics: Metrics,
     ) -> Pump {
@@ -116,7 +108,7 @@ impl Pump {
             acks,
             answers,
             writer,
-            copy: pages.map(|pages| Copy { pages, page: VecDeque::new(), exhausted: false }),
+            copy: None,
             status,
             metrics,
             parked: None,
@@ -174,61 +166,14 @@ impl Pump {
         }
     }
 
+    /// What the last committed checkpoint says.
+    pub fn confirmed(&self) -> EndLsn {
+        self.writer.committed().confirmed
+    }
+
     /// Gives back what the session has to end: the stream, and the producers within `Delivery`.
     pub fn into_parts(self) -> (Stream, Delivery) {
         (self.stream, self.delivery)
-    }
-
-    /// Deals with rows that were there before the slot, a burst at most.
-    fn copy_rows(&mut self) -> Result<CopyStep, Trouble> {
-        let stored = self.writer.committed().revision;
-        for _ in 0..BURST {
-            let Some(copy) = &mut self.copy else { return Ok(CopyStep::HasMore) };
-            let Some(row) = copy.page.front() else {
-                return if copy.exhausted { self.end_copy() } else { Ok(CopyStep::NeedsPage) };
-            };
-            if !self.delivery.has_room() {
-                return Ok(CopyStep::Waits);
-            }
-            let flow = match self.delivery.copied(copy.pages.layout(), row, stored) {
-                Ok(Flow::Next) => {
-                    copy.page.pop_front();
-                    self.not_poisoned();
-                    continue;
-                }
-                Err(trouble) if trouble.reason == Reason::PoisonRow => self.poisoned(trouble),
-                flow => flow?,
-            };
-            if flow == Flow::Blocked {
-                self.request_checkpoint(false);
-                return Ok(CopyStep::Waits);
-            }
-        }
-        Ok(CopyStep::HasMore)
-    }
-
-    /// Once everything copied is in Kafka, says so in the checkpoint, and reads the stream when that is written.
-    fn end_copy(&mut self) -> Result<CopyStep, Trouble> {
-        if !self.delivery.ledger().is_empty() {
-            return Ok(CopyStep::Waits);
-        }
-        self.delivery.copy_is_done();
-        self.request_checkpoint(true);
-        if self.writer.committed().copied.is_some() {
-            return Ok(CopyStep::Waits);
-        }
-        self.copy = None;
-        self.status.enter(Phase::Streaming);
-        tracing::info!("the rows that were there before the slot are delivered; streaming");
-        Ok(CopyStep::HasMore)
-    }
-
-    fn take_page(&mut self, page: Option<Vec<StoredRow>>) {
-        let Some(copy) = &mut self.copy else { return };
-        match page {
-            Some(rows) => copy.page.extend(rows),
-            None => copy.exhausted = true,
-        }
     }
 
     /// Deals with what is buffered, a burst at most. Answers whether it is time to read more.
@@ -365,23 +310,6 @@ impl Pump {
         }
         self.confirm()?;
         Ok(Some(if settled { Ended::Drained } else { Ended::GaveUp }))
-    }
-}
-
-/// What a copy needs next.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum CopyStep {
-    NeedsPage,
-    /// Only its turn.
-    HasMore,
-    /// An acknowledgement, an answer, or a checkpoint.
-    Waits,
-}
-
-async fn next_page(copy: &mut Option<Copy>) -> Result<Option<Vec<StoredRow>>, Trouble> {
-    match copy {
-        Some(copy) => copy.pages.next().await,
-        None => std::future::pending().await,
     }
 }
 

@@ -22,9 +22,10 @@ pub async fn run(
     let context = Context { config: Arc::new(config), status, metrics };
     let mut backoff = Backoff::default();
     let mut last_logged = None;
+    let mut reached = None;
     loop {
         let started = Instant::now();
-        let trouble = match session::run(&context, &mut shutdown).await {
+        let trouble = match session::run(&context, &mut reached, &mut shutdown).await {
             Ok(ended) => return ended,
             Err(trouble) => trouble,
         };

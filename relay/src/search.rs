@@ -69,6 +69,9 @@ pub struct Phantoms {
     pub count: u64,
     /// Event ids of the first of them.
     pub ids: Vec<String>,
+    /// Some lie on the server's own timeline, beyond the end of its log: it was put back without a new timeline, so
+    /// positions are being used a second time.
+    pub ahead: bool,
 }
 
 impl Phantoms {
@@ -80,6 +83,7 @@ impl Phantoms {
         self.count += other.count;
         self.ids.extend(other.ids);
         self.ids.truncate(Self::MAX_IDS);
+        self.ahead |= other.ahead;
     }
 }
 
@@ -215,7 +219,10 @@ impl Searcher {
                             found.highest = found.highest.max(Some(position));
                             found.own_records += 1;
                         }
-                        Some(_) => phantoms.add(Phantoms { count: 1, ids: event_id(&message) }),
+                        Some(position) => {
+                            let ahead = self.lineage.is_on_line(position);
+                            phantoms.add(Phantoms { count: 1, ids: event_id(&message), ahead });
+                        }
                     }
                     if until == Some(found.end) {
                         return Ok((found, phantoms));

@@ -51,31 +51,37 @@ struct Opened {
 }
 
 /// Runs one session. `Ok` means that `shutdown` was asked for.
-pub async fn run(context: &Context, shutdown: &mut watch::Receiver<bool>) -> Result<Ended, Trouble> {
+///
+/// `reached` is what the sessions of this process have confirmed.
+pub async fn run(
+    context: &Context,
+    reached: &mut Option<(History, EndLsn)>,
+    shutdown: &mut watch::Receiver<bool>,
+) -> Result<Ended, Trouble> {
     context.status.enter(Phase::Starting);
     let mut asked = shutdown.clone();
     let opened = tokio::select! {
-        opened = open(context) => opened?,
+        opened = open(context, *reached) => opened?,
         // Nothing was sent: there is nothing to drain.
         _ = asked.wait_for(|stop| *stop) => return Ok(Ended::Drained),
     };
     let connected = context.metrics.connected.with_label_values(&["postgres"]);
     connected.set(1);
     context.metrics.streaming.set(1);
-    let ended = stream(context, opened, shutdown).await;
+    let ended = stream(context, opened, reached, shutdown).await;
     context.metrics.streaming.set(0);
     connected.set(0);
     ended
 }
 
-async fn open(context: &Context) -> Result<Opened, Trouble> {
+async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<Opened, Trouble> {
     let config = &*context.config;
     let access = source::access(&config.source)?;
     // The stream first: it finds the host, and is stricter about the server's certificate.
     let mut client = source::connect_replication(&config.source, access.clone()).await?;
     let identity = client.identify_system().await?;
     let timelines = client.timeline_history(identity.timeline).await?;
-    let server = Server { system_identifier: identity.system_id, timelines };
+    let server = Server { system_identifier: identity.system_id, timelines, reached };
     let mut sql = source::connect_to(&config.source, &access, client.host(), "session").await?;
     source::check_same_server(&mut sql, server.history()).await?;
     source::check_preconditions(&mut sql, &config.source).await?;
@@ -143,6 +149,8 @@ fn mappings_of(config: &Config, stored: Option<Mappings>, confirmed: EndLsn, hor
 struct Server {
     system_identifier: u64,
     timelines: TimelineHistory,
+    /// What this process had confirmed when it last streamed.
+    reached: Option<(History, EndLsn)>,
 }
 
 impl Server {
@@ -176,6 +184,7 @@ async fn judge_now(sql: &mut PgConnection, config: &Config, server: &Server) -> 
         system_identifier: server.system_identifier,
         timelines: &server.timelines,
         flush: source::flush_lsn(sql).await?,
+        reached: server.reached,
         source: &config.source,
         checkpoint: checkpoint.as_ref(),
         slot: slot.as_ref(),
@@ -239,6 +248,7 @@ async fn go_on_from(
 async fn stream(
     context: &Context,
     opened: Opened,
+    reached: &mut Option<(History, EndLsn)>,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<Ended, Trouble> {
     let config = &*context.config;
@@ -281,11 +291,14 @@ async fn stream(
         acks,
         answers,
         writer,
-        pages,
         context.status.clone(),
         context.metrics.clone(),
     );
+    if let Some(pages) = pages {
+        pump = pump.copying(pages);
+    }
     let ended = pump.run(shutdown).await;
+    *reached = Some((opened.history, pump.confirmed()));
     let (stream, delivery) = pump.into_parts();
     let producers = delivery.into_producers();
     if ended.is_ok() {

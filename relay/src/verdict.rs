@@ -11,7 +11,7 @@
 //! | neither slot nor progress | create the slot |
 //! | a slot, but its snapshot was never stored | create it anew |
 //! | the slot is gone, invalidated, or ahead of the checkpoint | stop: rows may be missing |
-//! | another cluster, or a timeline that is none of the server's | stop |
+//! | another cluster, a timeline that is none of the server's, a checkpoint that went back | stop |
 //! | a slot of another kind, or of somebody else | stop: a setting is wrong |
 
 use pg_replication::{EndLsn, TimelineHistory};
@@ -31,6 +31,8 @@ pub struct Findings<'a> {
     pub timelines: &'a TimelineHistory,
     /// The end of its log.
     pub flush: EndLsn,
+    /// What this process had confirmed when it last streamed, and on which history.
+    pub reached: Option<(History, EndLsn)>,
     /// The relay's settings.
     pub source: &'a Source,
     /// The relay's checkpoint.
@@ -165,10 +167,23 @@ fn known(found: &Findings<'_>, checkpoint: &Checkpoint) -> Result<Known, Trouble
             "the slot was created at {from}, but the server's log and the checkpoint's part at {common}"
         )),
         Progressed::Copying { from, .. } => Ok(Known::Copying { from }),
+        Progressed::Delivered { confirmed } if went_back(found, checkpoint, confirmed) => changed(format!(
+            "the checkpoint is at {confirmed}, where it was before: the database was put back to an earlier state without a new \
+             timeline, so the same positions will stand for other events"
+        )),
         Progressed::Delivered { confirmed } => {
             Ok(Known::Delivered { confirmed: confirmed.min(common), diverged: confirmed > common })
         }
     }
+}
+
+/// Whether the checkpoint was further once. It never goes back by itself; a promotion may take it back, and begins a new
+/// timeline. Without offsets it is a person who wants it so: nothing in Kafka counts then.
+fn went_back(found: &Findings<'_>, checkpoint: &Checkpoint, confirmed: EndLsn) -> bool {
+    let here = checkpoint.history;
+    let same_line = here.timeline == found.timelines.timeline();
+    let further = found.reached.is_some_and(|(history, reached)| history == here && confirmed < reached);
+    further && same_line && !checkpoint.offsets.is_empty()
 }
 
 /// Whether it is a slot a relay can use at all.

@@ -71,6 +71,7 @@ impl Server {
             system_identifier: SYSTEM,
             timelines: &timelines,
             flush: lsn(self.end),
+            reached: None,
             source,
             checkpoint,
             slot,
@@ -208,6 +209,32 @@ fn a_log_that_ends_before_the_checkpoint_leaves_phantoms() {
     let restored = Server { end: 12, ..PRIMARY };
     let verdict = restored.judge(Some(&delivered(16)), Some(&slot(8)), &source(StartAt::Table));
     assert_eq!(verdict, Ok(Verdict::Stream { confirmed: lsn(12), diverged: true }));
+}
+
+#[test]
+fn a_checkpoint_that_went_back_on_its_timeline_stops_delivery() {
+    let (source, timelines) = (source(StartAt::Table), TimelineHistory::parse(1, "").unwrap());
+    let promoted = TimelineHistory::parse(2, "1\t0/64\n").unwrap();
+    let at_10 = Checkpoint { offsets: BTreeMap::from([("t".into(), BTreeMap::new())]), ..delivered(10) };
+    let slot = slot(8);
+    let ask = |timelines, checkpoint: &Checkpoint, reached| {
+        let reached = Some((at_10.history, lsn(reached)));
+        let (checkpoint, slot) = (Some(checkpoint), Some(&slot));
+        let found = Findings {
+            system_identifier: SYSTEM,
+            timelines,
+            flush: lsn(END),
+            reached,
+            source: &source,
+            checkpoint,
+            slot,
+        };
+        judge(&found).map_err(|trouble| trouble.reason)
+    };
+    assert_eq!(ask(&timelines, &at_10, 10), goes_on(10));
+    assert_eq!(ask(&timelines, &at_10, 11), Err(Reason::HistoryChanged));
+    assert_eq!(ask(&promoted, &at_10, 11), goes_on(10), "a standby that was behind took over");
+    assert_eq!(ask(&timelines, &delivered(10), 11), goes_on(10), "nothing in Kafka counts");
 }
 
 fn any_progress() -> impl Strategy<Value = Option<Checkpoint>> {

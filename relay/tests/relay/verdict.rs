@@ -1,8 +1,9 @@
 //! What a start makes of what it finds: promotions, restored servers, slots that somebody touched.
 
 use testbed::postgres::{PgVersion, Shutdown};
+use testbed::wait;
 
-use crate::fixture::{OwnServers, Site, heavy, right};
+use crate::fixture::{OwnServers, SOON, Site, heavy, right};
 
 /// R2: a standby takes over with everything: the relay goes on, on a new timeline, with nothing lost or sent twice.
 #[tokio::test]
@@ -48,7 +49,8 @@ async fn r2_a_promoted_standby_is_gone_on_from() {
 
 /// R2, C18: the server is put back to an older state and goes on; what was delivered in between are phantoms. They are
 /// counted and listed, they stand in the way of nothing, and rows whose positions lie among theirs are delivered.
-async fn restored_server(new_timeline: bool) {
+#[tokio::test]
+async fn r2_phantoms_of_a_server_that_lost_its_end_in_a_failover() {
     let _place = heavy().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
@@ -66,12 +68,8 @@ async fn restored_server(new_timeline: bool) {
     let phantoms: Vec<String> = phantoms.map(|record| record.header("ce_id").unwrap().to_owned()).collect();
     servers.postgres.stop(Shutdown::Fast).await.unwrap();
     servers.postgres.restore().unwrap();
-    if new_timeline {
-        servers.postgres.start_as_standby().await.unwrap();
-        site.execute("SELECT pg_promote()").await;
-    } else {
-        servers.postgres.start_again().await.unwrap();
-    }
+    servers.postgres.start_as_standby().await.unwrap();
+    site.execute("SELECT pg_promote()").await;
     assert_eq!(site.value("SELECT count(*) FROM outbox").await.as_deref(), Some("1"));
     // Their positions lie where those of the phantoms were.
     for n in 2..=20 {
@@ -105,9 +103,47 @@ async fn restored_server(new_timeline: bool) {
     lives(1 + 38 + 5).await;
 }
 
+/// Put back without a new timeline: the same positions stand for other events, so nothing in Kafka can be trusted, and
+/// delivery stops. With the documented statement it goes on: nothing is lost.
 #[tokio::test]
-async fn r2_phantoms_of_a_server_that_lost_its_end_in_a_failover() {
-    restored_server(true).await;
+async fn r2_a_server_put_back_on_its_own_timeline_is_refused_until_kafka_no_longer_counts() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.keep_copy().unwrap();
+    servers.postgres.start_again().await.unwrap();
+    for n in 2..=20 {
+        site.insert([("k", n)]).await;
+    }
+    site.until_records(20).await;
+    site.until_confirmed(&relay).await;
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.restore().unwrap();
+    servers.postgres.start_again().await.unwrap();
+    site.insert([("k", 21), ("k", 22)]).await;
+    relay.until("/readyz", 503, "HistoryChanged").await;
+    assert_eq!(site.records().await.len(), 20);
+    assert_eq!(relay.metric("outbox_relay_gap_total").await, 1.0);
+    site.execute("UPDATE outbox_checkpoint SET mapping = '{}', kafka_offsets = '{}'").await;
+    relay.until("/readyz", 200, "streaming").await;
+    // What was delivered after the copy's checkpoint may come again: row 1 at most.
+    let wanted: Vec<String> = {
+        let mut sql = site.sql().await;
+        sqlx::query_scalar("SELECT id::text FROM outbox").fetch_all(&mut sql).await.unwrap()
+    };
+    assert_eq!(wanted.len(), 3);
+    wait::until("every row of the table", SOON, async || {
+        let records = site.records().await;
+        let ids: Vec<&str> = records.iter().map(|record| record.header("ce_id").unwrap()).collect();
+        let missing = wanted.iter().filter(|id| !ids.contains(&id.as_str())).count();
+        if missing == 0 { Ok(()) } else { Err(format!("{missing} missing")) }
+    })
+    .await
+    .unwrap();
 }
 
 /// D1: dropped while it is streamed from. Nothing is made anew in silence.
@@ -132,6 +168,7 @@ async fn d1_a_slot_dropped_under_a_running_relay_stops_delivery() {
     );
     site.execute(&dropped).await;
     relay.until("/readyz", 503, "SlotLost").await;
+    assert_eq!(relay.metric("outbox_relay_gap_total").await, 1.0);
     site.insert([("k", 2)]).await;
     assert_eq!(site.records().await.len(), 1);
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
