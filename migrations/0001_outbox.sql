@@ -2,7 +2,7 @@
 -- A service inserts its event in the transaction that changes its state; the relay reads the
 -- committed row from the logical replication stream. Columns and reasons: docs/OUTBOX.md.
 --
--- Append-only: no UPDATE, no DELETE. Space is given back by dropping whole partitions.
+-- Append-only: no UPDATE, no DELETE. outbox_maintain gives space back, by dropping whole partitions.
 
 CREATE TABLE outbox (
     id            uuid        NOT NULL,             -- event id, UUIDv7 from the writer; consumers deduplicate on it
@@ -25,45 +25,189 @@ CREATE INDEX outbox_seq ON outbox (seq);
 -- The backstop: a write must never fail because maintenance is late.
 CREATE TABLE outbox_default PARTITION OF outbox DEFAULT;
 
--- Makes daily partitions (UTC) from today to now + ahead, and returns how many it made. The relay calls it;
--- it runs as the table's owner, so the relay's role needs EXECUTE and no right to create tables.
--- `keep` is how long rows stay; partitions are not dropped yet.
+-- The partitions, and when the range of each ends; NULL for DEFAULT and for a range without end.
+CREATE VIEW outbox_partitions AS
+SELECT c.oid::regclass AS partition,
+       substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \(''([^'']+)''\)')::timestamptz AS ends
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+WHERE i.inhparent = 'outbox'::regclass AND c.relkind = 'r';
+
+-- Makes daily partitions (UTC) from today to now + ahead, and gives back the space of rows older than `keep` that
+-- every relay has delivered: whole partitions by DROP, rows of DEFAULT by DELETE. The relays call it, again and again
+-- while it did something; it runs as the table's owner, so their role needs EXECUTE and no right on tables.
 --
--- Creating a partition locks the parent against writers, so it waits for that lock 200 ms at most and
--- leaves the rest to the next call. A day that already has rows in the DEFAULT partition cannot get one
--- of its own: it stays in DEFAULT, with a warning.
-CREATE FUNCTION outbox_maintain(keep interval, ahead interval)
-    RETURNS integer
+-- What a relay has delivered is what is visible in the snapshot of its row in outbox_checkpoint; what goes is visible in
+-- all of them. Nothing goes while no relay is registered, or while a logical slot exists that no registered relay
+-- owns: who reads through it may want the rows. The clock decides what is due, never what is delivered.
+--
+-- Writers are never kept waiting for longer than lock_timeout: what does not get its lock is left to a later call.
+-- A call makes partitions, or deletes a batch, or drops one partition, because it keeps its locks until it ends.
+CREATE FUNCTION outbox_maintain(
+    keep        interval,
+    ahead       interval,
+    OUT made    integer,    -- partitions made
+    OUT dropped integer,    -- partitions dropped
+    OUT deleted integer,    -- rows deleted from DEFAULT
+    OUT held    text        -- why something that is due was not done; NULL if nothing was left
+)
     LANGUAGE plpgsql
     SECURITY DEFINER
     SET lock_timeout = '200ms'
     SET timezone = 'UTC'
+    SET datestyle = 'ISO'
 AS $$
 DECLARE
-    from_day timestamptz := date_trunc('day', now());
-    made     integer := 0;
+    batch        CONSTANT integer := 10000;     -- keeps a call short, and its WAL in small pieces
+    from_day     timestamptz := date_trunc('day', now());
+    day_name     text;
+    due_rows     boolean;
+    due          regclass[];
+    old          regclass;
+    foreign_slot text;
+    behind       text;
+    known        xid8;
 BEGIN
+    made := 0;
+    dropped := 0;
+    deleted := 0;
     IF ahead < interval '0' OR ahead > interval '366 days' THEN
         RAISE EXCEPTION 'outbox_maintain: ahead must be between 0 and 366 days, not %', ahead
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF keep < interval '0' THEN
+        RAISE EXCEPTION 'outbox_maintain: keep must not be negative, but is %', keep
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Each statement has to see what was committed while the one before it waited for a lock.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'outbox_maintain needs isolation level read committed'
+            USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+
+    -- One call at a time. This lock is in nobody's way but another call's, and that of DDL.
+    BEGIN
+        LOCK TABLE ONLY outbox IN SHARE UPDATE EXCLUSIVE MODE;
+    EXCEPTION WHEN lock_not_available THEN
+        held := 'another session maintains or alters the table outbox';
+        RETURN;
+    END;
+
     WHILE from_day <= now() + ahead LOOP
-        IF to_regclass(format('outbox_p%s', to_char(from_day, 'YYYYMMDD'))) IS NULL THEN
+        day_name := 'outbox_p' || to_char(from_day, 'YYYYMMDD');
+        IF to_regclass(day_name) IS NOT NULL THEN
+            NULL;
+        ELSIF EXISTS (SELECT FROM ONLY outbox_default
+                      WHERE occurred_at >= from_day AND occurred_at < from_day + interval '1 day') THEN
+            -- Rows are never moved: moving one would send it a second time.
+            held := concat_ws('; ', held, format('%s gets no partition, because outbox_default holds rows of it', from_day::date));
+        ELSE
             BEGIN
-                EXECUTE format(
-                    'CREATE TABLE %I PARTITION OF outbox FOR VALUES FROM (%L) TO (%L)',
-                    'outbox_p' || to_char(from_day, 'YYYYMMDD'), from_day, from_day + interval '1 day');
+                EXECUTE format('CREATE TABLE %I PARTITION OF outbox FOR VALUES FROM (%L) TO (%L)',
+                               day_name, from_day, from_day + interval '1 day');
                 made := made + 1;
             EXCEPTION
                 WHEN lock_not_available THEN
-                    RETURN made;
+                    held := concat_ws('; ', held, format('%s was not made, because writers held a lock on outbox', day_name));
+                    RETURN;
                 WHEN check_violation THEN
-                    RAISE WARNING 'outbox_default holds rows of %; that day gets no partition of its own', from_day::date;
+                    held := concat_ws('; ', held, format('%s gets no partition, because outbox_default holds rows of it', from_day::date));
+                WHEN invalid_object_definition THEN
+                    NULL;   -- A partition of somebody else's making covers the day.
             END;
         END IF;
         from_day := from_day + interval '1 day';
     END LOOP;
-    RETURN made;
+    IF made > 0 THEN
+        RETURN;
+    END IF;
+
+    due := ARRAY(SELECT partition FROM outbox_partitions WHERE ends <= now() - keep ORDER BY ends);
+    due_rows := EXISTS (SELECT FROM ONLY outbox_default WHERE occurred_at < now() - keep);
+    IF NOT due_rows AND due = '{}' THEN
+        RETURN;
+    END IF;
+    IF to_regclass('outbox_checkpoint') IS NULL THEN
+        held := concat_ws('; ', held, 'nothing is dropped, because there is no table outbox_checkpoint');
+        RETURN;
+    END IF;
+    IF NOT EXISTS (SELECT FROM outbox_checkpoint) THEN
+        held := concat_ws('; ', held, 'nothing is dropped, because no relay is registered in outbox_checkpoint');
+        RETURN;
+    END IF;
+    SELECT format('slot %s (plugin %s)', slot_name, plugin) INTO foreign_slot
+    FROM pg_replication_slots
+    WHERE database = current_database() AND slot_name NOT IN (SELECT slot FROM outbox_checkpoint)
+    ORDER BY slot_name LIMIT 1;
+    IF FOUND THEN
+        held := concat_ws('; ', held, format('nothing is dropped, because %s belongs to no relay in outbox_checkpoint', foreign_slot));
+        RETURN;
+    END IF;
+
+    IF due_rows THEN
+        BEGIN
+            -- Whoever registers waits until this is done, so that from its registration on nothing goes.
+            LOCK TABLE outbox_checkpoint IN SHARE MODE;
+            DELETE FROM ONLY outbox_default WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM ONLY outbox_default o
+                WHERE occurred_at < now() - keep
+                  AND NOT EXISTS (SELECT FROM outbox_checkpoint WHERE NOT pg_visible_in_snapshot(o.xid, delivered_snapshot))
+                LIMIT batch));
+            GET DIAGNOSTICS deleted = ROW_COUNT;
+            IF deleted > 0 THEN
+                RETURN;
+            END IF;
+            RAISE no_data_found;    -- Gives the lock back.
+        EXCEPTION
+            WHEN no_data_found THEN
+                held := concat_ws('; ', held, 'rows of outbox_default stay, because a relay has not delivered them');
+            WHEN lock_not_available THEN
+                held := concat_ws('; ', held, 'rows of outbox_default stay, because somebody held a lock on them or on outbox_checkpoint');
+            WHEN object_not_in_prerequisite_state THEN
+                held := concat_ws('; ', held, 'rows of outbox_default stay, because a publication publishes deletes of outbox');
+        END;
+    END IF;
+
+    FOREACH old IN ARRAY due LOOP
+        BEGIN
+            -- Whoever has written into the partition is done after this, and only writers of old rows wait for it.
+            EXECUTE format('LOCK TABLE ONLY %s IN SHARE MODE', old);
+            known := (SELECT min(pg_snapshot_xmax(delivered_snapshot)) FROM outbox_checkpoint);
+            EXECUTE format('SELECT relay FROM outbox_checkpoint c
+                            WHERE EXISTS (SELECT FROM ONLY %s WHERE xid >= pg_snapshot_xmin(c.delivered_snapshot)
+                                          AND NOT pg_visible_in_snapshot(xid, c.delivered_snapshot))
+                            ORDER BY relay LIMIT 1', old) INTO behind;
+            IF behind IS NOT NULL THEN
+                held := concat_ws('; ', held, format('%s stays, because relay %s has not delivered all of it', old, behind));
+                RETURN;
+            END IF;
+            -- DROP would take this lock, and writers wait from here on: nothing that takes time may follow.
+            LOCK TABLE ONLY outbox IN ACCESS EXCLUSIVE MODE;
+            LOCK TABLE outbox_checkpoint IN SHARE MODE;
+            -- Snapshots only grow. One that knows less than those that were looked at is of a new row.
+            IF (SELECT min(pg_snapshot_xmax(delivered_snapshot)) FROM outbox_checkpoint) < known THEN
+                held := concat_ws('; ', held, 'nothing is dropped, because a relay has just been registered');
+                RETURN;
+            END IF;
+            EXECUTE format('DROP TABLE %s', old);
+            dropped := 1;
+            RETURN;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+            held := concat_ws('; ', held, format('%s stays, because somebody held a lock on it, on outbox, or on outbox_checkpoint', old));
+        END;
+    END LOOP;
+END
+$$;
+
+-- For metrics: how many rows are in DEFAULT, counted up to 10,000, and how many seconds ago the range of the oldest
+-- partition ended (0 if it has not).
+CREATE FUNCTION outbox_partition_state(OUT default_rows bigint, OUT oldest_age double precision)
+    LANGUAGE plpgsql
+    STABLE
+    SECURITY DEFINER
+AS $$
+BEGIN
+    default_rows := (SELECT count(*) FROM (SELECT FROM ONLY outbox_default LIMIT 10000) bounded);
+    oldest_age := (SELECT greatest(0, coalesce(extract(epoch FROM now() - min(ends)), 0)) FROM outbox_partitions);
 END
 $$;
 
@@ -73,8 +217,9 @@ DO $$
 BEGIN
     EXECUTE format('ALTER FUNCTION outbox_maintain(interval, interval) SET search_path = %I, pg_temp',
                    current_schema());
+    EXECUTE format('ALTER FUNCTION outbox_partition_state() SET search_path = %I, pg_temp', current_schema());
 END
 $$;
-REVOKE ALL ON FUNCTION outbox_maintain(interval, interval) FROM PUBLIC;
+REVOKE ALL ON FUNCTION outbox_maintain(interval, interval), outbox_partition_state() FROM PUBLIC;
 
 SELECT outbox_maintain(interval '72 hours', interval '3 days');

@@ -1,6 +1,9 @@
 -- One row per relay: what is known to be in Kafka. It lives in the source database and nowhere else, so that it
 -- is as old or as new as the rows it speaks about, whatever is restored. The relay sends Postgres no
 -- confirmation that is ahead of this row.
+--
+-- A row is also a claim: outbox_maintain drops nothing that its snapshot does not show as delivered. A relay that is
+-- gone for good gives its claim up when somebody deletes its row, and its slot.
 
 CREATE TABLE outbox_checkpoint (
     relay                   text        PRIMARY KEY,      -- the relay's configured name
@@ -13,7 +16,10 @@ CREATE TABLE outbox_checkpoint (
     start_lsn               pg_lsn,                       -- where the slot begins
     start_snapshot          pg_snapshot,                  -- what it shows is not in the stream, and delivered first
     start_cursor            bigint,                       -- of those rows, the ones up to this seq are in Kafka
-    delivered_snapshot      pg_snapshot,                  -- transactions whose rows are all in Kafka
+    -- Transactions visible in it have all their rows in Kafka. The default is the empty one: no transaction is.
+    delivered_snapshot      pg_snapshot NOT NULL DEFAULT '1:1:',
+    -- As kafka_offsets; no row of a transaction invisible in delivered_snapshot lies before them.
+    snapshot_offsets        jsonb       NOT NULL DEFAULT '{}',
     mapping_version         integer     NOT NULL DEFAULT 1,
     mapping                 jsonb       NOT NULL DEFAULT '{}',  -- topic -> number of partitions events are spread over
     publication_fingerprint text,

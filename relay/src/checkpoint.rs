@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::delivered::{Delivered, Stored, Taken};
 use crate::mapping::Mappings;
 use crate::partitions::Offsets;
 use crate::trouble::{Reason, Trouble};
@@ -115,8 +116,8 @@ fn progressed(row: &PgRow) -> Result<Progressed, Trouble> {
     }
 }
 
-/// Writes the row of a relay that has none, before its slot is created: from then on nobody may drop rows this
-/// relay has not confirmed.
+/// Writes the row of a relay that has none, before its slot is created: its delivered snapshot is the empty one, so
+/// from then on nobody drops rows this relay has not confirmed.
 pub async fn register(sql: &mut PgConnection, config: &Config, history: History) -> Result<(), Trouble> {
     let table = config.source.table.sibling(TABLE);
     let insert = format!(
@@ -303,13 +304,43 @@ async fn write_newest(
     mut wanted: watch::Receiver<Option<Progress>>,
     done: watch::Sender<Committed>,
 ) -> Result<(), Trouble> {
+    // Lives and dies with the session: see its text.
+    let mut delivered = Delivered::default();
     while wanted.changed().await.is_ok() {
         let Some(progress) = wanted.borrow_and_update().clone() else { continue };
-        statement.execute(&mut sql, &progress).await?;
+        let ripe = delivered.ripe(progress.confirmed);
+        let xid = statement.execute(&mut sql, &progress, ripe.as_ref()).await?;
         done.send_replace(progress.committed());
+        delivered.written(xid, &progress.offsets);
+        // While rows are copied nothing of the table counts as delivered.
+        if progress.copied.is_none() && delivered.is_due() {
+            delivered.take(take_snapshot(&mut sql).await?);
+        }
     }
     drop(sql.close().await);
     Ok(())
+}
+
+/// One statement: its snapshot is older than the LSN, which is read while it runs.
+async fn take_snapshot(sql: &mut PgConnection) -> Result<Taken, Trouble> {
+    let row = sqlx::query(
+        "SELECT pg_current_snapshot()::text AS snapshot, pg_snapshot_xmin(pg_current_snapshot())::text AS xmin,
+                pg_current_wal_insert_lsn()::text AS until",
+    )
+    .fetch_one(&mut *sql)
+    .await?;
+    let until: String = row.try_get("until")?;
+    let until =
+        until.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{until}' is not an LSN")))?;
+    Ok(Taken {
+        snapshot: row.try_get("snapshot")?,
+        xmin: xid(&row.try_get::<String, _>("xmin")?)?,
+        until: EndLsn::new(until),
+    })
+}
+
+fn xid(text: &str) -> Result<u64, Trouble> {
+    text.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{text}' is not a transaction id")))
 }
 
 struct Statement {
@@ -327,18 +358,28 @@ impl Statement {
             "UPDATE {table} SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
                     start_phase = CASE WHEN $8 IS NOT NULL THEN start_phase END,
                     start_lsn = CASE WHEN $8 IS NOT NULL THEN start_lsn END,
-                    start_snapshot = CASE WHEN $8 IS NOT NULL THEN start_snapshot END, mapping = $5::jsonb, mapping_version = $7,
-                    kafka_offsets = $6::jsonb, updated_at = clock_timestamp()
+                    start_snapshot = CASE WHEN $8 IS NOT NULL THEN start_snapshot END,
+                    mapping = $5::jsonb, mapping_version = $7, kafka_offsets = $6::jsonb,
+                    delivered_snapshot = coalesce($9::pg_snapshot, delivered_snapshot),
+                    snapshot_offsets = coalesce($10::jsonb, snapshot_offsets),
+                    updated_at = clock_timestamp()
              WHERE relay = $1 AND system_identifier = $2 AND timeline = $3
                AND $2 = (SELECT system_identifier FROM pg_control_system())
                AND (confirmed_lsn IS NULL OR confirmed_lsn <= $4::pg_lsn)
-               AND ($8 IS NULL OR (start_phase = 'copying' AND start_cursor <= $8))"
+               AND ($8 IS NULL OR (start_phase = 'copying' AND start_cursor <= $8))
+             RETURNING pg_current_xact_id()::text"
         );
         Statement { sql, relay: config.name.clone(), history }
     }
 
-    async fn execute(&self, sql: &mut PgConnection, progress: &Progress) -> Result<(), Trouble> {
-        let updated = sqlx::query(AssertSqlSafe(self.sql.as_str()))
+    /// Returns the id of the transaction that wrote the row.
+    async fn execute(
+        &self,
+        sql: &mut PgConnection,
+        progress: &Progress,
+        delivered: Option<&Stored>,
+    ) -> Result<u64, Trouble> {
+        let written: Option<String> = sqlx::query_scalar(AssertSqlSafe(self.sql.as_str()))
             .bind(&self.relay)
             .bind(self.history.system_identifier.cast_signed())
             .bind(self.history.timeline.cast_signed())
@@ -347,10 +388,12 @@ impl Statement {
             .bind(Json(&progress.offsets))
             .bind(progress.mappings.version)
             .bind(progress.copied)
-            .execute(sql)
+            .bind(delivered.map(|delivered| &delivered.snapshot))
+            .bind(delivered.and_then(|delivered| delivered.offsets.as_ref()).map(Json))
+            .fetch_optional(sql)
             .await?;
-        if updated.rows_affected() == 1 {
-            return Ok(());
+        if let Some(written) = written {
+            return xid(&written);
         }
         let what =
             format!("the checkpoint row of relay '{}' is gone, of another history, or ahead", self.relay);
@@ -365,5 +408,5 @@ pub async fn write_now(
     history: History,
     progress: &Progress,
 ) -> Result<(), Trouble> {
-    Statement::new(config, history).execute(sql, progress).await
+    Statement::new(config, history).execute(sql, progress, None).await.map(drop)
 }

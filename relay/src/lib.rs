@@ -12,15 +12,17 @@
 //! | row to topic and partition | [`routing`], [`partitions`] |
 //! | is it in Kafka already? | [`high_mark`], [`search`] |
 //! | row to record, record to Kafka | [`record`], [`sink`] |
-//! | what is safely there | [`ledger`], [`checkpoint`] |
+//! | what is safely there | [`ledger`], [`checkpoint`], [`delivered`] |
 //!
 //! [`watchdog`] notices producers that are stuck. [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong; [`status`] and
-//! [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away.
+//! [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away. [`maintenance`] has
+//! partitions made and dropped.
 
 pub mod backfill;
 pub mod checkpoint;
 pub mod config;
 pub mod cursor;
+pub mod delivered;
 pub mod delivery;
 pub mod high_mark;
 pub mod inspect;
@@ -28,6 +30,7 @@ pub mod jobs;
 pub mod kafka_error;
 pub mod ledger;
 pub mod lineage;
+pub mod maintenance;
 pub mod mapping;
 pub mod metrics;
 pub mod observer;

@@ -9,7 +9,7 @@ use outbox_relay::config::Config;
 use outbox_relay::metrics::Metrics;
 use outbox_relay::pump::Ended;
 use outbox_relay::status::Status;
-use outbox_relay::{observer, relay};
+use outbox_relay::{maintenance, observer, relay};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -95,6 +95,7 @@ fn run(config: Config, log_level: LogLevel) -> i32 {
     };
     tracing::info!(%address, name = %config.name, version = env!("CARGO_PKG_VERSION"), "outbox-relay starts");
     shared.spawn(observer::observe(config.clone(), status.clone(), metrics.clone()));
+    shared.spawn(maintenance::maintain(config.clone(), status.clone()));
     shared.spawn(stop_on_signal(stop));
     let ended = own.block_on(relay::run(config, status, metrics, shutdown));
     match ended {

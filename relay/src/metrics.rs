@@ -33,6 +33,10 @@ pub struct Metrics {
     /// 1 while a connection holds the slot.
     pub slot_active: IntGauge,
     slot_wal_status: IntGaugeVec,
+    /// Rows in the DEFAULT partition, counted up to 10,000; -1 when it cannot be asked.
+    pub default_partition_rows: IntGauge,
+    /// Seconds since the range of the oldest partition ended; -1 when it cannot be asked.
+    pub oldest_partition_age_seconds: Gauge,
     /// 1 per connected side.
     pub connected: IntGaugeVec,
     /// 1 while the stream is open and delivery goes on.
@@ -113,6 +117,17 @@ impl Metrics {
             slot_wal_status: counted(
                 register,
                 int_gauge_vec("slot_wal_status", "1 for the status the slot has", &["status"])?,
+            )?,
+            default_partition_rows: gauge(
+                "default_partition_rows",
+                "Rows in the DEFAULT partition, counted up to 10,000; -1 when it cannot be asked",
+            )?,
+            oldest_partition_age_seconds: counted(
+                register,
+                Gauge::with_opts(opts(
+                    "oldest_partition_age_seconds",
+                    "Since the range of the oldest partition ended; -1 when it cannot be asked",
+                ))?,
             )?,
             connected: counted(register, int_gauge_vec("connected", "1 per connected side", &["side"])?)?,
             streaming: gauge("streaming", "1 while the stream is open and delivery goes on")?,

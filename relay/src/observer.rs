@@ -1,13 +1,13 @@
 //! Looks at the slot from outside, once a second, over a connection of its own, so that metrics and `/status` go on
-//! while the stream is away; and has partitions made ahead of time.
+//! while the stream is away; and at the partitions of the outbox, less often.
 
 use std::time::{Duration, Instant};
 
 use pg_replication::EndLsn;
-use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 
 use crate::config::Config;
+use crate::maintenance;
 use crate::metrics::Metrics;
 use crate::source::{self, SlotState};
 use crate::status::Status;
@@ -17,13 +17,13 @@ use crate::trouble::Trouble;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A look that takes longer is given up: the server does not answer.
 const LOOK_WITHIN: Duration = Duration::from_secs(5);
-/// Partitions are a day wide and made days ahead.
-const MAINTAIN_EVERY: Duration = Duration::from_secs(3600);
+/// Truth within 10 s here, too; the look counts rows of the DEFAULT partition.
+const LOOK_AT_PARTITIONS_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs until the process ends.
 pub async fn observe(config: Config, status: Status, metrics: Metrics) {
     let mut connection = None;
-    let mut maintained: Option<Instant> = None;
+    let mut partitions_seen: Option<Instant> = None;
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -36,10 +36,14 @@ pub async fn observe(config: Config, status: Status, metrics: Metrics) {
         }
         metrics.lag_seconds.set(status.lag_seconds());
         if let Some(sql) = connection.as_mut()
-            && maintained.is_none_or(|at| at.elapsed() > MAINTAIN_EVERY)
+            && partitions_seen.is_none_or(|at| at.elapsed() >= LOOK_AT_PARTITIONS_EVERY)
         {
-            maintain(&config, sql).await;
-            maintained = Some(Instant::now());
+            let look = maintenance::show_partitions(&config, sql, &metrics);
+            match tokio::time::timeout(LOOK_WITHIN, look).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => connection = None,
+            }
+            partitions_seen = Some(Instant::now());
         }
     }
 }
@@ -65,28 +69,6 @@ fn show(slot: Option<SlotState>, status: &Status, metrics: &Metrics) {
     metrics.slot_active.set(i64::from(seen.active_pid.is_some()));
     metrics.set_wal_status(seen.wal_status.as_deref());
     status.slot(slot);
-}
-
-async fn maintain(config: &Config, sql: &mut PgConnection) {
-    let function = config.source.table.sibling("outbox_maintain");
-    let call = format!("SELECT {function}(make_interval(hours => $1), make_interval(hours => $2))");
-    let hours = |hours: u32| i32::try_from(hours).unwrap_or(i32::MAX);
-    let made: Result<i32, _> = sqlx::query_scalar(AssertSqlSafe(call))
-        .bind(hours(config.retention.keep_hours))
-        .bind(hours(config.retention.ahead_hours))
-        .fetch_one(sql)
-        .await;
-    match made {
-        Ok(0) => {}
-        Ok(made) => tracing::info!(partitions = made, "made partitions ahead"),
-        Err(error) => {
-            let error = crate::trouble::chain(&error);
-            tracing::warn!(
-                error,
-                "could not call outbox_maintain; rows go to the DEFAULT partition when it is late"
-            );
-        }
-    }
 }
 
 fn clamp(bytes: u64) -> i64 {

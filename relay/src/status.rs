@@ -77,6 +77,17 @@ pub struct Numbers {
     pub copied_rows: Option<u64>,
 }
 
+/// How the last maintenance of the table's partitions went.
+#[derive(Clone, Debug)]
+pub struct Maintained {
+    /// When it ended.
+    pub at: SystemTime,
+    /// What is due and was not done, and why.
+    pub held: Option<String>,
+    /// Why the call failed.
+    pub error: Option<String>,
+}
+
 struct State {
     phase: Phase,
     trouble: Option<Shown>,
@@ -89,6 +100,7 @@ struct State {
     unread: Vec<(EndLsn, Instant)>,
     slot: Option<SlotState>,
     phantoms: Phantoms,
+    maintained: Option<Maintained>,
 }
 
 /// Shared between the session, the observer and the admin listener.
@@ -106,6 +118,7 @@ impl Default for Status {
             unread: Vec::new(),
             slot: None,
             phantoms: Phantoms::default(),
+            maintained: None,
         })))
     }
 }
@@ -178,6 +191,11 @@ impl Status {
         state.slot = slot;
     }
 
+    /// Partitions were maintained, or could not be.
+    pub fn maintained(&self, maintained: Maintained) {
+        self.state().maintained = Some(maintained);
+    }
+
     /// Age in seconds of the oldest committed row that Kafka has not acknowledged: of rows read, by their commit
     /// time; of rows not read, by when the server's LSN was first seen beyond what was read. 0 when caught up.
     pub fn lag_seconds(&self) -> f64 {
@@ -227,7 +245,7 @@ impl Status {
                 "reason": shown.reason,
                 "message": shown.what,
                 "remedy": shown.reason.remedy(),
-                "since": DateTime::<Utc>::from(shown.since).to_rfc3339_opts(SecondsFormat::Secs, true),
+                "since": rfc3339(shown.since),
             })
         };
         let stalled = state.is_stalled().then(|| {
@@ -258,8 +276,17 @@ impl Status {
                 "restartLsn": slot.restart.map(|lsn| lsn.to_string()),
                 "serverLsn": slot.current.map(|lsn| lsn.to_string()),
             })),
+            "retention": state.maintained.as_ref().map(|maintained| json!({
+                "at": rfc3339(maintained.at),
+                "held": maintained.held,
+                "error": maintained.error,
+            })),
         })
     }
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 impl State {

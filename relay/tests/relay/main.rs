@@ -22,6 +22,7 @@ mod network;
 mod one_writer;
 mod proxied;
 mod replay;
+mod retention;
 mod rules;
 mod servers;
 mod shutdown;
