@@ -150,7 +150,7 @@ BEGIN
             DELETE FROM ONLY outbox_default WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM ONLY outbox_default o
                 WHERE occurred_at < now() - keep
-                  AND NOT EXISTS (SELECT FROM outbox_checkpoint WHERE NOT pg_visible_in_snapshot(o.xid, delivered_snapshot))
+                  AND (SELECT bool_and(pg_visible_in_snapshot(o.xid, delivered_snapshot)) FROM outbox_checkpoint)
                 LIMIT batch));
             GET DIAGNOSTICS deleted = ROW_COUNT;
             IF deleted > 0 THEN
@@ -184,8 +184,8 @@ BEGIN
             LOCK TABLE ONLY outbox IN ACCESS EXCLUSIVE MODE;
             LOCK TABLE outbox_checkpoint IN SHARE MODE;
             -- Snapshots only grow. One that knows less than those that were looked at is of a new row.
-            IF (SELECT min(pg_snapshot_xmax(delivered_snapshot)) FROM outbox_checkpoint) < known THEN
-                held := concat_ws('; ', held, 'nothing is dropped, because a relay has just been registered');
+            IF (SELECT min(pg_snapshot_xmax(delivered_snapshot)) >= known FROM outbox_checkpoint) IS NOT TRUE THEN
+                held := concat_ws('; ', held, 'nothing is dropped, because a relay was registered or deregistered just now');
                 RETURN;
             END IF;
             EXECUTE format('DROP TABLE %s', old);

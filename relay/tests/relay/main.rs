@@ -12,6 +12,7 @@
 mod confirmation;
 mod crash;
 mod delivery;
+mod dropping;
 mod fixture;
 mod grants;
 mod hosts;

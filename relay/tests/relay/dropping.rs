@@ -1,0 +1,253 @@
+//! Old partitions are dropped while relays, writers and crashes go on, and nothing is lost by it. What
+//! `outbox_maintain` does step by step is in [`crate::retention`].
+
+use sqlx::AssertSqlSafe;
+use testbed::kafka::create_topic;
+use testbed::postgres::PgVersion;
+use testbed::records::read_all;
+use testbed::wait;
+
+use crate::fixture::{OwnServers, PARTITIONS, Relay, SOON, Site, heavy, right};
+
+/// Days long past, and rows written into them: rows of `old.v1`, in a topic of their own.
+struct Past<'a> {
+    site: &'a Site,
+    written: usize,
+}
+
+impl Past<'_> {
+    async fn of(site: &Site) -> Past<'_> {
+        let past = Past { site, written: 0 };
+        past.make(&past.topic()).await;
+        past
+    }
+
+    /// Kafka would delete records that are that old.
+    async fn make(&self, topic: &str) {
+        let by_arrival = [("message.timestamp.type", "LogAppendTime")];
+        create_topic(&self.site.bootstrap, topic, PARTITIONS, 1, &by_arrival).await.unwrap();
+    }
+
+    fn topic(&self) -> String {
+        format!("{}_old", self.site.topic())
+    }
+
+    /// A partition of January 2020 with rows.
+    async fn write(&mut self, day: u32, rows: usize) {
+        let site = self.site;
+        site.execute(&format!(
+            "CREATE TABLE IF NOT EXISTS outbox_p202001{day:02} PARTITION OF outbox
+             FOR VALUES FROM ('2020-01-{day:02} 00:00Z') TO (timestamptz '2020-01-{day:02} 00:00Z' + interval '1 day')"
+        ))
+        .await;
+        site.execute(&format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, occurred_at)
+             SELECT gen_random_uuid(), '{}_old', 'k' || n % 10, 'old.v1', '2020-01-{day:02} 12:00Z'
+             FROM generate_series(1, {rows}) n",
+            site.aggregate
+        ))
+        .await;
+        self.written += rows;
+    }
+
+    async fn exists(&self, day: u32) -> bool {
+        self.site.value(&format!("to_regclass('outbox_p202001{day:02}') IS NOT NULL")).await.unwrap()
+            == "true"
+    }
+
+    async fn until_dropped(&self, day: u32, relay: &Relay) {
+        wait::until(format!("January {day} dropped"), SOON, async || {
+            if self.exists(day).await { Err(relay.status_text().await) } else { Ok(()) }
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Waits until the checkpoints show every row of the past as delivered.
+    async fn until_delivered(&self) {
+        let delivered = "SELECT bool_and(pg_visible_in_snapshot(xid, delivered_snapshot))
+                         FROM outbox, outbox_checkpoint WHERE occurred_at < '2021-01-01'";
+        wait::until("a snapshot that shows the past as delivered", SOON, async || {
+            match self.site.value(delivered).await.as_deref() {
+                Some("true") => Ok(()),
+                seen => Err(format!("{seen:?}")),
+            }
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Demands that each row of the past is in Kafka once, dropped or not.
+    async fn each_is_there_once(&self) {
+        let topic = self.topic();
+        let records = wait::until(format!("{} old events", self.written), SOON, async || {
+            let records = read_all(&self.site.bootstrap, &[&topic]).await.unwrap();
+            if records.len() >= self.written { Ok(records) } else { Err(records.len()) }
+        })
+        .await
+        .unwrap();
+        let ids: std::collections::HashSet<_> = records.iter().map(|record| record.header("ce_id")).collect();
+        assert_eq!((records.len(), ids.len()), (self.written, self.written));
+    }
+}
+
+/// What a call with the least patience did: as if the clock were ahead, whatever has ended is due.
+async fn maintain_with_the_clock_ahead(site: &Site) -> (i32, Option<String>) {
+    let call = "SELECT dropped, held FROM outbox_maintain('0 hours', '3 days')";
+    sqlx::query_as(call).fetch_one(&mut site.sql().await).await.unwrap()
+}
+
+#[tokio::test]
+async fn r16_partitions_go_under_load_and_none_that_a_stopped_relay_has_not_delivered() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    let mut past = Past::of(&site).await;
+    let load = site.start_load(300.0).await;
+    past.write(1, 500).await;
+    past.write(2, 500).await;
+    past.until_delivered().await;
+    relay.kill().await;
+    // Nobody delivers these, and time goes on.
+    past.write(3, 500).await;
+    for _ in 0..20 {
+        maintain_with_the_clock_ahead(&site).await;
+        // It may have to leave a lock to the writers, and then says so; never is this one gone.
+        assert!(past.exists(3).await);
+    }
+    let relay = site.relay().await;
+    past.until_dropped(1, &relay).await;
+    past.until_dropped(2, &relay).await;
+    past.until_delivered().await;
+    wait::until("January 3 dropped", SOON, async || {
+        let (_, held) = maintain_with_the_clock_ahead(&site).await;
+        if past.exists(3).await { Err(held.unwrap_or_default()) } else { Ok(()) }
+    })
+    .await
+    .unwrap();
+    past.each_is_there_once().await;
+    right(&site.verdict(load, &relay).await);
+}
+
+/// Two relays with names, slots and topics of their own read one table. The one that is away keeps what it has not
+/// delivered; the other says so while it lasts, and drops by itself when it is over.
+#[tokio::test]
+async fn r16_a_second_relay_keeps_what_it_has_not_delivered() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    let mut past = Past::of(&site).await;
+    let topic = format!("second.{}_old", site.aggregate);
+    past.make(&topic).await;
+    let second = |text: String| {
+        let text =
+            text.replace("name: relay", "name: second").replace(&site.slot, &format!("{}_2", site.slot));
+        format!("{text}routing: {{replacement: 'second.${{routedByValue}}'}}\n")
+    };
+    let other = site.launch(second);
+    other.until_ready().await;
+    let relay = site.relay().await;
+    other.stop().await;
+    past.write(1, 100).await;
+    past.each_is_there_once().await;
+    relay.stop().await;
+    let relay = site.relay().await;
+    relay.until("/status", 200, "outbox_p20200101 stays, because relay").await;
+    assert!(past.exists(1).await);
+    let other = site.launch(second);
+    other.until_ready().await;
+    past.until_dropped(1, &relay).await;
+    // Held up once more by nothing, whoever of the two has dropped it.
+    relay.until("/status", 200, r#""held":null"#).await;
+    let records = read_all(&site.bootstrap, &[&topic]).await.unwrap();
+    assert_eq!(records.len(), 100, "the second relay has delivered them, too");
+}
+
+/// R17: rows that came into DEFAULT are shown, and so is a partition that stays.
+#[tokio::test]
+async fn r17_rows_in_default_and_old_partitions_are_shown_until_they_are_gone() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    let mut past = Past::of(&site).await;
+    relay.until("/metrics", 200, "outbox_relay_default_partition_rows 0").await;
+    relay.until("/metrics", 200, "outbox_relay_oldest_partition_age_seconds 0").await;
+    past.write(1, 1).await;
+    site.execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, occurred_at)
+         VALUES (gen_random_uuid(), '{}_old', 'k', 'old.v1', '2020-02-01')",
+        site.aggregate
+    ))
+    .await;
+    past.written += 1;
+    relay.until("/metrics", 200, "outbox_relay_default_partition_rows 1").await;
+    wait::until("an old partition", SOON, async || {
+        let age = relay.metric("outbox_relay_oldest_partition_age_seconds").await;
+        if age > 100_000_000.0 { Ok(()) } else { Err(age) }
+    })
+    .await
+    .unwrap();
+    past.until_delivered().await;
+    relay.stop().await;
+    let relay = site.relay().await;
+    past.until_dropped(1, &relay).await;
+    relay.until("/metrics", 200, "outbox_relay_default_partition_rows 0").await;
+    relay.until("/metrics", 200, "outbox_relay_oldest_partition_age_seconds 0").await;
+    past.each_is_there_once().await;
+}
+
+/// R5: a server that is killed loses the end of its log, with `synchronous_commit = off` committed transactions too,
+/// and gives their ids to others. No snapshot that is ever stored shows an id as delivered that is yet to come.
+#[tokio::test]
+async fn r5_no_stored_snapshot_shows_an_id_that_is_used_again() {
+    let _place = heavy().await;
+    let settings = [("synchronous_commit", "off"), ("wal_writer_delay", "10s")];
+    let mut servers = OwnServers::start(PgVersion::V18, &settings).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    // Rows, and very many ids without any: what a crash loses is mostly ids.
+    let write = format!(
+        "DO $$ BEGIN
+             FOR n IN 1..20000 LOOP
+                 IF n % 100 = 0 THEN
+                     INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+                     VALUES (gen_random_uuid(), '{}', 'k', 'n.v1', '1');
+                 ELSE
+                     PERFORM pg_current_xact_id();
+                 END IF;
+                 COMMIT;
+             END LOOP;
+         END $$",
+        site.aggregate
+    );
+    let snapshot = "SELECT delivered_snapshot FROM outbox_checkpoint";
+    let reused =
+        "SELECT pg_visible_in_snapshot(pg_current_xact_id(), delivered_snapshot) FROM outbox_checkpoint";
+    for _ in 0..3 {
+        let before = site.value(snapshot).await.unwrap();
+        let mut writer = site.sql().await;
+        let written = tokio::spawn({
+            let write = write.clone();
+            async move {
+                // Until the server is killed.
+                while sqlx::raw_sql(AssertSqlSafe(write.as_str())).execute(&mut writer).await.is_ok() {}
+            }
+        });
+        wait::until("another snapshot", SOON, async || {
+            if site.value(snapshot).await.unwrap() == before { Err(before.clone()) } else { Ok(()) }
+        })
+        .await
+        .unwrap();
+        servers.postgres.kill().await.unwrap();
+        written.await.unwrap();
+        servers.postgres.start_again().await.unwrap();
+        let after = site.value(snapshot).await.unwrap();
+        wait::until("a snapshot of the server that has recovered", SOON, async || {
+            assert_eq!(site.value(reused).await.as_deref(), Some("false"));
+            site.insert([("k", 1)]).await;
+            if site.value(snapshot).await.unwrap() == after { Err(after.clone()) } else { Ok(()) }
+        })
+        .await
+        .unwrap();
+        assert_eq!(site.value(reused).await.as_deref(), Some("false"));
+    }
+    site.judge_table(&relay).await;
+}
