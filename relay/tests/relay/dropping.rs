@@ -1,13 +1,11 @@
 //! Old partitions are dropped while relays, writers and crashes go on, and nothing is lost by it. What
 //! `outbox_maintain` does step by step is in [`crate::retention`].
 
-use sqlx::AssertSqlSafe;
 use testbed::kafka::create_topic;
-use testbed::postgres::PgVersion;
 use testbed::records::read_all;
 use testbed::wait;
 
-use crate::fixture::{OwnServers, PARTITIONS, Relay, SOON, Site, heavy, right};
+use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy, right};
 
 /// Days long past, and rows written into them: rows of `old.v1`, in a topic of their own.
 struct Past<'a> {
@@ -192,62 +190,4 @@ async fn r17_rows_in_default_and_old_partitions_are_shown_until_they_are_gone() 
     relay.until("/metrics", 200, "outbox_relay_default_partition_rows 0").await;
     relay.until("/metrics", 200, "outbox_relay_oldest_partition_age_seconds 0").await;
     past.each_is_there_once().await;
-}
-
-/// R5: a server that is killed loses the end of its log, with `synchronous_commit = off` committed transactions too,
-/// and gives their ids to others. No snapshot that is ever stored shows an id as delivered that is yet to come.
-#[tokio::test]
-async fn r5_no_stored_snapshot_shows_an_id_that_is_used_again() {
-    let _place = heavy().await;
-    let settings = [("synchronous_commit", "off"), ("wal_writer_delay", "10s")];
-    let mut servers = OwnServers::start(PgVersion::V18, &settings).await;
-    let site = servers.site().await;
-    let relay = site.relay().await;
-    // Rows, and very many ids without any: what a crash loses is mostly ids.
-    let write = format!(
-        "DO $$ BEGIN
-             FOR n IN 1..20000 LOOP
-                 IF n % 100 = 0 THEN
-                     INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
-                     VALUES (gen_random_uuid(), '{}', 'k', 'n.v1', '1');
-                 ELSE
-                     PERFORM pg_current_xact_id();
-                 END IF;
-                 COMMIT;
-             END LOOP;
-         END $$",
-        site.aggregate
-    );
-    let snapshot = "SELECT delivered_snapshot FROM outbox_checkpoint";
-    let reused =
-        "SELECT pg_visible_in_snapshot(pg_current_xact_id(), delivered_snapshot) FROM outbox_checkpoint";
-    for _ in 0..3 {
-        let before = site.value(snapshot).await.unwrap();
-        let mut writer = site.sql().await;
-        let written = tokio::spawn({
-            let write = write.clone();
-            async move {
-                // Until the server is killed.
-                while sqlx::raw_sql(AssertSqlSafe(write.as_str())).execute(&mut writer).await.is_ok() {}
-            }
-        });
-        wait::until("another snapshot", SOON, async || {
-            if site.value(snapshot).await.unwrap() == before { Err(before.clone()) } else { Ok(()) }
-        })
-        .await
-        .unwrap();
-        servers.postgres.kill().await.unwrap();
-        written.await.unwrap();
-        servers.postgres.start_again().await.unwrap();
-        let after = site.value(snapshot).await.unwrap();
-        wait::until("a snapshot of the server that has recovered", SOON, async || {
-            assert_eq!(site.value(reused).await.as_deref(), Some("false"));
-            site.insert([("k", 1)]).await;
-            if site.value(snapshot).await.unwrap() == after { Err(after.clone()) } else { Ok(()) }
-        })
-        .await
-        .unwrap();
-        assert_eq!(site.value(reused).await.as_deref(), Some("false"));
-    }
-    site.judge_table(&relay).await;
 }

@@ -27,6 +27,7 @@ mod retention;
 mod rules;
 mod servers;
 mod shutdown;
+mod snapshot;
 mod start;
 mod tls;
 mod verdict;
