@@ -23,22 +23,32 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     site.execute(&format!(
         "GRANT SELECT ON outbox TO {role};
          GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO {role};
-         GRANT EXECUTE ON FUNCTION outbox_maintain(interval, interval) TO {role}"
+         GRANT EXECUTE ON FUNCTION outbox_maintain(interval, interval), outbox_partition_state() TO {role}"
     ))
     .await;
     relay.until_ready().await;
+    relay.until("/metrics", 200, "outbox_relay_default_partition_rows 0").await;
     site.insert([("k", 1), ("k", 2)]).await;
     site.until_records(2).await;
     site.until_confirmed(&relay).await;
-    // A writer needs nothing but INSERT on the outbox.
+    // A writer needs nothing but INSERT on its columns, and then cannot set the time (R17).
     let writer = unique("writer_role");
-    site.execute(&format!("CREATE ROLE {writer}; GRANT INSERT ON outbox TO {writer}")).await;
-    let insert = format!(
-        "SET ROLE {writer}; INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
-         VALUES (gen_random_uuid(), '{}', 'k', 'n.v1', '3')",
-        site.aggregate
-    );
-    site.execute(&insert).await;
+    site.execute(&format!(
+        "CREATE ROLE {writer};
+         GRANT INSERT (id, aggregatetype, aggregateid, type, payload, headers, traceparent, tracestate)
+         ON outbox TO {writer}"
+    ))
+    .await;
+    let insert = |column: &str, value: &str| {
+        format!(
+            "SET ROLE {writer}; INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, {column})
+             VALUES (gen_random_uuid(), '{}', 'k', 'n.v1', '3', {value})",
+            site.aggregate
+        )
+    };
+    site.execute(&insert("tracestate", "NULL")).await;
+    let refused = site.database.execute(&insert("occurred_at", "'2099-01-01'")).await;
+    assert!(refused.is_err(), "a writer has set the time");
     site.judge_table(&relay).await;
     // And partitions are made in its name, though it may not create tables.
     let (code, log) = relay.stop().await;
