@@ -20,6 +20,7 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     let relay = site.launch(as_role);
     let text = relay.until("/readyz", 503, "PermissionDenied").await;
     assert!(text.contains("docs/OUTBOX.md"), "{text}");
+    relay.until("/status", 200, "permission denied for function outbox_maintain").await;
     site.execute(&format!(
         "GRANT SELECT ON outbox TO {role};
          GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO {role};
