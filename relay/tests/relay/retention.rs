@@ -3,7 +3,9 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
-use testbed::{Database, unique};
+use testbed::{Database, unique, wait};
+
+use crate::fixture::SOON;
 
 /// What a call returned: partitions made and dropped, rows deleted, what is held and why.
 type Done = (i32, i32, i32, Option<String>);
@@ -171,6 +173,32 @@ async fn r16_a_lock_of_a_writer_is_not_waited_for() {
     table.execute(&insert("now", 1)).await;
     commit(open).await;
     table.dropped().await;
+}
+
+/// The relay that registers while the rows have been looked at and the lock is still waited for is heard.
+#[tokio::test]
+async fn r16_a_relay_that_registers_in_the_last_moment_keeps_everything() {
+    let table = Table::fresh().await;
+    table.past(DAY, 1).await;
+    table.register("relay").await;
+    table.delivered("relay").await;
+    // The moment, made long.
+    table.execute("ALTER FUNCTION outbox_maintain(interval, interval) SET lock_timeout = '60s'").await;
+    let open = table.open("now").await;
+    let waits = "SELECT count(*) FROM pg_locks
+                 WHERE relation = 'outbox'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted";
+    let last_moment = async {
+        wait::until("a call that waits for the lock", SOON, async || {
+            if table.value(waits).await == "1" { Ok(()) } else { Err("none does") }
+        })
+        .await
+        .unwrap();
+        table.register("new").await;
+        commit(open).await;
+    };
+    let (held, ()) = tokio::join!(table.held(), last_moment);
+    assert!(held.contains("registered or deregistered just now"), "{held}");
+    assert_eq!(table.count().await, "2");
 }
 
 #[tokio::test]
