@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use backlog::{Backlog, write_backlog};
+pub use dice::Dice;
 pub use log::{Fate, Log, Written, digest};
 
 use writer::Writer;

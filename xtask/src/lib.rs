@@ -1,4 +1,4 @@
-//! The front door for people and CI: `cargo xtask demo | up | test | bench | contract | openapi`.
+//! The front door for people and CI: `cargo xtask demo | up | test | soak | bench | contract | openapi`.
 //!
 //! Every command does its own set-up, shows what it does, and leaves nothing running.
 
@@ -9,6 +9,7 @@ pub mod demo;
 pub mod openapi;
 pub mod paint;
 pub mod shop;
+pub mod soak;
 pub mod stack;
 pub mod test;
 pub mod up;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, contract, demo, openapi, paint, test, up};
+use xtask::{bench, contract, demo, openapi, paint, soak, test, up};
 
 /// Real servers on this machine: show the platform, run it, test it, measure it.
 #[derive(Parser)]
@@ -21,6 +21,8 @@ enum Command {
     Up(up::Options),
     /// The tests a change must pass.
     Test(test::Options),
+    /// Random faults under load, and a verdict; a seed repeats its schedule.
+    Soak(soak::Options),
     /// Measurements, side by side in one run; results in target/bench.
     Bench(bench::Options),
     /// The running basket service against its own OpenAPI document.
@@ -39,6 +41,7 @@ async fn main() -> ExitCode {
             Command::Demo(options) => demo::run(&options).await,
             Command::Up(options) => up::run(options).await,
             Command::Test(options) => test::run(&options).await,
+            Command::Soak(options) => soak::run(&options).await,
             Command::Bench(options) => bench::run(&options).await,
             Command::Contract(options) => contract::run(&options).await,
             Command::Openapi => openapi::run(),

@@ -194,7 +194,9 @@ impl Stack {
 
     fn write_relay_config(&self) -> Result<PathBuf, Failure> {
         let path = self.folder.path().join("relay.yaml");
-        std::fs::write(&path, relay_config(&self.postgres, &self.kafka, self.ports.relay_admin))?;
+        let config =
+            relay_config(self.postgres.port(), DATABASE, &self.kafka.bootstrap(), self.ports.relay_admin);
+        std::fs::write(&path, config)?;
         Ok(path)
     }
 
@@ -204,26 +206,24 @@ impl Stack {
     }
 }
 
-/// The relay as the README configures it.
-fn relay_config(postgres: &Postgres, kafka: &Kafka, admin: u16) -> String {
+/// The relay as the README configures it, for servers on this machine.
+pub fn relay_config(postgres: u16, database: &str, bootstrap: &str, admin: u16) -> String {
     format!(
         "version: 1\n\
          name: shop\n\
          source:\n\
          \x20 host: 127.0.0.1\n\
          \x20 tls: {{mode: disable}}\n\
-         \x20 port: {}\n\
-         \x20 database: {DATABASE}\n\
+         \x20 port: {postgres}\n\
+         \x20 database: {database}\n\
          \x20 user: postgres\n\
          \x20 table: public.outbox\n\
          \x20 publication: {{name: outbox}}\n\
          \x20 slot: {{name: outbox}}\n\
          sink:\n\
-         \x20 bootstrapServers: '{}'\n\
+         \x20 bootstrapServers: '{bootstrap}'\n\
          admin:\n\
-         \x20 listen: 127.0.0.1:{admin}\n",
-        postgres.port(),
-        kafka.bootstrap()
+         \x20 listen: 127.0.0.1:{admin}\n"
     )
 }
 

@@ -1,10 +1,12 @@
 //! Reproducible choices: SplitMix64 (Steele, Lea, Flood 2014), which is plenty for picking keys.
 
 /// A stream of choices that follows from its seed.
-pub(super) struct Dice(u64);
+#[derive(Debug)]
+pub struct Dice(u64);
 
 impl Dice {
-    pub(super) fn new(seed: u64) -> Dice {
+    /// The stream of a seed.
+    pub fn new(seed: u64) -> Dice {
         Dice(seed)
     }
 
@@ -17,12 +19,12 @@ impl Dice {
     }
 
     /// A number below `limit`; 0 when `limit` is 0.
-    pub(super) fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.roll() % (limit.max(1) as u64)).unwrap_or(0)
     }
 
     /// True in so many per cent of cases.
-    pub(super) fn percent(&mut self, percent: u8) -> bool {
+    pub fn percent(&mut self, percent: u8) -> bool {
         self.below(100) < usize::from(percent)
     }
 }
