@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::delivered::{Delivered, Stored, Taken};
 use crate::mapping::Mappings;
 use crate::partitions::Offsets;
+use crate::publication;
 use crate::trouble::{Reason, Trouble};
 
 /// Name of the table, in the schema of the outbox table.
@@ -345,13 +346,14 @@ fn xid(text: &str) -> Result<u64, Trouble> {
 
 struct Statement {
     sql: String,
-    relay: String,
+    config: Config,
     history: History,
 }
 
 impl Statement {
     /// The WHERE clause is a guard: the row must still be of this history, in the cluster the stream comes from,
-    /// and must not go back. While rows are copied there is no confirmed LSN; once there is, no copy begins again.
+    /// and must not go back; and the publication must be what it was. While rows are copied there is no confirmed LSN;
+    /// once there is, no copy begins again.
     fn new(config: &Config, history: History) -> Statement {
         let table = config.source.table.sibling(TABLE);
         let sql = format!(
@@ -362,14 +364,17 @@ impl Statement {
                     mapping = $5::jsonb, mapping_version = $7, kafka_offsets = $6::jsonb,
                     delivered_snapshot = coalesce($9::pg_snapshot, delivered_snapshot),
                     snapshot_offsets = coalesce($10::jsonb, snapshot_offsets),
-                    updated_at = clock_timestamp()
+                    publication_fingerprint = live, updated_at = clock_timestamp()
+             FROM (SELECT {} AS live) AS publication
              WHERE relay = $1 AND system_identifier = $2 AND timeline = $3
                AND $2 = (SELECT system_identifier FROM pg_control_system())
                AND (confirmed_lsn IS NULL OR confirmed_lsn <= $4::pg_lsn)
                AND ($8 IS NULL OR (start_phase = 'copying' AND start_cursor <= $8))
-             RETURNING pg_current_xact_id()::text"
+               AND coalesce(publication_fingerprint, live) = live
+             RETURNING pg_current_xact_id()::text",
+            publication::fingerprint("$11", "$12")
         );
-        Statement { sql, relay: config.name.clone(), history }
+        Statement { sql, config: config.clone(), history }
     }
 
     /// Returns the id of the transaction that wrote the row.
@@ -380,7 +385,7 @@ impl Statement {
         delivered: Option<&Stored>,
     ) -> Result<u64, Trouble> {
         let written: Option<String> = sqlx::query_scalar(AssertSqlSafe(self.sql.as_str()))
-            .bind(&self.relay)
+            .bind(&self.config.name)
             .bind(self.history.system_identifier.cast_signed())
             .bind(self.history.timeline.cast_signed())
             .bind(progress.confirmed.to_string())
@@ -390,13 +395,18 @@ impl Statement {
             .bind(progress.copied)
             .bind(delivered.map(|delivered| &delivered.snapshot))
             .bind(delivered.and_then(|delivered| delivered.offsets.as_ref()).map(Json))
-            .fetch_optional(sql)
+            .bind(&self.config.source.publication.name)
+            .bind(self.config.source.table.quoted())
+            .fetch_optional(&mut *sql)
             .await?;
         if let Some(written) = written {
             return xid(&written);
         }
-        let what =
-            format!("the checkpoint row of relay '{}' is gone, of another history, or ahead", self.relay);
+        publication::unchanged(sql, &self.config).await?;
+        let what = format!(
+            "the checkpoint row of relay '{}' is gone, of another history, or ahead",
+            self.config.name
+        );
         Err(Trouble::new(Reason::CheckpointLost, what))
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! | step | module |
 //! |---|---|
-//! | take the slot, judge what was found | [`session`], [`verdict`], [`lineage`] |
+//! | take the slot, judge what was found | [`session`], [`verdict`], [`lineage`], [`publication`] |
 //! | what was in the table before the slot | [`start`], [`backfill`], [`cursor`] |
 //! | own the stream, confirm to Postgres | [`pump`] |
 //! | message to row | [`row`] |
@@ -35,6 +35,7 @@ pub mod mapping;
 pub mod metrics;
 pub mod observer;
 pub mod partitions;
+pub mod publication;
 pub mod pump;
 pub mod record;
 pub mod relay;

@@ -162,7 +162,6 @@ impl Pump {
                     self.gulps.read(self.stream.last_read_len());
                 }
             }
-            self.refuse_notices()?;
         }
     }
 
@@ -184,7 +183,7 @@ impl Pump {
             }
             let data = match self.parked.take() {
                 Some(data) => data,
-                None => match self.stream.next_frame()? {
+                None => match self.next_frame()? {
                     None => return Ok(true),
                     Some(Frame::Keepalive { wal_end, .. }) => {
                         self.delivery.keepalive(wal_end);
@@ -278,7 +277,15 @@ impl Pump {
         Ok(())
     }
 
-    /// Postgres 18 and newer skip the rows of a publication they do not find, with no more than a warning.
+    /// The next message, unless the server said something before it that makes it worthless.
+    fn next_frame(&mut self) -> Result<Option<Frame>, Trouble> {
+        let frame = self.stream.next_frame()?;
+        self.refuse_notices()?;
+        Ok(frame)
+    }
+
+    /// Postgres 18 and newer skip the rows of a publication they do not find, with no more than a warning. What
+    /// comes behind it must not move the position past them.
     fn refuse_notices(&mut self) -> Result<(), Trouble> {
         for notice in self.stream.take_notices() {
             if notice.skipped_publication() {

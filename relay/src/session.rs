@@ -17,6 +17,7 @@ use crate::lineage::Lineage;
 use crate::mapping::{Mappings, Rule};
 use crate::metrics::Metrics;
 use crate::partitions::Partitions;
+use crate::publication;
 use crate::pump::{Ended, Pump};
 use crate::search::Searcher;
 use crate::sink::{AckQueue, Producers};
@@ -85,8 +86,9 @@ async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<O
     let mut sql = source::connect_to(&config.source, &access, client.host(), "session").await?;
     source::check_same_server(&mut sql, server.history()).await?;
     source::check_preconditions(&mut sql, &config.source).await?;
-    source::ensure_publication(&mut sql, &config.source).await?;
-    if creates(judge_now(&mut sql, config, &server).await?.verdict) {
+    let verdict = judge_now(&mut sql, config, &server).await?.verdict;
+    publication::settle(&mut sql, config).await?;
+    if creates(verdict) {
         create_slot(&mut sql, &mut client, config, &server).await?;
     }
     let output = PgOutput {

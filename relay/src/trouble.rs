@@ -60,6 +60,8 @@ pub enum Reason {
     PublicationUnsuitable,
     /// What is in the table already cannot be delivered first, as the settings ask.
     StartRefused,
+    /// The publication was changed since the last checkpoint: rows may be missing in the stream.
+    PublicationChanged,
     /// Another connection holds the slot.
     SlotActive,
     /// The slot does not exist and may not be created.
@@ -167,6 +169,9 @@ impl Reason {
             }
             Reason::StartRefused => {
                 "do what the message says, or set source.start to Now: see docs/OUTBOX.md, 'The first start'"
+            }
+            Reason::PublicationChanged => {
+                "rows committed since the last checkpoint may be missing in Kafka: see docs/OPERATIONS.md, 'The publication was changed'"
             }
             Reason::SlotActive => {
                 "nothing, if another relay is meant to hold the slot; this one takes over when it is released"

@@ -22,6 +22,7 @@ mod misconfiguration;
 mod network;
 mod one_writer;
 mod proxied;
+mod publication;
 mod replay;
 mod retention;
 mod rules;

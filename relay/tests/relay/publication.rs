@@ -1,0 +1,121 @@
+//! D14: the publication is dropped, renamed, or altered while the relay streams. Postgres leaves the rows out without
+//! a word (15 to 17 end the stream when it is gone, 18 warns), so what is promised is that it is noticed, that
+//! delivery stops with the reason, and that nothing beyond the change is confirmed.
+
+use testbed::postgres::PgVersion;
+use testbed::wait;
+
+use crate::fixture::{OwnServers, SOON, Site, heavy};
+
+/// What somebody does, and what undoes it.
+const CHANGES: [(&str, &str); 6] = [
+    (
+        "DROP PUBLICATION outbox",
+        "CREATE PUBLICATION outbox FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root)",
+    ),
+    ("ALTER PUBLICATION outbox RENAME TO elsewhere", "ALTER PUBLICATION elsewhere RENAME TO outbox"),
+    ("ALTER PUBLICATION outbox DROP TABLE outbox", "ALTER PUBLICATION outbox ADD TABLE outbox"),
+    (
+        "ALTER PUBLICATION outbox SET TABLE outbox WHERE (aggregateid = 'nobody')",
+        "ALTER PUBLICATION outbox SET TABLE outbox",
+    ),
+    (
+        "ALTER PUBLICATION outbox SET (publish = 'update')",
+        "ALTER PUBLICATION outbox SET (publish = 'insert')",
+    ),
+    (
+        "ALTER PUBLICATION outbox SET (publish_via_partition_root = false)",
+        "ALTER PUBLICATION outbox SET (publish_via_partition_root = true)",
+    ),
+];
+
+/// Changes it under load and undoes that after some rows, so that only what lies between is missing.
+async fn is_noticed(site: &Site, change: &str, undo: &str) {
+    let relay = site.relay().await;
+    five_rows(site).await;
+    site.until_records(5).await;
+    site.execute(change).await;
+    let changed_at = site.value("pg_current_wal_insert_lsn()").await.unwrap();
+    five_rows(site).await;
+    site.execute(undo).await;
+    five_rows(site).await;
+    relay.until("/readyz", 503, "PublicationChanged").await;
+    // Nothing beyond the change is confirmed, neither in the checkpoint nor in the slot.
+    let beyond = format!(
+        "SELECT greatest(confirmed_flush_lsn, (SELECT confirmed_lsn FROM outbox_checkpoint)) > '{changed_at}'
+         FROM pg_replication_slots WHERE slot_name = '{}'",
+        site.slot
+    );
+    assert_eq!(
+        site.value(&beyond).await.as_deref(),
+        Some("false"),
+        "{change}: confirmed beyond {changed_at}"
+    );
+    // A new process finds the same, although the publication looks as it should.
+    relay.kill().await;
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 503, "PublicationChanged").await;
+    assert_eq!(relay.ask("/livez").await.unwrap().0, 200);
+    assert_eq!(relay.stop().await.0, Some(0));
+}
+
+/// Each in a transaction of its own.
+async fn five_rows(site: &Site) {
+    for n in 0..5 {
+        site.insert([("k", n)]).await;
+    }
+}
+
+#[tokio::test]
+async fn d14_a_change_of_the_publication_is_noticed_and_nothing_is_confirmed_past_it() {
+    let _place = heavy().await;
+    for (change, undo) in CHANGES {
+        println!("{change}");
+        is_noticed(&Site::shared().await, change, undo).await;
+    }
+}
+
+#[tokio::test]
+async fn d14_also_on_postgres_15() {
+    let _place = heavy().await;
+    let servers = OwnServers::start(PgVersion::V15, &[]).await;
+    for (change, undo) in &CHANGES[..3] {
+        println!("{change}");
+        is_noticed(&servers.site().await, change, undo).await;
+    }
+}
+
+/// A person who has put the missing rows back says so, and it goes on.
+#[tokio::test]
+async fn d14_goes_on_when_somebody_has_seen_to_the_gap() {
+    let site = Site::shared().await;
+    let (change, undo) = CHANGES[2];
+    is_noticed(&site, change, undo).await;
+    let before = site.records().await.len();
+    site.execute("UPDATE outbox_checkpoint SET publication_fingerprint = NULL").await;
+    let relay = site.relay().await;
+    site.insert([("later", 1)]).await;
+    wait::until("the row that was written later", SOON, async || {
+        let records = site.records().await;
+        let there = records.iter().any(|record| record.key.as_deref() == Some(b"later"));
+        if there && records.len() > before { Ok(()) } else { Err(records.len()) }
+    })
+    .await
+    .unwrap();
+    site.until_confirmed(&relay).await;
+}
+
+/// Other tables of the publication are nobody's business.
+#[tokio::test]
+async fn d14_another_table_in_the_publication_changes_nothing() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    site.execute("CREATE TABLE another (id int PRIMARY KEY); ALTER PUBLICATION outbox ADD TABLE another")
+        .await;
+    site.execute("INSERT INTO another VALUES (1); ALTER PUBLICATION outbox DROP TABLE another").await;
+    site.execute("ANALYZE outbox").await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    site.until_confirmed(&relay).await;
+    relay.until_ready().await;
+}
