@@ -37,7 +37,7 @@ const QUICK: [Part; 2] = [
     Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
     Part { name: "unit tests", arguments: &["test", "--locked", "--workspace", "--lib", "--bins"] },
 ];
-const DEFAULT: [Part; 5] = [
+const DEFAULT: [Part; 4] = [
     Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
     Part {
         name: "lints",
@@ -45,8 +45,10 @@ const DEFAULT: [Part; 5] = [
     },
     Part { name: "tests on real servers", arguments: &["test", "--locked", "--workspace", "--no-fail-fast"] },
     Part { name: "the API against its contract", arguments: &["xtask", "contract"] },
-    Part { name: "the whole way: demo", arguments: &["xtask", "demo"] },
 ];
+const SOAK: Part = Part { name: "soak", arguments: &["xtask", "soak", "--minutes", "2"] };
+const LONG_SOAK: Part = Part { name: "long soak", arguments: &["xtask", "soak", "--minutes", "10"] };
+const DEMO: Part = Part { name: "the whole way: demo", arguments: &["xtask", "demo"] };
 
 /// Runs all parts, also after one has failed, and ends with how many passed and failed.
 pub async fn run(options: &Options) -> Result<(), Failure> {
@@ -66,7 +68,8 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     if options.all {
         environment.push((ALL, "1".to_owned()));
     }
-    for part in &DEFAULT {
+    let soak = if options.all { &LONG_SOAK } else { &SOAK };
+    for part in DEFAULT.iter().chain([soak, &DEMO]) {
         let environment = environment.clone();
         // On a thread of its own, so that Ctrl-C is heard meanwhile.
         let ended = tokio::task::spawn_blocking(move || run_part(part, &environment)).await??;
