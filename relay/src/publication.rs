@@ -36,6 +36,15 @@ pub async fn settle(sql: &mut PgConnection, config: &Config) -> Result<(), Troub
     source::ensure_publication(sql, &config.source).await
 }
 
+/// Postgres 15 to 17 end the stream with the same code for a publication that is gone as for a slot.
+pub async fn told_apart(trouble: Trouble, config: &Config) -> Trouble {
+    if trouble.reason != Reason::SlotLost {
+        return trouble;
+    }
+    let Ok(mut sql) = source::connect(&config.source, "session").await else { return trouble };
+    unchanged(&mut sql, config).await.err().unwrap_or(trouble)
+}
+
 /// Compares the publication with what the checkpoint says of it. A checkpoint that says nothing takes it as it is.
 pub async fn unchanged(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
     let Source { publication, table, .. } = &config.source;

@@ -72,7 +72,10 @@ pub async fn run(
     let ended = stream(context, opened, reached, shutdown).await;
     context.metrics.streaming.set(0);
     connected.set(0);
-    ended
+    match ended {
+        Err(trouble) => Err(publication::told_apart(trouble, &context.config).await),
+        ended => ended,
+    }
 }
 
 async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<Opened, Trouble> {

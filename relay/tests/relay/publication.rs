@@ -40,6 +40,7 @@ async fn is_noticed(site: &Site, change: &str, undo: &str) {
     site.execute(undo).await;
     five_rows(site).await;
     relay.until("/readyz", 503, "PublicationChanged").await;
+    assert!(!relay.program.log().contains("SlotLost"), "the slot is not to blame:\n{}", relay.program.log());
     // Nothing beyond the change is confirmed, neither in the checkpoint nor in the slot.
     let beyond = format!(
         "SELECT greatest(confirmed_flush_lsn, (SELECT confirmed_lsn FROM outbox_checkpoint)) > '{changed_at}'
