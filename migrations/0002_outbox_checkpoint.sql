@@ -22,7 +22,7 @@ CREATE TABLE outbox_checkpoint (
     snapshot_offsets        jsonb       NOT NULL DEFAULT '{}',
     mapping_version         integer     NOT NULL DEFAULT 1,
     mapping                 jsonb       NOT NULL DEFAULT '{}',  -- topic -> number of partitions events are spread over
-    publication_fingerprint text,
+    publication_fingerprint text,                         -- the publication as it was; NULL takes it as it is
     kafka_offsets           jsonb       NOT NULL DEFAULT '{}',  -- topic -> partition -> the offset a search for our records starts at
     updated_at              timestamptz NOT NULL DEFAULT clock_timestamp()
 );
