@@ -121,8 +121,13 @@ impl Reason {
     }
 
     /// The reasons that say so.
-    pub const GAPS: [Reason; 4] =
-        [Reason::SlotLost, Reason::SlotAhead, Reason::HistoryChanged, Reason::KafkaLostRecords];
+    pub const GAPS: [Reason; 5] = [
+        Reason::SlotLost,
+        Reason::SlotAhead,
+        Reason::HistoryChanged,
+        Reason::PublicationChanged,
+        Reason::KafkaLostRecords,
+    ];
 
     /// What the person on call should do.
     pub fn remedy(self) -> &'static str {

@@ -52,6 +52,7 @@ async fn is_noticed(site: &Site, change: &str, undo: &str) {
         Some("false"),
         "{change}: confirmed beyond {changed_at}"
     );
+    assert_eq!(relay.metric("outbox_relay_gap_total").await, 1.0);
     // A new process finds the same, although the publication looks as it should.
     relay.kill().await;
     let relay = site.launch(|text| text);
