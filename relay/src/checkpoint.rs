@@ -4,18 +4,25 @@
 //! Postgres never run ahead of it: if they did, a crash between the two would look like a slot that somebody
 //! advanced, which is a gap.
 
+use std::time::Duration;
+
 use pg_replication::EndLsn;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::delivered::{Delivered, Stored, Taken};
 use crate::mapping::Mappings;
 use crate::partitions::Offsets;
 use crate::publication;
+use crate::source::CONNECT_WITHIN;
 use crate::trouble::{Reason, Trouble};
+
+/// How often a connection over which nothing is written is asked whether it is still there.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// Name of the table, in the schema of the outbox table.
 pub const TABLE: &str = "outbox_checkpoint";
@@ -122,8 +129,9 @@ fn progressed(row: &PgRow) -> Result<Progressed, Trouble> {
 pub async fn register(sql: &mut PgConnection, config: &Config, history: History) -> Result<(), Trouble> {
     let table = config.source.table.sibling(TABLE);
     let insert = format!(
-        "INSERT INTO {table} (relay, slot, system_identifier, timeline) VALUES ($1, $2::name, $3, $4)
-         ON CONFLICT (relay) DO NOTHING"
+        "INSERT INTO {table} AS c (relay, slot, system_identifier, timeline) VALUES ($1, $2::name, $3, $4)
+         ON CONFLICT (relay) DO UPDATE SET timeline = excluded.timeline
+         WHERE c.confirmed_lsn IS NULL AND c.start_snapshot IS NULL"
     );
     sqlx::query(AssertSqlSafe(insert))
         .bind(&config.name)
@@ -198,7 +206,8 @@ pub async fn adopt(
 ) -> Result<(), Trouble> {
     let table = config.source.table.sibling(TABLE);
     let update = format!(
-        "UPDATE {table} SET timeline = $4, confirmed_lsn = least(confirmed_lsn, $5::pg_lsn), updated_at = clock_timestamp()
+        "UPDATE {table} SET timeline = $4, updated_at = clock_timestamp(),
+                confirmed_lsn = CASE WHEN confirmed_lsn > $5::pg_lsn THEN $5::pg_lsn ELSE confirmed_lsn END
          WHERE relay = $1 AND system_identifier = $2 AND timeline = $3"
     );
     let written = sqlx::query(AssertSqlSafe(update))
@@ -307,7 +316,15 @@ async fn write_newest(
 ) -> Result<(), Trouble> {
     // Lives and dies with the session: see its text.
     let mut delivered = Delivered::default();
-    while wanted.changed().await.is_ok() {
+    loop {
+        match timeout(ASK_EVERY, wanted.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => break,
+            Err(_) => {
+                still_there(&mut sql).await?;
+                continue;
+            }
+        }
         let Some(progress) = wanted.borrow_and_update().clone() else { continue };
         let ripe = delivered.ripe(progress.confirmed);
         let xid = statement.execute(&mut sql, &progress, ripe.as_ref()).await?;
@@ -342,6 +359,13 @@ async fn take_snapshot(sql: &mut PgConnection) -> Result<Taken, Trouble> {
 
 fn xid(text: &str) -> Result<u64, Trouble> {
     text.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{text}' is not a transaction id")))
+}
+
+/// A server that is stopping says so on this connection, and then waits for the stream to be closed; while nothing is
+/// written and the stream is not read, nobody would hear it.
+async fn still_there(sql: &mut PgConnection) -> Result<(), Trouble> {
+    let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
+    Ok(timeout(CONNECT_WITHIN, sql.ping()).await.map_err(late)??)
 }
 
 struct Statement {

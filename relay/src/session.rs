@@ -29,6 +29,9 @@ use crate::{source, start};
 /// How long the server may take to end the stream after everything was confirmed.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long the last word to a server that is stopping, or gone, may take.
+const LAST_WORD_WITHIN: Duration = Duration::from_millis(500);
+
 /// What all sessions of a process share.
 #[derive(Clone)]
 pub struct Context {
@@ -311,10 +314,18 @@ async fn stream(
     } else {
         // In this order: when the slot is free, another relay may send, and nothing new must come from here.
         producers.give_up_unsent();
-        drop(stream);
+        last_word(stream, &ended).await;
     }
     drop(tokio::task::spawn_blocking(move || producers.settle()).await);
     ended
+}
+
+/// A server that is stopping ends SQL connections first, and waits for its streams to confirm: it hears what is stored,
+/// and that there is nothing more. In any other trouble the stream is only let go.
+async fn last_word(stream: Stream, ended: &Result<Ended, Trouble>) {
+    if matches!(ended, Err(trouble) if trouble.reason == Reason::DatabaseUnreachable) {
+        drop(stream.finish(LAST_WORD_WITHIN).await);
+    }
 }
 
 async fn finish(stream: Stream) {

@@ -71,6 +71,8 @@ pub async fn create_slot_with_snapshot(
     leftover: bool,
 ) -> Result<(), Trouble> {
     let (source, slot) = (&config.source, &config.source.slot.name);
+    // Every row is looked at, which may take longer than the role's statements are meant to.
+    sqlx::query("SET statement_timeout = 0").execute(&mut *sql).await?;
     if leftover {
         tracing::warn!(%slot, "an earlier start ended before it knew which rows come before this slot; it is made anew");
         drop_slot(sql, slot).await?;

@@ -1,9 +1,10 @@
 //! What a start makes of what it finds: promotions, restored servers, slots that somebody touched.
 
+use testbed::kafka::create_topic;
 use testbed::postgres::{PgVersion, Shutdown};
 use testbed::wait;
 
-use crate::fixture::{OwnServers, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, PARTITIONS, SOON, Site, heavy, right};
 
 /// R2: a standby takes over with everything: the relay goes on, on a new timeline, with nothing lost or sent twice.
 #[tokio::test]
@@ -45,6 +46,40 @@ async fn r2_a_promoted_standby_is_gone_on_from() {
     relay.until("/readyz", 200, "streaming").await;
     site.judge_table(&relay).await;
     assert_eq!(site.value("SELECT timeline FROM outbox_checkpoint").await.as_deref(), Some("3"));
+}
+
+/// R2, R12: a promotion in the middle of a copy. It goes on, with positions of the timeline on which the slot was made.
+#[tokio::test]
+async fn r2_a_promotion_in_the_middle_of_a_copy() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let late = format!("{}_late", site.aggregate);
+    site.insert([("a", 1), ("b", 2)]).await;
+    // Its topic does not exist, so the copy stands still here.
+    site.execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+         VALUES (gen_random_uuid(), '{late}', 'k', 'n.v1', '3')"
+    ))
+    .await;
+    site.insert([("a", 4)]).await;
+    let relay = site.launch(|text| text);
+    relay.until("/readyz", 503, "TopicMissing").await;
+    site.until_records(2).await;
+    // R15: it waits for the relay, which reads nothing now and has nothing to write.
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.start_as_standby().await.unwrap();
+    site.execute("SELECT pg_promote()").await;
+    site.insert([("a", 5)]).await;
+    relay.until("/readyz", 503, "TopicMissing").await;
+    let row = site.value("SELECT timeline || ' ' || start_phase FROM outbox_checkpoint").await;
+    assert_eq!(row.as_deref(), Some("2 copying"));
+    create_topic(&site.bootstrap, &format!("outbox.event.{late}"), PARTITIONS, 1, &[]).await.unwrap();
+    relay.until("/readyz", 200, "streaming").await;
+    let records = site.until_records(4).await;
+    let mut timelines: Vec<&str> = records.iter().map(|r| &r.header("ce_sequence").unwrap()[..8]).collect();
+    timelines.sort_unstable();
+    assert_eq!(timelines, ["00000001", "00000001", "00000001", "00000002"]);
 }
 
 /// R2, C18: the server is put back to an older state and goes on; what was delivered in between are phantoms. They are
