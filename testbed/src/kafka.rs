@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
 use crate::guard::{self, Folder};
@@ -187,10 +189,7 @@ impl Kafka {
 
     /// Deletes a topic.
     pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
-        let doing = format!("deleting topic {name}");
-        let results = admin(&self.bootstrap())?.delete_topics(&[name], &admin_options()).await;
-        let failed = results.map_err(|error| kafka_error(&doing, &error))?.into_iter().find_map(Result::err);
-        failed.map_or(Ok(()), |(_, code)| Err(kafka_error(&doing, &code)))
+        delete_topic(&self.bootstrap(), name).await
     }
 
     /// Waits until every broker is in the metadata.
@@ -225,6 +224,38 @@ pub async fn alter_topic(bootstrap: &str, name: &str, settings: &[(&str, &str)])
     failed.map_or(Ok(()), |(_, code)| Err(kafka_error(&doing, &code)))
 }
 
+/// Deletes a topic on any cluster and waits until it is gone from the metadata.
+pub async fn delete_topic(bootstrap: &str, name: &str) -> Result<(), Error> {
+    let doing = format!("deleting topic {name}");
+    let results = admin(bootstrap)?.delete_topics(&[name], &admin_options()).await;
+    let failed = results.map_err(|error| kafka_error(&doing, &error))?.into_iter().find_map(Result::err);
+    if let Some((_, code)) = failed {
+        return Err(kafka_error(&doing, &code));
+    }
+    until_led(bootstrap, name, 0).await
+}
+
+/// Gives a topic on any cluster more partitions and waits until each has a leader.
+pub async fn grow_topic(bootstrap: &str, name: &str, partitions: i32) -> Result<(), Error> {
+    let doing = format!("growing topic {name}");
+    let wanted = NewPartitions::new(name, partitions.unsigned_abs() as usize);
+    let results = admin(bootstrap)?.create_partitions([&wanted], &admin_options()).await;
+    let failed = results.map_err(|error| kafka_error(&doing, &error))?.into_iter().find_map(Result::err);
+    if let Some((_, code)) = failed {
+        return Err(kafka_error(&doing, &code));
+    }
+    until_led(bootstrap, name, partitions).await
+}
+
+/// Removes all records of a partition, as retention would: offsets go on.
+pub async fn delete_records(bootstrap: &str, name: &str, partition: i32) -> Result<(), Error> {
+    let doing = format!("removing records of {name}/{partition}");
+    let mut until = TopicPartitionList::new();
+    until.add_partition_offset(name, partition, Offset::End).map_err(|error| kafka_error(&doing, &error))?;
+    let removed = admin(bootstrap)?.delete_records(&until, &admin_options()).await;
+    removed.map(drop).map_err(|error| kafka_error(&doing, &error))
+}
+
 /// Makes a topic on any cluster and waits until every partition has a leader.
 pub async fn create_topic(
     bootstrap: &str,
@@ -241,6 +272,10 @@ pub async fn create_topic(
     if let Some((_, code)) = failed {
         return Err(kafka_error(&doing, &code));
     }
+    until_led(bootstrap, name, partitions).await
+}
+
+async fn until_led(bootstrap: &str, name: &str, partitions: i32) -> Result<(), Error> {
     let (bootstrap, name) = (bootstrap.to_owned(), name.to_owned());
     wait::until(format!("a leader for every partition of {name}"), READY_WITHIN, async || {
         let (bootstrap, name) = (bootstrap.clone(), name.clone());

@@ -31,4 +31,5 @@ mod shutdown;
 mod snapshot;
 mod start;
 mod tls;
+mod topics;
 mod verdict;

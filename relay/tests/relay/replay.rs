@@ -48,7 +48,7 @@ async fn copy_slot(site: &Site) -> String {
 }
 
 /// A site whose relay has delivered row 0, stored that, delivered rows 1 to 6 and died without storing them.
-async fn six_rows_ahead() -> (Site, Vec<Record>) {
+pub async fn six_rows_ahead() -> (Site, Vec<Record>) {
     let mut site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 0)]).await;

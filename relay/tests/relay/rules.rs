@@ -3,10 +3,11 @@
 
 use testbed::kafka::{alter_topic, create_topic};
 
-use crate::fixture::{Site, heavy};
+use crate::fixture::{Relay, Site, heavy};
 
 /// R1: each partition holds a gap-free prefix. A record in mid-stream is refused by the broker, while requests with
-/// later records are on their way; none of them may be appended before it is.
+/// later records are on their way; none of them may be appended before it is. The refusal has the topic's limit read
+/// again: the row is a poison row then, and small ones together keep below the limit.
 #[tokio::test]
 async fn r1_nothing_is_appended_behind_a_record_that_was_refused() {
     let _place = heavy().await;
@@ -20,14 +21,14 @@ async fn r1_nothing_is_appended_behind_a_record_that_was_refused() {
     alter_topic(&bootstrap, &site.topic(), &[("max.message.bytes", "20000")]).await.unwrap();
     write_with_a_large_row(&site).await;
     relay.until("/metrics", 200, "outbox_relay_produce_errors_total{").await;
-    nothing_behind_the_large_row(&site).await;
+    stops_at_the_large_row(&site, &relay).await;
     relay.kill().await;
     let relay = site.launch(|text| text);
-    relay.until("/metrics", 200, "outbox_relay_produce_errors_total{").await;
-    nothing_behind_the_large_row(&site).await;
+    stops_at_the_large_row(&site, &relay).await;
     alter_topic(&bootstrap, &site.topic(), &[("max.message.bytes", "1000000")]).await.unwrap();
     site.until_records(1 + ROWS).await;
     site.judge_table(&relay).await;
+    relay.until_ready().await;
 }
 
 const ROWS: usize = 1_000;
@@ -51,9 +52,11 @@ async fn write_with_a_large_row(site: &Site) {
     site.execute(&write).await;
 }
 
-async fn nothing_behind_the_large_row(site: &Site) {
-    let count = site.records().await.len();
-    assert!(count <= LARGE_ROW, "{count} records, but the one after {LARGE_ROW} was refused");
+async fn stops_at_the_large_row(site: &Site, relay: &Relay) {
+    let text = relay.until("/readyz", 503, "PoisonRow").await;
+    assert!(text.contains(&format!("max.message.bytes of topic {} is 20000", site.topic())), "{text}");
+    // Everything before it is there, and nothing behind it.
+    assert_eq!(site.until_records(LARGE_ROW).await.len(), LARGE_ROW);
 }
 
 /// R2: positions of another history mean nothing; delivery stops instead of guessing.
