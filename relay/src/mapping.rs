@@ -378,3 +378,80 @@ impl Mapper {
         &self.current.mapping.rule.routing.by_field
     }
 }
+
+#[cfg(test)]
+mod model;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(replacement: &str, max_message_bytes: usize) -> Rule {
+        let routing = Routing { replacement: replacement.into(), ..Routing::default() };
+        Rule { routing, max_message_bytes }
+    }
+    fn end(lsn: u64) -> EndLsn {
+        EndLsn::new(Lsn::from(lsn))
+    }
+    fn shape(partitions: i32) -> TopicShape {
+        TopicShape { partitions, max_message_bytes: None }
+    }
+    fn topic_of(mapper: &mut Mapper, commit: u64, bytes: usize) -> Result<String, Unplaceable> {
+        let commit = CommitLsn::new(Lsn::from(commit));
+        let subject = Subject { key: b"k", bytes, commit, column: |_: &str| Some("x") };
+        Ok(match mapper.place(&subject)? {
+            Place::Partition { topic, .. } => topic.to_owned(),
+            Place::NewTopic(topic) => format!("{topic}, new"),
+        })
+    }
+
+    #[test]
+    fn rows_before_the_change_go_where_they_would_have_gone() {
+        let mut old = Mappings::first(rule("old.${routedByValue}", 100));
+        old.current.topics.insert("old.x".into(), shape(3));
+        let mut mapper = Mapper::new(old.under(rule("new.${routedByValue}", 200), end(50))).unwrap();
+        assert_eq!(topic_of(&mut mapper, 49, 80).unwrap(), "old.x");
+        assert_eq!(topic_of(&mut mapper, 50, 80).unwrap(), "new.x, new");
+        assert_eq!(
+            topic_of(&mut mapper, 49, 150).unwrap(),
+            "new.x, new",
+            "too large for the old rule: never sent"
+        );
+        assert!(topic_of(&mut mapper, 49, 250).is_err());
+        mapper.confirm(end(50));
+        assert_eq!(topic_of(&mut mapper, 49, 80).unwrap(), "new.x, new", "forgotten");
+    }
+
+    #[test]
+    fn a_topic_the_old_mapping_did_not_know_got_nothing_under_it() {
+        let old = Mappings::first(rule("old.${routedByValue}", 100));
+        let mut mapper = Mapper::new(old.under(rule("new.${routedByValue}", 100), end(50))).unwrap();
+        assert_eq!(topic_of(&mut mapper, 10, 1).unwrap(), "new.x, new");
+    }
+
+    #[test]
+    fn what_is_stored_is_read_back_and_an_unchanged_rule_is_no_change() {
+        let mut first = Mappings::first(rule("old.${routedByValue}", 100));
+        first.current.topics.insert("old.x".into(), shape(3));
+        let changed = first.clone().under(rule("new.${routedByValue}", 100), end(0x16_B374_D848));
+        assert_eq!((first.version, changed.version), (1, 2));
+        let json = serde_json::to_value(&changed).unwrap();
+        assert_eq!(json["previous"][0]["until"], "16/B374D848");
+        assert_eq!(json["previous"][0]["topics"]["old.x"]["partitions"], 3);
+        let back: Mappings = serde_json::from_value(json).unwrap();
+        assert_eq!(Mappings { version: 2, ..back }, changed);
+        let rule = changed.current.rule.clone();
+        assert_eq!(changed.clone().under(rule, end(1)), changed);
+    }
+
+    #[test]
+    fn a_limit_alone_keeps_the_topics_and_a_topics_own_limit_holds() {
+        let mut first = Mappings::first(rule("t.${routedByValue}", 100));
+        first.current.topics.insert("t.x".into(), TopicShape { partitions: 3, max_message_bytes: Some(50) });
+        let mapper = Mapper::new(first.under(rule("t.${routedByValue}", 200), end(9))).unwrap();
+        assert_eq!(mapper.shape("t.x").map(|shape| shape.partitions), Some(3));
+        let refused = mapper.fits("t.x", 60).unwrap_err().to_string();
+        assert_eq!(refused, "the record would have 60 bytes, max.message.bytes of topic t.x is 50");
+        assert!(mapper.fits("t.y", 60).is_ok());
+    }
+}
