@@ -21,8 +21,10 @@ CREATE TABLE outbox_checkpoint (
     -- As kafka_offsets; no row of a transaction invisible in delivered_snapshot lies before them.
     snapshot_offsets        jsonb       NOT NULL DEFAULT '{}',
     mapping_version         integer     NOT NULL DEFAULT 1,
-    mapping                 jsonb       NOT NULL DEFAULT '{}',  -- topic -> number of partitions events are spread over
+    -- Where rows go: routing rule, limits, topic -> partitions; and what it was for rows that may be replayed.
+    mapping                 jsonb       NOT NULL DEFAULT '{}',
     publication_fingerprint text,                         -- the publication as it was; NULL takes it as it is
-    kafka_offsets           jsonb       NOT NULL DEFAULT '{}',  -- topic -> partition -> the offset a search for our records starts at
+    -- topic -> partition -> the offset a search for our records starts at, and our last record before it.
+    kafka_offsets           jsonb       NOT NULL DEFAULT '{}',
     updated_at              timestamptz NOT NULL DEFAULT clock_timestamp()
 );

@@ -189,7 +189,14 @@ impl Delivery {
         for topic in delivery.mapper.topics() {
             delivery.jobs.inspect(topic, delivery.partitions.to_inspect(topic));
         }
+        delivery.say_whether_kafka_is_whole();
         Ok(delivery)
+    }
+
+    fn say_whether_kafka_is_whole(&self) {
+        if self.partitions.all_inspected() {
+            self.status.kafka_is_whole();
+        }
     }
 
     /// Whether the budget lets another message in. One record may always be under way, however large.
@@ -364,7 +371,10 @@ impl Delivery {
                 self.grown.insert(name, shape);
             }
             Answer::Settings { topic, settings } => self.settings(&topic, settings)?,
-            Answer::Inspected { partition, search } => self.partitions.inspected(partition, search),
+            Answer::Inspected { partition, search } => {
+                self.partitions.inspected(partition, search);
+                self.say_whether_kafka_is_whole();
+            }
             Answer::Looked(seen) => {
                 self.looked.1 = false;
                 match seen {

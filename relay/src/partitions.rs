@@ -162,6 +162,11 @@ impl Partitions {
         }
     }
 
+    /// Whether every partition may get records.
+    pub fn all_inspected(&self) -> bool {
+        self.partitions.iter().all(|partition| partition.inspected)
+    }
+
     /// Lets a topic get nothing more until it was inspected.
     pub fn doubt(&mut self, topic: &str) {
         let ids = self.topic(topic).map(|topic| topic.partitions.clone()).unwrap_or_default();

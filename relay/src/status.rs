@@ -133,12 +133,19 @@ impl Status {
         let mut state = self.state();
         state.phase = phase;
         if matches!(phase, Phase::Copying | Phase::Streaming) {
-            state.trouble = None;
+            // A new session does not bring records back: it has to look first.
+            state.trouble = state.trouble.take().filter(|shown| shown.reason == Reason::KafkaLostRecords);
             state.moved = Instant::now();
         }
         if phase != Phase::Draining {
             state.blocked = None;
         }
+    }
+
+    /// Kafka holds everything that is remembered of it.
+    pub fn kafka_is_whole(&self) {
+        let mut state = self.state();
+        state.trouble = state.trouble.take().filter(|shown| shown.reason != Reason::KafkaLostRecords);
     }
 
     /// Moves to `phase` because of `trouble`.
@@ -314,6 +321,16 @@ mod tests {
         assert_eq!(status.json()["trouble"]["reason"], "SlotLost");
         status.enter(Phase::Streaming);
         assert_eq!(status.readiness(), Readiness::Ready("streaming".into()));
+        assert_eq!(status.json()["trouble"], Value::Null);
+    }
+
+    #[test]
+    fn lost_records_are_shown_until_kafka_was_looked_at() {
+        let status = Status::default();
+        status.trouble(Phase::Stopped, &Trouble::new(Reason::KafkaLostRecords, "t/0 ends early"));
+        status.enter(Phase::Streaming);
+        assert_eq!(status.json()["trouble"]["reason"], "KafkaLostRecords");
+        status.kafka_is_whole();
         assert_eq!(status.json()["trouble"], Value::Null);
     }
 
