@@ -36,9 +36,10 @@ impl Searcher {
         floor: &Floor,
         compacted: bool,
     ) -> Result<i64, SearchError> {
+        let reached = floor.last.map_or(0, |last| last.offset + 1).max(floor.search);
         let (mut low, mut high) = self.watermarks(topic, partition)?;
         for _ in 1..LOOKS {
-            if high >= floor.search {
+            if high >= reached {
                 break;
             }
             self.sleep(BETWEEN_LOOKS)?;
