@@ -7,6 +7,7 @@
 //! | `GET /metrics` | Prometheus text format |
 //! | `GET /status` | what the program knows of itself, as JSON |
 //! | `GET`, `PUT /log-level` | the log filter, such as `info,outbox_relay=debug` |
+//! | `POST` | the program's own actions ([`Admin::action`]) |
 //!
 //! It also owns the two things a process sets up once: the log subscriber, and the rule that a panic in any
 //! thread ends the process ([`exit_on_panic`]).
@@ -14,8 +15,9 @@
 mod listener;
 mod log;
 
-pub use listener::{Admin, BindError, Readiness};
+pub use listener::{ActionRefused, Admin, BindError, Lines, Readiness};
 pub use log::{LogFormat, LogLevel, init_logging};
+pub use warp::http::StatusCode;
 
 /// Exit code for invalid configuration (`EX_USAGE` of sysexits.h).
 pub const EXIT_CONFIG: i32 = 64;

@@ -1,5 +1,6 @@
 //! The listener itself.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -14,10 +15,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use warp::http::StatusCode;
+use warp::path::FullPath;
 use warp::reply::{self, Reply, Response};
 use warp::{Filter, hyper::body::Bytes};
 
@@ -32,6 +34,9 @@ const HEADER_READ: Duration = Duration::from_secs(75);
 /// How long to wait after an accept that failed: mostly the process has no file descriptor left.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 
+/// What an action is told: a selection, not a document.
+const MAX_ACTION_BYTES: u64 = 1024 * 1024;
+
 /// Whether the program can do its work now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
@@ -43,6 +48,19 @@ pub enum Readiness {
 
 type ReadinessProbe = Arc<dyn Fn() -> Readiness + Send + Sync>;
 type StatusProbe = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// The answer to an action: values that become lines of JSON as they come.
+pub type Lines = mpsc::Receiver<serde_json::Value>;
+type Action = Arc<dyn Fn(&[u8]) -> Result<Lines, ActionRefused> + Send + Sync>;
+
+/// An action was not begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ActionRefused {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// One sentence that says why.
+    pub message: String,
+}
 
 /// The address could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +77,7 @@ pub struct Admin {
     readiness: ReadinessProbe,
     status: StatusProbe,
     log_level: LogLevel,
+    actions: Arc<HashMap<&'static str, Action>>,
 }
 
 impl Admin {
@@ -69,7 +88,20 @@ impl Admin {
             readiness: Arc::new(|| Readiness::Ready("ok".into())),
             status: Arc::new(|| serde_json::json!({})),
             log_level,
+            actions: Arc::default(),
         }
+    }
+
+    /// Answers `POST path` with what `action` makes of the request's body. It is called on the listener's task and
+    /// must not block: what takes time goes on elsewhere and sends lines.
+    #[must_use]
+    pub fn action(
+        mut self,
+        path: &'static str,
+        action: impl Fn(&[u8]) -> Result<Lines, ActionRefused> + Send + Sync + 'static,
+    ) -> Self {
+        Arc::make_mut(&mut self.actions).insert(path, Arc::new(action));
+        self
     }
 
     /// Asks `probe` for `/readyz`.
@@ -101,7 +133,7 @@ impl Admin {
     fn routes(
         self,
     ) -> impl Filter<Extract = (impl Reply + use<>,), Error = Infallible> + Clone + Send + Sync + use<> {
-        let Admin { registry, readiness, status, log_level } = self;
+        let Admin { registry, readiness, status, log_level, actions } = self;
         let livez = warp::path!("livez").and(warp::get()).map(|| text(StatusCode::OK, "ok"));
         let readyz = warp::path!("readyz").and(warp::get()).map(move || match readiness() {
             Readiness::Ready(role) => text(StatusCode::OK, &role),
@@ -118,8 +150,17 @@ impl Admin {
             .and(warp::body::content_length_limit(MAX_LOG_FILTER_BYTES))
             .and(warp::body::bytes())
             .map(move |body: Bytes| set_level(&log_level, &body));
+        let action = warp::path::full()
+            .and_then(move |path: FullPath| {
+                let action = actions.get(path.as_str()).cloned();
+                std::future::ready(action.ok_or_else(warp::reject::not_found))
+            })
+            .and(warp::post())
+            .and(warp::body::content_length_limit(MAX_ACTION_BYTES))
+            .and(warp::body::bytes())
+            .map(|action: Action, body: Bytes| act(&action, &body));
         let routes = livez.or(readyz).unify().or(metrics).unify().or(status).unify();
-        routes.or(get_level).unify().or(put_level).unify().recover(refuse)
+        routes.or(get_level).unify().or(put_level).unify().or(action).unify().recover(refuse)
     }
 }
 
@@ -200,6 +241,17 @@ fn set_level(log_level: &LogLevel, body: &[u8]) -> Response {
     }
 }
 
+fn act(action: &Action, body: &[u8]) -> Response {
+    let mut lines = match action(body) {
+        Ok(lines) => lines,
+        Err(refused) => return text(refused.status, &refused.message),
+    };
+    let lines = futures::stream::poll_fn(move |context| {
+        lines.poll_recv(context).map(|line| line.map(|line| Ok::<_, Infallible>(format!("{line}\n"))))
+    });
+    reply::with_header(reply::stream(lines), "content-type", "application/x-ndjson").into_response()
+}
+
 async fn refuse(rejection: warp::Rejection) -> Result<Response, Infallible> {
     let status = if rejection.is_not_found() {
         StatusCode::NOT_FOUND
@@ -237,6 +289,29 @@ mod tests {
         assert_eq!(put("warn").reply(&routes).await.status(), 200);
         assert_eq!(put("no such=[level").reply(&routes).await.status(), 400);
         assert_eq!(warp::test::request().path("/log-level").reply(&routes).await.body(), "warn\n");
+    }
+
+    #[tokio::test]
+    async fn an_action_answers_with_lines_or_says_why_not() {
+        let routes = admin()
+            .action("/count", |body| {
+                if body == b"no" {
+                    return Err(ActionRefused { status: StatusCode::CONFLICT, message: "busy".into() });
+                }
+                let (sender, lines) = mpsc::channel(2);
+                sender.try_send(serde_json::json!(1)).unwrap();
+                sender.try_send(serde_json::json!({"two": 2})).unwrap();
+                Ok(lines)
+            })
+            .routes();
+        let post = |path: &'static str, body: &'static str| {
+            warp::test::request().method("POST").path(path).body(body).reply(&routes)
+        };
+        assert_eq!(post("/count", "go").await.body(), "1\n{\"two\":2}\n");
+        let refused = post("/count", "no").await;
+        assert_eq!((refused.status(), refused.body().as_ref()), (StatusCode::CONFLICT, &b"busy\n"[..]));
+        assert_eq!(post("/other", "").await.status(), 404);
+        assert_eq!(warp::test::request().path("/count").reply(&routes).await.status(), 405);
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! Kafka header names: the CloudEvents 1.0 Kafka protocol binding, binary content mode.
+//! Kafka header names: the CloudEvents 1.0 Kafka protocol binding, binary content mode; and those of dead letters.
 
 /// CloudEvents version, always [`SPEC_VERSION`].
 pub const CE_SPECVERSION: &str = "ce_specversion";
@@ -19,10 +19,28 @@ pub const CE_TRACESTATE: &str = "ce_tracestate";
 /// Media type of the record's value. CloudEvents forbids a `ce_` form of it.
 pub const CONTENT_TYPE: &str = "content-type";
 
+/// Why an event is a dead letter: one word of a fixed list, for machines.
+pub const DEAD_LETTER_REASON: &str = "dead_letter_reason";
+/// The same as a sentence, cut where it is long.
+pub const DEAD_LETTER_ERROR: &str = "dead_letter_error";
+/// The topic the event was meant for; absent when it has none.
+pub const DEAD_LETTER_TOPIC: &str = "dead_letter_topic";
+/// Value of the routing column; absent when it is NULL.
+pub const DEAD_LETTER_ROUTE: &str = "dead_letter_route";
+/// Column `headers` as JSON text, untouched: what is wrong with a dead letter may be in it.
+pub const DEAD_LETTER_HEADERS: &str = "dead_letter_headers";
+/// Columns that did not fit or could not be read, separated by commas. They are in the row, which
+/// [`DEAD_LETTER_TABLE`], `ce_id` and `ce_sequence` lead to.
+pub const DEAD_LETTER_OMITTED: &str = "dead_letter_omitted";
+/// The table that has the row, as `schema.table`; present when something was left out.
+pub const DEAD_LETTER_TABLE: &str = "dead_letter_table";
+/// `true` on an event that was a dead letter and was sent again. It carries no `ce_sequence`.
+pub const DEAD_LETTER_REPLAYED: &str = "dead_letter_replayed";
+
 /// The CloudEvents version these headers follow.
 pub const SPEC_VERSION: &str = "1.0";
 
 /// Whether `name` belongs to the relay. A row's own headers must not use these names.
 pub fn is_reserved(name: &str) -> bool {
-    name.starts_with("ce_") || name == CONTENT_TYPE
+    name.starts_with("ce_") || name.starts_with("dead_letter_") || name == CONTENT_TYPE
 }

@@ -45,7 +45,7 @@ impl StoredRow {
     }
 
     /// Its values, in the order of the layout's columns.
-    pub fn values(&self) -> impl Iterator<Item = Column<'_>> {
+    pub fn values(&self) -> impl Iterator<Item = Column<'_>> + Clone {
         (1..self.0.len()).map(|index| match self.0.try_get_raw(index) {
             Ok(value) if !value.is_null() => value.as_bytes().map_or(Column::Null, Column::Binary),
             _ => Column::Null,

@@ -4,18 +4,21 @@
 //! [`Delivery::message`] answer [`Flow::Blocked`]; the caller keeps the message and offers it again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outbox::Position;
-use pg_replication::pgoutput::{Insert, Message, Relation};
+use pg_replication::pgoutput::{Column, Insert, Message, Relation};
 use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::OwnedHeaders;
+use tokio::sync::oneshot;
 
 use crate::backfill::StoredRow;
 use crate::config::Config;
 use crate::cursor::Cursor;
+use crate::dead_letter::replay::{Candidate, Outcome};
+use crate::dead_letter::{Arrival, DeadLetterStyle, Poison, PoisonKind, Underway};
 use crate::high_mark::{Admission, Landed, Searched};
 use crate::jobs::{Answer, Jobs};
 use crate::kafka_error;
@@ -24,8 +27,8 @@ use crate::lineage::Lineage;
 use crate::mapping::{Mapper, Mappings, Place, Subject, TopicShape, Unplaceable};
 use crate::metrics::Metrics;
 use crate::partitions::{PartitionId, Partitions};
-use crate::record::{self, RecordStyle, kafka_timestamp};
-use crate::row::{Layout, OutboxRow, RowError};
+use crate::record::{Prepared, RecordStyle, kafka_timestamp};
+use crate::row::{Layout, RowError};
 use crate::search::{FoundTopic, Phantoms, SearchError};
 use crate::sink::{Ack, AckQueue, Outgoing, Producers, Tag};
 use crate::status::Status;
@@ -80,22 +83,17 @@ struct Transaction {
 
 /// Where a row comes from.
 #[derive(Clone, Copy)]
-enum Origin {
-    /// The open transaction of the stream.
-    Stream,
-    /// The table, with its `seq`.
-    Table(i64),
+struct Origin {
+    position: Position,
+    commit: CommitLsn,
+    commit_time: PgTime,
+    /// Its `seq`, if it comes from the table; else it is of the stream's open transaction.
+    copied: Option<i64>,
 }
 
-/// A row and what was found out about it.
-struct Judged<'a> {
-    row: OutboxRow<'a>,
-    content_type: Option<&'static str>,
-    position: Position,
-    time: PgTime,
-    bytes: usize,
-    partition: PartitionId,
-    origin: Origin,
+/// Commit of a row that goes where the mapping of now sends it: none before has a say.
+fn after_everything() -> CommitLsn {
+    CommitLsn::new(u64::MAX.into())
 }
 
 /// See the module's text.
@@ -104,6 +102,10 @@ pub struct Delivery {
     sink: crate::config::Sink,
     mapper: Mapper,
     style: RecordStyle,
+    dead_letter_style: DeadLetterStyle,
+    dead_letters: Underway,
+    /// Who waits for the outcome of the dead letter that is being sent again.
+    replaying: Option<oneshot::Sender<Outcome>>,
     max_events: usize,
     max_bytes: usize,
     start: EndLsn,
@@ -111,7 +113,7 @@ pub struct Delivery {
     /// While rows are copied.
     cursor: Option<Cursor>,
     /// By relation OID; `None` for a table that is not the outbox.
-    layouts: HashMap<u32, Option<Layout>>,
+    layouts: HashMap<u32, Option<Rc<Layout>>>,
     /// Topics being looked for.
     wanted: Vec<String>,
     topic_watch: TopicWatch,
@@ -159,6 +161,9 @@ impl Delivery {
             sink: config.sink.clone(),
             mapper,
             style: RecordStyle { source: config.source.event_source() },
+            dead_letter_style: DeadLetterStyle::new(config),
+            dead_letters: Underway::new(metrics.clone(), status.clone()),
+            replaying: None,
             max_events: config.delivery.max_in_flight_events,
             max_bytes: config.delivery.max_in_flight_bytes,
             start: start.confirmed,
@@ -236,8 +241,8 @@ impl Delivery {
         (self.in_flight_events, self.in_flight_bytes)
     }
 
-    /// Deals with one pgoutput message. A row that can never be delivered is [`Reason::PoisonRow`]; nothing has
-    /// changed then, and what came before it goes on.
+    /// Deals with one pgoutput message. A row that cannot be delivered becomes a dead letter; where it may not, it is
+    /// [`Reason::PoisonRow`]: nothing has changed then, and what came before it goes on.
     /// `stored` is the revision of the mapping in the committed checkpoint.
     pub fn message(&mut self, data: &[u8], stored: u64) -> Result<Flow, Trouble> {
         match Message::parse(data).map_err(|error| violation(error.to_string()))? {
@@ -255,24 +260,11 @@ impl Delivery {
     /// Deals with a row that was in the table before the slot. Such rows come before anything of the stream, in the
     /// order of `seq`. Their position is the byte before the slot's beginning, where no commit can be, with `seq` as
     /// index, so they keep the order of positions. A former process may have sent any of them.
-    pub fn copied(&mut self, layout: &Layout, stored_row: &StoredRow, stored: u64) -> Result<Flow, Trouble> {
-        let (seq, commit) = (stored_row.seq()?, self.before_start());
+    pub fn copied(&mut self, layout: &Layout, row: &StoredRow, stored: u64) -> Result<Flow, Trouble> {
+        let (seq, commit) = (row.seq()?, self.before_start());
         let position = self.lineage.position(commit, seq.cast_unsigned());
-        let row = layout.read(stored_row.values()).map_err(|error| unreadable(position, &error))?;
-        let (time, bytes) = (row.occurred_at.unwrap_or_else(PgTime::now), record::size(&row));
-        let subject = Subject {
-            key: row.key.unwrap_or_else(|| row.id.as_bytes()),
-            bytes,
-            commit,
-            column: |name: &str| {
-                if layout.routes_by(name) { row.route_by } else { layout.text(stored_row.values(), name) }
-            },
-        };
-        let place = destination(&mut self.mapper, &self.partitions, &subject, stored);
-        let Some(partition) = self.settle_on(place, position, &row)? else { return Ok(Flow::Blocked) };
-        let content_type = layout.content_type();
-        let origin = Origin::Table(seq);
-        self.deliver(&Judged { row, content_type, position, time, bytes, partition, origin })
+        let origin = Origin { position, commit, commit_time: PgTime::now(), copied: Some(seq) };
+        self.deliver(layout, row.values(), origin, stored)
     }
 
     /// While rows are copied: up to which `seq` they are all in Kafka.
@@ -289,6 +281,54 @@ impl Delivery {
     /// A commit record needs more than one byte, and begins at a multiple of eight.
     fn before_start(&self) -> CommitLsn {
         CommitLsn::new(Lsn::from(self.start.lsn().as_u64().saturating_sub(1)))
+    }
+
+    /// Sends a dead letter again, by the mapping of now. Gives it back when it has to be offered again.
+    pub fn replay(&mut self, candidate: Candidate, stored: u64) -> Result<Option<Candidate>, Trouble> {
+        if self.replaying.is_some() {
+            return Ok(Some(candidate));
+        }
+        let Candidate { letter, topic_exists, answer } = candidate;
+        let prepared = letter.row().map_err(|error| Poison::from(&error)).and_then(|row| {
+            let now = PgTime::now();
+            let time = row.occurred_at.unwrap_or(now);
+            let headers = self.style.headers(&row, None, time, letter.content_type.as_deref());
+            let headers = headers.map_err(|error| Poison::from(&error))?;
+            let subject = Subject {
+                key: row.key.unwrap_or_else(|| row.id.as_bytes()),
+                bytes: self.style.size(&row),
+                flaw: None,
+                commit: after_everything(),
+                column: |_: &str| row.route_by,
+            };
+            let place = match self.mapper.place(&subject)? {
+                Place::Partition { poison: Some(poison), .. } => return Err(poison),
+                Place::Partition { topic, number, revision, poison: None } => {
+                    let id = self.partitions.id(topic, number).filter(|_| revision <= stored);
+                    Ok(id.filter(|id| self.partitions.is_inspected(*id)))
+                }
+                Place::NewTopic(topic) => Err(topic.to_owned()),
+            };
+            // A record as old as its event might be gone by the topic's retention as soon as it is there.
+            Ok((place, Prepared::event(row, headers, now)))
+        });
+        let (place, prepared) = match prepared {
+            Ok((place, prepared)) => (place, prepared),
+            Err(poison) => return Ok(answered(answer, Outcome::Refused(poison.error))),
+        };
+        match place {
+            Ok(Some(partition)) => {
+                self.hand_over(prepared, Tag::replay(partition))
+                    .map_err(|error| not_accepted("a dead letter", &error))?;
+                self.replaying = Some(answer);
+                return Ok(None);
+            }
+            Err(topic) if !topic_exists => return Ok(answered(answer, Outcome::UnknownTopic(topic))),
+            Err(topic) => self.want(&topic),
+            Ok(None) => {}
+        }
+        drop(prepared);
+        Ok(Some(Candidate { letter, topic_exists, answer }))
     }
 
     /// A keepalive: everything before `end` has been sent.
@@ -529,14 +569,14 @@ impl Delivery {
         let columns = relation.columns().map(|column| (column.name, column.type_oid));
         let layout = is_outbox.then(|| Layout::new(columns, self.mapper.by_field())).transpose();
         let layout = layout.map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
-        self.layouts.insert(relation.oid, layout);
+        self.layouts.insert(relation.oid, layout.map(Rc::new));
         Ok(())
     }
 
     fn insert(&mut self, insert: &Insert<'_>, stored: u64) -> Result<Flow, Trouble> {
         let transaction = self.transaction.as_ref().ok_or(Inconsistent::NoTransaction)?;
         let layout = match self.layouts.get(&insert.relation) {
-            Some(Some(layout)) => layout,
+            Some(Some(layout)) => Rc::clone(layout),
             Some(None) => return Ok(Flow::Next),
             None => return Err(violation(format!("a row of unannounced relation {}", insert.relation))),
         };
@@ -545,22 +585,8 @@ impl Delivery {
         }
         let (commit, commit_time) = (transaction.commit, transaction.commit_time);
         let position = self.lineage.position(commit, transaction.index);
-        let row = layout.read(insert.tuple.columns()).map_err(|error| unreadable(position, &error))?;
-        let content_type = layout.content_type();
-        let bytes = record::size(&row);
-        let subject = Subject {
-            key: row.key.unwrap_or_else(|| row.id.as_bytes()),
-            bytes,
-            commit,
-            column: |name: &str| {
-                if layout.routes_by(name) { row.route_by } else { layout.text(insert.tuple.columns(), name) }
-            },
-        };
-        let place = destination(&mut self.mapper, &self.partitions, &subject, stored);
-        let Some(partition) = self.settle_on(place, position, &row)? else { return Ok(Flow::Blocked) };
-        let time = row.occurred_at.unwrap_or(commit_time);
-        let origin = Origin::Stream;
-        let flow = self.deliver(&Judged { row, content_type, position, time, bytes, partition, origin })?;
+        let origin = Origin { position, commit, commit_time, copied: None };
+        let flow = self.deliver(&layout, insert.tuple.columns(), origin, stored)?;
         if flow == Flow::Next
             && let Some(transaction) = &mut self.transaction
         {
@@ -569,52 +595,71 @@ impl Delivery {
         Ok(flow)
     }
 
-    /// The partition of a row; `None` while it waits for its topic, or for a checkpoint that knows it.
-    fn settle_on(
+    fn deliver<'a>(
         &mut self,
-        place: Result<Destination, Unplaceable>,
-        position: Position,
-        row: &OutboxRow<'_>,
-    ) -> Result<Option<PartitionId>, Trouble> {
-        match place {
-            Ok(Destination::Partition(partition)) => Ok(Some(partition)),
-            Ok(Destination::NotStored) => Ok(None),
-            Ok(Destination::NewTopic(name)) => {
-                if !self.wanted.contains(&name) {
-                    self.jobs.find_topic(&name);
-                    self.wanted.push(name);
-                }
-                Ok(None)
+        layout: &Layout,
+        values: impl Iterator<Item = Column<'a>> + Clone,
+        origin: Origin,
+        stored: u64,
+    ) -> Result<Flow, Trouble> {
+        let (arrival, time) = self.read(layout, values.clone(), origin)?;
+        let spread_by = arrival.spread_by(origin.position);
+        let (bytes, route_by) = match &arrival {
+            Arrival::Event(row, _) => (self.style.size(row), row.route_by),
+            Arrival::Flawed(row, _) => (0, row.route_by),
+        };
+        let subject = Subject {
+            key: &spread_by,
+            bytes,
+            flaw: arrival.flaw(),
+            commit: origin.commit,
+            column: |name: &str| {
+                if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
+            },
+        };
+        let (topic, number, poison) = match self.mapper.place(&subject) {
+            Ok(Place::Partition { topic, number, revision, poison }) if revision <= stored => {
+                (topic, number, poison)
             }
-            Ok(Destination::Nowhere(what)) => Err(violation(what)),
-            Err(error) => Err(self.unplaceable(position, row, error)),
-        }
-    }
-
-    fn deliver(&mut self, judged: &Judged<'_>) -> Result<Flow, Trouble> {
-        let Judged { row, content_type, position, time, partition, origin, .. } = judged;
-        let headers = self.style.headers(row, *position, *time, *content_type);
-        let headers = headers.map_err(|error| poison(*position, row, error))?;
-        if !self.partitions.is_inspected(*partition) {
+            Ok(Place::Partition { .. }) => return Ok(Flow::Blocked),
+            Ok(Place::NewTopic(name)) => {
+                let name = name.to_owned();
+                self.want(&name);
+                return Ok(Flow::Blocked);
+            }
+            Err(error) => return Err(self.unplaceable(&arrival, origin.position, error)),
+        };
+        let Some(partition) = self.partitions.id(topic, number) else {
+            return Err(violation(format!("{topic} has no partition {number}")));
+        };
+        if !self.partitions.is_inspected(partition) {
             return Ok(Flow::Blocked);
         }
-        let replayed = self.lineage.holds(*position);
-        let Some(mark) = self.partitions.mark(*partition) else { return Ok(Flow::Blocked) };
-        match mark.admit(*position, replayed) {
-            // Everything that can be wrong with the row was found before this: what is admitted is sent.
-            Admission::Send => self.send(judged, headers)?,
+        let Some(mark) = self.partitions.mark(partition) else { return Ok(Flow::Blocked) };
+        match mark.admit(origin.position, self.lineage.holds(origin.position)) {
+            Admission::Send => {
+                let limit = self.partitions.place(partition).map_or(0, |(topic, _)| self.mapper.limit(topic));
+                if poison.is_none() && bytes > limit {
+                    // It was smaller than the limit of a mapping before this one, and was not sent.
+                    let origin = Origin { commit: after_everything(), ..origin };
+                    return self.deliver(layout, values, origin, stored);
+                }
+                if let Some(Poison { kind: PoisonKind::TooLarge, topic: Some(topic), .. }) = &poison {
+                    self.was_too_large_for(topic);
+                }
+                let prepared =
+                    self.prepare(arrival, poison, origin.position, time, layout.content_type(), limit);
+                self.send(prepared, origin, partition)?;
+            }
             Admission::AlreadyThere => {
                 self.metrics.duplicates_suppressed_total.inc();
-                if let (Origin::Table(seq), Some(cursor)) = (origin, &mut self.cursor) {
-                    cursor.already_there(*seq);
+                if let (Some(seq), Some(cursor)) = (origin.copied, &mut self.cursor) {
+                    cursor.already_there(seq);
                 }
             }
             Admission::Search { from } => {
-                let Some((topic, number)) = self.partitions.place(*partition) else {
-                    return Ok(Flow::Blocked);
-                };
                 let min_in_sync = self.partitions.settings(topic).and_then(|s| s.min_in_sync_replicas);
-                self.jobs.search(*partition, topic, number, from, min_in_sync);
+                self.jobs.search(partition, topic, number, from, min_in_sync);
                 return Ok(Flow::Blocked);
             }
             Admission::Wait => return Ok(Flow::Blocked),
@@ -622,26 +667,101 @@ impl Delivery {
         Ok(Flow::Next)
     }
 
-    /// A row that is too large waits for the limit to be raised.
-    fn unplaceable(&mut self, position: Position, row: &OutboxRow<'_>, error: Unplaceable) -> Trouble {
-        if let Unplaceable::TooLarge { topic, .. } = &error
-            && self.too_large_for.as_ref().is_none_or(|(known, _)| known != topic)
-        {
-            self.too_large_for = Some((topic.clone(), Instant::now()));
-        }
-        poison(position, row, error)
+    /// Reads a row, with its time. What is wrong with its values is the row's; a row of another shape than its table
+    /// is the stream's.
+    fn read<'a>(
+        &self,
+        layout: &Layout,
+        values: impl Iterator<Item = Column<'a>> + Clone,
+        origin: Origin,
+    ) -> Result<(Arrival<'a>, PgTime), Trouble> {
+        let (row, flaw) = match layout.read(values.clone()) {
+            Ok(row) => {
+                let time = row.occurred_at.unwrap_or(origin.commit_time);
+                let headers = self.style.headers(&row, Some(origin.position), time, layout.content_type());
+                match headers {
+                    Ok(headers) => return Ok((Arrival::Event(row, headers), time)),
+                    Err(error) => (row.into(), Poison::from(&error)),
+                }
+            }
+            Err(error @ RowError::ColumnCount { .. }) => return Err(violation(error.to_string())),
+            Err(error) => (layout.salvage(values), Poison::from(&error)),
+        };
+        let time = row.occurred_at.unwrap_or(origin.commit_time);
+        Ok((Arrival::Flawed(row, flaw), time))
     }
 
-    fn send(&mut self, judged: &Judged<'_>, headers: OwnedHeaders) -> Result<(), Trouble> {
-        let Judged { row, position, time, bytes, partition, origin, .. } = judged;
-        let (position, time, bytes, partition) = (*position, *time, *bytes, *partition);
-        let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
-        // It may have been smaller than the limit when it was read before, and be too large now.
-        if let Err(error) = self.mapper.fits(topic, bytes) {
-            return Err(self.unplaceable(position, row, error));
+    fn prepare<'a>(
+        &self,
+        arrival: Arrival<'a>,
+        poison: Option<Poison>,
+        position: Position,
+        time: PgTime,
+        content_type: Option<&str>,
+        limit: usize,
+    ) -> Prepared<'a> {
+        let (row, poison) = match (arrival, poison) {
+            (Arrival::Event(row, headers), None) => return Prepared::event(row, headers, time),
+            (Arrival::Event(row, _), Some(poison)) => (row.into(), poison),
+            (Arrival::Flawed(row, flaw), poison) => (row, poison.unwrap_or(flaw)),
+        };
+        self.dead_letter_style.record(row, poison, position, time, content_type, limit)
+    }
+
+    /// Looks for a topic that is not part of the mapping yet.
+    fn want(&mut self, topic: &str) {
+        if !self.wanted.iter().any(|wanted| wanted == topic) {
+            self.wanted.push(topic.to_owned());
+            self.jobs.find_topic(topic);
         }
+    }
+
+    /// A row that is too large waits for the limit to be raised.
+    fn unplaceable(&mut self, arrival: &Arrival<'_>, position: Position, error: Unplaceable) -> Trouble {
+        if let Unplaceable::TooLarge { topic, .. } = &error {
+            self.was_too_large_for(topic);
+        }
+        arrival.trouble(error, position)
+    }
+
+    /// From now on the limit of `topic` is looked at.
+    fn was_too_large_for(&mut self, topic: &str) {
+        if self.too_large_for.as_ref().is_none_or(|(known, _)| known != topic) {
+            self.too_large_for = Some((topic.to_owned(), Instant::now()));
+        }
+    }
+
+    fn send(
+        &mut self,
+        mut prepared: Prepared<'_>,
+        origin: Origin,
+        partition: PartitionId,
+    ) -> Result<(), Trouble> {
+        let position = origin.position;
+        let entry = match origin.copied {
+            None => self.ledger.row()?,
+            Some(seq) => {
+                let entry = self.ledger.lone_row(self.before_start(), prepared.time, self.start)?;
+                self.cursor.iter_mut().for_each(|cursor| cursor.sent(entry, seq));
+                entry
+            }
+        };
+        let dead = prepared.dead.take();
+        self.hand_over(prepared, Tag::new(entry, partition))
+            .map_err(|error| not_accepted(&format!("the event at {position}"), &error))?;
+        if let Some(note) = dead {
+            self.dead_letters.sent(partition, note);
+        }
+        if let Some(mark) = self.partitions.mark(partition) {
+            mark.sent(position);
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self, prepared: Prepared<'_>, tag: Tag) -> Result<(), KafkaError> {
+        let Some((topic, number)) = self.partitions.place(tag.partition()) else { return Ok(()) };
         let now = kafka_timestamp(PgTime::now());
-        let mut timestamp = kafka_timestamp(time);
+        let mut timestamp = kafka_timestamp(prepared.time);
         let settings = self.partitions.settings(topic).copied().unwrap_or_default();
         if settings.is_too_old(timestamp, now) {
             timestamp = now;
@@ -650,24 +770,13 @@ impl Delivery {
         let record = Outgoing {
             topic,
             partition: number,
-            key: row.key,
-            value: row.payload.as_deref(),
-            headers,
+            key: prepared.key,
+            value: prepared.value.as_deref(),
+            headers: prepared.headers,
             timestamp,
         };
         let bytes = record.bytes();
-        let entry = match *origin {
-            Origin::Stream => self.ledger.row()?,
-            Origin::Table(seq) => {
-                let entry = self.ledger.lone_row(self.before_start(), time, self.start)?;
-                self.cursor.iter_mut().for_each(|cursor| cursor.sent(entry, seq));
-                entry
-            }
-        };
-        self.producers.send(record, Tag::new(entry, partition)).map_err(|error| not_accepted(row, &error))?;
-        if let Some(mark) = self.partitions.mark(partition) {
-            mark.sent(position);
-        }
+        self.producers.send(record, tag)?;
         self.in_flight_events += 1;
         self.in_flight_bytes += bytes;
         Ok(())
@@ -678,6 +787,9 @@ impl Delivery {
         self.in_flight_bytes = self.in_flight_bytes.saturating_sub(ack.bytes);
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
         let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
+        if ack.tag.is_replay() {
+            replayed(self.replaying.take(), topic, number, &ack.outcome);
+        }
         let offset = match ack.outcome {
             Ok(offset) => offset,
             Err(code) => {
@@ -689,6 +801,9 @@ impl Delivery {
                 ));
             }
         };
+        if ack.tag.is_replay() {
+            return Ok(());
+        }
         let commit = self.ledger.commit_lsn(entry);
         let completed = self.ledger.acknowledge(entry)?;
         if self.cursor.is_some() {
@@ -698,6 +813,7 @@ impl Delivery {
         }
         self.metrics.events_total.with_label_values(&[topic]).inc();
         self.metrics.bytes_total.inc_by(ack.bytes as u64);
+        self.dead_letters.acknowledged(partition);
         let topic = topic.to_owned();
         match self.partitions.mark(partition).map(|mark| mark.acknowledged(offset)) {
             Some(Landed::BehindHole(hole)) => self.jobs.read_hole(partition, &topic, number, hole),
@@ -753,51 +869,37 @@ impl Delivery {
     }
 }
 
-/// Where a row goes.
-enum Destination {
-    Partition(PartitionId),
-    /// The checkpoint does not know the place yet.
-    NotStored,
-    NewTopic(String),
-    Nowhere(String),
-}
-
-fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
-    mapper: &mut Mapper,
-    partitions: &Partitions,
-    subject: &Subject<'a, F>,
-    stored: u64,
-) -> Result<Destination, Unplaceable> {
-    Ok(match mapper.place(subject)? {
-        Place::Partition { topic, number, revision } if revision <= stored => {
-            let nowhere = || Destination::Nowhere(format!("{topic} has no partition {number}"));
-            partitions.id(topic, number).map_or_else(nowhere, Destination::Partition)
-        }
-        Place::Partition { .. } => Destination::NotStored,
-        Place::NewTopic(name) => Destination::NewTopic(name.to_owned()),
-    })
-}
-
 fn violation(what: String) -> Trouble {
     Trouble::new(Reason::ProtocolViolation, what)
-}
-
-fn unreadable(position: Position, error: &RowError) -> Trouble {
-    Trouble::new(Reason::PoisonRow, format!("the row at {position}: {error}"))
-}
-
-fn poison(position: Position, row: &OutboxRow<'_>, error: impl std::fmt::Display) -> Trouble {
-    let id = String::from_utf8_lossy(row.id.as_bytes()).into_owned();
-    Trouble::new(Reason::PoisonRow, format!("event {id} at {position}: {error}"))
 }
 
 fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
 }
 
-fn not_accepted(row: &OutboxRow<'_>, error: &KafkaError) -> Trouble {
-    let id = String::from_utf8_lossy(row.id.as_bytes()).into_owned();
-    Trouble::new(Reason::DeliveryFailed, format!("the producer did not take event {id}: {error}"))
+fn not_accepted(what: &str, error: &KafkaError) -> Trouble {
+    Trouble::new(Reason::DeliveryFailed, format!("the producer did not take {what}: {error}"))
+}
+
+/// High marks see the record of a replay as somebody else's: it has no position.
+fn replayed(
+    answer: Option<oneshot::Sender<Outcome>>,
+    topic: &str,
+    partition: i32,
+    outcome: &Result<Option<i64>, RDKafkaErrorCode>,
+) {
+    let Some(answer) = answer else { return };
+    let outcome = match outcome {
+        Ok(_) => Outcome::Sent { topic: topic.to_owned(), partition },
+        Err(code) => Outcome::Refused(format!("Kafka refused it for {topic}/{partition}: {code:?}")),
+    };
+    answered(answer, outcome);
+}
+
+/// Who asked may have gone away.
+fn answered(answer: oneshot::Sender<Outcome>, outcome: Outcome) -> Option<Candidate> {
+    drop(answer.send(outcome));
+    None
 }
 
 impl From<Inconsistent> for Trouble {

@@ -12,6 +12,7 @@
 //! | row to topic and partition | [`routing`], [`partitions`] |
 //! | is it in Kafka already? | [`high_mark`], [`search`] |
 //! | row to record, record to Kafka | [`record`], [`sink`] |
+//! | what cannot be delivered | [`dead_letter`] |
 //! | what is safely there | [`ledger`], [`checkpoint`], [`delivered`] |
 //!
 //! [`watchdog`] notices producers that are stuck. [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong; [`status`] and
@@ -20,10 +21,13 @@
 
 pub mod backfill;
 pub mod checkpoint;
+pub mod cli;
 pub mod config;
 pub mod cursor;
+pub mod dead_letter;
 pub mod delivered;
 pub mod delivery;
+pub mod doctor;
 pub mod high_mark;
 pub mod inspect;
 pub mod jobs;

@@ -2,10 +2,18 @@
 
 use std::path::PathBuf;
 use std::process::exit;
+use std::sync::Arc;
 
-use admin::{Admin, EXIT_BUG, EXIT_CONFIG, LogFormat, LogLevel, init_logging};
-use clap::{Parser, Subcommand, ValueEnum};
+use admin::{
+    ActionRefused, Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, Lines, LogFormat, LogLevel, StatusCode,
+    init_logging,
+};
+use chrono::{DateTime, Utc};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use outbox_relay::cli::dead_letters::REPLAY_PATH;
+use outbox_relay::cli::{self, Format};
 use outbox_relay::config::Config;
+use outbox_relay::dead_letter::replay::{Declined, Desk, Selection};
 use outbox_relay::metrics::Metrics;
 use outbox_relay::pump::Ended;
 use outbox_relay::status::Status;
@@ -21,8 +29,9 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 #[command(
     version,
     about,
-    after_help = "Exit codes: 0 stopped in order, 64 invalid configuration, 70 a bug.\n\
-    Nothing else ends the process: a fault is shown by /readyz, /status and metrics of the admin listener."
+    after_help = "Exit codes: 0 done, or stopped in order; 64 invalid configuration or arguments; 69 a problem was found, or \
+    what was asked could not be done (not of 'run'); 70 a bug.\n\
+    Nothing else ends 'run': a fault is shown by /readyz, /status and metrics of the admin listener."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -33,14 +42,89 @@ struct Arguments {
 enum Command {
     /// Deliver until stopped. SIGTERM finishes what is under way, confirms it, and exits 0.
     Run {
-        /// The configuration file. Environment variables OUTBOX_RELAY__SECTION__FIELD override its fields;
-        /// OUTBOX_RELAY_SOURCE_PASSWORD gives the source role's password.
-        #[arg(long, env = "OUTBOX_RELAY_CONFIG")]
-        config: PathBuf,
+        #[command(flatten)]
+        file: File,
         /// How log lines look.
         #[arg(long, env = "OUTBOX_RELAY_LOG_FORMAT", default_value = "text")]
         log_format: LogLines,
     },
+    /// Check source and sink, one line each: ok, warn or problem, and what to do. Changes nothing.
+    ///
+    /// Exit codes: 0 no problem (warnings do not count), 64 invalid configuration, 69 a problem.
+    Doctor {
+        #[command(flatten)]
+        file: File,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Show how far behind delivery is: what the database knows to be confirmed, and, if the relay answers, what it
+    /// has read, published and acknowledged.
+    ///
+    /// Exit codes: 0 shown, also if no relay answers; 64 invalid configuration; 69 the database does not answer.
+    Lag {
+        #[command(flatten)]
+        file: File,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Rows that could not be delivered and were put into delivery.deadLetterTopic.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+}
+
+#[derive(Subcommand)]
+enum DeadLetters {
+    /// Show the dead letters that are in the topic now: position, time, reason, topic, key, id, error.
+    ///
+    /// Exit codes: 0 shown, 64 invalid configuration, 69 the topic cannot be read.
+    List {
+        #[command(flatten)]
+        file: File,
+        /// Only those written then or later, such as 2026-11-24T10:00:00Z.
+        #[arg(long)]
+        since: Option<DateTime<Utc>>,
+        /// This many at most.
+        #[arg(long)]
+        limit: Option<usize>,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Have the running relay (admin.listen) send dead letters again, to the topic its routing gives them now.
+    ///
+    /// They stay in the topic of dead letters: what is replayed twice is there twice. Replayed events carry the header
+    /// dead_letter_replayed and no ce_sequence.
+    ///
+    /// Exit codes: 0 all that were selected are in Kafka; 64 invalid configuration; 69 not all, or no relay streams.
+    Replay {
+        #[command(flatten)]
+        file: File,
+        /// Event id of a dead letter; may be given several times.
+        #[arg(long = "id", required_unless_present = "all")]
+        ids: Vec<String>,
+        /// All of them.
+        #[arg(long, conflicts_with = "ids")]
+        all: bool,
+        /// Only those written then or later.
+        #[arg(long)]
+        since: Option<DateTime<Utc>>,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+#[derive(Args)]
+struct File {
+    /// The configuration file. Environment variables OUTBOX_RELAY__SECTION__FIELD override its fields;
+    /// OUTBOX_RELAY_SOURCE_PASSWORD gives the source role's password.
+    #[arg(long, env = "OUTBOX_RELAY_CONFIG")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct Output {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -54,23 +138,71 @@ fn main() {
         drop(error.print());
         exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
     });
-    let Command::Run { config, log_format } = arguments.command;
-    let format = match log_format {
-        LogLines::Text => LogFormat::Text,
-        LogLines::Json => LogFormat::Json,
+    let code = match arguments.command {
+        Command::Run { file, log_format } => {
+            let format = match log_format {
+                LogLines::Text => LogFormat::Text,
+                LogLines::Json => LogFormat::Json,
+            };
+            let log_level = init_logging(DEFAULT_LOG_FILTER, format);
+            admin::exit_on_panic();
+            run(Arc::new(file.load()), log_level)
+        }
+        Command::Doctor { file, output } => doctor(&file.load(), output.format()),
+        Command::Lag { file, output } => lag(&file.load(), output.format()),
+        Command::DeadLetters(DeadLetters::List { file, since, limit, output }) => {
+            exit_code(cli::dead_letters::list(&file.load(), since, limit, output.format()))
+        }
+        Command::DeadLetters(DeadLetters::Replay { file, ids, all, since, output }) => {
+            let ids = ids.into_iter().collect();
+            exit_code(cli::dead_letters::replay(&file.load(), &ids, all, since, output.format()))
+        }
     };
-    let log_level = init_logging(DEFAULT_LOG_FILTER, format);
-    admin::exit_on_panic();
-    let config = Config::load(&config, std::env::vars()).unwrap_or_else(|error| {
-        eprintln!("invalid configuration: {error}");
-        exit(EXIT_CONFIG)
-    });
-    exit(run(config, log_level))
+    exit(code)
+}
+
+impl File {
+    fn load(&self) -> Config {
+        Config::load(&self.config, std::env::vars()).unwrap_or_else(|error| {
+            eprintln!("invalid configuration: {error}");
+            exit(EXIT_CONFIG)
+        })
+    }
+}
+
+impl Output {
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { Format::Text }
+    }
+}
+
+fn exit_code<E: std::fmt::Display>(done: Result<(), E>) -> i32 {
+    match done {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{error}");
+            EXIT_UNAVAILABLE
+        }
+    }
+}
+
+fn doctor(config: &Config, format: Format) -> i32 {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return EXIT_BUG;
+    };
+    if runtime.block_on(cli::doctor::doctor(config, format)) { 0 } else { EXIT_UNAVAILABLE }
+}
+
+fn lag(config: &Config, format: Format) -> i32 {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return EXIT_BUG;
+    };
+    exit_code(runtime.block_on(cli::lag::lag(config, format)))
 }
 
 /// The listener and the observer share one runtime; the relay has a thread of its own, where it may pause without
 /// anybody noticing.
-fn run(config: Config, log_level: LogLevel) -> i32 {
+fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     let shared = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let own = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (Ok(shared), Ok(own), Ok(metrics)) = (shared, own, Metrics::new()) else {
@@ -78,11 +210,13 @@ fn run(config: Config, log_level: LogLevel) -> i32 {
         return EXIT_BUG;
     };
     let status = Status::default();
+    let desk = Desk::default();
     let (stop, shutdown) = watch::channel(false);
     let (ready, show) = (status.clone(), status.clone());
     let admin = Admin::new(metrics.registry.clone(), log_level)
         .readiness(move || ready.readiness())
-        .status(move || show.json());
+        .status(move || show.json())
+        .action(REPLAY_PATH, replaying(&desk, &config));
     let address = match shared.block_on(admin.bind(config.admin.listen)) {
         Ok((address, listener)) => {
             shared.spawn(listener);
@@ -94,10 +228,10 @@ fn run(config: Config, log_level: LogLevel) -> i32 {
         }
     };
     tracing::info!(%address, name = %config.name, version = env!("CARGO_PKG_VERSION"), "outbox-relay starts");
-    shared.spawn(observer::observe(config.clone(), status.clone(), metrics.clone()));
-    shared.spawn(maintenance::maintain(config.clone(), status.clone()));
+    shared.spawn(observer::observe(Config::clone(&config), status.clone(), metrics.clone()));
+    shared.spawn(maintenance::maintain(Config::clone(&config), status.clone()));
     shared.spawn(stop_on_signal(stop));
-    let ended = own.block_on(relay::run(config, status, metrics, shutdown));
+    let ended = own.block_on(relay::run(config, status, metrics, desk, shutdown));
     match ended {
         Ended::Drained => tracing::info!("stopped in order"),
         Ended::GaveUp => tracing::warn!("stopped at the deadline; what was not confirmed will be replayed"),
@@ -106,6 +240,28 @@ fn run(config: Config, log_level: LogLevel) -> i32 {
     own.shutdown_background();
     shared.shutdown_background();
     0
+}
+
+/// `POST /dead-letters/replay`.
+fn replaying(
+    desk: &Desk,
+    config: &Arc<Config>,
+) -> impl Fn(&[u8]) -> Result<Lines, ActionRefused> + Send + Sync + 'static {
+    let (desk, config) = (desk.clone(), Arc::clone(config));
+    move |body| {
+        let refused = |status, message: String| ActionRefused { status, message };
+        let selection: Selection = serde_json::from_slice(body)
+            .map_err(|error| refused(StatusCode::BAD_REQUEST, format!("not a selection: {error}")))?;
+        desk.replay(&config, selection)
+            .map_err(|declined| refused(status_of(&declined), declined.to_string()))
+    }
+}
+
+fn status_of(declined: &Declined) -> StatusCode {
+    match declined {
+        Declined::NothingSelected | Declined::NoTopic => StatusCode::BAD_REQUEST,
+        Declined::NotStreaming | Declined::Busy => StatusCode::CONFLICT,
+    }
 }
 
 async fn stop_on_signal(stop: watch::Sender<bool>) {

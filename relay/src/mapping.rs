@@ -23,6 +23,7 @@ use pg_replication::{CommitLsn, EndLsn, Lsn};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Routing};
+use crate::dead_letter::Poison;
 use crate::routing::{InvalidRule, Router, Unroutable, partition};
 
 /// What the configuration says about destinations.
@@ -33,12 +34,19 @@ pub struct Rule {
     pub routing: Routing,
     /// Largest record in bytes.
     pub max_message_bytes: usize,
+    /// The topic of rows that have no other place; without one they stop delivery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter_topic: Option<String>,
 }
 
 impl Rule {
     /// The rule of a configuration.
     pub fn of(config: &Config) -> Rule {
-        Rule { routing: config.routing.clone(), max_message_bytes: config.sink.max_message_bytes }
+        Rule {
+            routing: config.routing.clone(),
+            max_message_bytes: config.sink.max_message_bytes,
+            dead_letter_topic: config.delivery.dead_letters().map(str::to_owned),
+        }
     }
 }
 
@@ -175,6 +183,9 @@ pub enum Unplaceable {
         /// The setting that sets it.
         whose: String,
     },
+    /// The row cannot be a record at all.
+    #[error("{}", .0.error)]
+    Flawed(Poison),
 }
 
 /// Where a row goes.
@@ -188,6 +199,8 @@ pub enum Place<'m> {
         number: i32,
         /// The row may go once the checkpoint has this revision of the mapping.
         revision: u64,
+        /// Why it goes there as a dead letter.
+        poison: Option<Poison>,
     },
     /// Into a topic that is not part of the mapping yet.
     NewTopic(&'m str),
@@ -199,6 +212,8 @@ pub struct Subject<'a, F> {
     pub key: &'a [u8],
     /// Size of its record.
     pub bytes: usize,
+    /// Why it cannot be a record, wherever it would go.
+    pub flaw: Option<&'a Poison>,
     /// Its commit.
     pub commit: CommitLsn,
     /// Value of a column, as text.
@@ -215,24 +230,56 @@ struct Generation {
 
 impl Generation {
     fn new(mapping: Mapping) -> Result<Generation, InvalidRule> {
-        let router = Router::new(&mapping.rule.routing)?;
+        let rule = &mapping.rule;
+        let router = Router::new(&rule.routing)?.keeping_clear_of(rule.dead_letter_topic.as_deref());
         Ok(Generation { mapping, router, routes: HashMap::new() })
     }
 
+    /// Where a row goes: its topic, the partition if the topic is known, and why it goes there as a dead letter.
     fn place<'a, F: Fn(&str) -> Option<&'a str>>(
         &mut self,
         subject: &Subject<'a, F>,
-    ) -> Result<(&str, Option<i32>), Unplaceable> {
+    ) -> Result<(&str, Option<i32>, Option<Poison>), Unplaceable> {
         let Generation { mapping, router, routes } = self;
-        let value = (subject.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
-        if !routes.contains_key(value) {
-            routes.insert(value.to_owned(), router.topic(value)?);
-        }
-        let topic = routes.get(value).map_or("", String::as_str);
-        mapping.fits(topic, subject.bytes)?;
+        let (topic, poison) = match as_event(mapping, router, routes, subject) {
+            Ok(topic) => (topic, None),
+            Err(unplaceable) => match &mapping.rule.dead_letter_topic {
+                Some(topic) => (topic.as_str(), Some(unplaceable.into())),
+                None => return Err(unplaceable),
+            },
+        };
         let number = mapping.topics.get(topic).map(|shape| partition(subject.key, shape.partitions));
-        Ok((topic, number))
+        Ok((topic, number, poison))
     }
+}
+
+fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
+    mapping: &Mapping,
+    router: &Router,
+    routes: &'m mut HashMap<String, String>,
+    subject: &Subject<'a, F>,
+) -> Result<&'m str, Unplaceable> {
+    let routed = route(mapping, router, routes, subject);
+    if let Some(flaw) = subject.flaw {
+        let topic = routed.ok().map(Into::into);
+        return Err(Unplaceable::Flawed(Poison { topic, ..flaw.clone() }));
+    }
+    let topic = routed?;
+    mapping.fits(topic, subject.bytes)?;
+    Ok(topic)
+}
+
+fn route<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
+    mapping: &Mapping,
+    router: &Router,
+    routes: &'m mut HashMap<String, String>,
+    subject: &Subject<'a, F>,
+) -> Result<&'m str, Unroutable> {
+    let value = (subject.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
+    if !routes.contains_key(value) {
+        routes.insert(value.to_owned(), router.topic(value)?);
+    }
+    Ok(routes.get(value).map_or("", String::as_str))
 }
 
 impl Mapping {
@@ -240,17 +287,23 @@ impl Mapping {
         self.topics.values().filter_map(|shape| shape.max_message_bytes).min()
     }
 
-    fn fits(&self, topic: &str, bytes: usize) -> Result<(), Unplaceable> {
+    /// The largest record, and whether it is the topic that says so.
+    fn limit(&self, topic: &str) -> (usize, bool) {
         let configured = self.rule.max_message_bytes;
         let of_topic = self.topics.get(topic).and_then(|shape| shape.max_message_bytes);
-        let (limit, whose) = match of_topic {
-            Some(limit) if limit < configured => (limit, format!("max.message.bytes of topic {topic}")),
-            _ if bytes <= configured => return Ok(()),
-            _ => (configured, "sink.maxMessageBytes".to_owned()),
-        };
+        of_topic.filter(|limit| *limit < configured).map_or((configured, false), |limit| (limit, true))
+    }
+
+    fn fits(&self, topic: &str, bytes: usize) -> Result<(), Unplaceable> {
+        let (limit, of_topic) = self.limit(topic);
         if bytes <= limit {
             return Ok(());
         }
+        let whose = if of_topic {
+            format!("max.message.bytes of topic {topic}")
+        } else {
+            "sink.maxMessageBytes".to_owned()
+        };
         Err(Unplaceable::TooLarge { bytes, topic: topic.to_owned(), limit, whose })
     }
 }
@@ -289,21 +342,23 @@ impl Mapper {
         for (until, earlier) in &mut self.previous {
             // A topic that is not in it got nothing under it.
             if until.covers(subject.commit)
-                && let Ok((topic, Some(number))) = earlier.place(subject)
+                && let Ok((topic, Some(number), poison)) = earlier.place(subject)
             {
                 let revision = self.news.get(topic).copied().unwrap_or(0);
-                return Ok(Place::Partition { topic, number, revision });
+                return Ok(Place::Partition { topic, number, revision, poison });
             }
         }
-        let (topic, number) = self.current.place(subject)?;
+        let (topic, number, poison) = self.current.place(subject)?;
         let revision = self.news.get(topic).copied().unwrap_or(0);
-        Ok(number.map_or(Place::NewTopic(topic), |number| Place::Partition { topic, number, revision }))
+        Ok(match number {
+            Some(number) => Place::Partition { topic, number, revision, poison },
+            None => Place::NewTopic(topic),
+        })
     }
 
-    /// Whether Kafka would take a record now. A row sent under an earlier mapping that was not there can have become
-    /// too large.
-    pub fn fits(&self, topic: &str, bytes: usize) -> Result<(), Unplaceable> {
-        self.current.mapping.fits(topic, bytes)
+    /// The size of the largest record a topic takes now.
+    pub fn limit(&self, topic: &str) -> usize {
+        self.current.mapping.limit(topic).0
     }
 
     /// Adds a topic. This changes the destination of no row that was sent: there was none for this topic.

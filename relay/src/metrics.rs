@@ -81,6 +81,8 @@ pub struct Metrics {
     pub slot_inactive_seconds: Gauge,
     /// Records sent with the current time, because their own is too old for the topic.
     pub timestamps_replaced_total: IntCounter,
+    /// Rows that became dead letters, acknowledged by Kafka.
+    pub dead_letters_total: IntCounterVec,
 }
 
 impl Metrics {
@@ -181,6 +183,7 @@ impl Metrics {
                 "timestamps_replaced_total",
                 "Records sent with the current time, because their own is too old for the topic",
             )?,
+            dead_letters_total: counters("dead_letters_total", "Rows that became dead letters", &["reason"])?,
             registry,
         })
     }

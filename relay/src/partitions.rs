@@ -255,7 +255,8 @@ mod tests {
 
     #[test]
     fn what_the_checkpoint_knew_is_restored_and_a_topic_can_grow() {
-        let rule = Rule { routing: crate::config::Routing::default(), max_message_bytes: 1000 };
+        let routing = crate::config::Routing::default();
+        let rule = Rule { routing, max_message_bytes: 1000, dead_letter_topic: None };
         let mut mappings = Mappings::first(rule);
         let shape = TopicShape { partitions: 3, max_message_bytes: None };
         mappings.current.topics.insert("b".into(), shape);

@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::copy::{Copy, CopyStep, next_page};
 use crate::checkpoint::{Committed, Progress, Writer};
+use crate::dead_letter::replay::Candidate;
 use crate::delivery::{CAUSE_START, Delivery, Flow};
 use crate::jobs::Answer;
 use crate::metrics::Metrics;
@@ -60,6 +61,8 @@ pub struct Pump {
     writer: Writer,
     /// What has to be delivered before the stream is read.
     copy: Option<Copy>,
+    /// A dead letter that waits to be sent again.
+    replay: Option<Candidate>,
     status: Status,
     metrics: Metrics,
     /// A message that could not go on.
@@ -109,6 +112,7 @@ impl Pump {
             answers,
             writer,
             copy: None,
+            replay: None,
             status,
             metrics,
             parked: None,
@@ -119,8 +123,13 @@ impl Pump {
         }
     }
 
-    /// Runs until a trouble, or until `shutdown` turns true and everything under way is finished.
-    pub async fn run(&mut self, shutdown: &mut watch::Receiver<bool>) -> Result<Ended, Trouble> {
+    /// Runs until a trouble, or until `shutdown` turns true and everything under way is finished. Dead letters that
+    /// come in through `replays` are sent again.
+    pub async fn run(
+        &mut self,
+        shutdown: &mut watch::Receiver<bool>,
+        replays: &mut mpsc::Receiver<Candidate>,
+    ) -> Result<Ended, Trouble> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining: Option<Instant> = None;
@@ -135,6 +144,9 @@ impl Pump {
                 }
                 _ => (self.copy.is_none() && may_read && self.work_off()?, false, false),
             };
+            if let Some(candidate) = self.replay.take() {
+                self.replay = self.delivery.replay(candidate, self.writer.committed().revision)?;
+            }
             if let Some(since) = draining
                 && let Some(ended) = self.drained(since).await?
             {
@@ -155,6 +167,9 @@ impl Pump {
                 () = self.acks.arrived() => {}
                 changed = self.writer.changed() => changed?,
                 Some(answer) = self.answers.recv() => self.delivery.answer(answer)?,
+                Some(candidate) = replays.recv(), if draining.is_none() && self.takes_replays() => {
+                    self.replay = Some(candidate);
+                }
                 () = std::future::ready(()), if goes_on => {}
                 page = next_page(&mut self.copy), if wants_page => self.take_page(page?),
                 filled = fill_or_idle(&mut self.stream, wants_input) => {
@@ -224,6 +239,11 @@ impl Pump {
             tracing::info!("the row that stopped delivery can be delivered now");
             self.status.blocked(None);
         }
+    }
+
+    /// A dead letter that is sent again counts in the budget.
+    fn takes_replays(&self) -> bool {
+        self.replay.is_none() && self.delivery.has_room()
     }
 
     /// Tells Postgres what the committed checkpoint says. A stream replayed from before it gets there later.

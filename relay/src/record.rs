@@ -1,18 +1,21 @@
 //! From a row to a Kafka record: CloudEvents 1.0, Kafka protocol binding, binary content mode.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, SecondsFormat};
 use outbox::{Position, header};
 use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
+use crate::dead_letter::Note;
 use crate::row::OutboxRow;
 
 /// Headers of every record and a few of the row's own: one allocation instead of four.
 const USUAL_HEADERS: usize = 10;
 
-/// Rough bytes librdkafka and the broker add to a record besides key and value: framing, and the headers' names
-/// and values as they are below. Only for refusing a record that cannot fit.
+/// Rough bytes librdkafka and the broker add to a record besides what is in the row: framing, the names of the
+/// headers below, and the values that have a fixed length. Only for refusing a record that cannot fit.
 const RECORD_OVERHEAD_BYTES: usize = 512;
 
 /// Why a row cannot become a record.
@@ -33,20 +36,27 @@ pub struct RecordStyle {
     pub source: String,
 }
 
-/// About how many bytes the record of a row has, rather more than fewer.
-pub fn size(row: &OutboxRow<'_>) -> usize {
-    row.payload.as_ref().map_or(0, |payload| payload.len())
-        + row.key.map_or(0, <[u8]>::len)
-        + row.headers.map_or(0, <[u8]>::len)
-        + RECORD_OVERHEAD_BYTES
-}
-
 impl RecordStyle {
-    /// The record's headers, in a fixed order, the row's own last.
+    /// About how many bytes the record of a row has, rather more than fewer: the row's own headers count as the JSON
+    /// they are.
+    pub fn size(&self, row: &OutboxRow<'_>) -> usize {
+        let texts =
+            [row.event_type, &self.source, row.traceparent.unwrap_or(""), row.tracestate.unwrap_or("")];
+        let texts: usize = texts.iter().map(|text| text.len()).sum();
+        row.payload.as_ref().map_or(0, |payload| payload.len())
+            + row.key.map_or(0, <[u8]>::len)
+            + row.id.as_bytes().len()
+            + row.headers.map_or(0, <[u8]>::len)
+            + texts
+            + RECORD_OVERHEAD_BYTES
+    }
+
+    /// The record's headers, in a fixed order, the row's own last. An event without a position is a dead letter
+    /// that is sent again.
     pub fn headers(
         &self,
         row: &OutboxRow<'_>,
-        position: Position,
+        position: Option<Position>,
         time: PgTime,
         content_type: Option<&str>,
     ) -> Result<OwnedHeaders, RecordError> {
@@ -56,8 +66,11 @@ impl RecordStyle {
             .insert(bytes(header::CE_ID, row.id.as_bytes()))
             .insert(bytes(header::CE_SOURCE, self.source.as_bytes()))
             .insert(bytes(header::CE_TYPE, row.event_type.as_bytes()))
-            .insert(bytes(header::CE_TIME, time.as_bytes()))
-            .insert(bytes(header::CE_SEQUENCE, &position.encode()));
+            .insert(bytes(header::CE_TIME, time.as_bytes()));
+        headers = match position {
+            Some(position) => headers.insert(bytes(header::CE_SEQUENCE, &position.encode())),
+            None => headers.insert(bytes(header::DEAD_LETTER_REPLAYED, b"true")),
+        };
         if let Some(content_type) = content_type {
             headers = headers.insert(bytes(header::CONTENT_TYPE, content_type.as_bytes()));
         }
@@ -72,6 +85,28 @@ impl RecordStyle {
             None => Ok(headers),
             Some(json) => with_own_headers(headers, json),
         }
+    }
+}
+
+/// A record on its way to a partition.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    /// Key.
+    pub key: Option<&'a [u8]>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<Cow<'a, [u8]>>,
+    /// Headers.
+    pub headers: OwnedHeaders,
+    /// Its time.
+    pub time: PgTime,
+    /// Set when it is a dead letter.
+    pub dead: Option<Note>,
+}
+
+impl<'a> Prepared<'a> {
+    /// The record of a row that can be delivered.
+    pub fn event(row: OutboxRow<'a>, headers: OwnedHeaders, time: PgTime) -> Prepared<'a> {
+        Prepared { key: row.key, value: row.payload, headers, time, dead: None }
     }
 }
 
@@ -99,15 +134,14 @@ pub fn kafka_timestamp(time: PgTime) -> i64 {
     time.unix_micros().div_euclid(1000)
 }
 
-fn rfc3339(time: PgTime) -> String {
+/// A time as `ce_time` has it.
+pub fn rfc3339(time: PgTime) -> String {
     let time = DateTime::from_timestamp_micros(time.unix_micros()).unwrap_or(DateTime::UNIX_EPOCH);
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
     use rdkafka::message::Headers;
 
     use super::*;
@@ -136,7 +170,12 @@ mod tests {
     #[test]
     fn headers_are_the_cloudevents_kafka_binding() {
         let headers = style()
-            .headers(&row(Some(r#"{"tenant":"a"}"#)), POSITION, PgTime::default(), Some("application/json"))
+            .headers(
+                &row(Some(r#"{"tenant":"a"}"#)),
+                Some(POSITION),
+                PgTime::default(),
+                Some("application/json"),
+            )
             .unwrap();
         let shown: Vec<(String, String)> = headers
             .iter()
@@ -160,7 +199,8 @@ mod tests {
 
     #[test]
     fn headers_that_would_mislead_a_consumer_are_refused() {
-        let headers = |json| style().headers(&row(Some(json)), POSITION, PgTime::default(), None).map(drop);
+        let headers =
+            |json| style().headers(&row(Some(json)), Some(POSITION), PgTime::default(), None).map(drop);
         assert_eq!(headers(r#"{"ce_id":"mine"}"#), Err(RecordError::ReservedHeader("ce_id".into())));
         assert_eq!(headers(r#"{"a":{"b":1}}"#), Err(RecordError::Headers));
         assert_eq!(headers("[1]"), Err(RecordError::Headers));
@@ -168,9 +208,12 @@ mod tests {
 
     #[test]
     fn the_size_of_a_record_is_never_underestimated() {
-        let row = row(Some(r#"{"tenant":"a"}"#));
-        let headers = style().headers(&row, POSITION, PgTime::default(), Some("application/json")).unwrap();
+        let long = "x".repeat(300);
+        let own = Some(r#"{"tenant":"a","b":"c"}"#);
+        let row = OutboxRow { event_type: &long, tracestate: Some(&long), ..row(own) };
+        let headers =
+            style().headers(&row, Some(POSITION), PgTime::default(), Some("application/json")).unwrap();
         let headers: usize = headers.iter().map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len) + 4).sum();
-        assert!(headers + 2 + 3 < size(&row));
+        assert!(headers + "b-1".len() + "{}".len() < style().size(&row));
     }
 }

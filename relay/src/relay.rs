@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::dead_letter::replay::Desk;
 use crate::metrics::Metrics;
 use crate::pump::Ended;
 use crate::session::{self, Context};
@@ -14,12 +15,13 @@ use crate::trouble::{Action, Backoff, Reason, Trouble};
 
 /// Runs sessions until `shutdown` turns true.
 pub async fn run(
-    config: Config,
+    config: Arc<Config>,
     status: Status,
     metrics: Metrics,
+    desk: Desk,
     mut shutdown: watch::Receiver<bool>,
 ) -> Ended {
-    let context = Context { config: Arc::new(config), status, metrics };
+    let context = Context { config, status, metrics, desk };
     let mut backoff = Backoff::default();
     let mut last_logged = None;
     let mut reached = None;

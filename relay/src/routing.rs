@@ -15,7 +15,7 @@ pub struct InvalidRule {
     detail: String,
 }
 
-/// Why an event has no topic. Such a row stops delivery: to skip it would be to lose it.
+/// Why an event has no topic. Such a row is poison: to skip it would be to lose it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unroutable {
     /// The routing column is NULL.
@@ -33,12 +33,19 @@ pub enum Unroutable {
         /// The name.
         topic: String,
     },
+    /// The rule gives the topic of dead letters, where every record has to be one.
+    #[error("'{topic}' is delivery.deadLetterTopic, which takes no events")]
+    DeadLetterTopic {
+        /// The name.
+        topic: String,
+    },
 }
 
 /// Debezium's outbox routing rule: a regular expression over one column, and a replacement.
 pub struct Router {
     rule: Regex,
     replacement: String,
+    dead_letter_topic: Option<String>,
 }
 
 impl Router {
@@ -47,7 +54,14 @@ impl Router {
         let anchored = format!("^(?:{})$", routing.regex);
         let rule = Regex::new(&anchored)
             .map_err(|error| InvalidRule { regex: routing.regex.clone(), detail: error.to_string() })?;
-        Ok(Router { rule, replacement: routing.replacement.clone() })
+        Ok(Router { rule, replacement: routing.replacement.clone(), dead_letter_topic: None })
+    }
+
+    /// Gives no event to `topic`.
+    #[must_use]
+    pub fn keeping_clear_of(mut self, topic: Option<&str>) -> Router {
+        self.dead_letter_topic = topic.map(str::to_owned);
+        self
     }
 
     /// The topic for a value of the routing column.
@@ -55,13 +69,21 @@ impl Router {
         let groups = self.rule.captures(value).ok_or_else(|| Unroutable::NoMatch { value: value.into() })?;
         let mut topic = String::new();
         groups.expand(&self.replacement, &mut topic);
-        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        let well_formed = !topic.is_empty() && topic.len() <= MAX_TOPIC_BYTES && topic.bytes().all(legal);
-        if !well_formed || topic == "." || topic == ".." {
+        if !is_topic_name(&topic) {
             return Err(Unroutable::IllegalTopic { topic });
+        }
+        if self.dead_letter_topic.as_ref() == Some(&topic) {
+            return Err(Unroutable::DeadLetterTopic { topic });
         }
         Ok(topic)
     }
+}
+
+/// Whether Kafka takes `name` as the name of a topic.
+pub fn is_topic_name(name: &str) -> bool {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let well_formed = !name.is_empty() && name.len() <= MAX_TOPIC_BYTES && name.bytes().all(legal);
+    well_formed && name != "." && name != ".."
 }
 
 /// The partition Kafka's Java client would choose: `(murmur2(key) & 0x7fffffff) % partitions`. librdkafka's own
@@ -134,6 +156,13 @@ mod tests {
         let router = router("shop-(?<kind>[a-z]+)", "events.${kind}.v1");
         assert_eq!(router.topic("shop-basket").as_deref(), Ok("events.basket.v1"));
         assert_eq!(router.topic("xshop-basket"), Err(Unroutable::NoMatch { value: "xshop-basket".into() }));
+    }
+
+    #[test]
+    fn no_event_goes_to_the_topic_of_dead_letters() {
+        let router = router("(.*)", "$1").keeping_clear_of(Some("dead"));
+        assert_eq!(router.topic("dead"), Err(Unroutable::DeadLetterTopic { topic: "dead".into() }));
+        assert_eq!(router.topic("dead2").as_deref(), Ok("dead2"));
     }
 
     #[test]

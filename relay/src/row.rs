@@ -152,13 +152,13 @@ impl Layout {
 
     /// Reads one row, given its values in the order of the columns.
     pub fn read<'a>(&self, values: impl IntoIterator<Item = Column<'a>>) -> Result<OutboxRow<'a>, RowError> {
-        let mut row = Partial::default();
+        let mut row = Remains::default();
         let mut found = 0;
         for (index, value) in values.into_iter().enumerate() {
             found += 1;
             let Some((role, oid)) = self.columns.get(index) else { continue };
             if index == self.route_by {
-                row.route_by = text(value, "routing column")?;
+                row.route_by = text(value, ROUTING_COLUMN)?;
             }
             row.set(*role, *oid, value)?;
         }
@@ -167,12 +167,32 @@ impl Layout {
         }
         row.finish()
     }
+
+    /// Reads what can be read of a row that [`Layout::read`] refuses.
+    pub fn salvage<'a>(&self, values: impl IntoIterator<Item = Column<'a>>) -> Remains<'a> {
+        let mut row = Remains::default();
+        for (index, (value, (role, oid))) in values.into_iter().zip(&self.columns).enumerate() {
+            if index == self.route_by {
+                match text(value, ROUTING_COLUMN) {
+                    Ok(text) => row.route_by = text,
+                    Err(_) => row.unreadable.push(ROUTING_COLUMN),
+                }
+            }
+            if let Err(RowError::Malformed(column)) = row.set(*role, *oid, value) {
+                row.unreadable.push(column);
+            }
+        }
+        row
+    }
 }
 
 /// Whether the relay reads the column of that name, besides the one that selects the topic.
 pub fn is_read(name: &str) -> bool {
     role(name) != Role::Ignored
 }
+
+/// What the column that selects the topic is called in errors.
+const ROUTING_COLUMN: &str = "routing column";
 
 fn role(name: &str) -> Role {
     match name {
@@ -189,20 +209,49 @@ fn role(name: &str) -> Role {
     }
 }
 
-#[derive(Default)]
-struct Partial<'a> {
-    id: Option<EventId<'a>>,
-    key: Option<&'a [u8]>,
-    event_type: Option<&'a str>,
-    route_by: Option<&'a str>,
-    payload: Option<Cow<'a, [u8]>>,
-    headers: Option<&'a [u8]>,
-    traceparent: Option<&'a str>,
-    tracestate: Option<&'a str>,
-    occurred_at: Option<PgTime>,
+/// A row as far as it could be read; texts borrow from the message.
+#[derive(Debug, Default)]
+pub struct Remains<'a> {
+    /// Event id.
+    pub id: Option<EventId<'a>>,
+    /// Kafka key.
+    pub key: Option<&'a [u8]>,
+    /// Event type.
+    pub event_type: Option<&'a str>,
+    /// Value of the routing column.
+    pub route_by: Option<&'a str>,
+    /// Value of the record.
+    pub payload: Option<Cow<'a, [u8]>>,
+    /// Extra headers as JSON text.
+    pub headers: Option<&'a [u8]>,
+    /// Trace context.
+    pub traceparent: Option<&'a str>,
+    /// Trace context.
+    pub tracestate: Option<&'a str>,
+    /// Time of writing.
+    pub occurred_at: Option<PgTime>,
+    /// Columns that have a value which cannot be read.
+    pub unreadable: Vec<&'static str>,
 }
 
-impl<'a> Partial<'a> {
+impl<'a> From<OutboxRow<'a>> for Remains<'a> {
+    fn from(row: OutboxRow<'a>) -> Self {
+        Remains {
+            id: Some(row.id),
+            key: row.key,
+            event_type: Some(row.event_type),
+            route_by: row.route_by,
+            payload: row.payload,
+            headers: row.headers,
+            traceparent: row.traceparent,
+            tracestate: row.tracestate,
+            occurred_at: row.occurred_at,
+            unreadable: Vec::new(),
+        }
+    }
+}
+
+impl<'a> Remains<'a> {
     fn set(&mut self, role: Role, oid: u32, value: Column<'a>) -> Result<(), RowError> {
         match role {
             Role::Id => self.id = event_id(value, oid)?,

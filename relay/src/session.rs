@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::backfill::{Backfill, Pages};
 use crate::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
 use crate::config::{Config, StartAt};
+use crate::dead_letter::replay::Desk;
 use crate::delivery::{Delivery, Start};
 use crate::jobs::Jobs;
 use crate::lineage::Lineage;
@@ -41,6 +42,8 @@ pub struct Context {
     pub status: Status,
     /// What is counted.
     pub metrics: Metrics,
+    /// Dead letters to send again.
+    pub desk: Desk,
 }
 
 /// An open stream with what belongs to it.
@@ -151,6 +154,22 @@ fn mappings_of(config: &Config, stored: Option<Mappings>, confirmed: EndLsn, hor
         );
     }
     mappings
+}
+
+/// What a session that began now would do first, in a sentence; looked at without taking the slot.
+pub async fn foresee(sql: &mut PgConnection, config: &Config) -> Result<String, Trouble> {
+    let access = source::access(&config.source)?;
+    let mut client = source::connect_replication(&config.source, access).await?;
+    let identity = client.identify_system().await?;
+    let timelines = client.timeline_history(identity.timeline).await?;
+    let server = Server { system_identifier: identity.system_id, timelines, reached: None };
+    source::check_same_server(sql, server.history()).await?;
+    Ok(match judge_now(sql, config, &server).await?.verdict {
+        Verdict::CreateSlot => "a relay would create the slot".to_owned(),
+        Verdict::RecreateSlot => "a relay would create the slot anew: it was not finished".to_owned(),
+        Verdict::Copy { from } => format!("a relay would deliver the rows that were there before {from}"),
+        Verdict::Stream { confirmed, .. } => format!("a relay would go on from {confirmed}"),
+    })
 }
 
 /// The server, as the replication connection shows it.
@@ -305,7 +324,7 @@ async fn stream(
     if let Some(pages) = pages {
         pump = pump.copying(pages);
     }
-    let ended = pump.run(shutdown).await;
+    let ended = pump.run(shutdown, &mut context.desk.open()).await;
     *reached = Some((opened.history, pump.confirmed()));
     let (stream, delivery) = pump.into_parts();
     let producers = delivery.into_producers();

@@ -33,11 +33,23 @@ pub struct Tag(usize);
 
 impl Tag {
     const PARTITION_BITS: u32 = 20;
+    /// The last entry there could be.
+    const REPLAY: EntryId = (1 << 44) - 1;
 
     /// Packs both. Ledger entries get 44 bits, more than a process will ever read; a million partitions are more
     /// than a Kafka cluster has.
     pub fn new(entry: EntryId, partition: PartitionId) -> Tag {
         Tag((entry as usize) << Self::PARTITION_BITS | partition.0 as usize)
+    }
+
+    /// Names a dead letter that is sent again: it has no ledger entry.
+    pub fn replay(partition: PartitionId) -> Tag {
+        Tag::new(Self::REPLAY, partition)
+    }
+
+    /// Whether it was made by [`Tag::replay`].
+    pub fn is_replay(self) -> bool {
+        self.entry() == Self::REPLAY
     }
 
     /// The ledger entry.

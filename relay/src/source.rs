@@ -170,10 +170,38 @@ pub async fn check_preconditions(sql: &mut PgConnection, source: &Source) -> Res
     Ok(())
 }
 
+/// A publication that does no harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublicationState {
+    /// It publishes the inserts of the outbox table through its root.
+    Suitable,
+    /// It does not exist, and may be created.
+    Missing,
+}
+
 /// Makes sure the publication exists and publishes the inserts of the outbox table through its root. It has to be
 /// committed before the slot is created, and it has to be looked at before every start: from Postgres 18 on a
 /// missing publication is only a warning in the stream, and its rows are skipped in silence.
 pub async fn ensure_publication(sql: &mut PgConnection, source: &Source) -> Result<(), Trouble> {
+    if look_at_publication(sql, source).await? == PublicationState::Suitable {
+        return Ok(());
+    }
+    let name = &source.publication.name;
+    let create = format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true)",
+        quote(name),
+        source.table.quoted()
+    );
+    sqlx::query(AssertSqlSafe(create)).execute(&mut *sql).await?;
+    tracing::info!(publication = %name, table = %source.table, "created the publication");
+    Ok(())
+}
+
+/// Looks whether the publication is one the relay can start with.
+pub async fn look_at_publication(
+    sql: &mut PgConnection,
+    source: &Source,
+) -> Result<PublicationState, Trouble> {
     let name = &source.publication.name;
     let Some(publication) = find_publication(sql, source).await? else {
         if source.publication.creation_policy == CreationPolicy::Never {
@@ -182,14 +210,7 @@ pub async fn ensure_publication(sql: &mut PgConnection, source: &Source) -> Resu
                 format!("publication {name} does not exist"),
             ));
         }
-        let create = format!(
-            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true)",
-            quote(name),
-            source.table.quoted()
-        );
-        sqlx::query(AssertSqlSafe(create)).execute(&mut *sql).await?;
-        tracing::info!(publication = %name, table = %source.table, "created the publication");
-        return Ok(());
+        return Ok(PublicationState::Missing);
     };
     let unsuitable = |problem: &str| {
         Err(Trouble::new(Reason::PublicationUnsuitable, format!("publication {name} {problem}")))
@@ -206,7 +227,7 @@ pub async fn ensure_publication(sql: &mut PgConnection, source: &Source) -> Resu
     if publication.filtered {
         return unsuitable("has a row filter or column list on the table: rows or columns would be missing");
     }
-    Ok(())
+    Ok(PublicationState::Suitable)
 }
 
 struct FoundPublication {

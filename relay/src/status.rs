@@ -10,6 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use pg_replication::{EndLsn, PgTime};
 use serde_json::{Value, json};
 
+use crate::dead_letter::Note;
 use crate::search::Phantoms;
 use crate::source::SlotState;
 use crate::trouble::{Reason, Trouble};
@@ -101,6 +102,14 @@ struct State {
     slot: Option<SlotState>,
     phantoms: Phantoms,
     maintained: Option<Maintained>,
+    dead_letters: DeadLetters,
+}
+
+/// Rows that became dead letters since the process started.
+#[derive(Default)]
+struct DeadLetters {
+    count: u64,
+    last: Option<(Note, SystemTime)>,
 }
 
 /// Shared between the session, the observer and the admin listener.
@@ -119,6 +128,7 @@ impl Default for Status {
             slot: None,
             phantoms: Phantoms::default(),
             maintained: None,
+            dead_letters: DeadLetters::default(),
         })))
     }
 }
@@ -203,6 +213,13 @@ impl Status {
         self.state().maintained = Some(maintained);
     }
 
+    /// Kafka has a dead letter.
+    pub fn dead_letter(&self, note: Note) {
+        let letters = &mut self.state().dead_letters;
+        letters.count += 1;
+        letters.last = Some((note, SystemTime::now()));
+    }
+
     /// Age in seconds of the oldest committed row that Kafka has not acknowledged: of rows read, by their commit
     /// time; of rows not read, by when the server's LSN was first seen beyond what was read. 0 when caught up.
     pub fn lag_seconds(&self) -> f64 {
@@ -275,6 +292,7 @@ impl Status {
             "inFlightBytes": state.numbers.in_flight_bytes,
             "copiedRows": state.numbers.copied_rows,
             "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
+            "deadLetters": state.dead_letters.json(),
             "slot": state.slot.as_ref().map(|slot| json!({
                 "activePid": slot.active_pid,
                 "walStatus": slot.wal_status,
@@ -294,6 +312,21 @@ impl Status {
 
 fn rfc3339(time: SystemTime) -> String {
     DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+impl DeadLetters {
+    fn json(&self) -> Value {
+        let last = self.last.as_ref().map(|(note, at)| {
+            json!({
+                "reason": note.kind.label(),
+                "id": note.id,
+                "position": note.position.to_string(),
+                "topic": note.topic.as_deref(),
+                "at": rfc3339(*at),
+            })
+        });
+        json!({"count": self.count, "last": last})
+    }
 }
 
 impl State {

@@ -6,9 +6,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::access::Access;
-use super::model::{Config, Routing};
+use super::model::{Config, Delivery, OnPoison, Routing};
 use super::secret::Secret;
-use crate::routing::Router;
+use crate::routing::{Router, is_topic_name};
 
 /// The format this program reads. A file of a newer format is refused rather than half understood.
 pub const FORMAT_VERSION: u32 = 1;
@@ -127,8 +127,26 @@ impl Config {
         in_range("delivery.maxInFlightBytes", self.delivery.max_in_flight_bytes, 64 * 1024, 1 << 32)?;
         in_range("retention.keepHours", self.retention.keep_hours as usize, 1, 24 * 366)?;
         in_range("retention.aheadHours", self.retention.ahead_hours as usize, 1, 24 * 366)?;
-        check_routing(&self.routing)
+        check_routing(&self.routing)?;
+        check_dead_letters(&self.delivery, &self.routing)
     }
+}
+
+/// That no event goes to the topic of dead letters can be seen here only where the topic does not depend on the
+/// event; else each event is looked at, and one that would go there is a poison row.
+fn check_dead_letters(delivery: &Delivery, routing: &Routing) -> Result<(), ConfigError> {
+    const FIELD: &str = "delivery.deadLetterTopic";
+    let Some(topic) = &delivery.dead_letter_topic else {
+        return require(delivery.on_poison == OnPoison::Stop, FIELD, || {
+            "is required with delivery.onPoison: DeadLetter".into()
+        });
+    };
+    require(is_topic_name(topic), FIELD, || {
+        format!("'{topic}' is not a topic name; use at most 249 of letters, digits, '.', '_', '-'")
+    })?;
+    require(*topic != routing.replacement, FIELD, || {
+        format!("'{topic}' is where routing.replacement sends every event")
+    })
 }
 
 fn check_routing(routing: &Routing) -> Result<(), ConfigError> {
@@ -249,6 +267,11 @@ sink: {bootstrapServers: 'kafka:9092'}
         assert!(error(&format!("{MINIMAL}routing: {{regex: '('}}")).starts_with("routing.regex"));
         assert!(error(&format!("{MINIMAL}delivery: {{maxInFlightEvents: 0}}")).contains("0 is outside 1 to"));
         assert!(error("a: [").contains("is not YAML"));
+        let dead = |delivery: &str| error(&format!("{MINIMAL}delivery: {delivery}"));
+        assert!(dead("{onPoison: DeadLetter}").starts_with("delivery.deadLetterTopic: is required"));
+        assert!(dead("{deadLetterTopic: a b}").contains("'a b' is not a topic name"));
+        let constant = "routing: {replacement: all}\ndelivery: {deadLetterTopic: all}";
+        assert!(error(&format!("{MINIMAL}{constant}")).contains("sends every event"));
     }
 
     #[test]

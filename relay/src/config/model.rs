@@ -189,7 +189,17 @@ impl Default for Routing {
     }
 }
 
-/// How much may be under way between Postgres and Kafka.
+/// What becomes of a row that cannot be delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum OnPoison {
+    /// Delivery stops behind it, until a person helps.
+    #[default]
+    Stop,
+    /// It becomes a record of the dead-letter topic, and delivery goes on.
+    DeadLetter,
+}
+
+/// How much may be under way between Postgres and Kafka, and what becomes of what cannot be delivered.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Delivery {
@@ -197,6 +207,10 @@ pub struct Delivery {
     pub max_in_flight_events: usize,
     /// Their payload and key bytes.
     pub max_in_flight_bytes: usize,
+    /// What becomes of a row that cannot be delivered.
+    pub on_poison: OnPoison,
+    /// Where dead letters go, and are read again. No event is routed to it.
+    pub dead_letter_topic: Option<String>,
 }
 
 impl Default for Delivery {
@@ -204,6 +218,18 @@ impl Default for Delivery {
         Delivery {
             max_in_flight_events: DEFAULT_MAX_IN_FLIGHT_EVENTS,
             max_in_flight_bytes: DEFAULT_MAX_IN_FLIGHT_BYTES,
+            on_poison: OnPoison::default(),
+            dead_letter_topic: None,
+        }
+    }
+}
+
+impl Delivery {
+    /// The topic poison rows go to; `None` where they stop delivery.
+    pub fn dead_letters(&self) -> Option<&str> {
+        match self.on_poison {
+            OnPoison::Stop => None,
+            OnPoison::DeadLetter => self.dead_letter_topic.as_deref(),
         }
     }
 }

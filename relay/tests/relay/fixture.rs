@@ -20,6 +20,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 /// Generous: two cores run several servers at once.
 pub const SOON: Duration = Duration::from_secs(120);
 pub const PARTITIONS: i32 = 3;
+/// Of the testbed's servers.
+const PASSWORD: &str = "testbed-password";
 
 /// Tests with servers of their own are heavy: two at a time.
 static HEAVY: Semaphore = Semaphore::const_new(2);
@@ -107,10 +109,30 @@ impl Site {
         let mut launch = Launch::new("outbox-relay", env!("CARGO_BIN_EXE_outbox-relay"));
         // The variable would go before the file.
         if !std::fs::read_to_string(&config).unwrap().contains("passwordFile") {
-            launch = launch.env("OUTBOX_RELAY_SOURCE_PASSWORD", "testbed-password");
+            launch = launch.env("OUTBOX_RELAY_SOURCE_PASSWORD", PASSWORD);
         }
         let program = launch.arg("run").arg("--config").arg(config).start().unwrap();
         Relay { program, admin, client: reqwest::Client::new() }
+    }
+
+    /// Runs a command of the program to its end, with the configuration of a relay whose admin port is `admin`.
+    pub async fn command(
+        &self,
+        admin: u16,
+        edit: impl FnOnce(String) -> String,
+        arguments: &[&str],
+    ) -> Answer {
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_outbox-relay"));
+        command.args(arguments).arg("--config").arg(self.config(admin, edit));
+        let output = command.env("OUTBOX_RELAY_SOURCE_PASSWORD", PASSWORD).output().await.unwrap();
+        let answer = Answer {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        };
+        let said = format!("{}{}", answer.out, answer.err);
+        assert!(!said.contains(PASSWORD) && !said.contains("panicked"), "{said}");
+        answer
     }
 
     pub async fn sql(&self) -> PgConnection {
@@ -222,10 +244,18 @@ impl OwnServers {
     }
 }
 
+/// What a command answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
 /// A running relay.
 pub struct Relay {
     pub program: Program,
-    admin: u16,
+    pub admin: u16,
     client: reqwest::Client,
 }
 

@@ -9,6 +9,7 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod commands;
 mod confirmation;
 mod crash;
 mod delivery;
@@ -21,6 +22,7 @@ mod memory;
 mod misconfiguration;
 mod network;
 mod one_writer;
+mod poison;
 mod proxied;
 mod publication;
 mod replay;

@@ -1,0 +1,102 @@
+//! `dead-letters list` and `dead-letters replay`.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use chrono::{DateTime, Utc};
+use serde_json::json;
+
+use super::admin_client::{AskError, ask};
+use super::{Format, print};
+use crate::config::Config;
+use crate::dead_letter::replay::{Fate, Line, Replayed, Summary};
+use crate::dead_letter::topic::{ReadError, Reader};
+
+/// Path of the admin listener that sends dead letters again.
+pub const REPLAY_PATH: &str = "/dead-letters/replay";
+
+/// Why a command has no good end.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// No topic to read.
+    #[error("delivery.deadLetterTopic is not set: this relay has no dead letters")]
+    NoTopic,
+    /// The topic cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The running relay does not do it.
+    #[error("{0}; dead letters are sent again by the running relay, because it knows where they go")]
+    Ask(#[from] AskError),
+    /// The answer broke off.
+    #[error("the answer broke off: what was printed was done, and more may have been")]
+    BrokeOff,
+    /// Some could not be delivered.
+    #[error("{0} of them were not sent")]
+    Refused(u64),
+    /// The topic could not be read to its end.
+    #[error("not all were considered: {0}")]
+    Incomplete(String),
+}
+
+/// Prints what is in the dead-letter topic now.
+pub fn list(
+    config: &Config,
+    since: Option<DateTime<Utc>>,
+    limit: Option<usize>,
+    format: Format,
+) -> Result<(), CommandError> {
+    let topic = config.delivery.dead_letter_topic.as_deref().ok_or(CommandError::NoTopic)?;
+    let mut left = limit.unwrap_or(usize::MAX);
+    if left == 0 {
+        return Ok(());
+    }
+    Reader::new(&config.sink, topic)?.read(since, |letter| {
+        left -= 1;
+        let printed = print(format, || letter.line(), || letter.json());
+        if printed && left > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    Ok(())
+}
+
+/// Has the running relay send dead letters again, and prints what became of each.
+pub fn replay(
+    config: &Config,
+    ids: &BTreeSet<String>,
+    all: bool,
+    since: Option<DateTime<Utc>>,
+    format: Format,
+) -> Result<(), CommandError> {
+    let selection = json!({"ids": ids, "all": all, "since": since}).to_string();
+    let mut refused = 0;
+    for line in ask(config.admin.listen, "POST", REPLAY_PATH, &selection)? {
+        let line = line.map_err(|_| CommandError::BrokeOff)?;
+        let line: Line = serde_json::from_str(&line).map_err(|_| CommandError::BrokeOff)?;
+        print(format, || text(&line), || json!(line));
+        match line {
+            Line::Replayed(replayed) => refused += u64::from(replayed.outcome != Fate::Sent),
+            Line::Summary(Summary { error: Some(error), .. }) => return Err(CommandError::Incomplete(error)),
+            Line::Summary(_) if refused > 0 => return Err(CommandError::Refused(refused)),
+            Line::Summary(_) => return Ok(()),
+        }
+    }
+    // The summary is the last line.
+    Err(CommandError::BrokeOff)
+}
+
+fn text(line: &Line) -> String {
+    let Replayed { id, outcome, topic, partition, error } = match line {
+        Line::Summary(summary) => return format!("{} sent, {} refused", summary.sent, summary.refused),
+        Line::Replayed(replayed) => replayed,
+    };
+    let id = id.as_deref().unwrap_or("-");
+    let error = error.as_deref().unwrap_or("-");
+    match outcome {
+        Fate::Sent => {
+            let topic = topic.as_deref().unwrap_or("-");
+            format!("sent     {id} to {topic}/{}", partition.unwrap_or_default())
+        }
+        Fate::Refused => format!("refused  {id}: {error}"),
+        Fate::Missing => format!("missing  {id}: {error}"),
+        Fate::Unknown => format!("unknown  {id}: {error}"),
+    }
+}

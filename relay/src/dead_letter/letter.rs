@@ -1,0 +1,245 @@
+//! What a dead letter looks like: a record that is filled as far as it goes.
+
+use outbox::{Position, column, header};
+use pg_replication::PgTime;
+use rdkafka::message::{Header, OwnedHeaders};
+
+use super::{Note, Poison};
+use crate::config::Config;
+use crate::record::{Prepared, rfc3339};
+use crate::row::Remains;
+
+/// Longest error text in a record: a sentence, not a document. What an error quotes may be of any length.
+const MAX_ERROR_BYTES: usize = 1024;
+/// Longest event id shown in `/status` and logs.
+const MAX_SHOWN_ID_CHARS: usize = 64;
+/// Framing of record and batch, and what is kept free for the two headers that say what was left out: every column's
+/// name, and the table's.
+const OVERHEAD_BYTES: usize = 128 + 320;
+/// What each header takes besides its name and value: two lengths.
+const HEADER_OVERHEAD_BYTES: usize = 10;
+
+/// What all dead letters of one outbox have in common.
+#[derive(Debug)]
+pub struct DeadLetterStyle {
+    table: String,
+    source: String,
+}
+
+impl DeadLetterStyle {
+    /// For the outbox of a configuration.
+    pub fn new(config: &Config) -> DeadLetterStyle {
+        DeadLetterStyle { table: config.source.table.to_string(), source: config.source.event_source() }
+    }
+
+    /// The dead letter of a row, of at most `limit` bytes: a pure function, as every record is.
+    pub fn record<'a>(
+        &self,
+        row: Remains<'a>,
+        poison: Poison,
+        position: Position,
+        time: PgTime,
+        content_type: Option<&str>,
+        limit: usize,
+    ) -> Prepared<'a> {
+        let id = row.id.as_ref().map(|id| id.as_bytes());
+        let mut letter = Letter::new(limit, &row.unreadable)
+            .always(header::CE_SPECVERSION, header::SPEC_VERSION.as_bytes())
+            .always(header::CE_SOURCE, self.source.as_bytes())
+            .always(header::CE_SEQUENCE, &position.encode())
+            .always(header::CE_TIME, rfc3339(time).as_bytes())
+            .always(header::DEAD_LETTER_REASON, poison.kind.label().as_bytes())
+            .if_room(column::ID, header::CE_ID, id)
+            .error(&poison.error)
+            .if_room("topic", header::DEAD_LETTER_TOPIC, poison.topic.as_deref().map(str::as_bytes));
+        let key = letter.body(column::AGGREGATE_ID, row.key, |key| key.len());
+        letter = letter
+            .if_room(column::TYPE, header::CE_TYPE, row.event_type.map(str::as_bytes))
+            .if_room("route", header::DEAD_LETTER_ROUTE, row.route_by.map(str::as_bytes))
+            .if_room(column::TRACEPARENT, header::CE_TRACEPARENT, row.traceparent.map(str::as_bytes))
+            .if_room(column::TRACESTATE, header::CE_TRACESTATE, row.tracestate.map(str::as_bytes));
+        let value = letter.body(column::PAYLOAD, row.payload, |payload| payload.len());
+        if value.is_some() {
+            letter = letter.if_room("content-type", header::CONTENT_TYPE, content_type.map(str::as_bytes));
+        }
+        letter = letter.if_room(column::HEADERS, header::DEAD_LETTER_HEADERS, row.headers);
+        let note = Note {
+            kind: poison.kind,
+            id: id.map(|id| String::from_utf8_lossy(id).chars().take(MAX_SHOWN_ID_CHARS).collect()),
+            position,
+            topic: poison.topic,
+        };
+        Prepared { key, value, headers: letter.finish(&self.table), time, dead: Some(note) }
+    }
+}
+
+/// A record that is filled as far as it goes: what matters most first.
+struct Letter<'a> {
+    headers: OwnedHeaders,
+    left: usize,
+    omitted: Vec<&'a str>,
+}
+
+impl<'a> Letter<'a> {
+    fn new(limit: usize, unreadable: &[&'a str]) -> Letter<'a> {
+        let left = limit.saturating_sub(OVERHEAD_BYTES);
+        Letter { headers: OwnedHeaders::new(), left, omitted: unreadable.to_vec() }
+    }
+
+    /// Short, and without it the record would not be found again.
+    fn always(mut self, name: &str, value: &[u8]) -> Self {
+        self.left = self.left.saturating_sub(size(name, value));
+        self.headers = self.headers.insert(Header { key: name, value: Some(value) });
+        self
+    }
+
+    fn if_room(mut self, column: &'a str, name: &str, value: Option<&[u8]>) -> Self {
+        match value {
+            Some(value) if size(name, value) <= self.left => self.always(name, value),
+            Some(_) => {
+                self.omitted.push(column);
+                self
+            }
+            None => self,
+        }
+    }
+
+    /// Cut, never left out.
+    fn error(self, text: &str) -> Self {
+        let room = self.left.saturating_sub(header::DEAD_LETTER_ERROR.len() + HEADER_OVERHEAD_BYTES);
+        let end = text.floor_char_boundary(room.min(MAX_ERROR_BYTES));
+        let text = text.get(..end).unwrap_or_default();
+        self.always(header::DEAD_LETTER_ERROR, text.as_bytes())
+    }
+
+    fn body<T>(&mut self, column: &'a str, value: Option<T>, len: impl Fn(&T) -> usize) -> Option<T> {
+        let value = value?;
+        let len = len(&value);
+        if len > self.left {
+            self.omitted.push(column);
+            return None;
+        }
+        self.left -= len;
+        Some(value)
+    }
+
+    fn finish(self, table: &str) -> OwnedHeaders {
+        if self.omitted.is_empty() {
+            return self.headers;
+        }
+        let omitted = self.omitted.join(",");
+        self.always(header::DEAD_LETTER_OMITTED, omitted.as_bytes())
+            .always(header::DEAD_LETTER_TABLE, table.as_bytes())
+            .headers
+    }
+}
+
+fn size(name: &str, value: &[u8]) -> usize {
+    name.len() + value.len() + HEADER_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use proptest::prelude::*;
+    use rdkafka::message::Headers;
+
+    use super::*;
+    use crate::dead_letter::PoisonKind;
+    use crate::row::EventId;
+
+    const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 3 };
+
+    fn style() -> DeadLetterStyle {
+        DeadLetterStyle { table: "public.outbox".into(), source: "/shop/public.outbox".into() }
+    }
+
+    fn poison(error: &str) -> Poison {
+        Poison { kind: PoisonKind::TooLarge, error: error.into(), topic: Some("t".into()) }
+    }
+
+    fn header_of(prepared: &Prepared<'_>, name: &str) -> Option<String> {
+        let found = prepared.headers.iter().find(|header| header.key == name)?;
+        Some(String::from_utf8(found.value?.to_vec()).unwrap())
+    }
+
+    #[test]
+    fn a_dead_letter_keeps_the_row_and_says_why() {
+        let row = Remains {
+            id: Some(EventId::Text(b"e-1")),
+            key: Some(b"k"),
+            event_type: Some("a.v1"),
+            route_by: Some("a b"),
+            payload: Some(Cow::Borrowed(b"{}")),
+            headers: Some(br#"{"n":{}}"#),
+            ..Remains::default()
+        };
+        let letter = style().record(
+            row,
+            poison("too large"),
+            POSITION,
+            PgTime::default(),
+            Some("application/json"),
+            10_000,
+        );
+        assert_eq!((letter.key, letter.value.as_deref()), (Some(&b"k"[..]), Some(&b"{}"[..])));
+        for (name, value) in [
+            ("ce_id", "e-1"),
+            ("ce_source", "/shop/public.outbox"),
+            ("ce_sequence", "00000001-0000000000000010-0000000000000003"),
+            ("ce_type", "a.v1"),
+            ("dead_letter_reason", "too_large"),
+            ("dead_letter_error", "too large"),
+            ("dead_letter_topic", "t"),
+            ("dead_letter_route", "a b"),
+            ("dead_letter_headers", r#"{"n":{}}"#),
+            ("content-type", "application/json"),
+        ] {
+            assert_eq!(header_of(&letter, name).as_deref(), Some(value), "{name}");
+        }
+        assert_eq!(header_of(&letter, "dead_letter_omitted"), None);
+    }
+
+    #[test]
+    fn a_payload_that_does_not_fit_is_left_out_and_the_table_named() {
+        let row = Remains {
+            id: Some(EventId::Text(b"e-1")),
+            key: Some(b"k"),
+            payload: Some(Cow::Owned(vec![b'x'; 2_000])),
+            ..Remains::default()
+        };
+        let letter = style().record(row, poison("e"), POSITION, PgTime::default(), None, 2_000);
+        assert_eq!((letter.key, letter.value.as_deref()), (Some(&b"k"[..]), None));
+        assert_eq!(header_of(&letter, "dead_letter_omitted").as_deref(), Some("payload"));
+        assert_eq!(header_of(&letter, "dead_letter_table").as_deref(), Some("public.outbox"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_dead_letter_always_fits(
+            sizes in prop::array::uniform8(prop_oneof![0usize..40, 0usize..4_000]),
+            max_bytes in 1_000usize..3_000,
+        ) {
+            let texts = sizes.map(|size| "ä".repeat(size));
+            let [id, key, kind, route, payload, headers, trace, error] = &texts;
+            let row = Remains {
+                id: Some(EventId::Text(id.as_bytes())),
+                key: Some(key.as_bytes()),
+                event_type: Some(kind),
+                route_by: Some(route),
+                payload: Some(Cow::Borrowed(payload.as_bytes())),
+                headers: Some(headers.as_bytes()),
+                traceparent: Some(trace),
+                tracestate: Some(trace),
+                occurred_at: None,
+                unreadable: vec![column::HEADERS, column::PAYLOAD],
+            };
+            let letter = style().record(row, poison(error), POSITION, PgTime::default(), None, max_bytes);
+            let headers: usize =
+                letter.headers.iter().map(|h| size(h.key, h.value.unwrap_or_default())).sum();
+            let body = letter.key.map_or(0, <[u8]>::len) + letter.value.as_ref().map_or(0, |v| v.len());
+            prop_assert!(headers + body + 128 <= max_bytes);
+        }
+    }
+}

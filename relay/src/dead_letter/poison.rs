@@ -1,0 +1,215 @@
+//! Why a row cannot be delivered.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use outbox::Position;
+use rdkafka::message::OwnedHeaders;
+
+use crate::mapping::Unplaceable;
+use crate::record::RecordError;
+use crate::routing::Unroutable;
+use crate::row::{EventId, OutboxRow, Remains, RowError};
+use crate::trouble::{Reason, Trouble};
+
+/// Why a row cannot be delivered, as a metric's label and a header's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PoisonKind {
+    /// The record would be larger than `sink.maxMessageBytes`.
+    TooLarge,
+    /// The routing gives it no topic.
+    Unroutable,
+    /// Its column `headers` cannot become Kafka headers.
+    Headers,
+    /// A column is NULL that must not be, or has a value that cannot be read.
+    Unreadable,
+}
+
+impl PoisonKind {
+    /// The label.
+    pub fn label(self) -> &'static str {
+        match self {
+            PoisonKind::TooLarge => "too_large",
+            PoisonKind::Unroutable => "unroutable",
+            PoisonKind::Headers => "headers",
+            PoisonKind::Unreadable => "unreadable",
+        }
+    }
+}
+
+/// Why a row cannot be delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Poison {
+    /// In one word.
+    pub kind: PoisonKind,
+    /// In a sentence.
+    pub error: String,
+    /// The topic it was meant for, when the routing gave one.
+    pub topic: Option<Arc<str>>,
+}
+
+impl Poison {
+    fn new(kind: PoisonKind, error: impl fmt::Display) -> Poison {
+        Poison { kind, error: error.to_string(), topic: None }
+    }
+}
+
+impl From<&RecordError> for Poison {
+    fn from(error: &RecordError) -> Self {
+        match error {
+            RecordError::Headers | RecordError::ReservedHeader(_) => Poison::new(PoisonKind::Headers, error),
+        }
+    }
+}
+
+impl From<&RowError> for Poison {
+    fn from(error: &RowError) -> Self {
+        Poison::new(PoisonKind::Unreadable, error)
+    }
+}
+
+impl From<Unplaceable> for Poison {
+    fn from(error: Unplaceable) -> Self {
+        let topic: Option<Arc<str>> = match &error {
+            Unplaceable::TooLarge { topic, .. }
+            | Unplaceable::Unroutable(
+                Unroutable::IllegalTopic { topic } | Unroutable::DeadLetterTopic { topic },
+            ) => Some(topic.as_str().into()),
+            Unplaceable::Unroutable(Unroutable::NoValue | Unroutable::NoMatch { .. }) => None,
+            Unplaceable::Flawed(poison) => return poison.clone(),
+        };
+        let kind = match &error {
+            Unplaceable::TooLarge { .. } => PoisonKind::TooLarge,
+            _ => PoisonKind::Unroutable,
+        };
+        Poison { topic, ..Poison::new(kind, error) }
+    }
+}
+
+/// A row as it came: the record it would be, or why it can be none wherever it goes.
+pub enum Arrival<'a> {
+    /// It can be a record.
+    Event(OutboxRow<'a>, OwnedHeaders),
+    /// It cannot.
+    Flawed(Remains<'a>, Poison),
+}
+
+impl Arrival<'_> {
+    /// Event id.
+    pub fn id(&self) -> Option<&EventId<'_>> {
+        match self {
+            Arrival::Event(row, _) => Some(&row.id),
+            Arrival::Flawed(row, _) => row.id.as_ref(),
+        }
+    }
+
+    /// What the partition is chosen by: the key, or what stands in for it.
+    pub fn spread_by(&self, position: Position) -> Cow<'_, [u8]> {
+        let key = match self {
+            Arrival::Event(row, _) => row.key,
+            Arrival::Flawed(row, _) => row.key,
+        };
+        match (key, self.id()) {
+            (Some(key), _) => Cow::Borrowed(key),
+            (None, Some(id)) => Cow::Borrowed(id.as_bytes()),
+            (None, None) => Cow::Owned(position.encode().to_vec()),
+        }
+    }
+
+    /// Why it can be no record.
+    pub fn flaw(&self) -> Option<&Poison> {
+        match self {
+            Arrival::Event(..) => None,
+            Arrival::Flawed(_, poison) => Some(poison),
+        }
+    }
+
+    /// The trouble it is where poison stops delivery.
+    pub fn trouble(&self, error: impl fmt::Display, position: Position) -> Trouble {
+        let what = match self.id() {
+            Some(id) => format!("event {} at {position}: {error}", String::from_utf8_lossy(id.as_bytes())),
+            None => format!("the row at {position}: {error}"),
+        };
+        Trouble::new(Reason::PoisonRow, what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pg_replication::{CommitLsn, EndLsn};
+
+    use super::*;
+    use crate::config::Routing;
+    use crate::mapping::{Mapper, Mappings, Place, Rule, Subject, TopicShape};
+
+    fn rule(dead_letter_topic: Option<&str>) -> Rule {
+        let dead_letter_topic = dead_letter_topic.map(str::to_owned);
+        Rule { routing: Routing::default(), max_message_bytes: 1_000, dead_letter_topic }
+    }
+
+    fn with_topics(mut mappings: Mappings, topics: &[&str]) -> Mappings {
+        let shape = TopicShape { partitions: 1, max_message_bytes: None };
+        let topics: BTreeMap<_, _> = topics.iter().map(|topic| ((*topic).to_owned(), shape)).collect();
+        mappings.current.topics = topics;
+        mappings
+    }
+
+    /// Topic, and why it is a dead letter there; or why it has no place.
+    fn place(
+        mapper: &mut Mapper,
+        route: Option<&str>,
+        bytes: usize,
+        flaw: Option<&Poison>,
+        commit: u64,
+    ) -> Result<(String, Option<Poison>), Unplaceable> {
+        let commit = CommitLsn::new(commit.into());
+        let subject = Subject { key: b"k", bytes, flaw, commit, column: |_: &str| route };
+        mapper.place(&subject).map(|place| match place {
+            Place::Partition { topic, poison, .. } => (topic.to_owned(), poison),
+            Place::NewTopic(topic) => (format!("new {topic}"), None),
+        })
+    }
+
+    #[test]
+    fn every_kind_of_poison_goes_to_the_dead_letter_topic_and_nothing_else_does() {
+        let topics = ["outbox.event.a", "dead"];
+        let mut mapper = Mapper::new(with_topics(Mappings::first(rule(Some("dead"))), &topics)).unwrap();
+        let headers = Poison::new(PoisonKind::Headers, "bad headers");
+        for (route, bytes, flaw, kind, topic) in [
+            (Some("a b"), 10, None, PoisonKind::Unroutable, Some("outbox.event.a b")),
+            (None, 10, None, PoisonKind::Unroutable, None),
+            (Some("a"), 1_001, None, PoisonKind::TooLarge, Some("outbox.event.a")),
+            (Some("a"), 10, Some(&headers), PoisonKind::Headers, Some("outbox.event.a")),
+        ] {
+            let (place, poison) = place(&mut mapper, route, bytes, flaw, 1).unwrap();
+            let poison = poison.unwrap();
+            assert_eq!((place.as_str(), poison.kind, poison.topic.as_deref()), ("dead", kind, topic));
+        }
+        assert_eq!(place(&mut mapper, Some("a"), 1_000, None, 1).unwrap(), ("outbox.event.a".into(), None));
+        let mut stops = Mapper::new(with_topics(Mappings::first(rule(None)), &topics)).unwrap();
+        assert!(place(&mut stops, Some("a b"), 10, None, 1).is_err());
+        assert!(place(&mut stops, Some("a"), 10, Some(&headers), 1).is_err());
+    }
+
+    #[test]
+    fn a_dead_letter_stays_one_for_a_row_that_may_have_been_sent_as_one() {
+        let horizon = EndLsn::new(100.into());
+        let larger = |dead| Rule { max_message_bytes: 5_000, ..rule(dead) };
+        let before = with_topics(Mappings::first(rule(Some("dead"))), &["outbox.event.a", "dead"]);
+        // The limit was raised: what was a dead letter before the horizon is judged where dead letters are.
+        let mut mapper = Mapper::new(before.clone().under(larger(Some("dead")), horizon)).unwrap();
+        let at = |mapper: &mut Mapper, commit| place(mapper, Some("a"), 2_000, None, commit).unwrap().0;
+        assert_eq!((at(&mut mapper, 99).as_str(), at(&mut mapper, 100).as_str()), ("dead", "outbox.event.a"));
+        // Dead letters were switched off.
+        let mut mapper = Mapper::new(before.under(rule(None), horizon)).unwrap();
+        assert_eq!(at(&mut mapper, 99), "dead");
+        assert!(place(&mut mapper, Some("a"), 2_000, None, 100).is_err());
+        // They were switched on: a row that waited has no place in the mapping before, so it was not sent.
+        let before = with_topics(Mappings::first(rule(None)), &["outbox.event.a"]);
+        let mut mapper = Mapper::new(before.under(rule(Some("dead")), horizon)).unwrap();
+        assert_eq!(at(&mut mapper, 99), "new dead");
+    }
+}

@@ -1,0 +1,348 @@
+//! Sends dead letters again, through the running relay: it knows the mapping of now and the partitions, holds the slot,
+//! and counts what is sent in its budget. A replayed event has no position, because its place in the order is taken by
+//! its dead letter; nothing is confirmed by it, so it is outside the ledger. Sent twice it is there twice.
+//!
+//! One dead letter is under way at a time, so that they keep their order and one failure is the failure of one.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use super::topic::{DeadLetter, Reader};
+use crate::config::Config;
+
+/// Answers that wait for the one who asked.
+const ANSWERS: usize = 16;
+
+/// Which dead letters to send again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Selection {
+    /// Those with these event ids.
+    #[serde(default)]
+    pub ids: BTreeSet<String>,
+    /// All of them.
+    #[serde(default)]
+    pub all: bool,
+    /// Only those written then or later.
+    #[serde(default)]
+    pub since: Option<DateTime<Utc>>,
+}
+
+impl Selection {
+    fn takes(&self, letter: &DeadLetter) -> bool {
+        self.all || letter.id.as_ref().is_some_and(|id| self.ids.contains(id))
+    }
+}
+
+/// Why nothing is sent again.
+#[derive(Debug, thiserror::Error)]
+pub enum Declined {
+    /// Neither ids nor all.
+    #[error("nothing selected: give 'ids', or 'all': true")]
+    NothingSelected,
+    /// There is no such topic.
+    #[error("delivery.deadLetterTopic is not set")]
+    NoTopic,
+    /// Only the relay that holds the slot may send.
+    #[error(
+        "this relay does not stream: ask the one that holds the slot, or wait until /readyz says 'streaming'"
+    )]
+    NotStreaming,
+    /// One at a time.
+    #[error("dead letters are being sent again already")]
+    Busy,
+}
+
+/// What became of a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Kafka has the event again.
+    Sent {
+        /// In this topic.
+        topic: String,
+        /// In this partition.
+        partition: i32,
+    },
+    /// It still cannot be delivered, and stays a dead letter.
+    Refused(String),
+    /// The topic it goes to is not known to the relay, which must not wait for a topic that nobody makes.
+    UnknownTopic(String),
+}
+
+/// One line of the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Line {
+    /// What became of one dead letter.
+    Replayed(Replayed),
+    /// The last line.
+    Summary(Summary),
+}
+
+/// What became of one dead letter, as it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replayed {
+    /// Event id.
+    pub id: Option<String>,
+    /// In a word.
+    pub outcome: Fate,
+    /// Where it went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    /// Where it went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partition: Option<i32>,
+    /// Why it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What became of a dead letter, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// Kafka has the event again.
+    Sent,
+    /// It still cannot be delivered.
+    Refused,
+    /// There is no such dead letter.
+    Missing,
+    /// The session ended before Kafka said anything.
+    Unknown,
+}
+
+/// How many were sent and refused, and why not all were considered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// In Kafka again.
+    pub sent: u64,
+    /// Dead letters still.
+    pub refused: u64,
+    /// Why the topic was not read to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Replayed {
+    fn new(id: Option<String>, outcome: Option<Outcome>) -> Replayed {
+        let not_sent = |outcome, error| Replayed {
+            id: id.clone(),
+            outcome,
+            topic: None,
+            partition: None,
+            error: Some(error),
+        };
+        match outcome {
+            Some(Outcome::Sent { topic, partition }) => Replayed {
+                id,
+                outcome: Fate::Sent,
+                topic: Some(topic),
+                partition: Some(partition),
+                error: None,
+            },
+            Some(Outcome::Refused(error)) => not_sent(Fate::Refused, error),
+            Some(Outcome::UnknownTopic(topic)) => {
+                not_sent(Fate::Refused, format!("topic {topic} does not exist"))
+            }
+            None => {
+                let error = "the relay's session ended meanwhile; look into the topic before trying again";
+                not_sent(Fate::Unknown, error.to_owned())
+            }
+        }
+    }
+}
+
+/// A dead letter on its way to the session.
+pub struct Candidate {
+    /// It.
+    pub letter: DeadLetter,
+    /// The topic it goes to was looked for and exists.
+    pub topic_exists: bool,
+    /// Who waits for what becomes of it.
+    pub answer: oneshot::Sender<Outcome>,
+}
+
+/// Where the admin listener hands in what the session of the moment takes out.
+#[derive(Clone)]
+pub struct Desk {
+    session: Arc<Mutex<Option<mpsc::Sender<Candidate>>>>,
+    one_at_a_time: Arc<Semaphore>,
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        Desk { session: Arc::default(), one_at_a_time: Arc::new(Semaphore::new(1)) }
+    }
+}
+
+impl Desk {
+    /// A session begins to take candidates. Dropping the receiver ends that.
+    pub fn open(&self) -> mpsc::Receiver<Candidate> {
+        let (sender, candidates) = mpsc::channel(1);
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        candidates
+    }
+
+    /// Begins to send again what `selection` takes. What becomes of each comes as a line; the last is a summary.
+    pub fn replay(
+        &self,
+        config: &Arc<Config>,
+        selection: Selection,
+    ) -> Result<mpsc::Receiver<Value>, Declined> {
+        if selection.ids.is_empty() && !selection.all {
+            return Err(Declined::NothingSelected);
+        }
+        let topic = config.delivery.dead_letter_topic.clone().ok_or(Declined::NoTopic)?;
+        let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let session = session.filter(|session| !session.is_closed()).ok_or(Declined::NotStreaming)?;
+        let permit = Arc::clone(&self.one_at_a_time).try_acquire_owned().map_err(|_| Declined::Busy)?;
+        let (lines, answer) = mpsc::channel(ANSWERS);
+        let replay = Replay {
+            missing: selection.ids.clone(),
+            source: config.source.event_source(),
+            config: Arc::clone(config),
+            topic,
+            selection,
+            session,
+            lines,
+            summary: Summary::default(),
+            runtime: tokio::runtime::Handle::current(),
+            _permit: permit,
+        };
+        tokio::task::spawn_blocking(move || replay.run());
+        Ok(answer)
+    }
+}
+
+/// One request, on a thread of its own.
+struct Replay {
+    config: Arc<Config>,
+    source: String,
+    topic: String,
+    selection: Selection,
+    session: mpsc::Sender<Candidate>,
+    lines: mpsc::Sender<Value>,
+    summary: Summary,
+    /// Ids that were asked for and not met yet.
+    missing: BTreeSet<String>,
+    runtime: tokio::runtime::Handle,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Replay {
+    fn run(mut self) {
+        let since = self.selection.since;
+        let read = Reader::new(&self.config.sink, &self.topic)
+            .and_then(|reader| reader.read(since, |letter| self.consider(&reader, letter)));
+        match read {
+            Ok(()) => self.say_what_is_missing(),
+            Err(error) => self.summary.error = Some(error.to_string()),
+        }
+        let Summary { sent, refused, .. } = self.summary;
+        tracing::info!(sent, refused, "dead letters were sent again");
+        let _ = self.say(Line::Summary(self.summary.clone()));
+    }
+
+    /// A dead letter of another outbox is another relay's.
+    fn consider(&mut self, reader: &Reader, letter: DeadLetter) -> ControlFlow<()> {
+        if letter.source.as_ref() != Some(&self.source) || !self.selection.takes(&letter) {
+            return ControlFlow::Continue(());
+        }
+        let id = letter.id.clone();
+        if let Some(id) = &id {
+            self.missing.remove(id);
+        }
+        let replayed = Replayed::new(id, self.send(reader, letter));
+        let outcome = replayed.outcome;
+        let heard = self.say(Line::Replayed(replayed));
+        match outcome {
+            Fate::Sent => self.summary.sent += 1,
+            Fate::Refused | Fate::Missing => self.summary.refused += 1,
+            Fate::Unknown => return ControlFlow::Break(()),
+        }
+        heard
+    }
+
+    fn say_what_is_missing(&mut self) {
+        for id in std::mem::take(&mut self.missing) {
+            let error = Some("there is no such dead letter of this outbox".to_owned());
+            let missing =
+                Replayed { id: Some(id), outcome: Fate::Missing, topic: None, partition: None, error };
+            if self.say(Line::Replayed(missing)).is_break() {
+                return;
+            }
+        }
+    }
+
+    fn send(&self, reader: &Reader, letter: DeadLetter) -> Option<Outcome> {
+        let letter = match self.runtime.block_on(letter.restored(&self.config)) {
+            Ok(letter) => letter,
+            Err(error) => return Some(Outcome::Refused(error.to_string())),
+        };
+        let outcome = self.hand_over(letter.clone(), false)?;
+        let Outcome::UnknownTopic(topic) = &outcome else { return Some(outcome) };
+        match reader.partitions(topic) {
+            Ok(0) => Some(outcome),
+            Ok(_) => self.hand_over(letter, true),
+            Err(error) => Some(Outcome::Refused(error.to_string())),
+        }
+    }
+
+    /// `None` when the session ends.
+    fn hand_over(&self, letter: DeadLetter, topic_exists: bool) -> Option<Outcome> {
+        let (answer, outcome) = oneshot::channel();
+        self.session.blocking_send(Candidate { letter, topic_exists, answer }).ok()?;
+        outcome.blocking_recv().ok()
+    }
+
+    /// Breaks off when nobody listens any more.
+    fn say(&self, line: Line) -> ControlFlow<()> {
+        match self.lines.blocking_send(json!(line)) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selection_takes_ids_or_everything() {
+        let letter = |id: Option<&str>| DeadLetter { id: id.map(Into::into), ..DeadLetter::default() };
+        let some: Selection = serde_json::from_value(json!({"ids": ["a"]})).unwrap();
+        assert!(
+            some.takes(&letter(Some("a"))) && !some.takes(&letter(Some("b"))) && !some.takes(&letter(None))
+        );
+        let all: Selection = serde_json::from_value(json!({"all": true})).unwrap();
+        assert!(all.takes(&letter(None)));
+        assert!(
+            serde_json::from_value::<Selection>(json!({"id": "a"})).is_err(),
+            "a typing error is no selection"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_does_not_stream_sends_nothing() {
+        let config: Config = serde_json::from_value(json!({
+            "version": 1, "name": "r",
+            "source": {"host": "h", "database": "d", "user": "u", "publication": {"name": "p"}, "slot": {"name": "s"}},
+            "sink": {"bootstrapServers": "k:1"},
+            "delivery": {"deadLetterTopic": "dead"},
+        }))
+        .unwrap();
+        let (desk, config) = (Desk::default(), Arc::new(config));
+        let all = || Selection { all: true, ..Selection::default() };
+        assert!(matches!(desk.replay(&config, all()), Err(Declined::NotStreaming)));
+        drop(desk.open());
+        assert!(matches!(desk.replay(&config, all()), Err(Declined::NotStreaming)), "its session has ended");
+        assert!(matches!(desk.replay(&config, Selection::default()), Err(Declined::NothingSelected)));
+    }
+}

@@ -1,0 +1,354 @@
+//! Reads dead letters back from their topic. All calls block.
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use outbox::{column, header};
+use pg_replication::PgTime;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+use serde_json::{Value, json};
+
+use crate::config::Sink;
+use crate::row::{EventId, OutboxRow, RowError};
+use crate::sink::client_config;
+
+/// One poll.
+const POLL: Duration = Duration::from_millis(100);
+/// One request for metadata, watermarks or offsets.
+const REQUEST: Duration = Duration::from_secs(10);
+/// A read that brings nothing for this long is given up: a person waits for it.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// Longest piece of a key or an error on a line for people.
+const MAX_SHOWN_CHARS: usize = 120;
+
+/// Dead letters cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Kafka does not answer, or refuses.
+    #[error("cannot read topic {topic}: {source}")]
+    Kafka {
+        /// The topic.
+        topic: String,
+        /// What librdkafka says.
+        source: KafkaError,
+    },
+    /// The topic is not there.
+    #[error("topic {0} does not exist")]
+    NoSuchTopic(String),
+    /// Nothing comes although the end is not reached.
+    #[error("topic {topic}: nothing came for {STALLED_AFTER:?}, although partition {partition} goes on")]
+    Stalled {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: i32,
+    },
+}
+
+/// A record of a dead-letter topic.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Partition of the dead-letter topic.
+    pub partition: i32,
+    /// Offset in it.
+    pub offset: i64,
+    /// Milliseconds since 1970.
+    pub timestamp: Option<i64>,
+    /// `ce_source`: the outbox it comes from.
+    pub source: Option<String>,
+    /// Event id.
+    pub id: Option<String>,
+    /// Event type.
+    pub event_type: Option<String>,
+    /// Time of writing, RFC 3339.
+    pub time: Option<String>,
+    /// Position of the row.
+    pub position: Option<String>,
+    /// Why it is a dead letter, in a word.
+    pub reason: String,
+    /// And in a sentence.
+    pub error: Option<String>,
+    /// The topic it was meant for.
+    pub topic: Option<String>,
+    /// Value of the routing column.
+    pub route: Option<String>,
+    /// Columns that were left out.
+    pub omitted: Option<String>,
+    /// Media type of the payload.
+    pub content_type: Option<String>,
+    /// Trace context.
+    pub traceparent: Option<String>,
+    /// Trace context.
+    pub tracestate: Option<String>,
+    /// The key.
+    pub key: Option<Vec<u8>>,
+    /// Column `headers` as JSON text.
+    pub headers: Option<Vec<u8>>,
+    /// The payload.
+    pub payload: Option<Vec<u8>>,
+}
+
+impl DeadLetter {
+    /// `None` for a record that is not a dead letter.
+    fn of(message: &BorrowedMessage<'_>) -> Option<DeadLetter> {
+        let mut letter = DeadLetter {
+            partition: message.partition(),
+            offset: message.offset(),
+            timestamp: message.timestamp().to_millis(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(<[u8]>::to_vec),
+            ..DeadLetter::default()
+        };
+        let mut reason = None;
+        for header in message.headers()?.iter() {
+            let Some(value) = header.value else { continue };
+            let text = || Some(String::from_utf8_lossy(value).into_owned());
+            match header.key {
+                header::CE_SOURCE => letter.source = text(),
+                header::CE_ID => letter.id = text(),
+                header::CE_TYPE => letter.event_type = text(),
+                header::CE_TIME => letter.time = text(),
+                header::CE_SEQUENCE => letter.position = text(),
+                header::CE_TRACEPARENT => letter.traceparent = text(),
+                header::CE_TRACESTATE => letter.tracestate = text(),
+                header::CONTENT_TYPE => letter.content_type = text(),
+                header::DEAD_LETTER_REASON => reason = text(),
+                header::DEAD_LETTER_ERROR => letter.error = text(),
+                header::DEAD_LETTER_TOPIC => letter.topic = text(),
+                header::DEAD_LETTER_ROUTE => letter.route = text(),
+                header::DEAD_LETTER_OMITTED => letter.omitted = text(),
+                header::DEAD_LETTER_HEADERS => letter.headers = Some(value.to_vec()),
+                _ => {}
+            }
+        }
+        Some(DeadLetter { reason: reason?, ..letter })
+    }
+
+    /// The row it was, if nothing of it was left out.
+    pub fn row(&self) -> Result<OutboxRow<'_>, RowError> {
+        Ok(OutboxRow {
+            id: EventId::Text(self.id.as_deref().ok_or(RowError::Null(column::ID))?.as_bytes()),
+            key: self.key.as_deref(),
+            event_type: self.event_type.as_deref().ok_or(RowError::Null(column::TYPE))?,
+            route_by: self.route.as_deref(),
+            payload: self.payload.as_deref().map(Into::into),
+            headers: self.headers.as_deref(),
+            traceparent: self.traceparent.as_deref(),
+            tracestate: self.tracestate.as_deref(),
+            occurred_at: self.occurred_at(),
+        })
+    }
+
+    fn occurred_at(&self) -> Option<PgTime> {
+        let time = DateTime::parse_from_rfc3339(self.time.as_deref()?).ok()?;
+        let epoch = PgTime::default().unix_micros();
+        Some(PgTime::from_micros(time.timestamp_micros().checked_sub(epoch)?))
+    }
+
+    /// All but the payload, for machines.
+    pub fn json(&self) -> Value {
+        json!({
+            "partition": self.partition,
+            "offset": self.offset,
+            "time": self.written_at(),
+            "source": self.source,
+            "id": self.id,
+            "type": self.event_type,
+            "position": self.position,
+            "reason": self.reason,
+            "error": self.error,
+            "topic": self.topic,
+            "route": self.route,
+            "omitted": self.omitted,
+            "key": self.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()),
+        })
+    }
+
+    /// One line for people: where it stands, when, what, why.
+    pub fn line(&self) -> String {
+        let text = |value: &Option<String>| value.as_deref().map_or_else(|| "-".into(), shown);
+        format!(
+            "{} {} {} topic={} key={} id={} {}",
+            text(&self.position),
+            text(&self.written_at()),
+            self.reason,
+            text(&self.topic),
+            self.key.as_ref().map_or_else(|| "-".into(), |key| shown(&String::from_utf8_lossy(key))),
+            text(&self.id),
+            text(&self.error),
+        )
+    }
+
+    fn written_at(&self) -> Option<String> {
+        let time = DateTime::from_timestamp_millis(self.timestamp?)?;
+        Some(time.to_rfc3339_opts(SecondsFormat::Millis, true))
+    }
+}
+
+/// On one line, and not longer than a line should be.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.escape_debug().take(MAX_SHOWN_CHARS).collect();
+    if text.escape_debug().nth(MAX_SHOWN_CHARS).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Reads a dead-letter topic.
+pub struct Reader {
+    consumer: BaseConsumer,
+    topic: String,
+}
+
+impl Reader {
+    /// Does not connect yet.
+    pub fn new(sink: &Sink, topic: &str) -> Result<Reader, ReadError> {
+        let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
+        let consumer: BaseConsumer = client_config(sink)
+            // Never joined: a consumer cannot be made without the name of a group.
+            .set("group.id", "outbox-relay-dead-letters")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "earliest")
+            .create()
+            .map_err(failed)?;
+        Ok(Reader { consumer, topic: topic.to_owned() })
+    }
+
+    /// Partitions of a topic; 0 if it does not exist.
+    pub fn partitions(&self, topic: &str) -> Result<i32, ReadError> {
+        let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
+        let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST).map_err(failed)?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+        Ok(found.map_or(0, |found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)))
+    }
+
+    /// Hands every dead letter that is there now to `take`, partition by partition, until it breaks off. With `since`
+    /// only those written then or later.
+    pub fn read(
+        &self,
+        since: Option<DateTime<Utc>>,
+        mut take: impl FnMut(DeadLetter) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let partitions = self.partitions(&self.topic)?;
+        if partitions == 0 {
+            return Err(ReadError::NoSuchTopic(self.topic.clone()));
+        }
+        for partition in 0..partitions {
+            let Some((from, until)) = self.range(partition, since).map_err(|error| self.failed(error))?
+            else {
+                continue;
+            };
+            if self.read_partition(partition, from, until, &mut take)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Offsets to read; `None` if there are none.
+    fn range(&self, partition: i32, since: Option<DateTime<Utc>>) -> Result<Option<(i64, i64)>, KafkaError> {
+        let (low, high) = self.consumer.fetch_watermarks(&self.topic, partition, REQUEST)?;
+        let from = match since {
+            None => Some(low),
+            Some(since) => {
+                let mut times = TopicPartitionList::new();
+                let millis = Offset::Offset(since.timestamp_millis());
+                times.add_partition_offset(&self.topic, partition, millis)?;
+                let found = self.consumer.offsets_for_times(times, REQUEST)?;
+                // Kafka answers with the end where nothing is as late.
+                found
+                    .elements()
+                    .first()
+                    .and_then(|element| element.offset().to_raw())
+                    .filter(|from| *from >= 0)
+            }
+        };
+        Ok(from.filter(|from| *from < high).map(|from| (from, high)))
+    }
+
+    fn read_partition(
+        &self,
+        partition: i32,
+        from: i64,
+        until: i64,
+        take: &mut impl FnMut(DeadLetter) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, ReadError> {
+        let mut assignment = TopicPartitionList::new();
+        assignment
+            .add_partition_offset(&self.topic, partition, Offset::Offset(from))
+            .and_then(|()| self.consumer.assign(&assignment))
+            .map_err(|error| self.failed(error))?;
+        let mut progress = Instant::now();
+        loop {
+            match self.consumer.poll(POLL) {
+                // What an assignment before this one had fetched.
+                Some(Ok(message)) if message.partition() != partition => {}
+                Some(Ok(message)) if message.offset() >= until => return Ok(ControlFlow::Continue(())),
+                Some(Ok(message)) => {
+                    let last = message.offset() + 1 >= until;
+                    let taken = DeadLetter::of(&message).map_or(ControlFlow::Continue(()), &mut *take);
+                    if last || taken.is_break() {
+                        return Ok(taken);
+                    }
+                    // Not before: `take` may have waited for something.
+                    progress = Instant::now();
+                }
+                Some(Err(KafkaError::PartitionEOF(end))) if end == partition => {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                Some(Err(error)) => tracing::debug!(%error, "reading dead letters"),
+                None => {}
+            }
+            if progress.elapsed() > STALLED_AFTER {
+                return Err(ReadError::Stalled { topic: self.topic.clone(), partition });
+            }
+        }
+    }
+
+    fn failed(&self, source: KafkaError) -> ReadError {
+        ReadError::Kafka { topic: self.topic.clone(), source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter() -> DeadLetter {
+        DeadLetter {
+            id: Some("e-1".into()),
+            key: Some(b"k\n1".to_vec()),
+            position: Some("00000001-0000000000000010-0000000000000003".into()),
+            timestamp: Some(0),
+            reason: "unroutable".into(),
+            error: Some("x".repeat(500)),
+            payload: Some(b"secret".to_vec()),
+            ..DeadLetter::default()
+        }
+    }
+
+    #[test]
+    fn a_line_is_one_line_and_shows_no_payload() {
+        let line = letter().line();
+        let expected = "00000001-0000000000000010-0000000000000003 1970-01-01T00:00:00.000Z unroutable topic=- \
+                        key=k\\n1 id=e-1 xxx";
+        assert!(line.starts_with(expected), "{line}");
+        assert!(line.ends_with("xx…") && !line.contains("secret") && !line.contains('\n'), "{line}");
+        assert!(!letter().json().to_string().contains("secret"));
+    }
+
+    #[test]
+    fn a_row_comes_back_with_the_time_it_was_written_at() {
+        let time = PgTime::from_micros(123_456);
+        let written = Some(crate::record::rfc3339(time));
+        let letter = DeadLetter { time: written, event_type: Some("t".into()), ..letter() };
+        assert_eq!(letter.row().unwrap().occurred_at, Some(time));
+        let without = DeadLetter { id: None, ..letter };
+        assert_eq!(without.row().map(drop), Err(RowError::Null("id")));
+    }
+}

@@ -1,0 +1,288 @@
+//! Checks of the source.
+
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+
+use super::{Finding, Topics, found};
+use crate::checkpoint::{self, TABLE};
+use crate::config::{Config, CreationPolicy, StartAt};
+use crate::session;
+use crate::source::{self, PublicationState};
+use crate::trouble::{Reason, Trouble};
+
+/// A clock that differs by more makes lags and times of events look wrong.
+const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
+/// Fewer places left than this: a base backup or another relay would take the last one.
+const FEW_PLACES: i64 = 2;
+
+/// What the source's checks found.
+pub struct Examined {
+    /// Findings.
+    pub findings: Vec<Finding>,
+    /// Topics the checkpoint knows.
+    pub topics: Topics,
+}
+
+/// Makes the checks of the source.
+pub async fn examine(config: &Config) -> Examined {
+    let mut topics = Topics::new();
+    let mut sql = match source::connect(&config.source, "doctor").await {
+        Ok(sql) => sql,
+        Err(trouble) => return Examined { findings: vec![Finding::trouble("database", &trouble)], topics },
+    };
+    let sql = &mut sql;
+    let mut findings = vec![
+        found("database", server(sql, config).await),
+        found("server and tables", preconditions(sql, config).await),
+        found("replication role", role(sql).await),
+        found("clock", clock(sql).await),
+        found("checkpoint grants", checkpoint_grants(sql, config).await),
+        found("outbox_maintain", maintain(sql, config).await),
+        found("outbox grants", outbox_grants(sql, config).await),
+        found("publication", publication(sql, config).await),
+        found("slot", slot(sql, config).await),
+        found("delivery", verdict(sql, config).await),
+        found("WAL limit", wal_limit(sql).await),
+        found("places", places(sql, config).await),
+    ];
+    match checkpoint::load(sql, config).await {
+        Ok(checkpoint) => {
+            let mappings = checkpoint.and_then(|checkpoint| checkpoint.mappings);
+            topics.extend(mappings.iter().flat_map(|m| m.topics()).map(|(name, n)| (name.to_owned(), n)));
+        }
+        Err(trouble) => findings.push(Finding::trouble("checkpoint", &trouble)),
+    }
+    Examined { findings, topics }
+}
+
+async fn server(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    let row = sqlx::query(
+        "SELECT current_setting('server_version') AS version,
+                coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS tls",
+    )
+    .fetch_one(sql)
+    .await?;
+    let version: String = row.try_get("version")?;
+    let how = if row.try_get("tls")? { "with TLS" } else { "without TLS" };
+    let from = &config.source;
+    let place = format!("PostgreSQL {version} at {}, database {}", from.host, from.database);
+    Ok(Finding::ok("database", format!("{place} lets in role {}, {how}", from.user)))
+}
+
+async fn preconditions(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    source::check_preconditions(sql, &config.source).await?;
+    let table = &config.source.table;
+    Ok(Finding::ok("server and tables", format!("wal_level is logical, {table} and {TABLE} are there")))
+}
+
+async fn role(sql: &mut PgConnection) -> Result<Finding, Trouble> {
+    const CHECK: &str = "replication role";
+    let row = sqlx::query(
+        "SELECT rolname::text AS name, rolreplication OR rolsuper AS may FROM pg_roles WHERE rolname = current_user",
+    )
+    .fetch_one(sql)
+    .await?;
+    let name: String = row.try_get("name")?;
+    if row.try_get("may")? {
+        return Ok(Finding::ok(CHECK, format!("role {name} may replicate")));
+    }
+    let remedy = format!("ALTER ROLE {name} REPLICATION");
+    Ok(Finding::problem(CHECK, format!("role {name} may not open replication connections"), remedy))
+}
+
+async fn clock(sql: &mut PgConnection) -> Result<Finding, Trouble> {
+    const CHECK: &str = "clock";
+    let (asked, before) = (Instant::now(), Utc::now());
+    let there: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(sql).await?;
+    let round_trip = asked.elapsed().as_secs_f64();
+    let ahead = there.signed_duration_since(before).as_seconds_f64() - round_trip / 2.0;
+    if ahead.abs() <= CLOCK_TOLERANCE_SECONDS + round_trip {
+        return Ok(Finding::ok(CHECK, "this machine's clock and the database's agree to a second"));
+    }
+    let which = if ahead > 0.0 { "ahead of" } else { "behind" };
+    let message = format!("the database's clock is {:.1} s {which} this machine's", ahead.abs());
+    Ok(Finding::warn(CHECK, message, "synchronise both; until then lag and latency are wrong by that much"))
+}
+
+async fn checkpoint_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    const CHECK: &str = "checkpoint grants";
+    let table = config.source.table.sibling(TABLE);
+    let missing = missing_privileges(sql, &table, &["SELECT", "INSERT", "UPDATE"]).await?;
+    if missing.is_empty() {
+        return Ok(Finding::ok(CHECK, format!("SELECT, INSERT and UPDATE on {TABLE}")));
+    }
+    let missing = missing.join(", ");
+    let remedy = format!("GRANT {missing} ON {table} TO {}", config.source.user);
+    Ok(Finding::problem(CHECK, format!("no {missing} on {TABLE}"), remedy))
+}
+
+async fn outbox_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    const CHECK: &str = "outbox grants";
+    let table = config.source.table.quoted();
+    if missing_privileges(sql, &table, &["SELECT"]).await?.is_empty() {
+        return Ok(Finding::ok(CHECK, format!("SELECT on {}", config.source.table)));
+    }
+    let message = format!("no SELECT on {}: only the stream can be read", config.source.table);
+    let remedy = format!("GRANT SELECT ON {table} TO {}", config.source.user);
+    Ok(match config.source.start {
+        StartAt::Table => Finding::problem(CHECK, message, remedy),
+        StartAt::Now => Finding::warn(CHECK, message, remedy),
+    })
+}
+
+/// Of a table that exists; else another check says that it does not.
+async fn missing_privileges(
+    sql: &mut PgConnection,
+    table: &str,
+    wanted: &[&str],
+) -> Result<Vec<String>, Trouble> {
+    let missing = sqlx::query_scalar(
+        "SELECT privilege FROM unnest($2::text[]) WITH ORDINALITY AS wanted(privilege, place)
+         WHERE to_regclass($1) IS NULL OR NOT has_table_privilege(to_regclass($1), privilege) ORDER BY place",
+    )
+    .bind(table)
+    .bind(wanted)
+    .fetch_all(sql)
+    .await?;
+    Ok(missing)
+}
+
+async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    const CHECK: &str = "outbox_maintain";
+    let function = format!("{}(interval, interval)", config.source.table.sibling(CHECK));
+    let may: Option<bool> =
+        sqlx::query_scalar("SELECT has_function_privilege(to_regprocedure($1), 'EXECUTE')")
+            .bind(&function)
+            .fetch_one(sql)
+            .await?;
+    Ok(match may {
+        Some(true) => Finding::ok(CHECK, "may be executed"),
+        Some(false) => {
+            let remedy = format!("GRANT EXECUTE ON FUNCTION {function} TO {}", config.source.user);
+            Finding::warn(CHECK, "may not be executed: no partitions are made ahead or dropped", remedy)
+        }
+        None => Finding::warn(
+            CHECK,
+            "does not exist: no partitions are made ahead or dropped",
+            "apply migrations/0001_outbox.sql, unless the table is not partitioned on purpose",
+        ),
+    })
+}
+
+async fn publication(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    const CHECK: &str = "publication";
+    let name = &config.source.publication.name;
+    match source::look_at_publication(sql, &config.source).await? {
+        PublicationState::Suitable => {
+            Ok(Finding::ok(CHECK, format!("{name} publishes the inserts of {}", config.source.table)))
+        }
+        PublicationState::Missing => creatable_publication(sql, config).await,
+    }
+}
+
+/// The relay may make it, if its role owns the table.
+async fn creatable_publication(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    const CHECK: &str = "publication";
+    let name = &config.source.publication.name;
+    let owns: bool = sqlx::query_scalar(
+        "SELECT coalesce(pg_has_role(c.relowner, 'USAGE') AND has_database_privilege(current_database(), 'CREATE'), false)
+         FROM (SELECT to_regclass($1) AS oid) t LEFT JOIN pg_class c ON c.oid = t.oid",
+    )
+    .bind(config.source.table.quoted())
+    .fetch_one(sql)
+    .await?;
+    if owns {
+        return Ok(Finding::ok(CHECK, format!("{name} does not exist; the relay will create it")));
+    }
+    let message = format!("{name} does not exist, and role {} may not create it", config.source.user);
+    Ok(Finding::problem(CHECK, message, "create it as the table's owner, as docs/OUTBOX.md shows"))
+}
+
+async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    const CHECK: &str = "slot";
+    let name = &config.source.slot.name;
+    let Some(slot) = source::slot_state(sql, name).await? else {
+        return Ok(match config.source.slot.creation_policy {
+            CreationPolicy::IfMissing => Finding::ok(CHECK, format!("{name} does not exist yet")),
+            CreationPolicy::Never => {
+                let trouble = Trouble::new(Reason::SlotMissing, format!("slot {name} does not exist"));
+                Finding::trouble(CHECK, &trouble)
+            }
+        });
+    };
+    let wal = slot.wal_status.as_deref().unwrap_or("unknown");
+    if wal == "unreserved" {
+        let message = format!("{name} will be lost at the next checkpoint: its WAL status is unreserved");
+        return Ok(Finding::warn(
+            CHECK,
+            message,
+            "let the relay catch up, or raise max_slot_wal_keep_size now",
+        ));
+    }
+    let held = match slot.active_pid {
+        Some(pid) => format!("held by the process with pid {pid}"),
+        None => "held by nobody".to_owned(),
+    };
+    Ok(Finding::ok(CHECK, format!("{name} is {held}, WAL status {wal}")))
+}
+
+/// What a relay would decide now, from checkpoint, slot and server. Needs a replication connection, so it also tells
+/// whether one is let in.
+async fn verdict(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    let plan = session::foresee(sql, config).await?;
+    Ok(Finding::ok("delivery", plan))
+}
+
+async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, Trouble> {
+    const CHECK: &str = "WAL limit";
+    let row = sqlx::query(
+        "SELECT current_setting('max_slot_wal_keep_size') AS size, setting::bigint < 0 AS unlimited
+         FROM pg_settings WHERE name = 'max_slot_wal_keep_size'",
+    )
+    .fetch_one(sql)
+    .await?;
+    let size: String = row.try_get("size")?;
+    if row.try_get("unlimited")? {
+        let message = "max_slot_wal_keep_size is not set: a slot nobody reads fills the disk of the primary";
+        return Ok(Finding::warn(
+            CHECK,
+            message,
+            "set it to what the disk can spare, and alert on retained_wal_bytes",
+        ));
+    }
+    Ok(Finding::ok(CHECK, format!("a slot keeps {size} at most")))
+}
+
+async fn places(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    const CHECK: &str = "places";
+    let row = sqlx::query(
+        "SELECT current_setting('max_replication_slots')::bigint
+                  - (SELECT count(*) FROM pg_replication_slots) AS slots,
+                current_setting('max_wal_senders')::bigint
+                  - (SELECT count(*) FROM pg_stat_get_wal_senders()) AS senders,
+                EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active) AS active,
+                EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1) AS has_slot",
+    )
+    .bind(&config.source.slot.name)
+    .fetch_one(sql)
+    .await?;
+    let (slots, senders): (i64, i64) = (row.try_get("slots")?, row.try_get("senders")?);
+    if slots < 1 && !row.try_get::<bool, _>("has_slot")? {
+        return Ok(Finding::problem(CHECK, "every replication slot is taken", "raise max_replication_slots"));
+    }
+    if senders < 1 && !row.try_get::<bool, _>("active")? {
+        return Ok(Finding::problem(CHECK, "every walsender is taken", "raise max_wal_senders"));
+    }
+    if senders < FEW_PLACES {
+        let message = format!("{senders} walsenders are free");
+        return Ok(Finding::warn(
+            CHECK,
+            message,
+            "raise max_wal_senders: a standby of the relay needs one, too",
+        ));
+    }
+    Ok(Finding::ok(CHECK, format!("{slots} replication slots and {senders} walsenders are free")))
+}

@@ -1,0 +1,184 @@
+//! Checks of the sink. Nothing is produced, so whether the relay may write shows only when it does.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::Metadata;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::{Finding, Topics};
+use crate::config::{Config, Sink};
+use crate::sink::client_config;
+use crate::trouble::{Reason, Trouble};
+
+/// One request; a person waits for it.
+const REQUEST: Duration = Duration::from_secs(10);
+/// One poll.
+const POLL: Duration = Duration::from_millis(100);
+/// Acknowledged records survive the loss of one broker from this on.
+const MIN_IN_SYNC_REPLICAS: i64 = 2;
+
+/// Makes the checks of the sink, of `topics` and the topic of dead letters.
+pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
+    if let Some(topic) = &config.delivery.dead_letter_topic {
+        topics.insert(topic.clone(), 1);
+    }
+    let sink = config.sink.clone();
+    let wanted = topics.clone();
+    let looked = tokio::task::spawn_blocking(move || look(&sink, &wanted)).await;
+    let (mut findings, found) = looked.unwrap_or_default();
+    for topic in &found {
+        findings.push(settings(&config.sink, topic).await);
+    }
+    if topics.is_empty() {
+        let remedy = "start the relay; it asks for each topic when the first event goes there";
+        findings.push(Finding::warn("topics", "the checkpoint knows none yet: none was looked at", remedy));
+    }
+    findings
+}
+
+/// The checks that block, and the topics that were found.
+fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
+    const CHECK: &str = "Kafka";
+    let unreachable = |error: KafkaError| {
+        Finding::trouble(CHECK, &Trouble::new(Reason::KafkaUnreachable, format!("no answer: {error}")))
+    };
+    let consumer = match consumer(sink) {
+        Ok(consumer) => consumer,
+        Err(error) => return (vec![unreachable(error)], Vec::new()),
+    };
+    let metadata = match consumer.fetch_metadata(None, REQUEST) {
+        Ok(metadata) => metadata,
+        Err(error) => return (vec![unreachable(error)], Vec::new()),
+    };
+    let brokers = metadata.brokers().len();
+    let mut findings =
+        vec![Finding::ok(CHECK, format!("{} leads to {brokers} broker(s)", sink.bootstrap_servers))];
+    let mut found = Vec::new();
+    for (topic, count) in topics {
+        let finding = exists(&metadata, topic, *count);
+        let there = finding.result == super::Grade::Ok;
+        findings.push(finding);
+        if there {
+            findings.push(readable(&consumer, topic));
+            found.push(topic.clone());
+        }
+    }
+    (findings, found)
+}
+
+fn consumer(sink: &Sink) -> Result<BaseConsumer, KafkaError> {
+    client_config(sink)
+        // Never joined: a consumer cannot be made without the name of a group.
+        .set("group.id", "outbox-relay-doctor")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .create()
+}
+
+fn exists(metadata: &Metadata, topic: &str, count: i32) -> Finding {
+    const CHECK: &str = "topic";
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    let partitions =
+        found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len());
+    if partitions == 0 {
+        let trouble = Trouble::new(Reason::TopicMissing, format!("topic {topic} does not exist"));
+        return Finding::trouble(CHECK, &trouble);
+    }
+    if i32::try_from(partitions).is_ok_and(|partitions| partitions < count) {
+        let message = format!("{topic} has {partitions} partitions, the checkpoint knows {count}");
+        return Finding::problem(
+            CHECK,
+            message,
+            "it was made anew: see docs/OPERATIONS.md, 'Kafka lost records'",
+        );
+    }
+    Finding::ok(CHECK, format!("{topic} has {partitions} partition(s)"))
+}
+
+/// The relay reads what it has sent: a fetch at the end of a partition brings nothing and needs the permission.
+fn readable(consumer: &BaseConsumer, topic: &str) -> Finding {
+    const CHECK: &str = "topic permission";
+    let remedy = "allow Describe, Read and Write on the topic to the relay";
+    match fetch(consumer, topic) {
+        Ok(()) => {
+            Finding::ok(CHECK, format!("{topic} may be read; whether it may be written shows when it is"))
+        }
+        Err(error) => Finding::problem(CHECK, format!("{topic} cannot be read: {error}"), remedy),
+    }
+}
+
+fn fetch(consumer: &BaseConsumer, topic: &str) -> Result<(), KafkaError> {
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset(topic, 0, Offset::End)?;
+    consumer.assign(&assignment)?;
+    let asked = Instant::now();
+    let mut outcome = Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
+    while asked.elapsed() < REQUEST {
+        match consumer.poll(POLL) {
+            Some(Ok(_)) | Some(Err(KafkaError::PartitionEOF(_))) => {
+                outcome = Ok(());
+                break;
+            }
+            Some(Err(error))
+                if error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed) =>
+            {
+                outcome = Err(error);
+                break;
+            }
+            Some(Err(_)) | None => {}
+        }
+    }
+    consumer.unassign()?;
+    outcome
+}
+
+/// What of the topic's settings the promises rest on.
+async fn settings(sink: &Sink, topic: &str) -> Finding {
+    const CHECK: &str = "topic settings";
+    let described = match describe(sink, topic).await {
+        Ok(described) => described,
+        Err(error) => {
+            let message = format!("the settings of {topic} cannot be read: {error}");
+            return Finding::warn(
+                CHECK,
+                message,
+                "allow DescribeConfigs on the topic, or check them yourself",
+            );
+        }
+    };
+    let number = |name: &str| described.get(name)?.value.as_deref()?.parse::<i64>().ok();
+    let largest = number("max.message.bytes");
+    if let Some(largest) = largest
+        && usize::try_from(largest).is_ok_and(|largest| largest < sink.max_message_bytes)
+    {
+        let message = format!(
+            "max.message.bytes of {topic} is {largest}, sink.maxMessageBytes {}",
+            sink.max_message_bytes
+        );
+        return Finding::warn(CHECK, message, "raise the one, or lower the other");
+    }
+    let in_sync = number("min.insync.replicas");
+    if let Some(in_sync) = in_sync
+        && in_sync < MIN_IN_SYNC_REPLICAS
+    {
+        let message =
+            format!("min.insync.replicas of {topic} is {in_sync}: one broker's loss can lose events");
+        return Finding::warn(CHECK, message, "set it to 2, with 3 replicas");
+    }
+    let shown =
+        |number: Option<i64>| number.map_or_else(|| "unknown".to_owned(), |number| number.to_string());
+    let (in_sync, largest) = (shown(in_sync), shown(largest));
+    Finding::ok(CHECK, format!("{topic}: min.insync.replicas {in_sync}, max.message.bytes {largest}"))
+}
+
+async fn describe(sink: &Sink, topic: &str) -> Result<ConfigResource, KafkaError> {
+    let admin: AdminClient<DefaultClientContext> = client_config(sink).create()?;
+    let options = AdminOptions::new().request_timeout(Some(REQUEST));
+    let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
+    let first = described.into_iter().next().unwrap_or(Err(RDKafkaErrorCode::Unknown));
+    first.map_err(KafkaError::AdminOp)
+}
