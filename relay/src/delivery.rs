@@ -345,6 +345,7 @@ impl Delivery {
         self.taken = taken;
         settled?;
         if self.acks.producer_failed() {
+            self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
             return Err(Trouble::new(Reason::DeliveryFailed, "a producer has failed for good"));
         }
         Ok(())
@@ -776,7 +777,9 @@ impl Delivery {
             timestamp,
         };
         let bytes = record.bytes();
-        self.producers.send(record, tag)?;
+        let sent = self.producers.send(record, tag);
+        // After a refused record a producer takes no more: this can be the first that is heard of it.
+        sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
         self.in_flight_events += 1;
         self.in_flight_bytes += bytes;
         Ok(())
@@ -793,8 +796,7 @@ impl Delivery {
         let offset = match ack.outcome {
             Ok(offset) => offset,
             Err(code) => {
-                let reason = format!("{code:?}");
-                self.metrics.produce_errors_total.with_label_values(&[&reason]).inc();
+                self.metrics.count_produce_error(code);
                 return Err(kafka_error::trouble(
                     &format!("Kafka refused a record for {topic}/{number}"),
                     code,

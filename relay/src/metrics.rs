@@ -4,6 +4,7 @@ use prometheus::core::{AtomicF64, Collector, GenericGauge};
 use prometheus::{
     Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
+use rdkafka::error::RDKafkaErrorCode;
 
 use crate::trouble::Reason;
 
@@ -186,6 +187,11 @@ impl Metrics {
             dead_letters_total: counters("dead_letters_total", "Rows that became dead letters", &["reason"])?,
             registry,
         })
+    }
+
+    /// A delivery failed.
+    pub fn count_produce_error(&self, code: RDKafkaErrorCode) {
+        self.produce_errors_total.with_label_values(&[&format!("{code:?}")]).inc();
     }
 
     /// Shows `status` as the slot's WAL status.
