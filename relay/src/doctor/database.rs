@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 
 use super::{Finding, Topics, found};
 use crate::checkpoint::{self, TABLE};
-use crate::config::{Config, CreationPolicy, StartAt};
+use crate::config::{Config, CreationPolicy, StartAt, quote};
 use crate::session;
 use crate::source::{self, PublicationState};
 use crate::trouble::{Reason, Trouble};
@@ -150,26 +150,35 @@ async fn missing_privileges(
     Ok(missing)
 }
 
+/// Without them delivery goes on, but the table grows.
 async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
     const CHECK: &str = "outbox_maintain";
-    let function = format!("{}(interval, interval)", config.source.table.sibling(CHECK));
-    let may: Option<bool> =
-        sqlx::query_scalar("SELECT has_function_privilege(to_regprocedure($1), 'EXECUTE')")
-            .bind(&function)
-            .fetch_one(sql)
-            .await?;
-    Ok(match may {
-        Some(true) => Finding::ok(CHECK, "may be executed"),
-        Some(false) => {
-            let remedy = format!("GRANT EXECUTE ON FUNCTION {function} TO {}", config.source.user);
-            Finding::warn(CHECK, "may not be executed: no partitions are made ahead or dropped", remedy)
+    for function in ["outbox_maintain(interval, interval)", "outbox_partition_state()"] {
+        let schema = quote(&config.source.table.schema);
+        let may: Option<bool> =
+            sqlx::query_scalar("SELECT has_function_privilege(to_regprocedure($1), 'EXECUTE')")
+                .bind(format!("{schema}.{function}"))
+                .fetch_one(&mut *sql)
+                .await?;
+        if may == Some(true) {
+            continue;
         }
-        None => Finding::warn(
-            CHECK,
-            "does not exist: no partitions are made ahead or dropped",
-            "apply migrations/0001_outbox.sql, unless the table is not partitioned on purpose",
-        ),
-    })
+        let (problem, remedy) = match may {
+            Some(_) => {
+                let user = &config.source.user;
+                ("may not be executed", format!("GRANT EXECUTE ON FUNCTION {schema}.{function} TO {user}"))
+            }
+            None => {
+                let unless =
+                    "apply migrations/0001_outbox.sql, unless the table is not partitioned on purpose";
+                ("does not exist", unless.to_owned())
+            }
+        };
+        let message =
+            format!("{function} {problem}: no partitions are made ahead or dropped, or none are seen");
+        return Ok(Finding::warn(CHECK, message, remedy));
+    }
+    Ok(Finding::ok(CHECK, "it and outbox_partition_state may be executed"))
 }
 
 async fn publication(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
