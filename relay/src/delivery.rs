@@ -137,6 +137,9 @@ pub struct Delivery {
     /// Acknowledged since the watchdog last looked.
     settled: usize,
     jobs: Jobs,
+    /// A row went elsewhere than its mapping said when it was first read. Until that is in Kafka nothing follows: a later
+    /// row in the partition it would have gone to would make a replay take it for delivered.
+    settles_first: bool,
     in_flight_events: usize,
     in_flight_bytes: usize,
     status: Status,
@@ -186,6 +189,7 @@ impl Delivery {
             watchdog: Watchdog::new(Instant::now()),
             settled: 0,
             jobs,
+            settles_first: false,
             in_flight_events: 0,
             in_flight_bytes: 0,
             status,
@@ -603,6 +607,10 @@ impl Delivery {
         origin: Origin,
         stored: u64,
     ) -> Result<Flow, Trouble> {
+        if self.settles_first && self.in_flight_events > 0 {
+            return Ok(Flow::Blocked);
+        }
+        self.settles_first = false;
         let (arrival, time) = self.read(layout, values.clone(), origin)?;
         let spread_by = arrival.spread_by(origin.position);
         let (bytes, route_by) = match &arrival {
@@ -643,7 +651,9 @@ impl Delivery {
                 if poison.is_none() && bytes > limit {
                     // It was smaller than the limit of a mapping before this one, and was not sent.
                     let origin = Origin { commit: after_everything(), ..origin };
-                    return self.deliver(layout, values, origin, stored);
+                    let flow = self.deliver(layout, values, origin, stored)?;
+                    self.settles_first = flow == Flow::Next;
+                    return Ok(flow);
                 }
                 if let Some(Poison { kind: PoisonKind::TooLarge, topic: Some(topic), .. }) = &poison {
                     self.was_too_large_for(topic);

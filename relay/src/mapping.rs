@@ -443,7 +443,7 @@ mod tests {
 
     fn rule(replacement: &str, max_message_bytes: usize) -> Rule {
         let routing = Routing { replacement: replacement.into(), ..Routing::default() };
-        Rule { routing, max_message_bytes }
+        Rule { routing, max_message_bytes, dead_letter_topic: None }
     }
     fn end(lsn: u64) -> EndLsn {
         EndLsn::new(Lsn::from(lsn))
@@ -453,7 +453,7 @@ mod tests {
     }
     fn topic_of(mapper: &mut Mapper, commit: u64, bytes: usize) -> Result<String, Unplaceable> {
         let commit = CommitLsn::new(Lsn::from(commit));
-        let subject = Subject { key: b"k", bytes, commit, column: |_: &str| Some("x") };
+        let subject = Subject { key: b"k", bytes, flaw: None, commit, column: |_: &str| Some("x") };
         Ok(match mapper.place(&subject)? {
             Place::Partition { topic, .. } => topic.to_owned(),
             Place::NewTopic(topic) => format!("{topic}, new"),
@@ -503,10 +503,10 @@ mod tests {
     fn a_limit_alone_keeps_the_topics_and_a_topics_own_limit_holds() {
         let mut first = Mappings::first(rule("t.${routedByValue}", 100));
         first.current.topics.insert("t.x".into(), TopicShape { partitions: 3, max_message_bytes: Some(50) });
-        let mapper = Mapper::new(first.under(rule("t.${routedByValue}", 200), end(9))).unwrap();
+        let mut mapper = Mapper::new(first.under(rule("t.${routedByValue}", 200), end(9))).unwrap();
         assert_eq!(mapper.shape("t.x").map(|shape| shape.partitions), Some(3));
-        let refused = mapper.fits("t.x", 60).unwrap_err().to_string();
+        assert_eq!((mapper.limit("t.x"), mapper.limit("t.y")), (50, 200));
+        let refused = topic_of(&mut mapper, 10, 60).unwrap_err().to_string();
         assert_eq!(refused, "the record would have 60 bytes, max.message.bytes of topic t.x is 50");
-        assert!(mapper.fits("t.y", 60).is_ok());
     }
 }

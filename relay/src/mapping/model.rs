@@ -37,6 +37,7 @@ fn rules() -> Vec<Rule> {
     let rule = |regex: &str, replacement: &str, max_message_bytes| Rule {
         routing: Routing { regex: regex.into(), replacement: replacement.into(), ..Routing::default() },
         max_message_bytes,
+        dead_letter_topic: None,
     };
     vec![
         rule("(?<v>.*)", "t.${v}", 100),
@@ -117,7 +118,7 @@ impl World {
                 admission = mark.admit(position(row), true);
             }
             if admission == Admission::Send {
-                if mapper.fits(&place.0, self.rows[row].bytes).is_err() {
+                if self.rows[row].bytes > mapper.limit(&place.0) {
                     break;
                 }
                 mark.sent(position(row));
@@ -138,8 +139,13 @@ impl World {
         let Row { value, key, bytes } = &self.rows[row];
         loop {
             let key = [*key];
-            let subject =
-                Subject { key: &key, bytes: *bytes, commit: commit_of(row), column: |_: &str| Some(*value) };
+            let subject = Subject {
+                key: &key,
+                bytes: *bytes,
+                flaw: None,
+                commit: commit_of(row),
+                column: |_: &str| Some(*value),
+            };
             let new = match mapper.place(&subject).ok()? {
                 Place::Partition { topic, number, .. } => return Some((topic.to_owned(), number)),
                 Place::NewTopic(topic) => topic.to_owned(),
