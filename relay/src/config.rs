@@ -9,7 +9,7 @@ mod secret;
 pub use access::{Access, ChannelBinding, SourceTls, TlsMode};
 pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV};
 pub use model::{
-    AdminConfig, Compression, Config, CreationPolicy, Delivery, OnPoison, Publication, Retention, Routing,
-    Sink, Slot, Source, StartAt, TableName, quote,
+    AdminConfig, Compression, Config, CreationPolicy, Delivery, HeartbeatConfig, OnPoison, Publication,
+    Retention, Routing, Shutdown, Sink, Slot, Source, StartAt, TableName, quote,
 };
 pub use secret::Secret;

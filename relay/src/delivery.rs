@@ -35,7 +35,7 @@ use crate::status::Status;
 use crate::topic_settings::TopicSettings;
 use crate::topic_watch::{News, TopicWatch};
 use crate::trouble::{Reason, Trouble};
-use crate::watchdog::{Suspicion, Watchdog};
+use crate::watchdog::{Activity, Suspicion, Watchdog};
 
 /// Transactions read and not confirmed at most. An entry is small, but one partition that stands still must not
 /// let the others fill the memory with what is behind it.
@@ -70,6 +70,19 @@ pub struct Start {
     pub mappings: Mappings,
     /// What the checkpoint knows of Kafka.
     pub partitions: Partitions,
+}
+
+/// Events of this session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Rows read.
+    pub received: u64,
+    /// Records handed to a producer.
+    pub sent: u64,
+    /// Rows not sent, because Kafka had them.
+    pub suppressed: u64,
+    /// Records acknowledged by Kafka.
+    pub acknowledged: u64,
 }
 
 struct Transaction {
@@ -136,6 +149,9 @@ pub struct Delivery {
     watchdog: Watchdog,
     /// Acknowledged since the watchdog last looked.
     settled: usize,
+    /// Whether Kafka answers; `None` until it was asked.
+    kafka: Option<bool>,
+    counts: Counts,
     jobs: Jobs,
     /// A row went elsewhere than its mapping said when it was first read. Until that is in Kafka nothing follows: a later
     /// row in the partition it would have gone to would make a replay take it for delivered.
@@ -186,8 +202,10 @@ impl Delivery {
             producers,
             acks,
             taken: Vec::new(),
-            watchdog: Watchdog::new(Instant::now()),
+            watchdog: Watchdog::default(),
             settled: 0,
+            kafka: None,
+            counts: Counts::default(),
             jobs,
             settles_first: false,
             in_flight_events: 0,
@@ -245,6 +263,16 @@ impl Delivery {
         (self.in_flight_events, self.in_flight_bytes)
     }
 
+    /// Whether Kafka answers; `None` until it was asked.
+    pub fn kafka_answers(&self) -> Option<bool> {
+        self.kafka
+    }
+
+    /// Events of this session.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
     /// Deals with one pgoutput message. A row that cannot be delivered becomes a dead letter; where it may not, it is
     /// [`Reason::PoisonRow`]: nothing has changed then, and what came before it goes on.
     /// `stored` is the revision of the mapping in the committed checkpoint.
@@ -256,7 +284,9 @@ impl Delivery {
             Message::Relation(relation) => self.relation(&relation)?,
             // The publication has inserts only; what else it may get some day is not an event.
             Message::Update(_) | Message::Delete(_) | Message::Truncate(_) => {}
-            Message::Origin(_) | Message::Type(_) | Message::Logical(_) => {}
+            Message::Origin(_) | Message::Type(_) => {}
+            // Nothing to confirm: the keepalive behind it, or the Commit around it, has the place in the ledger.
+            Message::Logical(message) => self.status.message(message.prefix, message.content),
         }
         Ok(Flow::Next)
     }
@@ -371,8 +401,15 @@ impl Delivery {
     }
 
     fn watch_producers(&mut self) -> Result<(), Trouble> {
-        let progress = std::mem::take(&mut self.settled) > 0 || self.in_flight_events == 0;
-        match self.watchdog.tick(Instant::now(), progress) {
+        let activity = match std::mem::take(&mut self.settled) {
+            0 if self.in_flight_events == 0 => Activity::Idle,
+            0 => Activity::Waiting,
+            _ => Activity::Acknowledged,
+        };
+        if activity == Activity::Acknowledged {
+            self.kafka = Some(true);
+        }
+        match self.watchdog.tick(Instant::now(), activity, self.acks.take_brokers_down()) {
             Suspicion::None => Ok(()),
             Suspicion::Ask => {
                 self.jobs.is_reachable();
@@ -443,7 +480,10 @@ impl Delivery {
                 }
             }
             Answer::HoleRead { partition, found } => self.hole_read(partition, found),
-            Answer::Reachable(there) => self.watchdog.looked(there),
+            Answer::Reachable(there) => {
+                self.kafka = Some(there);
+                self.watchdog.looked(Instant::now(), there);
+            }
             Answer::Failed(SearchError::Cancelled) => {}
             Answer::Failed(error @ SearchError::Lost { .. }) => {
                 return Err(Trouble::new(Reason::KafkaLostRecords, error.to_string()));
@@ -586,6 +626,8 @@ impl Delivery {
             None => return Err(violation(format!("a row of unannounced relation {}", insert.relation))),
         };
         if transaction.delivered {
+            self.counts.received += 1;
+            self.counts.suppressed += 1;
             return Ok(Flow::Next);
         }
         let (commit, commit_time) = (transaction.commit, transaction.commit_time);
@@ -663,6 +705,7 @@ impl Delivery {
                 self.send(prepared, origin, partition)?;
             }
             Admission::AlreadyThere => {
+                self.counts.suppressed += 1;
                 self.metrics.duplicates_suppressed_total.inc();
                 if let (Some(seq), Some(cursor)) = (origin.copied, &mut self.cursor) {
                     cursor.already_there(seq);
@@ -675,6 +718,7 @@ impl Delivery {
             }
             Admission::Wait => return Ok(Flow::Blocked),
         }
+        self.counts.received += 1;
         Ok(Flow::Next)
     }
 
@@ -790,6 +834,7 @@ impl Delivery {
         let sent = self.producers.send(record, tag);
         // After a refused record a producer takes no more: this can be the first that is heard of it.
         sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
+        self.counts.sent += 1;
         self.in_flight_events += 1;
         self.in_flight_bytes += bytes;
         Ok(())
@@ -817,6 +862,7 @@ impl Delivery {
             return Ok(());
         }
         let commit = self.ledger.commit_lsn(entry);
+        self.counts.acknowledged += 1;
         let completed = self.ledger.acknowledge(entry)?;
         if self.cursor.is_some() {
             self.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]).inc();

@@ -15,9 +15,10 @@
 //! | what cannot be delivered | [`dead_letter`] |
 //! | what is safely there | [`ledger`], [`checkpoint`], [`delivered`] |
 //!
-//! [`watchdog`] notices producers that are stuck. [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong; [`status`] and
-//! [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away. [`maintenance`] has
-//! partitions made and dropped.
+//! [`watchdog`] notices producers that are stuck, [`tenure`] that the slot may be somebody else's, and [`heartbeat`]
+//! goes through all of it. [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong;
+//! [`status`] and [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away.
+//! [`maintenance`] has partitions made and dropped.
 
 pub mod backfill;
 pub mod checkpoint;
@@ -28,6 +29,7 @@ pub mod dead_letter;
 pub mod delivered;
 pub mod delivery;
 pub mod doctor;
+pub mod heartbeat;
 pub mod high_mark;
 pub mod inspect;
 pub mod jobs;
@@ -51,6 +53,7 @@ pub mod sink;
 pub mod source;
 pub mod start;
 pub mod status;
+pub mod tenure;
 pub mod topic_settings;
 pub mod topic_watch;
 pub mod trouble;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::exit;
 use std::sync::Arc;
+use std::time::Duration;
 
 use admin::{
     ActionRefused, Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, Lines, LogFormat, LogLevel, StatusCode,
@@ -209,7 +210,7 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
         tracing::error!("cannot start the runtime");
         return EXIT_BUG;
     };
-    let status = Status::default();
+    let status = Status::new(&config);
     let desk = Desk::default();
     let (stop, shutdown) = watch::channel(false);
     let (ready, show) = (status.clone(), status.clone());
@@ -230,7 +231,7 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     tracing::info!(%address, name = %config.name, version = env!("CARGO_PKG_VERSION"), "outbox-relay starts");
     shared.spawn(observer::observe(Config::clone(&config), status.clone(), metrics.clone()));
     shared.spawn(maintenance::maintain(Config::clone(&config), status.clone()));
-    shared.spawn(stop_on_signal(stop));
+    shared.spawn(stop_on_signal(stop, config.shutdown.grace()));
     let ended = own.block_on(relay::run(config, status, metrics, desk, shutdown));
     match ended {
         Ended::Drained => tracing::info!("stopped in order"),
@@ -264,19 +265,30 @@ fn status_of(declined: &Declined) -> StatusCode {
     }
 }
 
-async fn stop_on_signal(stop: watch::Sender<bool>) {
+/// The first signal lets the relay finish; the second, or the end of the grace period, does not.
+async fn stop_on_signal(stop: watch::Sender<bool>, grace: Duration) {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         tracing::error!("cannot listen for signals");
         return;
     };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping: finishing what is under way");
+    let mut signalled = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    signalled().await;
+    tracing::info!("stopping: finishing what is under way; another signal ends it at once");
     stop.send_replace(true);
+    match tokio::time::timeout(grace, signalled()).await {
+        Ok(()) => {
+            tracing::warn!("stopped at once by a second signal; what was not confirmed will be replayed")
+        }
+        Err(_) => tracing::warn!("stopped at the deadline; what was not confirmed will be replayed"),
+    }
+    exit(0)
 }
 
 #[cfg(test)]

@@ -18,8 +18,10 @@ use crate::dead_letter::replay::Candidate;
 use crate::delivery::{CAUSE_START, Delivery, Flow};
 use crate::jobs::Answer;
 use crate::metrics::Metrics;
+use crate::session::Context;
 use crate::sink::AckQueue;
-use crate::status::{Numbers, Phase, Status};
+use crate::status::{HoldUp, Numbers, Phase, Status};
+use crate::tenure::Tenure;
 use crate::trouble::{Reason, Trouble};
 
 /// Pace of checkpoints under load, and of status and metrics: a crash replays this much, and drops it again.
@@ -31,8 +33,6 @@ const IDLE_CHECKPOINT_BYTES: u64 = 1024 * 1024;
 const IDLE_CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 /// Messages dealt with before timers and acknowledgements get a turn.
 const BURST: usize = 512;
-/// How long a graceful stop may take: well within Kubernetes' default of 30 s.
-const DRAIN_WITHIN: Duration = Duration::from_secs(20);
 
 /// While a backlog streams in, a read that returns little is followed by a pause of this length, so that the
 /// server's sender fills the socket in large pieces instead of waking us, and itself, for every message: twice
@@ -63,6 +63,8 @@ pub struct Pump {
     copy: Option<Copy>,
     /// A dead letter that waits to be sent again.
     replay: Option<Candidate>,
+    tenure: Tenure,
+    drain_within: Duration,
     status: Status,
     metrics: Metrics,
     /// A message that could not go on.
@@ -93,17 +95,17 @@ impl Pump {
         acks: std::sync::Arc<AckQueue>,
         answers: mpsc::UnboundedReceiver<Answer>,
         writer: Writer,
-        status: Status,
-        metrics: Metrics,
+        tenure: Tenure,
+        context: &Context,
     ) -> Pump {
         let committed = writer.committed();
-        let copied_rows = metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
+        let copied_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
         let requested = Requested {
             confirmed: committed.confirmed,
             copied: committed.copied,
             revision: committed.revision,
             at: Instant::now(),
-            transactions: metrics.transactions_total.get(),
+            transactions: context.metrics.transactions_total.get(),
         };
         Pump {
             stream,
@@ -113,8 +115,10 @@ impl Pump {
             writer,
             copy: None,
             replay: None,
-            status,
-            metrics,
+            tenure,
+            drain_within: context.config.shutdown.drain(),
+            status: context.status.clone(),
+            metrics: context.metrics.clone(),
             parked: None,
             poisoned: false,
             requested,
@@ -134,6 +138,8 @@ impl Pump {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining: Option<Instant> = None;
         loop {
+            // Before anything else: after a pause nothing more may be sent.
+            self.tenure.turn(Instant::now())?;
             self.delivery.settle_acks()?;
             self.confirm()?;
             let may_read = draining.is_none() || self.delivery.in_transaction();
@@ -274,17 +280,45 @@ impl Pump {
 
     fn tick(&mut self) -> Result<(), Trouble> {
         self.delivery.watch(self.writer.committed().revision)?;
+        let reading = self.hold_up().is_none();
+        self.status.sight(|sight| self.tenure.check(Instant::now(), reading, sight)).transpose()?;
         self.request_checkpoint(false);
+        self.report();
+        Ok(())
+    }
+
+    /// Why nothing is read.
+    fn hold_up(&self) -> Option<HoldUp> {
+        if self.poisoned {
+            Some(HoldUp::PoisonRow)
+        } else if self.copy.is_some() {
+            Some(HoldUp::Copy)
+        } else if !self.delivery.has_room() {
+            Some(HoldUp::Budget)
+        } else if self.parked.is_some() {
+            Some(if self.delivery.waits_for_topic() { HoldUp::Topic } else { HoldUp::Search })
+        } else {
+            None
+        }
+    }
+
+    fn report(&self) {
         let (in_flight_events, in_flight_bytes) = self.delivery.in_flight();
         let ledger = self.delivery.ledger();
+        let counts = self.delivery.counts();
         let numbers = Numbers {
             received: EndLsn::new(self.stream.received()),
+            received_events: counts.received,
+            sent_events: counts.sent,
+            suppressed_events: counts.suppressed,
             acknowledged: ledger.confirmed(),
+            acknowledged_events: counts.acknowledged,
             confirmed: self.stream.confirmed_sent(),
             in_flight_events,
             in_flight_bytes,
             oldest_commit: ledger.oldest_commit_time(),
             copied_rows: (self.copied_rows.get() > 0 || self.copy.is_some()).then(|| self.copied_rows.get()),
+            hold_up: self.hold_up(),
         };
         self.status.numbers(numbers);
         let metrics = &self.metrics;
@@ -293,8 +327,9 @@ impl Pump {
         metrics.received_lsn.set(gauge(numbers.received.lsn().as_u64()));
         metrics.acknowledged_lsn.set(gauge(numbers.acknowledged.lsn().as_u64()));
         metrics.confirmed_lsn.set(gauge(numbers.confirmed.lsn().as_u64()));
-        metrics.connected.with_label_values(&["kafka"]).set(i64::from(!self.acks.brokers_down()));
-        Ok(())
+        let kafka = self.delivery.kafka_answers();
+        self.status.kafka(kafka);
+        metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == Some(true)));
     }
 
     /// The next message, unless the server said something before it that makes it worthless.
@@ -318,7 +353,7 @@ impl Pump {
 
     /// Whether a graceful stop is through.
     async fn drained(&mut self, since: Instant) -> Result<Option<Ended>, Trouble> {
-        let late = since.elapsed() > DRAIN_WITHIN;
+        let late = since.elapsed() > self.drain_within;
         // A transaction is read to its end, unless it holds a row that only a person can help on.
         let stuck = self.poisoned || self.delivery.waits_for_topic();
         let settled = self.delivery.in_flight().0 == 0 && (stuck || !self.delivery.in_transaction());
@@ -329,7 +364,7 @@ impl Pump {
         let Requested { confirmed, copied, .. } = self.requested;
         let stored = |row: Committed| row.confirmed >= confirmed && row.copied == copied;
         while !stored(self.writer.committed()) {
-            let left = DRAIN_WITHIN.saturating_sub(since.elapsed()).max(TICK);
+            let left = self.drain_within.saturating_sub(since.elapsed()).max(TICK);
             match tokio::time::timeout(left, self.writer.changed()).await {
                 Ok(changed) => changed?,
                 Err(_) => return Ok(Some(Ended::GaveUp)),

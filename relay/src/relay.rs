@@ -27,13 +27,12 @@ pub async fn run(
     let mut reached = None;
     loop {
         let started = Instant::now();
-        let trouble = match session::run(&context, &mut reached, &mut shutdown).await {
+        let mut report = |trouble: &Trouble| report(&context, trouble, &mut last_logged);
+        let trouble = match session::run(&context, &mut reached, &mut shutdown, &mut report).await {
             Ok(ended) => return ended,
             Err(trouble) => trouble,
         };
-        let action = trouble.reason.action();
-        report(&context, action, &trouble, &mut last_logged);
-        let pause = backoff.pause(action, started.elapsed());
+        let pause = backoff.pause(trouble.reason.action(), started.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = shutdown.wait_for(|stop| *stop) => return Ended::Drained,
@@ -41,22 +40,25 @@ pub async fn run(
     }
 }
 
-/// Shows a trouble; the log gets it once, not at every try.
-fn report(context: &Context, action: Action, trouble: &Trouble, last_logged: &mut Option<(Reason, String)>) {
+/// Shows a trouble. Counters and log get it once, not at every try.
+fn report(context: &Context, trouble: &Trouble, last_logged: &mut Option<(Reason, String)>) {
+    let action = trouble.reason.action();
     let phase = match action {
         Action::Retry => Phase::Waiting,
         Action::StandBy => Phase::Standby,
         Action::Stop => Phase::Stopped,
     };
-    context.status.trouble(phase, trouble);
+    let news = context.status.trouble(phase, trouble);
     let reason = trouble.reason.name();
     let side = trouble.reason.side();
-    context.metrics.reconnects_total.with_label_values(&[side, &reason]).inc();
+    if news {
+        context.metrics.reconnects_total.with_label_values(&[side, &reason]).inc();
+    }
     if side == "kafka" {
         context.metrics.producer_rebuilds_total.with_label_values(&[&reason]).inc();
     }
-    let news = (trouble.reason, trouble.what.clone());
-    if last_logged.as_ref() == Some(&news) {
+    let said = (trouble.reason, trouble.what.clone());
+    if last_logged.as_ref() == Some(&said) {
         return;
     }
     match action {
@@ -68,5 +70,5 @@ fn report(context: &Context, action: Action, trouble: &Trouble, last_logged: &mu
     if trouble.reason.is_gap() {
         context.metrics.gap_total.with_label_values(&[&reason]).inc();
     }
-    *last_logged = Some(news);
+    *last_logged = Some(said);
 }

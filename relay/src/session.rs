@@ -2,7 +2,7 @@
 //! are the same code, so that there is only one way in which delivery can begin.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pg_replication::{Client, EndLsn, Lsn, PgOutput, Stream, TimelineHistory};
 use sqlx::postgres::PgConnection;
@@ -23,6 +23,7 @@ use crate::pump::{Ended, Pump};
 use crate::search::Searcher;
 use crate::sink::{AckQueue, Producers};
 use crate::status::{Phase, Status};
+use crate::tenure::Tenure;
 use crate::trouble::{Reason, Trouble};
 use crate::verdict::{Findings, Verdict, judge};
 use crate::{source, start};
@@ -49,6 +50,8 @@ pub struct Context {
 /// An open stream with what belongs to it.
 struct Opened {
     stream: Stream,
+    /// The server process at its other end.
+    holder: Option<i64>,
     sql: PgConnection,
     history: History,
     start: Start,
@@ -57,31 +60,23 @@ struct Opened {
     committed: Committed,
 }
 
-/// Runs one session. `Ok` means that `shutdown` was asked for.
+/// Runs one session. `Ok` means that `shutdown` was asked for. A trouble goes to `report` as soon as it is known: what
+/// follows it, such as waiting for the last acknowledgements, may take a while.
 ///
 /// `reached` is what the sessions of this process have confirmed.
 pub async fn run(
     context: &Context,
     reached: &mut Option<(History, EndLsn)>,
     shutdown: &mut watch::Receiver<bool>,
+    report: &mut impl FnMut(&Trouble),
 ) -> Result<Ended, Trouble> {
-    context.status.enter(Phase::Starting);
     let mut asked = shutdown.clone();
     let opened = tokio::select! {
-        opened = open(context, *reached) => opened?,
+        opened = open(context, *reached) => opened.inspect_err(|trouble| report(trouble))?,
         // Nothing was sent: there is nothing to drain.
         _ = asked.wait_for(|stop| *stop) => return Ok(Ended::Drained),
     };
-    let connected = context.metrics.connected.with_label_values(&["postgres"]);
-    connected.set(1);
-    context.metrics.streaming.set(1);
-    let ended = stream(context, opened, reached, shutdown).await;
-    context.metrics.streaming.set(0);
-    connected.set(0);
-    match ended {
-        Err(trouble) => Err(publication::told_apart(trouble, &context.config).await),
-        ended => ended,
-    }
+    stream(context, opened, reached, shutdown, report).await
 }
 
 async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<Opened, Trouble> {
@@ -103,13 +98,15 @@ async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<O
     let output = PgOutput {
         publications: vec![config.source.publication.name.clone()],
         binary: true,
-        // Nothing is written to the stream by the relay itself yet.
-        messages: false,
+        // Heartbeats.
+        messages: true,
     };
     // From zero: the slot's own position. Never beyond it, because what the slot has not confirmed is only known to
     // be in Kafka once the checkpoint has been read while the slot is held.
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
     tracing::info!(slot = %config.source.slot.name, "the slot is held");
+    let holder =
+        source::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
     let judged = judge_now(&mut sql, config, &server).await?;
     let (confirmed, copy) = match (judged.verdict, judged.copy()) {
         (Verdict::Copy { from }, Some(backfill)) => (from, Some(backfill)),
@@ -133,7 +130,7 @@ async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<O
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
     let start =
         Start { confirmed, copied, lineage: Lineage::new(server.timelines, end), mappings, partitions };
-    Ok(Opened { stream, sql, history, start, copy, committed })
+    Ok(Opened { stream, holder, sql, history, start, copy, committed })
 }
 
 fn just_behind(lsn: EndLsn) -> EndLsn {
@@ -277,8 +274,45 @@ async fn stream(
     opened: Opened,
     reached: &mut Option<(History, EndLsn)>,
     shutdown: &mut watch::Receiver<bool>,
+    report: &mut impl FnMut(&Trouble),
 ) -> Result<Ended, Trouble> {
+    let history = opened.history;
+    let mut pump = pump(context, opened).await.inspect_err(|trouble| report(trouble))?;
+    context.metrics.streaming.set(1);
+    let ended = pump.run(shutdown, &mut context.desk.open()).await;
+    *reached = Some((history, pump.confirmed()));
+    context.metrics.streaming.set(0);
+    context.metrics.in_flight_events.set(0);
+    context.metrics.in_flight_bytes.set(0);
+    context.metrics.connected.with_label_values(&["kafka"]).set(0);
+    let (stream, delivery) = pump.into_parts();
+    let producers = delivery.into_producers();
+    let ended = match ended {
+        Ok(ended) => {
+            finish(stream).await;
+            Ok(ended)
+        }
+        Err(trouble) => {
+            // In this order: when the slot is free, another relay may send, and nothing new must come from here.
+            match trouble.reason {
+                // Another may be sending already.
+                Reason::ProcessPaused | Reason::SlotActive | Reason::SlotLost => producers.give_up_all(),
+                _ => producers.give_up_unsent(),
+            }
+            last_word(stream, &trouble).await;
+            let trouble = publication::told_apart(trouble, &context.config).await;
+            report(&trouble);
+            Err(trouble)
+        }
+    };
+    drop(tokio::task::spawn_blocking(move || producers.settle()).await);
+    ended
+}
+
+/// All that belongs to a stream, ready to run.
+async fn pump(context: &Context, opened: Opened) -> Result<Pump, Trouble> {
     let config = &*context.config;
+    let tenure = Tenure::new(opened.stream.silence_limit(), opened.holder, Instant::now());
     let refused =
         |error| Trouble::new(Reason::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));
     let acks = Arc::new(AckQueue::default());
@@ -312,37 +346,17 @@ async fn stream(
         context.status.clone(),
         context.metrics.clone(),
     )?;
-    let mut pump = Pump::new(
-        opened.stream,
-        delivery,
-        acks,
-        answers,
-        writer,
-        context.status.clone(),
-        context.metrics.clone(),
-    );
+    let mut pump = Pump::new(opened.stream, delivery, acks, answers, writer, tenure, context);
     if let Some(pages) = pages {
         pump = pump.copying(pages);
     }
-    let ended = pump.run(shutdown, &mut context.desk.open()).await;
-    *reached = Some((opened.history, pump.confirmed()));
-    let (stream, delivery) = pump.into_parts();
-    let producers = delivery.into_producers();
-    if ended.is_ok() {
-        finish(stream).await;
-    } else {
-        // In this order: when the slot is free, another relay may send, and nothing new must come from here.
-        producers.give_up_unsent();
-        last_word(stream, &ended).await;
-    }
-    drop(tokio::task::spawn_blocking(move || producers.settle()).await);
-    ended
+    Ok(pump)
 }
 
 /// A server that is stopping ends SQL connections first, and waits for its streams to confirm: it hears what is stored,
 /// and that there is nothing more. In any other trouble the stream is only let go.
-async fn last_word(stream: Stream, ended: &Result<Ended, Trouble>) {
-    if matches!(ended, Err(trouble) if trouble.reason == Reason::DatabaseUnreachable) {
+async fn last_word(stream: Stream, trouble: &Trouble) {
+    if trouble.reason == Reason::DatabaseUnreachable {
         drop(stream.finish(LAST_WORD_WITHIN).await);
     }
 }

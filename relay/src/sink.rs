@@ -94,9 +94,10 @@ impl AckQueue {
         std::mem::swap(&mut *self.acks.lock().unwrap_or_else(PoisonError::into_inner), taken);
     }
 
-    /// Whether librdkafka says that no broker can be reached.
-    pub fn brokers_down(&self) -> bool {
-        self.brokers_down.load(Ordering::Relaxed)
+    /// Whether librdkafka has said since the last call that it lost all brokers. It says so of idle connections that a
+    /// broker has closed, too: a reason to ask, not an answer.
+    pub fn take_brokers_down(&self) -> bool {
+        self.brokers_down.swap(false, Ordering::Relaxed)
     }
 
     /// Whether a producer has given up for good: it sends nothing any more.
@@ -105,9 +106,6 @@ impl AckQueue {
     }
 
     fn put(&self, ack: Ack) {
-        if ack.outcome.is_ok() && self.brokers_down() {
-            self.brokers_down.store(false, Ordering::Relaxed);
-        }
         let mut acks = self.acks.lock().unwrap_or_else(PoisonError::into_inner);
         acks.push(ack);
         let first = acks.len() == 1;
@@ -223,6 +221,13 @@ impl Producers {
     pub fn give_up_unsent(&self) {
         for producer in &self.producers {
             producer.purge(PurgeConfig::default().queue());
+        }
+    }
+
+    /// Gives up what was sent, too: nothing of it is sent again.
+    pub fn give_up_all(&self) {
+        for producer in &self.producers {
+            producer.purge(PurgeConfig::default().queue().inflight());
         }
     }
 

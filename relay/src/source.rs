@@ -295,6 +295,8 @@ pub struct SlotState {
     pub safe_wal_bytes: Option<i64>,
     /// The server's current LSN at the time of the look.
     pub current: Option<EndLsn>,
+    /// For how long nobody has held it, by the server's account (Postgres 17 and newer).
+    pub inactive_for: Option<Duration>,
 }
 
 impl SlotState {
@@ -302,12 +304,27 @@ impl SlotState {
     pub fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost") || self.invalidation_reason.is_some()
     }
+
+    /// How many bytes of log lie between `lsn` and the server's current end.
+    pub fn behind(&self, lsn: Option<EndLsn>) -> u64 {
+        let distance =
+            |(current, lsn): (EndLsn, EndLsn)| current.lsn().as_u64().saturating_sub(lsn.lsn().as_u64());
+        self.current.zip(lsn).map_or(0, distance)
+    }
+
+    /// Why it was given up, as a sentence.
+    pub fn loss(&self) -> String {
+        let cause = self.invalidation_reason.as_deref().unwrap_or("its WAL was removed");
+        format!("the slot is invalidated: {cause}")
+    }
 }
 
 /// Looks at the slot. `to_jsonb`, because the view has different columns in each version.
 pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<SlotState>, sqlx::Error> {
     let row = sqlx::query(
-        "SELECT to_jsonb(s) AS slot, pg_current_wal_lsn()::text AS current
+        "SELECT to_jsonb(s) AS slot, pg_current_wal_lsn()::text AS current,
+                extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8
+                    AS inactive_for
          FROM pg_replication_slots s WHERE slot_name = $1",
     )
     .bind(slot)
@@ -329,6 +346,9 @@ pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<Slo
         restart: lsn(text("restart_lsn")),
         safe_wal_bytes: number("safe_wal_size"),
         current: lsn(row.try_get("current").ok()),
+        inactive_for: row
+            .try_get::<Option<f64>, _>("inactive_for")?
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok()),
     }))
 }
 

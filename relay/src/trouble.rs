@@ -76,12 +76,18 @@ pub enum Reason {
     HistoryChanged,
     /// The checkpoint row was changed or removed by somebody else.
     CheckpointLost,
+    /// The server has something to send, and nothing of it arrives.
+    StreamStalled,
+    /// This process was stopped or starved so long that another may hold the slot.
+    ProcessPaused,
     /// No connection to Kafka.
     KafkaUnreachable,
     /// Kafka does not accept the relay's credentials, or the relay Kafka's certificate.
     KafkaAuthenticationFailed,
     /// The relay lacks a permission in Kafka.
     KafkaPermissionDenied,
+    /// Kafka answers, but acknowledges nothing of what was sent.
+    NoAcknowledgement,
     /// A topic does not exist.
     TopicMissing,
     /// A topic's limits have changed, and the producers have to follow.
@@ -105,8 +111,11 @@ impl Reason {
             Reason::DatabaseUnreachable
             | Reason::NoWritableHost
             | Reason::DifferentServers
-            | Reason::KafkaUnreachable
             | Reason::TopicChanged
+            | Reason::StreamStalled
+            | Reason::ProcessPaused
+            | Reason::KafkaUnreachable
+            | Reason::NoAcknowledgement
             | Reason::DeliveryFailed
             | Reason::ProtocolViolation
             | Reason::DatabaseError => Action::Retry,
@@ -195,6 +204,15 @@ impl Reason {
             Reason::CheckpointLost => {
                 "make sure that only one relay has this name; restart it to go on from the checkpoint as it is"
             }
+            Reason::StreamStalled => {
+                "a large transaction is decoded first: wait for it, and look at pg_stat_replication and pg_stat_replication_slots; without one, look at the Postgres log"
+            }
+            Reason::ProcessPaused => {
+                "nothing, if the process or its machine was paused on purpose; otherwise give it CPU: look at limits, throttling and swap"
+            }
+            Reason::NoAcknowledgement => {
+                "compare min.insync.replicas with the replicas in sync, and look at quotas and the brokers' logs"
+            }
             Reason::KafkaUnreachable => "check that Kafka runs and that sink.bootstrapServers leads to it",
             Reason::KafkaAuthenticationFailed => {
                 "check the relay's credentials for Kafka, and the certificates of both sides"
@@ -226,6 +244,7 @@ impl Reason {
             Reason::KafkaUnreachable
             | Reason::KafkaAuthenticationFailed
             | Reason::KafkaPermissionDenied
+            | Reason::NoAcknowledgement
             | Reason::TopicMissing
             | Reason::TopicChanged
             | Reason::KafkaLostRecords

@@ -1,4 +1,5 @@
-//! Notices producers that are stuck: Kafka can be reached, and yet nothing they have sent is acknowledged.
+//! Asks whether Kafka is there while it says nothing by itself, and notices producers that are stuck: Kafka can be
+//! reached, and yet nothing they have sent is acknowledged.
 //!
 //! Records never expire (an expired record would be a hole), so a producer that has lost its way after a broker's
 //! restart would wait for ever. An outage is not that: while Kafka cannot be reached, waiting is right, and
@@ -6,57 +7,70 @@
 
 use std::time::{Duration, Instant};
 
-/// Silence this long is looked into. Retries and leader changes take a second or two.
-const SUSPICIOUS_AFTER: Duration = Duration::from_secs(5);
-/// Pause between two looks.
-const ASK_EVERY: Duration = Duration::from_secs(5);
+/// Silence this long is looked into, idle or not: with the time a question may take, an outage shows within 10 s.
+/// Retries and leader changes take a second or two.
+const ASK_AFTER: Duration = Duration::from_millis(2500);
 /// So many looks in a row have to find Kafka there, without one acknowledgement between them: 50 s, because a
 /// partition without enough replicas looks the same, and there waiting is right for a while.
-const LOOKS: u32 = 10;
+const LOOKS: u32 = 20;
 
 /// What the pump should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suspicion {
     /// Nothing.
     None,
-    /// Ask whether Kafka can be reached.
+    /// Ask whether Kafka can be reached, and say [`Watchdog::looked`].
     Ask,
     /// Throw the producers away.
     Stuck,
 }
 
+/// What happened since the last tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Nothing is under way.
+    Idle,
+    /// Something is under way, and nothing was acknowledged.
+    Waiting,
+    /// Kafka acknowledged something.
+    Acknowledged,
+}
+
 /// See the module's text.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Watchdog {
-    last_progress: Instant,
-    last_look: Instant,
+    /// The last sign of Kafka, good or bad.
+    heard: Option<Instant>,
+    asked: bool,
     found_there: u32,
 }
 
 impl Watchdog {
-    /// Begins to watch.
-    pub fn new(now: Instant) -> Watchdog {
-        Watchdog { last_progress: now, last_look: now, found_there: 0 }
-    }
-
-    /// Called at every tick: `progress` when something was acknowledged since the last, or nothing is under way.
-    pub fn tick(&mut self, now: Instant, progress: bool) -> Suspicion {
-        if progress {
-            *self = Watchdog::new(now);
+    /// Called at every tick; `brokers_down` when the client has said since the last that it has lost all brokers.
+    pub fn tick(&mut self, now: Instant, activity: Activity, brokers_down: bool) -> Suspicion {
+        match activity {
+            Activity::Idle => self.found_there = 0,
+            Activity::Waiting => {}
+            Activity::Acknowledged => {
+                self.found_there = 0;
+                self.heard = Some(now);
+            }
         }
         if self.found_there >= LOOKS {
             return Suspicion::Stuck;
         }
-        let due = now.duration_since(self.last_look) >= ASK_EVERY;
-        if now.duration_since(self.last_progress) < SUSPICIOUS_AFTER || !due {
+        let quiet = self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= ASK_AFTER);
+        if self.asked || !(quiet || brokers_down) {
             return Suspicion::None;
         }
-        self.last_look = now;
+        self.asked = true;
         Suspicion::Ask
     }
 
     /// The answer to a look.
-    pub fn looked(&mut self, there: bool) {
+    pub fn looked(&mut self, now: Instant, there: bool) {
+        self.asked = false;
+        self.heard = Some(now);
         self.found_there = if there { self.found_there + 1 } else { 0 };
     }
 }
@@ -65,32 +79,55 @@ impl Watchdog {
 mod tests {
     use super::*;
 
-    /// Ticks through `seconds`, answering each look with `there`; whether it came to be stuck.
-    fn silence(seconds: u64, there: bool) -> bool {
+    /// Ticks through `seconds` of `activity`, answering each look with `there`: how many looks, and whether it came to
+    /// be stuck.
+    fn ticks(seconds: u64, activity: Activity, there: bool) -> (u32, bool) {
         let start = Instant::now();
-        let mut watchdog = Watchdog::new(start);
-        (0..seconds * 10).any(|tick| {
-            match watchdog.tick(start + Duration::from_millis(100 * tick), false) {
+        let (mut watchdog, mut looks) = (Watchdog::default(), 0);
+        for tick in 0..seconds * 10 {
+            let now = start + Duration::from_millis(100 * tick);
+            match watchdog.tick(now, activity, false) {
                 Suspicion::None => {}
-                Suspicion::Ask => watchdog.looked(there),
-                Suspicion::Stuck => return true,
+                Suspicion::Ask => {
+                    looks += 1;
+                    watchdog.looked(now, there);
+                }
+                Suspicion::Stuck => return (looks, true),
             }
-            false
-        })
+        }
+        (looks, false)
     }
 
     #[test]
     fn silence_of_a_kafka_that_is_there_is_stuck_and_an_outage_is_not() {
-        assert!(silence(120, true));
-        assert!(!silence(3600, false));
-        assert!(!silence(20, true), "a moment's silence is no reason");
+        assert!(ticks(120, Activity::Waiting, true).1);
+        assert!(!ticks(3600, Activity::Waiting, false).1);
+        assert!(!ticks(3600, Activity::Idle, true).1, "nothing waits");
+        assert!(!ticks(20, Activity::Waiting, true).1, "a moment's silence is no reason");
+    }
+
+    #[test]
+    fn kafka_is_asked_at_once_and_again_while_it_is_quiet() {
+        assert!(ticks(100, Activity::Idle, true).0 >= 40);
+        assert_eq!(ticks(100, Activity::Acknowledged, true).0, 0, "it speaks by itself");
+    }
+
+    #[test]
+    fn one_question_at_a_time_and_lost_brokers_are_asked_for_at_once() {
+        let now = Instant::now();
+        let mut watchdog = Watchdog::default();
+        assert_eq!(watchdog.tick(now, Activity::Idle, false), Suspicion::Ask);
+        assert_eq!(watchdog.tick(now + ASK_AFTER, Activity::Idle, true), Suspicion::None, "it was asked");
+        watchdog.looked(now + ASK_AFTER, true);
+        assert_eq!(watchdog.tick(now + ASK_AFTER, Activity::Idle, false), Suspicion::None);
+        assert_eq!(watchdog.tick(now + ASK_AFTER, Activity::Idle, true), Suspicion::Ask);
     }
 
     #[test]
     fn one_acknowledgement_ends_the_suspicion() {
-        let start = Instant::now();
-        let mut watchdog = Watchdog::new(start);
-        (0..LOOKS).for_each(|_| watchdog.looked(true));
-        assert_eq!(watchdog.tick(start, true), Suspicion::None);
+        let now = Instant::now();
+        let mut watchdog = Watchdog::default();
+        (0..LOOKS).for_each(|_| watchdog.looked(now, true));
+        assert_eq!(watchdog.tick(now, Activity::Acknowledged, false), Suspicion::None);
     }
 }

@@ -72,6 +72,10 @@ impl Feedback {
         }
     }
 
+    pub(crate) fn silence_limit(&self) -> Duration {
+        self.patience * 2
+    }
+
     pub(crate) fn received(&self) -> Lsn {
         self.received
     }

@@ -227,6 +227,13 @@ impl Stream {
         self.sent
     }
 
+    /// How long the server may say nothing, asked once in between, until [`Stream::fill`] gives it up: half of its
+    /// `wal_sender_timeout`. An owner that has not called `fill` or [`Stream::idle`] for this long must assume that the
+    /// server has given *it* up, and that the slot is somebody else's.
+    pub fn silence_limit(&self) -> Duration {
+        self.feedback.silence_limit()
+    }
+
     /// How many bytes the last read brought. Little means that the stream is live; much that there is a backlog,
     /// which goes faster when the owner pauses for a fraction of a millisecond and lets the socket fill.
     pub fn last_read_len(&self) -> usize {

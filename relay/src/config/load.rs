@@ -127,6 +127,8 @@ impl Config {
         in_range("delivery.maxInFlightBytes", self.delivery.max_in_flight_bytes, 64 * 1024, 1 << 32)?;
         in_range("retention.keepHours", self.retention.keep_hours as usize, 1, 24 * 366)?;
         in_range("retention.aheadHours", self.retention.ahead_hours as usize, 1, 24 * 366)?;
+        in_range("heartbeat.intervalSeconds", self.heartbeat.interval_seconds as usize, 0, 3_600)?;
+        in_range("shutdown.graceSeconds", self.shutdown.grace_seconds as usize, 1, 3_600)?;
         check_routing(&self.routing)?;
         check_dead_letters(&self.delivery, &self.routing)
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,11 @@ const DEFAULT_MAX_IN_FLIGHT_BYTES: usize = 16 * 1024 * 1024;
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_000_000;
 /// Rows stay for three days: longer than the outages people sleep through on a long weekend.
 const DEFAULT_KEEP_HOURS: u32 = 72;
+/// As often as an idle relay writes its checkpoint anyway, so it makes no server busier than it is; and a person who
+/// looks at the age has an answer within the 10 s in which a fault has to show.
+const DEFAULT_HEARTBEAT_SECONDS: u32 = 10;
+/// Kubernetes kills after 30 s; the margin is for the signal's way and the process's end.
+const DEFAULT_GRACE_SECONDS: u32 = 25;
 
 /// Everything the relay is told.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,6 +45,12 @@ pub struct Config {
     /// Partitions of the outbox table.
     #[serde(default)]
     pub retention: Retention,
+    /// The probe through the stream.
+    #[serde(default)]
+    pub heartbeat: HeartbeatConfig,
+    /// How to stop.
+    #[serde(default)]
+    pub shutdown: Shutdown,
     /// Health, metrics, status.
     #[serde(default)]
     pub admin: AdminConfig,
@@ -247,6 +259,47 @@ pub struct Retention {
 impl Default for Retention {
     fn default() -> Self {
         Retention { keep_hours: DEFAULT_KEEP_HOURS, ahead_hours: DEFAULT_KEEP_HOURS }
+    }
+}
+
+/// The probe through the stream.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct HeartbeatConfig {
+    /// Seconds between two; 0 sends none.
+    pub interval_seconds: u32,
+}
+
+impl Default for HeartbeatConfig {
+    fn default() -> Self {
+        HeartbeatConfig { interval_seconds: DEFAULT_HEARTBEAT_SECONDS }
+    }
+}
+
+/// How to stop.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Shutdown {
+    /// Seconds from the signal to the end of the process at the latest.
+    pub grace_seconds: u32,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Shutdown { grace_seconds: DEFAULT_GRACE_SECONDS }
+    }
+}
+
+impl Shutdown {
+    /// From the signal to the end of the process at the latest.
+    pub fn grace(&self) -> Duration {
+        Duration::from_secs(self.grace_seconds.into())
+    }
+
+    /// The part of it in which acknowledgements are waited for; the rest is for the last checkpoint and the end of the
+    /// stream.
+    pub fn drain(&self) -> Duration {
+        self.grace().mul_f64(0.8)
     }
 }
 

@@ -1,0 +1,152 @@
+//! `/status` as JSON. Members and their meaning: docs/OPERATIONS.md. Times are RFC 3339, durations seconds, bytes
+//! numbers. What was seen from outside says when it was seen, because the server may be away since.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use pg_replication::EndLsn;
+use serde_json::{Value, json};
+
+use super::{HoldUp, Phase, Shown, State};
+use crate::source::SlotState;
+
+pub(super) fn json(state: &State, now: Instant) -> Value {
+    let problem = state.problem(now);
+    let numbers = &state.numbers;
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "name": state.about.name,
+        "startedAt": time(state.started),
+        "role": role(state.phase),
+        "phase": state.phase.name(),
+        "phaseSince": time(state.phase_since),
+        "ready": state.is_ready(problem.as_ref()),
+        "trouble": problem.as_ref().or(state.trouble.as_ref()).map(|shown| trouble(shown, None)),
+        "lastTrouble": state.last.as_ref().map(|past| trouble(&past.shown, Some(past.until))),
+        "lagSeconds": seconds(state.lag(now)),
+        "receivedLsn": numbers.received.to_string(),
+        "receivedEvents": numbers.received_events,
+        "sentEvents": numbers.sent_events,
+        "suppressedEvents": numbers.suppressed_events,
+        "acknowledgedLsn": numbers.acknowledged.to_string(),
+        "acknowledgedEvents": numbers.acknowledged_events,
+        "confirmedLsn": numbers.confirmed.to_string(),
+        "inFlightEvents": numbers.in_flight_events,
+        "inFlightBytes": numbers.in_flight_bytes,
+        "copiedRows": numbers.copied_rows,
+        "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
+        "deadLetters": dead_letters(state),
+        "budgetFull": numbers.hold_up == Some(HoldUp::Budget),
+        "notReadingBecause": not_reading(state),
+        "source": source(state),
+        "slot": slot(state, now),
+        "checkpoint": checkpoint(state, now),
+        "heartbeat": {
+            "intervalSeconds": state.heartbeat.interval().as_secs(),
+            "ageSeconds": state.heartbeat_age(now).map(seconds),
+        },
+        "retention": state.maintained.as_ref().map(|maintained| json!({
+            "at": time(maintained.at),
+            "held": maintained.held,
+            "error": maintained.error,
+        })),
+        "sink": {
+            "bootstrapServers": state.about.bootstrap_servers,
+            "connected": state.kafka,
+            "lastAcknowledgementAt": state.acknowledged_at.map(time),
+        },
+    })
+}
+
+fn dead_letters(state: &State) -> Value {
+    let letters = &state.dead_letters;
+    let last = letters.last.as_ref().map(|(note, at)| {
+        json!({
+            "reason": note.kind.label(),
+            "id": note.id,
+            "position": note.position.to_string(),
+            "topic": note.topic.as_deref(),
+            "at": time(*at),
+        })
+    });
+    json!({ "count": letters.count, "last": last })
+}
+
+fn not_reading(state: &State) -> Option<&'static str> {
+    match state.phase {
+        Phase::Copying | Phase::Streaming | Phase::Draining => state.numbers.hold_up.map(HoldUp::text),
+        _ => Some("the stream is not open"),
+    }
+}
+
+fn source(state: &State) -> Value {
+    json!({
+        "host": state.about.host,
+        "port": state.about.port,
+        "database": state.about.database,
+        "table": state.about.table,
+        "publication": state.about.publication,
+        "connected": state.looks_fail.is_none() && state.slot_seen.is_some(),
+    })
+}
+
+/// Members are `null` while there is no slot, or nobody has seen it yet.
+fn slot(state: &State, now: Instant) -> Value {
+    let slot = state.slot.as_ref();
+    let lsn = |lsn: fn(&SlotState) -> Option<EndLsn>| slot.and_then(lsn).map(|lsn| lsn.to_string());
+    json!({
+        "name": state.about.slot,
+        "observedAt": state.slot_seen.map(|seen| time(SystemTime::now() - now.saturating_duration_since(seen))),
+        "exists": state.slot_seen.map(|_| slot.is_some()),
+        "activePid": slot.and_then(|slot| slot.active_pid),
+        "inactiveSeconds": slot.map(|_| seconds(state.slot_inactive(now))),
+        "walStatus": slot.and_then(|slot| slot.wal_status.as_deref()),
+        "invalidationReason": slot.and_then(|slot| slot.invalidation_reason.as_deref()),
+        "confirmedLsn": lsn(|slot| slot.confirmed),
+        "restartLsn": lsn(|slot| slot.restart),
+        "serverLsn": lsn(|slot| slot.current),
+        "unconfirmedBytes": slot.map(|slot| slot.behind(slot.confirmed)),
+        "retainedBytes": slot.map(|slot| slot.behind(slot.restart)),
+        "safeBytes": slot.and_then(|slot| slot.safe_wal_bytes),
+    })
+}
+
+fn checkpoint(state: &State, now: Instant) -> Option<Value> {
+    let (seen, checkpoint) = state.checkpoint?;
+    Some(json!({
+        "confirmedLsn": checkpoint.confirmed.map(|lsn| lsn.to_string()),
+        "ageSeconds": seconds(checkpoint.age + now.saturating_duration_since(seen)),
+    }))
+}
+
+/// With `until`, one that may be over.
+fn trouble(shown: &Shown, until: Option<Option<SystemTime>>) -> Value {
+    let mut value = json!({
+        "reason": shown.reason,
+        "message": shown.what,
+        "remedy": shown.reason.remedy(),
+        "since": time(shown.since),
+    });
+    if let (Value::Object(members), Some(until)) = (&mut value, until) {
+        members.insert("until".into(), until.map_or(Value::Null, |until| time(until).into()));
+    }
+    value
+}
+
+/// What the slot makes of this process.
+fn role(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Copying | Phase::Streaming | Phase::Draining => "active",
+        Phase::Standby => "standby",
+        Phase::Starting | Phase::Waiting | Phase::Stopped => "none",
+    }
+}
+
+fn time(time: SystemTime) -> String {
+    DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+/// To the millisecond: more would only be noise.
+fn seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}

@@ -1,0 +1,155 @@
+use super::*;
+
+const LONG: Duration = Duration::from_secs(6);
+
+fn lsn(value: u64) -> EndLsn {
+    EndLsn::new(pg_replication::Lsn::from(value))
+}
+
+fn slot_at(current: u64) -> SlotState {
+    SlotState { current: Some(lsn(current)), active_pid: Some(7), ..SlotState::default() }
+}
+
+/// A relay that streams, and has done so for a while without a fault.
+fn streaming() -> Status {
+    let status = Status::default();
+    status.enter(Phase::Streaming);
+    status.numbers(Numbers { received: lsn(100), ..Numbers::default() });
+    status
+}
+
+/// Makes everything that is remembered with a time as old as `age`.
+fn grow_old(status: &Status, age: Duration) {
+    let mut state = status.state();
+    let then = Instant::now().checked_sub(age).unwrap();
+    (state.acknowledged_moved, state.received_moved) = (then, then);
+}
+
+fn reason(status: &Status) -> Option<String> {
+    let json = status.json();
+    let ready = matches!(status.readiness(), Readiness::Ready(_));
+    assert_eq!(json["ready"], ready, "two answers to one question: {json}");
+    json["trouble"]["reason"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn a_trouble_makes_it_not_ready_and_streaming_clears_it() {
+    let status = Status::default();
+    assert!(status.trouble(Phase::Stopped, &Trouble::new(Reason::SlotLost, "slot s is gone")));
+    assert!(!status.trouble(Phase::Stopped, &Trouble::new(Reason::SlotLost, "slot s is gone")), "no news");
+    let Readiness::NotReady(text) = status.readiness() else { panic!("ready in trouble") };
+    assert!(text.starts_with("SlotLost: slot s is gone; rows committed since"), "{text}");
+    assert_eq!(reason(&status).as_deref(), Some("SlotLost"));
+    status.remember();
+    status.enter(Phase::Streaming);
+    assert_eq!(status.readiness(), Readiness::Ready("streaming".into()));
+    assert_eq!(reason(&status), None);
+    status.remember();
+    let last = &status.json()["lastTrouble"];
+    assert_eq!(last["reason"], "SlotLost");
+    assert!(last["until"].is_string(), "{last}");
+    assert!(status.trouble(Phase::Stopped, &Trouble::new(Reason::SlotLost, "again")), "another one");
+}
+
+#[test]
+fn a_standby_is_ready() {
+    let status = Status::default();
+    status.trouble(Phase::Standby, &Trouble::new(Reason::SlotActive, "held by pid 7"));
+    assert_eq!(status.readiness(), Readiness::Ready("standby".into()));
+    assert_eq!(status.json()["role"], "standby");
+}
+
+#[test]
+fn rows_that_wait_without_an_acknowledgement_make_it_not_ready() {
+    let status = streaming();
+    let waiting = Numbers { received: lsn(100), oldest_commit: Some(PgTime::now()), ..Numbers::default() };
+    status.numbers(waiting);
+    assert_eq!(reason(&status), None);
+    grow_old(&status, LONG);
+    assert_eq!(reason(&status).as_deref(), Some("NoAcknowledgement"));
+    status.kafka(Some(false));
+    assert_eq!(reason(&status).as_deref(), Some("KafkaUnreachable"), "it is known why");
+    status.kafka(Some(true));
+    // In the midst of a large transaction nothing is acknowledged as a whole, and yet it goes on.
+    status.numbers(Numbers { acknowledged_events: 1, ..waiting });
+    assert_eq!(reason(&status), None);
+}
+
+#[test]
+fn a_stream_that_brings_nothing_of_what_there_is_makes_it_not_ready() {
+    let status = streaming();
+    let long_ago = Instant::now().checked_sub(LONG).unwrap();
+    status.slot(long_ago, Some(slot_at(100)), None);
+    grow_old(&status, LONG);
+    assert_eq!(reason(&status), None, "there is nothing to move");
+    status.slot(long_ago, Some(slot_at(200)), None);
+    assert_eq!(reason(&status).as_deref(), Some("StreamStalled"));
+    let full = Numbers { received: lsn(100), hold_up: Some(HoldUp::Budget), ..Numbers::default() };
+    status.numbers(full);
+    assert_eq!(reason(&status), None, "it is not the stream's fault");
+    assert_eq!(status.json()["budgetFull"], true);
+    status.numbers(Numbers { received: lsn(200), ..Numbers::default() });
+    assert_eq!(reason(&status), None);
+}
+
+#[test]
+fn a_database_that_does_not_answer_makes_it_not_ready_unless_the_stream_moves() {
+    let status = streaming();
+    status.unseen(Instant::now().checked_sub(LONG).unwrap(), "timeout".into());
+    assert_eq!(reason(&status), None, "the stream has just brought something");
+    grow_old(&status, LONG);
+    assert_eq!(reason(&status).as_deref(), Some("DatabaseUnreachable"));
+    assert_eq!(status.json()["source"]["connected"], false);
+    status.slot(Instant::now(), Some(slot_at(100)), None);
+    assert_eq!(reason(&status), None);
+}
+
+#[test]
+fn an_invalidated_slot_shows_while_the_stream_still_looks_open() {
+    let status = streaming();
+    let lost = SlotState { wal_status: Some("lost".into()), ..slot_at(100) };
+    status.slot(Instant::now(), Some(lost), None);
+    assert_eq!(reason(&status).as_deref(), Some("SlotLost"));
+}
+
+#[test]
+fn lag_counts_what_was_not_read_until_it_is_acknowledged() {
+    let status = Status::default();
+    status.slot(Instant::now(), Some(slot_at(100)), None);
+    assert!(status.lag_seconds() > 0.0);
+    status.numbers(Numbers { received: lsn(100), acknowledged: lsn(100), ..Numbers::default() });
+    assert_eq!(status.lag_seconds(), 0.0);
+}
+
+#[test]
+fn what_another_relay_has_confirmed_is_not_this_ones_lag() {
+    let status = Status::default();
+    status.trouble(Phase::Standby, &Trouble::new(Reason::SlotActive, "held by pid 7"));
+    status.slot(Instant::now(), Some(slot_at(100)), None);
+    status.slot(Instant::now(), Some(SlotState { confirmed: Some(lsn(100)), ..slot_at(100) }), None);
+    assert_eq!(status.lag_seconds(), 0.0);
+}
+
+#[test]
+fn a_slot_nobody_holds_is_idle_by_the_servers_account_or_our_own() {
+    let status = Status::default();
+    let long_ago = Instant::now().checked_sub(LONG).unwrap();
+    let idle = SlotState { active_pid: None, ..slot_at(100) };
+    status.slot(long_ago, Some(idle.clone()), None);
+    assert!(status.slot_inactive() >= LONG);
+    let told = SlotState { inactive_for: Some(LONG * 10), ..idle };
+    status.slot(Instant::now(), Some(told), None);
+    assert!(status.slot_inactive() >= LONG * 10);
+    status.slot(Instant::now(), Some(slot_at(100)), None);
+    assert_eq!(status.slot_inactive(), Duration::ZERO);
+}
+
+#[test]
+fn lost_records_are_shown_until_kafka_was_looked_at() {
+    let status = Status::default();
+    status.trouble(Phase::Stopped, &Trouble::new(Reason::KafkaLostRecords, "t/0 ends early"));
+    status.enter(Phase::Streaming);
+    assert_eq!(reason(&status).as_deref(), Some("KafkaLostRecords"));
+    status.kafka_is_whole();
+    assert_eq!(reason(&status), None);
+}
