@@ -34,4 +34,5 @@ mod snapshot;
 mod start;
 mod tls;
 mod topics;
+mod truth;
 mod verdict;

@@ -1,6 +1,8 @@
-//! A clean stop leaves nothing to do twice.
+//! A clean stop leaves nothing to do twice; a stop that cannot be clean ends in time and says so.
 
-use crate::fixture::{Site, heavy, right};
+use testbed::postgres::PgVersion;
+
+use crate::fixture::{OwnServers, SOON, Site, heavy, right};
 
 #[tokio::test]
 async fn a_clean_stop_confirms_all_it_published() {
@@ -32,5 +34,82 @@ async fn a_stop_while_starting_is_prompt() {
     let site = Site::shared().await;
     let relay = site.launch(|text| text.replace("host: 127.0.0.1", "host: 127.0.0.2"));
     relay.until("/readyz", 503, "DatabaseUnreachable").await;
-    assert_eq!(relay.stop().await.0, Some(0));
+    let (code, log) = relay.stop().await;
+    assert_eq!(code, Some(0));
+    assert!(log.contains("stopped in order"), "{log}");
+}
+
+#[tokio::test]
+async fn a_stop_of_a_standby_or_of_one_that_waits_for_a_topic_is_in_order() {
+    let site = Site::shared().await;
+    let active = site.relay().await;
+    let standby = site.launch(|text| text);
+    standby.until("/readyz", 200, "standby").await;
+    site.execute("INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) VALUES (gen_random_uuid(), 'nowhere.of.this.stop', 'k', 't', '1')")
+        .await;
+    active.until("/readyz", 503, "TopicMissing").await;
+    for relay in [standby, active] {
+        let (code, log) = relay.stop().await;
+        assert_eq!(code, Some(0), "{log}");
+        assert!(log.contains("stopped in order"), "{log}");
+    }
+}
+
+/// Kafka answers nothing: with rows under way, and at the next start while it is searched for them.
+#[tokio::test]
+async fn a_stop_without_kafka_gives_up_at_the_deadline_or_at_a_second_signal() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let mut site = servers.site().await;
+    site.extra = "shutdown: {graceSeconds: 2}\n".to_owned();
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    servers.kafka.brokers()[0].pause().unwrap();
+    site.insert([("k", 2)]).await;
+    relay.until("/status", 200, "\"inFlightEvents\":1").await;
+    let (code, log) = relay.stop().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("stopped at the deadline"), "{log}");
+
+    let relay = site.launch(|text| text);
+    relay.until("/status", 200, "\"notReadingBecause\":\"a row waits").await;
+    let (code, log) = relay.stop().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("stopped at the deadline"), "{log}");
+
+    site.extra = "shutdown: {graceSeconds: 3600}\n".to_owned();
+    let mut relay = site.launch(|text| text);
+    relay.until("/status", 200, "\"notReadingBecause\":\"a row waits").await;
+    relay.program.terminate().unwrap();
+    relay.until("/readyz", 503, "").await;
+    relay.until("/status", 200, "\"phase\":\"draining\"").await;
+    relay.program.terminate().unwrap();
+    let code = relay.program.wait(SOON).await.unwrap().code();
+    let log = relay.program.log();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("second signal"), "{log}");
+
+    servers.kafka.brokers()[0].resume().unwrap();
+    let relay = site.relay().await;
+    site.judge_table(&relay).await;
+}
+
+/// A server that hangs in the middle of streaming cannot confirm.
+#[tokio::test]
+async fn a_stop_while_postgres_hangs_ends_within_the_grace_period() {
+    let _place = heavy().await;
+    let servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let mut site = servers.site().await;
+    site.extra = "shutdown: {graceSeconds: 2}\n".to_owned();
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    servers.postgres.pause().unwrap();
+    let (code, log) = relay.stop().await;
+    servers.postgres.resume().unwrap();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("stopped"), "{log}");
+    let relay = site.relay().await;
+    site.judge_table(&relay).await;
 }
