@@ -296,9 +296,9 @@ async fn a_standby_is_ready_and_says_so() {
     );
     assert_eq!(status["trouble"]["reason"], "SlotActive");
     let pid = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
-    let pid = site.value(&pid).await.unwrap();
+    let pid: i64 = site.value(&pid).await.unwrap().parse().unwrap();
     for relay in [&active, &standby] {
-        shows(relay, "who holds the slot", |status| status["slot"]["activePid"].to_string() == pid).await;
+        shows(relay, "who holds the slot", |status| status["slot"]["activePid"].as_i64() == Some(pid)).await;
     }
     measures(&standby, &[("reconnects_total", 1.0), ("heartbeat_age_seconds", -1.0), ("streaming", 0.0)])
         .await;
