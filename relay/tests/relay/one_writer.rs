@@ -141,24 +141,3 @@ async fn c3_the_walsender_is_terminated_again_and_again() {
     until_more(&relay, 30.0).await;
     right(&site.verdict(load, &relay).await);
 }
-
-/// A10: neither slot nor publication is there yet, and both want to make them.
-#[tokio::test]
-async fn a10_two_relays_start_at_once_and_one_of_them_streams() {
-    let site = Site::shared().await;
-    let relays = [site.launch(|text| text), site.launch(|text| text)];
-    let role = async |relay: &Relay| relay.ask("/readyz").await.map(|(_, text)| text.trim().to_owned());
-    let streams = wait::until("one that streams and one that stands by", SOON, async || {
-        let roles = [role(&relays[0]).await, role(&relays[1]).await];
-        let is = |number: usize, name: &str| roles[number].as_deref() == Some(name);
-        match (0..2).find(|number| is(*number, "streaming") && is(1 - number, "standby")) {
-            Some(streams) => Ok(streams),
-            None => Err(format!("{roles:?}\n{}", relays[0].program.log_tail())),
-        }
-    })
-    .await
-    .unwrap();
-    site.insert([("k", 1), ("k", 2)]).await;
-    site.until_records(2).await;
-    site.judge_table(&relays[streams]).await;
-}
