@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::delivered::{Delivered, Stored, Taken};
+use crate::failpoint::{self, Boundary};
 use crate::mapping::Mappings;
 use crate::partitions::Offsets;
 use crate::publication;
@@ -328,6 +329,7 @@ async fn write_newest(
         let Some(progress) = wanted.borrow_and_update().clone() else { continue };
         let ripe = delivered.ripe(progress.confirmed);
         let xid = statement.execute(&mut sql, &progress, ripe.as_ref()).await?;
+        failpoint::pass(Boundary::CheckpointStored);
         done.send_replace(progress.committed());
         delivered.written(xid, &progress.offsets);
         // While rows are copied nothing of the table counts as delivered.

@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::cursor::Cursor;
 use crate::dead_letter::replay::{Candidate, Outcome};
 use crate::dead_letter::{Arrival, DeadLetterStyle, Poison, PoisonKind, Underway};
+use crate::failpoint::{self, Boundary};
 use crate::high_mark::{Admission, Landed, Searched};
 use crate::jobs::{Answer, Jobs};
 use crate::kafka_error;
@@ -603,6 +604,7 @@ impl Delivery {
     }
 
     fn commit(&mut self, end: EndLsn) -> Result<(), Trouble> {
+        failpoint::pass(Boundary::AllSent);
         self.transaction = None;
         let completed = self.ledger.commit(end)?;
         self.observe(completed);
@@ -654,6 +656,10 @@ impl Delivery {
         }
         self.settles_first = false;
         let (arrival, time) = self.read(layout, values.clone(), origin)?;
+        failpoint::pass(match origin.position.index {
+            0 => Boundary::AfterDecode,
+            _ => Boundary::InTransaction,
+        });
         let spread_by = arrival.spread_by(origin.position);
         let (bytes, route_by) = match &arrival {
             Arrival::Event(row, _) => (self.style.size(row), row.route_by),
@@ -806,6 +812,7 @@ impl Delivery {
             .map_err(|error| not_accepted(&format!("the event at {position}"), &error))?;
         if let Some(note) = dead {
             self.dead_letters.sent(partition, note);
+            failpoint::pass(Boundary::DeadLetterSent);
         }
         if let Some(mark) = self.partitions.mark(partition) {
             mark.sent(position);
@@ -864,6 +871,10 @@ impl Delivery {
         let commit = self.ledger.commit_lsn(entry);
         self.counts.acknowledged += 1;
         let completed = self.ledger.acknowledge(entry)?;
+        failpoint::pass(match completed {
+            None => Boundary::PartlyAcknowledged,
+            Some(_) => Boundary::AllAcknowledged,
+        });
         if self.cursor.is_some() {
             self.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]).inc();
         } else {

@@ -18,7 +18,7 @@
 //! [`watchdog`] notices producers that are stuck, [`tenure`] that the slot may be somebody else's, and [`heartbeat`]
 //! goes through all of it. [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong;
 //! [`status`] and [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away.
-//! [`maintenance`] has partitions made and dropped.
+//! [`maintenance`] has partitions made and dropped. At a [`failpoint`] a test makes the process die.
 
 pub mod backfill;
 pub mod checkpoint;
@@ -29,6 +29,7 @@ pub mod dead_letter;
 pub mod delivered;
 pub mod delivery;
 pub mod doctor;
+pub mod failpoint;
 pub mod heartbeat;
 pub mod high_mark;
 pub mod inspect;
@@ -39,6 +40,8 @@ pub mod lineage;
 pub mod maintenance;
 pub mod mapping;
 pub mod metrics;
+#[cfg(test)]
+mod model;
 pub mod observer;
 pub mod partitions;
 pub mod publication;

@@ -147,6 +147,7 @@ fn main() {
             };
             let log_level = init_logging(DEFAULT_LOG_FILTER, format);
             admin::exit_on_panic();
+            outbox_relay::failpoint::arm();
             run(Arc::new(file.load()), log_level)
         }
         Command::Doctor { file, output } => doctor(&file.load(), output.format()),

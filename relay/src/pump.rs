@@ -16,6 +16,7 @@ use self::copy::{Copy, CopyStep, next_page};
 use crate::checkpoint::{Committed, Progress, Writer};
 use crate::dead_letter::replay::Candidate;
 use crate::delivery::{CAUSE_START, Delivery, Flow};
+use crate::failpoint::{self, Boundary};
 use crate::jobs::Answer;
 use crate::metrics::Metrics;
 use crate::session::Context;
@@ -180,6 +181,7 @@ impl Pump {
                 page = next_page(&mut self.copy), if wants_page => self.take_page(page?),
                 filled = fill_or_idle(&mut self.stream, wants_input) => {
                     filled?;
+                    failpoint::pass(Boundary::AfterRead);
                     self.gulps.read(self.stream.last_read_len());
                 }
             }
@@ -282,6 +284,9 @@ impl Pump {
         self.delivery.watch(self.writer.committed().revision)?;
         let reading = self.hold_up().is_none();
         self.status.sight(|sight| self.tenure.check(Instant::now(), reading, sight)).transpose()?;
+        if self.stream.confirmed_sent() == self.requested.confirmed {
+            failpoint::pass(Boundary::StatusSent);
+        }
         self.request_checkpoint(false);
         self.report();
         Ok(())
@@ -353,6 +358,7 @@ impl Pump {
 
     /// Whether a graceful stop is through.
     async fn drained(&mut self, since: Instant) -> Result<Option<Ended>, Trouble> {
+        failpoint::pass(Boundary::InDrain);
         let late = since.elapsed() > self.drain_within;
         // A transaction is read to its end, unless it holds a row that only a person can help on.
         let stuck = self.poisoned || self.delivery.waits_for_topic();

@@ -52,7 +52,9 @@ impl Router {
     /// Compiles the rule. As in Debezium the expression must match the whole value.
     pub fn new(routing: &Routing) -> Result<Router, InvalidRule> {
         let anchored = format!("^(?:{})$", routing.regex);
-        let rule = Regex::new(&anchored)
+        // Half a rule, such as `a)|(b`, would be made whole by what is put around it.
+        let rule = Regex::new(&routing.regex)
+            .and_then(|_| Regex::new(&anchored))
             .map_err(|error| InvalidRule { regex: routing.regex.clone(), detail: error.to_string() })?;
         Ok(Router { rule, replacement: routing.replacement.clone(), dead_letter_topic: None })
     }
@@ -121,6 +123,8 @@ fn murmur2(data: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn router(regex: &str, replacement: &str) -> Router {
@@ -142,6 +146,54 @@ mod tests {
         ];
         for (key, hash) in vectors {
             assert_eq!(murmur2(key) as i32, hash, "{}", String::from_utf8_lossy(key));
+        }
+    }
+
+    proptest! {
+        /// Any text under any of these rules: a topic that Kafka takes, or a refusal.
+        #[test]
+        fn any_text_gives_a_legal_topic_or_a_refusal(
+            value in prop_oneof![any::<String>(), "[a-z._-]{0,260}"],
+            rule in prop::sample::select(vec![
+                ("(?<routedByValue>.*)", "outbox.event.${routedByValue}"),
+                ("(?s)(.*)", "$1"),
+                ("([a-z]+)?(.*)", "$1.$2$3"),
+                ("(.)(.*)", "$2"),
+            ]),
+        ) {
+            if let Ok(topic) = router(rule.0, rule.1).topic(&value) {
+                prop_assert!((1..=249).contains(&topic.len()));
+                prop_assert!(topic.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c)), "{}", topic);
+                prop_assert!(topic != "." && topic != "..");
+            }
+        }
+
+        /// The rule must match all of the value: an alternative of it does not match a part.
+        #[test]
+        fn a_rule_matches_the_whole_value_only(first in "[a-c]{1,3}", second in "[a-c]{1,3}", value in "[a-c\n]{0,6}") {
+            let matches = router(&format!("{first}|{second}"), "t").topic(&value).is_ok();
+            prop_assert_eq!(matches, value == first || value == second);
+        }
+
+        #[test]
+        fn any_key_has_a_partition_that_exists(key: Vec<u8>, count in 1i32..2_000) {
+            prop_assert!((0..count).contains(&partition(&key, count)));
+        }
+    }
+
+    /// The wrapping that anchors a rule must not complete it.
+    #[test]
+    fn half_a_rule_is_not_a_rule() {
+        let half = Routing { regex: "a)|(b".into(), ..Routing::default() };
+        assert!(Router::new(&half).is_err());
+    }
+
+    /// `Utils.toPositive(murmur2(key)) % 12`, from the vectors above.
+    #[test]
+    fn partitions_are_those_of_the_java_client() {
+        let partitions = [("21", 0), ("foobar", 6), ("abc", 3), ("", 9)];
+        for (key, expected) in partitions {
+            assert_eq!(partition(key.as_bytes(), 12), expected, "{key}");
         }
     }
 

@@ -15,6 +15,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Sink;
+use crate::failpoint::{self, Boundary};
 use crate::high_mark::Searched;
 use crate::kafka_error::reason_of_kafka;
 use crate::lineage::Lineage;
@@ -212,6 +213,7 @@ impl Searcher {
                     return Ok((found, phantoms));
                 }
                 Some(Ok(message)) => {
+                    failpoint::pass(Boundary::InSearch);
                     found.end = message.offset() + 1;
                     match self.position(&message) {
                         None => {}

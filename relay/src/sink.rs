@@ -15,6 +15,7 @@ use rdkafka::{ClientContext, util::Timeout};
 use tokio::sync::Notify;
 
 use crate::config::Sink;
+use crate::failpoint::{self, Boundary};
 use crate::ledger::EntryId;
 use crate::partitions::PartitionId;
 
@@ -136,6 +137,7 @@ impl ProducerContext for Delivery {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
+        failpoint::pass(Boundary::InCallback);
         let (message, outcome) = match result {
             // The broker had it already (a retry whose first answer was lost): stored, offset unknown.
             Ok(message) => (message, Ok(Some(message.offset()).filter(|offset| *offset >= 0))),

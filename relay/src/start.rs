@@ -14,6 +14,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use crate::checkpoint::{self, History, Progress};
 use crate::config::{Config, Source};
+use crate::failpoint::{self, Boundary};
 use crate::mapping::{Mappings, Rule};
 use crate::partitions::Offsets;
 use crate::trouble::{Reason, Trouble};
@@ -125,7 +126,10 @@ async fn create(
     tracing::info!(%slot, "creating the slot; this waits for transactions that are open now");
     let options = SlotOptions { snapshot, failover: false, temporary: false };
     match client.create_slot(slot, &options).await {
-        Ok(created) => Ok((created.consistent_point, created.snapshot_name)),
+        Ok(created) => {
+            failpoint::pass(Boundary::SlotCreated);
+            Ok((created.consistent_point, created.snapshot_name))
+        }
         Err(pg_replication::Error::Server(error)) if error.code == SqlState::DUPLICATE_OBJECT => {
             let what = format!("slot {slot} was created by somebody else at this moment");
             Err(CreateError::Exists(Trouble::new(Reason::SlotActive, what)))

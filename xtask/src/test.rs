@@ -15,6 +15,10 @@ use crate::paint::{bad, good, heading};
 /// Makes tests run the matrix of Postgres versions and the long runs.
 const ALL: &str = "OUTBOX_TEST_ALL";
 
+/// Makes a relay of its own for the kill points, which dies where it is told; all else runs the relay as it is
+/// shipped. The whole workspace is named with it, so that no dependency is compiled anew for another set of features.
+const FAILPOINTS: &str = "outbox-relay/failpoints";
+
 /// Options of `test`.
 #[derive(Args, Debug)]
 pub struct Options {
@@ -37,13 +41,36 @@ const QUICK: [Part; 2] = [
     Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
     Part { name: "unit tests", arguments: &["test", "--locked", "--workspace", "--lib", "--bins"] },
 ];
-const DEFAULT: [Part; 4] = [
+const DEFAULT: [Part; 5] = [
     Part { name: "formatting", arguments: &["fmt", "--all", "--check"] },
     Part {
         name: "lints",
-        arguments: &["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        arguments: &[
+            "clippy",
+            "--locked",
+            "--workspace",
+            "--all-targets",
+            "--features",
+            FAILPOINTS,
+            "--",
+            "-D",
+            "warnings",
+        ],
     },
     Part { name: "tests on real servers", arguments: &["test", "--locked", "--workspace", "--no-fail-fast"] },
+    Part {
+        name: "kill points",
+        arguments: &[
+            "test",
+            "--locked",
+            "--workspace",
+            "--features",
+            FAILPOINTS,
+            "--test",
+            "relay",
+            "killpoints::",
+        ],
+    },
     Part { name: "the API against its contract", arguments: &["xtask", "contract"] },
 ];
 const SOAK: Part = Part { name: "soak", arguments: &["xtask", "soak", "--minutes", "2"] };

@@ -104,6 +104,11 @@ impl Site {
 
     /// A relay that may never be.
     pub fn launch(&self, edit: impl FnOnce(String) -> String) -> Relay {
+        self.launch_with(&[], edit)
+    }
+
+    /// A relay with variables of its environment set.
+    pub fn launch_with(&self, variables: &[(&str, &str)], edit: impl FnOnce(String) -> String) -> Relay {
         let admin = net::free_port().unwrap();
         let config = self.config(admin, edit);
         let mut launch = Launch::new("outbox-relay", env!("CARGO_BIN_EXE_outbox-relay"));
@@ -111,6 +116,7 @@ impl Site {
         if !std::fs::read_to_string(&config).unwrap().contains("passwordFile") {
             launch = launch.env("OUTBOX_RELAY_SOURCE_PASSWORD", PASSWORD);
         }
+        let launch = variables.iter().fold(launch, |launch, (name, value)| launch.env(name, value));
         let program = launch.arg("run").arg("--config").arg(config).start().unwrap();
         Relay { program, admin, client: reqwest::Client::new() }
     }

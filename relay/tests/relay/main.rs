@@ -18,6 +18,8 @@ mod fixture;
 mod grants;
 mod hosts;
 mod idle;
+#[cfg(feature = "failpoints")]
+mod killpoints;
 mod memory;
 mod misconfiguration;
 mod network;

@@ -1,0 +1,240 @@
+//! The relay dies at each boundary behind which something lasts (`src/failpoint.rs` has the table), under load, and
+//! the next one goes on: nothing lost, nothing twice, order kept. At the moment of death everything the slot has
+//! confirmed is in Kafka.
+
+use std::collections::HashSet;
+use std::os::unix::process::ExitStatusExt;
+
+use sqlx::AssertSqlSafe;
+use testbed::load::{Load, LoadOptions};
+use testbed::postgres::PgVersion;
+use testbed::unique;
+use uuid::Uuid;
+
+use crate::fixture::{OwnServers, Relay, SOON, Site, heavy, right};
+
+/// What a process that called `abort` ends with.
+const SIGABRT: i32 = 6;
+/// See `admin::EXIT_BUG`.
+const EXIT_BUG: i32 = 70;
+
+#[tokio::test]
+async fn k1_after_a_read_before_decoding() {
+    dies_under_load("after-read=150*off->return").await;
+}
+
+#[tokio::test]
+async fn k2_after_decoding_before_sending() {
+    dies_under_load("after-decode=150*off->return").await;
+}
+
+/// The rows sent so far get 50 ms to reach the broker.
+#[tokio::test]
+async fn k3_in_the_midst_of_a_transaction() {
+    dies_under_load("in-transaction=1500*off->return(50)").await;
+}
+
+/// Time enough for the broker to append all and to answer: nobody listens any more.
+#[tokio::test]
+async fn k4_all_sent_and_no_acknowledgement_seen() {
+    dies_under_load("all-sent=150*off->return(500)").await;
+}
+
+#[tokio::test]
+async fn k5_acknowledged_in_part() {
+    dies_under_load("partly-acknowledged=1300*off->return").await;
+}
+
+#[tokio::test]
+async fn k6_acknowledged_and_not_stored() {
+    dies_under_load("all-acknowledged=150*off->return").await;
+}
+
+#[tokio::test]
+async fn k7_stored_and_not_confirmed() {
+    dies_under_load("checkpoint-stored=15*off->return").await;
+}
+
+/// Postgres dies, too: it remembers an older confirmation than it was told.
+#[tokio::test]
+async fn k8_confirmed_and_not_kept_by_postgres() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let scene = Scene::on(servers.site().await).await;
+    scene.dies_at("status-sent=15*off->return").await;
+    let told = scene.confirmed().await;
+    servers.postgres.kill().await.unwrap();
+    servers.postgres.start_again().await.unwrap();
+    scene.confirmed_is_in_kafka().await;
+    let kept = scene.confirmed().await;
+    assert!(kept <= told, "{kept} was never told");
+    scene.ends_well().await;
+}
+
+/// The first relay dies with records in Kafka that no checkpoint covers, so that the second one has to search.
+#[tokio::test]
+async fn k9_in_a_search() {
+    let _place = heavy().await;
+    let scene = Scene::on(Site::shared().await).await;
+    scene.dies_at("all-acknowledged=100*off->return").await;
+    scene.dies_at("in-search=return").await;
+    scene.ends_well().await;
+}
+
+/// The promise begins with the slot, and this relay only just had made it.
+#[tokio::test]
+async fn k10_the_slot_exists_and_the_checkpoint_does_not_know() {
+    let _place = heavy().await;
+    let site = Site::shared().await;
+    died(failing(&site, "slot-created=return"), SIGABRT).await;
+    Scene::with_slot(site).await.ends_well().await;
+}
+
+#[tokio::test]
+async fn k12_in_the_drain_of_a_stop() {
+    let _place = heavy().await;
+    let scene = Scene::on(Site::shared().await).await;
+    let relay = failing(&scene.site, "in-drain=return");
+    scene.site.until_records(100).await;
+    relay.program.terminate().unwrap();
+    died(relay, SIGABRT).await;
+    scene.confirmed_is_in_kafka().await;
+    scene.ends_well().await;
+}
+
+/// A dead thread would leave a process that looks alive: a panic ends it, wherever it happens.
+#[tokio::test]
+async fn a7_a_panic_in_any_thread_ends_the_process() {
+    let _place = heavy().await;
+    let scene = Scene::on(Site::shared().await).await;
+    for place in ["after-decode", "in-callback", "in-search", "checkpoint-stored"] {
+        let relay = failing(&scene.site, &format!("{place}=panic"));
+        let log = ended(relay, |status| status.code() == Some(EXIT_BUG)).await;
+        assert!(log.contains("bug: a thread panicked"), "{place}: {log}");
+        scene.confirmed_is_in_kafka().await;
+    }
+    scene.ends_well().await;
+}
+
+async fn dies_under_load(failpoint: &str) {
+    let _place = heavy().await;
+    let scene = Scene::on(Site::shared().await).await;
+    let confirmed = scene.dies_at(failpoint).await;
+    assert!(confirmed > 0, "it died before anything was confirmed: what it confirmed proves nothing");
+    scene.ends_well().await;
+}
+
+fn failing(site: &Site, failpoint: &str) -> Relay {
+    site.launch_with(&[("FAILPOINTS", failpoint)], |text| text)
+}
+
+async fn died(relay: Relay, signal: i32) {
+    ended(relay, |status| status.signal() == Some(signal)).await;
+}
+
+/// Waits for a relay's end, which must be as expected, and returns its log.
+async fn ended(mut relay: Relay, expected: impl Fn(std::process::ExitStatus) -> bool) -> String {
+    let status = relay.program.wait(SOON).await.unwrap();
+    let log = relay.program.log();
+    assert!(expected(status), "{status}: {log}");
+    log
+}
+
+/// A site under load, and a second slot that still has what the relay's slot has given up.
+struct Scene {
+    site: Site,
+    load: Load,
+    witness: String,
+}
+
+impl Scene {
+    /// On a site whose relay has made its slot and is gone.
+    async fn on(site: Site) -> Scene {
+        site.relay().await.kill().await;
+        Scene::with_slot(site).await
+    }
+
+    async fn with_slot(site: Site) -> Scene {
+        let witness = unique("witness");
+        site.execute(&format!("SELECT pg_create_logical_replication_slot('{witness}', 'pgoutput')")).await;
+        // Transactions large enough to be cut, over several keys and so over all partitions.
+        let options = LoadOptions {
+            aggregatetype: site.aggregate.clone(),
+            topic: site.topic(),
+            rows: 1..=20,
+            rate: Some(600.0),
+            ..LoadOptions::default()
+        };
+        let load = Load::start(site.database.url(), options).await.unwrap();
+        Scene { site, load, witness }
+    }
+
+    /// Starts a relay that dies there; returns how many rows the slot had confirmed by then.
+    async fn dies_at(&self, failpoint: &str) -> usize {
+        died(failing(&self.site, failpoint), SIGABRT).await;
+        self.confirmed_is_in_kafka().await
+    }
+
+    /// What the slot has confirmed.
+    async fn confirmed(&self) -> u64 {
+        let select = format!(
+            "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{}'",
+            self.site.slot
+        );
+        lsn(&self.site.value(&select).await.unwrap())
+    }
+
+    /// I6: everything before the confirmed LSN is in Kafka. Returns how many rows that are.
+    async fn confirmed_is_in_kafka(&self) -> usize {
+        let confirmed = self.confirmed().await;
+        let records = self.site.records().await;
+        let there: HashSet<Uuid> = records.iter().filter_map(|record| record.event_id()).collect();
+        let forgotten = self.committed_before(confirmed).await;
+        let lost: Vec<&Uuid> = forgotten.iter().filter(|id| !there.contains(id)).collect();
+        assert!(
+            lost.is_empty(),
+            "of {} confirmed rows {} are not in Kafka: {lost:?}",
+            forgotten.len(),
+            lost.len()
+        );
+        forgotten.len()
+    }
+
+    /// Ids of rows whose commit lies before `limit`, as the witness tells it.
+    async fn committed_before(&self, limit: u64) -> Vec<Uuid> {
+        let peek = format!(
+            "SELECT data FROM pg_logical_slot_peek_binary_changes('{}', NULL, NULL, 'proto_version', '1',
+                                                                  'publication_names', 'outbox')
+                         WITH ORDINALITY AS changes (lsn, xid, data, number)
+             ORDER BY number",
+            self.witness
+        );
+        let messages: Vec<Vec<u8>> =
+            sqlx::query_scalar(AssertSqlSafe(peek)).fetch_all(&mut self.site.sql().await).await.unwrap();
+        let mut commit = 0;
+        let mut ids = Vec::new();
+        for message in messages {
+            match message[0] {
+                b'B' => commit = u64::from_be_bytes(message[1..9].try_into().unwrap()),
+                // Kind, relation, 'N', number of columns; then the first column's kind and length, and the id.
+                b'I' if commit < limit => {
+                    ids.push(std::str::from_utf8(&message[13..49]).unwrap().parse().unwrap());
+                }
+                _ => {}
+            }
+        }
+        ids
+    }
+
+    /// A relay without failpoints delivers the rest.
+    async fn ends_well(self) {
+        let relay = self.site.relay().await;
+        right(&self.site.verdict(self.load, &relay).await);
+        assert_eq!(relay.metric("outbox_relay_duplicates_detected_total").await, 0.0);
+    }
+}
+
+fn lsn(text: &str) -> u64 {
+    let (high, low) = text.split_once('/').unwrap();
+    u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
+}
