@@ -825,7 +825,7 @@ impl Delivery {
         let now = kafka_timestamp(PgTime::now());
         let mut timestamp = kafka_timestamp(prepared.time);
         let settings = self.partitions.settings(topic).copied().unwrap_or_default();
-        if settings.is_too_old(timestamp, now) {
+        if settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now) {
             timestamp = now;
             self.metrics.timestamps_replaced_total.inc();
         }

@@ -182,7 +182,7 @@ impl Metrics {
             slot_inactive_seconds: seconds("slot_inactive_seconds", "For how long nobody has held the slot")?,
             timestamps_replaced_total: counter(
                 "timestamps_replaced_total",
-                "Records sent with the current time, because their own is too old for the topic",
+                "Records sent with the current time, because their own is too old or too new for the topic",
             )?,
             dead_letters_total: counters("dead_letters_total", "Rows that became dead letters", &["reason"])?,
             registry,

@@ -5,6 +5,9 @@ use crate::config::Sink;
 /// Kafka's default for `retention.ms`, assumed where the settings may not be read: seven days.
 const DEFAULT_RETENTION_MS: i64 = 7 * 24 * 3600 * 1000;
 
+/// Kafka's default for `message.timestamp.after.max.ms`: an hour.
+const DEFAULT_AHEAD_MS: i64 = 3600 * 1000;
+
 /// What a topic's settings say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicSettings {
@@ -16,6 +19,9 @@ pub struct TopicSettings {
     pub compacted: bool,
     /// Age in milliseconds from which a record is not sent with its own timestamp; `None` where the broker sets it.
     oldest_ms: Option<i64>,
+    /// How far ahead of now a record may be in milliseconds to be sent with its own timestamp; `None` where the broker
+    /// sets it.
+    ahead_ms: Option<i64>,
 }
 
 impl Default for TopicSettings {
@@ -26,6 +32,7 @@ impl Default for TopicSettings {
             min_in_sync_replicas: None,
             compacted: false,
             oldest_ms: Some(DEFAULT_RETENTION_MS / 2),
+            ahead_ms: Some(DEFAULT_AHEAD_MS / 2),
         }
     }
 }
@@ -45,6 +52,8 @@ impl TopicSettings {
             max_message_bytes: size("max.message.bytes"),
             min_in_sync_replicas: size("min.insync.replicas"),
             compacted: policy.contains("compact"),
+            // Half of it: the broker's clock is another one.
+            ahead_ms: by_producer.then(|| limit("message.timestamp.after.max.ms") / 2),
             oldest_ms: by_producer.then(|| retention.min(limit("message.timestamp.before.max.ms"))),
         }
     }
@@ -58,6 +67,12 @@ impl TopicSettings {
     /// timestamp, so what an outage or a refill brings late would be deleted at once, the active segment included.
     pub fn is_too_old(&self, time_ms: i64, now_ms: i64) -> bool {
         self.oldest_ms.is_some_and(|oldest| now_ms.saturating_sub(time_ms) > oldest)
+    }
+
+    /// Whether a record of this time would be refused for being of the future: the row cannot be changed, and would
+    /// be sent and refused again and again, with all that is behind it.
+    pub fn is_too_new(&self, time_ms: i64, now_ms: i64) -> bool {
+        self.ahead_ms.is_some_and(|ahead| time_ms.saturating_sub(now_ms) > ahead)
     }
 }
 
@@ -91,6 +106,16 @@ mod tests {
     fn where_the_broker_sets_the_time_ours_is_kept() {
         let append = settings(&[("retention.ms", "1000"), ("message.timestamp.type", "LogAppendTime")]);
         assert!(!append.is_too_old(0, 1000 * DAY));
+    }
+
+    #[test]
+    fn a_record_is_too_new_where_the_broker_would_refuse_it() {
+        let hour = settings(&[("message.timestamp.after.max.ms", "3600000")]);
+        assert!(hour.is_too_new(DAY, 0) && !hour.is_too_new(60_000, 0) && !hour.is_too_new(0, DAY));
+        let append =
+            settings(&[("message.timestamp.after.max.ms", "0"), ("message.timestamp.type", "LogAppendTime")]);
+        assert!(!append.is_too_new(DAY, 0));
+        assert!(TopicSettings::default().is_too_new(DAY, 0));
     }
 
     #[test]
