@@ -17,6 +17,10 @@ mod oid {
     pub const UUID: u32 = 2950;
     pub const JSONB: u32 = 3802;
     pub const JSON: u32 = 114;
+    /// Types whose binary form is the text itself: "char", name, text, bpchar, varchar.
+    pub const TEXTS: [u32; 5] = [18, 19, 25, 1042, 1043];
+    /// From here on types are somebody's own: enums, domains, citext. Their binary form is that of another type.
+    pub const FIRST_OWN: u32 = 16_384;
 }
 
 /// The first byte of jsonb's binary form: its version.
@@ -28,6 +32,11 @@ pub enum RowError {
     /// The table lacks a column.
     #[error("the outbox table has no column '{0}'; its columns are described in docs/OUTBOX.md")]
     NoColumn(String),
+    /// A column has a type whose wire form is not what a consumer could read.
+    #[error(
+        "column '{0}' of the outbox table has a type that the relay does not read; docs/OUTBOX.md lists the types"
+    )]
+    Type(String),
     /// A column that must have a value is NULL.
     #[error("column '{0}' is NULL")]
     Null(&'static str),
@@ -128,8 +137,13 @@ impl Layout {
         }
         let payload = find(column::PAYLOAD)?;
         let columns: Vec<(Role, u32)> = names.iter().map(|name| role(name)).zip(types).collect();
-        let payload_type = columns.get(payload).map_or(0, |(_, oid)| *oid);
         let route_by = find(route_by)?;
+        for (index, ((role, oid), name)) in columns.iter().zip(&names).enumerate() {
+            if !is_readable(*role, *oid) || (index == route_by && !is_text(*oid)) {
+                return Err(RowError::Type((*name).to_owned()));
+            }
+        }
+        let payload_type = columns.get(payload).map_or(0, |(_, oid)| *oid);
         let names = names.into_iter().map(str::to_owned).collect();
         Ok(Layout { names, columns, route_by, payload_type })
     }
@@ -193,6 +207,28 @@ pub fn is_read(name: &str) -> bool {
 
 /// What the column that selects the topic is called in errors.
 const ROUTING_COLUMN: &str = "routing column";
+
+/// Whether values of that type can be read in that role. A domain over jsonb would bring jsonb's version byte along.
+fn is_readable(role: Role, oid: u32) -> bool {
+    match role {
+        Role::Id => oid == oid::UUID || is_text(oid),
+        Role::AggregateId => oid == oid::BYTEA || is_text(oid),
+        Role::Type | Role::TraceParent | Role::TraceState => is_text(oid),
+        Role::Payload => oid == oid::BYTEA || is_document(oid),
+        Role::Headers => is_document(oid),
+        Role::AggregateType | Role::OccurredAt | Role::Ignored => true,
+    }
+}
+
+/// Whether a value may be taken for text: surely, or because it is somebody's own type, an enum for example, and
+/// turns out to be UTF-8.
+fn is_text(oid: u32) -> bool {
+    oid::TEXTS.contains(&oid) || oid >= oid::FIRST_OWN
+}
+
+fn is_document(oid: u32) -> bool {
+    oid == oid::JSON || oid == oid::JSONB || oid::TEXTS.contains(&oid)
+}
 
 fn role(name: &str) -> Role {
     match name {

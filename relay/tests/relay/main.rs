@@ -12,6 +12,7 @@
 mod commands;
 mod confirmation;
 mod crash;
+mod data;
 mod delivery;
 mod dropping;
 mod fixture;
