@@ -12,6 +12,7 @@ use testbed::unique;
 use uuid::Uuid;
 
 use crate::fixture::{OwnServers, Relay, SOON, Site, heavy, right};
+use crate::poison;
 
 /// What a process that called `abort` ends with.
 const SIGABRT: i32 = 6;
@@ -100,6 +101,30 @@ async fn k12_in_the_drain_of_a_stop() {
     died(relay, SIGABRT).await;
     scene.confirmed_is_in_kafka().await;
     scene.ends_well().await;
+}
+
+/// The dead letters are appended, and nobody has seen their acknowledgements.
+#[tokio::test]
+async fn k15_a_dead_letter_is_sent_and_not_acknowledged() {
+    let _place = heavy().await;
+    let site = poison::site().await;
+    site.relay().await.kill().await;
+    let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)";
+    for n in 0..60 {
+        let kind = if n % 3 == 1 { "no topic" } else { &site.aggregate };
+        site.execute(&format!(
+            "{insert} VALUES (gen_random_uuid(), '{kind}', 'key-{}', 'n.v1', '{n}')",
+            n % 7
+        ))
+        .await;
+    }
+    for failpoint in ["dead-letter-sent=return(500)", "dead-letter-sent=7*off->return(500)"] {
+        died(failing(&site, failpoint), SIGABRT).await;
+    }
+    let relay = site.relay().await;
+    site.until_confirmed(&relay).await;
+    poison::exactly(&site, &site.records().await, &format!("aggregatetype = '{}'", site.aggregate)).await;
+    poison::exactly(&site, &poison::dead_letters(&site).await, "aggregatetype = 'no topic'").await;
 }
 
 /// A dead thread would leave a process that looks alive: a panic ends it, wherever it happens.

@@ -18,7 +18,7 @@ fn dead_topic(site: &Site) -> String {
     format!("outbox.event.{}-dead", site.aggregate)
 }
 
-async fn site() -> Site {
+pub async fn site() -> Site {
     let mut site = Site::shared().await;
     create_topic(&site.bootstrap, &dead_topic(&site), PARTITIONS, 1, &[]).await.unwrap();
     site.extra = format!("delivery: {{onPoison: DeadLetter, deadLetterTopic: '{}'}}\n", dead_topic(&site));
@@ -31,7 +31,7 @@ fn limited(text: String) -> String {
     text.replace("sink: {", &format!("sink: {{maxMessageBytes: {LIMIT}, "))
 }
 
-async fn dead_letters(site: &Site) -> Vec<Record> {
+pub async fn dead_letters(site: &Site) -> Vec<Record> {
     read_all(&site.bootstrap, &[&dead_topic(site)]).await.unwrap()
 }
 
@@ -247,7 +247,7 @@ async fn kill_9_while_dead_letters_flow_leaves_each_exactly_once() {
 }
 
 /// The records are the rows that `condition` selects, each once, in the order of their positions and of each key.
-async fn exactly(site: &Site, records: &[Record], condition: &str) {
+pub async fn exactly(site: &Site, records: &[Record], condition: &str) {
     let rows = site.value(&format!("SELECT string_agg(id::text, ',') FROM outbox WHERE {condition}")).await;
     let rows = rows.unwrap();
     let expected: BTreeSet<&str> = rows.split(',').collect();
