@@ -2,12 +2,14 @@
 //! starts. Secrets come from files or the environment and have no place in the YAML.
 
 mod access;
+mod kafka_access;
 mod load;
 mod model;
 mod secret;
 
 pub use access::{Access, ChannelBinding, SourceTls, TlsMode};
-pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV};
+pub use kafka_access::{Sasl, SaslMechanism, SinkAccess, SinkTls};
+pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV, SINK_PASSWORD_ENV};
 pub use model::{
     AdminConfig, Compression, Config, CreationPolicy, Delivery, HeartbeatConfig, OnPoison, Publication,
     Retention, Routing, Shutdown, Sink, Slot, Source, StartAt, TableName, quote,

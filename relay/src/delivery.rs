@@ -379,6 +379,9 @@ impl Delivery {
         let settled = taken.drain(..).try_for_each(|ack| self.settle(ack));
         self.taken = taken;
         settled?;
+        if let Some(why) = self.acks.refused() {
+            return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
+        }
         if self.acks.producer_failed() {
             self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
             return Err(Trouble::new(Reason::DeliveryFailed, "a producer has failed for good"));
@@ -486,6 +489,9 @@ impl Delivery {
                 self.watchdog.looked(Instant::now(), there);
             }
             Answer::Failed(SearchError::Cancelled) => {}
+            Answer::Failed(SearchError::Distrusted(why)) => {
+                return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
+            }
             Answer::Failed(error @ SearchError::Lost { .. }) => {
                 return Err(Trouble::new(Reason::KafkaLostRecords, error.to_string()));
             }

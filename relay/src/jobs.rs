@@ -157,7 +157,7 @@ impl Jobs {
 
     /// Asks whether Kafka can be reached.
     pub fn is_reachable(&self) {
-        self.ask(|searcher| Ok(Answer::Reachable(searcher.is_reachable())));
+        self.ask(|searcher| Ok(Answer::Reachable(searcher.is_reachable()?)));
     }
 
     /// Reads a hole.

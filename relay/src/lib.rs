@@ -24,6 +24,7 @@ pub mod backfill;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod credentials;
 pub mod cursor;
 pub mod dead_letter;
 pub mod delivered;

@@ -333,7 +333,7 @@ impl Pump {
         metrics.acknowledged_lsn.set(gauge(numbers.acknowledged.lsn().as_u64()));
         metrics.confirmed_lsn.set(gauge(numbers.confirmed.lsn().as_u64()));
         let kafka = self.delivery.kafka_answers();
-        self.status.kafka(kafka);
+        self.status.kafka(kafka, self.acks.complaint());
         metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == Some(true)));
     }
 

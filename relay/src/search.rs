@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outbox::{Position, header};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -44,6 +45,9 @@ pub enum SearchError {
         /// What is there instead of them.
         what: String,
     },
+    /// A broker and this process do not trust each other.
+    #[error("{0}")]
+    Distrusted(String),
     /// The session is over.
     #[error("the search was given up, because the session ended")]
     Cancelled,
@@ -91,7 +95,7 @@ impl Phantoms {
 /// Looks into Kafka on behalf of one session.
 pub struct Searcher {
     pub(crate) sink: Sink,
-    pub(crate) consumer: BaseConsumer,
+    pub(crate) consumer: BaseConsumer<Distrust>,
     /// Held by whoever reads records: there is one assignment.
     reading: Mutex<()>,
     source: String,
@@ -102,7 +106,7 @@ pub struct Searcher {
 impl Searcher {
     /// A searcher for records whose `ce_source` is `source`, of the past that is `lineage`.
     pub fn new(sink: &Sink, source: String, lineage: Lineage) -> Result<Searcher, KafkaError> {
-        let consumer: BaseConsumer = client_config(sink)
+        let consumer: BaseConsumer<Distrust> = client_config(sink)
             // Never joined: a consumer cannot be made without the name of a group.
             .set("group.id", "outbox-relay-search")
             .set("enable.auto.commit", "false")
@@ -114,7 +118,7 @@ impl Searcher {
             // Memory of a search, whatever the length of the range.
             .set("queued.max.messages.kbytes", "2048")
             .set("fetch.message.max.bytes", "1048576")
-            .create()?;
+            .create_with_context(Distrust::default())?;
         let (reading, cancelled) = (Mutex::new(()), AtomicBool::new(false));
         Ok(Searcher { sink: sink.clone(), consumer, reading, source, lineage, cancelled })
     }
@@ -125,8 +129,18 @@ impl Searcher {
     }
 
     /// Whether Kafka answers.
-    pub fn is_reachable(&self) -> bool {
-        self.consumer.fetch_metadata(None, REQUEST).is_ok()
+    pub fn is_reachable(&self) -> Result<bool, SearchError> {
+        let there = self.consumer.fetch_metadata(None, REQUEST).is_ok();
+        if there { Ok(true) } else { self.trusted().map(|()| false) }
+    }
+
+    /// Whether it is a lack of trust that a request failed for.
+    fn trusted(&self) -> Result<(), SearchError> {
+        // Whoever reads records meanwhile gets the errors.
+        if let Ok(_reading) = self.reading.try_lock() {
+            while self.consumer.poll(Duration::ZERO).is_some() {}
+        }
+        self.consumer.context().take().map_or(Ok(()), |why| Err(SearchError::Distrusted(why)))
     }
 
     /// Whether a topic exists.
@@ -262,6 +276,7 @@ impl Searcher {
                 Err(error) if is_refusal(&error) => return Err(SearchError::Refused(error)),
                 Err(error) => tracing::debug!(%error, "asking Kafka"),
             }
+            self.trusted()?;
             self.sleep(PAUSE)?;
         }
     }
@@ -290,6 +305,28 @@ fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m [u8]
 fn event_id(message: &BorrowedMessage<'_>) -> Vec<String> {
     value_of(message, header::CE_ID).map(|id| String::from_utf8_lossy(id).into_owned()).into_iter().collect()
 }
+
+/// Keeps what librdkafka says of certificates and logins: requests themselves only end without an answer.
+#[derive(Default)]
+pub(crate) struct Distrust(Mutex<Option<String>>);
+
+impl Distrust {
+    fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl ClientContext for Distrust {
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        if code.is_some_and(|code| reason_of_kafka(code) == Reason::KafkaAuthenticationFailed) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
+        tracing::debug!(%error, reason, "Kafka client");
+    }
+}
+
+impl ConsumerContext for Distrust {}
 
 /// Errors that asking again will not cure.
 pub(crate) fn is_refusal(error: &KafkaError) -> bool {

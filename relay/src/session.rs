@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::backfill::{Backfill, Pages};
 use crate::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
 use crate::config::{Config, StartAt};
+use crate::credentials;
 use crate::dead_letter::replay::Desk;
 use crate::delivery::{Delivery, Start};
 use crate::jobs::Jobs;
@@ -70,6 +71,10 @@ pub async fn run(
     shutdown: &mut watch::Receiver<bool>,
     report: &mut impl FnMut(&Trouble),
 ) -> Result<Ended, Trouble> {
+    let context = &Context {
+        config: Arc::new(credentials::current(&context.config).inspect_err(|trouble| report(trouble))?),
+        ..context.clone()
+    };
     let mut asked = shutdown.clone();
     let opened = tokio::select! {
         opened = open(context, *reached) => opened.inspect_err(|trouble| report(trouble))?,
@@ -279,7 +284,11 @@ async fn stream(
     let history = opened.history;
     let mut pump = pump(context, opened).await.inspect_err(|trouble| report(trouble))?;
     context.metrics.streaming.set(1);
-    let ended = pump.run(shutdown, &mut context.desk.open()).await;
+    let mut desk = context.desk.open();
+    let ended = tokio::select! {
+        ended = pump.run(shutdown, &mut desk) => ended,
+        trouble = credentials::rotated(&context.config.sink) => Err(trouble),
+    };
     *reached = Some((history, pump.confirmed()));
     context.metrics.streaming.set(0);
     context.metrics.in_flight_events.set(0);

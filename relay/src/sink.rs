@@ -16,8 +16,10 @@ use tokio::sync::Notify;
 
 use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
+use crate::kafka_error::reason_of_kafka;
 use crate::ledger::EntryId;
 use crate::partitions::PartitionId;
+use crate::trouble::Reason;
 
 /// A request that a broker has not answered within this is sent again; a leader change is noticed sooner than with
 /// librdkafka's 30 s.
@@ -82,6 +84,8 @@ pub struct AckQueue {
     arrived: Notify,
     brokers_down: AtomicBool,
     failed: AtomicBool,
+    refused: Mutex<Option<String>>,
+    complaint: Mutex<Option<String>>,
 }
 
 impl AckQueue {
@@ -106,6 +110,17 @@ impl AckQueue {
         self.failed.load(Ordering::Relaxed)
     }
 
+    /// Why a broker and this process do not trust each other, in librdkafka's words.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What librdkafka said last of a connection that failed. It may be over; it is for the words beside a fault that is
+    /// not.
+    pub fn complaint(&self) -> Option<String> {
+        self.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn put(&self, ack: Ack) {
         let mut acks = self.acks.lock().unwrap_or_else(PoisonError::into_inner);
         acks.push(ack);
@@ -120,11 +135,25 @@ impl AckQueue {
 struct Delivery(Arc<AckQueue>);
 
 impl ClientContext for Delivery {
+    /// Not every failed connection is an error to librdkafka; its log has them all.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        if facility == "FAIL" {
+            // Behind the name of a thread.
+            let line = line.split_once("]: ").map_or(line, |(_, line)| line);
+            *self.0.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_owned());
+        }
+        tracing::info!(target: "librdkafka", ?level, facility, "{line}");
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::AllBrokersDown) => self.0.brokers_down.store(true, Ordering::Relaxed),
             Some(RDKafkaErrorCode::Fatal) => {
                 self.0.failed.store(true, Ordering::Relaxed);
+                self.0.arrived.notify_one();
+            }
+            Some(code) if reason_of_kafka(code) == Reason::KafkaAuthenticationFailed => {
+                *self.0.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
                 self.0.arrived.notify_one();
             }
             _ => {}
@@ -259,6 +288,8 @@ impl Producers {
 fn producer_config(sink: &Sink, max_in_flight: usize) -> ClientConfig {
     let mut config = client_config(sink);
     config
+        // With failed connections, for the words beside an outage.
+        .set_log_level(RDKafkaLogLevel::Info)
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("enable.gapless.guarantee", "true")
@@ -288,6 +319,7 @@ pub fn client_config(sink: &Sink) -> ClientConfig {
         .set("reconnect.backoff.max.ms", "2000")
         .set("topic.metadata.refresh.fast.interval.ms", "50")
         .set_log_level(RDKafkaLogLevel::Warning);
+    sink.protect(&mut config);
     config
 }
 

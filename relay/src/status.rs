@@ -206,6 +206,7 @@ struct State {
     /// Whether Kafka answered last; `None` while it was not asked.
     kafka: Option<bool>,
     kafka_changed: Instant,
+    kafka_says: Option<String>,
     heartbeat: Heartbeat,
     phantoms: Phantoms,
     maintained: Option<Maintained>,
@@ -269,6 +270,7 @@ impl Status {
             checkpoint: None,
             kafka: None,
             kafka_changed: now,
+            kafka_says: None,
             heartbeat,
             phantoms: Phantoms::default(),
             maintained: None,
@@ -375,9 +377,10 @@ impl Status {
         letters.last = Some((note, SystemTime::now()));
     }
 
-    /// Whether Kafka answers: it acknowledged something, or was asked.
-    pub fn kafka(&self, connected: Option<bool>) {
+    /// Whether Kafka answers: it acknowledged something, or was asked; and what the client said of it last.
+    pub fn kafka(&self, connected: Option<bool>, says: Option<String>) {
         let mut state = self.state();
+        state.kafka_says = says;
         if state.kafka != connected {
             state.kafka = connected;
             state.kafka_changed = Instant::now();
@@ -552,7 +555,12 @@ impl State {
         }
         if self.kafka == Some(false) {
             let lasted = now.saturating_duration_since(self.kafka_changed);
-            return Some(Shown::new(Reason::KafkaUnreachable, "Kafka does not answer".into(), lasted));
+            let says = self.kafka_says.as_ref().map(|says| format!(": {says}")).unwrap_or_default();
+            return Some(Shown::new(
+                Reason::KafkaUnreachable,
+                format!("Kafka does not answer{says}"),
+                lasted,
+            ));
         }
         if self.numbers.oldest_commit.is_some()
             && let Some(lasted) = stalled(self.acknowledged_moved)

@@ -84,6 +84,8 @@ pub enum Reason {
     KafkaUnreachable,
     /// Kafka does not accept the relay's credentials, or the relay Kafka's certificate.
     KafkaAuthenticationFailed,
+    /// The files with the credentials for Kafka have changed.
+    CredentialsRotated,
     /// The relay lacks a permission in Kafka.
     KafkaPermissionDenied,
     /// Kafka answers, but acknowledges nothing of what was sent.
@@ -116,6 +118,7 @@ impl Reason {
             | Reason::ProcessPaused
             | Reason::KafkaUnreachable
             | Reason::NoAcknowledgement
+            | Reason::CredentialsRotated
             | Reason::DeliveryFailed
             | Reason::ProtocolViolation
             | Reason::DatabaseError => Action::Retry,
@@ -220,7 +223,7 @@ impl Reason {
             Reason::KafkaPermissionDenied => {
                 "allow the relay Write, Describe and Read on its topics, as docs/OUTBOX.md lists"
             }
-            Reason::TopicChanged => "nothing; the producers are made anew",
+            Reason::TopicChanged | Reason::CredentialsRotated => "nothing; the producers are made anew",
             Reason::TopicMissing => "create the topic, or correct the routing",
             Reason::KafkaLostRecords => {
                 "records that were acknowledged are gone: see docs/OPERATIONS.md, 'Kafka lost records'"
@@ -245,6 +248,7 @@ impl Reason {
             | Reason::KafkaAuthenticationFailed
             | Reason::KafkaPermissionDenied
             | Reason::NoAcknowledgement
+            | Reason::CredentialsRotated
             | Reason::TopicMissing
             | Reason::TopicChanged
             | Reason::KafkaLostRecords

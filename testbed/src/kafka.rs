@@ -1,5 +1,8 @@
 //! Real Apache Kafka brokers (KRaft), one or three.
 
+mod properties;
+mod security;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +20,9 @@ use crate::guard::{self, Folder};
 use crate::process::{Launch, Program};
 use crate::proxy::Proxy;
 use crate::{Error, cache, net, wait};
+
+use properties::{Ports, properties};
+pub use security::{BrokerTls, Login, Security};
 
 const RELEASE: &str = "4.3.1";
 const READY_WITHIN: Duration = Duration::from_secs(90);
@@ -36,11 +42,19 @@ pub struct KafkaOptions {
     pub auto_create_topics: bool,
     /// Whether every broker has a second listener, which clients reach through a [`Proxy`] of their own.
     pub proxied: bool,
+    /// A listener that demands proof, beside the plain one.
+    pub security: Option<Security>,
 }
 
 impl Default for KafkaOptions {
     fn default() -> Self {
-        KafkaOptions { brokers: 1, settings: Vec::new(), auto_create_topics: false, proxied: false }
+        KafkaOptions {
+            brokers: 1,
+            settings: Vec::new(),
+            auto_create_topics: false,
+            proxied: false,
+            security: None,
+        }
     }
 }
 
@@ -55,17 +69,10 @@ pub struct Broker {
 
 /// A cluster. Dropping it ends it and removes its files.
 pub struct Kafka {
+    options: KafkaOptions,
+    ports: Vec<Ports>,
     brokers: Vec<Broker>,
     proxies: Vec<Proxy>,
-}
-
-/// Where a broker listens.
-#[derive(Clone, Copy, Debug, Default)]
-struct Ports {
-    clients: u16,
-    controller: u16,
-    /// Behind the proxy, and the proxy's own.
-    proxied: Option<(u16, u16)>,
 }
 
 impl Kafka {
@@ -79,7 +86,15 @@ impl Kafka {
             .map_err(|join| Error::system("prepare Kafka")(std::io::Error::other(join)))??;
         let (mut ports, mut proxies) = (Vec::new(), Vec::new());
         for _ in 0..options.brokers {
-            let mut its = Ports { clients: net::free_port()?, controller: net::free_port()?, proxied: None };
+            let mut its = Ports {
+                clients: net::free_port()?,
+                controller: net::free_port()?,
+                proxied: None,
+                secure: None,
+            };
+            if options.security.is_some() {
+                its.secure = Some(net::free_port()?);
+            }
             if options.proxied {
                 let target = net::free_port()?;
                 let proxy = Proxy::before(target).await?;
@@ -91,27 +106,41 @@ impl Kafka {
         let cluster = Uuid::new_v4();
         let mut brokers = Vec::new();
         for (index, its) in ports.iter().enumerate() {
-            let folder = Folder::new("kafka")?;
-            let properties = properties(&options, index, &ports, folder.path());
-            let path = folder.path().join("server.properties");
-            fs::write(&path, properties).map_err(Error::file("write", &path))?;
             brokers.push(Broker {
                 number: index + 1,
                 port: its.clients,
                 libraries: libraries.clone(),
-                folder,
+                folder: Folder::new("kafka")?,
                 program: None,
             });
         }
-        for broker in &brokers {
-            broker.format(&cluster.simple().to_string())?;
+        let mut kafka = Kafka { options, ports, brokers, proxies };
+        kafka.configure()?;
+        for broker in &kafka.brokers {
+            broker.format(&cluster.simple().to_string(), kafka.options.security.as_ref())?;
         }
-        for broker in &mut brokers {
-            broker.launch()?;
-        }
-        let mut kafka = Kafka { brokers, proxies };
-        kafka.ready().await?;
+        kafka.start_again().await?;
         Ok(kafka)
+    }
+
+    /// Gives the listener that demands proof other certificates and logins, from the brokers' next start on. Users of
+    /// SCRAM are part of the cluster's storage and stay as they are.
+    pub fn secure_differently(&mut self, security: Security) -> Result<(), Error> {
+        self.options.security = Some(security);
+        self.configure()
+    }
+
+    fn configure(&self) -> Result<(), Error> {
+        for (index, broker) in self.brokers.iter().enumerate() {
+            let folder = broker.folder.path();
+            let mut text = properties(&self.options, index, &self.ports, folder);
+            if let Some(security) = &self.options.security {
+                text.push_str(&security.properties(folder)?);
+            }
+            let path = folder.join("server.properties");
+            fs::write(&path, text).map_err(Error::file("write", &path))?;
+        }
+        Ok(())
     }
 
     /// `host:port` of every broker.
@@ -131,6 +160,12 @@ impl Kafka {
     /// The proxy before each broker, when the options asked for them.
     pub fn proxies(&self) -> &[Proxy] {
         &self.proxies
+    }
+
+    /// `host:port` of every broker's listener that demands proof. By name, because certificates are for names.
+    pub fn secure_bootstrap(&self) -> String {
+        let secure = self.ports.iter().filter_map(|its| its.secure);
+        secure.map(|port| format!("localhost:{port}")).collect::<Vec<_>>().join(",")
     }
 
     /// The brokers; numbered from 0 here.
@@ -333,12 +368,13 @@ impl Broker {
         program.exit_status().map(|_| program.ended_early())
     }
 
-    fn format(&self, cluster: &str) -> Result<(), Error> {
+    fn format(&self, cluster: &str, security: Option<&Security>) -> Result<(), Error> {
         let mut storage = Command::new("java");
         storage.args(JVM).arg("-cp").arg(class_path(&self.libraries)).arg("kafka.tools.StorageTool");
         storage
             .args(["format", "-t", &cluster_id(cluster), "-c"])
-            .arg(self.folder.path().join("server.properties"));
+            .arg(self.folder.path().join("server.properties"))
+            .args(security.map(Security::format_arguments).unwrap_or_default());
         cache::run(
             guard::unprivileged(&mut storage),
             "java",
@@ -390,56 +426,6 @@ fn class_path(libraries: &Path) -> String {
 /// Kafka's form of a uuid: its bytes in URL-safe base64. Any 22 characters of that alphabet will do.
 fn cluster_id(hex: &str) -> String {
     hex.chars().take(21).chain(['A']).collect()
-}
-
-fn properties(options: &KafkaOptions, index: usize, ports: &[Ports], folder: &Path) -> String {
-    let node = index + 1;
-    let Ports { clients, controller, proxied } = ports.get(index).copied().unwrap_or_default();
-    let (listener, advertised) = match proxied {
-        Some((target, proxy)) => {
-            (format!(",PROXIED://127.0.0.1:{target}"), format!(",PROXIED://127.0.0.1:{proxy}"))
-        }
-        None => (String::new(), String::new()),
-    };
-    let replicas = options.brokers.min(3);
-    let in_sync = if options.brokers >= 3 { 2 } else { 1 };
-    let voters: Vec<String> = ports
-        .iter()
-        .enumerate()
-        .map(|(other, its)| format!("{}@127.0.0.1:{}", other + 1, its.controller))
-        .collect();
-    let mut text = format!(
-        "process.roles=broker,controller\n\
-         node.id={node}\n\
-         controller.listener.names=CONTROLLER\n\
-         listeners=PLAINTEXT://127.0.0.1:{clients},CONTROLLER://127.0.0.1:{controller}{listener}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{clients}{advertised}\n\
-         listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
-         controller.quorum.voters={}\n\
-         log.dirs={}\n\
-         auto.create.topics.enable={}\n\
-         default.replication.factor={replicas}\n\
-         min.insync.replicas={in_sync}\n\
-         offsets.topic.num.partitions=1\n\
-         offsets.topic.replication.factor={replicas}\n\
-         transaction.state.log.num.partitions=1\n\
-         transaction.state.log.replication.factor={replicas}\n\
-         transaction.state.log.min.isr={in_sync}\n\
-         share.coordinator.state.topic.num.partitions=1\n\
-         share.coordinator.state.topic.replication.factor={replicas}\n\
-         share.coordinator.state.topic.min.isr={in_sync}\n\
-         group.initial.rebalance.delay.ms=0\n\
-         num.network.threads=2\n\
-         num.io.threads=2\n\
-         broker.session.timeout.ms=3000\n\
-         broker.heartbeat.interval.ms=500\n\
-         log.cleaner.dedupe.buffer.size=4194304\n",
-        voters.join(","),
-        folder.join("data").display(),
-        options.auto_create_topics,
-    );
-    text.extend(options.settings.iter().map(|(name, value)| format!("{name}={value}\n")));
-    text
 }
 
 fn broker_count(bootstrap: &str) -> Result<usize, rdkafka::error::KafkaError> {

@@ -222,6 +222,7 @@ pub fn relay_config(postgres: u16, database: &str, bootstrap: &str, admin: u16) 
          \x20 slot: {{name: outbox}}\n\
          sink:\n\
          \x20 bootstrapServers: '{bootstrap}'\n\
+         \x20 tls: {{mode: disable}}\n\
          admin:\n\
          \x20 listen: 127.0.0.1:{admin}\n"
     )

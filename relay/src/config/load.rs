@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::access::Access;
+use super::kafka_access::SinkAccess;
 use super::model::{Config, Delivery, OnPoison, Routing};
 use super::secret::Secret;
 use crate::routing::{Router, is_topic_name};
@@ -16,6 +17,8 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const ENV_PREFIX: &str = "OUTBOX_RELAY__";
 /// Environment variable with the source role's password.
 pub const PASSWORD_ENV: &str = "OUTBOX_RELAY_SOURCE_PASSWORD";
+/// Environment variable with the password of `sink.sasl`.
+pub const SINK_PASSWORD_ENV: &str = "OUTBOX_RELAY_SINK_PASSWORD";
 
 /// Slot names are `[a-z0-9_]`, 63 bytes at most (NAMEDATALEN - 1).
 const MAX_SLOT_NAME_BYTES: usize = 63;
@@ -80,10 +83,12 @@ impl Config {
         let mut tree: Value = serde_saphyr::from_str(text)
             .map_err(|error| ConfigError::NotYaml { path: path.into(), detail: error.to_string() })?;
         refuse_secrets(&tree)?;
-        let mut password = None;
+        let (mut password, mut sink_password) = (None, None);
         for (name, value) in environment {
             if name == PASSWORD_ENV {
                 password = Some(Secret::new(value));
+            } else if name == SINK_PASSWORD_ENV {
+                sink_password = Some(Secret::new(value));
             } else if let Some(field) = name.strip_prefix(ENV_PREFIX) {
                 override_field(&mut tree, field, value);
             }
@@ -92,7 +97,11 @@ impl Config {
             ConfigError::Field { field: error.path().to_string(), problem: error.inner().to_string() }
         })?;
         config.source.password = password;
+        if let Some(sasl) = &mut config.sink.sasl {
+            sasl.password = sink_password;
+        }
         config.check()?;
+        config.sink.access = SinkAccess::read(&config.sink)?;
         Ok(config)
     }
 
@@ -177,6 +186,11 @@ fn refuse_secrets(tree: &Value) -> Result<(), ConfigError> {
     require(tree.pointer("/source/password").is_none(), "source.password", || {
         format!(
             "secrets do not belong in this file; use source.passwordFile or the environment variable {PASSWORD_ENV}"
+        )
+    })?;
+    require(tree.pointer("/sink/sasl/password").is_none(), "sink.sasl.password", || {
+        format!(
+            "secrets do not belong in this file; use sink.sasl.passwordFile or the environment variable {SINK_PASSWORD_ENV}"
         )
     })
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Secret, SourceTls};
+use super::{Sasl, Secret, SinkAccess, SinkTls, SourceTls};
 
 /// Delivered but unacknowledged records at most. A few thousand keep a broker busy at any round-trip time worth
 /// having, and each costs librdkafka about 1.5 KB besides its payload (measured), so this caps memory as well.
@@ -140,6 +140,14 @@ pub struct Slot {
 pub struct Sink {
     /// `host:port` pairs, separated by commas.
     pub bootstrap_servers: String,
+    /// How the connections are protected.
+    #[serde(default)]
+    pub tls: SinkTls,
+    /// How the relay logs in; not at all when not given.
+    pub sasl: Option<Sasl>,
+    /// What the files of the two hold: read at the start, and again when a session begins.
+    #[serde(skip)]
+    pub access: SinkAccess,
     /// Compression of record batches.
     #[serde(default)]
     pub compression: Compression,

@@ -67,9 +67,9 @@ fn rows_that_wait_without_an_acknowledgement_make_it_not_ready() {
     assert_eq!(reason(&status), None);
     grow_old(&status, LONG);
     assert_eq!(reason(&status).as_deref(), Some("NoAcknowledgement"));
-    status.kafka(Some(false));
+    status.kafka(Some(false), Some("refused".into()));
     assert_eq!(reason(&status).as_deref(), Some("KafkaUnreachable"), "it is known why");
-    status.kafka(Some(true));
+    status.kafka(Some(true), None);
     // In the midst of a large transaction nothing is acknowledged as a whole, and yet it goes on.
     status.numbers(Numbers { acknowledged_events: 1, ..waiting });
     assert_eq!(reason(&status), None);

@@ -82,7 +82,7 @@ impl Site {
         let source = self.source();
         let text = format!(
             "version: 1\nname: relay\nsource: {{host: 127.0.0.1, port: {}, tls: {{mode: disable}}, database: {}, user: postgres, \
-             publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}'}}\n\
+             publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}', tls: {{mode: disable}}}}\n\
              admin: {{listen: '127.0.0.1:{admin}'}}\n{}",
             source.get_port(),
             self.database.name(),

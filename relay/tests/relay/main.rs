@@ -19,6 +19,7 @@ mod fixture;
 mod grants;
 mod hosts;
 mod idle;
+mod kafka_access;
 #[cfg(feature = "failpoints")]
 mod killpoints;
 mod memory;

@@ -54,7 +54,7 @@ impl Encrypted {
     fn relay(&self, tls: &str) -> Relay {
         let password = self.file("password");
         self.site.launch(|text| {
-            text.replace("mode: disable", tls)
+            text.replacen("mode: disable", tls, 1)
                 .replace("user: postgres", &format!("user: shipper, passwordFile: {}", password.display()))
         })
     }
@@ -141,7 +141,7 @@ async fn a_server_that_is_not_the_right_one_is_not_spoken_to() {
 async fn a_server_without_tls_is_not_spoken_to_in_plain_text() {
     let site = Site::shared().await;
     for mode in ["require", "verify-ca", "verify-full"] {
-        let relay = site.launch(|text| text.replace("mode: disable", &format!("mode: {mode}")));
+        let relay = site.launch(|text| text.replacen("mode: disable", &format!("mode: {mode}"), 1));
         shows(&relay, "TlsNotOffered", "set ssl = on in Postgres").await;
     }
     let seen = site.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()").await;

@@ -83,7 +83,7 @@ impl Site {
         let path = self.folder.path().join("relay.yaml");
         let text = format!(
             "version: 1\nname: bench\nsource: {{host: 127.0.0.1, port: {}, tls: {{mode: disable}}, database: {}, user: postgres, \
-             publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}'}}\n\
+             publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}', tls: {{mode: disable}}}}\n\
              admin: {{listen: '127.0.0.1:{admin}'}}\n",
             self.port,
             self.database.name(),

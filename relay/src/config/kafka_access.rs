@@ -1,0 +1,260 @@
+//! The way into Kafka: TLS and logins. Files are checked at the start and read again when sessions begin, so that what is
+//! rotated is used without a restart.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rdkafka::config::ClientConfig;
+use serde::Deserialize;
+
+use super::access::TlsMode;
+use super::load::SINK_PASSWORD_ENV;
+use super::{ConfigError, Secret, Sink};
+
+/// How the connections to Kafka are protected.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SinkTls {
+    /// What is demanded of the brokers.
+    pub mode: TlsMode,
+    /// Authorities that are trusted, PEM; those of the machine when not given.
+    pub ca_file: Option<PathBuf>,
+    /// The relay's own certificate, PEM, for brokers that ask for one.
+    pub cert_file: Option<PathBuf>,
+    /// Its private key, PEM, not encrypted.
+    pub key_file: Option<PathBuf>,
+}
+
+/// How the relay logs in.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sasl {
+    /// How the password is shown to the broker.
+    pub mechanism: SaslMechanism,
+    /// Name of the user.
+    pub username: Option<String>,
+    /// File that holds the name, in place of `username`.
+    pub username_file: Option<PathBuf>,
+    /// File that holds the password; the environment variable takes precedence.
+    pub password_file: Option<PathBuf>,
+    /// The password, filled in from the environment.
+    #[serde(skip)]
+    pub password: Option<Secret>,
+}
+
+/// How the password is shown to the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum SaslMechanism {
+    /// As it is: over TLS only.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// By a proof.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// By a proof.
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+impl SaslMechanism {
+    fn name(self) -> &'static str {
+        match self {
+            SaslMechanism::Plain => "PLAIN",
+            SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
+            SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
+        }
+    }
+}
+
+/// What clients connect with, as the files had it when they were read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkAccess {
+    ca: Option<String>,
+    certificate: Option<(String, Secret)>,
+    login: Option<(String, Secret)>,
+}
+
+impl SinkAccess {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// Names the field whose file cannot be used, or that would be ignored.
+    pub fn read(sink: &Sink) -> Result<SinkAccess, ConfigError> {
+        let SinkTls { ca_file, cert_file, key_file, .. } = &sink.tls;
+        check(&sink.tls)?;
+        let ca = ca_file.as_deref().map(|file| pem("sink.tls.caFile", file, "CERTIFICATE")).transpose()?;
+        let certificate = match (cert_file, key_file) {
+            (Some(certificate), Some(key)) => Some((
+                pem("sink.tls.certFile", certificate, "CERTIFICATE")?,
+                Secret::new(pem("sink.tls.keyFile", key, "PRIVATE KEY")?),
+            )),
+            (None, None) => None,
+            (Some(_), None) => {
+                return Err(ConfigError::field("sink.tls.keyFile", "is missing beside certFile"));
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError::field("sink.tls.certFile", "is missing beside keyFile"));
+            }
+        };
+        let login = sink.sasl.as_ref().map(|sasl| login(sasl, sink.tls.mode)).transpose()?;
+        Ok(SinkAccess { ca, certificate, login })
+    }
+}
+
+impl Sink {
+    /// Sets how clients of this sink connect.
+    pub fn protect(&self, config: &mut ClientConfig) {
+        let encrypted = self.tls.mode != TlsMode::Disable;
+        let protocol = match (encrypted, &self.sasl) {
+            (true, Some(_)) => "sasl_ssl",
+            (true, None) => "ssl",
+            (false, Some(_)) => "sasl_plaintext",
+            (false, None) => "plaintext",
+        };
+        config.set("security.protocol", protocol);
+        if encrypted {
+            let verifies = self.tls.mode != TlsMode::Require;
+            let name = if self.tls.mode == TlsMode::VerifyFull { "https" } else { "none" };
+            config.set("enable.ssl.certificate.verification", verifies.to_string());
+            config.set("ssl.endpoint.identification.algorithm", name);
+        }
+        let SinkAccess { ca, certificate, login } = &self.access;
+        if let Some(ca) = ca {
+            config.set("ssl.ca.pem", ca);
+        }
+        if let Some((certificate, key)) = certificate {
+            config.set("ssl.certificate.pem", certificate).set("ssl.key.pem", key.reveal());
+        }
+        if let (Some(sasl), Some((user, password))) = (&self.sasl, login) {
+            config.set("sasl.mechanism", sasl.mechanism.name());
+            config.set("sasl.username", user).set("sasl.password", password.reveal());
+        }
+    }
+}
+
+/// Refuses what would be ignored.
+fn check(tls: &SinkTls) -> Result<(), ConfigError> {
+    let verifies = matches!(tls.mode, TlsMode::VerifyCa | TlsMode::VerifyFull);
+    if tls.ca_file.is_some() && !verifies {
+        let problem = "is not used unless sink.tls.mode is verify-ca or verify-full";
+        return Err(ConfigError::field("sink.tls.caFile", problem));
+    }
+    if tls.mode == TlsMode::Disable && (tls.cert_file.is_some() || tls.key_file.is_some()) {
+        return Err(ConfigError::field("sink.tls.certFile", "is not used when sink.tls.mode is disable"));
+    }
+    Ok(())
+}
+
+fn login(sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
+    if sasl.mechanism == SaslMechanism::Plain && tls == TlsMode::Disable {
+        let problem =
+            "PLAIN shows the password to everybody on the way; use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512";
+        return Err(ConfigError::field("sink.sasl.mechanism", problem));
+    }
+    let user = match (&sasl.username, &sasl.username_file) {
+        (Some(user), None) => user.clone(),
+        (None, Some(file)) => line("sink.sasl.usernameFile", file)?,
+        _ => return Err(ConfigError::field("sink.sasl.username", "give either username or usernameFile")),
+    };
+    let password = match (&sasl.password, &sasl.password_file) {
+        (Some(password), _) => password.clone(),
+        (None, Some(file)) => Secret::new(line("sink.sasl.passwordFile", file)?),
+        (None, None) => {
+            let problem =
+                format!("is missing; it, or the environment variable {SINK_PASSWORD_ENV}, has the password");
+            return Err(ConfigError::field("sink.sasl.passwordFile", problem));
+        }
+    };
+    Ok((user, password))
+}
+
+fn line(what: &'static str, file: &Path) -> Result<String, ConfigError> {
+    Ok(text(what, file)?.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// The client library says of a PEM it cannot use no more than that; a wrong file should be named.
+fn pem(what: &'static str, file: &Path, holds: &str) -> Result<String, ConfigError> {
+    let text = text(what, file)?;
+    if text.contains("-----BEGIN ") && text.contains(&format!("{holds}-----")) {
+        return Ok(text);
+    }
+    let kind = holds.to_lowercase();
+    Err(ConfigError::field(what, format!("{} holds no {kind} in PEM form", file.display())))
+}
+
+fn text(what: &'static str, file: &Path) -> Result<String, ConfigError> {
+    let path = file.display().to_string();
+    fs::read_to_string(file).map_err(|source| ConfigError::Unreadable { what, path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn sink(more: &Value) -> Sink {
+        let mut sink = json!({"bootstrapServers": "k:1"});
+        sink.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_value(sink).unwrap()
+    }
+
+    fn problem(more: &Value) -> String {
+        SinkAccess::read(&sink(more)).unwrap_err().to_string()
+    }
+
+    fn settings(more: &Value) -> ClientConfig {
+        let sink = sink(more);
+        let sink = Sink { access: SinkAccess::read(&sink).unwrap(), ..sink };
+        let mut config = ClientConfig::new();
+        sink.protect(&mut config);
+        config
+    }
+
+    #[test]
+    fn brokers_are_verified_by_name_unless_told_otherwise() {
+        let by_default = settings(&json!({}));
+        assert_eq!(by_default.get("security.protocol"), Some("ssl"));
+        assert_eq!(by_default.get("enable.ssl.certificate.verification"), Some("true"));
+        assert_eq!(by_default.get("ssl.endpoint.identification.algorithm"), Some("https"));
+        let by_authority = settings(&json!({"tls": {"mode": "verify-ca"}}));
+        assert_eq!(by_authority.get("ssl.endpoint.identification.algorithm"), Some("none"));
+        assert_eq!(by_authority.get("enable.ssl.certificate.verification"), Some("true"));
+        let plain = settings(&json!({"tls": {"mode": "disable"}}));
+        assert_eq!(plain.get("security.protocol"), Some("plaintext"));
+    }
+
+    #[test]
+    fn what_would_be_ignored_or_cannot_be_used_is_refused_by_its_field() {
+        let here = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let cases = [
+            (json!({"tls": {"mode": "require", "caFile": here}}), "sink.tls.caFile: is not used"),
+            (json!({"tls": {"mode": "disable", "certFile": here}}), "sink.tls.certFile: is not used"),
+            (json!({"tls": {"certFile": here}}), "sink.tls.keyFile: is missing"),
+            (json!({"tls": {"keyFile": here}}), "sink.tls.certFile: is missing"),
+            (json!({"tls": {"caFile": here}}), "sink.tls.caFile: "),
+            (json!({"tls": {"caFile": "/nowhere/ca.pem"}}), "cannot read sink.tls.caFile /nowhere/ca.pem"),
+            (
+                json!({"tls": {"mode": "disable"}, "sasl": {"mechanism": "PLAIN", "username": "u"}}),
+                "sink.sasl.mechanism: PLAIN shows the password",
+            ),
+            (json!({"sasl": {"mechanism": "PLAIN"}}), "sink.sasl.username: give either"),
+            (
+                json!({"sasl": {"mechanism": "SCRAM-SHA-512", "username": "u"}}),
+                "sink.sasl.passwordFile: is missing",
+            ),
+        ];
+        for (more, said) in cases {
+            let text = problem(&more);
+            assert!(text.starts_with(said), "{more}: {text}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let sasl = json!({"sasl": {"mechanism": "PLAIN", "username": "u"}});
+        let mut sink = sink(&sasl);
+        sink.sasl.as_mut().unwrap().password = Some(Secret::new("hunter2"));
+        sink.access = SinkAccess::read(&sink).unwrap();
+        assert!(!format!("{sink:?}").contains("hunter2"));
+    }
+}

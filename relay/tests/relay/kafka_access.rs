@@ -1,0 +1,186 @@
+//! The way into Kafka: TLS, logins and permissions. Nobody else is believed, nothing secret is shown, and what is rotated is
+//! used without a restart.
+
+use std::path::PathBuf;
+
+use testbed::certificates::Authority;
+use testbed::guard::Folder;
+use testbed::kafka::{BrokerTls, Kafka, KafkaOptions, Login, Security};
+use testbed::{Database, shared};
+
+use crate::fixture::{PARTITIONS, Relay, Site, heavy};
+
+const USER: &str = "shipper";
+const PASSWORD: &str = "first-secret";
+
+/// A broker that demands proof, and the files that a relay is given.
+struct Guarded {
+    kafka: Kafka,
+    site: Site,
+    folder: Folder,
+    brokers: Authority,
+    clients: Authority,
+}
+
+fn login(password: &str) -> Login {
+    Login { user: USER.to_owned(), password: password.to_owned() }
+}
+
+impl Guarded {
+    /// TLS with client certificates, and logins. Nobody is allowed anything when `authorize` is set.
+    async fn start(authorize: bool) -> Guarded {
+        let (brokers, clients) = (Authority::new("brokers").unwrap(), Authority::new("clients").unwrap());
+        let security = Security {
+            tls: Some(BrokerTls {
+                certificate: brokers.server(&["localhost"]).unwrap(),
+                client_authority: Some(clients.pem().to_owned()),
+            }),
+            logins: vec![login(PASSWORD), Login { user: "other".into(), password: "other-secret".into() }],
+            authorize,
+            super_users: Vec::new(),
+        };
+        let options = KafkaOptions { security: Some(security), ..KafkaOptions::default() };
+        let kafka = Kafka::start(options).await.unwrap();
+        let database =
+            Database::on(&shared().await.unwrap().postgres_url("postgres"), "relay").await.unwrap();
+        // The testbed reads and makes topics by the plain listener.
+        let site = Site::without_topic(database, &kafka.bootstrap());
+        kafka.create_topic(&site.topic(), PARTITIONS, 1, &[]).await.unwrap();
+        let guarded = Guarded { kafka, site, folder: Folder::new("relay-files").unwrap(), brokers, clients };
+        guarded.write("user", USER);
+        guarded.write("password", &format!("{PASSWORD}\n"));
+        guarded.write("ca.pem", guarded.brokers.pem());
+        guarded.write("others.pem", guarded.clients.pem());
+        guarded.clients.client(USER).unwrap().write(guarded.folder.path(), "client").unwrap();
+        guarded
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        std::fs::write(self.file(name), content).unwrap();
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `caFile` and the client's certificate.
+    fn tls(&self, ca: &str) -> String {
+        let [ca, certificate, key] = [ca, "client.pem", "client.key"].map(|name| self.file(name));
+        format!("caFile: {}, certFile: {}, keyFile: {}", ca.display(), certificate.display(), key.display())
+    }
+
+    fn sasl(&self, mechanism: &str) -> String {
+        let (user, password) = (self.file("user"), self.file("password"));
+        format!(
+            "sasl: {{mechanism: {mechanism}, usernameFile: {}, passwordFile: {}}}",
+            user.display(),
+            password.display()
+        )
+    }
+
+    fn relay(&self, tls: &str, sasl: &str) -> Relay {
+        let plain = format!("bootstrapServers: '{}', tls: {{mode: disable}}", self.kafka.bootstrap());
+        let guarded =
+            format!("bootstrapServers: '{}', tls: {{{tls}}}, {sasl}", self.kafka.secure_bootstrap());
+        self.site.launch(|text| {
+            assert!(text.contains(&plain), "{text}");
+            text.replace(&plain, &guarded)
+        })
+    }
+}
+
+#[tokio::test]
+async fn every_way_in_works_and_what_is_rotated_is_used_without_a_restart() {
+    let _place = heavy().await;
+    let mut guarded = Guarded::start(false).await;
+    for mechanism in ["PLAIN", "SCRAM-SHA-256"] {
+        let relay = guarded.relay(&guarded.tls("ca.pem"), &guarded.sasl(mechanism));
+        relay.until_ready().await;
+        guarded.site.insert([(mechanism, 1)]).await;
+        guarded.site.until_confirmed(&relay).await;
+        assert_eq!(relay.stop().await.0, Some(0));
+    }
+    assert_eq!(guarded.site.records().await.len(), 2);
+
+    let relay = guarded.relay(&guarded.tls("ca.pem"), &guarded.sasl("SCRAM-SHA-512"));
+    relay.until_ready().await;
+    let load = guarded.site.start_load(300.0).await;
+    guarded.site.until_records(100).await;
+    // Another user, while everything works.
+    guarded.write("password", "other-secret");
+    guarded.write("user", "other");
+    relay.until("/metrics", 200, "reason=\"CredentialsRotated\"").await;
+    relay.until_ready().await;
+
+    // Another authority: the broker's certificate is believed when the file has it.
+    guarded.kafka.stop().await.unwrap();
+    let brokers = Authority::new("new brokers").unwrap();
+    guarded
+        .kafka
+        .secure_differently(Security {
+            tls: Some(BrokerTls {
+                certificate: brokers.server(&["localhost"]).unwrap(),
+                client_authority: Some(guarded.clients.pem().to_owned()),
+            }),
+            logins: vec![login(PASSWORD)],
+            ..Security::default()
+        })
+        .unwrap();
+    guarded.kafka.start_again().await.unwrap();
+    relay.until("/readyz", 503, "KafkaAuthenticationFailed").await;
+    guarded.write("ca.pem", brokers.pem());
+    relay.until_ready().await;
+    load.stop().await.unwrap();
+    guarded.site.judge_table(&relay).await;
+}
+
+#[tokio::test]
+async fn nobody_else_is_believed_and_nothing_secret_is_shown() {
+    let _place = heavy().await;
+    let mut guarded = Guarded::start(true).await;
+    let (tls, sasl) = (guarded.tls("ca.pem"), guarded.sasl("PLAIN"));
+    let bare = format!("caFile: {}", guarded.file("ca.pem").display());
+    guarded.site.insert([("a", 1)]).await;
+    // librdkafka only sees the connection closed where a broker says no after the handshake; its words are shown.
+    for (tls, sasl, reason, words) in [
+        (&guarded.tls("others.pem"), &sasl, "KafkaAuthenticationFailed", "certificate"),
+        (&bare, &sasl, "KafkaUnreachable", "certificate"),
+        (&tls, &String::new(), "KafkaUnreachable", "closed by peer"),
+    ] {
+        let relay = guarded.relay(tls, sasl);
+        let shown = relay.until("/readyz", 503, reason).await;
+        assert!(shown.contains(words), "{shown}");
+        relay.kill().await;
+    }
+
+    guarded.write("password", "wrong-secret");
+    let relay = guarded.relay(&tls, &sasl);
+    relay.until("/readyz", 503, "KafkaAuthenticationFailed").await;
+    let everything = format!("{}{}", relay.status_text().await, relay.program.log());
+    assert!(!everything.contains("wrong-secret"), "{everything}");
+
+    // The right password, but no permission; then with one.
+    guarded.write("password", PASSWORD);
+    relay.until("/readyz", 503, "KafkaPermissionDenied").await;
+    guarded.kafka.stop().await.unwrap();
+    guarded
+        .kafka
+        .secure_differently(Security {
+            tls: Some(BrokerTls {
+                certificate: guarded.brokers.server(&["elsewhere.test"]).unwrap(),
+                client_authority: Some(guarded.clients.pem().to_owned()),
+            }),
+            logins: vec![login(PASSWORD)],
+            authorize: true,
+            super_users: vec![USER.to_owned()],
+        })
+        .unwrap();
+    guarded.kafka.start_again().await.unwrap();
+    // A trusted certificate, for another host.
+    relay.until("/readyz", 503, "KafkaAuthenticationFailed").await;
+    relay.kill().await;
+    let relay = guarded.relay(&format!("mode: verify-ca, {tls}"), &sasl);
+    relay.until_ready().await;
+    guarded.site.until_records(1).await;
+    guarded.site.judge_table(&relay).await;
+}
