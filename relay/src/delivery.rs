@@ -330,7 +330,7 @@ impl Delivery {
             let headers = self.style.headers(&row, None, time, letter.content_type.as_deref());
             let headers = headers.map_err(|error| Poison::from(&error))?;
             let subject = Subject {
-                key: row.key.unwrap_or_else(|| row.id.as_bytes()),
+                key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),
                 bytes: self.style.size(&row),
                 flaw: None,
                 commit: after_everything(),
@@ -838,7 +838,7 @@ impl Delivery {
         let record = Outgoing {
             topic,
             partition: number,
-            key: prepared.key,
+            key: prepared.key.as_deref(),
             value: prepared.value.as_deref(),
             headers: prepared.headers,
             timestamp,

@@ -44,7 +44,7 @@ impl RecordStyle {
             [row.event_type, &self.source, row.traceparent.unwrap_or(""), row.tracestate.unwrap_or("")];
         let texts: usize = texts.iter().map(|text| text.len()).sum();
         row.payload.as_ref().map_or(0, |payload| payload.len())
-            + row.key.map_or(0, <[u8]>::len)
+            + row.key.as_deref().map_or(0, <[u8]>::len)
             + row.id.as_bytes().len()
             + row.headers.map_or(0, <[u8]>::len)
             + texts
@@ -92,7 +92,7 @@ impl RecordStyle {
 #[derive(Debug)]
 pub struct Prepared<'a> {
     /// Key.
-    pub key: Option<&'a [u8]>,
+    pub key: Option<Cow<'a, [u8]>>,
     /// Value; `None` is a tombstone.
     pub value: Option<Cow<'a, [u8]>>,
     /// Headers.
@@ -152,7 +152,7 @@ mod tests {
     fn row(headers: Option<&'static str>) -> OutboxRow<'static> {
         OutboxRow {
             id: EventId::Text(b"e-1"),
-            key: Some(b"b-1"),
+            key: Some(Cow::Borrowed(b"b-1")),
             event_type: "basket.created.v1",
             route_by: Some("basket"),
             payload: Some(Cow::Borrowed(b"{}")),

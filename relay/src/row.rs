@@ -85,7 +85,7 @@ pub struct OutboxRow<'a> {
     /// Event id.
     pub id: EventId<'a>,
     /// Kafka key.
-    pub key: Option<&'a [u8]>,
+    pub key: Option<Cow<'a, [u8]>>,
     /// Event type.
     pub event_type: &'a str,
     /// Value of the routing column.
@@ -212,7 +212,7 @@ const ROUTING_COLUMN: &str = "routing column";
 fn is_readable(role: Role, oid: u32) -> bool {
     match role {
         Role::Id => oid == oid::UUID || is_text(oid),
-        Role::AggregateId => oid == oid::BYTEA || is_text(oid),
+        Role::AggregateId => oid == oid::UUID || oid == oid::BYTEA || is_text(oid),
         Role::Type | Role::TraceParent | Role::TraceState => is_text(oid),
         Role::Payload => oid == oid::BYTEA || is_document(oid),
         Role::Headers => is_document(oid),
@@ -251,7 +251,7 @@ pub struct Remains<'a> {
     /// Event id.
     pub id: Option<EventId<'a>>,
     /// Kafka key.
-    pub key: Option<&'a [u8]>,
+    pub key: Option<Cow<'a, [u8]>>,
     /// Event type.
     pub event_type: Option<&'a str>,
     /// Value of the routing column.
@@ -292,7 +292,7 @@ impl<'a> Remains<'a> {
         match role {
             Role::Id => self.id = event_id(value, oid)?,
             Role::AggregateType | Role::Ignored => {}
-            Role::AggregateId => self.key = raw(value),
+            Role::AggregateId => self.key = key(value, oid)?,
             Role::Type => self.event_type = text(value, column::TYPE)?,
             Role::Payload => self.payload = payload(value, oid)?,
             Role::Headers => {
@@ -340,6 +340,16 @@ fn event_id<'a>(value: Column<'a>, oid: u32) -> Result<Option<EventId<'a>>, RowE
     let mut text = [0; 36];
     uuid.as_hyphenated().encode_lower(&mut text);
     Ok(Some(EventId::Uuid(text)))
+}
+
+/// A uuid as text, as Debezium and everybody who reads keys has it; it is the one type that costs an allocation.
+fn key<'a>(value: Column<'a>, oid: u32) -> Result<Option<Cow<'a, [u8]>>, RowError> {
+    let Some(bytes) = raw(value) else { return Ok(None) };
+    if oid != oid::UUID || matches!(value, Column::Text(_)) {
+        return Ok(Some(Cow::Borrowed(bytes)));
+    }
+    let uuid = Uuid::from_slice(bytes).map_err(|_| RowError::Malformed(column::AGGREGATE_ID))?;
+    Ok(Some(Cow::Owned(uuid.as_hyphenated().to_string().into_bytes())))
 }
 
 fn json_text<'a>(value: Column<'a>, oid: u32) -> Result<Option<&'a [u8]>, ()> {

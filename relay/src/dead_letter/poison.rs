@@ -107,8 +107,8 @@ impl Arrival<'_> {
     /// What the partition is chosen by: the key, or what stands in for it.
     pub fn spread_by(&self, position: Position) -> Cow<'_, [u8]> {
         let key = match self {
-            Arrival::Event(row, _) => row.key,
-            Arrival::Flawed(row, _) => row.key,
+            Arrival::Event(row, _) => row.key.as_deref(),
+            Arrival::Flawed(row, _) => row.key.as_deref(),
         };
         match (key, self.id()) {
             (Some(key), _) => Cow::Borrowed(key),

@@ -1,5 +1,6 @@
 //! Reads dead letters back from their topic. All calls block.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -132,7 +133,7 @@ impl DeadLetter {
     pub fn row(&self) -> Result<OutboxRow<'_>, RowError> {
         Ok(OutboxRow {
             id: EventId::Text(self.id.as_deref().ok_or(RowError::Null(column::ID))?.as_bytes()),
-            key: self.key.as_deref(),
+            key: self.key.as_deref().map(Cow::Borrowed),
             event_type: self.event_type.as_deref().ok_or(RowError::Null(column::TYPE))?,
             route_by: self.route.as_deref(),
             payload: self.payload.as_deref().map(Into::into),

@@ -373,3 +373,18 @@ async fn e22_columns_of_types_that_cannot_be_read_are_refused() {
         assert!(site.records().await.is_empty());
     }
 }
+
+/// E22: a uuid is a key as its text, whether the row comes by the stream or was there before it.
+#[tokio::test]
+async fn e22_a_uuid_is_a_key_as_its_text() {
+    const KEY: &str = "0198f3a2-7c1d-7e4b-9a55-1f2e3d4c5b6a";
+    let site = Site::shared().await;
+    site.execute("ALTER TABLE outbox ALTER COLUMN aggregateid TYPE uuid USING aggregateid::uuid").await;
+    site.insert([(KEY, 1)]).await;
+    let _relay = site.relay().await;
+    site.until_records(1).await;
+    site.insert([(KEY, 2)]).await;
+    let records = site.until_records(2).await;
+    assert!(records.iter().all(|record| record.key.as_deref() == Some(KEY.as_bytes())), "{records:?}");
+    assert_eq!(records[0].partition, records[1].partition);
+}
