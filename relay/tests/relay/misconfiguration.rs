@@ -44,7 +44,7 @@ async fn a_bad_file_ends_with_64_and_names_the_field() {
         ("sink: {", "sink: {producers: 99, ", "sink.producers: 99 is outside 1 to 16"),
     ];
     for (good, bad, said) in cases {
-        let mut relay = site.launch(|text| text.replace(good, bad));
+        let mut relay = site.launch(|text| text.replacen(good, bad, 1));
         let status = relay.program.wait(SOON).await.unwrap();
         let log = relay.program.log();
         assert_eq!(status.code(), Some(64), "{log}");
