@@ -23,9 +23,9 @@ use outbox::Position;
 pub use letter::DeadLetterStyle;
 pub use poison::{Arrival, Poison, PoisonKind};
 
-use crate::metrics::Metrics;
-use crate::partitions::PartitionId;
 use crate::status::Status;
+use crate::status::metrics::Metrics;
+use crate::topics::partitions::PartitionId;
 
 /// One log line a second at most: a writer that went wrong produces thousands.
 const LOG_EVERY: Duration = Duration::from_secs(1);

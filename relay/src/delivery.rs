@@ -14,29 +14,29 @@ use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
 
-use crate::backfill::StoredRow;
 use crate::config::Config;
-use crate::cursor::Cursor;
 use crate::dead_letter::replay::{Candidate, Outcome};
 use crate::dead_letter::{Arrival, DeadLetterStyle, Poison, PoisonKind, Underway};
+use crate::event::record::{Prepared, RecordStyle, kafka_timestamp};
+use crate::event::row::{Layout, RowError};
 use crate::failpoint::{self, Boundary};
-use crate::high_mark::{Admission, Landed, Searched};
-use crate::jobs::{Answer, Jobs};
-use crate::kafka_error;
-use crate::ledger::{Completed, Inconsistent, Ledger};
-use crate::lineage::Lineage;
-use crate::mapping::{Mapper, Mappings, Place, Subject, TopicShape, Unplaceable};
-use crate::metrics::Metrics;
-use crate::partitions::{PartitionId, Partitions};
-use crate::record::{Prepared, RecordStyle, kafka_timestamp};
-use crate::row::{Layout, RowError};
-use crate::search::{FoundTopic, Phantoms, SearchError};
-use crate::sink::{Ack, AckQueue, Outgoing, Producers, Tag};
+use crate::kafka;
+use crate::kafka::jobs::{Answer, Jobs};
+use crate::kafka::search::{FoundTopic, Phantoms, SearchError};
+use crate::kafka::sink::{Ack, AckQueue, Outgoing, Producers, Tag};
+use crate::kafka::watchdog::{Activity, Suspicion, Watchdog};
+use crate::postgres::backfill::StoredRow;
+use crate::progress::cursor::Cursor;
+use crate::progress::high_mark::{Admission, Landed, Searched};
+use crate::progress::ledger::{Completed, Inconsistent, Ledger};
+use crate::progress::lineage::Lineage;
+use crate::routing::mapping::{Mapper, Mappings, Place, Subject, TopicShape, Unplaceable};
 use crate::status::Status;
-use crate::topic_settings::TopicSettings;
-use crate::topic_watch::{News, TopicWatch};
+use crate::status::metrics::Metrics;
+use crate::topics::partitions::{PartitionId, Partitions};
+use crate::topics::settings::TopicSettings;
+use crate::topics::watch::{News, TopicWatch};
 use crate::trouble::{Reason, Trouble};
-use crate::watchdog::{Activity, Suspicion, Watchdog};
 
 /// Transactions read and not confirmed at most. An entry is small, but one partition that stands still must not
 /// let the others fill the memory with what is behind it.
@@ -496,7 +496,7 @@ impl Delivery {
                 return Err(Trouble::new(Reason::KafkaLostRecords, error.to_string()));
             }
             Answer::Failed(SearchError::Refused(error)) => {
-                return Err(kafka_error::trouble("Kafka refused a search", code_of(&error)));
+                return Err(kafka::error::trouble("Kafka refused a search", code_of(&error)));
             }
         }
         Ok(())
@@ -541,7 +541,7 @@ impl Delivery {
         changed.map_err(|error| Trouble::new(Reason::PoisonRow, error.to_string()))
     }
 
-    fn compare(&mut self, seen: BTreeMap<String, crate::topic_watch::Seen>) -> Vec<(String, News)> {
+    fn compare(&mut self, seen: BTreeMap<String, crate::topics::watch::Seen>) -> Vec<(String, News)> {
         let partitions = &self.partitions;
         self.topic_watch.look(seen, |topic| partitions.count(topic))
     }
@@ -865,7 +865,7 @@ impl Delivery {
             Ok(offset) => offset,
             Err(code) => {
                 self.metrics.count_produce_error(code);
-                return Err(kafka_error::trouble(
+                return Err(kafka::error::trouble(
                     &format!("Kafka refused a record for {topic}/{number}"),
                     code,
                 ));

@@ -1,65 +1,39 @@
 //! Carries committed outbox rows from Postgres to Kafka: no loss, no duplicates after a crash, commit order per
 //! key, bounded memory.
 //!
-//! One direction, one file each:
+//! A folder is one concern; each names only those below it, with few exceptions:
 //!
-//! | step | module |
-//! |---|---|
-//! | take the slot, judge what was found | [`session`], [`verdict`], [`lineage`], [`publication`] |
-//! | what was in the table before the slot | [`start`], [`backfill`], [`cursor`] |
-//! | own the stream, confirm to Postgres | [`pump`] |
-//! | message to row | [`row`] |
-//! | row to topic and partition | [`routing`], [`partitions`] |
-//! | is it in Kafka already? | [`high_mark`], [`search`] |
-//! | row to record, record to Kafka | [`record`], [`sink`] |
-//! | what cannot be delivered | [`dead_letter`] |
-//! | what is safely there | [`ledger`], [`checkpoint`], [`delivered`] |
+//! | folder | concern | in it |
+//! |---|---|---|
+//! | [`relay`], [`session`] | sessions one after another; each judges what it finds, takes the slot and pumps the stream | [`session::verdict`], [`session::start`], [`session::pump`], [`session::tenure`] |
+//! | [`delivery`] | strings the middle together: message to record, acknowledgement to progress | |
+//! | [`dead_letter`] | what cannot be delivered | |
+//! | [`kafka`] | I/O: records out, questions about what Kafka has | [`kafka::sink`], [`kafka::search`], [`kafka::inspect`], [`kafka::jobs`], [`kafka::watchdog`] |
+//! | [`postgres`] | I/O: what is true of the database, what is stored in it, rows from before the slot | [`postgres::source`], [`postgres::publication`], [`postgres::checkpoint`], [`postgres::delivered`], [`postgres::backfill`], [`postgres::maintenance`] |
+//! | [`topics`] | pure: topics and partitions as the relay knows them | [`topics::partitions`], [`topics::settings`], [`topics::watch`] |
+//! | [`progress`] | pure: what is safely in Kafka | [`progress::ledger`], [`progress::high_mark`], [`progress::cursor`], [`progress::lineage`] |
+//! | [`event`], [`routing`] | pure: row to record; row to topic and partition | [`event::row`], [`event::record`], [`routing::mapping`], [`routing::router`] |
+//! | [`status`] | what people see | [`status::metrics`], [`status::observer`], [`status::heartbeat`] |
+//! | [`trouble`], [`config`] | what can go wrong, and what to do; what is configured | |
+//! | [`cli`], [`doctor`] | the commands besides `run` | |
 //!
-//! [`watchdog`] notices producers that are stuck, [`tenure`] that the slot may be somebody else's, and [`heartbeat`]
-//! goes through all of it. [`delivery`] strings the middle together. [`trouble`] is the table of what can go wrong;
-//! [`status`] and [`metrics`] are what people see, and [`observer`] keeps them true while the stream is away.
-//! [`maintenance`] has partitions made and dropped. At a [`failpoint`] a test makes the process die.
+//! docs/ARCHITECTURE.md follows one event through them. At a [`failpoint`] a test makes the process die.
 
-pub mod backfill;
-pub mod checkpoint;
 pub mod cli;
 pub mod config;
-pub mod credentials;
-pub mod cursor;
 pub mod dead_letter;
-pub mod delivered;
 pub mod delivery;
 pub mod doctor;
+pub mod event;
 pub mod failpoint;
-pub mod heartbeat;
-pub mod high_mark;
-pub mod inspect;
-pub mod jobs;
-pub mod kafka_error;
-pub mod ledger;
-pub mod lineage;
-pub mod maintenance;
-pub mod mapping;
-pub mod metrics;
+pub mod kafka;
 #[cfg(test)]
 mod model;
-pub mod observer;
-pub mod partitions;
-pub mod publication;
-pub mod pump;
-pub mod record;
+pub mod postgres;
+pub mod progress;
 pub mod relay;
 pub mod routing;
-pub mod row;
-pub mod search;
 pub mod session;
-pub mod sink;
-pub mod source;
-pub mod start;
 pub mod status;
-pub mod tenure;
-pub mod topic_settings;
-pub mod topic_watch;
+pub mod topics;
 pub mod trouble;
-pub mod verdict;
-pub mod watchdog;

@@ -15,10 +15,11 @@ use outbox_relay::cli::dead_letters::REPLAY_PATH;
 use outbox_relay::cli::{self, Format};
 use outbox_relay::config::Config;
 use outbox_relay::dead_letter::replay::{Declined, Desk, Selection};
-use outbox_relay::metrics::Metrics;
-use outbox_relay::pump::Ended;
-use outbox_relay::status::Status;
-use outbox_relay::{maintenance, observer, relay};
+use outbox_relay::postgres::maintenance;
+use outbox_relay::relay;
+use outbox_relay::session::pump::Ended;
+use outbox_relay::status::metrics::Metrics;
+use outbox_relay::status::{Status, observer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 

@@ -9,10 +9,10 @@ use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 use proptest::prelude::*;
 
-use crate::high_mark::{Admission, Hole, Landed, Searched};
-use crate::ledger::{EntryId, Ledger};
-use crate::partitions::{Offsets, PartitionId, Partitions};
-use crate::routing::partition;
+use crate::progress::high_mark::{Admission, Hole, Landed, Searched};
+use crate::progress::ledger::{EntryId, Ledger};
+use crate::routing::router::partition;
+use crate::topics::partitions::{Offsets, PartitionId, Partitions};
 
 const PARTITIONS: usize = 3;
 const TOPIC: &str = "t";

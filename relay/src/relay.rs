@@ -7,9 +7,9 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::dead_letter::replay::Desk;
-use crate::metrics::Metrics;
-use crate::pump::Ended;
+use crate::session::pump::Ended;
 use crate::session::{self, Context};
+use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
 use crate::trouble::{Action, Backoff, Reason, Trouble};
 

@@ -1,6 +1,11 @@
 //! One session: from connecting to the first trouble. A start, a reconnect and a rebuild after a failed delivery
 //! are the same code, so that there is only one way in which delivery can begin.
 
+pub mod pump;
+pub mod start;
+pub mod tenure;
+pub mod verdict;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,26 +13,25 @@ use pg_replication::{Client, EndLsn, Lsn, PgOutput, Stream, TimelineHistory};
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
-use crate::backfill::{Backfill, Pages};
-use crate::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
+use self::pump::{Ended, Pump};
+use self::tenure::Tenure;
+use self::verdict::{Findings, Verdict, judge};
 use crate::config::{Config, StartAt};
-use crate::credentials;
 use crate::dead_letter::replay::Desk;
 use crate::delivery::{Delivery, Start};
-use crate::jobs::Jobs;
-use crate::lineage::Lineage;
-use crate::mapping::{Mappings, Rule};
-use crate::metrics::Metrics;
-use crate::partitions::Partitions;
-use crate::publication;
-use crate::pump::{Ended, Pump};
-use crate::search::Searcher;
-use crate::sink::{AckQueue, Producers};
+use crate::kafka::credentials;
+use crate::kafka::jobs::Jobs;
+use crate::kafka::search::Searcher;
+use crate::kafka::sink::{AckQueue, Producers};
+use crate::postgres::backfill::{Backfill, Pages};
+use crate::postgres::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
+use crate::postgres::{publication, source};
+use crate::progress::lineage::Lineage;
+use crate::routing::mapping::{Mappings, Rule};
+use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
-use crate::tenure::Tenure;
+use crate::topics::partitions::Partitions;
 use crate::trouble::{Reason, Trouble};
-use crate::verdict::{Findings, Verdict, judge};
-use crate::{source, start};
 
 /// How long the server may take to end the stream after everything was confirmed.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);

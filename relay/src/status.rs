@@ -5,6 +5,9 @@
 //! What is wrong is either a trouble that ended a session, or something that shows in an open stream. The latter is
 //! never stored: it is judged anew at each question, so it is gone when its cause is.
 
+pub mod heartbeat;
+pub mod metrics;
+pub mod observer;
 mod report;
 mod unread;
 
@@ -15,14 +18,14 @@ use admin::Readiness;
 use pg_replication::{EndLsn, PgTime};
 use serde_json::Value;
 
+use self::heartbeat::Heartbeat;
+use self::unread::Unread;
 use crate::config::Config;
 use crate::dead_letter::Note;
-use crate::heartbeat::Heartbeat;
-use crate::search::Phantoms;
-use crate::source::SlotState;
-use crate::tenure::Sight;
+use crate::kafka::search::Phantoms;
+use crate::postgres::source::SlotState;
+use crate::session::tenure::Sight;
 use crate::trouble::{Reason, Trouble};
-use unread::Unread;
 
 /// What stands still this long makes the relay not ready: a fault shows within 10 s, and a leader change or a
 /// checkpoint of the server is none.

@@ -10,9 +10,9 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::admin_client::ask;
 use super::{Format, print};
-use crate::checkpoint::TABLE;
 use crate::config::Config;
-use crate::source::{self, SlotState};
+use crate::postgres::checkpoint::TABLE;
+use crate::postgres::source::{self, SlotState};
 use crate::trouble::{Trouble, chain};
 
 /// Looking for the oldest row may read the table.

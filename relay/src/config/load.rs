@@ -9,7 +9,7 @@ use super::access::Access;
 use super::kafka_access::SinkAccess;
 use super::model::{Config, Delivery, OnPoison, Routing};
 use super::secret::Secret;
-use crate::routing::{Router, is_topic_name};
+use crate::routing::router::{Router, is_topic_name};
 
 /// The format this program reads. A file of a newer format is refused rather than half understood.
 pub const FORMAT_VERSION: u32 = 1;

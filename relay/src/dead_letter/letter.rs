@@ -6,8 +6,8 @@ use rdkafka::message::{Header, OwnedHeaders};
 
 use super::{Note, Poison};
 use crate::config::Config;
-use crate::record::{Prepared, rfc3339};
-use crate::row::Remains;
+use crate::event::record::{Prepared, rfc3339};
+use crate::event::row::Remains;
 
 /// Longest error text in a record: a sentence, not a document. What an error quotes may be of any length.
 const MAX_ERROR_BYTES: usize = 1024;
@@ -147,7 +147,7 @@ mod tests {
 
     use super::*;
     use crate::dead_letter::PoisonKind;
-    use crate::row::EventId;
+    use crate::event::row::EventId;
 
     const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 3 };
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use outbox::Position;
 use rdkafka::message::OwnedHeaders;
 
-use crate::mapping::Unplaceable;
-use crate::record::RecordError;
-use crate::routing::Unroutable;
-use crate::row::{EventId, OutboxRow, Remains, RowError};
+use crate::event::record::RecordError;
+use crate::event::row::{EventId, OutboxRow, Remains, RowError};
+use crate::routing::mapping::Unplaceable;
+use crate::routing::router::Unroutable;
 use crate::trouble::{Reason, Trouble};
 
 /// Why a row cannot be delivered, as a metric's label and a header's value.
@@ -143,7 +143,7 @@ mod tests {
 
     use super::*;
     use crate::config::Routing;
-    use crate::mapping::{Mapper, Mappings, Place, Rule, Subject, TopicShape};
+    use crate::routing::mapping::{Mapper, Mappings, Place, Rule, Subject, TopicShape};
 
     fn rule(dead_letter_topic: Option<&str>) -> Rule {
         let dead_letter_topic = dead_letter_topic.map(str::to_owned);

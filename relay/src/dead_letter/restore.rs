@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::topic::DeadLetter;
 use crate::config::{Config, quote};
-use crate::source;
+use crate::postgres::source;
 use crate::trouble::Trouble;
 
 /// A dead letter cannot be made whole.

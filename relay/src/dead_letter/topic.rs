@@ -14,8 +14,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::config::Sink;
-use crate::row::{EventId, OutboxRow, RowError};
-use crate::sink::client_config;
+use crate::event::row::{EventId, OutboxRow, RowError};
+use crate::kafka::sink::client_config;
 
 /// One poll.
 const POLL: Duration = Duration::from_millis(100);
@@ -346,7 +346,7 @@ mod tests {
     #[test]
     fn a_row_comes_back_with_the_time_it_was_written_at() {
         let time = PgTime::from_micros(123_456);
-        let written = Some(crate::record::rfc3339(time));
+        let written = Some(crate::event::record::rfc3339(time));
         let letter = DeadLetter { time: written, event_type: Some("t".into()), ..letter() };
         assert_eq!(letter.row().unwrap().occurred_at, Some(time));
         let without = DeadLetter { id: None, ..letter };

@@ -7,10 +7,10 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use super::{Finding, Topics, found};
-use crate::checkpoint::{self, TABLE};
 use crate::config::{Config, CreationPolicy, StartAt, quote};
+use crate::postgres::checkpoint::{self, TABLE};
+use crate::postgres::source::{self, PublicationState};
 use crate::session;
-use crate::source::{self, PublicationState};
 use crate::trouble::{Reason, Trouble};
 
 /// A clock that differs by more makes lags and times of events look wrong.

@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Finding, Topics};
 use crate::config::{Config, Sink};
-use crate::sink::client_config;
+use crate::kafka::sink::client_config;
 use crate::trouble::{Reason, Trouble};
 
 /// One request; a person waits for it.

@@ -8,7 +8,7 @@ use pg_replication::EndLsn;
 use serde_json::{Value, json};
 
 use super::{HoldUp, Phase, Shown, State};
-use crate::source::SlotState;
+use crate::postgres::source::SlotState;
 
 pub(super) fn json(state: &State, now: Instant) -> Value {
     let problem = state.problem(now);

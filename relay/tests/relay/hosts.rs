@@ -1,7 +1,7 @@
 //! A list of hosts: those that are dead or take no writes are passed over.
 
-use outbox_relay::checkpoint::History;
-use outbox_relay::source::check_same_server;
+use outbox_relay::postgres::checkpoint::History;
+use outbox_relay::postgres::source::check_same_server;
 use outbox_relay::trouble::Reason;
 use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::{net, shared};

@@ -1,0 +1,219 @@
+//! From a row to a Kafka record: CloudEvents 1.0, Kafka protocol binding, binary content mode.
+
+use std::borrow::Cow;
+
+use chrono::{DateTime, SecondsFormat};
+use outbox::{Position, header};
+use pg_replication::PgTime;
+use rdkafka::message::{Header, OwnedHeaders};
+use serde_json::Value;
+
+use crate::dead_letter::Note;
+use crate::event::row::OutboxRow;
+
+/// Headers of every record and a few of the row's own: one allocation instead of four.
+const USUAL_HEADERS: usize = 10;
+
+/// Rough bytes librdkafka and the broker add to a record besides what is in the row: framing, the names of the
+/// headers below, and the values that have a fixed length. Only for refusing a record that cannot fit.
+const RECORD_OVERHEAD_BYTES: usize = 512;
+
+/// Why a row cannot become a record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The headers column is not a flat object of strings.
+    #[error("column 'headers' is not a flat JSON object of strings")]
+    Headers,
+    /// A header of the row has a name the relay sets itself.
+    #[error("column 'headers' sets '{0}', which the relay sets itself")]
+    ReservedHeader(String),
+}
+
+/// What all records of one outbox have in common.
+#[derive(Debug)]
+pub struct RecordStyle {
+    /// `ce_source`.
+    pub source: String,
+}
+
+impl RecordStyle {
+    /// About how many bytes the record of a row has, rather more than fewer: the row's own headers count as the JSON
+    /// they are.
+    pub fn size(&self, row: &OutboxRow<'_>) -> usize {
+        let texts =
+            [row.event_type, &self.source, row.traceparent.unwrap_or(""), row.tracestate.unwrap_or("")];
+        let texts: usize = texts.iter().map(|text| text.len()).sum();
+        row.payload.as_ref().map_or(0, |payload| payload.len())
+            + row.key.as_deref().map_or(0, <[u8]>::len)
+            + row.id.as_bytes().len()
+            + row.headers.map_or(0, <[u8]>::len)
+            + texts
+            + RECORD_OVERHEAD_BYTES
+    }
+
+    /// The record's headers, in a fixed order, the row's own last. An event without a position is a dead letter
+    /// that is sent again.
+    pub fn headers(
+        &self,
+        row: &OutboxRow<'_>,
+        position: Option<Position>,
+        time: PgTime,
+        content_type: Option<&str>,
+    ) -> Result<OwnedHeaders, RecordError> {
+        let time = rfc3339(time);
+        let mut headers = OwnedHeaders::new_with_capacity(USUAL_HEADERS)
+            .insert(bytes(header::CE_SPECVERSION, header::SPEC_VERSION.as_bytes()))
+            .insert(bytes(header::CE_ID, row.id.as_bytes()))
+            .insert(bytes(header::CE_SOURCE, self.source.as_bytes()))
+            .insert(bytes(header::CE_TYPE, row.event_type.as_bytes()))
+            .insert(bytes(header::CE_TIME, time.as_bytes()));
+        headers = match position {
+            Some(position) => headers.insert(bytes(header::CE_SEQUENCE, &position.encode())),
+            None => headers.insert(bytes(header::DEAD_LETTER_REPLAYED, b"true")),
+        };
+        if let Some(content_type) = content_type {
+            headers = headers.insert(bytes(header::CONTENT_TYPE, content_type.as_bytes()));
+        }
+        for (name, value) in
+            [(header::CE_TRACEPARENT, row.traceparent), (header::CE_TRACESTATE, row.tracestate)]
+        {
+            if let Some(value) = value {
+                headers = headers.insert(bytes(name, value.as_bytes()));
+            }
+        }
+        match row.headers {
+            None => Ok(headers),
+            Some(json) => with_own_headers(headers, json),
+        }
+    }
+}
+
+/// A record on its way to a partition.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    /// Key.
+    pub key: Option<Cow<'a, [u8]>>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<Cow<'a, [u8]>>,
+    /// Headers.
+    pub headers: OwnedHeaders,
+    /// Its time.
+    pub time: PgTime,
+    /// Set when it is a dead letter.
+    pub dead: Option<Note>,
+}
+
+impl<'a> Prepared<'a> {
+    /// The record of a row that can be delivered.
+    pub fn event(row: OutboxRow<'a>, headers: OwnedHeaders, time: PgTime) -> Prepared<'a> {
+        Prepared { key: row.key, value: row.payload, headers, time, dead: None }
+    }
+}
+
+fn bytes<'a>(key: &'a str, value: &'a [u8]) -> Header<'a, &'a [u8]> {
+    Header { key, value: Some(value) }
+}
+
+fn with_own_headers(mut headers: OwnedHeaders, json: &[u8]) -> Result<OwnedHeaders, RecordError> {
+    let Ok(Value::Object(own)) = serde_json::from_slice(json) else { return Err(RecordError::Headers) };
+    for (name, value) in &own {
+        let Value::String(value) = value else { return Err(RecordError::Headers) };
+        if header::is_reserved(name) {
+            return Err(RecordError::ReservedHeader(name.clone()));
+        }
+        if name.is_empty() || name.contains('\0') {
+            return Err(RecordError::Headers);
+        }
+        headers = headers.insert(bytes(name, value.as_bytes()));
+    }
+    Ok(headers)
+}
+
+/// The Kafka timestamp: milliseconds since 1970.
+pub fn kafka_timestamp(time: PgTime) -> i64 {
+    time.unix_micros().div_euclid(1000)
+}
+
+/// A time as `ce_time` has it.
+pub fn rfc3339(time: PgTime) -> String {
+    let time = DateTime::from_timestamp_micros(time.unix_micros()).unwrap_or(DateTime::UNIX_EPOCH);
+    time.to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::Headers;
+
+    use super::*;
+    use crate::event::row::EventId;
+
+    const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 0 };
+
+    fn row(headers: Option<&'static str>) -> OutboxRow<'static> {
+        OutboxRow {
+            id: EventId::Text(b"e-1"),
+            key: Some(Cow::Borrowed(b"b-1")),
+            event_type: "basket.created.v1",
+            route_by: Some("basket"),
+            payload: Some(Cow::Borrowed(b"{}")),
+            headers: headers.map(str::as_bytes),
+            traceparent: Some("00-trace"),
+            tracestate: None,
+            occurred_at: Some(PgTime::default()),
+        }
+    }
+
+    fn style() -> RecordStyle {
+        RecordStyle { source: "/shop/public.outbox".into() }
+    }
+
+    #[test]
+    fn headers_are_the_cloudevents_kafka_binding() {
+        let headers = style()
+            .headers(
+                &row(Some(r#"{"tenant":"a"}"#)),
+                Some(POSITION),
+                PgTime::default(),
+                Some("application/json"),
+            )
+            .unwrap();
+        let shown: Vec<(String, String)> = headers
+            .iter()
+            .map(|header| (header.key.into(), String::from_utf8(header.value.unwrap().to_vec()).unwrap()))
+            .collect();
+        let expected = [
+            ("ce_specversion", "1.0"),
+            ("ce_id", "e-1"),
+            ("ce_source", "/shop/public.outbox"),
+            ("ce_type", "basket.created.v1"),
+            ("ce_time", "2000-01-01T00:00:00.000000Z"),
+            ("ce_sequence", "00000001-0000000000000010-0000000000000000"),
+            ("content-type", "application/json"),
+            ("ce_traceparent", "00-trace"),
+            ("tenant", "a"),
+        ];
+        let expected: Vec<(String, String)> =
+            expected.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn headers_that_would_mislead_a_consumer_are_refused() {
+        let headers =
+            |json| style().headers(&row(Some(json)), Some(POSITION), PgTime::default(), None).map(drop);
+        assert_eq!(headers(r#"{"ce_id":"mine"}"#), Err(RecordError::ReservedHeader("ce_id".into())));
+        assert_eq!(headers(r#"{"a":{"b":1}}"#), Err(RecordError::Headers));
+        assert_eq!(headers("[1]"), Err(RecordError::Headers));
+    }
+
+    #[test]
+    fn the_size_of_a_record_is_never_underestimated() {
+        let long = "x".repeat(300);
+        let own = Some(r#"{"tenant":"a","b":"c"}"#);
+        let row = OutboxRow { event_type: &long, tracestate: Some(&long), ..row(own) };
+        let headers =
+            style().headers(&row, Some(POSITION), PgTime::default(), Some("application/json")).unwrap();
+        let headers: usize = headers.iter().map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len) + 4).sum();
+        assert!(headers + "b-1".len() + "{}".len() < style().size(&row));
+    }
+}

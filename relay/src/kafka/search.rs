@@ -1,0 +1,341 @@
+//! Looking into Kafka: which topics exist, where partitions end, and which of our records they hold.
+//!
+//! All calls block; the session runs them on threads where that is allowed. They go on through an outage of Kafka
+//! until they succeed or the session ends.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use outbox::{Position, header};
+use rdkafka::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::Sink;
+use crate::failpoint::{self, Boundary};
+use crate::kafka::error::reason_of_kafka;
+use crate::kafka::sink::client_config;
+use crate::progress::high_mark::Searched;
+use crate::progress::lineage::Lineage;
+use crate::topics::partitions::Floor;
+use crate::topics::settings::TopicSettings;
+use crate::trouble::Reason;
+
+/// One poll; also how soon the end of a session is noticed.
+pub(crate) const POLL: Duration = Duration::from_millis(100);
+/// One request for metadata or watermarks.
+pub(crate) const REQUEST: Duration = Duration::from_secs(5);
+/// Pause before a request that failed is made again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Why a look into Kafka gave nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SearchError {
+    /// Records that were acknowledged are gone.
+    #[error("{topic}/{partition}: {what}")]
+    Lost {
+        /// Topic.
+        topic: String,
+        /// Partition number.
+        partition: i32,
+        /// What is there instead of them.
+        what: String,
+    },
+    /// A broker and this process do not trust each other.
+    #[error("{0}")]
+    Distrusted(String),
+    /// The session is over.
+    #[error("the search was given up, because the session ended")]
+    Cancelled,
+    /// Kafka refused.
+    #[error("Kafka refused a search: {0}")]
+    Refused(KafkaError),
+}
+
+/// A topic as it is in Kafka.
+#[derive(Debug)]
+pub struct FoundTopic {
+    /// Number of partitions.
+    pub partitions: i32,
+    /// partition -> where its next record goes: nothing before it is ours.
+    pub ends: BTreeMap<i32, Floor>,
+    /// Its settings, where they may be read.
+    pub settings: Option<TopicSettings>,
+}
+
+/// Records of ours at positions the server's log never went through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Phantoms {
+    /// How many.
+    pub count: u64,
+    /// Event ids of the first of them.
+    pub ids: Vec<String>,
+    /// Some lie on the server's own timeline, beyond the end of its log: it was put back without a new timeline, so
+    /// positions are being used a second time.
+    pub ahead: bool,
+}
+
+impl Phantoms {
+    /// Ids kept for a person to look at; an outage may have made thousands of phantoms.
+    pub const MAX_IDS: usize = 100;
+
+    /// Adds what another search found.
+    pub fn add(&mut self, other: Phantoms) {
+        self.count += other.count;
+        self.ids.extend(other.ids);
+        self.ids.truncate(Self::MAX_IDS);
+        self.ahead |= other.ahead;
+    }
+}
+
+/// Looks into Kafka on behalf of one session.
+pub struct Searcher {
+    pub(crate) sink: Sink,
+    pub(crate) consumer: BaseConsumer<Distrust>,
+    /// Held by whoever reads records: there is one assignment.
+    reading: Mutex<()>,
+    source: String,
+    lineage: Lineage,
+    cancelled: AtomicBool,
+}
+
+impl Searcher {
+    /// A searcher for records whose `ce_source` is `source`, of the past that is `lineage`.
+    pub fn new(sink: &Sink, source: String, lineage: Lineage) -> Result<Searcher, KafkaError> {
+        let consumer: BaseConsumer<Distrust> = client_config(sink)
+            // Never joined: a consumer cannot be made without the name of a group.
+            .set("group.id", "outbox-relay-search")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("auto.offset.reset", "error")
+            // A record of an open transaction of somebody else must not hide ours behind it.
+            .set("isolation.level", "read_uncommitted")
+            .set("fetch.wait.max.ms", "10")
+            // Memory of a search, whatever the length of the range.
+            .set("queued.max.messages.kbytes", "2048")
+            .set("fetch.message.max.bytes", "1048576")
+            .create_with_context(Distrust::default())?;
+        let (reading, cancelled) = (Mutex::new(()), AtomicBool::new(false));
+        Ok(Searcher { sink: sink.clone(), consumer, reading, source, lineage, cancelled })
+    }
+
+    /// Makes every call return soon.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether Kafka answers.
+    pub fn is_reachable(&self) -> Result<bool, SearchError> {
+        let there = self.consumer.fetch_metadata(None, REQUEST).is_ok();
+        if there { Ok(true) } else { self.trusted().map(|()| false) }
+    }
+
+    /// Whether it is a lack of trust that a request failed for.
+    fn trusted(&self) -> Result<(), SearchError> {
+        // Whoever reads records meanwhile gets the errors.
+        if let Ok(_reading) = self.reading.try_lock() {
+            while self.consumer.poll(Duration::ZERO).is_some() {}
+        }
+        self.consumer.context().take().map_or(Ok(()), |why| Err(SearchError::Distrusted(why)))
+    }
+
+    /// Whether a topic exists.
+    pub fn exists(&self, name: &str) -> Result<bool, SearchError> {
+        Ok(self.partition_count(name)? > 0)
+    }
+
+    fn partition_count(&self, name: &str) -> Result<i32, SearchError> {
+        self.persist(|| {
+            let metadata = self.consumer.fetch_metadata(Some(name), REQUEST)?;
+            let topic = metadata.topics().iter().find(|topic| topic.name() == name);
+            let count = topic.map_or(Ok(0), |topic| match topic.error().map(RDKafkaErrorCode::from) {
+                None => Ok(topic.partitions().len()),
+                Some(code) if reason_of_kafka(code) == Reason::TopicMissing => Ok(0),
+                Some(code) => Err(KafkaError::MetadataFetch(code)),
+            })?;
+            Ok(i32::try_from(count).unwrap_or(i32::MAX))
+        })
+    }
+
+    /// Partition count, ends and settings of a topic that exists.
+    pub fn topic(&self, name: &str) -> Result<FoundTopic, SearchError> {
+        let partitions = self.partition_count(name)?;
+        let mut ends = BTreeMap::new();
+        for partition in 0..partitions {
+            let (_, search) = self.watermarks(name, partition)?;
+            ends.insert(partition, Floor { search, last: None });
+        }
+        Ok(FoundTopic { partitions, ends, settings: self.describe(name) })
+    }
+
+    /// Reads a partition from `from` to its end, or to `until`, and reports our own records.
+    ///
+    /// To its end means: what was there before this session. What `until` bounds was appended during it, by a process
+    /// that may know more of the log than the server had at the session's beginning.
+    pub fn search(
+        &self,
+        topic: &str,
+        partition: i32,
+        from: i64,
+        until: Option<i64>,
+    ) -> Result<(Searched, Phantoms), SearchError> {
+        let (low, high) = self.watermarks(topic, partition)?;
+        if high < from {
+            let what = format!("it ends at offset {high}, but {from} was reached before");
+            return Err(SearchError::Lost { topic: topic.into(), partition, what });
+        }
+        // What retention has removed was there, or the partition would not begin after it.
+        let start = from.max(low);
+        self.reading_from(topic, partition, start, || self.read(start, until))
+    }
+
+    /// First and last offset of a partition.
+    pub(crate) fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), SearchError> {
+        self.persist(|| self.consumer.fetch_watermarks(topic, partition, REQUEST))
+    }
+
+    /// Runs `read` with the consumer at an offset.
+    pub(crate) fn reading_from<T>(
+        &self,
+        topic: &str,
+        partition: i32,
+        start: i64,
+        read: impl FnOnce() -> Result<T, SearchError>,
+    ) -> Result<T, SearchError> {
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut assignment = TopicPartitionList::new();
+        assignment
+            .add_partition_offset(topic, partition, Offset::Offset(start))
+            .map_err(SearchError::Refused)?;
+        self.consumer.assign(&assignment).map_err(SearchError::Refused)?;
+        let found = read();
+        drop(self.consumer.unassign());
+        found
+    }
+
+    fn read(&self, start: i64, until: Option<i64>) -> Result<(Searched, Phantoms), SearchError> {
+        let mut found = Searched { highest: None, own_records: 0, end: start };
+        let mut phantoms = Phantoms::default();
+        while !self.is_cancelled() {
+            match self.consumer.poll(POLL) {
+                None => {}
+                Some(Ok(message)) if until.is_some_and(|until| message.offset() >= until) => {
+                    return Ok((found, phantoms));
+                }
+                Some(Ok(message)) => {
+                    failpoint::pass(Boundary::InSearch);
+                    found.end = message.offset() + 1;
+                    match self.position(&message) {
+                        None => {}
+                        Some(position) if self.counts(position, until.is_some()) => {
+                            found.highest = found.highest.max(Some(position));
+                            found.own_records += 1;
+                        }
+                        Some(position) => {
+                            let ahead = self.lineage.is_on_line(position);
+                            phantoms.add(Phantoms { count: 1, ids: event_id(&message), ahead });
+                        }
+                    }
+                    if until == Some(found.end) {
+                        return Ok((found, phantoms));
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok((found, phantoms)),
+                Some(Err(error)) if is_refusal(&error) => return Err(SearchError::Refused(error)),
+                Some(Err(error)) => tracing::debug!(%error, "searching Kafka"),
+            }
+        }
+        Err(SearchError::Cancelled)
+    }
+
+    /// Whether a record at this position is an event of this server.
+    fn counts(&self, position: Position, appended_now: bool) -> bool {
+        if appended_now { self.lineage.is_on_line(position) } else { self.lineage.holds(position) }
+    }
+
+    /// The position of a record, if it is ours, of whatever history.
+    pub(crate) fn position(&self, message: &BorrowedMessage<'_>) -> Option<Position> {
+        if value_of(message, header::CE_SOURCE)? != self.source.as_bytes() {
+            return None;
+        }
+        std::str::from_utf8(value_of(message, header::CE_SEQUENCE)?).ok()?.parse().ok()
+    }
+
+    /// Makes a request until it succeeds.
+    pub(crate) fn persist<T>(
+        &self,
+        mut request: impl FnMut() -> Result<T, KafkaError>,
+    ) -> Result<T, SearchError> {
+        loop {
+            match request() {
+                Ok(answer) => return Ok(answer),
+                Err(error) if is_refusal(&error) => return Err(SearchError::Refused(error)),
+                Err(error) => tracing::debug!(%error, "asking Kafka"),
+            }
+            self.trusted()?;
+            self.sleep(PAUSE)?;
+        }
+    }
+
+    /// Waits, unless the session ends.
+    pub fn sleep(&self, pause: Duration) -> Result<(), SearchError> {
+        let until = Instant::now() + pause;
+        while Instant::now() < until {
+            if self.is_cancelled() {
+                return Err(SearchError::Cancelled);
+            }
+            std::thread::sleep(POLL.min(pause));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m [u8]> {
+    message.headers()?.iter().find(|header| header.key == name).and_then(|header| header.value)
+}
+
+fn event_id(message: &BorrowedMessage<'_>) -> Vec<String> {
+    value_of(message, header::CE_ID).map(|id| String::from_utf8_lossy(id).into_owned()).into_iter().collect()
+}
+
+/// Keeps what librdkafka says of certificates and logins: requests themselves only end without an answer.
+#[derive(Default)]
+pub(crate) struct Distrust(Mutex<Option<String>>);
+
+impl Distrust {
+    fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl ClientContext for Distrust {
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        if code.is_some_and(|code| reason_of_kafka(code) == Reason::KafkaAuthenticationFailed) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
+        tracing::debug!(%error, reason, "Kafka client");
+    }
+}
+
+impl ConsumerContext for Distrust {}
+
+/// Errors that asking again will not cure.
+pub(crate) fn is_refusal(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    code.is_some_and(|code| {
+        code == RDKafkaErrorCode::AutoOffsetReset
+            || matches!(
+                reason_of_kafka(code),
+                Reason::KafkaPermissionDenied | Reason::KafkaAuthenticationFailed
+            )
+    })
+}

@@ -1,0 +1,352 @@
+//! The Kafka side: idempotent producers, and the queue their acknowledgements come back through.
+//!
+//! Nothing here decides anything: a failed delivery is handed up like a good one, and the session is then ended and
+//! started anew, because a partition may get nothing more after a failed record but a replay that starts with it.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
+use rdkafka::{ClientContext, util::Timeout};
+use tokio::sync::Notify;
+
+use crate::config::Sink;
+use crate::failpoint::{self, Boundary};
+use crate::kafka::error::reason_of_kafka;
+use crate::progress::ledger::EntryId;
+use crate::topics::partitions::PartitionId;
+use crate::trouble::Reason;
+
+/// A request that a broker has not answered within this is sent again; a leader change is noticed sooner than with
+/// librdkafka's 30 s.
+const REQUEST_TIMEOUT_MS: &str = "10000";
+/// librdkafka's own default; a little below the brokers' default limit.
+const LARGEST_BATCH: usize = 1_000_000;
+/// How long producers may take to settle what they have sent before they are thrown away.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Names a record in flight: its ledger entry and its partition, in the one integer librdkafka carries for us, so
+/// that a record costs no allocation for its acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag(usize);
+
+impl Tag {
+    const PARTITION_BITS: u32 = 20;
+    /// The last entry there could be.
+    const REPLAY: EntryId = (1 << 44) - 1;
+
+    /// Packs both. Ledger entries get 44 bits, more than a process will ever read; a million partitions are more
+    /// than a Kafka cluster has.
+    pub fn new(entry: EntryId, partition: PartitionId) -> Tag {
+        Tag((entry as usize) << Self::PARTITION_BITS | partition.0 as usize)
+    }
+
+    /// Names a dead letter that is sent again: it has no ledger entry.
+    pub fn replay(partition: PartitionId) -> Tag {
+        Tag::new(Self::REPLAY, partition)
+    }
+
+    /// Whether it was made by [`Tag::replay`].
+    pub fn is_replay(self) -> bool {
+        self.entry() == Self::REPLAY
+    }
+
+    /// The ledger entry.
+    pub fn entry(self) -> EntryId {
+        (self.0 >> Self::PARTITION_BITS) as EntryId
+    }
+
+    /// The partition.
+    pub fn partition(self) -> PartitionId {
+        PartitionId((self.0 & ((1 << Self::PARTITION_BITS) - 1)) as u32)
+    }
+}
+
+/// What became of one record.
+#[derive(Debug)]
+pub struct Ack {
+    /// Which record.
+    pub tag: Tag,
+    /// Its key and value bytes.
+    pub bytes: usize,
+    /// Its offset if the broker said, or why it is not in Kafka.
+    pub outcome: Result<Option<i64>, RDKafkaErrorCode>,
+}
+
+/// Acknowledgements on their way from librdkafka's threads to the one task that keeps the ledger.
+#[derive(Default)]
+pub struct AckQueue {
+    acks: Mutex<Vec<Ack>>,
+    arrived: Notify,
+    brokers_down: AtomicBool,
+    failed: AtomicBool,
+    refused: Mutex<Option<String>>,
+    complaint: Mutex<Option<String>>,
+}
+
+impl AckQueue {
+    /// Waits until there is something to take.
+    pub async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Takes all there is into `taken`, which must be empty and keeps its memory between calls.
+    pub fn take(&self, taken: &mut Vec<Ack>) {
+        std::mem::swap(&mut *self.acks.lock().unwrap_or_else(PoisonError::into_inner), taken);
+    }
+
+    /// Whether librdkafka has said since the last call that it lost all brokers. It says so of idle connections that a
+    /// broker has closed, too: a reason to ask, not an answer.
+    pub fn take_brokers_down(&self) -> bool {
+        self.brokers_down.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether a producer has given up for good: it sends nothing any more.
+    pub fn producer_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Why a broker and this process do not trust each other, in librdkafka's words.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What librdkafka said last of a connection that failed. It may be over; it is for the words beside a fault that is
+    /// not.
+    pub fn complaint(&self) -> Option<String> {
+        self.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn put(&self, ack: Ack) {
+        let mut acks = self.acks.lock().unwrap_or_else(PoisonError::into_inner);
+        acks.push(ack);
+        let first = acks.len() == 1;
+        drop(acks);
+        if first {
+            self.arrived.notify_one();
+        }
+    }
+}
+
+struct Delivery(Arc<AckQueue>);
+
+impl ClientContext for Delivery {
+    /// Not every failed connection is an error to librdkafka; its log has them all.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        if facility == "FAIL" {
+            // Behind the name of a thread.
+            let line = line.split_once("]: ").map_or(line, |(_, line)| line);
+            *self.0.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_owned());
+        }
+        tracing::info!(target: "librdkafka", ?level, facility, "{line}");
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => self.0.brokers_down.store(true, Ordering::Relaxed),
+            Some(RDKafkaErrorCode::Fatal) => {
+                self.0.failed.store(true, Ordering::Relaxed);
+                self.0.arrived.notify_one();
+            }
+            Some(code) if reason_of_kafka(code) == Reason::KafkaAuthenticationFailed => {
+                *self.0.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+                self.0.arrived.notify_one();
+            }
+            _ => {}
+        }
+        tracing::debug!(%error, reason, "Kafka client");
+    }
+}
+
+impl ProducerContext for Delivery {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
+        failpoint::pass(Boundary::InCallback);
+        let (message, outcome) = match result {
+            // The broker had it already (a retry whose first answer was lost): stored, offset unknown.
+            Ok(message) => (message, Ok(Some(message.offset()).filter(|offset| *offset >= 0))),
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+                (message, Err(code))
+            }
+        };
+        self.0.put(Ack { tag: Tag(tag), bytes: message.payload_len() + message.key_len(), outcome });
+    }
+}
+
+/// One record to send.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// Topic.
+    pub topic: &'a str,
+    /// Partition number.
+    pub partition: i32,
+    /// Key.
+    pub key: Option<&'a [u8]>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+    /// Headers.
+    pub headers: OwnedHeaders,
+    /// Milliseconds since 1970.
+    pub timestamp: i64,
+}
+
+impl Outgoing<'_> {
+    /// Bytes that count against the budget.
+    pub fn bytes(&self) -> usize {
+        self.key.map_or(0, <[u8]>::len) + self.value.map_or(0, <[u8]>::len)
+    }
+}
+
+/// The producers of one session.
+pub struct Producers {
+    producers: Vec<ThreadedProducer<Delivery>>,
+    largest_batch: usize,
+}
+
+impl Producers {
+    /// Makes `sink.producers` producers whose acknowledgements go to `acks`. Does not connect yet. No batch will be
+    /// larger than `limit`, the smallest of the topics': a topic's limit is one on batches, so that small records
+    /// together would be refused as well.
+    pub fn new(
+        sink: &Sink,
+        max_in_flight: usize,
+        limit: Option<usize>,
+        acks: &Arc<AckQueue>,
+    ) -> Result<Producers, KafkaError> {
+        let largest_batch = limit.unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH);
+        let mut config = producer_config(sink, max_in_flight);
+        config.set("batch.size", largest_batch.to_string());
+        let producers = (0..sink.producers).map(|_| config.create_with_context(Delivery(Arc::clone(acks))));
+        Ok(Producers { producers: producers.collect::<Result<_, _>>()?, largest_batch })
+    }
+
+    /// Whether these producers keep to a topic's limit.
+    pub fn keep_to(&self, limit: usize) -> bool {
+        self.largest_batch <= limit
+    }
+
+    /// Hands a record over. Its partition decides the producer, so order within a partition holds.
+    pub fn send(&self, record: Outgoing<'_>, tag: Tag) -> Result<(), KafkaError> {
+        let shard = record.partition.unsigned_abs() as usize % self.producers.len().max(1);
+        let producer = self.producers.get(shard).ok_or(KafkaError::Canceled)?;
+        let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, tag.0)
+            .partition(record.partition)
+            .headers(record.headers)
+            .timestamp(record.timestamp);
+        if let Some(key) = record.key {
+            message = message.key(key);
+        }
+        if let Some(value) = record.value {
+            message = message.payload(value);
+        }
+        producer.send(message).map_err(|(error, _)| error)
+    }
+
+    /// Gives up what was not sent.
+    pub fn give_up_unsent(&self) {
+        for producer in &self.producers {
+            producer.purge(PurgeConfig::default().queue());
+        }
+    }
+
+    /// Gives up what was sent, too: nothing of it is sent again.
+    pub fn give_up_all(&self) {
+        for producer in &self.producers {
+            producer.purge(PurgeConfig::default().queue().inflight());
+        }
+    }
+
+    /// Ends the producers. What was sent gets a little time to be answered, so that a search that follows sees
+    /// it. Blocks: call it where blocking is allowed.
+    pub fn settle(self) {
+        self.give_up_unsent();
+        let deadline = Instant::now() + SETTLE_WITHIN;
+        while self.producers.iter().any(|producer| producer.in_flight_count() > 0)
+            && Instant::now() < deadline
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for producer in &self.producers {
+            producer.purge(PurgeConfig::default().queue().inflight());
+            // Serves the last delivery reports, so that dropping does not wait for them.
+            drop(producer.flush(Timeout::After(Duration::from_millis(100))));
+        }
+    }
+}
+
+/// librdkafka settings. The ones that carry a promise:
+/// - `enable.idempotence`, `acks=all`: a retry is not a second record, an acknowledgement is a replicated record.
+/// - `enable.gapless.guarantee`: nothing is appended behind a failed record; high marks rest on it.
+/// - `message.timeout.ms=0`: a record never expires in the queue, which would leave a hole; an outage is waited out.
+/// - `allow.auto.create.topics=false`: a typing error must not create a topic.
+fn producer_config(sink: &Sink, max_in_flight: usize) -> ClientConfig {
+    let mut config = client_config(sink);
+    config
+        // With failed connections, for the words beside an outage.
+        .set_log_level(RDKafkaLogLevel::Info)
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .set("enable.gapless.guarantee", "true")
+        .set("message.timeout.ms", "0")
+        .set("compression.type", sink.compression.as_str())
+        .set("linger.ms", sink.linger_ms.to_string())
+        .set("message.max.bytes", sink.max_message_bytes.to_string())
+        .set("request.timeout.ms", REQUEST_TIMEOUT_MS)
+        .set("retry.backoff.ms", "20")
+        .set("retry.backoff.max.ms", "500")
+        // The budget is ours, in records and bytes; librdkafka's own must never be the one that is full.
+        .set("queue.buffering.max.messages", (max_in_flight * 2 + 1000).to_string())
+        .set("queue.buffering.max.kbytes", "2097151");
+    config
+}
+
+/// Settings producers and searches share.
+pub fn client_config(sink: &Sink) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &sink.bootstrap_servers)
+        .set("client.id", "outbox-relay")
+        .set("allow.auto.create.topics", "false")
+        .set("socket.keepalive.enable", "true")
+        .set("socket.timeout.ms", "15000")
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("topic.metadata.refresh.fast.interval.ms", "50")
+        .set_log_level(RDKafkaLogLevel::Warning);
+    sink.protect(&mut config);
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_tag_gives_back_what_it_was_made_of(entry in 0u64..1 << 44, partition in 0u32..1 << 20) {
+            let tag = Tag::new(entry, PartitionId(partition));
+            prop_assert_eq!((tag.entry(), tag.partition()), (entry, PartitionId(partition)));
+        }
+    }
+
+    #[test]
+    fn the_settings_that_carry_the_promises_are_set() {
+        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
+        let config = producer_config(&sink, 8192);
+        for (key, value) in [
+            ("enable.idempotence", "true"),
+            ("enable.gapless.guarantee", "true"),
+            ("acks", "all"),
+            ("message.timeout.ms", "0"),
+        ] {
+            assert_eq!(config.get(key), Some(value), "{key}");
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Rows that were in the table before the slot, read in the order of `seq`.
+//!
+//! A page is one short statement, so that a copy of hours holds back no vacuum. Which rows belong to it is told by
+//! each row's `xid` and the description of the slot's snapshot, so a page can be read at any time, by any process,
+//! and the copy can go on where another one ended.
+
+use futures::TryStreamExt;
+use pg_replication::pgoutput::Column;
+use sqlx::postgres::types::Oid;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::{AssertSqlSafe, Row, ValueRef};
+use tokio::sync::mpsc;
+
+use crate::config::{Source, quote};
+use crate::event::row::{Layout, is_read};
+use crate::postgres::checkpoint::History;
+use crate::postgres::source;
+use crate::routing::mapping::Mappings;
+use crate::trouble::{Reason, Trouble};
+
+/// A page ends beyond this many bytes. Up to three are in memory: one being delivered, one ready, one being read.
+const PAGE_BYTES: usize = 1024 * 1024;
+/// A page ends at this many rows: beyond it, small rows are not read any faster.
+const PAGE_ROWS: i64 = 2_000;
+/// Rows of the first page. Later ones are as long as the rows' size allows.
+const FIRST_PAGE_ROWS: i64 = 64;
+
+/// Which rows to read.
+#[derive(Clone, Debug)]
+pub struct Backfill {
+    /// Those this snapshot shows, as `pg_snapshot` writes it.
+    pub snapshot: String,
+    /// And whose `seq` is greater.
+    pub after: i64,
+}
+
+/// A row with its place in the order.
+#[derive(Debug)]
+pub struct StoredRow(PgRow);
+
+impl StoredRow {
+    /// Its `seq`.
+    pub fn seq(&self) -> Result<i64, sqlx::Error> {
+        self.0.try_get(0)
+    }
+
+    /// Its values, in the order of the layout's columns.
+    pub fn values(&self) -> impl Iterator<Item = Column<'_>> + Clone {
+        (1..self.0.len()).map(|index| match self.0.try_get_raw(index) {
+            Ok(value) if !value.is_null() => value.as_bytes().map_or(Column::Null, Column::Binary),
+            _ => Column::Null,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.values().map(|value| if let Column::Binary(bytes) = value { bytes.len() } else { 0 }).sum()
+    }
+}
+
+/// Reads pages in the background, one ahead.
+pub struct Pages {
+    pages: mpsc::Receiver<Result<Vec<StoredRow>, Trouble>>,
+    layout: Layout,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Pages {
+    /// Connects and begins to read what `mappings` need.
+    pub async fn start(
+        source: &Source,
+        history: History,
+        mappings: &Mappings,
+        backfill: Backfill,
+    ) -> Result<Pages, Trouble> {
+        let mut sql = source::connect(source, "start").await?;
+        source::check_same_server(&mut sql, history).await?;
+        // A policy must not hide rows: with this the statement fails instead.
+        sqlx::query("SET row_security = off").execute(&mut sql).await?;
+        let columns = columns(&mut sql, source, mappings).await?;
+        let route_by = &mappings.current.rule.routing.by_field;
+        let layout = Layout::new(columns.iter().map(|(name, oid)| (name.as_str(), *oid)), route_by)
+            .map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
+        let reading =
+            Reading { sql, statement: statement(source, &columns), backfill, page_rows: FIRST_PAGE_ROWS };
+        let (sender, pages) = mpsc::channel(1);
+        let task = tokio::spawn(reading.run(sender));
+        Ok(Pages { pages, layout, task })
+    }
+
+    /// How to read the rows.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The next page; `None` after the last. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<Vec<StoredRow>>, Trouble> {
+        self.pages.recv().await.transpose()
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Names and types of the columns to read. Here the catalog is right: the rows come from the table as it is now.
+async fn columns(
+    sql: &mut PgConnection,
+    source: &Source,
+    mappings: &Mappings,
+) -> Result<Vec<(String, u32)>, Trouble> {
+    let rows = sqlx::query(
+        "SELECT a.attname::text, coalesce(nullif(t.typbasetype, 0), t.oid)
+         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+         WHERE a.attrelid = $1::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+    )
+    .bind(source.table.quoted())
+    .fetch_all(&mut *sql)
+    .await?;
+    let columns = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get::<Oid, _>(1)?.0)));
+    let columns: Vec<(String, u32)> = columns.collect::<Result<_, sqlx::Error>>()?;
+    Ok(columns.into_iter().filter(|(name, _)| is_read(name) || mappings.read(name)).collect())
+}
+
+/// From the last row read, including it: a second row with its `seq` would otherwise be passed over in silence.
+fn statement(source: &Source, columns: &[(String, u32)]) -> String {
+    let columns: Vec<String> = columns.iter().map(|(name, _)| format!("o.{}", quote(name))).collect();
+    format!(
+        "SELECT o.seq, {} FROM {} o
+         WHERE o.seq >= $1 AND pg_visible_in_snapshot(o.xid, (SELECT $2::pg_snapshot))
+         ORDER BY o.seq LIMIT $3",
+        columns.join(", "),
+        source.table.quoted()
+    )
+}
+
+struct Reading {
+    sql: PgConnection,
+    statement: String,
+    backfill: Backfill,
+    page_rows: i64,
+}
+
+impl Reading {
+    async fn run(mut self, pages: mpsc::Sender<Result<Vec<StoredRow>, Trouble>>) {
+        loop {
+            let page = self.page().await;
+            let last = page.as_ref().is_ok_and(Vec::is_empty);
+            let failed = page.is_err();
+            if last || pages.send(page).await.is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    /// Reads a page; an empty one is the last.
+    async fn page(&mut self) -> Result<Vec<StoredRow>, Trouble> {
+        let mut rows = sqlx::query(AssertSqlSafe(self.statement.as_str()))
+            .bind(self.backfill.after)
+            .bind(&self.backfill.snapshot)
+            .bind(self.page_rows + 1)
+            .fetch(&mut self.sql);
+        let (mut page, mut bytes, mut last, mut known) = (Vec::new(), 0, self.backfill.after, true);
+        while bytes < PAGE_BYTES
+            && let Some(row) = rows.try_next().await?
+        {
+            let row = StoredRow(row);
+            let seq = row.seq()?;
+            if seq == last {
+                if !std::mem::take(&mut known) {
+                    let what = format!("the table has two rows with seq {seq}, so they have no order");
+                    return Err(Trouble::new(Reason::StartRefused, what));
+                }
+                continue;
+            }
+            (last, known) = (seq, false);
+            bytes += row.bytes();
+            page.push(row);
+        }
+        drop(rows);
+        self.backfill.after = last;
+        // What a page leaves over is read and thrown away by the driver, so pages of large rows get shorter.
+        self.page_rows = if bytes >= PAGE_BYTES {
+            i64::try_from(page.len()).unwrap_or(PAGE_ROWS)
+        } else if bytes < PAGE_BYTES / 2 {
+            (self.page_rows * 2).min(PAGE_ROWS)
+        } else {
+            self.page_rows
+        };
+        Ok(page)
+    }
+}

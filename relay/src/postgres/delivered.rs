@@ -1,0 +1,234 @@
+//! The delivered snapshot: which transactions have all their rows in Kafka. It decides which rows may be dropped, and
+//! which a refill would send.
+//!
+//! A snapshot is taken first, then the server's insert LSN: whatever the snapshot shows has its commit record before
+//! that LSN. So once everything before the LSN is confirmed, everything in the snapshot is in Kafka. Until then the
+//! pair is pending. It is never carried into another session: a server that crashed may have lost the end of its log
+//! and give the transaction ids in it to others, which the old snapshot would show as delivered.
+//!
+//! With the snapshot go offsets that no row of a transaction *invisible* in it lies before: what a refill has to
+//! search. Those at the time of the snapshot would not do. A commit is in the stream, and its rows may be in Kafka,
+//! while the transaction still waits for a synchronous standby, and all the while every snapshot shows it as running.
+//! Nor would those taken before an earlier snapshot with an xmax up to this one's xmin: xmax is one past the last
+//! transaction that *completed*, so the waiting one may lie beyond it, and have been in Kafka already. What helps is an
+//! id that did not exist yet. The checkpoint that stores offsets is a transaction itself, and gets its id after they
+//! were determined: the rows of every later id come behind them. An invisible transaction is at or beyond the
+//! snapshot's xmin; so the offsets fit if their checkpoint's id lies before it.
+
+use std::time::{Duration, Instant};
+
+use pg_replication::EndLsn;
+
+use crate::topics::partitions::Offsets;
+
+/// Partitions are dropped by the day, so this is soon enough, and costs one cheap statement.
+const TAKE_EVERY: Duration = Duration::from_secs(1);
+
+/// A snapshot as it was taken.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// In Postgres' text form.
+    pub snapshot: String,
+    /// Its xmin: no older transaction is invisible in it.
+    pub xmin: u64,
+    /// The server's insert LSN after it was taken.
+    pub until: EndLsn,
+}
+
+/// What goes into the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The snapshot.
+    pub snapshot: String,
+    /// Its offsets; `None`: those stored with an older snapshot, which fit a newer one as well.
+    pub offsets: Option<Offsets>,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct Delivered {
+    pending: Option<(Stored, EndLsn)>,
+    taken: Option<Instant>,
+    /// Offsets known to fit.
+    fitting: Option<Offsets>,
+    /// Newer ones, with the id of their checkpoint: they fit once an xmin has passed it.
+    candidate: Option<(u64, Offsets)>,
+}
+
+impl Delivered {
+    /// The pending snapshot, if a checkpoint at `confirmed` makes it true.
+    pub fn ripe(&mut self, confirmed: EndLsn) -> Option<Stored> {
+        self.pending.take_if(|(_, until)| *until <= confirmed).map(|(stored, _)| stored)
+    }
+
+    /// Transaction `xid` has stored a checkpoint with `offsets`.
+    pub fn written(&mut self, xid: u64, offsets: &Offsets) {
+        self.candidate.get_or_insert_with(|| (xid, offsets.clone()));
+    }
+
+    /// Whether it is time to take a snapshot.
+    pub fn is_due(&self) -> bool {
+        self.pending.is_none() && self.taken.is_none_or(|at| at.elapsed() >= TAKE_EVERY)
+    }
+
+    /// A snapshot was taken.
+    pub fn take(&mut self, taken: Taken) {
+        if let Some((_, offsets)) = self.candidate.take_if(|(xid, _)| *xid < taken.xmin) {
+            self.fitting = Some(offsets);
+        }
+        let stored = Stored { snapshot: taken.snapshot, offsets: self.fitting.clone() };
+        self.pending = Some((stored, taken.until));
+        self.taken = Some(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::topics::partitions::Floor;
+
+    fn lsn(value: u64) -> EndLsn {
+        EndLsn::new(pg_replication::Lsn::from(value))
+    }
+    fn at(offset: i64) -> Offsets {
+        let floor = Floor { search: offset, last: None };
+        Offsets::from([("t".into(), BTreeMap::from([(0, floor)]))])
+    }
+    fn taken(snapshot: &str, xmin: u64, until: u64) -> Taken {
+        Taken { snapshot: snapshot.into(), xmin, until: lsn(until) }
+    }
+
+    #[test]
+    fn a_snapshot_is_stored_only_when_its_lsn_is_confirmed() {
+        let mut delivered = Delivered::default();
+        assert!(delivered.is_due());
+        delivered.take(taken("s", 10, 100));
+        assert!(!delivered.is_due(), "one at a time");
+        assert_eq!(delivered.ripe(lsn(99)), None);
+        assert_eq!(delivered.ripe(lsn(100)).unwrap().snapshot, "s");
+        assert_eq!(delivered.ripe(lsn(200)), None, "stored once");
+    }
+
+    /// R11: a transaction waits for a synchronous standby, is in the stream and in Kafka, and still invisible.
+    #[test]
+    fn r11_offsets_of_a_checkpoint_that_an_open_transaction_is_older_than_do_not_fit() {
+        let mut delivered = Delivered::default();
+        // 7 waits, its record is at offset 4; the checkpoint is transaction 8 and knows offset 5.
+        delivered.written(8, &at(5));
+        delivered.take(taken("7:9:7", 7, 100));
+        assert_eq!(delivered.ripe(lsn(100)), Some(Stored { snapshot: "7:9:7".into(), offsets: None }));
+        delivered.take(taken("9:9:", 9, 200));
+        assert_eq!(delivered.ripe(lsn(200)).unwrap().offsets, Some(at(5)));
+    }
+
+    /// A server, a stream and a partition in small. Transactions become known to the stream when their commit record
+    /// is written, and to snapshots later: in between they wait for a synchronous standby.
+    #[derive(Default)]
+    struct World {
+        last_xid: u64,
+        last_completed: u64,
+        wal: u64,
+        running: BTreeSet<u64>,
+        /// Commit record written, in the stream, not yet visible: id and end of the commit record.
+        waiting: BTreeSet<u64>,
+        /// Ids of transactions with a record in the partition, by offset.
+        partition: Vec<u64>,
+        /// End of the commit record of each.
+        ends: BTreeMap<u64, u64>,
+        /// In the stream and not in Kafka.
+        unsent: Vec<u64>,
+        confirmed: u64,
+    }
+
+    impl World {
+        fn pick(set: &BTreeSet<u64>, which: usize) -> Option<u64> {
+            set.iter().nth(which % set.len().max(1)).copied()
+        }
+        fn begin(&mut self) -> u64 {
+            self.last_xid += 1;
+            self.last_xid
+        }
+        fn commit(&mut self, which: usize) {
+            let Some(xid) = World::pick(&self.running, which) else { return };
+            self.running.remove(&xid);
+            self.wal += 10;
+            self.ends.insert(xid, self.wal);
+            self.unsent.push(xid);
+            self.waiting.insert(xid);
+        }
+        fn complete(&mut self, which: usize) {
+            let Some(xid) = World::pick(&self.waiting, which) else { return };
+            self.waiting.remove(&xid);
+            self.last_completed = self.last_completed.max(xid);
+        }
+        fn deliver(&mut self) {
+            for xid in self.unsent.drain(..) {
+                self.partition.push(xid);
+                self.confirmed = self.ends[&xid];
+            }
+        }
+        fn is_visible(&self, xid: u64) -> bool {
+            xid <= self.last_completed && !self.running.contains(&xid) && !self.waiting.contains(&xid)
+        }
+        fn snapshot(&self) -> Taken {
+            let open = self.running.iter().chain(&self.waiting).min().copied();
+            let xmax = self.last_completed + 1;
+            let xmin = open.map_or(xmax, |open| open.min(xmax));
+            let visible = (1..=self.last_xid).filter(|xid| self.is_visible(*xid));
+            let visible: Vec<String> = visible.map(|xid| xid.to_string()).collect();
+            Taken { snapshot: visible.join(","), xmin, until: lsn(self.wal) }
+        }
+    }
+
+    proptest! {
+        /// What is stored is true: everything visible is in Kafka, and everything invisible that is in Kafka lies at
+        /// or behind the offsets stored with it.
+        #[test]
+        fn r5_r11_what_is_stored_is_true(steps in prop::collection::vec((0..5_u8, any::<usize>()), 1..200)) {
+            let mut world = World::default();
+            let mut delivered = Delivered::default();
+            let mut offsets_in_row = 0;
+            for (step, which) in steps {
+                match step {
+                    0 => {
+                        let xid = world.begin();
+                        world.running.insert(xid);
+                    }
+                    1 => world.commit(which),
+                    2 => world.complete(which),
+                    3 => world.deliver(),
+                    _ => {
+                        // A checkpoint, as the writer does it.
+                        let offsets = at(world.partition.len() as i64);
+                        let stored = delivered.ripe(lsn(world.confirmed));
+                        let xid = world.begin();
+                        world.last_completed = world.last_completed.max(xid);
+                        if let Some(stored) = stored {
+                            if let Some(offsets) = &stored.offsets {
+                                offsets_in_row = offsets["t"][&0].search;
+                            }
+                            let visible: BTreeSet<u64> =
+                                stored.snapshot.split(',').filter_map(|xid| xid.parse().ok()).collect();
+                            for xid in world.ends.keys().filter(|xid| visible.contains(xid)) {
+                                prop_assert!(world.partition.contains(xid), "{xid} is not in Kafka");
+                            }
+                            let before = world.partition.iter().take(offsets_in_row as usize);
+                            for xid in before {
+                                prop_assert!(visible.contains(xid), "{xid} is invisible and before the offsets");
+                            }
+                        }
+                        delivered.written(xid, &offsets);
+                        delivered.taken = None;
+                        if delivered.is_due() {
+                            delivered.take(world.snapshot());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Has partitions of the outbox table made ahead and dropped behind, by the table owner's `outbox_maintain`, over a
+//! connection that is opened for it: a look at all rows of a partition takes as long as it takes. What fails or is
+//! held up is shown and tried again; delivery never waits for it.
+
+use std::time::{Duration, SystemTime};
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection};
+
+use crate::config::Config;
+use crate::postgres::source;
+use crate::status::metrics::Metrics;
+use crate::status::{Maintained, Status};
+use crate::trouble::Trouble;
+
+/// Partitions are a day wide and made days ahead.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(3600);
+/// When something due was not done: a lock was held, or a relay is behind. Each try for a lock may keep writers waiting
+/// for 200 ms, so not more often.
+const TRY_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// A call that takes longer is given up: the server does not answer.
+const CALL_WITHIN: Duration = Duration::from_secs(3600);
+
+/// What one call of `outbox_maintain` did.
+#[derive(Debug, sqlx::FromRow)]
+struct Done {
+    made: i32,
+    dropped: i32,
+    deleted: i32,
+    held: Option<String>,
+}
+
+/// Runs until the process ends.
+pub async fn maintain(config: Config, status: Status) {
+    let mut last_logged = None;
+    loop {
+        let called = tokio::time::timeout(CALL_WITHIN, call_until_done(&config)).await;
+        let (held, error) = match called {
+            Ok(Ok(held)) => (held, None),
+            Ok(Err(trouble)) => (None, Some(trouble.what)),
+            Err(_) => (None, Some(format!("outbox_maintain has not returned within {CALL_WITHIN:?}"))),
+        };
+        let problem = error.as_ref().or(held.as_ref()).cloned();
+        if problem != last_logged {
+            log(held.as_deref(), error.as_deref());
+            last_logged.clone_from(&problem);
+        }
+        status.maintained(Maintained { at: SystemTime::now(), held, error });
+        tokio::time::sleep(if problem.is_none() { MAINTAIN_EVERY } else { TRY_AGAIN_AFTER }).await;
+    }
+}
+
+/// Calls again as long as a call did something: each does a small part, because it keeps its locks until it ends.
+/// Returns what could not be done.
+async fn call_until_done(config: &Config) -> Result<Option<String>, Trouble> {
+    let function = config.source.table.sibling("outbox_maintain");
+    let call = format!("SELECT * FROM {function}(make_interval(hours => $1), make_interval(hours => $2))");
+    let hours = |hours: u32| i32::try_from(hours).unwrap_or(i32::MAX);
+    let mut sql = source::connect(&config.source, "maintenance").await?;
+    let (mut made, mut dropped, mut deleted) = (0, 0, 0);
+    let held = loop {
+        let done: Done = sqlx::query_as(AssertSqlSafe(call.as_str()))
+            .bind(hours(config.retention.keep_hours))
+            .bind(hours(config.retention.ahead_hours))
+            .fetch_one(&mut sql)
+            .await?;
+        made += done.made;
+        dropped += done.dropped;
+        deleted += i64::from(done.deleted);
+        if done.made == 0 && done.dropped == 0 && done.deleted == 0 {
+            break done.held;
+        }
+    };
+    if made > 0 {
+        tracing::info!(partitions = made, "made partitions ahead");
+    }
+    if dropped > 0 || deleted > 0 {
+        tracing::info!(
+            partitions = dropped,
+            default_rows = deleted,
+            "dropped partitions, and rows of the DEFAULT partition, that every relay has delivered"
+        );
+    }
+    drop(sql.close().await);
+    Ok(held)
+}
+
+fn log(held: Option<&str>, error: Option<&str>) {
+    match (held, error) {
+        (_, Some(error)) => tracing::warn!(
+            error,
+            "could not maintain the partitions of the outbox; rows go to the DEFAULT partition, and old ones stay"
+        ),
+        (Some(held), None) => {
+            tracing::warn!("the partitions of the outbox could not be maintained in full: {held}");
+        }
+        (None, None) => tracing::info!("the partitions of the outbox are maintained in full again"),
+    }
+}
+
+/// Shows the state of the partitions in metrics. A table without `outbox_partition_state`, or a role that may not call
+/// it, shows -1.
+pub async fn show_partitions(
+    config: &Config,
+    sql: &mut PgConnection,
+    metrics: &Metrics,
+) -> Result<(), sqlx::Error> {
+    let function = config.source.table.sibling("outbox_partition_state");
+    // Asked first: a call that is refused would be an error in the server's log each time.
+    let may_call: bool =
+        sqlx::query_scalar("SELECT coalesce(has_function_privilege(to_regprocedure($1), 'EXECUTE'), false)")
+            .bind(format!("{function}()"))
+            .fetch_one(&mut *sql)
+            .await?;
+    let (default_rows, oldest_age): (i64, f64) = if may_call {
+        let call = format!("SELECT default_rows, oldest_age FROM {function}()");
+        sqlx::query_as(AssertSqlSafe(call)).fetch_one(&mut *sql).await?
+    } else {
+        (-1, -1.0)
+    };
+    metrics.default_partition_rows.set(default_rows);
+    metrics.oldest_partition_age_seconds.set(oldest_age);
+    Ok(())
+}

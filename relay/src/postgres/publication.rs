@@ -1,0 +1,77 @@
+//! Whether the publication is still the one that was checked.
+//!
+//! Postgres decodes with the catalog as it was when a row was written: rows committed while the publication did not
+//! publish the table are left out of the stream for ever, without a word, and the end of the stream moves past them.
+//! So every checkpoint is written only while the publication is what it was at the one before, in one statement with
+//! that comparison: nothing beyond a change is ever confirmed, and the change is a gap that is shown.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Row};
+
+use crate::config::{Config, Source};
+use crate::postgres::checkpoint;
+use crate::postgres::source;
+use crate::trouble::{Reason, Trouble};
+
+/// An SQL expression for what the rows of the table depend on: the publication and the table, which the two named
+/// parameters name (the table as SQL does), and the entry by which the one publishes the other. `xmin` is there
+/// because what was altered and altered back is the same again, but not the same row. NULL when either does not
+/// exist, also under its name. Other tables of the publication may come and go.
+pub fn fingerprint(publication: &str, table: &str) -> String {
+    format!(
+        "(SELECT concat_ws(' ', p.oid, p.xmin, c.oid,
+                 (SELECT concat(r.oid, ':', r.xmin) FROM pg_catalog.pg_publication_rel r
+                  WHERE r.prpubid = p.oid AND r.prrelid = c.oid),
+                 (SELECT concat(n.oid, ':', n.xmin) FROM pg_catalog.pg_publication_namespace n
+                  WHERE n.pnpubid = p.oid AND n.pnnspid = c.relnamespace))
+          FROM pg_catalog.pg_publication p, pg_catalog.pg_class c
+          WHERE p.pubname = {publication} AND c.oid = to_regclass({table}))"
+    )
+}
+
+/// Makes sure that the publication is there and suits, and that it is the one of the checkpoint. One that is gone
+/// is not made again over a gap.
+pub async fn settle(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
+    unchanged(sql, config).await?;
+    source::ensure_publication(sql, &config.source).await
+}
+
+/// Postgres 15 to 17 end the stream with the same code for a publication that is gone as for a slot.
+pub async fn told_apart(trouble: Trouble, config: &Config) -> Trouble {
+    if trouble.reason != Reason::SlotLost {
+        return trouble;
+    }
+    let Ok(mut sql) = source::connect(&config.source, "session").await else { return trouble };
+    unchanged(&mut sql, config).await.err().unwrap_or(trouble)
+}
+
+/// Compares the publication with what the checkpoint says of it. A checkpoint that says nothing takes it as it is.
+pub async fn unchanged(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
+    let Source { publication, table, .. } = &config.source;
+    let compare = format!(
+        "SELECT publication_fingerprint = live AS same, live IS NOT NULL AS found
+         FROM {} CROSS JOIN (SELECT {} AS live) AS now
+         WHERE relay = $3 AND publication_fingerprint IS NOT NULL",
+        table.sibling(checkpoint::TABLE),
+        fingerprint("$1", "$2")
+    );
+    let compared = sqlx::query(AssertSqlSafe(compare))
+        .bind(&publication.name)
+        .bind(table.quoted())
+        .bind(&config.name)
+        .fetch_optional(sql)
+        .await?;
+    let Some(row) = compared else { return Ok(()) };
+    if row.try_get::<Option<bool>, _>("same")? == Some(true) {
+        return Ok(());
+    }
+    let name = &publication.name;
+    Err(Trouble::new(
+        Reason::PublicationChanged,
+        if row.try_get("found")? {
+            format!("publication {name} or its entry for table {table} was changed since the last checkpoint")
+        } else {
+            format!("publication {name} or table {table} is gone since the last checkpoint")
+        },
+    ))
+}

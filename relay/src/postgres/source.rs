@@ -1,0 +1,362 @@
+//! What the relay asks of and does to the source database over plain SQL: preconditions, the publication, the
+//! state of the slot. Reading rows is not among it: they come from the stream, and before that from [`crate::postgres::backfill`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pg_replication::{Client, EndLsn, Host, Password, Target, TlsMode, TlsOptions};
+use serde_json::Value;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sqlx::{AssertSqlSafe, ConnectOptions, Row};
+
+use crate::config::{Access, CreationPolicy, Source, quote};
+use crate::postgres::checkpoint::History;
+use crate::trouble::{Reason, Trouble, chain, reason_of_all, reason_of_connection};
+
+/// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
+const OLDEST_SERVER: i32 = 150_000;
+
+/// A host that swallows packets must not hold up the reason being shown.
+pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// What is read anew for each attempt to connect.
+pub fn access(source: &Source) -> Result<Access, Trouble> {
+    Access::read(source).map_err(|error| Trouble::new(Reason::CredentialsUnreadable, error.to_string()))
+}
+
+/// Opens the replication connection, to the first host that can be used.
+pub async fn connect_replication(source: &Source, access: Access) -> Result<Client, Trouble> {
+    let options = pg_replication::ConnectOptions {
+        hosts: access.hosts,
+        target: Target::ReadWrite,
+        tls: access.tls,
+        user: source.user.clone(),
+        password: access.password.map(|password| Password::new(password.reveal())),
+        database: source.database.clone(),
+        application_name: "outbox-relay".into(),
+        connect_timeout: CONNECT_WITHIN,
+    };
+    Client::connect(&options).await.map_err(|error| {
+        let what = format!(
+            "cannot connect to Postgres at {}, database {}: {}",
+            source.host,
+            source.database,
+            chain(&error)
+        );
+        Trouble::new(reason_of_connection(&error), what)
+    })
+}
+
+/// Opens an SQL connection to the first host that takes writes; `purpose` is shown in `pg_stat_activity`.
+pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, Trouble> {
+    let access = access(source)?;
+    let mut troubles = Vec::new();
+    for host in &access.hosts {
+        match connect_to(source, &access, host, purpose).await {
+            Ok(connection) => return Ok(connection),
+            Err(trouble) => troubles.push(trouble),
+        }
+    }
+    let reason = reason_of_all(troubles.iter().map(|trouble| trouble.reason));
+    let all: Vec<String> = troubles.into_iter().map(|trouble| trouble.what).collect();
+    Err(Trouble::new(reason, all.join(" | ")))
+}
+
+/// Opens an SQL connection to one host, which must take writes.
+pub async fn connect_to(
+    source: &Source,
+    access: &Access,
+    host: &Host,
+    purpose: &str,
+) -> Result<PgConnection, Trouble> {
+    let connecting = async {
+        let mut sql = connect_options(source, access, host, purpose).connect().await?;
+        let read_only: String = sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut sql).await?;
+        match read_only.as_str() {
+            "off" => Ok(sql),
+            _ => Err(Trouble::new(Reason::NoWritableHost, "it is a standby, or set read-only")),
+        }
+    };
+    let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
+    let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
+    connected.map_err(late).flatten().map_err(|trouble| {
+        let place = format!("{host}, database {}", source.database);
+        Trouble::new(trouble.reason, format!("cannot connect to Postgres at {place}: {}", trouble.what))
+    })
+}
+
+fn connect_options(source: &Source, access: &Access, host: &Host, purpose: &str) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass()
+        .database(&source.database)
+        .username(&source.user)
+        .application_name(&format!("outbox-relay {purpose}"));
+    let options = match &access.password {
+        Some(password) => options.password(password.reveal()),
+        None => options,
+    };
+    match host {
+        Host::Unix { directory, port } => options.socket(directory).port(*port).ssl_mode(PgSslMode::Disable),
+        Host::Tcp { host, port } => encrypted(options.host(host).port(*port), &access.tls),
+    }
+}
+
+fn encrypted(options: PgConnectOptions, tls: &TlsOptions) -> PgConnectOptions {
+    let options = options.ssl_mode(match tls.mode {
+        TlsMode::Disable => PgSslMode::Disable,
+        TlsMode::Require => PgSslMode::Require,
+        TlsMode::VerifyCa => PgSslMode::VerifyCa,
+        TlsMode::VerifyFull => PgSslMode::VerifyFull,
+    });
+    // Given in any case: sqlx would take one from the environment otherwise.
+    let options =
+        options.ssl_root_cert_from_pem(tls.ca.as_ref().map_or(Vec::new(), |ca| ca.as_bytes().to_vec()));
+    match &tls.identity {
+        Some(identity) => options
+            .ssl_client_cert_from_pem(identity.certificates.as_bytes())
+            .ssl_client_key_from_pem(identity.key.as_bytes()),
+        None => options,
+    }
+}
+
+/// Demands that an SQL connection leads to the server that the stream comes from: a name may have the addresses of
+/// several, and a checkpoint written on one says nothing about the other.
+pub async fn check_same_server(sql: &mut PgConnection, history: History) -> Result<(), Trouble> {
+    let (system, file): (String, String) = sqlx::query_as(
+        "SELECT system_identifier::text, pg_walfile_name(pg_current_wal_lsn()) FROM pg_control_system()",
+    )
+    .fetch_one(sql)
+    .await?;
+    // A file of the log is named by its timeline first, in eight hexadecimal digits.
+    let timeline = file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    if system == history.system_identifier.to_string() && timeline == Some(history.timeline) {
+        return Ok(());
+    }
+    let what = format!(
+        "the replication connection leads to system {} on timeline {}, the SQL connection to {system} with log file {file}",
+        history.system_identifier, history.timeline
+    );
+    Err(Trouble::new(Reason::DifferentServers, what))
+}
+
+/// Checks what has to be there before anything is created: server version, `wal_level`, the tables.
+pub async fn check_preconditions(sql: &mut PgConnection, source: &Source) -> Result<(), Trouble> {
+    let row = sqlx::query(
+        "SELECT current_setting('server_version_num')::int AS version, current_setting('wal_level') AS wal_level,
+                to_regclass($1) IS NOT NULL AS has_table, to_regclass($2) IS NOT NULL AS has_checkpoint",
+    )
+    .bind(source.table.quoted())
+    .bind(source.table.sibling("outbox_checkpoint"))
+    .fetch_one(&mut *sql)
+    .await?;
+    let version: i32 = row.try_get("version")?;
+    if version < OLDEST_SERVER {
+        return Err(Trouble::new(
+            Reason::ServerTooOld,
+            format!("the server has version {}", version / 10_000),
+        ));
+    }
+    let wal_level: String = row.try_get("wal_level")?;
+    if wal_level != "logical" {
+        return Err(Trouble::new(Reason::WalLevelTooLow, format!("wal_level is '{wal_level}'")));
+    }
+    if !row.try_get::<bool, _>("has_table")? {
+        let what = format!("table {} does not exist in database {}", source.table, source.database);
+        return Err(Trouble::new(Reason::TableMissing, what));
+    }
+    if !row.try_get::<bool, _>("has_checkpoint")? {
+        let what = format!("table {}.outbox_checkpoint does not exist", source.table.schema);
+        return Err(Trouble::new(Reason::CheckpointTableMissing, what));
+    }
+    Ok(())
+}
+
+/// A publication that does no harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublicationState {
+    /// It publishes the inserts of the outbox table through its root.
+    Suitable,
+    /// It does not exist, and may be created.
+    Missing,
+}
+
+/// Makes sure the publication exists and publishes the inserts of the outbox table through its root. It has to be
+/// committed before the slot is created, and it has to be looked at before every start: from Postgres 18 on a
+/// missing publication is only a warning in the stream, and its rows are skipped in silence.
+pub async fn ensure_publication(sql: &mut PgConnection, source: &Source) -> Result<(), Trouble> {
+    if look_at_publication(sql, source).await? == PublicationState::Suitable {
+        return Ok(());
+    }
+    let name = &source.publication.name;
+    let create = format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true)",
+        quote(name),
+        source.table.quoted()
+    );
+    sqlx::query(AssertSqlSafe(create)).execute(&mut *sql).await?;
+    tracing::info!(publication = %name, table = %source.table, "created the publication");
+    Ok(())
+}
+
+/// Looks whether the publication is one the relay can start with.
+pub async fn look_at_publication(
+    sql: &mut PgConnection,
+    source: &Source,
+) -> Result<PublicationState, Trouble> {
+    let name = &source.publication.name;
+    let Some(publication) = find_publication(sql, source).await? else {
+        if source.publication.creation_policy == CreationPolicy::Never {
+            return Err(Trouble::new(
+                Reason::PublicationMissing,
+                format!("publication {name} does not exist"),
+            ));
+        }
+        return Ok(PublicationState::Missing);
+    };
+    let unsuitable = |problem: &str| {
+        Err(Trouble::new(Reason::PublicationUnsuitable, format!("publication {name} {problem}")))
+    };
+    if !publication.inserts {
+        return unsuitable("does not publish inserts");
+    }
+    if !publication.has_table {
+        return unsuitable(&format!("does not publish table {}", source.table));
+    }
+    if publication.partitioned && !publication.via_root {
+        return unsuitable("publishes partitions instead of their root");
+    }
+    if publication.filtered {
+        return unsuitable("has a row filter or column list on the table: rows or columns would be missing");
+    }
+    Ok(PublicationState::Suitable)
+}
+
+struct FoundPublication {
+    inserts: bool,
+    via_root: bool,
+    has_table: bool,
+    partitioned: bool,
+    filtered: bool,
+}
+
+async fn find_publication(
+    sql: &mut PgConnection,
+    source: &Source,
+) -> Result<Option<FoundPublication>, Trouble> {
+    let row = sqlx::query(
+        "SELECT p.pubinsert, p.pubviaroot, c.relkind = 'p' AS partitioned,
+                t.tablename IS NOT NULL AS has_table,
+                coalesce(t.rowfilter IS NOT NULL
+                         OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid
+                                    AND r.prattrs IS NOT NULL), false) AS filtered
+         FROM pg_publication p
+         CROSS JOIN pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         LEFT JOIN pg_publication_tables t
+                ON t.pubname = p.pubname AND t.schemaname = n.nspname AND t.tablename = c.relname
+         WHERE p.pubname = $1 AND n.nspname = $2 AND c.relname = $3",
+    )
+    .bind(&source.publication.name)
+    .bind(&source.table.schema)
+    .bind(&source.table.table)
+    .fetch_optional(&mut *sql)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let partitioned: bool = row.try_get("partitioned")?;
+    let via_root: bool = row.try_get("pubviaroot")?;
+    Ok(Some(FoundPublication {
+        inserts: row.try_get("pubinsert")?,
+        via_root,
+        // Without publish_via_partition_root the view lists the partitions, not the root.
+        has_table: row.try_get::<bool, _>("has_table")? || (partitioned && !via_root),
+        partitioned,
+        filtered: row.try_get("filtered")?,
+    }))
+}
+
+/// The slot as `pg_replication_slots` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotState {
+    /// Output plugin; `None` for a physical slot.
+    pub plugin: Option<String>,
+    /// Database it belongs to.
+    pub database: Option<String>,
+    /// Whether it ends with the connection that made it.
+    pub temporary: bool,
+    /// Whether a connection holds it, and which process.
+    pub active_pid: Option<i64>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Why it was invalidated (Postgres 17 and newer).
+    pub invalidation_reason: Option<String>,
+    /// What the server knows to be confirmed.
+    pub confirmed: Option<EndLsn>,
+    /// The oldest WAL it keeps.
+    pub restart: Option<EndLsn>,
+    /// Bytes that may still be written before it is in danger; `None` without a limit.
+    pub safe_wal_bytes: Option<i64>,
+    /// The server's current LSN at the time of the look.
+    pub current: Option<EndLsn>,
+    /// For how long nobody has held it, by the server's account (Postgres 17 and newer).
+    pub inactive_for: Option<Duration>,
+}
+
+impl SlotState {
+    /// Whether the server has given the slot's WAL up.
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost") || self.invalidation_reason.is_some()
+    }
+
+    /// How many bytes of log lie between `lsn` and the server's current end.
+    pub fn behind(&self, lsn: Option<EndLsn>) -> u64 {
+        let distance =
+            |(current, lsn): (EndLsn, EndLsn)| current.lsn().as_u64().saturating_sub(lsn.lsn().as_u64());
+        self.current.zip(lsn).map_or(0, distance)
+    }
+
+    /// Why it was given up, as a sentence.
+    pub fn loss(&self) -> String {
+        let cause = self.invalidation_reason.as_deref().unwrap_or("its WAL was removed");
+        format!("the slot is invalidated: {cause}")
+    }
+}
+
+/// Looks at the slot. `to_jsonb`, because the view has different columns in each version.
+pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<SlotState>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT to_jsonb(s) AS slot, pg_current_wal_lsn()::text AS current,
+                extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8
+                    AS inactive_for
+         FROM pg_replication_slots s WHERE slot_name = $1",
+    )
+    .bind(slot)
+    .fetch_optional(&mut *sql)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let slot: BTreeMap<String, Value> = row.try_get::<sqlx::types::Json<_>, _>("slot")?.0;
+    let text = |name: &str| slot.get(name).and_then(Value::as_str).map(str::to_owned);
+    let number = |name: &str| slot.get(name).and_then(Value::as_i64);
+    let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok()).map(EndLsn::new);
+    Ok(Some(SlotState {
+        plugin: text("plugin"),
+        database: text("database"),
+        temporary: slot.get("temporary").and_then(Value::as_bool).unwrap_or_default(),
+        active_pid: number("active_pid"),
+        wal_status: text("wal_status"),
+        invalidation_reason: text("invalidation_reason"),
+        confirmed: lsn(text("confirmed_flush_lsn")),
+        restart: lsn(text("restart_lsn")),
+        safe_wal_bytes: number("safe_wal_size"),
+        current: lsn(row.try_get("current").ok()),
+        inactive_for: row
+            .try_get::<Option<f64>, _>("inactive_for")?
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok()),
+    }))
+}
+
+/// The server's flush LSN: nothing committed at or beyond it has left the server.
+pub async fn flush_lsn(sql: &mut PgConnection) -> Result<EndLsn, Trouble> {
+    let text: String =
+        sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text").fetch_one(&mut *sql).await?;
+    let lsn =
+        text.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{text}' is not an LSN")))?;
+    Ok(EndLsn::new(lsn))
+}

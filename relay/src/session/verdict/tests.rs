@@ -1,0 +1,290 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::postgres::checkpoint::NOTHING_COPIED;
+use crate::topics::partitions::Offsets;
+
+const SYSTEM: u64 = 7;
+/// Where the server's log ends, if nothing else is said.
+const END: u64 = 1_000;
+
+fn lsn(value: u64) -> EndLsn {
+    EndLsn::new(pg_replication::Lsn::from(value))
+}
+
+fn source(start: StartAt) -> Source {
+    let mut source: Source = serde_json::from_value(serde_json::json!({
+        "host": "h", "database": "db", "user": "u", "publication": {"name": "p"}, "slot": {"name": "s"}
+    }))
+    .unwrap();
+    source.start = start;
+    source
+}
+
+fn checkpoint(progress: Progressed) -> Checkpoint {
+    Checkpoint {
+        slot: "s".into(),
+        history: History { system_identifier: SYSTEM, timeline: 1 },
+        progress,
+        mappings: None,
+        offsets: Offsets::new(),
+    }
+}
+
+fn delivered(confirmed: u64) -> Checkpoint {
+    checkpoint(Progressed::Delivered { confirmed: lsn(confirmed) })
+}
+
+fn copying(from: u64) -> Checkpoint {
+    checkpoint(Progressed::Copying { from: lsn(from), snapshot: "3:3:".into(), cursor: NOTHING_COPIED })
+}
+
+fn slot(confirmed: u64) -> SlotState {
+    SlotState {
+        plugin: Some("pgoutput".into()),
+        database: Some("db".into()),
+        confirmed: Some(lsn(confirmed)),
+        ..SlotState::default()
+    }
+}
+
+/// A server on `timeline` whose history file is `history`.
+struct Server {
+    timeline: u32,
+    history: &'static str,
+    end: u64,
+}
+
+const PRIMARY: Server = Server { timeline: 1, history: "", end: END };
+
+impl Server {
+    fn judge(
+        &self,
+        checkpoint: Option<&Checkpoint>,
+        slot: Option<&SlotState>,
+        source: &Source,
+    ) -> Result<Verdict, Reason> {
+        let timelines = TimelineHistory::parse(self.timeline, self.history).unwrap();
+        let found = Findings {
+            system_identifier: SYSTEM,
+            timelines: &timelines,
+            flush: lsn(self.end),
+            reached: None,
+            source,
+            checkpoint,
+            slot,
+        };
+        judge(&found).map_err(|trouble| trouble.reason)
+    }
+}
+
+fn ask(checkpoint: Option<&Checkpoint>, slot: Option<&SlotState>) -> Result<Verdict, Reason> {
+    PRIMARY.judge(checkpoint, slot, &source(StartAt::Table))
+}
+
+fn goes_on(confirmed: u64) -> Result<Verdict, Reason> {
+    Ok(Verdict::Stream { confirmed: lsn(confirmed), diverged: false })
+}
+
+#[test]
+fn a_first_start_creates_the_slot_where_it_may() {
+    assert_eq!(ask(None, None), Ok(Verdict::CreateSlot));
+    assert_eq!(ask(Some(&checkpoint(Progressed::Registered)), None), Ok(Verdict::CreateSlot));
+    let mut never = source(StartAt::Now);
+    never.slot.creation_policy = CreationPolicy::Never;
+    assert_eq!(PRIMARY.judge(None, None, &never), Err(Reason::SlotMissing));
+}
+
+#[test]
+fn a_relay_that_has_delivered_before_does_not_send_the_whole_table_again() {
+    let known = BTreeMap::from([("topic".to_owned(), BTreeMap::new())]);
+    let emptied = Checkpoint { offsets: known, ..checkpoint(Progressed::Registered) };
+    assert_eq!(ask(Some(&emptied), None), Err(Reason::StartRefused));
+    assert_eq!(PRIMARY.judge(Some(&emptied), None, &source(StartAt::Now)), Ok(Verdict::CreateSlot));
+}
+
+#[test]
+fn a_slot_that_was_there_is_where_now_begins_and_table_cannot() {
+    let registered = checkpoint(Progressed::Registered);
+    for checkpoint in [None, Some(&registered)] {
+        assert_eq!(PRIMARY.judge(checkpoint, Some(&slot(5)), &source(StartAt::Now)), goes_on(5));
+        assert_eq!(ask(checkpoint, Some(&slot(5))), Err(Reason::StartRefused));
+    }
+}
+
+#[test]
+fn a_slot_without_its_snapshot_is_made_anew_unless_somebody_holds_it() {
+    let creating = checkpoint(Progressed::Creating);
+    assert_eq!(ask(Some(&creating), None), Ok(Verdict::CreateSlot));
+    assert_eq!(ask(Some(&creating), Some(&slot(5))), Ok(Verdict::RecreateSlot));
+    let held = SlotState { active_pid: Some(1), ..slot(5) };
+    assert_eq!(ask(Some(&creating), Some(&held)), Err(Reason::SlotActive));
+    let lost = SlotState { wal_status: Some("lost".into()), ..slot(5) };
+    assert_eq!(ask(Some(&creating), Some(&lost)), Ok(Verdict::RecreateSlot));
+    let foreign = SlotState { plugin: Some("wal2json".into()), ..slot(5) };
+    assert_eq!(
+        ask(Some(&creating), Some(&foreign)),
+        Err(Reason::SlotUnsuitable),
+        "it is not the relay's to drop"
+    );
+}
+
+#[test]
+fn a_copy_goes_on_while_its_slot_is_where_it_was() {
+    let copying = copying(5);
+    assert_eq!(ask(Some(&copying), Some(&slot(5))), Ok(Verdict::Copy { from: lsn(5) }));
+    assert_eq!(ask(Some(&copying), Some(&slot(6))), Err(Reason::SlotAhead));
+    assert_eq!(ask(Some(&copying), None), Err(Reason::SlotLost));
+}
+
+#[test]
+fn a_slot_behind_the_checkpoint_is_normal_and_one_ahead_is_a_gap() {
+    let at_10 = delivered(10);
+    assert_eq!(ask(Some(&at_10), Some(&slot(8))), goes_on(10));
+    assert_eq!(ask(Some(&at_10), Some(&slot(10))), goes_on(10));
+    assert_eq!(ask(Some(&at_10), Some(&slot(11))), Err(Reason::SlotAhead));
+}
+
+#[test]
+fn a_slot_that_is_gone_or_invalidated_is_never_made_anew_in_silence() {
+    for checkpoint in [delivered(10), copying(10)] {
+        assert_eq!(ask(Some(&checkpoint), None), Err(Reason::SlotLost));
+        let lost = SlotState { wal_status: Some("lost".into()), ..slot(8) };
+        assert_eq!(ask(Some(&checkpoint), Some(&lost)), Err(Reason::SlotLost));
+        let invalid = SlotState { invalidation_reason: Some("idle_timeout".into()), ..slot(8) };
+        assert_eq!(ask(Some(&checkpoint), Some(&invalid)), Err(Reason::SlotLost));
+    }
+}
+
+#[test]
+fn a_slot_of_another_kind_is_a_wrong_setting() {
+    let others = [
+        SlotState { plugin: Some("wal2json".into()), ..slot(8) },
+        SlotState { plugin: None, database: None, ..slot(8) },
+        SlotState { database: Some("other".into()), ..slot(8) },
+        SlotState { temporary: true, ..slot(8) },
+    ];
+    for other in others {
+        assert_eq!(ask(Some(&delivered(10)), Some(&other)), Err(Reason::SlotUnsuitable), "{other:?}");
+        assert_eq!(ask(None, Some(&other)), Err(Reason::SlotUnsuitable), "{other:?}");
+    }
+}
+
+#[test]
+fn another_cluster_another_slot_and_a_line_the_server_was_never_on_stop_delivery() {
+    let at_10 = delivered(10);
+    let elsewhere =
+        Checkpoint { history: History { system_identifier: 8, ..at_10.history }, ..at_10.clone() };
+    assert_eq!(ask(Some(&elsewhere), Some(&slot(8))), Err(Reason::HistoryChanged));
+    let renamed = Checkpoint { slot: "t".into(), ..at_10.clone() };
+    assert_eq!(ask(Some(&renamed), Some(&slot(8))), Err(Reason::HistoryChanged));
+    // An old primary, and a server that was restored to before the other's promotion.
+    let promoted = Checkpoint { history: History { timeline: 2, ..at_10.history }, ..at_10 };
+    assert_eq!(ask(Some(&promoted), Some(&slot(8))), Err(Reason::HistoryChanged));
+    let sibling = Server { timeline: 3, history: "1\t0/5\n", end: END };
+    let table = source(StartAt::Table);
+    assert_eq!(sibling.judge(Some(&promoted), Some(&slot(4)), &table), Err(Reason::HistoryChanged));
+}
+
+#[test]
+fn a_promotion_beyond_the_checkpoint_is_normal_and_one_before_it_leaves_phantoms() {
+    let (at_16, table) = (delivered(16), source(StartAt::Table));
+    let promoted = |history| Server { timeline: 2, history, end: END };
+    for beyond in ["1\t0/11\n", "1\t0/10\n"] {
+        assert_eq!(promoted(beyond).judge(Some(&at_16), Some(&slot(8)), &table), goes_on(16));
+    }
+    let before = promoted("1\t0/F\n").judge(Some(&at_16), Some(&slot(8)), &table);
+    assert_eq!(before, Ok(Verdict::Stream { confirmed: lsn(15), diverged: true }));
+    assert_eq!(promoted("1\t0/F\n").judge(Some(&at_16), Some(&slot(16)), &table), Err(Reason::SlotAhead));
+    assert_eq!(
+        promoted("1\t0/F\n").judge(Some(&copying(16)), Some(&slot(15)), &table),
+        Err(Reason::HistoryChanged)
+    );
+}
+
+#[test]
+fn a_log_that_ends_before_the_checkpoint_leaves_phantoms() {
+    let restored = Server { end: 12, ..PRIMARY };
+    let verdict = restored.judge(Some(&delivered(16)), Some(&slot(8)), &source(StartAt::Table));
+    assert_eq!(verdict, Ok(Verdict::Stream { confirmed: lsn(12), diverged: true }));
+}
+
+#[test]
+fn a_checkpoint_that_went_back_on_its_timeline_stops_delivery() {
+    let (source, timelines) = (source(StartAt::Table), TimelineHistory::parse(1, "").unwrap());
+    let promoted = TimelineHistory::parse(2, "1\t0/64\n").unwrap();
+    let at_10 = Checkpoint { offsets: BTreeMap::from([("t".into(), BTreeMap::new())]), ..delivered(10) };
+    let slot = slot(8);
+    let ask = |timelines, checkpoint: &Checkpoint, reached| {
+        let reached = Some((at_10.history, lsn(reached)));
+        let (checkpoint, slot) = (Some(checkpoint), Some(&slot));
+        let found = Findings {
+            system_identifier: SYSTEM,
+            timelines,
+            flush: lsn(END),
+            reached,
+            source: &source,
+            checkpoint,
+            slot,
+        };
+        judge(&found).map_err(|trouble| trouble.reason)
+    };
+    assert_eq!(ask(&timelines, &at_10, 10), goes_on(10));
+    assert_eq!(ask(&timelines, &at_10, 11), Err(Reason::HistoryChanged));
+    assert_eq!(ask(&promoted, &at_10, 11), goes_on(10), "a standby that was behind took over");
+    assert_eq!(ask(&timelines, &delivered(10), 11), goes_on(10), "nothing in Kafka counts");
+}
+
+fn any_progress() -> impl Strategy<Value = Option<Checkpoint>> {
+    let progress = prop_oneof![
+        Just(Progressed::Registered),
+        Just(Progressed::Creating),
+        (0u64..40).prop_map(|from| copying(from).progress),
+        (0u64..40).prop_map(|confirmed| Progressed::Delivered { confirmed: lsn(confirmed) }),
+    ];
+    prop::option::of((progress, 1u32..4).prop_map(|(progress, timeline)| {
+        let row = checkpoint(progress);
+        Checkpoint { history: History { timeline, ..row.history }, ..row }
+    }))
+}
+
+proptest! {
+    /// Whatever is found: delivery never goes on from beyond what the checkpoint knows, what the server's log has, or
+    /// behind what the slot has given up; and a slot with progress is never made anew.
+    #[test]
+    fn nothing_is_passed_over(
+        checkpoint in any_progress(),
+        at in prop::option::of(0u64..40),
+        now in any::<bool>(),
+        server in prop::sample::select(vec![(1, ""), (2, "1\t0/10\n"), (3, "1\t0/8\n2\t0/10\n"), (3, "1\t0/8\n")]),
+        end in 0x10u64..40,
+    ) {
+        let source = source(if now { StartAt::Now } else { StartAt::Table });
+        let slot = at.map(slot);
+        let server = Server { timeline: server.0, history: server.1, end };
+        let verdict = server.judge(checkpoint.as_ref(), slot.as_ref(), &source);
+        let progress = checkpoint.map(|row| row.progress);
+        match (verdict, &progress) {
+            (Ok(Verdict::Stream { confirmed, diverged }), Some(Progressed::Delivered { confirmed: known })) => {
+                prop_assert!(confirmed <= *known && confirmed <= lsn(end) && Some(confirmed) >= at.map(lsn));
+                prop_assert_eq!(diverged, confirmed < *known);
+            }
+            (Ok(Verdict::Stream { confirmed, .. }), _) => {
+                prop_assert!(now && Some(confirmed) == at.map(lsn));
+                prop_assert!(matches!(progress, None | Some(Progressed::Registered)));
+            }
+            (Ok(Verdict::Copy { from }), Some(Progressed::Copying { from: known, .. })) => {
+                prop_assert!(from == *known && from <= lsn(end) && Some(from) >= at.map(lsn));
+            }
+            (Ok(Verdict::CreateSlot), _) => {
+                prop_assert!(at.is_none());
+                prop_assert!(matches!(progress, None | Some(Progressed::Registered | Progressed::Creating)));
+            }
+            (Ok(Verdict::RecreateSlot), _) => prop_assert_eq!(&progress, &Some(Progressed::Creating)),
+            (Ok(Verdict::Copy { .. }), _) => prop_assert!(false, "there is nothing to copy"),
+            (Err(_), _) => {}
+        }
+    }
+}

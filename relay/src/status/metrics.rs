@@ -1,0 +1,263 @@
+//! The relay's metrics. Names are API: docs/METRICS.md lists them, and once released they stay.
+
+use prometheus::core::{AtomicF64, Collector, GenericGauge};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+use rdkafka::error::RDKafkaErrorCode;
+
+use crate::trouble::Reason;
+
+/// Prefix of every name.
+const NAMESPACE: &str = "outbox_relay";
+
+/// From half a millisecond, what a broker in the same rack needs, to a minute, an outage.
+const COMMIT_TO_ACK_BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+
+/// The values `slot_wal_status` can take.
+const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
+
+/// Handles on every metric.
+#[derive(Clone)]
+pub struct Metrics {
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    /// Age of the oldest committed row not acknowledged by Kafka, in seconds.
+    pub lag_seconds: Gauge,
+    /// Server's LSN minus the slot's confirmed LSN.
+    pub unconfirmed_wal_bytes: IntGauge,
+    /// Server's LSN minus the slot's restart LSN: the disk at risk.
+    pub retained_wal_bytes: IntGauge,
+    /// Bytes until the slot is in danger; -1 without a limit.
+    pub slot_safe_wal_bytes: IntGauge,
+    /// 1 while a connection holds the slot.
+    pub slot_active: IntGauge,
+    slot_wal_status: IntGaugeVec,
+    /// Rows in the DEFAULT partition, counted up to 10,000; -1 when it cannot be asked.
+    pub default_partition_rows: IntGauge,
+    /// Seconds since the range of the oldest partition ended; -1 when it cannot be asked.
+    pub oldest_partition_age_seconds: Gauge,
+    /// 1 per connected side.
+    pub connected: IntGaugeVec,
+    /// 1 while the stream is open and delivery goes on.
+    pub streaming: IntGauge,
+    /// Events acknowledged, by topic.
+    pub events_total: IntCounterVec,
+    /// Transactions acknowledged that had events.
+    pub transactions_total: IntCounter,
+    /// Key and value bytes acknowledged.
+    pub bytes_total: IntCounter,
+    /// From commit to Kafka's acknowledgement of a transaction's last row.
+    pub commit_to_ack_seconds: Histogram,
+    /// Events sent and not acknowledged.
+    pub in_flight_events: IntGauge,
+    /// Their bytes.
+    pub in_flight_bytes: IntGauge,
+    /// Last LSN read from the stream.
+    pub received_lsn: IntGauge,
+    /// End of the contiguous acknowledged prefix.
+    pub acknowledged_lsn: IntGauge,
+    /// What the server was told.
+    pub confirmed_lsn: IntGauge,
+    /// Deliveries that failed.
+    pub produce_errors_total: IntCounterVec,
+    /// Sessions ended by a trouble.
+    pub reconnects_total: IntCounterVec,
+    /// Producers thrown away and made anew.
+    pub producer_rebuilds_total: IntCounterVec,
+    /// Replayed rows that were found in Kafka and dropped.
+    pub duplicates_suppressed_total: IntCounter,
+    /// Events found in a partition twice.
+    pub duplicates_detected_total: IntCounter,
+    /// Rows that a gap had left out and that were delivered from the table.
+    pub refilled_rows_total: IntCounterVec,
+    /// Gaps found: rows between checkpoint and stream that nobody can vouch for.
+    pub gap_total: IntCounterVec,
+    /// Events in Kafka whose rows the server's history does not have, as found by the last verdict.
+    pub phantom_events: IntGauge,
+    /// Time since the newest heartbeat that came back was sent, in seconds; -1 while none is expected.
+    pub heartbeat_age_seconds: Gauge,
+    /// For how long nobody has held the slot, in seconds.
+    pub slot_inactive_seconds: Gauge,
+    /// Records sent with the current time, because their own is too old for the topic.
+    pub timestamps_replaced_total: IntCounter,
+    /// Rows that became dead letters, acknowledged by Kafka.
+    pub dead_letters_total: IntCounterVec,
+}
+
+impl Metrics {
+    /// Registers every metric in a registry of their own, with the process's.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Metrics::in_registry(registry.clone(), &|metric| registry.register(metric))
+    }
+
+    fn in_registry(registry: Registry, register: Register<'_>) -> Result<Metrics, prometheus::Error> {
+        let build_info =
+            counted(register, int_gauge_vec("build_info", "Version of the program", &["version"])?)?;
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let histogram = HistogramOpts::new("commit_to_ack_seconds", "From commit to Kafka's acknowledgement")
+            .namespace(NAMESPACE)
+            .buckets(COMMIT_TO_ACK_BUCKETS.to_vec());
+        let gauge = |name, help| counted(register, int_gauge(name, help)?);
+        let seconds = |name, help| counted(register, GenericGauge::<AtomicF64>::with_opts(opts(name, help))?);
+        let counter = |name, help| counted(register, IntCounter::with_opts(opts(name, help))?);
+        let counters = |name, help, labels| counted(register, IntCounterVec::new(opts(name, help), labels)?);
+        Ok(Metrics {
+            lag_seconds: seconds("lag_seconds", "Age of the oldest committed row not acknowledged by Kafka")?,
+            unconfirmed_wal_bytes: gauge(
+                "unconfirmed_wal_bytes",
+                "Server's LSN minus the slot's confirmed LSN",
+            )?,
+            retained_wal_bytes: gauge("retained_wal_bytes", "WAL the slot keeps on the server's disk")?,
+            slot_safe_wal_bytes: gauge(
+                "slot_safe_wal_bytes",
+                "WAL until the slot is in danger; -1 without a limit",
+            )?,
+            slot_active: gauge("slot_active", "1 while a connection holds the slot")?,
+            slot_wal_status: counted(
+                register,
+                int_gauge_vec("slot_wal_status", "1 for the status the slot has", &["status"])?,
+            )?,
+            default_partition_rows: gauge(
+                "default_partition_rows",
+                "Rows in the DEFAULT partition, counted up to 10,000; -1 when it cannot be asked",
+            )?,
+            oldest_partition_age_seconds: counted(
+                register,
+                Gauge::with_opts(opts(
+                    "oldest_partition_age_seconds",
+                    "Since the range of the oldest partition ended; -1 when it cannot be asked",
+                ))?,
+            )?,
+            connected: counted(register, int_gauge_vec("connected", "1 per connected side", &["side"])?)?,
+            streaming: gauge("streaming", "1 while the stream is open and delivery goes on")?,
+            events_total: counters("events_total", "Events acknowledged by Kafka", &["topic"])?,
+            transactions_total: counter(
+                "transactions_total",
+                "Transactions with events, acknowledged by Kafka",
+            )?,
+            bytes_total: counter("bytes_total", "Key and value bytes acknowledged by Kafka")?,
+            commit_to_ack_seconds: counted(register, Histogram::with_opts(histogram)?)?,
+            in_flight_events: gauge("in_flight_events", "Events sent and not acknowledged")?,
+            in_flight_bytes: gauge("in_flight_bytes", "Key and value bytes sent and not acknowledged")?,
+            received_lsn: gauge("received_lsn", "Last LSN read from the stream")?,
+            acknowledged_lsn: gauge("acknowledged_lsn", "End of the contiguous acknowledged prefix")?,
+            confirmed_lsn: gauge("confirmed_lsn", "LSN the server was told to be confirmed")?,
+            produce_errors_total: counters("produce_errors_total", "Deliveries that failed", &["reason"])?,
+            reconnects_total: counters(
+                "reconnects_total",
+                "Sessions ended by a trouble",
+                &["side", "reason"],
+            )?,
+            producer_rebuilds_total: counters("producer_rebuilds_total", "Producers made anew", &["reason"])?,
+            duplicates_suppressed_total: counter(
+                "duplicates_suppressed_total",
+                "Replayed rows found in Kafka and dropped",
+            )?,
+            duplicates_detected_total: counter(
+                "duplicates_detected_total",
+                "Events found in a partition twice",
+            )?,
+            refilled_rows_total: with_causes(counters(
+                "refilled_rows_total",
+                "Rows of a gap, delivered from the table",
+                &["cause"],
+            )?),
+            gap_total: with_causes(counters(
+                "gap_total",
+                "Gaps found between checkpoint and stream",
+                &["cause"],
+            )?),
+            phantom_events: gauge(
+                "phantom_events",
+                "Events in Kafka whose rows the server does not have, by the last verdict",
+            )?,
+            heartbeat_age_seconds: seconds(
+                "heartbeat_age_seconds",
+                "Time since the newest heartbeat that came back was sent; -1 while none is expected",
+            )?,
+            slot_inactive_seconds: seconds("slot_inactive_seconds", "For how long nobody has held the slot")?,
+            timestamps_replaced_total: counter(
+                "timestamps_replaced_total",
+                "Records sent with the current time, because their own is too old or too new for the topic",
+            )?,
+            dead_letters_total: counters("dead_letters_total", "Rows that became dead letters", &["reason"])?,
+            registry,
+        })
+    }
+
+    /// A delivery failed.
+    pub fn count_produce_error(&self, code: RDKafkaErrorCode) {
+        self.produce_errors_total.with_label_values(&[&format!("{code:?}")]).inc();
+    }
+
+    /// Shows `status` as the slot's WAL status.
+    pub fn set_wal_status(&self, status: Option<&str>) {
+        for known in WAL_STATUSES {
+            self.slot_wal_status.with_label_values(&[known]).set(i64::from(status == Some(known)));
+        }
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace(NAMESPACE)
+}
+
+fn int_gauge(name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    IntGauge::with_opts(opts(name, help))
+}
+
+fn int_gauge_vec(name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    IntGaugeVec::new(opts(name, help), labels)
+}
+
+/// What a metric is handed to; a test wants to see them all, those without a series too.
+type Register<'a> = &'a dyn Fn(Box<dyn Collector>) -> Result<(), prometheus::Error>;
+
+fn counted<M: Collector + Clone + 'static>(
+    register: Register<'_>,
+    metric: M,
+) -> Result<M, prometheus::Error> {
+    register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// A counter that is there from the start, at 0: the first gap of a process must be an increase.
+fn with_causes(counters: IntCounterVec) -> IntCounterVec {
+    for cause in Reason::GAPS {
+        drop(counters.with_label_values(&[&cause.name()]));
+    }
+    counters
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_document_lists_every_metric_and_no_other() {
+        let exported = RefCell::new(BTreeSet::new());
+        let seen = |metric: Box<dyn Collector>| {
+            exported.borrow_mut().extend(metric.desc().iter().map(|desc| desc.fq_name.clone()));
+            Ok(())
+        };
+        Metrics::in_registry(Registry::new(), &seen).unwrap();
+        let document = include_str!("../../../docs/METRICS.md");
+        let (table, _) = document.split_once("### What to alert on").unwrap();
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `outbox_relay_"));
+        let documented: Vec<String> =
+            rows.filter_map(|row| Some(format!("{NAMESPACE}_{}", row.split_once('`')?.0))).collect();
+        assert_eq!(documented.iter().cloned().collect::<BTreeSet<_>>(), exported.into_inner());
+        assert_eq!(
+            documented.len(),
+            documented.iter().collect::<BTreeSet<_>>().len(),
+            "a row is there twice"
+        );
+    }
+}
