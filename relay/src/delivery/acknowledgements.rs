@@ -1,0 +1,121 @@
+//! What Kafka acknowledged, and what it means that it acknowledges nothing.
+
+use std::time::Instant;
+
+use pg_replication::PgTime;
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::replays::replayed;
+use super::{CAUSE_START, Delivery};
+use crate::failpoint::{self, Boundary};
+use crate::kafka;
+use crate::kafka::sink::Ack;
+use crate::kafka::watchdog::{Activity, Suspicion};
+use crate::progress::high_mark::Landed;
+use crate::progress::ledger::Completed;
+use crate::trouble::{Reason, Trouble};
+
+impl Delivery {
+    /// Takes in what Kafka acknowledged. A failed delivery ends the session.
+    pub fn settle_acks(&mut self) -> Result<(), Trouble> {
+        let mut taken = std::mem::take(&mut self.taken);
+        self.acks.take(&mut taken);
+        self.settled += taken.len();
+        let settled = taken.drain(..).try_for_each(|ack| self.settle(ack));
+        self.taken = taken;
+        settled?;
+        if let Some(why) = self.acks.refused() {
+            return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
+        }
+        if self.acks.producer_failed() {
+            self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
+            return Err(Trouble::new(Reason::DeliveryFailed, "a producer has failed for good"));
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, ack: Ack) -> Result<(), Trouble> {
+        self.in_flight_events = self.in_flight_events.saturating_sub(1);
+        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(ack.bytes);
+        let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
+        let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
+        if ack.tag.is_replay() {
+            replayed(self.replaying.take(), topic, number, &ack.outcome);
+        }
+        let offset = match ack.outcome {
+            Ok(offset) => offset,
+            Err(code) => {
+                self.metrics.count_produce_error(code);
+                return Err(kafka::error::trouble(
+                    &format!("Kafka refused a record for {topic}/{number}"),
+                    code,
+                ));
+            }
+        };
+        if ack.tag.is_replay() {
+            return Ok(());
+        }
+        let commit = self.ledger.commit_lsn(entry);
+        self.counts.acknowledged += 1;
+        let completed = self.ledger.acknowledge(entry)?;
+        failpoint::pass(match completed {
+            None => Boundary::PartlyAcknowledged,
+            Some(_) => Boundary::AllAcknowledged,
+        });
+        if self.cursor.is_some() {
+            self.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]).inc();
+        } else {
+            self.observe(completed);
+        }
+        self.metrics.events_total.with_label_values(&[topic]).inc();
+        self.metrics.bytes_total.inc_by(ack.bytes as u64);
+        self.dead_letters.acknowledged(partition);
+        let topic = topic.to_owned();
+        match self.partitions.mark(partition).map(|mark| mark.acknowledged(offset)) {
+            Some(Landed::BehindHole(hole)) => self.jobs.read_hole(partition, &topic, number, hole),
+            Some(Landed::Backwards { expected }) => {
+                let at = offset.unwrap_or_default();
+                let what = format!(
+                    "{topic}/{number} took a record at offset {at}, but {expected} was reached before"
+                );
+                return Err(Trouble::new(Reason::KafkaLostRecords, what));
+            }
+            Some(Landed::InOrder) | None => {}
+        }
+        if let Some((offset, commit)) = offset.zip(commit) {
+            let timeline = self.lineage.position(commit, 0).timeline;
+            self.partitions.acknowledged(partition, entry, timeline, commit, offset);
+        }
+        Ok(())
+    }
+
+    pub(super) fn observe(&self, completed: Option<Completed>) {
+        let Some(Completed { commit_time }) = completed else { return };
+        let micros = PgTime::now().as_micros().saturating_sub(commit_time.as_micros());
+        self.metrics.transactions_total.inc();
+        // Negative when the database's clock is ahead of this machine's.
+        self.metrics.commit_to_ack_seconds.observe(micros.max(0) as f64 / 1e6);
+    }
+
+    pub(super) fn watch_producers(&mut self) -> Result<(), Trouble> {
+        let activity = match std::mem::take(&mut self.settled) {
+            0 if self.in_flight_events == 0 => Activity::Idle,
+            0 => Activity::Waiting,
+            _ => Activity::Acknowledged,
+        };
+        if activity == Activity::Acknowledged {
+            self.kafka = Some(true);
+        }
+        match self.watchdog.tick(Instant::now(), activity, self.acks.take_brokers_down()) {
+            Suspicion::None => Ok(()),
+            Suspicion::Ask => {
+                self.jobs.is_reachable();
+                Ok(())
+            }
+            Suspicion::Stuck => {
+                let what = "Kafka can be reached, but acknowledges nothing of what was sent";
+                Err(Trouble::new(Reason::DeliveryFailed, what))
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Messages of the stream, and rows that were in the table before it: which row it is, and where it stands.
+
+use std::rc::Rc;
+
+use pg_replication::pgoutput::{Insert, Message, Relation};
+use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
+
+use super::rows::Origin;
+use super::{Delivery, Flow, violation};
+use crate::event::row::Layout;
+use crate::failpoint::{self, Boundary};
+use crate::postgres::backfill::StoredRow;
+use crate::progress::ledger::Inconsistent;
+use crate::trouble::{Reason, Trouble};
+
+/// The transaction that is being read.
+pub(super) struct Transaction {
+    commit: CommitLsn,
+    commit_time: PgTime,
+    /// Inserts of the outbox table seen so far: the index of the next row's position.
+    index: u64,
+    /// It lies before the confirmed LSN: Kafka has it.
+    delivered: bool,
+}
+
+impl Delivery {
+    /// Deals with one pgoutput message. A row that cannot be delivered becomes a dead letter; where it may not, it is
+    /// [`Reason::PoisonRow`]: nothing has changed then, and what came before it goes on.
+    /// `stored` is the revision of the mapping in the committed checkpoint.
+    pub fn message(&mut self, data: &[u8], stored: u64) -> Result<Flow, Trouble> {
+        match Message::parse(data).map_err(|error| violation(error.to_string()))? {
+            Message::Begin(begin) => return self.begin(begin.final_lsn, begin.commit_time),
+            Message::Insert(insert) => return self.insert(&insert, stored),
+            Message::Commit(commit) => self.commit(commit.end_lsn)?,
+            Message::Relation(relation) => self.relation(&relation)?,
+            // The publication has inserts only; what else it may get some day is not an event.
+            Message::Update(_) | Message::Delete(_) | Message::Truncate(_) => {}
+            Message::Origin(_) | Message::Type(_) => {}
+            // Nothing to confirm: the keepalive behind it, or the Commit around it, has the place in the ledger.
+            Message::Logical(message) => self.status.message(message.prefix, message.content),
+        }
+        Ok(Flow::Next)
+    }
+
+    /// A keepalive: everything before `end` has been sent.
+    pub fn keepalive(&mut self, end: EndLsn) {
+        self.ledger.keepalive(end);
+    }
+
+    /// Deals with a row that was in the table before the slot. Such rows come before anything of the stream, in the
+    /// order of `seq`. Their position is the byte before the slot's beginning, where no commit can be, with `seq` as
+    /// index, so they keep the order of positions. A former process may have sent any of them.
+    pub fn copied(&mut self, layout: &Layout, row: &StoredRow, stored: u64) -> Result<Flow, Trouble> {
+        let (seq, commit) = (row.seq()?, self.before_start());
+        let position = self.lineage.position(commit, seq.cast_unsigned());
+        let origin = Origin { position, commit, commit_time: PgTime::now(), copied: Some(seq) };
+        self.deliver(layout, row.values(), origin, stored)
+    }
+
+    /// While rows are copied: up to which `seq` they are all in Kafka.
+    pub fn copied_up_to(&mut self) -> Option<i64> {
+        let first_unconfirmed = self.ledger.first_unconfirmed();
+        self.cursor.as_mut().map(|cursor| cursor.reached(first_unconfirmed))
+    }
+
+    /// All rows to copy were dealt with and are in Kafka: the stream can begin.
+    pub fn copy_is_done(&mut self) {
+        self.cursor = None;
+    }
+
+    fn begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<Flow, Trouble> {
+        // Rows before the horizon may have been sent, and are judged by where they went.
+        if !self.lineage.end().covers(commit) {
+            self.spread_over_grown()?;
+            if !self.inquiries.grown.is_empty() {
+                return Ok(Flow::Blocked);
+            }
+        }
+        self.ledger.begin(commit, commit_time)?;
+        self.last_commit = commit;
+        let delivered = self.start.covers(commit);
+        self.transaction = Some(Transaction { commit, commit_time, index: 0, delivered });
+        Ok(Flow::Next)
+    }
+
+    fn commit(&mut self, end: EndLsn) -> Result<(), Trouble> {
+        failpoint::pass(Boundary::AllSent);
+        self.transaction = None;
+        let completed = self.ledger.commit(end)?;
+        self.observe(completed);
+        Ok(())
+    }
+
+    fn relation(&mut self, relation: &Relation<'_>) -> Result<(), Trouble> {
+        let is_outbox = relation.namespace == self.table.schema && relation.name == self.table.table;
+        let columns = relation.columns().map(|column| (column.name, column.type_oid));
+        let layout = is_outbox.then(|| Layout::new(columns, self.mapper.by_field())).transpose();
+        let layout = layout.map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
+        self.layouts.insert(relation.oid, layout.map(Rc::new));
+        Ok(())
+    }
+
+    fn insert(&mut self, insert: &Insert<'_>, stored: u64) -> Result<Flow, Trouble> {
+        let transaction = self.transaction.as_ref().ok_or(Inconsistent::NoTransaction)?;
+        let layout = match self.layouts.get(&insert.relation) {
+            Some(Some(layout)) => Rc::clone(layout),
+            Some(None) => return Ok(Flow::Next),
+            None => return Err(violation(format!("a row of unannounced relation {}", insert.relation))),
+        };
+        if transaction.delivered {
+            self.counts.received += 1;
+            self.counts.suppressed += 1;
+            return Ok(Flow::Next);
+        }
+        let (commit, commit_time) = (transaction.commit, transaction.commit_time);
+        let position = self.lineage.position(commit, transaction.index);
+        let origin = Origin { position, commit, commit_time, copied: None };
+        let flow = self.deliver(&layout, insert.tuple.columns(), origin, stored)?;
+        if flow == Flow::Next
+            && let Some(transaction) = &mut self.transaction
+        {
+            transaction.index += 1;
+        }
+        Ok(flow)
+    }
+
+    /// A commit record needs more than one byte, and begins at a multiple of eight.
+    pub(super) fn before_start(&self) -> CommitLsn {
+        CommitLsn::new(Lsn::from(self.start.lsn().as_u64().saturating_sub(1)))
+    }
+}

@@ -1,0 +1,227 @@
+//! From a row to a record that is handed to a producer: where it goes, whether Kafka has it, what it looks like there.
+
+use outbox::Position;
+use pg_replication::pgoutput::Column;
+use pg_replication::{CommitLsn, PgTime};
+use rdkafka::error::KafkaError;
+
+use super::{Delivery, Flow, code_of, violation};
+use crate::dead_letter::{Arrival, Poison, PoisonKind};
+use crate::event::record::{Prepared, kafka_timestamp};
+use crate::event::row::{Layout, RowError};
+use crate::failpoint::{self, Boundary};
+use crate::kafka::sink::{Outgoing, Tag};
+use crate::progress::high_mark::Admission;
+use crate::routing::mapping::{Place, Subject, Unplaceable};
+use crate::topics::partitions::PartitionId;
+use crate::trouble::{Reason, Trouble};
+
+/// Where a row comes from.
+#[derive(Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) position: Position,
+    pub(super) commit: CommitLsn,
+    pub(super) commit_time: PgTime,
+    /// Its `seq`, if it comes from the table; else it is of the stream's open transaction.
+    pub(super) copied: Option<i64>,
+}
+
+/// Commit of a row that goes where the mapping of now sends it: none before has a say.
+pub(super) fn after_everything() -> CommitLsn {
+    CommitLsn::new(u64::MAX.into())
+}
+
+impl Delivery {
+    /// Sends a row, or drops it because Kafka has it; [`Flow::Blocked`] where that is not known yet.
+    pub(super) fn deliver<'a>(
+        &mut self,
+        layout: &Layout,
+        values: impl Iterator<Item = Column<'a>> + Clone,
+        origin: Origin,
+        stored: u64,
+    ) -> Result<Flow, Trouble> {
+        if self.settles_first && self.in_flight_events > 0 {
+            return Ok(Flow::Blocked);
+        }
+        self.settles_first = false;
+        let (arrival, time) = self.read(layout, values.clone(), origin)?;
+        failpoint::pass(match origin.position.index {
+            0 => Boundary::AfterDecode,
+            _ => Boundary::InTransaction,
+        });
+        let spread_by = arrival.spread_by(origin.position);
+        let (bytes, route_by) = match &arrival {
+            Arrival::Event(row, _) => (self.style.size(row), row.route_by),
+            Arrival::Flawed(row, _) => (0, row.route_by),
+        };
+        let subject = Subject {
+            key: &spread_by,
+            bytes,
+            flaw: arrival.flaw(),
+            commit: origin.commit,
+            column: |name: &str| {
+                if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
+            },
+        };
+        let (topic, number, poison) = match self.mapper.place(&subject) {
+            Ok(Place::Partition { topic, number, revision, poison }) if revision <= stored => {
+                (topic, number, poison)
+            }
+            Ok(Place::Partition { .. }) => return Ok(Flow::Blocked),
+            Ok(Place::NewTopic(name)) => {
+                let name = name.to_owned();
+                self.want(&name);
+                return Ok(Flow::Blocked);
+            }
+            Err(error) => return Err(self.unplaceable(&arrival, origin.position, error)),
+        };
+        let Some(partition) = self.partitions.id(topic, number) else {
+            return Err(violation(format!("{topic} has no partition {number}")));
+        };
+        if !self.partitions.is_inspected(partition) {
+            return Ok(Flow::Blocked);
+        }
+        let Some(mark) = self.partitions.mark(partition) else { return Ok(Flow::Blocked) };
+        match mark.admit(origin.position, self.lineage.holds(origin.position)) {
+            Admission::Send => {
+                let limit = self.partitions.place(partition).map_or(0, |(topic, _)| self.mapper.limit(topic));
+                if poison.is_none() && bytes > limit {
+                    // It was smaller than the limit of a mapping before this one, and was not sent.
+                    let origin = Origin { commit: after_everything(), ..origin };
+                    let flow = self.deliver(layout, values, origin, stored)?;
+                    self.settles_first = flow == Flow::Next;
+                    return Ok(flow);
+                }
+                if let Some(Poison { kind: PoisonKind::TooLarge, topic: Some(topic), .. }) = &poison {
+                    self.was_too_large_for(topic);
+                }
+                let prepared =
+                    self.prepare(arrival, poison, origin.position, time, layout.content_type(), limit);
+                self.send(prepared, origin, partition)?;
+            }
+            Admission::AlreadyThere => {
+                self.counts.suppressed += 1;
+                self.metrics.duplicates_suppressed_total.inc();
+                if let (Some(seq), Some(cursor)) = (origin.copied, &mut self.cursor) {
+                    cursor.already_there(seq);
+                }
+            }
+            Admission::Search { from } => {
+                let min_in_sync = self.partitions.settings(topic).and_then(|s| s.min_in_sync_replicas);
+                self.jobs.search(partition, topic, number, from, min_in_sync);
+                return Ok(Flow::Blocked);
+            }
+            Admission::Wait => return Ok(Flow::Blocked),
+        }
+        self.counts.received += 1;
+        Ok(Flow::Next)
+    }
+
+    /// Reads a row, with its time. What is wrong with its values is the row's; a row of another shape than its table
+    /// is the stream's.
+    fn read<'a>(
+        &self,
+        layout: &Layout,
+        values: impl Iterator<Item = Column<'a>> + Clone,
+        origin: Origin,
+    ) -> Result<(Arrival<'a>, PgTime), Trouble> {
+        let (row, flaw) = match layout.read(values.clone()) {
+            Ok(row) => {
+                let time = row.occurred_at.unwrap_or(origin.commit_time);
+                let headers = self.style.headers(&row, Some(origin.position), time, layout.content_type());
+                match headers {
+                    Ok(headers) => return Ok((Arrival::Event(row, headers), time)),
+                    Err(error) => (row.into(), Poison::from(&error)),
+                }
+            }
+            Err(error @ RowError::ColumnCount { .. }) => return Err(violation(error.to_string())),
+            Err(error) => (layout.salvage(values), Poison::from(&error)),
+        };
+        let time = row.occurred_at.unwrap_or(origin.commit_time);
+        Ok((Arrival::Flawed(row, flaw), time))
+    }
+
+    fn prepare<'a>(
+        &self,
+        arrival: Arrival<'a>,
+        poison: Option<Poison>,
+        position: Position,
+        time: PgTime,
+        content_type: Option<&str>,
+        limit: usize,
+    ) -> Prepared<'a> {
+        let (row, poison) = match (arrival, poison) {
+            (Arrival::Event(row, headers), None) => return Prepared::event(row, headers, time),
+            (Arrival::Event(row, _), Some(poison)) => (row.into(), poison),
+            (Arrival::Flawed(row, flaw), poison) => (row, poison.unwrap_or(flaw)),
+        };
+        self.dead_letter_style.record(row, poison, position, time, content_type, limit)
+    }
+
+    /// A row that is too large waits for the limit to be raised.
+    fn unplaceable(&mut self, arrival: &Arrival<'_>, position: Position, error: Unplaceable) -> Trouble {
+        if let Unplaceable::TooLarge { topic, .. } = &error {
+            self.was_too_large_for(topic);
+        }
+        arrival.trouble(error, position)
+    }
+
+    fn send(
+        &mut self,
+        mut prepared: Prepared<'_>,
+        origin: Origin,
+        partition: PartitionId,
+    ) -> Result<(), Trouble> {
+        let position = origin.position;
+        let entry = match origin.copied {
+            None => self.ledger.row()?,
+            Some(seq) => {
+                let entry = self.ledger.lone_row(self.before_start(), prepared.time, self.start)?;
+                self.cursor.iter_mut().for_each(|cursor| cursor.sent(entry, seq));
+                entry
+            }
+        };
+        let dead = prepared.dead.take();
+        self.hand_over(prepared, Tag::new(entry, partition))
+            .map_err(|error| not_accepted(&format!("the event at {position}"), &error))?;
+        if let Some(note) = dead {
+            self.dead_letters.sent(partition, note);
+            failpoint::pass(Boundary::DeadLetterSent);
+        }
+        if let Some(mark) = self.partitions.mark(partition) {
+            mark.sent(position);
+        }
+        Ok(())
+    }
+
+    pub(super) fn hand_over(&mut self, prepared: Prepared<'_>, tag: Tag) -> Result<(), KafkaError> {
+        let Some((topic, number)) = self.partitions.place(tag.partition()) else { return Ok(()) };
+        let now = kafka_timestamp(PgTime::now());
+        let mut timestamp = kafka_timestamp(prepared.time);
+        let settings = self.partitions.settings(topic).copied().unwrap_or_default();
+        if settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now) {
+            timestamp = now;
+            self.metrics.timestamps_replaced_total.inc();
+        }
+        let record = Outgoing {
+            topic,
+            partition: number,
+            key: prepared.key.as_deref(),
+            value: prepared.value.as_deref(),
+            headers: prepared.headers,
+            timestamp,
+        };
+        let bytes = record.bytes();
+        let sent = self.producers.send(record, tag);
+        // After a refused record a producer takes no more: this can be the first that is heard of it.
+        sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
+        self.counts.sent += 1;
+        self.in_flight_events += 1;
+        self.in_flight_bytes += bytes;
+        Ok(())
+    }
+}
+
+pub(super) fn not_accepted(what: &str, error: &KafkaError) -> Trouble {
+    Trouble::new(Reason::DeliveryFailed, format!("the producer did not take {what}: {error}"))
+}
