@@ -5,20 +5,23 @@
 //! What is wrong is either a trouble that ended a session, or something that shows in an open stream. The latter is
 //! never stored: it is judged anew at each question, so it is gone when its cause is.
 
+mod facts;
 pub mod heartbeat;
 pub mod metrics;
 pub mod observer;
 mod report;
+mod state;
 mod unread;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use admin::Readiness;
-use pg_replication::{EndLsn, PgTime};
 use serde_json::Value;
 
+pub use self::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase};
 use self::heartbeat::Heartbeat;
+use self::state::{About, DeadLetters, Past, Shown, State};
 use self::unread::Unread;
 use crate::config::Config;
 use crate::dead_letter::Note;
@@ -26,202 +29,6 @@ use crate::kafka::search::Phantoms;
 use crate::postgres::source::SlotState;
 use crate::session::tenure::Sight;
 use crate::trouble::{Reason, Trouble};
-
-/// What stands still this long makes the relay not ready: a fault shows within 10 s, and a leader change or a
-/// checkpoint of the server is none.
-const STALLED_AFTER: Duration = Duration::from_secs(5);
-/// Looks at the database that fail for this long, on top of the time they take, show that it is away.
-const UNSEEN_AFTER: Duration = Duration::from_secs(2);
-
-/// A relay that is idle confirms at leisure, every 10 s; so a standby, which sees no more than that, takes a slot that
-/// is behind by less for one that is caught up.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(15);
-
-/// What the relay is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Connecting, checking, taking the slot.
-    Starting,
-    /// The stream is open and waits; the rows that were there before it are delivered.
-    Copying,
-    /// The stream is open.
-    Streaming,
-    /// Another relay holds the slot.
-    Standby,
-    /// A trouble ended the session; another is tried later.
-    Waiting,
-    /// A trouble needs a person.
-    Stopped,
-    /// SIGTERM: what is under way is finished.
-    Draining,
-}
-
-impl Phase {
-    fn name(self) -> &'static str {
-        match self {
-            Phase::Starting => "starting",
-            Phase::Copying => "copying",
-            Phase::Streaming => "streaming",
-            Phase::Standby => "standby",
-            Phase::Waiting => "waiting",
-            Phase::Stopped => "stopped",
-            Phase::Draining => "draining",
-        }
-    }
-}
-
-/// Why nothing is read from the stream although it is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HoldUp {
-    /// As much is sent and not acknowledged as may be.
-    Budget,
-    /// A row waits for its topic to exist.
-    Topic,
-    /// A row waits until its partition is searched, or its topic is in the checkpoint.
-    Search,
-    /// A row can never be delivered.
-    PoisonRow,
-    /// The rows that were there before the slot are delivered first.
-    Copy,
-}
-
-impl HoldUp {
-    fn text(self) -> &'static str {
-        match self {
-            HoldUp::Budget => "the budget is used up: Kafka has to acknowledge first",
-            HoldUp::Topic => "a row waits for its topic",
-            HoldUp::Search => "a row waits until its partition was searched for what Kafka has already",
-            HoldUp::PoisonRow => "a row cannot be delivered",
-            HoldUp::Copy => "the rows that were there before the slot are delivered first",
-        }
-    }
-}
-
-/// Why delivery does not go on, as shown.
-#[derive(Clone, Debug)]
-struct Shown {
-    reason: Reason,
-    what: String,
-    since: SystemTime,
-}
-
-impl Shown {
-    fn new(reason: Reason, what: String, lasted: Duration) -> Shown {
-        Shown { reason, what, since: SystemTime::now() - lasted }
-    }
-}
-
-/// The last problem, whether it is over or not.
-#[derive(Clone, Debug)]
-struct Past {
-    shown: Shown,
-    until: Option<SystemTime>,
-}
-
-/// Numbers the session reports at every tick. Events are counted since the stream was opened.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Numbers {
-    /// Last LSN read from the stream.
-    pub received: EndLsn,
-    /// Rows read.
-    pub received_events: u64,
-    /// Records handed to a producer.
-    pub sent_events: u64,
-    /// Rows that were not sent, because Kafka had them.
-    pub suppressed_events: u64,
-    /// End of the contiguous acknowledged prefix.
-    pub acknowledged: EndLsn,
-    /// Records acknowledged by Kafka.
-    pub acknowledged_events: u64,
-    /// What the server was told.
-    pub confirmed: EndLsn,
-    /// Events sent and not acknowledged.
-    pub in_flight_events: usize,
-    /// Their bytes.
-    pub in_flight_bytes: usize,
-    /// Commit time of the oldest transaction that waits.
-    pub oldest_commit: Option<PgTime>,
-    /// Rows of the first copy this process has delivered; `None` when it had none to do.
-    pub copied_rows: Option<u64>,
-    /// Why nothing is read.
-    pub hold_up: Option<HoldUp>,
-}
-
-/// How the last maintenance of the table's partitions went.
-#[derive(Clone, Debug)]
-pub struct Maintained {
-    /// When it ended.
-    pub at: SystemTime,
-    /// What is due and was not done, and why.
-    pub held: Option<String>,
-    /// Why the call failed.
-    pub error: Option<String>,
-}
-
-/// The relay's row in the checkpoint table, as seen by the observer.
-#[derive(Clone, Copy, Debug)]
-pub struct CheckpointSeen {
-    /// Every commit before it is in Kafka.
-    pub confirmed: Option<EndLsn>,
-    /// How long ago it was written, by the server's clock.
-    pub age: Duration,
-}
-
-/// Names from the configuration that are shown.
-#[derive(Clone, Debug, Default)]
-struct About {
-    name: String,
-    host: String,
-    port: u16,
-    database: String,
-    table: String,
-    publication: String,
-    slot: String,
-    bootstrap_servers: String,
-}
-
-struct State {
-    about: About,
-    started: SystemTime,
-    phase: Phase,
-    phase_since: SystemTime,
-    trouble: Option<Shown>,
-    /// A row cannot go on for a reason outside the session, such as a topic that does not exist.
-    blocked: Option<Shown>,
-    last: Option<Past>,
-    numbers: Numbers,
-    /// When the session last reported.
-    ticked: Instant,
-    /// Last time Kafka acknowledged something, or nothing waited.
-    acknowledged_moved: Instant,
-    acknowledged_at: Option<SystemTime>,
-    /// Last time the stream brought something new.
-    received_moved: Instant,
-    unread: Unread,
-    slot: Option<SlotState>,
-    /// When the slot was asked for.
-    slot_seen: Option<Instant>,
-    /// Since when nobody holds it, as far as this process has seen.
-    slot_idle: Option<Instant>,
-    /// Since when the observer gets no answer, and why.
-    looks_fail: Option<(Instant, String)>,
-    checkpoint: Option<(Instant, CheckpointSeen)>,
-    /// Whether Kafka answered last; `None` while it was not asked.
-    kafka: Option<bool>,
-    kafka_changed: Instant,
-    kafka_says: Option<String>,
-    heartbeat: Heartbeat,
-    phantoms: Phantoms,
-    maintained: Option<Maintained>,
-    dead_letters: DeadLetters,
-}
-
-/// Rows that became dead letters since the process started.
-#[derive(Default)]
-struct DeadLetters {
-    count: u64,
-    last: Option<(Note, SystemTime)>,
-}
 
 /// Shared between the session, the observer and the admin listener.
 #[derive(Clone)]
@@ -505,111 +312,6 @@ impl Status {
     /// For `/status`.
     pub fn json(&self) -> Value {
         report::json(&self.state(), Instant::now())
-    }
-}
-
-impl State {
-    fn move_to(&mut self, phase: Phase) {
-        if self.phase != phase {
-            self.phase = phase;
-            self.phase_since = SystemTime::now();
-        }
-    }
-
-    fn is_ready(&self, problem: Option<&Shown>) -> bool {
-        problem.is_none() && matches!(self.phase, Phase::Copying | Phase::Streaming | Phase::Standby)
-    }
-
-    /// What keeps delivery from going on. A standby has nothing to deliver: that it stands by is no problem.
-    fn problem(&self, now: Instant) -> Option<Shown> {
-        match self.phase {
-            Phase::Standby => None,
-            Phase::Copying | Phase::Streaming | Phase::Draining => {
-                let standing =
-                    self.blocked.clone().or_else(|| self.slot_gone()).or_else(|| self.stands_still(now));
-                // What is left of a trouble once the stream is open: see `enter`.
-                standing.or_else(|| self.trouble.clone())
-            }
-            Phase::Starting | Phase::Waiting | Phase::Stopped => self.trouble.clone(),
-        }
-    }
-
-    /// The server has given the slot up, while the stream from it may still look open.
-    fn slot_gone(&self) -> Option<Shown> {
-        let lost = self.slot.as_ref().filter(|slot| slot.is_lost())?;
-        Some(Shown::new(Reason::SlotLost, lost.loss(), Duration::ZERO))
-    }
-
-    fn stands_still(&self, now: Instant) -> Option<Shown> {
-        let stalled = |since: Instant| {
-            let lasted = now.saturating_duration_since(since);
-            (lasted > STALLED_AFTER).then_some(lasted)
-        };
-        if let Some(lasted) = stalled(self.ticked) {
-            let what = format!("the relay's loop has not turned for {} s", lasted.as_secs());
-            return Some(Shown::new(Reason::StreamStalled, what, lasted));
-        }
-        if let Some((since, why)) = &self.looks_fail {
-            let unseen = now.saturating_duration_since((*since).max(self.received_moved));
-            if unseen > UNSEEN_AFTER {
-                let what = format!("no answer from Postgres for {} s: {why}", unseen.as_secs());
-                return Some(Shown::new(Reason::DatabaseUnreachable, what, unseen));
-            }
-        }
-        if self.kafka == Some(false) {
-            let lasted = now.saturating_duration_since(self.kafka_changed);
-            let says = self.kafka_says.as_ref().map(|says| format!(": {says}")).unwrap_or_default();
-            return Some(Shown::new(
-                Reason::KafkaUnreachable,
-                format!("Kafka does not answer{says}"),
-                lasted,
-            ));
-        }
-        if self.numbers.oldest_commit.is_some()
-            && let Some(lasted) = stalled(self.acknowledged_moved)
-        {
-            let rows = match self.numbers.hold_up {
-                Some(HoldUp::Search) => "rows wait for a search",
-                _ => "rows wait",
-            };
-            let what = format!("{rows}, and Kafka has acknowledged nothing for {} s", lasted.as_secs());
-            return Some(Shown::new(Reason::NoAcknowledgement, what, lasted));
-        }
-        let beyond = self.unread.beyond(self.numbers.received, now);
-        if self.numbers.hold_up.is_none()
-            && self.looks_fail.is_none()
-            && beyond > STALLED_AFTER
-            && let Some(lasted) = stalled(self.received_moved)
-        {
-            let what =
-                format!("the server has more to send, and nothing has arrived for {} s", lasted.as_secs());
-            return Some(Shown::new(Reason::StreamStalled, what, lasted));
-        }
-        None
-    }
-
-    fn lag(&self, now: Instant) -> Duration {
-        let read = self.numbers.oldest_commit.map_or(0, |commit| {
-            // Negative when the database's clock is ahead of this machine's.
-            PgTime::now().as_micros().saturating_sub(commit.as_micros()).max(0)
-        });
-        let unread = match self.phase {
-            Phase::Standby => self.unread.age(now).saturating_sub(CONFIRMED_WITHIN),
-            _ => self.unread.age(now),
-        };
-        Duration::from_micros(read.unsigned_abs()).max(unread)
-    }
-
-    /// A standby sends none, and its last may be days old.
-    fn heartbeat_age(&self, now: Instant) -> Option<Duration> {
-        self.heartbeat.age(now).filter(|_| self.phase != Phase::Standby)
-    }
-
-    fn slot_inactive(&self, now: Instant) -> Duration {
-        let Some(since) = self.slot_idle else { return Duration::ZERO };
-        let seen = self.slot_seen.map_or(Duration::ZERO, |seen| now.saturating_duration_since(seen));
-        let told = self.slot.as_ref().and_then(|slot| slot.inactive_for);
-        told.map_or_else(|| now.saturating_duration_since(since), |told| told + seen)
     }
 }
 

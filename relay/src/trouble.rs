@@ -1,11 +1,15 @@
 //! What can go wrong, in one table: the reason shown everywhere, whether to retry, stand by or stop, and the
 //! sentence for the person on call.
 
-use std::fmt;
-use std::time::Duration;
+mod backoff;
+mod cause;
 
-use pg_replication::SqlState;
+use std::fmt;
+
 use serde::Serialize;
+
+pub use self::backoff::Backoff;
+pub use self::cause::{chain, reason_of_all, reason_of_connection, reason_of_sqlstate};
 
 /// What the relay does about a trouble. Nothing but invalid configuration and a bug ends the process: a process
 /// that restarts in a loop hides the reason it could have shown.
@@ -282,197 +286,5 @@ impl Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; {}", self.what, self.reason.remedy())
-    }
-}
-
-/// The reason behind an SQLSTATE. Classes 08, 53 and 57 are the server coming and going.
-pub fn reason_of_sqlstate(code: &str) -> Reason {
-    match code {
-        "55006" => Reason::SlotActive,
-        "3D000" => Reason::DatabaseMissing,
-        "42501" => Reason::PermissionDenied,
-        "42P01" => Reason::TableMissing,
-        _ if code.starts_with("28") => Reason::AuthenticationFailed,
-        _ if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Reason::DatabaseUnreachable,
-        _ => Reason::DatabaseError,
-    }
-}
-
-impl From<pg_replication::Error> for Trouble {
-    fn from(error: pg_replication::Error) -> Self {
-        let reason = match &error {
-            pg_replication::Error::Server(server) => reason_of_slot_error(&server.code),
-            other => reason_of_connection(other),
-        };
-        Trouble::new(reason, format!("replication connection: {}", chain(&error)))
-    }
-}
-
-/// The reason behind an error while connecting, when there is no slot yet to speak of.
-pub fn reason_of_connection(error: &pg_replication::Error) -> Reason {
-    use pg_replication::{Error, TlsError};
-    match error {
-        Error::Server(server) => reason_of_sqlstate(server.code.as_str()),
-        Error::Protocol { .. } => Reason::ProtocolViolation,
-        Error::Auth { .. } => Reason::AuthenticationFailed,
-        Error::Tls(TlsError::NotOffered) => Reason::TlsNotOffered,
-        Error::Tls(TlsError::NotTrusted { .. }) => Reason::CertificateNotTrusted,
-        Error::Tls(TlsError::WrongHost { .. }) => Reason::CertificateForOtherHost,
-        Error::Tls(TlsError::Authorities { .. } | TlsError::Identity { .. }) => Reason::CredentialsUnreadable,
-        Error::Tls(_) => Reason::TlsFailed,
-        Error::ReadOnly { .. } => Reason::NoWritableHost,
-        Error::NoServer { skipped } => {
-            reason_of_all(skipped.iter().map(|server| reason_of_connection(&server.error)))
-        }
-        _ => Reason::DatabaseUnreachable,
-    }
-}
-
-/// The one reason for several hosts: what a person has to cure goes before what may pass by itself, and a host that
-/// answered before those that did not.
-pub fn reason_of_all(reasons: impl IntoIterator<Item = Reason>) -> Reason {
-    let weight = |reason: &Reason| match reason {
-        Reason::DatabaseUnreachable => 0,
-        Reason::NoWritableHost => 1,
-        _ => 2,
-    };
-    // The first of the weightiest: hosts are listed in the order of their importance.
-    let mut weightiest = Reason::DatabaseUnreachable;
-    for reason in reasons {
-        if weight(&reason) > weight(&weightiest) {
-            weightiest = reason;
-        }
-    }
-    weightiest
-}
-
-/// On a replication connection two codes speak of the slot: 42704 it does not exist, 55000 it is invalidated.
-fn reason_of_slot_error(code: &SqlState) -> Reason {
-    match code.as_str() {
-        "42704" | "55000" => Reason::SlotLost,
-        other => reason_of_sqlstate(other),
-    }
-}
-
-impl From<sqlx::Error> for Trouble {
-    fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
-        let (reason, what) = match (error, code) {
-            (error, Some(code)) => (reason_of_sqlstate(&code), chain(&error)),
-            // What TLS has to say is in there, and told apart in one place.
-            (sqlx::Error::Io(error), None) => {
-                let error = pg_replication::Error::from(error);
-                (reason_of_connection(&error), chain(&error))
-            }
-            (error @ sqlx::Error::Tls(_), None) => (Reason::TlsFailed, chain(&error)),
-            (error @ (sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_)), None) => {
-                (Reason::DatabaseUnreachable, chain(&error))
-            }
-            (error, None) => (Reason::DatabaseError, chain(&error)),
-        };
-        Trouble::new(reason, format!("SQL connection: {what}"))
-    }
-}
-
-/// An error with its sources, as one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// First pause before a retry.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause: a fault that is gone shows within 10 s.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a standby looks whether the slot is free: it takes over within about a second.
-const STANDBY_PAUSE: Duration = Duration::from_millis(500);
-/// A session that streamed this long was well: the next trouble is a new one.
-const STABLE_AFTER: Duration = Duration::from_secs(10);
-
-/// Exponential back-off with jitter, so that many relays do not come back in step.
-#[derive(Debug)]
-pub struct Backoff {
-    next: Duration,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Backoff { next: FIRST_PAUSE }
-    }
-}
-
-impl Backoff {
-    /// How long to wait before the next try, after a session that lasted `lasted`.
-    pub fn pause(&mut self, action: Action, lasted: Duration) -> Duration {
-        if lasted >= STABLE_AFTER {
-            self.next = FIRST_PAUSE;
-        }
-        let pause = match action {
-            Action::StandBy => STANDBY_PAUSE,
-            Action::Stop => LONGEST_PAUSE,
-            Action::Retry => {
-                let pause = self.next;
-                self.next = (self.next * 2).min(LONGEST_PAUSE);
-                pause
-            }
-        };
-        pause.mul_f64(jitter())
-    }
-}
-
-/// Between 0.75 and 1.25, from the clock: good enough to keep processes out of step.
-fn jitter() -> f64 {
-    let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.subsec_nanos());
-    0.75 + f64::from(nanos % 1_000) / 2_000.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_server_coming_and_going_is_retried_and_bad_credentials_are_not() {
-        for code in ["57P01", "57P03", "53300", "08006"] {
-            assert_eq!(reason_of_sqlstate(code).action(), Action::Retry, "{code}");
-        }
-        assert_eq!(reason_of_sqlstate("28P01").action(), Action::Stop);
-        assert_eq!(reason_of_sqlstate("55006").action(), Action::StandBy);
-    }
-
-    #[test]
-    fn of_several_hosts_the_one_that_can_be_cured_gives_the_reason() {
-        use Reason::{AuthenticationFailed, CertificateNotTrusted, DatabaseUnreachable, NoWritableHost};
-        let cases = [
-            (vec![DatabaseUnreachable, DatabaseUnreachable], DatabaseUnreachable),
-            (vec![DatabaseUnreachable, NoWritableHost], NoWritableHost),
-            (vec![NoWritableHost, AuthenticationFailed, CertificateNotTrusted], AuthenticationFailed),
-            (vec![], DatabaseUnreachable),
-        ];
-        for (reasons, expected) in cases {
-            assert_eq!(reason_of_all(reasons.clone()), expected, "{reasons:?}");
-        }
-        let skipped = |error| pg_replication::Skipped { server: "db".into(), error };
-        let read_only = pg_replication::Error::ReadOnly { server: "db".into(), why: "is a standby" };
-        let all = vec![skipped(pg_replication::Error::Closed), skipped(read_only)];
-        assert_eq!(reason_of_connection(&pg_replication::Error::NoServer { skipped: all }), NoWritableHost);
-    }
-
-    #[test]
-    fn pauses_grow_to_a_bound_and_start_over_after_a_stable_run() {
-        let mut backoff = Backoff::default();
-        let first = backoff.pause(Action::Retry, Duration::ZERO);
-        for _ in 0..20 {
-            assert!(backoff.pause(Action::Retry, Duration::ZERO) <= LONGEST_PAUSE.mul_f64(1.25));
-        }
-        assert!(backoff.pause(Action::Retry, STABLE_AFTER) <= first * 2);
     }
 }

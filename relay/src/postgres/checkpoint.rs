@@ -4,26 +4,20 @@
 //! Postgres never run ahead of it: if they did, a crash between the two would look like a slot that somebody
 //! advanced, which is a gap.
 
-use std::time::Duration;
+mod statement;
+mod writer;
 
 use pg_replication::EndLsn;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, Connection, Row};
-use tokio::sync::watch;
-use tokio::time::timeout;
+use sqlx::{AssertSqlSafe, Row};
 
+use self::statement::Statement;
+pub use self::writer::Writer;
 use crate::config::Config;
-use crate::failpoint::{self, Boundary};
-use crate::postgres::delivered::{Delivered, Stored, Taken};
-use crate::postgres::publication;
-use crate::postgres::source::CONNECT_WITHIN;
 use crate::routing::mapping::Mappings;
 use crate::topics::partitions::Offsets;
 use crate::trouble::{Reason, Trouble};
-
-/// How often a connection over which nothing is written is asked whether it is still there.
-const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// Name of the table, in the schema of the outbox table.
 pub const TABLE: &str = "outbox_checkpoint";
@@ -77,6 +71,39 @@ pub enum Progressed {
 
 /// The cursor of a copy that has delivered nothing: no row has a negative `seq`.
 pub const NOTHING_COPIED: i64 = -1;
+
+/// What to write next.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// Every commit before it is in Kafka; while rows are copied, where the stream will begin.
+    pub confirmed: EndLsn,
+    /// While rows are copied: up to which `seq` they are in Kafka.
+    pub copied: Option<i64>,
+    /// Where rows go.
+    pub mappings: Mappings,
+    /// Which revision of the mapper `mappings` is.
+    pub revision: u64,
+    /// What is known of the partitions.
+    pub offsets: Offsets,
+}
+
+impl Progress {
+    /// What it says once it is written.
+    pub fn committed(&self) -> Committed {
+        Committed { confirmed: self.confirmed, copied: self.copied, revision: self.revision }
+    }
+}
+
+/// What the last committed row says.
+#[derive(Clone, Copy, Debug)]
+pub struct Committed {
+    /// Its LSN: what may be confirmed to Postgres.
+    pub confirmed: EndLsn,
+    /// Its cursor, while rows are copied.
+    pub copied: Option<i64>,
+    /// The revision of the mapper it has: no record goes out under a mapping before it is written down here.
+    pub revision: u64,
+}
 
 /// Reads the row of this relay.
 pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Checkpoint>, Trouble> {
@@ -228,213 +255,6 @@ fn only_row(written: u64, config: &Config) -> Result<(), Trouble> {
     }
     let what = format!("the checkpoint row of relay '{}' was changed by somebody else", config.name);
     Err(Trouble::new(Reason::CheckpointLost, what))
-}
-
-/// What to write next.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    /// Every commit before it is in Kafka; while rows are copied, where the stream will begin.
-    pub confirmed: EndLsn,
-    /// While rows are copied: up to which `seq` they are in Kafka.
-    pub copied: Option<i64>,
-    /// Where rows go.
-    pub mappings: Mappings,
-    /// Which revision of the mapper `mappings` is.
-    pub revision: u64,
-    /// What is known of the partitions.
-    pub offsets: Offsets,
-}
-
-impl Progress {
-    /// What it says once it is written.
-    pub fn committed(&self) -> Committed {
-        Committed { confirmed: self.confirmed, copied: self.copied, revision: self.revision }
-    }
-}
-
-/// What the last committed row says.
-#[derive(Clone, Copy, Debug)]
-pub struct Committed {
-    /// Its LSN: what may be confirmed to Postgres.
-    pub confirmed: EndLsn,
-    /// Its cursor, while rows are copied.
-    pub copied: Option<i64>,
-    /// The revision of the mapper it has: no record goes out under a mapping before it is written down here.
-    pub revision: u64,
-}
-
-/// Writes checkpoints in the background, one at a time, always the newest.
-pub struct Writer {
-    progress: watch::Sender<Option<Progress>>,
-    committed: watch::Receiver<Committed>,
-    task: tokio::task::JoinHandle<Result<(), Trouble>>,
-}
-
-impl Writer {
-    /// Takes over `sql` for writing. `committed` is what the row says now.
-    pub async fn start(
-        mut sql: PgConnection,
-        config: &Config,
-        history: History,
-        committed: Committed,
-    ) -> Result<Writer, Trouble> {
-        // `local`: a synchronous standby that is away must not hold up deliveries that have happened.
-        sqlx::query("SET synchronous_commit = local").execute(&mut sql).await?;
-        let (progress, wanted) = watch::channel(None);
-        let (done, committed) = watch::channel(committed);
-        let statement = Statement::new(config, history);
-        let task = tokio::spawn(write_newest(sql, statement, wanted, done));
-        Ok(Writer { progress, committed, task })
-    }
-
-    /// Asks for `progress` to be written, in place of anything asked for and not begun.
-    pub fn write(&self, progress: Progress) {
-        self.progress.send_replace(Some(progress));
-    }
-
-    /// What the last committed row says.
-    pub fn committed(&self) -> Committed {
-        *self.committed.borrow()
-    }
-
-    /// Waits until another row was committed, or for the reason why none can be.
-    pub async fn changed(&mut self) -> Result<(), Trouble> {
-        if self.committed.changed().await.is_ok() {
-            return Ok(());
-        }
-        match (&mut self.task).await {
-            Ok(Err(trouble)) => Err(trouble),
-            _ => Err(Trouble::new(Reason::CheckpointLost, "the checkpoint writer ended")),
-        }
-    }
-}
-
-async fn write_newest(
-    mut sql: PgConnection,
-    statement: Statement,
-    mut wanted: watch::Receiver<Option<Progress>>,
-    done: watch::Sender<Committed>,
-) -> Result<(), Trouble> {
-    // Lives and dies with the session: see its text.
-    let mut delivered = Delivered::default();
-    loop {
-        match timeout(ASK_EVERY, wanted.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => break,
-            Err(_) => {
-                still_there(&mut sql).await?;
-                continue;
-            }
-        }
-        let Some(progress) = wanted.borrow_and_update().clone() else { continue };
-        let ripe = delivered.ripe(progress.confirmed);
-        let xid = statement.execute(&mut sql, &progress, ripe.as_ref()).await?;
-        failpoint::pass(Boundary::CheckpointStored);
-        done.send_replace(progress.committed());
-        delivered.written(xid, &progress.offsets);
-        // While rows are copied nothing of the table counts as delivered.
-        if progress.copied.is_none() && delivered.is_due() {
-            delivered.take(take_snapshot(&mut sql).await?);
-        }
-    }
-    drop(sql.close().await);
-    Ok(())
-}
-
-/// One statement: its snapshot is older than the LSN, which is read while it runs.
-async fn take_snapshot(sql: &mut PgConnection) -> Result<Taken, Trouble> {
-    let row = sqlx::query(
-        "SELECT pg_current_snapshot()::text AS snapshot, pg_snapshot_xmin(pg_current_snapshot())::text AS xmin,
-                pg_current_wal_insert_lsn()::text AS until",
-    )
-    .fetch_one(&mut *sql)
-    .await?;
-    let until: String = row.try_get("until")?;
-    let until =
-        until.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{until}' is not an LSN")))?;
-    Ok(Taken {
-        snapshot: row.try_get("snapshot")?,
-        xmin: xid(&row.try_get::<String, _>("xmin")?)?,
-        until: EndLsn::new(until),
-    })
-}
-
-fn xid(text: &str) -> Result<u64, Trouble> {
-    text.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{text}' is not a transaction id")))
-}
-
-/// A server that is stopping says so on this connection, and then waits for the stream to be closed; while nothing is
-/// written and the stream is not read, nobody would hear it.
-async fn still_there(sql: &mut PgConnection) -> Result<(), Trouble> {
-    let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
-    Ok(timeout(CONNECT_WITHIN, sql.ping()).await.map_err(late)??)
-}
-
-struct Statement {
-    sql: String,
-    config: Config,
-    history: History,
-}
-
-impl Statement {
-    /// The WHERE clause is a guard: the row must still be of this history, in the cluster the stream comes from,
-    /// and must not go back; and the publication must be what it was. While rows are copied there is no confirmed LSN;
-    /// once there is, no copy begins again.
-    fn new(config: &Config, history: History) -> Statement {
-        let table = config.source.table.sibling(TABLE);
-        let sql = format!(
-            "UPDATE {table} SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
-                    start_phase = CASE WHEN $8 IS NOT NULL THEN start_phase END,
-                    start_lsn = CASE WHEN $8 IS NOT NULL THEN start_lsn END,
-                    start_snapshot = CASE WHEN $8 IS NOT NULL THEN start_snapshot END,
-                    mapping = $5::jsonb, mapping_version = $7, kafka_offsets = $6::jsonb,
-                    delivered_snapshot = coalesce($9::pg_snapshot, delivered_snapshot),
-                    snapshot_offsets = coalesce($10::jsonb, snapshot_offsets),
-                    publication_fingerprint = live, updated_at = clock_timestamp()
-             FROM (SELECT {} AS live) AS publication
-             WHERE relay = $1 AND system_identifier = $2 AND timeline = $3
-               AND $2 = (SELECT system_identifier FROM pg_control_system())
-               AND (confirmed_lsn IS NULL OR confirmed_lsn <= $4::pg_lsn)
-               AND ($8 IS NULL OR (start_phase = 'copying' AND start_cursor <= $8))
-               AND coalesce(publication_fingerprint, live) = live
-             RETURNING pg_current_xact_id()::text",
-            publication::fingerprint("$11", "$12")
-        );
-        Statement { sql, config: config.clone(), history }
-    }
-
-    /// Returns the id of the transaction that wrote the row.
-    async fn execute(
-        &self,
-        sql: &mut PgConnection,
-        progress: &Progress,
-        delivered: Option<&Stored>,
-    ) -> Result<u64, Trouble> {
-        let written: Option<String> = sqlx::query_scalar(AssertSqlSafe(self.sql.as_str()))
-            .bind(&self.config.name)
-            .bind(self.history.system_identifier.cast_signed())
-            .bind(self.history.timeline.cast_signed())
-            .bind(progress.confirmed.to_string())
-            .bind(Json(&progress.mappings))
-            .bind(Json(&progress.offsets))
-            .bind(progress.mappings.version)
-            .bind(progress.copied)
-            .bind(delivered.map(|delivered| &delivered.snapshot))
-            .bind(delivered.and_then(|delivered| delivered.offsets.as_ref()).map(Json))
-            .bind(&self.config.source.publication.name)
-            .bind(self.config.source.table.quoted())
-            .fetch_optional(&mut *sql)
-            .await?;
-        if let Some(written) = written {
-            return xid(&written);
-        }
-        publication::unchanged(sql, &self.config).await?;
-        let what = format!(
-            "the checkpoint row of relay '{}' is gone, of another history, or ahead",
-            self.config.name
-        );
-        Err(Trouble::new(Reason::CheckpointLost, what))
-    }
 }
 
 /// Writes one checkpoint and waits for it: used while no writer runs.

@@ -17,153 +17,17 @@
 //! Rows are delivered in stream order and a row without a place holds up everything behind it, so each partition
 //! still gets a prefix of *its* rows in position order, across any number of changes and crashes.
 
+mod generation;
+mod stored;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use pg_replication::{CommitLsn, EndLsn, Lsn};
-use serde::{Deserialize, Serialize};
+use pg_replication::{CommitLsn, EndLsn};
 
-use crate::config::{Config, Routing};
+use self::generation::Generation;
+pub use self::stored::{Earlier, Mapping, Mappings, Rule, TopicShape};
 use crate::dead_letter::Poison;
-use crate::routing::router::{InvalidRule, Router, Unroutable, partition};
-
-/// What the configuration says about destinations.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Rule {
-    /// Which topic an event goes to.
-    pub routing: Routing,
-    /// Largest record in bytes.
-    pub max_message_bytes: usize,
-    /// The topic of rows that have no other place; without one they stop delivery.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dead_letter_topic: Option<String>,
-}
-
-impl Rule {
-    /// The rule of a configuration.
-    pub fn of(config: &Config) -> Rule {
-        Rule {
-            routing: config.routing.clone(),
-            max_message_bytes: config.sink.max_message_bytes,
-            dead_letter_topic: config.delivery.dead_letters().map(str::to_owned),
-        }
-    }
-}
-
-/// What the mapping knows of a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct TopicShape {
-    /// Number of partitions events are spread over.
-    pub partitions: i32,
-    /// The topic's own limit in bytes, where it may be read.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_message_bytes: Option<usize>,
-}
-
-/// One mapping, as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Mapping {
-    /// What was configured.
-    #[serde(flatten)]
-    pub rule: Rule,
-    /// Topics that may have got records.
-    #[serde(default)]
-    pub topics: BTreeMap<String, TopicShape>,
-}
-
-/// A mapping that is no longer the current one, as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Earlier {
-    /// No row committed at or beyond it was sent under this mapping.
-    #[serde(with = "lsn_text")]
-    pub until: EndLsn,
-    /// The mapping.
-    #[serde(flatten)]
-    pub mapping: Mapping,
-}
-
-/// The mapping and those before it, as the checkpoint has them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mappings {
-    /// Counts changes. It has a column of its own, so that a person sees it without reading JSON.
-    #[serde(skip)]
-    pub version: i32,
-    /// Where rows go.
-    pub current: Mapping,
-    /// Where rows went that may be replayed; oldest first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub previous: Vec<Earlier>,
-}
-
-impl Mappings {
-    /// The first mapping of a relay.
-    pub fn first(rule: Rule) -> Mappings {
-        Mappings { version: 1, current: Mapping { rule, topics: BTreeMap::new() }, previous: Vec::new() }
-    }
-
-    /// Without what only concerns rows before `confirmed`.
-    pub fn without_what_is_confirmed(mut self, confirmed: EndLsn) -> Mappings {
-        self.previous.retain(|earlier| earlier.until > confirmed);
-        self
-    }
-
-    /// What holds from now on under `rule`; nothing committed at or beyond `horizon` was sent yet.
-    pub fn under(mut self, rule: Rule, horizon: EndLsn) -> Mappings {
-        if self.current.rule == rule {
-            return self;
-        }
-        // With other routes other topics may be in use. One that still is will be found again.
-        let same_routes = self.current.rule.routing == rule.routing;
-        let topics = if same_routes { self.current.topics.clone() } else { BTreeMap::new() };
-        self.replace(Mapping { rule, topics }, horizon);
-        self
-    }
-
-    fn replace(&mut self, mapping: Mapping, until: EndLsn) {
-        let mapping = std::mem::replace(&mut self.current, mapping);
-        self.previous.push(Earlier { until, mapping });
-        self.version += 1;
-    }
-
-    /// Every topic with the highest number of partitions it has in any of them.
-    pub fn topics(&self) -> BTreeMap<&str, i32> {
-        let mut topics = BTreeMap::new();
-        let all = self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current]);
-        for (name, shape) in all.flat_map(|mapping| &mapping.topics) {
-            let partitions = topics.entry(name.as_str()).or_default();
-            *partitions = shape.partitions.max(*partitions);
-        }
-        topics
-    }
-
-    /// Whether a topic is selected by the column of that name in any of them.
-    pub fn read(&self, column: &str) -> bool {
-        let all = self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current]);
-        all.into_iter().any(|mapping| mapping.rule.routing.by_field == column)
-    }
-
-    /// The smallest limit of any topic: no batch may be larger.
-    pub fn smallest_limit(&self) -> Option<usize> {
-        self.current.smallest_limit()
-    }
-}
-
-mod lsn_text {
-    use super::{EndLsn, Lsn};
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(lsn: &EndLsn, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(lsn)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EndLsn, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse::<Lsn>().map(EndLsn::new).map_err(D::Error::custom)
-    }
-}
+use crate::routing::router::{InvalidRule, Unroutable};
 
 /// Why the mapping has no place for a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -218,94 +82,6 @@ pub struct Subject<'a, F> {
     pub commit: CommitLsn,
     /// Value of a column, as text.
     pub column: F,
-}
-
-/// A mapping at work.
-struct Generation {
-    mapping: Mapping,
-    router: Router,
-    /// Value of the routing column -> topic.
-    routes: HashMap<String, String>,
-}
-
-impl Generation {
-    fn new(mapping: Mapping) -> Result<Generation, InvalidRule> {
-        let rule = &mapping.rule;
-        let router = Router::new(&rule.routing)?.keeping_clear_of(rule.dead_letter_topic.as_deref());
-        Ok(Generation { mapping, router, routes: HashMap::new() })
-    }
-
-    /// Where a row goes: its topic, the partition if the topic is known, and why it goes there as a dead letter.
-    fn place<'a, F: Fn(&str) -> Option<&'a str>>(
-        &mut self,
-        subject: &Subject<'a, F>,
-    ) -> Result<(&str, Option<i32>, Option<Poison>), Unplaceable> {
-        let Generation { mapping, router, routes } = self;
-        let (topic, poison) = match as_event(mapping, router, routes, subject) {
-            Ok(topic) => (topic, None),
-            Err(unplaceable) => match &mapping.rule.dead_letter_topic {
-                Some(topic) => (topic.as_str(), Some(unplaceable.into())),
-                None => return Err(unplaceable),
-            },
-        };
-        let number = mapping.topics.get(topic).map(|shape| partition(subject.key, shape.partitions));
-        Ok((topic, number, poison))
-    }
-}
-
-fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
-    mapping: &Mapping,
-    router: &Router,
-    routes: &'m mut HashMap<String, String>,
-    subject: &Subject<'a, F>,
-) -> Result<&'m str, Unplaceable> {
-    let routed = route(mapping, router, routes, subject);
-    if let Some(flaw) = subject.flaw {
-        let topic = routed.ok().map(Into::into);
-        return Err(Unplaceable::Flawed(Poison { topic, ..flaw.clone() }));
-    }
-    let topic = routed?;
-    mapping.fits(topic, subject.bytes)?;
-    Ok(topic)
-}
-
-fn route<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
-    mapping: &Mapping,
-    router: &Router,
-    routes: &'m mut HashMap<String, String>,
-    subject: &Subject<'a, F>,
-) -> Result<&'m str, Unroutable> {
-    let value = (subject.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
-    if !routes.contains_key(value) {
-        routes.insert(value.to_owned(), router.topic(value)?);
-    }
-    Ok(routes.get(value).map_or("", String::as_str))
-}
-
-impl Mapping {
-    fn smallest_limit(&self) -> Option<usize> {
-        self.topics.values().filter_map(|shape| shape.max_message_bytes).min()
-    }
-
-    /// The largest record, and whether it is the topic that says so.
-    fn limit(&self, topic: &str) -> (usize, bool) {
-        let configured = self.rule.max_message_bytes;
-        let of_topic = self.topics.get(topic).and_then(|shape| shape.max_message_bytes);
-        of_topic.filter(|limit| *limit < configured).map_or((configured, false), |limit| (limit, true))
-    }
-
-    fn fits(&self, topic: &str, bytes: usize) -> Result<(), Unplaceable> {
-        let (limit, of_topic) = self.limit(topic);
-        if bytes <= limit {
-            return Ok(());
-        }
-        let whose = if of_topic {
-            format!("max.message.bytes of topic {topic}")
-        } else {
-            "sink.maxMessageBytes".to_owned()
-        };
-        Err(Unplaceable::TooLarge { bytes, topic: topic.to_owned(), limit, whose })
-    }
 }
 
 /// Answers where rows go, and keeps what is to be stored.
@@ -439,7 +215,10 @@ mod model;
 
 #[cfg(test)]
 mod tests {
+    use pg_replication::Lsn;
+
     use super::*;
+    use crate::config::Routing;
 
     fn rule(replacement: &str, max_message_bytes: usize) -> Rule {
         let routing = Routing { replacement: replacement.into(), ..Routing::default() };

@@ -3,6 +3,7 @@
 //! the budget is used up it stops reading, and confirmations go on by their own timer.
 
 mod copy;
+mod gulps;
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use self::copy::{Copy, CopyStep, next_page};
+use self::gulps::Gulps;
 use crate::dead_letter::replay::Candidate;
 use crate::delivery::{CAUSE_START, Delivery, Flow};
 use crate::failpoint::{self, Boundary};
@@ -34,15 +36,6 @@ const IDLE_CHECKPOINT_BYTES: u64 = 1024 * 1024;
 const IDLE_CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 /// Messages dealt with before timers and acknowledgements get a turn.
 const BURST: usize = 512;
-
-/// While a backlog streams in, a read that returns little is followed by a pause of this length, so that the
-/// server's sender fills the socket in large pieces instead of waking us, and itself, for every message: twice
-/// the rate at a fraction of the CPU (docs/PERFORMANCE.md). Longer pauses let the socket fill and are slower.
-const GULP_PAUSE: Duration = Duration::from_micros(300);
-/// A read of at least this much needs no pause.
-const GULP_BYTES: usize = 64 * 1024;
-/// Arriving faster than this is a backlog; live traffic is read at once.
-const BACKLOG_BYTES_PER_SECOND: u64 = 12 * 1024 * 1024;
 
 /// How a pump ended without a trouble.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -388,42 +381,4 @@ async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<(), Trouble> {
 
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// Decides when to let the socket fill: see [`GULP_PAUSE`].
-struct Gulps {
-    since: Instant,
-    bytes: u64,
-    backlog: bool,
-    last: usize,
-}
-
-impl Default for Gulps {
-    fn default() -> Self {
-        Gulps { since: Instant::now(), bytes: 0, backlog: false, last: 0 }
-    }
-}
-
-impl Gulps {
-    /// How long a rate is measured: long enough for a few reads, short enough to follow the traffic.
-    const WINDOW: Duration = Duration::from_millis(4);
-
-    /// A read brought `bytes`.
-    fn read(&mut self, bytes: usize) {
-        self.last = bytes;
-        self.bytes += bytes as u64;
-        let elapsed = self.since.elapsed();
-        if elapsed >= Self::WINDOW {
-            let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
-            let backlog = self.bytes.saturating_mul(1_000_000) / micros > BACKLOG_BYTES_PER_SECOND;
-            *self = Gulps { backlog, last: bytes, ..Gulps::default() };
-        }
-    }
-
-    /// Called before each read. Pauses this thread, which does nothing else.
-    fn pause(&self) {
-        if self.backlog && self.last < GULP_BYTES {
-            std::thread::sleep(GULP_PAUSE);
-        }
-    }
 }

@@ -1,3 +1,5 @@
+use pg_replication::{EndLsn, PgTime};
+
 use super::*;
 
 const LONG: Duration = Duration::from_secs(6);

@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use outbox::Position;
+use pg_replication::Lsn;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::Routing;
 use crate::progress::high_mark::{Admission, HighMark, Searched};
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,95 @@
+//! One mapping at work: what it answers does not depend on any other.
+
+use std::collections::HashMap;
+
+use super::{Mapping, Subject, Unplaceable};
+use crate::dead_letter::Poison;
+use crate::routing::router::{InvalidRule, Router, Unroutable, partition};
+
+/// A mapping at work.
+pub(super) struct Generation {
+    pub(super) mapping: Mapping,
+    router: Router,
+    /// Value of the routing column -> topic.
+    routes: HashMap<String, String>,
+}
+
+impl Generation {
+    pub(super) fn new(mapping: Mapping) -> Result<Generation, InvalidRule> {
+        let rule = &mapping.rule;
+        let router = Router::new(&rule.routing)?.keeping_clear_of(rule.dead_letter_topic.as_deref());
+        Ok(Generation { mapping, router, routes: HashMap::new() })
+    }
+
+    /// Where a row goes: its topic, the partition if the topic is known, and why it goes there as a dead letter.
+    pub(super) fn place<'a, F: Fn(&str) -> Option<&'a str>>(
+        &mut self,
+        subject: &Subject<'a, F>,
+    ) -> Result<(&str, Option<i32>, Option<Poison>), Unplaceable> {
+        let Generation { mapping, router, routes } = self;
+        let (topic, poison) = match as_event(mapping, router, routes, subject) {
+            Ok(topic) => (topic, None),
+            Err(unplaceable) => match &mapping.rule.dead_letter_topic {
+                Some(topic) => (topic.as_str(), Some(unplaceable.into())),
+                None => return Err(unplaceable),
+            },
+        };
+        let number = mapping.topics.get(topic).map(|shape| partition(subject.key, shape.partitions));
+        Ok((topic, number, poison))
+    }
+}
+
+fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
+    mapping: &Mapping,
+    router: &Router,
+    routes: &'m mut HashMap<String, String>,
+    subject: &Subject<'a, F>,
+) -> Result<&'m str, Unplaceable> {
+    let routed = route(mapping, router, routes, subject);
+    if let Some(flaw) = subject.flaw {
+        let topic = routed.ok().map(Into::into);
+        return Err(Unplaceable::Flawed(Poison { topic, ..flaw.clone() }));
+    }
+    let topic = routed?;
+    mapping.fits(topic, subject.bytes)?;
+    Ok(topic)
+}
+
+fn route<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
+    mapping: &Mapping,
+    router: &Router,
+    routes: &'m mut HashMap<String, String>,
+    subject: &Subject<'a, F>,
+) -> Result<&'m str, Unroutable> {
+    let value = (subject.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
+    if !routes.contains_key(value) {
+        routes.insert(value.to_owned(), router.topic(value)?);
+    }
+    Ok(routes.get(value).map_or("", String::as_str))
+}
+
+impl Mapping {
+    pub(super) fn smallest_limit(&self) -> Option<usize> {
+        self.topics.values().filter_map(|shape| shape.max_message_bytes).min()
+    }
+
+    /// The largest record, and whether it is the topic that says so.
+    pub(super) fn limit(&self, topic: &str) -> (usize, bool) {
+        let configured = self.rule.max_message_bytes;
+        let of_topic = self.topics.get(topic).and_then(|shape| shape.max_message_bytes);
+        of_topic.filter(|limit| *limit < configured).map_or((configured, false), |limit| (limit, true))
+    }
+
+    fn fits(&self, topic: &str, bytes: usize) -> Result<(), Unplaceable> {
+        let (limit, of_topic) = self.limit(topic);
+        if bytes <= limit {
+            return Ok(());
+        }
+        let whose = if of_topic {
+            format!("max.message.bytes of topic {topic}")
+        } else {
+            "sink.maxMessageBytes".to_owned()
+        };
+        Err(Unplaceable::TooLarge { bytes, topic: topic.to_owned(), limit, whose })
+    }
+}

@@ -1,0 +1,147 @@
+//! Mappings as the checkpoint keeps them.
+
+use std::collections::BTreeMap;
+
+use pg_replication::{EndLsn, Lsn};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Config, Routing};
+
+/// What the configuration says about destinations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rule {
+    /// Which topic an event goes to.
+    pub routing: Routing,
+    /// Largest record in bytes.
+    pub max_message_bytes: usize,
+    /// The topic of rows that have no other place; without one they stop delivery.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter_topic: Option<String>,
+}
+
+impl Rule {
+    /// The rule of a configuration.
+    pub fn of(config: &Config) -> Rule {
+        Rule {
+            routing: config.routing.clone(),
+            max_message_bytes: config.sink.max_message_bytes,
+            dead_letter_topic: config.delivery.dead_letters().map(str::to_owned),
+        }
+    }
+}
+
+/// What the mapping knows of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicShape {
+    /// Number of partitions events are spread over.
+    pub partitions: i32,
+    /// The topic's own limit in bytes, where it may be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_message_bytes: Option<usize>,
+}
+
+/// One mapping, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Mapping {
+    /// What was configured.
+    #[serde(flatten)]
+    pub rule: Rule,
+    /// Topics that may have got records.
+    #[serde(default)]
+    pub topics: BTreeMap<String, TopicShape>,
+}
+
+/// A mapping that is no longer the current one, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Earlier {
+    /// No row committed at or beyond it was sent under this mapping.
+    #[serde(with = "lsn_text")]
+    pub until: EndLsn,
+    /// The mapping.
+    #[serde(flatten)]
+    pub mapping: Mapping,
+}
+
+/// The mapping and those before it, as the checkpoint has them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mappings {
+    /// Counts changes. It has a column of its own, so that a person sees it without reading JSON.
+    #[serde(skip)]
+    pub version: i32,
+    /// Where rows go.
+    pub current: Mapping,
+    /// Where rows went that may be replayed; oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<Earlier>,
+}
+
+impl Mappings {
+    /// The first mapping of a relay.
+    pub fn first(rule: Rule) -> Mappings {
+        Mappings { version: 1, current: Mapping { rule, topics: BTreeMap::new() }, previous: Vec::new() }
+    }
+
+    /// Without what only concerns rows before `confirmed`.
+    pub fn without_what_is_confirmed(mut self, confirmed: EndLsn) -> Mappings {
+        self.previous.retain(|earlier| earlier.until > confirmed);
+        self
+    }
+
+    /// What holds from now on under `rule`; nothing committed at or beyond `horizon` was sent yet.
+    pub fn under(mut self, rule: Rule, horizon: EndLsn) -> Mappings {
+        if self.current.rule == rule {
+            return self;
+        }
+        // With other routes other topics may be in use. One that still is will be found again.
+        let same_routes = self.current.rule.routing == rule.routing;
+        let topics = if same_routes { self.current.topics.clone() } else { BTreeMap::new() };
+        self.replace(Mapping { rule, topics }, horizon);
+        self
+    }
+
+    fn replace(&mut self, mapping: Mapping, until: EndLsn) {
+        let mapping = std::mem::replace(&mut self.current, mapping);
+        self.previous.push(Earlier { until, mapping });
+        self.version += 1;
+    }
+
+    /// Every topic with the highest number of partitions it has in any of them.
+    pub fn topics(&self) -> BTreeMap<&str, i32> {
+        let mut topics = BTreeMap::new();
+        let all = self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current]);
+        for (name, shape) in all.flat_map(|mapping| &mapping.topics) {
+            let partitions = topics.entry(name.as_str()).or_default();
+            *partitions = shape.partitions.max(*partitions);
+        }
+        topics
+    }
+
+    /// Whether a topic is selected by the column of that name in any of them.
+    pub fn read(&self, column: &str) -> bool {
+        let all = self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current]);
+        all.into_iter().any(|mapping| mapping.rule.routing.by_field == column)
+    }
+
+    /// The smallest limit of any topic: no batch may be larger.
+    pub fn smallest_limit(&self) -> Option<usize> {
+        self.current.smallest_limit()
+    }
+}
+
+mod lsn_text {
+    use super::{EndLsn, Lsn};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(lsn: &EndLsn, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(lsn)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EndLsn, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse::<Lsn>().map(EndLsn::new).map_err(D::Error::custom)
+    }
+}

@@ -1,0 +1,205 @@
+//! What is known, and what it comes to: is anything wrong, how far behind is delivery? Judged anew at each question.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use pg_replication::PgTime;
+
+use super::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase};
+use super::heartbeat::Heartbeat;
+use super::unread::Unread;
+use crate::dead_letter::Note;
+use crate::kafka::search::Phantoms;
+use crate::postgres::source::SlotState;
+use crate::trouble::Reason;
+
+/// What stands still this long makes the relay not ready: a fault shows within 10 s, and a leader change or a
+/// checkpoint of the server is none.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
+/// Looks at the database that fail for this long, on top of the time they take, show that it is away.
+const UNSEEN_AFTER: Duration = Duration::from_secs(2);
+
+/// A relay that is idle confirms at leisure, every 10 s; so a standby, which sees no more than that, takes a slot that
+/// is behind by less for one that is caught up.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(15);
+
+pub(super) struct State {
+    pub(super) about: About,
+    pub(super) started: SystemTime,
+    pub(super) phase: Phase,
+    pub(super) phase_since: SystemTime,
+    pub(super) trouble: Option<Shown>,
+    /// A row cannot go on for a reason outside the session, such as a topic that does not exist.
+    pub(super) blocked: Option<Shown>,
+    pub(super) last: Option<Past>,
+    pub(super) numbers: Numbers,
+    /// When the session last reported.
+    pub(super) ticked: Instant,
+    /// Last time Kafka acknowledged something, or nothing waited.
+    pub(super) acknowledged_moved: Instant,
+    pub(super) acknowledged_at: Option<SystemTime>,
+    /// Last time the stream brought something new.
+    pub(super) received_moved: Instant,
+    pub(super) unread: Unread,
+    pub(super) slot: Option<SlotState>,
+    /// When the slot was asked for.
+    pub(super) slot_seen: Option<Instant>,
+    /// Since when nobody holds it, as far as this process has seen.
+    pub(super) slot_idle: Option<Instant>,
+    /// Since when the observer gets no answer, and why.
+    pub(super) looks_fail: Option<(Instant, String)>,
+    pub(super) checkpoint: Option<(Instant, CheckpointSeen)>,
+    /// Whether Kafka answered last; `None` while it was not asked.
+    pub(super) kafka: Option<bool>,
+    pub(super) kafka_changed: Instant,
+    pub(super) kafka_says: Option<String>,
+    pub(super) heartbeat: Heartbeat,
+    pub(super) phantoms: Phantoms,
+    pub(super) maintained: Option<Maintained>,
+    pub(super) dead_letters: DeadLetters,
+}
+
+impl State {
+    pub(super) fn move_to(&mut self, phase: Phase) {
+        if self.phase != phase {
+            self.phase = phase;
+            self.phase_since = SystemTime::now();
+        }
+    }
+
+    pub(super) fn is_ready(&self, problem: Option<&Shown>) -> bool {
+        problem.is_none() && matches!(self.phase, Phase::Copying | Phase::Streaming | Phase::Standby)
+    }
+
+    /// What keeps delivery from going on. A standby has nothing to deliver: that it stands by is no problem.
+    pub(super) fn problem(&self, now: Instant) -> Option<Shown> {
+        match self.phase {
+            Phase::Standby => None,
+            Phase::Copying | Phase::Streaming | Phase::Draining => {
+                let standing =
+                    self.blocked.clone().or_else(|| self.slot_gone()).or_else(|| self.stands_still(now));
+                // What is left of a trouble once the stream is open: see `enter`.
+                standing.or_else(|| self.trouble.clone())
+            }
+            Phase::Starting | Phase::Waiting | Phase::Stopped => self.trouble.clone(),
+        }
+    }
+
+    /// The server has given the slot up, while the stream from it may still look open.
+    fn slot_gone(&self) -> Option<Shown> {
+        let lost = self.slot.as_ref().filter(|slot| slot.is_lost())?;
+        Some(Shown::new(Reason::SlotLost, lost.loss(), Duration::ZERO))
+    }
+
+    fn stands_still(&self, now: Instant) -> Option<Shown> {
+        let stalled = |since: Instant| {
+            let lasted = now.saturating_duration_since(since);
+            (lasted > STALLED_AFTER).then_some(lasted)
+        };
+        if let Some(lasted) = stalled(self.ticked) {
+            let what = format!("the relay's loop has not turned for {} s", lasted.as_secs());
+            return Some(Shown::new(Reason::StreamStalled, what, lasted));
+        }
+        if let Some((since, why)) = &self.looks_fail {
+            let unseen = now.saturating_duration_since((*since).max(self.received_moved));
+            if unseen > UNSEEN_AFTER {
+                let what = format!("no answer from Postgres for {} s: {why}", unseen.as_secs());
+                return Some(Shown::new(Reason::DatabaseUnreachable, what, unseen));
+            }
+        }
+        if self.kafka == Some(false) {
+            let lasted = now.saturating_duration_since(self.kafka_changed);
+            let says = self.kafka_says.as_ref().map(|says| format!(": {says}")).unwrap_or_default();
+            return Some(Shown::new(
+                Reason::KafkaUnreachable,
+                format!("Kafka does not answer{says}"),
+                lasted,
+            ));
+        }
+        if self.numbers.oldest_commit.is_some()
+            && let Some(lasted) = stalled(self.acknowledged_moved)
+        {
+            let rows = match self.numbers.hold_up {
+                Some(HoldUp::Search) => "rows wait for a search",
+                _ => "rows wait",
+            };
+            let what = format!("{rows}, and Kafka has acknowledged nothing for {} s", lasted.as_secs());
+            return Some(Shown::new(Reason::NoAcknowledgement, what, lasted));
+        }
+        let beyond = self.unread.beyond(self.numbers.received, now);
+        if self.numbers.hold_up.is_none()
+            && self.looks_fail.is_none()
+            && beyond > STALLED_AFTER
+            && let Some(lasted) = stalled(self.received_moved)
+        {
+            let what =
+                format!("the server has more to send, and nothing has arrived for {} s", lasted.as_secs());
+            return Some(Shown::new(Reason::StreamStalled, what, lasted));
+        }
+        None
+    }
+
+    pub(super) fn lag(&self, now: Instant) -> Duration {
+        let read = self.numbers.oldest_commit.map_or(0, |commit| {
+            // Negative when the database's clock is ahead of this machine's.
+            PgTime::now().as_micros().saturating_sub(commit.as_micros()).max(0)
+        });
+        let unread = match self.phase {
+            Phase::Standby => self.unread.age(now).saturating_sub(CONFIRMED_WITHIN),
+            _ => self.unread.age(now),
+        };
+        Duration::from_micros(read.unsigned_abs()).max(unread)
+    }
+
+    /// A standby sends none, and its last may be days old.
+    pub(super) fn heartbeat_age(&self, now: Instant) -> Option<Duration> {
+        self.heartbeat.age(now).filter(|_| self.phase != Phase::Standby)
+    }
+
+    pub(super) fn slot_inactive(&self, now: Instant) -> Duration {
+        let Some(since) = self.slot_idle else { return Duration::ZERO };
+        let seen = self.slot_seen.map_or(Duration::ZERO, |seen| now.saturating_duration_since(seen));
+        let told = self.slot.as_ref().and_then(|slot| slot.inactive_for);
+        told.map_or_else(|| now.saturating_duration_since(since), |told| told + seen)
+    }
+}
+
+/// Why delivery does not go on, as shown.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    pub(super) reason: Reason,
+    pub(super) what: String,
+    pub(super) since: SystemTime,
+}
+
+impl Shown {
+    pub(super) fn new(reason: Reason, what: String, lasted: Duration) -> Shown {
+        Shown { reason, what, since: SystemTime::now() - lasted }
+    }
+}
+
+/// The last problem, whether it is over or not.
+#[derive(Clone, Debug)]
+pub(super) struct Past {
+    pub(super) shown: Shown,
+    pub(super) until: Option<SystemTime>,
+}
+
+/// Names from the configuration that are shown.
+#[derive(Clone, Debug, Default)]
+pub(super) struct About {
+    pub(super) name: String,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) database: String,
+    pub(super) table: String,
+    pub(super) publication: String,
+    pub(super) slot: String,
+    pub(super) bootstrap_servers: String,
+}
+
+/// Rows that became dead letters since the process started.
+#[derive(Default)]
+pub(super) struct DeadLetters {
+    pub(super) count: u64,
+    pub(super) last: Option<(Note, SystemTime)>,
+}

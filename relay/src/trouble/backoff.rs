@@ -1,0 +1,66 @@
+//! How long to wait before the next session.
+
+use std::time::Duration;
+
+use super::Action;
+
+/// First pause before a retry.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause: a fault that is gone shows within 10 s.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often a standby looks whether the slot is free: it takes over within about a second.
+const STANDBY_PAUSE: Duration = Duration::from_millis(500);
+/// A session that streamed this long was well: the next trouble is a new one.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// Exponential back-off with jitter, so that many relays do not come back in step.
+#[derive(Debug)]
+pub struct Backoff {
+    next: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff { next: FIRST_PAUSE }
+    }
+}
+
+impl Backoff {
+    /// How long to wait before the next try, after a session that lasted `lasted`.
+    pub fn pause(&mut self, action: Action, lasted: Duration) -> Duration {
+        if lasted >= STABLE_AFTER {
+            self.next = FIRST_PAUSE;
+        }
+        let pause = match action {
+            Action::StandBy => STANDBY_PAUSE,
+            Action::Stop => LONGEST_PAUSE,
+            Action::Retry => {
+                let pause = self.next;
+                self.next = (self.next * 2).min(LONGEST_PAUSE);
+                pause
+            }
+        };
+        pause.mul_f64(jitter())
+    }
+}
+
+/// Between 0.75 and 1.25, from the clock: good enough to keep processes out of step.
+fn jitter() -> f64 {
+    let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.subsec_nanos());
+    0.75 + f64::from(nanos % 1_000) / 2_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_start_over_after_a_stable_run() {
+        let mut backoff = Backoff::default();
+        let first = backoff.pause(Action::Retry, Duration::ZERO);
+        for _ in 0..20 {
+            assert!(backoff.pause(Action::Retry, Duration::ZERO) <= LONGEST_PAUSE.mul_f64(1.25));
+        }
+        assert!(backoff.pause(Action::Retry, STABLE_AFTER) <= first * 2);
+    }
+}

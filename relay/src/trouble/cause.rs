@@ -1,0 +1,142 @@
+//! Which trouble an error of the database is.
+
+use pg_replication::SqlState;
+
+use super::{Reason, Trouble};
+
+/// The reason behind an SQLSTATE. Classes 08, 53 and 57 are the server coming and going.
+pub fn reason_of_sqlstate(code: &str) -> Reason {
+    match code {
+        "55006" => Reason::SlotActive,
+        "3D000" => Reason::DatabaseMissing,
+        "42501" => Reason::PermissionDenied,
+        "42P01" => Reason::TableMissing,
+        _ if code.starts_with("28") => Reason::AuthenticationFailed,
+        _ if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Reason::DatabaseUnreachable,
+        _ => Reason::DatabaseError,
+    }
+}
+
+impl From<pg_replication::Error> for Trouble {
+    fn from(error: pg_replication::Error) -> Self {
+        let reason = match &error {
+            pg_replication::Error::Server(server) => reason_of_slot_error(&server.code),
+            other => reason_of_connection(other),
+        };
+        Trouble::new(reason, format!("replication connection: {}", chain(&error)))
+    }
+}
+
+/// The reason behind an error while connecting, when there is no slot yet to speak of.
+pub fn reason_of_connection(error: &pg_replication::Error) -> Reason {
+    use pg_replication::{Error, TlsError};
+    match error {
+        Error::Server(server) => reason_of_sqlstate(server.code.as_str()),
+        Error::Protocol { .. } => Reason::ProtocolViolation,
+        Error::Auth { .. } => Reason::AuthenticationFailed,
+        Error::Tls(TlsError::NotOffered) => Reason::TlsNotOffered,
+        Error::Tls(TlsError::NotTrusted { .. }) => Reason::CertificateNotTrusted,
+        Error::Tls(TlsError::WrongHost { .. }) => Reason::CertificateForOtherHost,
+        Error::Tls(TlsError::Authorities { .. } | TlsError::Identity { .. }) => Reason::CredentialsUnreadable,
+        Error::Tls(_) => Reason::TlsFailed,
+        Error::ReadOnly { .. } => Reason::NoWritableHost,
+        Error::NoServer { skipped } => {
+            reason_of_all(skipped.iter().map(|server| reason_of_connection(&server.error)))
+        }
+        _ => Reason::DatabaseUnreachable,
+    }
+}
+
+/// The one reason for several hosts: what a person has to cure goes before what may pass by itself, and a host that
+/// answered before those that did not.
+pub fn reason_of_all(reasons: impl IntoIterator<Item = Reason>) -> Reason {
+    let weight = |reason: &Reason| match reason {
+        Reason::DatabaseUnreachable => 0,
+        Reason::NoWritableHost => 1,
+        _ => 2,
+    };
+    // The first of the weightiest: hosts are listed in the order of their importance.
+    let mut weightiest = Reason::DatabaseUnreachable;
+    for reason in reasons {
+        if weight(&reason) > weight(&weightiest) {
+            weightiest = reason;
+        }
+    }
+    weightiest
+}
+
+/// On a replication connection two codes speak of the slot: 42704 it does not exist, 55000 it is invalidated.
+fn reason_of_slot_error(code: &SqlState) -> Reason {
+    match code.as_str() {
+        "42704" | "55000" => Reason::SlotLost,
+        other => reason_of_sqlstate(other),
+    }
+}
+
+impl From<sqlx::Error> for Trouble {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
+        let (reason, what) = match (error, code) {
+            (error, Some(code)) => (reason_of_sqlstate(&code), chain(&error)),
+            // What TLS has to say is in there, and told apart in one place.
+            (sqlx::Error::Io(error), None) => {
+                let error = pg_replication::Error::from(error);
+                (reason_of_connection(&error), chain(&error))
+            }
+            (error @ sqlx::Error::Tls(_), None) => (Reason::TlsFailed, chain(&error)),
+            (error @ (sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_)), None) => {
+                (Reason::DatabaseUnreachable, chain(&error))
+            }
+            (error, None) => (Reason::DatabaseError, chain(&error)),
+        };
+        Trouble::new(reason, format!("SQL connection: {what}"))
+    }
+}
+
+/// An error with its sources, as one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trouble::Action;
+
+    #[test]
+    fn the_server_coming_and_going_is_retried_and_bad_credentials_are_not() {
+        for code in ["57P01", "57P03", "53300", "08006"] {
+            assert_eq!(reason_of_sqlstate(code).action(), Action::Retry, "{code}");
+        }
+        assert_eq!(reason_of_sqlstate("28P01").action(), Action::Stop);
+        assert_eq!(reason_of_sqlstate("55006").action(), Action::StandBy);
+    }
+
+    #[test]
+    fn of_several_hosts_the_one_that_can_be_cured_gives_the_reason() {
+        use Reason::{AuthenticationFailed, CertificateNotTrusted, DatabaseUnreachable, NoWritableHost};
+        let cases = [
+            (vec![DatabaseUnreachable, DatabaseUnreachable], DatabaseUnreachable),
+            (vec![DatabaseUnreachable, NoWritableHost], NoWritableHost),
+            (vec![NoWritableHost, AuthenticationFailed, CertificateNotTrusted], AuthenticationFailed),
+            (vec![], DatabaseUnreachable),
+        ];
+        for (reasons, expected) in cases {
+            assert_eq!(reason_of_all(reasons.clone()), expected, "{reasons:?}");
+        }
+        let skipped = |error| pg_replication::Skipped { server: "db".into(), error };
+        let read_only = pg_replication::Error::ReadOnly { server: "db".into(), why: "is a standby" };
+        let all = vec![skipped(pg_replication::Error::Closed), skipped(read_only)];
+        assert_eq!(reason_of_connection(&pg_replication::Error::NoServer { skipped: all }), NoWritableHost);
+    }
+}
