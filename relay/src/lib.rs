@@ -1,7 +1,7 @@
 //! Carries committed outbox rows from Postgres to Kafka: no loss, no duplicates after a crash, commit order per
 //! key, bounded memory.
 //!
-//! A folder is one concern; each names only those below it, with few exceptions:
+//! A folder is one concern. docs/ARCHITECTURE.md shows which names which, and follows one event through them.
 //!
 //! | folder | concern | in it |
 //! |---|---|---|
@@ -17,7 +17,7 @@
 //! | [`trouble`], [`config`] | what can go wrong, and what to do; what is configured | |
 //! | [`cli`], [`doctor`] | the commands besides `run` | |
 //!
-//! docs/ARCHITECTURE.md follows one event through them. At a [`failpoint`] a test makes the process die.
+//! At a [`failpoint`] a test makes the process die.
 
 pub mod cli;
 pub mod config;

@@ -9,7 +9,7 @@
 )]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use xtask::build::repository;
@@ -86,4 +86,44 @@ fn the_domain_does_not_name_the_application() {
 
 fn names_application(path: &Path) -> bool {
     fs::read_to_string(path).unwrap().contains("application::")
+}
+
+#[test]
+fn documents_name_no_file_that_is_not_there() {
+    let root = repository();
+    let mut files = Vec::new();
+    for folder in ["admin", "api", "outbox", "relay", "replication", "testbed", "xtask"] {
+        sources(&root.join(folder), &mut files);
+    }
+    let mut named = 0;
+    for document in documents(&root) {
+        let text = fs::read_to_string(&document).unwrap();
+        for name in text.split(|c: char| !(c.is_ascii_alphanumeric() || "_-/.".contains(c))) {
+            let name = name.trim_start_matches("../");
+            if name.ends_with(".rs") && name.len() > 3 {
+                let there = files.iter().any(|file| file.ends_with(name));
+                assert!(there, "{} names {name}", document.display());
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 50, "the documents were not read: {named}");
+}
+
+fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, files);
+        } else {
+            files.push(path);
+        }
+    }
+}
+
+fn documents(root: &Path) -> Vec<PathBuf> {
+    let folders = [root.to_owned(), root.join("docs")];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
 }
