@@ -24,6 +24,9 @@ use crate::trouble::Reason;
 /// A request that a broker has not answered within this is sent again; a leader change is noticed sooner than with
 /// librdkafka's 30 s.
 const REQUEST_TIMEOUT_MS: &str = "10000";
+/// A change of leaders that no error told of is noticed within this, in place of librdkafka's five minutes: one request for
+/// the topics in use.
+const METADATA_REFRESH_MS: &str = "10000";
 /// librdkafka's own default; a little below the brokers' default limit.
 const LARGEST_BATCH: usize = 1_000_000;
 /// How long producers may take to settle what they have sent before they are thrown away.
@@ -318,6 +321,7 @@ pub fn client_config(sink: &Sink) -> ClientConfig {
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "2000")
         .set("topic.metadata.refresh.fast.interval.ms", "50")
+        .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS)
         .set_log_level(RDKafkaLogLevel::Warning);
     sink.protect(&mut config);
     config
