@@ -163,7 +163,12 @@ impl Searcher {
 
     /// Partition count, ends and settings of a topic that exists.
     pub fn topic(&self, name: &str) -> Result<FoundTopic, SearchError> {
-        let partitions = self.partition_count(name)?;
+        let mut partitions = self.partition_count(name)?;
+        // A topic that was just made is not known to every broker yet.
+        while partitions == 0 {
+            self.sleep(PAUSE)?;
+            partitions = self.partition_count(name)?;
+        }
         let mut ends = BTreeMap::new();
         for partition in 0..partitions {
             let (_, search) = self.watermarks(name, partition)?;

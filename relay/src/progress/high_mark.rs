@@ -154,12 +154,13 @@ impl HighMark {
 
     /// A hole was read. Returns how many events it shows to be in the partition twice.
     pub fn hole_read(&mut self, found: Searched) -> u64 {
-        self.highest = self.highest.max(found.highest);
         let State::ReadingHole { probe } = self.state else {
             // Our records in a hole behind the probe were sent by another process, after this one sent them or
-            // before it will: either way they are there twice.
+            // before it will: either way they are there twice. They do not raise the mark: who else is writing may
+            // be behind or ahead of this process, and what lies between was sent by neither.
             return found.own_records;
         };
+        self.highest = self.highest.max(found.highest);
         self.state = State::Open;
         // Below the probe they are rows not sent by this process, which will now be dropped; the probe itself, if
         // it is in the hole, is there twice.
@@ -228,7 +229,8 @@ mod tests {
         offer(&mut mark, 10, false);
         assert_eq!(mark.acknowledged(Some(3)), Landed::InOrder);
         assert_eq!(mark.acknowledged(Some(6)), Landed::BehindHole(Hole { from: 4, until: 6 }));
-        assert_eq!(mark.hole_read(found(Some(10), 1, 6)), 1);
+        assert_eq!(mark.hole_read(found(Some(50), 1, 6)), 1);
+        assert_eq!(mark.admit(at(20), false), Admission::Send, "nobody has sent it");
     }
 
     #[test]
