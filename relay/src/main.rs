@@ -237,7 +237,9 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     let ended = own.block_on(relay::run(config, status, metrics, desk, shutdown));
     match ended {
         Ended::Drained => tracing::info!("stopped in order"),
-        Ended::GaveUp => tracing::warn!("stopped at the deadline; what was not confirmed will be replayed"),
+        Ended::GaveUp => tracing::warn!(
+            "stopped at the deadline, or by a trouble on the way; what was not confirmed will be replayed"
+        ),
     }
     // Blocking calls into Kafka that are still under way have nothing left to say.
     own.shutdown_background();

@@ -32,6 +32,10 @@ pub async fn run(
             Ok(ended) => return ended,
             Err(trouble) => trouble,
         };
+        // It was told to stop, and something else ended it: what was under way was not finished.
+        if *shutdown.borrow() {
+            return Ended::GaveUp;
+        }
         let pause = backoff.pause(trouble.reason.action(), started.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

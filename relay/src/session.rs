@@ -289,9 +289,10 @@ async fn stream(
     let mut pump = pump(context, opened).await.inspect_err(|trouble| report(trouble))?;
     context.metrics.streaming.set(1);
     let mut desk = context.desk.open();
+    let stop = shutdown.clone();
     let ended = tokio::select! {
         ended = pump.run(shutdown, &mut desk) => ended,
-        trouble = credentials::rotated(&context.config.sink) => Err(trouble),
+        trouble = credentials::rotated(&context.config.sink, stop) => Err(trouble),
     };
     *reached = Some((history, pump.confirmed()));
     context.metrics.streaming.set(0);

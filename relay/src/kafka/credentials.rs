@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::config::{Config, Sink, SinkAccess};
 use crate::trouble::{Reason, Trouble};
 
@@ -21,10 +23,11 @@ pub fn current(config: &Config) -> Result<Config, Trouble> {
 }
 
 /// Returns when the files hold something else than `sink` was made with. One that cannot be read is being written.
-pub async fn rotated(sink: &Sink) -> Trouble {
+pub async fn rotated(sink: &Sink, stop: watch::Receiver<bool>) -> Trouble {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if SinkAccess::read(sink).is_ok_and(|now| now != sink.access) {
+        // One that is stopping goes on with what it has.
+        if !*stop.borrow() && SinkAccess::read(sink).is_ok_and(|now| now != sink.access) {
             return Trouble::new(
                 Reason::CredentialsRotated,
                 "the files with the credentials for Kafka hold others now",
