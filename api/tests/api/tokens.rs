@@ -12,10 +12,16 @@ use reqwest::{Method, Response};
 use rsa::RsaPrivateKey;
 use rsa::pkcs1::EncodeRsaPrivateKey;
 use rsa::traits::PublicKeyParts;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use testbed::certificates::{Authority, Certificate};
+use testbed::guard::Folder;
 use testbed::{Database, unique, wait};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use crate::service::{Service, problem};
 
@@ -78,23 +84,39 @@ struct Issuer {
 
 impl Issuer {
     async fn start(keys: &[&Pair]) -> Issuer {
+        Issuer::listen("http", None, keys).await
+    }
+
+    /// At an https address, with this certificate.
+    async fn secure(certificate: &Certificate, keys: &[&Pair]) -> Issuer {
+        let chain = vec![CertificateDer::from_pem_slice(certificate.pem.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let tls = tls.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap();
+        Issuer::listen("https", Some(TlsAcceptor::from(Arc::new(tls))), keys).await
+    }
+
+    async fn listen(scheme: &str, tls: Option<TlsAcceptor>, keys: &[&Pair]) -> Issuer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        let url = format!("{scheme}://{}/keys", listener.local_addr().unwrap());
         let issuer = Issuer { url, keys: Arc::default(), fetched: Arc::default() };
         issuer.publish(keys);
         let (keys, fetched) = (Arc::clone(&issuer.keys), Arc::clone(&issuer.fetched));
         tokio::spawn(async move {
             loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut head = [0; 4096];
-                drop(stream.read(&mut head).await);
+                let (stream, _) = listener.accept().await.unwrap();
+                let stream: Box<dyn Stream> = match &tls {
+                    None => Box::new(stream),
+                    Some(tls) => match tls.accept(stream).await {
+                        Ok(stream) => Box::new(stream),
+                        // Whoever does not trust the certificate asks nothing.
+                        Err(_) => continue,
+                    },
+                };
                 fetched.fetch_add(1, Ordering::SeqCst);
                 let body = keys.lock().unwrap().to_string();
-                let answer = format!(
-                    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-                    body.len()
-                );
-                drop(stream.write_all(answer.as_bytes()).await);
+                answer(stream, &body).await;
             }
         });
         issuer
@@ -106,12 +128,30 @@ impl Issuer {
     }
 
     async fn service(&self) -> Service {
+        self.service_with(&[]).await
+    }
+
+    async fn service_with(&self, more: &[&str]) -> Service {
         let source = format!("--jwks-url={}", self.url);
         let issuer = format!("--jwt-issuer={ISSUER}");
         let arguments =
             [&source, &issuer, "--jwt-audience=basket-api", "--jwt-roles-claim=realm_access.roles"];
+        let arguments = [&arguments, more].concat();
         Service::launch(Database::fresh("tokens").await.unwrap(), &arguments).await
     }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+async fn answer(mut stream: Box<dyn Stream>, body: &str) {
+    let mut head = [0; 4096];
+    drop(stream.read(&mut head).await);
+    let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length";
+    let answer = format!("{head}: {}\r\n\r\n{body}", body.len());
+    drop(stream.write_all(answer.as_bytes()).await);
+    drop(stream.shutdown().await);
 }
 
 async fn list(service: &Service, token: &str) -> Response {
@@ -226,6 +266,38 @@ async fn without_keys_there_is_no_service_until_they_come() {
     })
     .await
     .unwrap();
+}
+
+/// A certificate of the trusted authority for the issuer's address opens the way, and no other does: another
+/// authority's, one for another host, and one of the trusted authority where only those of the web are trusted.
+#[tokio::test]
+async fn keys_over_https_come_from_whom_the_authority_vouches_for() {
+    let folder = Folder::new("authorities").unwrap();
+    let (trusted, other) = (Authority::new("trusted").unwrap(), Authority::new("other").unwrap());
+    let trust = folder.path().join("trusted.pem");
+    std::fs::write(&trust, trusted.pem()).unwrap();
+    let trust = format!("--jwks-ca-file={}", trust.display());
+    let ec = elliptic("ec");
+
+    let issuer = Issuer::secure(&trusted.server(&["127.0.0.1"]).unwrap(), &[&ec]).await;
+    let service = issuer.service_with(&[&trust]).await;
+    assert_eq!(list(&service, &ec.token(&claims())).await.status(), 200);
+    assert!(issuer.fetched.load(Ordering::SeqCst) > 0);
+
+    let cases = [
+        ("another authority", other.server(&["127.0.0.1"]), vec![trust.as_str()]),
+        ("another host", trusted.server(&["issuer.test"]), vec![trust.as_str()]),
+        ("no authority named", trusted.server(&["127.0.0.1"]), vec![]),
+    ];
+    for (case, certificate, trust) in cases {
+        let issuer = Issuer::secure(&certificate.unwrap(), &[&ec]).await;
+        let service = issuer.service_with(&trust).await;
+        let refused = problem(list(&service, &ec.token(&claims())).await, 503).await;
+        assert_eq!(refused["type"], "/problems/unavailable", "{case}");
+        assert_eq!(issuer.fetched.load(Ordering::SeqCst), 0, "{case}: it was asked for its keys");
+        let log = service.program.log();
+        assert!(log.contains("keys cannot be read") && !log.contains("panicked"), "{case}: {log}");
+    }
 }
 
 #[tokio::test]
