@@ -1,8 +1,20 @@
 //! The role of docs/OUTBOX.md is enough; with less, what is missing is said.
 
-use testbed::{unique, wait};
+use testbed::postgres::{Auth, Postgres, PostgresOptions};
+use testbed::{shared, unique, wait};
 
-use crate::fixture::{SOON, Site};
+use crate::fixture::{Relay, SOON, Site, heavy, right};
+use crate::misconfiguration::shows;
+use crate::proxied::until_more;
+
+/// What docs/OUTBOX.md grants the relay.
+fn grants(role: &str) -> String {
+    format!(
+        "GRANT SELECT ON outbox TO {role};
+         GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO {role};
+         GRANT EXECUTE ON FUNCTION outbox_maintain(interval, interval), outbox_partition_state() TO {role};"
+    )
+}
 
 #[tokio::test]
 async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
@@ -21,12 +33,7 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     let text = relay.until("/readyz", 503, "PermissionDenied").await;
     assert!(text.contains("docs/OUTBOX.md"), "{text}");
     relay.until("/status", 200, "permission denied for function outbox_maintain").await;
-    site.execute(&format!(
-        "GRANT SELECT ON outbox TO {role};
-         GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO {role};
-         GRANT EXECUTE ON FUNCTION outbox_maintain(interval, interval), outbox_partition_state() TO {role}"
-    ))
-    .await;
+    site.execute(&grants(&role)).await;
     relay.until_ready().await;
     relay.until("/metrics", 200, "outbox_relay_default_partition_rows 0").await;
     site.insert([("k", 1), ("k", 2)]).await;
@@ -65,4 +72,69 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     })
     .await
     .unwrap();
+}
+
+/// C16: what the role had is taken away while the relay streams. What a connection is asked for anew at its next
+/// statement shows by itself; the rest when its connections end, and they are ended here.
+#[tokio::test]
+async fn c16_what_the_role_loses_while_the_relay_streams_is_said_and_heals_when_it_is_given_back() {
+    let _place = heavy().await;
+    let options = PostgresOptions { auth: Auth::Scram, ..PostgresOptions::default() };
+    let postgres = Postgres::start(options).await.unwrap();
+    let site = Site::on(&postgres.url("postgres"), shared().await.unwrap().kafka_bootstrap()).await;
+    let role = unique("relay_role");
+    let make = format!("CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'testbed-password'; {}", grants(&role));
+    site.execute(&format!(
+        "{make} CREATE PUBLICATION outbox FOR TABLE outbox WITH (publish = 'insert', publish_via_partition_root = true)"
+    ))
+    .await;
+    let relay = site.launch(|text| {
+        text.replace("user: postgres", &format!("user: {role}"))
+            .replace("{name: outbox}", "{name: outbox, creationPolicy: Never}")
+    });
+    relay.until_ready().await;
+    let load = site.start_load(300.0).await;
+    until_more(&relay, 50.0).await;
+
+    let alter = |what: &str| format!("ALTER ROLE {role} {what}");
+    let (denied, refused) = ("PermissionDenied", "AuthenticationFailed");
+    let at_login = [
+        (alter("VALID UNTIL '2000-01-01'"), refused, alter("VALID UNTIL 'infinity'")),
+        (alter("PASSWORD 'another'"), refused, alter("PASSWORD 'testbed-password'")),
+        (alter("NOREPLICATION"), denied, alter("REPLICATION")),
+        (format!("DROP OWNED BY {role}; DROP ROLE {role}"), refused, make.clone()),
+    ];
+    for (taken, reason, given) in at_login {
+        site.execute(&taken).await;
+        end_connections(&site).await;
+        said_and_healed(&site, &relay, reason, &given).await;
+    }
+    for privilege in ["SELECT", "UPDATE"] {
+        site.execute(&format!("REVOKE {privilege} ON outbox_checkpoint FROM {role}")).await;
+        let given = format!("GRANT {privilege} ON outbox_checkpoint TO {role}");
+        said_and_healed(&site, &relay, denied, &given).await;
+    }
+    right(&site.verdict(load, &relay).await);
+    assert_eq!(relay.metric("outbox_relay_duplicates_detected_total").await, 0.0);
+}
+
+async fn end_connections(site: &Site) {
+    let end =
+        "count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'outbox-relay%'";
+    wait::until("the end of the relay's connections", SOON, async || {
+        match site.value(&format!("SELECT {end}")).await.as_deref() {
+            None | Some("0") => Err("it has none"),
+            Some(_) => Ok(()),
+        }
+    })
+    .await
+    .unwrap();
+}
+
+async fn said_and_healed(site: &Site, relay: &Relay, reason: &str, given: &str) {
+    let remedy = if reason == "PermissionDenied" { "docs/OUTBOX.md" } else { "check source.user" };
+    shows(relay, reason, remedy).await;
+    site.execute(given).await;
+    relay.until_ready().await;
+    until_more(relay, 50.0).await;
 }
