@@ -6,7 +6,8 @@ use testbed::load::{Backlog, write_backlog};
 use testbed::postgres::PgVersion;
 use testbed::wait;
 
-use crate::fixture::{OwnServers, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, SOON, Site, heavy, long_matrix, right};
+use crate::{data, one_writer, servers};
 
 /// Rows per second: more than a debug build needs to be busy, less than two cores need for everything else.
 const RATE: f64 = 600.0;
@@ -159,11 +160,6 @@ async fn killed_again_and_again_inside_one_large_transaction() {
     site.judge_table(&relay).await;
 }
 
-/// Part of the long matrix: the same on every supported version.
-fn long_matrix() -> bool {
-    std::env::var_os("OUTBOX_TEST_ALL").is_some()
-}
-
 async fn on_version(version: PgVersion) {
     let _place = heavy().await;
     let servers = OwnServers::start(version, &[]).await;
@@ -172,6 +168,10 @@ async fn on_version(version: PgVersion) {
     if long_matrix() {
         survives_a_kafka_outage(version).await;
         survives_a_postgres_crash(version).await;
+        servers::survives_restarts(version).await;
+        let servers = OwnServers::start(version, &[]).await;
+        one_writer::survives_terminations(servers.site().await).await;
+        data::partitions_come_and_go(servers.site().await).await;
     }
 }
 

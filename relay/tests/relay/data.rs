@@ -240,7 +240,10 @@ async fn e15_a_column_that_is_needed_goes_and_comes_back() {
 #[tokio::test]
 async fn e16_partitions_come_and_go() {
     let _place = heavy().await;
-    let site = Site::shared().await;
+    partitions_come_and_go(Site::shared().await).await;
+}
+
+pub async fn partitions_come_and_go(site: Site) {
     let relay = site.relay().await;
     let load = site.start_load(300.0).await;
     let row = |table: &str, key: &str, day: &str| {

@@ -31,6 +31,11 @@ pub async fn heavy() -> SemaphorePermit<'static> {
     HEAVY.acquire().await.unwrap()
 }
 
+/// Whether the tests run that take minutes each: the same on every supported version, literal durations, large numbers.
+pub fn long_matrix() -> bool {
+    std::env::var_os("OUTBOX_TEST_ALL").is_some()
+}
+
 /// A database with an outbox, a topic for its events, and the names of what the relay holds.
 pub struct Site {
     pub database: Database,

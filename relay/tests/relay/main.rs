@@ -22,6 +22,7 @@ mod idle;
 mod kafka_access;
 #[cfg(feature = "failpoints")]
 mod killpoints;
+mod many_topics;
 mod memory;
 mod misconfiguration;
 mod network;

@@ -7,7 +7,7 @@ use testbed::postgres::PgVersion;
 use testbed::proxy::{Fault, Way};
 use testbed::wait;
 
-use crate::fixture::{SOON, heavy};
+use crate::fixture::{SOON, heavy, long_matrix};
 use crate::proxied::{Proxied, until_more};
 
 /// Rows per second.
@@ -146,11 +146,6 @@ async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
         .unwrap();
     }
     proxied.judge(load, &relay).await;
-}
-
-/// Part of the long matrix.
-fn long_matrix() -> bool {
-    std::env::var_os("OUTBOX_TEST_ALL").is_some()
 }
 
 /// B3, B4, B5, B9: half-open for longer than the timeouts each way, late, slow, in segments of one byte.

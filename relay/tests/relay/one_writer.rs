@@ -121,7 +121,10 @@ async fn a5_a_short_pause_is_nothing() {
 #[tokio::test]
 async fn c3_the_walsender_is_terminated_again_and_again() {
     let _place = heavy().await;
-    let site = Site::shared().await;
+    survives_terminations(Site::shared().await).await;
+}
+
+pub async fn survives_terminations(site: Site) {
     let relay = site.relay().await;
     let load = site.start_load(RATE).await;
     let terminate = format!(

@@ -16,7 +16,11 @@ const RATE: f64 = 500.0;
 #[tokio::test]
 async fn c1_postgres_restarts_in_every_way_under_load() {
     let _place = heavy().await;
-    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    survives_restarts(PgVersion::V18).await;
+}
+
+pub async fn survives_restarts(version: PgVersion) {
+    let mut servers = OwnServers::start(version, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
     let load = site.start_load(RATE).await;
