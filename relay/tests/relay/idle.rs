@@ -1,11 +1,32 @@
 //! An idle outbox in a busy cluster holds no WAL (R14), and does not keep the cluster busy itself (R13).
 
-use testbed::postgres::PgVersion;
-use testbed::wait;
+use std::time::{Duration, Instant};
 
-use crate::fixture::{OwnServers, SOON, Site, heavy};
+use testbed::postgres::PgVersion;
+use testbed::{Database, wait};
+
+use crate::fixture::{OwnServers, SOON, Site, heavy, long_matrix};
 
 const MIB: i64 = 1024 * 1024;
+
+/// Random text does not compress, so it is as large in the log as it is here.
+const TEN_MEGABYTES: &str = "INSERT INTO busy SELECT string_agg(md5(random()::text), '')
+     FROM generate_series(1, 10000) row, generate_series(1, 32) part GROUP BY row";
+
+/// Waits until the slot has confirmed all but a little of the server's log.
+async fn until_close_behind(site: &Site) {
+    let behind = format!(
+        "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
+         FROM pg_replication_slots WHERE slot_name = '{}'",
+        site.slot
+    );
+    wait::until("a confirmation that follows", SOON, async || {
+        let bytes: i64 = site.value(&behind).await.unwrap().parse().unwrap();
+        if bytes < 16 * MIB { Ok(()) } else { Err(format!("{bytes} bytes behind")) }
+    })
+    .await
+    .unwrap();
+}
 
 #[tokio::test]
 async fn another_tables_100_megabytes_are_not_held() {
@@ -13,25 +34,10 @@ async fn another_tables_100_megabytes_are_not_held() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.execute("CREATE TABLE busy (filler text)").await;
-    let behind = format!(
-        "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint
-         FROM pg_replication_slots WHERE slot_name = '{}'",
-        site.slot
-    );
     let start = site.value("pg_current_wal_lsn()").await.unwrap();
     for _ in 0..10 {
-        // Random text does not compress, so it is as large in the log as it is here.
-        site.execute(
-            "INSERT INTO busy SELECT string_agg(md5(random()::text), '')
-             FROM generate_series(1, 10000) row, generate_series(1, 32) part GROUP BY row",
-        )
-        .await;
-        wait::until("a confirmation that follows", SOON, async || {
-            let bytes: i64 = site.value(&behind).await.unwrap().parse().unwrap();
-            if bytes < 16 * MIB { Ok(()) } else { Err(format!("{bytes} bytes behind")) }
-        })
-        .await
-        .unwrap();
+        site.execute(TEN_MEGABYTES).await;
+        until_close_behind(&site).await;
     }
     let written =
         site.value(&format!("pg_wal_lsn_diff(pg_current_wal_lsn(), '{start}')::bigint")).await.unwrap();
@@ -64,10 +70,47 @@ async fn an_idle_relay_writes_few_checkpoints() {
     let mut changes = 0;
     let mut last = before;
     for _ in 0..60 {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         let now = site.value(version).await;
         changes += u32::from(now != last);
         last = now;
     }
     assert!(changes <= 2, "{changes} checkpoints in three idle seconds");
+}
+
+/// E19: the outbox has nothing for minutes, and the rest of the cluster works: another table, and another database,
+/// of which the stream shows nothing. Ready all the while, no lag, and no log is held. Then a row arrives.
+#[tokio::test]
+async fn e19_an_idle_outbox_in_a_busy_cluster_is_ready_and_not_behind() {
+    if !long_matrix() {
+        return;
+    }
+    let _place = heavy().await;
+    let servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let other = Database::on(&servers.postgres.url("postgres"), "other").await.unwrap();
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    let make = "CREATE TABLE busy (filler text)";
+    site.execute(make).await;
+    other.execute(make).await.unwrap();
+    let both: [&[&Database]; 3] = [&[&other], &[&site.database], &[&other, &site.database]];
+    for busy in both {
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(60) {
+            for database in busy {
+                database.execute(TEN_MEGABYTES).await.unwrap();
+            }
+            let (status, text) = relay.ask("/readyz").await.unwrap();
+            assert_eq!(status, 200, "{text}");
+            let lag = relay.status().await["lagSeconds"].as_f64().unwrap();
+            // Of nothing there is no lag; a heartbeat that is under way may be a second old.
+            assert!(lag < 10.0, "{lag} s of lag with nothing to deliver: {}", relay.status_text().await);
+            until_close_behind(&site).await;
+        }
+    }
+    site.insert([("k", 2)]).await;
+    site.until_records(2).await;
+    site.judge_table(&relay).await;
 }
