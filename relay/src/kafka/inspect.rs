@@ -5,15 +5,13 @@ use std::sync::Once;
 use std::time::Duration;
 
 use outbox::Position;
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::{AdminOptions, ResourceSpecifier};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
 use crate::kafka::error::reason_of_kafka;
 use crate::kafka::search::{POLL, REQUEST, SearchError, Searcher, is_refusal};
-use crate::kafka::sink::client_config;
 use crate::topics::partitions::{Evidence, Floor};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::Seen;
@@ -139,12 +137,11 @@ impl Searcher {
         }
     }
 
-    /// By a client of its own, which ends with the call: settings are read a few times in a process's life.
     fn describe_configs(&self, topic: &str) -> Result<TopicSettings, KafkaError> {
-        let admin: AdminClient<DefaultClientContext> = client_config(&self.sink).create()?;
         let options = AdminOptions::new().request_timeout(Some(REQUEST));
         let asked = [ResourceSpecifier::Topic(topic)];
-        let answer = tokio::runtime::Handle::current().block_on(admin.describe_configs(&asked, &options))?;
+        let answer =
+            tokio::runtime::Handle::current().block_on(self.admin.describe_configs(&asked, &options))?;
         let resource = answer.into_iter().next().ok_or(KafkaError::Canceled)?;
         let resource = resource.map_err(KafkaError::AdminOp)?;
         let entries = resource.entry_map();

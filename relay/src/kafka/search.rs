@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use outbox::{Position, header};
 use rdkafka::ClientContext;
+use rdkafka::admin::AdminClient;
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -94,7 +96,8 @@ impl Phantoms {
 
 /// Looks into Kafka on behalf of one session.
 pub struct Searcher {
-    pub(crate) sink: Sink,
+    /// One for all questions: to end it takes a tenth of a second.
+    pub(crate) admin: AdminClient<DefaultClientContext>,
     pub(crate) consumer: BaseConsumer<Distrust>,
     /// Held by whoever reads records: there is one assignment.
     reading: Mutex<()>,
@@ -120,7 +123,8 @@ impl Searcher {
             .set("fetch.message.max.bytes", "1048576")
             .create_with_context(Distrust::default())?;
         let (reading, cancelled) = (Mutex::new(()), AtomicBool::new(false));
-        Ok(Searcher { sink: sink.clone(), consumer, reading, source, lineage, cancelled })
+        let admin = client_config(sink).create()?;
+        Ok(Searcher { admin, consumer, reading, source, lineage, cancelled })
     }
 
     /// Makes every call return soon.
