@@ -4,6 +4,7 @@
 //! partition holds ([`search`]), and whether Kafka still is what is remembered of it ([`inspect`]). [`watchdog`]
 //! notices producers that are stuck, [`credentials`] files that changed; [`error`] says what an error code means.
 
+pub mod client;
 pub mod credentials;
 pub mod error;
 pub mod inspect;

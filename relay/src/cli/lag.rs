@@ -104,8 +104,8 @@ impl InDatabase {
             "serverLsn": lsn(slot.and_then(|slot| slot.current)),
             "slotConfirmedLsn": lsn(slot.and_then(|slot| slot.confirmed)),
             "checkpointConfirmedLsn": lsn(self.checkpoint),
-            "unconfirmedWalBytes": slot.and_then(|slot| behind(slot, slot.confirmed)),
-            "retainedWalBytes": slot.and_then(|slot| behind(slot, slot.restart)),
+            "unconfirmedWalBytes": slot.and_then(|slot| slot.behind(slot.confirmed)),
+            "retainedWalBytes": slot.and_then(|slot| slot.behind(slot.restart)),
             "safeWalBytes": slot.and_then(|slot| slot.safe_wal_bytes),
             "walStatus": slot.and_then(|slot| slot.wal_status.as_ref()),
             "heldByPid": slot.and_then(|slot| slot.active_pid),
@@ -135,8 +135,8 @@ impl InDatabase {
                         lsn(self.checkpoint)
                     ),
                 );
-                line("unconfirmed", bytes(behind(slot, slot.confirmed)));
-                line("retained", bytes(behind(slot, slot.restart)));
+                line("unconfirmed", bytes(slot.behind(slot.confirmed)));
+                line("retained", bytes(slot.behind(slot.restart)));
                 line("held by", slot.active_pid.map_or_else(|| "nobody".into(), |pid| format!("pid {pid}")));
             }
         }
@@ -150,11 +150,6 @@ impl InDatabase {
         );
         text
     }
-}
-
-/// Bytes between `lsn` and where the server is.
-fn behind(slot: &SlotState, lsn: Option<EndLsn>) -> Option<u64> {
-    Some(slot.current?.lsn().as_u64().saturating_sub(lsn?.lsn().as_u64()))
 }
 
 fn text_of_relay(relay: &Result<Value, String>) -> String {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::config::Sink;
 use crate::event::row::{EventId, OutboxRow, RowError};
-use crate::kafka::sink::client_config;
+use crate::kafka::client::reader_config;
 
 /// One poll.
 const POLL: Duration = Duration::from_millis(100);
@@ -209,11 +209,7 @@ impl Reader {
     /// Does not connect yet.
     pub fn new(sink: &Sink, topic: &str) -> Result<Reader, ReadError> {
         let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
-        let consumer: BaseConsumer = client_config(sink)
-            // Never joined: a consumer cannot be made without the name of a group.
-            .set("group.id", "outbox-relay-dead-letters")
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
+        let consumer: BaseConsumer = reader_config(sink, "dead-letters")
             .set("auto.offset.reset", "earliest")
             .create()
             .map_err(failed)?;

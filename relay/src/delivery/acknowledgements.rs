@@ -24,7 +24,7 @@ impl Delivery {
         let settled = taken.drain(..).try_for_each(|ack| self.settle(ack));
         self.taken = taken;
         settled?;
-        if let Some(why) = self.acks.refused() {
+        if let Some(why) = self.acks.distrust().take() {
             return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
         }
         if self.acks.producer_failed() {
@@ -70,9 +70,10 @@ impl Delivery {
         self.metrics.events_total.with_label_values(&[topic]).inc();
         self.metrics.bytes_total.inc_by(ack.bytes as u64);
         self.dead_letters.acknowledged(partition);
-        let topic = topic.to_owned();
-        match self.partitions.mark(partition).map(|mark| mark.acknowledged(offset)) {
-            Some(Landed::BehindHole(hole)) => self.jobs.read_hole(partition, &topic, number, hole),
+        let landed = self.partitions.mark(partition).map(|mark| mark.acknowledged(offset));
+        let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
+        match landed {
+            Some(Landed::BehindHole(hole)) => self.jobs.read_hole(partition, topic, number, hole),
             Some(Landed::Backwards { expected }) => {
                 let at = offset.unwrap_or_default();
                 let what = format!(

@@ -11,7 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Finding, Topics};
 use crate::config::{Config, Sink};
-use crate::kafka::sink::client_config;
+use crate::kafka::client::{client_config, reader_config};
 use crate::trouble::{Reason, Trouble};
 
 /// One request; a person waits for it.
@@ -46,7 +46,7 @@ fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
     let unreachable = |error: KafkaError| {
         Finding::trouble(CHECK, &Trouble::new(Reason::KafkaUnreachable, format!("no answer: {error}")))
     };
-    let consumer = match consumer(sink) {
+    let consumer: BaseConsumer = match reader_config(sink, "doctor").create() {
         Ok(consumer) => consumer,
         Err(error) => return (vec![unreachable(error)], Vec::new()),
     };
@@ -68,15 +68,6 @@ fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
         }
     }
     (findings, found)
-}
-
-fn consumer(sink: &Sink) -> Result<BaseConsumer, KafkaError> {
-    client_config(sink)
-        // Never joined: a consumer cannot be made without the name of a group.
-        .set("group.id", "outbox-relay-doctor")
-        .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true")
-        .create()
 }
 
 fn exists(metadata: &Metadata, topic: &str, count: i32) -> Finding {

@@ -161,7 +161,7 @@ impl Layout {
     /// The text of one column of a row; `None` if there is no such column, or no text in it.
     pub fn text<'a>(&self, values: impl IntoIterator<Item = Column<'a>>, column: &str) -> Option<&'a str> {
         let index = self.names.iter().position(|name| name == column)?;
-        text(values.into_iter().nth(index)?, "routing column").ok()?
+        text(values.into_iter().nth(index)?, ROUTING_COLUMN).ok()?
     }
 
     /// Reads one row, given its values in the order of the columns.
@@ -336,10 +336,14 @@ fn event_id<'a>(value: Column<'a>, oid: u32) -> Result<Option<EventId<'a>>, RowE
     if oid != oid::UUID {
         return Ok(Some(EventId::Text(bytes)));
     }
-    let uuid = Uuid::from_slice(bytes).map_err(|_| RowError::Malformed(column::ID))?;
+    Ok(Some(EventId::Uuid(uuid_text(bytes, column::ID)?)))
+}
+
+fn uuid_text(bytes: &[u8], name: &'static str) -> Result<[u8; 36], RowError> {
+    let uuid = Uuid::from_slice(bytes).map_err(|_| RowError::Malformed(name))?;
     let mut text = [0; 36];
     uuid.as_hyphenated().encode_lower(&mut text);
-    Ok(Some(EventId::Uuid(text)))
+    Ok(text)
 }
 
 /// A uuid as text, as Debezium and everybody who reads keys has it; it is the one type that costs an allocation.
@@ -348,8 +352,7 @@ fn key<'a>(value: Column<'a>, oid: u32) -> Result<Option<Cow<'a, [u8]>>, RowErro
     if oid != oid::UUID || matches!(value, Column::Text(_)) {
         return Ok(Some(Cow::Borrowed(bytes)));
     }
-    let uuid = Uuid::from_slice(bytes).map_err(|_| RowError::Malformed(column::AGGREGATE_ID))?;
-    Ok(Some(Cow::Owned(uuid.as_hyphenated().to_string().into_bytes())))
+    Ok(Some(Cow::Owned(uuid_text(bytes, column::AGGREGATE_ID)?.to_vec())))
 }
 
 fn json_text<'a>(value: Column<'a>, oid: u32) -> Result<Option<&'a [u8]>, ()> {

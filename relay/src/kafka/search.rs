@@ -9,18 +9,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outbox::{Position, header};
-use rdkafka::ClientContext;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
+use crate::kafka::client::{Distrust, client_config, reader_config};
 use crate::kafka::error::reason_of_kafka;
-use crate::kafka::sink::client_config;
 use crate::progress::high_mark::Searched;
 use crate::progress::lineage::Lineage;
 use crate::topics::partitions::Floor;
@@ -109,11 +108,7 @@ pub struct Searcher {
 impl Searcher {
     /// A searcher for records whose `ce_source` is `source`, of the past that is `lineage`.
     pub fn new(sink: &Sink, source: String, lineage: Lineage) -> Result<Searcher, KafkaError> {
-        let consumer: BaseConsumer<Distrust> = client_config(sink)
-            // Never joined: a consumer cannot be made without the name of a group.
-            .set("group.id", "outbox-relay-search")
-            .set("enable.auto.commit", "false")
-            .set("enable.partition.eof", "true")
+        let consumer: BaseConsumer<Distrust> = reader_config(sink, "search")
             .set("auto.offset.reset", "error")
             // A record of an open transaction of somebody else must not hide ours behind it.
             .set("isolation.level", "read_uncommitted")
@@ -314,28 +309,6 @@ fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m [u8]
 fn event_id(message: &BorrowedMessage<'_>) -> Vec<String> {
     value_of(message, header::CE_ID).map(|id| String::from_utf8_lossy(id).into_owned()).into_iter().collect()
 }
-
-/// Keeps what librdkafka says of certificates and logins: requests themselves only end without an answer.
-#[derive(Default)]
-pub(crate) struct Distrust(Mutex<Option<String>>);
-
-impl Distrust {
-    fn take(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-impl ClientContext for Distrust {
-    fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
-        if code.is_some_and(|code| reason_of_kafka(code) == Reason::KafkaAuthenticationFailed) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        }
-        tracing::debug!(%error, reason, "Kafka client");
-    }
-}
-
-impl ConsumerContext for Distrust {}
 
 /// Errors that asking again will not cure.
 pub(crate) fn is_refusal(error: &KafkaError) -> bool {

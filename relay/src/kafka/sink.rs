@@ -16,17 +16,13 @@ use tokio::sync::Notify;
 
 use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
-use crate::kafka::error::reason_of_kafka;
+use crate::kafka::client::{Distrust, client_config};
 use crate::progress::ledger::EntryId;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::Reason;
 
 /// A request that a broker has not answered within this is sent again; a leader change is noticed sooner than with
 /// librdkafka's 30 s.
 const REQUEST_TIMEOUT_MS: &str = "10000";
-/// A change of leaders that no error told of is noticed within this, in place of librdkafka's five minutes: one request for
-/// the topics in use.
-const METADATA_REFRESH_MS: &str = "10000";
 /// librdkafka's own default; a little below the brokers' default limit.
 const LARGEST_BATCH: usize = 1_000_000;
 /// How long producers may take to settle what they have sent before they are thrown away.
@@ -87,7 +83,7 @@ pub struct AckQueue {
     arrived: Notify,
     brokers_down: AtomicBool,
     failed: AtomicBool,
-    refused: Mutex<Option<String>>,
+    distrust: Distrust,
     complaint: Mutex<Option<String>>,
 }
 
@@ -114,8 +110,8 @@ impl AckQueue {
     }
 
     /// Why a broker and this process do not trust each other, in librdkafka's words.
-    pub fn refused(&self) -> Option<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub fn distrust(&self) -> &Distrust {
+        &self.distrust
     }
 
     /// What librdkafka said last of a connection that failed. It may be over; it is for the words beside a fault that is
@@ -155,10 +151,7 @@ impl ClientContext for Delivery {
                 self.0.failed.store(true, Ordering::Relaxed);
                 self.0.arrived.notify_one();
             }
-            Some(code) if reason_of_kafka(code) == Reason::KafkaAuthenticationFailed => {
-                *self.0.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-                self.0.arrived.notify_one();
-            }
+            _ if self.0.distrust.hear(&error, reason) => self.0.arrived.notify_one(),
             _ => {}
         }
         tracing::debug!(%error, reason, "Kafka client");
@@ -306,24 +299,6 @@ fn producer_config(sink: &Sink, max_in_flight: usize) -> ClientConfig {
         // The budget is ours, in records and bytes; librdkafka's own must never be the one that is full.
         .set("queue.buffering.max.messages", (max_in_flight * 2 + 1000).to_string())
         .set("queue.buffering.max.kbytes", "2097151");
-    config
-}
-
-/// Settings producers and searches share.
-pub fn client_config(sink: &Sink) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config
-        .set("bootstrap.servers", &sink.bootstrap_servers)
-        .set("client.id", "outbox-relay")
-        .set("allow.auto.create.topics", "false")
-        .set("socket.keepalive.enable", "true")
-        .set("socket.timeout.ms", "15000")
-        .set("reconnect.backoff.ms", "50")
-        .set("reconnect.backoff.max.ms", "2000")
-        .set("topic.metadata.refresh.fast.interval.ms", "50")
-        .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS)
-        .set_log_level(RDKafkaLogLevel::Warning);
-    sink.protect(&mut config);
     config
 }
 

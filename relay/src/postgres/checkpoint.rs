@@ -155,41 +155,52 @@ fn progressed(row: &PgRow) -> Result<Progressed, Trouble> {
 /// Writes the row of a relay that has none, before its slot is created: its delivered snapshot is the empty one, so
 /// from then on nobody drops rows this relay has not confirmed.
 pub async fn register(sql: &mut PgConnection, config: &Config, history: History) -> Result<(), Trouble> {
-    let table = config.source.table.sibling(TABLE);
-    let insert = format!(
-        "INSERT INTO {table} AS c (relay, slot, system_identifier, timeline) VALUES ($1, $2::name, $3, $4)
+    insert(
+        sql,
+        config,
+        history,
+        "(relay, slot, system_identifier, timeline) VALUES ($1, $2::name, $3, $4)
          ON CONFLICT (relay) DO UPDATE SET timeline = excluded.timeline
-         WHERE c.confirmed_lsn IS NULL AND c.start_snapshot IS NULL"
-    );
-    sqlx::query(AssertSqlSafe(insert))
+         WHERE c.confirmed_lsn IS NULL AND c.start_snapshot IS NULL",
+    )
+    .await
+    .map(drop)
+}
+
+/// Makes the relay's row as `insert` says, which knows the table as `c` and is given relay, slot, system identifier and
+/// timeline. Returns how many rows were written.
+async fn insert(
+    sql: &mut PgConnection,
+    config: &Config,
+    history: History,
+    insert: &str,
+) -> Result<u64, Trouble> {
+    let insert = format!("INSERT INTO {} AS c {insert}", config.source.table.sibling(TABLE));
+    let written = sqlx::query(AssertSqlSafe(insert))
         .bind(&config.name)
         .bind(&config.source.slot.name)
         .bind(history.system_identifier.cast_signed())
         .bind(history.timeline.cast_signed())
         .execute(&mut *sql)
         .await?;
-    Ok(())
+    Ok(written.rows_affected())
 }
 
 /// Registers, and says that the slot is about to be created for a copy. Until [`begin_copy`] a slot of the
 /// configured name is the relay's own to drop.
 pub async fn intend_slot(sql: &mut PgConnection, config: &Config, history: History) -> Result<(), Trouble> {
-    let table = config.source.table.sibling(TABLE);
-    let upsert = format!(
-        "INSERT INTO {table} AS c (relay, slot, system_identifier, timeline, start_phase)
+    let written = insert(
+        sql,
+        config,
+        history,
+        "(relay, slot, system_identifier, timeline, start_phase)
          VALUES ($1, $2::name, $3, $4, 'creating')
          ON CONFLICT (relay) DO UPDATE
          SET start_phase = 'creating', timeline = excluded.timeline, updated_at = clock_timestamp()
-         WHERE c.confirmed_lsn IS NULL AND c.start_snapshot IS NULL AND c.system_identifier = $3"
-    );
-    let written = sqlx::query(AssertSqlSafe(upsert))
-        .bind(&config.name)
-        .bind(&config.source.slot.name)
-        .bind(history.system_identifier.cast_signed())
-        .bind(history.timeline.cast_signed())
-        .execute(&mut *sql)
-        .await?;
-    only_row(written.rows_affected(), config)
+         WHERE c.confirmed_lsn IS NULL AND c.start_snapshot IS NULL AND c.system_identifier = $3",
+    )
+    .await?;
+    only_row(written, config)
 }
 
 /// The slot of the intent does not exist: whoever makes one of that name, it is not the relay's to drop.

@@ -305,11 +305,9 @@ impl SlotState {
         self.wal_status.as_deref() == Some("lost") || self.invalidation_reason.is_some()
     }
 
-    /// How many bytes of log lie between `lsn` and the server's current end.
-    pub fn behind(&self, lsn: Option<EndLsn>) -> u64 {
-        let distance =
-            |(current, lsn): (EndLsn, EndLsn)| current.lsn().as_u64().saturating_sub(lsn.lsn().as_u64());
-        self.current.zip(lsn).map_or(0, distance)
+    /// How many bytes of log lie between `lsn` and the server's current end, where both are known.
+    pub fn behind(&self, lsn: Option<EndLsn>) -> Option<u64> {
+        Some(self.current?.lsn().as_u64().saturating_sub(lsn?.lsn().as_u64()))
     }
 
     /// Why it was given up, as a sentence.
@@ -356,7 +354,11 @@ pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<Slo
 pub async fn flush_lsn(sql: &mut PgConnection) -> Result<EndLsn, Trouble> {
     let text: String =
         sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text").fetch_one(&mut *sql).await?;
-    let lsn =
-        text.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{text}' is not an LSN")))?;
-    Ok(EndLsn::new(lsn))
+    lsn(&text)
+}
+
+/// An LSN as the server writes it.
+pub(super) fn lsn(text: &str) -> Result<EndLsn, Trouble> {
+    let lsn = text.parse().map(EndLsn::new);
+    lsn.map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{text}' is not an LSN")))
 }

@@ -121,8 +121,8 @@ async fn beat(sql: &mut PgConnection, status: &Status, refused: &mut bool) {
 }
 
 fn show(seen: SlotState, metrics: &Metrics) {
-    metrics.unconfirmed_wal_bytes.set(clamp(seen.behind(seen.confirmed)));
-    metrics.retained_wal_bytes.set(clamp(seen.behind(seen.restart)));
+    metrics.unconfirmed_wal_bytes.set(clamp(seen.behind(seen.confirmed).unwrap_or(0)));
+    metrics.retained_wal_bytes.set(clamp(seen.behind(seen.restart).unwrap_or(0)));
     metrics.slot_safe_wal_bytes.set(seen.safe_wal_bytes.unwrap_or(-1));
     metrics.slot_active.set(i64::from(seen.active_pid.is_some()));
     metrics.set_wal_status(seen.wal_status.as_deref());

@@ -105,8 +105,8 @@ fn slot(state: &State, now: Instant) -> Value {
         "confirmedLsn": lsn(|slot| slot.confirmed),
         "restartLsn": lsn(|slot| slot.restart),
         "serverLsn": lsn(|slot| slot.current),
-        "unconfirmedBytes": slot.map(|slot| slot.behind(slot.confirmed)),
-        "retainedBytes": slot.map(|slot| slot.behind(slot.restart)),
+        "unconfirmedBytes": slot.map(|slot| slot.behind(slot.confirmed).unwrap_or(0)),
+        "retainedBytes": slot.map(|slot| slot.behind(slot.restart).unwrap_or(0)),
         "safeBytes": slot.and_then(|slot| slot.safe_wal_bytes),
     })
 }

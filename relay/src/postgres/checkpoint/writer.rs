@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use pg_replication::EndLsn;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
 use tokio::sync::watch;
@@ -13,7 +12,7 @@ use super::{Committed, History, Progress};
 use crate::config::Config;
 use crate::failpoint::{self, Boundary};
 use crate::postgres::delivered::{Delivered, Taken};
-use crate::postgres::source::CONNECT_WITHIN;
+use crate::postgres::source::{CONNECT_WITHIN, lsn};
 use crate::trouble::{Reason, Trouble};
 
 /// How often a connection over which nothing is written is asked whether it is still there.
@@ -105,13 +104,10 @@ async fn take_snapshot(sql: &mut PgConnection) -> Result<Taken, Trouble> {
     )
     .fetch_one(&mut *sql)
     .await?;
-    let until: String = row.try_get("until")?;
-    let until =
-        until.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{until}' is not an LSN")))?;
     Ok(Taken {
         snapshot: row.try_get("snapshot")?,
         xmin: xid(&row.try_get::<String, _>("xmin")?)?,
-        until: EndLsn::new(until),
+        until: lsn(&row.try_get::<String, _>("until")?)?,
     })
 }
 

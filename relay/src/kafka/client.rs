@@ -1,0 +1,75 @@
+//! How every Kafka client of the relay is made, and what is heard of its certificates and logins.
+
+use std::sync::{Mutex, PoisonError};
+
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+
+use crate::config::Sink;
+use crate::kafka::error::reason_of_kafka;
+use crate::trouble::Reason;
+
+/// A change of leaders that no error told of is noticed within this, in place of librdkafka's five minutes: one request for
+/// the topics in use.
+const METADATA_REFRESH_MS: &str = "10000";
+
+/// Settings all clients share.
+pub fn client_config(sink: &Sink) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", &sink.bootstrap_servers)
+        .set("client.id", "outbox-relay")
+        .set("allow.auto.create.topics", "false")
+        .set("socket.keepalive.enable", "true")
+        .set("socket.timeout.ms", "15000")
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("topic.metadata.refresh.fast.interval.ms", "50")
+        .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS)
+        .set_log_level(RDKafkaLogLevel::Warning);
+    sink.protect(&mut config);
+    config
+}
+
+/// Settings of a client that reads records and joins no group; `purpose` names it in the group that it has to have.
+pub fn reader_config(sink: &Sink, purpose: &str) -> ClientConfig {
+    let mut config = client_config(sink);
+    config
+        // Never joined: a consumer cannot be made without the name of a group.
+        .set("group.id", format!("outbox-relay-{purpose}"))
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true");
+    config
+}
+
+/// Keeps what librdkafka says of certificates and logins: requests themselves only end without an answer.
+#[derive(Default)]
+pub struct Distrust(Mutex<Option<String>>);
+
+impl Distrust {
+    /// Whether an error was of that kind; it is kept then.
+    pub fn hear(&self, error: &KafkaError, reason: &str) -> bool {
+        let code = error.rdkafka_error_code();
+        let heard = code.is_some_and(|code| reason_of_kafka(code) == Reason::KafkaAuthenticationFailed);
+        if heard {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
+        heard
+    }
+
+    /// What was heard since the last call.
+    pub fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl ClientContext for Distrust {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.hear(&error, reason);
+        tracing::debug!(%error, reason, "Kafka client");
+    }
+}
+
+impl ConsumerContext for Distrust {}
