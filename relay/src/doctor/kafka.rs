@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
+use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -12,6 +12,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{Finding, Topics};
 use crate::config::{Config, Sink};
 use crate::kafka::client::{client_config, reader_config};
+use crate::kafka::inspect::read_settings;
+use crate::topics::settings::TopicSettings;
 use crate::trouble::{Reason, Trouble};
 
 /// One request; a person waits for it.
@@ -19,7 +21,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// One poll.
 const POLL: Duration = Duration::from_millis(100);
 /// Acknowledged records survive the loss of one broker from this on.
-const MIN_IN_SYNC_REPLICAS: i64 = 2;
+const MIN_IN_SYNC_REPLICAS: usize = 2;
 
 /// Makes the checks of the sink, of `topics` and the topic of dead letters.
 pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
@@ -30,8 +32,13 @@ pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
     let wanted = topics.clone();
     let looked = tokio::task::spawn_blocking(move || look(&sink, &wanted)).await;
     let (mut findings, found) = looked.unwrap_or_default();
+    let admin: Result<AdminClient<DefaultClientContext>, _> = client_config(&config.sink).create();
     for topic in &found {
-        findings.push(settings(&config.sink, topic).await);
+        let read = match &admin {
+            Ok(admin) => read_settings(admin, topic, REQUEST).await,
+            Err(error) => Err(error.clone()),
+        };
+        findings.push(settings(&config.sink, topic, read));
     }
     if topics.is_empty() {
         let remedy = "start the relay; it asks for each topic when the first event goes there";
@@ -128,9 +135,9 @@ fn fetch(consumer: &BaseConsumer, topic: &str) -> Result<(), KafkaError> {
 }
 
 /// What of the topic's settings the promises rest on.
-async fn settings(sink: &Sink, topic: &str) -> Finding {
+fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, KafkaError>) -> Finding {
     const CHECK: &str = "topic settings";
-    let described = match describe(sink, topic).await {
+    let described = match read {
         Ok(described) => described,
         Err(error) => {
             let message = format!("the settings of {topic} cannot be read: {error}");
@@ -141,18 +148,14 @@ async fn settings(sink: &Sink, topic: &str) -> Finding {
             );
         }
     };
-    let number = |name: &str| described.get(name)?.value.as_deref()?.parse::<i64>().ok();
-    let largest = number("max.message.bytes");
-    if let Some(largest) = largest
-        && usize::try_from(largest).is_ok_and(|largest| largest < sink.max_message_bytes)
-    {
+    let TopicSettings { max_message_bytes: largest, min_in_sync_replicas: in_sync, .. } = described;
+    if let Some(largest) = described.lower_limit(sink) {
         let message = format!(
             "max.message.bytes of {topic} is {largest}, sink.maxMessageBytes {}",
             sink.max_message_bytes
         );
         return Finding::warn(CHECK, message, "raise the one, or lower the other");
     }
-    let in_sync = number("min.insync.replicas");
     if let Some(in_sync) = in_sync
         && in_sync < MIN_IN_SYNC_REPLICAS
     {
@@ -161,15 +164,7 @@ async fn settings(sink: &Sink, topic: &str) -> Finding {
         return Finding::warn(CHECK, message, "set it to 2, with 3 replicas");
     }
     let shown =
-        |number: Option<i64>| number.map_or_else(|| "unknown".to_owned(), |number| number.to_string());
+        |number: Option<usize>| number.map_or_else(|| "unknown".to_owned(), |number| number.to_string());
     let (in_sync, largest) = (shown(in_sync), shown(largest));
     Finding::ok(CHECK, format!("{topic}: min.insync.replicas {in_sync}, max.message.bytes {largest}"))
-}
-
-async fn describe(sink: &Sink, topic: &str) -> Result<ConfigResource, KafkaError> {
-    let admin: AdminClient<DefaultClientContext> = client_config(sink).create()?;
-    let options = AdminOptions::new().request_timeout(Some(REQUEST));
-    let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
-    let first = described.into_iter().next().unwrap_or(Err(RDKafkaErrorCode::Unknown));
-    first.map_err(KafkaError::AdminOp)
 }

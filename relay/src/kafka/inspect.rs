@@ -5,7 +5,8 @@ use std::sync::Once;
 use std::time::Duration;
 
 use outbox::Position;
-use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
@@ -112,7 +113,8 @@ impl Searcher {
 
     /// The settings of a topic; `None` where they may not be read.
     pub fn describe(&self, topic: &str) -> Option<TopicSettings> {
-        match self.describe_configs(topic) {
+        let asked = read_settings(&self.admin, topic, REQUEST);
+        match tokio::runtime::Handle::current().block_on(asked) {
             Ok(settings) => {
                 if settings.min_in_sync_replicas.is_some_and(|replicas| replicas < 2) {
                     FEW_REPLICAS.call_once(|| {
@@ -136,17 +138,20 @@ impl Searcher {
             }
         }
     }
+}
 
-    fn describe_configs(&self, topic: &str) -> Result<TopicSettings, KafkaError> {
-        let options = AdminOptions::new().request_timeout(Some(REQUEST));
-        let asked = [ResourceSpecifier::Topic(topic)];
-        let answer =
-            tokio::runtime::Handle::current().block_on(self.admin.describe_configs(&asked, &options))?;
-        let resource = answer.into_iter().next().ok_or(KafkaError::Canceled)?;
-        let resource = resource.map_err(KafkaError::AdminOp)?;
-        let entries = resource.entry_map();
-        Ok(TopicSettings::read(|name| entries.get(name).and_then(|entry| entry.value.as_deref())))
-    }
+/// Reads the settings of a topic from Kafka, which may take as long as `within`.
+pub async fn read_settings(
+    admin: &AdminClient<DefaultClientContext>,
+    topic: &str,
+    within: Duration,
+) -> Result<TopicSettings, KafkaError> {
+    let options = AdminOptions::new().request_timeout(Some(within));
+    let answer = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
+    let resource = answer.into_iter().next().ok_or(KafkaError::Canceled)?;
+    let resource = resource.map_err(KafkaError::AdminOp)?;
+    let entries = resource.entry_map();
+    Ok(TopicSettings::read(|name| entries.get(name).and_then(|entry| entry.value.as_deref())))
 }
 
 /// What was found where a record of ours is remembered.
