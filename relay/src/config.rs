@@ -2,6 +2,7 @@
 //! starts. Secrets come from files or the environment and have no place in the YAML.
 
 mod access;
+mod files;
 mod kafka_access;
 mod load;
 mod model;

@@ -1,12 +1,12 @@
 //! The way into Postgres: hosts, password, certificates. Files are checked at the start and read again at each
 //! connect, so that what is rotated is used without a restart.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use pg_replication::{ClientIdentity, Host, Pem, TlsError, TlsOptions};
 use serde::Deserialize;
 
+use super::files::{self, TlsFields, TlsFiles};
 use super::{ConfigError, Secret, Source};
 
 /// How the connections to Postgres are protected. Unix sockets are not encrypted.
@@ -70,7 +70,7 @@ impl Access {
     pub fn read(source: &Source) -> Result<Access, ConfigError> {
         let password = match (&source.password, &source.password_file) {
             (Some(password), _) => Some(password.clone()),
-            (None, Some(file)) => Some(read_password(file)?),
+            (None, Some(file)) => Some(Secret::new(files::line("source.passwordFile", file)?)),
             (None, None) => None,
         };
         Ok(Access { hosts: hosts(source)?, password, tls: source.tls.read()? })
@@ -107,74 +107,45 @@ fn host(entry: &str, default_port: u16) -> Result<Host, ConfigError> {
     }
 }
 
-fn read_password(file: &Path) -> Result<Secret, ConfigError> {
-    let text = fs::read_to_string(file).map_err(|source| ConfigError::Unreadable {
-        what: "source.passwordFile",
-        path: file.display().to_string(),
-        source,
-    })?;
-    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
-}
+const FIELDS: TlsFields = TlsFields {
+    mode: "source.tls.mode",
+    ca: "source.tls.caFile",
+    cert: "source.tls.certFile",
+    key: "source.tls.keyFile",
+};
 
 impl SourceTls {
-    /// Refuses what would be ignored.
-    fn check(&self) -> Result<(), ConfigError> {
-        let verifies = matches!(self.mode, TlsMode::VerifyCa | TlsMode::VerifyFull);
-        if self.ca_file.is_some() && !verifies {
-            let problem = "is not used unless source.tls.mode is verify-ca or verify-full";
-            return Err(ConfigError::field("source.tls.caFile", problem));
-        }
-        if self.mode == TlsMode::Disable {
-            if self.cert_file.is_some() || self.key_file.is_some() {
-                return Err(ConfigError::field(
-                    "source.tls.certFile",
-                    "is not used when source.tls.mode is disable",
-                ));
-            }
-            if self.channel_binding == ChannelBinding::Require {
-                let problem = "require needs TLS, and source.tls.mode is disable";
-                return Err(ConfigError::field("source.tls.channelBinding", problem));
-            }
-        }
-        Ok(())
-    }
-
     fn read(&self) -> Result<TlsOptions, ConfigError> {
-        self.check()?;
-        let identity = match (&self.cert_file, &self.key_file) {
-            (Some(certificates), Some(key)) => Some(ClientIdentity {
-                certificates: pem("source.tls.certFile", certificates)?,
-                key: pem("source.tls.keyFile", key)?,
-            }),
-            (None, None) => None,
-            (Some(_), None) => {
-                return Err(ConfigError::field("source.tls.keyFile", "is missing beside certFile"));
+        let SourceTls { mode, ca_file: ca, cert_file: cert, key_file: key, channel_binding } = self;
+        let files = TlsFiles { fields: &FIELDS, mode: *mode, ca, cert, key };
+        files.check()?;
+        if *mode == TlsMode::Disable && *channel_binding == ChannelBinding::Require {
+            let problem = "require needs TLS, and source.tls.mode is disable";
+            return Err(ConfigError::field("source.tls.channelBinding", problem));
+        }
+        let pem = |field: &'static str, file: &Path| files::bytes(field, file).map(Pem::new);
+        let identity = match files.identity()? {
+            Some((cert, key)) => {
+                Some(ClientIdentity { certificates: pem(FIELDS.cert, cert)?, key: pem(FIELDS.key, key)? })
             }
-            (None, Some(_)) => {
-                return Err(ConfigError::field("source.tls.certFile", "is missing beside keyFile"));
-            }
+            None => None,
         };
         let options = TlsOptions {
-            mode: self.mode.into(),
-            ca: self.ca_file.as_deref().map(|file| pem("source.tls.caFile", file)).transpose()?,
+            mode: (*mode).into(),
+            ca: ca.as_deref().map(|file| pem(FIELDS.ca, file)).transpose()?,
             identity,
-            channel_binding: self.channel_binding.into(),
+            channel_binding: (*channel_binding).into(),
         };
         options.check().map_err(|problem| {
             let field = match problem {
-                TlsError::Authorities { .. } => "source.tls.caFile",
-                TlsError::Identity { .. } => "source.tls.certFile",
+                TlsError::Authorities { .. } => FIELDS.ca,
+                TlsError::Identity { .. } => FIELDS.cert,
                 _ => "source.tls",
             };
             ConfigError::field(field, problem.to_string())
         })?;
         Ok(options)
     }
-}
-
-fn pem(what: &'static str, file: &Path) -> Result<Pem, ConfigError> {
-    let path = file.display().to_string();
-    fs::read(file).map(Pem::new).map_err(|source| ConfigError::Unreadable { what, path, source })
 }
 
 impl From<TlsMode> for pg_replication::TlsMode {

@@ -1,13 +1,13 @@
 //! The way into Kafka: TLS and logins. Files are checked at the start and read again when sessions begin, so that what is
 //! rotated is used without a restart.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use rdkafka::config::ClientConfig;
 use serde::Deserialize;
 
 use super::access::TlsMode;
+use super::files::{self, TlsFields, TlsFiles};
 use super::load::SINK_PASSWORD_ENV;
 use super::{ConfigError, Secret, Sink};
 
@@ -66,6 +66,13 @@ impl SaslMechanism {
     }
 }
 
+const FIELDS: TlsFields = TlsFields {
+    mode: "sink.tls.mode",
+    ca: "sink.tls.caFile",
+    cert: "sink.tls.certFile",
+    key: "sink.tls.keyFile",
+};
+
 /// What clients connect with, as the files had it when they were read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SinkAccess {
@@ -80,21 +87,16 @@ impl SinkAccess {
     /// # Errors
     /// Names the field whose file cannot be used, or that would be ignored.
     pub fn read(sink: &Sink) -> Result<SinkAccess, ConfigError> {
-        let SinkTls { ca_file, cert_file, key_file, .. } = &sink.tls;
-        check(&sink.tls)?;
-        let ca = ca_file.as_deref().map(|file| pem("sink.tls.caFile", file, "CERTIFICATE")).transpose()?;
-        let certificate = match (cert_file, key_file) {
-            (Some(certificate), Some(key)) => Some((
-                pem("sink.tls.certFile", certificate, "CERTIFICATE")?,
-                Secret::new(pem("sink.tls.keyFile", key, "PRIVATE KEY")?),
+        let SinkTls { mode, ca_file: ca, cert_file: cert, key_file: key } = &sink.tls;
+        let files = TlsFiles { fields: &FIELDS, mode: *mode, ca, cert, key };
+        files.check()?;
+        let ca = ca.as_deref().map(|file| pem(FIELDS.ca, file, "CERTIFICATE")).transpose()?;
+        let certificate = match files.identity()? {
+            Some((cert, key)) => Some((
+                pem(FIELDS.cert, cert, "CERTIFICATE")?,
+                Secret::new(pem(FIELDS.key, key, "PRIVATE KEY")?),
             )),
-            (None, None) => None,
-            (Some(_), None) => {
-                return Err(ConfigError::field("sink.tls.keyFile", "is missing beside certFile"));
-            }
-            (None, Some(_)) => {
-                return Err(ConfigError::field("sink.tls.certFile", "is missing beside keyFile"));
-            }
+            None => None,
         };
         let login = sink.sasl.as_ref().map(|sasl| login(sasl, sink.tls.mode)).transpose()?;
         Ok(SinkAccess { ca, certificate, login })
@@ -132,19 +134,6 @@ impl Sink {
     }
 }
 
-/// Refuses what would be ignored.
-fn check(tls: &SinkTls) -> Result<(), ConfigError> {
-    let verifies = matches!(tls.mode, TlsMode::VerifyCa | TlsMode::VerifyFull);
-    if tls.ca_file.is_some() && !verifies {
-        let problem = "is not used unless sink.tls.mode is verify-ca or verify-full";
-        return Err(ConfigError::field("sink.tls.caFile", problem));
-    }
-    if tls.mode == TlsMode::Disable && (tls.cert_file.is_some() || tls.key_file.is_some()) {
-        return Err(ConfigError::field("sink.tls.certFile", "is not used when sink.tls.mode is disable"));
-    }
-    Ok(())
-}
-
 fn login(sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
     if sasl.mechanism == SaslMechanism::Plain && tls == TlsMode::Disable {
         let problem =
@@ -153,12 +142,12 @@ fn login(sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
     }
     let user = match (&sasl.username, &sasl.username_file) {
         (Some(user), None) => user.clone(),
-        (None, Some(file)) => line("sink.sasl.usernameFile", file)?,
+        (None, Some(file)) => files::line("sink.sasl.usernameFile", file)?,
         _ => return Err(ConfigError::field("sink.sasl.username", "give either username or usernameFile")),
     };
     let password = match (&sasl.password, &sasl.password_file) {
         (Some(password), _) => password.clone(),
-        (None, Some(file)) => Secret::new(line("sink.sasl.passwordFile", file)?),
+        (None, Some(file)) => Secret::new(files::line("sink.sasl.passwordFile", file)?),
         (None, None) => {
             let problem =
                 format!("is missing; it, or the environment variable {SINK_PASSWORD_ENV}, has the password");
@@ -168,23 +157,14 @@ fn login(sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
     Ok((user, password))
 }
 
-fn line(what: &'static str, file: &Path) -> Result<String, ConfigError> {
-    Ok(text(what, file)?.trim_end_matches(['\r', '\n']).to_owned())
-}
-
 /// The client library says of a PEM it cannot use no more than that; a wrong file should be named.
 fn pem(what: &'static str, file: &Path, holds: &str) -> Result<String, ConfigError> {
-    let text = text(what, file)?;
+    let text = files::text(what, file)?;
     if text.contains("-----BEGIN ") && text.contains(&format!("{holds}-----")) {
         return Ok(text);
     }
     let kind = holds.to_lowercase();
     Err(ConfigError::field(what, format!("{} holds no {kind} in PEM form", file.display())))
-}
-
-fn text(what: &'static str, file: &Path) -> Result<String, ConfigError> {
-    let path = file.display().to_string();
-    fs::read_to_string(file).map_err(|source| ConfigError::Unreadable { what, path, source })
 }
 
 #[cfg(test)]

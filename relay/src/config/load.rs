@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::access::Access;
+use super::files;
 use super::kafka_access::SinkAccess;
 use super::model::{Config, Delivery, OnPoison, Routing};
 use super::secret::Secret;
@@ -67,11 +68,7 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, ConfigError> {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
-            what: "the configuration file",
-            path: shown.clone(),
-            source,
-        })?;
+        let text = files::text("the configuration file", path)?;
         Config::parse(&text, &shown, environment)
     }
 

@@ -1,0 +1,67 @@
+//! Files that the configuration names: certificates, keys, passwords. Errors name the field.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use super::ConfigError;
+use super::access::TlsMode;
+
+pub(super) fn bytes(what: &'static str, file: &Path) -> Result<Vec<u8>, ConfigError> {
+    fs::read(file).map_err(|source| unreadable(what, file, source))
+}
+
+pub(super) fn text(what: &'static str, file: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(file).map_err(|source| unreadable(what, file, source))
+}
+
+/// Without the end of the line, which editors add and secrets do not have.
+pub(super) fn line(what: &'static str, file: &Path) -> Result<String, ConfigError> {
+    Ok(text(what, file)?.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn unreadable(what: &'static str, file: &Path, source: io::Error) -> ConfigError {
+    ConfigError::Unreadable { what, path: file.display().to_string(), source }
+}
+
+/// The names of the TLS settings of one side.
+pub(super) struct TlsFields {
+    pub(super) mode: &'static str,
+    pub(super) ca: &'static str,
+    pub(super) cert: &'static str,
+    pub(super) key: &'static str,
+}
+
+/// The TLS settings that both sides have.
+pub(super) struct TlsFiles<'a> {
+    pub(super) fields: &'static TlsFields,
+    pub(super) mode: TlsMode,
+    pub(super) ca: &'a Option<PathBuf>,
+    pub(super) cert: &'a Option<PathBuf>,
+    pub(super) key: &'a Option<PathBuf>,
+}
+
+impl TlsFiles<'_> {
+    /// Refuses what would be ignored.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let TlsFields { mode, ca, cert, .. } = self.fields;
+        let verifies = matches!(self.mode, TlsMode::VerifyCa | TlsMode::VerifyFull);
+        if self.ca.is_some() && !verifies {
+            let problem = format!("is not used unless {mode} is verify-ca or verify-full");
+            return Err(ConfigError::field(ca, problem));
+        }
+        if self.mode == TlsMode::Disable && (self.cert.is_some() || self.key.is_some()) {
+            return Err(ConfigError::field(cert, format!("is not used when {mode} is disable")));
+        }
+        Ok(())
+    }
+
+    /// The files of the relay's own certificate and its key: both or none.
+    pub(super) fn identity(&self) -> Result<Option<(&Path, &Path)>, ConfigError> {
+        match (self.cert, self.key) {
+            (Some(cert), Some(key)) => Ok(Some((cert, key))),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(ConfigError::field(self.fields.key, "is missing beside certFile")),
+            (None, Some(_)) => Err(ConfigError::field(self.fields.cert, "is missing beside keyFile")),
+        }
+    }
+}
