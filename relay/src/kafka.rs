@@ -1,6 +1,6 @@
 //! Everything that talks to Kafka.
 //!
-//! Records go out through [`sink`]. Questions block, so [`jobs`] has them asked on threads of their own: what a
+//! [`client`] is how every client is made. Records go out through [`sink`]. Questions block, so [`jobs`] has them asked on threads of their own: what a
 //! partition holds ([`search`]), and whether Kafka still is what is remembered of it ([`inspect`]). [`watchdog`]
 //! notices producers that are stuck, [`credentials`] files that changed; [`error`] says what an error code means.
 
