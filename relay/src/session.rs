@@ -33,6 +33,10 @@ use crate::status::{Phase, Status};
 use crate::topics::partitions::Partitions;
 use crate::trouble::{Reason, Trouble};
 
+/// How long the checkpoint may take to be read and written while the slot is held and its stream is not read: half of what
+/// the server's default `wal_sender_timeout` allows.
+const TAKE_OVER_WITHIN: Duration = Duration::from_secs(30);
+
 /// How long the server may take to end the stream after everything was confirmed.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -97,6 +101,7 @@ async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<O
     let timelines = client.timeline_history(identity.timeline).await?;
     let server = Server { system_identifier: identity.system_id, timelines, reached };
     let mut sql = source::connect_to(&config.source, &access, client.host(), "session").await?;
+    checkpoint::commit_locally(&mut sql).await?;
     source::check_same_server(&mut sql, server.history()).await?;
     source::check_preconditions(&mut sql, &config.source).await?;
     let verdict = judge_now(&mut sql, config, &server).await?.verdict;
@@ -114,6 +119,24 @@ async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<O
     // be in Kafka once the checkpoint has been read while the slot is held.
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
     tracing::info!(slot = %config.source.slot.name, "the slot is held");
+    // The stream is not read meanwhile.
+    let taken = tokio::time::timeout(TAKE_OVER_WITHIN, take_over(config, server, stream, sql)).await;
+    taken.map_err(|_| {
+        let what = format!(
+            "the slot was taken, and the checkpoint could not be read and written within {TAKE_OVER_WITHIN:?}: somebody \
+             may hold a lock on it"
+        );
+        Trouble::new(Reason::CheckpointStalled, what)
+    })?
+}
+
+/// Makes the checkpoint this session's own. The slot is held: nobody else has anything to write there.
+async fn take_over(
+    config: &Config,
+    server: Server,
+    stream: Stream,
+    mut sql: PgConnection,
+) -> Result<Opened, Trouble> {
     let holder =
         source::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
     let judged = judge_now(&mut sql, config, &server).await?;
@@ -133,8 +156,7 @@ async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<O
         .map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
     let mappings = mappings_of(config, stored, confirmed, end);
     let progress = Progress { confirmed, copied, mappings, revision: 0, offsets };
-    checkpoint::write_now(&mut sql, config, history, &progress).await?;
-    let committed = progress.committed();
+    let committed = checkpoint::write_now(&mut sql, config, history, &progress).await?;
     let Progress { mappings, offsets, .. } = progress;
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
     let start =
@@ -241,10 +263,10 @@ async fn create_slot(
     let leftover = verdict == Verdict::RecreateSlot;
     if creates(verdict) {
         let history = server.history();
-        if leftover || config.source.start == StartAt::Table {
+        if config.source.start == StartAt::Table {
             start::create_slot_with_snapshot(sql, client, config, history, leftover).await?;
         } else {
-            start::create_slot(sql, client, config, history).await?;
+            start::create_slot(sql, client, config, history, leftover).await?;
         }
     }
     start::unlock(sql, &config.source.slot.name).await
@@ -336,7 +358,7 @@ async fn pump(context: &Context, opened: Opened) -> Result<Pump, Trouble> {
     let lineage = opened.start.lineage.clone();
     let searcher = Searcher::new(&config.sink, config.source.event_source(), lineage);
     let (jobs, answers) = Jobs::new(Arc::new(searcher.map_err(refused)?), context.status.clone());
-    let writer = Writer::start(opened.sql, config, opened.history, opened.committed).await?;
+    let writer = Writer::start(opened.sql, config, opened.history, opened.committed);
     let Start { confirmed, copied, lineage, mappings, .. } = &opened.start;
     let pages = match opened.copy {
         None => {

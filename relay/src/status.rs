@@ -13,6 +13,7 @@ mod report;
 mod state;
 mod unread;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -65,7 +66,8 @@ impl Status {
             phase: Phase::Starting,
             phase_since: time,
             trouble: None,
-            blocked: None,
+            poison: None,
+            missing: BTreeMap::new(),
             last: None,
             numbers: Numbers::default(),
             ticked: now,
@@ -105,7 +107,7 @@ impl Status {
             state.heartbeat.stream_opened(now);
         }
         if phase != Phase::Draining {
-            state.blocked = None;
+            state.unblock();
         }
     }
 
@@ -130,25 +132,36 @@ impl Status {
             since: since.unwrap_or_else(SystemTime::now),
         };
         state.trouble = Some(shown);
-        state.blocked = None;
+        state.unblock();
         // The clients of the session are gone. What was read and not acknowledged waits on, unless it is another
         // relay's business now.
         state.kafka = None;
         state.numbers = match phase {
             Phase::Standby => Numbers::default(),
-            _ => Numbers { in_flight_events: 0, in_flight_bytes: 0, hold_up: None, ..state.numbers },
+            _ => Numbers {
+                in_flight_events: 0,
+                in_flight_bytes: 0,
+                hold_up: None,
+                writing_since: None,
+                ..state.numbers
+            },
         };
         since.is_none()
     }
 
-    /// A row waits for something outside; `None` when it no longer does.
-    pub fn blocked(&self, trouble: Option<Trouble>) {
-        let mut state = self.state();
-        let since = match (&state.blocked, &trouble) {
-            (Some(shown), Some(trouble)) if shown.reason == trouble.reason => shown.since,
-            _ => SystemTime::now(),
-        };
-        state.blocked = trouble.map(|t| Shown { reason: t.reason, what: t.what, since });
+    /// A row cannot be delivered; `None` when it can.
+    pub fn poisoned(&self, trouble: Option<Trouble>) {
+        self.state().poison = trouble.map(|t| Shown::new(t.reason, t.what, Duration::ZERO));
+    }
+
+    /// Whether a topic is missing that is written to.
+    pub fn topic_missing(&self, topic: &str, missing: bool) {
+        let topics = &mut self.state().missing;
+        if missing {
+            topics.entry(topic.to_owned()).or_insert_with(SystemTime::now);
+        } else {
+            topics.remove(topic);
+        }
     }
 
     /// The session's numbers; called at every tick.

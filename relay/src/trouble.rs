@@ -78,8 +78,10 @@ pub enum Reason {
     SlotAhead,
     /// The database is another one, or never was on the checkpoint's timeline.
     HistoryChanged,
-    /// The checkpoint row was changed or removed by somebody else.
+    /// The checkpoint row was removed, or moved to another history, by somebody else.
     CheckpointLost,
+    /// The checkpoint row is not written for long.
+    CheckpointStalled,
     /// The server has something to send, and nothing of it arrives.
     StreamStalled,
     /// This process was stopped or starved so long that another may hold the slot.
@@ -118,6 +120,7 @@ impl Reason {
             | Reason::NoWritableHost
             | Reason::DifferentServers
             | Reason::TopicChanged
+            | Reason::CheckpointStalled
             | Reason::StreamStalled
             | Reason::ProcessPaused
             | Reason::KafkaUnreachable
@@ -210,6 +213,9 @@ impl Reason {
             }
             Reason::CheckpointLost => {
                 "make sure that only one relay has this name; restart it to go on from the checkpoint as it is"
+            }
+            Reason::CheckpointStalled => {
+                "find what holds a lock on outbox_checkpoint: pg_blocking_pids() of the relay's session in pg_stat_activity"
             }
             Reason::StreamStalled => {
                 "a large transaction is decoded first: wait for it, and look at pg_stat_replication and pg_stat_replication_slots; without one, look at the Postgres log"

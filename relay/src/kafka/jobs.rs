@@ -13,7 +13,7 @@ use crate::status::Status;
 use crate::topics::partitions::{PartitionId, ToInspect};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::Seen;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::Reason;
 
 /// How often a topic that does not exist is looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -193,16 +193,13 @@ impl Jobs {
 fn wait_for_topic(searcher: &Searcher, name: &str, status: &Status) -> Result<(), SearchError> {
     let mut said = false;
     while !searcher.exists(name)? {
-        let trouble = Trouble::new(Reason::TopicMissing, format!("topic {name} does not exist"));
         if !std::mem::replace(&mut said, true) {
-            tracing::warn!(topic = %name, "{trouble}");
+            tracing::warn!(topic = %name, "the topic does not exist; {}", Reason::TopicMissing.remedy());
         }
-        status.blocked(Some(trouble));
+        status.topic_missing(name, true);
         searcher.sleep(LOOK_AGAIN)?;
     }
-    if said {
-        status.blocked(None);
-    }
+    status.topic_missing(name, false);
     Ok(())
 }
 

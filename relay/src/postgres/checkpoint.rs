@@ -88,9 +88,9 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// What it says once it is written.
-    pub fn committed(&self) -> Committed {
-        Committed { confirmed: self.confirmed, copied: self.copied, revision: self.revision }
+    /// What it says once transaction `xid` has written it.
+    pub fn committed(&self, xid: u64) -> Committed {
+        Committed { confirmed: self.confirmed, copied: self.copied, revision: self.revision, xid }
     }
 }
 
@@ -103,6 +103,8 @@ pub struct Committed {
     pub copied: Option<i64>,
     /// The revision of the mapper it has: no record goes out under a mapping before it is written down here.
     pub revision: u64,
+    /// The transaction that wrote it.
+    pub xid: u64,
 }
 
 /// Reads the row of this relay.
@@ -150,6 +152,13 @@ fn progressed(row: &PgRow) -> Result<Progressed, Trouble> {
         // Created, or about to be: nothing was stored about the slot, so it is of no use.
         (Some(_), _) => Ok(Progressed::Creating),
     }
+}
+
+/// Keeps the connection over which the row is written from waiting for a synchronous standby: one that is away must not
+/// hold up deliveries that have happened.
+pub async fn commit_locally(sql: &mut PgConnection) -> Result<(), Trouble> {
+    sqlx::query("SET synchronous_commit = local").execute(sql).await?;
+    Ok(())
 }
 
 /// Writes the row of a relay that has none, before its slot is created: its delivered snapshot is the empty one, so
@@ -268,12 +277,13 @@ fn only_row(written: u64, config: &Config) -> Result<(), Trouble> {
     Err(Trouble::new(Reason::CheckpointLost, what))
 }
 
-/// Writes one checkpoint and waits for it: used while no writer runs.
+/// Writes one checkpoint and waits for it: used while no writer runs, by a session that has just taken the slot.
 pub async fn write_now(
     sql: &mut PgConnection,
     config: &Config,
     history: History,
     progress: &Progress,
-) -> Result<(), Trouble> {
-    Statement::new(config, history).execute(sql, progress, None).await.map(drop)
+) -> Result<Committed, Trouble> {
+    let xid = Statement::new(config, history).execute(sql, progress, None, None).await?;
+    Ok(progress.committed(xid))
 }

@@ -230,7 +230,7 @@ impl Pump {
     fn poisoned(&mut self, trouble: Trouble) -> Flow {
         if !std::mem::replace(&mut self.poisoned, true) {
             tracing::error!(reason = trouble.reason.name(), "delivery stopped: {trouble}");
-            self.status.blocked(Some(trouble));
+            self.status.poisoned(Some(trouble));
         }
         Flow::Blocked
     }
@@ -238,7 +238,7 @@ impl Pump {
     fn not_poisoned(&mut self) {
         if std::mem::take(&mut self.poisoned) {
             tracing::info!("the row that stopped delivery can be delivered now");
-            self.status.blocked(None);
+            self.status.poisoned(None);
         }
     }
 
@@ -317,6 +317,7 @@ impl Pump {
             oldest_commit: ledger.oldest_commit_time(),
             copied_rows: (self.copied_rows.get() > 0 || self.copy.is_some()).then(|| self.copied_rows.get()),
             hold_up: self.hold_up(),
+            writing_since: self.writer.waits_since(),
         };
         self.status.numbers(numbers);
         let metrics = &self.metrics;

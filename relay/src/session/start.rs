@@ -45,14 +45,19 @@ fn lock_name(slot: &str) -> String {
     format!("outbox-relay creates slot {slot}")
 }
 
-/// Creates the slot for `source.start: Now`. Registers first: from then on nobody may drop rows this relay has not
-/// confirmed.
+/// Creates the slot for `source.start: Now`, in place of one that an earlier start has left if `leftover`. Registers
+/// first: from then on nobody may drop rows this relay has not confirmed.
 pub async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
     config: &Config,
     history: History,
+    leftover: bool,
 ) -> Result<(), Trouble> {
+    if leftover {
+        tracing::warn!(slot = %config.source.slot.name, "an earlier start was not finished; its slot is made anew");
+        drop_slot(sql, &config.source.slot.name).await?;
+    }
     checkpoint::register(sql, config, history).await?;
     let confirmed = create(client, &config.source, Snapshot::Nothing).await?.0;
     let mappings = Mappings::first(Rule::of(config));
@@ -97,6 +102,7 @@ pub async fn create_slot_with_snapshot(
         checkpoint::give_up_slot(sql, config).await?;
         return Err(refused);
     }
+    sqlx::query("RESET statement_timeout").execute(&mut *sql).await?;
     checkpoint::begin_copy(sql, config, from, &snapshot).await?;
     tracing::info!(%slot, lsn = %from, "created the slot; the rows that were there before it are delivered first");
     Ok(())

@@ -1,6 +1,6 @@
 //! What session, observer and maintenance tell: phase, hold-ups, numbers.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use pg_replication::{EndLsn, PgTime};
 
@@ -91,6 +91,8 @@ pub struct Numbers {
     pub copied_rows: Option<u64>,
     /// Why nothing is read.
     pub hold_up: Option<HoldUp>,
+    /// Since when a checkpoint is being written.
+    pub writing_since: Option<Instant>,
 }
 
 /// How the last maintenance of the table's partitions went.

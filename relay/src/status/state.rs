@@ -1,5 +1,6 @@
 //! What is known, and what it comes to: is anything wrong, how far behind is delivery? Judged anew at each question.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use pg_replication::PgTime;
@@ -28,8 +29,10 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) phase_since: SystemTime,
     pub(super) trouble: Option<Shown>,
-    /// A row cannot go on for a reason outside the session, such as a topic that does not exist.
-    pub(super) blocked: Option<Shown>,
+    /// A row that cannot be delivered.
+    pub(super) poison: Option<Shown>,
+    /// Topics that do not exist, and since when that is known.
+    pub(super) missing: BTreeMap<String, SystemTime>,
     pub(super) last: Option<Past>,
     pub(super) numbers: Numbers,
     /// When the session last reported.
@@ -75,13 +78,28 @@ impl State {
         match self.phase {
             Phase::Standby => None,
             Phase::Copying | Phase::Streaming | Phase::Draining => {
-                let standing =
-                    self.blocked.clone().or_else(|| self.slot_gone()).or_else(|| self.stands_still(now));
+                let blocked = self.poison.clone().or_else(|| self.topic_missing());
+                let standing = blocked.or_else(|| self.slot_gone()).or_else(|| self.stands_still(now));
                 // What is left of a trouble once the stream is open: see `enter`.
                 standing.or_else(|| self.trouble.clone())
             }
             Phase::Starting | Phase::Waiting | Phase::Stopped => self.trouble.clone(),
         }
+    }
+
+    /// What the session has met outside is another session's to find out again.
+    pub(super) fn unblock(&mut self) {
+        self.poison = None;
+        self.missing.clear();
+    }
+
+    fn topic_missing(&self) -> Option<Shown> {
+        let (topic, since) = self.missing.iter().min_by_key(|(_, since)| **since)?;
+        let what = match self.missing.len() {
+            1 => format!("topic {topic} does not exist"),
+            more => format!("topic {topic} does not exist, and {} more", more - 1),
+        };
+        Some(Shown { reason: Reason::TopicMissing, what, since: *since })
     }
 
     /// The server has given the slot up, while the stream from it may still look open.
@@ -105,6 +123,10 @@ impl State {
                 let what = format!("no answer from Postgres for {} s: {why}", unseen.as_secs());
                 return Some(Shown::new(Reason::DatabaseUnreachable, what, unseen));
             }
+        }
+        if let Some(lasted) = self.numbers.writing_since.and_then(stalled) {
+            let what = format!("the checkpoint has not been written for {} s", lasted.as_secs());
+            return Some(Shown::new(Reason::CheckpointStalled, what, lasted));
         }
         if self.kafka == Some(false) {
             let lasted = now.saturating_duration_since(self.kafka_changed);

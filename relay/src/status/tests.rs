@@ -78,6 +78,33 @@ fn rows_that_wait_without_an_acknowledgement_make_it_not_ready() {
 }
 
 #[test]
+fn a_checkpoint_that_is_not_written_makes_it_not_ready() {
+    let status = streaming();
+    let since = |age| Numbers { writing_since: Instant::now().checked_sub(age), ..Numbers::default() };
+    status.numbers(since(Duration::ZERO));
+    assert_eq!(reason(&status), None);
+    status.numbers(since(LONG));
+    assert_eq!(reason(&status).as_deref(), Some("CheckpointStalled"));
+    status.numbers(Numbers::default());
+    assert_eq!(reason(&status), None);
+}
+
+#[test]
+fn a_topic_that_is_found_clears_neither_another_nor_a_poison_row() {
+    let status = streaming();
+    status.topic_missing("a", true);
+    status.topic_missing("b", true);
+    assert_eq!(status.json()["trouble"]["message"], "topic a does not exist, and 1 more");
+    status.topic_missing("a", false);
+    assert_eq!(status.json()["trouble"]["message"], "topic b does not exist");
+    status.poisoned(Some(Trouble::new(Reason::PoisonRow, "row 1")));
+    status.topic_missing("b", false);
+    assert_eq!(reason(&status).as_deref(), Some("PoisonRow"));
+    status.poisoned(None);
+    assert_eq!(reason(&status), None);
+}
+
+#[test]
 fn a_stream_that_brings_nothing_of_what_there_is_makes_it_not_ready() {
     let status = streaming();
     let long_ago = Instant::now().checked_sub(LONG).unwrap();

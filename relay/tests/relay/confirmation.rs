@@ -48,6 +48,43 @@ async fn r13_a_slot_that_somebody_advanced_stops_delivery() {
     assert_eq!(site.records().await.len(), 1);
 }
 
+/// R10: the row belongs to the session that holds the slot. One that finds it written by another does not write over
+/// it, and goes on from what it says.
+#[tokio::test]
+async fn r10_a_checkpoint_that_somebody_else_wrote_is_not_overwritten() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_confirmed(&relay).await;
+    site.execute("UPDATE outbox_checkpoint SET mapping_version = 100").await;
+    site.insert([("k", 2)]).await;
+    site.until_confirmed(&relay).await;
+    assert_eq!(site.records().await.len(), 2);
+    let version = site.value("SELECT mapping_version FROM outbox_checkpoint").await;
+    assert_eq!(version.as_deref(), Some("100"));
+    let (_, log) = relay.stop().await;
+    assert!(log.contains("was written by another process"), "{log}");
+}
+
+/// A lock on the checkpoint's row holds no event up. It is shown, and when it is gone everything is confirmed.
+#[tokio::test]
+async fn a_locked_checkpoint_is_shown_and_delivery_goes_on() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_confirmed(&relay).await;
+    let mut locking = site.sql().await;
+    sqlx::raw_sql("BEGIN; SELECT FROM outbox_checkpoint FOR UPDATE").execute(&mut locking).await.unwrap();
+    site.insert([("k", 2)]).await;
+    relay.until("/readyz", 503, "CheckpointStalled").await;
+    site.insert([("k", 3)]).await;
+    assert_eq!(site.until_records(3).await.len(), 3);
+    sqlx::raw_sql("ROLLBACK").execute(&mut locking).await.unwrap();
+    relay.until("/readyz", 200, "streaming").await;
+    site.until_confirmed(&relay).await;
+    site.judge_table(&relay).await;
+}
+
 /// R14: confirmations go on beside a busy table and a transaction that stays open, under load; and the open one's
 /// event is not passed over, although the relay dies while it is open.
 #[tokio::test]

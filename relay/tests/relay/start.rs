@@ -163,6 +163,27 @@ async fn r12_an_intent_without_its_snapshot_begins_again() {
     }
 }
 
+/// The same with `start: Now`, which somebody has set meanwhile: the unfinished slot goes, and nothing is copied.
+#[tokio::test]
+async fn an_intent_is_no_reason_to_copy_when_only_new_rows_are_wanted() {
+    let site = Site::shared().await;
+    site.insert([("k", 1)]).await;
+    site.execute(&format!(
+        "INSERT INTO outbox_checkpoint (relay, slot, system_identifier, timeline, start_phase)
+         SELECT 'relay', '{}', system_identifier, 1, 'creating' FROM pg_control_system()",
+        site.slot
+    ))
+    .await;
+    site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
+    site.insert([("k", 2)]).await;
+    let relay = site.launch(|text| text.replace("user: postgres,", "user: postgres, start: Now,"));
+    relay.until("/readyz", 200, "streaming").await;
+    site.insert([("k", 3)]).await;
+    site.until_confirmed(&relay).await;
+    let bodies: Vec<_> = site.records().await.iter().map(|record| record.value.clone()).collect();
+    assert_eq!(bodies, [Some(b"{\"n\": 3}".to_vec())]);
+}
+
 /// A copy that stands still at a row whose topic is missing has stored how far it came; the next process goes on from
 /// there, and the stream is not read before.
 #[tokio::test]

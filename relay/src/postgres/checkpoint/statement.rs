@@ -19,12 +19,12 @@ pub(super) struct Statement {
 
 impl Statement {
     /// The WHERE clause is a guard: the row must still be of this history, in the cluster the stream comes from,
-    /// and must not go back; and the publication must be what it was. While rows are copied there is no confirmed LSN;
-    /// once there is, no copy begins again.
+    /// and must not go back; nobody may have written it since this session did; and the publication must be what it
+    /// was. While rows are copied there is no confirmed LSN; once there is, no copy begins again.
     pub(super) fn new(config: &Config, history: History) -> Statement {
         let table = config.source.table.sibling(TABLE);
         let sql = format!(
-            "UPDATE {table} SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
+            "UPDATE {table} AS c SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
                     start_phase = CASE WHEN $8 IS NOT NULL THEN start_phase END,
                     start_lsn = CASE WHEN $8 IS NOT NULL THEN start_lsn END,
                     start_snapshot = CASE WHEN $8 IS NOT NULL THEN start_snapshot END,
@@ -38,18 +38,22 @@ impl Statement {
                AND (confirmed_lsn IS NULL OR confirmed_lsn <= $4::pg_lsn)
                AND ($8 IS NULL OR (start_phase = 'copying' AND start_cursor <= $8))
                AND coalesce(publication_fingerprint, live) = live
+               AND ($13::text IS NULL OR c.xmin::text = $13)
              RETURNING pg_current_xact_id()::text",
             publication::fingerprint("$11", "$12")
         );
         Statement { sql, config: config.clone(), history }
     }
 
-    /// Returns the id of the transaction that wrote the row.
+    /// `previous` is the transaction in which this session wrote the row last. A process that was paused and has lost
+    /// the slot may still have a checkpoint to write: its successor's is not overwritten. Returns the id of the
+    /// transaction that wrote the row.
     pub(super) async fn execute(
         &self,
         sql: &mut PgConnection,
         progress: &Progress,
         delivered: Option<&Stored>,
+        previous: Option<u64>,
     ) -> Result<u64, Trouble> {
         let written: Option<String> = sqlx::query_scalar(AssertSqlSafe(self.sql.as_str()))
             .bind(&self.config.name)
@@ -64,18 +68,43 @@ impl Statement {
             .bind(delivered.and_then(|delivered| delivered.offsets.as_ref()).map(Json))
             .bind(&self.config.source.publication.name)
             .bind(self.config.source.table.quoted())
+            .bind(previous.map(row_version))
             .fetch_optional(&mut *sql)
             .await?;
         if let Some(written) = written {
             return xid(&written);
         }
         publication::unchanged(sql, &self.config).await?;
-        let what = format!(
-            "the checkpoint row of relay '{}' is gone, of another history, or ahead",
-            self.config.name
-        );
-        Err(Trouble::new(Reason::CheckpointLost, what))
+        Err(self.refused(sql).await?)
     }
+
+    /// Why the row was not written. One that is there and of this history goes on from what it says now.
+    async fn refused(&self, sql: &mut PgConnection) -> Result<Trouble, Trouble> {
+        let table = self.config.source.table.sibling(TABLE);
+        let select = format!(
+            "SELECT EXISTS (SELECT FROM {table} WHERE relay = $1 AND system_identifier = $2 AND timeline = $3)"
+        );
+        let there: bool = sqlx::query_scalar(AssertSqlSafe(select))
+            .bind(&self.config.name)
+            .bind(self.history.system_identifier.cast_signed())
+            .bind(self.history.timeline.cast_signed())
+            .fetch_one(&mut *sql)
+            .await?;
+        let name = &self.config.name;
+        Ok(if there {
+            let what =
+                format!("the checkpoint row of relay '{name}' was written by another process meanwhile");
+            Trouble::new(Reason::SlotActive, what)
+        } else {
+            let what = format!("the checkpoint row of relay '{name}' is gone, or of another history");
+            Trouble::new(Reason::CheckpointLost, what)
+        })
+    }
+}
+
+/// A row's `xmin`, as the transaction of this id has written it: without the epoch.
+fn row_version(xid: u64) -> String {
+    (xid & u64::from(u32::MAX)).to_string()
 }
 
 pub(super) fn xid(text: &str) -> Result<u64, Trouble> {

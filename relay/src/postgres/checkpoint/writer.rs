@@ -1,10 +1,11 @@
 //! Writes checkpoints in the background, and takes the snapshots that say what may be dropped.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
 use tokio::sync::watch;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::statement::{Statement, xid};
@@ -18,28 +19,29 @@ use crate::trouble::{Reason, Trouble};
 /// How often a connection over which nothing is written is asked whether it is still there.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
+/// How long one checkpoint may take. The server may be slow, or somebody may hold a lock on the row, which shows as
+/// [`Reason::CheckpointStalled`] long before; what takes longer is a connection that leads nowhere any more.
+const WRITE_WITHIN: Duration = Duration::from_secs(60);
+
 /// Writes checkpoints in the background, one at a time, always the newest.
 pub struct Writer {
     progress: watch::Sender<Option<Progress>>,
     committed: watch::Receiver<Committed>,
+    /// Since when the server has not answered.
+    waits: watch::Receiver<Option<Instant>>,
     task: tokio::task::JoinHandle<Result<(), Trouble>>,
 }
 
 impl Writer {
     /// Takes over `sql` for writing. `committed` is what the row says now.
-    pub async fn start(
-        mut sql: PgConnection,
-        config: &Config,
-        history: History,
-        committed: Committed,
-    ) -> Result<Writer, Trouble> {
-        // `local`: a synchronous standby that is away must not hold up deliveries that have happened.
-        sqlx::query("SET synchronous_commit = local").execute(&mut sql).await?;
+    pub fn start(sql: PgConnection, config: &Config, history: History, committed: Committed) -> Writer {
         let (progress, wanted) = watch::channel(None);
+        let previous = committed.xid;
         let (done, committed) = watch::channel(committed);
+        let (waiting, waits) = watch::channel(None);
         let statement = Statement::new(config, history);
-        let task = tokio::spawn(write_newest(sql, statement, wanted, done));
-        Ok(Writer { progress, committed, task })
+        let writing = Writing { sql, statement, previous, done, waiting };
+        Writer { progress, committed, waits, task: tokio::spawn(writing.run(wanted)) }
     }
 
     /// Asks for `progress` to be written, in place of anything asked for and not begun.
@@ -50,6 +52,11 @@ impl Writer {
     /// What the last committed row says.
     pub fn committed(&self) -> Committed {
         *self.committed.borrow()
+    }
+
+    /// Since when a checkpoint is being written.
+    pub fn waits_since(&self) -> Option<Instant> {
+        *self.waits.borrow()
     }
 
     /// Waits until another row was committed, or for the reason why none can be.
@@ -64,36 +71,55 @@ impl Writer {
     }
 }
 
-async fn write_newest(
-    mut sql: PgConnection,
+struct Writing {
+    sql: PgConnection,
     statement: Statement,
-    mut wanted: watch::Receiver<Option<Progress>>,
+    /// The transaction that wrote the row last.
+    previous: u64,
     done: watch::Sender<Committed>,
-) -> Result<(), Trouble> {
-    // Lives and dies with the session: see its text.
-    let mut delivered = Delivered::default();
-    loop {
-        match timeout(ASK_EVERY, wanted.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => break,
-            Err(_) => {
-                still_there(&mut sql).await?;
-                continue;
+    waiting: watch::Sender<Option<Instant>>,
+}
+
+impl Writing {
+    async fn run(mut self, mut wanted: watch::Receiver<Option<Progress>>) -> Result<(), Trouble> {
+        // Lives and dies with the session: see its text.
+        let mut delivered = Delivered::default();
+        loop {
+            match timeout(ASK_EVERY, wanted.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => break,
+                Err(_) => {
+                    still_there(&mut self.sql).await?;
+                    continue;
+                }
             }
+            let Some(progress) = wanted.borrow_and_update().clone() else { continue };
+            self.waiting.send_replace(Some(Instant::now()));
+            let done = self.write(&progress, &mut delivered);
+            timeout(WRITE_WITHIN, done).await.map_err(late)??;
+            self.waiting.send_replace(None);
         }
-        let Some(progress) = wanted.borrow_and_update().clone() else { continue };
+        drop(self.sql.close().await);
+        Ok(())
+    }
+
+    async fn write(&mut self, progress: &Progress, delivered: &mut Delivered) -> Result<(), Trouble> {
         let ripe = delivered.ripe(progress.confirmed);
-        let xid = statement.execute(&mut sql, &progress, ripe.as_ref()).await?;
+        self.previous =
+            self.statement.execute(&mut self.sql, progress, ripe.as_ref(), Some(self.previous)).await?;
         failpoint::pass(Boundary::CheckpointStored);
-        done.send_replace(progress.committed());
-        delivered.written(xid, &progress.offsets);
+        self.done.send_replace(progress.committed(self.previous));
+        delivered.written(self.previous, &progress.offsets);
         // While rows are copied nothing of the table counts as delivered.
         if progress.copied.is_none() && delivered.is_due() {
-            delivered.take(take_snapshot(&mut sql).await?);
+            delivered.take(take_snapshot(&mut self.sql).await?);
         }
+        Ok(())
     }
-    drop(sql.close().await);
-    Ok(())
+}
+
+fn late(_: Elapsed) -> Trouble {
+    Trouble::new(Reason::DatabaseUnreachable, format!("a checkpoint was not written within {WRITE_WITHIN:?}"))
 }
 
 /// One statement: its snapshot is older than the LSN, which is read while it runs.
