@@ -27,7 +27,7 @@ use crate::config::{Config, Sink, TableName};
 use crate::dead_letter::replay::Outcome;
 use crate::dead_letter::{DeadLetterStyle, Underway};
 use crate::event::record::RecordStyle;
-use crate::event::row::Layout;
+use crate::event::row::{Layout, RowError};
 use crate::kafka::jobs::Jobs;
 use crate::kafka::sink::{Ack, AckQueue, Producers};
 use crate::kafka::watchdog::Watchdog;
@@ -99,8 +99,9 @@ pub struct Delivery {
     lineage: Lineage,
     /// While rows are copied.
     cursor: Option<Cursor>,
-    /// By relation OID; `None` for a table that is not the outbox.
-    layouts: HashMap<u32, Option<Rc<Layout>>>,
+    /// By relation OID; `None` for a table that is not the outbox. One that cannot be read is no trouble until a row of it
+    /// is to be delivered.
+    layouts: HashMap<u32, Option<Result<Rc<Layout>, RowError>>>,
     /// What is being found out about topics.
     inquiries: Inquiries,
     /// The last commit that was begun.

@@ -32,7 +32,7 @@ impl Delivery {
             Message::Begin(begin) => return self.begin(begin.final_lsn, begin.commit_time),
             Message::Insert(insert) => return self.insert(&insert, stored),
             Message::Commit(commit) => self.commit(commit.end_lsn)?,
-            Message::Relation(relation) => self.relation(&relation)?,
+            Message::Relation(relation) => self.relation(&relation),
             // The publication has inserts only; what else it may get some day is not an event.
             Message::Update(_) | Message::Delete(_) | Message::Truncate(_) => {}
             Message::Origin(_) | Message::Type(_) => {}
@@ -91,19 +91,17 @@ impl Delivery {
         Ok(())
     }
 
-    fn relation(&mut self, relation: &Relation<'_>) -> Result<(), Trouble> {
+    fn relation(&mut self, relation: &Relation<'_>) {
         let is_outbox = relation.namespace == self.table.schema && relation.name == self.table.table;
         let columns = relation.columns().map(|column| (column.name, column.type_oid));
-        let layout = is_outbox.then(|| Layout::new(columns, self.mapper.by_field())).transpose();
-        let layout = layout.map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
-        self.layouts.insert(relation.oid, layout.map(Rc::new));
-        Ok(())
+        let layout = is_outbox.then(|| Layout::new(columns, self.mapper.by_field()).map(Rc::new));
+        self.layouts.insert(relation.oid, layout);
     }
 
     fn insert(&mut self, insert: &Insert<'_>, stored: u64) -> Result<Flow, Trouble> {
         let transaction = self.transaction.as_ref().ok_or(Inconsistent::NoTransaction)?;
         let layout = match self.layouts.get(&insert.relation) {
-            Some(Some(layout)) => Rc::clone(layout),
+            Some(Some(layout)) => layout.clone(),
             Some(None) => return Ok(Flow::Next),
             None => return Err(violation(format!("a row of unannounced relation {}", insert.relation))),
         };
@@ -113,6 +111,11 @@ impl Delivery {
             return Ok(Flow::Next);
         }
         let (commit, commit_time) = (transaction.commit, transaction.commit_time);
+        let layout = layout.map_err(|error| {
+            // Where the log has it so, whatever the table looks like by now.
+            let what = format!("in the transaction whose commit is at {}: {error}", commit.lsn());
+            Trouble::new(Reason::TableUnsuitable, what)
+        })?;
         let position = self.lineage.position(commit, transaction.index);
         let origin = Origin { position, commit, commit_time, copied: None };
         let flow = self.deliver(&layout, insert.tuple.columns(), origin, stored)?;
