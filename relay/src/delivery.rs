@@ -8,6 +8,7 @@
 
 mod acknowledgements;
 mod answers;
+mod in_flight;
 mod messages;
 mod replays;
 mod rows;
@@ -21,6 +22,7 @@ use pg_replication::{CommitLsn, EndLsn};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
 
+use self::in_flight::InFlight;
 use self::messages::Transaction;
 use self::topics::Inquiries;
 use crate::config::{Config, Sink, TableName};
@@ -122,8 +124,7 @@ pub struct Delivery {
     /// A row went elsewhere than its mapping said when it was first read. Until that is in Kafka nothing follows: a later
     /// row in the partition it would have gone to would make a replay take it for delivered.
     settles_first: bool,
-    in_flight_events: usize,
-    in_flight_bytes: usize,
+    in_flight: InFlight,
     status: Status,
     metrics: Metrics,
 }
@@ -169,8 +170,7 @@ impl Delivery {
             counts: Counts::default(),
             jobs,
             settles_first: false,
-            in_flight_events: 0,
-            in_flight_bytes: 0,
+            in_flight: InFlight::default(),
             status,
             metrics,
         };
@@ -189,8 +189,8 @@ impl Delivery {
 
     /// Whether the budget lets another message in. One record may always be under way, however large.
     pub fn has_room(&self) -> bool {
-        let within = self.in_flight_events < self.max_events && self.in_flight_bytes < self.max_bytes;
-        (within || self.in_flight_events == 0) && self.ledger.len() < MAX_UNCONFIRMED_TRANSACTIONS
+        let within = self.in_flight.events < self.max_events && self.in_flight.bytes < self.max_bytes;
+        (within || self.in_flight.events == 0) && self.ledger.len() < MAX_UNCONFIRMED_TRANSACTIONS
     }
 
     /// Whether a transaction has been read in part.
@@ -216,7 +216,7 @@ impl Delivery {
 
     /// Events and bytes sent and not acknowledged.
     pub fn in_flight(&self) -> (usize, usize) {
-        (self.in_flight_events, self.in_flight_bytes)
+        (self.in_flight.events, self.in_flight.bytes)
     }
 
     /// Whether Kafka answers; `None` until it was asked.
@@ -244,7 +244,12 @@ impl Delivery {
         self.watch_producers()
     }
 
-    /// Ends the producers; blocks.
+    /// Sends nothing more; with `all`, nothing that was sent is sent again either.
+    pub fn give_up(&self, all: bool) {
+        if all { self.producers.give_up_all() } else { self.producers.give_up_unsent() }
+    }
+
+    /// The producers, to be ended.
     pub fn into_producers(self) -> Producers {
         self.producers
     }

@@ -266,6 +266,7 @@ fn status_of(declined: &Declined) -> StatusCode {
     match declined {
         Declined::NothingSelected | Declined::NoTopic => StatusCode::BAD_REQUEST,
         Declined::NotStreaming | Declined::Busy => StatusCode::CONFLICT,
+        Declined::Credentials(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 

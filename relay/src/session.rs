@@ -321,6 +321,11 @@ async fn stream(
     context.metrics.in_flight_events.set(0);
     context.metrics.in_flight_bytes.set(0);
     context.metrics.connected.with_label_values(&["kafka"]).set(0);
+    if let Err(trouble) = &ended {
+        // Before anything else that takes time: when the slot is free, another relay may send, and nothing new must come
+        // from here. If it may be sending already, nothing is sent again either.
+        pump.give_up(matches!(trouble.reason, Reason::ProcessPaused | Reason::SlotActive | Reason::SlotLost));
+    }
     let (stream, delivery) = pump.into_parts();
     let producers = delivery.into_producers();
     let ended = match ended {
@@ -329,12 +334,6 @@ async fn stream(
             Ok(ended)
         }
         Err(trouble) => {
-            // In this order: when the slot is free, another relay may send, and nothing new must come from here.
-            match trouble.reason {
-                // Another may be sending already.
-                Reason::ProcessPaused | Reason::SlotActive | Reason::SlotLost => producers.give_up_all(),
-                _ => producers.give_up_unsent(),
-            }
             last_word(stream, &trouble).await;
             let trouble = publication::told_apart(trouble, &context.config).await;
             report(&trouble);

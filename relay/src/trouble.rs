@@ -273,6 +273,17 @@ impl Reason {
     }
 }
 
+/// What an error quotes of a row: enough to recognise it.
+const EXCERPT_CHARS: usize = 100;
+
+/// The beginning of a text that comes from a row, for an error: it may be of any length.
+pub fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(EXCERPT_CHARS) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+    }
+}
+
 /// A trouble with the words for it.
 #[derive(Debug)]
 pub struct Trouble {
@@ -292,5 +303,17 @@ impl Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}; {}", self.what, self.reason.remedy())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_is_the_beginning_in_whole_characters() {
+        assert_eq!(excerpt("ä"), "ä");
+        assert_eq!(excerpt(&"ä".repeat(100)), "ä".repeat(100));
+        assert_eq!(excerpt(&"ä".repeat(101)), format!("{}…", "ä".repeat(100)));
     }
 }

@@ -69,7 +69,8 @@ impl DeadLetterStyle {
             position,
             topic: poison.topic,
         };
-        Prepared { key, value, headers: letter.finish(&self.table), time, dead: Some(note) }
+        let bytes = limit.saturating_sub(letter.left);
+        Prepared { key, value, headers: letter.finish(&self.table), bytes, time, dead: Some(note) }
     }
 }
 

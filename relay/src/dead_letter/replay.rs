@@ -15,6 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::topic::{DeadLetter, Reader};
 use crate::config::Config;
+use crate::kafka::credentials;
+use crate::trouble::Trouble;
 
 /// Answers that wait for the one who asked.
 const ANSWERS: usize = 16;
@@ -54,6 +56,9 @@ pub enum Declined {
         "this relay does not stream: ask the one that holds the slot, or wait until /readyz says 'streaming'"
     )]
     NotStreaming,
+    /// The files with the credentials for Kafka cannot be read.
+    #[error("{0}")]
+    Credentials(Trouble),
     /// One at a time.
     #[error("dead letters are being sent again already")]
     Busy,
@@ -201,12 +206,14 @@ impl Desk {
         let topic = config.delivery.dead_letter_topic.clone().ok_or(Declined::NoTopic)?;
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let session = session.filter(|session| !session.is_closed()).ok_or(Declined::NotStreaming)?;
+        // They may be others than at the start of the process.
+        let config = Arc::new(credentials::current(config).map_err(Declined::Credentials)?);
         let permit = Arc::clone(&self.one_at_a_time).try_acquire_owned().map_err(|_| Declined::Busy)?;
         let (lines, answer) = mpsc::channel(ANSWERS);
         let replay = Replay {
             missing: selection.ids.clone(),
             source: config.source.event_source(),
-            config: Arc::clone(config),
+            config,
             topic,
             selection,
             session,

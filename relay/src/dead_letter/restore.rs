@@ -2,10 +2,12 @@
 
 use outbox::column;
 use sqlx::postgres::PgConnection;
+use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::topic::DeadLetter;
 use crate::config::{Config, quote};
+use crate::event::row::{content_type, is_bytes};
 use crate::postgres::source;
 use crate::trouble::Trouble;
 
@@ -46,14 +48,20 @@ async fn fill(
     id: &str,
 ) -> Result<Option<DeadLetter>, sqlx::Error> {
     let (table, payload) = (config.source.table.quoted(), quote(column::PAYLOAD));
-    let is_bytes: bool = sqlx::query_scalar(
-        "SELECT atttypid = 'bytea'::regtype FROM pg_attribute WHERE attrelid = $1::regclass AND attname = $2",
+    // Of a domain, the type it is based on.
+    let payload_type: Oid = sqlx::query_scalar(
+        "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+         WHERE a.attrelid = $1::regclass AND a.attname = $2",
     )
     .bind(&table)
     .bind(column::PAYLOAD)
     .fetch_one(&mut *sql)
     .await?;
-    let bytes = if is_bytes { payload.clone() } else { format!("convert_to({payload}::text, 'UTF8')") };
+    let bytes = if is_bytes(payload_type.0) {
+        payload.clone()
+    } else {
+        format!("convert_to({payload}::text, 'UTF8')")
+    };
     let select = format!(
         "SELECT {bytes} AS bytes, row ->> 'aggregateid' AS key, row ->> 'type' AS type, row ->> $2::text AS route,
                 (row -> 'headers')::text AS headers, row ->> 'traceparent' AS traceparent,
@@ -76,6 +84,7 @@ async fn fill(
         headers: headers.filter(|json| json != "null").map(String::into_bytes),
         traceparent: row.try_get("traceparent")?,
         tracestate: row.try_get("tracestate")?,
+        content_type: content_type(payload_type.0).map(str::to_owned),
         omitted: None,
         ..letter
     }))

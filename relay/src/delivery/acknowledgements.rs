@@ -35,9 +35,8 @@ impl Delivery {
     }
 
     fn settle(&mut self, ack: Ack) -> Result<(), Trouble> {
-        self.in_flight_events = self.in_flight_events.saturating_sub(1);
-        self.in_flight_bytes = self.in_flight_bytes.saturating_sub(ack.bytes);
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
+        let bytes = self.in_flight.settled(partition);
         let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
         if ack.tag.is_replay() {
             replayed(self.replaying.take(), topic, number, &ack.outcome);
@@ -68,7 +67,7 @@ impl Delivery {
             self.observe(completed);
         }
         self.metrics.events_total.with_label_values(&[topic]).inc();
-        self.metrics.bytes_total.inc_by(ack.bytes as u64);
+        self.metrics.bytes_total.inc_by(bytes as u64);
         self.dead_letters.acknowledged(partition);
         let landed = self.partitions.mark(partition).map(|mark| mark.acknowledged(offset));
         let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
@@ -100,7 +99,7 @@ impl Delivery {
 
     pub(super) fn watch_producers(&mut self) -> Result<(), Trouble> {
         let activity = match std::mem::take(&mut self.settled) {
-            0 if self.in_flight_events == 0 => Activity::Idle,
+            0 if self.in_flight.events == 0 => Activity::Idle,
             0 => Activity::Waiting,
             _ => Activity::Acknowledged,
         };

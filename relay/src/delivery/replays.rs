@@ -25,9 +25,10 @@ impl Delivery {
             let time = row.occurred_at.unwrap_or(now);
             let headers = self.style.headers(&row, None, time, letter.content_type.as_deref());
             let headers = headers.map_err(|error| Poison::from(&error))?;
+            let bytes = self.style.size(&row);
             let subject = Subject {
                 key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),
-                bytes: self.style.size(&row),
+                bytes,
                 flaw: None,
                 commit: after_everything(),
                 column: |_: &str| row.route_by,
@@ -41,7 +42,7 @@ impl Delivery {
                 Place::NewTopic(topic) => Err(topic.to_owned()),
             };
             // A record as old as its event might be gone by the topic's retention as soon as it is there.
-            Ok((place, Prepared::event(row, headers, now)))
+            Ok((place, Prepared::event(row, headers, bytes, now)))
         });
         let (place, prepared) = match prepared {
             Ok((place, prepared)) => (place, prepared),

@@ -40,7 +40,7 @@ impl Delivery {
         origin: Origin,
         stored: u64,
     ) -> Result<Flow, Trouble> {
-        if self.settles_first && self.in_flight_events > 0 {
+        if self.settles_first && self.in_flight.events > 0 {
             return Ok(Flow::Blocked);
         }
         self.settles_first = false;
@@ -95,8 +95,14 @@ impl Delivery {
                 if let Some(Poison { kind: PoisonKind::TooLarge, topic: Some(topic), .. }) = &poison {
                     self.was_too_large_for(topic);
                 }
-                let prepared =
-                    self.prepare(arrival, poison, origin.position, time, layout.content_type(), limit);
+                let prepared = self.prepare(
+                    (arrival, bytes),
+                    poison,
+                    origin.position,
+                    time,
+                    layout.content_type(),
+                    limit,
+                );
                 self.send(prepared, origin, partition)?;
             }
             Admission::AlreadyThere => {
@@ -143,7 +149,7 @@ impl Delivery {
 
     fn prepare<'a>(
         &self,
-        arrival: Arrival<'a>,
+        (arrival, bytes): (Arrival<'a>, usize),
         poison: Option<Poison>,
         position: Position,
         time: PgTime,
@@ -151,7 +157,7 @@ impl Delivery {
         limit: usize,
     ) -> Prepared<'a> {
         let (row, poison) = match (arrival, poison) {
-            (Arrival::Event(row, headers), None) => return Prepared::event(row, headers, time),
+            (Arrival::Event(row, headers), None) => return Prepared::event(row, headers, bytes, time),
             (Arrival::Event(row, _), Some(poison)) => (row.into(), poison),
             (Arrival::Flawed(row, flaw), poison) => (row, poison.unwrap_or(flaw)),
         };
@@ -211,13 +217,11 @@ impl Delivery {
             headers: prepared.headers,
             timestamp,
         };
-        let bytes = record.bytes();
         let sent = self.producers.send(record, tag);
         // After a refused record a producer takes no more: this can be the first that is heard of it.
         sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
         self.counts.sent += 1;
-        self.in_flight_events += 1;
-        self.in_flight_bytes += bytes;
+        self.in_flight.sent(tag.partition(), prepared.bytes);
         Ok(())
     }
 }

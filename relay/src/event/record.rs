@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::dead_letter::Note;
 use crate::event::row::OutboxRow;
+use crate::trouble::excerpt;
 
 /// Headers of every record and a few of the row's own: one allocation instead of four.
 const USUAL_HEADERS: usize = 10;
@@ -97,6 +98,8 @@ pub struct Prepared<'a> {
     pub value: Option<Cow<'a, [u8]>>,
     /// Headers.
     pub headers: OwnedHeaders,
+    /// About how many bytes all of it takes.
+    pub bytes: usize,
     /// Its time.
     pub time: PgTime,
     /// Set when it is a dead letter.
@@ -105,8 +108,8 @@ pub struct Prepared<'a> {
 
 impl<'a> Prepared<'a> {
     /// The record of a row that can be delivered.
-    pub fn event(row: OutboxRow<'a>, headers: OwnedHeaders, time: PgTime) -> Prepared<'a> {
-        Prepared { key: row.key, value: row.payload, headers, time, dead: None }
+    pub fn event(row: OutboxRow<'a>, headers: OwnedHeaders, bytes: usize, time: PgTime) -> Prepared<'a> {
+        Prepared { key: row.key, value: row.payload, headers, bytes, time, dead: None }
     }
 }
 
@@ -119,7 +122,7 @@ fn with_own_headers(mut headers: OwnedHeaders, json: &[u8]) -> Result<OwnedHeade
     for (name, value) in &own {
         let Value::String(value) = value else { return Err(RecordError::Headers) };
         if header::is_reserved(name) {
-            return Err(RecordError::ReservedHeader(name.clone()));
+            return Err(RecordError::ReservedHeader(excerpt(name)));
         }
         if name.is_empty() || name.contains('\0') {
             return Err(RecordError::Headers);

@@ -150,7 +150,7 @@ impl Layout {
 
     /// Media type of the payload, where its column's type tells.
     pub fn content_type(&self) -> Option<&'static str> {
-        matches!(self.payload_type, oid::JSON | oid::JSONB).then_some("application/json")
+        content_type(self.payload_type)
     }
 
     /// Whether `column` is the one that selects the topic.
@@ -209,6 +209,16 @@ pub fn is_read(name: &str) -> bool {
 const ROUTING_COLUMN: &str = "routing column";
 
 /// Whether values of that type can be read in that role. A domain over jsonb would bring jsonb's version byte along.
+/// Media type of a payload, where its column's type, by OID, tells.
+pub fn content_type(payload_type: u32) -> Option<&'static str> {
+    matches!(payload_type, oid::JSON | oid::JSONB).then_some("application/json")
+}
+
+/// Whether a column of the type with this OID holds bytes as they are.
+pub fn is_bytes(column_type: u32) -> bool {
+    column_type == oid::BYTEA
+}
+
 fn is_readable(role: Role, oid: u32) -> bool {
     match role {
         Role::Id => oid == oid::UUID || is_text(oid),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Once;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox::Position;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
@@ -10,9 +10,10 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
+use rdkafka::metadata::MetadataTopic;
 
 use crate::kafka::error::reason_of_kafka;
-use crate::kafka::search::{POLL, REQUEST, SearchError, Searcher, is_refusal};
+use crate::kafka::search::{POLL, REQUEST, SearchError, Searcher, TURN, is_of, is_refusal};
 use crate::topics::partitions::{Evidence, Floor};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::Seen;
@@ -22,6 +23,9 @@ use crate::trouble::Reason;
 /// know how far its followers are.
 const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
+
+/// So many topics are asked for by their names; more, in one request for all there are.
+const FEW_TOPICS: usize = 16;
 
 static SETTINGS_UNREADABLE: Once = Once::new();
 static FEW_REPLICAS: Once = Once::new();
@@ -46,7 +50,13 @@ impl Searcher {
         }
         let found = match floor.last {
             Some(last) if low <= last.offset && last.offset < high => {
-                Some(self.reading_from(topic, partition, last.offset, || self.record_at(last.offset))?)
+                let look = || self.record_at(topic, partition, last.offset);
+                let mut found = self.reading_from(topic, partition, last.offset, look)?;
+                while found.is_none() {
+                    self.sleep(BETWEEN_LOOKS)?;
+                    found = self.reading_from(topic, partition, last.offset, look)?;
+                }
+                found
             }
             _ => None,
         };
@@ -57,15 +67,20 @@ impl Searcher {
         })
     }
 
-    /// What lies at an offset; the consumer stands there.
-    fn record_at(&self, offset: i64) -> Result<Found, SearchError> {
+    /// What lies at an offset, where the consumer stands; `None` when nothing came for a while.
+    fn record_at(&self, topic: &str, partition: i32, offset: i64) -> Result<Option<Found>, SearchError> {
+        let asked = Instant::now();
         while !self.is_cancelled() {
             match self.consumer.poll(POLL) {
+                None if asked.elapsed() >= TURN => return Ok(None),
                 None => {}
+                // Left over from the partition that was read before.
+                Some(Ok(message)) if !is_of(&message, topic, partition) => {}
                 Some(Ok(message)) if message.offset() == offset => {
-                    return Ok(self.position(&message).map_or(Found::Foreign, Found::Ours));
+                    return Ok(Some(self.position(&message).map_or(Found::Foreign, Found::Ours)));
                 }
-                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Found::Nothing),
+                Some(Err(KafkaError::PartitionEOF(other))) if other != partition => {}
+                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Some(Found::Nothing)),
                 Some(Err(error)) if is_refusal(&error) => return Err(SearchError::Refused(error)),
                 Some(Err(error)) => tracing::debug!(%error, "inspecting Kafka"),
             }
@@ -75,19 +90,25 @@ impl Searcher {
 
     /// What the metadata says of topics; `None` while Kafka does not answer.
     pub fn look(&self, topics: &[String]) -> Option<BTreeMap<String, Seen>> {
-        topics.iter().map(|name| Some((name.clone(), self.look_at(name)?))).collect()
+        if topics.len() <= FEW_TOPICS {
+            return topics.iter().map(|name| Some((name.clone(), self.look_at(name)?))).collect();
+        }
+        let metadata = self.consumer.fetch_metadata(None, REQUEST).ok()?;
+        let by_name: BTreeMap<&str, _> =
+            metadata.topics().iter().map(|topic| (topic.name(), topic)).collect();
+        // One that is not shown is asked for by its name: it may only not be the relay's to see.
+        topics
+            .iter()
+            .map(|name| match by_name.get(name.as_str()) {
+                Some(topic) => Some((name.clone(), seen(topic))),
+                None => Some((name.clone(), self.look_at(name)?)),
+            })
+            .collect()
     }
 
     fn look_at(&self, name: &str) -> Option<Seen> {
         let metadata = self.consumer.fetch_metadata(Some(name), REQUEST).ok()?;
-        let Some(topic) = metadata.topics().iter().find(|topic| topic.name() == name) else {
-            return Some(Seen::Missing);
-        };
-        Some(match topic.error().map(RDKafkaErrorCode::from) {
-            Some(code) if reason_of_kafka(code) == Reason::TopicMissing => Seen::Missing,
-            Some(_) => Seen::Unclear,
-            None => Seen::There(topic.partitions().iter().map(|partition| partition.leader()).collect()),
-        })
+        Some(metadata.topics().iter().find(|topic| topic.name() == name).map_or(Seen::Missing, seen))
     }
 
     /// Waits until what a search will see cannot be lost any more. Brokers before 4.0 show records that fewer
@@ -137,6 +158,14 @@ impl Searcher {
                 None
             }
         }
+    }
+}
+
+fn seen(topic: &MetadataTopic) -> Seen {
+    match topic.error().map(RDKafkaErrorCode::from) {
+        Some(code) if reason_of_kafka(code) == Reason::TopicMissing => Seen::Missing,
+        Some(_) => Seen::Unclear,
+        None => Seen::There(topic.partitions().iter().map(|partition| partition.leader()).collect()),
     }
 }
 

@@ -30,6 +30,8 @@ use crate::trouble::Reason;
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// One request for metadata or watermarks.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
+/// How long a partition that gives nothing keeps others from being read: its leader may be away.
+pub(crate) const TURN: Duration = Duration::from_secs(2);
 /// Pause before a request that failed is made again.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -193,8 +195,17 @@ impl Searcher {
             return Err(SearchError::Lost { topic: topic.into(), partition, what });
         }
         // What retention has removed was there, or the partition would not begin after it.
-        let start = from.max(low);
-        self.reading_from(topic, partition, start, || self.read(start, until))
+        let mut reading = Reading {
+            topic,
+            partition,
+            until,
+            found: Searched::nothing(from.max(low)),
+            phantoms: Phantoms::default(),
+        };
+        while !self.reading_from(topic, partition, reading.found.end, || self.read(&mut reading))? {
+            self.sleep(PAUSE)?;
+        }
+        Ok((reading.found, reading.phantoms))
     }
 
     /// First and last offset of a partition.
@@ -221,39 +232,50 @@ impl Searcher {
         found
     }
 
-    fn read(&self, start: i64, until: Option<i64>) -> Result<(Searched, Phantoms), SearchError> {
-        let mut found = Searched { highest: None, own_records: 0, end: start };
-        let mut phantoms = Phantoms::default();
+    /// Reads on, and answers whether it is done. It is not when nothing came for a while.
+    fn read(&self, reading: &mut Reading<'_>) -> Result<bool, SearchError> {
+        let mut heard = Instant::now();
         while !self.is_cancelled() {
             match self.consumer.poll(POLL) {
+                None if heard.elapsed() >= TURN => return Ok(false),
                 None => {}
-                Some(Ok(message)) if until.is_some_and(|until| message.offset() >= until) => {
-                    return Ok((found, phantoms));
+                // Left over from the partition that was read before.
+                Some(Ok(message)) if !is_of(&message, reading.topic, reading.partition) => {}
+                Some(Ok(message)) if reading.until.is_some_and(|until| message.offset() >= until) => {
+                    return Ok(true);
                 }
                 Some(Ok(message)) => {
                     failpoint::pass(Boundary::InSearch);
-                    found.end = message.offset() + 1;
-                    match self.position(&message) {
-                        None => {}
-                        Some(position) if self.counts(position, until.is_some()) => {
-                            found.highest = found.highest.max(Some(position));
-                            found.own_records += 1;
-                        }
-                        Some(position) => {
-                            let ahead = self.lineage.is_on_line(position);
-                            phantoms.add(Phantoms { count: 1, ids: event_id(&message), ahead });
-                        }
-                    }
-                    if until == Some(found.end) {
-                        return Ok((found, phantoms));
+                    heard = Instant::now();
+                    self.take_in(&message, reading);
+                    if reading.until == Some(reading.found.end) {
+                        return Ok(true);
                     }
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok((found, phantoms)),
+                Some(Err(KafkaError::PartitionEOF(partition))) if partition == reading.partition => {
+                    return Ok(true);
+                }
                 Some(Err(error)) if is_refusal(&error) => return Err(SearchError::Refused(error)),
                 Some(Err(error)) => tracing::debug!(%error, "searching Kafka"),
             }
         }
         Err(SearchError::Cancelled)
+    }
+
+    fn take_in(&self, message: &BorrowedMessage<'_>, reading: &mut Reading<'_>) {
+        let found = &mut reading.found;
+        found.end = message.offset() + 1;
+        match self.position(message) {
+            None => {}
+            Some(position) if self.counts(position, reading.until.is_some()) => {
+                found.highest = found.highest.max(Some(position));
+                found.own_records += 1;
+            }
+            Some(position) => {
+                let ahead = self.lineage.is_on_line(position);
+                reading.phantoms.add(Phantoms { count: 1, ids: event_id(message), ahead });
+            }
+        }
     }
 
     /// Whether a record at this position is an event of this server.
@@ -300,6 +322,19 @@ impl Searcher {
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
+}
+
+/// A partition that is being read, and what was found so far.
+struct Reading<'a> {
+    topic: &'a str,
+    partition: i32,
+    until: Option<i64>,
+    found: Searched,
+    phantoms: Phantoms,
+}
+
+pub(crate) fn is_of(message: &BorrowedMessage<'_>, topic: &str, partition: i32) -> bool {
+    message.partition() == partition && message.topic() == topic
 }
 
 fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m [u8]> {

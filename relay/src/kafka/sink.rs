@@ -70,8 +70,6 @@ impl Tag {
 pub struct Ack {
     /// Which record.
     pub tag: Tag,
-    /// Its key and value bytes.
-    pub bytes: usize,
     /// Its offset if the broker said, or why it is not in Kafka.
     pub outcome: Result<Option<i64>, RDKafkaErrorCode>,
 }
@@ -163,15 +161,12 @@ impl ProducerContext for Delivery {
 
     fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
         failpoint::pass(Boundary::InCallback);
-        let (message, outcome) = match result {
+        let outcome = match result {
             // The broker had it already (a retry whose first answer was lost): stored, offset unknown.
-            Ok(message) => (message, Ok(Some(message.offset()).filter(|offset| *offset >= 0))),
-            Err((error, message)) => {
-                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-                (message, Err(code))
-            }
+            Ok(message) => Ok(Some(message.offset()).filter(|offset| *offset >= 0)),
+            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
         };
-        self.0.put(Ack { tag: Tag(tag), bytes: message.payload_len() + message.key_len(), outcome });
+        self.0.put(Ack { tag: Tag(tag), outcome });
     }
 }
 
@@ -190,13 +185,6 @@ pub struct Outgoing<'a> {
     pub headers: OwnedHeaders,
     /// Milliseconds since 1970.
     pub timestamp: i64,
-}
-
-impl Outgoing<'_> {
-    /// Bytes that count against the budget.
-    pub fn bytes(&self) -> usize {
-        self.key.map_or(0, <[u8]>::len) + self.value.map_or(0, <[u8]>::len)
-    }
 }
 
 /// The producers of one session.

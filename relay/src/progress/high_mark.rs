@@ -23,6 +23,13 @@ pub struct Searched {
     pub end: i64,
 }
 
+impl Searched {
+    /// A search that begins at `start`.
+    pub fn nothing(start: i64) -> Searched {
+        Searched { highest: None, own_records: 0, end: start }
+    }
+}
+
 /// What to do with the next row of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {

@@ -132,7 +132,8 @@ impl Mapper {
         })
     }
 
-    /// The size of the largest record a topic takes now.
+    /// The size of the largest record a topic takes now. Of one that only earlier mappings know that is not followed: each
+    /// of them has placed rows by what it was then.
     pub fn limit(&self, topic: &str) -> usize {
         self.current.mapping.limit(topic).0
     }
@@ -172,7 +173,8 @@ impl Mapper {
 
     /// The smallest limit of any topic: no batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
-        self.current.mapping.smallest_limit()
+        let earlier = self.previous.iter().map(|(_, generation)| generation);
+        earlier.chain([&self.current]).filter_map(|generation| generation.mapping.smallest_limit()).min()
     }
 
     /// What a topic looks like in the current mapping.
@@ -261,6 +263,36 @@ mod tests {
         let old = Mappings::first(rule("old.${routedByValue}", 100));
         let mut mapper = Mapper::new(old.under(rule("new.${routedByValue}", 100), end(50))).unwrap();
         assert_eq!(topic_of(&mut mapper, 10, 1).unwrap(), "new.x, new");
+    }
+
+    #[test]
+    fn no_batch_is_too_large_for_a_topic_that_only_an_earlier_mapping_knows() {
+        let mut old = Mappings::first(rule("old.${routedByValue}", 100));
+        old.current.topics.insert("old.x".into(), TopicShape { partitions: 3, max_message_bytes: Some(50) });
+        let both = old.under(rule("new.${routedByValue}", 200), end(50));
+        assert_eq!(both.smallest_limit(), Some(50));
+        let mut mapper = Mapper::new(both).unwrap();
+        mapper.add("new.x", TopicShape { partitions: 3, max_message_bytes: Some(70) });
+        assert_eq!(mapper.smallest_limit(), Some(50));
+        mapper.confirm(end(50));
+        assert_eq!(mapper.smallest_limit(), Some(70), "forgotten");
+    }
+
+    #[test]
+    fn values_without_end_do_not_fill_the_memory() {
+        let mut mapper = Mapper::new(Mappings::first(Rule {
+            routing: Routing { regex: "x.*".into(), replacement: "t".into(), ..Routing::default() },
+            max_message_bytes: 100,
+            dead_letter_topic: None,
+        }))
+        .unwrap();
+        for n in 0..100_000 {
+            let value = format!("x{n}");
+            let commit = CommitLsn::new(Lsn::from(1));
+            let column = |_: &str| Some(value.as_str());
+            mapper.place(&Subject { key: b"k", bytes: 1, flaw: None, commit, column }).unwrap();
+        }
+        assert!(mapper.current.remembered() < 20_000);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use regex::Regex;
 
 use crate::config::Routing;
+use crate::trouble::excerpt;
 
 /// Longest topic name Kafka takes.
 const MAX_TOPIC_BYTES: usize = 249;
@@ -68,11 +69,12 @@ impl Router {
 
     /// The topic for a value of the routing column.
     pub fn topic(&self, value: &str) -> Result<String, Unroutable> {
-        let groups = self.rule.captures(value).ok_or_else(|| Unroutable::NoMatch { value: value.into() })?;
+        let groups = self.rule.captures(value);
+        let groups = groups.ok_or_else(|| Unroutable::NoMatch { value: excerpt(value) })?;
         let mut topic = String::new();
         groups.expand(&self.replacement, &mut topic);
         if !is_topic_name(&topic) {
-            return Err(Unroutable::IllegalTopic { topic });
+            return Err(Unroutable::IllegalTopic { topic: excerpt(&topic) });
         }
         if self.dead_letter_topic.as_ref() == Some(&topic) {
             return Err(Unroutable::DeadLetterTopic { topic });

@@ -186,6 +186,11 @@ impl Pump {
         self.writer.committed().confirmed
     }
 
+    /// Sends nothing more: see [`Delivery::give_up`].
+    pub fn give_up(&self, all: bool) {
+        self.delivery.give_up(all);
+    }
+
     /// Gives back what the session has to end: the stream, and the producers within `Delivery`.
     pub fn into_parts(self) -> (Stream, Delivery) {
         (self.stream, self.delivery)

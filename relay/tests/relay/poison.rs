@@ -340,6 +340,7 @@ async fn dead_letters_are_listed_and_sent_again_by_the_running_relay() {
     let records = site.until_records(3).await;
     assert_eq!(find(&records, "large").value.as_ref().map(Vec::len), Some(LIMIT + 2), "from the table");
     assert_eq!(find(&records, "large").header("own"), Some("h"));
+    assert_eq!(find(&records, "large").header("content-type"), Some("application/json"));
 
     // The stream goes on beside them, and what follows a replay is neither lost nor taken for a duplicate.
     assert_eq!(well.ask("/readyz").await.unwrap().0, 200);

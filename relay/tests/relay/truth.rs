@@ -139,6 +139,8 @@ async fn while_kafka_is_away() {
     .await;
     assert!(relay.metric("outbox_relay_lag_seconds").await > 0.0);
     assert_eq!(relay.metric("outbox_relay_in_flight_events").await, 1.0);
+    let bytes = relay.metric("outbox_relay_in_flight_bytes").await;
+    assert!(bytes > 100.0, "a key and a value of a few bytes, and {bytes} with all headers");
     assert!(relay.metric("outbox_relay_unconfirmed_wal_bytes").await > 0.0);
     broker.resume().unwrap();
     relay.until_ready().await;

@@ -6,6 +6,10 @@ use super::{Mapping, Subject, Unplaceable};
 use crate::dead_letter::Poison;
 use crate::routing::router::{InvalidRule, Router, Unroutable, partition};
 
+/// Routes that are remembered: far more than there are topics, and bounded, because a regular expression may take any number
+/// of values to one topic.
+const MAX_ROUTES: usize = 16_384;
+
 /// A mapping at work.
 pub(super) struct Generation {
     pub(super) mapping: Mapping,
@@ -19,6 +23,11 @@ impl Generation {
         let rule = &mapping.rule;
         let router = Router::new(&rule.routing)?.keeping_clear_of(rule.dead_letter_topic.as_deref());
         Ok(Generation { mapping, router, routes: HashMap::new() })
+    }
+
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.routes.len()
     }
 
     /// Where a row goes: its topic, the partition if the topic is known, and why it goes there as a dead letter.
@@ -63,6 +72,9 @@ fn route<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
 ) -> Result<&'m str, Unroutable> {
     let value = (subject.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
     if !routes.contains_key(value) {
+        if routes.len() >= MAX_ROUTES {
+            routes.clear();
+        }
         routes.insert(value.to_owned(), router.topic(value)?);
     }
     Ok(routes.get(value).map_or("", String::as_str))

@@ -112,8 +112,7 @@ impl Mappings {
     /// Every topic with the highest number of partitions it has in any of them.
     pub fn topics(&self) -> BTreeMap<&str, i32> {
         let mut topics = BTreeMap::new();
-        let all = self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current]);
-        for (name, shape) in all.flat_map(|mapping| &mapping.topics) {
+        for (name, shape) in self.all().flat_map(|mapping| &mapping.topics) {
             let partitions = topics.entry(name.as_str()).or_default();
             *partitions = shape.partitions.max(*partitions);
         }
@@ -122,13 +121,16 @@ impl Mappings {
 
     /// Whether a topic is selected by the column of that name in any of them.
     pub fn read(&self, column: &str) -> bool {
-        let all = self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current]);
-        all.into_iter().any(|mapping| mapping.rule.routing.by_field == column)
+        self.all().any(|mapping| mapping.rule.routing.by_field == column)
     }
 
     /// The smallest limit of any topic: no batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
-        self.current.smallest_limit()
+        self.all().filter_map(Mapping::smallest_limit).min()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Mapping> {
+        self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current])
     }
 }
 
