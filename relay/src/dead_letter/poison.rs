@@ -11,7 +11,7 @@ use crate::event::record::RecordError;
 use crate::event::row::{EventId, OutboxRow, Remains, RowError};
 use crate::routing::mapping::Unplaceable;
 use crate::routing::router::Unroutable;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{Reason, Trouble, excerpt};
 
 /// Why a row cannot be delivered, as a metric's label and a header's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,7 +128,10 @@ impl Arrival<'_> {
     /// The trouble it is where poison stops delivery.
     pub fn trouble(&self, error: impl fmt::Display, position: Position) -> Trouble {
         let what = match self.id() {
-            Some(id) => format!("event {} at {position}: {error}", String::from_utf8_lossy(id.as_bytes())),
+            Some(id) => {
+                let id = excerpt(&String::from_utf8_lossy(id.as_bytes()));
+                format!("event {id} at {position}: {error}")
+            }
             None => format!("the row at {position}: {error}"),
         };
         Trouble::new(Reason::PoisonRow, what)

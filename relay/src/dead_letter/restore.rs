@@ -39,34 +39,24 @@ impl DeadLetter {
     }
 }
 
-/// `to_jsonb`, because a table made for Debezium has only some of the columns. A payload is text as the stream has it,
-/// unless it is bytes.
+/// `to_jsonb`, because a table made for Debezium has only some of the columns. Key and payload are text as the stream
+/// has it, unless they are bytes.
 async fn fill(
     sql: &mut PgConnection,
     config: &Config,
     letter: DeadLetter,
     id: &str,
 ) -> Result<Option<DeadLetter>, sqlx::Error> {
-    let (table, payload) = (config.source.table.quoted(), quote(column::PAYLOAD));
-    // Of a domain, the type it is based on.
-    let payload_type: Oid = sqlx::query_scalar(
-        "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-         WHERE a.attrelid = $1::regclass AND a.attname = $2",
-    )
-    .bind(&table)
-    .bind(column::PAYLOAD)
-    .fetch_one(&mut *sql)
-    .await?;
-    let bytes = if is_bytes(payload_type.0) {
-        payload.clone()
-    } else {
-        format!("convert_to({payload}::text, 'UTF8')")
-    };
+    let table = config.source.table.quoted();
+    let payload_type = type_of(sql, &table, column::PAYLOAD).await?;
+    let key_type = type_of(sql, &table, column::AGGREGATE_ID).await?;
     let select = format!(
-        "SELECT {bytes} AS bytes, row ->> 'aggregateid' AS key, row ->> 'type' AS type, row ->> $2::text AS route,
+        "SELECT {} AS payload, {} AS key, row ->> 'type' AS type, row ->> $2::text AS route,
                 (row -> 'headers')::text AS headers, row ->> 'traceparent' AS traceparent,
                 row ->> 'tracestate' AS tracestate
-         FROM (SELECT *, to_jsonb(o) - 'payload' AS row FROM {table} o WHERE o.id::text = $1 LIMIT 1) found"
+         FROM (SELECT *, to_jsonb(o) - 'payload' AS row FROM {table} o WHERE o.id::text = $1 LIMIT 1) found",
+        as_bytes(column::PAYLOAD, payload_type),
+        as_bytes(column::AGGREGATE_ID, key_type),
     );
     let row = sqlx::query(AssertSqlSafe(select))
         .bind(id)
@@ -74,18 +64,35 @@ async fn fill(
         .fetch_optional(&mut *sql)
         .await?;
     let Some(row) = row else { return Ok(None) };
-    let key: Option<String> = row.try_get("key")?;
     let headers: Option<String> = row.try_get("headers")?;
     Ok(Some(DeadLetter {
-        payload: row.try_get("bytes")?,
-        key: key.map(String::into_bytes),
+        payload: row.try_get("payload")?,
+        key: row.try_get("key")?,
         event_type: row.try_get("type")?,
         route: row.try_get("route")?,
         headers: headers.filter(|json| json != "null").map(String::into_bytes),
         traceparent: row.try_get("traceparent")?,
         tracestate: row.try_get("tracestate")?,
-        content_type: content_type(payload_type.0).map(str::to_owned),
+        content_type: content_type(payload_type).map(str::to_owned),
         omitted: None,
         ..letter
     }))
+}
+
+/// OID of a column's type; of a domain, of the type it is based on.
+async fn type_of(sql: &mut PgConnection, table: &str, column: &str) -> Result<u32, sqlx::Error> {
+    let oid: Oid = sqlx::query_scalar(
+        "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+         WHERE a.attrelid = $1::regclass AND a.attname = $2",
+    )
+    .bind(table)
+    .bind(column)
+    .fetch_one(sql)
+    .await?;
+    Ok(oid.0)
+}
+
+fn as_bytes(column: &str, column_type: u32) -> String {
+    let column = quote(column);
+    if is_bytes(column_type) { column } else { format!("convert_to({column}::text, 'UTF8')") }
 }

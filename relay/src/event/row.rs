@@ -405,7 +405,7 @@ fn timestamp(value: Column<'_>, oid: u32) -> Result<Option<PgTime>, RowError> {
     match value {
         Column::Binary(bytes) if oid == oid::TIMESTAMPTZ => {
             let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| malformed())?;
-            Ok(Some(PgTime::from_micros(i64::from_be_bytes(bytes))))
+            Ok(Some(PgTime::from_micros(i64::from_be_bytes(bytes))).filter(|time| has_year(*time)))
         }
         // Another type under this name: not ours to interpret; the commit time stands in.
         Column::Binary(_) => Ok(None),
@@ -413,6 +413,15 @@ fn timestamp(value: Column<'_>, oid: u32) -> Result<Option<PgTime>, RowError> {
             .map(|text| parse_timestamp(text).ok_or_else(malformed))
             .transpose(),
     }
+}
+
+/// The years 1 to 9999, in microseconds since 1970.
+const YEARS: std::ops::Range<i64> = -62_135_596_800_000_000..253_402_300_800_000_000;
+
+/// RFC 3339, and so `ce_time`, has years of four digits; infinity has none. Where there is no such time the commit's
+/// stands in.
+fn has_year(time: PgTime) -> bool {
+    YEARS.contains(&time.unix_micros())
 }
 
 /// `2026-11-24 10:37:12.123456+00`, the ISO form the connection asks for.

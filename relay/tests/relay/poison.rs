@@ -356,3 +356,25 @@ async fn dead_letters_are_listed_and_sent_again_by_the_running_relay() {
     assert_eq!(site.records().await.len(), 7, "routed was sent again twice, as asked");
     assert_eq!(well.metric("outbox_relay_duplicates_detected_total").await, 0.0);
 }
+
+/// What does not fit into a dead letter is read from the table again, a key of bytes byte for byte.
+#[tokio::test]
+async fn a_key_of_bytes_is_the_same_after_it_was_read_from_the_table() {
+    let site = site().await;
+    site.execute("ALTER TABLE outbox ALTER COLUMN aggregateid TYPE bytea USING aggregateid::bytea").await;
+    let ill = site.launch(limited);
+    ill.until_ready().await;
+    site.execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+         VALUES (gen_random_uuid(), '{}', '\\x00ff', 'large.v1', to_jsonb(repeat('x', {LIMIT})))",
+        site.aggregate
+    ))
+    .await;
+    until_dead(&site, 1).await;
+    ill.stop().await;
+    let well = site.launch(cured);
+    well.until("/readyz", 200, "streaming").await;
+    let answer = site.command(well.admin, cured, &["dead-letters", "replay", "--all"]).await;
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert_eq!(site.until_records(1).await[0].key.as_deref(), Some(&b"\x00\xff"[..]));
+}
