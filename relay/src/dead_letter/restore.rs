@@ -52,7 +52,7 @@ async fn fill(
     let key_type = type_of(sql, &table, column::AGGREGATE_ID).await?;
     let select = format!(
         "SELECT {} AS payload, {} AS key, row ->> 'type' AS type, row ->> $2::text AS route,
-                (row -> 'headers')::text AS headers, row ->> 'traceparent' AS traceparent,
+                row ->> 'headers' AS headers, row ->> 'traceparent' AS traceparent,
                 row ->> 'tracestate' AS tracestate
          FROM (SELECT *, to_jsonb(o) - 'payload' AS row FROM {table} o WHERE o.id::text = $1 LIMIT 1) found",
         as_bytes(column::PAYLOAD, payload_type),
@@ -70,7 +70,7 @@ async fn fill(
         key: row.try_get("key")?,
         event_type: row.try_get("type")?,
         route: row.try_get("route")?,
-        headers: headers.filter(|json| json != "null").map(String::into_bytes),
+        headers: headers.map(String::into_bytes),
         traceparent: row.try_get("traceparent")?,
         tracestate: row.try_get("tracestate")?,
         content_type: content_type(payload_type).map(str::to_owned),

@@ -205,7 +205,8 @@ impl Delivery {
         let now = kafka_timestamp(PgTime::now());
         let mut timestamp = kafka_timestamp(prepared.time);
         let settings = self.partitions.settings(topic).copied().unwrap_or_default();
-        if settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now) {
+        // Kafka has no time before 1970, and librdkafka takes 0 for none.
+        if timestamp <= 0 || settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now) {
             timestamp = now;
             self.metrics.timestamps_replaced_total.inc();
         }
