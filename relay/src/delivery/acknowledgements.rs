@@ -109,7 +109,9 @@ impl Delivery {
         match self.watchdog.tick(Instant::now(), activity, self.acks.take_brokers_down()) {
             Suspicion::None => Ok(()),
             Suspicion::Ask => {
-                self.jobs.is_reachable();
+                // While producers get acknowledgements, or have nothing to send, nobody minds.
+                let producers = (activity == Activity::Waiting).then(|| self.producers.roster());
+                self.jobs.reach(producers);
                 Ok(())
             }
             Suspicion::Stuck => {

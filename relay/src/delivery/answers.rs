@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Delivery, code_of};
 use crate::kafka;
 use crate::kafka::jobs::Answer;
-use crate::kafka::search::{Phantoms, SearchError};
+use crate::kafka::search::{Phantoms, Reach, SearchError};
 use crate::progress::high_mark::Searched;
 use crate::topics::partitions::PartitionId;
 use crate::trouble::{Reason, Trouble};
@@ -35,7 +35,12 @@ impl Delivery {
                 }
             }
             Answer::HoleRead { partition, found } => self.hole_read(partition, found),
-            Answer::Reachable(there) => {
+            Answer::Reached(Reach::NotByOurClients) => {
+                let what = "Kafka can be reached, but a client of this session has no broker left to ask";
+                return Err(Trouble::new(Reason::DeliveryFailed, what));
+            }
+            Answer::Reached(reach) => {
+                let there = reach == Reach::There;
                 self.kafka = Some(there);
                 self.watchdog.looked(Instant::now(), there);
             }

@@ -132,6 +132,10 @@ impl Delivery {
         self.inquiries.looked.1 = false;
         let Some(seen) = seen else {
             self.inquiries.watch.away();
+            // Producers may get their acknowledgements all the same.
+            if self.watchdog.asks() {
+                self.jobs.reach(None);
+            }
             return Ok(());
         };
         let partitions = &self.partitions;

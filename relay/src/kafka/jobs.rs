@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::kafka::search::{FoundTopic, Phantoms, SearchError, Searcher};
+use crate::kafka::search::{FoundTopic, Phantoms, Reach, SearchError, Searcher};
+use crate::kafka::sink::Roster;
 use crate::progress::high_mark::{Hole, Searched};
 use crate::status::Status;
 use crate::topics::partitions::{PartitionId, ToInspect};
@@ -68,7 +69,7 @@ pub enum Answer {
         found: Searched,
     },
     /// Whether Kafka could be reached.
-    Reachable(bool),
+    Reached(Reach),
     /// There is no answer.
     Failed(SearchError),
 }
@@ -155,9 +156,13 @@ impl Jobs {
         });
     }
 
-    /// Asks whether Kafka can be reached.
-    pub fn is_reachable(&self) {
-        self.ask(|searcher| Ok(Answer::Reachable(searcher.is_reachable()?)));
+    /// Asks whether Kafka can be reached, also by these producers.
+    pub fn reach(&self, producers: Option<Roster>) {
+        self.ask(move |searcher| {
+            let reach = searcher.reach()?;
+            let lost = reach == Reach::There && producers.is_some_and(|producers| producers.has_no_broker());
+            Ok(Answer::Reached(if lost { Reach::NotByOurClients } else { reach }))
+        });
     }
 
     /// Reads a hole.

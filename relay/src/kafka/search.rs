@@ -59,6 +59,19 @@ pub enum SearchError {
     Refused(KafkaError),
 }
 
+/// Whether Kafka can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Nobody answers.
+    Away,
+    /// It answers.
+    There,
+    /// It answers, and a client of the session has no broker left to ask. A broker that has just come back, and that the
+    /// controller still takes for dead, answers with an empty list of brokers; librdkafka forgets all it had then, and asks
+    /// nobody any more (confluentinc/librdkafka#5301).
+    NotByOurClients,
+}
+
 /// A topic as it is in Kafka.
 #[derive(Debug)]
 pub struct FoundTopic {
@@ -100,6 +113,7 @@ pub struct Searcher {
     /// One for all questions: to end it takes a tenth of a second.
     pub(crate) admin: AdminClient<DefaultClientContext>,
     pub(crate) consumer: BaseConsumer<Distrust>,
+    sink: Sink,
     /// Held by whoever reads records: there is one assignment.
     reading: Mutex<()>,
     source: String,
@@ -121,7 +135,7 @@ impl Searcher {
             .create_with_context(Distrust::default())?;
         let (reading, cancelled) = (Mutex::new(()), AtomicBool::new(false));
         let admin = client_config(sink).create()?;
-        Ok(Searcher { admin, consumer, reading, source, lineage, cancelled })
+        Ok(Searcher { admin, consumer, sink: sink.clone(), reading, source, lineage, cancelled })
     }
 
     /// Makes every call return soon.
@@ -129,10 +143,15 @@ impl Searcher {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether Kafka answers.
-    pub fn is_reachable(&self) -> Result<bool, SearchError> {
-        let there = self.consumer.fetch_metadata(None, REQUEST).is_ok();
-        if there { Ok(true) } else { self.trusted().map(|()| false) }
+    /// Whether Kafka answers: this client, or else one that is made for the question.
+    pub fn reach(&self) -> Result<Reach, SearchError> {
+        if self.consumer.fetch_metadata(None, REQUEST).is_ok() {
+            return Ok(Reach::There);
+        }
+        self.trusted()?;
+        let another: Result<BaseConsumer, _> = reader_config(&self.sink, "search").create();
+        let answered = another.and_then(|client| client.fetch_metadata(None, REQUEST)).is_ok();
+        Ok(if answered { Reach::NotByOurClients } else { Reach::Away })
     }
 
     /// Whether it is a lack of trust that a request failed for.

@@ -25,6 +25,9 @@ use crate::topics::partitions::PartitionId;
 const REQUEST_TIMEOUT_MS: &str = "10000";
 /// librdkafka's own default; a little below the brokers' default limit.
 const LARGEST_BATCH: usize = 1_000_000;
+/// How long a producer that was cut off may take to be connected again: its longest pause is 2 s, and a login takes a
+/// while.
+const BROKER_WITHIN: Duration = Duration::from_secs(5);
 /// How long producers may take to settle what they have sent before they are thrown away.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -189,8 +192,23 @@ pub struct Outgoing<'a> {
 
 /// The producers of one session.
 pub struct Producers {
-    producers: Vec<ThreadedProducer<Delivery>>,
+    producers: Vec<Arc<ThreadedProducer<Delivery>>>,
     largest_batch: usize,
+}
+
+/// Producers that can be asked a question where blocking is allowed.
+pub struct Roster(Vec<Arc<ThreadedProducer<Delivery>>>);
+
+impl Roster {
+    /// Whether one of them knows no broker that it could ask. A broker that only answers late is another error.
+    pub fn has_no_broker(&self) -> bool {
+        self.0.iter().any(|producer| {
+            let asked = producer.client().fetch_metadata(None, BROKER_WITHIN);
+            asked.is_err_and(|error| {
+                error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure)
+            })
+        })
+    }
 }
 
 impl Producers {
@@ -206,13 +224,19 @@ impl Producers {
         let largest_batch = limit.unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH);
         let mut config = producer_config(sink, max_in_flight);
         config.set("batch.size", largest_batch.to_string());
-        let producers = (0..sink.producers).map(|_| config.create_with_context(Delivery(Arc::clone(acks))));
+        let producers =
+            (0..sink.producers).map(|_| config.create_with_context(Delivery(Arc::clone(acks))).map(Arc::new));
         Ok(Producers { producers: producers.collect::<Result<_, _>>()?, largest_batch })
     }
 
     /// Whether these producers keep to a topic's limit.
     pub fn keep_to(&self, limit: usize) -> bool {
         self.largest_batch <= limit
+    }
+
+    /// The same producers, to be asked a question.
+    pub fn roster(&self) -> Roster {
+        Roster(self.producers.clone())
     }
 
     /// Hands a record over. Its partition decides the producer, so order within a partition holds.
@@ -292,8 +316,12 @@ fn producer_config(sink: &Sink, max_in_flight: usize) -> ClientConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         #[test]
@@ -314,6 +342,74 @@ mod tests {
             ("message.timeout.ms", "0"),
         ] {
             assert_eq!(config.get(key), Some(value), "{key}");
+        }
+    }
+
+    /// A broker that answers requests for metadata: with itself, and once it is fenced with no broker at all.
+    fn broker(fenced: &Arc<AtomicBool>) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let fenced = Arc::clone(fenced);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, fenced) = (stream.unwrap(), Arc::clone(&fenced));
+                std::thread::spawn(move || while answer(&mut stream, port, &fenced).is_ok() {});
+            }
+        });
+        port
+    }
+
+    /// Metadata, version 0: size, correlation, brokers (number, host, port), topics (error, name, partitions (error,
+    /// number, leader, replicas, in sync)).
+    fn answer(stream: &mut TcpStream, port: u16, fenced: &AtomicBool) -> std::io::Result<()> {
+        let mut size = [0; 4];
+        stream.read_exact(&mut size)?;
+        let mut request = vec![0; u32::from_be_bytes(size) as usize];
+        stream.read_exact(&mut request)?;
+        assert_eq!(request[..4], [0, 3, 0, 0], "not a request for metadata of version 0");
+        let mut response = request[4..8].to_vec();
+        if fenced.load(Ordering::Relaxed) {
+            response.extend([0, 0, 0, 0]);
+        } else {
+            response.extend([0, 0, 0, 1, 0, 0, 0, 1, 0, 9]);
+            response.extend(b"127.0.0.1");
+            response.extend(u32::from(port).to_be_bytes());
+        }
+        // A long name: librdkafka reserves memory for an answer by its length, and has none for a very short one.
+        response.extend([0, 0, 0, 1, 0, 0, 0, 200]);
+        response.extend([b't'; 200]);
+        response.extend([0, 0, 0, 1]);
+        response.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]);
+        stream.write_all(&u32::try_from(response.len()).unwrap().to_be_bytes())?;
+        stream.write_all(&response)
+    }
+
+    /// When this fails because the client has found its way back, [`Reach::NotByOurClients`] can go.
+    #[test]
+    fn a_client_that_was_told_of_no_broker_has_nobody_to_ask() {
+        let fenced = Arc::new(AtomicBool::new(false));
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", format!("127.0.0.1:{}", broker(&fenced)));
+        // Without the question which versions there are.
+        config.set("api.version.request", "false").set("broker.version.fallback", "0.9.0.1");
+        let acks = Arc::new(AckQueue::default());
+        let producer: ThreadedProducer<Delivery> = config.create_with_context(Delivery(acks)).unwrap();
+        let producer = Arc::new(producer);
+        let roster = Roster(vec![Arc::clone(&producer)]);
+        let brokers =
+            || producer.client().fetch_metadata(None, Duration::from_secs(30)).unwrap().brokers().len();
+        // It goes on by the bootstrap server while it still holds that beside the broker it has learnt of.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            assert_eq!(brokers(), 1);
+            assert!(!roster.has_no_broker());
+            fenced.store(true, Ordering::Relaxed);
+            assert_eq!(brokers(), 0);
+            fenced.store(false, Ordering::Relaxed);
+            if roster.has_no_broker() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "told of no broker again and again, it always had one to ask");
         }
     }
 }

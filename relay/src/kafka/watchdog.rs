@@ -67,6 +67,11 @@ impl Watchdog {
         Suspicion::Ask
     }
 
+    /// Somebody else has a reason to ask. Answers whether they may: there is one question at a time.
+    pub fn asks(&mut self) -> bool {
+        !std::mem::replace(&mut self.asked, true)
+    }
+
     /// The answer to a look.
     pub fn looked(&mut self, now: Instant, there: bool) {
         self.asked = false;
