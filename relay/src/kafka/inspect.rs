@@ -13,7 +13,7 @@ use rdkafka::message::Message;
 use rdkafka::metadata::MetadataTopic;
 
 use crate::kafka::error::reason_of_kafka;
-use crate::kafka::search::{POLL, REQUEST, SearchError, Searcher, TURN, is_of, is_refusal};
+use crate::kafka::search::{POLL, REQUEST, SearchError, Searcher, Turn, is_of, is_refusal};
 use crate::topics::partitions::{Evidence, Floor};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::Seen;
@@ -50,13 +50,14 @@ impl Searcher {
         }
         let found = match floor.last {
             Some(last) if low <= last.offset && last.offset < high => {
-                let look = || self.record_at(topic, partition, last.offset);
-                let mut found = self.reading_from(topic, partition, last.offset, look)?;
-                while found.is_none() {
-                    self.sleep(BETWEEN_LOOKS)?;
-                    found = self.reading_from(topic, partition, last.offset, look)?;
+                let mut turn = Turn::default();
+                loop {
+                    let look = || self.record_at(topic, partition, last.offset, &turn);
+                    match self.reading_from(topic, partition, last.offset, look)? {
+                        Some(found) => break Some(found),
+                        None => turn.pass(self)?,
+                    }
                 }
-                found
             }
             _ => None,
         };
@@ -67,12 +68,18 @@ impl Searcher {
         })
     }
 
-    /// What lies at an offset, where the consumer stands; `None` when nothing came for a while.
-    fn record_at(&self, topic: &str, partition: i32, offset: i64) -> Result<Option<Found>, SearchError> {
+    /// What lies at an offset, where the consumer stands; `None` when nothing came for a while and others wait.
+    fn record_at(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        turn: &Turn,
+    ) -> Result<Option<Found>, SearchError> {
         let asked = Instant::now();
         while !self.is_cancelled() {
             match self.consumer.poll(POLL) {
-                None if asked.elapsed() >= TURN => return Ok(None),
+                None if turn.is_over(self, asked) => return Ok(None),
                 None => {}
                 // Left over from the partition that was read before.
                 Some(Ok(message)) if !is_of(&message, topic, partition) => {}

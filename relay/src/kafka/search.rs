@@ -4,7 +4,7 @@
 //! until they succeed or the session ends.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,10 @@ use crate::trouble::Reason;
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// One request for metadata or watermarks.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
-/// How long a partition that gives nothing keeps others from being read: its leader may be away.
-pub(crate) const TURN: Duration = Duration::from_secs(2);
+/// How long a partition that gives nothing keeps others that wait from being read: its leader may be away. Each turn of one
+/// reading lasts twice as long as the one before, because the connection may only be slow, and what was under way is
+/// fetched again.
+const FIRST_TURN: Duration = Duration::from_secs(2);
 /// Pause before a request that failed is made again.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -116,6 +118,8 @@ pub struct Searcher {
     sink: Sink,
     /// Held by whoever reads records: there is one assignment.
     reading: Mutex<()>,
+    /// How many want to.
+    waiting: AtomicUsize,
     source: String,
     lineage: Lineage,
     cancelled: AtomicBool,
@@ -133,9 +137,9 @@ impl Searcher {
             .set("queued.max.messages.kbytes", "2048")
             .set("fetch.message.max.bytes", "1048576")
             .create_with_context(Distrust::default())?;
-        let (reading, cancelled) = (Mutex::new(()), AtomicBool::new(false));
+        let (reading, waiting, cancelled) = (Mutex::new(()), AtomicUsize::new(0), AtomicBool::new(false));
         let admin = client_config(sink).create()?;
-        Ok(Searcher { admin, consumer, sink: sink.clone(), reading, source, lineage, cancelled })
+        Ok(Searcher { admin, consumer, sink: sink.clone(), reading, waiting, source, lineage, cancelled })
     }
 
     /// Makes every call return soon.
@@ -221,8 +225,9 @@ impl Searcher {
             found: Searched::nothing(from.max(low)),
             phantoms: Phantoms::default(),
         };
-        while !self.reading_from(topic, partition, reading.found.end, || self.read(&mut reading))? {
-            self.sleep(PAUSE)?;
+        let mut turn = Turn::default();
+        while !self.reading_from(topic, partition, reading.found.end, || self.read(&mut reading, &turn))? {
+            turn.pass(self)?;
         }
         Ok((reading.found, reading.phantoms))
     }
@@ -240,7 +245,9 @@ impl Searcher {
         start: i64,
         read: impl FnOnce() -> Result<T, SearchError>,
     ) -> Result<T, SearchError> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         let mut assignment = TopicPartitionList::new();
         assignment
             .add_partition_offset(topic, partition, Offset::Offset(start))
@@ -251,12 +258,12 @@ impl Searcher {
         found
     }
 
-    /// Reads on, and answers whether it is done. It is not when nothing came for a while.
-    fn read(&self, reading: &mut Reading<'_>) -> Result<bool, SearchError> {
+    /// Reads on, and answers whether it is done. It is not when nothing came for a while and others wait.
+    fn read(&self, reading: &mut Reading<'_>, turn: &Turn) -> Result<bool, SearchError> {
         let mut heard = Instant::now();
         while !self.is_cancelled() {
             match self.consumer.poll(POLL) {
-                None if heard.elapsed() >= TURN => return Ok(false),
+                None if turn.is_over(self, heard) => return Ok(false),
                 None => {}
                 // Left over from the partition that was read before.
                 Some(Ok(message)) if !is_of(&message, reading.topic, reading.partition) => {}
@@ -340,6 +347,28 @@ impl Searcher {
 
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
+    }
+}
+
+/// How long a reading may go without anything while others wait for theirs.
+pub(crate) struct Turn(Duration);
+
+impl Default for Turn {
+    fn default() -> Self {
+        Turn(FIRST_TURN)
+    }
+}
+
+impl Turn {
+    /// Whether it is over for one that has heard nothing since `heard`.
+    pub(crate) fn is_over(&self, searcher: &Searcher, heard: Instant) -> bool {
+        heard.elapsed() >= self.0 && searcher.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Lets another go first.
+    pub(crate) fn pass(&mut self, searcher: &Searcher) -> Result<(), SearchError> {
+        self.0 *= 2;
+        searcher.sleep(PAUSE)
     }
 }
 
