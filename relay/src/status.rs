@@ -172,8 +172,9 @@ impl Status {
         if numbers.acknowledged_events > state.numbers.acknowledged_events {
             state.acknowledged_at = Some(SystemTime::now());
         }
-        if numbers.acknowledged_events != state.numbers.acknowledged_events || numbers.oldest_commit.is_none()
-        {
+        // A row that Kafka has already is as good as acknowledged.
+        let settled = |numbers: &Numbers| (numbers.acknowledged_events, numbers.suppressed_events);
+        if settled(&numbers) != settled(&state.numbers) || numbers.oldest_commit.is_none() {
             state.acknowledged_moved = now;
         }
         if numbers.received != state.numbers.received {

@@ -75,6 +75,11 @@ fn rows_that_wait_without_an_acknowledgement_make_it_not_ready() {
     // In the midst of a large transaction nothing is acknowledged as a whole, and yet it goes on.
     status.numbers(Numbers { acknowledged_events: 1, ..waiting });
     assert_eq!(reason(&status), None);
+    // Or is found there, row by row, after a crash in its midst.
+    grow_old(&status, LONG);
+    assert_eq!(reason(&status).as_deref(), Some("NoAcknowledgement"));
+    status.numbers(Numbers { acknowledged_events: 1, suppressed_events: 1, ..waiting });
+    assert_eq!(reason(&status), None);
 }
 
 #[test]
