@@ -66,18 +66,24 @@ pub fn target() -> PathBuf {
     }
 }
 
-/// Builds the platform's programs; returns the folder they are in.
+/// Builds API and relay; returns the folder they are in.
 pub fn programs(profile: Profile) -> Result<PathBuf, Failure> {
+    build(profile, &["basket-api", "outbox-relay"])
+}
+
+/// Builds the operator; returns the folder it is in.
+pub fn operator(profile: Profile) -> Result<PathBuf, Failure> {
+    build(profile, &["outbox-operator"])
+}
+
+/// With the workspace's features, as tests are built: with those of the programs alone, most dependencies would be compiled
+/// a second time.
+fn build(profile: Profile, programs: &[&str]) -> Result<PathBuf, Failure> {
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.current_dir(repository()).args([
-        "build",
-        "--locked",
-        "-p",
-        "basket-api",
-        "-p",
-        "outbox-relay",
-        "--bins",
-    ]);
+    build.current_dir(repository()).args(["build", "--locked", "--workspace"]);
+    for program in programs {
+        build.args(["--bin", program]);
+    }
     if profile == Profile::Release {
         build.arg("--release");
     }

@@ -1,10 +1,11 @@
-//! The front door for people and CI: `cargo xtask demo | up | test | soak | bench | contract | openapi`.
+//! The front door for people and CI: `cargo xtask demo | up | test | soak | bench | contract | openapi | crds`.
 //!
 //! Every command does its own set-up, shows what it does, and leaves nothing running.
 
 pub mod bench;
 pub mod build;
 pub mod contract;
+pub mod crds;
 pub mod demo;
 pub mod openapi;
 pub mod paint;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, contract, demo, openapi, paint, soak, test, up};
+use xtask::{bench, contract, crds, demo, openapi, paint, soak, test, up};
 
 /// Real servers on this machine: show the platform, run it, test it, measure it.
 #[derive(Parser)]
@@ -29,6 +29,8 @@ enum Command {
     Contract(contract::Options),
     /// Write docs/openapi.json and docs/events again.
     Openapi,
+    /// Write crds/ and the table of fields in docs/OPERATOR.md again.
+    Crds,
 }
 
 #[tokio::main]
@@ -45,6 +47,7 @@ async fn main() -> ExitCode {
             Command::Bench(options) => bench::run(&options).await,
             Command::Contract(options) => contract::run(&options).await,
             Command::Openapi => openapi::run(),
+            Command::Crds => crds::run(),
         }
     };
     let ended = tokio::select! {

@@ -1,0 +1,7 @@
+//! The operator: one `OutboxRelay` resource, and its publication, slot, topics and relay are there.
+//!
+//! - [`resource`]: the custom resource, as people write it and as the API server checks it.
+//! - [`fields`]: its fields as a table, for the documents.
+
+pub mod fields;
+pub mod resource;

@@ -1,0 +1,101 @@
+//! The custom resource `OutboxRelay`: what people write, and what the operator answers.
+//!
+//! Everything that can be refused without looking outside is refused by the API server: the schema has bounds and
+//! defaults, and CEL rules say what belongs together and what may not change. Descriptions are what `kubectl explain`
+//! shows.
+
+mod secrets;
+mod sink;
+mod source;
+mod status;
+mod topics;
+mod workload;
+
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+pub use self::secrets::{CaSecretRef, CertificateSecretRef, CredentialsSecretRef, Tls, TlsMode};
+pub use self::sink::{Compression, Delivery, KafkaSink, OnPoison, Routing, Sasl, SaslMechanism, Sink};
+pub use self::source::{
+    CreationPolicy, DeletionPolicy, PostgresSource, Publication, Retention, Slot, Source, StartAt,
+};
+pub use self::status::{Condition, OutboxRelayStatus, TopicStatus};
+pub use self::topics::Topic;
+pub use self::workload::{LogLevel, RelayWorkload};
+
+/// A relay with its publication, replication slot, topics and pods.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[kube(
+    group = "outbox.dev",
+    version = "v1alpha1",
+    kind = "OutboxRelay",
+    namespaced,
+    shortname = "obr",
+    category = "outbox",
+    status = "OutboxRelayStatus",
+    derive = "PartialEq",
+    doc = "Carries committed rows of an outbox table to Kafka: declares a relay with its publication, replication slot, topics \
+           and pods.",
+    validation = Rule::new("self.metadata.name.size() <= 50")
+        .message("names are at most 50 characters long: those of its objects are made from it, and end at 63"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#
+    ),
+    printcolumn(name = "Slot", type_ = "string", json_path = ".spec.source.postgres.slot.name"),
+    printcolumn(name = "Topics", type_ = "integer", json_path = ".status.topicCount"),
+    printcolumn(name = "Image", type_ = "string", json_path = ".status.image", priority = 1),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.source.postgres.database == oldSelf.source.postgres.database")
+        .message("the database cannot change: the slot belongs to it; make another OutboxRelay")
+        .field_path(".source.postgres.database"),
+    validation = Rule::new("self.source.postgres.table == oldSelf.source.postgres.table")
+        .message("the table cannot change: the checkpoint speaks of its rows; make another OutboxRelay")
+        .field_path(".source.postgres.table"),
+    validation = Rule::new("self.source.postgres.slot.name == oldSelf.source.postgres.slot.name")
+        .message("the slot's name cannot change: it holds the position; make another OutboxRelay")
+        .field_path(".source.postgres.slot.name"),
+    validation = Rule::new("self.source.postgres.publication.name == oldSelf.source.postgres.publication.name")
+        .message("the publication's name cannot change: rows would be missing; make another OutboxRelay")
+        .field_path(".source.postgres.publication.name"),
+    validation = Rule::new("has(self.source.eventSource) == has(oldSelf.source.eventSource) && \
+        (!has(self.source.eventSource) || self.source.eventSource == oldSelf.source.eventSource)")
+        .message("eventSource cannot change: the relay knows its own records by it"),
+    validation = Rule::new("!has(self.delivery.deadLetterTopic) || self.delivery.deadLetterTopic != self.routing.replacement")
+        .message("events would be routed to deadLetterTopic, which takes none: change routing.replacement"),
+)]
+pub struct OutboxRelaySpec {
+    /// Where rows come from.
+    pub source: Source,
+    /// Where records go.
+    pub sink: Sink,
+    /// Topics that the operator makes and keeps as they are declared here. May be empty: then topics are somebody else's, for
+    /// example Strimzi's.
+    #[serde(default)]
+    #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub topics: Vec<Topic>,
+    /// Which topic an event goes to: the rule of Debezium's outbox event router.
+    #[serde(default)]
+    pub routing: Routing,
+    /// How much may be under way, and what becomes of rows that cannot be delivered.
+    #[serde(default)]
+    pub delivery: Delivery,
+    /// How long delivered rows stay in the outbox table.
+    #[serde(default)]
+    pub retention: Retention,
+    /// The relay's pods.
+    #[serde(default)]
+    pub relay: RelayWorkload,
+    /// Stops delivery: no pods run. Everything else stays as it is, and PostgreSQL keeps its log for the slot meanwhile.
+    #[serde(default)]
+    pub suspend: bool,
+}

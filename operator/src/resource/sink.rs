@@ -1,0 +1,197 @@
+//! The Kafka side: brokers, routing, delivery.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::secrets::{CredentialsSecretRef, Tls};
+
+/// `host:port`, IPv6 addresses in brackets, separated by commas.
+const BROKERS: &str = r"^\s*(\[[0-9a-fA-F:]+\]|[^,:\s]+):[1-9][0-9]{0,4}(\s*,\s*(\[[0-9a-fA-F:]+\]|[^,:\s]+):[1-9][0-9]{0,4})*\s*$";
+
+/// Where records go.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sink {
+    /// The Kafka cluster.
+    pub kafka: KafkaSink,
+}
+
+/// A Kafka cluster.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.sasl) || self.sasl.mechanism != 'PLAIN' || self.tls.mode != 'disable'")
+        .message("PLAIN shows the password to everybody on the way: use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512"),
+    validation = Rule::new("!has(self.adminCredentialsSecretRef) || has(self.sasl)")
+        .message("adminCredentialsSecretRef needs sasl, whose mechanism it is used with"),
+)]
+pub struct KafkaSink {
+    /// `host:port` of brokers to begin with, separated by commas.
+    #[schemars(length(max = 1024), regex(pattern = BROKERS))]
+    pub bootstrap_servers: String,
+    /// How connections are protected.
+    #[serde(default)]
+    pub tls: Tls,
+    /// How the relay logs in; not at all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sasl: Option<Sasl>,
+    /// A login that may make and configure topics. Only the operator uses it. Without it the relay's is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_credentials_secret_ref: Option<CredentialsSecretRef>,
+    /// Compression of record batches.
+    #[serde(default)]
+    pub compression: Compression,
+    /// Milliseconds a batch waits to fill. 0 is best for latency: under load batches fill during the round trip anyway.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 5000))]
+    pub linger_ms: i32,
+    /// Largest record in bytes; at most the topics' `max.message.bytes`.
+    #[serde(default = "max_message_bytes")]
+    #[schemars(range(min = 1000, max = 100_000_000))]
+    pub max_message_bytes: i32,
+    /// Producer connections; partitions are spread over them.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 16))]
+    pub producers: i32,
+}
+
+/// How the relay logs in to Kafka.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sasl {
+    /// How the password is shown to the broker.
+    pub mechanism: SaslMechanism,
+    /// User name and password.
+    pub credentials_secret_ref: CredentialsSecretRef,
+}
+
+/// How a password is shown to a broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum SaslMechanism {
+    /// As it is: over TLS only.
+    #[serde(rename = "PLAIN")]
+    Plain,
+    /// By a proof.
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    /// By a proof.
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+}
+
+/// Compression of record batches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// None: small batches gain nothing from it.
+    #[default]
+    None,
+    /// Cheap and quick.
+    Lz4,
+    /// Smaller, for more CPU.
+    Zstd,
+}
+
+/// Which topic an event goes to.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Routing {
+    /// Column whose text selects the topic.
+    #[serde(default = "by_field")]
+    #[schemars(length(min = 1, max = 63))]
+    pub by_field: String,
+    /// Regular expression over that text; it must match the whole of it.
+    #[serde(default = "regex")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub regex: String,
+    /// The topic, with `${name}` for the groups of the expression.
+    #[serde(default = "replacement")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub replacement: String,
+}
+
+impl Default for Routing {
+    fn default() -> Self {
+        Routing { by_field: by_field(), regex: regex(), replacement: replacement() }
+    }
+}
+
+/// How much may be under way, and what becomes of rows that cannot be delivered.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.onPoison != 'DeadLetter' || has(self.deadLetterTopic)")
+        .message("onPoison: DeadLetter needs deadLetterTopic"),
+    validation = Rule::new("!has(self.deadLetterTopic) || (self.deadLetterTopic != '.' && self.deadLetterTopic != '..')")
+        .message("'.' and '..' are no names of topics"),
+)]
+pub struct Delivery {
+    /// Records sent and not acknowledged at most.
+    #[serde(default = "max_in_flight_events")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub max_in_flight_events: i32,
+    /// Their bytes at most: bounds the relay's memory.
+    #[serde(default = "max_in_flight_bytes")]
+    #[schemars(range(min = 65_536, max = 4_294_967_296_i64))]
+    pub max_in_flight_bytes: i64,
+    /// What becomes of a row that can never be delivered: delivery stops behind it (Stop), or it goes to the topic of dead
+    /// letters (DeadLetter).
+    #[serde(default)]
+    pub on_poison: OnPoison,
+    /// The topic of dead letters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 249), regex(pattern = "^[a-zA-Z0-9._-]+$"))]
+    pub dead_letter_topic: Option<String>,
+}
+
+impl Default for Delivery {
+    fn default() -> Self {
+        Delivery {
+            max_in_flight_events: max_in_flight_events(),
+            max_in_flight_bytes: max_in_flight_bytes(),
+            on_poison: OnPoison::default(),
+            dead_letter_topic: None,
+        }
+    }
+}
+
+/// What becomes of a row that can never be delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum OnPoison {
+    /// Delivery stops behind it, until a person helps.
+    #[default]
+    Stop,
+    /// It becomes a record of the topic of dead letters, and delivery goes on.
+    DeadLetter,
+}
+
+// The relay's own defaults; a test compares them.
+
+fn max_message_bytes() -> i32 {
+    1_000_000
+}
+
+fn one() -> i32 {
+    1
+}
+
+fn max_in_flight_events() -> i32 {
+    8_192
+}
+
+fn max_in_flight_bytes() -> i64 {
+    16 * 1024 * 1024
+}
+
+fn by_field() -> String {
+    "aggregatetype".into()
+}
+
+fn regex() -> String {
+    "(?<routedByValue>.*)".into()
+}
+
+fn replacement() -> String {
+    "outbox.event.${routedByValue}".into()
+}

@@ -1,0 +1,159 @@
+//! The Postgres side.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::secrets::{CredentialsSecretRef, Tls};
+
+/// Where rows come from.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Source {
+    /// The database with the outbox table.
+    pub postgres: PostgresSource,
+    /// What is delivered first, on the first start: the rows that are in the table already (Table), or only what is committed
+    /// from then on (Now).
+    #[serde(default)]
+    pub start: StartAt,
+    /// `ce_source` of every record; `/<database>/<table>` when not given. No two relays may write to one topic under one name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub event_source: Option<String>,
+}
+
+/// A PostgreSQL database, version 15 or newer, with `wal_level=logical`.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresSource {
+    /// Host names or addresses, separated by commas. They are tried in order; the first that takes writes is used.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^[^/]"))]
+    pub host: String,
+    /// Port of the hosts that do not name one.
+    #[serde(default = "postgres_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: i32,
+    /// The database. Cannot change.
+    #[schemars(length(min = 1, max = 63))]
+    pub database: String,
+    /// How connections are protected.
+    #[serde(default)]
+    pub tls: Tls,
+    /// The relay's role: LOGIN, REPLICATION, and the grants that docs/OUTBOX.md lists. The pods get it as files.
+    pub credentials_secret_ref: CredentialsSecretRef,
+    /// A role for what the relay's may not do: to make the publication (owner of the table) and to drop the slot. Only the
+    /// operator uses it. Without it the relay's role is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_credentials_secret_ref: Option<CredentialsSecretRef>,
+    /// The outbox table, as `schema.table`. Cannot change.
+    #[serde(default = "outbox_table")]
+    #[schemars(length(max = 127), regex(pattern = r"^[^.]{1,63}\.[^.]{1,63}$"))]
+    pub table: String,
+    /// The publication that the slot reads.
+    pub publication: Publication,
+    /// The replication slot.
+    pub slot: Slot,
+}
+
+/// The publication that the slot reads: inserts of the outbox table, via its root.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Publication {
+    /// Its name. Cannot change.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Whether the operator makes it when it is missing (IfMissing), or somebody else does (Never).
+    #[serde(default)]
+    pub creation_policy: CreationPolicy,
+    /// What becomes of it when this resource is deleted.
+    #[serde(default = "retain")]
+    pub deletion_policy: DeletionPolicy,
+}
+
+/// The replication slot. It keeps PostgreSQL's log until the relay has delivered it.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Slot {
+    /// Its name. Cannot change.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9_]+$"))]
+    pub name: String,
+    /// Whether the relay makes it on its first start (IfMissing), or somebody else does (Never). A slot that was lost is never
+    /// made again by itself.
+    #[serde(default)]
+    pub creation_policy: CreationPolicy,
+    /// What becomes of it when this resource is deleted. A slot that is retained and not read fills the primary's disk.
+    #[serde(default = "delete")]
+    pub deletion_policy: DeletionPolicy,
+}
+
+/// How long delivered rows stay in the outbox table.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// Hours. Partitions that ended longer ago are dropped once every relay has delivered all of their rows.
+    #[serde(default = "keep_hours")]
+    #[schemars(range(min = 1, max = 8784))]
+    pub keep_hours: i32,
+    /// For how many hours ahead partitions are made.
+    #[serde(default = "keep_hours")]
+    #[schemars(range(min = 1, max = 8784))]
+    pub ahead_hours: i32,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Retention { keep_hours: keep_hours(), ahead_hours: keep_hours() }
+    }
+}
+
+/// Where delivery begins on the first start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum StartAt {
+    /// With the rows that are in the table.
+    #[default]
+    Table,
+    /// With what is committed from then on.
+    Now,
+}
+
+/// Whether an object that is missing is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum CreationPolicy {
+    /// Make it when it is missing.
+    #[default]
+    IfMissing,
+    /// Somebody else makes it.
+    Never,
+}
+
+/// What becomes of an object outside Kubernetes when its resource is deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// It stays.
+    Retain,
+    /// It is deleted, too.
+    Delete,
+}
+
+fn postgres_port() -> i32 {
+    5432
+}
+
+fn outbox_table() -> String {
+    "public.outbox".into()
+}
+
+/// What others may read or need is theirs to delete.
+fn retain() -> DeletionPolicy {
+    DeletionPolicy::Retain
+}
+
+/// A slot that nobody reads fills the disk of the primary.
+fn delete() -> DeletionPolicy {
+    DeletionPolicy::Delete
+}
+
+/// The relay's own default.
+fn keep_hours() -> i32 {
+    72
+}

@@ -1,0 +1,40 @@
+//! What the operator answers.
+
+pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+/// What the operator has found and done. It has no numbers that move by themselves: those are metrics.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OutboxRelayStatus {
+    /// The generation of the specification that the conditions speak of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready sums the others up: ReferencesResolved, DatabaseReachable, KafkaReachable, PublicationReady, SlotReady, TopicsReady,
+    /// WorkloadAvailable, Streaming, Suspended.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Number of topics declared.
+    #[serde(default)]
+    pub topic_count: i32,
+    /// Topics this resource has made or taken over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub topics: Vec<TopicStatus>,
+    /// Image the pods run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+/// A topic as it was seen last.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TopicStatus {
+    /// Its name.
+    pub name: String,
+    /// Kafka's id of it: another one means that somebody has deleted it and made it anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}

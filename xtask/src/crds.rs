@@ -1,0 +1,32 @@
+//! `cargo xtask crds`: the custom resource as it is applied, and its fields as they are documented.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::Failure;
+use crate::build::{self, Profile};
+
+/// (file, what the operator prints it with)
+const FILES: [(&str, &str); 2] =
+    [("crds/outboxrelays.outbox.dev.yaml", "crd"), ("docs/OPERATOR-FIELDS.md", "fields")];
+
+/// Writes the files again from the program.
+pub fn run() -> Result<(), Failure> {
+    let program = build::operator(Profile::Dev)?.join("outbox-operator");
+    for (file, what) in FILES {
+        let path = build::repository().join(file);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        let output = Command::new(&program).arg(what).output()?;
+        if !output.status.success() {
+            return Err(format!(
+                "outbox-operator {what} failed: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
+            .into());
+        }
+        fs::write(&path, output.stdout)?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
