@@ -1,7 +1,9 @@
 //! The operator: one `OutboxRelay` resource, and its publication, slot, topics and relay are there.
 //!
 //! - [`resource`]: the custom resource, as people write it and as the API server checks it.
+//! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
 //! - [`fields`]: its fields as a table, for the documents.
 
+pub mod desired;
 pub mod fields;
 pub mod resource;

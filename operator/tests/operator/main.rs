@@ -8,4 +8,5 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod desired;
 mod written;

@@ -4,29 +4,32 @@
 use std::path::{Path, PathBuf};
 
 use pg_replication::{ClientIdentity, Host, Pem, TlsError, TlsOptions};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::files::{self, TlsFields, TlsFiles};
 use super::{ConfigError, Secret, Source};
 
 /// How the connections to Postgres are protected. Unix sockets are not encrypted.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SourceTls {
     /// What is demanded of the server.
     pub mode: TlsMode,
     /// Authorities that are trusted, PEM; the web's when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// The relay's own certificate, PEM, for servers that ask for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_file: Option<PathBuf>,
     /// Its private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
     /// Whether the login of the replication connection must be bound to its TLS connection.
     pub channel_binding: ChannelBinding,
 }
 
 /// What is demanded of the server; the names are libpq's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TlsMode {
     /// No encryption.
@@ -41,7 +44,7 @@ pub enum TlsMode {
 }
 
 /// Channel binding of the login.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChannelBinding {
     /// Where both sides can.

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use rdkafka::config::ClientConfig;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::access::TlsMode;
 use super::files::{self, TlsFields, TlsFiles};
@@ -12,30 +12,36 @@ use super::load::SINK_PASSWORD_ENV;
 use super::{ConfigError, Secret, Sink};
 
 /// How the connections to Kafka are protected.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SinkTls {
     /// What is demanded of the brokers.
     pub mode: TlsMode,
     /// Authorities that are trusted, PEM; those of the machine when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// The relay's own certificate, PEM, for brokers that ask for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cert_file: Option<PathBuf>,
     /// Its private key, PEM, not encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
 }
 
 /// How the relay logs in.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sasl {
     /// How the password is shown to the broker.
     pub mechanism: SaslMechanism,
     /// Name of the user.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
     /// File that holds the name, in place of `username`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub username_file: Option<PathBuf>,
     /// File that holds the password; the environment variable takes precedence.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
     /// The password, filled in from the environment.
     #[serde(skip)]
@@ -43,7 +49,7 @@ pub struct Sasl {
 }
 
 /// How the password is shown to the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum SaslMechanism {
     /// As it is: over TLS only.
     #[serde(rename = "PLAIN")]

@@ -98,11 +98,16 @@ impl Config {
             sasl.password = sink_password;
         }
         config.check()?;
+        Access::read(&config.source)?;
         config.sink.access = SinkAccess::read(&config.sink)?;
         Ok(config)
     }
 
-    fn check(&self) -> Result<(), ConfigError> {
+    /// Whether the values mean something together; files are not looked at.
+    ///
+    /// # Errors
+    /// Names the field by its path, and what is allowed.
+    pub fn check(&self) -> Result<(), ConfigError> {
         require(self.version == FORMAT_VERSION, "version", || {
             format!("this program reads format {FORMAT_VERSION}, the file says {}", self.version)
         })?;
@@ -116,7 +121,6 @@ impl Config {
         ] {
             require(!value.trim().is_empty(), field, || "must not be empty".into())?;
         }
-        Access::read(&self.source)?;
         let slot = &self.source.slot.name;
         let legal = slot.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
         require(legal && !slot.is_empty() && slot.len() <= MAX_SLOT_NAME_BYTES, "source.slot.name", || {

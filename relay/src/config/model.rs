@@ -25,7 +25,7 @@ const DEFAULT_HEARTBEAT_SECONDS: u32 = 10;
 const DEFAULT_GRACE_SECONDS: u32 = 25;
 
 /// Everything the relay is told.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// Format of this file.
@@ -57,7 +57,7 @@ pub struct Config {
 }
 
 /// The Postgres side.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
     /// Host names or addresses separated by commas, or the directory of a Unix socket when it begins with `/`. They
@@ -71,6 +71,7 @@ pub struct Source {
     /// A role with LOGIN and REPLICATION.
     pub user: String,
     /// File that holds the role's password, read at each connect; the environment variable takes precedence.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
     /// The password, when the environment gives it.
     #[serde(skip)]
@@ -89,11 +90,12 @@ pub struct Source {
     #[serde(default)]
     pub start: StartAt,
     /// `ce_source` of every record; `/<database>/<schema>.<table>` when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub event_source: Option<String>,
 }
 
 /// Where delivery begins without a checkpoint. It means nothing once there is one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum StartAt {
     /// With the rows that are in the table: to leave events out has to be asked for.
     #[default]
@@ -103,7 +105,7 @@ pub enum StartAt {
 }
 
 /// Whether the relay may create an object that is missing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum CreationPolicy {
     /// Create it when it is missing.
     #[default]
@@ -113,7 +115,7 @@ pub enum CreationPolicy {
 }
 
 /// The publication to read.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Publication {
     /// Its name.
@@ -124,7 +126,7 @@ pub struct Publication {
 }
 
 /// The replication slot to hold.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Slot {
     /// Its name: lower-case letters, digits and underscores, 63 at most.
@@ -135,7 +137,7 @@ pub struct Slot {
 }
 
 /// The Kafka side.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sink {
     /// `host:port` pairs, separated by commas.
@@ -144,6 +146,7 @@ pub struct Sink {
     #[serde(default)]
     pub tls: SinkTls,
     /// How the relay logs in; not at all when not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub sasl: Option<Sasl>,
     /// What the files of the two hold: read at the start, and again when a session begins.
     #[serde(skip)]
@@ -164,7 +167,7 @@ pub struct Sink {
 }
 
 /// Compression of record batches.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// None: small batches gain nothing from it.
@@ -210,7 +213,7 @@ impl Default for Routing {
 }
 
 /// What becomes of a row that cannot be delivered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum OnPoison {
     /// Delivery stops behind it, until a person helps.
     #[default]
@@ -220,7 +223,7 @@ pub enum OnPoison {
 }
 
 /// How much may be under way between Postgres and Kafka, and what becomes of what cannot be delivered.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Delivery {
     /// Records sent and not acknowledged.
@@ -230,6 +233,7 @@ pub struct Delivery {
     /// What becomes of a row that cannot be delivered.
     pub on_poison: OnPoison,
     /// Where dead letters go, and are read again. No event is routed to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_letter_topic: Option<String>,
 }
 
@@ -255,7 +259,7 @@ impl Delivery {
 }
 
 /// Partitions of the outbox table.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Retention {
     /// How long rows stay, in hours.
@@ -271,7 +275,7 @@ impl Default for Retention {
 }
 
 /// The probe through the stream.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct HeartbeatConfig {
     /// Seconds between two; 0 sends none.
@@ -285,7 +289,7 @@ impl Default for HeartbeatConfig {
 }
 
 /// How to stop.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Shutdown {
     /// Seconds from the signal to the end of the process at the latest.
@@ -312,7 +316,7 @@ impl Shutdown {
 }
 
 /// The admin listener.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AdminConfig {
     /// Address and port.
@@ -326,8 +330,8 @@ impl Default for AdminConfig {
 }
 
 /// A table with its schema.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TableName {
     /// Schema.
     pub schema: String,
@@ -353,6 +357,12 @@ impl TryFrom<String> for TableName {
                 "'{text}' is not a table name; write it as schema.table, for example public.outbox"
             )),
         }
+    }
+}
+
+impl From<TableName> for String {
+    fn from(name: TableName) -> String {
+        name.to_string()
     }
 }
 

@@ -1,0 +1,6 @@
+//! What should be there: pure functions of the resource and what its Secrets hold.
+
+pub mod configuration;
+pub mod files;
+pub mod naming;
+pub mod workload;

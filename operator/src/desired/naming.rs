@@ -1,0 +1,50 @@
+//! Names and labels of the objects that belong to a resource.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use kube::api::ObjectMeta;
+use kube::{Resource, ResourceExt};
+
+use crate::resource::OutboxRelay;
+
+/// Who makes the objects; server-side apply knows them by it.
+pub const MANAGER: &str = "outbox-operator";
+
+const NAME: &str = "app.kubernetes.io/name";
+const INSTANCE: &str = "app.kubernetes.io/instance";
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
+/// The name of every object of a resource. Their kinds differ, so it is the same.
+pub fn object_name(relay: &OutboxRelay) -> String {
+    format!("{}-relay", relay.name_any())
+}
+
+/// Labels that pods are selected by. They never change.
+pub fn selector(relay: &OutboxRelay) -> BTreeMap<String, String> {
+    [(NAME, "outbox-relay".to_owned()), (INSTANCE, relay.name_any())]
+        .map(|(key, value)| (key.to_owned(), value))
+        .into()
+}
+
+/// Labels of every object.
+pub fn labels(relay: &OutboxRelay) -> BTreeMap<String, String> {
+    let mut labels = selector(relay);
+    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    labels
+}
+
+/// Name, namespace, labels and owner of an object of a resource: when the resource goes, Kubernetes collects it.
+pub fn metadata(relay: &OutboxRelay) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(object_name(relay)),
+        namespace: relay.namespace(),
+        labels: Some(labels(relay)),
+        owner_references: Some(owner(relay).into_iter().collect()),
+        ..ObjectMeta::default()
+    }
+}
+
+fn owner(relay: &OutboxRelay) -> Option<OwnerReference> {
+    relay.controller_owner_ref(&())
+}

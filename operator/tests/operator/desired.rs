@@ -1,0 +1,177 @@
+//! From a resource to the relay's configuration and pods, without a cluster.
+
+use k8s_openapi::api::core::v1::PodSpec;
+use outbox_operator::desired::configuration::configuration;
+use outbox_operator::desired::workload::{Workload, workload};
+use outbox_operator::resource::OutboxRelay;
+use outbox_relay::config::Config;
+use serde_json::{Value, json};
+
+fn relay(spec: &Value) -> OutboxRelay {
+    let metadata = json!({"name": "shop", "namespace": "team", "uid": "u-1"});
+    serde_json::from_value(
+        json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "metadata": metadata, "spec": spec}),
+    )
+    .unwrap()
+}
+
+fn least() -> Value {
+    json!({
+        "source": {"postgres": {
+            "host": "db", "database": "shop", "credentialsSecretRef": {"name": "db-login"},
+            "publication": {"name": "outbox"}, "slot": {"name": "outbox"},
+        }},
+        "sink": {"kafka": {"bootstrapServers": "kafka:9092"}},
+    })
+}
+
+fn everything() -> Value {
+    json!({
+        "source": {"postgres": {
+            "host": "db-1,db-2", "port": 5433, "database": "shop", "table": "sales.outbox",
+            "credentialsSecretRef": {"name": "db-login", "usernameKey": "user"},
+            "adminCredentialsSecretRef": {"name": "db-admin"},
+            "tls": {"mode": "verify-ca", "caSecretRef": {"name": "db-ca"}, "certificateSecretRef": {"name": "db-cert"}},
+            "publication": {"name": "outbox"}, "slot": {"name": "outbox", "creationPolicy": "Never"},
+        }, "start": "Now", "eventSource": "/shop"},
+        "sink": {"kafka": {
+            "bootstrapServers": "kafka:9093", "compression": "zstd", "lingerMs": 5, "producers": 2,
+            "tls": {"caSecretRef": {"name": "kafka-ca"}},
+            "sasl": {"mechanism": "SCRAM-SHA-512", "credentialsSecretRef": {"name": "kafka-login"}},
+            "adminCredentialsSecretRef": {"name": "kafka-admin"},
+        }},
+        "routing": {"regex": "(?<t>.*)", "replacement": "events.${t}"},
+        "delivery": {"onPoison": "DeadLetter", "deadLetterTopic": "dead", "maxInFlightBytes": 1_000_000},
+        "retention": {"keepHours": 24},
+        "relay": {"replicas": 2, "image": "relay:test", "logLevel": "debug"},
+    })
+}
+
+fn yaml(spec: &Value) -> String {
+    serde_saphyr::to_string(&configuration(&relay(spec), "outbox_relay").unwrap()).unwrap()
+}
+
+fn built(spec: &Value, secrets: &str) -> Workload {
+    workload(&relay(spec), &yaml(spec), "relay:default", secrets)
+}
+
+fn pod(workload: &Workload) -> &PodSpec {
+    workload.deployment.spec.as_ref().unwrap().template.spec.as_ref().unwrap()
+}
+
+/// What the operator writes, the relay reads as it was meant, and has nothing against it.
+#[test]
+fn the_relay_reads_its_configuration_as_it_was_meant() {
+    for spec in [least(), everything()] {
+        let meant = configuration(&relay(&spec), "outbox_relay").unwrap();
+        let read: Config = serde_saphyr::from_str(&yaml(&spec)).unwrap();
+        assert_eq!(json!(read), json!(meant));
+        read.check().unwrap();
+    }
+    let read = json!(serde_saphyr::from_str::<Config>(&yaml(&everything())).unwrap());
+    for (path, expected) in [
+        ("/version", json!(1)),
+        ("/name", json!("shop")),
+        ("/source/host", json!("db-1,db-2")),
+        ("/source/user", json!("outbox_relay")),
+        ("/source/passwordFile", json!("/etc/outbox-relay/secrets/postgres/password")),
+        ("/source/tls/mode", json!("verify-ca")),
+        ("/source/tls/caFile", json!("/etc/outbox-relay/secrets/postgres-ca/ca.crt")),
+        ("/source/tls/keyFile", json!("/etc/outbox-relay/secrets/postgres-tls/tls.key")),
+        ("/source/table", json!("sales.outbox")),
+        // The operator makes the publication, and the relay the slot.
+        ("/source/publication/creationPolicy", json!("Never")),
+        ("/source/slot/creationPolicy", json!("Never")),
+        ("/source/start", json!("Now")),
+        ("/sink/sasl/mechanism", json!("SCRAM-SHA-512")),
+        ("/sink/sasl/usernameFile", json!("/etc/outbox-relay/secrets/kafka/username")),
+        ("/sink/compression", json!("zstd")),
+        ("/routing/replacement", json!("events.${t}")),
+        ("/delivery/deadLetterTopic", json!("dead")),
+        ("/retention/aheadHours", json!(72)),
+        ("/admin/listen", json!("0.0.0.0:9100")),
+    ] {
+        assert_eq!(read.pointer(path), Some(&expected), "{path}");
+    }
+    assert_eq!(
+        json!(serde_saphyr::from_str::<Config>(&yaml(&least())).unwrap())["source"]["slot"]["creationPolicy"],
+        "IfMissing"
+    );
+}
+
+/// The schema cannot know what a regular expression is.
+#[test]
+fn what_only_the_relay_can_refuse_is_refused_by_its_own_words() {
+    let mut spec = least();
+    spec["routing"] = json!({"regex": "("});
+    let refused = configuration(&relay(&spec), "u").unwrap().check().unwrap_err().to_string();
+    assert!(refused.starts_with("routing.regex: "), "{refused}");
+}
+
+/// Restricted Pod Security, and nothing a pod does not need.
+#[test]
+fn pods_may_do_nothing_and_see_only_their_own_secrets() {
+    let workload = built(&everything(), "");
+    let pod = pod(&workload);
+    let secrets: Vec<&str> = pod
+        .volumes
+        .iter()
+        .flatten()
+        .filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref())
+        .collect();
+    assert_eq!(secrets, ["db-login", "db-ca", "db-cert", "kafka-login", "kafka-ca"], "no administrator's");
+    let container = &pod.containers[0];
+    assert_eq!(container.volume_mounts.as_ref().unwrap().len(), secrets.len() + 1);
+    assert!(container.volume_mounts.iter().flatten().all(|mount| mount.read_only == Some(true)));
+    assert_eq!(pod.automount_service_account_token, Some(false));
+    assert_eq!(pod.security_context.as_ref().unwrap().run_as_non_root, Some(true));
+    let security = container.security_context.as_ref().unwrap();
+    assert_eq!(security.read_only_root_filesystem, Some(true));
+    assert_eq!(security.allow_privilege_escalation, Some(false));
+    let text = serde_json::to_string(&workload.deployment).unwrap();
+    assert!(!text.contains("secretKeyRef"), "secrets are files: the environment is shown in many places");
+}
+
+#[test]
+fn a_pod_rolls_when_its_configuration_or_a_secret_changes_and_for_no_other_reason() {
+    let template =
+        |spec: &Value, secrets: &str| json!(built(spec, secrets).deployment)["spec"]["template"].clone();
+    let mut slower = least();
+    slower["sink"]["kafka"]["lingerMs"] = json!(5);
+    assert_eq!(template(&least(), "a"), template(&least(), "a"));
+    assert_ne!(template(&least(), "a"), template(&slower, "a"));
+    assert_ne!(template(&least(), "a"), template(&least(), "b"));
+}
+
+#[test]
+fn suspended_means_no_pods_and_everything_else_stays() {
+    let mut suspended = everything();
+    suspended["suspend"] = json!(true);
+    let replicas = |spec: &Value| built(spec, "").deployment.spec.unwrap().replicas;
+    assert_eq!((replicas(&everything()), replicas(&suspended)), (Some(2), Some(0)));
+    assert_eq!(built(&everything(), "").config_map, built(&suspended, "").config_map);
+}
+
+/// What is collected when the resource goes.
+#[test]
+fn every_object_belongs_to_its_resource() {
+    let Workload { service_account, config_map, service, disruption_budget, deployment } =
+        built(&least(), "");
+    for metadata in [
+        service_account.metadata,
+        config_map.metadata,
+        service.metadata,
+        disruption_budget.metadata,
+        deployment.metadata,
+    ] {
+        assert_eq!(
+            (metadata.name.as_deref(), metadata.namespace.as_deref()),
+            (Some("shop-relay"), Some("team"))
+        );
+        let owner = &metadata.owner_references.unwrap()[0];
+        assert_eq!(
+            (owner.kind.as_str(), owner.uid.as_str(), owner.controller),
+            ("OutboxRelay", "u-1", Some(true))
+        );
+    }
+}
