@@ -50,7 +50,9 @@ fn the_basket_has_no_io_in_its_tree() {
 #[test]
 fn the_checker_shares_no_code_with_what_it_checks() {
     let tree = tree("testbed");
-    for product in ["outbox", "outbox-relay", "pg-replication", "basket", "basket-api", "admin"] {
+    for product in
+        ["outbox", "outbox-relay", "outbox-operator", "pg-replication", "basket", "basket-api", "admin"]
+    {
         assert!(!tree.contains(&product.to_owned()), "testbed depends on {product}");
     }
 }
@@ -63,6 +65,14 @@ fn the_replication_client_and_the_contract_stand_alone() {
         let tree = tree(package);
         assert!(others.iter().all(|other| !tree.contains(&(*other).to_owned())), "{package}: {tree:?}");
     }
+}
+
+#[test]
+fn the_relay_knows_nothing_of_kubernetes() {
+    let tree = tree("outbox-relay");
+    assert!(
+        ["kube", "k8s-openapi", "outbox-operator"].iter().all(|name| !tree.contains(&(*name).to_owned()))
+    );
 }
 
 #[test]
@@ -92,7 +102,7 @@ fn names_application(path: &Path) -> bool {
 fn documents_name_no_file_that_is_not_there() {
     let root = repository();
     let mut files = Vec::new();
-    for folder in ["admin", "api", "outbox", "relay", "replication", "testbed", "xtask"] {
+    for folder in ["admin", "api", "operator", "outbox", "relay", "replication", "testbed", "xtask"] {
         sources(&root.join(folder), &mut files);
     }
     let mut named = 0;
