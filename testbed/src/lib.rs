@@ -2,6 +2,7 @@
 //!
 //! - [`postgres`], [`kafka`]: servers that can be stopped, killed, paused and started again; fetched once
 //!   ([`cache`]) and never left behind ([`guard`]).
+//! - [`kubernetes`]: a control plane, built once.
 //! - [`certificates`]: authorities, and certificates of servers and clients.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
@@ -19,6 +20,7 @@ pub mod checker;
 mod error;
 pub mod guard;
 pub mod kafka;
+pub mod kubernetes;
 pub mod load;
 pub mod net;
 pub mod postgres;

@@ -23,8 +23,10 @@ pub enum Profile {
     Release,
 }
 
-/// What the tests need besides: the contract's checker is a Python package, and the documents speak of curl.
-const TEST_TOOLS: [(&str, &str, &str); 2] = [
+/// What the tests need besides: Kubernetes is built from its Go modules, the contract's checker
+/// is a Python package, and the documents speak of curl.
+const TEST_TOOLS: [(&str, &str, &str); 3] = [
+    ("go", "version", "Go 1.25 or newer (go.dev/dl)"),
     ("python3", "--version", "Python 3.10 or newer, with pip (Debian: python3-pip)"),
     ("curl", "--version", "curl"),
 ];

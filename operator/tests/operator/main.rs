@@ -8,5 +8,8 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod cluster;
 mod desired;
+mod objects;
+mod rules;
 mod written;

@@ -1,0 +1,302 @@
+//! A real Kubernetes control plane: etcd, API server, controller manager and scheduler. It has no nodes: pods are made, and
+//! stay pending.
+
+mod access;
+mod binaries;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio::sync::OnceCell;
+
+use self::access::{Access, User};
+use crate::guard::{self, Folder};
+use crate::process::{Launch, Program};
+use crate::{Error, net, shared, wait};
+
+/// Generous: the API server sets its storage up, on a machine that is busy with tests.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+
+/// A control plane. Dropping it ends it and removes its files.
+pub struct Kubernetes {
+    binaries: PathBuf,
+    ports: Ports,
+    access: Access,
+    api_server: Option<Program>,
+    /// etcd, controller manager, scheduler.
+    others: Vec<Program>,
+    folder: Folder,
+}
+
+#[derive(Clone, Copy)]
+struct Ports {
+    etcd: u16,
+    etcd_peers: u16,
+    api_server: u16,
+    controller_manager: u16,
+    scheduler: u16,
+}
+
+/// A namespace of one test.
+pub struct Namespace {
+    cluster: &'static Kubernetes,
+    name: String,
+}
+
+static SHARED: OnceCell<Kubernetes> = OnceCell::const_new();
+
+/// This process's own control plane, started at the first call. A test that stops something of it starts one for itself.
+///
+/// # Errors
+/// As [`Kubernetes::start`].
+pub async fn shared_cluster() -> Result<&'static Kubernetes, Error> {
+    SHARED.get_or_try_init(Kubernetes::start).await
+}
+
+impl Kubernetes {
+    /// Builds the programs if need be, and starts them; returns when objects can be made.
+    ///
+    /// # Errors
+    /// Go is missing, the module proxy cannot be reached, or a program does not come up; the error shows its log.
+    pub async fn start() -> Result<Kubernetes, Error> {
+        let binaries = tokio::task::spawn_blocking(binaries::built)
+            .await
+            .map_err(|join| Error::system("prepare Kubernetes")(std::io::Error::other(join)))??;
+        let folder = Folder::new("kubernetes")?;
+        let ports = Ports {
+            etcd: net::free_port()?,
+            etcd_peers: net::free_port()?,
+            api_server: net::free_port()?,
+            controller_manager: net::free_port()?,
+            scheduler: net::free_port()?,
+        };
+        let access = Access::new(folder.path(), ports.api_server)?;
+        let mut cluster =
+            Kubernetes { binaries, ports, access, api_server: None, others: Vec::new(), folder };
+        cluster.others.push(cluster.etcd()?);
+        cluster.start_api_server().await?;
+        cluster.others.push(cluster.controller_manager()?);
+        cluster.others.push(cluster.scheduler()?);
+        // The last thing that a namespace needs.
+        let account = ["get", "serviceaccount", "default", "--namespace", "default"];
+        wait::until("the default service account", READY_WITHIN, async || {
+            cluster.kubectl(&account).await.map(drop)
+        })
+        .await?;
+        Ok(cluster)
+    }
+
+    /// Starts the API server again where it was killed, and waits until it is ready.
+    ///
+    /// # Errors
+    /// It does not come up; the error shows its log.
+    pub async fn start_api_server(&mut self) -> Result<(), Error> {
+        let mut program = self.api_server_program()?;
+        wait::until("a ready API server", READY_WITHIN, async || {
+            if program.exit_status().is_some() {
+                return Ok(Err(program.ended_early()));
+            }
+            self.kubectl(&["get", "--raw", "/readyz"]).await.map(|_| Ok(()))
+        })
+        .await??;
+        self.api_server = Some(program);
+        Ok(())
+    }
+
+    /// kill -9 of the API server: asked to stop it would wait a minute for those who watch.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub async fn kill_api_server(&mut self) -> Result<(), Error> {
+        let Some(mut program) = self.api_server.take() else { return Ok(()) };
+        program.kill().await
+    }
+
+    /// What an administrator connects with.
+    pub fn kubeconfig(&self) -> &Path {
+        self.access.kubeconfig(User::Admin)
+    }
+
+    /// Process numbers of all that runs.
+    pub fn pids(&self) -> Vec<u32> {
+        self.others.iter().chain(&self.api_server).map(Program::pid).collect()
+    }
+
+    /// Runs kubectl as an administrator; answers what it printed.
+    ///
+    /// # Errors
+    /// It failed; the error has what it said.
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String, Error> {
+        self.kubectl_with(arguments, "").await
+    }
+
+    /// Applies objects, which are YAML or JSON.
+    ///
+    /// # Errors
+    /// The API server refuses them; the error has what it said.
+    pub async fn apply(&self, objects: &str) -> Result<String, Error> {
+        self.kubectl_with(&["apply", "--server-side", "--filename", "-"], objects).await
+    }
+
+    /// Runs kubectl with an input.
+    ///
+    /// # Errors
+    /// As [`Kubernetes::kubectl`].
+    pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
+        let mut kubectl = Command::new(self.binaries.join("kubectl"));
+        kubectl
+            .args(arguments)
+            .env("KUBECONFIG", self.kubeconfig())
+            // Its own would be in the home folder.
+            .env("KUBECACHEDIR", self.folder.path().join("kubectl-cache"));
+        let doing = format!("kubectl {}", arguments.join(" "));
+        let (input, running) = (input.to_owned(), Error::system("run kubectl"));
+        let ran = tokio::task::spawn_blocking(move || run(kubectl, &doing, &input)).await;
+        ran.map_err(|join| running(std::io::Error::other(join)))?
+    }
+
+    /// A namespace that nobody else uses, and that goes when it is dropped.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub async fn namespace(&'static self, purpose: &str) -> Result<Namespace, Error> {
+        let name = shared::unique(purpose).replace('_', "-");
+        self.kubectl(&["create", "namespace", &name]).await?;
+        Ok(Namespace { cluster: self, name })
+    }
+
+    fn etcd(&self) -> Result<Program, Error> {
+        let Ports { etcd, etcd_peers, .. } = self.ports;
+        let (clients, peers) = (format!("http://127.0.0.1:{etcd}"), format!("http://127.0.0.1:{etcd_peers}"));
+        self.launch("etcd")
+            .arg("--name=testbed")
+            .arg(format!("--data-dir={}", self.folder.path().join("etcd").display()))
+            // The cluster lives for one test.
+            .arg("--unsafe-no-fsync")
+            .arg("--log-level=warn")
+            .arg(format!("--listen-client-urls={clients}"))
+            .arg(format!("--advertise-client-urls={clients}"))
+            .arg(format!("--listen-peer-urls={peers}"))
+            .arg(format!("--initial-advertise-peer-urls={peers}"))
+            .arg(format!("--initial-cluster=testbed={peers}"))
+            .start()
+    }
+
+    fn api_server_program(&self) -> Result<Program, Error> {
+        self.launch("kube-apiserver")
+            .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd))
+            .arg("--bind-address=127.0.0.1")
+            .arg(format!("--secure-port={}", self.ports.api_server))
+            // Of documentation: nobody connects there, and without nodes nobody has to.
+            .arg("--advertise-address=192.0.2.1")
+            .arg("--endpoint-reconciler-type=none")
+            .arg(self.access.flag("tls-cert-file", access::SERVER_CERTIFICATE))
+            .arg(self.access.flag("tls-private-key-file", access::SERVER_KEY))
+            .arg(self.access.flag("client-ca-file", access::AUTHORITY))
+            .arg(self.access.flag("token-auth-file", access::TOKENS))
+            .arg("--authorization-mode=RBAC")
+            .arg("--service-account-issuer=https://kubernetes.default.svc")
+            .arg(self.access.flag("service-account-key-file", access::ACCOUNT_PUBLIC_KEY))
+            .arg(self.access.flag("service-account-signing-key-file", access::ACCOUNT_KEY))
+            .arg("--service-cluster-ip-range=10.0.0.0/24")
+            .arg("--profiling=false")
+            .start()
+    }
+
+    fn controller_manager(&self) -> Result<Program, Error> {
+        self.component("kube-controller-manager", User::ControllerManager, self.ports.controller_manager)
+            .arg("--use-service-account-credentials=true")
+            .arg(self.access.flag("service-account-private-key-file", access::ACCOUNT_KEY))
+            .arg(self.access.flag("root-ca-file", access::AUTHORITY))
+            .start()
+    }
+
+    fn scheduler(&self) -> Result<Program, Error> {
+        self.component("kube-scheduler", User::Scheduler, self.ports.scheduler).start()
+    }
+
+    fn component(&self, program: &str, user: User, port: u16) -> Launch {
+        let kubeconfig = self.access.kubeconfig(user).display();
+        self.launch(program)
+            .arg(format!("--kubeconfig={kubeconfig}"))
+            .arg(format!("--authentication-kubeconfig={kubeconfig}"))
+            .arg(format!("--authorization-kubeconfig={kubeconfig}"))
+            .arg("--bind-address=127.0.0.1")
+            .arg(format!("--secure-port={port}"))
+            .arg(format!("--cert-dir={}", self.folder.path().join(program).display()))
+            .arg("--leader-elect=false")
+            // By default it is so slow that the first service account takes seconds.
+            .arg("--kube-api-qps=500")
+            .arg("--kube-api-burst=1000")
+            .arg("--profiling=false")
+    }
+
+    fn launch(&self, program: &str) -> Launch {
+        Launch::new(program, self.binaries.join(program))
+            .log_to(self.folder.path().join(format!("{program}.log")))
+            .unprivileged()
+    }
+}
+
+impl Namespace {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The cluster it is in.
+    pub fn cluster(&self) -> &'static Kubernetes {
+        self.cluster
+    }
+
+    /// Runs kubectl in it.
+    ///
+    /// # Errors
+    /// As [`Kubernetes::kubectl`].
+    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String, Error> {
+        self.cluster.kubectl(&[&["--namespace", &self.name], arguments].concat()).await
+    }
+
+    /// Runs kubectl in it with an input.
+    ///
+    /// # Errors
+    /// As [`Kubernetes::kubectl`].
+    pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
+        self.cluster.kubectl_with(&[&["--namespace", &self.name], arguments].concat(), input).await
+    }
+}
+
+impl Drop for Namespace {
+    /// Best effort: the cluster ends with the test run anyway.
+    fn drop(&mut self) {
+        let mut kubectl = Command::new(self.cluster.binaries.join("kubectl"));
+        kubectl.args(["delete", "namespace", "--wait=false", &self.name]);
+        kubectl.env("KUBECONFIG", self.cluster.kubeconfig());
+        kubectl.env("KUBECACHEDIR", self.cluster.folder.path().join("kubectl-cache"));
+        drop(kubectl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
+    }
+}
+
+fn run(mut command: Command, doing: &str, input: &str) -> Result<String, Error> {
+    // A file, because a pipe that nobody reads would have to be filled by somebody else.
+    let folder = Folder::new("input")?;
+    let path = folder.path().join("input");
+    fs::write(&path, input).map_err(Error::file("write", &path))?;
+    let file = fs::File::open(&path).map_err(Error::file("read", &path))?;
+    let output = command.stdin(file).output().map_err(Error::file("run", command.get_program()))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Error::Failed { doing: doing.to_owned(), status: output.status, output: said })
+}
+
+/// Makes the servers' user the owner of a file that only it may read.
+fn protect(path: &Path, content: &str) -> Result<(), Error> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, content).map_err(Error::file("write", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(Error::file("protect", path))?;
+    guard::give_away(path)
+}
