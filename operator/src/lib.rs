@@ -2,8 +2,10 @@
 //!
 //! - [`resource`]: the custom resource, as people write it and as the API server checks it.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
+//! - [`topics`]: what has to be done about topics, and doing it.
 //! - [`fields`]: its fields as a table, for the documents.
 
 pub mod desired;
 pub mod fields;
 pub mod resource;
+pub mod topics;

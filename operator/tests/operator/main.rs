@@ -12,4 +12,5 @@ mod cluster;
 mod desired;
 mod objects;
 mod rules;
+mod topics;
 mod written;

@@ -1,0 +1,213 @@
+//! What has to be done so that a topic is as it is declared: a pure function of what is declared and what is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::resource::Topic;
+
+/// Records get the broker's time: one that is as old as the event it carries could be older than the topic's retention, and
+/// be gone at once. `ce_time` keeps the event's.
+const TIMESTAMP_TYPE: (&str, &str) = ("message.timestamp.type", "LogAppendTime");
+
+/// A topic as Kafka has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Number of partitions.
+    pub partitions: i32,
+    /// Replicas of the partition that has fewest.
+    pub replication_factor: i32,
+    /// What is set for this topic; everything else is the broker's.
+    pub overrides: BTreeMap<String, String>,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Make the topic.
+    Create {
+        /// With so many partitions,
+        partitions: i32,
+        /// so many replicas,
+        replication_factor: i32,
+        /// and this configuration.
+        config: BTreeMap<String, String>,
+    },
+    /// Add partitions.
+    Grow {
+        /// How many there are to be.
+        partitions: i32,
+    },
+    /// Set the topic's configuration. Kafka takes it as a whole, so what others have set is in it.
+    Configure {
+        /// All that is to be set.
+        overrides: BTreeMap<String, String>,
+    },
+}
+
+/// What is not as it is declared, and cannot be made so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Deviation {
+    /// Kafka cannot take partitions away.
+    #[error("it has {is} partitions, {declared} are declared, and Kafka takes none away: declare {is}")]
+    Partitions {
+        /// In the resource.
+        declared: i32,
+        /// In Kafka.
+        is: i32,
+    },
+    /// Replicas are moved by other tools.
+    #[error(
+        "it has {is} replicas, {declared} are declared: move replicas with kafka-reassign-partitions, or declare {is}"
+    )]
+    ReplicationFactor {
+        /// In the resource.
+        declared: i32,
+        /// In Kafka.
+        is: i32,
+    },
+}
+
+/// What to do about one topic, and what nothing can be done about here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order.
+    pub steps: Vec<Step>,
+    /// To be told.
+    pub deviations: Vec<Deviation>,
+}
+
+/// Compares `declared` with what is there. `owned` are the keys of its configuration that this resource has set before: one that is no
+/// longer declared is given back to the broker.
+pub fn plan(declared: &Topic, owned: &BTreeSet<String>, observed: Option<&Observed>) -> Plan {
+    let Some(observed) = observed else {
+        let mut config = declared.config.clone();
+        config.entry(TIMESTAMP_TYPE.0.to_owned()).or_insert_with(|| TIMESTAMP_TYPE.1.to_owned());
+        let (partitions, replication_factor) = (declared.partitions, declared.replication_factor);
+        let create = Step::Create { partitions, replication_factor, config };
+        return Plan { steps: vec![create], deviations: Vec::new() };
+    };
+    let mut plan = Plan::default();
+    if observed.partitions < declared.partitions {
+        plan.steps.push(Step::Grow { partitions: declared.partitions });
+    }
+    let overrides = wanted(declared, owned, &observed.overrides);
+    if overrides != observed.overrides {
+        plan.steps.push(Step::Configure { overrides });
+    }
+    if observed.partitions > declared.partitions {
+        plan.deviations
+            .push(Deviation::Partitions { declared: declared.partitions, is: observed.partitions });
+    }
+    if observed.replication_factor != declared.replication_factor {
+        plan.deviations.push(Deviation::ReplicationFactor {
+            declared: declared.replication_factor,
+            is: observed.replication_factor,
+        });
+    }
+    plan
+}
+
+fn wanted(
+    declared: &Topic,
+    owned: &BTreeSet<String>,
+    present: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let given_back = |key: &String| owned.contains(key) && !declared.config.contains_key(key);
+    let mut wanted = present.clone();
+    wanted.retain(|key, _| !given_back(key));
+    wanted.extend(declared.config.clone());
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::resource::DeletionPolicy;
+
+    fn topic(partitions: i32, replication_factor: i32, config: &[(&str, &str)]) -> Topic {
+        let config = pairs(config);
+        let (name, deletion_policy) = ("t".into(), DeletionPolicy::Retain);
+        Topic { name, partitions, replication_factor, config, deletion_policy }
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn keys(keys: &[&str]) -> BTreeSet<String> {
+        keys.iter().map(|key| (*key).to_owned()).collect()
+    }
+
+    /// What Kafka would have after a plan was carried out.
+    fn carried_out(observed: Option<Observed>, steps: Vec<Step>) -> Option<Observed> {
+        steps.into_iter().fold(observed, |observed, step| match (step, observed) {
+            (Step::Create { partitions, replication_factor, config }, _) => {
+                Some(Observed { partitions, replication_factor, overrides: config })
+            }
+            (Step::Grow { partitions }, Some(observed)) => Some(Observed { partitions, ..observed }),
+            (Step::Configure { overrides }, Some(observed)) => Some(Observed { overrides, ..observed }),
+            (_, None) => None,
+        })
+    }
+
+    #[test]
+    fn a_missing_topic_is_made_with_the_brokers_time_unless_declared_otherwise() {
+        let made = |config: &[(&str, &str)]| plan(&topic(3, 2, config), &keys(&[]), None).steps;
+        let config = pairs(&[("message.timestamp.type", "LogAppendTime"), ("retention.ms", "1000")]);
+        assert_eq!(
+            made(&[("retention.ms", "1000")]),
+            [Step::Create { partitions: 3, replication_factor: 2, config }]
+        );
+        let config = pairs(&[("message.timestamp.type", "CreateTime")]);
+        assert_eq!(
+            made(&[("message.timestamp.type", "CreateTime")]),
+            [Step::Create { partitions: 3, replication_factor: 2, config }]
+        );
+    }
+
+    #[test]
+    fn only_declared_keys_are_touched_and_one_that_is_no_longer_is_given_back() {
+        let overrides = pairs(&[("foreign", "1"), ("mine", "1"), ("was.mine", "1")]);
+        let observed = Observed { partitions: 3, replication_factor: 1, overrides };
+        let plan = plan(&topic(3, 1, &[("mine", "2")]), &keys(&["mine", "was.mine"]), Some(&observed));
+        let overrides = pairs(&[("foreign", "1"), ("mine", "2")]);
+        assert_eq!(plan, Plan { steps: vec![Step::Configure { overrides }], deviations: Vec::new() });
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_told() {
+        let observed = Observed { partitions: 6, replication_factor: 1, overrides: BTreeMap::new() };
+        let plan = plan(&topic(3, 3, &[]), &keys(&[]), Some(&observed));
+        assert_eq!(plan.steps, []);
+        let told: Vec<String> = plan.deviations.iter().map(ToString::to_string).collect();
+        assert!(told[0].contains("declare 6") && told[1].contains("it has 1 replicas"), "{told:?}");
+    }
+
+    fn config() -> impl Strategy<Value = BTreeMap<String, String>> {
+        prop::collection::btree_map("[abc]", "[12]", 0..3)
+    }
+
+    proptest! {
+        #[test]
+        fn planning_again_after_a_plan_was_carried_out_gives_nothing_to_do(
+            (partitions, replicas, declared) in (1..9, 1..4, config()),
+            owned in prop::collection::btree_set("[abcd]", 0..4),
+            observed in prop::option::of((1..9, 1..4, config())),
+        ) {
+            let declared = Topic { config: declared, ..topic(partitions, replicas, &[]) };
+            let observed = observed.map(|(partitions, replication_factor, overrides)| {
+                Observed { partitions, replication_factor, overrides }
+            });
+            let after = carried_out(observed.clone(), plan(&declared, &owned, observed.as_ref()).steps);
+            let owned = declared.config.keys().cloned().collect();
+            prop_assert_eq!(plan(&declared, &owned, after.as_ref()).steps, []);
+            // What others have set is as it was.
+            if let (Some(before), Some(after)) = (&observed, &after) {
+                for (key, value) in before.overrides.iter().filter(|(key, _)| !owned.contains(*key)) {
+                    prop_assert!(after.overrides.get(key).is_none_or(|now| now == value));
+                }
+            }
+        }
+    }
+}

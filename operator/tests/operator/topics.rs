@@ -1,0 +1,104 @@
+//! Topics on a real Kafka: made, grown, configured, and otherwise left alone.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use outbox_operator::resource::Topic;
+use outbox_operator::topics::{Cluster, Observed, Plan, Step, plan};
+use rdkafka::config::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode;
+use serde_json::{Value, json};
+use testbed::kafka::alter_topic;
+use testbed::{shared, unique, wait};
+
+const SOON: Duration = Duration::from_secs(60);
+
+fn cluster(bootstrap: &str) -> Cluster {
+    Cluster::new(ClientConfig::new().set("bootstrap.servers", bootstrap)).unwrap()
+}
+
+fn topic(name: &str, partitions: i32, config: &Value) -> Topic {
+    let declared = json!({"name": name, "partitions": partitions, "replicationFactor": 1, "config": config});
+    serde_json::from_value(declared).unwrap()
+}
+
+/// Waits until a topic is seen, whichever broker and cache is asked.
+async fn seen(cluster: &Cluster, name: &str, is: impl Fn(&Observed) -> bool) -> Observed {
+    wait::until(format!("topic {name} as it should be"), SOON, async || {
+        let mut topics = cluster.observe(&[name.to_owned()]).await.map_err(|error| error.to_string())?;
+        let found = topics.remove(name);
+        found.clone().filter(|topic| is(topic)).ok_or_else(|| format!("{found:?}"))
+    })
+    .await
+    .unwrap()
+}
+
+async fn carry_out(cluster: &Cluster, topic: &Topic, owned: &[&str], observed: Option<&Observed>) -> Plan {
+    let owned: BTreeSet<String> = owned.iter().map(|key| (*key).to_owned()).collect();
+    let plan = plan(topic, &owned, observed);
+    for step in &plan.steps {
+        cluster.carry_out(&topic.name, step).await.unwrap();
+    }
+    plan
+}
+
+#[tokio::test]
+async fn a_topic_becomes_what_is_declared_and_what_others_set_stays() {
+    let bootstrap = shared().await.unwrap().kafka_bootstrap().to_owned();
+    let (cluster, name) = (cluster(&bootstrap), unique("topics"));
+    assert_eq!(cluster.observe(&[name.clone()]).await.unwrap().len(), 0);
+
+    let declared = topic(&name, 2, &json!({"retention.ms": "60000", "segment.ms": "30000"}));
+    carry_out(&cluster, &declared, &[], None).await;
+    // Once more, as after a crash before the answer.
+    carry_out(&cluster, &declared, &[], None).await;
+    let made = seen(&cluster, &name, |topic| topic.partitions == 2).await;
+    assert_eq!(made.overrides["message.timestamp.type"], "LogAppendTime");
+    assert_eq!(carry_out(&cluster, &declared, &[], Some(&made)).await, Plan::default());
+
+    // Somebody else's key, and ours by somebody else's hand.
+    let foreign = [("max.message.bytes", "2000000"), ("retention.ms", "1"), ("segment.ms", "30000")];
+    alter_topic(&bootstrap, &name, &foreign).await.unwrap();
+    let drifted = seen(&cluster, &name, |topic| topic.overrides["retention.ms"] == "1").await;
+    let declared = topic(&name, 4, &json!({"retention.ms": "60000"}));
+    let plan = carry_out(&cluster, &declared, &["retention.ms", "segment.ms"], Some(&drifted)).await;
+    assert!(matches!(plan.steps[..], [Step::Grow { partitions: 4 }, Step::Configure { .. }]), "{plan:?}");
+    let repaired = seen(&cluster, &name, |topic| {
+        topic.partitions == 4 && topic.overrides.get("retention.ms").is_some_and(|value| value == "60000")
+    })
+    .await;
+    assert_eq!(repaired.overrides["max.message.bytes"], "2000000");
+    assert!(!repaired.overrides.contains_key("segment.ms"), "given back to the broker");
+    assert_eq!(carry_out(&cluster, &declared, &["retention.ms"], Some(&repaired)).await, Plan::default());
+
+    cluster.delete(&name).await.unwrap();
+    wait::until("the end of the topic", SOON, async || {
+        let left = cluster.observe(&[name.clone()]).await.map_err(|error| error.to_string())?;
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await
+    .unwrap();
+    cluster.delete(&name).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_kafka_refuses_is_said_with_its_code() {
+    let cluster = cluster(shared().await.unwrap().kafka_bootstrap());
+    let name = unique("refused");
+    let step = |replication_factor, config: &Value| Step::Create {
+        partitions: 1,
+        replication_factor,
+        config: serde_json::from_value(config.clone()).unwrap(),
+    };
+    let error = cluster.carry_out(&name, &step(3, &json!({}))).await.unwrap_err();
+    assert_eq!(error.code, Some(RDKafkaErrorCode::InvalidReplicationFactor));
+    assert!(error.to_string().starts_with(&format!("Kafka: making topic {name}: ")), "{error}");
+    let error = cluster.carry_out(&name, &step(1, &json!({"no.such.key": "1"}))).await.unwrap_err();
+    assert_eq!(error.code, Some(RDKafkaErrorCode::InvalidConfig));
+}
+
+#[tokio::test]
+async fn a_kafka_that_is_not_there_is_said_soon() {
+    let error = cluster("127.0.0.1:1").observe(&["t".to_owned()]).await.unwrap_err();
+    assert!(error.to_string().starts_with("Kafka: looking at topics: "), "{error}");
+}
