@@ -5,7 +5,11 @@
 //! - [`topics`]: what has to be done about topics, and doing it.
 //! - [`fields`]: its fields as a table, for the documents.
 
+pub mod controller;
 pub mod desired;
 pub mod fields;
+pub mod reconcile;
 pub mod resource;
+pub mod secrets;
+pub mod status;
 pub mod topics;

@@ -1,16 +1,28 @@
-//! The program `outbox-operator`: arguments, configuration, wiring.
+//! The program `outbox-operator`: arguments, wiring.
 
 use std::io::{ErrorKind, Write};
-use std::process::ExitCode;
+use std::net::SocketAddr;
+use std::process::exit;
 
-use clap::{Parser, Subcommand};
-use kube::CustomResourceExt;
-use outbox_operator::fields;
+use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use kube::{Client, CustomResourceExt};
+use outbox_operator::reconcile::Context;
 use outbox_operator::resource::OutboxRelay;
+use outbox_operator::{controller, fields};
+use prometheus::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
-/// Makes what OutboxRelay resources declare: publication, slot, topics and relay.
+const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
+
+/// Makes what OutboxRelay resources declare: publication, topics and relay.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(
+    version,
+    about,
+    after_help = "Exit codes: 0 done, or stopped in order; 64 invalid arguments; 69 no Kubernetes API server to be found; 70 a bug."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -18,31 +30,109 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Look after the resources until stopped, in the cluster that KUBECONFIG or the pod's service account leads to.
+    Run(Run),
     /// Print the custom resource definition, to be applied: outbox-operator crd | kubectl apply --server-side -f -
     Crd,
     /// Print the resource's fields as a Markdown table.
     Fields,
 }
 
-fn main() -> ExitCode {
-    match Arguments::parse().command {
+#[derive(Args)]
+struct Run {
+    /// The only namespace to look at; all, when not given.
+    #[arg(long, env = "OUTBOX_OPERATOR_NAMESPACE")]
+    namespace: Option<String>,
+    /// Image of relays whose resource names none.
+    #[arg(long, env = "OUTBOX_OPERATOR_RELAY_IMAGE")]
+    relay_image: String,
+    /// Address of the admin listener: /livez /readyz /metrics /log-level.
+    #[arg(long, env = "OUTBOX_OPERATOR_LISTEN", default_value = "127.0.0.1:9101")]
+    listen: SocketAddr,
+    /// How log lines look.
+    #[arg(long, env = "OUTBOX_OPERATOR_LOG_FORMAT", default_value = "text")]
+    log_format: LogLines,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogLines {
+    Text,
+    Json,
+}
+
+fn main() {
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| {
+        drop(error.print());
+        exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
+    });
+    exit(match arguments.command {
+        Command::Run(options) => run(options),
         Command::Crd => match serde_saphyr::to_string(&OutboxRelay::crd()) {
             Ok(yaml) => print(&yaml),
             Err(error) => {
                 eprintln!("cannot write the definition: {error}");
-                ExitCode::FAILURE
+                EXIT_BUG
             }
         },
         Command::Fields => print(&fields::markdown()),
-    }
+    })
 }
 
 /// Whoever reads may stop when they have seen enough.
-fn print(text: &str) -> ExitCode {
+fn print(text: &str) -> i32 {
     match std::io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::FAILURE,
-        _ => ExitCode::SUCCESS,
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => EXIT_UNAVAILABLE,
+        _ => 0,
     }
+}
+
+fn run(options: Run) -> i32 {
+    let format = match options.log_format {
+        LogLines::Text => LogFormat::Text,
+        LogLines::Json => LogFormat::Json,
+    };
+    let log_level = init_logging(DEFAULT_LOG_FILTER, format);
+    admin::exit_on_panic();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let Ok(runtime) = runtime else { return EXIT_BUG };
+    runtime.block_on(async {
+        let client = match Client::try_default().await {
+            Ok(client) => client,
+            Err(error) => {
+                eprintln!("no Kubernetes API server to be found: {error}; set KUBECONFIG, or run in a pod");
+                return EXIT_UNAVAILABLE;
+            }
+        };
+        match Admin::new(Registry::new(), log_level).bind(options.listen).await {
+            Ok((_, listener)) => drop(tokio::spawn(listener)),
+            Err(error) => {
+                eprintln!("invalid arguments: --listen: {error}");
+                return EXIT_CONFIG;
+            }
+        }
+        let (stop, stopping) = watch::channel(false);
+        tokio::spawn(stop_on_signal(stop));
+        let namespace = options.namespace.as_deref();
+        tracing::info!(namespace, version = env!("CARGO_PKG_VERSION"), "outbox-operator starts");
+        controller::run(Context { client, image: options.relay_image }, namespace, stopping).await;
+        tracing::info!("stopped in order");
+        0
+    })
+}
+
+async fn stop_on_signal(stop: watch::Sender<bool>) {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        tracing::error!("cannot listen for signals");
+        return;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: finishing what is under way");
+    stop.send_replace(true);
 }
 
 #[cfg(test)]

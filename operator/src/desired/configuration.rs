@@ -1,6 +1,7 @@
 //! The relay's configuration, in the relay's own types: what it would refuse cannot be written.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 
 use kube::ResourceExt;
 use outbox_relay::config::{
@@ -24,17 +25,17 @@ pub struct Invalid {
     problem: String,
 }
 
-/// What the relay of `relay` is told. `user` is its role, which is in a Secret.
+/// What the relay of `relay` is told. `user` is its role, which is in a Secret; `root` is where the folders of Secrets are.
 ///
 /// # Errors
 /// Names the field that has no meaning to the relay.
-pub fn configuration(relay: &OutboxRelay, user: &str) -> Result<Config, Invalid> {
+pub fn configuration(relay: &OutboxRelay, user: &str, root: &Path) -> Result<Config, Invalid> {
     let spec = &relay.spec;
     Ok(Config {
         version: FORMAT_VERSION,
         name: relay.name_any(),
-        source: source(&spec.source, user)?,
-        sink: sink(&spec.sink.kafka)?,
+        source: source(&spec.source, user, root)?,
+        sink: sink(&spec.sink.kafka, root)?,
         routing: routing(&spec.routing),
         delivery: delivery(&spec.delivery)?,
         retention: retention(&spec.retention)?,
@@ -45,9 +46,9 @@ pub fn configuration(relay: &OutboxRelay, user: &str) -> Result<Config, Invalid>
     })
 }
 
-fn source(source: &Source, user: &str) -> Result<config::Source, Invalid> {
+fn source(source: &Source, user: &str, root: &Path) -> Result<config::Source, Invalid> {
     let postgres = &source.postgres;
-    let [ca_file, cert_file, key_file] = files::tls(&POSTGRES, &postgres.tls);
+    let [ca_file, cert_file, key_file] = files::tls(root, &POSTGRES, &postgres.tls);
     let table = TableName::try_from(postgres.table.clone())
         .map_err(|problem| Invalid { field: "source.postgres.table", problem })?;
     Ok(config::Source {
@@ -55,7 +56,7 @@ fn source(source: &Source, user: &str) -> Result<config::Source, Invalid> {
         port: number("source.postgres.port", postgres.port)?,
         database: postgres.database.clone(),
         user: user.to_owned(),
-        password_file: Some(files::path(POSTGRES.login, files::PASSWORD)),
+        password_file: Some(files::path(root, POSTGRES.login, files::PASSWORD)),
         password: None,
         tls: SourceTls {
             mode: tls_mode(postgres.tls.mode),
@@ -85,8 +86,8 @@ fn source(source: &Source, user: &str) -> Result<config::Source, Invalid> {
     })
 }
 
-fn sink(kafka: &KafkaSink) -> Result<config::Sink, Invalid> {
-    let [ca_file, cert_file, key_file] = files::tls(&KAFKA, &kafka.tls);
+fn sink(kafka: &KafkaSink, root: &Path) -> Result<config::Sink, Invalid> {
+    let [ca_file, cert_file, key_file] = files::tls(root, &KAFKA, &kafka.tls);
     Ok(config::Sink {
         bootstrap_servers: kafka.bootstrap_servers.clone(),
         tls: SinkTls { mode: tls_mode(kafka.tls.mode), ca_file, cert_file, key_file },
@@ -97,8 +98,8 @@ fn sink(kafka: &KafkaSink) -> Result<config::Sink, Invalid> {
                 SaslMechanism::ScramSha512 => config::SaslMechanism::ScramSha512,
             },
             username: None,
-            username_file: Some(files::path(KAFKA.login, files::USERNAME)),
-            password_file: Some(files::path(KAFKA.login, files::PASSWORD)),
+            username_file: Some(files::path(root, KAFKA.login, files::USERNAME)),
+            password_file: Some(files::path(root, KAFKA.login, files::PASSWORD)),
             password: None,
         }),
         access: config::SinkAccess::default(),

@@ -1,13 +1,14 @@
 //! Where the relay's pods find what is in Secrets: each Secret in a folder of its own, mounted read-only. The programs
 //! read the files again when they connect, so what is rotated is used without a new pod.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{KeyToPath, SecretVolumeSource, Volume, VolumeMount};
 
 use crate::resource::{CredentialsSecretRef, OutboxRelaySpec, Tls};
 
-const ROOT: &str = "/etc/outbox-relay/secrets";
+/// Where pods have the folders.
+pub const POD_ROOT: &str = "/etc/outbox-relay/secrets";
 
 /// Pods run as another user than the one that owns the files: readable by the group they are given.
 const READABLE: i32 = 0o440;
@@ -31,18 +32,18 @@ const CA: &str = "ca.crt";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 
-/// Path of a file in a folder.
-pub fn path(folder: &str, file: &str) -> PathBuf {
-    [ROOT, folder, file].iter().collect()
+/// Path of a file in a folder below `root`.
+pub fn path(root: &Path, folder: &str, file: &str) -> PathBuf {
+    root.join(folder).join(file)
 }
 
 /// The files a side's TLS settings name: authorities, certificate, key.
-pub fn tls(side: &Side, tls: &Tls) -> [Option<PathBuf>; 3] {
+pub fn tls(root: &Path, side: &Side, tls: &Tls) -> [Option<PathBuf>; 3] {
     let certificate = tls.certificate_secret_ref.as_ref();
     [
-        tls.ca_secret_ref.as_ref().map(|_| path(side.ca, CA)),
-        certificate.map(|_| path(side.certificate, CERTIFICATE)),
-        certificate.map(|_| path(side.certificate, KEY)),
+        tls.ca_secret_ref.as_ref().map(|_| path(root, side.ca, CA)),
+        certificate.map(|_| path(root, side.certificate, CERTIFICATE)),
+        certificate.map(|_| path(root, side.certificate, KEY)),
     ]
 }
 
@@ -118,7 +119,7 @@ impl MountedSecret {
     pub fn mount(&self) -> VolumeMount {
         VolumeMount {
             name: self.folder.to_owned(),
-            mount_path: path(self.folder, "").display().to_string().trim_end_matches('/').to_owned(),
+            mount_path: format!("{POD_ROOT}/{}", self.folder),
             read_only: Some(true),
             ..VolumeMount::default()
         }

@@ -34,7 +34,7 @@ pub struct OutboxRelayStatus {
 pub struct TopicStatus {
     /// Its name.
     pub name: String,
-    /// Kafka's id of it: another one means that somebody has deleted it and made it anew.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub id: Option<String>,
+    /// Keys of its configuration that this resource has set. One that is no longer declared is given back to the broker.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub config_keys: Vec<String>,
 }

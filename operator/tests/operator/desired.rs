@@ -1,7 +1,10 @@
 //! From a resource to the relay's configuration and pods, without a cluster.
 
+use std::path::Path;
+
 use k8s_openapi::api::core::v1::PodSpec;
 use outbox_operator::desired::configuration::configuration;
+use outbox_operator::desired::files::POD_ROOT;
 use outbox_operator::desired::workload::{Workload, workload};
 use outbox_operator::resource::OutboxRelay;
 use outbox_relay::config::Config;
@@ -48,7 +51,8 @@ fn everything() -> Value {
 }
 
 fn yaml(spec: &Value) -> String {
-    serde_saphyr::to_string(&configuration(&relay(spec), "outbox_relay").unwrap()).unwrap()
+    serde_saphyr::to_string(&configuration(&relay(spec), "outbox_relay", Path::new(POD_ROOT)).unwrap())
+        .unwrap()
 }
 
 fn built(spec: &Value, secrets: &str) -> Workload {
@@ -63,7 +67,7 @@ fn pod(workload: &Workload) -> &PodSpec {
 #[test]
 fn the_relay_reads_its_configuration_as_it_was_meant() {
     for spec in [least(), everything()] {
-        let meant = configuration(&relay(&spec), "outbox_relay").unwrap();
+        let meant = configuration(&relay(&spec), "outbox_relay", Path::new(POD_ROOT)).unwrap();
         let read: Config = serde_saphyr::from_str(&yaml(&spec)).unwrap();
         assert_eq!(json!(read), json!(meant));
         read.check().unwrap();
@@ -104,7 +108,8 @@ fn the_relay_reads_its_configuration_as_it_was_meant() {
 fn what_only_the_relay_can_refuse_is_refused_by_its_own_words() {
     let mut spec = least();
     spec["routing"] = json!({"regex": "("});
-    let refused = configuration(&relay(&spec), "u").unwrap().check().unwrap_err().to_string();
+    let refused =
+        configuration(&relay(&spec), "u", Path::new(POD_ROOT)).unwrap().check().unwrap_err().to_string();
     assert!(refused.starts_with("routing.regex: "), "{refused}");
 }
 

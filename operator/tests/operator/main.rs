@@ -10,6 +10,7 @@
 
 mod cluster;
 mod desired;
+mod happy;
 mod objects;
 mod rules;
 mod topics;

@@ -1,8 +1,10 @@
 //! What the API server makes of a relay's objects.
 
+use std::path::Path;
 use std::time::Duration;
 
 use outbox_operator::desired::configuration::configuration;
+use outbox_operator::desired::files::POD_ROOT;
 use outbox_operator::desired::workload::workload;
 use outbox_operator::resource::OutboxRelay;
 use serde_json::json;
@@ -22,7 +24,8 @@ async fn a_restricted_namespace_takes_the_objects_and_they_go_with_their_resourc
     apply(&namespace, &relay(&least())).await.unwrap();
     let stored = namespace.kubectl(&["get", "obr", "shop", "-o", "json"]).await.unwrap();
     let stored: OutboxRelay = serde_json::from_str(&stored).unwrap();
-    let yaml = serde_saphyr::to_string(&configuration(&stored, "relay").unwrap()).unwrap();
+    let yaml =
+        serde_saphyr::to_string(&configuration(&stored, "relay", Path::new(POD_ROOT)).unwrap()).unwrap();
     let workload = workload(&stored, &yaml, "outbox-relay:test", "");
     for object in [
         json!(workload.service_account),

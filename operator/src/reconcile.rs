@@ -1,0 +1,159 @@
+//! One pass over one resource: look, do what is to be done, and say what was found. In this order, and a step that fails stops
+//! those after it, never a workload that runs:
+//!
+//! Secrets -> specification -> database and publication -> topics -> workload -> status.
+
+mod database;
+mod kafka;
+mod objects;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::controller::Action;
+use kube::{Api, Client, ResourceExt};
+use outbox_relay::config::Config;
+use serde_json::json;
+
+use crate::desired::configuration::configuration;
+use crate::desired::files::POD_ROOT;
+use crate::desired::naming::MANAGER;
+use crate::desired::workload::workload;
+use crate::resource::{OutboxRelay, OutboxRelayStatus, TopicStatus};
+use crate::secrets::Secrets;
+use crate::status::{Aspect, Finding, Findings};
+
+/// How often everything is looked at again: what happens outside shows within 10 s.
+const LOOK_EVERY: Duration = Duration::from_secs(8);
+/// First pause after the API server has refused something.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// What all passes share.
+pub struct Context {
+    /// To the API server.
+    pub client: Client,
+    /// Image of relays that name none.
+    pub image: String,
+}
+
+/// The API server did not do what it was asked. Everything else is a finding.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// It refused, or was away.
+    #[error("Kubernetes: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// The configuration cannot be written.
+    #[error("the relay's configuration: {0}")]
+    Configuration(String),
+}
+
+/// One pass.
+///
+/// # Errors
+/// The API server refused something.
+pub async fn reconcile(relay: Arc<OutboxRelay>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let mut pass = Pass {
+        findings: Findings::new(relay.spec.suspend),
+        topics: relay.status.as_ref().map(|status| status.topics.clone()).unwrap_or_default(),
+        relay: &relay,
+        context: &context,
+    };
+    let done = pass.run().await;
+    pass.write_status().await?;
+    done.map(|()| Action::requeue(LOOK_EVERY))
+}
+
+/// After an error.
+pub fn again(relay: Arc<OutboxRelay>, error: &ReconcileError, _: Arc<Context>) -> Action {
+    tracing::warn!(namespace = relay.namespace(), name = relay.name_any(), %error, "will be tried again");
+    Action::requeue(RETRY_AFTER)
+}
+
+struct Pass<'a> {
+    relay: &'a OutboxRelay,
+    context: &'a Context,
+    findings: Findings,
+    topics: Vec<TopicStatus>,
+}
+
+impl Pass<'_> {
+    async fn run(&mut self) -> Result<(), ReconcileError> {
+        let Some((secrets, config)) = self.resolve().await else { return Ok(()) };
+        let database = self.database(&config, &secrets).await;
+        let kafka = self.kafka(&config, &secrets).await;
+        if database && kafka {
+            self.apply(&secrets).await?;
+        }
+        self.look_at_workload().await
+    }
+
+    /// The Secrets, and the configuration with the files they are in here.
+    async fn resolve(&mut self) -> Option<(Secrets, Config)> {
+        let namespace = self.relay.namespace().unwrap_or_default();
+        let secrets = match Secrets::read(&self.context.client, &namespace, &self.relay.spec).await {
+            Ok(secrets) => secrets,
+            Err(error) => {
+                let finding = Finding::no("SecretUnusable", error.to_string());
+                self.findings.set(Aspect::ReferencesResolved, finding);
+                return None;
+            }
+        };
+        let config = configuration(self.relay, &secrets.postgres.user, secrets.root())
+            .map_err(|error| error.to_string())
+            .and_then(|config| config.check().map(|()| config).map_err(|error| error.to_string()));
+        match config {
+            Ok(config) => {
+                self.findings.set(Aspect::ReferencesResolved, Finding::yes("Resolved", ""));
+                Some((secrets, config))
+            }
+            Err(problem) => {
+                self.findings.set(Aspect::ReferencesResolved, Finding::no("SpecificationInvalid", problem));
+                None
+            }
+        }
+    }
+
+    async fn apply(&mut self, secrets: &Secrets) -> Result<(), ReconcileError> {
+        let unwritable = |error: String| ReconcileError::Configuration(error);
+        let config = configuration(self.relay, &secrets.postgres.user, POD_ROOT.as_ref())
+            .map_err(|error| unwritable(error.to_string()))?;
+        let yaml = serde_saphyr::to_string(&config).map_err(|error| unwritable(error.to_string()))?;
+        let workload = workload(self.relay, &yaml, &self.context.image, &secrets.digest);
+        objects::apply(&self.context.client, workload).await?;
+        Ok(())
+    }
+
+    async fn look_at_workload(&mut self) -> Result<(), ReconcileError> {
+        let finding = objects::available(&self.context.client, self.relay).await?;
+        self.findings.set(Aspect::WorkloadAvailable, finding);
+        Ok(())
+    }
+
+    async fn write_status(self) -> Result<(), ReconcileError> {
+        let relay = self.relay;
+        let before = relay.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
+        let generation = relay.metadata.generation;
+        let image = relay.spec.relay.image.clone().unwrap_or_else(|| self.context.image.clone());
+        let status = OutboxRelayStatus {
+            observed_generation: generation,
+            conditions: self.findings.conditions(&before, generation, Timestamp::now()),
+            topic_count: i32::try_from(relay.spec.topics.len()).unwrap_or(i32::MAX),
+            topics: self.topics,
+            image: Some(image),
+        };
+        if relay.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        let api: Api<OutboxRelay> =
+            Api::namespaced(self.context.client.clone(), &relay.namespace().unwrap_or_default());
+        let patch = json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "status": status});
+        let parameters = PatchParams::apply(MANAGER).force();
+        match api.patch_status(&relay.name_any(), &parameters, &Patch::Apply(patch)).await {
+            // It was deleted meanwhile.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            written => Ok(written.map(drop)?),
+        }
+    }
+}

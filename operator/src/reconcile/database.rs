@@ -1,0 +1,108 @@
+//! The Postgres side of a pass: whether the database can be used, the publication, and the slot as the relay has left it.
+
+use std::time::Duration;
+
+use outbox_relay::config::{self, Config};
+use outbox_relay::postgres::source::{self, SlotState};
+use outbox_relay::trouble::{Reason, Trouble};
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
+
+use super::Pass;
+use crate::resource::CreationPolicy;
+use crate::secrets::Secrets;
+use crate::status::{Aspect, Finding};
+
+/// How long all of it may take: an outage has to show within 10 s.
+const WITHIN: Duration = Duration::from_secs(6);
+
+impl Pass<'_> {
+    /// Whether a relay could be started.
+    pub(super) async fn database(&mut self, config: &Config, secrets: &Secrets) -> bool {
+        let source = self.administrator(config, secrets);
+        let looked = tokio::time::timeout(WITHIN, self.look_at_database(&source)).await;
+        looked.unwrap_or_else(|_| {
+            let what = format!("{} did not answer within {WITHIN:?}", source.host);
+            self.database_is_not_reachable(&Trouble::new(Reason::DatabaseUnreachable, what));
+            false
+        })
+    }
+
+    /// The source as the administrator sees it, who makes the publication where it may be made.
+    fn administrator(&self, config: &Config, secrets: &Secrets) -> config::Source {
+        let mut source = config.source.clone();
+        source.publication.creation_policy = match self.relay.spec.source.postgres.publication.creation_policy
+        {
+            CreationPolicy::IfMissing => config::CreationPolicy::IfMissing,
+            CreationPolicy::Never => config::CreationPolicy::Never,
+        };
+        if let Some(admin) = &secrets.postgres_admin {
+            source.user.clone_from(&admin.user);
+            source.password = Some(admin.password.clone());
+        }
+        source
+    }
+
+    async fn look_at_database(&mut self, source: &config::Source) -> bool {
+        let mut sql = match usable(source).await {
+            Ok(sql) => sql,
+            Err(trouble) => {
+                self.database_is_not_reachable(&trouble);
+                return false;
+            }
+        };
+        self.findings.set(Aspect::DatabaseReachable, Finding::yes("Connected", ""));
+        let published = source::ensure_publication(&mut sql, source).await;
+        let publication = match &published {
+            Ok(()) => Finding::yes("Present", ""),
+            Err(trouble) => no(trouble),
+        };
+        self.findings.set(Aspect::PublicationReady, publication);
+        match source::slot_state(&mut sql, &source.slot.name).await.map_err(Trouble::from) {
+            Ok(slot) => self.slot(&source.slot.name, slot.as_ref()),
+            Err(trouble) => self.findings.set(Aspect::SlotReady, no(&trouble)),
+        }
+        drop(sql.close().await);
+        published.is_ok()
+    }
+
+    fn slot(&mut self, name: &str, slot: Option<&SlotState>) {
+        let held = slot.and_then(|slot| slot.active_pid);
+        let finding = match slot {
+            None => {
+                Finding::no("WaitingForRelay", format!("the relay makes slot {name} when it first starts"))
+            }
+            Some(slot) if slot.plugin.as_deref() != Some("pgoutput") => {
+                let what = format!("slot {name} has another plugin: choose another name");
+                Finding::no(Reason::SlotUnsuitable.name(), what)
+            }
+            Some(slot) if slot.is_lost() => {
+                no(&Trouble::new(Reason::SlotLost, format!("slot {name}: {}", slot.loss())))
+            }
+            Some(_) => Finding::yes("Present", ""),
+        };
+        self.findings.set(Aspect::SlotReady, finding);
+        let streaming = match held {
+            Some(_) => Finding::yes("SlotHeld", "a relay holds the slot"),
+            None => {
+                Finding::no("SlotNotHeld", format!("no relay holds slot {name}: look at the relay's /status"))
+            }
+        };
+        self.findings.set(Aspect::Streaming, streaming);
+    }
+
+    fn database_is_not_reachable(&mut self, trouble: &Trouble) {
+        self.findings.set(Aspect::DatabaseReachable, no(trouble));
+    }
+}
+
+/// Connects, and checks what a relay needs before anything is made.
+async fn usable(source: &config::Source) -> Result<PgConnection, Trouble> {
+    let mut sql = source::connect(source, "operator").await?;
+    source::check_preconditions(&mut sql, source).await?;
+    Ok(sql)
+}
+
+fn no(trouble: &Trouble) -> Finding {
+    Finding::no(trouble.reason.name(), trouble.to_string())
+}

@@ -1,0 +1,211 @@
+//! What was found, as conditions: every type of condition is there from the first pass on, with a reason, and its time changes
+//! only with its status.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+
+/// A type of condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Aspect {
+    /// Everything else, summed up.
+    Ready,
+    /// The Secrets are there, and the specification means something.
+    ReferencesResolved,
+    /// PostgreSQL answers, and can be used.
+    DatabaseReachable,
+    /// Kafka answers.
+    KafkaReachable,
+    /// The publication is there and suits.
+    PublicationReady,
+    /// The slot is there and suits.
+    SlotReady,
+    /// The topics are as they are declared.
+    TopicsReady,
+    /// A pod runs and is ready.
+    WorkloadAvailable,
+    /// A relay holds the slot.
+    Streaming,
+    /// Nothing is meant to run.
+    Suspended,
+}
+
+impl Aspect {
+    const ALL: [Aspect; 10] = [
+        Aspect::Ready,
+        Aspect::ReferencesResolved,
+        Aspect::DatabaseReachable,
+        Aspect::KafkaReachable,
+        Aspect::PublicationReady,
+        Aspect::SlotReady,
+        Aspect::TopicsReady,
+        Aspect::WorkloadAvailable,
+        Aspect::Streaming,
+        Aspect::Suspended,
+    ];
+}
+
+/// What was found about one aspect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// `None` where it could not be looked at.
+    pub holds: Option<bool>,
+    /// In one word.
+    pub reason: String,
+    /// In a sentence, with what to do.
+    pub message: String,
+}
+
+impl Finding {
+    /// It is as it should be.
+    pub fn yes(reason: &str, message: impl Into<String>) -> Finding {
+        Finding { holds: Some(true), reason: reason.into(), message: message.into() }
+    }
+
+    /// It is not.
+    pub fn no(reason: impl Into<String>, message: impl Into<String>) -> Finding {
+        Finding { holds: Some(false), reason: reason.into(), message: message.into() }
+    }
+
+    /// It could not be looked at.
+    pub fn unknown(reason: &str, message: impl Into<String>) -> Finding {
+        Finding { holds: None, reason: reason.into(), message: message.into() }
+    }
+
+    fn status(&self) -> &'static str {
+        match self.holds {
+            Some(true) => "True",
+            Some(false) => "False",
+            None => "Unknown",
+        }
+    }
+}
+
+/// What was found in one pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Findings(BTreeMap<Aspect, Finding>);
+
+impl Findings {
+    /// Nothing was looked at yet.
+    pub fn new(suspended: bool) -> Findings {
+        let not_reached = Finding::unknown("NotReached", "something before it failed");
+        let mut findings: BTreeMap<Aspect, Finding> =
+            Aspect::ALL.map(|aspect| (aspect, not_reached.clone())).into();
+        let suspension = match suspended {
+            true => Finding::yes("Suspended", "spec.suspend is true: no pods run"),
+            false => Finding::no("Running", ""),
+        };
+        findings.insert(Aspect::Suspended, suspension);
+        Findings(findings)
+    }
+
+    /// Puts down what was found.
+    pub fn set(&mut self, aspect: Aspect, finding: Finding) {
+        self.0.insert(aspect, finding);
+    }
+
+    /// What was found.
+    pub fn holds(&self, aspect: Aspect) -> bool {
+        self.0.get(&aspect).is_some_and(|finding| finding.holds == Some(true))
+    }
+
+    /// The first that is not as it should be, in the order in which things are done.
+    fn summary(&self) -> Finding {
+        if self.holds(Aspect::Suspended) {
+            return Finding::no("Suspended", "spec.suspend is true");
+        }
+        let checked =
+            self.0.iter().filter(|(aspect, _)| !matches!(aspect, Aspect::Ready | Aspect::Suspended));
+        let wrong = |holds| checked.clone().find(|(_, finding)| finding.holds == holds);
+        match wrong(Some(false)).or_else(|| wrong(None)) {
+            None => Finding::yes("Streaming", "a relay delivers"),
+            Some((aspect, finding)) => {
+                Finding { message: format!("{aspect:?}: {}", finding.message), ..finding.clone() }
+            }
+        }
+    }
+
+    /// As conditions of `generation`; those that were there before keep their time while their status stays.
+    pub fn conditions(
+        mut self,
+        before: &[Condition],
+        generation: Option<i64>,
+        now: Timestamp,
+    ) -> Vec<Condition> {
+        let summary = self.summary();
+        self.set(Aspect::Ready, summary);
+        let condition = |(aspect, finding): (Aspect, Finding)| {
+            let (type_, status) = (format!("{aspect:?}"), finding.status().to_owned());
+            let same = before.iter().find(|known| known.type_ == type_ && known.status == status);
+            // Conditions have seconds; a part of one would differ from what is read back.
+            let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+            Condition {
+                last_transition_time: same.map_or(Time(now), |known| known.last_transition_time.clone()),
+                message: finding.message,
+                observed_generation: generation,
+                reason: finding.reason,
+                status,
+                type_,
+            }
+        };
+        self.0.into_iter().map(condition).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn ready(findings: &Findings) -> (String, String) {
+        let conditions = findings.clone().conditions(&[], None, at(0));
+        let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready").unwrap();
+        (ready.status, ready.reason)
+    }
+
+    fn all_well() -> Findings {
+        let mut findings = Findings::new(false);
+        for aspect in Aspect::ALL.into_iter().filter(|aspect| *aspect != Aspect::Suspended) {
+            findings.set(aspect, Finding::yes("Ok", ""));
+        }
+        findings
+    }
+
+    #[test]
+    fn every_condition_is_there_from_the_first_pass() {
+        let conditions = Findings::new(false).conditions(&[], Some(1), at(0));
+        let types: Vec<&str> = conditions.iter().map(|condition| condition.type_.as_str()).collect();
+        assert_eq!(types.len(), 10);
+        assert!(conditions.iter().all(|condition| !condition.reason.is_empty()));
+        assert_eq!(ready(&Findings::new(false)), ("Unknown".into(), "NotReached".into()));
+    }
+
+    #[test]
+    fn ready_names_what_is_wrong_first_and_suspension_before_all() {
+        assert_eq!(ready(&all_well()).0, "True");
+        let mut findings = all_well();
+        findings.set(Aspect::Streaming, Finding::unknown("NotReached", ""));
+        findings.set(Aspect::TopicsReady, Finding::no("ReplicationFactor", ""));
+        assert_eq!(ready(&findings), ("False".into(), "ReplicationFactor".into()));
+        findings.set(Aspect::Suspended, Finding::yes("Suspended", ""));
+        assert_eq!(ready(&findings), ("False".into(), "Suspended".into()));
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_while_its_status_stays() {
+        let first = all_well().conditions(&[], Some(1), at(10));
+        let mut findings = all_well();
+        findings.set(Aspect::KafkaReachable, Finding::no("KafkaUnreachable", "away"));
+        let second = findings.conditions(&first, Some(2), at(20));
+        let times: BTreeMap<_, _> = second
+            .iter()
+            .map(|condition| (condition.type_.as_str(), condition.last_transition_time.0.as_second()))
+            .collect();
+        assert_eq!((times["KafkaReachable"], times["Ready"], times["SlotReady"]), (20, 20, 10));
+        assert!(second.iter().all(|condition| condition.observed_generation == Some(2)));
+    }
+}
