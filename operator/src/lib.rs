@@ -1,6 +1,8 @@
 //! The operator: one `OutboxRelay` resource, and its publication, slot, topics and relay are there.
 //!
 //! - [`resource`]: the custom resource, as people write it and as the API server checks it.
+//! - [`controller`]: which resources to look at, and when; [`reconcile`]: one pass over one of them.
+//! - [`secrets`], [`status`]: what a pass begins and ends with.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
 //! - [`topics`]: what has to be done about topics, and doing it.
 //! - [`fields`]: its fields as a table, for the documents.

@@ -3,6 +3,7 @@
 //!
 //! Secrets -> specification -> database and publication -> topics -> workload -> status.
 
+mod cleanup;
 mod database;
 mod kafka;
 mod objects;
@@ -49,11 +50,66 @@ pub enum ReconcileError {
     Configuration(String),
 }
 
+/// Holds a resource until what its policies say is done.
+const FINALIZER: &str = "outbox.dev/cleanup";
+
 /// One pass.
 ///
 /// # Errors
 /// The API server refused something.
 pub async fn reconcile(relay: Arc<OutboxRelay>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let held = relay.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let wanted = cleanup::deletes_something(&relay.spec);
+    if relay.metadata.deletion_timestamp.is_some() {
+        return if held { end(&relay, &context).await } else { Ok(Action::await_change()) };
+    }
+    if held != wanted {
+        // Nothing is made before it is certain that it will be looked after. The change brings about the next pass.
+        hold(&relay, &context, wanted).await?;
+        return Ok(Action::requeue(RETRY_AFTER));
+    }
+    pass(relay, context).await
+}
+
+/// Adds the finalizer, or takes it away. The list as it was read is part of the request: nobody else's is lost.
+async fn hold(relay: &OutboxRelay, context: &Context, held: bool) -> Result<(), ReconcileError> {
+    let mut finalizers: Vec<&str> = relay.finalizers().iter().map(String::as_str).collect();
+    finalizers.retain(|finalizer| *finalizer != FINALIZER);
+    if held {
+        finalizers.push(FINALIZER);
+    }
+    let metadata = json!({"finalizers": finalizers, "resourceVersion": relay.resource_version()});
+    let patch = Patch::Merge(json!({"metadata": metadata}));
+    let api: Api<OutboxRelay> =
+        Api::namespaced(context.client.clone(), &relay.namespace().unwrap_or_default());
+    match api.patch(&relay.name_any(), &PatchParams::default(), &patch).await {
+        // It is gone, or has changed: the next pass sees how.
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+        patched => Ok(patched.map(drop)?),
+    }
+}
+
+/// Lets a resource go that is being deleted, once what its policies say is done, or cannot be done.
+async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
+    let mut pass = Pass {
+        findings: Findings::new(relay.spec.suspend),
+        topics: relay.status.as_ref().map(|status| status.topics.clone()).unwrap_or_default(),
+        relay,
+        context,
+    };
+    let (namespace, name) = (relay.namespace(), relay.name_any());
+    if let Err(pending) = pass.clean_up().await {
+        if !cleanup::is_given_up(relay, Timestamp::now()) {
+            tracing::warn!(namespace, name, %pending, "deletion waits");
+            return Ok(Action::requeue(RETRY_AFTER));
+        }
+        tracing::warn!(namespace, name, %pending, "deletion is given up; what is left outside has to be deleted by hand");
+    }
+    hold(relay, context, false).await?;
+    Ok(Action::await_change())
+}
+
+async fn pass(relay: Arc<OutboxRelay>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let mut pass = Pass {
         findings: Findings::new(relay.spec.suspend),
         topics: relay.status.as_ref().map(|status| status.topics.clone()).unwrap_or_default(),

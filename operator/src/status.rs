@@ -110,6 +110,11 @@ impl Findings {
         self.0.get(&aspect).is_some_and(|finding| finding.holds == Some(true))
     }
 
+    /// Why Secrets or specification cannot be used.
+    pub fn reason_of_references(&self) -> String {
+        self.0.get(&Aspect::ReferencesResolved).map(|finding| finding.message.clone()).unwrap_or_default()
+    }
+
     /// The first that is not as it should be, in the order in which things are done.
     fn summary(&self) -> Finding {
         if self.holds(Aspect::Suspended) {

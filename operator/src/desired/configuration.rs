@@ -33,7 +33,7 @@ pub fn configuration(relay: &OutboxRelay, user: &str, root: &Path) -> Result<Con
     let spec = &relay.spec;
     Ok(Config {
         version: FORMAT_VERSION,
-        name: relay.name_any(),
+        name: identity(relay),
         source: source(&spec.source, user, root)?,
         sink: sink(&spec.sink.kafka, root)?,
         routing: routing(&spec.routing),
@@ -44,6 +44,11 @@ pub fn configuration(relay: &OutboxRelay, user: &str, root: &Path) -> Result<Con
         // From outside the pod: probes, Prometheus and the operator.
         admin: AdminConfig { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, ADMIN_PORT)) },
     })
+}
+
+/// The relay's name in its checkpoint: of no other resource in the cluster.
+pub fn identity(relay: &OutboxRelay) -> String {
+    format!("{}/{}", relay.namespace().unwrap_or_default(), relay.name_any())
 }
 
 fn source(source: &Source, user: &str, root: &Path) -> Result<config::Source, Invalid> {

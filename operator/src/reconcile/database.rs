@@ -29,7 +29,7 @@ impl Pass<'_> {
     }
 
     /// The source as the administrator sees it, who makes the publication where it may be made.
-    fn administrator(&self, config: &Config, secrets: &Secrets) -> config::Source {
+    pub(super) fn administrator(&self, config: &Config, secrets: &Secrets) -> config::Source {
         let mut source = config.source.clone();
         source.publication.creation_policy = match self.relay.spec.source.postgres.publication.creation_policy
         {

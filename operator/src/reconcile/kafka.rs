@@ -45,7 +45,7 @@ impl Pass<'_> {
         problems.iter().all(|(reason, _)| *reason != FAILED)
     }
 
-    fn cluster(&self, config: &Config, secrets: &Secrets) -> Result<Cluster, String> {
+    pub(super) fn cluster(&self, config: &Config, secrets: &Secrets) -> Result<Cluster, String> {
         let mut sink = config.sink.clone();
         if let (Some(sasl), Some(admin)) = (&mut sink.sasl, &secrets.kafka_admin) {
             (sasl.username, sasl.username_file) = (Some(admin.user.clone()), None);

@@ -75,7 +75,7 @@ fn the_relay_reads_its_configuration_as_it_was_meant() {
     let read = json!(serde_saphyr::from_str::<Config>(&yaml(&everything())).unwrap());
     for (path, expected) in [
         ("/version", json!(1)),
-        ("/name", json!("shop")),
+        ("/name", json!("team/shop")),
         ("/source/host", json!("db-1,db-2")),
         ("/source/user", json!("outbox_relay")),
         ("/source/passwordFile", json!("/etc/outbox-relay/secrets/postgres/password")),

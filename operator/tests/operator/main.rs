@@ -11,7 +11,9 @@
 mod cluster;
 mod desired;
 mod happy;
+mod lifecycle;
 mod objects;
 mod rules;
+mod stage;
 mod topics;
 mod written;

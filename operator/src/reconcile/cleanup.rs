@@ -1,0 +1,156 @@
+//! What is done before a resource may go: its relay stops, then what its policies say is deleted, and nothing else. A database or a
+//! Kafka that is gone does not hold it for ever.
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::DeleteParams;
+use kube::{Api, ResourceExt};
+use outbox_relay::config::{Config, quote};
+use outbox_relay::postgres::checkpoint;
+use outbox_relay::postgres::source;
+use outbox_relay::trouble::{Reason, Trouble};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection};
+
+use super::Pass;
+use crate::desired::naming::object_name;
+use crate::resource::{DeletionPolicy, OutboxRelay, OutboxRelaySpec};
+use crate::secrets::Secrets;
+
+/// Set to "true" on a resource that is being deleted, it lets the resource go at once, whatever is left outside.
+pub const FORCE: &str = "outbox.dev/force-delete";
+/// So long a resource is held when what its policies say cannot be done: longer than a restart or a failover takes, and no
+/// namespace stays for a day because a database is gone.
+pub const GIVE_UP_AFTER_SECONDS: i64 = 30 * 60;
+
+/// Whether something outside Kubernetes goes with the resource.
+pub fn deletes_something(spec: &OutboxRelaySpec) -> bool {
+    let postgres = &spec.source.postgres;
+    let policies = [postgres.slot.deletion_policy, postgres.publication.deletion_policy];
+    let topics = spec.topics.iter().map(|topic| topic.deletion_policy);
+    policies.into_iter().chain(topics).any(|policy| policy == DeletionPolicy::Delete)
+}
+
+/// Whether the resource goes, whatever is left outside.
+pub fn is_given_up(relay: &OutboxRelay, now: Timestamp) -> bool {
+    let forced = relay.annotations().get(FORCE).is_some_and(|value| value == "true");
+    let since = relay.metadata.deletion_timestamp.as_ref();
+    forced || since.is_some_and(|since| now.as_second() - since.0.as_second() > GIVE_UP_AFTER_SECONDS)
+}
+
+/// Why the resource is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum Pending {
+    /// Its relay still holds the slot.
+    #[error("waiting for the relay to let go of slot {0}")]
+    SlotHeld(String),
+    /// The specification or a Secret cannot be used any more.
+    #[error("what is to be deleted cannot be reached: {0}")]
+    Unresolved(String),
+    /// The database refused.
+    #[error("database: {0}")]
+    Database(Trouble),
+    /// Kafka refused.
+    #[error(transparent)]
+    Kafka(#[from] crate::topics::KafkaError),
+    /// The API server refused.
+    #[error("Kubernetes: {0}")]
+    Kubernetes(#[from] kube::Error),
+}
+
+impl From<Trouble> for Pending {
+    fn from(trouble: Trouble) -> Self {
+        Pending::Database(trouble)
+    }
+}
+
+impl Pass<'_> {
+    /// Everything that has to be done before the resource may go. Doing it twice is no error.
+    pub(super) async fn clean_up(&mut self) -> Result<(), Pending> {
+        self.stop_relay().await?;
+        let Some((secrets, config)) = self.resolve().await else {
+            return Err(Pending::Unresolved(self.findings.reason_of_references()));
+        };
+        self.clean_database(&config, &secrets).await?;
+        self.clean_topics(&config, &secrets).await
+    }
+
+    async fn stop_relay(&self) -> Result<(), kube::Error> {
+        let namespace = self.relay.namespace().unwrap_or_default();
+        let deployments: Api<Deployment> = Api::namespaced(self.context.client.clone(), &namespace);
+        match deployments.delete(&object_name(self.relay), &DeleteParams::foreground()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            deleted => deleted.map(drop),
+        }
+    }
+
+    async fn clean_database(&self, config: &Config, secrets: &Secrets) -> Result<(), Pending> {
+        let postgres = &self.relay.spec.source.postgres;
+        let (slot, publication) = (&postgres.slot, &postgres.publication);
+        if [slot.deletion_policy, publication.deletion_policy] == [DeletionPolicy::Retain; 2] {
+            return Ok(());
+        }
+        let source = self.administrator(config, secrets);
+        let mut sql = source::connect(&source, "operator").await?;
+        if slot.deletion_policy == DeletionPolicy::Delete && is_ours(&mut sql, config).await? {
+            let state = source::slot_state(&mut sql, &slot.name).await.map_err(Trouble::from)?;
+            if state.as_ref().is_some_and(|state| state.active_pid.is_some()) {
+                return Err(Pending::SlotHeld(slot.name.clone()));
+            }
+            drop_slot(&mut sql, config).await?;
+        }
+        if publication.deletion_policy == DeletionPolicy::Delete {
+            let drop = format!("DROP PUBLICATION IF EXISTS {}", quote(&publication.name));
+            sqlx::query(AssertSqlSafe(drop)).execute(&mut sql).await.map_err(Trouble::from)?;
+        }
+        drop(sql.close().await);
+        Ok(())
+    }
+
+    async fn clean_topics(&self, config: &Config, secrets: &Secrets) -> Result<(), Pending> {
+        let made = |name: &str| self.topics.iter().any(|topic| topic.name == name);
+        let topics = self.relay.spec.topics.iter();
+        let doomed: Vec<_> = topics
+            .filter(|topic| topic.deletion_policy == DeletionPolicy::Delete && made(&topic.name))
+            .collect();
+        if doomed.is_empty() {
+            return Ok(());
+        }
+        let cluster = self.cluster(config, secrets).map_err(Pending::Unresolved)?;
+        for topic in doomed {
+            cluster.delete(&topic.name).await?;
+            tracing::info!(topic = topic.name, "deleted the topic");
+        }
+        Ok(())
+    }
+}
+
+/// Whether a relay of this resource has registered for the slot: what it never had is not its own to drop.
+async fn is_ours(sql: &mut PgConnection, config: &Config) -> Result<bool, Trouble> {
+    let table = config.source.table.sibling(checkpoint::TABLE);
+    let select = format!("SELECT EXISTS (SELECT FROM {table} WHERE relay = $1 AND slot = $2)");
+    let ours = sqlx::query_scalar(AssertSqlSafe(select))
+        .bind(&config.name)
+        .bind(&config.source.slot.name)
+        .fetch_one(sql)
+        .await;
+    match ours.map_err(Trouble::from) {
+        // The table is gone, and with it everything that rests on it.
+        Err(trouble) if trouble.reason == Reason::TableMissing => Ok(false),
+        ours => ours,
+    }
+}
+
+/// The slot, and then the row by which retention waits for this relay.
+async fn drop_slot(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
+    let slot = &config.source.slot.name;
+    sqlx::query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1")
+        .bind(slot)
+        .execute(&mut *sql)
+        .await?;
+    let table = config.source.table.sibling(checkpoint::TABLE);
+    let delete = format!("DELETE FROM {table} WHERE relay = $1 AND slot = $2");
+    sqlx::query(AssertSqlSafe(delete)).bind(&config.name).bind(slot).execute(&mut *sql).await?;
+    tracing::info!(%slot, relay = config.name, "dropped the slot, and deregistered the relay");
+    Ok(())
+}

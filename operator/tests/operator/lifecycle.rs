@@ -1,0 +1,188 @@
+//! What is repaired, what is stopped, and what goes with a resource.
+
+use serde_json::{Value, json};
+use testbed::guard::Folder;
+use testbed::kafka::{Kafka, KafkaOptions, alter_topic, delete_topic};
+use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
+use testbed::{net, wait};
+
+use crate::stage::{SOON, Stage};
+
+async fn until_gone(stage: &Stage) {
+    wait::until("the end of the resource", SOON, async || {
+        match stage.namespace.kubectl(&["get", "obr", "shop", "-o", "name"]).await {
+            Err(error) if error.to_string().contains("NotFound") => Ok(()),
+            other => Err(format!("{other:?}\n{}", stage.operator.log_tail())),
+        }
+    })
+    .await
+    .unwrap();
+}
+
+/// The slot and what belongs to it by default, a topic where it is said; and not before the relay has let go of the slot.
+#[tokio::test]
+async fn deletion_does_what_the_policies_say_and_nothing_else() {
+    let mut stage = Stage::shared("deletion").await;
+    let doomed = format!("{}-doomed", stage.topic);
+    stage.spec["topics"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": doomed, "partitions": 1, "replicationFactor": 1, "deletionPolicy": "Delete"}));
+    let folder = Folder::new("relay").unwrap();
+    let mut relay = stage.until_streaming(&folder).await;
+    let registered = "SELECT count(*) FROM outbox_checkpoint";
+    assert_eq!(stage.value(registered).await.as_deref(), Some("1"));
+    stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
+    wait::until("deletion to wait for the relay", SOON, async || {
+        let log = stage.operator.log_tail();
+        if log.contains("waiting for the relay to let go of slot") { Ok(()) } else { Err(log) }
+    })
+    .await
+    .unwrap();
+    relay.terminate().unwrap();
+    relay.wait(SOON).await.unwrap();
+    until_gone(&stage).await;
+    let slots =
+        format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", stage.database.name());
+    assert_eq!(stage.value(&slots).await.as_deref(), Some("0"));
+    assert_eq!(stage.value(registered).await.as_deref(), Some("0"), "retention would wait for it for ever");
+    assert_eq!(stage.value("SELECT count(*) FROM pg_publication").await.as_deref(), Some("1"));
+    assert!(stage.has_topic(&stage.topic).await);
+    wait::until("the end of the topic", SOON, async || {
+        if stage.has_topic(&doomed).await { Err("it is there") } else { Ok(()) }
+    })
+    .await
+    .unwrap();
+}
+
+/// A slot of the same name that this resource's relay never had is somebody else's.
+#[tokio::test]
+async fn a_slot_that_was_never_its_own_stays() {
+    let stage = Stage::shared("foreign").await;
+    stage.make_secret().await;
+    let slot = stage.database.name();
+    let make = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+    stage.database.execute(&make).await.unwrap();
+    stage.apply().await;
+    stage.until(&[("SlotReady", "True", "Present"), ("Streaming", "False", "SlotNotHeld")]).await;
+    stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
+    until_gone(&stage).await;
+    let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    assert_eq!(stage.value(&slots).await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn a_database_that_is_gone_holds_a_resource_only_until_it_is_forced() {
+    let mut stage = Stage::shared("gone").await;
+    stage.make_secret().await;
+    stage.spec["source"]["postgres"]["port"] = json!(net::free_port().unwrap());
+    stage.apply().await;
+    stage.until(&[("DatabaseReachable", "False", "DatabaseUnreachable")]).await;
+    stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
+    wait::until("deletion to wait", SOON, async || {
+        let log = stage.operator.log_tail();
+        if log.contains("deletion waits") { Ok(()) } else { Err(log) }
+    })
+    .await
+    .unwrap();
+    stage.namespace.kubectl(&["get", "obr", "shop"]).await.unwrap();
+    stage.namespace.kubectl(&["annotate", "obr", "shop", "outbox.dev/force-delete=true"]).await.unwrap();
+    until_gone(&stage).await;
+}
+
+#[tokio::test]
+async fn drift_is_repaired_and_suspension_stops_the_pods_only() {
+    let mut stage = Stage::shared("drift").await;
+    stage.spec["topics"][0]["config"] = json!({"retention.ms": "600000"});
+    stage.make_secret().await;
+    stage.apply().await;
+    stage
+        .until(&[("TopicsReady", "True", "AsDeclared"), ("WorkloadAvailable", "False", "Unschedulable")])
+        .await;
+    let namespace = &stage.namespace;
+    let get = async |what: &[&str]| namespace.kubectl(what).await.unwrap_or_default();
+    let configuration = ["get", "configmap", "shop-relay", "-o", "jsonpath={.data}"];
+    let before = get(&configuration).await;
+    namespace.kubectl(&["delete", "deployment,service", "shop-relay"]).await.unwrap();
+    let spoil = r#"{"data": {"relay.yaml": "spoilt"}}"#;
+    namespace.kubectl(&["patch", "configmap", "shop-relay", "-p", spoil]).await.unwrap();
+    alter_topic(&stage.bootstrap, &stage.topic, &[("retention.ms", "1")]).await.unwrap();
+    wait::until("everything as it was", SOON, async || {
+        let objects = get(&["get", "deployment,service", "-o", "name"]).await;
+        let topics = stage.observed().await;
+        let repaired = objects.lines().filter(|name| name.ends_with("/shop-relay")).count() == 2
+            && get(&configuration).await == before
+            && topics.is_some_and(|topic| topic.overrides["retention.ms"] == "600000");
+        if repaired { Ok(()) } else { Err(format!("{objects}\n{}", stage.operator.log_tail())) }
+    })
+    .await
+    .unwrap();
+    delete_topic(&stage.bootstrap, &stage.topic).await.unwrap();
+    wait::until("the topic again", SOON, async || {
+        if stage.has_topic(&stage.topic).await { Ok(()) } else { Err("it is missing") }
+    })
+    .await
+    .unwrap();
+    stage.spec["suspend"] = json!(true);
+    stage.apply().await;
+    stage
+        .until(&[
+            ("Suspended", "True", "Suspended"),
+            ("Ready", "False", "Suspended"),
+            ("TopicsReady", "True", "AsDeclared"),
+        ])
+        .await;
+    wait::until("no pods", SOON, async || {
+        let replicas = get(&["get", "deployment", "shop-relay", "-o", "jsonpath={.spec.replicas}"]).await;
+        if replicas == "0" { Ok(()) } else { Err(replicas) }
+    })
+    .await
+    .unwrap();
+}
+
+/// Each shows with its reason, and clears by itself; the pods run on meanwhile.
+#[tokio::test]
+async fn outages_of_both_sides_show_and_clear() {
+    let (mut postgres, mut kafka) =
+        tokio::try_join!(Postgres::start(PostgresOptions::default()), Kafka::start(KafkaOptions::default()))
+            .unwrap();
+    let stage = Stage::on("outages", &postgres.url("postgres"), &kafka.bootstrap()).await;
+    stage.make_secret().await;
+    stage.apply().await;
+    let well = [
+        ("DatabaseReachable", "True", "Connected"),
+        ("KafkaReachable", "True", "Connected"),
+        ("TopicsReady", "True", "AsDeclared"),
+    ];
+    stage.until(&well).await;
+    postgres.stop(Shutdown::Fast).await.unwrap();
+    stage
+        .until(&[
+            ("DatabaseReachable", "False", "DatabaseUnreachable"),
+            ("PublicationReady", "Unknown", "NotReached"),
+            ("KafkaReachable", "True", "Connected"),
+        ])
+        .await;
+    let deployment =
+        stage.namespace.kubectl(&["get", "deployment", "shop-relay", "-o", "json"]).await.unwrap();
+    let deployment: Value = serde_json::from_str(&deployment).unwrap();
+    assert_eq!(deployment["spec"]["replicas"], 1, "the pods run on");
+    postgres.start_again().await.unwrap();
+    stage.until(&well).await;
+    kafka.stop().await.unwrap();
+    stage
+        .until(&[("KafkaReachable", "False", "KafkaUnreachable"), ("DatabaseReachable", "True", "Connected")])
+        .await;
+    kafka.start_again().await.unwrap();
+    stage.until(&well).await;
+    // Dropped behind the operator's back: made again, since the relay was not there to miss anything.
+    stage.database.execute("DROP PUBLICATION outbox").await.unwrap();
+    wait::until("the publication again", SOON, async || {
+        match stage.value("SELECT count(*) FROM pg_publication").await.as_deref() {
+            Some("1") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .unwrap();
+}

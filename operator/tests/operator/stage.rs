@@ -1,0 +1,201 @@
+//! An operator with a resource of its own: real control plane, PostgreSQL and Kafka. The cluster has no node, so the test
+//! runs the relay itself, with exactly the configuration the operator has written, and says that its pod is ready.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use outbox_operator::desired::files::POD_ROOT;
+use outbox_operator::topics::{Cluster, Observed};
+use rdkafka::config::ClientConfig;
+use serde_json::{Value, json};
+use testbed::guard::Folder;
+use testbed::kubernetes::Namespace;
+use testbed::process::{Launch, Program};
+use testbed::{Database, net, shared, wait};
+
+use crate::cluster::{apply, namespace, relay};
+
+pub const SOON: Duration = Duration::from_secs(120);
+
+/// See the module's text. The resource is not applied yet.
+pub struct Stage {
+    pub namespace: Namespace,
+    pub database: Database,
+    pub bootstrap: String,
+    pub topic: String,
+    pub operator: Program,
+    pub spec: Value,
+}
+
+impl Stage {
+    /// On the shared servers.
+    pub async fn shared(purpose: &str) -> Stage {
+        let servers = shared().await.unwrap();
+        let bootstrap = servers.kafka_bootstrap().to_owned();
+        Stage::on(purpose, &servers.postgres_url("postgres"), &bootstrap).await
+    }
+
+    pub async fn on(purpose: &str, postgres_url: &str, bootstrap: &str) -> Stage {
+        let database = Database::on(postgres_url, "operator").await.unwrap();
+        let port = url::Url::parse(database.url()).unwrap().port().unwrap();
+        let namespace = namespace(purpose).await;
+        let topic = format!("outbox.event.{}", database.name());
+        let spec = json!({
+            "source": {"postgres": {
+                "host": "127.0.0.1", "port": port, "database": database.name(), "tls": {"mode": "disable"},
+                "credentialsSecretRef": {"name": "login"},
+                "publication": {"name": "outbox"}, "slot": {"name": database.name()},
+            }},
+            "sink": {"kafka": {"bootstrapServers": bootstrap, "tls": {"mode": "disable"}}},
+            "topics": [{"name": topic, "partitions": 3, "replicationFactor": 1}],
+        });
+        let operator = start_operator(&namespace);
+        Stage { namespace, database, bootstrap: bootstrap.to_owned(), topic, operator, spec }
+    }
+
+    pub async fn make_secret(&self) {
+        let create = ["create", "secret", "generic", "login"];
+        let values = ["--from-literal=username=postgres", "--from-literal=password=unused"];
+        self.namespace.kubectl(&[create.as_slice(), &values].concat()).await.unwrap();
+    }
+
+    /// Applies the resource as it is in `spec`.
+    pub async fn apply(&self) {
+        apply(&self.namespace, &relay(&self.spec)).await.unwrap();
+    }
+
+    /// Makes the Secret and the resource, runs its relay, and waits until all is well.
+    pub async fn until_streaming(&self, folder: &Folder) -> Program {
+        self.make_secret().await;
+        self.apply().await;
+        self.until(&[("SlotReady", "False", "WaitingForRelay")]).await;
+        self.until(&[("WorkloadAvailable", "False", "Unschedulable")]).await;
+        let relay = self.start_relay(folder).await;
+        self.say_that_pods_are_ready().await;
+        self.until(&[("Ready", "True", "Streaming")]).await;
+        relay
+    }
+
+    /// The value of a SQL expression, as text.
+    pub async fn value(&self, sql: &str) -> Option<String> {
+        let mut connection = self.database.connect().await.unwrap();
+        let select = format!("SELECT ({sql})::text");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(select)).fetch_one(&mut connection).await.unwrap()
+    }
+
+    /// Whether a topic is there.
+    pub async fn has_topic(&self, name: &str) -> bool {
+        self.topics(name).await.contains_key(name)
+    }
+
+    /// The resource's topic as Kafka has it.
+    pub async fn observed(&self) -> Option<Observed> {
+        self.topics(&self.topic).await.remove(&self.topic)
+    }
+
+    async fn topics(&self, name: &str) -> BTreeMap<String, Observed> {
+        let config = ClientConfig::new().set("bootstrap.servers", &self.bootstrap).clone();
+        Cluster::new(&config).unwrap().observe(&[name.to_owned()]).await.unwrap()
+    }
+}
+
+fn start_operator(namespace: &Namespace) -> Program {
+    let port = net::free_port().unwrap();
+    Launch::new("outbox-operator", env!("CARGO_BIN_EXE_outbox-operator"))
+        .arg("run")
+        .arg(format!("--namespace={}", namespace.name()))
+        .arg("--relay-image=outbox-relay:test")
+        .arg(format!("--listen=127.0.0.1:{port}"))
+        .env("KUBECONFIG", namespace.cluster().kubeconfig())
+        .start()
+        .unwrap()
+}
+
+/// Beside the operator's, built with the features that tests are built with.
+fn relay_program() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .args(["build", "--quiet", "--locked", "--workspace", "--bin", "outbox-relay"])
+        .status()
+        .unwrap();
+    assert!(built.success());
+    Path::new(env!("CARGO_BIN_EXE_outbox-operator")).with_file_name("outbox-relay")
+}
+
+impl Stage {
+    /// Starts the relay as its pod would, with the folders of Secrets elsewhere.
+    pub async fn start_relay(&self, folder: &Folder) -> Program {
+        let stored = self.namespace.kubectl(&["get", "configmap", "shop-relay", "-o", "json"]).await.unwrap();
+        let stored: Value = serde_json::from_str(&stored).unwrap();
+        let root = folder.path().display().to_string();
+        let yaml = stored["data"]["relay.yaml"].as_str().unwrap().replace(POD_ROOT, &root);
+        fs::create_dir_all(folder.path().join("postgres")).unwrap();
+        fs::write(folder.path().join("postgres/password"), "unused").unwrap();
+        let file = folder.path().join("relay.yaml");
+        fs::write(&file, yaml).unwrap();
+        let port = net::free_port().unwrap();
+        Launch::new("outbox-relay", relay_program())
+            .arg("run")
+            .arg("--config")
+            .arg(&file)
+            .env("OUTBOX_RELAY__ADMIN__LISTEN", format!("127.0.0.1:{port}"))
+            .start()
+            .unwrap()
+    }
+
+    /// Says of the relay's pods what a node would say.
+    pub async fn say_that_pods_are_ready(&self) {
+        let list = ["get", "pods", "-l", "app.kubernetes.io/instance=shop", "-o", "name"];
+        let pods = wait::until("a pod", SOON, async || match self.namespace.kubectl(&list).await {
+            Ok(pods) if !pods.is_empty() => Ok(pods),
+            other => Err(format!("{other:?}")),
+        })
+        .await
+        .unwrap();
+        let status = json!({"status": {"phase": "Running", "conditions": [
+            {"type": "Ready", "status": "True"},
+            {"type": "PodScheduled", "status": "True"},
+        ]}})
+        .to_string();
+        for pod in pods.lines() {
+            self.namespace
+                .kubectl(&["patch", pod, "--subresource=status", "--type=merge", "-p", &status])
+                .await
+                .unwrap();
+        }
+    }
+
+    /// Condition -> (status, reason).
+    pub async fn conditions(&self) -> BTreeMap<String, (String, String)> {
+        let stored = self.namespace.kubectl(&["get", "obr", "shop", "-o", "json"]).await.unwrap();
+        let stored: Value = serde_json::from_str(&stored).unwrap();
+        let conditions = stored["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let text = |condition: &Value, name: &str| condition[name].as_str().unwrap_or_default().to_owned();
+        conditions
+            .iter()
+            .map(|condition| {
+                (text(condition, "type"), (text(condition, "status"), text(condition, "reason")))
+            })
+            .collect()
+    }
+
+    pub async fn until(&self, expected: &[(&str, &str, &str)]) {
+        wait::until(format!("{expected:?}"), SOON, async || {
+            let seen = self.conditions().await;
+            let is = |(aspect, status, reason): &(&str, &str, &str)| {
+                seen.get(*aspect).is_some_and(|seen| (seen.0.as_str(), seen.1.as_str()) == (*status, *reason))
+            };
+            if expected.iter().all(is) {
+                Ok(())
+            } else {
+                Err(format!("{seen:?}\n{}", self.operator.log_tail()))
+            }
+        })
+        .await
+        .unwrap();
+    }
+}
