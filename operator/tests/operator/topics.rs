@@ -46,7 +46,7 @@ async fn carry_out(cluster: &Cluster, topic: &Topic, owned: &[&str], observed: O
 async fn a_topic_becomes_what_is_declared_and_what_others_set_stays() {
     let bootstrap = shared().await.unwrap().kafka_bootstrap().to_owned();
     let (cluster, name) = (cluster(&bootstrap), unique("topics"));
-    assert_eq!(cluster.observe(&[name.clone()]).await.unwrap().len(), 0);
+    assert_eq!(cluster.observe(std::slice::from_ref(&name)).await.unwrap().len(), 0);
 
     let declared = topic(&name, 2, &json!({"retention.ms": "60000", "segment.ms": "30000"}));
     carry_out(&cluster, &declared, &[], None).await;
@@ -73,7 +73,7 @@ async fn a_topic_becomes_what_is_declared_and_what_others_set_stays() {
 
     cluster.delete(&name).await.unwrap();
     wait::until("the end of the topic", SOON, async || {
-        let left = cluster.observe(&[name.clone()]).await.map_err(|error| error.to_string())?;
+        let left = cluster.observe(std::slice::from_ref(&name)).await.map_err(|error| error.to_string())?;
         if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await
