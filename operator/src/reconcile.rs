@@ -101,6 +101,8 @@ async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcile
     if let Err(pending) = pass.clean_up().await {
         if !cleanup::is_given_up(relay, Timestamp::now()) {
             tracing::warn!(namespace, name, %pending, "deletion waits");
+            pass.findings.deletion_waits(pending.to_string());
+            pass.write_status().await?;
             return Ok(Action::requeue(RETRY_AFTER));
         }
         tracing::warn!(namespace, name, %pending, "deletion is given up; what is left outside has to be deleted by hand");

@@ -84,7 +84,11 @@ impl Finding {
 
 /// What was found in one pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Findings(BTreeMap<Aspect, Finding>);
+pub struct Findings {
+    found: BTreeMap<Aspect, Finding>,
+    /// Why the resource, which is being deleted, is still there.
+    deletion: Option<String>,
+}
 
 impl Findings {
     /// Nothing was looked at yet.
@@ -97,31 +101,39 @@ impl Findings {
             false => Finding::no("Running", ""),
         };
         findings.insert(Aspect::Suspended, suspension);
-        Findings(findings)
+        Findings { found: findings, deletion: None }
     }
 
     /// Puts down what was found.
     pub fn set(&mut self, aspect: Aspect, finding: Finding) {
-        self.0.insert(aspect, finding);
+        self.found.insert(aspect, finding);
+    }
+
+    /// The resource is being deleted, and waits for this.
+    pub fn deletion_waits(&mut self, why: String) {
+        self.deletion = Some(why);
     }
 
     /// What was found.
     pub fn holds(&self, aspect: Aspect) -> bool {
-        self.0.get(&aspect).is_some_and(|finding| finding.holds == Some(true))
+        self.found.get(&aspect).is_some_and(|finding| finding.holds == Some(true))
     }
 
     /// Why Secrets or specification cannot be used.
     pub fn reason_of_references(&self) -> String {
-        self.0.get(&Aspect::ReferencesResolved).map(|finding| finding.message.clone()).unwrap_or_default()
+        self.found.get(&Aspect::ReferencesResolved).map(|finding| finding.message.clone()).unwrap_or_default()
     }
 
     /// The first that is not as it should be, in the order in which things are done.
     fn summary(&self) -> Finding {
+        if let Some(why) = &self.deletion {
+            return Finding::no("Deleting", why);
+        }
         if self.holds(Aspect::Suspended) {
             return Finding::no("Suspended", "spec.suspend is true");
         }
         let checked =
-            self.0.iter().filter(|(aspect, _)| !matches!(aspect, Aspect::Ready | Aspect::Suspended));
+            self.found.iter().filter(|(aspect, _)| !matches!(aspect, Aspect::Ready | Aspect::Suspended));
         let wrong = |holds| checked.clone().find(|(_, finding)| finding.holds == holds);
         match wrong(Some(false)).or_else(|| wrong(None)) {
             None => Finding::yes("Streaming", "a relay delivers"),
@@ -154,7 +166,7 @@ impl Findings {
                 type_,
             }
         };
-        self.0.into_iter().map(condition).collect()
+        self.found.into_iter().map(condition).collect()
     }
 }
 

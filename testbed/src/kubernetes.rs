@@ -167,6 +167,17 @@ impl Kubernetes {
         Ok(Namespace { cluster: self, name })
     }
 
+    /// What the pods of a service account connect with.
+    ///
+    /// # Errors
+    /// There is no such account.
+    pub async fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf, Error> {
+        let token = self.kubectl(&["create", "token", account, "--namespace", namespace]).await?;
+        let path = self.folder.path().join(format!("{namespace}-{account}.kubeconfig"));
+        protect(&path, &self.access.kubeconfig_with(self.ports.api_server, token.trim()))?;
+        Ok(path)
+    }
+
     fn etcd(&self) -> Result<Program, Error> {
         let Ports { etcd, etcd_peers, .. } = self.ports;
         let (clients, peers) = (format!("http://127.0.0.1:{etcd}"), format!("http://127.0.0.1:{etcd_peers}"));

@@ -33,12 +33,10 @@ async fn deletion_does_what_the_policies_say_and_nothing_else() {
     let registered = "SELECT count(*) FROM outbox_checkpoint";
     assert_eq!(stage.value(registered).await.as_deref(), Some("1"));
     stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
-    wait::until("deletion to wait for the relay", SOON, async || {
-        let log = stage.operator.log_tail();
-        if log.contains("waiting for the relay to let go of slot") { Ok(()) } else { Err(log) }
-    })
-    .await
-    .unwrap();
+    stage.until(&[("Ready", "False", "Deleting")]).await;
+    let said = ["get", "obr", "shop", "-o", "jsonpath={.status.conditions[?(@.type==\"Ready\")].message}"];
+    let said = stage.namespace.kubectl(&said).await.unwrap();
+    assert!(said.starts_with("waiting for the relay to let go of slot"), "{said}");
     relay.terminate().unwrap();
     relay.wait(SOON).await.unwrap();
     until_gone(&stage).await;
@@ -79,13 +77,7 @@ async fn a_database_that_is_gone_holds_a_resource_only_until_it_is_forced() {
     stage.apply().await;
     stage.until(&[("DatabaseReachable", "False", "DatabaseUnreachable")]).await;
     stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
-    wait::until("deletion to wait", SOON, async || {
-        let log = stage.operator.log_tail();
-        if log.contains("deletion waits") { Ok(()) } else { Err(log) }
-    })
-    .await
-    .unwrap();
-    stage.namespace.kubectl(&["get", "obr", "shop"]).await.unwrap();
+    stage.until(&[("Ready", "False", "Deleting")]).await;
     stage.namespace.kubectl(&["annotate", "obr", "shop", "outbox.dev/force-delete=true"]).await.unwrap();
     until_gone(&stage).await;
 }

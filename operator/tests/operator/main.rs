@@ -13,6 +13,7 @@ mod desired;
 mod happy;
 mod lifecycle;
 mod objects;
+mod permissions;
 mod rules;
 mod stage;
 mod topics;

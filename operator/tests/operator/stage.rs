@@ -52,7 +52,7 @@ impl Stage {
             "sink": {"kafka": {"bootstrapServers": bootstrap, "tls": {"mode": "disable"}}},
             "topics": [{"name": topic, "partitions": 3, "replicationFactor": 1}],
         });
-        let operator = start_operator(&namespace);
+        let operator = start_operator(&namespace, namespace.cluster().kubeconfig());
         Stage { namespace, database, bootstrap: bootstrap.to_owned(), topic, operator, spec }
     }
 
@@ -102,14 +102,14 @@ impl Stage {
     }
 }
 
-fn start_operator(namespace: &Namespace) -> Program {
+pub fn start_operator(namespace: &Namespace, kubeconfig: &Path) -> Program {
     let port = net::free_port().unwrap();
     Launch::new("outbox-operator", env!("CARGO_BIN_EXE_outbox-operator"))
         .arg("run")
         .arg(format!("--namespace={}", namespace.name()))
         .arg("--relay-image=outbox-relay:test")
         .arg(format!("--listen=127.0.0.1:{port}"))
-        .env("KUBECONFIG", namespace.cluster().kubeconfig())
+        .env("KUBECONFIG", kubeconfig)
         .start()
         .unwrap()
 }

@@ -85,6 +85,11 @@ impl Access {
         found.map_or(&self.folder, |(_, path)| path)
     }
 
+    /// With a token of the API server's own.
+    pub(super) fn kubeconfig_with(&self, port: u16, token: &str) -> String {
+        kubeconfig(&self.folder.join(AUTHORITY), port, token)
+    }
+
     /// A command line flag with one of the files.
     pub(super) fn flag(&self, name: &str, file: &str) -> String {
         format!("--{name}={}", self.folder.join(file).display())
