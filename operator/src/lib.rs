@@ -2,6 +2,7 @@
 //!
 //! - [`resource`]: the custom resource, as people write it and as the API server checks it.
 //! - [`controller`]: which resources to look at, and when; [`reconcile`]: one pass over one of them.
+//! - [`leadership`]: which of several operators acts.
 //! - [`secrets`], [`status`]: what a pass begins and ends with.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
 //! - [`topics`]: what has to be done about topics, and doing it.
@@ -10,6 +11,7 @@
 pub mod controller;
 pub mod desired;
 pub mod fields;
+pub mod leadership;
 pub mod reconcile;
 pub mod resource;
 pub mod secrets;

@@ -7,6 +7,7 @@ use std::process::exit;
 use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kube::{Client, CustomResourceExt};
+use outbox_operator::leadership::Leadership;
 use outbox_operator::reconcile::Context;
 use outbox_operator::resource::OutboxRelay;
 use outbox_operator::{controller, fields};
@@ -21,7 +22,7 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 #[command(
     version,
     about,
-    after_help = "Exit codes: 0 done, or stopped in order; 64 invalid arguments; 69 no Kubernetes API server to be found; 70 a bug."
+    after_help = "Exit codes: 0 done, or stopped in order; 64 invalid arguments; 69 no Kubernetes API server to be found, or the Lease was lost; 70 a bug."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -46,6 +47,9 @@ struct Run {
     /// Image of relays whose resource names none.
     #[arg(long, env = "OUTBOX_OPERATOR_RELAY_IMAGE")]
     relay_image: String,
+    /// Namespace of the Lease by which one of several operators is chosen; without it, only one may run.
+    #[arg(long, env = "OUTBOX_OPERATOR_LEASE_NAMESPACE")]
+    lease_namespace: Option<String>,
     /// Address of the admin listener: /livez /readyz /metrics /log-level.
     #[arg(long, env = "OUTBOX_OPERATOR_LISTEN", default_value = "127.0.0.1:9101")]
     listen: SocketAddr,
@@ -114,10 +118,49 @@ fn run(options: Run) -> i32 {
         tokio::spawn(stop_on_signal(stop));
         let namespace = options.namespace.as_deref();
         tracing::info!(namespace, version = env!("CARGO_PKG_VERSION"), "outbox-operator starts");
-        controller::run(Context { client, image: options.relay_image }, namespace, stopping).await;
-        tracing::info!("stopped in order");
-        0
+        let context = Context { client: client.clone(), image: options.relay_image };
+        match &options.lease_namespace {
+            Some(lease) => {
+                lead(client, lease, controller::run(context, namespace, stopping.clone()), stopping).await
+            }
+            None => {
+                controller::run(context, namespace, stopping).await;
+                stopped()
+            }
+        }
     })
+}
+
+/// Does `work` while this process holds the Lease.
+async fn lead(
+    client: Client,
+    namespace: &str,
+    work: impl Future<Output = ()>,
+    mut stopping: watch::Receiver<bool>,
+) -> i32 {
+    // A pod's name is its host's; the number tells two processes of one machine apart.
+    let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "outbox-operator".to_owned());
+    let identity = format!("{host}-{}", std::process::id());
+    let mut leadership = tokio::select! {
+        leadership = Leadership::acquire(client, namespace, identity) => leadership,
+        _ = stopping.wait_for(|stop| *stop) => return stopped(),
+    };
+    tracing::info!("leads");
+    tokio::select! {
+        () = work => {
+            leadership.release().await;
+            stopped()
+        }
+        () = leadership.until_lost() => {
+            tracing::error!("the Lease is lost: another may act, so this process ends");
+            EXIT_UNAVAILABLE
+        }
+    }
+}
+
+fn stopped() -> i32 {
+    tracing::info!("stopped in order");
+    0
 }
 
 async fn stop_on_signal(stop: watch::Sender<bool>) {

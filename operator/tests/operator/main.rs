@@ -11,6 +11,7 @@
 mod cluster;
 mod desired;
 mod happy;
+mod leadership;
 mod lifecycle;
 mod objects;
 mod permissions;

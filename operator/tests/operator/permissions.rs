@@ -4,12 +4,16 @@ use serde_json::{Value, json};
 use testbed::guard::Folder;
 
 use crate::cluster::apply;
-use crate::stage::{Stage, start_operator};
+use crate::stage::{Stage, operator};
 
 #[tokio::test]
 async fn the_rules_of_the_chart_are_enough() {
-    let rules = include_str!("../../../charts/outbox-operator/files/rules.yaml");
-    let rules: Value = serde_saphyr::from_str(rules).unwrap();
+    let rules = [
+        include_str!("../../../charts/outbox-operator/files/rules.yaml"),
+        include_str!("../../../charts/outbox-operator/files/lease-rules.yaml"),
+    ];
+    let rules: Vec<Value> =
+        rules.iter().flat_map(|rules| serde_saphyr::from_str::<Vec<Value>>(rules).unwrap()).collect();
     let mut stage = Stage::shared("permissions").await;
     stage.operator.kill().await.unwrap();
     let (namespace, name) = (stage.namespace.name().to_owned(), json!({"name": "operator"}));
@@ -24,7 +28,8 @@ async fn the_rules_of_the_chart_are_enough() {
         apply(&stage.namespace, &object).await.unwrap();
     }
     let kubeconfig = stage.namespace.cluster().kubeconfig_of(&namespace, "operator").await.unwrap();
-    stage.operator = start_operator(&stage.namespace, &kubeconfig);
+    let launch = operator(&stage.namespace, &kubeconfig).arg(format!("--lease-namespace={namespace}"));
+    stage.operator = launch.start().unwrap();
     let folder = Folder::new("relay").unwrap();
     let mut relay = stage.until_streaming(&folder).await;
     relay.kill().await.unwrap();

@@ -103,6 +103,11 @@ impl Stage {
 }
 
 pub fn start_operator(namespace: &Namespace, kubeconfig: &Path) -> Program {
+    operator(namespace, kubeconfig).start().unwrap()
+}
+
+/// An operator that looks at `namespace`, and at nothing else.
+pub fn operator(namespace: &Namespace, kubeconfig: &Path) -> Launch {
     let port = net::free_port().unwrap();
     Launch::new("outbox-operator", env!("CARGO_BIN_EXE_outbox-operator"))
         .arg("run")
@@ -110,8 +115,6 @@ pub fn start_operator(namespace: &Namespace, kubeconfig: &Path) -> Program {
         .arg("--relay-image=outbox-relay:test")
         .arg(format!("--listen=127.0.0.1:{port}"))
         .env("KUBECONFIG", kubeconfig)
-        .start()
-        .unwrap()
 }
 
 /// Beside the operator's, built with the features that tests are built with.

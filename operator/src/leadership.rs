@@ -1,0 +1,124 @@
+//! One operator acts at a time: the one that holds a Lease. Clocks of different machines are not compared: a Lease is free when nobody
+//! has changed it for as long as it lasts, by this process's own clock.
+
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client};
+
+/// Name of the Lease.
+pub const LEASE: &str = "outbox-operator";
+/// How long a Lease holds without being renewed. The three durations are those of Kubernetes' own components.
+const LASTS: Duration = Duration::from_secs(15);
+/// A holder that could not renew for so long stops, well before another may begin.
+const RENEW_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is renewed, or looked at.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// The right to act, as long as it is renewed.
+pub struct Leadership {
+    api: Api<Lease>,
+    identity: String,
+    lease: Lease,
+    renewed: Instant,
+}
+
+/// A Lease that somebody else holds, and when it was last seen to change.
+struct Watched {
+    version: Option<String>,
+    since: Instant,
+}
+
+impl Leadership {
+    /// Waits until the Lease in `namespace` is free, and takes it. `identity` is of no other process.
+    pub async fn acquire(client: Client, namespace: &str, identity: String) -> Leadership {
+        let api: Api<Lease> = Api::namespaced(client, namespace);
+        let mut watched = Watched { version: None, since: Instant::now() };
+        loop {
+            match attempt(&api, &identity, &mut watched).await {
+                Ok(Some((lease, renewed))) => return Leadership { api, identity, lease, renewed },
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "cannot look at the Lease"),
+            }
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    /// Renews until that has not been possible for too long, or somebody else has taken the Lease. Nothing may be done after.
+    pub async fn until_lost(&mut self) {
+        while self.renewed.elapsed() < RENEW_WITHIN {
+            tokio::time::sleep(EVERY).await;
+            let asked = Instant::now();
+            let left = RENEW_WITHIN.saturating_sub(self.renewed.elapsed());
+            let (lease, parameters) = (held(self.lease.clone(), &self.identity), PostParams::default());
+            let replaced = self.api.replace(LEASE, &parameters, &lease);
+            match tokio::time::timeout(left, replaced).await {
+                Ok(Ok(lease)) => (self.lease, self.renewed) = (lease, asked),
+                // Somebody else has written it.
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => return,
+                Ok(Err(error)) => tracing::warn!(%error, "cannot renew the Lease"),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Lets another begin at once.
+    pub async fn release(mut self) {
+        if let Some(spec) = &mut self.lease.spec {
+            spec.holder_identity = None;
+        }
+        if let Err(error) = self.api.replace(LEASE, &PostParams::default(), &self.lease).await {
+            tracing::warn!(%error, "cannot release the Lease; another begins when it runs out");
+        }
+    }
+}
+
+/// Takes the Lease if it is free. Its time counts from before the request.
+async fn attempt(
+    api: &Api<Lease>,
+    identity: &str,
+    watched: &mut Watched,
+) -> Result<Option<(Lease, Instant)>, kube::Error> {
+    let asked = Instant::now();
+    let taken = match api.get_opt(LEASE).await? {
+        None => api.create(&PostParams::default(), &held(Lease::default(), identity)).await,
+        Some(lease) => {
+            if watched.version != lease.metadata.resource_version {
+                *watched = Watched { version: lease.metadata.resource_version.clone(), since: asked };
+            }
+            let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+            let free = holder.is_none_or(str::is_empty) || watched.since.elapsed() > LASTS;
+            if !free {
+                return Ok(None);
+            }
+            api.replace(LEASE, &PostParams::default(), &held(lease, identity)).await
+        }
+    };
+    match taken {
+        Ok(lease) => Ok(Some((lease, asked))),
+        // Somebody else was faster.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `lease`, held by `identity` from now on.
+fn held(lease: Lease, identity: &str) -> Lease {
+    let now = MicroTime(Timestamp::now());
+    let before = lease.spec.unwrap_or_default();
+    let mine = before.holder_identity.as_deref() == Some(identity);
+    Lease {
+        metadata: ObjectMeta { name: Some(LEASE.to_owned()), ..lease.metadata },
+        spec: Some(LeaseSpec {
+            holder_identity: Some(identity.to_owned()),
+            lease_duration_seconds: i32::try_from(LASTS.as_secs()).ok(),
+            acquire_time: if mine { before.acquire_time } else { Some(now.clone()) },
+            renew_time: Some(now),
+            lease_transitions: Some(before.lease_transitions.unwrap_or(0) + i32::from(!mine)),
+            ..before
+        }),
+    }
+}
