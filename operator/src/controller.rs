@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::Api;
-use kube::runtime::controller::{Config, Controller};
+use kube::runtime::controller::{Config, Controller, Error};
 use kube::runtime::watcher;
 use tokio::sync::watch;
 
@@ -29,8 +29,14 @@ pub async fn run(context: Context, namespace: Option<&str>, mut stop: watch::Rec
         .run(reconcile, again, Arc::new(context));
     passes
         .for_each(async |pass| {
-            if let Err(error) = pass {
-                tracing::debug!(%error, "a pass ended early");
+            match pass {
+                // Said where it happened.
+                Ok(_) | Err(Error::ReconcilerFailed(..)) => {}
+                Err(Error::QueueError(error)) => {
+                    tracing::warn!(%error, "cannot watch resources: is the definition applied, and may the operator read them?");
+                }
+                // It was deleted before its turn came.
+                Err(error) => tracing::debug!(%error, "a pass ended early"),
             }
         })
         .await;

@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 use testbed::guard::Folder;
-use testbed::kafka::{Kafka, KafkaOptions, alter_topic, delete_topic};
+use testbed::kafka::{Kafka, KafkaOptions, alter_topic};
 use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::{net, wait};
 
-use crate::stage::{SOON, Stage};
+use crate::cluster::{apply, namespace};
+use crate::stage::{SOON, Stage, operator};
 
 async fn until_gone(stage: &Stage) {
     wait::until("the end of the resource", SOON, async || {
@@ -82,6 +83,26 @@ async fn a_database_that_is_gone_holds_a_resource_only_until_it_is_forced() {
     until_gone(&stage).await;
 }
 
+/// An operator that may see nothing says so, and goes on when it may.
+#[tokio::test]
+async fn an_operator_without_rights_says_what_it_needs() {
+    let namespace = namespace("rights").await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nobody"}});
+    apply(&namespace, &account).await.unwrap();
+    let kubeconfig = namespace.cluster().kubeconfig_of(namespace.name(), "nobody").await.unwrap();
+    let program = operator(&namespace, &kubeconfig).start().unwrap();
+    wait::until("a warning", SOON, async || {
+        let log = program.log();
+        if log.contains("may the operator read them?") && log.contains("forbidden") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    })
+    .await
+    .unwrap();
+}
+
 #[tokio::test]
 async fn drift_is_repaired_and_suspension_stops_the_pods_only() {
     let mut stage = Stage::shared("drift").await;
@@ -109,9 +130,13 @@ async fn drift_is_repaired_and_suspension_stops_the_pods_only() {
     })
     .await
     .unwrap();
-    delete_topic(&stage.bootstrap, &stage.topic).await.unwrap();
-    wait::until("the topic again", SOON, async || {
-        if stage.has_topic(&stage.topic).await { Ok(()) } else { Err("it is missing") }
+    // Known by a mark that the new one does not have.
+    let marked = [("retention.ms", "600000"), ("max.message.bytes", "2000000")];
+    alter_topic(&stage.bootstrap, &stage.topic, &marked).await.unwrap();
+    stage.cluster().delete(&stage.topic).await.unwrap();
+    wait::until("another topic of that name", SOON, async || match stage.observed().await {
+        Some(topic) if !topic.overrides.contains_key("max.message.bytes") => Ok(()),
+        other => Err(format!("{other:?}")),
     })
     .await
     .unwrap();

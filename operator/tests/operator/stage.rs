@@ -96,9 +96,13 @@ impl Stage {
         self.topics(&self.topic).await.remove(&self.topic)
     }
 
+    /// A client of Kafka's.
+    pub fn cluster(&self) -> Cluster {
+        Cluster::new(ClientConfig::new().set("bootstrap.servers", &self.bootstrap)).unwrap()
+    }
+
     async fn topics(&self, name: &str) -> BTreeMap<String, Observed> {
-        let config = ClientConfig::new().set("bootstrap.servers", &self.bootstrap).clone();
-        Cluster::new(&config).unwrap().observe(&[name.to_owned()]).await.unwrap()
+        self.cluster().observe(&[name.to_owned()]).await.unwrap()
     }
 }
 
