@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::Api;
-use kube::runtime::controller::{Config, Controller, Error};
+use kube::core::DeserializeGuard;
+use kube::runtime::controller::{Action, Config, Controller, Error};
 use kube::runtime::watcher;
+use kube::{Api, ResourceExt};
 use tokio::sync::watch;
 
-use crate::reconcile::{Context, again, reconcile};
+use crate::reconcile::{Context, RETRY_AFTER, ReconcileError, reconcile};
 use crate::resource::OutboxRelay;
+
+/// One resource that cannot be read, written by an older or newer version perhaps, must not keep all others from being
+/// watched.
+type Guarded = DeserializeGuard<OutboxRelay>;
 
 /// Passes wait for servers most of the time; a few at once keep one server that is away from holding up the others.
 const PASSES_AT_ONCE: u16 = 8;
@@ -18,7 +23,7 @@ const PASSES_AT_ONCE: u16 = 8;
 /// Runs until `stop` turns true, and finishes what is under way. `namespace` is the only one looked at; all, when there is none.
 pub async fn run(context: Context, namespace: Option<&str>, mut stop: watch::Receiver<bool>) {
     let client = context.client.clone();
-    let (relays, deployments): (Api<OutboxRelay>, Api<Deployment>) = match namespace {
+    let (relays, deployments): (Api<Guarded>, Api<Deployment>) = match namespace {
         Some(namespace) => (Api::namespaced(client.clone(), namespace), Api::namespaced(client, namespace)),
         None => (Api::all(client.clone()), Api::all(client)),
     };
@@ -26,7 +31,7 @@ pub async fn run(context: Context, namespace: Option<&str>, mut stop: watch::Rec
         .owns(deployments, watcher::Config::default())
         .with_config(Config::default().concurrency(PASSES_AT_ONCE))
         .graceful_shutdown_on(async move { drop(stop.wait_for(|stop| *stop).await) })
-        .run(reconcile, again, Arc::new(context));
+        .run(guarded, again, Arc::new(context));
     passes
         .for_each(async |pass| {
             match pass {
@@ -40,4 +45,20 @@ pub async fn run(context: Context, namespace: Option<&str>, mut stop: watch::Rec
             }
         })
         .await;
+}
+
+async fn guarded(relay: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    match &relay.0 {
+        Ok(relay) => reconcile(relay, &context).await,
+        Err(invalid) => {
+            let (namespace, name) = (relay.namespace(), relay.name_any());
+            tracing::error!(namespace, name, error = %invalid.error, "the resource cannot be read; correct it, or use the operator that knows it");
+            Ok(Action::await_change())
+        }
+    }
+}
+
+fn again(relay: Arc<Guarded>, error: &ReconcileError, _: Arc<Context>) -> Action {
+    tracing::warn!(namespace = relay.namespace(), name = relay.name_any(), %error, "will be tried again");
+    Action::requeue(RETRY_AFTER)
 }

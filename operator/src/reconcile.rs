@@ -8,7 +8,6 @@ mod database;
 mod kafka;
 mod objects;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -28,8 +27,8 @@ use crate::status::{Aspect, Finding, Findings};
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
 const LOOK_EVERY: Duration = Duration::from_secs(8);
-/// First pause after the API server has refused something.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Pause after the API server has refused something.
+pub const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// What all passes share.
 pub struct Context {
@@ -57,15 +56,15 @@ const FINALIZER: &str = "outbox.dev/cleanup";
 ///
 /// # Errors
 /// The API server refused something.
-pub async fn reconcile(relay: Arc<OutboxRelay>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+pub async fn reconcile(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
     let held = relay.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     let wanted = cleanup::deletes_something(&relay.spec);
     if relay.metadata.deletion_timestamp.is_some() {
-        return if held { end(&relay, &context).await } else { Ok(Action::await_change()) };
+        return if held { end(relay, context).await } else { Ok(Action::await_change()) };
     }
     if held != wanted {
         // Nothing is made before it is certain that it will be looked after. The change brings about the next pass.
-        hold(&relay, &context, wanted).await?;
+        hold(relay, context, wanted).await?;
         return Ok(Action::requeue(RETRY_AFTER));
     }
     pass(relay, context).await
@@ -111,22 +110,16 @@ async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcile
     Ok(Action::await_change())
 }
 
-async fn pass(relay: Arc<OutboxRelay>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
     let mut pass = Pass {
         findings: Findings::new(relay.spec.suspend),
         topics: relay.status.as_ref().map(|status| status.topics.clone()).unwrap_or_default(),
-        relay: &relay,
-        context: &context,
+        relay,
+        context,
     };
     let done = pass.run().await;
     pass.write_status().await?;
     done.map(|()| Action::requeue(LOOK_EVERY))
-}
-
-/// After an error.
-pub fn again(relay: Arc<OutboxRelay>, error: &ReconcileError, _: Arc<Context>) -> Action {
-    tracing::warn!(namespace = relay.namespace(), name = relay.name_any(), %error, "will be tried again");
-    Action::requeue(RETRY_AFTER)
 }
 
 struct Pass<'a> {

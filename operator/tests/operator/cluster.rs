@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 use testbed::kubernetes::{Namespace, shared_cluster};
 use tokio::sync::OnceCell;
 
+/// What people apply.
+pub const DEFINITION: &str = include_str!("../../../crds/outboxrelays.outbox.dev.yaml");
+
 static DEFINED: OnceCell<()> = OnceCell::const_new();
 
 /// A namespace of a cluster that knows the resource.
@@ -11,8 +14,7 @@ pub async fn namespace(purpose: &str) -> Namespace {
     let cluster = shared_cluster().await.unwrap();
     DEFINED
         .get_or_init(async || {
-            let definition = include_str!("../../../crds/outboxrelays.outbox.dev.yaml");
-            cluster.apply(definition).await.unwrap();
+            cluster.apply(DEFINITION).await.unwrap();
             let established = ["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"];
             cluster.kubectl(&established).await.unwrap();
         })

@@ -20,7 +20,7 @@ async fn another_takes_over_from_one_that_stops_dies_or_is_paused() {
     let namespace = namespace("leaders").await;
     let lease = format!("--lease-namespace={}", namespace.name());
     let start = || -> Program {
-        let launch: Launch = operator(&namespace, namespace.cluster().kubeconfig());
+        let launch: Launch = operator(namespace.name(), namespace.cluster().kubeconfig());
         launch.arg(&lease).start().unwrap()
     };
     let holder =

@@ -3,10 +3,11 @@
 use serde_json::{Value, json};
 use testbed::guard::Folder;
 use testbed::kafka::{Kafka, KafkaOptions, alter_topic};
+use testbed::kubernetes::Kubernetes;
 use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::{net, wait};
 
-use crate::cluster::{apply, namespace};
+use crate::cluster::{DEFINITION, apply, least, namespace, relay, with};
 use crate::stage::{SOON, Stage, operator};
 
 async fn until_gone(stage: &Stage) {
@@ -83,6 +84,33 @@ async fn a_database_that_is_gone_holds_a_resource_only_until_it_is_forced() {
     until_gone(&stage).await;
 }
 
+/// One that another version has written, beside a good one.
+#[tokio::test]
+async fn a_resource_that_cannot_be_read_holds_up_no_other() {
+    let mut cluster = Kubernetes::start().await.unwrap();
+    let newer = DEFINITION.replace("- Table\n", "- Table\n                    - Yesterday\n");
+    cluster.apply(&newer).await.unwrap();
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
+    let mut unreadable = relay(&with(least(), "/source/start", json!("Yesterday")));
+    unreadable["metadata"]["name"] = json!("newer");
+    for object in [unreadable, relay(&least())] {
+        cluster.apply(&object.to_string()).await.unwrap();
+    }
+    let program = operator("default", cluster.kubeconfig()).start().unwrap();
+    wait::until("the good one to be looked at", SOON, async || {
+        let reasons = ["get", "obr", "shop", "-o", "jsonpath={.status.conditions[*].reason}"];
+        let seen = cluster.kubectl(&reasons).await.map_err(|error| error.to_string())?;
+        if seen.contains("SecretUnusable") && program.log().contains("cannot be read; correct it") {
+            Ok(())
+        } else {
+            Err(format!("{seen}\n{}", program.log_tail()))
+        }
+    })
+    .await
+    .unwrap();
+    cluster.kill_api_server().await.unwrap();
+}
+
 /// An operator that may see nothing says so, and goes on when it may.
 #[tokio::test]
 async fn an_operator_without_rights_says_what_it_needs() {
@@ -90,7 +118,7 @@ async fn an_operator_without_rights_says_what_it_needs() {
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nobody"}});
     apply(&namespace, &account).await.unwrap();
     let kubeconfig = namespace.cluster().kubeconfig_of(namespace.name(), "nobody").await.unwrap();
-    let program = operator(&namespace, &kubeconfig).start().unwrap();
+    let program = operator(namespace.name(), &kubeconfig).start().unwrap();
     wait::until("a warning", SOON, async || {
         let log = program.log();
         if log.contains("may the operator read them?") && log.contains("forbidden") {

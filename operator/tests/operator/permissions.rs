@@ -28,7 +28,7 @@ async fn the_rules_of_the_chart_are_enough() {
         apply(&stage.namespace, &object).await.unwrap();
     }
     let kubeconfig = stage.namespace.cluster().kubeconfig_of(&namespace, "operator").await.unwrap();
-    let launch = operator(&stage.namespace, &kubeconfig).arg(format!("--lease-namespace={namespace}"));
+    let launch = operator(&namespace, &kubeconfig).arg(format!("--lease-namespace={namespace}"));
     stage.operator = launch.start().unwrap();
     let folder = Folder::new("relay").unwrap();
     let mut relay = stage.until_streaming(&folder).await;

@@ -107,15 +107,15 @@ impl Stage {
 }
 
 pub fn start_operator(namespace: &Namespace, kubeconfig: &Path) -> Program {
-    operator(namespace, kubeconfig).start().unwrap()
+    operator(namespace.name(), kubeconfig).start().unwrap()
 }
 
 /// An operator that looks at `namespace`, and at nothing else.
-pub fn operator(namespace: &Namespace, kubeconfig: &Path) -> Launch {
+pub fn operator(namespace: &str, kubeconfig: &Path) -> Launch {
     let port = net::free_port().unwrap();
     Launch::new("outbox-operator", env!("CARGO_BIN_EXE_outbox-operator"))
         .arg("run")
-        .arg(format!("--namespace={}", namespace.name()))
+        .arg(format!("--namespace={namespace}"))
         .arg("--relay-image=outbox-relay:test")
         .arg(format!("--listen=127.0.0.1:{port}"))
         .env("KUBECONFIG", kubeconfig)
