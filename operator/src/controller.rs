@@ -20,10 +20,10 @@ type Guarded = DeserializeGuard<OutboxRelay>;
 /// Passes wait for servers most of the time; a few at once keep one server that is away from holding up the others.
 const PASSES_AT_ONCE: u16 = 8;
 
-/// Runs until `stop` turns true, and finishes what is under way. `namespace` is the only one looked at; all, when there is none.
-pub async fn run(context: Context, namespace: Option<&str>, mut stop: watch::Receiver<bool>) {
+/// Runs until `stop` turns true, and finishes what is under way.
+pub async fn run(context: Context, mut stop: watch::Receiver<bool>) {
     let client = context.client.clone();
-    let (relays, deployments): (Api<Guarded>, Api<Deployment>) = match namespace {
+    let (relays, deployments): (Api<Guarded>, Api<Deployment>) = match &context.namespace {
         Some(namespace) => (Api::namespaced(client.clone(), namespace), Api::namespaced(client, namespace)),
         None => (Api::all(client.clone()), Api::all(client)),
     };

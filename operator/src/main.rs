@@ -118,13 +118,15 @@ fn run(options: Run) -> i32 {
         tokio::spawn(stop_on_signal(stop));
         let namespace = options.namespace.as_deref();
         tracing::info!(namespace, version = env!("CARGO_PKG_VERSION"), "outbox-operator starts");
-        let context = Context { client: client.clone(), image: options.relay_image };
+        let context = Context {
+            client: client.clone(),
+            image: options.relay_image,
+            namespace: options.namespace.clone(),
+        };
         match &options.lease_namespace {
-            Some(lease) => {
-                lead(client, lease, controller::run(context, namespace, stopping.clone()), stopping).await
-            }
+            Some(lease) => lead(client, lease, controller::run(context, stopping.clone()), stopping).await,
             None => {
-                controller::run(context, namespace, stopping).await;
+                controller::run(context, stopping).await;
                 stopped()
             }
         }

@@ -4,6 +4,7 @@
 //! Secrets -> specification -> database and publication -> topics -> workload -> status.
 
 mod cleanup;
+mod conflicts;
 mod database;
 mod kafka;
 mod objects;
@@ -36,6 +37,8 @@ pub struct Context {
     pub client: Client,
     /// Image of relays that name none.
     pub image: String,
+    /// The only namespace that is looked at.
+    pub namespace: Option<String>,
 }
 
 /// The API server did not do what it was asked. Everything else is a finding.
@@ -90,12 +93,7 @@ async fn hold(relay: &OutboxRelay, context: &Context, held: bool) -> Result<(), 
 
 /// Lets a resource go that is being deleted, once what its policies say is done, or cannot be done.
 async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
-    let mut pass = Pass {
-        findings: Findings::new(relay.spec.suspend),
-        topics: relay.status.as_ref().map(|status| status.topics.clone()).unwrap_or_default(),
-        relay,
-        context,
-    };
+    let mut pass = Pass::new(relay, context);
     let (namespace, name) = (relay.namespace(), relay.name_any());
     if let Err(pending) = pass.clean_up().await {
         if !cleanup::is_given_up(relay, Timestamp::now()) {
@@ -111,12 +109,7 @@ async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcile
 }
 
 async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
-    let mut pass = Pass {
-        findings: Findings::new(relay.spec.suspend),
-        topics: relay.status.as_ref().map(|status| status.topics.clone()).unwrap_or_default(),
-        relay,
-        context,
-    };
+    let mut pass = Pass::new(relay, context);
     let done = pass.run().await;
     pass.write_status().await?;
     done.map(|()| Action::requeue(LOOK_EVERY))
@@ -127,12 +120,21 @@ struct Pass<'a> {
     context: &'a Context,
     findings: Findings,
     topics: Vec<TopicStatus>,
+    database_identity: Option<String>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(relay: &'a OutboxRelay, context: &'a Context) -> Pass<'a> {
+        let before = relay.status.clone().unwrap_or_default();
+        let findings = Findings::new(relay.spec.suspend);
+        Pass { relay, context, findings, topics: before.topics, database_identity: before.database_identity }
+    }
 }
 
 impl Pass<'_> {
     async fn run(&mut self) -> Result<(), ReconcileError> {
         let Some((secrets, config)) = self.resolve().await else { return Ok(()) };
-        let database = self.database(&config, &secrets).await;
+        let database = self.database(&config, &secrets).await?;
         let kafka = self.kafka(&config, &secrets).await;
         if database && kafka {
             self.apply(&secrets).await?;
@@ -192,6 +194,7 @@ impl Pass<'_> {
             conditions: self.findings.conditions(&before, generation, Timestamp::now()),
             topic_count: i32::try_from(relay.spec.topics.len()).unwrap_or(i32::MAX),
             topics: self.topics,
+            database_identity: self.database_identity,
             image: Some(image),
         };
         if relay.status.as_ref() == Some(&status) {

@@ -18,13 +18,16 @@ const WITHIN: Duration = Duration::from_secs(6);
 
 impl Pass<'_> {
     /// Whether a relay could be started.
-    pub(super) async fn database(&mut self, config: &Config, secrets: &Secrets) -> bool {
+    ///
+    /// # Errors
+    /// Of the API server's: whether another resource has the slot is asked there.
+    pub(super) async fn database(&mut self, config: &Config, secrets: &Secrets) -> Result<bool, kube::Error> {
         let source = self.administrator(config, secrets);
         let looked = tokio::time::timeout(WITHIN, self.look_at_database(&source)).await;
         looked.unwrap_or_else(|_| {
             let what = format!("{} did not answer within {WITHIN:?}", source.host);
             self.database_is_not_reachable(&Trouble::new(Reason::DatabaseUnreachable, what));
-            false
+            Ok(false)
         })
     }
 
@@ -43,15 +46,28 @@ impl Pass<'_> {
         source
     }
 
-    async fn look_at_database(&mut self, source: &config::Source) -> bool {
-        let mut sql = match usable(source).await {
-            Ok(sql) => sql,
+    async fn look_at_database(&mut self, source: &config::Source) -> Result<bool, kube::Error> {
+        let (mut sql, identity) = match usable(source).await {
+            Ok(usable) => usable,
             Err(trouble) => {
                 self.database_is_not_reachable(&trouble);
-                return false;
+                return Ok(false);
             }
         };
         self.findings.set(Aspect::DatabaseReachable, Finding::yes("Connected", ""));
+        if self.database_identity.as_ref() != Some(&identity) {
+            // Others have to be able to see it before anything is made. The change of the status brings about the next pass.
+            self.database_identity = Some(identity);
+            return Ok(false);
+        }
+        if let Some(rival) = self.rival().await? {
+            let what = format!(
+                "{rival} is older and has slot {}: give this one another slot, or delete it",
+                source.slot.name
+            );
+            self.findings.set(Aspect::SlotReady, Finding::no("ResourceConflict", what));
+            return Ok(false);
+        }
         let published = source::ensure_publication(&mut sql, source).await;
         let publication = match &published {
             Ok(()) => Finding::yes("Present", ""),
@@ -63,7 +79,7 @@ impl Pass<'_> {
             Err(trouble) => self.findings.set(Aspect::SlotReady, no(&trouble)),
         }
         drop(sql.close().await);
-        published.is_ok()
+        Ok(published.is_ok())
     }
 
     fn slot(&mut self, name: &str, slot: Option<&SlotState>) {
@@ -96,11 +112,16 @@ impl Pass<'_> {
     }
 }
 
-/// Connects, and checks what a relay needs before anything is made.
-async fn usable(source: &config::Source) -> Result<PgConnection, Trouble> {
+/// Connects, and checks what a relay needs before anything is made; with what the database is.
+async fn usable(source: &config::Source) -> Result<(PgConnection, String), Trouble> {
     let mut sql = source::connect(source, "operator").await?;
     source::check_preconditions(&mut sql, source).await?;
-    Ok(sql)
+    let identity = sqlx::query_scalar(
+        "SELECT system_identifier::text || '/' || current_database() FROM pg_control_system()",
+    )
+    .fetch_one(&mut sql)
+    .await?;
+    Ok((sql, identity))
 }
 
 fn no(trouble: &Trouble) -> Finding {

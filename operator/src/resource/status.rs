@@ -16,6 +16,9 @@ pub struct OutboxRelayStatus {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// The database as it is, not as it is named: system identifier and database. Two resources for one slot are told by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_identity: Option<String>,
     /// Number of topics declared.
     #[serde(default)]
     pub topic_count: i32,

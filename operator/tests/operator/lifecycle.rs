@@ -84,6 +84,33 @@ async fn a_database_that_is_gone_holds_a_resource_only_until_it_is_forced() {
     until_gone(&stage).await;
 }
 
+/// Reached by another name, it is the same database; and the older resource has its slot until it goes.
+#[tokio::test]
+async fn of_two_resources_for_one_slot_the_older_has_it() {
+    let stage = Stage::shared("rivals").await;
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("PublicationReady", "True", "Present"), ("SlotReady", "False", "WaitingForRelay")]).await;
+    let mut rival = relay(&with(stage.spec.clone(), "/source/postgres/host", json!("localhost")));
+    rival["metadata"]["name"] = json!("rival");
+    apply(&stage.namespace, &rival).await.unwrap();
+    let reason =
+        ["get", "obr", "rival", "-o", "jsonpath={.status.conditions[?(@.type==\"SlotReady\")].reason}"];
+    let until = async |expected: &str| {
+        wait::until(format!("the rival's slot: {expected}"), SOON, async || {
+            let seen = stage.namespace.kubectl(&reason).await.map_err(|error| error.to_string())?;
+            if seen == expected { Ok(()) } else { Err(format!("{seen}\n{}", stage.operator.log_tail())) }
+        })
+        .await
+        .unwrap();
+    };
+    until("ResourceConflict").await;
+    let made = stage.namespace.kubectl(&["get", "deployments", "-o", "name"]).await.unwrap();
+    assert_eq!(made.trim(), "deployment.apps/shop-relay");
+    stage.namespace.kubectl(&["delete", "obr", "shop", "--timeout=120s"]).await.unwrap();
+    until("WaitingForRelay").await;
+}
+
 /// One that another version has written, beside a good one.
 #[tokio::test]
 async fn a_resource_that_cannot_be_read_holds_up_no_other() {
