@@ -226,6 +226,8 @@ async fn outages_of_both_sides_show_and_clear() {
         ("KafkaReachable", "True", "Connected"),
         ("TopicsReady", "True", "AsDeclared"),
     ];
+    // The pods are made in the pass after the one in which the database became known.
+    stage.until(&[("WorkloadAvailable", "False", "Unschedulable")]).await;
     stage.until(&well).await;
     postgres.stop(Shutdown::Fast).await.unwrap();
     stage
