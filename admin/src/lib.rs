@@ -26,6 +26,15 @@ pub const EXIT_UNAVAILABLE: i32 = 69;
 /// Exit code for a bug (`EX_SOFTWARE`).
 pub const EXIT_BUG: i32 = 70;
 
+/// The program's arguments. Invalid ones end it with [`EXIT_CONFIG`] and what is allowed; what was only asked for, such as
+/// `--help`, with 0.
+pub fn arguments<A: clap::Parser>() -> A {
+    A::try_parse().unwrap_or_else(|error| {
+        drop(error.print());
+        std::process::exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
+    })
+}
+
 /// Makes a panic in any thread end the process with [`EXIT_BUG`]. Without it a dead thread leaves a process that
 /// looks alive and does nothing; with it the supervisor starts a new one.
 pub fn exit_on_panic() {

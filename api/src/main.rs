@@ -9,16 +9,12 @@ use basket_api::config::{self, Arguments, Command, Serve};
 use basket_api::http::openapi;
 use basket_api::postgres::{Housekeeping, MIGRATIONS};
 use basket_api::service::{StartError, serve};
-use clap::Parser;
 use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() {
-    let arguments = Arguments::try_parse().unwrap_or_else(|error| {
-        drop(error.print());
-        exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
-    });
+    let arguments: Arguments = admin::arguments();
     match arguments.command {
         Command::Openapi => print(&openapi::document()),
         Command::EventSchemas => print(&event_schemas()),

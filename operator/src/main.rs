@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::process::exit;
 
 use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use kube::{Client, CustomResourceExt};
 use outbox_operator::leadership::Leadership;
 use outbox_operator::reconcile::Context;
@@ -55,20 +55,11 @@ struct Run {
     listen: SocketAddr,
     /// How log lines look.
     #[arg(long, env = "OUTBOX_OPERATOR_LOG_FORMAT", default_value = "text")]
-    log_format: LogLines,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum LogLines {
-    Text,
-    Json,
+    log_format: LogFormat,
 }
 
 fn main() {
-    let arguments = Arguments::try_parse().unwrap_or_else(|error| {
-        drop(error.print());
-        exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
-    });
+    let arguments: Arguments = admin::arguments();
     exit(match arguments.command {
         Command::Run(options) => run(options),
         Command::Crd => match serde_saphyr::to_string(&OutboxRelay::crd()) {
@@ -91,11 +82,7 @@ fn print(text: &str) -> i32 {
 }
 
 fn run(options: Run) -> i32 {
-    let format = match options.log_format {
-        LogLines::Text => LogFormat::Text,
-        LogLines::Json => LogFormat::Json,
-    };
-    let log_level = init_logging(DEFAULT_LOG_FILTER, format);
+    let log_level = init_logging(DEFAULT_LOG_FILTER, options.log_format);
     admin::exit_on_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let Ok(runtime) = runtime else { return EXIT_BUG };

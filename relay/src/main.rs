@@ -10,7 +10,7 @@ use admin::{
     init_logging,
 };
 use chrono::{DateTime, Utc};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use outbox_relay::cli::dead_letters::REPLAY_PATH;
 use outbox_relay::cli::{self, Format};
 use outbox_relay::config::Config;
@@ -48,7 +48,7 @@ enum Command {
         file: File,
         /// How log lines look.
         #[arg(long, env = "OUTBOX_RELAY_LOG_FORMAT", default_value = "text")]
-        log_format: LogLines,
+        log_format: LogFormat,
     },
     /// Check source and sink, one line each: ok, warn or problem, and what to do. Changes nothing.
     ///
@@ -129,24 +129,11 @@ struct Output {
     json: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum LogLines {
-    Text,
-    Json,
-}
-
 fn main() {
-    let arguments = Arguments::try_parse().unwrap_or_else(|error| {
-        drop(error.print());
-        exit(if error.use_stderr() { EXIT_CONFIG } else { 0 })
-    });
+    let arguments: Arguments = admin::arguments();
     let code = match arguments.command {
         Command::Run { file, log_format } => {
-            let format = match log_format {
-                LogLines::Text => LogFormat::Text,
-                LogLines::Json => LogFormat::Json,
-            };
-            let log_level = init_logging(DEFAULT_LOG_FILTER, format);
+            let log_level = init_logging(DEFAULT_LOG_FILTER, log_format);
             admin::exit_on_panic();
             outbox_relay::failpoint::arm();
             run(Arc::new(file.load()), log_level)
