@@ -260,13 +260,15 @@ async fn create_slot(
 ) -> Result<(), Trouble> {
     start::lock(sql, &config.source.slot.name).await?;
     let verdict = judge_now(sql, config, server).await?.verdict;
-    let leftover = verdict == Verdict::RecreateSlot;
     if creates(verdict) {
         let history = server.history();
+        if verdict == Verdict::RecreateSlot {
+            start::drop_leftover(sql, &config.source.slot.name).await?;
+        }
         if config.source.start == StartAt::Table {
-            start::create_slot_with_snapshot(sql, client, config, history, leftover).await?;
+            start::create_slot_with_snapshot(sql, client, config, history).await?;
         } else {
-            start::create_slot(sql, client, config, history, leftover).await?;
+            start::create_slot(sql, client, config, history).await?;
         }
     }
     start::unlock(sql, &config.source.slot.name).await

@@ -45,19 +45,20 @@ fn lock_name(slot: &str) -> String {
     format!("outbox-relay creates slot {slot}")
 }
 
-/// Creates the slot for `source.start: Now`, in place of one that an earlier start has left if `leftover`. Registers
-/// first: from then on nobody may drop rows this relay has not confirmed.
+/// Drops the slot that an unfinished start may have left.
+pub async fn drop_leftover(sql: &mut PgConnection, slot: &str) -> Result<(), Trouble> {
+    tracing::warn!(%slot, "an earlier start ended before it knew which rows come before this slot; it is made anew");
+    drop_slot(sql, slot).await
+}
+
+/// Creates the slot for `source.start: Now`. Registers first: from then on nobody may drop rows this relay has not
+/// confirmed.
 pub async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
     config: &Config,
     history: History,
-    leftover: bool,
 ) -> Result<(), Trouble> {
-    if leftover {
-        tracing::warn!(slot = %config.source.slot.name, "an earlier start was not finished; its slot is made anew");
-        drop_slot(sql, &config.source.slot.name).await?;
-    }
     checkpoint::register(sql, config, history).await?;
     let confirmed = create(client, &config.source, Snapshot::Nothing).await?.0;
     let mappings = Mappings::first(Rule::of(config));
@@ -68,21 +69,16 @@ pub async fn create_slot(
     Ok(())
 }
 
-/// Creates the slot for `source.start: Table`, in place of one whose snapshot was never stored if `leftover`.
+/// Creates the slot for `source.start: Table`.
 pub async fn create_slot_with_snapshot(
     sql: &mut PgConnection,
     client: &mut Client,
     config: &Config,
     history: History,
-    leftover: bool,
 ) -> Result<(), Trouble> {
     let (source, slot) = (&config.source, &config.source.slot.name);
     // Every row is looked at, which may take longer than the role's statements are meant to.
     sqlx::query("SET statement_timeout = 0").execute(&mut *sql).await?;
-    if leftover {
-        tracing::warn!(%slot, "an earlier start ended before it knew which rows come before this slot; it is made anew");
-        drop_slot(sql, slot).await?;
-    }
     check_table(sql, source).await?;
     checkpoint::intend_slot(sql, config, history).await?;
     let (from, snapshot) = match create(client, source, Snapshot::Export).await {

@@ -138,18 +138,23 @@ async fn transactions_that_are_open_while_the_slot_is_created() {
     assert_eq!(site.records().await.len(), 6);
 }
 
+/// What a relay writes before it makes the slot for a copy.
+async fn intend_slot(site: &Site) {
+    site.execute(&format!(
+        "INSERT INTO outbox_checkpoint (relay, slot, system_identifier, timeline, start_phase)
+         SELECT 'relay', '{}', system_identifier, 1, 'creating' FROM pg_control_system()",
+        site.slot
+    ))
+    .await;
+}
+
 /// The relay died between its intent and the snapshot's description: before the slot was there, or after.
 #[tokio::test]
 async fn r12_an_intent_without_its_snapshot_begins_again() {
     for slot_was_made in [false, true] {
         let site = Site::shared().await;
         site.insert([("k", 1)]).await;
-        site.execute(&format!(
-            "INSERT INTO outbox_checkpoint (relay, slot, system_identifier, timeline, start_phase)
-             SELECT 'relay', '{}', system_identifier, 1, 'creating' FROM pg_control_system()",
-            site.slot
-        ))
-        .await;
+        intend_slot(&site).await;
         if slot_was_made {
             site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot))
                 .await;
@@ -168,12 +173,7 @@ async fn r12_an_intent_without_its_snapshot_begins_again() {
 async fn an_intent_is_no_reason_to_copy_when_only_new_rows_are_wanted() {
     let site = Site::shared().await;
     site.insert([("k", 1)]).await;
-    site.execute(&format!(
-        "INSERT INTO outbox_checkpoint (relay, slot, system_identifier, timeline, start_phase)
-         SELECT 'relay', '{}', system_identifier, 1, 'creating' FROM pg_control_system()",
-        site.slot
-    ))
-    .await;
+    intend_slot(&site).await;
     site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
     site.insert([("k", 2)]).await;
     let relay = site.launch(|text| text.replace("user: postgres,", "user: postgres, start: Now,"));
