@@ -1,7 +1,5 @@
 //! Certificates: an authority of a test's own, and what it issues to servers and clients.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -115,9 +113,7 @@ impl Certificate {
         };
         for (path, content, mode) in [(&files.certificate, &self.pem, 0o644), (&files.key, &self.key, 0o600)]
         {
-            fs::write(path, content).map_err(Error::file("write", path))?;
-            fs::set_permissions(path, Permissions::from_mode(mode)).map_err(Error::file("protect", path))?;
-            guard::give_away(path)?;
+            guard::write_for_servers(path, content, mode)?;
         }
         Ok(files)
     }

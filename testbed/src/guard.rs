@@ -135,6 +135,13 @@ pub(crate) fn give_away(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Writes a file of the servers' user with a mode.
+pub(crate) fn write_for_servers(path: &Path, content: &str, mode: u32) -> Result<(), Error> {
+    fs::write(path, content).map_err(Error::file("write", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::file("protect", path))?;
+    give_away(path)
+}
+
 /// Makes `command` run as the servers' user, where we are root.
 pub(crate) fn unprivileged(command: &mut Command) -> &mut Command {
     if is_root() {

@@ -145,16 +145,21 @@ impl Kubernetes {
     /// # Errors
     /// As [`Kubernetes::kubectl`].
     pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
+        let kubectl = self.kubectl_command(arguments);
+        let doing = format!("kubectl {}", arguments.join(" "));
+        let (input, running) = (input.to_owned(), Error::system("run kubectl"));
+        let ran = tokio::task::spawn_blocking(move || run(kubectl, &doing, &input)).await;
+        ran.map_err(|join| running(std::io::Error::other(join)))?
+    }
+
+    fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut kubectl = Command::new(self.binaries.join("kubectl"));
         kubectl
             .args(arguments)
             .env("KUBECONFIG", self.kubeconfig())
             // Its own would be in the home folder.
             .env("KUBECACHEDIR", self.folder.path().join("kubectl-cache"));
-        let doing = format!("kubectl {}", arguments.join(" "));
-        let (input, running) = (input.to_owned(), Error::system("run kubectl"));
-        let ran = tokio::task::spawn_blocking(move || run(kubectl, &doing, &input)).await;
-        ran.map_err(|join| running(std::io::Error::other(join)))?
+        kubectl
     }
 
     /// A namespace that nobody else uses, and that goes when it is dropped.
@@ -174,7 +179,8 @@ impl Kubernetes {
     pub async fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf, Error> {
         let token = self.kubectl(&["create", "token", account, "--namespace", namespace]).await?;
         let path = self.folder.path().join(format!("{namespace}-{account}.kubeconfig"));
-        protect(&path, &self.access.kubeconfig_with(self.ports.api_server, token.trim()))?;
+        let kubeconfig = self.access.kubeconfig_with(self.ports.api_server, token.trim());
+        guard::write_for_servers(&path, &kubeconfig, access::PRIVATE)?;
         Ok(path)
     }
 
@@ -282,10 +288,7 @@ impl Namespace {
 impl Drop for Namespace {
     /// Best effort: the cluster ends with the test run anyway.
     fn drop(&mut self) {
-        let mut kubectl = Command::new(self.cluster.binaries.join("kubectl"));
-        kubectl.args(["delete", "namespace", "--wait=false", &self.name]);
-        kubectl.env("KUBECONFIG", self.cluster.kubeconfig());
-        kubectl.env("KUBECACHEDIR", self.cluster.folder.path().join("kubectl-cache"));
+        let mut kubectl = self.cluster.kubectl_command(&["delete", "namespace", "--wait=false", &self.name]);
         drop(kubectl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
     }
 }
@@ -302,12 +305,4 @@ fn run(mut command: Command, doing: &str, input: &str) -> Result<String, Error> 
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     Err(Error::Failed { doing: doing.to_owned(), status: output.status, output: said })
-}
-
-/// Makes the servers' user the owner of a file that only it may read.
-fn protect(path: &Path, content: &str) -> Result<(), Error> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::write(path, content).map_err(Error::file("write", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(Error::file("protect", path))?;
-    guard::give_away(path)
 }

@@ -78,6 +78,16 @@ pub fn operator(profile: Profile) -> Result<PathBuf, Failure> {
     build(profile, &["outbox-operator"])
 }
 
+/// What a program prints when it is asked for something that it knows of itself.
+pub fn printed(program: &Path, what: &str) -> Result<Vec<u8>, Failure> {
+    let output = Command::new(program).arg(what).output()?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{} {what} failed: {said}", program.display()).into())
+}
+
 /// With the workspace's features, as tests are built: with those of the programs alone, most dependencies would be compiled
 /// a second time.
 fn build(profile: Profile, programs: &[&str]) -> Result<PathBuf, Failure> {

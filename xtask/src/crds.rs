@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use crate::Failure;
 use crate::build::{self, Profile};
@@ -17,15 +16,7 @@ pub fn run() -> Result<(), Failure> {
     for (file, what) in FILES {
         let path = build::repository().join(file);
         fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        let output = Command::new(&program).arg(what).output()?;
-        if !output.status.success() {
-            return Err(format!(
-                "outbox-operator {what} failed: {}",
-                String::from_utf8_lossy(&output.stderr)
-            )
-            .into());
-        }
-        fs::write(&path, output.stdout)?;
+        fs::write(&path, build::printed(&program, what)?)?;
         println!("{}", path.display());
     }
     Ok(())

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::{Map, Value};
 
@@ -23,11 +22,7 @@ pub fn run() -> Result<(), Failure> {
 }
 
 fn printed(program: &Path, what: &str) -> Result<Value, Failure> {
-    let output = Command::new(program).arg(what).output()?;
-    if !output.status.success() {
-        return Err(format!("basket-api {what} failed: {}", String::from_utf8_lossy(&output.stderr)).into());
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    Ok(serde_json::from_slice(&build::printed(program, what)?)?)
 }
 
 fn write(path: &Path, document: &Value) -> Result<(), Failure> {

@@ -6,9 +6,11 @@ use rcgen::KeyPair;
 use serde_json::json;
 use uuid::Uuid;
 
-use super::protect;
-use crate::Error;
 use crate::certificates::Authority;
+use crate::{Error, guard};
+
+/// Only the servers' user may read it.
+pub(super) const PRIVATE: u32 = 0o600;
 
 pub(super) const AUTHORITY: &str = "ca.crt";
 pub(super) const SERVER_CERTIFICATE: &str = "apiserver.crt";
@@ -69,12 +71,12 @@ impl Access {
             (ACCOUNT_PUBLIC_KEY, accounts.public_key_pem()),
             (TOKENS, lines.collect()),
         ] {
-            protect(&folder.join(name), &content)?;
+            guard::write_for_servers(&folder.join(name), &content, PRIVATE)?;
         }
         let mut kubeconfigs = Vec::new();
         for (user, token) in users {
             let path = folder.join(format!("{user:?}.kubeconfig"));
-            protect(&path, &kubeconfig(&folder.join(AUTHORITY), port, &token))?;
+            guard::write_for_servers(&path, &kubeconfig(&folder.join(AUTHORITY), port, &token), PRIVATE)?;
             kubeconfigs.push((user, path));
         }
         Ok(Access { folder: folder.to_owned(), kubeconfigs })
