@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt;
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::{Action, Config, Controller, Error};
 use kube::runtime::watcher;
-use kube::{Api, ResourceExt};
 use tokio::sync::watch;
 
 use crate::reconcile::{Context, RETRY_AFTER, ReconcileError, reconcile};
@@ -22,13 +22,8 @@ const PASSES_AT_ONCE: u16 = 8;
 
 /// Runs until `stop` turns true, and finishes what is under way.
 pub async fn run(context: Context, mut stop: watch::Receiver<bool>) {
-    let client = context.client.clone();
-    let (relays, deployments): (Api<Guarded>, Api<Deployment>) = match &context.namespace {
-        Some(namespace) => (Api::namespaced(client.clone(), namespace), Api::namespaced(client, namespace)),
-        None => (Api::all(client.clone()), Api::all(client)),
-    };
-    let passes = Controller::new(relays, watcher::Config::default())
-        .owns(deployments, watcher::Config::default())
+    let passes = Controller::new(context.everywhere::<Guarded>(), watcher::Config::default())
+        .owns(context.everywhere::<Deployment>(), watcher::Config::default())
         .with_config(Config::default().concurrency(PASSES_AT_ONCE))
         .graceful_shutdown_on(async move { drop(stop.wait_for(|stop| *stop).await) })
         .run(guarded, again, Arc::new(context));

@@ -11,10 +11,12 @@ mod objects;
 
 use std::time::Duration;
 
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use outbox_relay::config::Config;
 use serde_json::json;
 
@@ -39,6 +41,27 @@ pub struct Context {
     pub image: String,
     /// The only namespace that is looked at.
     pub namespace: Option<String>,
+}
+
+impl Context {
+    /// Objects of a kind, wherever this operator looks.
+    pub fn everywhere<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    /// Objects of a kind in the namespace of `relay`.
+    fn beside<K>(&self, relay: &OutboxRelay) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &relay.namespace().unwrap_or_default())
+    }
 }
 
 /// The API server did not do what it was asked. Everything else is a finding.
@@ -82,8 +105,7 @@ async fn hold(relay: &OutboxRelay, context: &Context, held: bool) -> Result<(), 
     }
     let metadata = json!({"finalizers": finalizers, "resourceVersion": relay.resource_version()});
     let patch = Patch::Merge(json!({"metadata": metadata}));
-    let api: Api<OutboxRelay> =
-        Api::namespaced(context.client.clone(), &relay.namespace().unwrap_or_default());
+    let api = context.beside::<OutboxRelay>(relay);
     match api.patch(&relay.name_any(), &PatchParams::default(), &patch).await {
         // It is gone, or has changed: the next pass sees how.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
@@ -136,16 +158,15 @@ impl Pass<'_> {
         let Some((secrets, config)) = self.resolve().await else { return Ok(()) };
         let database = self.database(&config, &secrets).await?;
         let kafka = self.kafka(&config, &secrets).await;
-        if database && kafka {
-            self.apply(&secrets).await?;
-        }
-        self.look_at_workload().await
+        let applied = if database && kafka { Some(self.apply(&secrets).await?) } else { None };
+        let finding = objects::available(self.context, self.relay, applied).await?;
+        self.findings.set(Aspect::WorkloadAvailable, finding);
+        Ok(())
     }
 
     /// The Secrets, and the configuration with the files they are in here.
     async fn resolve(&mut self) -> Option<(Secrets, Config)> {
-        let namespace = self.relay.namespace().unwrap_or_default();
-        let secrets = match Secrets::read(&self.context.client, &namespace, &self.relay.spec).await {
+        let secrets = match Secrets::read(self.context.beside(self.relay), &self.relay.spec).await {
             Ok(secrets) => secrets,
             Err(error) => {
                 let finding = Finding::no("SecretUnusable", error.to_string());
@@ -168,20 +189,13 @@ impl Pass<'_> {
         }
     }
 
-    async fn apply(&mut self, secrets: &Secrets) -> Result<(), ReconcileError> {
-        let unwritable = |error: String| ReconcileError::Configuration(error);
+    async fn apply(&self, secrets: &Secrets) -> Result<Deployment, ReconcileError> {
         let config = configuration(self.relay, &secrets.postgres.user, POD_ROOT.as_ref())
-            .map_err(|error| unwritable(error.to_string()))?;
-        let yaml = serde_saphyr::to_string(&config).map_err(|error| unwritable(error.to_string()))?;
+            .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
+        let yaml = serde_saphyr::to_string(&config)
+            .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let workload = workload(self.relay, &yaml, &self.context.image, &secrets.digest);
-        objects::apply(&self.context.client, workload).await?;
-        Ok(())
-    }
-
-    async fn look_at_workload(&mut self) -> Result<(), ReconcileError> {
-        let finding = objects::available(&self.context.client, self.relay).await?;
-        self.findings.set(Aspect::WorkloadAvailable, finding);
-        Ok(())
+        Ok(objects::apply(self.context, self.relay, workload).await?)
     }
 
     async fn write_status(self) -> Result<(), ReconcileError> {
@@ -200,8 +214,7 @@ impl Pass<'_> {
         if relay.status.as_ref() == Some(&status) {
             return Ok(());
         }
-        let api: Api<OutboxRelay> =
-            Api::namespaced(self.context.client.clone(), &relay.namespace().unwrap_or_default());
+        let api = self.context.beside::<OutboxRelay>(relay);
         let patch = json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "status": status});
         let parameters = PatchParams::apply(MANAGER).force();
         match api.patch_status(&relay.name_any(), &parameters, &Patch::Apply(patch)).await {

@@ -1,11 +1,12 @@
 //! What the resource's Secrets hold.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::Path;
 
 use k8s_openapi::api::core::v1::Secret;
-use kube::{Api, Client};
+use kube::Api;
 use outbox_relay::config::Secret as Hidden;
 use tempfile::TempDir;
 
@@ -73,27 +74,22 @@ pub struct Secrets {
 }
 
 impl Secrets {
-    /// Reads all of them.
+    /// Reads all of them; `api` leads to those of the resource's namespace.
     ///
     /// # Errors
     /// Names the Secret, and the key.
-    pub async fn read(
-        client: &Client,
-        namespace: &str,
-        spec: &OutboxRelaySpec,
-    ) -> Result<Secrets, SecretError> {
-        let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    pub async fn read(api: Api<Secret>, spec: &OutboxRelaySpec) -> Result<Secrets, SecretError> {
+        let mut reader = Reader { api, read: BTreeMap::new() };
         let folder = tempfile::tempdir()?;
         let mut values = Vec::new();
         for secret in mounted(spec) {
-            let data = data(&api, &secret.secret).await?;
-            values.extend(keep(folder.path(), &secret, &data)?);
+            values.extend(keep(folder.path(), &secret, reader.data(&secret.secret).await?)?);
         }
         let postgres = &spec.source.postgres;
         Ok(Secrets {
-            postgres: login(&api, &postgres.credentials_secret_ref).await?,
-            postgres_admin: optional(&api, postgres.admin_credentials_secret_ref.as_ref()).await?,
-            kafka_admin: optional(&api, spec.sink.kafka.admin_credentials_secret_ref.as_ref()).await?,
+            postgres: reader.login(&postgres.credentials_secret_ref).await?,
+            postgres_admin: reader.optional(postgres.admin_credentials_secret_ref.as_ref()).await?,
+            kafka_admin: reader.optional(spec.sink.kafka.admin_credentials_secret_ref.as_ref()).await?,
             digest: digest(values.iter().map(String::as_str)),
             folder,
         })
@@ -105,25 +101,61 @@ impl Secrets {
     }
 }
 
-async fn data(api: &Api<Secret>, name: &str) -> Result<BTreeMap<String, Vec<u8>>, SecretError> {
-    let secret = api.get_opt(name).await;
-    let secret = secret.map_err(|error| SecretError::Unreadable { name: name.to_owned(), error })?;
-    let secret = secret.ok_or_else(|| SecretError::Missing(name.to_owned()))?;
-    Ok(secret.data.unwrap_or_default().into_iter().map(|(key, value)| (key, value.0)).collect())
+type Data = BTreeMap<String, Vec<u8>>;
+
+/// Reads each Secret once, however many references lead to it.
+struct Reader {
+    api: Api<Secret>,
+    read: BTreeMap<String, Data>,
 }
 
-fn text(secret: &str, key: &str, data: &BTreeMap<String, Vec<u8>>) -> Result<String, SecretError> {
+impl Reader {
+    async fn data(&mut self, name: &str) -> Result<&Data, SecretError> {
+        match self.read.entry(name.to_owned()) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(unknown) => {
+                let secret = self.api.get_opt(name).await;
+                let secret =
+                    secret.map_err(|error| SecretError::Unreadable { name: name.to_owned(), error })?;
+                let secret = secret.ok_or_else(|| SecretError::Missing(name.to_owned()))?;
+                let data = secret.data.unwrap_or_default().into_iter();
+                Ok(unknown.insert(data.map(|(key, value)| (key, value.0)).collect()))
+            }
+        }
+    }
+
+    async fn login(&mut self, reference: &CredentialsSecretRef) -> Result<Login, SecretError> {
+        let data = self.data(&reference.name).await?;
+        let value = |key: &str| {
+            let value = text(&reference.name, key, data)?;
+            // Editors and `base64` add the end of a line, and no secret has one.
+            Ok::<_, SecretError>(value.trim_end_matches(['\r', '\n']).to_owned())
+        };
+        Ok(Login {
+            user: value(&reference.username_key)?,
+            password: Hidden::new(value(&reference.password_key)?),
+        })
+    }
+
+    async fn optional(
+        &mut self,
+        reference: Option<&CredentialsSecretRef>,
+    ) -> Result<Option<Login>, SecretError> {
+        match reference {
+            Some(reference) => Ok(Some(self.login(reference).await?)),
+            None => Ok(None),
+        }
+    }
+}
+
+fn text(secret: &str, key: &str, data: &Data) -> Result<String, SecretError> {
     let (secret, key) = (secret.to_owned(), key.to_owned());
     let Some(value) = data.get(&key) else { return Err(SecretError::NoKey { secret, key }) };
     String::from_utf8(value.clone()).map_err(|_| SecretError::NotText { secret, key })
 }
 
 /// Writes a Secret's files as the pods see them; answers what is in them.
-fn keep(
-    root: &Path,
-    secret: &MountedSecret,
-    data: &BTreeMap<String, Vec<u8>>,
-) -> Result<Vec<String>, SecretError> {
+fn keep(root: &Path, secret: &MountedSecret, data: &Data) -> Result<Vec<String>, SecretError> {
     fs::create_dir_all(path(root, secret.folder, ""))?;
     let mut values = Vec::new();
     for (key, file) in &secret.files {
@@ -132,27 +164,4 @@ fn keep(
         values.push(value);
     }
     Ok(values)
-}
-
-async fn login(api: &Api<Secret>, reference: &CredentialsSecretRef) -> Result<Login, SecretError> {
-    let data = data(api, &reference.name).await?;
-    let value = |key: &str| {
-        let value = text(&reference.name, key, &data)?;
-        // Editors and `base64` add the end of a line, and no secret has one.
-        Ok::<_, SecretError>(value.trim_end_matches(['\r', '\n']).to_owned())
-    };
-    Ok(Login {
-        user: value(&reference.username_key)?,
-        password: Hidden::new(value(&reference.password_key)?),
-    })
-}
-
-async fn optional(
-    api: &Api<Secret>,
-    reference: Option<&CredentialsSecretRef>,
-) -> Result<Option<Login>, SecretError> {
-    match reference {
-        Some(reference) => Ok(Some(login(api, reference).await?)),
-        None => Ok(None),
-    }
 }

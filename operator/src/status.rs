@@ -120,7 +120,7 @@ impl Findings {
     }
 
     /// Why Secrets or specification cannot be used.
-    pub fn reason_of_references(&self) -> String {
+    pub fn problem_of_references(&self) -> String {
         self.found.get(&Aspect::ReferencesResolved).map(|finding| finding.message.clone()).unwrap_or_default()
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
 
@@ -40,11 +39,7 @@ pub fn metadata(relay: &OutboxRelay) -> ObjectMeta {
         name: Some(object_name(relay)),
         namespace: relay.namespace(),
         labels: Some(labels(relay)),
-        owner_references: Some(owner(relay).into_iter().collect()),
+        owner_references: Some(relay.controller_owner_ref(&()).into_iter().collect()),
         ..ObjectMeta::default()
     }
-}
-
-fn owner(relay: &OutboxRelay) -> Option<OwnerReference> {
-    relay.controller_owner_ref(&())
 }

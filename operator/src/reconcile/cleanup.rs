@@ -3,8 +3,8 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use kube::api::DeleteParams;
-use kube::{Api, ResourceExt};
 use outbox_relay::config::{Config, quote};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::source;
@@ -69,15 +69,14 @@ impl Pass<'_> {
     pub(super) async fn clean_up(&mut self) -> Result<(), Pending> {
         self.stop_relay().await?;
         let Some((secrets, config)) = self.resolve().await else {
-            return Err(Pending::Unresolved(self.findings.reason_of_references()));
+            return Err(Pending::Unresolved(self.findings.problem_of_references()));
         };
         self.clean_database(&config, &secrets).await?;
         self.clean_topics(&config, &secrets).await
     }
 
     async fn stop_relay(&self) -> Result<(), kube::Error> {
-        let namespace = self.relay.namespace().unwrap_or_default();
-        let deployments: Api<Deployment> = Api::namespaced(self.context.client.clone(), &namespace);
+        let deployments = self.context.beside::<Deployment>(self.relay);
         match deployments.delete(&object_name(self.relay), &DeleteParams::foreground()).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             deleted => deleted.map(drop),

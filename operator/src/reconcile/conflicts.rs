@@ -1,26 +1,19 @@
 //! Two resources for one slot: the older keeps it, and the other is told. Databases are compared by what they are, not by the names by
 //! which they are reached.
 
+use kube::ResourceExt;
 use kube::api::ListParams;
-use kube::{Api, ResourceExt};
 
 use super::Pass;
+use crate::desired::configuration::identity;
 use crate::resource::OutboxRelay;
 
 impl Pass<'_> {
     /// The resource that has the slot in place of this one, if there is one; among those that this operator looks at.
     pub(super) async fn rival(&self) -> Result<Option<String>, kube::Error> {
-        let client = self.context.client.clone();
-        let api: Api<OutboxRelay> = match &self.context.namespace {
-            Some(namespace) => Api::namespaced(client, namespace),
-            None => Api::all(client),
-        };
-        let others = api.list(&ListParams::default()).await?;
-        let identity = self.database_identity.as_deref();
-        Ok(others
-            .iter()
-            .find(|other| has_priority(other, self.relay, identity))
-            .map(|other| format!("{}/{}", other.namespace().unwrap_or_default(), other.name_any())))
+        let others = self.context.everywhere::<OutboxRelay>().list(&ListParams::default()).await?;
+        let database = self.database_identity.as_deref();
+        Ok(others.iter().find(|other| has_priority(other, self.relay, database)).map(identity))
     }
 }
 

@@ -62,11 +62,8 @@ impl Pass<'_> {
         topic: &Topic,
         observed: Option<&Observed>,
     ) -> Vec<(&'static str, String)> {
-        let known = self.topics.iter().position(|known| known.name == topic.name);
-        let owned: BTreeSet<String> = known
-            .and_then(|index| self.topics.get(index))
-            .map(|known| known.config_keys.iter().cloned().collect())
-            .unwrap_or_default();
+        let known = self.topics.iter().find(|known| known.name == topic.name);
+        let owned: BTreeSet<String> = known.into_iter().flat_map(|known| known.config_keys.clone()).collect();
         let plan = plan(topic, &owned, observed);
         for step in &plan.steps {
             if let Err(error) = cluster.carry_out(&topic.name, step).await {
@@ -76,7 +73,7 @@ impl Pass<'_> {
         }
         let status =
             TopicStatus { name: topic.name.clone(), config_keys: topic.config.keys().cloned().collect() };
-        match known.and_then(|index| self.topics.get_mut(index)) {
+        match self.topics.iter_mut().find(|known| known.name == topic.name) {
             Some(known) => *known = status,
             None => self.topics.push(status),
         }

@@ -2,44 +2,52 @@
 
 use std::fmt::Debug;
 
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client, Resource, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::Context;
 use crate::desired::naming::{MANAGER, object_name, selector};
 use crate::desired::workload::Workload;
 use crate::resource::OutboxRelay;
 use crate::status::Finding;
 
-/// Applies all objects, what pods need before the pods.
-pub(super) async fn apply(client: &Client, workload: Workload) -> Result<(), kube::Error> {
+/// Applies all objects, what pods need before the pods; answers the Deployment as it is now.
+pub(super) async fn apply(
+    context: &Context,
+    relay: &OutboxRelay,
+    workload: Workload,
+) -> Result<Deployment, kube::Error> {
     let Workload { service_account, config_map, service, disruption_budget, deployment } = workload;
-    one(client, &service_account).await?;
-    one(client, &config_map).await?;
-    one(client, &service).await?;
-    one(client, &disruption_budget).await?;
-    one(client, &deployment).await
+    one(&context.beside(relay), &service_account).await?;
+    one(&context.beside(relay), &config_map).await?;
+    one(&context.beside(relay), &service).await?;
+    one(&context.beside(relay), &disruption_budget).await?;
+    one(&context.beside(relay), &deployment).await
 }
 
-async fn one<K>(client: &Client, object: &K) -> Result<(), kube::Error>
+async fn one<K>(api: &Api<K>, object: &K) -> Result<K, kube::Error>
 where
-    K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned,
-    K::DynamicType: Default,
+    K: Resource + Clone + Debug + Serialize + DeserializeOwned,
 {
-    let api: Api<K> = Api::namespaced(client.clone(), &object.namespace().unwrap_or_default());
     let parameters = PatchParams::apply(MANAGER).force();
-    api.patch(&object.name_any(), &parameters, &Patch::Apply(object)).await.map(drop)
+    api.patch(&object.name_any(), &parameters, &Patch::Apply(object)).await
 }
 
-/// Whether a pod of the relay is ready.
-pub(super) async fn available(client: &Client, relay: &OutboxRelay) -> Result<Finding, kube::Error> {
-    let namespace = relay.namespace().unwrap_or_default();
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
-    let Some(deployment) = deployments.get_opt(&object_name(relay)).await? else {
+/// Whether a pod of the relay is ready. `applied` is its Deployment where it has just been applied.
+pub(super) async fn available(
+    context: &Context,
+    relay: &OutboxRelay,
+    applied: Option<Deployment>,
+) -> Result<Finding, kube::Error> {
+    let found = match applied {
+        Some(deployment) => Some(deployment),
+        None => context.beside::<Deployment>(relay).get_opt(&object_name(relay)).await?,
+    };
+    let Some(deployment) = found else {
         return Ok(Finding::no("NotMade", "the Deployment is not made yet"));
     };
     let status = deployment.status.unwrap_or_default();
@@ -49,9 +57,8 @@ pub(super) async fn available(client: &Client, relay: &OutboxRelay) -> Result<Fi
     if relay.spec.suspend {
         return Ok(Finding::no("Suspended", "no pods are meant to run"));
     }
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
     let labels: Vec<String> = selector(relay).iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let pods = pods.list(&ListParams::default().labels(&labels.join(","))).await?;
+    let pods = context.beside::<Pod>(relay).list(&ListParams::default().labels(&labels.join(","))).await?;
     let (reason, message) = pods.iter().find_map(trouble).unwrap_or_else(|| {
         let refused = status
             .conditions
