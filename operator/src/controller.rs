@@ -2,32 +2,49 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
-use k8s_openapi::api::apps::v1::Deployment;
+use futures::{StreamExt, future};
 use kube::ResourceExt;
-use kube::core::DeserializeGuard;
-use kube::runtime::controller::{Action, Config, Controller, Error};
-use kube::runtime::watcher;
+use kube::runtime::Controller;
+use kube::runtime::controller::{Action, Config, Error};
 use tokio::sync::watch;
 
 use crate::reconcile::{Context, RETRY_AFTER, ReconcileError, reconcile};
-use crate::resource::OutboxRelay;
+use crate::watched::{Guarded, Watched};
 
-/// One resource that cannot be read, written by an older or newer version perhaps, must not keep all others from being
-/// watched.
-type Guarded = DeserializeGuard<OutboxRelay>;
+/// Passes wait for servers most of the time; those of one server that is away must not hold up the others.
+const PASSES_AT_ONCE: u16 = 64;
 
-/// Passes wait for servers most of the time; a few at once keep one server that is away from holding up the others.
-const PASSES_AT_ONCE: u16 = 8;
+/// What is looked after.
+pub struct Loop {
+    controller: Controller<Guarded>,
+    beside: futures::stream::BoxStream<'static, ()>,
+}
+
+/// Begins to watch `namespaces`, or all where there is none: what is seen, and the loops to [`run`].
+pub fn watch(client: &kube::Client, namespaces: &[String]) -> (Vec<Watched>, Vec<Loop>) {
+    let places: Vec<Option<&str>> = match namespaces {
+        [] => vec![None],
+        named => named.iter().map(|namespace| Some(namespace.as_str())).collect(),
+    };
+    let begin = |place| {
+        let (watched, controller, beside) = Watched::begin(client, place);
+        (watched, Loop { controller, beside: beside.boxed() })
+    };
+    places.into_iter().map(begin).unzip()
+}
 
 /// Runs until `stop` turns true, and finishes what is under way.
-pub async fn run(context: Context, mut stop: watch::Receiver<bool>) {
-    let passes = Controller::new(context.everywhere::<Guarded>(), watcher::Config::default())
-        .owns(context.everywhere::<Deployment>(), watcher::Config::default())
+pub async fn run(loops: Vec<Loop>, context: Arc<Context>, stop: watch::Receiver<bool>) {
+    let loops = loops.into_iter().map(|one| run_one(one, Arc::clone(&context), stop.clone()));
+    future::join_all(loops).await;
+}
+
+async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<bool>) {
+    let passes = one
+        .controller
         .with_config(Config::default().concurrency(PASSES_AT_ONCE))
         .graceful_shutdown_on(async move { drop(stop.wait_for(|stop| *stop).await) })
-        .run(guarded, again, Arc::new(context));
-    passes
+        .run(guarded, again, context)
         .for_each(async |pass| {
             match pass {
                 // Said where it happened.
@@ -38,11 +55,15 @@ pub async fn run(context: Context, mut stop: watch::Receiver<bool>) {
                 // It was deleted before its turn came.
                 Err(error) => tracing::debug!(%error, "a pass ended early"),
             }
-        })
-        .await;
+        });
+    let beside = one.beside.for_each(|()| future::ready(()));
+    future::select(Box::pin(passes), Box::pin(beside)).await;
 }
 
 async fn guarded(relay: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    for watched in &context.watched {
+        watched.seen().await;
+    }
     match &relay.0 {
         Ok(relay) => reconcile(relay, &context).await,
         Err(invalid) => {

@@ -2,18 +2,22 @@
 //!
 //! - [`resource`]: the custom resource, as people write it and as the API server checks it.
 //! - [`controller`]: which resources to look at, and when; [`reconcile`]: one pass over one of them.
+//! - [`watched`]: what is seen of the API server's objects; [`connections`], [`memory`]: what passes share.
 //! - [`leadership`]: which of several operators acts.
 //! - [`secrets`], [`status`]: what a pass begins and ends with.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
 //! - [`topics`]: what has to be done about topics, and doing it.
 //! - [`fields`]: its fields as a table, for the documents.
 
+pub mod connections;
 pub mod controller;
 pub mod desired;
 pub mod fields;
 pub mod leadership;
+pub mod memory;
 pub mod reconcile;
 pub mod resource;
 pub mod secrets;
 pub mod status;
 pub mod topics;
+pub mod watched;

@@ -3,11 +3,14 @@
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::process::exit;
+use std::sync::Arc;
 
 use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
 use clap::{Args, Parser, Subcommand};
 use kube::{Client, CustomResourceExt};
+use outbox_operator::connections::Connections;
 use outbox_operator::leadership::Leadership;
+use outbox_operator::memory::Memory;
 use outbox_operator::reconcile::Context;
 use outbox_operator::resource::OutboxRelay;
 use outbox_operator::{controller, fields};
@@ -41,9 +44,9 @@ enum Command {
 
 #[derive(Args)]
 struct Run {
-    /// The only namespace to look at; all, when not given.
-    #[arg(long, env = "OUTBOX_OPERATOR_NAMESPACE")]
-    namespace: Option<String>,
+    /// Namespaces to look at, separated by commas; all, when not given.
+    #[arg(long = "namespace", env = "OUTBOX_OPERATOR_NAMESPACE", value_delimiter = ',')]
+    namespaces: Vec<String>,
     /// Image of relays whose resource names none.
     #[arg(long, env = "OUTBOX_OPERATOR_RELAY_IMAGE")]
     relay_image: String,
@@ -103,21 +106,32 @@ fn run(options: Run) -> i32 {
         }
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(stop_on_signal(stop));
-        let namespace = options.namespace.as_deref();
-        tracing::info!(namespace, version = env!("CARGO_PKG_VERSION"), "outbox-operator starts");
-        let context = Context {
-            client: client.clone(),
-            image: options.relay_image,
-            namespace: options.namespace.clone(),
-        };
+        let namespaces = &options.namespaces;
+        tracing::info!(?namespaces, version = env!("CARGO_PKG_VERSION"), "outbox-operator starts");
         match &options.lease_namespace {
-            Some(lease) => lead(client, lease, controller::run(context, stopping.clone()), stopping).await,
+            Some(lease) => {
+                let work = work(client.clone(), &options, stopping.clone());
+                lead(client, lease, work, stopping).await
+            }
             None => {
-                controller::run(context, stopping).await;
+                work(client, &options, stopping).await;
                 stopped()
             }
         }
     })
+}
+
+/// Looks after the resources until it is told to stop.
+async fn work(client: Client, options: &Run, stopping: watch::Receiver<bool>) {
+    let (watched, loops) = controller::watch(&client, &options.namespaces);
+    let context = Context {
+        client,
+        image: options.relay_image.clone(),
+        watched,
+        connections: Connections::default(),
+        memory: Memory::default(),
+    };
+    controller::run(loops, Arc::new(context), stopping).await;
 }
 
 /// Does `work` while this process holds the Lease.

@@ -6,13 +6,17 @@
 mod cleanup;
 mod conflicts;
 mod database;
+mod glance;
 mod kafka;
 mod objects;
+mod relay;
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
@@ -20,13 +24,16 @@ use kube::{Api, Client, Resource, ResourceExt};
 use outbox_relay::config::Config;
 use serde_json::json;
 
+use crate::connections::Connections;
 use crate::desired::configuration::configuration;
 use crate::desired::files::POD_ROOT;
 use crate::desired::naming::MANAGER;
 use crate::desired::workload::workload;
+use crate::memory::{Applied, Memory, Settled};
 use crate::resource::{OutboxRelay, OutboxRelayStatus, TopicStatus};
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding, Findings};
+use crate::watched::Watched;
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
 const LOOK_EVERY: Duration = Duration::from_secs(8);
@@ -39,28 +46,43 @@ pub struct Context {
     pub client: Client,
     /// Image of relays that name none.
     pub image: String,
-    /// The only namespace that is looked at.
-    pub namespace: Option<String>,
+    /// What is seen of the API server's objects: one for each namespace that is looked at, or one for all.
+    pub watched: Vec<Watched>,
+    /// To databases and Kafka clusters.
+    pub connections: Connections,
+    /// From one pass to the next.
+    pub memory: Memory,
 }
 
 impl Context {
-    /// Objects of a kind, wherever this operator looks.
-    pub fn everywhere<K>(&self) -> Api<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
-    {
-        match &self.namespace {
-            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
-            None => Api::all(self.client.clone()),
-        }
-    }
-
     /// Objects of a kind in the namespace of `relay`.
     fn beside<K>(&self, relay: &OutboxRelay) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &relay.namespace().unwrap_or_default())
+    }
+
+    fn relays(&self) -> Vec<OutboxRelay> {
+        self.watched.iter().flat_map(Watched::relays).collect()
+    }
+
+    fn deployment(&self, relay: &OutboxRelay) -> Option<Arc<Deployment>> {
+        self.watched.iter().find_map(|watched| watched.deployment(relay))
+    }
+
+    fn pods(&self, relay: &OutboxRelay) -> Vec<Arc<Pod>> {
+        self.watched.iter().flat_map(|watched| watched.pods(relay)).collect()
+    }
+
+    fn touched(&self, relay: &OutboxRelay) -> u64 {
+        self.watched.iter().map(|watched| watched.touched(relay)).sum()
+    }
+
+    /// The resource is gone.
+    fn forget(&self, relay: &OutboxRelay) {
+        self.memory.forget(relay);
+        self.watched.iter().for_each(|watched| watched.forget(relay));
     }
 }
 
@@ -86,7 +108,11 @@ pub async fn reconcile(relay: &OutboxRelay, context: &Context) -> Result<Action,
     let held = relay.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     let wanted = cleanup::deletes_something(&relay.spec);
     if relay.metadata.deletion_timestamp.is_some() {
-        return if held { end(relay, context).await } else { Ok(Action::await_change()) };
+        if !held {
+            context.forget(relay);
+            return Ok(Action::await_change());
+        }
+        return end(relay, context).await;
     }
     if held != wanted {
         // Nothing is made before it is certain that it will be looked after. The change brings about the next pass.
@@ -127,13 +153,21 @@ async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcile
         tracing::warn!(namespace, name, %pending, "deletion is given up; what is left outside has to be deleted by hand");
     }
     hold(relay, context, false).await?;
+    context.forget(relay);
     Ok(Action::await_change())
 }
 
 async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
     let mut pass = Pass::new(relay, context);
+    if pass.unchanged().await {
+        return Ok(Action::requeue(LOOK_EVERY));
+    }
     let done = pass.run().await;
-    pass.write_status().await?;
+    let settled = pass.settled.take().filter(|_| pass.findings.is_well());
+    let status = pass.write_status().await?;
+    context.memory.with(relay, |memory| {
+        memory.settled = settled.map(|settled| Settled { status, ..settled });
+    });
     done.map(|()| Action::requeue(LOOK_EVERY))
 }
 
@@ -143,24 +177,42 @@ struct Pass<'a> {
     findings: Findings,
     topics: Vec<TopicStatus>,
     database_identity: Option<String>,
+    /// What the next glance compares with.
+    settled: Option<Settled>,
 }
 
 impl<'a> Pass<'a> {
     fn new(relay: &'a OutboxRelay, context: &'a Context) -> Pass<'a> {
         let before = relay.status.clone().unwrap_or_default();
         let findings = Findings::new(relay.spec.suspend);
-        Pass { relay, context, findings, topics: before.topics, database_identity: before.database_identity }
+        Pass {
+            relay,
+            context,
+            findings,
+            topics: before.topics,
+            database_identity: before.database_identity,
+            settled: None,
+        }
     }
 }
 
 impl Pass<'_> {
     async fn run(&mut self) -> Result<(), ReconcileError> {
+        self.findings.set(Aspect::Streaming, self.streaming().await);
+        self.findings.set(Aspect::WorkloadAvailable, objects::available(self.context, self.relay, None));
         let Some((secrets, config)) = self.resolve().await else { return Ok(()) };
-        let database = self.database(&config, &secrets).await?;
-        let kafka = self.kafka(&config, &secrets).await;
-        let applied = if database && kafka { Some(self.apply(&secrets).await?) } else { None };
-        let finding = objects::available(self.context, self.relay, applied).await?;
+        let database = self.database(&config, &secrets).await;
+        let Some(cluster) = self.kafka(&config, &secrets).await.filter(|_| database) else { return Ok(()) };
+        // Boxed: the objects are large, and most passes make none.
+        let applied = Box::pin(self.apply(&secrets)).await?;
+        let finding = objects::available(self.context, self.relay, applied);
         self.findings.set(Aspect::WorkloadAvailable, finding);
+        let names: Vec<String> = self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect();
+        if let Ok(shapes) = cluster.shapes(&names).await {
+            let (at, generation) = (Instant::now(), self.relay.metadata.generation);
+            let status = OutboxRelayStatus::default();
+            self.settled = Some(Settled { at, generation, status, cluster, shapes });
+        }
         Ok(())
     }
 
@@ -189,16 +241,24 @@ impl Pass<'_> {
         }
     }
 
-    async fn apply(&self, secrets: &Secrets) -> Result<Deployment, ReconcileError> {
+    /// Applies the objects where they are not what was applied last, or somebody has touched them since.
+    async fn apply(&self, secrets: &Secrets) -> Result<Option<Deployment>, ReconcileError> {
+        let touched = self.context.touched(self.relay);
         let config = configuration(self.relay, &secrets.postgres.user, POD_ROOT.as_ref())
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let yaml = serde_saphyr::to_string(&config)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let workload = workload(self.relay, &yaml, &self.context.image, &secrets.digest);
-        Ok(objects::apply(self.context, self.relay, workload).await?)
+        let wanted = Applied { digest: workload.digest(), touched };
+        if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {
+            return Ok(None);
+        }
+        let deployment = objects::apply(self.context, self.relay, workload).await?;
+        self.context.memory.with(self.relay, |memory| memory.applied = Some(wanted));
+        Ok(Some(deployment))
     }
 
-    async fn write_status(self) -> Result<(), ReconcileError> {
+    async fn write_status(self) -> Result<OutboxRelayStatus, ReconcileError> {
         let relay = self.relay;
         let before = relay.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
         let generation = relay.metadata.generation;
@@ -212,15 +272,15 @@ impl Pass<'_> {
             image: Some(image),
         };
         if relay.status.as_ref() == Some(&status) {
-            return Ok(());
+            return Ok(status);
         }
         let api = self.context.beside::<OutboxRelay>(relay);
         let patch = json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "status": status});
         let parameters = PatchParams::apply(MANAGER).force();
         match api.patch_status(&relay.name_any(), &parameters, &Patch::Apply(patch)).await {
             // It was deleted meanwhile.
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            written => Ok(written.map(drop)?),
+            Err(kube::Error::Api(refusal)) if refusal.code == 404 => Ok(status),
+            written => Ok(written.map(|_| status)?),
         }
     }
 }

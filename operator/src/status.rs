@@ -25,7 +25,7 @@ pub enum Aspect {
     TopicsReady,
     /// A pod runs and is ready.
     WorkloadAvailable,
-    /// A relay holds the slot.
+    /// The relay delivers, by its own account.
     Streaming,
     /// Nothing is meant to run.
     Suspended,
@@ -112,6 +112,11 @@ impl Findings {
     /// The resource is being deleted, and waits for this.
     pub fn deletion_waits(&mut self, why: String) {
         self.deletion = Some(why);
+    }
+
+    /// Whether everything is as it should be.
+    pub fn is_well(&self) -> bool {
+        self.summary().holds == Some(true)
     }
 
     /// What was found.

@@ -5,5 +5,5 @@
 mod cluster;
 mod plan;
 
-pub use self::cluster::{Cluster, KafkaError};
+pub use self::cluster::{Cluster, KafkaError, Shape};
 pub use self::plan::{Deviation, Observed, Plan, Step, plan};

@@ -12,7 +12,8 @@ pub const MANAGER: &str = "outbox-operator";
 
 const NAME: &str = "app.kubernetes.io/name";
 const INSTANCE: &str = "app.kubernetes.io/instance";
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The label by which everything of this operator is told.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
 /// The name of every object of a resource. Their kinds differ, so it is the same.
 pub fn object_name(relay: &OutboxRelay) -> String {

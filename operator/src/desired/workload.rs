@@ -74,6 +74,22 @@ pub fn workload(relay: &OutboxRelay, configuration: &str, image: &str, secrets: 
     }
 }
 
+impl Workload {
+    /// Changes when anything in it changes.
+    pub fn digest(&self) -> String {
+        // What has no JSON form would be applied in no other.
+        let json = |object: serde_json::Result<String>| object.unwrap_or_default();
+        let objects = [
+            json(serde_json::to_string(&self.service_account)),
+            json(serde_json::to_string(&self.config_map)),
+            json(serde_json::to_string(&self.service)),
+            json(serde_json::to_string(&self.disruption_budget)),
+            json(serde_json::to_string(&self.deployment)),
+        ];
+        digest(objects.iter().map(String::as_str))
+    }
+}
+
 /// Of texts, each told apart from the next.
 pub fn digest<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
     let mut digest = Sha256::new();

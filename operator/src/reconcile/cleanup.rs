@@ -90,19 +90,20 @@ impl Pass<'_> {
             return Ok(());
         }
         let source = self.administrator(config, secrets);
-        let mut sql = source::connect(&source, "operator").await?;
-        if slot.deletion_policy == DeletionPolicy::Delete && is_ours(&mut sql, config).await? {
-            let state = source::slot_state(&mut sql, &slot.name).await.map_err(Trouble::from)?;
+        let mut database = self.context.connections.database(&source, &secrets.digest).await?;
+        let sql = &mut database.sql;
+        if slot.deletion_policy == DeletionPolicy::Delete && is_ours(sql, config).await? {
+            let state = source::slot_state(sql, &slot.name).await.map_err(Trouble::from)?;
             if state.as_ref().is_some_and(|state| state.active_pid.is_some()) {
                 return Err(Pending::SlotHeld(slot.name.clone()));
             }
-            drop_slot(&mut sql, config).await?;
+            drop_slot(sql, config).await?;
         }
         if publication.deletion_policy == DeletionPolicy::Delete {
             let drop = format!("DROP PUBLICATION IF EXISTS {}", quote(&publication.name));
-            sqlx::query(AssertSqlSafe(drop)).execute(&mut sql).await.map_err(Trouble::from)?;
+            sqlx::query(AssertSqlSafe(drop)).execute(&mut *sql).await.map_err(Trouble::from)?;
         }
-        drop(sql.close().await);
+        drop(database.sql.close().await);
         Ok(())
     }
 

@@ -2,7 +2,6 @@
 //! which they are reached.
 
 use kube::ResourceExt;
-use kube::api::ListParams;
 
 use super::Pass;
 use crate::desired::configuration::identity;
@@ -10,10 +9,9 @@ use crate::resource::OutboxRelay;
 
 impl Pass<'_> {
     /// The resource that has the slot in place of this one, if there is one; among those that this operator looks at.
-    pub(super) async fn rival(&self) -> Result<Option<String>, kube::Error> {
-        let others = self.context.everywhere::<OutboxRelay>().list(&ListParams::default()).await?;
+    pub(super) fn rival(&self) -> Option<String> {
         let database = self.database_identity.as_deref();
-        Ok(others.iter().find(|other| has_priority(other, self.relay, database)).map(identity))
+        self.context.relays().iter().find(|other| has_priority(other, self.relay, database)).map(identity)
     }
 }
 

@@ -2,32 +2,27 @@
 
 use std::time::Duration;
 
-use outbox_relay::config::{self, Config};
-use outbox_relay::postgres::source::{self, SlotState};
-use outbox_relay::trouble::{Reason, Trouble};
-use sqlx::Connection;
-use sqlx::postgres::PgConnection;
-
 use super::Pass;
+use crate::connections::Database;
 use crate::resource::CreationPolicy;
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding};
+use outbox_relay::config::{self, Config};
+use outbox_relay::postgres::source::{self, SlotState};
+use outbox_relay::trouble::{Reason, Trouble};
 
 /// How long all of it may take: an outage has to show within 10 s.
 const WITHIN: Duration = Duration::from_secs(6);
 
 impl Pass<'_> {
     /// Whether a relay could be started.
-    ///
-    /// # Errors
-    /// Of the API server's: whether another resource has the slot is asked there.
-    pub(super) async fn database(&mut self, config: &Config, secrets: &Secrets) -> Result<bool, kube::Error> {
+    pub(super) async fn database(&mut self, config: &Config, secrets: &Secrets) -> bool {
         let source = self.administrator(config, secrets);
-        let looked = tokio::time::timeout(WITHIN, self.look_at_database(&source)).await;
+        let looked = tokio::time::timeout(WITHIN, self.look_at_database(&source, &secrets.digest)).await;
         looked.unwrap_or_else(|_| {
             let what = format!("{} did not answer within {WITHIN:?}", source.host);
             self.database_is_not_reachable(&Trouble::new(Reason::DatabaseUnreachable, what));
-            Ok(false)
+            false
         })
     }
 
@@ -46,44 +41,57 @@ impl Pass<'_> {
         source
     }
 
-    async fn look_at_database(&mut self, source: &config::Source) -> Result<bool, kube::Error> {
-        let (mut sql, identity) = match usable(source).await {
+    async fn look_at_database(&mut self, source: &config::Source, secrets: &str) -> bool {
+        let (mut database, identity) = match self.usable(source, secrets).await {
             Ok(usable) => usable,
             Err(trouble) => {
                 self.database_is_not_reachable(&trouble);
-                return Ok(false);
+                return false;
             }
         };
         self.findings.set(Aspect::DatabaseReachable, Finding::yes("Connected", ""));
         if self.database_identity.as_ref() != Some(&identity) {
             // Others have to be able to see it before anything is made. The change of the status brings about the next pass.
             self.database_identity = Some(identity);
-            return Ok(false);
+            return false;
         }
-        if let Some(rival) = self.rival().await? {
+        if let Some(rival) = self.rival() {
             let what = format!(
                 "{rival} is older and has slot {}: give this one another slot, or delete it",
                 source.slot.name
             );
             self.findings.set(Aspect::SlotReady, Finding::no("ResourceConflict", what));
-            return Ok(false);
+            return false;
         }
-        let published = source::ensure_publication(&mut sql, source).await;
+        let published = source::ensure_publication(&mut database.sql, source).await;
         let publication = match &published {
             Ok(()) => Finding::yes("Present", ""),
             Err(trouble) => no(trouble),
         };
         self.findings.set(Aspect::PublicationReady, publication);
-        match source::slot_state(&mut sql, &source.slot.name).await.map_err(Trouble::from) {
-            Ok(slot) => self.slot(&source.slot.name, slot.as_ref()),
+        match source::slot_state(&mut database.sql, &source.slot.name).await.map_err(Trouble::from) {
+            Ok(slot) => {
+                self.slot(&source.slot.name, slot.as_ref());
+                self.context.connections.keep(database);
+            }
             Err(trouble) => self.findings.set(Aspect::SlotReady, no(&trouble)),
         }
-        drop(sql.close().await);
-        Ok(published.is_ok())
+        published.is_ok()
+    }
+
+    /// Connects, and checks what a relay needs before anything is made; with what the database is.
+    async fn usable(&self, source: &config::Source, secrets: &str) -> Result<(Database, String), Trouble> {
+        let mut database = self.context.connections.database(source, secrets).await?;
+        source::check_preconditions(&mut database.sql, source).await?;
+        let identity = sqlx::query_scalar(
+            "SELECT system_identifier::text || '/' || current_database() FROM pg_control_system()",
+        )
+        .fetch_one(&mut database.sql)
+        .await?;
+        Ok((database, identity))
     }
 
     fn slot(&mut self, name: &str, slot: Option<&SlotState>) {
-        let held = slot.and_then(|slot| slot.active_pid);
         let finding = match slot {
             None => {
                 Finding::no("WaitingForRelay", format!("the relay makes slot {name} when it first starts"))
@@ -98,30 +106,11 @@ impl Pass<'_> {
             Some(_) => Finding::yes("Present", ""),
         };
         self.findings.set(Aspect::SlotReady, finding);
-        let streaming = match held {
-            Some(_) => Finding::yes("SlotHeld", "a relay holds the slot"),
-            None => {
-                Finding::no("SlotNotHeld", format!("no relay holds slot {name}: look at the relay's /status"))
-            }
-        };
-        self.findings.set(Aspect::Streaming, streaming);
     }
 
     fn database_is_not_reachable(&mut self, trouble: &Trouble) {
         self.findings.set(Aspect::DatabaseReachable, no(trouble));
     }
-}
-
-/// Connects, and checks what a relay needs before anything is made; with what the database is.
-async fn usable(source: &config::Source) -> Result<(PgConnection, String), Trouble> {
-    let mut sql = source::connect(source, "operator").await?;
-    source::check_preconditions(&mut sql, source).await?;
-    let identity = sqlx::query_scalar(
-        "SELECT system_identifier::text || '/' || current_database() FROM pg_control_system()",
-    )
-    .fetch_one(&mut sql)
-    .await?;
-    Ok((sql, identity))
 }
 
 fn no(trouble: &Trouble) -> Finding {

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use outbox_relay::config::{Config, Sink, SinkAccess};
-use outbox_relay::kafka::client::client_config;
 
 use super::Pass;
 use crate::resource::{Topic, TopicStatus};
@@ -12,13 +11,13 @@ use crate::status::{Aspect, Finding};
 use crate::topics::{Cluster, KafkaError, Observed, plan};
 
 impl Pass<'_> {
-    /// Whether a relay could be started.
-    pub(super) async fn kafka(&mut self, config: &Config, secrets: &Secrets) -> bool {
+    /// The cluster, where a relay could be started.
+    pub(super) async fn kafka(&mut self, config: &Config, secrets: &Secrets) -> Option<Cluster> {
         let cluster = match self.cluster(config, secrets) {
             Ok(cluster) => cluster,
             Err(problem) => {
                 self.findings.set(Aspect::KafkaReachable, Finding::no("KafkaSettingsUnusable", problem));
-                return false;
+                return None;
             }
         };
         let names: Vec<String> = self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect();
@@ -26,7 +25,7 @@ impl Pass<'_> {
             Ok(observed) => observed,
             Err(error) => {
                 self.findings.set(Aspect::KafkaReachable, no("KafkaUnreachable", &error));
-                return false;
+                return None;
             }
         };
         self.findings.set(Aspect::KafkaReachable, Finding::yes("Connected", ""));
@@ -42,7 +41,7 @@ impl Pass<'_> {
             }
         };
         self.findings.set(Aspect::TopicsReady, finding);
-        problems.iter().all(|(reason, _)| *reason != FAILED)
+        problems.iter().all(|(reason, _)| *reason != FAILED).then_some(cluster)
     }
 
     pub(super) fn cluster(&self, config: &Config, secrets: &Secrets) -> Result<Cluster, String> {
@@ -52,7 +51,7 @@ impl Pass<'_> {
             sasl.password = Some(admin.password.clone());
         }
         let access = SinkAccess::read(&sink).map_err(|error| error.to_string())?;
-        Cluster::new(&client_config(&Sink { access, ..sink })).map_err(|error| error.to_string())
+        self.context.connections.cluster(&Sink { access, ..sink }).map_err(|error| error.to_string())
     }
 
     /// Makes a topic what is declared; answers what is not so.

@@ -1,16 +1,17 @@
 //! The Kubernetes side of a pass: server-side apply, and what became of it.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{Patch, PatchParams};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Context;
-use crate::desired::naming::{MANAGER, object_name, selector};
+use crate::desired::naming::MANAGER;
 use crate::desired::workload::Workload;
 use crate::resource::OutboxRelay;
 use crate::status::Finding;
@@ -38,37 +39,25 @@ where
 }
 
 /// Whether a pod of the relay is ready. `applied` is its Deployment where it has just been applied.
-pub(super) async fn available(
-    context: &Context,
-    relay: &OutboxRelay,
-    applied: Option<Deployment>,
-) -> Result<Finding, kube::Error> {
-    let found = match applied {
-        Some(deployment) => Some(deployment),
-        None => context.beside::<Deployment>(relay).get_opt(&object_name(relay)).await?,
-    };
+pub(super) fn available(context: &Context, relay: &OutboxRelay, applied: Option<Deployment>) -> Finding {
+    let found = applied.map(Arc::new).or_else(|| context.deployment(relay));
     let Some(deployment) = found else {
-        return Ok(Finding::no("NotMade", "the Deployment is not made yet"));
+        return Finding::no("NotMade", "the Deployment is not made yet");
     };
-    let status = deployment.status.unwrap_or_default();
-    if status.available_replicas.unwrap_or(0) > 0 {
-        return Ok(Finding::yes("Available", ""));
+    let status = deployment.status.as_ref();
+    if status.and_then(|status| status.available_replicas).unwrap_or(0) > 0 {
+        return Finding::yes("Available", "");
     }
     if relay.spec.suspend {
-        return Ok(Finding::no("Suspended", "no pods are meant to run"));
+        return Finding::no("Suspended", "no pods are meant to run");
     }
-    let labels: Vec<String> = selector(relay).iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let pods = context.beside::<Pod>(relay).list(&ListParams::default().labels(&labels.join(","))).await?;
-    let (reason, message) = pods.iter().find_map(trouble).unwrap_or_else(|| {
-        let refused = status
-            .conditions
-            .unwrap_or_default()
-            .into_iter()
-            .find(|condition| condition.type_ == "ReplicaFailure");
-        let message = refused.and_then(|condition| condition.message);
+    let (reason, message) = context.pods(relay).iter().find_map(|pod| trouble(pod)).unwrap_or_else(|| {
+        let conditions = status.and_then(|status| status.conditions.as_ref());
+        let refused = conditions.into_iter().flatten().find(|condition| condition.type_ == "ReplicaFailure");
+        let message = refused.and_then(|condition| condition.message.clone());
         ("NoPodReady".to_owned(), message.unwrap_or_else(|| "no pod is ready yet".to_owned()))
     });
-    Ok(Finding::no(reason, message))
+    Finding::no(reason, message)
 }
 
 /// Why a pod does not run: its node, its image, or its end.

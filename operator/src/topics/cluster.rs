@@ -1,8 +1,8 @@
 //! A Kafka cluster: looks at topics, and carries plans out.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier,
@@ -27,9 +27,27 @@ pub struct KafkaError {
     pub code: Option<RDKafkaErrorCode>,
 }
 
-/// See the module's text. One is enough for all resources with the same brokers and login.
+/// Partitions and least number of replicas of a topic.
+pub type Shape = (i32, i32);
+
+/// All topics there are. Many resources ask about one cluster, so an answer serves all that ask within this time; with
+/// [`REQUEST_WITHIN`] and the operator's looks an outage still shows within 10 s.
+const FRESH: Duration = Duration::from_secs(3);
+
+type Shapes = Result<Arc<BTreeMap<String, Shape>>, KafkaError>;
+
+/// See the module's text. One is enough for all resources with the same brokers and login; clones share it.
 #[derive(Clone)]
-pub struct Cluster(Arc<AdminClient<DefaultClientContext>>);
+pub struct Cluster(Arc<Inner>);
+
+struct Inner {
+    config: ClientConfig,
+    client: Mutex<Arc<Client>>,
+    /// Held while it is asked: those that ask meanwhile get the same answer.
+    seen: tokio::sync::Mutex<Option<(Instant, Shapes)>>,
+}
+
+type Client = AdminClient<DefaultClientContext>;
 
 impl Cluster {
     /// Does not connect yet.
@@ -37,8 +55,55 @@ impl Cluster {
     /// # Errors
     /// The settings cannot be used.
     pub fn new(config: &ClientConfig) -> Result<Cluster, KafkaError> {
-        let client = config.create().map_err(|error| failed("making a client", &error))?;
-        Ok(Cluster(Arc::new(client)))
+        let client = Mutex::new(connect(config)?);
+        Ok(Cluster(Arc::new(Inner { config: config.clone(), client, seen: tokio::sync::Mutex::default() })))
+    }
+
+    fn client(&self) -> Arc<Client> {
+        Arc::clone(&self.0.client.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What Kafka calls itself: the same by whatever name it is reached. `None` where it does not say.
+    pub async fn identity(&self) -> Option<String> {
+        let client = self.client();
+        let asked =
+            tokio::task::spawn_blocking(move || client.inner().fetch_cluster_id(REQUEST_WITHIN)).await;
+        asked.ok().flatten()
+    }
+
+    /// The shapes of those of these topics that exist, at most 3 s old.
+    ///
+    /// # Errors
+    /// Kafka does not answer, or refuses.
+    pub async fn shapes(&self, names: &[String]) -> Result<BTreeMap<String, Shape>, KafkaError> {
+        let mut seen = self.0.seen.lock().await;
+        let shapes = match &*seen {
+            Some((at, shapes)) if at.elapsed() < FRESH => shapes.clone(),
+            _ => {
+                let shapes = self.look().await;
+                *seen = Some((Instant::now(), shapes.clone()));
+                shapes
+            }
+        };
+        drop(seen);
+        let shapes = shapes?;
+        Ok(names.iter().filter_map(|name| Some((name.clone(), *shapes.get(name)?))).collect())
+    }
+
+    /// A client that got no answer is not used again: librdkafka can be left without any broker to ask, and stay so
+    /// (confluentinc/librdkafka#5301).
+    async fn look(&self) -> Shapes {
+        let client = self.client();
+        let looked = tokio::task::spawn_blocking(move || shapes(&client)).await;
+        let looked = looked.unwrap_or_else(|join| {
+            Err(KafkaError { doing: LOOKING.into(), problem: join.to_string(), code: None })
+        });
+        if looked.is_err()
+            && let Ok(another) = connect(&self.0.config)
+        {
+            *self.0.client.lock().unwrap_or_else(PoisonError::into_inner) = another;
+        }
+        looked.map(Arc::new)
     }
 
     /// The topics of these names that exist.
@@ -46,19 +111,13 @@ impl Cluster {
     /// # Errors
     /// Kafka does not answer, or refuses.
     pub async fn observe(&self, names: &[String]) -> Result<BTreeMap<String, Observed>, KafkaError> {
-        let (client, wanted) = (Arc::clone(&self.0), names.to_owned());
-        let shapes = tokio::task::spawn_blocking(move || shapes(&client, &wanted)).await;
-        let shapes = shapes.map_err(|join| KafkaError {
-            doing: "looking at topics".into(),
-            problem: join.to_string(),
-            code: None,
-        })??;
+        let shapes = self.shapes(names).await?;
         let resources: Vec<_> = shapes.keys().map(|name| ResourceSpecifier::Topic(name)).collect();
         if resources.is_empty() {
             return Ok(BTreeMap::new());
         }
         let doing = "reading the configuration of topics";
-        let described = self.0.describe_configs(&resources, &options()).await;
+        let described = self.client().describe_configs(&resources, &options()).await;
         let described = described.map_err(|error| failed(doing, &error))?;
         let mut observed = BTreeMap::new();
         for ((name, (partitions, replication_factor)), resource) in shapes.iter().zip(described) {
@@ -72,35 +131,15 @@ impl Cluster {
         Ok(observed)
     }
 
-    /// Does something about a topic. Doing it twice is no error.
+    /// Does something about a topic.
     ///
     /// # Errors
     /// Kafka does not answer, or refuses.
     pub async fn carry_out(&self, topic: &str, step: &Step) -> Result<(), KafkaError> {
-        match step {
-            Step::Create { partitions, replication_factor, config } => {
-                let replicas = TopicReplication::Fixed(*replication_factor);
-                let mut new = NewTopic::new(topic, *partitions, replicas);
-                new.config.extend(config.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-                let made = self.0.create_topics([&new], &options()).await;
-                // Somebody else was faster: what it looks like is seen at the next look.
-                done(format!("making topic {topic}"), made, Some(RDKafkaErrorCode::TopicAlreadyExists))
-            }
-            Step::Grow { partitions } => {
-                let count = usize::try_from(*partitions).unwrap_or_default();
-                let grown = self.0.create_partitions([&NewPartitions::new(topic, count)], &options()).await;
-                done(format!("growing topic {topic} to {partitions} partitions"), grown, None)
-            }
-            Step::Configure { overrides } => {
-                let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
-                alter.entries.extend(overrides.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-                let doing = format!("configuring topic {topic}");
-                let altered = self.0.alter_configs([&alter], &options()).await;
-                let altered = altered.map_err(|error| failed(&doing, &error))?;
-                let refusal = altered.into_iter().find_map(Result::err);
-                refusal.map_or(Ok(()), |(_, code)| Err(refused(doing, code)))
-            }
-        }
+        let client = self.client();
+        let carried_out = carry_out(&client, topic, step).await;
+        *self.0.seen.lock().await = None;
+        carried_out
     }
 
     /// Deletes a topic. One that is not there is no error.
@@ -108,24 +147,59 @@ impl Cluster {
     /// # Errors
     /// Kafka does not answer, or refuses.
     pub async fn delete(&self, topic: &str) -> Result<(), KafkaError> {
-        let deleted = self.0.delete_topics(&[topic], &options()).await;
+        let deleted = self.client().delete_topics(&[topic], &options()).await;
+        *self.0.seen.lock().await = None;
         done(format!("deleting topic {topic}"), deleted, Some(RDKafkaErrorCode::UnknownTopicOrPartition))
     }
 }
 
-/// Partitions and replicas of the topics that exist. All topics in one request; blocks.
-fn shapes(
-    client: &AdminClient<DefaultClientContext>,
-    names: &[String],
-) -> Result<BTreeMap<String, (i32, i32)>, KafkaError> {
-    let doing = "looking at topics";
-    let metadata =
-        client.inner().fetch_metadata(None, REQUEST_WITHIN).map_err(|error| failed(doing, &error))?;
-    let mut shapes = BTreeMap::new();
-    for topic in metadata.topics().iter().filter(|topic| names.iter().any(|name| name == topic.name())) {
-        if let Some(code) = topic.error() {
-            return Err(refused(format!("{doing}: {}", topic.name()), RDKafkaErrorCode::from(code)));
+fn connect(config: &ClientConfig) -> Result<Arc<Client>, KafkaError> {
+    config.create().map(Arc::new).map_err(|error| failed("making a client", &error))
+}
+
+async fn carry_out(client: &Client, topic: &str, step: &Step) -> Result<(), KafkaError> {
+    match step {
+        Step::Create { partitions, replication_factor, config } => {
+            let replicas = TopicReplication::Fixed(*replication_factor);
+            let mut new = NewTopic::new(topic, *partitions, replicas);
+            new.config.extend(config.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+            let made = client.create_topics([&new], &options()).await;
+            let made = done(format!("making topic {topic}"), made, None);
+            made.map_err(|error| match error.code {
+                // It was not seen and is there: hidden from this login, or just made by another.
+                Some(RDKafkaErrorCode::TopicAlreadyExists) => KafkaError {
+                    problem: "it exists, and this login may not see it: allow it DESCRIBE".to_owned(),
+                    ..error
+                },
+                _ => error,
+            })
         }
+        Step::Grow { partitions } => {
+            let count = usize::try_from(*partitions).unwrap_or_default();
+            let grown = client.create_partitions([&NewPartitions::new(topic, count)], &options()).await;
+            done(format!("growing topic {topic} to {partitions} partitions"), grown, None)
+        }
+        Step::Configure { overrides } => {
+            let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
+            alter.entries.extend(overrides.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+            let doing = format!("configuring topic {topic}");
+            let altered = client.alter_configs([&alter], &options()).await;
+            let altered = altered.map_err(|error| failed(&doing, &error))?;
+            let refusal = altered.into_iter().find_map(Result::err);
+            refusal.map_or(Ok(()), |(_, code)| Err(refused(doing, code)))
+        }
+    }
+}
+
+const LOOKING: &str = "looking at topics";
+
+/// All topics in one request; blocks.
+fn shapes(client: &Client) -> Result<BTreeMap<String, Shape>, KafkaError> {
+    let metadata =
+        client.inner().fetch_metadata(None, REQUEST_WITHIN).map_err(|error| failed(LOOKING, &error))?;
+    let mut shapes = BTreeMap::new();
+    // One that has an error is seen at the next look, or is nobody's business here.
+    for topic in metadata.topics().iter().filter(|topic| topic.error().is_none()) {
         let partitions = i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX);
         let replicas = topic.partitions().iter().map(|partition| partition.replicas().len()).min();
         let replicas = replicas.and_then(|replicas| i32::try_from(replicas).ok()).unwrap_or_default();

@@ -28,7 +28,7 @@ async fn from_a_resource_to_events_in_kafka() {
             ("TopicsReady", "True", "AsDeclared"),
             ("SlotReady", "False", "WaitingForRelay"),
             ("WorkloadAvailable", "False", "Unschedulable"),
-            ("Streaming", "False", "SlotNotHeld"),
+            ("Streaming", "False", "NoPod"),
             ("Suspended", "False", "Running"),
         ])
         .await;

@@ -1,5 +1,6 @@
 //! What is repaired, what is stopped, and what goes with a resource.
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use testbed::guard::Folder;
 use testbed::kafka::{Kafka, KafkaOptions, alter_topic};
@@ -64,7 +65,7 @@ async fn a_slot_that_was_never_its_own_stays() {
     let make = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
     stage.database.execute(&make).await.unwrap();
     stage.apply().await;
-    stage.until(&[("SlotReady", "True", "Present"), ("Streaming", "False", "SlotNotHeld")]).await;
+    stage.until(&[("SlotReady", "True", "Present"), ("Streaming", "False", "NoPod")]).await;
     stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
     until_gone(&stage).await;
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'");
@@ -91,6 +92,14 @@ async fn of_two_resources_for_one_slot_the_older_has_it() {
     stage.make_secret().await;
     stage.apply().await;
     stage.until(&[("PublicationReady", "True", "Present"), ("SlotReady", "False", "WaitingForRelay")]).await;
+    // The times of objects are whole seconds: in the same one, neither would be the older.
+    let made = ["get", "obr", "shop", "-o", "jsonpath={.metadata.creationTimestamp}"];
+    let made: Timestamp = stage.namespace.kubectl(&made).await.unwrap().parse().unwrap();
+    wait::until("another second", SOON, async || {
+        if Timestamp::now().as_second() > made.as_second() { Ok(()) } else { Err(made) }
+    })
+    .await
+    .unwrap();
     let mut rival = relay(&with(stage.spec.clone(), "/source/postgres/host", json!("localhost")));
     rival["metadata"]["name"] = json!("rival");
     apply(&stage.namespace, &rival).await.unwrap();

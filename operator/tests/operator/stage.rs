@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use outbox_operator::desired::configuration::ADMIN_PORT;
 use outbox_operator::desired::files::POD_ROOT;
 use outbox_operator::topics::{Cluster, Observed};
 use rdkafka::config::ClientConfig;
@@ -15,6 +17,7 @@ use testbed::guard::Folder;
 use testbed::kubernetes::Namespace;
 use testbed::process::{Launch, Program};
 use testbed::{Database, net, shared, wait};
+use uuid::Uuid;
 
 use crate::cluster::{apply, namespace, relay};
 
@@ -28,6 +31,8 @@ pub struct Stage {
     pub topic: String,
     pub operator: Program,
     pub spec: Value,
+    /// What the relay's pod has in the cluster: a loopback address of its own, so that the port can be that of a pod.
+    pub pod_ip: Ipv4Addr,
 }
 
 impl Stage {
@@ -53,7 +58,15 @@ impl Stage {
             "topics": [{"name": topic, "partitions": 3, "replicationFactor": 1}],
         });
         let operator = start_operator(&namespace, namespace.cluster().kubeconfig());
-        Stage { namespace, database, bootstrap: bootstrap.to_owned(), topic, operator, spec }
+        Stage {
+            namespace,
+            database,
+            bootstrap: bootstrap.to_owned(),
+            topic,
+            operator,
+            spec,
+            pod_ip: address_of_its_own(),
+        }
     }
 
     pub async fn make_secret(&self) {
@@ -106,6 +119,11 @@ impl Stage {
     }
 }
 
+fn address_of_its_own() -> Ipv4Addr {
+    let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
+    Ipv4Addr::new(127, a, b, c.clamp(2, 250))
+}
+
 pub fn start_operator(namespace: &Namespace, kubeconfig: &Path) -> Program {
     operator(namespace.name(), kubeconfig).start().unwrap()
 }
@@ -144,12 +162,11 @@ impl Stage {
         fs::write(folder.path().join("postgres/password"), "unused").unwrap();
         let file = folder.path().join("relay.yaml");
         fs::write(&file, yaml).unwrap();
-        let port = net::free_port().unwrap();
         Launch::new("outbox-relay", relay_program())
             .arg("run")
             .arg("--config")
             .arg(&file)
-            .env("OUTBOX_RELAY__ADMIN__LISTEN", format!("127.0.0.1:{port}"))
+            .env("OUTBOX_RELAY__ADMIN__LISTEN", format!("{}:{ADMIN_PORT}", self.pod_ip))
             .start()
             .unwrap()
     }
@@ -163,11 +180,13 @@ impl Stage {
         })
         .await
         .unwrap();
-        let status = json!({"status": {"phase": "Running", "conditions": [
-            {"type": "Ready", "status": "True"},
-            {"type": "PodScheduled", "status": "True"},
-        ]}})
-        .to_string();
+        let ip = self.pod_ip;
+        let status =
+            json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [
+                {"type": "Ready", "status": "True"},
+                {"type": "PodScheduled", "status": "True"},
+            ]}})
+            .to_string();
         for pod in pods.lines() {
             self.namespace
                 .kubectl(&["patch", pod, "--subresource=status", "--type=merge", "-p", &status])

@@ -50,8 +50,10 @@ async fn a_topic_becomes_what_is_declared_and_what_others_set_stays() {
 
     let declared = topic(&name, 2, &json!({"retention.ms": "60000", "segment.ms": "30000"}));
     carry_out(&cluster, &declared, &[], None).await;
-    // Once more, as after a crash before the answer.
-    carry_out(&cluster, &declared, &[], None).await;
+    // Once more, as by one who may not see it.
+    let again = plan(&declared, &BTreeSet::new(), None);
+    let refused = cluster.carry_out(&name, &again.steps[0]).await.unwrap_err();
+    assert_eq!(refused.code, Some(RDKafkaErrorCode::TopicAlreadyExists), "{refused}");
     let made = seen(&cluster, &name, |topic| topic.partitions == 2).await;
     assert_eq!(made.overrides["message.timestamp.type"], "LogAppendTime");
     assert_eq!(carry_out(&cluster, &declared, &[], Some(&made)).await, Plan::default());

@@ -1,0 +1,109 @@
+//! Connections that passes share: a client for each Kafka cluster and login, and a few idle connections to databases.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use outbox_relay::config::{self, Sink};
+use outbox_relay::kafka::client::client_config;
+use outbox_relay::postgres::source;
+use outbox_relay::trouble::Trouble;
+use sqlx::Connection;
+use sqlx::postgres::PgConnection;
+
+use crate::desired::workload::digest;
+use crate::topics::{Cluster, KafkaError};
+
+/// Longer than from one pass to the next.
+const IDLE: Duration = Duration::from_secs(150);
+/// Idle connections to databases at most: they are the database's, and its services need them.
+const KEPT: usize = 32;
+
+/// See the module's text.
+#[derive(Default)]
+pub struct Connections {
+    clusters: Mutex<HashMap<String, (Instant, Cluster)>>,
+    databases: Mutex<Vec<Idle>>,
+}
+
+struct Idle {
+    key: String,
+    since: Instant,
+    connection: PgConnection,
+}
+
+/// An open connection, to be given back with [`Connections::keep`] where nothing went wrong on it.
+pub struct Database {
+    key: String,
+    /// The connection.
+    pub sql: PgConnection,
+}
+
+impl Connections {
+    /// The client of a cluster and a login; made where there is none yet.
+    ///
+    /// # Errors
+    /// The settings cannot be used.
+    pub fn cluster(&self, sink: &Sink) -> Result<Cluster, KafkaError> {
+        let config = client_config(sink);
+        let settings: BTreeMap<_, _> = config.config_map().clone().into_iter().collect();
+        let key = digest(settings.iter().flat_map(|(key, value)| [*key, *value]));
+        let mut clusters = lock(&self.clusters);
+        clusters.retain(|other, (used, _)| *other == key || used.elapsed() < IDLE);
+        if let Some((used, cluster)) = clusters.get_mut(&key) {
+            *used = Instant::now();
+            return Ok(cluster.clone());
+        }
+        let cluster = Cluster::new(&config)?;
+        clusters.insert(key, (Instant::now(), cluster.clone()));
+        Ok(cluster)
+    }
+
+    /// A connection to the database that takes writes. `secrets` is a digest of the files that `source` names.
+    ///
+    /// # Errors
+    /// The reason why there is none.
+    pub async fn database(&self, source: &config::Source, secrets: &str) -> Result<Database, Trouble> {
+        let key = key(source, secrets);
+        if let Some(mut sql) = self.take(&key) {
+            // It may lead to a server that has become a standby meanwhile.
+            let read_only = sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut sql).await;
+            if read_only.is_ok_and(|read_only: String| read_only == "off") {
+                return Ok(Database { key, sql });
+            }
+        }
+        Ok(Database { sql: source::connect(source, "operator").await?, key })
+    }
+
+    /// Keeps a connection for the next pass.
+    pub fn keep(&self, database: Database) {
+        let kept = Idle { key: database.key, since: Instant::now(), connection: database.sql };
+        let mut idle = lock(&self.databases);
+        idle.push(kept);
+        let excess = idle.len().saturating_sub(KEPT);
+        // The oldest are first.
+        let mut position = 0;
+        let ended = idle.extract_if(.., |idle| {
+            position += 1;
+            position <= excess || idle.since.elapsed() > IDLE
+        });
+        for ended in ended {
+            tokio::spawn(ended.connection.close());
+        }
+    }
+
+    fn take(&self, key: &str) -> Option<PgConnection> {
+        let mut idle = lock(&self.databases);
+        let position = idle.iter().rposition(|idle| idle.key == key && idle.since.elapsed() < IDLE)?;
+        Some(idle.remove(position).connection)
+    }
+}
+
+fn key(source: &config::Source, secrets: &str) -> String {
+    let password = source.password.as_ref().map_or("", |password| password.reveal());
+    digest([&source.host, &source.port.to_string(), &source.database, &source.user, password, secrets])
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,67 @@
+//! What this process remembers of a resource from one pass to the next. Nothing rests on it: without it everything is looked at, and
+//! applied, once more.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use kube::ResourceExt;
+
+use crate::resource::{OutboxRelay, OutboxRelayStatus};
+use crate::topics::{Cluster, Shape};
+
+/// See the module's text.
+#[derive(Default)]
+pub struct Memory(Mutex<HashMap<String, Remembered>>);
+
+/// Of one resource.
+#[derive(Clone, Default)]
+pub struct Remembered {
+    /// The last pass that found everything as it should be.
+    pub settled: Option<Settled>,
+    /// What was applied last.
+    pub applied: Option<Applied>,
+}
+
+/// A pass that found everything as it should be.
+#[derive(Clone)]
+pub struct Settled {
+    /// When.
+    pub at: Instant,
+    /// Of the specification.
+    pub generation: Option<i64>,
+    /// As it was written.
+    pub status: OutboxRelayStatus,
+    /// Where its topics are,
+    pub cluster: Cluster,
+    /// and how they were.
+    pub shapes: BTreeMap<String, Shape>,
+}
+
+/// Objects that were applied.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// Of all of them.
+    pub digest: String,
+    /// [`crate::watched::Watched::touched`] from before.
+    pub touched: u64,
+}
+
+impl Memory {
+    /// What is remembered of `relay`.
+    pub fn of(&self, relay: &OutboxRelay) -> Remembered {
+        self.with(relay, |remembered| remembered.clone())
+    }
+
+    /// Changes what is remembered of `relay`.
+    pub fn with<T>(&self, relay: &OutboxRelay, change: impl FnOnce(&mut Remembered) -> T) -> T {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(memory.entry(relay.uid().unwrap_or_default()).or_default())
+    }
+
+    /// It is gone.
+    pub fn forget(&self, relay: &OutboxRelay) {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.remove(&relay.uid().unwrap_or_default());
+    }
+}

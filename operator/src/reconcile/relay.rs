@@ -1,0 +1,133 @@
+//! What the relay's pods say of themselves: delivery goes on when one of them says so, and otherwise the reason is the one it
+//! gives.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::Pass;
+use crate::desired::configuration::ADMIN_PORT;
+use crate::status::Finding;
+
+/// A pod of the same cluster answers at once, or not at all.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// More than `/status` ever is.
+const LONGEST_ANSWER: u64 = 256 * 1024;
+
+/// The part of a relay's `/status` that matters here.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    role: String,
+    ready: bool,
+    phase: String,
+    trouble: Option<Trouble>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Trouble {
+    reason: String,
+    message: String,
+    remedy: String,
+}
+
+impl Pass<'_> {
+    /// Whether the relay delivers, by its own account.
+    pub(super) async fn streaming(&self) -> Finding {
+        if self.relay.spec.suspend {
+            return Finding::no("Suspended", "no pods are meant to run");
+        }
+        let pods = self.context.pods(self.relay);
+        let running: Vec<_> = pods.iter().filter_map(|pod| Some((pod.name_any(), address(pod)?))).collect();
+        let asked = running.iter().map(async |(pod, address)| {
+            let answer = tokio::time::timeout(ANSWER_WITHIN, ask(*address)).await;
+            let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_WITHIN:?}")));
+            answer.map_err(|problem| format!("pod {pod}, http://{address}/status: {problem}"))
+        });
+        judge(futures::future::join_all(asked).await)
+    }
+}
+
+fn address(pod: &Pod) -> Option<SocketAddr> {
+    let ip: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
+    Some(SocketAddr::new(ip, ADMIN_PORT))
+}
+
+/// HTTP/1.0, so that an answer ends with its connection.
+async fn ask(address: SocketAddr) -> Result<Answer, String> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET /status HTTP/1.0\r\nHost: {address}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = exchange.await.map_err(|error| error.to_string())?;
+    let body = answer.windows(4).position(|end| end == b"\r\n\r\n").and_then(|end| answer.get(end + 4..));
+    body.and_then(|body| serde_json::from_slice(body).ok())
+        .ok_or_else(|| "it is no relay's answer".to_owned())
+}
+
+/// The active one speaks for all.
+fn judge(answers: Vec<Result<Answer, String>>) -> Finding {
+    let (answers, silent): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    let mut answers: Vec<Answer> = answers.into_iter().flatten().collect();
+    answers.sort_by_key(|answer| answer.role != "active");
+    match answers.first() {
+        Some(Answer { role, ready: true, phase, .. }) if role == "active" => {
+            Finding::yes("Streaming", if phase == "copying" { "rows that were there first" } else { "" })
+        }
+        Some(Answer { trouble: Some(Trouble { reason, message, remedy }), .. }) => {
+            Finding::no(reason.as_str(), format!("{message}; {remedy}"))
+        }
+        Some(Answer { phase, .. }) => Finding::no("NotYet", format!("the relay says: {phase}")),
+        None => match silent.into_iter().find_map(Result::err) {
+            Some(problem) => Finding::unknown(
+                "RelayUnreachable",
+                format!("{problem}; the operator has to reach port {ADMIN_PORT} of the pods"),
+            ),
+            None => Finding::no("NoPod", "no pod of the relay runs"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(role: &str, ready: bool, reason: Option<&str>) -> Result<Answer, String> {
+        let trouble = reason.map(|reason| Trouble {
+            reason: reason.into(),
+            message: "what".into(),
+            remedy: "to do".into(),
+        });
+        Ok(Answer { role: role.into(), ready, phase: "streaming".into(), trouble })
+    }
+
+    fn judged(answers: Vec<Result<Answer, String>>) -> (Option<bool>, String) {
+        let finding = judge(answers);
+        (finding.holds, finding.reason)
+    }
+
+    #[test]
+    fn the_active_pod_speaks_for_all() {
+        let well = judged(vec![answer("standby", true, Some("SlotActive")), answer("active", true, None)]);
+        assert_eq!(well, (Some(true), "Streaming".into()));
+        let stuck = judged(vec![answer("standby", true, None), answer("active", false, Some("PoisonRow"))]);
+        assert_eq!(stuck, (Some(false), "PoisonRow".into()));
+    }
+
+    #[test]
+    fn without_an_active_pod_the_others_reason_counts_and_silence_is_not_taken_for_either() {
+        let waits = judged(vec![Err("pod x".into()), answer("none", false, Some("SlotLost"))]);
+        assert_eq!(waits, (Some(false), "SlotLost".into()));
+        assert_eq!(judged(vec![answer("none", false, None)]), (Some(false), "NotYet".into()));
+        assert_eq!(judged(vec![Err("pod x".into())]), (None, "RelayUnreachable".into()));
+        assert_eq!(judged(Vec::new()), (Some(false), "NoPod".into()));
+    }
+}
