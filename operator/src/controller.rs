@@ -8,6 +8,7 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error};
 use tokio::sync::watch;
 
+use crate::metrics::Metrics;
 use crate::reconcile::{Context, RETRY_AFTER, ReconcileError, reconcile};
 use crate::watched::{Guarded, Watched};
 
@@ -21,13 +22,13 @@ pub struct Loop {
 }
 
 /// Begins to watch `namespaces`, or all where there is none: what is seen, and the loops to [`run`].
-pub fn watch(client: &kube::Client, namespaces: &[String]) -> (Vec<Watched>, Vec<Loop>) {
+pub fn watch(client: &kube::Client, namespaces: &[String], metrics: &Metrics) -> (Vec<Watched>, Vec<Loop>) {
     let places: Vec<Option<&str>> = match namespaces {
         [] => vec![None],
         named => named.iter().map(|namespace| Some(namespace.as_str())).collect(),
     };
     let begin = |place| {
-        let (watched, controller, beside) = Watched::begin(client, place);
+        let (watched, controller, beside) = Watched::begin(client, place, metrics);
         (watched, Loop { controller, beside: beside.boxed() })
     };
     places.into_iter().map(begin).unzip()

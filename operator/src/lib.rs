@@ -7,14 +7,17 @@
 //! - [`secrets`], [`status`]: what a pass begins and ends with.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
 //! - [`topics`]: what has to be done about topics, and doing it.
+//! - [`events`], [`metrics`]: what is told beside the status.
 //! - [`fields`]: its fields as a table, for the documents.
 
 pub mod connections;
 pub mod controller;
 pub mod desired;
+pub mod events;
 pub mod fields;
 pub mod leadership;
 pub mod memory;
+pub mod metrics;
 pub mod reconcile;
 pub mod resource;
 pub mod secrets;

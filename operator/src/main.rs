@@ -5,16 +5,16 @@ use std::net::SocketAddr;
 use std::process::exit;
 use std::sync::Arc;
 
-use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
+use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
 use clap::{Args, Parser, Subcommand};
 use kube::{Client, CustomResourceExt};
 use outbox_operator::connections::Connections;
 use outbox_operator::leadership::Leadership;
 use outbox_operator::memory::Memory;
+use outbox_operator::metrics::Metrics;
 use outbox_operator::reconcile::Context;
 use outbox_operator::resource::OutboxRelay;
-use outbox_operator::{controller, fields};
-use prometheus::Registry;
+use outbox_operator::{controller, fields, status};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -40,6 +40,8 @@ enum Command {
     Crd,
     /// Print the resource's fields as a Markdown table.
     Fields,
+    /// Print the reasons of its conditions as a Markdown table.
+    Reasons,
 }
 
 #[derive(Args)]
@@ -73,6 +75,7 @@ fn main() {
             }
         },
         Command::Fields => print(&fields::markdown()),
+        Command::Reasons => print(&status::markdown()),
     })
 }
 
@@ -97,7 +100,9 @@ fn run(options: Run) -> i32 {
                 return EXIT_UNAVAILABLE;
             }
         };
-        match Admin::new(Registry::new(), log_level).bind(options.listen).await {
+        let Ok(metrics) = Metrics::new() else { return EXIT_BUG };
+        let admin = Admin::new(metrics.registry.clone(), log_level).readiness(readiness(&metrics));
+        match admin.bind(options.listen).await {
             Ok((_, listener)) => drop(tokio::spawn(listener)),
             Err(error) => {
                 eprintln!("invalid arguments: --listen: {error}");
@@ -110,26 +115,40 @@ fn run(options: Run) -> i32 {
         tracing::info!(?namespaces, version = env!("CARGO_PKG_VERSION"), "outbox-operator starts");
         match &options.lease_namespace {
             Some(lease) => {
-                let work = work(client.clone(), &options, stopping.clone());
+                let work = work(client.clone(), &options, metrics, stopping.clone());
                 lead(client, lease, work, stopping).await
             }
             None => {
-                work(client, &options, stopping).await;
+                work(client, &options, metrics, stopping).await;
                 stopped()
             }
         }
     })
 }
 
+/// One that stands by is ready: it takes over when it has to.
+fn readiness(metrics: &Metrics) -> impl Fn() -> Readiness + Send + Sync + use<> {
+    let (leader, crd_missing) = (metrics.leader.clone(), metrics.crd_missing.clone());
+    move || match (leader.get(), crd_missing.get()) {
+        (0, _) => Readiness::Ready("stands by".to_owned()),
+        (_, 0) => Readiness::Ready("leads".to_owned()),
+        _ => Readiness::NotReady(
+            "OutboxRelay is not defined: outbox-operator crd | kubectl apply --server-side -f -".to_owned(),
+        ),
+    }
+}
+
 /// Looks after the resources until it is told to stop.
-async fn work(client: Client, options: &Run, stopping: watch::Receiver<bool>) {
-    let (watched, loops) = controller::watch(&client, &options.namespaces);
+async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::Receiver<bool>) {
+    metrics.leader.set(1);
+    let (watched, loops) = controller::watch(&client, &options.namespaces, &metrics);
     let context = Context {
         client,
         image: options.relay_image.clone(),
         watched,
         connections: Connections::default(),
         memory: Memory::default(),
+        metrics,
     };
     controller::run(loops, Arc::new(context), stopping).await;
 }

@@ -29,10 +29,12 @@ use crate::desired::configuration::configuration;
 use crate::desired::files::POD_ROOT;
 use crate::desired::naming::MANAGER;
 use crate::desired::workload::workload;
+use crate::events::{self, Kind};
 use crate::memory::{Applied, Memory, Settled};
-use crate::resource::{OutboxRelay, OutboxRelayStatus, TopicStatus};
+use crate::metrics::{Metrics, Outcome};
+use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
 use crate::secrets::Secrets;
-use crate::status::{Aspect, Finding, Findings};
+use crate::status::{Aspect, Finding, Findings, Reason};
 use crate::watched::Watched;
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
@@ -52,6 +54,8 @@ pub struct Context {
     pub connections: Connections,
     /// From one pass to the next.
     pub memory: Memory,
+    /// What `/metrics` shows.
+    pub metrics: Metrics,
 }
 
 impl Context {
@@ -79,8 +83,19 @@ impl Context {
         self.watched.iter().map(|watched| watched.touched(relay)).sum()
     }
 
+    /// Says what has happened, in the log and as an Event.
+    fn tell(&self, relay: &OutboxRelay, kind: Kind, reason: &str, note: &str) {
+        let (namespace, name) = (relay.namespace(), relay.name_any());
+        match kind {
+            Kind::Normal => tracing::info!(namespace, name, reason, "{note}"),
+            Kind::Warning => tracing::warn!(namespace, name, reason, "{note}"),
+        }
+        events::tell(&self.client, relay, kind, reason, note);
+    }
+
     /// The resource is gone.
     fn forget(&self, relay: &OutboxRelay) {
+        self.metrics.forget(relay);
         self.memory.forget(relay);
         self.watched.iter().for_each(|watched| watched.forget(relay));
     }
@@ -150,7 +165,8 @@ async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcile
             pass.write_status().await?;
             return Ok(Action::requeue(RETRY_AFTER));
         }
-        tracing::warn!(namespace, name, %pending, "deletion is given up; what is left outside has to be deleted by hand");
+        let note = format!("what is left outside has to be deleted by hand: {pending}");
+        context.tell(relay, Kind::Warning, "DeletionGivenUp", &note);
     }
     hold(relay, context, false).await?;
     context.forget(relay);
@@ -159,10 +175,18 @@ async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcile
 
 async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
     let mut pass = Pass::new(relay, context);
+    let (since, metrics) = (Instant::now(), &context.metrics);
     if pass.unchanged().await {
+        metrics.passed(since, Outcome::Unchanged);
         return Ok(Action::requeue(LOOK_EVERY));
     }
     let done = pass.run().await;
+    let outcome = match (&done, pass.findings.is_well()) {
+        (Err(_), _) => Outcome::Failed,
+        (Ok(()), true) => Outcome::Ready,
+        (Ok(()), false) => Outcome::NotReady,
+    };
+    metrics.passed(since, outcome);
     let settled = pass.settled.take().filter(|_| pass.findings.is_well());
     let status = pass.write_status().await?;
     context.memory.with(relay, |memory| {
@@ -177,6 +201,7 @@ struct Pass<'a> {
     findings: Findings,
     topics: Vec<TopicStatus>,
     database_identity: Option<String>,
+    kafka_identity: Option<String>,
     /// What the next glance compares with.
     settled: Option<Settled>,
 }
@@ -191,6 +216,7 @@ impl<'a> Pass<'a> {
             findings,
             topics: before.topics,
             database_identity: before.database_identity,
+            kafka_identity: before.kafka_identity,
             settled: None,
         }
     }
@@ -200,11 +226,19 @@ impl Pass<'_> {
     async fn run(&mut self) -> Result<(), ReconcileError> {
         self.findings.set(Aspect::Streaming, self.streaming().await);
         self.findings.set(Aspect::WorkloadAvailable, objects::available(self.context, self.relay, None));
-        let Some((secrets, config)) = self.resolve().await else { return Ok(()) };
+        let metrics = &self.context.metrics;
+        let resolved = self.resolve().await;
+        metrics.step("references", resolved.is_some());
+        let Some((secrets, config)) = resolved else { return Ok(()) };
         let database = self.database(&config, &secrets).await;
-        let Some(cluster) = self.kafka(&config, &secrets).await.filter(|_| database) else { return Ok(()) };
+        metrics.step("database", database);
+        let cluster = self.kafka(&config, &secrets).await;
+        metrics.step("kafka", cluster.is_some());
+        let Some(cluster) = cluster.filter(|_| database) else { return Ok(()) };
         // Boxed: the objects are large, and most passes make none.
-        let applied = Box::pin(self.apply(&secrets)).await?;
+        let applied = Box::pin(self.apply(&secrets)).await;
+        metrics.step("workload", applied.is_ok());
+        let applied = applied?;
         let finding = objects::available(self.context, self.relay, applied);
         self.findings.set(Aspect::WorkloadAvailable, finding);
         let names: Vec<String> = self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect();
@@ -221,7 +255,7 @@ impl Pass<'_> {
         let secrets = match Secrets::read(self.context.beside(self.relay), &self.relay.spec).await {
             Ok(secrets) => secrets,
             Err(error) => {
-                let finding = Finding::no("SecretUnusable", error.to_string());
+                let finding = Finding::no(Reason::SecretUnusable, error.to_string());
                 self.findings.set(Aspect::ReferencesResolved, finding);
                 return None;
             }
@@ -231,11 +265,12 @@ impl Pass<'_> {
             .and_then(|config| config.check().map(|()| config).map_err(|error| error.to_string()));
         match config {
             Ok(config) => {
-                self.findings.set(Aspect::ReferencesResolved, Finding::yes("Resolved", ""));
+                self.findings.set(Aspect::ReferencesResolved, Finding::yes(Reason::Resolved, ""));
                 Some((secrets, config))
             }
             Err(problem) => {
-                self.findings.set(Aspect::ReferencesResolved, Finding::no("SpecificationInvalid", problem));
+                self.findings
+                    .set(Aspect::ReferencesResolved, Finding::no(Reason::SpecificationInvalid, problem));
                 None
             }
         }
@@ -258,29 +293,46 @@ impl Pass<'_> {
         Ok(Some(deployment))
     }
 
-    async fn write_status(self) -> Result<OutboxRelayStatus, ReconcileError> {
+    async fn write_status(&mut self) -> Result<OutboxRelayStatus, ReconcileError> {
         let relay = self.relay;
         let before = relay.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
         let generation = relay.metadata.generation;
         let image = relay.spec.relay.image.clone().unwrap_or_else(|| self.context.image.clone());
         let status = OutboxRelayStatus {
             observed_generation: generation,
-            conditions: self.findings.conditions(&before, generation, Timestamp::now()),
+            conditions: self.findings.clone().conditions(&before, generation, Timestamp::now()),
             topic_count: i32::try_from(relay.spec.topics.len()).unwrap_or(i32::MAX),
-            topics: self.topics,
-            database_identity: self.database_identity,
+            topics: self.topics.clone(),
+            database_identity: self.database_identity.clone(),
+            kafka_identity: self.kafka_identity.clone(),
             image: Some(image),
         };
+        self.context.metrics.conditions(relay, &status.conditions);
         if relay.status.as_ref() == Some(&status) {
             return Ok(status);
         }
+        self.tell_of_change(&before, &status.conditions);
         let api = self.context.beside::<OutboxRelay>(relay);
         let patch = json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "status": status});
         let parameters = PatchParams::apply(MANAGER).force();
-        match api.patch_status(&relay.name_any(), &parameters, &Patch::Apply(patch)).await {
+        let (name, patch) = (relay.name_any(), Patch::Apply(patch));
+        let writing = api.patch_status(&name, &parameters, &patch);
+        match self.context.metrics.request("kubernetes", "status", writing).await {
             // It was deleted meanwhile.
             Err(kube::Error::Api(refusal)) if refusal.code == 404 => Ok(status),
             written => Ok(written.map(|_| status)?),
+        }
+    }
+
+    /// Readiness as it is now, when it or its cause has changed.
+    fn tell_of_change(&self, before: &[Condition], now: &[Condition]) {
+        let ready = |conditions: &[Condition]| conditions.iter().find(|one| one.type_ == "Ready").cloned();
+        let Some(now) = ready(now) else { return };
+        let same =
+            |before: Condition| (before.status, before.reason) == (now.status.clone(), now.reason.clone());
+        if !ready(before).is_some_and(same) {
+            let kind = if now.status == "True" { Kind::Normal } else { Kind::Warning };
+            self.context.tell(self.relay, kind, &now.reason, &now.message);
         }
     }
 }

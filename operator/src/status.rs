@@ -1,10 +1,14 @@
 //! What was found, as conditions: every type of condition is there from the first pass on, with a reason, and its time changes
 //! only with its status.
 
+mod reason;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
+
+pub use self::reason::{Reason, markdown};
 
 /// A type of condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,25 +56,25 @@ pub struct Finding {
     /// `None` where it could not be looked at.
     pub holds: Option<bool>,
     /// In one word.
-    pub reason: String,
+    pub reason: Reason,
     /// In a sentence, with what to do.
     pub message: String,
 }
 
 impl Finding {
     /// It is as it should be.
-    pub fn yes(reason: &str, message: impl Into<String>) -> Finding {
-        Finding { holds: Some(true), reason: reason.into(), message: message.into() }
+    pub fn yes(reason: Reason, message: impl Into<String>) -> Finding {
+        Finding { holds: Some(true), reason, message: message.into() }
     }
 
     /// It is not.
-    pub fn no(reason: impl Into<String>, message: impl Into<String>) -> Finding {
+    pub fn no(reason: impl Into<Reason>, message: impl Into<String>) -> Finding {
         Finding { holds: Some(false), reason: reason.into(), message: message.into() }
     }
 
     /// It could not be looked at.
-    pub fn unknown(reason: &str, message: impl Into<String>) -> Finding {
-        Finding { holds: None, reason: reason.into(), message: message.into() }
+    pub fn unknown(reason: Reason, message: impl Into<String>) -> Finding {
+        Finding { holds: None, reason, message: message.into() }
     }
 
     fn status(&self) -> &'static str {
@@ -93,12 +97,12 @@ pub struct Findings {
 impl Findings {
     /// Nothing was looked at yet.
     pub fn new(suspended: bool) -> Findings {
-        let not_reached = Finding::unknown("NotReached", "something before it failed");
+        let not_reached = Finding::unknown(Reason::NotReached, "something before it failed");
         let mut findings: BTreeMap<Aspect, Finding> =
             Aspect::ALL.map(|aspect| (aspect, not_reached.clone())).into();
         let suspension = match suspended {
-            true => Finding::yes("Suspended", "spec.suspend is true: no pods run"),
-            false => Finding::no("Running", ""),
+            true => Finding::yes(Reason::Suspended, "spec.suspend is true: no pods run"),
+            false => Finding::no(Reason::Running, ""),
         };
         findings.insert(Aspect::Suspended, suspension);
         Findings { found: findings, deletion: None }
@@ -132,16 +136,16 @@ impl Findings {
     /// The first that is not as it should be, in the order in which things are done.
     fn summary(&self) -> Finding {
         if let Some(why) = &self.deletion {
-            return Finding::no("Deleting", why);
+            return Finding::no(Reason::Deleting, why);
         }
         if self.holds(Aspect::Suspended) {
-            return Finding::no("Suspended", "spec.suspend is true");
+            return Finding::no(Reason::Suspended, "spec.suspend is true");
         }
         let checked =
             self.found.iter().filter(|(aspect, _)| !matches!(aspect, Aspect::Ready | Aspect::Suspended));
         let wrong = |holds| checked.clone().find(|(_, finding)| finding.holds == holds);
         match wrong(Some(false)).or_else(|| wrong(None)) {
-            None => Finding::yes("Streaming", "a relay delivers"),
+            None => Finding::yes(Reason::Streaming, "a relay delivers"),
             Some((aspect, finding)) => {
                 Finding { message: format!("{aspect:?}: {}", finding.message), ..finding.clone() }
             }
@@ -166,7 +170,7 @@ impl Findings {
                 last_transition_time: same.map_or(Time(now), |known| known.last_transition_time.clone()),
                 message: finding.message,
                 observed_generation: generation,
-                reason: finding.reason,
+                reason: finding.reason.to_string(),
                 status,
                 type_,
             }
@@ -192,7 +196,7 @@ mod tests {
     fn all_well() -> Findings {
         let mut findings = Findings::new(false);
         for aspect in Aspect::ALL.into_iter().filter(|aspect| *aspect != Aspect::Suspended) {
-            findings.set(aspect, Finding::yes("Ok", ""));
+            findings.set(aspect, Finding::yes(Reason::Present, ""));
         }
         findings
     }
@@ -210,10 +214,10 @@ mod tests {
     fn ready_names_what_is_wrong_first_and_suspension_before_all() {
         assert_eq!(ready(&all_well()).0, "True");
         let mut findings = all_well();
-        findings.set(Aspect::Streaming, Finding::unknown("NotReached", ""));
-        findings.set(Aspect::TopicsReady, Finding::no("ReplicationFactor", ""));
-        assert_eq!(ready(&findings), ("False".into(), "ReplicationFactor".into()));
-        findings.set(Aspect::Suspended, Finding::yes("Suspended", ""));
+        findings.set(Aspect::Streaming, Finding::unknown(Reason::NotReached, ""));
+        findings.set(Aspect::TopicsReady, Finding::no(Reason::NotAsDeclared, ""));
+        assert_eq!(ready(&findings), ("False".into(), "NotAsDeclared".into()));
+        findings.set(Aspect::Suspended, Finding::yes(Reason::Suspended, ""));
         assert_eq!(ready(&findings), ("False".into(), "Suspended".into()));
     }
 
@@ -221,7 +225,7 @@ mod tests {
     fn a_condition_keeps_its_time_while_its_status_stays() {
         let first = all_well().conditions(&[], Some(1), at(10));
         let mut findings = all_well();
-        findings.set(Aspect::KafkaReachable, Finding::no("KafkaUnreachable", "away"));
+        findings.set(Aspect::KafkaReachable, Finding::no(Reason::KafkaUnreachable, "away"));
         let second = findings.conditions(&first, Some(2), at(20));
         let times: BTreeMap<_, _> = second
             .iter()

@@ -17,6 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::OnceCell;
 
 use crate::desired::naming::{MANAGED_BY, MANAGER, object_name, selector};
+use crate::metrics::Metrics;
 use crate::resource::OutboxRelay;
 
 /// One resource that cannot be read, written by an older or newer version perhaps, must not keep all others from being
@@ -43,14 +44,17 @@ impl Watched {
     pub fn begin(
         client: &Client,
         namespace: Option<&str>,
+        metrics: &Metrics,
     ) -> (Watched, Controller<Guarded>, impl Stream<Item = ()> + Send + use<>) {
         let touched = Arc::new(Touched::default());
         let place = Place { client: client.clone(), namespace: namespace.map(str::to_owned) };
         let (relays, relays_written) = reflector::store();
         let (deployments, deployments_written) = reflector::store();
         let (pods, pods_written) = reflector::store();
+        let crd_missing = metrics.crd_missing.clone();
         let resources = watcher(place.api::<Guarded>(), watcher::Config::default())
             .default_backoff()
+            .inspect(move |seen| crd_missing.set(seen.as_ref().err().is_some_and(is_missing).into()))
             .modify(|relay| relay.meta_mut().managed_fields = None)
             .reflect(relays_written)
             .touched_objects();
@@ -141,6 +145,16 @@ impl Touched {
             }
         })
     }
+}
+
+/// The API server does not know the resource.
+fn is_missing(error: &watcher::Error) -> bool {
+    let refusal = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status)) => Some(status.code),
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
+        _ => None,
+    };
+    refusal == Some(404)
 }
 
 /// Where is looked.

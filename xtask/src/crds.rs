@@ -7,8 +7,11 @@ use crate::Failure;
 use crate::build::{self, Profile};
 
 /// (file, what the operator prints it with)
-const FILES: [(&str, &str); 2] =
-    [("crds/outboxrelays.outbox.dev.yaml", "crd"), ("docs/OPERATOR-FIELDS.md", "fields")];
+const FILES: [(&str, &str); 3] = [
+    ("crds/outboxrelays.outbox.dev.yaml", "crd"),
+    ("docs/OPERATOR-FIELDS.md", "fields"),
+    ("docs/OPERATOR-REASONS.md", "reasons"),
+];
 
 /// Writes the files again from the program.
 pub fn run() -> Result<(), Failure> {

@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
 use super::Pass;
+use super::database::mark;
 use crate::desired::naming::object_name;
 use crate::resource::{DeletionPolicy, OutboxRelay, OutboxRelaySpec};
 use crate::secrets::Secrets;
@@ -100,8 +101,7 @@ impl Pass<'_> {
             drop_slot(sql, config).await?;
         }
         if publication.deletion_policy == DeletionPolicy::Delete {
-            let drop = format!("DROP PUBLICATION IF EXISTS {}", quote(&publication.name));
-            sqlx::query(AssertSqlSafe(drop)).execute(&mut *sql).await.map_err(Trouble::from)?;
+            drop_publication(sql, &publication.name, &mark(self.relay)).await?;
         }
         drop(database.sql.close().await);
         Ok(())
@@ -139,6 +139,23 @@ async fn is_ours(sql: &mut PgConnection, config: &Config) -> Result<bool, Troubl
         Err(trouble) if trouble.reason == Reason::TableMissing => Ok(false),
         ours => ours,
     }
+}
+
+/// Only one with the mark of this resource: what it did not make is not its own to drop.
+async fn drop_publication(sql: &mut PgConnection, name: &str, mark: &str) -> Result<(), Trouble> {
+    let comment: Option<String> = sqlx::query_scalar(
+        "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = $1",
+    )
+    .bind(name)
+    .fetch_optional(&mut *sql)
+    .await?
+    .flatten();
+    if comment.as_deref() == Some(mark) {
+        let drop = format!("DROP PUBLICATION IF EXISTS {}", quote(name));
+        sqlx::query(AssertSqlSafe(drop)).execute(&mut *sql).await?;
+        tracing::info!(publication = name, "dropped the publication");
+    }
+    Ok(())
 }
 
 /// The slot, and then the row by which retention waits for this relay.

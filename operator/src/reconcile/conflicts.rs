@@ -1,29 +1,53 @@
-//! Two resources for one slot: the older keeps it, and the other is told. Databases are compared by what they are, not by the names by
-//! which they are reached.
+//! Two resources for one slot or one topic: the older keeps it, and the other is told. Databases and Kafka clusters are compared by what
+//! they are, not by the names by which they are reached.
 
 use kube::ResourceExt;
 
 use super::Pass;
 use crate::desired::configuration::identity;
-use crate::resource::OutboxRelay;
+use crate::resource::{OutboxRelay, OutboxRelayStatus};
 
 impl Pass<'_> {
     /// The resource that has the slot in place of this one, if there is one; among those that this operator looks at.
     pub(super) fn rival(&self) -> Option<String> {
         let database = self.database_identity.as_deref();
-        self.context.relays().iter().find(|other| has_priority(other, self.relay, database)).map(identity)
+        self.context.relays().iter().find(|other| has_slot(other, self.relay, database)).map(identity)
+    }
+
+    /// A topic that another resource has, and that resource.
+    pub(super) fn topic_rival(&self) -> Option<(String, String)> {
+        let kafka = self.kafka_identity.as_deref();
+        let others = self.context.relays();
+        others.iter().find_map(|other| Some((common_topic(other, self.relay, kafka)?, identity(other))))
     }
 }
 
 /// Whether `other` is another resource for the same slot of the same database, and the older.
-fn has_priority(other: &OutboxRelay, relay: &OutboxRelay, identity: Option<&str>) -> bool {
+fn has_slot(other: &OutboxRelay, relay: &OutboxRelay, database: Option<&str>) -> bool {
     let slot = |relay: &OutboxRelay| relay.spec.source.postgres.slot.name.clone();
-    let known = other.status.as_ref().and_then(|status| status.database_identity.as_deref());
+    let known = known(other, |status| &status.database_identity);
+    database.is_some() && known == database && slot(other) == slot(relay) && is_older(other, relay)
+}
+
+/// A topic of `relay` that `other` declares, too, in the same cluster, where it is the older.
+fn common_topic(other: &OutboxRelay, relay: &OutboxRelay, kafka: Option<&str>) -> Option<String> {
+    let same = kafka.is_some() && known(other, |status| &status.kafka_identity) == kafka;
+    let mut theirs = other.spec.topics.iter().map(|topic| &topic.name);
+    let is_ours = |name: &&String| relay.spec.topics.iter().any(|topic| topic.name == **name);
+    (same && is_older(other, relay)).then(|| theirs.find(is_ours).cloned()).flatten()
+}
+
+fn known(relay: &OutboxRelay, what: impl Fn(&OutboxRelayStatus) -> &Option<String>) -> Option<&str> {
+    relay.status.as_ref().and_then(|status| what(status).as_deref())
+}
+
+/// Of two that were made in the same second, one has to be, always the same.
+fn is_older(other: &OutboxRelay, relay: &OutboxRelay) -> bool {
     let age = |relay: &OutboxRelay| {
         let created = relay.metadata.creation_timestamp.as_ref().map(|time| time.0);
         (created, relay.uid())
     };
-    identity.is_some() && known == identity && slot(other) == slot(relay) && age(other) < age(relay)
+    age(other) < age(relay)
 }
 
 #[cfg(test)]
@@ -43,8 +67,9 @@ mod tests {
                     "publication": {"name": "p"}, "slot": {"name": slot},
                 }},
                 "sink": {"kafka": {"bootstrapServers": "k:1"}},
+                "topics": [{"name": "t", "partitions": 1}, {"name": uid, "partitions": 1}],
             },
-            "status": {"databaseIdentity": identity},
+            "status": {"databaseIdentity": identity, "kafkaIdentity": "k"},
         }))
         .unwrap()
     }
@@ -52,21 +77,26 @@ mod tests {
     #[test]
     fn the_older_of_two_for_one_slot_has_it() {
         let (old, new) = (relay("a", 1, "s", Some("7/d")), relay("b", 2, "s", Some("7/d")));
-        assert!(has_priority(&old, &new, Some("7/d")));
-        assert!(!has_priority(&new, &old, Some("7/d")));
-        assert!(!has_priority(&old, &old, Some("7/d")), "itself");
+        assert!(has_slot(&old, &new, Some("7/d")));
+        assert!(!has_slot(&new, &old, Some("7/d")));
+        assert!(!has_slot(&old, &old, Some("7/d")), "itself");
         let twin = relay("c", 1, "s", Some("7/d"));
-        assert!(
-            has_priority(&old, &twin, Some("7/d")) && !has_priority(&twin, &old, Some("7/d")),
-            "made at once"
-        );
+        assert!(has_slot(&old, &twin, Some("7/d")) && !has_slot(&twin, &old, Some("7/d")), "made at once");
     }
 
     #[test]
     fn another_slot_or_database_is_no_conflict() {
         let new = relay("b", 2, "s", Some("7/d"));
-        assert!(!has_priority(&relay("a", 1, "other", Some("7/d")), &new, Some("7/d")));
-        assert!(!has_priority(&relay("a", 1, "s", Some("8/d")), &new, Some("7/d")));
-        assert!(!has_priority(&relay("a", 1, "s", None), &new, None), "nothing is known of either");
+        assert!(!has_slot(&relay("a", 1, "other", Some("7/d")), &new, Some("7/d")));
+        assert!(!has_slot(&relay("a", 1, "s", Some("8/d")), &new, Some("7/d")));
+        assert!(!has_slot(&relay("a", 1, "s", None), &new, None), "nothing is known of either");
+    }
+
+    #[test]
+    fn the_older_of_two_for_one_topic_has_it() {
+        let (old, new) = (relay("a", 1, "s", None), relay("b", 2, "r", None));
+        assert_eq!(common_topic(&old, &new, Some("k")).as_deref(), Some("t"));
+        assert_eq!(common_topic(&new, &old, Some("k")), None);
+        assert_eq!(common_topic(&old, &new, Some("another")), None);
     }
 }

@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection};
+
 use super::Pass;
 use crate::connections::Database;
-use crate::resource::CreationPolicy;
+use crate::desired::configuration::identity;
+use crate::events::Kind;
+use crate::resource::{CreationPolicy, OutboxRelay};
 use crate::secrets::Secrets;
-use crate::status::{Aspect, Finding};
-use outbox_relay::config::{self, Config};
-use outbox_relay::postgres::source::{self, SlotState};
-use outbox_relay::trouble::{Reason, Trouble};
+use crate::status::{Aspect, Finding, Reason};
+use outbox_relay::config::{self, Config, quote};
+use outbox_relay::postgres::checkpoint;
+use outbox_relay::postgres::source::{self, PublicationState};
+use outbox_relay::trouble::{self, Trouble};
 
 /// How long all of it may take: an outage has to show within 10 s.
 const WITHIN: Duration = Duration::from_secs(6);
@@ -18,10 +24,11 @@ impl Pass<'_> {
     /// Whether a relay could be started.
     pub(super) async fn database(&mut self, config: &Config, secrets: &Secrets) -> bool {
         let source = self.administrator(config, secrets);
-        let looked = tokio::time::timeout(WITHIN, self.look_at_database(&source, &secrets.digest)).await;
+        let looked =
+            tokio::time::timeout(WITHIN, self.look_at_database(config, &source, &secrets.digest)).await;
         looked.unwrap_or_else(|_| {
             let what = format!("{} did not answer within {WITHIN:?}", source.host);
-            self.database_is_not_reachable(&Trouble::new(Reason::DatabaseUnreachable, what));
+            self.database_is_not_reachable(&Trouble::new(trouble::Reason::DatabaseUnreachable, what));
             false
         })
     }
@@ -41,7 +48,7 @@ impl Pass<'_> {
         source
     }
 
-    async fn look_at_database(&mut self, source: &config::Source, secrets: &str) -> bool {
+    async fn look_at_database(&mut self, config: &Config, source: &config::Source, secrets: &str) -> bool {
         let (mut database, identity) = match self.usable(source, secrets).await {
             Ok(usable) => usable,
             Err(trouble) => {
@@ -49,7 +56,7 @@ impl Pass<'_> {
                 return false;
             }
         };
-        self.findings.set(Aspect::DatabaseReachable, Finding::yes("Connected", ""));
+        self.findings.set(Aspect::DatabaseReachable, Finding::yes(Reason::Connected, ""));
         if self.database_identity.as_ref() != Some(&identity) {
             // Others have to be able to see it before anything is made. The change of the status brings about the next pass.
             self.database_identity = Some(identity);
@@ -60,28 +67,27 @@ impl Pass<'_> {
                 "{rival} is older and has slot {}: give this one another slot, or delete it",
                 source.slot.name
             );
-            self.findings.set(Aspect::SlotReady, Finding::no("ResourceConflict", what));
+            self.findings.set(Aspect::SlotReady, Finding::no(Reason::ResourceConflict, what));
             return false;
         }
-        let published = source::ensure_publication(&mut database.sql, source).await;
+        let published = self.publish(&mut database.sql, source).await;
         let publication = match &published {
-            Ok(()) => Finding::yes("Present", ""),
+            Ok(()) => Finding::yes(Reason::Present, ""),
             Err(trouble) => no(trouble),
         };
         self.findings.set(Aspect::PublicationReady, publication);
-        match source::slot_state(&mut database.sql, &source.slot.name).await.map_err(Trouble::from) {
-            Ok(slot) => {
-                self.slot(&source.slot.name, slot.as_ref());
-                self.context.connections.keep(database);
-            }
-            Err(trouble) => self.findings.set(Aspect::SlotReady, no(&trouble)),
+        let slot = self.slot(&mut database.sql, config).await;
+        if slot.is_ok() {
+            self.context.connections.keep(database);
         }
+        self.findings.set(Aspect::SlotReady, slot.unwrap_or_else(|trouble| no(&trouble)));
         published.is_ok()
     }
 
     /// Connects, and checks what a relay needs before anything is made; with what the database is.
     async fn usable(&self, source: &config::Source, secrets: &str) -> Result<(Database, String), Trouble> {
-        let mut database = self.context.connections.database(source, secrets).await?;
+        let connecting = self.context.connections.database(source, secrets);
+        let mut database = self.context.metrics.request("postgres", "connect", connecting).await?;
         source::check_preconditions(&mut database.sql, source).await?;
         let identity = sqlx::query_scalar(
             "SELECT system_identifier::text || '/' || current_database() FROM pg_control_system()",
@@ -91,21 +97,44 @@ impl Pass<'_> {
         Ok((database, identity))
     }
 
-    fn slot(&mut self, name: &str, slot: Option<&SlotState>) {
-        let finding = match slot {
-            None => {
-                Finding::no("WaitingForRelay", format!("the relay makes slot {name} when it first starts"))
-            }
+    /// Makes sure that the publication is there and suits; marks one that is made as this resource's.
+    async fn publish(&self, sql: &mut PgConnection, source: &config::Source) -> Result<(), Trouble> {
+        if source::look_at_publication(sql, source).await? == PublicationState::Suitable {
+            return Ok(());
+        }
+        let name = &source.publication.name;
+        let mut transaction = sql.begin().await?;
+        source::ensure_publication(&mut transaction, source).await?;
+        let mark = format!("COMMENT ON PUBLICATION {} IS {}", quote(name), literal(&mark(self.relay)));
+        sqlx::query(AssertSqlSafe(mark)).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        self.context.tell(
+            self.relay,
+            Kind::Normal,
+            "PublicationCreated",
+            &format!("made publication {name}"),
+        );
+        Ok(())
+    }
+
+    async fn slot(&self, sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+        let name = &config.source.slot.name;
+        let slot = source::slot_state(sql, name).await?;
+        let told = self.findings.holds(Aspect::Streaming);
+        self.context.metrics.slot(self.relay, slot.as_ref().filter(|_| !told));
+        let lost = |how: &str| no(&Trouble::new(trouble::Reason::SlotLost, format!("slot {name}: {how}")));
+        Ok(match slot {
             Some(slot) if slot.plugin.as_deref() != Some("pgoutput") => {
                 let what = format!("slot {name} has another plugin: choose another name");
-                Finding::no(Reason::SlotUnsuitable.name(), what)
+                Finding::no(trouble::Reason::SlotUnsuitable, what)
             }
-            Some(slot) if slot.is_lost() => {
-                no(&Trouble::new(Reason::SlotLost, format!("slot {name}: {}", slot.loss())))
+            Some(slot) if slot.is_lost() => lost(&slot.loss()),
+            Some(_) => Finding::yes(Reason::Present, ""),
+            None if had_slot(sql, config).await? => {
+                lost("it is gone, and rows that were committed since the checkpoint with it")
             }
-            Some(_) => Finding::yes("Present", ""),
-        };
-        self.findings.set(Aspect::SlotReady, finding);
+            None => room(sql, name).await?,
+        })
     }
 
     fn database_is_not_reachable(&mut self, trouble: &Trouble) {
@@ -114,5 +143,45 @@ impl Pass<'_> {
 }
 
 fn no(trouble: &Trouble) -> Finding {
-    Finding::no(trouble.reason.name(), trouble.to_string())
+    Finding::no(trouble.reason, trouble.to_string())
+}
+
+/// Whether the relay's checkpoint rests on a slot. A role that may not look is not told.
+async fn had_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Trouble> {
+    let table = config.source.table.sibling(checkpoint::TABLE);
+    let rests = "relay = $1 AND slot = $2 AND confirmed_lsn IS NOT NULL";
+    let had = sqlx::query_scalar(AssertSqlSafe(format!("SELECT EXISTS (SELECT FROM {table} WHERE {rests})")))
+        .bind(&config.name)
+        .bind(&config.source.slot.name)
+        .fetch_one(sql)
+        .await;
+    match had.map_err(Trouble::from) {
+        Err(trouble) if trouble.reason == trouble::Reason::PermissionDenied => Ok(false),
+        had => had,
+    }
+}
+
+/// Whether the relay will find room for its slot.
+async fn room(sql: &mut PgConnection, slot: &str) -> Result<Finding, Trouble> {
+    let (used, most): (i64, i64) = sqlx::query_as(
+        "SELECT count(*), current_setting('max_replication_slots')::bigint FROM pg_replication_slots",
+    )
+    .fetch_one(sql)
+    .await?;
+    if used < most {
+        let what = format!("the relay makes slot {slot} when it first starts");
+        return Ok(Finding::no(Reason::WaitingForRelay, what));
+    }
+    let remedy = "drop one that nobody reads, or raise max_replication_slots";
+    let what = format!("all {most} slots of the server are in use: {remedy}");
+    Ok(Finding::no(Reason::NoFreeSlot, what))
+}
+
+/// The comment of a publication that the operator has made for `relay`: one of somebody else's is never dropped.
+pub(super) fn mark(relay: &OutboxRelay) -> String {
+    format!("made by outbox-operator for {}", identity(relay))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }

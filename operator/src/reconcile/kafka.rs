@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use outbox_relay::config::{Config, Sink, SinkAccess};
 
 use super::Pass;
-use crate::resource::{Topic, TopicStatus};
+use crate::events::Kind;
+use crate::resource::{DeletionPolicy, Topic, TopicStatus};
 use crate::secrets::Secrets;
-use crate::status::{Aspect, Finding};
+use crate::status::{Aspect, Finding, Reason};
 use crate::topics::{Cluster, KafkaError, Observed, plan};
 
 impl Pass<'_> {
@@ -16,32 +17,79 @@ impl Pass<'_> {
         let cluster = match self.cluster(config, secrets) {
             Ok(cluster) => cluster,
             Err(problem) => {
-                self.findings.set(Aspect::KafkaReachable, Finding::no("KafkaSettingsUnusable", problem));
+                self.findings
+                    .set(Aspect::KafkaReachable, Finding::no(Reason::KafkaSettingsUnusable, problem));
                 return None;
             }
         };
         let names: Vec<String> = self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect();
-        let observed = match cluster.observe(&names).await {
+        let observing = cluster.observe(&names);
+        let observed = match self.context.metrics.request("kafka", "observe", observing).await {
             Ok(observed) => observed,
             Err(error) => {
-                self.findings.set(Aspect::KafkaReachable, no("KafkaUnreachable", &error));
+                self.findings.set(Aspect::KafkaReachable, no(Reason::KafkaUnreachable, &error));
                 return None;
             }
         };
-        self.findings.set(Aspect::KafkaReachable, Finding::yes("Connected", ""));
-        let mut problems = Vec::new();
+        self.findings.set(Aspect::KafkaReachable, Finding::yes(Reason::Connected, ""));
+        if !self.is_known_and_alone(&cluster).await {
+            return None;
+        }
+        let mut problems = self.take_away(&cluster).await;
         for topic in &self.relay.spec.topics {
             problems.extend(self.topic(&cluster, topic, observed.get(&topic.name)).await);
         }
         let finding = match problems.first() {
-            None => Finding::yes("AsDeclared", ""),
+            None => Finding::yes(Reason::AsDeclared, ""),
             Some((reason, _)) => {
                 let all: Vec<&str> = problems.iter().map(|(_, problem)| problem.as_str()).collect();
-                Finding::no(*reason, all.join("; "))
+                Finding::no(reason.clone(), all.join("; "))
             }
         };
         self.findings.set(Aspect::TopicsReady, finding);
         problems.iter().all(|(reason, _)| *reason != FAILED).then_some(cluster)
+    }
+
+    /// Whether others can see which cluster it is, and none of them has one of the topics. Before anything is made.
+    async fn is_known_and_alone(&mut self, cluster: &Cluster) -> bool {
+        if self.kafka_identity.is_none() || self.context.memory.of(self.relay).settled.is_none() {
+            let identity = cluster.identity().await;
+            if self.kafka_identity != identity {
+                // The change of the status brings about the next pass.
+                self.kafka_identity = identity;
+                return false;
+            }
+        }
+        match self.topic_rival() {
+            None => true,
+            Some((topic, rival)) => {
+                let what = format!("{rival} is older and has topic {topic}: take it from one of the two");
+                self.findings.set(Aspect::TopicsReady, Finding::no(Reason::ResourceConflict, what));
+                false
+            }
+        }
+    }
+
+    /// Topics that are not declared any more are deleted where that was said, and are nobody's business from then on.
+    async fn take_away(&mut self, cluster: &Cluster) -> Vec<(Reason, String)> {
+        let declared = |name: &str| self.relay.spec.topics.iter().any(|topic| topic.name == name);
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.topics).into_iter().partition(|topic| declared(&topic.name));
+        self.topics = kept;
+        let mut problems = Vec::new();
+        for topic in gone.into_iter().filter(|topic| topic.deletion_policy == DeletionPolicy::Delete) {
+            match cluster.delete(&topic.name).await {
+                Ok(()) => {
+                    let note = format!("topic {}, which is not declared any more", topic.name);
+                    self.context.tell(self.relay, Kind::Normal, "TopicDeleted", &note);
+                }
+                Err(error) => {
+                    problems.push((FAILED, error.to_string()));
+                    self.topics.push(topic);
+                }
+            }
+        }
+        problems
     }
 
     pub(super) fn cluster(&self, config: &Config, secrets: &Secrets) -> Result<Cluster, String> {
@@ -60,7 +108,7 @@ impl Pass<'_> {
         cluster: &Cluster,
         topic: &Topic,
         observed: Option<&Observed>,
-    ) -> Vec<(&'static str, String)> {
+    ) -> Vec<(Reason, String)> {
         let known = self.topics.iter().find(|known| known.name == topic.name);
         let owned: BTreeSet<String> = known.into_iter().flat_map(|known| known.config_keys.clone()).collect();
         let plan = plan(topic, &owned, observed);
@@ -68,22 +116,30 @@ impl Pass<'_> {
             if let Err(error) = cluster.carry_out(&topic.name, step).await {
                 return vec![(FAILED, error.to_string())];
             }
-            tracing::info!(topic = topic.name, ?step, "done");
+            self.context.tell(
+                self.relay,
+                Kind::Normal,
+                "TopicChanged",
+                &format!("topic {}: {step}", topic.name),
+            );
         }
-        let status =
-            TopicStatus { name: topic.name.clone(), config_keys: topic.config.keys().cloned().collect() };
+        let status = TopicStatus {
+            name: topic.name.clone(),
+            config_keys: topic.config.keys().cloned().collect(),
+            deletion_policy: topic.deletion_policy,
+        };
         match self.topics.iter_mut().find(|known| known.name == topic.name) {
             Some(known) => *known = status,
             None => self.topics.push(status),
         }
-        let told = |deviation| ("NotAsDeclared", format!("topic {}: {deviation}", topic.name));
+        let told = |deviation| (Reason::NotAsDeclared, format!("topic {}: {deviation}", topic.name));
         plan.deviations.into_iter().map(told).collect()
     }
 }
 
 /// A step was not done; the relay would find no topic.
-const FAILED: &str = "TopicFailed";
+const FAILED: Reason = Reason::TopicFailed;
 
-fn no(reason: &str, error: &KafkaError) -> Finding {
+fn no(reason: Reason, error: &KafkaError) -> Finding {
     Finding::no(reason, format!("{error}; check that Kafka runs, and that sink.kafka leads to it"))
 }

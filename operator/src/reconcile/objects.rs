@@ -13,8 +13,9 @@ use serde::de::DeserializeOwned;
 use super::Context;
 use crate::desired::naming::MANAGER;
 use crate::desired::workload::Workload;
+use crate::metrics::Metrics;
 use crate::resource::OutboxRelay;
-use crate::status::Finding;
+use crate::status::{Finding, Reason};
 
 /// Applies all objects, what pods need before the pods; answers the Deployment as it is now.
 pub(super) async fn apply(
@@ -22,46 +23,49 @@ pub(super) async fn apply(
     relay: &OutboxRelay,
     workload: Workload,
 ) -> Result<Deployment, kube::Error> {
+    let metrics = &context.metrics;
     let Workload { service_account, config_map, service, disruption_budget, deployment } = workload;
-    one(&context.beside(relay), &service_account).await?;
-    one(&context.beside(relay), &config_map).await?;
-    one(&context.beside(relay), &service).await?;
-    one(&context.beside(relay), &disruption_budget).await?;
-    one(&context.beside(relay), &deployment).await
+    one(metrics, &context.beside(relay), &service_account).await?;
+    one(metrics, &context.beside(relay), &config_map).await?;
+    one(metrics, &context.beside(relay), &service).await?;
+    one(metrics, &context.beside(relay), &disruption_budget).await?;
+    one(metrics, &context.beside(relay), &deployment).await
 }
 
-async fn one<K>(api: &Api<K>, object: &K) -> Result<K, kube::Error>
+async fn one<K>(metrics: &Metrics, api: &Api<K>, object: &K) -> Result<K, kube::Error>
 where
     K: Resource + Clone + Debug + Serialize + DeserializeOwned,
 {
     let parameters = PatchParams::apply(MANAGER).force();
-    api.patch(&object.name_any(), &parameters, &Patch::Apply(object)).await
+    metrics
+        .request("kubernetes", "apply", api.patch(&object.name_any(), &parameters, &Patch::Apply(object)))
+        .await
 }
 
 /// Whether a pod of the relay is ready. `applied` is its Deployment where it has just been applied.
 pub(super) fn available(context: &Context, relay: &OutboxRelay, applied: Option<Deployment>) -> Finding {
     let found = applied.map(Arc::new).or_else(|| context.deployment(relay));
     let Some(deployment) = found else {
-        return Finding::no("NotMade", "the Deployment is not made yet");
+        return Finding::no(Reason::NotMade, "the Deployment is not made yet");
     };
     let status = deployment.status.as_ref();
     if status.and_then(|status| status.available_replicas).unwrap_or(0) > 0 {
-        return Finding::yes("Available", "");
+        return Finding::yes(Reason::Available, "");
     }
     if relay.spec.suspend {
-        return Finding::no("Suspended", "no pods are meant to run");
+        return Finding::no(Reason::Suspended, "no pods are meant to run");
     }
     let (reason, message) = context.pods(relay).iter().find_map(|pod| trouble(pod)).unwrap_or_else(|| {
         let conditions = status.and_then(|status| status.conditions.as_ref());
         let refused = conditions.into_iter().flatten().find(|condition| condition.type_ == "ReplicaFailure");
         let message = refused.and_then(|condition| condition.message.clone());
-        ("NoPodReady".to_owned(), message.unwrap_or_else(|| "no pod is ready yet".to_owned()))
+        (Reason::NoPodReady, message.unwrap_or_else(|| "no pod is ready yet".to_owned()))
     });
     Finding::no(reason, message)
 }
 
 /// Why a pod does not run: its node, its image, or its end.
-fn trouble(pod: &Pod) -> Option<(String, String)> {
+fn trouble(pod: &Pod) -> Option<(Reason, String)> {
     let status = pod.status.as_ref()?;
     let unscheduled = status
         .conditions
@@ -70,6 +74,7 @@ fn trouble(pod: &Pod) -> Option<(String, String)> {
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
         let reason = condition.reason.clone().unwrap_or_else(|| "Unschedulable".to_owned());
+        let reason = Reason::Said(reason);
         return Some((reason, condition.message.clone().unwrap_or_default()));
     }
     let waiting = status
@@ -77,5 +82,8 @@ fn trouble(pod: &Pod) -> Option<(String, String)> {
         .iter()
         .flatten()
         .find_map(|container| container.state.as_ref()?.waiting.clone())?;
-    Some((waiting.reason.unwrap_or_else(|| "Waiting".to_owned()), waiting.message.unwrap_or_default()))
+    Some((
+        Reason::Said(waiting.reason.unwrap_or_else(|| "Waiting".to_owned())),
+        waiting.message.unwrap_or_default(),
+    ))
 }

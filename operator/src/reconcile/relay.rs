@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use super::Pass;
 use crate::desired::configuration::ADMIN_PORT;
-use crate::status::Finding;
+use crate::status::{Finding, Reason};
 
 /// A pod of the same cluster answers at once, or not at all.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -39,13 +39,15 @@ impl Pass<'_> {
     /// Whether the relay delivers, by its own account.
     pub(super) async fn streaming(&self) -> Finding {
         if self.relay.spec.suspend {
-            return Finding::no("Suspended", "no pods are meant to run");
+            return Finding::no(Reason::Suspended, "no pods are meant to run");
         }
         let pods = self.context.pods(self.relay);
         let running: Vec<_> = pods.iter().filter_map(|pod| Some((pod.name_any(), address(pod)?))).collect();
         let asked = running.iter().map(async |(pod, address)| {
-            let answer = tokio::time::timeout(ANSWER_WITHIN, ask(*address)).await;
-            let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_WITHIN:?}")));
+            let late = |_| Err(format!("no answer within {ANSWER_WITHIN:?}"));
+            let answer =
+                async { tokio::time::timeout(ANSWER_WITHIN, ask(*address)).await.unwrap_or_else(late) };
+            let answer = self.context.metrics.request("relay", "status", answer).await;
             answer.map_err(|problem| format!("pod {pod}, http://{address}/status: {problem}"))
         });
         judge(futures::future::join_all(asked).await)
@@ -79,19 +81,20 @@ fn judge(answers: Vec<Result<Answer, String>>) -> Finding {
     let mut answers: Vec<Answer> = answers.into_iter().flatten().collect();
     answers.sort_by_key(|answer| answer.role != "active");
     match answers.first() {
-        Some(Answer { role, ready: true, phase, .. }) if role == "active" => {
-            Finding::yes("Streaming", if phase == "copying" { "rows that were there first" } else { "" })
-        }
+        Some(Answer { role, ready: true, phase, .. }) if role == "active" => Finding::yes(
+            Reason::Streaming,
+            if phase == "copying" { "rows that were there first" } else { "" },
+        ),
         Some(Answer { trouble: Some(Trouble { reason, message, remedy }), .. }) => {
-            Finding::no(reason.as_str(), format!("{message}; {remedy}"))
+            Finding::no(Reason::Said(reason.clone()), format!("{message}; {remedy}"))
         }
-        Some(Answer { phase, .. }) => Finding::no("NotYet", format!("the relay says: {phase}")),
+        Some(Answer { phase, .. }) => Finding::no(Reason::NotYet, format!("the relay says: {phase}")),
         None => match silent.into_iter().find_map(Result::err) {
             Some(problem) => Finding::unknown(
-                "RelayUnreachable",
+                Reason::RelayUnreachable,
                 format!("{problem}; the operator has to reach port {ADMIN_PORT} of the pods"),
             ),
-            None => Finding::no("NoPod", "no pod of the relay runs"),
+            None => Finding::no(Reason::NoPod, "no pod of the relay runs"),
         },
     }
 }
@@ -111,7 +114,7 @@ mod tests {
 
     fn judged(answers: Vec<Result<Answer, String>>) -> (Option<bool>, String) {
         let finding = judge(answers);
-        (finding.holds, finding.reason)
+        (finding.holds, finding.reason.to_string())
     }
 
     #[test]

@@ -4,6 +4,8 @@ pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use super::source::DeletionPolicy;
+
 /// What the operator has found and done. It has no numbers that move by themselves: those are metrics.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -19,6 +21,9 @@ pub struct OutboxRelayStatus {
     /// The database as it is, not as it is named: system identifier and database. Two resources for one slot are told by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database_identity: Option<String>,
+    /// The Kafka cluster as it calls itself. Two resources for one topic are told by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka_identity: Option<String>,
     /// Number of topics declared.
     #[serde(default)]
     pub topic_count: i32,
@@ -40,4 +45,11 @@ pub struct TopicStatus {
     /// Keys of its configuration that this resource has set. One that is no longer declared is given back to the broker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub config_keys: Vec<String>,
+    /// What becomes of it when it is taken from the list.
+    #[serde(default = "retain")]
+    pub deletion_policy: DeletionPolicy,
+}
+
+fn retain() -> DeletionPolicy {
+    DeletionPolicy::Retain
 }

@@ -1,6 +1,7 @@
 //! What has to be done so that a topic is as it is declared: a pure function of what is declared and what is there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Display};
 
 use crate::resource::Topic;
 
@@ -41,6 +42,18 @@ pub enum Step {
         /// All that is to be set.
         overrides: BTreeMap<String, String>,
     },
+}
+
+impl Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Create { partitions, replication_factor, .. } => {
+                write!(f, "made, with {partitions} partitions and {replication_factor} replicas")
+            }
+            Step::Grow { partitions } => write!(f, "grown to {partitions} partitions"),
+            Step::Configure { overrides } => write!(f, "configured: {overrides:?}"),
+        }
+    }
 }
 
 /// What is not as it is declared, and cannot be made so.

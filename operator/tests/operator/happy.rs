@@ -36,15 +36,7 @@ async fn from_a_resource_to_events_in_kafka() {
     let _relay = stage.start_relay(&folder).await;
     stage.say_that_pods_are_ready().await;
     stage.until(&[("SlotReady", "True", "Present"), ("Ready", "True", "Streaming")]).await;
-    stage
-        .database
-        .execute(&format!(
-            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
-             VALUES (gen_random_uuid(), '{}', 'k', 't.v1', '1')",
-            stage.database.name()
-        ))
-        .await
-        .unwrap();
+    stage.insert(stage.database.name()).await;
     wait::until("the event in Kafka", SOON, async || {
         match read_all(&stage.bootstrap, &[&stage.topic]).await {
             Ok(records) if records.len() == 1 => Ok(()),

@@ -1,6 +1,5 @@
 //! What is repaired, what is stopped, and what goes with a resource.
 
-use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use testbed::guard::Folder;
 use testbed::kafka::{Kafka, KafkaOptions, alter_topic};
@@ -88,36 +87,18 @@ async fn a_database_that_is_gone_holds_a_resource_only_until_it_is_forced() {
 /// Reached by another name, it is the same database; and the older resource has its slot until it goes.
 #[tokio::test]
 async fn of_two_resources_for_one_slot_the_older_has_it() {
-    let stage = Stage::shared("rivals").await;
+    let mut stage = Stage::shared("rivals").await;
     stage.make_secret().await;
     stage.apply().await;
     stage.until(&[("PublicationReady", "True", "Present"), ("SlotReady", "False", "WaitingForRelay")]).await;
-    // The times of objects are whole seconds: in the same one, neither would be the older.
-    let made = ["get", "obr", "shop", "-o", "jsonpath={.metadata.creationTimestamp}"];
-    let made: Timestamp = stage.namespace.kubectl(&made).await.unwrap().parse().unwrap();
-    wait::until("another second", SOON, async || {
-        if Timestamp::now().as_second() > made.as_second() { Ok(()) } else { Err(made) }
-    })
-    .await
-    .unwrap();
-    let mut rival = relay(&with(stage.spec.clone(), "/source/postgres/host", json!("localhost")));
-    rival["metadata"]["name"] = json!("rival");
-    apply(&stage.namespace, &rival).await.unwrap();
-    let reason =
-        ["get", "obr", "rival", "-o", "jsonpath={.status.conditions[?(@.type==\"SlotReady\")].reason}"];
-    let until = async |expected: &str| {
-        wait::until(format!("the rival's slot: {expected}"), SOON, async || {
-            let seen = stage.namespace.kubectl(&reason).await.map_err(|error| error.to_string())?;
-            if seen == expected { Ok(()) } else { Err(format!("{seen}\n{}", stage.operator.log_tail())) }
-        })
-        .await
-        .unwrap();
-    };
-    until("ResourceConflict").await;
+    stage.another_second().await;
+    stage.spec["source"]["postgres"]["host"] = json!("localhost");
+    stage.apply_as("rival").await;
+    stage.until_of("rival", &[("SlotReady", "False", "ResourceConflict")]).await;
     let made = stage.namespace.kubectl(&["get", "deployments", "-o", "name"]).await.unwrap();
     assert_eq!(made.trim(), "deployment.apps/shop-relay");
     stage.namespace.kubectl(&["delete", "obr", "shop", "--timeout=120s"]).await.unwrap();
-    until("WaitingForRelay").await;
+    stage.until_of("rival", &[("SlotReady", "False", "WaitingForRelay")]).await;
 }
 
 /// One that another version has written, beside a good one.

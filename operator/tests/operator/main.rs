@@ -9,6 +9,7 @@
 )]
 
 mod cluster;
+mod conditions;
 mod desired;
 mod happy;
 mod leadership;

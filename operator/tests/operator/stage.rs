@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use outbox_operator::desired::configuration::ADMIN_PORT;
 use outbox_operator::desired::files::POD_ROOT;
 use outbox_operator::topics::{Cluster, Observed};
@@ -70,14 +71,46 @@ impl Stage {
     }
 
     pub async fn make_secret(&self) {
-        let create = ["create", "secret", "generic", "login"];
-        let values = ["--from-literal=username=postgres", "--from-literal=password=unused"];
-        self.namespace.kubectl(&[create.as_slice(), &values].concat()).await.unwrap();
+        self.secret("postgres", "unused").await;
+    }
+
+    /// The Secret of the relay's login, with these values from now on.
+    pub async fn secret(&self, user: &str, password: &str) {
+        let values = json!({"username": user, "password": password});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login"}, "stringData": values});
+        apply(&self.namespace, &secret).await.unwrap();
     }
 
     /// Applies the resource as it is in `spec`.
     pub async fn apply(&self) {
-        apply(&self.namespace, &relay(&self.spec)).await.unwrap();
+        self.apply_as("shop").await;
+    }
+
+    /// As [`Stage::apply`], under another name.
+    pub async fn apply_as(&self, name: &str) {
+        let mut object = relay(&self.spec);
+        object["metadata"]["name"] = json!(name);
+        apply(&self.namespace, &object).await.unwrap();
+    }
+
+    /// The times of objects are whole seconds: of two that are made in the same one, neither is the older.
+    pub async fn another_second(&self) {
+        let made = ["get", "obr", "shop", "-o", "jsonpath={.metadata.creationTimestamp}"];
+        let made: Timestamp = self.namespace.kubectl(&made).await.unwrap().parse().unwrap();
+        wait::until("another second", SOON, async || {
+            if Timestamp::now().as_second() > made.as_second() { Ok(()) } else { Err(made) }
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Commits an event of this aggregate type.
+    pub async fn insert(&self, aggregate_type: &str) {
+        let insert = format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+             VALUES (gen_random_uuid(), '{aggregate_type}', 'k', 't.v1', '1')"
+        );
+        self.database.execute(&insert).await.unwrap();
     }
 
     /// Makes the Secret and the resource, runs its relay, and waits until all is well.
@@ -196,8 +229,8 @@ impl Stage {
     }
 
     /// Condition -> (status, reason).
-    pub async fn conditions(&self) -> BTreeMap<String, (String, String)> {
-        let stored = self.namespace.kubectl(&["get", "obr", "shop", "-o", "json"]).await.unwrap();
+    async fn conditions(&self, name: &str) -> BTreeMap<String, (String, String)> {
+        let stored = self.namespace.kubectl(&["get", "obr", name, "-o", "json"]).await.unwrap();
         let stored: Value = serde_json::from_str(&stored).unwrap();
         let conditions = stored["status"]["conditions"].as_array().cloned().unwrap_or_default();
         let text = |condition: &Value, name: &str| condition[name].as_str().unwrap_or_default().to_owned();
@@ -210,8 +243,12 @@ impl Stage {
     }
 
     pub async fn until(&self, expected: &[(&str, &str, &str)]) {
+        self.until_of("shop", expected).await;
+    }
+
+    pub async fn until_of(&self, name: &str, expected: &[(&str, &str, &str)]) {
         wait::until(format!("{expected:?}"), SOON, async || {
-            let seen = self.conditions().await;
+            let seen = self.conditions(name).await;
             let is = |(aspect, status, reason): &(&str, &str, &str)| {
                 seen.get(*aspect).is_some_and(|seen| (seen.0.as_str(), seen.1.as_str()) == (*status, *reason))
             };

@@ -10,8 +10,11 @@ use serde_json::json;
 /// What `cargo xtask crds` writes.
 #[test]
 fn the_files_in_the_repository_are_up_to_date() {
-    for (file, what) in [("crds/outboxrelays.outbox.dev.yaml", "crd"), ("docs/OPERATOR-FIELDS.md", "fields")]
-    {
+    for (file, what) in [
+        ("crds/outboxrelays.outbox.dev.yaml", "crd"),
+        ("docs/OPERATOR-FIELDS.md", "fields"),
+        ("docs/OPERATOR-REASONS.md", "reasons"),
+    ] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file);
         let written = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{file}: {error}"));
         let output = Command::new(env!("CARGO_BIN_EXE_outbox-operator")).arg(what).output().unwrap();

@@ -1,0 +1,226 @@
+//! The operator's metrics. Names are API: docs/METRICS.md lists them, and once released they stay.
+
+use std::time::Instant;
+
+use kube::ResourceExt;
+use outbox_relay::postgres::source::SlotState;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+use crate::resource::{Condition, OutboxRelay};
+
+const NAMESPACE: &str = "outbox_operator";
+
+/// From a look at what is in memory to a server that does not answer.
+const SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
+
+/// How a pass ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A glance saw no change.
+    Unchanged,
+    /// Everything is as it should be.
+    Ready,
+    /// Something is not, which a condition says.
+    NotReady,
+    /// The API server refused something.
+    Failed,
+}
+
+/// Handles on every metric.
+#[derive(Clone)]
+pub struct Metrics {
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    /// 1 in the process that acts.
+    pub leader: IntGauge,
+    /// 1 while the API server does not know the resource.
+    pub crd_missing: IntGauge,
+    reconciliations: IntCounterVec,
+    reconcile_seconds: Histogram,
+    steps: IntCounterVec,
+    requests: HistogramVec,
+    conditions: IntGaugeVec,
+    slot_wal_status: IntGaugeVec,
+    retained_wal_bytes: IntGaugeVec,
+}
+
+const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
+const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
+
+impl Metrics {
+    /// Registers all of them.
+    ///
+    /// # Errors
+    /// Two have one name, which is a bug.
+    pub fn new() -> Result<Metrics, prometheus::Error> {
+        let registry = Registry::new();
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let metrics = Metrics {
+            leader: IntGauge::with_opts(opts("leader", "1 in the process that acts."))?,
+            crd_missing: IntGauge::with_opts(opts(
+                "crd_missing",
+                "1 while the API server does not know OutboxRelay.",
+            ))?,
+            reconciliations: IntCounterVec::new(
+                opts("reconciliations_total", "Passes over a resource."),
+                &["outcome"],
+            )?,
+            reconcile_seconds: Histogram::with_opts(histogram(
+                "reconcile_seconds",
+                "Duration of a pass over a resource.",
+            ))?,
+            steps: IntCounterVec::new(
+                opts("steps_total", "Steps of passes that looked at everything."),
+                &["step", "outcome"],
+            )?,
+            requests: HistogramVec::new(
+                histogram("external_request_seconds", "Requests to other systems."),
+                &["system", "operation", "outcome"],
+            )?,
+            conditions: IntGaugeVec::new(
+                opts("resource_condition", "1 for the status a condition has."),
+                &["namespace", "name", "type", "status"],
+            )?,
+            slot_wal_status: IntGaugeVec::new(
+                opts("slot_wal_status", "1 for the status of a slot whose relay is away."),
+                &["namespace", "name", "status"],
+            )?,
+            retained_wal_bytes: IntGaugeVec::new(
+                opts("retained_wal_bytes", "Log kept for a slot whose relay is away."),
+                &["namespace", "name"],
+            )?,
+            registry,
+        };
+        let registry = &metrics.registry;
+        registry.register(Box::new(metrics.leader.clone()))?;
+        registry.register(Box::new(metrics.crd_missing.clone()))?;
+        registry.register(Box::new(metrics.reconciliations.clone()))?;
+        registry.register(Box::new(metrics.reconcile_seconds.clone()))?;
+        registry.register(Box::new(metrics.steps.clone()))?;
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.conditions.clone()))?;
+        registry.register(Box::new(metrics.slot_wal_status.clone()))?;
+        registry.register(Box::new(metrics.retained_wal_bytes.clone()))?;
+        Ok(metrics)
+    }
+
+    /// A pass has ended that began at `since`.
+    pub fn passed(&self, since: Instant, outcome: Outcome) {
+        let name = match outcome {
+            Outcome::Unchanged => "unchanged",
+            Outcome::Ready => "ready",
+            Outcome::NotReady => "not_ready",
+            Outcome::Failed => "failed",
+        };
+        self.reconciliations.with_label_values(&[name]).inc();
+        self.reconcile_seconds.observe(since.elapsed().as_secs_f64());
+    }
+
+    /// A step of a pass was done, or stopped those after it.
+    pub fn step(&self, step: &str, done: bool) {
+        self.steps.with_label_values(&[step, if done { "done" } else { "stopped" }]).inc();
+    }
+
+    /// Times a request to `system`.
+    pub async fn request<T, E>(
+        &self,
+        system: &str,
+        operation: &str,
+        request: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let since = Instant::now();
+        let answer = request.await;
+        let outcome = if answer.is_ok() { "answered" } else { "failed" };
+        let seconds = self.requests.with_label_values(&[system, operation, outcome]);
+        seconds.observe(since.elapsed().as_secs_f64());
+        answer
+    }
+
+    /// The conditions of a resource as they are now.
+    pub fn conditions(&self, relay: &OutboxRelay, conditions: &[Condition]) {
+        let (namespace, name) = names(relay);
+        for condition in conditions {
+            for status in STATUSES {
+                let labels = [namespace.as_str(), &name, &condition.type_, status];
+                if condition.status == status {
+                    self.conditions.with_label_values(&labels).set(1);
+                } else {
+                    // It may never have been there.
+                    drop(self.conditions.remove_label_values(&labels));
+                }
+            }
+        }
+    }
+
+    /// The slot of a resource whose relay does not tell; `None` where it does.
+    pub fn slot(&self, relay: &OutboxRelay, slot: Option<&SlotState>) {
+        let (namespace, name) = names(relay);
+        let now = slot.and_then(|slot| slot.wal_status.as_deref());
+        for status in WAL_STATUSES {
+            let labels = [namespace.as_str(), &name, status];
+            if now == Some(status) {
+                self.slot_wal_status.with_label_values(&labels).set(1);
+            } else {
+                drop(self.slot_wal_status.remove_label_values(&labels));
+            }
+        }
+        match slot.and_then(|slot| slot.behind(slot.restart)) {
+            Some(bytes) => {
+                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                self.retained_wal_bytes.with_label_values(&[&namespace, &name]).set(bytes);
+            }
+            None => drop(self.retained_wal_bytes.remove_label_values(&[&namespace, &name])),
+        }
+    }
+
+    /// The resource is gone.
+    pub fn forget(&self, relay: &OutboxRelay) {
+        let (namespace, name) = names(relay);
+        let conditions = relay.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        for condition in conditions {
+            for status in STATUSES {
+                let labels = [namespace.as_str(), &name, &condition.type_, status];
+                drop(self.conditions.remove_label_values(&labels));
+            }
+        }
+        self.slot(relay, None);
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace(NAMESPACE)
+}
+
+fn histogram(name: &str, help: &str) -> HistogramOpts {
+    HistogramOpts::new(name, help).namespace(NAMESPACE).buckets(SECONDS.into())
+}
+
+fn names(relay: &OutboxRelay) -> (String, String) {
+    (relay.namespace().unwrap_or_default(), relay.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented() {
+        let metrics = Metrics::new().unwrap();
+        metrics.step("database", true);
+        metrics.passed(Instant::now(), Outcome::Ready);
+        metrics.requests.with_label_values(&["kafka", "observe", "answered"]).observe(0.0);
+        metrics.conditions.with_label_values(&["n", "r", "Ready", "True"]).set(1);
+        metrics.slot_wal_status.with_label_values(&["n", "r", "lost"]).set(1);
+        metrics.retained_wal_bytes.with_label_values(&["n", "r"]).set(1);
+        let document = include_str!("../../docs/METRICS.md");
+        let families = metrics.registry.gather();
+        let ours: Vec<&str> =
+            families.iter().map(|family| family.name()).filter(|name| name.starts_with(NAMESPACE)).collect();
+        assert_eq!(ours.len(), 9, "{ours:?}");
+        for name in ours {
+            assert!(document.contains(&format!("`{name}`")), "docs/METRICS.md does not list {name}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Why a condition is what it is: one word, from one table, which the documents are made from.
+
+use std::fmt::{self, Display, Write};
+
+use outbox_relay::trouble;
+
+/// A condition's reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// All is well.
+    Streaming,
+    /// References lead somewhere.
+    Resolved,
+    /// A server answers.
+    Connected,
+    /// It is there.
+    Present,
+    /// Topics are as declared.
+    AsDeclared,
+    /// A pod is ready.
+    Available,
+    /// Nothing is suspended.
+    Running,
+    /// `spec.suspend`.
+    Suspended,
+    /// Something before it failed.
+    NotReached,
+    /// A Secret or a key of it is missing.
+    SecretUnusable,
+    /// The relay refuses a value.
+    SpecificationInvalid,
+    /// An older resource has slot or topic.
+    ResourceConflict,
+    /// The slot is not made yet.
+    WaitingForRelay,
+    /// The server has no room for another slot.
+    NoFreeSlot,
+    /// Kafka does not answer.
+    KafkaUnreachable,
+    /// The client refuses its settings.
+    KafkaSettingsUnusable,
+    /// Something was to be done about a topic and was not.
+    TopicFailed,
+    /// A topic cannot be made what is declared.
+    NotAsDeclared,
+    /// The Deployment is not made yet.
+    NotMade,
+    /// Its pods are not ready.
+    NoPodReady,
+    /// There is no pod.
+    NoPod,
+    /// A pod has begun, and does not deliver yet.
+    NotYet,
+    /// Pods do not answer the operator.
+    RelayUnreachable,
+    /// The resource is being deleted, and something has to be done before.
+    Deleting,
+    /// One of the relay's own.
+    Relay(trouble::Reason),
+    /// In the words of a relay or of Kubernetes.
+    Said(String),
+}
+
+/// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
+const TABLE: [(Reason, &str, &str); 24] = [
+    (Reason::Streaming, "`Streaming`, `Ready` True", "a relay delivers, by its own account"),
+    (Reason::Resolved, "`ReferencesResolved` True", ""),
+    (Reason::Connected, "`DatabaseReachable`, `KafkaReachable` True", ""),
+    (Reason::Present, "`PublicationReady`, `SlotReady` True", ""),
+    (Reason::AsDeclared, "`TopicsReady` True", ""),
+    (Reason::Available, "`WorkloadAvailable` True", ""),
+    (Reason::Running, "`Suspended` False", ""),
+    (
+        Reason::Suspended,
+        "`Suspended` True; `Ready`, `WorkloadAvailable`, `Streaming` False",
+        "`spec.suspend` is true: no pods run, and PostgreSQL keeps its log for the slot",
+    ),
+    (Reason::NotReached, "any, Unknown", "something before it failed: look at the conditions that are False"),
+    (
+        Reason::SecretUnusable,
+        "`ReferencesResolved` False",
+        "the message names Secret and key: put it right; it is read again",
+    ),
+    (
+        Reason::SpecificationInvalid,
+        "`ReferencesResolved` False",
+        "the relay refuses a value; the message names the field of its [configuration](CONFIGURATION.md)",
+    ),
+    (
+        Reason::ResourceConflict,
+        "`SlotReady`, `TopicsReady` False",
+        "an older resource has this slot of this database, or this topic of this Kafka cluster, by whatever name it reaches them: \
+         name another here, or delete one of the two resources",
+    ),
+    (
+        Reason::NoFreeSlot,
+        "`SlotReady` False",
+        "all of the server's slots are in use: drop one that nobody reads, or raise `max_replication_slots`, which needs a restart",
+    ),
+    (Reason::WaitingForRelay, "`SlotReady` False", "nothing: the relay makes the slot when it first starts"),
+    (
+        Reason::KafkaUnreachable,
+        "`KafkaReachable` False",
+        "check that Kafka runs, that `sink.kafka` leads to it, and its login",
+    ),
+    (Reason::KafkaSettingsUnusable, "`KafkaReachable` False", "the message has the client's words"),
+    (
+        Reason::TopicFailed,
+        "`TopicsReady` False",
+        "the message names the topic and Kafka's code; the login needs DESCRIBE, DESCRIBE_CONFIGS, ALTER, ALTER_CONFIGS and CREATE",
+    ),
+    (
+        Reason::NotAsDeclared,
+        "`TopicsReady` False",
+        "it has more partitions or other replicas than declared, which the operator does not change: declare what there is, or \
+         move replicas with Kafka's tools",
+    ),
+    (Reason::NotMade, "`WorkloadAvailable` False", "something before it failed"),
+    (
+        Reason::NoPodReady,
+        "`WorkloadAvailable` False",
+        "`Streaming` has the relay's own words; Kubernetes' own reasons, such as `Unschedulable` or `ImagePullBackOff`, stand here as they are",
+    ),
+    (Reason::NoPod, "`Streaming` False", "see `WorkloadAvailable`"),
+    (
+        Reason::NotYet,
+        "`Streaming` False",
+        "nothing: a relay has begun, or waits for another to end; the message has its phase",
+    ),
+    (
+        Reason::RelayUnreachable,
+        "`Streaming` Unknown",
+        "the operator has to reach port 9100 of the pods: look for a NetworkPolicy",
+    ),
+    (
+        Reason::Deleting,
+        "`Ready` False",
+        "the message says what deletion waits for: [Deletion](OPERATOR.md#deletion)",
+    ),
+];
+
+impl Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Relay(reason) => f.write_str(&reason.name()),
+            Reason::Said(word) => f.write_str(word),
+            own => write!(f, "{own:?}"),
+        }
+    }
+}
+
+impl From<trouble::Reason> for Reason {
+    fn from(reason: trouble::Reason) -> Self {
+        Reason::Relay(reason)
+    }
+}
+
+const HEAD: &str = "# Reasons of an OutboxRelay's conditions
+
+Written by `cargo xtask crds` from the program. The other reasons of `DatabaseReachable`, `PublicationReady`, `SlotReady` and
+`Streaming` are the relay's: [OPERATIONS.md](OPERATIONS.md#reasons) says what to do about each.
+
+| reason | condition | meaning, or what to do |
+|---|---|---|
+";
+
+/// The table, as Markdown.
+pub fn markdown() -> String {
+    let mut table = HEAD.to_owned();
+    for (reason, conditions, meaning) in &TABLE {
+        // Writing to a String cannot fail.
+        let _ = writeln!(table, "| `{reason}` | {conditions} | {meaning} |");
+    }
+    table
+}

@@ -1,0 +1,113 @@
+//! Conditions by their causes, which are real; each clears when its cause is gone. Those of servers that are away, of topics and of
+//! pods: lifecycle.rs.
+
+use serde_json::json;
+use testbed::guard::Folder;
+use testbed::kafka::{Kafka, KafkaOptions, create_topic};
+use testbed::postgres::{Auth, Postgres, PostgresOptions, Shutdown};
+use testbed::process::Program;
+use testbed::shared;
+
+use crate::stage::Stage;
+
+async fn postgres(settings: &[(&str, &str)], auth: Auth) -> Postgres {
+    let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Postgres::start(PostgresOptions { settings, auth, ..PostgresOptions::default() }).await.unwrap()
+}
+
+async fn on(purpose: &str, postgres: &Postgres) -> Stage {
+    let bootstrap = shared().await.unwrap().kafka_bootstrap().to_owned();
+    Stage::on(purpose, &postgres.url("postgres"), &bootstrap).await
+}
+
+#[tokio::test]
+async fn a_wrong_password() {
+    let postgres = postgres(&[], Auth::Scram).await;
+    let stage = on("password", &postgres).await;
+    stage.database.execute("CREATE ROLE shop LOGIN SUPERUSER PASSWORD 'right'").await.unwrap();
+    stage.secret("shop", "wrong").await;
+    stage.apply().await;
+    stage
+        .until(&[
+            ("DatabaseReachable", "False", "AuthenticationFailed"),
+            ("Ready", "False", "AuthenticationFailed"),
+        ])
+        .await;
+    stage.secret("shop", "right").await;
+    stage.until(&[("DatabaseReachable", "True", "Connected"), ("PublicationReady", "True", "Present")]).await;
+    let events =
+        stage.namespace.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"]).await.unwrap();
+    assert!(events.contains("AuthenticationFailed") && events.contains("PublicationCreated"), "{events}");
+}
+
+#[tokio::test]
+async fn too_little_in_the_log_and_no_room_for_a_slot() {
+    let mut postgres =
+        postgres(&[("wal_level", "replica"), ("max_replication_slots", "1")], Auth::Trust).await;
+    let stage = on("settings", &postgres).await;
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("DatabaseReachable", "False", "WalLevelTooLow")]).await;
+    stage.database.execute("ALTER SYSTEM SET wal_level = logical").await.unwrap();
+    postgres.stop(Shutdown::Fast).await.unwrap();
+    postgres.start_again().await.unwrap();
+    stage.database.execute("SELECT pg_create_physical_replication_slot('other')").await.unwrap();
+    stage.until(&[("DatabaseReachable", "True", "Connected"), ("SlotReady", "False", "NoFreeSlot")]).await;
+    stage.database.execute("SELECT pg_drop_replication_slot('other')").await.unwrap();
+    stage.until(&[("SlotReady", "False", "WaitingForRelay")]).await;
+}
+
+/// What the relay meets shows with its reason, by its own account; the operator repairs nothing that would hide a loss.
+#[tokio::test]
+async fn what_a_running_relay_meets() {
+    let stage = Stage::shared("meets").await;
+    let folder = Folder::new("relay").unwrap();
+    let relay = stage.until_streaming(&folder).await;
+    let nowhere = format!("{}-nowhere", stage.topic);
+    stage.insert(nowhere.trim_start_matches("outbox.event.")).await;
+    stage.until(&[("Streaming", "False", "TopicMissing"), ("Ready", "False", "TopicMissing")]).await;
+    create_topic(&stage.bootstrap, &nowhere, 1, 1, &[]).await.unwrap();
+    stage.until(&[("Ready", "True", "Streaming")]).await;
+    lose_slot(&stage, relay).await;
+    let _relay = stage.start_relay(&folder).await;
+    stage
+        .until(&[
+            ("SlotReady", "False", "SlotLost"),
+            ("Ready", "False", "SlotLost"),
+            ("Streaming", "False", "SlotLost"),
+        ])
+        .await;
+}
+
+async fn lose_slot(stage: &Stage, mut relay: Program) {
+    relay.kill().await.unwrap();
+    stage.until(&[("Streaming", "Unknown", "RelayUnreachable")]).await;
+    let slot = stage.database.name();
+    stage.database.execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.unwrap();
+    stage.until(&[("SlotReady", "False", "SlotLost")]).await;
+}
+
+/// A topic that another resource has, by another name of the same cluster.
+#[tokio::test]
+async fn of_two_resources_for_one_topic_the_older_has_it() {
+    let kafka = Kafka::start(KafkaOptions::default()).await.unwrap();
+    let servers = shared().await.unwrap();
+    let mut stage = Stage::on("topics", &servers.postgres_url("postgres"), &kafka.bootstrap()).await;
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("TopicsReady", "True", "AsDeclared")]).await;
+    stage.another_second().await;
+    let slot = format!("{}_rival", stage.database.name());
+    stage.spec["source"]["postgres"]["slot"]["name"] = json!(slot);
+    stage.spec["sink"]["kafka"]["bootstrapServers"] =
+        json!(kafka.bootstrap().replace("127.0.0.1", "localhost"));
+    stage.apply_as("rival").await;
+    stage
+        .until_of(
+            "rival",
+            &[("TopicsReady", "False", "ResourceConflict"), ("KafkaReachable", "True", "Connected")],
+        )
+        .await;
+    stage.namespace.kubectl(&["delete", "obr", "shop", "--timeout=120s"]).await.unwrap();
+    stage.until_of("rival", &[("TopicsReady", "True", "AsDeclared")]).await;
+}
