@@ -12,6 +12,7 @@ mod cluster;
 mod conditions;
 mod desired;
 mod happy;
+mod kills;
 mod leadership;
 mod lifecycle;
 mod objects;
