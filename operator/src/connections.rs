@@ -1,7 +1,7 @@
 //! Connections that passes share: a client for each Kafka cluster and login, and a few idle connections to databases.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use outbox_relay::config::{self, Sink};
@@ -10,6 +10,7 @@ use outbox_relay::postgres::source;
 use outbox_relay::trouble::Trouble;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::desired::workload::digest;
 use crate::topics::{Cluster, KafkaError};
@@ -19,9 +20,13 @@ const IDLE: Duration = Duration::from_secs(150);
 /// Idle connections to databases at most: they are the database's, and its services need them.
 const KEPT: usize = 32;
 
+/// Connections to one database with one login at once.
+const AT_ONCE: usize = 4;
+
 /// See the module's text.
 #[derive(Default)]
 pub struct Connections {
+    turns: Mutex<HashMap<String, Weak<Semaphore>>>,
     clusters: Mutex<HashMap<String, (Instant, Cluster)>>,
     databases: Mutex<Vec<Idle>>,
 }
@@ -35,6 +40,7 @@ struct Idle {
 /// An open connection, to be given back with [`Connections::keep`] where nothing went wrong on it.
 pub struct Database {
     key: String,
+    _turn: Option<OwnedSemaphorePermit>,
     /// The connection.
     pub sql: PgConnection,
 }
@@ -65,14 +71,27 @@ impl Connections {
     /// The reason why there is none.
     pub async fn database(&self, source: &config::Source, secrets: &str) -> Result<Database, Trouble> {
         let key = key(source, secrets);
+        // Never closed.
+        let turn = self.turns(&key).acquire_owned().await.ok();
         if let Some(mut sql) = self.take(&key) {
             // It may lead to a server that has become a standby meanwhile.
             let read_only = sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut sql).await;
             if read_only.is_ok_and(|read_only: String| read_only == "off") {
-                return Ok(Database { key, sql });
+                return Ok(Database { key, _turn: turn, sql });
             }
         }
-        Ok(Database { sql: source::connect(source, "operator").await?, key })
+        Ok(Database { sql: source::connect(source, "operator").await?, _turn: turn, key })
+    }
+
+    fn turns(&self, key: &str) -> Arc<Semaphore> {
+        let mut turns = lock(&self.turns);
+        if let Some(turns) = turns.get(key).and_then(Weak::upgrade) {
+            return turns;
+        }
+        turns.retain(|_, turns| turns.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(AT_ONCE));
+        turns.insert(key.to_owned(), Arc::downgrade(&new));
+        new
     }
 
     /// Keeps a connection for the next pass.

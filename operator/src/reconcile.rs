@@ -238,7 +238,10 @@ impl Pass<'_> {
         // Boxed: the objects are large, and most passes make none.
         let applied = Box::pin(self.apply(&secrets)).await;
         metrics.step("workload", applied.is_ok());
-        let applied = applied?;
+        let applied = applied.inspect_err(|refusal| {
+            let finding = Finding::no(Reason::NotMade, format!("the objects were not applied: {refusal}"));
+            self.findings.set(Aspect::WorkloadAvailable, finding);
+        })?;
         let finding = objects::available(self.context, self.relay, applied);
         self.findings.set(Aspect::WorkloadAvailable, finding);
         let names: Vec<String> = self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect();

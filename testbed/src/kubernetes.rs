@@ -1,5 +1,5 @@
-//! A real Kubernetes control plane: etcd, API server, controller manager and scheduler. It has no nodes: pods are made, and
-//! stay pending.
+//! A real Kubernetes control plane: etcd, API server, controller manager and scheduler. It has no nodes, so pods are made and
+//! stay pending, unless one is simulated: see [`Kubernetes::simulate_node`].
 
 mod access;
 mod binaries;
@@ -18,6 +18,8 @@ use crate::{Error, net, shared, wait};
 
 /// Generous: the API server sets its storage up, on a machine that is busy with tests.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+
+const NODE: &str = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "simulated"}}"#;
 
 /// A control plane. Dropping it ends it and removes its files.
 pub struct Kubernetes {
@@ -112,6 +114,28 @@ impl Kubernetes {
     pub async fn kill_api_server(&mut self) -> Result<(), Error> {
         let Some(mut program) = self.api_server.take() else { return Ok(()) };
         program.kill().await
+    }
+
+    /// A node that runs every pod there is by saying so, at once. `pods` is the network (CIDR) of their addresses.
+    ///
+    /// # Errors
+    /// kwok cannot be built, or does not make the node ready.
+    pub async fn simulate_node(&mut self, pods: &str) -> Result<(), Error> {
+        let (folder, stages) = tokio::task::spawn_blocking(binaries::kwok)
+            .await
+            .map_err(|join| Error::system("prepare kwok")(std::io::Error::other(join)))??;
+        self.apply(NODE).await?;
+        let kwok = Launch::new("kwok", folder.join("kwok"))
+            .log_to(self.folder.path().join("kwok.log"))
+            .unprivileged()
+            .arg(format!("--kubeconfig={}", self.kubeconfig().display()))
+            .arg("--manage-all-nodes")
+            .arg("--node-lease-duration-seconds=40")
+            .arg(format!("--cidr={pods}"));
+        let kwok = stages.iter().fold(kwok, |kwok, stage| kwok.arg(format!("--config={}", stage.display())));
+        self.others.push(kwok.start()?);
+        let ready = ["wait", "--for=condition=Ready", "node/simulated", "--timeout=60s"];
+        self.kubectl(&ready).await.map(drop)
     }
 
     /// What an administrator connects with.

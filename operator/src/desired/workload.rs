@@ -110,6 +110,8 @@ fn service(relay: &OutboxRelay) -> Service {
         metadata: metadata(relay),
         spec: Some(ServiceSpec {
             selector: Some(selector(relay)),
+            // A name for the pods; addresses of the cluster are for what is balanced, and there are few of them.
+            cluster_ip: Some("None".to_owned()),
             publish_not_ready_addresses: Some(true),
             ports: Some(vec![ServicePort {
                 name: Some(ADMIN.to_owned()),

@@ -115,7 +115,11 @@ const TABLE: [(Reason, &str, &str); 24] = [
         "it has more partitions or other replicas than declared, which the operator does not change: declare what there is, or \
          move replicas with Kafka's tools",
     ),
-    (Reason::NotMade, "`WorkloadAvailable` False", "something before it failed"),
+    (
+        Reason::NotMade,
+        "`WorkloadAvailable` False",
+        "something before it failed, or the message has Kubernetes' refusal, of a quota for example",
+    ),
     (
         Reason::NoPodReady,
         "`WorkloadAvailable` False",

@@ -18,6 +18,17 @@ const KUBERNETES: [&str; 4] = [
     "k8s.io/kubernetes/cmd/kube-scheduler",
     "k8s.io/kubernetes/cmd/kubectl",
 ];
+/// Simulates nodes; the version in `testbed/kwok/go.mod`.
+const KWOK: &str = "sigs.k8s.io/kwok";
+const KWOK_RELEASE: &str = "0.8.0";
+/// What it makes of nodes and pods; its module has more.
+const STAGES: [&str; 4] = [
+    "node/fast/node-initialize.yaml",
+    "node/heartbeat-with-lease/node-heartbeat-with-lease.yaml",
+    "pod/fast/pod-ready.yaml",
+    "pod/fast/pod-delete.yaml",
+];
+
 const ETCD: &str = "go.etcd.io/etcd/server/v3";
 
 /// Where the programs tell their version from.
@@ -34,7 +45,37 @@ pub(super) fn built() -> Result<PathBuf, Error> {
     })
 }
 
+/// The folder with kwok, and the files of its stages.
+pub(super) fn kwok() -> Result<(PathBuf, Vec<PathBuf>), Error> {
+    let said = format!("building kwok {KWOK_RELEASE} from its Go module (once)");
+    let folder = cache::entry(&format!("kwok-{KWOK_RELEASE}"), &said, |folder| {
+        let program = folder.join("kwok").display().to_string();
+        go_build_in("kwok", &["-o", &program, "-ldflags", "-s -w"], &[&format!("{KWOK}/cmd/kwok")])?;
+        let module = module_folder("kwok", KWOK)?;
+        for stage in STAGES {
+            let from = module.join("kustomize/stage").join(stage);
+            let to = folder.join(stage.replace('/', "-"));
+            std::fs::copy(&from, &to).map_err(Error::file("copy", &from))?;
+        }
+        Ok(())
+    })?;
+    let stages = STAGES.iter().map(|stage| folder.join(stage.replace('/', "-"))).collect();
+    Ok((folder, stages))
+}
+
+/// Where Go keeps the source of a module.
+fn module_folder(modules: &str, module: &str) -> Result<PathBuf, Error> {
+    let mut go = Command::new("go");
+    go.args(["list", "-m", "-f", "{{.Dir}}", module]).current_dir(folder_of(modules));
+    let output = go.output().map_err(Error::system("run go"))?;
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
 fn go_build(options: &[&str], packages: &[&str]) -> Result<(), Error> {
+    go_build_in("kubernetes", options, packages)
+}
+
+fn go_build_in(modules: &str, options: &[&str], packages: &[&str]) -> Result<(), Error> {
     // Gently: tests and compilers run beside it.
     let mut go = Command::new("nice");
     go.args(["go", "build"])
@@ -42,12 +83,12 @@ fn go_build(options: &[&str], packages: &[&str]) -> Result<(), Error> {
         .args(packages)
         .env("CGO_ENABLED", "0")
         .env("GOFLAGS", "-mod=readonly")
-        .current_dir(modules());
-    cache::run(&mut go, "nice", "coreutils", "building Kubernetes")
+        .current_dir(folder_of(modules));
+    cache::run(&mut go, "nice", "coreutils", &format!("building {}", packages.join(" ")))
 }
 
-fn modules() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes")
+fn folder_of(modules: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(modules)
 }
 
 fn stamps() -> String {
@@ -70,7 +111,8 @@ mod tests {
 
     #[test]
     fn the_release_is_the_one_of_the_modules() {
-        let modules = std::fs::read_to_string(modules().join("go.mod")).unwrap();
-        assert!(modules.contains(&format!("k8s.io/kubernetes v{RELEASE}")));
+        let modules = |name| std::fs::read_to_string(folder_of(name).join("go.mod")).unwrap();
+        assert!(modules("kubernetes").contains(&format!("k8s.io/kubernetes v{RELEASE}")));
+        assert!(modules("kwok").contains(&format!("{KWOK} v{KWOK_RELEASE}")));
     }
 }

@@ -1,0 +1,146 @@
+//! Hundreds of resources with one operator, one PostgreSQL and one Kafka, on a simulated node; what that costs is printed.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use outbox_operator::desired::configuration::ADMIN_PORT;
+use serde_json::{Value, json};
+use testbed::kafka::{Kafka, KafkaOptions};
+use testbed::kubernetes::Kubernetes;
+use testbed::postgres::{Postgres, PostgresOptions};
+use testbed::{Database, wait};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::cluster::{DEFINITION, relay};
+use crate::stage::operator;
+
+const RESOURCES: usize = 300;
+/// On a busy machine.
+const AT_LAST: Duration = Duration::from_secs(600);
+/// Loopback addresses, so that the test can answer for pods.
+const PODS: &str = "127.200.0.1/16";
+/// How long the operator is watched when all is well.
+const IDLE: Duration = Duration::from_secs(120);
+/// Twice the goal, which is for the program as it is shipped: this one is built for tests.
+const MOST_MEMORY: u64 = 128 * 1024 * 1024;
+
+#[tokio::test]
+async fn three_hundred_resources() {
+    if std::env::var_os("OUTBOX_TEST_ALL").is_none() {
+        return;
+    }
+    let mut cluster = Kubernetes::start().await.unwrap();
+    cluster.simulate_node(PODS).await.unwrap();
+    cluster.apply(DEFINITION).await.unwrap();
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
+    let setting = |name: &str| (name.to_owned(), (RESOURCES + 10).to_string());
+    let settings = vec![setting("max_replication_slots"), setting("max_wal_senders")];
+    let postgres = Postgres::start(PostgresOptions { settings, ..PostgresOptions::default() });
+    let (postgres, kafka) = tokio::try_join!(postgres, Kafka::start(KafkaOptions::default())).unwrap();
+    let database = Database::on(&postgres.url("postgres"), "scale").await.unwrap();
+    let slots = format!(
+        "SELECT count(pg_create_logical_replication_slot('s' || n, 'pgoutput')) FROM generate_series(1, {RESOURCES}) n"
+    );
+    database.execute(&slots).await.unwrap();
+
+    let program = operator("default", cluster.kubeconfig()).start().unwrap();
+    let begun = Instant::now();
+    cluster.apply(&objects(&database, postgres.port(), &kafka.bootstrap())).await.unwrap();
+    let mut answering = JoinSet::new();
+    let mut known = HashMap::new();
+    wait::until("all of them Ready", AT_LAST, async || {
+        answer_for_new_pods(&cluster, &mut known, &mut answering).await?;
+        let ready = count_ready(&cluster).await?;
+        if ready == RESOURCES { Ok(()) } else { Err(format!("{ready} are\n{}", program.log_tail())) }
+    })
+    .await
+    .unwrap();
+    let (ready, busy) = (begun.elapsed(), cpu(program.pid()));
+    let (before, requests_before) = (cpu(program.pid()), requests(&cluster).await);
+    tokio::time::sleep(IDLE).await;
+    let idle = (cpu(program.pid()) - before) / IDLE.as_secs_f64();
+    let requests = (requests(&cluster).await - requests_before) / IDLE.as_secs_f64();
+    let (resident, most) = program.memory().unwrap();
+    println!(
+        "{RESOURCES} resources: all Ready after {:.0} s, {busy:.1} s of CPU; then {:.1} % of a core, {requests:.1} requests \
+         of all clients to the API server a second; {} MiB resident, {} at most",
+        ready.as_secs_f64(),
+        idle * 100.0,
+        resident >> 20,
+        most >> 20,
+    );
+    assert!(most < MOST_MEMORY, "{most} bytes");
+    assert_eq!(count_ready(&cluster).await.unwrap(), RESOURCES);
+}
+
+fn objects(database: &Database, port: u16, bootstrap: &str) -> String {
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login"},
+                        "stringData": {"username": "postgres", "password": "unused"}});
+    let resources = (1..=RESOURCES).map(|number| {
+        let mut object = relay(&json!({
+            "source": {"postgres": {
+                "host": "127.0.0.1", "port": port, "database": database.name(), "tls": {"mode": "disable"},
+                "credentialsSecretRef": {"name": "login"},
+                "publication": {"name": "outbox"}, "slot": {"name": format!("s{number}")},
+            }},
+            "sink": {"kafka": {"bootstrapServers": bootstrap, "tls": {"mode": "disable"}}},
+            "topics": [{"name": format!("t{number}"), "partitions": 1, "replicationFactor": 1}],
+        }));
+        object["metadata"] = json!({"name": format!("shop-{number}"), "namespace": "default"});
+        object
+    });
+    let items: Vec<Value> = std::iter::once(secret).chain(resources).collect();
+    json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
+}
+
+async fn count_ready(cluster: &Kubernetes) -> Result<usize, String> {
+    let ready = ["get", "obr", "-o", "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}"];
+    let ready = cluster.kubectl(&ready).await.map_err(|error| error.to_string())?;
+    Ok(ready.split(' ').filter(|status| *status == "True").count())
+}
+
+/// A relay's answer at the address of each pod.
+async fn answer_for_new_pods(
+    cluster: &Kubernetes,
+    known: &mut HashMap<Ipv4Addr, ()>,
+    answering: &mut JoinSet<()>,
+) -> Result<(), String> {
+    let addresses = ["get", "pods", "-o", "jsonpath={.items[*].status.podIP}"];
+    let addresses = cluster.kubectl(&addresses).await.map_err(|error| error.to_string())?;
+    for address in addresses.split(' ').filter_map(|address| address.parse().ok()) {
+        if known.insert(address, ()).is_none() {
+            let listener =
+                TcpListener::bind((address, ADMIN_PORT)).await.map_err(|error| error.to_string())?;
+            answering.spawn(answer(listener));
+        }
+    }
+    Ok(())
+}
+
+async fn answer(listener: TcpListener) {
+    let status = json!({"role": "active", "ready": true, "phase": "streaming", "trouble": null}).to_string();
+    let text = format!("HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{status}");
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let mut request = [0; 512];
+        let _ = stream.read(&mut request).await;
+        let _ = stream.write_all(text.as_bytes()).await;
+    }
+}
+
+/// Seconds of CPU a process has used.
+fn cpu(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
+    ticks / 100.0
+}
+
+/// Requests the API server has answered.
+async fn requests(cluster: &Kubernetes) -> f64 {
+    let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await.unwrap();
+    let counts = metrics.lines().filter(|line| line.starts_with("apiserver_request_total{"));
+    counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
