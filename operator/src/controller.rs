@@ -1,6 +1,7 @@
 //! The loop: which resources to look at, and when.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::{StreamExt, future};
 use kube::ResourceExt;
@@ -9,7 +10,7 @@ use kube::runtime::controller::{Action, Config, Error};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::reconcile::{Context, RETRY_AFTER, ReconcileError, reconcile};
+use crate::reconcile::{Context, ReconcileError, reconcile};
 use crate::watched::{Guarded, Watched};
 
 /// Passes wait for servers most of the time; those of one server that is away must not hold up the others.
@@ -41,6 +42,7 @@ pub async fn run(loops: Vec<Loop>, context: Arc<Context>, stop: watch::Receiver<
 }
 
 async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<bool>) {
+    let forgetting = Arc::clone(&context);
     let passes = one
         .controller
         .with_config(Config::default().concurrency(PASSES_AT_ONCE))
@@ -53,7 +55,9 @@ async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<boo
                 Err(Error::QueueError(error)) => {
                     tracing::warn!(%error, "cannot watch resources: is the definition applied, and may the operator read them?");
                 }
-                // It was deleted before its turn came.
+                Err(Error::ObjectNotFound(gone)) => {
+                    forgetting.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+                }
                 Err(error) => tracing::debug!(%error, "a pass ended early"),
             }
         });
@@ -75,7 +79,34 @@ async fn guarded(relay: Arc<Guarded>, context: Arc<Context>) -> Result<Action, R
     }
 }
 
-fn again(relay: Arc<Guarded>, error: &ReconcileError, _: Arc<Context>) -> Action {
+fn again(relay: Arc<Guarded>, error: &ReconcileError, context: Arc<Context>) -> Action {
     tracing::warn!(namespace = relay.namespace(), name = relay.name_any(), %error, "will be tried again");
-    Action::requeue(RETRY_AFTER)
+    let failures = relay.0.as_ref().map_or(0, |relay| {
+        context.memory.with(relay, |memory| {
+            memory.failures = memory.failures.saturating_add(1);
+            memory.failures
+        })
+    });
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
+    Action::requeue(pause(failures, nanos))
+}
+
+/// Twice as long after each failure in a row, from 2 s to about 4 minutes; by chance down to half of it, so that what failed at once is
+/// not tried at once.
+fn pause(failures: u32, chance: u32) -> Duration {
+    let longest = Duration::from_secs(1 << failures.clamp(1, 8));
+    longest.mul_f64(0.5 + f64::from(chance % 1000) / 2000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_and_are_not_the_same_for_all() {
+        assert_eq!(pause(1, 0), Duration::from_secs(1));
+        assert!(pause(1, 999) > Duration::from_millis(1990) && pause(1, 999) < Duration::from_secs(2));
+        assert_eq!(pause(5, 0), Duration::from_secs(16));
+        assert_eq!(pause(80, 0), Duration::from_secs(128));
+    }
 }

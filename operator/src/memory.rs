@@ -10,9 +10,9 @@ use kube::ResourceExt;
 use crate::resource::{OutboxRelay, OutboxRelayStatus};
 use crate::topics::{Cluster, Shape};
 
-/// See the module's text.
+/// By namespace and name. A resource that was made anew under the same name has another status, and other objects.
 #[derive(Default)]
-pub struct Memory(Mutex<HashMap<String, Remembered>>);
+pub struct Memory(Mutex<HashMap<(String, String), Remembered>>);
 
 /// Of one resource.
 #[derive(Clone, Default)]
@@ -21,6 +21,8 @@ pub struct Remembered {
     pub settled: Option<Settled>,
     /// What was applied last.
     pub applied: Option<Applied>,
+    /// Passes in a row that the API server has refused something.
+    pub failures: u32,
 }
 
 /// A pass that found everything as it should be.
@@ -56,12 +58,12 @@ impl Memory {
     /// Changes what is remembered of `relay`.
     pub fn with<T>(&self, relay: &OutboxRelay, change: impl FnOnce(&mut Remembered) -> T) -> T {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(memory.entry(relay.uid().unwrap_or_default()).or_default())
+        change(memory.entry((relay.namespace().unwrap_or_default(), relay.name_any())).or_default())
     }
 
     /// It is gone.
-    pub fn forget(&self, relay: &OutboxRelay) {
+    pub fn forget(&self, namespace: &str, name: &str) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.remove(&relay.uid().unwrap_or_default());
+        memory.remove(&(namespace.to_owned(), name.to_owned()));
     }
 }

@@ -9,6 +9,7 @@ use prometheus::{
 };
 
 use crate::resource::{Condition, OutboxRelay};
+use crate::status::Aspect;
 
 const NAMESPACE: &str = "outbox_operator";
 
@@ -157,35 +158,33 @@ impl Metrics {
     /// The slot of a resource whose relay does not tell; `None` where it does.
     pub fn slot(&self, relay: &OutboxRelay, slot: Option<&SlotState>) {
         let (namespace, name) = names(relay);
-        let now = slot.and_then(|slot| slot.wal_status.as_deref());
+        self.forget_slot(&namespace, &name);
+        let Some(slot) = slot else { return };
+        if let Some(status) = slot.wal_status.as_deref() {
+            self.slot_wal_status.with_label_values(&[&namespace, &name, status]).set(1);
+        }
+        let bytes = slot.behind(slot.restart).unwrap_or(0);
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.retained_wal_bytes.with_label_values(&[&namespace, &name]).set(bytes);
+    }
+
+    fn forget_slot(&self, namespace: &str, name: &str) {
+        // It may never have been there.
         for status in WAL_STATUSES {
-            let labels = [namespace.as_str(), &name, status];
-            if now == Some(status) {
-                self.slot_wal_status.with_label_values(&labels).set(1);
-            } else {
-                drop(self.slot_wal_status.remove_label_values(&labels));
-            }
+            drop(self.slot_wal_status.remove_label_values(&[namespace, name, status]));
         }
-        match slot.and_then(|slot| slot.behind(slot.restart)) {
-            Some(bytes) => {
-                let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-                self.retained_wal_bytes.with_label_values(&[&namespace, &name]).set(bytes);
-            }
-            None => drop(self.retained_wal_bytes.remove_label_values(&[&namespace, &name])),
-        }
+        drop(self.retained_wal_bytes.remove_label_values(&[namespace, name]));
     }
 
     /// The resource is gone.
-    pub fn forget(&self, relay: &OutboxRelay) {
-        let (namespace, name) = names(relay);
-        let conditions = relay.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-        for condition in conditions {
+    pub fn forget(&self, namespace: &str, name: &str) {
+        for aspect in Aspect::ALL {
             for status in STATUSES {
-                let labels = [namespace.as_str(), &name, &condition.type_, status];
+                let labels = [namespace, name, &format!("{aspect:?}"), status];
                 drop(self.conditions.remove_label_values(&labels));
             }
         }
-        self.slot(relay, None);
+        self.forget_slot(namespace, name);
     }
 }
 

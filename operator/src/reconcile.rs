@@ -39,8 +39,8 @@ use crate::watched::Watched;
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
 const LOOK_EVERY: Duration = Duration::from_secs(8);
-/// Pause after the API server has refused something.
-pub const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Pause after a change that brings about the next pass by itself, or while deletion waits.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// What all passes share.
 pub struct Context {
@@ -94,10 +94,10 @@ impl Context {
     }
 
     /// The resource is gone.
-    fn forget(&self, relay: &OutboxRelay) {
-        self.metrics.forget(relay);
-        self.memory.forget(relay);
-        self.watched.iter().for_each(|watched| watched.forget(relay));
+    pub fn forget(&self, namespace: &str, name: &str) {
+        self.metrics.forget(namespace, name);
+        self.memory.forget(namespace, name);
+        self.watched.iter().for_each(|watched| watched.forget(namespace, name));
     }
 }
 
@@ -123,11 +123,7 @@ pub async fn reconcile(relay: &OutboxRelay, context: &Context) -> Result<Action,
     let held = relay.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
     let wanted = cleanup::deletes_something(&relay.spec);
     if relay.metadata.deletion_timestamp.is_some() {
-        if !held {
-            context.forget(relay);
-            return Ok(Action::await_change());
-        }
-        return end(relay, context).await;
+        return if held { end(relay, context).await } else { Ok(Action::await_change()) };
     }
     if held != wanted {
         // Nothing is made before it is certain that it will be looked after. The change brings about the next pass.
@@ -169,7 +165,6 @@ async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcile
         context.tell(relay, Kind::Warning, "DeletionGivenUp", &note);
     }
     hold(relay, context, false).await?;
-    context.forget(relay);
     Ok(Action::await_change())
 }
 
@@ -191,6 +186,7 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     let status = pass.write_status().await?;
     context.memory.with(relay, |memory| {
         memory.settled = settled.map(|settled| Settled { status, ..settled });
+        memory.failures = if done.is_ok() { 0 } else { memory.failures };
     });
     done.map(|()| Action::requeue(LOOK_EVERY))
 }

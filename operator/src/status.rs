@@ -36,7 +36,8 @@ pub enum Aspect {
 }
 
 impl Aspect {
-    const ALL: [Aspect; 10] = [
+    /// All of them, in the order in which things are done.
+    pub const ALL: [Aspect; 10] = [
         Aspect::Ready,
         Aspect::ReferencesResolved,
         Aspect::DatabaseReachable,

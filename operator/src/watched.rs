@@ -125,8 +125,8 @@ impl Watched {
     }
 
     /// The resource is gone.
-    pub fn forget(&self, relay: &OutboxRelay) {
-        let key = (relay.namespace().unwrap_or_default(), relay.name_any());
+    pub fn forget(&self, namespace: &str, name: &str) {
+        let key = (namespace.to_owned(), name.to_owned());
         self.touched.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 }

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use outbox_relay::config::{self, Config, quote};
+use outbox_relay::postgres::checkpoint;
+use outbox_relay::postgres::source::{self, PublicationState};
+use outbox_relay::trouble::{self, Trouble};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
@@ -12,10 +16,6 @@ use crate::events::Kind;
 use crate::resource::{CreationPolicy, OutboxRelay};
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding, Reason};
-use outbox_relay::config::{self, Config, quote};
-use outbox_relay::postgres::checkpoint;
-use outbox_relay::postgres::source::{self, PublicationState};
-use outbox_relay::trouble::{self, Trouble};
 
 /// How long all of it may take: an outage has to show within 10 s.
 const WITHIN: Duration = Duration::from_secs(6);

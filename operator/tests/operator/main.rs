@@ -18,6 +18,7 @@ mod lifecycle;
 mod objects;
 mod permissions;
 mod rules;
+mod samples;
 mod scale;
 mod stage;
 mod topics;
