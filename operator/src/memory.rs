@@ -2,7 +2,7 @@
 //! applied, once more.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use kube::ResourceExt;
@@ -18,7 +18,7 @@ pub struct Memory(Mutex<HashMap<(String, String), Remembered>>);
 #[derive(Clone, Default)]
 pub struct Remembered {
     /// The last pass that found everything as it should be.
-    pub settled: Option<Settled>,
+    pub settled: Option<Arc<Settled>>,
     /// What was applied last.
     pub applied: Option<Applied>,
     /// Passes in a row that the API server has refused something.
@@ -26,7 +26,6 @@ pub struct Remembered {
 }
 
 /// A pass that found everything as it should be.
-#[derive(Clone)]
 pub struct Settled {
     /// When.
     pub at: Instant,

@@ -185,7 +185,7 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     let settled = pass.settled.take().filter(|_| pass.findings.is_well());
     let status = pass.write_status().await?;
     context.memory.with(relay, |memory| {
-        memory.settled = settled.map(|settled| Settled { status, ..settled });
+        memory.settled = settled.map(|settled| Arc::new(Settled { status, ..settled }));
         memory.failures = if done.is_ok() { 0 } else { memory.failures };
     });
     done.map(|()| Action::requeue(LOOK_EVERY))

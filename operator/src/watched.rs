@@ -16,7 +16,7 @@ use kube::runtime::{Controller, WatchStreamExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::OnceCell;
 
-use crate::desired::naming::{MANAGED_BY, MANAGER, object_name, selector};
+use crate::desired::naming::{INSTANCE, MANAGED_BY, MANAGER, object_name};
 use crate::metrics::Metrics;
 use crate::resource::OutboxRelay;
 
@@ -110,10 +110,10 @@ impl Watched {
 
     /// The pods of a resource, without their specifications.
     pub fn pods(&self, relay: &OutboxRelay) -> Vec<Arc<Pod>> {
-        let wanted = selector(relay);
+        let (namespace, name) = (relay.meta().namespace.as_deref(), relay.meta().name.as_deref());
         let is_wanted = |pod: &Pod| {
-            pod.namespace() == relay.namespace()
-                && wanted.iter().all(|(key, value)| pod.labels().get(key) == Some(value))
+            pod.labels().get(INSTANCE).map(String::as_str) == name
+                && pod.meta().namespace.as_deref() == namespace
         };
         self.pods.state_filter(is_wanted)
     }

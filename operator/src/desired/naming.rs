@@ -11,7 +11,8 @@ use crate::resource::OutboxRelay;
 pub const MANAGER: &str = "outbox-operator";
 
 const NAME: &str = "app.kubernetes.io/name";
-const INSTANCE: &str = "app.kubernetes.io/instance";
+/// The label with the name of the resource.
+pub const INSTANCE: &str = "app.kubernetes.io/instance";
 /// The label by which everything of this operator is told.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 

@@ -34,6 +34,12 @@ async fn deletion_does_what_the_policies_say_and_nothing_else() {
     let mut relay = stage.until_streaming(&folder).await;
     let registered = "SELECT count(*) FROM outbox_checkpoint";
     assert_eq!(stage.value(registered).await.as_deref(), Some("1"));
+    let ready = format!(
+        r#"outbox_operator_resource_condition{{name="shop",namespace="{}",status="True",type="Ready"}} 1"#,
+        stage.namespace.name()
+    );
+    let metrics = stage.metrics().await;
+    assert!(metrics.contains(&ready), "{metrics}");
     stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
     stage.until(&[("Ready", "False", "Deleting")]).await;
     let said = ["get", "obr", "shop", "-o", "jsonpath={.status.conditions[?(@.type==\"Ready\")].message}"];
@@ -42,6 +48,12 @@ async fn deletion_does_what_the_policies_say_and_nothing_else() {
     relay.terminate().unwrap();
     relay.wait(SOON).await.unwrap();
     until_gone(&stage).await;
+    wait::until("no metrics of it", SOON, async || {
+        let metrics = stage.metrics().await;
+        if metrics.contains(r#"name="shop""#) { Err(metrics) } else { Ok(()) }
+    })
+    .await
+    .unwrap();
     let slots =
         format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", stage.database.name());
     assert_eq!(stage.value(&slots).await.as_deref(), Some("0"));
@@ -200,6 +212,32 @@ async fn drift_is_repaired_and_suspension_stops_the_pods_only() {
     })
     .await
     .unwrap();
+}
+
+/// Every edit makes a version that a write of the operator's may miss; the last one counts.
+#[tokio::test]
+async fn edits_in_quick_succession_end_as_the_last_one_says() {
+    let mut stage = Stage::shared("edits").await;
+    stage.make_secret().await;
+    for partitions in 3..=9 {
+        stage.spec["topics"][0]["partitions"] = json!(partitions);
+        stage.apply().await;
+        for number in 0..3 {
+            let mark = format!("edited=at-{partitions}-{number}");
+            stage.namespace.kubectl(&["annotate", "--overwrite", "obr", "shop", &mark]).await.unwrap();
+        }
+    }
+    wait::until("nine partitions", SOON, async || match stage.observed().await {
+        Some(topic) if topic.partitions == 9 => Ok(()),
+        other => Err(format!("{other:?}\n{}", stage.operator.log_tail())),
+    })
+    .await
+    .unwrap();
+    stage
+        .until(&[("TopicsReady", "True", "AsDeclared"), ("WorkloadAvailable", "False", "Unschedulable")])
+        .await;
+    let seen = ["get", "obr", "shop", "-o", "jsonpath={.metadata.generation} {.status.observedGeneration}"];
+    assert_eq!(stage.namespace.kubectl(&seen).await.unwrap(), "7 7");
 }
 
 /// Each shows with its reason, and clears by itself; the pods run on meanwhile.

@@ -18,6 +18,8 @@ use testbed::guard::Folder;
 use testbed::kubernetes::Namespace;
 use testbed::process::{Launch, Program};
 use testbed::{Database, net, shared, wait};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::cluster::{apply, namespace, relay};
@@ -31,6 +33,7 @@ pub struct Stage {
     pub bootstrap: String,
     pub topic: String,
     pub operator: Program,
+    admin_port: u16,
     pub spec: Value,
     /// What the relay's pod has in the cluster: a loopback address of its own, so that the port can be that of a pod.
     pub pod_ip: Ipv4Addr,
@@ -58,13 +61,17 @@ impl Stage {
             "sink": {"kafka": {"bootstrapServers": bootstrap, "tls": {"mode": "disable"}}},
             "topics": [{"name": topic, "partitions": 3, "replicationFactor": 1}],
         });
-        let operator = start_operator(&namespace, namespace.cluster().kubeconfig());
+        let admin_port = net::free_port().unwrap();
+        let launch = operator(namespace.name(), namespace.cluster().kubeconfig());
+        let operator =
+            launch.env("OUTBOX_OPERATOR_LISTEN", format!("127.0.0.1:{admin_port}")).start().unwrap();
         Stage {
             namespace,
             database,
             bootstrap: bootstrap.to_owned(),
             topic,
             operator,
+            admin_port,
             spec,
             pod_ip: address_of_its_own(),
         }
@@ -125,6 +132,15 @@ impl Stage {
         relay
     }
 
+    /// What the operator that was started with the stage says under `/metrics`.
+    pub async fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin_port)).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
     /// The value of a SQL expression, as text.
     pub async fn value(&self, sql: &str) -> Option<String> {
         let mut connection = self.database.connect().await.unwrap();
@@ -157,10 +173,6 @@ fn address_of_its_own() -> Ipv4Addr {
     Ipv4Addr::new(127, a, b, c.clamp(2, 250))
 }
 
-pub fn start_operator(namespace: &Namespace, kubeconfig: &Path) -> Program {
-    operator(namespace.name(), kubeconfig).start().unwrap()
-}
-
 /// An operator that looks at `namespace`, and at nothing else.
 pub fn operator(namespace: &str, kubeconfig: &Path) -> Launch {
     let port = net::free_port().unwrap();
@@ -168,7 +180,7 @@ pub fn operator(namespace: &str, kubeconfig: &Path) -> Launch {
         .arg("run")
         .arg(format!("--namespace={namespace}"))
         .arg("--relay-image=outbox-relay:test")
-        .arg(format!("--listen=127.0.0.1:{port}"))
+        .env("OUTBOX_OPERATOR_LISTEN", format!("127.0.0.1:{port}"))
         .env("KUBECONFIG", kubeconfig)
 }
 
