@@ -3,7 +3,7 @@
 
 use serde_json::json;
 use testbed::guard::Folder;
-use testbed::kafka::{Kafka, KafkaOptions, create_topic};
+use testbed::kafka::{Kafka, KafkaOptions, Login, Security, create_topic};
 use testbed::postgres::{Auth, Postgres, PostgresOptions, Shutdown};
 use testbed::process::Program;
 use testbed::shared;
@@ -110,4 +110,34 @@ async fn of_two_resources_for_one_topic_the_older_has_it() {
         .await;
     stage.namespace.kubectl(&["delete", "obr", "shop", "--timeout=120s"]).await.unwrap();
     stage.until_of("rival", &[("TopicsReady", "True", "AsDeclared")]).await;
+}
+
+/// A login that may do nothing, and an administrator's that may.
+#[tokio::test]
+async fn a_login_to_kafka_that_may_not_make_topics() {
+    let login = |user: &str| Login { user: user.to_owned(), password: format!("{user}-secret") };
+    let security = Security {
+        logins: vec![login("shipper"), login("admin")],
+        authorize: true,
+        super_users: vec!["admin".to_owned()],
+        ..Security::default()
+    };
+    let options = KafkaOptions { security: Some(security), ..KafkaOptions::default() };
+    let kafka = Kafka::start(options).await.unwrap();
+    let servers = shared().await.unwrap();
+    let mut stage = Stage::on("rights", &servers.postgres_url("postgres"), &kafka.bootstrap()).await;
+    stage.make_secret().await;
+    stage.secret_named("shipper", "shipper", "shipper-secret").await;
+    stage.secret_named("admin", "admin", "admin-secret").await;
+    let sink = &mut stage.spec["sink"]["kafka"];
+    sink["bootstrapServers"] = json!(kafka.secure_bootstrap());
+    sink["sasl"] = json!({"mechanism": "SCRAM-SHA-512", "credentialsSecretRef": {"name": "shipper"}});
+    stage.apply().await;
+    stage.until(&[("KafkaReachable", "True", "Connected"), ("TopicsReady", "False", "TopicFailed")]).await;
+    // One that is there and hidden is not taken for one that is as declared.
+    create_topic(&stage.bootstrap, &stage.topic, 3, 1, &[]).await.unwrap();
+    stage.until(&[("TopicsReady", "False", "TopicFailed")]).await;
+    stage.spec["sink"]["kafka"]["adminCredentialsSecretRef"] = json!({"name": "admin"});
+    stage.apply().await;
+    stage.until(&[("TopicsReady", "True", "AsDeclared")]).await;
 }

@@ -81,10 +81,16 @@ impl Stage {
         self.secret("postgres", "unused").await;
     }
 
-    /// The Secret of the relay's login, with these values from now on.
+    /// The Secret of the relay's login to the database, with these values from now on.
     pub async fn secret(&self, user: &str, password: &str) {
+        self.secret_named("login", user, password).await;
+    }
+
+    /// A Secret with a login.
+    pub async fn secret_named(&self, name: &str, user: &str, password: &str) {
         let values = json!({"username": user, "password": password});
-        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login"}, "stringData": values});
+        let secret =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values});
         apply(&self.namespace, &secret).await.unwrap();
     }
 
