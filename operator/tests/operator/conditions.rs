@@ -141,3 +141,16 @@ async fn a_login_to_kafka_that_may_not_make_topics() {
     stage.apply().await;
     stage.until(&[("TopicsReady", "True", "AsDeclared")]).await;
 }
+
+/// It is made again, and the relay does not take it for the one it knew: rows may be missing from the stream.
+#[tokio::test]
+async fn a_publication_that_is_dropped_under_a_running_relay() {
+    let stage = Stage::shared("dropped").await;
+    let folder = Folder::new("relay").unwrap();
+    let _relay = stage.until_streaming(&folder).await;
+    stage.database.execute("DROP PUBLICATION outbox").await.unwrap();
+    stage.insert(stage.database.name()).await;
+    stage
+        .until(&[("Streaming", "False", "PublicationChanged"), ("PublicationReady", "True", "Present")])
+        .await;
+}
