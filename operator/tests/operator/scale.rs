@@ -1,6 +1,6 @@
 //! Hundreds of resources with one operator, one PostgreSQL and one Kafka, on a simulated node; what that costs is printed.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,7 @@ async fn three_hundred_resources() {
     let begun = Instant::now();
     cluster.apply(&objects(&database, postgres.port(), &kafka.bootstrap())).await.unwrap();
     let mut answering = JoinSet::new();
-    let mut known = HashMap::new();
+    let mut known = HashSet::new();
     wait::until("all of them Ready", AT_LAST, async || {
         answer_for_new_pods(&cluster, &mut known, &mut answering).await?;
         let ready = count_ready(&cluster).await?;
@@ -58,10 +58,10 @@ async fn three_hundred_resources() {
     })
     .await
     .unwrap();
-    let (ready, busy) = (begun.elapsed(), cpu(program.pid()));
-    let (before, requests_before) = (cpu(program.pid()), requests(&cluster).await);
+    let (ready, busy) = (begun.elapsed(), program.cpu_seconds());
+    let (before, requests_before) = (program.cpu_seconds(), requests(&cluster).await);
     tokio::time::sleep(IDLE).await;
-    let idle = (cpu(program.pid()) - before) / IDLE.as_secs_f64();
+    let idle = (program.cpu_seconds() - before) / IDLE.as_secs_f64();
     let requests = (requests(&cluster).await - requests_before) / IDLE.as_secs_f64();
     let (resident, most) = program.memory().unwrap();
     println!(
@@ -105,13 +105,13 @@ async fn count_ready(cluster: &Kubernetes) -> Result<usize, String> {
 /// A relay's answer at the address of each pod.
 async fn answer_for_new_pods(
     cluster: &Kubernetes,
-    known: &mut HashMap<Ipv4Addr, ()>,
+    known: &mut HashSet<Ipv4Addr>,
     answering: &mut JoinSet<()>,
 ) -> Result<(), String> {
     let addresses = ["get", "pods", "-o", "jsonpath={.items[*].status.podIP}"];
     let addresses = cluster.kubectl(&addresses).await.map_err(|error| error.to_string())?;
     for address in addresses.split(' ').filter_map(|address| address.parse().ok()) {
-        if known.insert(address, ()).is_none() {
+        if known.insert(address) {
             let listener =
                 TcpListener::bind((address, ADMIN_PORT)).await.map_err(|error| error.to_string())?;
             answering.spawn(answer(listener));
@@ -128,14 +128,6 @@ async fn answer(listener: TcpListener) {
         let _ = stream.read(&mut request).await;
         let _ = stream.write_all(text.as_bytes()).await;
     }
-}
-
-/// Seconds of CPU a process has used.
-fn cpu(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: f64 = fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap();
-    ticks / 100.0
 }
 
 /// Requests the API server has answered.

@@ -10,7 +10,7 @@ use sqlx::AssertSqlSafe;
 use testbed::load::{Backlog, write_backlog};
 
 use super::report;
-use super::site::{Servers, Site, cpu_seconds};
+use super::site::{Servers, Site};
 use crate::Failure;
 use crate::paint::faint;
 
@@ -118,7 +118,7 @@ async fn drain(site: &Site, programs: &Path, rows: f64) -> Result<Drained, Failu
     let mut relay = site.relay(programs)?;
     relay.until_metric("outbox_relay_events_total", rows).await?;
     let took = started.elapsed().as_secs_f64();
-    let cpu = cpu_seconds(relay.program.pid());
+    let cpu = relay.program.cpu_seconds();
     let (_, peak) = relay.program.memory().ok_or("the relay is gone")?;
     relay.program.kill().await?;
     Ok(Drained {
