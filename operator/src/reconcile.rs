@@ -11,6 +11,7 @@ mod kafka;
 mod objects;
 mod relay;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,7 @@ use crate::metrics::{Metrics, Outcome};
 use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding, Findings, Reason};
+use crate::topics::{Cluster, Shape};
 use crate::watched::Watched;
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
@@ -67,8 +69,8 @@ impl Context {
         Api::namespaced(self.client.clone(), &relay.namespace().unwrap_or_default())
     }
 
-    fn relays(&self) -> Vec<OutboxRelay> {
-        self.watched.iter().flat_map(Watched::relays).collect()
+    fn find_in_relays<T>(&self, look: impl Fn(&OutboxRelay) -> Option<T>) -> Option<T> {
+        self.watched.iter().find_map(|watched| watched.find_in_relays(&look))
     }
 
     fn deployment(&self, relay: &OutboxRelay) -> Option<Arc<Deployment>> {
@@ -176,16 +178,21 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
         return Ok(Action::requeue(LOOK_EVERY));
     }
     let done = pass.run().await;
-    let outcome = match (&done, pass.findings.is_well()) {
+    let well = pass.findings.is_well();
+    let outcome = match (&done, well) {
         (Err(_), _) => Outcome::Failed,
         (Ok(()), true) => Outcome::Ready,
         (Ok(()), false) => Outcome::NotReady,
     };
     metrics.passed(since, outcome);
-    let settled = pass.settled.take().filter(|_| pass.findings.is_well());
     let status = pass.write_status().await?;
+    let (at, generation) = (Instant::now(), relay.metadata.generation);
+    let settled = pass
+        .topics_seen
+        .filter(|_| well)
+        .map(|(cluster, shapes)| Arc::new(Settled { at, generation, status, cluster, shapes }));
     context.memory.with(relay, |memory| {
-        memory.settled = settled.map(|settled| Arc::new(Settled { status, ..settled }));
+        memory.settled = settled;
         memory.failures = if done.is_ok() { 0 } else { memory.failures };
     });
     done.map(|()| Action::requeue(LOOK_EVERY))
@@ -198,8 +205,8 @@ struct Pass<'a> {
     topics: Vec<TopicStatus>,
     database_identity: Option<String>,
     kafka_identity: Option<String>,
-    /// What the next glance compares with.
-    settled: Option<Settled>,
+    /// Where its topics are and how they were, for the next glance.
+    topics_seen: Option<(Cluster, BTreeMap<String, Shape>)>,
 }
 
 impl<'a> Pass<'a> {
@@ -213,7 +220,7 @@ impl<'a> Pass<'a> {
             topics: before.topics,
             database_identity: before.database_identity,
             kafka_identity: before.kafka_identity,
-            settled: None,
+            topics_seen: None,
         }
     }
 }
@@ -240,13 +247,13 @@ impl Pass<'_> {
         })?;
         let finding = objects::available(self.context, self.relay, applied);
         self.findings.set(Aspect::WorkloadAvailable, finding);
-        let names: Vec<String> = self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect();
-        if let Ok(shapes) = cluster.shapes(&names).await {
-            let (at, generation) = (Instant::now(), self.relay.metadata.generation);
-            let status = OutboxRelayStatus::default();
-            self.settled = Some(Settled { at, generation, status, cluster, shapes });
-        }
+        let shapes = cluster.shapes(&self.topic_names()).await;
+        self.topics_seen = shapes.ok().map(|shapes| (cluster, shapes));
         Ok(())
+    }
+
+    fn topic_names(&self) -> Vec<String> {
+        self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect()
     }
 
     /// The Secrets, and the configuration with the files they are in here.
@@ -292,7 +299,7 @@ impl Pass<'_> {
         Ok(Some(deployment))
     }
 
-    async fn write_status(&mut self) -> Result<OutboxRelayStatus, ReconcileError> {
+    async fn write_status(&self) -> Result<OutboxRelayStatus, ReconcileError> {
         let relay = self.relay;
         let before = relay.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
         let generation = relay.metadata.generation;
@@ -325,11 +332,10 @@ impl Pass<'_> {
 
     /// Readiness as it is now, when it or its cause has changed.
     fn tell_of_change(&self, before: &[Condition], now: &[Condition]) {
-        let ready = |conditions: &[Condition]| conditions.iter().find(|one| one.type_ == "Ready").cloned();
-        let Some(now) = ready(now) else { return };
-        let same =
-            |before: Condition| (before.status, before.reason) == (now.status.clone(), now.reason.clone());
-        if !ready(before).is_some_and(same) {
+        let is_ready = |condition: &&Condition| condition.type_ == "Ready";
+        let Some(now) = now.iter().find(is_ready) else { return };
+        let same = |before: &Condition| before.status == now.status && before.reason == now.reason;
+        if !before.iter().find(is_ready).is_some_and(same) {
             let kind = if now.status == "True" { Kind::Normal } else { Kind::Warning };
             self.context.tell(self.relay, kind, &now.reason, &now.message);
         }

@@ -96,10 +96,9 @@ impl Watched {
         self.seen.get_or_init(once).await;
     }
 
-    /// Every resource that can be read.
-    pub fn relays(&self) -> Vec<OutboxRelay> {
-        let readable = |relay: &Arc<Guarded>| relay.0.as_ref().ok().cloned();
-        self.relays.state().iter().filter_map(readable).collect()
+    /// What `look` finds first in the resources that can be read.
+    pub fn find_in_relays<T>(&self, look: impl Fn(&OutboxRelay) -> Option<T>) -> Option<T> {
+        self.relays.state().iter().find_map(|relay| look(relay.0.as_ref().ok()?))
     }
 
     /// The Deployment of a resource, without its specification.
@@ -150,8 +149,8 @@ impl Touched {
 /// The API server does not know the resource.
 fn is_missing(error: &watcher::Error) -> bool {
     let refusal = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status)) => Some(status.code),
-        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(status.code),
         _ => None,
     };
     refusal == Some(404)

@@ -28,8 +28,7 @@ impl Pass<'_> {
     }
 
     async fn topics_unchanged(&self, settled: &Settled) -> bool {
-        let names: Vec<String> = self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect();
-        settled.cluster.shapes(&names).await.is_ok_and(|shapes| shapes == settled.shapes)
+        settled.cluster.shapes(&self.topic_names()).await.is_ok_and(|shapes| shapes == settled.shapes)
     }
 
     /// Resources that were made at once are not looked at at once for ever.

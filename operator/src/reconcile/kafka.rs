@@ -22,7 +22,7 @@ impl Pass<'_> {
                 return None;
             }
         };
-        let names: Vec<String> = self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect();
+        let names = self.topic_names();
         let observing = cluster.observe(&names);
         let observed = match self.context.metrics.request("kafka", "observe", observing).await {
             Ok(observed) => observed,
