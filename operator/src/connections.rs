@@ -4,6 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use http_body_util::Empty;
+use hyper::body::Bytes;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use outbox_relay::config::{self, Sink};
 use outbox_relay::kafka::client::client_config;
 use outbox_relay::postgres::source;
@@ -24,12 +29,16 @@ const KEPT: usize = 32;
 const AT_ONCE: usize = 4;
 
 /// See the module's text.
-#[derive(Default)]
 pub struct Connections {
+    /// To relays.
+    pub relays: RelayClient,
     turns: Mutex<HashMap<String, Weak<Semaphore>>>,
     clusters: Mutex<HashMap<String, (Instant, Cluster)>>,
     databases: Mutex<Vec<Idle>>,
 }
+
+/// To the pods of relays, which are asked every few seconds: connections are kept from one pass to the next.
+pub type RelayClient = Client<HttpConnector, Empty<Bytes>>;
 
 struct Idle {
     key: String,
@@ -43,6 +52,14 @@ pub struct Database {
     _turn: Option<OwnedSemaphorePermit>,
     /// The connection.
     pub sql: PgConnection,
+}
+
+impl Default for Connections {
+    fn default() -> Self {
+        let relays = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build_http();
+        let (turns, clusters, databases) = Default::default();
+        Connections { relays, turns, clusters, databases }
+    }
 }
 
 impl Connections {

@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::process::exit;
 use std::sync::Arc;
+use std::time::Instant;
 
 use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
 use clap::{Args, Parser, Subcommand};
@@ -90,7 +91,7 @@ fn print(text: &str) -> i32 {
 fn run(options: Run) -> i32 {
     let log_level = init_logging(DEFAULT_LOG_FILTER, options.log_format);
     admin::exit_on_panic();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return EXIT_BUG };
     runtime.block_on(async {
         let client = match Client::try_default().await {
@@ -149,6 +150,7 @@ async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::
         connections: Connections::default(),
         memory: Memory::default(),
         metrics,
+        since: Instant::now(),
     };
     controller::run(loops, Arc::new(context), stopping).await;
 }

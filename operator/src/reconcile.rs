@@ -41,6 +41,8 @@ use crate::watched::Watched;
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
 const LOOK_EVERY: Duration = Duration::from_secs(8);
+/// Looks are at beats of this process's clock, so that those of many resources are one waking.
+const BEAT: Duration = Duration::from_secs(1);
 /// Pause after a change that brings about the next pass by itself, or while deletion waits.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
@@ -58,6 +60,8 @@ pub struct Context {
     pub memory: Memory,
     /// What `/metrics` shows.
     pub metrics: Metrics,
+    /// When the process began.
+    pub since: Instant,
 }
 
 impl Context {
@@ -67,6 +71,11 @@ impl Context {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &relay.namespace().unwrap_or_default())
+    }
+
+    fn next_look(&self) -> Action {
+        let past_beat = self.since.elapsed().as_nanos() % BEAT.as_nanos();
+        Action::requeue(LOOK_EVERY - Duration::from_nanos_u128(past_beat))
     }
 
     fn find_in_relays<T>(&self, look: impl Fn(&OutboxRelay) -> Option<T>) -> Option<T> {
@@ -145,7 +154,9 @@ async fn hold(relay: &OutboxRelay, context: &Context, held: bool) -> Result<(), 
     let metadata = json!({"finalizers": finalizers, "resourceVersion": relay.resource_version()});
     let patch = Patch::Merge(json!({"metadata": metadata}));
     let api = context.beside::<OutboxRelay>(relay);
-    match api.patch(&relay.name_any(), &PatchParams::default(), &patch).await {
+    let (name, parameters) = (relay.name_any(), PatchParams::default());
+    let patching = api.patch(&name, &parameters, &patch);
+    match context.metrics.request("kubernetes", "hold", patching).await {
         // It is gone, or has changed: the next pass sees how.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         patched => Ok(patched.map(drop)?),
@@ -175,7 +186,7 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     let (since, metrics) = (Instant::now(), &context.metrics);
     if pass.unchanged().await {
         metrics.passed(since, Outcome::Unchanged);
-        return Ok(Action::requeue(LOOK_EVERY));
+        return Ok(context.next_look());
     }
     let done = pass.run().await;
     let well = pass.findings.is_well();
@@ -195,7 +206,7 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
         memory.settled = settled;
         memory.failures = if done.is_ok() { 0 } else { memory.failures };
     });
-    done.map(|()| Action::requeue(LOOK_EVERY))
+    done.map(|()| context.next_look())
 }
 
 struct Pass<'a> {
@@ -258,7 +269,8 @@ impl Pass<'_> {
 
     /// The Secrets, and the configuration with the files they are in here.
     async fn resolve(&mut self) -> Option<(Secrets, Config)> {
-        let secrets = match Secrets::read(self.context.beside(self.relay), &self.relay.spec).await {
+        let Pass { relay, context, .. } = self;
+        let secrets = match Secrets::read(context.beside(relay), &relay.spec, &context.metrics).await {
             Ok(secrets) => secrets,
             Err(error) => {
                 let finding = Finding::no(Reason::SecretUnusable, error.to_string());

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::desired::files::{MountedSecret, mounted, path};
 use crate::desired::workload::digest;
+use crate::metrics::Metrics;
 use crate::resource::{CredentialsSecretRef, OutboxRelaySpec};
 
 /// A Secret cannot be used.
@@ -78,8 +79,12 @@ impl Secrets {
     ///
     /// # Errors
     /// Names the Secret, and the key.
-    pub async fn read(api: Api<Secret>, spec: &OutboxRelaySpec) -> Result<Secrets, SecretError> {
-        let mut reader = Reader { api, read: BTreeMap::new() };
+    pub async fn read(
+        api: Api<Secret>,
+        spec: &OutboxRelaySpec,
+        metrics: &Metrics,
+    ) -> Result<Secrets, SecretError> {
+        let mut reader = Reader { api, metrics, read: BTreeMap::new() };
         let folder = tempfile::tempdir()?;
         let mut values = Vec::new();
         for secret in mounted(spec) {
@@ -104,17 +109,19 @@ impl Secrets {
 type Data = BTreeMap<String, Vec<u8>>;
 
 /// Reads each Secret once, however many references lead to it.
-struct Reader {
+struct Reader<'a> {
     api: Api<Secret>,
+    metrics: &'a Metrics,
     read: BTreeMap<String, Data>,
 }
 
-impl Reader {
+impl Reader<'_> {
     async fn data(&mut self, name: &str) -> Result<&Data, SecretError> {
         match self.read.entry(name.to_owned()) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(unknown) => {
-                let secret = self.api.get_opt(name).await;
+                let reading = self.api.get_opt(name);
+                let secret = self.metrics.request("kubernetes", "read_secret", reading).await;
                 let secret =
                     secret.map_err(|error| SecretError::Unreadable { name: name.to_owned(), error })?;
                 let secret = secret.ok_or_else(|| SecretError::Missing(name.to_owned()))?;

@@ -110,9 +110,12 @@ impl Watched {
     /// The pods of a resource, without their specifications.
     pub fn pods(&self, relay: &OutboxRelay) -> Vec<Arc<Pod>> {
         let (namespace, name) = (relay.meta().namespace.as_deref(), relay.meta().name.as_deref());
+        let workload = object_name(relay);
         let is_wanted = |pod: &Pod| {
-            pod.labels().get(INSTANCE).map(String::as_str) == name
+            // First what is cheap: of all pods, a few are this resource's.
+            pod.meta().name.as_ref().is_some_and(|pod| pod.starts_with(&workload))
                 && pod.meta().namespace.as_deref() == namespace
+                && pod.labels().get(INSTANCE).map(String::as_str) == name
         };
         self.pods.state_filter(is_wanted)
     }

@@ -78,7 +78,9 @@ impl Pass<'_> {
 
     async fn stop_relay(&self) -> Result<(), kube::Error> {
         let deployments = self.context.beside::<Deployment>(self.relay);
-        match deployments.delete(&object_name(self.relay), &DeleteParams::foreground()).await {
+        let (name, parameters) = (object_name(self.relay), DeleteParams::foreground());
+        let deleting = deployments.delete(&name, &parameters);
+        match self.context.metrics.request("kubernetes", "delete", deleting).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             deleted => deleted.map(drop),
         }

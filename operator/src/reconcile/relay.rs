@@ -4,20 +4,21 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use http_body_util::{BodyExt, Limited};
+use hyper::Uri;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::Pass;
+use crate::connections::RelayClient;
 use crate::desired::configuration::ADMIN_PORT;
 use crate::status::{Finding, Reason};
 
 /// A pod of the same cluster answers at once, or not at all.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// More than `/status` ever is.
-const LONGEST_ANSWER: u64 = 256 * 1024;
+const LONGEST_ANSWER: usize = 256 * 1024;
 
 /// The part of a relay's `/status` that matters here.
 #[derive(Debug, Deserialize)]
@@ -45,8 +46,10 @@ impl Pass<'_> {
         let running: Vec<_> = pods.iter().filter_map(|pod| Some((pod.name_any(), address(pod)?))).collect();
         let asked = running.iter().map(async |(pod, address)| {
             let late = |_| Err(format!("no answer within {ANSWER_WITHIN:?}"));
-            let answer =
-                async { tokio::time::timeout(ANSWER_WITHIN, ask(*address)).await.unwrap_or_else(late) };
+            let client = &self.context.connections.relays;
+            let answer = async {
+                tokio::time::timeout(ANSWER_WITHIN, ask(client, *address)).await.unwrap_or_else(late)
+            };
             let answer = self.context.metrics.request("relay", "status", answer).await;
             answer.map_err(|problem| format!("pod {pod}, http://{address}/status: {problem}"))
         });
@@ -59,20 +62,18 @@ fn address(pod: &Pod) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, ADMIN_PORT))
 }
 
-/// HTTP/1.0, so that an answer ends with its connection.
-async fn ask(address: SocketAddr) -> Result<Answer, String> {
-    let exchange = async {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET /status HTTP/1.0\r\nHost: {address}\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.take(LONGEST_ANSWER).read_to_end(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    let answer = exchange.await.map_err(|error| error.to_string())?;
-    let body = answer.windows(4).position(|end| end == b"\r\n\r\n").and_then(|end| answer.get(end + 4..));
-    body.and_then(|body| serde_json::from_slice(body).ok())
-        .ok_or_else(|| "it is no relay's answer".to_owned())
+async fn ask(client: &RelayClient, address: SocketAddr) -> Result<Answer, String> {
+    let uri = Uri::try_from(format!("http://{address}/status")).map_err(|error| error.to_string())?;
+    let answer = client.get(uri).await.map_err(|error| causes(&error))?;
+    let body = Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await;
+    let body = body.map_err(|error| error.to_string())?.to_bytes();
+    serde_json::from_slice(&body).map_err(|_| "it is no relay's answer".to_owned())
+}
+
+/// An error of the client's says only with its causes what it is.
+fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The active one speaks for all.

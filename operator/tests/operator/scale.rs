@@ -1,7 +1,7 @@
 //! Hundreds of resources with one operator, one PostgreSQL and one Kafka, on a simulated node; what that costs is printed.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use outbox_operator::desired::configuration::ADMIN_PORT;
@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use testbed::kafka::{Kafka, KafkaOptions};
 use testbed::kubernetes::Kubernetes;
 use testbed::postgres::{Postgres, PostgresOptions};
-use testbed::{Database, wait};
+use testbed::{Database, net, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::cluster::{DEFINITION, relay};
-use crate::stage::operator;
+use crate::stage::{get, operator};
 
 const RESOURCES: usize = 300;
 /// On a busy machine.
@@ -46,7 +46,13 @@ async fn three_hundred_resources() {
     );
     database.execute(&slots).await.unwrap();
 
-    let program = operator("default", cluster.kubeconfig()).start().unwrap();
+    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, net::free_port().unwrap()));
+    let program = operator("default", cluster.kubeconfig())
+        .env("OUTBOX_OPERATOR_LISTEN", listen.to_string())
+        // In memory, as the chart has it.
+        .env("TMPDIR", "/dev/shm")
+        .start()
+        .unwrap();
     let begun = Instant::now();
     cluster.apply(&objects(&database, postgres.port(), &kafka.bootstrap())).await.unwrap();
     let mut answering = JoinSet::new();
@@ -59,16 +65,19 @@ async fn three_hundred_resources() {
     .await
     .unwrap();
     let (ready, busy) = (begun.elapsed(), program.cpu_seconds());
-    let (before, requests_before) = (program.cpu_seconds(), requests(&cluster).await);
+    let (before, counted) = (program.cpu_seconds(), Counted::now(listen).await);
     tokio::time::sleep(IDLE).await;
     let idle = (program.cpu_seconds() - before) / IDLE.as_secs_f64();
-    let requests = (requests(&cluster).await - requests_before) / IDLE.as_secs_f64();
+    let while_idle = Counted::now(listen).await.since(&counted);
     let (resident, most) = program.memory().unwrap();
     println!(
-        "{RESOURCES} resources: all Ready after {:.0} s, {busy:.1} s of CPU; then {:.1} % of a core, {requests:.1} requests \
-         of all clients to the API server a second; {} MiB resident, {} at most",
+        "{RESOURCES} resources: all Ready after {:.0} s, {busy:.1} s of CPU, {:.1} requests to the API server for each; then {:.2} % of \
+         a core, {:.2} passes a second, {:.3} requests to the API server for each; {} MiB resident, {} at most",
         ready.as_secs_f64(),
+        counted.requests / RESOURCES as f64,
         idle * 100.0,
+        while_idle.passes / IDLE.as_secs_f64(),
+        while_idle.requests / while_idle.passes,
         resident >> 20,
         most >> 20,
     );
@@ -122,17 +131,39 @@ async fn answer_for_new_pods(
 
 async fn answer(listener: TcpListener) {
     let status = json!({"role": "active", "ready": true, "phase": "streaming", "trouble": null}).to_string();
-    let text = format!("HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{status}");
+    let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{status}", status.len());
     while let Ok((mut stream, _)) = listener.accept().await {
-        let mut request = [0; 512];
-        let _ = stream.read(&mut request).await;
-        let _ = stream.write_all(text.as_bytes()).await;
+        let text = text.clone();
+        tokio::spawn(async move {
+            let mut request = [0; 512];
+            // A request is one small packet.
+            while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                let _ = stream.write_all(text.as_bytes()).await;
+            }
+        });
     }
 }
 
-/// Requests the API server has answered.
-async fn requests(cluster: &Kubernetes) -> f64 {
-    let metrics = cluster.kubectl(&["get", "--raw", "/metrics"]).await.unwrap();
-    let counts = metrics.lines().filter(|line| line.starts_with("apiserver_request_total{"));
-    counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+/// What the operator has counted.
+struct Counted {
+    passes: f64,
+    requests: f64,
+}
+
+impl Counted {
+    async fn now(listen: SocketAddr) -> Counted {
+        let metrics = get(listen, "/metrics").await;
+        let sum = |name: &str, label: &str| {
+            let of_name = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+            of_name.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        };
+        Counted {
+            passes: sum("outbox_operator_reconciliations_total", ""),
+            requests: sum("outbox_operator_external_request_seconds_count", "kubernetes"),
+        }
+    }
+
+    fn since(&self, before: &Counted) -> Counted {
+        Counted { passes: self.passes - before.passes, requests: self.requests - before.requests }
+    }
 }

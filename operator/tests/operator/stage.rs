@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -140,11 +140,7 @@ impl Stage {
 
     /// What the operator that was started with the stage says under `/metrics`.
     pub async fn metrics(&self) -> String {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.admin_port)).await.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        get(SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin_port)), "/metrics").await
     }
 
     /// The value of a SQL expression, as text.
@@ -179,10 +175,20 @@ fn address_of_its_own() -> Ipv4Addr {
     Ipv4Addr::new(127, a, b, c.clamp(2, 250))
 }
 
-/// An operator that looks at `namespace`, and at nothing else.
+/// The answer of an admin listener, with its head.
+pub async fn get(listener: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(listener).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+/// An operator that looks at `namespace`, and at nothing else. `OUTBOX_TEST_OPERATOR` names another build of it.
 pub fn operator(namespace: &str, kubeconfig: &Path) -> Launch {
     let port = net::free_port().unwrap();
-    Launch::new("outbox-operator", env!("CARGO_BIN_EXE_outbox-operator"))
+    let program = std::env::var_os("OUTBOX_TEST_OPERATOR");
+    Launch::new("outbox-operator", program.unwrap_or_else(|| env!("CARGO_BIN_EXE_outbox-operator").into()))
         .arg("run")
         .arg(format!("--namespace={namespace}"))
         .arg("--relay-image=outbox-relay:test")

@@ -12,6 +12,7 @@ use serde_json::json;
 fn the_files_in_the_repository_are_up_to_date() {
     for (file, what) in [
         ("crds/outboxrelays.outbox.dev.yaml", "crd"),
+        ("charts/outbox-operator/files/outboxrelays.outbox.dev.yaml", "crd"),
         ("docs/OPERATOR-FIELDS.md", "fields"),
         ("docs/OPERATOR-REASONS.md", "reasons"),
     ] {
