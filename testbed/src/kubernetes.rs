@@ -176,6 +176,26 @@ impl Kubernetes {
         ran.map_err(|join| running(std::io::Error::other(join)))?
     }
 
+    /// Runs helm as an administrator; answers what it printed.
+    ///
+    /// # Errors
+    /// helm cannot be built, or it failed; the error has what it said.
+    pub async fn helm(&self, arguments: &[&str]) -> Result<String, Error> {
+        let home = self.folder.path().join("helm");
+        let (kubeconfig, doing) = (self.kubeconfig().to_owned(), format!("helm {}", arguments.join(" ")));
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let ran = tokio::task::spawn_blocking(move || {
+            let mut helm = Command::new(binaries::helm()?.join("helm"));
+            helm.args(arguments).env("KUBECONFIG", kubeconfig);
+            // Its own would be in the home folder.
+            for folder in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+                helm.env(folder, &home);
+            }
+            run(helm, &doing, "")
+        });
+        ran.await.map_err(|join| Error::system("run helm")(std::io::Error::other(join)))?
+    }
+
     fn kubectl_command(&self, arguments: &[&str]) -> Command {
         let mut kubectl = Command::new(self.binaries.join("kubectl"));
         kubectl

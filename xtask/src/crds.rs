@@ -7,8 +7,9 @@ use crate::Failure;
 use crate::build::{self, Profile};
 
 /// (file, what the operator prints it with)
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 4] = [
     ("crds/outboxrelays.outbox.dev.yaml", "crd"),
+    ("charts/outbox-operator/files/outboxrelays.outbox.dev.yaml", "crd"),
     ("docs/OPERATOR-FIELDS.md", "fields"),
     ("docs/OPERATOR-REASONS.md", "reasons"),
 ];

@@ -8,6 +8,7 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod chart;
 mod cluster;
 mod conditions;
 mod desired;
@@ -16,7 +17,7 @@ mod kills;
 mod leadership;
 mod lifecycle;
 mod objects;
-mod permissions;
+
 mod rules;
 mod samples;
 mod scale;

@@ -184,16 +184,21 @@ pub async fn get(listener: SocketAddr, path: &str) -> String {
     answer
 }
 
-/// An operator that looks at `namespace`, and at nothing else. `OUTBOX_TEST_OPERATOR` names another build of it.
+/// An operator that looks at `namespace`, and at nothing else.
 pub fn operator(namespace: &str, kubeconfig: &Path) -> Launch {
     let port = net::free_port().unwrap();
-    let program = std::env::var_os("OUTBOX_TEST_OPERATOR");
-    Launch::new("outbox-operator", program.unwrap_or_else(|| env!("CARGO_BIN_EXE_outbox-operator").into()))
+    program(kubeconfig)
         .arg("run")
         .arg(format!("--namespace={namespace}"))
         .arg("--relay-image=outbox-relay:test")
         .env("OUTBOX_OPERATOR_LISTEN", format!("127.0.0.1:{port}"))
-        .env("KUBECONFIG", kubeconfig)
+}
+
+/// The operator without any settings. `OUTBOX_TEST_OPERATOR` names another build of it.
+pub fn program(kubeconfig: &Path) -> Launch {
+    let program = std::env::var_os("OUTBOX_TEST_OPERATOR");
+    let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_outbox-operator").into());
+    Launch::new("outbox-operator", program).env("KUBECONFIG", kubeconfig)
 }
 
 /// Beside the operator's, built with the features that tests are built with.

@@ -29,6 +29,10 @@ const STAGES: [&str; 4] = [
     "pod/fast/pod-delete.yaml",
 ];
 
+/// Installs charts; the version in `testbed/helm/go.mod`.
+const HELM: &str = "helm.sh/helm/v3";
+const HELM_RELEASE: &str = "3.22.0";
+
 const ETCD: &str = "go.etcd.io/etcd/server/v3";
 
 /// Where the programs tell their version from.
@@ -63,6 +67,21 @@ pub(super) fn kwok() -> Result<(PathBuf, Vec<PathBuf>), Error> {
     Ok((folder, stages))
 }
 
+/// The folder with helm.
+pub(super) fn helm() -> Result<PathBuf, Error> {
+    let said = format!("building helm {HELM_RELEASE} from its Go module (once)");
+    cache::entry(&format!("helm-{HELM_RELEASE}"), &said, |folder| {
+        let program = folder.join("helm").display().to_string();
+        // Charts are rendered for this cluster where none is asked.
+        let kubernetes = format!("{HELM}/pkg/chartutil.k8sVersion");
+        let stamps = format!(
+            "-s -w -X {HELM}/internal/version.version=v{HELM_RELEASE} -X {kubernetes}Major=1 -X {kubernetes}Minor={}",
+            minor()
+        );
+        go_build_in("helm", &["-o", &program, "-ldflags", &stamps], &[&format!("{HELM}/cmd/helm")])
+    })
+}
+
 /// Where Go keeps the source of a module.
 fn module_folder(modules: &str, module: &str) -> Result<PathBuf, Error> {
     let mut go = Command::new("go");
@@ -91,12 +110,15 @@ fn folder_of(modules: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(modules)
 }
 
+fn minor() -> &'static str {
+    RELEASE.split('.').nth(1).unwrap_or_default()
+}
+
 fn stamps() -> String {
-    let minor = RELEASE.split('.').nth(1).unwrap_or_default();
     let values = [
         ("gitVersion", format!("v{RELEASE}")),
         ("gitMajor", "1".to_owned()),
-        ("gitMinor", minor.to_owned()),
+        ("gitMinor", minor().to_owned()),
         ("gitTreeState", "clean".to_owned()),
     ];
     let flags = STAMPED
@@ -113,6 +135,7 @@ mod tests {
     fn the_release_is_the_one_of_the_modules() {
         let modules = |name| std::fs::read_to_string(folder_of(name).join("go.mod")).unwrap();
         assert!(modules("kubernetes").contains(&format!("k8s.io/kubernetes v{RELEASE}")));
+        assert!(modules("helm").contains(&format!("{HELM} v{HELM_RELEASE}")));
         assert!(modules("kwok").contains(&format!("{KWOK} v{KWOK_RELEASE}")));
     }
 }

@@ -1,0 +1,135 @@
+//! The chart as people install it. The control plane has no node that could run its pods, so the test runs the operator itself, with the
+//! account, the rights and the settings that the chart gives it.
+
+use serde_json::Value;
+use testbed::guard::Folder;
+use testbed::kubernetes::{Kubernetes, shared_cluster};
+use testbed::{net, wait};
+
+use crate::stage::{SOON, Stage, program};
+
+const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outbox-operator");
+
+/// It does all it does with the rights of a Role in the one namespace it looks at.
+#[tokio::test]
+async fn its_rights_and_settings_are_enough() {
+    let mut stage = Stage::shared("chart").await;
+    stage.operator.kill().await.unwrap();
+    let (cluster, namespace) = (stage.namespace.cluster(), stage.namespace.name().to_owned());
+    let watched = format!("watchNamespaces={{{namespace}}}");
+    let install = ["install", &namespace, CHART, "--namespace", &namespace, "--set", &watched];
+    let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false"];
+    cluster.helm(&[&install[..], &values[..]].concat()).await.unwrap();
+    let name = format!("{namespace}-outbox-operator");
+    let deployment = stage.namespace.kubectl(&["get", "deployment", &name, "-o", "json"]).await.unwrap();
+    let deployment: Value = serde_json::from_str(&deployment).unwrap();
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["args"], serde_json::json!(["run"]));
+    let kubeconfig = cluster.kubeconfig_of(&namespace, &name).await.unwrap();
+    let settings = container["env"].as_array().unwrap().iter();
+    let launch = settings.fold(program(&kubeconfig).arg("run"), |launch, setting| {
+        launch.env(setting["name"].as_str().unwrap(), setting["value"].as_str().unwrap())
+    });
+    let listen = format!("127.0.0.1:{}", net::free_port().unwrap());
+    stage.operator = launch.env("OUTBOX_OPERATOR_LISTEN", listen).start().unwrap();
+    let folder = Folder::new("relay").unwrap();
+    let mut relay = stage.until_streaming(&folder).await;
+    relay.kill().await.unwrap();
+    stage.namespace.kubectl(&["delete", "obr", "shop", "--timeout=120s"]).await.unwrap();
+    let log = stage.operator.log();
+    assert!(!log.to_lowercase().contains("forbidden"), "{log}");
+    assert!(log.contains(r#""message":"leads""#), "{log}");
+}
+
+async fn may(cluster: &Kubernetes, who: &str, what: &[&str]) -> bool {
+    let who = format!("--as={who}");
+    // It fails where the answer is no.
+    let answer = cluster.kubectl(&[&["auth", "can-i", "-A", &who], what].concat()).await;
+    answer.is_ok_and(|answer| answer.trim() == "yes")
+}
+
+/// Installed, upgraded, uninstalled and installed again: the definition stays, and with it every resource.
+#[tokio::test]
+async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
+    let mut cluster = Kubernetes::start().await.unwrap();
+    cluster.kubectl(&["create", "namespace", "outbox-system"]).await.unwrap();
+    let restricted = ["label", "namespace", "outbox-system", "pod-security.kubernetes.io/enforce=restricted"];
+    cluster.kubectl(&restricted).await.unwrap();
+    let of_release = ["outbox", CHART, "--namespace", "outbox-system"];
+    let notes = cluster.helm(&[&["install"], &of_release[..]].concat()).await.unwrap();
+    assert!(notes.contains("kubectl -n outbox-system rollout status deployment/outbox-outbox-operator"));
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
+    wait::until("pods, which the restricted namespace takes", SOON, async || {
+        let pods = cluster.kubectl(&["get", "pods", "-n", "outbox-system", "-o", "name"]).await;
+        if pods.as_ref().is_ok_and(|pods| pods.lines().count() == 2) {
+            Ok(())
+        } else {
+            Err(format!("{pods:?}"))
+        }
+    })
+    .await
+    .unwrap();
+    let operator = "system:serviceaccount:outbox-system:outbox-outbox-operator";
+    assert!(may(&cluster, operator, &["list", "outboxrelays.outbox.dev"]).await);
+    assert!(!may(&cluster, operator, &["list", "secrets"]).await);
+    assert!(!may(&cluster, operator, &["create", "pods"]).await);
+    for role in ["view", "edit", "admin"] {
+        wait::until(format!("OutboxRelay in the cluster's role {role}"), SOON, async || {
+            let rules = cluster.kubectl(&["get", "clusterrole", role, "-o", "json"]).await.unwrap();
+            if rules.contains("outboxrelays") { Ok(()) } else { Err(rules) }
+        })
+        .await
+        .unwrap();
+    }
+    let sample = include_str!("../../../docs/samples/least.yaml");
+    cluster.apply(sample).await.unwrap();
+    let fewer = ["--set", "replicas=1", "--set", "crds.keep=true"];
+    cluster.helm(&[&["upgrade"], &of_release[..], &fewer[..]].concat()).await.unwrap();
+    cluster.helm(&["uninstall", "outbox", "--namespace", "outbox-system"]).await.unwrap();
+    let left = cluster.kubectl(&["get", "obr", "-A", "-o", "name"]).await.unwrap();
+    assert_eq!(left.lines().count(), 1, "{left}");
+    let gone = cluster.kubectl(&["get", "clusterrole,clusterrolebinding", "-o", "name"]).await.unwrap();
+    assert!(!gone.contains("outbox"), "{gone}");
+    cluster.helm(&[&["install"], &of_release[..]].concat()).await.unwrap();
+    cluster.kill_api_server().await.unwrap();
+}
+
+/// Each with the field it is about.
+#[tokio::test]
+async fn values_that_cannot_work_are_refused() {
+    let cluster = shared_cluster().await.unwrap();
+    let linted = cluster.helm(&["lint", "--strict", CHART]).await.unwrap();
+    assert!(linted.contains("0 chart(s) failed"), "{linted}");
+    for (value, said) in [
+        ("replicas=two", "'/replicas': got string"),
+        ("replicas=9", "'/replicas': maximum"),
+        ("replicas=-1", "'/replicas': minimum"),
+        ("replicaCount=2", "'replicaCount' not allowed"),
+        ("watchNamespaces=shop", "'/watchNamespaces': got string"),
+        ("watchNamespaces={Shop}", "'/watchNamespaces/0'"),
+        ("watchNamespaces={shop,shop}", "'/watchNamespaces': items at 0 and 1 are equal"),
+        ("image=outbox-operator:1", "'/image': got string"),
+        ("image.name=x", "'/image': additional properties 'name' not allowed"),
+        ("image.repository=", "'/image/repository'"),
+        ("image.tag=a/b", "'/image/tag'"),
+        ("image.digest=sha256:1", "'/image/digest'"),
+        ("image.pullPolicy=Sometimes", "'/image/pullPolicy'"),
+        ("relayImage.pullPolicy=Always", "'/relayImage': additional properties 'pullPolicy'"),
+        ("imagePullSecrets={registry}", "'/imagePullSecrets/0': got string"),
+        ("crds.install=maybe", "'/crds/install'"),
+        ("crds.remove=true", "'/crds': additional properties 'remove'"),
+        ("rbac.create=1", "'/rbac/create'"),
+        ("serviceAccount=x", "'/serviceAccount': got string"),
+        ("log.format=xml", "'/log/format'"),
+        ("log.level=", "'/log/level'"),
+        ("resources.cpu=1", "'/resources': additional properties 'cpu'"),
+        ("podDisruptionBudget.minAvailable=1", "'/podDisruptionBudget'"),
+        ("podAnnotations.a=1", "'/podAnnotations/a': got number"),
+        ("extraEnv={A}", "'/extraEnv/0': got string"),
+        ("podMonitor.interval=often", "'/podMonitor/interval'"),
+    ] {
+        let refused = cluster.helm(&["template", "outbox", CHART, "--set", value]).await;
+        let refused = refused.map_err(|error| error.to_string()).expect_err(value);
+        assert!(refused.contains(said), "{value}: {refused}");
+    }
+}
