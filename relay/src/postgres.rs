@@ -1,12 +1,13 @@
 //! The source database over plain SQL. Rows of the stream are not among it: they come through `pg_replication`.
 //!
-//! What is true of it ([`source`], [`publication`]), what the relay stores in it ([`checkpoint`], with the snapshot
+//! What is true of it ([`source`], [`publication`]), what the relay may do there ([`grants`]), what the relay stores in it ([`checkpoint`], with the snapshot
 //! that says what may be dropped, [`delivered`]), and the two things done to the table: its old rows are read
 //! ([`backfill`]), its partitions are made and dropped ([`maintenance`]).
 
 pub mod backfill;
 pub mod checkpoint;
 pub mod delivered;
+pub mod grants;
 pub mod maintenance;
 pub mod publication;
 pub mod source;

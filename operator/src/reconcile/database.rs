@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use outbox_relay::config::{self, Config, quote};
 use outbox_relay::postgres::checkpoint;
+use outbox_relay::postgres::grants;
 use outbox_relay::postgres::source::{self, PublicationState};
 use outbox_relay::trouble::{self, Trouble};
 use sqlx::postgres::PgConnection;
@@ -49,7 +50,7 @@ impl Pass<'_> {
     }
 
     async fn look_at_database(&mut self, config: &Config, source: &config::Source, secrets: &str) -> bool {
-        let (mut database, identity) = match self.usable(source, secrets).await {
+        let (mut database, identity) = match self.usable(config, source, secrets).await {
             Ok(usable) => usable,
             Err(trouble) => {
                 self.database_is_not_reachable(&trouble);
@@ -85,10 +86,16 @@ impl Pass<'_> {
     }
 
     /// Connects, and checks what a relay needs before anything is made; with what the database is.
-    async fn usable(&self, source: &config::Source, secrets: &str) -> Result<(Database, String), Trouble> {
+    async fn usable(
+        &self,
+        config: &Config,
+        source: &config::Source,
+        secrets: &str,
+    ) -> Result<(Database, String), Trouble> {
         let connecting = self.context.connections.database(source, secrets);
         let mut database = self.context.metrics.request("postgres", "connect", connecting).await?;
         source::check_preconditions(&mut database.sql, source).await?;
+        check_grants(&mut database.sql, &config.source).await?;
         let identity = sqlx::query_scalar(
             "SELECT system_identifier::text || '/' || current_database() FROM pg_control_system()",
         )
@@ -144,6 +151,17 @@ impl Pass<'_> {
 
 fn no(trouble: &Trouble) -> Finding {
     Finding::no(trouble.reason, trouble.to_string())
+}
+
+/// Before there are pods that could only say the same.
+async fn check_grants(sql: &mut PgConnection, source: &config::Source) -> Result<(), Trouble> {
+    let missing = grants::missing(sql, source, &source.user).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (role, database) = (&source.user, &source.database);
+    let what = format!("role {role} lacks rights; run in database {database}: {}", missing.join("; "));
+    Err(Trouble::new(trouble::Reason::PermissionDenied, what))
 }
 
 /// Whether the relay's checkpoint rests on a slot. A role that may not look is not told.

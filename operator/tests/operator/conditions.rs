@@ -1,6 +1,7 @@
 //! Conditions by their causes, which are real; each clears when its cause is gone. Those of servers that are away, of topics and of
 //! pods: lifecycle.rs.
 
+use outbox_relay::config::quote;
 use serde_json::json;
 use testbed::guard::Folder;
 use testbed::kafka::{Kafka, KafkaOptions, Login, Security, create_topic};
@@ -38,6 +39,43 @@ async fn a_wrong_password() {
     let events =
         stage.namespace.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"]).await.unwrap();
     assert!(events.contains("AuthenticationFailed") && events.contains("PublicationCreated"), "{events}");
+}
+
+/// The relay's role has no rights yet; what the condition says is what gives it all it needs.
+#[tokio::test]
+async fn a_role_without_rights() {
+    let mut stage = Stage::shared("grants").await;
+    let role = format!("{}-relay", stage.database.name());
+    let nobody = quote(&role);
+    stage.database.execute(&format!("CREATE ROLE {nobody}")).await.unwrap();
+    stage.database.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC").await.unwrap();
+    stage.secret_named("login", &role, "unused").await;
+    stage.secret_named("owner", "postgres", "unused").await;
+    stage.spec["source"]["postgres"]["adminCredentialsSecretRef"] = json!({"name": "owner"});
+    stage.apply().await;
+    stage.until(&[("DatabaseReachable", "False", "PermissionDenied")]).await;
+    let said = [
+        "get",
+        "obr",
+        "shop",
+        "-o",
+        "jsonpath={.status.conditions[?(@.type==\"DatabaseReachable\")].message}",
+    ];
+    let said = stage.namespace.kubectl(&said).await.unwrap();
+    let (_, statements) = said.split_once(": ").unwrap();
+    let statements: Vec<&str> = statements.split("; ").collect();
+    assert_eq!(statements.len(), 5, "{said}");
+    for statement in &statements[..4] {
+        stage.database.execute(statement).await.unwrap();
+    }
+    stage.until(&[("DatabaseReachable", "True", "Connected")]).await;
+    let folder = Folder::new("relay").unwrap();
+    stage.until(&[("WorkloadAvailable", "False", "Unschedulable")]).await;
+    let _relay = stage.start_relay(&folder).await;
+    stage.say_that_pods_are_ready().await;
+    stage.until(&[("Ready", "True", "Streaming")]).await;
+    stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
+    stage.database.execute(&format!("DROP OWNED BY {nobody}; DROP ROLE {nobody}")).await.unwrap();
 }
 
 #[tokio::test]

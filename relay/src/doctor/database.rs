@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnection;
 use super::{Finding, Topics, found};
 use crate::config::{Config, CreationPolicy, StartAt, quote};
 use crate::postgres::checkpoint::{self, TABLE};
+use crate::postgres::grants;
 use crate::postgres::source::{self, PublicationState};
 use crate::session;
 use crate::trouble::{Reason, Trouble};
@@ -37,7 +38,7 @@ pub async fn examine(config: &Config) -> Examined {
     let mut findings = vec![
         found("database", server(sql, config).await),
         found("server and tables", preconditions(sql, config).await),
-        found("replication role", role(sql).await),
+        found("replication role", role(sql, config).await),
         found("clock", clock(sql).await),
         found("checkpoint grants", checkpoint_grants(sql, config).await),
         found("outbox_maintain", maintain(sql, config).await),
@@ -78,19 +79,15 @@ async fn preconditions(sql: &mut PgConnection, config: &Config) -> Result<Findin
     Ok(Finding::ok("server and tables", format!("wal_level is logical, {table} and {TABLE} are there")))
 }
 
-async fn role(sql: &mut PgConnection) -> Result<Finding, Trouble> {
+async fn role(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
     const CHECK: &str = "replication role";
-    let row = sqlx::query(
-        "SELECT rolname::text AS name, rolreplication OR rolsuper AS may FROM pg_roles WHERE rolname = current_user",
-    )
-    .fetch_one(sql)
-    .await?;
-    let name: String = row.try_get("name")?;
-    if row.try_get("may")? {
-        return Ok(Finding::ok(CHECK, format!("role {name} may replicate")));
-    }
-    let remedy = format!("ALTER ROLE {name} REPLICATION");
-    Ok(Finding::problem(CHECK, format!("role {name} may not open replication connections"), remedy))
+    let name = &config.source.user;
+    Ok(match grants::replication(sql, name).await? {
+        None => Finding::ok(CHECK, format!("role {name} may replicate")),
+        Some(remedy) => {
+            Finding::problem(CHECK, format!("role {name} may not open replication connections"), remedy)
+        }
+    })
 }
 
 async fn clock(sql: &mut PgConnection) -> Result<Finding, Trouble> {
@@ -109,45 +106,26 @@ async fn clock(sql: &mut PgConnection) -> Result<Finding, Trouble> {
 
 async fn checkpoint_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
     const CHECK: &str = "checkpoint grants";
-    let table = config.source.table.sibling(TABLE);
-    let missing = missing_privileges(sql, &table, &["SELECT", "INSERT", "UPDATE"]).await?;
-    if missing.is_empty() {
-        return Ok(Finding::ok(CHECK, format!("SELECT, INSERT and UPDATE on {TABLE}")));
-    }
-    let missing = missing.join(", ");
-    let remedy = format!("GRANT {missing} ON {table} TO {}", config.source.user);
-    Ok(Finding::problem(CHECK, format!("no {missing} on {TABLE}"), remedy))
+    Ok(match grants::on_checkpoint(sql, &config.source, &config.source.user).await? {
+        None => Finding::ok(CHECK, format!("SELECT, INSERT and UPDATE on {TABLE}")),
+        Some(remedy) => {
+            let message = format!("the position cannot be kept in {TABLE}");
+            Finding::problem(CHECK, message, remedy)
+        }
+    })
 }
 
 async fn outbox_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
     const CHECK: &str = "outbox grants";
-    let table = config.source.table.quoted();
-    if missing_privileges(sql, &table, &["SELECT"]).await?.is_empty() {
-        return Ok(Finding::ok(CHECK, format!("SELECT on {}", config.source.table)));
-    }
-    let message = format!("no SELECT on {}: only the stream can be read", config.source.table);
-    let remedy = format!("GRANT SELECT ON {table} TO {}", config.source.user);
+    let table = &config.source.table;
+    let Some(remedy) = grants::on_outbox(sql, &config.source, &config.source.user).await? else {
+        return Ok(Finding::ok(CHECK, format!("SELECT on {table}")));
+    };
+    let message = format!("no SELECT on {table}: only the stream can be read");
     Ok(match config.source.start {
         StartAt::Table => Finding::problem(CHECK, message, remedy),
         StartAt::Now => Finding::warn(CHECK, message, remedy),
     })
-}
-
-/// Of a table that exists; else another check says that it does not.
-async fn missing_privileges(
-    sql: &mut PgConnection,
-    table: &str,
-    wanted: &[&str],
-) -> Result<Vec<String>, Trouble> {
-    let missing = sqlx::query_scalar(
-        "SELECT privilege FROM unnest($2::text[]) WITH ORDINALITY AS wanted(privilege, place)
-         WHERE to_regclass($1) IS NULL OR NOT has_table_privilege(to_regclass($1), privilege) ORDER BY place",
-    )
-    .bind(table)
-    .bind(wanted)
-    .fetch_all(sql)
-    .await?;
-    Ok(missing)
 }
 
 /// Without them delivery goes on, but the table grows.

@@ -110,7 +110,7 @@ async fn what_the_role_lacks_is_named_as_the_grant_it_needs() {
     site.execute(&format!("CREATE ROLE {role} LOGIN")).await;
     let as_role = |text: String| text.replace("user: postgres", &format!("user: {role}"));
     let found = problems(&site, as_role).await.join("\n");
-    assert!(found.contains(&format!("ALTER ROLE {role} REPLICATION")), "{found}");
+    assert!(found.contains(&format!("ALTER ROLE \\\"{role}\\\" REPLICATION")), "{found}");
     assert!(found.contains("GRANT SELECT, INSERT, UPDATE ON"), "{found}");
     assert!(found.contains("GRANT SELECT ON \\\"public\\\".\\\"outbox\\\""), "{found}");
     site.execute(&format!(

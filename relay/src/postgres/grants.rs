@@ -1,0 +1,107 @@
+//! What the relay's role may do, and the statements that give it what it lacks. Asked by `doctor` as the role itself, and by the operator
+//! as an administrator before it starts a relay.
+
+use sqlx::postgres::PgConnection;
+
+use crate::config::{Source, StartAt, quote};
+use crate::postgres::checkpoint;
+use crate::trouble::Trouble;
+
+/// Everything that `role` lacks and cannot do without; nothing where it lacks nothing.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, Trouble> {
+    let mut missing = Vec::new();
+    missing.extend(replication(sql, role).await?);
+    missing.extend(entry(sql, source, role).await?);
+    missing.extend(on_checkpoint(sql, source, role).await?);
+    if source.start == StartAt::Table {
+        missing.extend(on_outbox(sql, source, role).await?);
+    }
+    Ok(missing)
+}
+
+/// To open replication connections.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<String>, Trouble> {
+    // On Amazon RDS nobody has the attribute; membership stands for it.
+    let may: Option<(bool, bool)> = sqlx::query_as(
+        "SELECT rolcanlogin, rolsuper OR rolreplication OR EXISTS (
+                    SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER'))
+         FROM pg_roles r WHERE rolname = $1",
+    )
+    .bind(role)
+    .fetch_optional(sql)
+    .await?;
+    let role = quote(role);
+    Ok(match may {
+        Some((true, true)) => None,
+        Some((false, true)) => Some(format!("ALTER ROLE {role} LOGIN")),
+        Some((true, false)) => Some(format!("ALTER ROLE {role} REPLICATION")),
+        Some((false, false)) => Some(format!("ALTER ROLE {role} LOGIN REPLICATION")),
+        None => Some(format!("CREATE ROLE {role} LOGIN REPLICATION")),
+    })
+}
+
+/// To get into the database and to the tables.
+async fn entry(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, Trouble> {
+    let (role, schema) = (quote(role), quote(&source.table.schema));
+    let (connect, usage): (bool, bool) = sqlx::query_as(
+        "SELECT coalesce(has_database_privilege(to_regrole($1), current_database(), 'CONNECT'), false),
+                coalesce(has_schema_privilege(to_regrole($1), to_regnamespace($2), 'USAGE'), false)",
+    )
+    .bind(&role)
+    .bind(&schema)
+    .fetch_one(sql)
+    .await?;
+    let connect =
+        (!connect).then(|| format!("GRANT CONNECT ON DATABASE {} TO {role}", quote(&source.database)));
+    let usage = (!usage).then(|| format!("GRANT USAGE ON SCHEMA {schema} TO {role}"));
+    Ok(connect.into_iter().chain(usage).collect())
+}
+
+/// To keep its position.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn on_checkpoint(
+    sql: &mut PgConnection,
+    source: &Source,
+    role: &str,
+) -> Result<Option<String>, Trouble> {
+    on_table(sql, &source.table.sibling(checkpoint::TABLE), role, &["SELECT", "INSERT", "UPDATE"]).await
+}
+
+/// To read the rows that were there before the slot.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn on_outbox(
+    sql: &mut PgConnection,
+    source: &Source,
+    role: &str,
+) -> Result<Option<String>, Trouble> {
+    on_table(sql, &source.table.quoted(), role, &["SELECT"]).await
+}
+
+async fn on_table(
+    sql: &mut PgConnection,
+    table: &str,
+    role: &str,
+    wanted: &[&str],
+) -> Result<Option<String>, Trouble> {
+    let role = quote(role);
+    let missing: Vec<String> = sqlx::query_scalar(
+        "SELECT privilege FROM unnest($3::text[]) WITH ORDINALITY AS wanted(privilege, place)
+         WHERE NOT coalesce(has_table_privilege(to_regrole($1), to_regclass($2), privilege), false) ORDER BY place",
+    )
+    .bind(&role)
+    .bind(table)
+    .bind(wanted)
+    .fetch_all(sql)
+    .await?;
+    Ok((!missing.is_empty()).then(|| format!("GRANT {} ON {table} TO {role}", missing.join(", "))))
+}
