@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::secrets::{CaSecretRef, CertificateSecretRef, CredentialsSecretRef, Tls, TlsMode};
 pub use self::sink::{Compression, Delivery, KafkaSink, OnPoison, Routing, Sasl, SaslMechanism, Sink};
 pub use self::source::{
-    CreationPolicy, DeletionPolicy, PostgresSource, Publication, Retention, Slot, Source, StartAt,
+    CreationPolicy, DeletionPolicy, Failover, PostgresSource, Publication, Retention, Slot, Source, StartAt,
 };
 pub use self::status::{Condition, OutboxRelayStatus, TopicStatus};
 pub use self::topics::Topic;
@@ -64,6 +64,9 @@ pub use self::workload::{LogLevel, RelayWorkload};
     validation = Rule::new("self.source.postgres.slot.name == oldSelf.source.postgres.slot.name")
         .message("the slot's name cannot change: it holds the position; make another OutboxRelay")
         .field_path(".source.postgres.slot.name"),
+    validation = Rule::new("self.source.postgres.slot.failover == oldSelf.source.postgres.slot.failover")
+        .message("failover counts when the slot is made, and cannot change: alter the slot, as docs/OUTBOX.md shows")
+        .field_path(".source.postgres.slot.failover"),
     validation = Rule::new("self.source.postgres.publication.name == oldSelf.source.postgres.publication.name")
         .message("the publication's name cannot change: rows would be missing; make another OutboxRelay")
         .field_path(".source.postgres.publication.name"),

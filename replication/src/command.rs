@@ -7,7 +7,8 @@ use crate::{EndLsn, Error, Lsn};
 
 /// The first version whose commands take options in parentheses.
 const OPTIONS_SINCE: u32 = 15;
-const FAILOVER_SINCE: u32 = 17;
+/// The oldest PostgreSQL that has failover slots.
+pub const FAILOVER_SINCE: u32 = 17;
 
 /// In milliseconds whatever the unit it was set in; `SHOW` would say `1min`.
 pub(crate) const WAL_SENDER_TIMEOUT: &str =

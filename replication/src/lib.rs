@@ -24,7 +24,7 @@ mod tls;
 mod wire;
 
 pub use client::{Client, CreatedSlot, Row, SystemIdentity};
-pub use command::{PgOutput, SlotOptions, Snapshot};
+pub use command::{FAILOVER_SINCE, PgOutput, SlotOptions, Snapshot};
 pub use error::Error;
 pub use hosts::Skipped;
 pub use lsn::{CommitLsn, EndLsn, Lsn, ParseLsnError};

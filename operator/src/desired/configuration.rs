@@ -10,7 +10,7 @@ use outbox_relay::config::{
 
 use super::files::{self, KAFKA, POSTGRES};
 use crate::resource::{
-    Compression, CreationPolicy, Delivery, KafkaSink, OnPoison, OutboxRelay, Retention, Routing,
+    Compression, CreationPolicy, Delivery, Failover, KafkaSink, OnPoison, OutboxRelay, Retention, Routing,
     SaslMechanism, Source, StartAt, TlsMode,
 };
 
@@ -81,6 +81,10 @@ fn source(source: &Source, user: &str, root: &Path) -> Result<config::Source, In
             creation_policy: match postgres.slot.creation_policy {
                 CreationPolicy::IfMissing => config::CreationPolicy::IfMissing,
                 CreationPolicy::Never => config::CreationPolicy::Never,
+            },
+            failover: match postgres.slot.failover {
+                Failover::Auto => config::Failover::Auto,
+                Failover::Never => config::Failover::Never,
             },
         },
         start: match source.start {

@@ -84,6 +84,20 @@ pub struct Slot {
     /// What becomes of it when this resource is deleted. A slot that is retained and not read fills the primary's disk.
     #[serde(default = "delete")]
     pub deletion_policy: DeletionPolicy,
+    /// Whether standbys keep a copy of a slot that the relay makes, which goes on when one of them is promoted. Auto: where the server can
+    /// (PostgreSQL 17 and newer). Cannot change: it counts when the slot is made.
+    #[serde(default)]
+    pub failover: Failover,
+}
+
+/// Whether a slot goes along with a failover.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum Failover {
+    /// Where the server can.
+    #[default]
+    Auto,
+    /// It does not.
+    Never,
 }
 
 /// How long delivered rows stay in the outbox table.

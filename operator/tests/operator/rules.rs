@@ -70,6 +70,7 @@ async fn what_holds_the_position_cannot_change_and_the_rest_can() {
         ("/source/postgres/database", json!("other"), "the database cannot change"),
         ("/source/postgres/table", json!("public.other"), "the table cannot change"),
         ("/source/postgres/slot/name", json!("other"), "the slot's name cannot change"),
+        ("/source/postgres/slot/failover", json!("Never"), "failover counts when the slot is made"),
         ("/source/postgres/publication/name", json!("other"), "the publication's name cannot change"),
         ("/source/eventSource", json!("/other"), "eventSource cannot change"),
         ("/topics", json!([{"name": "events", "partitions": 2}]), "partitions never shrink"),

@@ -134,6 +134,19 @@ pub struct Slot {
     /// Whether the relay creates it on its first start.
     #[serde(default)]
     pub creation_policy: CreationPolicy,
+    /// Whether one that the relay creates goes along with a failover.
+    #[serde(default)]
+    pub failover: Failover,
+}
+
+/// Whether standbys keep a copy of the slot, which goes on when one of them is promoted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum Failover {
+    /// Where the server can (PostgreSQL 17 and newer).
+    #[default]
+    Auto,
+    /// No.
+    Never,
 }
 
 /// The Kafka side.

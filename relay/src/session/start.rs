@@ -8,11 +8,11 @@
 //! the snapshot over, store it. A relay that dies in between leaves an intent and perhaps a slot without a
 //! description; the next one drops that slot and begins again.
 
-use pg_replication::{Client, EndLsn, SlotOptions, Snapshot, SqlState};
+use pg_replication::{Client, EndLsn, FAILOVER_SINCE, SlotOptions, Snapshot, SqlState};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::config::{Config, Source};
+use crate::config::{Config, Failover, Source};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::checkpoint::{self, History, Progress};
 use crate::routing::mapping::{Mappings, Rule};
@@ -126,7 +126,8 @@ async fn create(
 ) -> Result<(EndLsn, Option<String>), CreateError> {
     let slot = &source.slot.name;
     tracing::info!(%slot, "creating the slot; this waits for transactions that are open now");
-    let options = SlotOptions { snapshot, failover: false, temporary: false };
+    let failover = source.slot.failover == Failover::Auto && client.server_version() >= FAILOVER_SINCE;
+    let options = SlotOptions { snapshot, failover, temporary: false };
     match client.create_slot(slot, &options).await {
         Ok(created) => {
             failpoint::pass(Boundary::SlotCreated);

@@ -138,6 +138,19 @@ async fn transactions_that_are_open_while_the_slot_is_created() {
     assert_eq!(site.records().await.len(), 6);
 }
 
+/// Standbys may keep a copy of the slot, unless that is not wanted.
+#[tokio::test]
+async fn a_slot_goes_along_with_a_failover_where_the_server_can() {
+    for (edit, expected) in [("", "true"), (", failover: Never", "false")] {
+        let site = Site::shared().await;
+        let name = format!("slot: {{name: {}", site.slot);
+        let relay = site.launch(|text| text.replace(&name, &format!("{name}{edit}")));
+        relay.until("/readyz", 200, "streaming").await;
+        let failover = format!("SELECT failover FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
+        assert_eq!(site.value(&failover).await.as_deref(), Some(expected));
+    }
+}
+
 /// What a relay writes before it makes the slot for a copy.
 async fn intend_slot(site: &Site) {
     site.execute(&format!(
