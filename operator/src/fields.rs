@@ -17,8 +17,14 @@ Concepts and a tour: [OPERATOR.md](OPERATOR.md).
 ";
 
 /// What Kubernetes documents itself is not repeated.
-const KUBERNETES_OWN: [&str; 4] =
-    ["spec.relay.affinity", "spec.relay.resources", "spec.relay.tolerations", "spec.relay.imagePullSecrets"];
+const KUBERNETES_OWN: [&str; 6] = [
+    "spec.relay.affinity",
+    "spec.relay.imagePullSecrets",
+    "spec.relay.networkPolicy.egress",
+    "spec.relay.networkPolicy.ingressFrom",
+    "spec.relay.resources",
+    "spec.relay.tolerations",
+];
 
 /// The table, as Markdown.
 pub fn markdown() -> String {

@@ -29,6 +29,7 @@ use crate::connections::Connections;
 use crate::desired::configuration::configuration;
 use crate::desired::files::POD_ROOT;
 use crate::desired::naming::MANAGER;
+use crate::desired::pod;
 use crate::desired::workload::workload;
 use crate::events::{self, Kind};
 use crate::memory::{Applied, Memory, Settled};
@@ -209,6 +210,15 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     done.map(|()| context.next_look())
 }
 
+/// The relay's configuration, where nothing is wrong with it or with the pods.
+fn check(relay: &OutboxRelay, secrets: &Secrets) -> Result<Config, String> {
+    let config = configuration(relay, &secrets.postgres.user, secrets.root());
+    let config = config.map_err(|invalid| invalid.to_string())?;
+    config.check().map_err(|invalid| invalid.to_string())?;
+    pod::template(relay, "", "").map_err(|invalid| invalid.to_string())?;
+    Ok(config)
+}
+
 struct Pass<'a> {
     relay: &'a OutboxRelay,
     context: &'a Context,
@@ -278,9 +288,7 @@ impl Pass<'_> {
                 return None;
             }
         };
-        let config = configuration(self.relay, &secrets.postgres.user, secrets.root())
-            .map_err(|error| error.to_string())
-            .and_then(|config| config.check().map(|()| config).map_err(|error| error.to_string()));
+        let config = check(relay, &secrets);
         match config {
             Ok(config) => {
                 self.findings.set(Aspect::ReferencesResolved, Finding::yes(Reason::Resolved, ""));
@@ -301,7 +309,8 @@ impl Pass<'_> {
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let yaml = serde_saphyr::to_string(&config)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
-        let workload = workload(self.relay, &yaml, &self.context.image, &secrets.digest);
+        let workload = workload(self.relay, &yaml, &self.context.image, &secrets.digest)
+            .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let wanted = Applied { digest: workload.digest(), touched };
         if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {
             return Ok(None);

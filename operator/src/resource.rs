@@ -21,7 +21,7 @@ pub use self::source::{
 };
 pub use self::status::{Condition, OutboxRelayStatus, TopicStatus};
 pub use self::topics::Topic;
-pub use self::workload::{LogLevel, RelayWorkload};
+pub use self::workload::{LogLevel, NetworkAccess, RelayWorkload};
 
 /// A relay with its publication, replication slot, topics and pods.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt, future};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -71,6 +72,7 @@ impl Watched {
         controller = controller.owns_stream(touched.count(place.metadata::<Service>()));
         controller = controller.owns_stream(touched.count(place.metadata::<ServiceAccount>()));
         controller = controller.owns_stream(touched.count(place.metadata::<PodDisruptionBudget>()));
+        controller = controller.owns_stream(touched.count(place.metadata::<NetworkPolicy>()));
         // They belong to others, and passes look at them anyway.
         let seen = watcher(place.api::<Pod>(), ours())
             .default_backoff()

@@ -21,8 +21,10 @@ pub const ADMIN_PORT: u16 = 9100;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("spec.{field}: {problem}")]
 pub struct Invalid {
-    field: &'static str,
-    problem: String,
+    /// Below `spec`.
+    pub(super) field: &'static str,
+    /// What is wrong with its value.
+    pub(super) problem: String,
 }
 
 /// What the relay of `relay` is told. `user` is its role, which is in a Secret; `root` is where the folders of Secrets are.

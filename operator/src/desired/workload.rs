@@ -1,34 +1,21 @@
 //! The objects of a relay: its configuration, its pods, and what speaks of them.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar,
-    HTTPGetAction, PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    SeccompProfile, SecurityContext, Service, ServiceAccount, ServicePort, ServiceSpec, Volume, VolumeMount,
-    WeightedPodAffinityTerm,
+    ConfigMap, PodTemplateSpec, Service, ServiceAccount, ServicePort, ServiceSpec,
+};
+use k8s_openapi::api::networking::v1::{
+    NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use kube::api::ObjectMeta;
 use sha2::{Digest, Sha256};
 
-use super::configuration::ADMIN_PORT;
-use super::files::mounted;
-use super::naming::{labels, metadata, object_name, selector};
-use crate::resource::{LogLevel, OutboxRelay};
-
-/// The relay finishes what is under way within 25 s of the signal (docs/CONFIGURATION.md); the rest is for its end.
-const TERMINATION_GRACE_SECONDS: i64 = 30;
-/// Any but root; the image has no user of its own to rely on.
-const USER: i64 = 65_532;
-const CONFIGURATION_FOLDER: &str = "/etc/outbox-relay/config";
-const CONFIGURATION_FILE: &str = "relay.yaml";
-const ADMIN: &str = "admin";
-/// Another one rolls the pods: they read their configuration when they start.
-const DIGEST: &str = "outbox.dev/configuration-digest";
+use super::configuration::{ADMIN_PORT, Invalid};
+use super::naming::{metadata, selector};
+use super::pod::{self, ADMIN, CONFIGURATION_FILE};
+use crate::resource::OutboxRelay;
 
 /// Every object of a relay.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,15 +28,25 @@ pub struct Workload {
     pub service: Service,
     /// One pod at a time may be evicted.
     pub disruption_budget: PodDisruptionBudget,
+    /// Who may reach the pods, and whom they may reach, where the resource says so.
+    pub network_policy: Option<NetworkPolicy>,
     /// The pods.
     pub deployment: Deployment,
 }
 
 /// The objects of a relay with this configuration, which is YAML. `image` runs where the resource names none; `secrets` is a digest
 /// of what the pods' Secrets hold.
-pub fn workload(relay: &OutboxRelay, configuration: &str, image: &str, secrets: &str) -> Workload {
-    let digest = digest([configuration, secrets]);
-    Workload {
+///
+/// # Errors
+/// What the resource overrides is no pod template.
+pub fn workload(
+    relay: &OutboxRelay,
+    configuration: &str,
+    image: &str,
+    secrets: &str,
+) -> Result<Workload, Invalid> {
+    let template = pod::template(relay, image, &digest([configuration, secrets]))?;
+    Ok(Workload {
         service_account: ServiceAccount {
             metadata: metadata(relay),
             automount_service_account_token: Some(false),
@@ -70,8 +67,9 @@ pub fn workload(relay: &OutboxRelay, configuration: &str, image: &str, secrets: 
             }),
             status: None,
         },
-        deployment: deployment(relay, image, &digest),
-    }
+        network_policy: network_policy(relay),
+        deployment: deployment(relay, template),
+    })
 }
 
 impl Workload {
@@ -84,6 +82,7 @@ impl Workload {
             json(serde_json::to_string(&self.config_map)),
             json(serde_json::to_string(&self.service)),
             json(serde_json::to_string(&self.disruption_budget)),
+            json(serde_json::to_string(&self.network_policy)),
             json(serde_json::to_string(&self.deployment)),
         ];
         digest(objects.iter().map(String::as_str))
@@ -125,7 +124,7 @@ fn service(relay: &OutboxRelay) -> Service {
     }
 }
 
-fn deployment(relay: &OutboxRelay, image: &str, digest: &str) -> Deployment {
+fn deployment(relay: &OutboxRelay, template: PodTemplateSpec) -> Deployment {
     let spec = &relay.spec;
     Deployment {
         metadata: metadata(relay),
@@ -140,140 +139,33 @@ fn deployment(relay: &OutboxRelay, image: &str, digest: &str) -> Deployment {
                     max_unavailable: Some(IntOrString::Int(1)),
                 }),
             }),
-            template: PodTemplateSpec {
-                metadata: Some(ObjectMeta {
-                    labels: Some(labels(relay)),
-                    annotations: Some([(DIGEST.to_owned(), digest.to_owned())].into()),
-                    ..ObjectMeta::default()
-                }),
-                spec: Some(pod(relay, image)),
-            },
+            template,
             ..DeploymentSpec::default()
         }),
         status: None,
     }
 }
 
-fn pod(relay: &OutboxRelay, image: &str) -> PodSpec {
-    let workload = &relay.spec.relay;
-    let secrets = mounted(&relay.spec);
-    let configuration = Volume {
-        name: "configuration".to_owned(),
-        config_map: Some(ConfigMapVolumeSource {
-            name: object_name(relay),
-            ..ConfigMapVolumeSource::default()
-        }),
-        ..Volume::default()
+/// The admin listener is all that is reached of a relay. Names are looked up wherever they are told.
+fn network_policy(relay: &OutboxRelay) -> Option<NetworkPolicy> {
+    let access = relay.spec.relay.network_policy.as_ref()?;
+    let port = |port: IntOrString, protocol: &str| NetworkPolicyPort {
+        port: Some(port),
+        protocol: Some(protocol.to_owned()),
+        end_port: None,
     };
-    let some = |list: &BTreeMap<String, String>| (!list.is_empty()).then(|| list.clone());
-    PodSpec {
-        service_account_name: Some(object_name(relay)),
-        automount_service_account_token: Some(false),
-        enable_service_links: Some(false),
-        termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(USER),
-            fs_group: Some(USER),
-            seccomp_profile: Some(SeccompProfile {
-                type_: "RuntimeDefault".to_owned(),
-                localhost_profile: None,
-            }),
-            ..PodSecurityContext::default()
-        }),
-        volumes: Some(secrets.iter().map(|secret| secret.volume()).chain([configuration]).collect()),
-        containers: vec![container(relay, image)],
-        image_pull_secrets: (!workload.image_pull_secrets.is_empty())
-            .then(|| workload.image_pull_secrets.clone()),
-        node_selector: some(&workload.node_selector),
-        tolerations: (!workload.tolerations.is_empty()).then(|| workload.tolerations.clone()),
-        affinity: Some(workload.affinity.clone().unwrap_or_else(|| apart(relay))),
-        priority_class_name: workload.priority_class_name.clone(),
-        ..PodSpec::default()
-    }
-}
-
-/// A standby on the node that died would be of no use.
-fn apart(relay: &OutboxRelay) -> Affinity {
-    Affinity {
-        pod_anti_affinity: Some(PodAntiAffinity {
-            preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
-                weight: 100,
-                pod_affinity_term: PodAffinityTerm {
-                    label_selector: Some(by_label(relay)),
-                    topology_key: "kubernetes.io/hostname".to_owned(),
-                    ..PodAffinityTerm::default()
-                },
+    let names = ["UDP", "TCP"].map(|protocol| port(IntOrString::Int(53), protocol));
+    let names = NetworkPolicyEgressRule { ports: Some(names.into()), to: None };
+    Some(NetworkPolicy {
+        metadata: metadata(relay),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(by_label(relay)),
+            policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
+            ingress: Some(vec![NetworkPolicyIngressRule {
+                from: (!access.ingress_from.is_empty()).then(|| access.ingress_from.clone()),
+                ports: Some(vec![port(IntOrString::String(ADMIN.to_owned()), "TCP")]),
             }]),
-            ..PodAntiAffinity::default()
+            egress: Some(std::iter::once(names).chain(access.egress.clone()).collect()),
         }),
-        ..Affinity::default()
-    }
-}
-
-fn container(relay: &OutboxRelay, image: &str) -> Container {
-    let workload = &relay.spec.relay;
-    let configuration = VolumeMount {
-        name: "configuration".to_owned(),
-        mount_path: CONFIGURATION_FOLDER.to_owned(),
-        read_only: Some(true),
-        ..VolumeMount::default()
-    };
-    let mounts = mounted(&relay.spec).iter().map(|secret| secret.mount()).chain([configuration]).collect();
-    Container {
-        name: "relay".to_owned(),
-        image: Some(workload.image.clone().unwrap_or_else(|| image.to_owned())),
-        args: Some(
-            ["run", "--log-format", "json", "--config"]
-                .map(str::to_owned)
-                .into_iter()
-                .chain([format!("{CONFIGURATION_FOLDER}/{CONFIGURATION_FILE}")])
-                .collect(),
-        ),
-        env: Some(vec![EnvVar {
-            name: "RUST_LOG".to_owned(),
-            value: Some(format!("{},librdkafka=off,rdkafka=off", level(workload.log_level))),
-            value_from: None,
-        }]),
-        ports: Some(vec![ContainerPort {
-            name: Some(ADMIN.to_owned()),
-            container_port: ADMIN_PORT.into(),
-            ..ContainerPort::default()
-        }]),
-        resources: workload.resources.clone(),
-        volume_mounts: Some(mounts),
-        liveness_probe: Some(probe("/livez", 3)),
-        // A relay that cannot deliver is not restarted for it: it says why.
-        readiness_probe: Some(probe("/readyz", 1)),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-            ..SecurityContext::default()
-        }),
-        ..Container::default()
-    }
-}
-
-fn level(level: LogLevel) -> &'static str {
-    match level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-    }
-}
-
-fn probe(path: &str, failures: i32) -> Probe {
-    Probe {
-        http_get: Some(HTTPGetAction {
-            path: Some(path.to_owned()),
-            port: IntOrString::String(ADMIN.to_owned()),
-            ..HTTPGetAction::default()
-        }),
-        period_seconds: Some(5),
-        timeout_seconds: Some(3),
-        failure_threshold: Some(failures),
-        ..Probe::default()
-    }
+    })
 }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Context;
-use crate::desired::naming::MANAGER;
+use crate::desired::naming::{MANAGER, object_name};
 use crate::desired::workload::Workload;
 use crate::metrics::Metrics;
 use crate::resource::OutboxRelay;
@@ -24,12 +25,35 @@ pub(super) async fn apply(
     workload: Workload,
 ) -> Result<Deployment, kube::Error> {
     let metrics = &context.metrics;
-    let Workload { service_account, config_map, service, disruption_budget, deployment } = workload;
+    let Workload { service_account, config_map, service, disruption_budget, network_policy, deployment } =
+        workload;
     one(metrics, &context.beside(relay), &service_account).await?;
     one(metrics, &context.beside(relay), &config_map).await?;
     one(metrics, &context.beside(relay), &service).await?;
     one(metrics, &context.beside(relay), &disruption_budget).await?;
+    match network_policy {
+        Some(policy) => drop(one(metrics, &context.beside(relay), &policy).await?),
+        None => delete_own(metrics, &context.beside::<NetworkPolicy>(relay), relay).await?,
+    }
     one(metrics, &context.beside(relay), &deployment).await
+}
+
+/// Deletes an object that the resource no longer asks for; not one of the same name that is somebody else's.
+async fn delete_own<K>(metrics: &Metrics, api: &Api<K>, relay: &OutboxRelay) -> Result<(), kube::Error>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    let name = object_name(relay);
+    let Some(found) = metrics.request("kubernetes", "get", api.get_metadata_opt(&name)).await? else {
+        return Ok(());
+    };
+    let (owner, found) = (relay.uid().unwrap_or_default(), found.metadata);
+    if !found.owner_references.iter().flatten().any(|reference| reference.uid == owner) {
+        return Ok(());
+    }
+    let this_one = Preconditions { uid: found.uid, resource_version: found.resource_version };
+    let parameters = DeleteParams { preconditions: Some(this_one), ..DeleteParams::default() };
+    metrics.request("kubernetes", "delete", api.delete(&name, &parameters)).await.map(drop)
 }
 
 async fn one<K>(metrics: &Metrics, api: &Api<K>, object: &K) -> Result<K, kube::Error>

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Affinity, LocalObjectReference, ResourceRequirements, Toleration};
+use k8s_openapi::api::networking::v1::{NetworkPolicyEgressRule, NetworkPolicyPeer};
 use kube::KubeSchema;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The relay's pods. One streams; a second stands by and takes over within seconds.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -43,6 +45,28 @@ pub struct RelayWorkload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
+    /// A network policy of the pods; none when not given. Names are always looked up (port 53), and only the admin listener can be
+    /// reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NetworkAccess>,
+    /// A pod template (labels and annotations in metadata, the rest in spec) that is laid over the operator's own: lists are merged by
+    /// name, the relay's container is called relay. For what has no field here: sidecars, topology spread, proxies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "any_object")]
+    pub pod_template: Option<Value>,
+}
+
+/// Who reaches the pods, and whom they reach.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkAccess {
+    /// Who may reach the admin listener: the operator, without which Streaming is Unknown, and Prometheus. Everybody when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50))]
+    pub ingress_from: Vec<NetworkPolicyPeer>,
+    /// Whom the pods may reach: PostgreSQL, and every Kafka broker.
+    #[schemars(length(min = 1, max = 50))]
+    pub egress: Vec<NetworkPolicyEgressRule>,
 }
 
 impl Default for RelayWorkload {
@@ -57,6 +81,8 @@ impl Default for RelayWorkload {
             tolerations: Vec::new(),
             affinity: None,
             priority_class_name: None,
+            network_policy: None,
+            pod_template: None,
         }
     }
 }
@@ -74,6 +100,11 @@ pub enum LogLevel {
     Info,
     /// For developers.
     Debug,
+}
+
+/// Of the pod template: its own schema would be many times as large as all the rest.
+fn any_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 fn one() -> i32 {

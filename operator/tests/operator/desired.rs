@@ -56,7 +56,7 @@ fn yaml(spec: &Value) -> String {
 }
 
 fn built(spec: &Value, secrets: &str) -> Workload {
-    workload(&relay(spec), &yaml(spec), "relay:default", secrets)
+    workload(&relay(spec), &yaml(spec), "relay:default", secrets).unwrap()
 }
 
 fn pod(workload: &Workload) -> &PodSpec {
@@ -148,6 +148,38 @@ fn a_pod_rolls_when_its_configuration_or_a_secret_changes_and_for_no_other_reaso
     assert_ne!(template(&least(), "a"), template(&least(), "b"));
 }
 
+/// By name, so that little has to be said; and pods are found by their labels whatever is said.
+#[test]
+fn a_pod_template_is_laid_over_the_operators() {
+    let mut spec = least();
+    let labels = json!({"team": "shop", "app.kubernetes.io/instance": "other"});
+    spec["relay"] = json!({"podTemplate": {
+        "metadata": {"labels": labels, "annotations": {"sidecar": "yes"}},
+        "spec": {"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["db"]}], "containers": [
+            {"name": "relay", "env": [{"name": "TZ", "value": "UTC"}]},
+            {"name": "proxy", "image": "proxy:1"},
+        ]},
+    }});
+    let template = built(&spec, "").deployment.spec.unwrap().template;
+    let (metadata, pod) = (template.metadata.unwrap(), template.spec.unwrap());
+    assert_eq!(metadata.labels.as_ref().unwrap()["team"], "shop");
+    assert_eq!(metadata.labels.unwrap()["app.kubernetes.io/instance"], "shop");
+    assert_eq!(metadata.annotations.unwrap().len(), 2);
+    assert_eq!(pod.host_aliases.unwrap().len(), 1);
+    assert_eq!(pod.containers.len(), 2);
+    assert_eq!(pod.containers[0].image.as_deref(), Some("relay:default"));
+    let env: Vec<&str> = pod.containers[0].env.iter().flatten().map(|env| env.name.as_str()).collect();
+    assert_eq!(env, ["RUST_LOG", "TZ"]);
+    for (given, said) in [
+        (json!({"spec": {"contaners": [{}]}}), "there is no field spec.contaners in a pod template"),
+        (json!({"spec": {"containers": "relay"}}), "invalid type: string"),
+    ] {
+        spec["relay"]["podTemplate"] = given;
+        let refused = workload(&relay(&spec), "", "", "").unwrap_err().to_string();
+        assert!(refused.starts_with("spec.relay.podTemplate: ") && refused.contains(said), "{refused}");
+    }
+}
+
 #[test]
 fn suspended_means_no_pods_and_everything_else_stays() {
     let mut suspended = everything();
@@ -160,13 +192,16 @@ fn suspended_means_no_pods_and_everything_else_stays() {
 /// What is collected when the resource goes.
 #[test]
 fn every_object_belongs_to_its_resource() {
-    let Workload { service_account, config_map, service, disruption_budget, deployment } =
-        built(&least(), "");
+    let mut spec = least();
+    spec["relay"] = json!({"networkPolicy": {"egress": [{}]}});
+    let Workload { service_account, config_map, service, disruption_budget, network_policy, deployment } =
+        built(&spec, "");
     for metadata in [
         service_account.metadata,
         config_map.metadata,
         service.metadata,
         disruption_budget.metadata,
+        network_policy.unwrap().metadata,
         deployment.metadata,
     ] {
         assert_eq!(

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use testbed::guard::Folder;
-use testbed::kafka::{Kafka, KafkaOptions, alter_topic};
+use testbed::kafka::{Kafka, KafkaOptions};
 use testbed::kubernetes::Kubernetes;
 use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::{net, wait};
@@ -155,60 +155,6 @@ async fn an_operator_without_rights_says_what_it_needs() {
         } else {
             Err(log)
         }
-    })
-    .await
-    .unwrap();
-}
-
-#[tokio::test]
-async fn drift_is_repaired_and_suspension_stops_the_pods_only() {
-    let mut stage = Stage::shared("drift").await;
-    stage.spec["topics"][0]["config"] = json!({"retention.ms": "600000"});
-    stage.make_secret().await;
-    stage.apply().await;
-    stage
-        .until(&[("TopicsReady", "True", "AsDeclared"), ("WorkloadAvailable", "False", "Unschedulable")])
-        .await;
-    let namespace = &stage.namespace;
-    let get = async |what: &[&str]| namespace.kubectl(what).await.unwrap_or_default();
-    let configuration = ["get", "configmap", "shop-relay", "-o", "jsonpath={.data}"];
-    let before = get(&configuration).await;
-    namespace.kubectl(&["delete", "deployment,service", "shop-relay"]).await.unwrap();
-    let spoil = r#"{"data": {"relay.yaml": "spoilt"}}"#;
-    namespace.kubectl(&["patch", "configmap", "shop-relay", "-p", spoil]).await.unwrap();
-    alter_topic(&stage.bootstrap, &stage.topic, &[("retention.ms", "1")]).await.unwrap();
-    wait::until("everything as it was", SOON, async || {
-        let objects = get(&["get", "deployment,service", "-o", "name"]).await;
-        let topics = stage.observed().await;
-        let repaired = objects.lines().filter(|name| name.ends_with("/shop-relay")).count() == 2
-            && get(&configuration).await == before
-            && topics.is_some_and(|topic| topic.overrides["retention.ms"] == "600000");
-        if repaired { Ok(()) } else { Err(format!("{objects}\n{}", stage.operator.log_tail())) }
-    })
-    .await
-    .unwrap();
-    // Known by a mark that the new one does not have.
-    let marked = [("retention.ms", "600000"), ("max.message.bytes", "2000000")];
-    alter_topic(&stage.bootstrap, &stage.topic, &marked).await.unwrap();
-    stage.cluster().delete(&stage.topic).await.unwrap();
-    wait::until("another topic of that name", SOON, async || match stage.observed().await {
-        Some(topic) if !topic.overrides.contains_key("max.message.bytes") => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .await
-    .unwrap();
-    stage.spec["suspend"] = json!(true);
-    stage.apply().await;
-    stage
-        .until(&[
-            ("Suspended", "True", "Suspended"),
-            ("Ready", "False", "Suspended"),
-            ("TopicsReady", "True", "AsDeclared"),
-        ])
-        .await;
-    wait::until("no pods", SOON, async || {
-        let replicas = get(&["get", "deployment", "shop-relay", "-o", "jsonpath={.spec.replicas}"]).await;
-        if replicas == "0" { Ok(()) } else { Err(replicas) }
     })
     .await
     .unwrap();

@@ -12,12 +12,14 @@ mod chart;
 mod cluster;
 mod conditions;
 mod desired;
+mod drift;
 mod happy;
 mod kills;
 mod leadership;
 mod lifecycle;
 mod objects;
 
+mod rendered;
 mod rules;
 mod samples;
 mod scale;

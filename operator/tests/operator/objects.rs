@@ -10,7 +10,7 @@ use outbox_operator::resource::OutboxRelay;
 use serde_json::json;
 use testbed::wait;
 
-use crate::cluster::{apply, least, namespace, relay};
+use crate::cluster::{apply, least, namespace, relay, with};
 
 const SOON: Duration = Duration::from_secs(120);
 
@@ -21,17 +21,19 @@ async fn a_restricted_namespace_takes_the_objects_and_they_go_with_their_resourc
     let restricted =
         ["label", "namespace", namespace.name(), "pod-security.kubernetes.io/enforce=restricted"];
     namespace.cluster().kubectl(&restricted).await.unwrap();
-    apply(&namespace, &relay(&least())).await.unwrap();
+    let access = json!({"networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}});
+    apply(&namespace, &relay(&with(least(), "/relay", access))).await.unwrap();
     let stored = namespace.kubectl(&["get", "obr", "shop", "-o", "json"]).await.unwrap();
     let stored: OutboxRelay = serde_json::from_str(&stored).unwrap();
     let yaml =
         serde_saphyr::to_string(&configuration(&stored, "relay", Path::new(POD_ROOT)).unwrap()).unwrap();
-    let workload = workload(&stored, &yaml, "outbox-relay:test", "");
+    let workload = workload(&stored, &yaml, "outbox-relay:test", "").unwrap();
     for object in [
         json!(workload.service_account),
         json!(workload.config_map),
         json!(workload.service),
         json!(workload.disruption_budget),
+        json!(workload.network_policy),
         json!(workload.deployment),
     ] {
         apply(&namespace, &object).await.unwrap();
@@ -47,7 +49,12 @@ async fn a_restricted_namespace_takes_the_objects_and_they_go_with_their_resourc
     .await
     .unwrap();
     namespace.kubectl(&["delete", "obr", "shop"]).await.unwrap();
-    let names = ["get", "deployments,services,configmaps,serviceaccounts,poddisruptionbudgets", "-o", "name"];
+    let names = [
+        "get",
+        "deployments,services,configmaps,serviceaccounts,poddisruptionbudgets,networkpolicies",
+        "-o",
+        "name",
+    ];
     wait::until("the end of every object", SOON, async || {
         let left = namespace.kubectl(&names).await.map_err(|error| error.to_string())?;
         if left.contains("shop-relay") { Err(left) } else { Ok(()) }

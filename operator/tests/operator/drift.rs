@@ -1,0 +1,134 @@
+//! What somebody changes by hand is put right; what is no longer asked for goes.
+
+use serde_json::{Value, json};
+use testbed::kafka::alter_topic;
+use testbed::wait;
+
+use crate::cluster::apply;
+use crate::stage::{SOON, Stage};
+
+/// Everything that the operator applies of a resource.
+const KINDS: &str = "serviceaccount,configmap,service,poddisruptionbudget,networkpolicy,deployment";
+
+/// What is declared of the objects of the resource, without what the API server adds.
+async fn objects(stage: &Stage) -> Vec<Value> {
+    let select = "app.kubernetes.io/managed-by=outbox-operator,app.kubernetes.io/instance=shop";
+    let listed = stage.namespace.kubectl(&["get", KINDS, "-l", select, "-o", "json"]).await.unwrap();
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let declared = |object: &Value| {
+        let metadata = &object["metadata"];
+        json!([object["kind"], metadata["labels"], object["spec"], object["data"]])
+    };
+    listed["items"].as_array().unwrap().iter().map(declared).collect()
+}
+
+async fn until_objects(stage: &Stage, expected: &[Value]) {
+    wait::until("the objects as they were", SOON, async || {
+        let found = objects(stage).await;
+        if found == expected { Ok(()) } else { Err(format!("{found:?}\n{}", stage.operator.log_tail())) }
+    })
+    .await
+    .unwrap();
+}
+
+fn access() -> Value {
+    json!({"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+           "ingressFrom": [{"namespaceSelector": {}}]})
+}
+
+#[tokio::test]
+async fn every_object_is_put_right_when_it_is_changed_or_deleted() {
+    let mut stage = Stage::shared("drift").await;
+    stage.spec["relay"] = json!({"networkPolicy": access()});
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("WorkloadAvailable", "False", "Unschedulable")]).await;
+    let before = objects(&stage).await;
+    assert_eq!(before.len(), 6, "{before:?}");
+    for (kind, spoil) in [
+        ("serviceaccount", json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": null}}})),
+        ("configmap", json!({"data": {"relay.yaml": "spoilt"}})),
+        ("service", json!({"spec": {"publishNotReadyAddresses": false}})),
+        ("poddisruptionbudget", json!({"spec": {"maxUnavailable": 0}})),
+        ("networkpolicy", json!({"spec": {"policyTypes": ["Ingress"], "egress": null}})),
+        ("deployment", json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 1}}}})),
+    ] {
+        let spoil = spoil.to_string();
+        stage.namespace.kubectl(&["patch", kind, "shop-relay", "--type=merge", "-p", &spoil]).await.unwrap();
+        until_objects(&stage, &before).await;
+        stage.namespace.kubectl(&["delete", kind, "shop-relay"]).await.unwrap();
+        until_objects(&stage, &before).await;
+    }
+}
+
+/// One of somebody else's of the same name is not the operator's to delete.
+#[tokio::test]
+async fn a_network_policy_goes_when_it_is_not_asked_for_any_more() {
+    let mut stage = Stage::shared("policy").await;
+    let mine = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                      "metadata": {"name": "shop-relay"}, "spec": {"podSelector": {}}});
+    apply(&stage.namespace, &mine).await.unwrap();
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("WorkloadAvailable", "False", "Unschedulable")]).await;
+    let policies = ["get", "networkpolicy", "-o", "jsonpath={.items[*].spec.policyTypes}"];
+    assert_eq!(stage.namespace.kubectl(&policies).await.unwrap(), r#"["Ingress"]"#);
+    let until = async |stage: &Stage, expected: &str| {
+        wait::until(format!("policies {expected:?}"), SOON, async || {
+            let found = stage.namespace.kubectl(&policies).await.unwrap();
+            if found == expected { Ok(()) } else { Err(format!("{found}\n{}", stage.operator.log_tail())) }
+        })
+        .await
+        .unwrap();
+    };
+    stage.spec["relay"] = json!({"networkPolicy": access()});
+    stage.apply().await;
+    until(&stage, r#"["Ingress","Egress"]"#).await;
+    stage.spec["relay"] = json!({});
+    stage.apply().await;
+    until(&stage, "").await;
+}
+
+#[tokio::test]
+async fn topics_are_put_right_and_suspension_stops_the_pods_only() {
+    let mut stage = Stage::shared("topics").await;
+    stage.spec["topics"][0]["config"] = json!({"retention.ms": "600000"});
+    stage.make_secret().await;
+    stage.apply().await;
+    stage
+        .until(&[("TopicsReady", "True", "AsDeclared"), ("WorkloadAvailable", "False", "Unschedulable")])
+        .await;
+    alter_topic(&stage.bootstrap, &stage.topic, &[("retention.ms", "1")]).await.unwrap();
+    wait::until("the topic as it was", SOON, async || match stage.observed().await {
+        Some(topic) if topic.overrides["retention.ms"] == "600000" => Ok(()),
+        other => Err(format!("{other:?}\n{}", stage.operator.log_tail())),
+    })
+    .await
+    .unwrap();
+    // Known by a mark that the new one does not have.
+    let marked = [("retention.ms", "600000"), ("max.message.bytes", "2000000")];
+    alter_topic(&stage.bootstrap, &stage.topic, &marked).await.unwrap();
+    stage.cluster().delete(&stage.topic).await.unwrap();
+    wait::until("another topic of that name", SOON, async || match stage.observed().await {
+        Some(topic) if !topic.overrides.contains_key("max.message.bytes") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await
+    .unwrap();
+    stage.spec["suspend"] = json!(true);
+    stage.apply().await;
+    stage
+        .until(&[
+            ("Suspended", "True", "Suspended"),
+            ("Ready", "False", "Suspended"),
+            ("TopicsReady", "True", "AsDeclared"),
+        ])
+        .await;
+    let replicas = ["get", "deployment", "shop-relay", "-o", "jsonpath={.spec.replicas}"];
+    wait::until("no pods", SOON, async || {
+        let replicas = stage.namespace.kubectl(&replicas).await.unwrap();
+        if replicas == "0" { Ok(()) } else { Err(replicas) }
+    })
+    .await
+    .unwrap();
+}

@@ -1,0 +1,50 @@
+//! What becomes of the samples: their objects, as they were when somebody last looked at them. `OUTBOX_TEST_WRITE=1` writes them anew, to
+//! be looked at with `git diff`.
+
+use std::fs;
+use std::path::Path;
+
+use outbox_operator::desired::configuration::configuration;
+use outbox_operator::desired::files::POD_ROOT;
+use outbox_operator::desired::workload::workload;
+use outbox_operator::resource::OutboxRelay;
+use serde_json::json;
+
+/// As one file that could be applied.
+fn rendered(sample: &str) -> String {
+    let relay = sample.split("---\n").find(|document| document.contains("kind: OutboxRelay")).unwrap();
+    let mut relay: OutboxRelay = serde_saphyr::from_str(relay).unwrap();
+    relay.metadata.namespace = Some("team".into());
+    relay.metadata.uid = Some("00000000-0000-0000-0000-000000000000".into());
+    let config = configuration(&relay, "outbox_relay", Path::new(POD_ROOT)).unwrap();
+    config.check().unwrap_or_else(|error| assert!(error.to_string().contains("File"), "{error}"));
+    let yaml = serde_saphyr::to_string(&config).unwrap();
+    let made = workload(&relay, &yaml, "outbox-relay:0.1.0", "").unwrap();
+    let objects = [
+        Some(json!(made.service_account)),
+        Some(json!(made.config_map)),
+        Some(json!(made.service)),
+        Some(json!(made.disruption_budget)),
+        made.network_policy.map(|policy| json!(policy)),
+        Some(json!(made.deployment)),
+    ];
+    let written: Vec<String> =
+        objects.iter().flatten().map(|object| serde_saphyr::to_string(object).unwrap()).collect();
+    written.join("---\n")
+}
+
+#[test]
+fn samples_become_what_they_did() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for file in fs::read_dir(tests.join("../docs/samples")).unwrap() {
+        let sample = file.unwrap().path();
+        let expected = tests.join("tests/rendered").join(sample.file_name().unwrap());
+        let now = rendered(&fs::read_to_string(&sample).unwrap());
+        if std::env::var_os("OUTBOX_TEST_WRITE").is_some() {
+            fs::create_dir_all(expected.parent().unwrap()).unwrap();
+            fs::write(&expected, &now).unwrap();
+        }
+        let then = fs::read_to_string(&expected).unwrap_or_default();
+        assert!(now == then, "{} is another; OUTBOX_TEST_WRITE=1 writes it anew", expected.display());
+    }
+}
