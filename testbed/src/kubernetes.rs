@@ -7,6 +7,7 @@ mod binaries;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
@@ -26,7 +27,7 @@ pub struct Kubernetes {
     binaries: PathBuf,
     ports: Ports,
     access: Access,
-    api_server: Option<Program>,
+    api_server: Mutex<Option<Program>>,
     /// etcd, controller manager, scheduler.
     others: Vec<Program>,
     folder: Folder,
@@ -76,7 +77,7 @@ impl Kubernetes {
         };
         let access = Access::new(folder.path(), ports.api_server)?;
         let mut cluster =
-            Kubernetes { binaries, ports, access, api_server: None, others: Vec::new(), folder };
+            Kubernetes { binaries, ports, access, api_server: Mutex::default(), others: Vec::new(), folder };
         cluster.others.push(cluster.etcd()?);
         cluster.start_api_server().await?;
         cluster.others.push(cluster.controller_manager()?);
@@ -94,7 +95,7 @@ impl Kubernetes {
     ///
     /// # Errors
     /// It does not come up; the error shows its log.
-    pub async fn start_api_server(&mut self) -> Result<(), Error> {
+    pub async fn start_api_server(&self) -> Result<(), Error> {
         let mut program = self.api_server_program()?;
         wait::until("a ready API server", READY_WITHIN, async || {
             if program.exit_status().is_some() {
@@ -103,7 +104,7 @@ impl Kubernetes {
             self.kubectl(&["get", "--raw", "/readyz"]).await.map(|_| Ok(()))
         })
         .await??;
-        self.api_server = Some(program);
+        *lock(&self.api_server) = Some(program);
         Ok(())
     }
 
@@ -111,8 +112,9 @@ impl Kubernetes {
     ///
     /// # Errors
     /// It does not end.
-    pub async fn kill_api_server(&mut self) -> Result<(), Error> {
-        let Some(mut program) = self.api_server.take() else { return Ok(()) };
+    pub async fn kill_api_server(&self) -> Result<(), Error> {
+        let running = lock(&self.api_server).take();
+        let Some(mut program) = running else { return Ok(()) };
         program.kill().await
     }
 
@@ -145,7 +147,7 @@ impl Kubernetes {
 
     /// Process numbers of all that runs.
     pub fn pids(&self) -> Vec<u32> {
-        self.others.iter().chain(&self.api_server).map(Program::pid).collect()
+        self.others.iter().chain(&*lock(&self.api_server)).map(Program::pid).collect()
     }
 
     /// Runs kubectl as an administrator; answers what it printed.
@@ -335,6 +337,10 @@ impl Drop for Namespace {
         let mut kubectl = self.cluster.kubectl_command(&["delete", "namespace", "--wait=false", &self.name]);
         drop(kubectl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
     }
+}
+
+fn lock(api_server: &Mutex<Option<Program>>) -> MutexGuard<'_, Option<Program>> {
+    api_server.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn run(mut command: Command, doing: &str, input: &str) -> Result<String, Error> {

@@ -81,7 +81,7 @@ async fn controllers_act_and_pods_wait_for_a_node() {
 
 #[tokio::test]
 async fn an_api_server_that_was_away_knows_what_it_knew_and_nothing_is_left_behind() {
-    let mut cluster = Kubernetes::start().await.unwrap();
+    let cluster = Kubernetes::start().await.unwrap();
     cluster.kubectl(&["create", "namespace", "kept"]).await.unwrap();
     cluster.kill_api_server().await.unwrap();
     assert!(cluster.kubectl(&["get", "namespace", "kept"]).await.is_err());

@@ -51,7 +51,7 @@ async fn may(cluster: &Kubernetes, who: &str, what: &[&str]) -> bool {
 /// Installed, upgraded, uninstalled and installed again: the definition stays, and with it every resource.
 #[tokio::test]
 async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
-    let mut cluster = Kubernetes::start().await.unwrap();
+    let cluster = Kubernetes::start().await.unwrap();
     cluster.kubectl(&["create", "namespace", "outbox-system"]).await.unwrap();
     let restricted = ["label", "namespace", "outbox-system", "pod-security.kubernetes.io/enforce=restricted"];
     cluster.kubectl(&restricted).await.unwrap();

@@ -1,7 +1,7 @@
 //! A cluster that knows the resource, and resources to give it.
 
 use serde_json::{Value, json};
-use testbed::kubernetes::{Namespace, shared_cluster};
+use testbed::kubernetes::{Kubernetes, Namespace, shared_cluster};
 use tokio::sync::OnceCell;
 
 /// What people apply.
@@ -12,14 +12,15 @@ static DEFINED: OnceCell<()> = OnceCell::const_new();
 /// A namespace of a cluster that knows the resource.
 pub async fn namespace(purpose: &str) -> Namespace {
     let cluster = shared_cluster().await.unwrap();
-    DEFINED
-        .get_or_init(async || {
-            cluster.apply(DEFINITION).await.unwrap();
-            let established = ["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"];
-            cluster.kubectl(&established).await.unwrap();
-        })
-        .await;
+    DEFINED.get_or_init(|| define(cluster)).await;
     cluster.namespace(purpose).await.unwrap()
+}
+
+/// Makes the resource known.
+pub async fn define(cluster: &Kubernetes) {
+    cluster.apply(DEFINITION).await.unwrap();
+    let established = ["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"];
+    cluster.kubectl(&established).await.unwrap();
 }
 
 pub fn relay(spec: &Value) -> Value {

@@ -116,7 +116,7 @@ async fn of_two_resources_for_one_slot_the_older_has_it() {
 /// One that another version has written, beside a good one.
 #[tokio::test]
 async fn a_resource_that_cannot_be_read_holds_up_no_other() {
-    let mut cluster = Kubernetes::start().await.unwrap();
+    let cluster = Kubernetes::start().await.unwrap();
     let newer = DEFINITION.replace("- Table\n", "- Table\n                    - Yesterday\n");
     cluster.apply(&newer).await.unwrap();
     cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();

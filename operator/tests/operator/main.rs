@@ -8,6 +8,7 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod away;
 mod chart;
 mod cluster;
 mod conditions;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::cluster::{DEFINITION, relay};
+use crate::cluster::{define, relay};
 use crate::stage::{get, operator};
 
 const RESOURCES: usize = 300;
@@ -34,8 +34,7 @@ async fn three_hundred_resources() {
     }
     let mut cluster = Kubernetes::start().await.unwrap();
     cluster.simulate_node(PODS).await.unwrap();
-    cluster.apply(DEFINITION).await.unwrap();
-    cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
+    define(&cluster).await;
     let setting = |name: &str| (name.to_owned(), (RESOURCES + 10).to_string());
     let settings = vec![setting("max_replication_slots"), setting("max_wal_senders")];
     let postgres = Postgres::start(PostgresOptions { settings, ..PostgresOptions::default() });

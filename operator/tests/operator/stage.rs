@@ -15,14 +15,14 @@ use outbox_operator::topics::{Cluster, Observed};
 use rdkafka::config::ClientConfig;
 use serde_json::{Value, json};
 use testbed::guard::Folder;
-use testbed::kubernetes::Namespace;
+use testbed::kubernetes::{Kubernetes, Namespace};
 use testbed::process::{Launch, Program};
 use testbed::{Database, net, shared, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use crate::cluster::{apply, namespace, relay};
+use crate::cluster::{apply, define, namespace, relay};
 
 pub const SOON: Duration = Duration::from_secs(120);
 
@@ -48,9 +48,21 @@ impl Stage {
     }
 
     pub async fn on(purpose: &str, postgres_url: &str, bootstrap: &str) -> Stage {
+        Stage::within(namespace(purpose).await, postgres_url, bootstrap).await
+    }
+
+    /// On the shared servers, with a control plane of its own, which lasts as long as the process.
+    pub async fn with_own_cluster(purpose: &str, cluster: Kubernetes) -> Stage {
+        define(&cluster).await;
+        let cluster: &'static Kubernetes = Box::leak(Box::new(cluster));
+        let servers = shared().await.unwrap();
+        let namespace = cluster.namespace(purpose).await.unwrap();
+        Stage::within(namespace, &servers.postgres_url("postgres"), servers.kafka_bootstrap()).await
+    }
+
+    async fn within(namespace: Namespace, postgres_url: &str, bootstrap: &str) -> Stage {
         let database = Database::on(postgres_url, "operator").await.unwrap();
         let port = url::Url::parse(database.url()).unwrap().port().unwrap();
-        let namespace = namespace(purpose).await;
         let topic = format!("outbox.event.{}", database.name());
         let spec = json!({
             "source": {"postgres": {
