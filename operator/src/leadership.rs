@@ -1,6 +1,10 @@
 //! One operator acts at a time: the one that holds a Lease. Clocks of different machines are not compared: a Lease is free when nobody
 //! has changed it for as long as it lasts, by this process's own clock.
 
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -47,16 +51,31 @@ impl Leadership {
         }
     }
 
-    /// Renews until that has not been possible for too long, or somebody else has taken the Lease. Nothing may be done after.
-    pub async fn until_lost(&mut self) {
-        while self.renewed.elapsed() < RENEW_WITHIN {
+    /// Does `work` while the Lease holds; answers whether it is done. Where the Lease is lost, by another's hand or because it could not be
+    /// renewed for too long, nothing more of it is done, not even where this process did not run meanwhile and has not noticed yet.
+    pub async fn while_held(&mut self, work: impl Future<Output = ()>) -> bool {
+        let renewed = Cell::new(self.renewed);
+        let guarded = guarded(work, || renewed.get().elapsed() < RENEW_WITHIN);
+        tokio::select! {
+            biased;
+            () = self.renew(&renewed) => false,
+            done = guarded => done,
+        }
+    }
+
+    /// Renews until that has not been possible for too long, or somebody else has taken the Lease.
+    async fn renew(&mut self, renewed: &Cell<Instant>) {
+        while renewed.get().elapsed() < RENEW_WITHIN {
             tokio::time::sleep(EVERY).await;
             let asked = Instant::now();
-            let left = RENEW_WITHIN.saturating_sub(self.renewed.elapsed());
+            let left = RENEW_WITHIN.saturating_sub(renewed.get().elapsed());
             let (lease, parameters) = (held(self.lease.clone(), &self.identity), PostParams::default());
             let replaced = self.api.replace(LEASE, &parameters, &lease);
             match tokio::time::timeout(left, replaced).await {
-                Ok(Ok(lease)) => (self.lease, self.renewed) = (lease, asked),
+                Ok(Ok(lease)) => {
+                    self.lease = lease;
+                    renewed.set(asked);
+                }
                 // Somebody else has written it.
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => return,
                 Ok(Err(error)) => tracing::warn!(%error, "cannot renew the Lease"),
@@ -74,6 +93,16 @@ impl Leadership {
             tracing::warn!(%error, "cannot release the Lease; another begins when it runs out");
         }
     }
+}
+
+/// Goes on with `work` only while `may` says so; answers whether it is done.
+async fn guarded(work: impl Future<Output = ()>, may: impl Fn() -> bool) -> bool {
+    let mut work = pin!(work);
+    poll_fn(|context| match may() {
+        true => work.as_mut().poll(context).map(|()| true),
+        false => Poll::Ready(false),
+    })
+    .await
 }
 
 /// Takes the Lease if it is free. Its time counts from before the request.
@@ -120,5 +149,26 @@ fn held(lease: Lease, identity: &str) -> Lease {
             lease_transitions: Some(before.lease_transitions.unwrap_or(0) + i32::from(!mine)),
             ..before
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As by a process that was paused between two steps.
+    #[tokio::test]
+    async fn nothing_more_is_done_once_it_may_not() {
+        let (may, steps) = (Cell::new(true), Cell::new(0));
+        let work = async {
+            for step in 1..=3 {
+                steps.set(step);
+                may.set(step < 2);
+                tokio::task::yield_now().await;
+            }
+        };
+        assert!(!guarded(work, || may.get()).await);
+        assert_eq!(steps.get(), 2);
+        assert!(guarded(async {}, || true).await);
     }
 }

@@ -170,16 +170,12 @@ async fn lead(
         _ = stopping.wait_for(|stop| *stop) => return stopped(),
     };
     tracing::info!("leads");
-    tokio::select! {
-        () = work => {
-            leadership.release().await;
-            stopped()
-        }
-        () = leadership.until_lost() => {
-            tracing::error!("the Lease is lost: another may act, so this process ends");
-            EXIT_UNAVAILABLE
-        }
+    if leadership.while_held(work).await {
+        leadership.release().await;
+        return stopped();
     }
+    tracing::error!("the Lease is lost: another may act, so this process ends");
+    EXIT_UNAVAILABLE
 }
 
 fn stopped() -> i32 {
