@@ -357,7 +357,8 @@ impl Pass<'_> {
         let Some(now) = now.iter().find(is_ready) else { return };
         let same = |before: &Condition| before.status == now.status && before.reason == now.reason;
         if !before.iter().find(is_ready).is_some_and(same) {
-            let kind = if now.status == "True" { Kind::Normal } else { Kind::Warning };
+            let well = now.status == "True" || Reason::passes(&now.reason);
+            let kind = if well { Kind::Normal } else { Kind::Warning };
             self.context.tell(self.relay, kind, &now.reason, &now.message);
         }
     }

@@ -70,7 +70,7 @@ where
 pub(super) fn available(context: &Context, relay: &OutboxRelay, applied: Option<Deployment>) -> Finding {
     let found = applied.map(Arc::new).or_else(|| context.deployment(relay));
     let Some(deployment) = found else {
-        return Finding::no(Reason::NotMade, "the Deployment is not made yet");
+        return Finding::no(Reason::NotYet, "the Deployment is not made yet");
     };
     let status = deployment.status.as_ref();
     if status.and_then(|status| status.available_replicas).unwrap_or(0) > 0 {

@@ -43,13 +43,13 @@ pub enum Reason {
     TopicFailed,
     /// A topic cannot be made what is declared.
     NotAsDeclared,
-    /// The Deployment is not made yet.
+    /// The API server refuses the relay's objects.
     NotMade,
     /// Its pods are not ready.
     NoPodReady,
     /// There is no pod.
     NoPod,
-    /// A pod has begun, and does not deliver yet.
+    /// It has begun, and passes by itself.
     NotYet,
     /// Pods do not answer the operator.
     RelayUnreachable,
@@ -118,7 +118,7 @@ const TABLE: [(Reason, &str, &str); 24] = [
     (
         Reason::NotMade,
         "`WorkloadAvailable` False",
-        "something before it failed, or the message has Kubernetes' refusal, of a quota for example",
+        "the message has Kubernetes' refusal, of a quota for example",
     ),
     (
         Reason::NoPodReady,
@@ -128,8 +128,8 @@ const TABLE: [(Reason, &str, &str); 24] = [
     (Reason::NoPod, "`Streaming` False", "see `WorkloadAvailable`"),
     (
         Reason::NotYet,
-        "`Streaming` False",
-        "nothing: a relay has begun, or waits for another to end; the message has its phase",
+        "`Streaming`, `WorkloadAvailable` False",
+        "nothing, where no other condition is False: the objects are about to be made, or a relay has begun or waits for another to end; the message has its phase",
     ),
     (
         Reason::RelayUnreachable,
@@ -142,6 +142,15 @@ const TABLE: [(Reason, &str, &str); 24] = [
         "the message says what deletion waits for: [Deletion](OPERATOR.md#deletion)",
     ),
 ];
+
+impl Reason {
+    /// Whether a condition that is False for this reason is a step on the way, which is nobody's to do anything about.
+    pub fn passes(reason: &str) -> bool {
+        [Reason::WaitingForRelay, Reason::NotYet, Reason::Suspended, Reason::Deleting]
+            .iter()
+            .any(|step| step.to_string() == reason)
+    }
+}
 
 impl Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

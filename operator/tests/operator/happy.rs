@@ -36,6 +36,10 @@ async fn from_a_resource_to_events_in_kafka() {
     let _relay = stage.start_relay(&folder).await;
     stage.say_that_pods_are_ready().await;
     stage.until(&[("SlotReady", "True", "Present"), ("Ready", "True", "Streaming")]).await;
+    let of_resource = "--field-selector=type=Warning,involvedObject.kind=OutboxRelay";
+    let warnings = ["get", "events", of_resource, "-o", "jsonpath={.items[*].reason}"];
+    let warnings = stage.namespace.kubectl(&warnings).await.unwrap();
+    assert_eq!(warnings, "SecretUnusable", "what is nobody's to put right is no warning");
     stage.insert(stage.database.name()).await;
     wait::until("the event in Kafka", SOON, async || {
         match read_all(&stage.bootstrap, &[&stage.topic]).await {
