@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admin::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
@@ -64,6 +65,9 @@ pub struct Serve {
     /// Address of /livez, /readyz, /metrics and /status.
     #[arg(long, env = "BASKET_ADMIN_LISTEN", default_value = "127.0.0.1:9080")]
     pub admin_listen: SocketAddr,
+    /// How log lines look.
+    #[arg(long, env = "BASKET_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
     /// Who may call.
     #[command(flatten)]
     pub access: Access,

@@ -20,7 +20,11 @@ fn main() {
         Command::EventSchemas => print(&event_schemas()),
         Command::Serve(_) | Command::Migrate | Command::RebuildReadModel => {}
     }
-    let log_level = init_logging("info,sqlx=warn", LogFormat::Text);
+    let format = match &arguments.command {
+        Command::Serve(options) => options.log_format,
+        _ => LogFormat::Text,
+    };
+    let log_level = init_logging("info,sqlx=warn", format);
     admin::exit_on_panic();
     let database = config::database().unwrap_or_else(|error| refuse(&error));
     let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().enable_all().build() else {

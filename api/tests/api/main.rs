@@ -9,6 +9,7 @@
 )]
 
 mod audit;
+mod chart;
 mod commands;
 mod contract;
 mod errors;

@@ -40,15 +40,20 @@ impl Service {
     pub async fn launch(database: Database, arguments: &[&str]) -> Service {
         let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
         let program = start(&database, port, admin_port, arguments);
-        let service = Service {
+        let service = Service::around(database, program, port, admin_port);
+        service.until_ready(200).await;
+        service
+    }
+
+    /// A program that was started elsewhere.
+    pub fn around(database: Database, program: Program, port: u16, admin_port: u16) -> Service {
+        Service {
             database,
             program,
             client: Client::new(),
             base: format!("http://127.0.0.1:{port}"),
             admin: format!("http://127.0.0.1:{admin_port}"),
-        };
-        service.until_ready(200).await;
-        service
+        }
     }
 
     /// Another replica on the same database; stopped when dropped.
