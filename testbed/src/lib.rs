@@ -2,7 +2,7 @@
 //!
 //! - [`postgres`], [`kafka`]: servers that can be stopped, killed, paused and started again; fetched once
 //!   ([`cache`]) and never left behind ([`guard`]).
-//! - [`kubernetes`]: a control plane, built once.
+//! - [`kubernetes`]: a control plane, built once; [`prometheus`]: what tests its rules.
 //! - [`certificates`]: authorities, and certificates of servers and clients.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
@@ -18,6 +18,7 @@ pub mod cache;
 pub mod certificates;
 pub mod checker;
 mod error;
+mod go;
 pub mod guard;
 pub mod kafka;
 pub mod kubernetes;
@@ -25,6 +26,7 @@ pub mod load;
 pub mod net;
 pub mod postgres;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod python;
 pub mod records;

@@ -127,6 +127,9 @@ async fn values_that_cannot_work_are_refused() {
         ("podAnnotations.a=1", "'/podAnnotations/a': got number"),
         ("extraEnv={A}", "'/extraEnv/0': got string"),
         ("podMonitor.interval=often", "'/podMonitor/interval'"),
+        ("alerts.rules.OutboxSlotAtRisk.safeShare=20", "'/alerts/rules/OutboxSlotAtRisk/safeShare'"),
+        ("alerts.rules.OutboxRelayLagHigh.for=long", "'/alerts/rules/OutboxRelayLagHigh/for'"),
+        ("alerts.rules.OutboxNothing.enabled=true", "'OutboxNothing' not allowed"),
     ] {
         let refused = cluster.helm(&["template", "outbox", CHART, "--set", value]).await;
         let refused = refused.map_err(|error| error.to_string()).expect_err(value);

@@ -27,6 +27,10 @@ pub enum PoisonKind {
 }
 
 impl PoisonKind {
+    /// All of them.
+    pub const ALL: [PoisonKind; 4] =
+        [PoisonKind::TooLarge, PoisonKind::Unroutable, PoisonKind::Headers, PoisonKind::Unreadable];
+
     /// The label.
     pub fn label(self) -> &'static str {
         match self {

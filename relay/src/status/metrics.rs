@@ -6,6 +6,7 @@ use prometheus::{
 };
 use rdkafka::error::RDKafkaErrorCode;
 
+use crate::dead_letter::PoisonKind;
 use crate::trouble::Reason;
 
 /// Prefix of every name.
@@ -184,7 +185,10 @@ impl Metrics {
                 "timestamps_replaced_total",
                 "Records sent with the current time, because their own is too old or too new for the topic",
             )?,
-            dead_letters_total: counters("dead_letters_total", "Rows that became dead letters", &["reason"])?,
+            dead_letters_total: from_zero(
+                counters("dead_letters_total", "Rows that became dead letters", &["reason"])?,
+                PoisonKind::ALL.map(PoisonKind::label),
+            ),
             registry,
         })
     }
@@ -225,10 +229,14 @@ fn counted<M: Collector + Clone + 'static>(
     Ok(metric)
 }
 
-/// A counter that is there from the start, at 0: the first gap of a process must be an increase.
 fn with_causes(counters: IntCounterVec) -> IntCounterVec {
-    for cause in Reason::GAPS {
-        drop(counters.with_label_values(&[&cause.name()]));
+    from_zero(counters, Reason::GAPS.map(Reason::name))
+}
+
+/// Counters that are there from the start, at 0: the first of a process must be an increase.
+fn from_zero<const N: usize>(counters: IntCounterVec, labels: [impl AsRef<str>; N]) -> IntCounterVec {
+    for label in labels {
+        drop(counters.with_label_values(&[label.as_ref()]));
     }
     counters
 }

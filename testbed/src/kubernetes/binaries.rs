@@ -1,16 +1,12 @@
 //! The programs of Kubernetes and etcd, built once from their Go modules: their makers publish no package that an ordinary
 //! client fetches.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
-use crate::Error;
-use crate::cache;
+use crate::{Error, cache, go};
 
 /// The version in `testbed/kubernetes/go.mod`; a test compares the two.
 const RELEASE: &str = "1.35.8";
-
-const GO: &str = "Go 1.25 or newer (go.dev/dl)";
 
 const KUBERNETES: [&str; 4] = [
     "k8s.io/kubernetes/cmd/kube-apiserver",
@@ -43,9 +39,9 @@ pub(super) fn built() -> Result<PathBuf, Error> {
     let said =
         format!("building Kubernetes {RELEASE} and etcd from their Go modules (91 MB; some minutes, once)");
     cache::entry(&format!("kubernetes-{RELEASE}"), &said, |folder| {
-        cache::run(Command::new("go").arg("version"), "go", GO, "asking Go for its version")?;
-        go_build(&["-o", &format!("{}/", folder.display()), "-ldflags", &stamps()], &KUBERNETES)?;
-        go_build(&["-o", &folder.join("etcd").display().to_string(), "-ldflags", "-s -w"], &[ETCD])
+        let (programs, etcd) = (format!("{}/", folder.display()), folder.join("etcd").display().to_string());
+        go::build("kubernetes", &["-o", &programs, "-ldflags", &stamps()], &KUBERNETES)?;
+        go::build("kubernetes", &["-o", &etcd, "-ldflags", "-s -w"], &[ETCD])
     })
 }
 
@@ -54,8 +50,8 @@ pub(super) fn kwok() -> Result<(PathBuf, Vec<PathBuf>), Error> {
     let said = format!("building kwok {KWOK_RELEASE} from its Go module (once)");
     let folder = cache::entry(&format!("kwok-{KWOK_RELEASE}"), &said, |folder| {
         let program = folder.join("kwok").display().to_string();
-        go_build_in("kwok", &["-o", &program, "-ldflags", "-s -w"], &[&format!("{KWOK}/cmd/kwok")])?;
-        let module = module_folder("kwok", KWOK)?;
+        go::build("kwok", &["-o", &program, "-ldflags", "-s -w"], &[&format!("{KWOK}/cmd/kwok")])?;
+        let module = go::module_folder("kwok", KWOK)?;
         for stage in STAGES {
             let from = module.join("kustomize/stage").join(stage);
             let to = folder.join(stage.replace('/', "-"));
@@ -78,36 +74,8 @@ pub(super) fn helm() -> Result<PathBuf, Error> {
             "-s -w -X {HELM}/internal/version.version=v{HELM_RELEASE} -X {kubernetes}Major=1 -X {kubernetes}Minor={}",
             minor()
         );
-        go_build_in("helm", &["-o", &program, "-ldflags", &stamps], &[&format!("{HELM}/cmd/helm")])
+        go::build("helm", &["-o", &program, "-ldflags", &stamps], &[&format!("{HELM}/cmd/helm")])
     })
-}
-
-/// Where Go keeps the source of a module.
-fn module_folder(modules: &str, module: &str) -> Result<PathBuf, Error> {
-    let mut go = Command::new("go");
-    go.args(["list", "-m", "-f", "{{.Dir}}", module]).current_dir(folder_of(modules));
-    let output = go.output().map_err(Error::system("run go"))?;
-    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
-}
-
-fn go_build(options: &[&str], packages: &[&str]) -> Result<(), Error> {
-    go_build_in("kubernetes", options, packages)
-}
-
-fn go_build_in(modules: &str, options: &[&str], packages: &[&str]) -> Result<(), Error> {
-    // Gently: tests and compilers run beside it.
-    let mut go = Command::new("nice");
-    go.args(["go", "build"])
-        .args(options)
-        .args(packages)
-        .env("CGO_ENABLED", "0")
-        .env("GOFLAGS", "-mod=readonly")
-        .current_dir(folder_of(modules));
-    cache::run(&mut go, "nice", "coreutils", &format!("building {}", packages.join(" ")))
-}
-
-fn folder_of(modules: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(modules)
 }
 
 fn minor() -> &'static str {
@@ -133,7 +101,7 @@ mod tests {
 
     #[test]
     fn the_release_is_the_one_of_the_modules() {
-        let modules = |name| std::fs::read_to_string(folder_of(name).join("go.mod")).unwrap();
+        let modules = |name| std::fs::read_to_string(go::folder_of(name).join("go.mod")).unwrap();
         assert!(modules("kubernetes").contains(&format!("k8s.io/kubernetes v{RELEASE}")));
         assert!(modules("helm").contains(&format!("{HELM} v{HELM_RELEASE}")));
         assert!(modules("kwok").contains(&format!("{KWOK} v{KWOK_RELEASE}")));
