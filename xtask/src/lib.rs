@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod build;
+pub mod charts;
 pub mod contract;
 pub mod crds;
 pub mod demo;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, contract, crds, demo, openapi, paint, soak, test, up};
+use xtask::{bench, charts, contract, crds, demo, openapi, paint, soak, test, up};
 
 /// Real servers on this machine: show the platform, run it, test it, measure it.
 #[derive(Parser)]
@@ -29,8 +29,10 @@ enum Command {
     Contract(contract::Options),
     /// Write docs/openapi.json and docs/events again.
     Openapi,
-    /// Write crds/ and the table of fields in docs/OPERATOR.md again.
+    /// Write crds/, its copy in the chart, and the tables of fields and reasons again.
     Crds,
+    /// Write the tables of values in the charts' READMEs again.
+    Charts,
 }
 
 #[tokio::main]
@@ -48,6 +50,7 @@ async fn main() -> ExitCode {
             Command::Contract(options) => contract::run(&options).await,
             Command::Openapi => openapi::run(),
             Command::Crds => crds::run(),
+            Command::Charts => charts::run(),
         }
     };
     let ended = tokio::select! {

@@ -94,6 +94,40 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     cluster.kill_api_server().await.unwrap();
 }
 
+/// Everything that can be switched on is what the API server takes; that of the Prometheus operator it does not know.
+#[tokio::test]
+async fn every_object_is_accepted() {
+    let cluster = shared_cluster().await.unwrap();
+    let namespace = cluster.namespace("chart-objects").await.unwrap();
+    let values = r#"{"networkPolicy": {"enabled": true, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+            "ingressFrom": [{"namespaceSelector": {}}]},
+        "dashboard": {"enabled": true}, "imagePullSecrets": [{"name": "registry"}],
+        "serviceAccount": {"annotations": {"a": "b"}}, "podLabels": {"a": "b"}, "podAnnotations": {"a": "b"},
+        "nodeSelector": {"disk": "fast"}, "tolerations": [{"operator": "Exists"}], "priorityClassName": "high",
+        "affinity": {"nodeAffinity": {}}, "extraEnv": [{"name": "A", "value": "b"}],
+        "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+        "extraVolumes": [{"name": "v", "emptyDir": {}}], "extraVolumeMounts": [{"name": "v", "mountPath": "/v"}]}"#;
+    let folder = Folder::new("values").unwrap();
+    let file = folder.path().join("values.json");
+    std::fs::write(&file, values).unwrap();
+    let watched = format!("watchNamespaces={{default,{}}}", namespace.name());
+    for more in [["--set", "crds.keep=false"], ["--set", &watched], ["--values", file.to_str().unwrap()]] {
+        let template = ["template", "outbox", CHART, "--namespace", namespace.name()];
+        let rendered = cluster.helm(&[&template[..], &more].concat()).await.unwrap();
+        // It names the namespace of each object itself.
+        let dry_run = [
+            "apply",
+            "--dry-run=server",
+            "--validate=strict",
+            "--server-side",
+            "--force-conflicts",
+            "-f",
+            "-",
+        ];
+        cluster.kubectl_with(&dry_run, &rendered).await.unwrap();
+    }
+}
+
 /// Each with the field it is about.
 #[tokio::test]
 async fn values_that_cannot_work_are_refused() {
@@ -129,6 +163,7 @@ async fn values_that_cannot_work_are_refused() {
         ("podMonitor.interval=often", "'/podMonitor/interval'"),
         ("alerts.rules.OutboxSlotAtRisk.safeShare=20", "'/alerts/rules/OutboxSlotAtRisk/safeShare'"),
         ("alerts.rules.OutboxRelayLagHigh.for=long", "'/alerts/rules/OutboxRelayLagHigh/for'"),
+        ("networkPolicy.enabled=true", "networkPolicy.egress is empty"),
         ("alerts.rules.OutboxNothing.enabled=true", "'OutboxNothing' not allowed"),
     ] {
         let refused = cluster.helm(&["template", "outbox", CHART, "--set", value]).await;

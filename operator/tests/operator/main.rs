@@ -13,6 +13,7 @@ mod away;
 mod chart;
 mod cluster;
 mod conditions;
+mod dashboard;
 mod desired;
 mod drift;
 mod happy;
