@@ -36,8 +36,11 @@ impl Pass<'_> {
             return None;
         }
         let mut problems = self.take_away(&cluster).await;
+        // A broker that does not tell them is none to do without.
+        let ids = cluster.ids(&names).await.unwrap_or_default();
         for topic in &self.relay.spec.topics {
-            problems.extend(self.topic(&cluster, topic, observed.get(&topic.name)).await);
+            let found = observed.get(&topic.name).map(|observed| (observed, ids.get(&topic.name)));
+            problems.extend(self.topic(&cluster, topic, found).await);
         }
         let finding = match problems.first() {
             None => Finding::yes(Reason::AsDeclared, ""),
@@ -107,11 +110,16 @@ impl Pass<'_> {
         &mut self,
         cluster: &Cluster,
         topic: &Topic,
-        observed: Option<&Observed>,
+        found: Option<(&Observed, Option<&String>)>,
     ) -> Vec<(Reason, String)> {
         let known = self.topics.iter().find(|known| known.name == topic.name);
         let owned: BTreeSet<String> = known.into_iter().flat_map(|known| known.config_keys.clone()).collect();
-        let plan = plan(topic, &owned, observed);
+        let (before, id) = (known.and_then(|known| known.id.as_ref()), found.and_then(|(_, id)| id));
+        if before.is_some() && id.is_some() && before != id {
+            let note = format!("topic {}, by somebody else: {REPLACED}", topic.name);
+            self.context.tell(self.relay, Kind::Warning, "TopicReplaced", &note);
+        }
+        let plan = plan(topic, &owned, found.map(|(observed, _)| observed));
         for step in &plan.steps {
             if let Err(error) = cluster.carry_out(&topic.name, step).await {
                 return vec![(FAILED, error.to_string())];
@@ -125,6 +133,7 @@ impl Pass<'_> {
         }
         let status = TopicStatus {
             name: topic.name.clone(),
+            id: id.or(found.and(before)).cloned(),
             config_keys: topic.config.keys().cloned().collect(),
             deletion_policy: topic.deletion_policy,
         };
@@ -136,6 +145,8 @@ impl Pass<'_> {
         plan.deviations.into_iter().map(told).collect()
     }
 }
+
+const REPLACED: &str = "it was deleted and made anew, and the records in it are gone; the relay says whether it had delivered any of them";
 
 /// A step was not done; the relay would find no topic.
 const FAILED: Reason = Reason::TopicFailed;

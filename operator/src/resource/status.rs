@@ -42,6 +42,9 @@ pub struct OutboxRelayStatus {
 pub struct TopicStatus {
     /// Its name.
     pub name: String,
+    /// What Kafka knows it by: one that is made anew under the same name has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// Keys of its configuration that this resource has set. One that is no longer declared is given back to the broker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub config_keys: Vec<String>,

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kafka_admin::Alteration;
 use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier,
-    TopicReplication,
+    AdminClient, AdminOptions, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -131,6 +131,19 @@ impl Cluster {
         Ok(observed)
     }
 
+    /// The ids of those of these topics that exist: one that was made anew has another.
+    ///
+    /// # Errors
+    /// Kafka does not answer.
+    pub async fn ids(&self, names: &[String]) -> Result<BTreeMap<String, String>, KafkaError> {
+        let names = names.to_vec();
+        blocking(LOOKING.to_owned(), &self.client(), move |client| {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            kafka_admin::topic_ids(client.inner(), &names, REQUEST_WITHIN)
+        })
+        .await
+    }
+
     /// Does something about a topic.
     ///
     /// # Errors
@@ -157,7 +170,7 @@ fn connect(config: &ClientConfig) -> Result<Arc<Client>, KafkaError> {
     config.create().map(Arc::new).map_err(|error| failed("making a client", &error))
 }
 
-async fn carry_out(client: &Client, topic: &str, step: &Step) -> Result<(), KafkaError> {
+async fn carry_out(client: &Arc<Client>, topic: &str, step: &Step) -> Result<(), KafkaError> {
     match step {
         Step::Create { partitions, replication_factor, config } => {
             let replicas = TopicReplication::Fixed(*replication_factor);
@@ -179,15 +192,30 @@ async fn carry_out(client: &Client, topic: &str, step: &Step) -> Result<(), Kafk
             let grown = client.create_partitions([&NewPartitions::new(topic, count)], &options()).await;
             done(format!("growing topic {topic} to {partitions} partitions"), grown, None)
         }
-        Step::Configure { overrides } => {
-            let mut alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
-            alter.entries.extend(overrides.iter().map(|(key, value)| (key.as_str(), value.as_str())));
-            let doing = format!("configuring topic {topic}");
-            let altered = client.alter_configs([&alter], &options()).await;
-            let altered = altered.map_err(|error| failed(&doing, &error))?;
-            let refusal = altered.into_iter().find_map(Result::err);
-            refusal.map_or(Ok(()), |(_, code)| Err(refused(doing, code)))
+        Step::Configure { set, given_back } => {
+            let (set, given_back, topic) = (set.clone(), given_back.clone(), topic.to_owned());
+            blocking(format!("configuring topic {topic}"), client, move |client| {
+                let set = set.iter().map(|(key, value)| (key.as_str(), Alteration::Set(value)));
+                let given_back = given_back.iter().map(|key| (key.as_str(), Alteration::Delete));
+                let alterations = set.chain(given_back).collect();
+                kafka_admin::alter(client.inner(), &topic, &alterations, REQUEST_WITHIN)
+            })
+            .await
         }
+    }
+}
+
+/// Asks what can only be asked by waiting.
+async fn blocking<T: Send + 'static>(
+    doing: String,
+    client: &Arc<Client>,
+    ask: impl FnOnce(&Client) -> Result<T, kafka_admin::Error> + Send + 'static,
+) -> Result<T, KafkaError> {
+    let client = Arc::clone(client);
+    match tokio::task::spawn_blocking(move || ask(&client)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(KafkaError { doing, problem: error.to_string(), code: error.code() }),
+        Err(join) => Err(KafkaError { doing, problem: join.to_string(), code: None }),
     }
 }
 

@@ -37,10 +37,12 @@ pub enum Step {
         /// How many there are to be.
         partitions: i32,
     },
-    /// Set the topic's configuration. Kafka takes it as a whole, so what others have set is in it.
+    /// Alter the topic's configuration. What others have set stays.
     Configure {
-        /// All that is to be set.
-        overrides: BTreeMap<String, String>,
+        /// To be set.
+        set: BTreeMap<String, String>,
+        /// To be the broker's again.
+        given_back: BTreeSet<String>,
     },
 }
 
@@ -51,7 +53,10 @@ impl Display for Step {
                 write!(f, "made, with {partitions} partitions and {replication_factor} replicas")
             }
             Step::Grow { partitions } => write!(f, "grown to {partitions} partitions"),
-            Step::Configure { overrides } => write!(f, "configured: {overrides:?}"),
+            Step::Configure { set, given_back } if given_back.is_empty() => write!(f, "configured: {set:?}"),
+            Step::Configure { set, given_back } => {
+                write!(f, "configured: {set:?}, and the broker's again: {given_back:?}")
+            }
         }
     }
 }
@@ -102,10 +107,7 @@ pub fn plan(declared: &Topic, owned: &BTreeSet<String>, observed: Option<&Observ
     if observed.partitions < declared.partitions {
         plan.steps.push(Step::Grow { partitions: declared.partitions });
     }
-    let overrides = wanted(declared, owned, &observed.overrides);
-    if overrides != observed.overrides {
-        plan.steps.push(Step::Configure { overrides });
-    }
+    plan.steps.extend(configure(declared, owned, &observed.overrides));
     if observed.partitions > declared.partitions {
         plan.deviations
             .push(Deviation::Partitions { declared: declared.partitions, is: observed.partitions });
@@ -119,16 +121,13 @@ pub fn plan(declared: &Topic, owned: &BTreeSet<String>, observed: Option<&Observ
     plan
 }
 
-fn wanted(
-    declared: &Topic,
-    owned: &BTreeSet<String>,
-    present: &BTreeMap<String, String>,
-) -> BTreeMap<String, String> {
-    let given_back = |key: &String| owned.contains(key) && !declared.config.contains_key(key);
-    let mut wanted = present.clone();
-    wanted.retain(|key, _| !given_back(key));
-    wanted.extend(declared.config.clone());
-    wanted
+fn configure(declared: &Topic, owned: &BTreeSet<String>, present: &BTreeMap<String, String>) -> Option<Step> {
+    let differs = |(key, value): &(&String, &String)| present.get(*key) != Some(*value);
+    let set = declared.config.iter().filter(differs).map(|(key, value)| (key.clone(), value.clone()));
+    let given_back = owned.iter().filter(|key| !declared.config.contains_key(*key));
+    let given_back = given_back.filter(|key| present.contains_key(*key)).cloned();
+    let (set, given_back) = (set.collect::<BTreeMap<_, _>>(), given_back.collect::<BTreeSet<_>>());
+    (!set.is_empty() || !given_back.is_empty()).then_some(Step::Configure { set, given_back })
 }
 
 #[cfg(test)]
@@ -159,7 +158,11 @@ mod tests {
                 Some(Observed { partitions, replication_factor, overrides: config })
             }
             (Step::Grow { partitions }, Some(observed)) => Some(Observed { partitions, ..observed }),
-            (Step::Configure { overrides }, Some(observed)) => Some(Observed { overrides, ..observed }),
+            (Step::Configure { set, given_back }, Some(mut observed)) => {
+                observed.overrides.extend(set);
+                observed.overrides.retain(|key, _| !given_back.contains(key));
+                Some(observed)
+            }
             (_, None) => None,
         })
     }
@@ -184,8 +187,8 @@ mod tests {
         let overrides = pairs(&[("foreign", "1"), ("mine", "1"), ("was.mine", "1")]);
         let observed = Observed { partitions: 3, replication_factor: 1, overrides };
         let plan = plan(&topic(3, 1, &[("mine", "2")]), &keys(&["mine", "was.mine"]), Some(&observed));
-        let overrides = pairs(&[("foreign", "1"), ("mine", "2")]);
-        assert_eq!(plan, Plan { steps: vec![Step::Configure { overrides }], deviations: Vec::new() });
+        let step = Step::Configure { set: pairs(&[("mine", "2")]), given_back: keys(&["was.mine"]) };
+        assert_eq!(plan, Plan { steps: vec![step], deviations: Vec::new() });
     }
 
     #[test]

@@ -1,11 +1,45 @@
 //! What somebody changes by hand is put right; what is no longer asked for goes.
 
 use serde_json::{Value, json};
-use testbed::kafka::alter_topic;
+use testbed::kafka::{alter_topic, create_topic};
 use testbed::wait;
 
 use crate::cluster::apply;
-use crate::stage::{SOON, Stage};
+use crate::stage::{SOON, Stage, operator};
+
+/// One that somebody makes anew behind the operator's back looks as the one before.
+#[tokio::test]
+async fn a_topic_that_is_another_is_told_of() {
+    let mut stage = Stage::shared("replaced").await;
+    stage.make_secret().await;
+    stage.apply().await;
+    let id = ["get", "obr", "shop", "-o", "jsonpath={.status.topics[0].id}"];
+    let until_other = async |stage: &Stage, before: &str| {
+        wait::until(format!("another id than {before:?}"), SOON, async || {
+            let found = stage.namespace.kubectl(&id).await.unwrap();
+            if found.len() == 22 && found != before { Ok(found) } else { Err(found) }
+        })
+        .await
+        .unwrap()
+    };
+    let first = until_other(&stage, "").await;
+    stage.operator.kill().await.unwrap();
+    stage.cluster().delete(&stage.topic).await.unwrap();
+    wait::until("the same topic again", SOON, async || {
+        create_topic(&stage.bootstrap, &stage.topic, 3, 1, &[]).await
+    })
+    .await
+    .unwrap();
+    stage.operator =
+        operator(stage.namespace.name(), stage.namespace.cluster().kubeconfig()).start().unwrap();
+    until_other(&stage, &first).await;
+    wait::until("an Event", SOON, async || {
+        let events = stage.namespace.kubectl(&["get", "events"]).await.unwrap();
+        if events.contains("TopicReplaced") { Ok(()) } else { Err(events) }
+    })
+    .await
+    .unwrap();
+}
 
 /// Everything that the operator applies of a resource.
 const KINDS: &str = "serviceaccount,configmap,service,poddisruptionbudget,networkpolicy,deployment";

@@ -1,0 +1,190 @@
+//! What librdkafka's admin API has and the `rdkafka` crate (0.39) does not: ids of topics, by which one that was made anew is told from the one
+//! before, and configurations that are altered key by key, so that what somebody else sets at the same moment stays.
+//!
+//! Every call blocks until Kafka has answered, or the time is up. The only crate here with `unsafe`: each block says why it is sound.
+
+mod answer;
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, NulError, c_char};
+use std::time::Duration;
+
+use rdkafka::bindings as ffi;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::types::RDKafkaErrorCode;
+
+use self::answer::{Owned, Question, text};
+
+/// What Kafka, or the library, did not do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// With the code of the broker or of the library, and its words.
+    #[error("{message} ({code})")]
+    Refused {
+        /// The code.
+        code: RDKafkaErrorCode,
+        /// Its words.
+        message: String,
+    },
+    /// A name with a NUL in it is no name.
+    #[error("a name has a NUL in it")]
+    Name(#[from] NulError),
+    /// Nothing came back.
+    #[error("no answer within {0:?}")]
+    Late(Duration),
+}
+
+impl Error {
+    /// The code of the broker or of the library.
+    pub fn code(&self) -> Option<RDKafkaErrorCode> {
+        match self {
+            Error::Refused { code, .. } => Some(*code),
+            Error::Name(_) | Error::Late(_) => None,
+        }
+    }
+}
+
+/// What becomes of a key of a topic's configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alteration<'a> {
+    /// It has this value.
+    Set(&'a str),
+    /// It is the broker's again.
+    Delete,
+}
+
+/// The ids of those of these topics that exist and that this login may see. Kafka 3.1 and newer.
+///
+/// # Errors
+/// Kafka does not answer.
+pub fn topic_ids<C: ClientContext>(
+    client: &Client<C>,
+    names: &[&str],
+    within: Duration,
+) -> Result<BTreeMap<String, String>, Error> {
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let names: Vec<CString> = names.iter().map(|name| CString::new(*name)).collect::<Result<_, _>>()?;
+    let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+    let question = Question::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, within)?;
+    // SAFETY: the pointers are of strings that live longer than this call, which copies them.
+    let topics = unsafe {
+        let topics = ffi::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+        Owned::new(topics, ffi::rd_kafka_TopicCollection_destroy)
+    };
+    // SAFETY: client, collection, options and queue live until the answer has come.
+    let answer = question.ask(|options, queue| unsafe {
+        ffi::rd_kafka_DescribeTopics(client.native_ptr(), topics.pointer(), options, queue);
+    })?;
+    let mut ids = BTreeMap::new();
+    // SAFETY: the event is a DescribeTopics result, since nothing else was asked on its queue, and owns all that is read here.
+    unsafe {
+        let result = ffi::rd_kafka_event_DescribeTopics_result(answer.pointer());
+        let mut count = 0;
+        let found = ffi::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        for topic in slice(found, count) {
+            let error = ffi::rd_kafka_TopicDescription_error(*topic);
+            let is_there =
+                ffi::rd_kafka_error_code(error) == ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+            if is_there {
+                let id = ffi::rd_kafka_TopicDescription_topic_id(*topic);
+                let bits = (
+                    ffi::rd_kafka_Uuid_most_significant_bits(id),
+                    ffi::rd_kafka_Uuid_least_significant_bits(id),
+                );
+                // Brokers that know no ids.
+                if bits != (0, 0) {
+                    let name = text(ffi::rd_kafka_TopicDescription_name(*topic));
+                    ids.insert(name, text(ffi::rd_kafka_Uuid_base64str(id)));
+                }
+            }
+        }
+    }
+    Ok(ids)
+}
+
+/// Alters keys of a topic's configuration, and leaves all others as they are. Kafka 2.3 and newer.
+///
+/// # Errors
+/// Kafka does not answer, or refuses.
+pub fn alter<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    alterations: &BTreeMap<&str, Alteration<'_>>,
+    within: Duration,
+) -> Result<(), Error> {
+    let question =
+        Question::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS, within)?;
+    let topic = CString::new(topic)?;
+    // SAFETY: the name lives longer than this call, which copies it.
+    let resource = unsafe {
+        let kind = ffi::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
+        let resource = ffi::rd_kafka_ConfigResource_new(kind, topic.as_ptr());
+        Owned::new(resource, ffi::rd_kafka_ConfigResource_destroy)
+    };
+    for (key, alteration) in alterations {
+        add(&resource, key, *alteration)?;
+    }
+    let mut resources = [resource.pointer()];
+    // SAFETY: client, resource, options and queue live until the answer has come; the library copies the resource.
+    let answer = question.ask(|options, queue| unsafe {
+        ffi::rd_kafka_IncrementalAlterConfigs(client.native_ptr(), resources.as_mut_ptr(), 1, options, queue);
+    })?;
+    // SAFETY: the event is an IncrementalAlterConfigs result, since nothing else was asked on its queue, and owns all that is read here.
+    unsafe {
+        let result = ffi::rd_kafka_event_IncrementalAlterConfigs_result(answer.pointer());
+        let mut count = 0;
+        let altered = ffi::rd_kafka_IncrementalAlterConfigs_result_resources(result, &raw mut count);
+        for resource in slice(altered, count) {
+            let code = ffi::rd_kafka_ConfigResource_error(*resource);
+            if code != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+                let message = text(ffi::rd_kafka_ConfigResource_error_string(*resource));
+                return Err(Error::Refused { code: code.into(), message });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn add(
+    resource: &Owned<ffi::rd_kafka_ConfigResource_t>,
+    key: &str,
+    alteration: Alteration<'_>,
+) -> Result<(), Error> {
+    use ffi::rd_kafka_AlterConfigOpType_t as Kind;
+    let key = CString::new(key)?;
+    let (kind, value) = match alteration {
+        Alteration::Set(value) => (Kind::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET, Some(CString::new(value)?)),
+        Alteration::Delete => (Kind::RD_KAFKA_ALTER_CONFIG_OP_TYPE_DELETE, None),
+    };
+    let value = value.as_deref().map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: key and value live longer than this call, which copies them; the error is this call's to destroy.
+    unsafe {
+        let error = ffi::rd_kafka_ConfigResource_add_incremental_config(
+            resource.pointer(),
+            key.as_ptr(),
+            kind,
+            value,
+        );
+        if error.is_null() {
+            return Ok(());
+        }
+        let (code, message) =
+            (ffi::rd_kafka_error_code(error).into(), text(ffi::rd_kafka_error_string(error)));
+        ffi::rd_kafka_error_destroy(error);
+        Err(Error::Refused { code, message })
+    }
+}
+
+/// An array of the library's.
+///
+/// # Safety
+/// `first` points at `count` values that live as long as the slice is used, or is NULL.
+unsafe fn slice<'a, T>(first: *mut *const T, count: usize) -> &'a [*const T] {
+    match first.is_null() {
+        true => &[],
+        // SAFETY: the caller's promise.
+        false => unsafe { std::slice::from_raw_parts(first, count) },
+    }
+}
