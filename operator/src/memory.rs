@@ -8,6 +8,7 @@ use std::time::Instant;
 use kube::ResourceExt;
 
 use crate::resource::{OutboxRelay, OutboxRelayStatus};
+use crate::secrets::Values;
 use crate::topics::{Cluster, Shape};
 
 /// By namespace and name. A resource that was made anew under the same name has another status, and other objects.
@@ -19,6 +20,8 @@ pub struct Memory(Mutex<HashMap<(String, String), Remembered>>);
 pub struct Remembered {
     /// The last pass that found everything as it should be.
     pub settled: Option<Arc<Settled>>,
+    /// What its Secrets held when they were last read.
+    pub secrets: Option<Arc<Values>>,
     /// What was applied last.
     pub applied: Option<Applied>,
     /// Passes in a row that the API server has refused something.

@@ -280,7 +280,10 @@ impl Pass<'_> {
     /// The Secrets, and the configuration with the files they are in here.
     async fn resolve(&mut self) -> Option<(Secrets, Config)> {
         let Pass { relay, context, .. } = self;
-        let secrets = match Secrets::read(context.beside(relay), &relay.spec, &context.metrics).await {
+        let is_ending = relay.metadata.deletion_timestamp.is_some();
+        let before = context.memory.of(relay).secrets.filter(|_| is_ending);
+        let reading = Secrets::read(context.beside(relay), &relay.spec, &context.metrics, before.as_deref());
+        let secrets = match reading.await {
             Ok(secrets) => secrets,
             Err(error) => {
                 let finding = Finding::no(Reason::SecretUnusable, error.to_string());
@@ -288,6 +291,7 @@ impl Pass<'_> {
                 return None;
             }
         };
+        context.memory.with(relay, |memory| memory.secrets = Some(Arc::clone(&secrets.values)));
         let config = check(relay, &secrets);
         match config {
             Ok(config) => {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
+use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use outbox_relay::config::Secret as Hidden;
@@ -61,7 +63,7 @@ pub struct Login {
 
 /// What the resource's Secrets hold. Those of the pods are files as the pods see them, below a folder of this process's own that goes
 /// with this value; so the operator connects as the relay does.
-#[derive(Debug)]
+// Without Debug, which would show them.
 pub struct Secrets {
     folder: TempDir,
     /// The relay's role.
@@ -72,10 +74,16 @@ pub struct Secrets {
     pub kafka_admin: Option<Login>,
     /// Changes when anything the pods see changes.
     pub digest: String,
+    /// What all of them hold, as it was read.
+    pub values: Arc<Values>,
 }
 
+/// What Secrets hold, by their names.
+pub type Values = BTreeMap<String, Data>;
+
 impl Secrets {
-    /// Reads all of them; `api` leads to those of the resource's namespace.
+    /// Reads all of them; `api` leads to those of the resource's namespace. Those that are gone are as they were in `before`: when a
+    /// namespace is deleted, they may go before the resource that needs them for its end.
     ///
     /// # Errors
     /// Names the Secret, and the key.
@@ -83,8 +91,9 @@ impl Secrets {
         api: Api<Secret>,
         spec: &OutboxRelaySpec,
         metrics: &Metrics,
+        before: Option<&Values>,
     ) -> Result<Secrets, SecretError> {
-        let mut reader = Reader { api, metrics, read: BTreeMap::new() };
+        let mut reader = Reader { api, metrics, before, read: BTreeMap::new() };
         let folder = tempfile::tempdir()?;
         let mut values = Vec::new();
         for secret in mounted(spec) {
@@ -96,6 +105,7 @@ impl Secrets {
             postgres_admin: reader.optional(postgres.admin_credentials_secret_ref.as_ref()).await?,
             kafka_admin: reader.optional(spec.sink.kafka.admin_credentials_secret_ref.as_ref()).await?,
             digest: digest(values.iter().map(String::as_str)),
+            values: Arc::new(reader.read),
             folder,
         })
     }
@@ -106,13 +116,14 @@ impl Secrets {
     }
 }
 
-type Data = BTreeMap<String, Vec<u8>>;
+type Data = BTreeMap<String, ByteString>;
 
 /// Reads each Secret once, however many references lead to it.
 struct Reader<'a> {
     api: Api<Secret>,
     metrics: &'a Metrics,
-    read: BTreeMap<String, Data>,
+    before: Option<&'a Values>,
+    read: Values,
 }
 
 impl Reader<'_> {
@@ -124,9 +135,14 @@ impl Reader<'_> {
                 let secret = self.metrics.request("kubernetes", "read_secret", reading).await;
                 let secret =
                     secret.map_err(|error| SecretError::Unreadable { name: name.to_owned(), error })?;
-                let secret = secret.ok_or_else(|| SecretError::Missing(name.to_owned()))?;
-                let data = secret.data.unwrap_or_default().into_iter();
-                Ok(unknown.insert(data.map(|(key, value)| (key, value.0)).collect()))
+                let data = match secret {
+                    Some(secret) => secret.data.unwrap_or_default(),
+                    None => {
+                        let before = self.before.and_then(|before| before.get(name));
+                        before.cloned().ok_or_else(|| SecretError::Missing(name.to_owned()))?
+                    }
+                };
+                Ok(unknown.insert(data))
             }
         }
     }
@@ -158,7 +174,7 @@ impl Reader<'_> {
 fn text(secret: &str, key: &str, data: &Data) -> Result<String, SecretError> {
     let (secret, key) = (secret.to_owned(), key.to_owned());
     let Some(value) = data.get(&key) else { return Err(SecretError::NoKey { secret, key }) };
-    String::from_utf8(value.clone()).map_err(|_| SecretError::NotText { secret, key })
+    String::from_utf8(value.0.clone()).map_err(|_| SecretError::NotText { secret, key })
 }
 
 /// Writes a Secret's files as the pods see them; answers what is in them.

@@ -96,6 +96,36 @@ async fn a_database_that_is_gone_holds_a_resource_only_until_it_is_forced() {
     until_gone(&stage).await;
 }
 
+/// The Secrets may go first, and what is outside still goes with the resource.
+#[tokio::test]
+async fn a_namespace_that_is_deleted_takes_what_was_made_with_it() {
+    let mut stage = Stage::shared("namespace").await;
+    stage.spec["topics"][0]["deletionPolicy"] = json!("Delete");
+    let folder = Folder::new("relay").unwrap();
+    let mut relay = stage.until_streaming(&folder).await;
+    relay.terminate().unwrap();
+    relay.wait(SOON).await.unwrap();
+    let (namespace, cluster) = (stage.namespace.name(), stage.namespace.cluster());
+    stage.namespace.kubectl(&["delete", "secret", "login"]).await.unwrap();
+    cluster.kubectl(&["delete", "namespace", namespace, "--wait=false"]).await.unwrap();
+    wait::until("the end of the namespace", SOON, async || {
+        match cluster.kubectl(&["get", "namespace", namespace, "-o", "jsonpath={.status.conditions}"]).await {
+            Err(error) if error.to_string().contains("NotFound") => Ok(()),
+            other => Err(format!("{other:?}\n{}", stage.operator.log_tail())),
+        }
+    })
+    .await
+    .unwrap();
+    let slots =
+        format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", stage.database.name());
+    assert_eq!(stage.value(&slots).await.as_deref(), Some("0"));
+    wait::until("the end of the topic", SOON, async || {
+        if stage.has_topic(&stage.topic).await { Err("it is there") } else { Ok(()) }
+    })
+    .await
+    .unwrap();
+}
+
 /// Reached by another name, it is the same database; and the older resource has its slot until it goes.
 #[tokio::test]
 async fn of_two_resources_for_one_slot_the_older_has_it() {
