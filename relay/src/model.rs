@@ -90,6 +90,32 @@ proptest! {
     }
 }
 
+/// The checkpoint must not pass a hole that was not read: what is in it may be rows that the next process would send again.
+#[test]
+fn a_process_that_dies_before_it_has_read_a_hole() {
+    let row = || Step::Commit(vec![0]);
+    let lies_in = partition(b"key-0", PARTITIONS as i32) as usize;
+    let mut crash = [0; PARTITIONS];
+    crash[lies_in] = 1;
+    let steps = [&[row(), row(), row()][..], &vec![Step::Read; 9]].concat();
+    let mut world = World::new(Requests::MayComeLate);
+    steps.into_iter().for_each(|step| world.step(step));
+    // The first was appended; the other two come after the next process has looked, and before its probe.
+    world.step(Step::Crash(crash));
+    let looks = [&vec![Step::Read; 2][..], &[Step::Answer]].concat();
+    let late = [Step::Late(lies_in), Step::Late(lies_in)];
+    let probes = [&vec![Step::Read; 5][..], &[Step::Append(lies_in), Step::Acknowledge(lies_in)]].concat();
+    [&looks[..], &late, &probes, &[Step::Store, Step::Crash([0; PARTITIONS])]]
+        .concat()
+        .into_iter()
+        .for_each(|step| world.step(step));
+    world.finish();
+    // The probe is there twice, the last row is not.
+    let third = world.stream.get(2).map(|transaction| transaction.position(0));
+    let times = world.own(lies_in).into_iter().filter(|position| Some(*position) == third).count();
+    assert_eq!(times, 1);
+}
+
 /// What becomes of a dead process's requests that were not appended when it died.
 #[derive(Clone, Copy, PartialEq)]
 enum Requests {
@@ -130,6 +156,8 @@ struct World {
     /// What Postgres was told.
     told: EndLsn,
     late: [VecDeque<Position>; PARTITIONS],
+    /// Rows that were found twice by a process that is dead: those that follow cannot see the first of the two.
+    seen_by_the_dead: HashSet<Position>,
     process: Process,
 }
 
@@ -152,6 +180,8 @@ struct Process {
     /// Offsets it knows about in each partition: from the end of its search or its first record, to its last one.
     known: [Option<(i64, i64)>; PARTITIONS],
     detected: u64,
+    /// Holes behind the probe, which it alone has counted.
+    later_holes: Vec<(usize, Hole)>,
 }
 
 impl Process {
@@ -172,6 +202,7 @@ impl Process {
             questions: VecDeque::new(),
             known: [None; PARTITIONS],
             detected: 0,
+            later_holes: Vec::new(),
         }
     }
 
@@ -224,7 +255,12 @@ impl Process {
         self.ledger.acknowledge(entry).unwrap();
         match self.partitions.mark(id).unwrap().acknowledged(Some(offset)) {
             Landed::InOrder => {}
-            Landed::BehindHole(hole) => self.questions.push_back((partition, id, Question::Hole(hole))),
+            Landed::BehindHole(hole) => {
+                self.questions.push_back((partition, id, Question::Hole(hole)));
+                if self.partitions.mark(id).unwrap().hold_from(EndLsn::ZERO) != Some(hole.from) {
+                    self.later_holes.push((partition, hole));
+                }
+            }
             Landed::Backwards { expected } => panic!("offset {offset} after {expected}"),
         }
         self.partitions.acknowledged(id, entry, TIMELINE, commit, offset);
@@ -240,7 +276,7 @@ impl Process {
                 mark.searched(look(log, from, log.len() as i64));
                 self.known[partition].get_or_insert((log.len() as i64, log.len() as i64));
             }
-            Question::Hole(hole) => self.detected += mark.hole_read(look(log, hole.from, hole.until)),
+            Question::Hole(hole) => self.detected += mark.hole_read(hole, look(log, hole.from, hole.until)),
         }
     }
 
@@ -265,6 +301,7 @@ impl World {
             stored,
             told: EndLsn::ZERO,
             late: Default::default(),
+            seen_by_the_dead: HashSet::new(),
             process,
         }
     }
@@ -313,7 +350,7 @@ impl World {
         let first_unconfirmed = process.ledger.first_unconfirmed();
         self.stored = Checkpoint {
             confirmed: process.ledger.confirmed(),
-            offsets: process.partitions.offsets(first_unconfirmed),
+            offsets: process.partitions.offsets(first_unconfirmed, process.ledger.confirmed()),
         };
         let there: HashSet<Position> = self.kafka.iter().flatten().copied().flatten().collect();
         let confirmed =
@@ -333,6 +370,10 @@ impl World {
             if self.requests == Requests::MayComeLate {
                 self.late[partition].extend(sent);
             }
+        }
+        for (partition, hole) in &self.process.later_holes {
+            let found = &self.kafka[*partition][hole.from as usize..hole.until as usize];
+            self.seen_by_the_dead.extend(found.iter().copied().flatten());
         }
         self.process = Process::start(&self.stored, self.told, &self.stream);
     }
@@ -386,7 +427,8 @@ impl World {
             for (offset, record) in log.iter().enumerate() {
                 let Some(position) = record else { continue };
                 let visible = known.is_some_and(|(from, last)| (from..=last).contains(&(offset as i64)));
-                duplicates += u64::from(!seen.insert(*position) && visible);
+                let counted_before = self.seen_by_the_dead.contains(position);
+                duplicates += u64::from(!seen.insert(*position) && visible && !counted_before);
             }
         }
         duplicates

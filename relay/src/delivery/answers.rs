@@ -6,7 +6,7 @@ use super::{Delivery, code_of};
 use crate::kafka;
 use crate::kafka::jobs::Answer;
 use crate::kafka::search::{Phantoms, Reach, SearchError};
-use crate::progress::high_mark::Searched;
+use crate::progress::high_mark::{Hole, Searched};
 use crate::topics::partitions::PartitionId;
 use crate::trouble::{Reason, Trouble};
 
@@ -34,7 +34,7 @@ impl Delivery {
                     mark.searched(found);
                 }
             }
-            Answer::HoleRead { partition, found } => self.hole_read(partition, found),
+            Answer::HoleRead { partition, hole, found } => self.hole_read(partition, hole, found),
             Answer::Reached(Reach::NotByOurClients) => {
                 let what = "Kafka can be reached, but a client of this session has no broker left to ask";
                 return Err(Trouble::new(Reason::DeliveryFailed, what));
@@ -74,8 +74,8 @@ impl Delivery {
         self.status.phantoms(phantoms);
     }
 
-    fn hole_read(&mut self, partition: PartitionId, found: Searched) {
-        let twice = self.partitions.mark(partition).map_or(0, |mark| mark.hole_read(found));
+    fn hole_read(&mut self, partition: PartitionId, hole: Hole, found: Searched) {
+        let twice = self.partitions.mark(partition).map_or(0, |mark| mark.hole_read(hole, found));
         if twice > 0 {
             self.metrics.duplicates_detected_total.inc_by(twice);
             tracing::warn!(

@@ -65,6 +65,8 @@ pub enum Answer {
     HoleRead {
         /// In which partition.
         partition: PartitionId,
+        /// Which.
+        hole: Hole,
         /// What it holds.
         found: Searched,
     },
@@ -170,7 +172,7 @@ impl Jobs {
         let topic = topic.to_owned();
         self.ask(move |searcher| {
             let (found, _) = searcher.search(&topic, number, hole.from, Some(hole.until))?;
-            Ok(Answer::HoleRead { partition, found })
+            Ok(Answer::HoleRead { partition, hole, found })
         });
     }
 

@@ -11,6 +11,7 @@
 //! found there is a duplicate already and is counted.
 
 use outbox::Position;
+use pg_replication::{CommitLsn, EndLsn, Lsn};
 
 /// What a search of a partition found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,12 +99,22 @@ pub struct HighMark {
     highest: Option<Position>,
     /// The offset our next record gets if nobody else writes here. Unknown before the first acknowledgement.
     next: Option<i64>,
+    /// The hole before the probe, and the highest position in it once it was read.
+    before_probe: Option<(Hole, Option<Position>)>,
 }
 
 impl HighMark {
     /// The mark of a partition whose records before offset `floor` need no search.
     pub fn new(floor: i64) -> Self {
-        HighMark { state: State::Unsearched, floor, highest: None, next: None }
+        HighMark { state: State::Unsearched, floor, highest: None, next: None, before_probe: None }
+    }
+
+    /// Where the hole before the probe begins, while it holds rows, or may hold some, that are not confirmed by `confirmed`. This process
+    /// does not send them, and one that follows it has to find them.
+    pub fn hold_from(&self, confirmed: EndLsn) -> Option<i64> {
+        let (hole, highest) = self.before_probe?;
+        let is_over = |position: Position| confirmed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
+        (!highest.is_some_and(is_over)).then_some(hole.from)
     }
 
     /// Judges the next row for this partition. Rows come in position order; `replayed` says whether the row was
@@ -154,13 +165,14 @@ impl HighMark {
             .filter(|(from, until)| from < until)
             .map(|(from, until)| Hole { from, until });
         if let State::Probing { probe, .. } = self.state {
+            self.before_probe = hole.map(|hole| (hole, None));
             self.state = if hole.is_some() { State::ReadingHole { probe } } else { State::Open };
         }
         hole.map_or(Landed::InOrder, Landed::BehindHole)
     }
 
     /// A hole was read. Returns how many events it shows to be in the partition twice.
-    pub fn hole_read(&mut self, found: Searched) -> u64 {
+    pub fn hole_read(&mut self, hole: Hole, found: Searched) -> u64 {
         let State::ReadingHole { probe } = self.state else {
             // Our records in a hole behind the probe were sent by another process, after this one sent them or
             // before it will: either way they are there twice. They do not raise the mark: who else is writing may
@@ -168,6 +180,7 @@ impl HighMark {
             return found.own_records;
         };
         self.highest = self.highest.max(found.highest);
+        self.before_probe = found.highest.map(|highest| (hole, Some(highest)));
         self.state = State::Open;
         // Below the probe they are rows not sent by this process, which will now be dropped; the probe itself, if
         // it is in the hole, is there twice.
@@ -182,6 +195,9 @@ mod tests {
 
     fn at(lsn: u64) -> Position {
         Position { timeline: 1, commit_lsn: lsn, index: 0 }
+    }
+    fn end(lsn: u64) -> EndLsn {
+        EndLsn::new(Lsn::from(lsn))
     }
     /// Admits, and sends what may be sent.
     fn offer(mark: &mut HighMark, lsn: u64, replayed: bool) -> Admission {
@@ -221,10 +237,14 @@ mod tests {
         offer(&mut mark, 10, true);
         mark.searched(found(None, 0, 5));
         assert_eq!(offer(&mut mark, 10, true), Admission::Send);
-        assert_eq!(mark.acknowledged(Some(8)), Landed::BehindHole(Hole { from: 5, until: 8 }));
+        let hole = Hole { from: 5, until: 8 };
+        assert_eq!(mark.acknowledged(Some(8)), Landed::BehindHole(hole));
+        assert_eq!(mark.hold_from(end(90)), Some(5), "nobody knows what is in it");
         assert_eq!(offer(&mut mark, 20, true), Admission::Wait);
         // The dead process's last request: rows 10, 20 and 30. The probe, row 10, is there twice.
-        assert_eq!(mark.hole_read(found(Some(30), 3, 8)), 1);
+        assert_eq!(mark.hole_read(hole, found(Some(30), 3, 8)), 1);
+        assert_eq!(mark.hold_from(end(25)), Some(5), "row 30 is in it, and not confirmed");
+        assert_eq!(mark.hold_from(end(35)), None);
         assert_eq!(offer(&mut mark, 20, true), Admission::AlreadyThere);
         assert_eq!(offer(&mut mark, 30, true), Admission::AlreadyThere);
         assert_eq!(offer(&mut mark, 40, true), Admission::Send);
@@ -235,8 +255,9 @@ mod tests {
         let mut mark = HighMark::new(0);
         offer(&mut mark, 10, false);
         assert_eq!(mark.acknowledged(Some(3)), Landed::InOrder);
-        assert_eq!(mark.acknowledged(Some(6)), Landed::BehindHole(Hole { from: 4, until: 6 }));
-        assert_eq!(mark.hole_read(found(Some(50), 1, 6)), 1);
+        let hole = Hole { from: 4, until: 6 };
+        assert_eq!(mark.acknowledged(Some(6)), Landed::BehindHole(hole));
+        assert_eq!(mark.hole_read(hole, found(Some(50), 1, 6)), 1);
         assert_eq!(mark.admit(at(20), false), Admission::Send, "nobody has sent it");
     }
 

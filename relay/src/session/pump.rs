@@ -274,7 +274,7 @@ impl Pump {
         self.requested = Requested { confirmed, copied, revision, at: Instant::now(), transactions };
         let first_unconfirmed = self.delivery.ledger().first_unconfirmed();
         let mappings = self.delivery.mapper().stored();
-        let offsets = self.delivery.partitions().offsets(first_unconfirmed);
+        let offsets = self.delivery.partitions().offsets(first_unconfirmed, confirmed);
         self.writer.write(Progress { confirmed, copied, mappings, revision, offsets });
     }
 

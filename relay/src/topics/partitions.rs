@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use pg_replication::CommitLsn;
+use pg_replication::{CommitLsn, EndLsn};
 use serde::{Deserialize, Serialize};
 
 use crate::progress::high_mark::HighMark;
@@ -206,8 +206,8 @@ impl Partitions {
         }
     }
 
-    /// What to store with a checkpoint: `first_unconfirmed` is the oldest entry not confirmed by it.
-    pub fn offsets(&mut self, first_unconfirmed: EntryId) -> Offsets {
+    /// What to store with a checkpoint that says `confirmed`: `first_unconfirmed` is the oldest entry not confirmed by it.
+    pub fn offsets(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> Offsets {
         let mut offsets = Offsets::new();
         for partition in &mut self.partitions {
             while let Some((_, last)) = partition.ahead.pop_front_if(|(entry, _)| *entry < first_unconfirmed)
@@ -216,7 +216,10 @@ impl Partitions {
                 partition.floor = Floor { search, last: Some(last) };
             }
             let topic = self.topics.get(partition.topic).map(|topic| topic.name.clone()).unwrap_or_default();
-            offsets.entry(topic).or_default().insert(partition.number, partition.floor.clone());
+            let mut floor = partition.floor.clone();
+            let held = partition.mark.hold_from(confirmed);
+            floor.search = held.map_or(floor.search, |from| from.min(floor.search));
+            offsets.entry(topic).or_default().insert(partition.number, floor);
         }
         offsets
     }
@@ -245,12 +248,16 @@ mod tests {
         for (entry, offset) in [(0, 10), (0, 11), (2, 12)] {
             partitions.acknowledged(id, entry, 1, CommitLsn::new(Lsn::from(100 + entry)), offset);
         }
-        assert_eq!(partitions.offsets(0)["t"][&0], at(10), "entry 0 is not confirmed");
+        assert_eq!(partitions.offsets(0, EndLsn::ZERO)["t"][&0], at(10), "entry 0 is not confirmed");
         let last = Some(Evidence { offset: 11, timeline: 1, commit: 100 });
-        assert_eq!(partitions.offsets(1)["t"][&0], Floor { search: 12, last });
-        assert_eq!(partitions.offsets(2)["t"][&0].search, 12, "entry 2 would be replayed and must be found");
+        assert_eq!(partitions.offsets(1, EndLsn::ZERO)["t"][&0], Floor { search: 12, last });
+        assert_eq!(
+            partitions.offsets(2, EndLsn::ZERO)["t"][&0].search,
+            12,
+            "entry 2 would be replayed and must be found"
+        );
         assert_eq!(partitions.to_inspect("t")[0].floor.last.unwrap().offset, 12, "but it has to be there");
-        assert_eq!(partitions.offsets(3)["t"][&0].search, 13);
+        assert_eq!(partitions.offsets(3, EndLsn::ZERO)["t"][&0].search, 13);
     }
 
     #[test]
@@ -262,10 +269,13 @@ mod tests {
         mappings.current.topics.insert("b".into(), shape);
         let offsets = Offsets::from([("b".into(), BTreeMap::from([(2, at(7))]))]);
         let mut partitions = Partitions::from_checkpoint(&mappings, &offsets);
-        assert_eq!(partitions.offsets(0)["b"], BTreeMap::from([(0, at(0)), (1, at(0)), (2, at(7))]));
+        assert_eq!(
+            partitions.offsets(0, EndLsn::ZERO)["b"],
+            BTreeMap::from([(0, at(0)), (1, at(0)), (2, at(7))])
+        );
         partitions.add("b", 5, &BTreeMap::from([(0, at(99)), (3, at(4))]));
-        assert_eq!(partitions.offsets(0)["b"][&0], at(0), "what is known stays");
-        assert_eq!(partitions.offsets(0)["b"][&3], at(4));
+        assert_eq!(partitions.offsets(0, EndLsn::ZERO)["b"][&0], at(0), "what is known stays");
+        assert_eq!(partitions.offsets(0, EndLsn::ZERO)["b"][&3], at(4));
         assert_eq!(partitions.id("b", 4), Some(PartitionId(4)));
         assert_eq!(partitions.place(PartitionId(4)), Some(("b", 4)));
     }
