@@ -6,6 +6,7 @@ use testbed::guard::Folder;
 use testbed::kubernetes::{Kubernetes, shared_cluster};
 use testbed::{net, wait};
 
+use crate::cluster::define;
 use crate::stage::{SOON, Stage, program};
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outbox-operator");
@@ -56,7 +57,12 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     let restricted = ["label", "namespace", "outbox-system", "pod-security.kubernetes.io/enforce=restricted"];
     cluster.kubectl(&restricted).await.unwrap();
     let of_release = ["outbox", CHART, "--namespace", "outbox-system"];
-    let notes = cluster.helm(&[&["install"], &of_release[..]].concat()).await.unwrap();
+    // By hand first, as docs/UPGRADE.md has it.
+    define(&cluster).await;
+    let refused = cluster.helm(&[&["install"], &of_release[..]].concat()).await.unwrap_err().to_string();
+    assert!(refused.contains("cannot be imported into the current release"), "{refused}");
+    let install = [&["install", "--take-ownership"], &of_release[..]].concat();
+    let notes = cluster.helm(&install).await.unwrap();
     assert!(notes.contains("kubectl -n outbox-system rollout status deployment/outbox-outbox-operator"));
     cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
     wait::until("pods, which the restricted namespace takes", SOON, async || {
