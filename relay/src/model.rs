@@ -273,10 +273,12 @@ impl Process {
         let mark = self.partitions.mark(id).unwrap();
         match question {
             Question::Search { from } => {
-                mark.searched(look(log, from, log.len() as i64));
+                mark.searched(look(log, from, log.len() as i64, None));
                 self.known[partition].get_or_insert((log.len() as i64, log.len() as i64));
             }
-            Question::Hole(hole) => self.detected += mark.hole_read(hole, look(log, hole.from, hole.until)),
+            Question::Hole(hole) => {
+                self.detected += mark.hole_read(hole, look(log, hole.from, hole.until, hole.known))
+            }
         }
     }
 
@@ -285,9 +287,11 @@ impl Process {
     }
 }
 
-fn look(log: &[Option<Position>], from: i64, until: i64) -> Searched {
+fn look(log: &[Option<Position>], from: i64, until: i64, known: Option<Position>) -> Searched {
     let own: Vec<Position> = log[from as usize..until as usize].iter().copied().flatten().collect();
-    Searched { highest: own.iter().max().copied(), own_records: own.len() as u64, end: until }
+    let repeated =
+        own.iter().filter(|position| known.is_some_and(|known| **position <= known)).count() as u64;
+    Searched { highest: own.iter().max().copied(), own_records: own.len() as u64, repeated, end: until }
 }
 
 impl World {

@@ -171,7 +171,7 @@ impl Jobs {
     pub fn read_hole(&self, partition: PartitionId, topic: &str, number: i32, hole: Hole) {
         let topic = topic.to_owned();
         self.ask(move |searcher| {
-            let (found, _) = searcher.search(&topic, number, hole.from, Some(hole.until))?;
+            let (found, _) = searcher.search(&topic, number, hole.from, Some(hole))?;
             Ok(Answer::HoleRead { partition, hole, found })
         });
     }

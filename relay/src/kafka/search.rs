@@ -20,7 +20,7 @@ use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::client::{Distrust, client_config, reader_config};
 use crate::kafka::error::reason_of_kafka;
-use crate::progress::high_mark::Searched;
+use crate::progress::high_mark::{Hole, Searched};
 use crate::progress::lineage::Lineage;
 use crate::topics::partitions::Floor;
 use crate::topics::settings::TopicSettings;
@@ -201,16 +201,16 @@ impl Searcher {
         Ok(FoundTopic { partitions, ends, settings: self.describe(name) })
     }
 
-    /// Reads a partition from `from` to its end, or to `until`, and reports our own records.
+    /// Reads a partition from `from` to its end, or a hole, and reports our own records.
     ///
-    /// To its end means: what was there before this session. What `until` bounds was appended during it, by a process
+    /// To its end means: what was there before this session. What is in a hole was appended during it, by a process
     /// that may know more of the log than the server had at the session's beginning.
     pub fn search(
         &self,
         topic: &str,
         partition: i32,
         from: i64,
-        until: Option<i64>,
+        hole: Option<Hole>,
     ) -> Result<(Searched, Phantoms), SearchError> {
         let (low, high) = self.watermarks(topic, partition)?;
         if high < from {
@@ -221,7 +221,7 @@ impl Searcher {
         let mut reading = Reading {
             topic,
             partition,
-            until,
+            hole,
             found: Searched::nothing(from.max(low)),
             phantoms: Phantoms::default(),
         };
@@ -267,14 +267,14 @@ impl Searcher {
                 None => {}
                 // Left over from the partition that was read before.
                 Some(Ok(message)) if !is_of(&message, reading.topic, reading.partition) => {}
-                Some(Ok(message)) if reading.until.is_some_and(|until| message.offset() >= until) => {
+                Some(Ok(message)) if reading.hole.is_some_and(|hole| message.offset() >= hole.until) => {
                     return Ok(true);
                 }
                 Some(Ok(message)) => {
                     failpoint::pass(Boundary::InSearch);
                     heard = Instant::now();
                     self.take_in(&message, reading);
-                    if reading.until == Some(reading.found.end) {
+                    if reading.hole.is_some_and(|hole| hole.until == reading.found.end) {
                         return Ok(true);
                     }
                 }
@@ -293,9 +293,11 @@ impl Searcher {
         found.end = message.offset() + 1;
         match self.position(message) {
             None => {}
-            Some(position) if self.counts(position, reading.until.is_some()) => {
+            Some(position) if self.counts(position, reading.hole.is_some()) => {
                 found.highest = found.highest.max(Some(position));
                 found.own_records += 1;
+                let known = reading.hole.and_then(|hole| hole.known);
+                found.repeated += u64::from(known.is_some_and(|known| position <= known));
             }
             Some(position) => {
                 let ahead = self.lineage.is_on_line(position);
@@ -376,7 +378,7 @@ impl Turn {
 struct Reading<'a> {
     topic: &'a str,
     partition: i32,
-    until: Option<i64>,
+    hole: Option<Hole>,
     found: Searched,
     phantoms: Phantoms,
 }

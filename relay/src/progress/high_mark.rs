@@ -20,6 +20,8 @@ pub struct Searched {
     pub highest: Option<Position>,
     /// Number of our own records in the range.
     pub own_records: u64,
+    /// Of them, those of a hole that lie at or below what was known before: [`Hole::known`].
+    pub repeated: u64,
     /// Offset the next record appended after the search would get.
     pub end: i64,
 }
@@ -27,7 +29,7 @@ pub struct Searched {
 impl Searched {
     /// A search that begins at `start`.
     pub fn nothing(start: i64) -> Searched {
-        Searched { highest: None, own_records: 0, end: start }
+        Searched { highest: None, own_records: 0, repeated: 0, end: start }
     }
 }
 
@@ -68,6 +70,8 @@ pub struct Hole {
     pub from: i64,
     /// First offset after it.
     pub until: i64,
+    /// The highest position that is known to be in the partition apart from it: records of ours at or below are there twice.
+    pub known: Option<Position>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -160,10 +164,11 @@ impl HighMark {
             return Landed::Backwards { expected: lowest };
         }
         self.next = offset.map(|offset| offset + 1);
-        let hole = expected
-            .zip(offset)
-            .filter(|(from, until)| from < until)
-            .map(|(from, until)| Hole { from, until });
+        let hole = expected.zip(offset).filter(|(from, until)| from < until).map(|(from, until)| Hole {
+            from,
+            until,
+            known: self.highest,
+        });
         if let State::Probing { probe, .. } = self.state {
             self.before_probe = hole.map(|hole| (hole, None));
             self.state = if hole.is_some() { State::ReadingHole { probe } } else { State::Open };
@@ -182,9 +187,9 @@ impl HighMark {
         self.highest = self.highest.max(found.highest);
         self.before_probe = found.highest.map(|highest| (hole, Some(highest)));
         self.state = State::Open;
-        // Below the probe they are rows not sent by this process, which will now be dropped; the probe itself, if
-        // it is in the hole, is there twice.
-        u64::from(found.highest >= Some(probe))
+        // Between what the search saw and the probe they are rows that this process has not sent, and will now drop. Those before, and
+        // the probe itself if it is in the hole, are there twice.
+        found.repeated + u64::from(found.highest >= Some(probe))
     }
 }
 
@@ -208,7 +213,7 @@ mod tests {
         admission
     }
     fn found(highest: Option<u64>, own_records: u64, end: i64) -> Searched {
-        Searched { highest: highest.map(at), own_records, end }
+        Searched { highest: highest.map(at), own_records, repeated: 0, end }
     }
 
     #[test]
@@ -237,7 +242,7 @@ mod tests {
         offer(&mut mark, 10, true);
         mark.searched(found(None, 0, 5));
         assert_eq!(offer(&mut mark, 10, true), Admission::Send);
-        let hole = Hole { from: 5, until: 8 };
+        let hole = Hole { from: 5, until: 8, known: None };
         assert_eq!(mark.acknowledged(Some(8)), Landed::BehindHole(hole));
         assert_eq!(mark.hold_from(end(90)), Some(5), "nobody knows what is in it");
         assert_eq!(offer(&mut mark, 20, true), Admission::Wait);
@@ -251,11 +256,24 @@ mod tests {
     }
 
     #[test]
+    fn what_the_search_had_seen_already_is_there_twice() {
+        let mut mark = HighMark::new(0);
+        offer(&mut mark, 10, true);
+        mark.searched(found(Some(20), 2, 5));
+        assert_eq!(offer(&mut mark, 30, true), Admission::Send);
+        let hole = Hole { from: 5, until: 7, known: Some(at(20)) };
+        assert_eq!(mark.acknowledged(Some(7)), Landed::BehindHole(hole));
+        // Row 20 once more, and row 25, which is new.
+        let read = Searched { repeated: 1, ..found(Some(25), 2, 7) };
+        assert_eq!(mark.hole_read(hole, read), 1);
+    }
+
+    #[test]
     fn our_records_in_a_later_hole_are_counted() {
         let mut mark = HighMark::new(0);
         offer(&mut mark, 10, false);
         assert_eq!(mark.acknowledged(Some(3)), Landed::InOrder);
-        let hole = Hole { from: 4, until: 6 };
+        let hole = Hole { from: 4, until: 6, known: None };
         assert_eq!(mark.acknowledged(Some(6)), Landed::BehindHole(hole));
         assert_eq!(mark.hole_read(hole, found(Some(50), 1, 6)), 1);
         assert_eq!(mark.admit(at(20), false), Admission::Send, "nobody has sent it");

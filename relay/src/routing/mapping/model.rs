@@ -115,7 +115,11 @@ impl World {
             let mut admission = mark.admit(position(row), row < horizon);
             if let Admission::Search { .. } = admission {
                 let highest = log.iter().max().map(|row| position(*row));
-                let found = Searched { highest, own_records: log.len() as u64, end: log.len() as i64 };
+                let found = Searched {
+                    highest,
+                    own_records: log.len() as u64,
+                    ..Searched::nothing(log.len() as i64)
+                };
                 mark.searched(found);
                 admission = mark.admit(position(row), true);
             }
