@@ -87,7 +87,9 @@ async fn replication_must_be_allowed_and_a_walsender_free() {
     let reader = ConnectOptions { user: "reader".into(), ..server.options() };
     let refused = Client::connect(&reader).await.err().unwrap();
     assert_eq!(refused.sqlstate(), Some(SqlState::INSUFFICIENT_PRIVILEGE));
-    let _only = server.client().await;
+    // The server says no before it has freed the place.
+    let one = wait::until("a free walsender", SOON, async || Client::connect(&server.options()).await);
+    let _only = one.await.unwrap();
     let full = Client::connect(&server.options()).await.err().unwrap();
     assert_eq!(full.sqlstate(), Some(SqlState::TOO_MANY_CONNECTIONS));
 }
