@@ -99,6 +99,14 @@ fn maven() -> Command {
     maven
 }
 
+/// The files in a folder, in the order of their names.
+pub(crate) fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(folder).map_err(Error::file("list", folder))?;
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    Ok(files)
+}
+
 /// Runs a program of the machine to its end.
 pub(crate) fn run(
     command: &mut Command,

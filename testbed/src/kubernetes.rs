@@ -1,8 +1,10 @@
 //! A real Kubernetes control plane: etcd, API server, controller manager and scheduler. It has no nodes, so pods are made and
-//! stay pending, unless one is simulated: see [`Kubernetes::simulate_node`].
+//! stay pending, unless one is simulated ([`Kubernetes::simulate_node`]) or real ([`Kubernetes::with_node`]).
 
 mod access;
 mod binaries;
+mod network;
+mod node;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,9 +15,11 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 use self::access::{Access, User};
+use self::network::Network;
+use self::node::Node;
 use crate::guard::{self, Folder};
 use crate::process::{Launch, Program};
-use crate::{Error, net, shared, wait};
+use crate::{Error, net, packages, shared, wait};
 
 /// Generous: the API server sets its storage up, on a machine that is busy with tests.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -25,8 +29,10 @@ const NODE: &str = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": 
 /// A control plane. Dropping it ends it and removes its files.
 pub struct Kubernetes {
     binaries: PathBuf,
+    network: Network,
     ports: Ports,
     access: Access,
+    node: Option<Node>,
     api_server: Mutex<Option<Program>>,
     /// etcd, controller manager, scheduler.
     others: Vec<Program>,
@@ -64,10 +70,53 @@ impl Kubernetes {
     /// # Errors
     /// Go is missing, the module proxy cannot be reached, or a program does not come up; the error shows its log.
     pub async fn start() -> Result<Kubernetes, Error> {
+        Kubernetes::start_in(Folder::new("kubernetes")?, Network::loopback(), None).await
+    }
+
+    /// The same with a real node, which runs containers; this machine's programs reach their addresses and those of Services.
+    ///
+    /// # Errors
+    /// As [`Kubernetes::start`]; this machine cannot be a node (not root, no Debian), or it does not become ready.
+    pub async fn with_node() -> Result<Kubernetes, Error> {
+        packages::require_root()?;
+        let folder = Folder::new("kubernetes")?;
+        let node = Node::new(folder.path()).await?;
+        let network = node.claim().network();
+        let mut cluster = Kubernetes::start_in(folder, network, Some(node)).await?;
+        for (name, role, user) in [
+            ("kubelet-client", "system:kubelet-api-admin", access::KUBELET_CLIENT),
+            ("dns", "view", access::DNS),
+        ] {
+            let (role, user) = (format!("--clusterrole={role}"), format!("--user={user}"));
+            cluster.kubectl(&["create", "clusterrolebinding", name, &role, &user]).await?;
+        }
+        if let Some(node) = &mut cluster.node {
+            node.join(&cluster.access).await?;
+        }
+        let condition =
+            ["get", "node", node::NAME, "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"];
+        wait::until("a ready node", READY_WITHIN, async || match cluster.kubectl(&condition).await {
+            Ok(status) if status == "True" => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await?;
+        Ok(cluster)
+    }
+
+    /// Makes images known to the real node: archives as `docker save` writes them.
+    ///
+    /// # Errors
+    /// There is no real node, or it does not take one.
+    pub fn import(&self, archive: &Path) -> Result<(), Error> {
+        let none =
+            || Error::system("import an image without a real node")(std::io::ErrorKind::Unsupported.into());
+        self.node.as_ref().ok_or_else(none)?.import(archive)
+    }
+
+    async fn start_in(folder: Folder, network: Network, node: Option<Node>) -> Result<Kubernetes, Error> {
         let binaries = tokio::task::spawn_blocking(binaries::built)
             .await
             .map_err(|join| Error::system("prepare Kubernetes")(std::io::Error::other(join)))??;
-        let folder = Folder::new("kubernetes")?;
         let ports = Ports {
             etcd: net::free_port()?,
             etcd_peers: net::free_port()?,
@@ -75,9 +124,9 @@ impl Kubernetes {
             controller_manager: net::free_port()?,
             scheduler: net::free_port()?,
         };
-        let access = Access::new(folder.path(), ports.api_server)?;
-        let mut cluster =
-            Kubernetes { binaries, ports, access, api_server: Mutex::default(), others: Vec::new(), folder };
+        let access = Access::new(folder.path(), &network, ports.api_server)?;
+        let (api_server, others) = (Mutex::default(), Vec::new());
+        let mut cluster = Kubernetes { binaries, network, ports, access, node, api_server, others, folder };
         cluster.others.push(cluster.etcd()?);
         cluster.start_api_server().await?;
         cluster.others.push(cluster.controller_manager()?);
@@ -225,7 +274,7 @@ impl Kubernetes {
     pub async fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf, Error> {
         let token = self.kubectl(&["create", "token", account, "--namespace", namespace]).await?;
         let path = self.folder.path().join(format!("{namespace}-{account}.kubeconfig"));
-        let kubeconfig = self.access.kubeconfig_with(self.ports.api_server, token.trim());
+        let kubeconfig = self.access.kubeconfig_with(token.trim());
         guard::write_for_servers(&path, &kubeconfig, access::PRIVATE)?;
         Ok(path)
     }
@@ -248,22 +297,30 @@ impl Kubernetes {
     }
 
     fn api_server_program(&self) -> Result<Program, Error> {
-        self.launch("kube-apiserver")
+        let launch = self
+            .launch("kube-apiserver")
             .arg(format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd))
-            .arg("--bind-address=127.0.0.1")
-            .arg(format!("--secure-port={}", self.ports.api_server))
+            .arg(format!("--bind-address={}", self.network.api_server))
+            .arg(format!("--secure-port={}", self.ports.api_server));
+        let launch = if self.node.is_some() {
+            launch.arg(format!("--advertise-address={}", self.network.api_server))
+        } else {
             // Of documentation: nobody connects there, and without nodes nobody has to.
-            .arg("--advertise-address=192.0.2.1")
-            .arg("--endpoint-reconciler-type=none")
+            launch.arg("--advertise-address=192.0.2.1").arg("--endpoint-reconciler-type=none")
+        };
+        launch
             .arg(self.access.flag("tls-cert-file", access::SERVER_CERTIFICATE))
             .arg(self.access.flag("tls-private-key-file", access::SERVER_KEY))
             .arg(self.access.flag("client-ca-file", access::AUTHORITY))
             .arg(self.access.flag("token-auth-file", access::TOKENS))
-            .arg("--authorization-mode=RBAC")
+            .arg(self.access.flag("kubelet-client-certificate", access::CLIENT_CERTIFICATE))
+            .arg(self.access.flag("kubelet-client-key", access::CLIENT_KEY))
+            .arg("--kubelet-preferred-address-types=InternalIP")
+            .arg("--authorization-mode=Node,RBAC")
             .arg("--service-account-issuer=https://kubernetes.default.svc")
             .arg(self.access.flag("service-account-key-file", access::ACCOUNT_PUBLIC_KEY))
             .arg(self.access.flag("service-account-signing-key-file", access::ACCOUNT_KEY))
-            .arg("--service-cluster-ip-range=10.0.0.0/24")
+            .arg(format!("--service-cluster-ip-range={}", self.network.services))
             .arg("--profiling=false")
             .start()
     }

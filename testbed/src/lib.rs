@@ -2,7 +2,7 @@
 //!
 //! - [`postgres`], [`kafka`]: servers that can be stopped, killed, paused and started again; fetched once
 //!   ([`cache`]) and never left behind ([`guard`]).
-//! - [`kubernetes`]: a control plane, built once; [`prometheus`]: what tests its rules.
+//! - [`kubernetes`]: a control plane, built once, and a node that runs [`images`]; [`prometheus`]: what tests its rules.
 //! - [`certificates`]: authorities, and certificates of servers and clients.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
@@ -20,10 +20,12 @@ pub mod checker;
 mod error;
 mod go;
 pub mod guard;
+pub mod images;
 pub mod kafka;
 pub mod kubernetes;
 pub mod load;
 pub mod net;
+mod packages;
 pub mod postgres;
 pub mod process;
 pub mod prometheus;

@@ -14,6 +14,12 @@ const KUBERNETES: [&str; 4] = [
     "k8s.io/kubernetes/cmd/kube-scheduler",
     "k8s.io/kubernetes/cmd/kubectl",
 ];
+/// What makes a machine a node.
+const NODE: [&str; 2] = ["k8s.io/kubernetes/cmd/kubelet", "k8s.io/kubernetes/cmd/kube-proxy"];
+
+/// Of `testbed/coredns`.
+const DNS_RELEASE: &str = "1.14.7";
+
 /// Simulates nodes; the version in `testbed/kwok/go.mod`.
 const KWOK: &str = "sigs.k8s.io/kwok";
 const KWOK_RELEASE: &str = "0.8.0";
@@ -42,6 +48,23 @@ pub(super) fn built() -> Result<PathBuf, Error> {
         let (programs, etcd) = (format!("{}/", folder.display()), folder.join("etcd").display().to_string());
         go::build("kubernetes", &["-o", &programs, "-ldflags", &stamps()], &KUBERNETES)?;
         go::build("kubernetes", &["-o", &etcd, "-ldflags", "-s -w"], &[ETCD])
+    })
+}
+
+/// The folder with what a node runs.
+pub(super) fn node() -> Result<PathBuf, Error> {
+    let said =
+        format!("building kubelet and kube-proxy {RELEASE} from their Go modules (some minutes, once)");
+    cache::entry(&format!("kubernetes-node-{RELEASE}"), &said, |folder| {
+        go::build("kubernetes", &["-o", &format!("{}/", folder.display()), "-ldflags", &stamps()], &NODE)
+    })
+}
+
+/// The folder with CoreDNS.
+pub(super) fn dns() -> Result<PathBuf, Error> {
+    let said = format!("building CoreDNS {DNS_RELEASE} from its Go module (some minutes, once)");
+    cache::entry(&format!("coredns-{DNS_RELEASE}"), &said, |folder| {
+        go::build("coredns", &["-o", &format!("{}/", folder.display()), "-ldflags", "-s -w"], &["."])
     })
 }
 
@@ -104,6 +127,7 @@ mod tests {
         let modules = |name| std::fs::read_to_string(go::folder_of(name).join("go.mod")).unwrap();
         assert!(modules("kubernetes").contains(&format!("k8s.io/kubernetes v{RELEASE}")));
         assert!(modules("helm").contains(&format!("{HELM} v{HELM_RELEASE}")));
+        assert!(modules("coredns").contains(&format!("coredns v{DNS_RELEASE}")));
         assert!(modules("kwok").contains(&format!("{KWOK} v{KWOK_RELEASE}")));
     }
 }

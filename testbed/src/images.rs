@@ -1,0 +1,80 @@
+//! Container images, built from ordinary Dockerfiles without a registry and without a daemon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::guard::Folder;
+use crate::{Error, cache, packages};
+
+/// What holds a pod's namespaces; on every node.
+pub const PAUSE: &str = "outbox.local/pause:1";
+
+/// Images of these Dockerfiles come from folders of this machine only.
+const POLICY: &str = r#"{"default": [{"type": "insecureAcceptAnything"}]}"#;
+
+/// One image to build.
+pub struct Image<'a> {
+    /// As pods name it, with its tag.
+    pub name: &'a str,
+    /// Where it is described.
+    pub dockerfile: &'a Path,
+    /// Which of the targets there it is.
+    pub target: &'a str,
+    /// What stands for the stage `build`: the folder it would have filled.
+    pub build: &'a Path,
+}
+
+impl Image<'_> {
+    /// Builds it, as an archive that `docker load` and `ctr images import` take, into `folder`.
+    ///
+    /// # Errors
+    /// The Dockerfile is wrong, or this machine cannot build images: not root, or no Debian.
+    pub fn archive(&self, folder: &Path) -> Result<PathBuf, Error> {
+        let storage = Folder::new("images")?;
+        let policy = storage.path().join("policy.json");
+        fs::write(&policy, POLICY).map_err(Error::file("write", &policy))?;
+        let archive = folder.join(format!("{}.tar", self.target));
+        drop(fs::remove_file(&archive));
+        let of_the_build = format!("build={}", self.build.display());
+        buildah(
+            &storage,
+            &["build", "--pull-never", "--isolation", "chroot", "--timestamp", "0"],
+            |build| {
+                build.args([
+                    "--build-context",
+                    &of_the_build,
+                    "--target",
+                    self.target,
+                    "--tag",
+                    self.name,
+                    "--file",
+                ]);
+                build.arg(self.dockerfile).arg(storage.path());
+            },
+        )?;
+        buildah(&storage, &["push"], |push| {
+            push.arg(self.name).arg(format!("docker-archive:{}:{}", archive.display(), self.name));
+        })?;
+        Ok(archive)
+    }
+}
+
+/// The image that each pod's sandbox is made of.
+pub(crate) fn pause(folder: &Path) -> Result<PathBuf, Error> {
+    let root = packages::folder()?.join("bin");
+    let dockerfile = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/Dockerfile");
+    Image { name: PAUSE, dockerfile: &dockerfile, target: "pause", build: &root }.archive(folder)
+}
+
+fn buildah(
+    storage: &Folder,
+    command: &[&str],
+    with: impl FnOnce(&mut std::process::Command),
+) -> Result<(), Error> {
+    let mut buildah = packages::command("buildah")?;
+    let at = |name: &str| storage.path().join(name);
+    buildah.args(["--storage-driver", "vfs", "--root"]).arg(at("storage")).arg("--runroot").arg(at("run"));
+    buildah.args(command).arg("--signature-policy").arg(at("policy.json"));
+    with(&mut buildah);
+    cache::run(&mut buildah, "unshare", "util-linux", &format!("buildah {}", command.join(" ")))
+}

@@ -1,0 +1,88 @@
+//! Packages of the distribution, unpacked beside the system instead of installed in it: a test changes no machine. Programs find them
+//! in a mount namespace of their own, where their files lie over `/usr`.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Error, cache, guard};
+
+/// What a node needs, and what builds images.
+const PACKAGES: [&str; 6] =
+    ["buildah", "busybox-static", "containerd", "containernetworking-plugins", "iptables", "runc"];
+
+/// What the package's scripts would have linked.
+const LINKS: [&str; 6] =
+    ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
+
+/// Lays the packages over the system, and goes on with the arguments: a script for a mount namespace of its own.
+const OVER_THE_SYSTEM: &str = r#"mount -t overlay overlay -o "lowerdir=$0/usr:/usr" /usr && exec "$@""#;
+
+const DISTRIBUTION: &str = "Debian or Ubuntu, whose packages bring container runtime and image builder";
+
+/// The folder that the packages are unpacked in.
+///
+/// # Errors
+/// This is no Debian, or the packages cannot be fetched.
+pub(crate) fn folder() -> Result<PathBuf, Error> {
+    let said = format!("fetching the packages {} (46 MB)", PACKAGES.join(", "));
+    cache::entry("packages", &said, |folder| {
+        let fetched = folder.join("fetched");
+        let lists = fetched.join("lists/partial");
+        fs::create_dir_all(&lists).map_err(Error::file("make", &lists))?;
+        apt(&fetched, &["update"])?;
+        apt(
+            &fetched,
+            &[&["install", "--yes", "--download-only", "--no-install-recommends"], &PACKAGES[..]].concat(),
+        )?;
+        for package in
+            cache::files(&fetched)?.iter().filter(|file| file.extension().is_some_and(|end| end == "deb"))
+        {
+            let mut unpack = Command::new("dpkg-deb");
+            unpack.arg("--extract").arg(package).arg(folder);
+            cache::run(&mut unpack, "dpkg-deb", DISTRIBUTION, "unpacking a package")?;
+        }
+        fs::remove_dir_all(&fetched).map_err(Error::file("remove", &fetched))?;
+        let programs = folder.join("usr/sbin");
+        for link in LINKS {
+            let to = programs.join(link);
+            symlink("xtables-nft-multi", &to).map_err(Error::file("link", to))?;
+        }
+        Ok(())
+    })
+}
+
+/// Runs a program with the packages over the system, in a mount namespace of its own.
+pub(crate) fn command(program: &str) -> Result<Command, Error> {
+    require_root()?;
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "private", "sh", "-c", OVER_THE_SYSTEM])
+        .arg(folder()?)
+        .arg(program);
+    Ok(command)
+}
+
+/// Namespaces, mounts and cgroups are for root only.
+pub(crate) fn require_root() -> Result<(), Error> {
+    if guard::is_root() {
+        return Ok(());
+    }
+    Err(Error::system("run containers")(std::io::Error::new(
+        std::io::ErrorKind::PermissionDenied,
+        "only root may make namespaces, mounts and cgroups",
+    )))
+}
+
+/// With lists of its own: those of the system may be missing, or old.
+fn apt(folder: &Path, arguments: &[&str]) -> Result<(), Error> {
+    let mut apt = Command::new("apt-get");
+    apt.arg("--quiet")
+        .args(["-o", &format!("Dir::State::Lists={}", folder.join("lists").display())])
+        .args(["-o", &format!("Dir::Cache::Archives={}/", folder.display())])
+        .args(["-o", "APT::Sandbox::User=root"])
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    cache::run(&mut apt, "apt-get", DISTRIBUTION, &format!("apt-get {}", arguments.join(" ")))
+}
