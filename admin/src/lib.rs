@@ -15,9 +15,21 @@
 mod listener;
 mod log;
 
+use std::sync::LazyLock;
+
 pub use listener::{ActionRefused, Admin, BindError, Lines, Readiness};
 pub use log::{LogFormat, LogLevel, init_logging};
 pub use warp::http::StatusCode;
+
+/// Of the programs, which are released together; with the commit where the build was told it (`OUTBOX_COMMIT`), as
+/// images are.
+pub fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| match option_env!("OUTBOX_COMMIT") {
+        Some(commit) if !commit.is_empty() => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
+        _ => env!("CARGO_PKG_VERSION").to_owned(),
+    });
+    &VERSION
+}
 
 /// Exit code for invalid configuration (`EX_USAGE` of sysexits.h).
 pub const EXIT_CONFIG: i32 = 64;

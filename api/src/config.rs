@@ -28,7 +28,7 @@ const SHORTEST_KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
 #[derive(Parser)]
 #[command(
     name = "basket-api",
-    version,
+    version = admin::version(),
     about,
     after_help = "Environment:\n  BASKET_DATABASE_URL       postgres://user:password@host:port/database (required)\n  \
                   BASKET_STATIC_TOKEN       the bearer token of --auth static-token, 16 characters or more\n\

@@ -81,7 +81,7 @@ pub async fn serve(
     if let Authentication::Tokens(verifier) = authentication {
         tokio::spawn(verifier.keep_fresh());
     }
-    tracing::info!(%address, admin = %admin_address, version = env!("CARGO_PKG_VERSION"), "basket-api serves");
+    tracing::info!(%address, admin = %admin_address, version = admin::version(), "basket-api serves");
     let stop = async {
         stop.await;
         state.store(STOPPING, Ordering::Relaxed);

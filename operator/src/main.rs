@@ -24,7 +24,7 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 /// Makes what OutboxRelay resources declare: publication, topics and relay.
 #[derive(Parser)]
 #[command(
-    version,
+    version = admin::version(),
     about,
     after_help = "Exit codes: 0 done, or stopped in order; 64 invalid arguments; 69 no Kubernetes API server to be found, or the Lease was lost; 70 a bug."
 )]
@@ -113,7 +113,7 @@ fn run(options: Run) -> i32 {
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(stop_on_signal(stop));
         let namespaces = &options.namespaces;
-        tracing::info!(?namespaces, version = env!("CARGO_PKG_VERSION"), "outbox-operator starts");
+        tracing::info!(?namespaces, version = admin::version(), "outbox-operator starts");
         match &options.lease_namespace {
             Some(lease) => {
                 let work = work(client.clone(), &options, metrics, stopping.clone());

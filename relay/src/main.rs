@@ -29,7 +29,7 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 /// Carries committed outbox rows from Postgres to Kafka.
 #[derive(Parser)]
 #[command(
-    version,
+    version = admin::version(),
     about,
     after_help = "Exit codes: 0 done, or stopped in order; 64 invalid configuration or arguments; 69 a problem was found, or \
     what was asked could not be done (not of 'run'); 70 a bug.\n\
@@ -217,7 +217,7 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
             return EXIT_CONFIG;
         }
     };
-    tracing::info!(%address, name = %config.name, version = env!("CARGO_PKG_VERSION"), "outbox-relay starts");
+    tracing::info!(%address, name = %config.name, version = admin::version(), "outbox-relay starts");
     shared.spawn(observer::observe(Config::clone(&config), status.clone(), metrics.clone()));
     shared.spawn(maintenance::maintain(Config::clone(&config), status.clone()));
     shared.spawn(stop_on_signal(stop, config.shutdown.grace()));

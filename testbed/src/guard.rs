@@ -19,7 +19,7 @@ use crate::Error;
 /// `nobody` and `nogroup`: Postgres refuses to run as root, and needs a user that has a name.
 const UNPRIVILEGED: u32 = 65_534;
 
-/// Reads until the pipe closes, then ends every registered process with its children, and removes the folder.
+/// Reads until the pipe closes, then ends every registered process with its children, and removes cgroups and the folder.
 /// A stopped process is killed as well: SIGKILL needs no cooperation.
 const GUARD: &str = r#"
 trap '' INT TERM HUP
@@ -33,12 +33,20 @@ while read -r pid start; do
   offspring=$(children "$pid")
   kill -KILL "$pid" $offspring 2>/dev/null
 done < "$root/pids"
+while read -r cgroup; do
+  for attempt in 1 2 3 4 5; do
+    left=$(find /sys/fs/cgroup -maxdepth 2 -type d -name "$cgroup" 2>/dev/null)
+    [ -z "$left" ] && break
+    [ "$attempt" = 1 ] || sleep 0.2
+    find $left -depth -type d -exec rmdir {} \; 2>/dev/null
+  done
+done < "$root/cgroups"
 for attempt in 1 2 3 4 5; do rm -rf "$root" 2>/dev/null && break; sleep 0.2; done
 "#;
 
 struct Root {
     path: PathBuf,
-    pids: Mutex<()>,
+    lists: Mutex<()>,
     /// Held open for as long as we live.
     _pipe: ChildStdin,
 }
@@ -62,7 +70,9 @@ fn make_root() -> Result<Root, Error> {
         .map_err(Error::system("make a temporary folder"))?
         .keep();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(Error::file("open up", &path))?;
-    fs::write(path.join("pids"), "").map_err(Error::file("write in", &path))?;
+    for list in ["pids", "cgroups"] {
+        fs::write(path.join(list), "").map_err(Error::file("write in", &path))?;
+    }
     let mut guard = Command::new("sh")
         .args(["-c", GUARD, "testbed-guard"])
         .arg(&path)
@@ -76,7 +86,7 @@ fn make_root() -> Result<Root, Error> {
         .stdin
         .take()
         .ok_or_else(|| Error::system("hold the guard's pipe")(std::io::Error::other("no pipe")))?;
-    Ok(Root { path, pids: Mutex::new(()), _pipe: pipe })
+    Ok(Root { path, lists: Mutex::new(()), _pipe: pipe })
 }
 
 /// A folder of its own below the root, removed with it or when dropped.
@@ -108,11 +118,19 @@ impl Drop for Folder {
 
 /// Registers a process, so that it cannot outlive us.
 pub(crate) fn register(pid: u32) -> Result<(), Error> {
+    append("pids", &format!("{pid} {}\n", start_time(pid).unwrap_or_default()))
+}
+
+/// Registers a cgroup, which is there when the processes in it are gone.
+pub(crate) fn register_cgroup(name: &str) -> Result<(), Error> {
+    append("cgroups", &format!("{name}\n"))
+}
+
+fn append(list: &str, line: &str) -> Result<(), Error> {
     let root = root()?;
-    let _one_line_at_a_time = root.pids.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = root.path.join("pids");
+    let _one_line_at_a_time = root.lists.lock().unwrap_or_else(PoisonError::into_inner);
+    let path = root.path.join(list);
     let mut file = OpenOptions::new().append(true).open(&path).map_err(Error::file("append to", &path))?;
-    let line = format!("{pid} {}\n", start_time(pid).unwrap_or_default());
     file.write_all(line.as_bytes()).map_err(Error::file("append to", &path))
 }
 

@@ -1,5 +1,7 @@
 //! Container images, built from ordinary Dockerfiles without a registry and without a daemon.
 
+pub(crate) mod servers;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +24,8 @@ pub struct Image<'a> {
     pub target: &'a str,
     /// What stands for the stage `build`: the folder it would have filled.
     pub build: &'a Path,
+    /// Arguments of the build, as `NAME=value`.
+    pub arguments: &'a [String],
 }
 
 impl Image<'_> {
@@ -49,7 +53,10 @@ impl Image<'_> {
                     self.name,
                     "--file",
                 ]);
-                build.arg(self.dockerfile).arg(storage.path());
+                build.arg(self.dockerfile);
+                build
+                    .args(self.arguments.iter().flat_map(|argument| ["--build-arg", argument]))
+                    .arg(storage.path());
             },
         )?;
         buildah(&storage, &["push"], |push| {
@@ -62,8 +69,14 @@ impl Image<'_> {
 /// The image that each pod's sandbox is made of.
 pub(crate) fn pause(folder: &Path) -> Result<PathBuf, Error> {
     let root = packages::folder()?.join("bin");
-    let dockerfile = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/Dockerfile");
-    Image { name: PAUSE, dockerfile: &dockerfile, target: "pause", build: &root }.archive(folder)
+    let dockerfile = self::folder().join("Dockerfile");
+    Image { name: PAUSE, dockerfile: &dockerfile, target: "pause", build: &root, arguments: &[] }
+        .archive(folder)
+}
+
+/// What the testbed's own images are made of.
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("images")
 }
 
 fn buildah(

@@ -406,7 +406,7 @@ impl Broker {
     }
 }
 
-fn libraries() -> Result<PathBuf, Error> {
+pub(crate) fn libraries() -> Result<PathBuf, Error> {
     let entry = cache::entry(
         &format!("kafka-{RELEASE}"),
         &format!("fetching Apache Kafka {RELEASE} (44 MB)"),

@@ -5,6 +5,7 @@ mod access;
 mod binaries;
 mod network;
 mod node;
+mod servers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use tokio::sync::OnceCell;
 use self::access::{Access, User};
 use self::network::Network;
 use self::node::Node;
+pub use self::servers::Servers;
 use crate::guard::{self, Folder};
 use crate::process::{Launch, Program};
 use crate::{Error, net, packages, shared, wait};
@@ -187,6 +189,14 @@ impl Kubernetes {
         self.others.push(kwok.start()?);
         let ready = ["wait", "--for=condition=Ready", "node/simulated", "--timeout=60s"];
         self.kubectl(&ready).await.map(drop)
+    }
+
+    /// Folders with kubectl and helm, for `PATH`.
+    ///
+    /// # Errors
+    /// helm cannot be built.
+    pub fn tools(&self) -> Result<[PathBuf; 2], Error> {
+        Ok([self.binaries.clone(), binaries::helm()?])
     }
 
     /// What an administrator connects with.

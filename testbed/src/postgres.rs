@@ -373,7 +373,7 @@ fn local_options(folder: &Folder, port: u16) -> PgConnectOptions {
         .database("postgres")
 }
 
-fn binaries(version: PgVersion) -> Result<PathBuf, Error> {
+pub(crate) fn binaries(version: PgVersion) -> Result<PathBuf, Error> {
     let release = version.release();
     let machine = match std::env::consts::ARCH {
         "aarch64" => "linux-arm64v8",

@@ -23,6 +23,9 @@ pub enum Profile {
     Release,
 }
 
+/// The programs that people get.
+pub const SHIPPED: [&str; 3] = ["basket-api", "outbox-relay", "outbox-operator"];
+
 /// What the tests need besides: Kubernetes is built from its Go modules, the contract's checker
 /// is a Python package, and the documents speak of curl.
 const TEST_TOOLS: [(&str, &str, &str); 3] = [
@@ -70,12 +73,17 @@ pub fn target() -> PathBuf {
 
 /// Builds API and relay; returns the folder they are in.
 pub fn programs(profile: Profile) -> Result<PathBuf, Failure> {
-    build(profile, &["basket-api", "outbox-relay"])
+    build(profile, &["basket-api", "outbox-relay"], None)
 }
 
 /// Builds the operator; returns the folder it is in.
 pub fn operator(profile: Profile) -> Result<PathBuf, Failure> {
-    build(profile, &["outbox-operator"])
+    build(profile, &["outbox-operator"], None)
+}
+
+/// Builds all programs that are shipped, which then know their commit; returns the folder they are in.
+pub fn shipped(profile: Profile, commit: Option<&str>) -> Result<PathBuf, Failure> {
+    build(profile, &SHIPPED, commit)
 }
 
 /// What a program prints when it is asked for something that it knows of itself.
@@ -90,7 +98,7 @@ pub fn printed(program: &Path, what: &str) -> Result<Vec<u8>, Failure> {
 
 /// With the workspace's features, as tests are built: with those of the programs alone, most dependencies would be compiled
 /// a second time.
-fn build(profile: Profile, programs: &[&str]) -> Result<PathBuf, Failure> {
+fn build(profile: Profile, programs: &[&str], commit: Option<&str>) -> Result<PathBuf, Failure> {
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.current_dir(repository()).args(["build", "--locked", "--workspace"]);
     for program in programs {
@@ -98,6 +106,18 @@ fn build(profile: Profile, programs: &[&str]) -> Result<PathBuf, Failure> {
     }
     if profile == Profile::Release {
         build.arg("--release");
+    }
+    // What cargo tells a test of its package would make build scripts that look at it run again, and half the tree with them.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+        {
+            build.env_remove(name);
+        }
+    }
+    if let Some(commit) = commit {
+        build.env("OUTBOX_COMMIT", commit);
     }
     if !build.status()?.success() {
         return Err("the programs could not be built".into());

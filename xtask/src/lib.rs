@@ -5,9 +5,11 @@
 pub mod bench;
 pub mod build;
 pub mod charts;
+pub mod cluster;
 pub mod contract;
 pub mod crds;
 pub mod demo;
+pub mod images;
 pub mod openapi;
 pub mod paint;
 pub mod shop;

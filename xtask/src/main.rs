@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, charts, contract, crds, demo, openapi, paint, soak, test, up};
+use xtask::{bench, charts, cluster, contract, crds, demo, images, openapi, paint, soak, test, up};
 
 /// Real servers on this machine: show the platform, run it, test it, measure it.
 #[derive(Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Demo(demo::Options),
     /// The servers, the API and the relay, until interrupted; supervised.
     Up(up::Options),
+    /// A real Kubernetes on this machine, with both charts installed as docs/INSTALL.md says, and an event in Kafka.
+    Cluster(cluster::Options),
     /// The tests a change must pass.
     Test(test::Options),
     /// Random faults under load, and a verdict; a seed repeats its schedule.
@@ -27,6 +29,8 @@ enum Command {
     Bench(bench::Options),
     /// The running basket service against its own OpenAPI document.
     Contract(contract::Options),
+    /// The images of the programs, without Docker: archives in target/images.
+    Images(images::Options),
     /// Write docs/openapi.json and docs/events again.
     Openapi,
     /// Write crds/, its copy in the chart, and the tables of fields and reasons again.
@@ -39,15 +43,17 @@ enum Command {
 async fn main() -> ExitCode {
     let command = Arguments::parse().command;
     // Being interrupted is how these end; the others have not finished.
-    let runs_until_stopped = matches!(command, Command::Up(_));
+    let runs_until_stopped = matches!(command, Command::Up(_) | Command::Cluster(_));
     let run = async {
         match command {
             Command::Demo(options) => demo::run(&options).await,
             Command::Up(options) => up::run(options).await,
+            Command::Cluster(options) => cluster::run(&options).await,
             Command::Test(options) => test::run(&options).await,
             Command::Soak(options) => soak::run(&options).await,
             Command::Bench(options) => bench::run(&options).await,
             Command::Contract(options) => contract::run(&options).await,
+            Command::Images(options) => images::run(&options).await,
             Command::Openapi => openapi::run(),
             Command::Crds => crds::run(),
             Command::Charts => charts::run(),

@@ -10,7 +10,7 @@ use super::access::{self, Access, User};
 use super::network::Claim;
 use super::{binaries, run};
 use crate::process::{self, Launch, Program};
-use crate::{Error, cache, images, packages, wait};
+use crate::{Error, cache, guard, images, packages, wait};
 
 /// Its name in the cluster.
 pub(super) const NAME: &str = "node";
@@ -43,6 +43,7 @@ impl Node {
         let packages = prepared(packages::folder).await?;
         let claim = Claim::new()?;
         remove_cgroups(&claim.cgroup());
+        guard::register_cgroup(&claim.cgroup())?;
         let folder = folder.join(NAME);
         for made in [folder.clone(), folder.join("cni")] {
             fs::create_dir_all(&made).map_err(Error::file("make", &made))?;

@@ -1,0 +1,93 @@
+//! PostgreSQL and Kafka as pods.
+
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection};
+
+use super::Kubernetes;
+use crate::{Error, images, wait};
+
+/// Generous: images are unpacked on a machine that is busy with tests.
+const READY_WITHIN: Duration = Duration::from_secs(180);
+const MANIFEST: &str = include_str!("../../images/servers.yaml");
+/// Fixed, because it guards nothing: only this machine and the pods reach the server, and it lives for one test.
+const PASSWORD: &str = "testbed-password";
+
+/// Where the servers are, for this machine and for pods.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    postgres: String,
+    kafka: String,
+}
+
+impl Servers {
+    /// A database, as superuser.
+    pub fn postgres_url(&self, database: &str) -> String {
+        format!("postgres://postgres:{PASSWORD}@{}:5432/{database}", self.postgres)
+    }
+
+    /// The superuser's password.
+    pub fn postgres_password(&self) -> &str {
+        PASSWORD
+    }
+
+    /// Host of PostgreSQL, for pods.
+    pub fn postgres_host(&self) -> &str {
+        "postgres.servers.svc.cluster.local"
+    }
+
+    /// Host of Kafka, for pods.
+    pub fn kafka_host(&self) -> &str {
+        "kafka.servers.svc.cluster.local"
+    }
+
+    /// The broker, for this machine and for pods: clients are led to the address that the broker says.
+    pub fn kafka_bootstrap(&self) -> String {
+        format!("{}:9092", self.kafka)
+    }
+}
+
+impl Kubernetes {
+    /// Starts PostgreSQL and Kafka as pods in the namespace `servers`. Their data outlive the pods, not the cluster.
+    ///
+    /// # Errors
+    /// There is no real node, or they do not become ready.
+    pub async fn servers(&self) -> Result<Servers, Error> {
+        let archives = tokio::task::spawn_blocking(images::servers::servers)
+            .await
+            .map_err(|join| Error::system("prepare the servers")(std::io::Error::other(join)))??;
+        for archive in &archives {
+            self.import(archive)?;
+        }
+        self.apply(&MANIFEST.replace("$superuser", PASSWORD)).await?;
+        let address = async |service: &str| {
+            let question =
+                ["get", "service", service, "--namespace=servers", "-o", "jsonpath={.spec.clusterIP}"];
+            self.kubectl(&question).await
+        };
+        let servers = Servers { postgres: address("postgres").await?, kafka: address("kafka").await? };
+        for server in ["postgres", "kafka"] {
+            self.until_served(server).await?;
+        }
+        let url = servers.postgres_url("postgres");
+        wait::until("PostgreSQL by its Service", READY_WITHIN, async || PgConnection::connect(&url).await)
+            .await?;
+        Ok(servers)
+    }
+
+    /// Waits for a server's pod; an error says what keeps it.
+    async fn until_served(&self, server: &str) -> Result<(), Error> {
+        let pod = format!("pod/{server}-0");
+        let ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
+        wait::until(format!("{server}'s pod"), READY_WITHIN, async || {
+            let status = self.kubectl(&["get", &pod, "--namespace=servers", "-o", ready]).await;
+            if status.as_ref().is_ok_and(|status| status == "True") {
+                return Ok(());
+            }
+            let events = self.kubectl(&["describe", &pod, "--namespace=servers"]).await;
+            let log = self.kubectl(&["logs", &pod, "--namespace=servers", "--tail=20"]).await;
+            Err(format!("{status:?} {events:?} {log:?}"))
+        })
+        .await
+    }
+}

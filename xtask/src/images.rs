@@ -1,0 +1,82 @@
+//! `cargo xtask images`: the programs' images from the Dockerfile, without Docker. The programs are compiled here instead of in the
+//! Dockerfile's first stage; the rest of it is followed to the letter.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::Args;
+use testbed::images::Image;
+
+use crate::Failure;
+use crate::build::{self, Profile, SHIPPED};
+use crate::paint::faint;
+
+/// The images' version, which is that of the charts.
+pub const TAG: &str = env!("CARGO_PKG_VERSION");
+
+/// Options of `images`.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// What their names begin with, such as registry.example/outbox.
+    #[arg(long, default_value = "outbox.local")]
+    prefix: String,
+}
+
+/// Builds the images and says where they are.
+pub async fn run(options: &Options) -> Result<(), Failure> {
+    let prefix = options.prefix.clone();
+    let archives = tokio::task::spawn_blocking(move || make(Profile::Release, &prefix)).await??;
+    println!();
+    for archive in &archives {
+        let size = fs::metadata(archive)?.len() / 1_000_000;
+        let name = archive.file_stem().unwrap_or_default().display();
+        println!("{}/{name}:{TAG}  {size} MB  {}", options.prefix, archive.display());
+    }
+    println!("{}", faint("docker load --input FILE, or ctr --namespace k8s.io images import FILE"));
+    Ok(())
+}
+
+/// Builds the programs and their images; answers the archives, one a program.
+pub fn make(profile: Profile, prefix: &str) -> Result<Vec<PathBuf>, Failure> {
+    // Tests build at each change: their programs need not be linked again for the commit alone.
+    let commit = (profile == Profile::Release).then(commit).flatten();
+    let programs = build::shipped(profile, commit.as_deref())?;
+    let folder = build::target().join("images");
+    let roots = folder.join("roots");
+    let arguments = [format!("COMMIT={}", commit.unwrap_or_default())];
+    drop(fs::remove_dir_all(&roots));
+    fs::create_dir_all(&roots)?;
+    let archive = |program: &&str| {
+        root(&programs.join(program), &roots.join(program))?;
+        let name = format!("{prefix}/{program}:{TAG}");
+        let dockerfile = build::repository().join("Dockerfile");
+        let image = Image {
+            name: &name,
+            dockerfile: &dockerfile,
+            target: program,
+            build: &roots,
+            arguments: &arguments,
+        };
+        Ok(image.archive(&folder)?)
+    };
+    SHIPPED.iter().map(archive).collect()
+}
+
+/// As the Dockerfile's first stage does.
+fn root(program: &Path, root: &Path) -> Result<(), Failure> {
+    let script = build::repository().join("images/root.sh");
+    let output = Command::new("sh").arg(script).arg(program).arg(root).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("images/root.sh failed: {}", String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// Of a clone; a release's archive of sources has none.
+fn commit() -> Option<String> {
+    let git =
+        Command::new("git").args(["rev-parse", "HEAD"]).current_dir(build::repository()).output().ok()?;
+    let commit = String::from_utf8(git.stdout).ok()?;
+    git.status.success().then(|| commit.trim().to_owned())
+}

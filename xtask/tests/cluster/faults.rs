@@ -1,0 +1,113 @@
+//! Faults of a cluster, each under load, each with the same judgement. One cluster for all of them, one after the other.
+
+use xtask::build::Profile;
+use xtask::cluster::Site;
+
+use crate::traffic::Traffic;
+use crate::{long_matrix, no_node, until};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_the_cluster_lose_and_double_nothing() {
+    if !long_matrix() || no_node() {
+        return;
+    }
+    let quiet = |_: &str| {};
+    let site = Site::start(Profile::Dev, quiet).await.unwrap();
+    site.install(quiet).await.unwrap();
+    evicted(&site).await;
+    killed_for_its_memory(&site).await;
+    secret_rotated(&site).await;
+    operator_away(&site).await;
+    broker_killed(&site).await;
+    database_killed(&site).await;
+    node_drained(&site).await;
+}
+
+async fn evicted(site: &Site) {
+    let traffic = Traffic::start(site, "evicted").await;
+    let pod = traffic.pod(".items[0].metadata.name").await;
+    let eviction = format!(
+        r#"{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "{}"}}}}"#,
+        traffic.name
+    );
+    let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", traffic.name);
+    site.cluster.kubectl_with(&["create", "--raw", &path, "-f", "-"], &eviction).await.unwrap();
+    traffic.end().await;
+}
+
+/// With less than it needs it is killed again and again, until somebody gives it more.
+async fn killed_for_its_memory(site: &Site) {
+    let traffic = Traffic::start(site, "killed").await;
+    let limit = async |memory: &str| {
+        let patch = format!(
+            r#"{{"spec": {{"relay": {{"resources": {{"requests": {{"memory": "{memory}"}}, "limits": {{"memory": "{memory}"}}}}}}}}}}"#
+        );
+        let change =
+            ["patch", "obr", traffic.name, "--namespace", traffic.name, "--type=merge", "--patch", &patch];
+        site.cluster.kubectl(&change).await.unwrap();
+    };
+    limit("8Mi").await;
+    let why = "jsonpath={.items[*].status.containerStatuses[*].lastState.terminated.reason}";
+    until(&site.cluster, &["get", "pods", "--namespace", traffic.name, "-o", why], |why| {
+        why.contains("OOMKilled")
+    })
+    .await;
+    limit("128Mi").await;
+    traffic.end().await;
+}
+
+async fn secret_rotated(site: &Site) {
+    let traffic = Traffic::start(site, "rotated").await;
+    let before = traffic.pod(".items[*].metadata.uid").await;
+    traffic.password_in_the_database("second-password").await;
+    traffic.password("second-password").await;
+    let uid = ["get", "pods", "--namespace", traffic.name, "-o", "jsonpath={.items[*].metadata.uid}"];
+    until(&site.cluster, &uid, |uid| !uid.is_empty() && !uid.contains(&before)).await;
+    traffic.end().await;
+}
+
+async fn operator_away(site: &Site) {
+    let traffic = Traffic::start(site, "unattended").await;
+    let scale = async |replicas: &str| {
+        let replicas = format!("--replicas={replicas}");
+        let scale = ["scale", "deployment/outbox-outbox-operator", "--namespace=outbox-system", &replicas];
+        site.cluster.kubectl(&scale).await.unwrap();
+    };
+    scale("0").await;
+    let pods = ["get", "pods", "--namespace=outbox-system", "-o", "name"];
+    until(&site.cluster, &pods, str::is_empty).await;
+    traffic.goes_on().await;
+    traffic.until_delivered(traffic.rows().await).await;
+    scale("2").await;
+    traffic.end().await;
+}
+
+async fn broker_killed(site: &Site) {
+    let traffic = Traffic::start(site, "brokerless").await;
+    kill(site, "kafka-0").await;
+    traffic.end().await;
+}
+
+async fn database_killed(site: &Site) {
+    let traffic = Traffic::start(site, "baseless").await;
+    kill(site, "postgres-0").await;
+    traffic.end().await;
+}
+
+async fn kill(site: &Site, pod: &str) {
+    let kill = ["delete", "pod", pod, "--namespace=servers", "--grace-period=0", "--force"];
+    site.cluster.kubectl(&kill).await.unwrap();
+    let (pod, condition) = (format!("pod/{pod}"), "jsonpath={.status.conditions[?(@.type=='Ready')].status}");
+    until(&site.cluster, &["get", &pod, "--namespace=servers", "-o", condition], |ready| ready == "True")
+        .await;
+}
+
+/// Everything on the only node goes, servers included, and comes back when it takes pods again.
+async fn node_drained(site: &Site) {
+    let traffic = Traffic::start(site, "drained").await;
+    let drain =
+        ["drain", "node", "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--disable-eviction"];
+    site.cluster.kubectl(&drain).await.unwrap();
+    site.cluster.kubectl(&["uncordon", "node"]).await.unwrap();
+    traffic.end().await;
+}

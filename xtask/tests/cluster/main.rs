@@ -1,0 +1,48 @@
+//! The platform on a real Kubernetes: its images run, its charts install, and faults of the cluster lose and double nothing.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
+mod faults;
+mod release;
+mod smoke;
+mod traffic;
+
+use std::time::Duration;
+
+use testbed::kubernetes::Kubernetes;
+use testbed::wait;
+
+/// Generous: images are unpacked and pods started on a machine that is busy with tests.
+pub const SOON: Duration = Duration::from_secs(180);
+
+/// Whether the tests run that take minutes.
+pub fn long_matrix() -> bool {
+    std::env::var_os("OUTBOX_TEST_ALL").is_some()
+}
+
+/// Whether this machine can be a node; says so if not.
+pub fn no_node() -> bool {
+    let impossible = !xtask::cluster::is_possible();
+    if impossible {
+        eprintln!("skipped: a real node needs root on Debian or Ubuntu");
+    }
+    impossible
+}
+
+/// Waits until kubectl answers what is expected.
+pub async fn until(cluster: &Kubernetes, question: &[&str], expected: impl Fn(&str) -> bool) {
+    wait::until(format!("kubectl {}", question.join(" ")), SOON, async || {
+        match cluster.kubectl(question).await {
+            Ok(answer) if expected(&answer) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .unwrap();
+}
