@@ -22,8 +22,11 @@ pub fn build(modules: &str, options: &[&str], packages: &[&str]) -> Result<(), E
     cache::run(&mut go, "nice", "coreutils", &format!("building {}", packages.join(" ")))
 }
 
-/// Where Go keeps the source of a module.
+/// Where Go keeps the source of a module, fetched if need be; what it needs itself is not.
 pub fn module_folder(modules: &str, module: &str) -> Result<PathBuf, Error> {
+    let mut fetch = Command::new("go");
+    fetch.args(["mod", "download", module]).current_dir(folder_of(modules));
+    cache::run(&mut fetch, "go", GO, &format!("fetching {module}"))?;
     let mut go = Command::new("go");
     go.args(["list", "-m", "-f", "{{.Dir}}", module]).current_dir(folder_of(modules));
     let output = go.output().map_err(Error::system("run go"))?;

@@ -2,7 +2,8 @@
 //!
 //! - [`postgres`], [`kafka`]: servers that can be stopped, killed, paused and started again; fetched once
 //!   ([`cache`]) and never left behind ([`guard`]).
-//! - [`kubernetes`]: a control plane, built once, and a node that runs [`images`]; [`prometheus`]: what tests its rules.
+//! - [`kubernetes`]: a control plane, built once, and a node that runs [`images`]; [`prometheus`]: what tests its rules, and what
+//!   scrapes.
 //! - [`certificates`]: authorities, and certificates of servers and clients.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
