@@ -6,6 +6,7 @@ use serde_json::Value;
 use testbed::guard::Folder;
 use testbed::kubernetes::shared_cluster;
 use testbed::process::Launch;
+use testbed::prometheus::define_monitors;
 use testbed::{Database, net, shared};
 
 use crate::service::{Service, TOKEN};
@@ -108,6 +109,7 @@ async fn every_object_is_accepted() {
     let namespace = cluster.namespace("objects").await.unwrap();
     cluster.apply(include_str!("../../../crds/outboxrelays.outbox.dev.yaml")).await.unwrap();
     cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
+    define_monitors(cluster).await.unwrap();
     let resources =
         "ingress.enabled=true,ingress.tlsSecret=tls,ingress.className=nginx,autoscaling.enabled=true";
     let pods = "priorityClassName=high,nodeSelector.disk=fast,podAnnotations.a=b,image.tag=v1";
@@ -126,6 +128,7 @@ async fn every_object_is_accepted() {
         ["--set", pods],
         ["--set", "migration.secret=owner,migration.key=dsn"],
         ["--set", "service.type=NodePort"],
+        ["--set", "podMonitor.enabled=true,podMonitor.labels.a=b"],
         ["--values", file],
     ] {
         let template = ["template", "shop", CHART, "--namespace", namespace.name()];

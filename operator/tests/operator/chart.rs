@@ -4,6 +4,7 @@
 use serde_json::Value;
 use testbed::guard::Folder;
 use testbed::kubernetes::{Kubernetes, shared_cluster};
+use testbed::prometheus::define_monitors;
 use testbed::{net, wait};
 
 use crate::cluster::define;
@@ -100,14 +101,16 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     cluster.kill_api_server().await.unwrap();
 }
 
-/// Everything that can be switched on is what the API server takes; that of the Prometheus operator it does not know.
+/// Everything that can be switched on is what the API server takes, field by field.
 #[tokio::test]
 async fn every_object_is_accepted() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("chart-objects").await.unwrap();
+    define_monitors(cluster).await.unwrap();
     let values = r#"{"networkPolicy": {"enabled": true, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
             "ingressFrom": [{"namespaceSelector": {}}]},
-        "dashboard": {"enabled": true}, "imagePullSecrets": [{"name": "registry"}],
+        "dashboard": {"enabled": true}, "podMonitor": {"enabled": true, "labels": {"a": "b"}},
+        "alerts": {"enabled": true, "labels": {"a": "b"}}, "imagePullSecrets": [{"name": "registry"}],
         "serviceAccount": {"annotations": {"a": "b"}}, "podLabels": {"a": "b"}, "podAnnotations": {"a": "b"},
         "nodeSelector": {"disk": "fast"}, "tolerations": [{"operator": "Exists"}], "priorityClassName": "high",
         "affinity": {"nodeAffinity": {}}, "extraEnv": [{"name": "A", "value": "b"}],
@@ -116,7 +119,7 @@ async fn every_object_is_accepted() {
     let folder = Folder::new("values").unwrap();
     let file = folder.path().join("values.json");
     std::fs::write(&file, values).unwrap();
-    let watched = format!("watchNamespaces={{default,{}}}", namespace.name());
+    let watched = format!("podMonitor.enabled=true,watchNamespaces={{default,{}}}", namespace.name());
     for more in [["--set", "crds.keep=false"], ["--set", &watched], ["--values", file.to_str().unwrap()]] {
         let template = ["template", "outbox", CHART, "--namespace", namespace.name()];
         let rendered = cluster.helm(&[&template[..], &more].concat()).await.unwrap();

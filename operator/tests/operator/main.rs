@@ -20,8 +20,8 @@ mod happy;
 mod kills;
 mod leadership;
 mod lifecycle;
+mod metrics;
 mod objects;
-
 mod rendered;
 mod rules;
 mod samples;

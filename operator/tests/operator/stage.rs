@@ -214,7 +214,7 @@ pub fn program(kubeconfig: &Path) -> Launch {
 }
 
 /// Beside the operator's, built with the features that tests are built with.
-fn relay_program() -> PathBuf {
+pub fn relay_program() -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let built = Command::new(cargo)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
