@@ -22,6 +22,7 @@ mod leadership;
 mod lifecycle;
 mod metrics;
 mod objects;
+mod plain;
 mod rendered;
 mod rules;
 mod samples;
