@@ -21,6 +21,7 @@ mod kills;
 mod leadership;
 mod lifecycle;
 mod metrics;
+mod monitoring;
 mod objects;
 mod plain;
 mod rendered;
