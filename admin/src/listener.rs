@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Request;
 use hyper::body::Incoming;
+use hyper::header::ORIGIN;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
+use hyper::{HeaderMap, Method, Request};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::{Encoder, Registry, TextEncoder};
@@ -177,8 +178,11 @@ where
     loop {
         while connections.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, near) = match listener.accept().await {
+            Ok((stream, peer)) => {
+                let own = stream.local_addr().map_or(peer.ip(), |own| own.ip());
+                (stream, is_near(peer.ip(), own))
+            }
             Err(error) => {
                 tracing::warn!(%error, "an admin connection could not be accepted");
                 sleep(AFTER_FAILED_ACCEPT).await;
@@ -187,13 +191,13 @@ where
         };
         let routes = routes.clone();
         connections.spawn(async move {
-            connection(stream, routes).await;
+            connection(stream, near, routes).await;
             drop(permit);
         });
     }
 }
 
-async fn connection<F>(stream: TcpStream, routes: F)
+async fn connection<F>(stream: TcpStream, near: bool, routes: F)
 where
     F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
     F::Extract: Reply,
@@ -201,11 +205,14 @@ where
 {
     let routed = TowerToHyperService::new(warp::service(routes));
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = request.uri().path_and_query().is_some().then(|| routed.call(request));
+        let answer = match refusal(&request, near) {
+            Some(refusal) => Err(refusal),
+            None => Ok(routed.call(request)),
+        };
         async move {
             match answer {
-                Some(answer) => answer.await,
-                None => Ok(text(StatusCode::BAD_REQUEST, "a request names a path")),
+                Ok(answer) => answer.await,
+                Err(refusal) => Ok(refusal),
             }
         }
     });
@@ -217,6 +224,28 @@ where
     if let Err(error) = served {
         tracing::debug!(%error, "an admin connection ended");
     }
+}
+
+/// What is not even routed.
+fn refusal<B>(request: &Request<B>, near: bool) -> Option<Response> {
+    if request.uri().path_and_query().is_none() {
+        return Some(text(StatusCode::BAD_REQUEST, "a request names a path"));
+    }
+    (!may_ask(request.method(), request.headers(), near)).then(|| {
+        let how = "what changes something is asked for on this machine, or in this pod (kubectl exec, kubectl port-forward), and not by a web page";
+        text(StatusCode::FORBIDDEN, how)
+    })
+}
+
+/// The listener has no authentication, and probes and Prometheus reach it over the network: so does everybody there, who may
+/// look and no more. A web page could send a form to the machine that shows it, and its browser says so.
+fn may_ask(method: &Method, headers: &HeaderMap, near: bool) -> bool {
+    method == Method::GET || method == Method::HEAD || (near && !headers.contains_key(ORIGIN))
+}
+
+/// Whether the other end of a connection is on this machine: nobody else can have this end's address.
+fn is_near(peer: IpAddr, own: IpAddr) -> bool {
+    peer.to_canonical().is_loopback() || peer == own
 }
 
 fn text(status: StatusCode, line: &str) -> Response {
@@ -343,5 +372,34 @@ mod tests {
         let alive = answer(address, &format!("GET /livez HTTP/1.1\r\n{rest}")).await;
         assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
         serving.abort();
+    }
+
+    #[tokio::test]
+    async fn a_web_page_looks_and_changes_nothing() {
+        let (address, listener) = admin().bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let serving = tokio::spawn(listener);
+        let ask = async |method: &str, more: &str| {
+            let head = format!("{method} /log-level HTTP/1.1\r\nHost: x\r\nConnection: close\r\n");
+            let answer = answer(address, &format!("{head}{more}Content-Length: 4\r\n\r\ninfo")).await;
+            answer.split(' ').nth(1).unwrap().to_owned()
+        };
+        let page = "Origin: https://shop.example\r\n";
+        assert_eq!((ask("PUT", "").await.as_str(), ask("PUT", page).await.as_str()), ("200", "403"));
+        assert_eq!((ask("GET", page).await.as_str(), ask("POST", page).await.as_str()), ("200", "403"));
+        serving.abort();
+    }
+
+    #[test]
+    fn who_is_elsewhere_looks_and_changes_nothing() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(is_near(ip("127.0.0.1"), ip("127.0.0.1")), "kubectl port-forward, and exec");
+        assert!(is_near(ip("::ffff:127.0.0.1"), ip("::ffff:127.0.0.1")) && is_near(ip("::1"), ip("::1")));
+        assert!(is_near(ip("10.0.0.7"), ip("10.0.0.7")), "by its own address");
+        assert!(!is_near(ip("10.0.0.8"), ip("10.0.0.7")) && !is_near(ip("fd00::8"), ip("fd00::7")));
+        let may = |method: Method, near| may_ask(&method, &HeaderMap::new(), near);
+        assert!(may(Method::GET, false) && may(Method::HEAD, false));
+        for method in [Method::PUT, Method::POST, Method::DELETE, Method::PATCH] {
+            assert!(!may(method.clone(), false) && may(method, true));
+        }
     }
 }
