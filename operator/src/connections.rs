@@ -135,11 +135,43 @@ impl Connections {
     }
 }
 
+/// Of everything a connection is made with: one that was opened without asking who answers is not given to somebody who asks.
 fn key(source: &config::Source, secrets: &str) -> String {
-    let password = source.password.as_ref().map_or("", |password| password.reveal());
-    digest([&source.host, &source.port.to_string(), &source.database, &source.user, password, secrets])
+    let config::Source { host, port, database, user, password, tls, .. } = source;
+    let password = password.as_ref().map_or("", |password| password.reveal());
+    digest([host, &port.to_string(), database, user, password, &format!("{:?}", tls.mode), secrets])
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn source(field: &str, value: Value) -> config::Source {
+        let mut source = json!({"host": "db", "database": "shop", "user": "u", "tls": {"mode": "verify-full"},
+            "publication": {"name": "p"}, "slot": {"name": "s"}});
+        source[field] = value;
+        serde_json::from_value(source).unwrap()
+    }
+
+    #[test]
+    fn a_connection_is_given_to_nobody_who_would_have_made_another() {
+        let given = key(&source("user", json!("u")), "secrets");
+        assert_eq!(given, key(&source("slot", json!({"name": "t"})), "secrets"), "it does not matter");
+        for (field, value) in [
+            ("host", json!("other")),
+            ("port", json!(1)),
+            ("database", json!("other")),
+            ("user", json!("other")),
+            ("tls", json!({"mode": "require"})),
+        ] {
+            assert_ne!(given, key(&source(field, value), "secrets"), "{field}");
+        }
+        assert_ne!(given, key(&source("user", json!("u")), "others"));
+    }
 }

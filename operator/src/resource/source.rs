@@ -27,7 +27,8 @@ pub struct Source {
 #[serde(rename_all = "camelCase")]
 pub struct PostgresSource {
     /// Host names or addresses, separated by commas. They are tried in order; the first that takes writes is used.
-    #[schemars(length(min = 1, max = 1024), regex(pattern = "^[^/]"))]
+    // A path would be a Unix socket, of the operator's own machine to begin with.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^[^/]+$"))]
     pub host: String,
     /// Port of the hosts that do not name one.
     #[serde(default = "postgres_port")]

@@ -10,6 +10,7 @@ async fn what_can_never_work_is_refused_with_a_reason() {
     let secret = json!({"name": "s"});
     let cases = [
         ("/source/postgres/host", json!("/tmp"), "host"),
+        ("/source/postgres/host", json!("db-1, /tmp"), "host"),
         ("/source/postgres/port", json!(0), "port"),
         ("/source/postgres/table", json!("outbox"), "table"),
         ("/source/postgres/slot/name", json!("Not-A-Slot"), "slot.name"),
