@@ -33,6 +33,7 @@ pub mod prometheus;
 pub mod proxy;
 pub mod python;
 pub mod records;
+pub mod rust;
 pub mod shared;
 pub mod wait;
 

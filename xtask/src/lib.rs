@@ -1,7 +1,8 @@
-//! The front door for people and CI: `cargo xtask demo | up | test | soak | bench | contract | openapi | crds`.
+//! The front door for people and CI: `cargo xtask --help` lists the commands.
 //!
 //! Every command does its own set-up, shows what it does, and leaves nothing running.
 
+pub mod audit;
 pub mod bench;
 pub mod build;
 pub mod charts;
@@ -12,6 +13,7 @@ pub mod demo;
 pub mod images;
 pub mod openapi;
 pub mod paint;
+pub mod sbom;
 pub mod shop;
 pub mod soak;
 pub mod stack;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, charts, cluster, contract, crds, demo, images, openapi, paint, soak, test, up};
+use xtask::{
+    audit, bench, charts, cluster, contract, crds, demo, images, openapi, paint, sbom, soak, test, up,
+};
 
 /// Real servers on this machine: show the platform, run it, test it, measure it.
 #[derive(Parser)]
@@ -31,6 +33,10 @@ enum Command {
     Contract(contract::Options),
     /// The images of the programs, without Docker: archives in target/images.
     Images(images::Options),
+    /// What the programs are built from against deny.toml (licences, bans, sources), and against what is known of it (advisories).
+    Audit(audit::Options),
+    /// Write what each program is built from into target/sbom (CycloneDX).
+    Sbom,
     /// Write docs/openapi.json and docs/events again.
     Openapi,
     /// Write crds/, its copy in the chart, and the tables of fields and reasons again.
@@ -54,6 +60,8 @@ async fn main() -> ExitCode {
             Command::Bench(options) => bench::run(&options).await,
             Command::Contract(options) => contract::run(&options).await,
             Command::Images(options) => images::run(&options).await,
+            Command::Audit(options) => audit::run(&options).await,
+            Command::Sbom => sbom::run(),
             Command::Openapi => openapi::run(),
             Command::Crds => crds::run(),
             Command::Charts => charts::run(),
@@ -89,9 +97,35 @@ async fn stopped() {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use serde_json::{Value, json};
 
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_workflow_prepares_the_machine_and_asks_for_commands_that_exist() {
+        let file = xtask::build::repository().join(".github/workflows/ci.yml");
+        let workflow: Value = serde_saphyr::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        assert_eq!(workflow["permissions"], json!({"contents": "read"}));
+        let known = Arguments::command();
+        let mut asked = 0;
+        for (name, job) in workflow["jobs"].as_object().unwrap() {
+            assert!(job["timeout-minutes"].is_u64(), "{name} may take for ever");
+            for step in job["steps"].as_array().unwrap() {
+                if let Some(action) = step["uses"].as_str() {
+                    let commit = action.split_once('@').unwrap().1;
+                    assert!(commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit()), "{action}");
+                } else if !step["name"].as_str().unwrap().starts_with("Set up") {
+                    let mut words = step["run"].as_str().unwrap().split_whitespace();
+                    assert_eq!((words.next(), words.next()), (Some("cargo"), Some("xtask")), "{step}");
+                    let parsed = known.clone().try_get_matches_from(["xtask"].into_iter().chain(words));
+                    assert!(parsed.is_ok(), "{step}: {}", parsed.unwrap_err());
+                    asked += 1;
+                }
+            }
+        }
+        assert!(asked > 2);
     }
 }

@@ -75,6 +75,8 @@ const DEFAULT: [Part; 5] = [
 ];
 const SOAK: Part = Part { name: "soak", arguments: &["xtask", "soak", "--minutes", "2"] };
 const LONG_SOAK: Part = Part { name: "long soak", arguments: &["xtask", "soak", "--minutes", "10"] };
+/// Not of every change: what others have published since is no fault of one, and the tool has to be built first.
+const AUDIT: Part = Part { name: "audit", arguments: &["xtask", "audit"] };
 const DEMO: Part = Part { name: "the whole way: demo", arguments: &["xtask", "demo"] };
 
 /// Runs all parts, also after one has failed, and ends with how many passed and failed.
@@ -96,7 +98,8 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         environment.push((ALL, "1".to_owned()));
     }
     let soak = if options.all { &LONG_SOAK } else { &SOAK };
-    for part in DEFAULT.iter().chain([soak, &DEMO]) {
+    let audit = options.all.then_some(&AUDIT);
+    for part in DEFAULT.iter().chain(audit).chain([soak, &DEMO]) {
         let environment = environment.clone();
         // On a thread of its own, so that Ctrl-C is heard meanwhile.
         let ended = tokio::task::spawn_blocking(move || run_part(part, &environment)).await??;
