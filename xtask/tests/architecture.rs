@@ -120,6 +120,24 @@ fn documents_name_no_file_that_is_not_there() {
     assert!(named > 50, "the documents were not read: {named}");
 }
 
+#[test]
+fn the_threat_model_names_tests_that_are_there() {
+    let mut files = Vec::new();
+    for folder in ["admin", "api", "operator", "relay", "replication"] {
+        sources(&repository().join(folder), &mut files);
+    }
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
+    let code: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+    let text = fs::read_to_string(repository().join("docs/THREAT-MODEL.md")).unwrap();
+    let quoted = text.split('`').skip(1).step_by(2).map(|word| word.rsplit("::").next().unwrap());
+    let tests: Vec<&str> =
+        quoted.filter(|word| word.matches('_').count() > 2 && !word.contains('.')).collect();
+    for test in &tests {
+        assert!(code.contains(&format!("fn {test}(")), "there is no test {test}");
+    }
+    assert!(tests.len() > 30, "the names were not found: {tests:?}");
+}
+
 fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
