@@ -12,7 +12,7 @@ use crate::{Error, cache};
 pub fn program(name: &str, version: &str) -> Result<PathBuf, Error> {
     let said = format!("building {name} {version} (some minutes, once)");
     let built = cache::entry(&format!("{name}-{version}"), &said, |folder| {
-        // Gently: tests and compilers run beside it. Not optimised: that takes three times as long, and it runs for seconds.
+        // Gently: tests and compilers run beside it. Not optimised, because it runs for seconds.
         let mut cargo = Command::new("nice");
         cargo.args(["cargo", "install", "--quiet", "--locked", "--debug", name, "--version"]);
         cargo.arg(format!("={version}")).arg("--root").arg(folder);

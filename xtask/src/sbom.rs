@@ -10,7 +10,8 @@ use std::fs;
 use std::process::Command;
 
 use chrono::{DateTime, SecondsFormat};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
 use crate::Failure;
 use crate::build;
@@ -63,31 +64,28 @@ pub fn document(program: &str) -> Result<Value, Failure> {
         " {p}",
     ])?)?;
     let described = Described::read()?;
-    let (mut itself, mut components, mut dependencies) = (Value::Null, Vec::new(), Vec::new());
+    let (mut itself, mut components, mut dependencies) = (None, Vec::new(), Vec::new());
     for (package, needed) in &graph {
-        let mut component = described.component(package)?;
+        let component = described.component(package)?;
         let bundled = bundled(package);
         let mut needed =
             needed.iter().map(|package| described.purl(package)).collect::<Result<Vec<_>, _>>()?;
-        needed.extend(bundled.iter().map(|library| library["purl"].clone()));
-        dependencies.push(json!({ "ref": component["bom-ref"], "dependsOn": needed }));
-        dependencies.extend(bundled.iter().map(|library| json!({ "ref": library["bom-ref"] })));
-        components.extend(bundled);
-        if package.0 == program {
-            component["type"] = json!("application");
-            itself = component;
-        } else {
-            components.push(component);
+        needed.extend(bundled.iter().map(|library| library.purl.clone()));
+        dependencies.push(json!({ "ref": component.purl, "dependsOn": needed }));
+        dependencies.extend(bundled.iter().map(|library| json!({ "ref": library.purl })));
+        components.extend(bundled.iter().map(|library| library.json("library")));
+        match package.0 == program {
+            true => itself = Some(component.json("application")),
+            false => components.push(component.json("library")),
         }
     }
-    let mut metadata = json!({
-        "component": itself,
-        "properties": [{ "name": "target", "value": TARGET }],
-        "tools": { "components": [{ "type": "application", "name": "cargo xtask sbom", "version": env!("CARGO_PKG_VERSION") }] },
-    });
+    let mut metadata = Map::from_iter([
+        ("component".to_owned(), json!(itself)),
+        ("properties".to_owned(), json!([{ "name": "target", "value": TARGET }])),
+    ]);
     if let Ok(epoch) = std::env::var(EPOCH) {
         let date = DateTime::from_timestamp(epoch.parse()?, 0).ok_or("SOURCE_DATE_EPOCH is out of range")?;
-        metadata["timestamp"] = json!(date.to_rfc3339_opts(SecondsFormat::Secs, true));
+        metadata.insert("timestamp".to_owned(), json!(date.to_rfc3339_opts(SecondsFormat::Secs, true)));
     }
     Ok(json!({
         "bomFormat": "CycloneDX",
@@ -97,6 +95,31 @@ pub fn document(program: &str) -> Result<Value, Failure> {
         "components": components,
         "dependencies": dependencies,
     }))
+}
+
+/// Something that a program is built from.
+struct Component<'a> {
+    name: &'a str,
+    version: &'a str,
+    licence: String,
+    /// By which it is referred to, too.
+    purl: String,
+    hash: Option<&'a String>,
+}
+
+impl Component<'_> {
+    fn json(&self, kind: &str) -> Value {
+        let hashes = self.hash.iter().map(|hash| json!({ "alg": "SHA-256", "content": hash }));
+        json!({
+            "type": kind,
+            "bom-ref": self.purl,
+            "name": self.name,
+            "version": self.version,
+            "licenses": [{ "expression": self.licence }],
+            "purl": self.purl,
+            "hashes": hashes.collect::<Vec<_>>(),
+        })
+    }
 }
 
 /// From lines of a depth, a name and a version, where what a package needs stands below it, the first time it is named.
@@ -119,79 +142,74 @@ fn graph(tree: &str) -> Result<Graph, Failure> {
 }
 
 /// The library in a package, if there is one.
-fn bundled((package, version): &Package) -> Option<Value> {
+fn bundled((package, version): &Package) -> Option<Component<'_>> {
     let (_, name, licence, repository) = BUNDLED.iter().find(|(name, ..)| name == package)?;
     let (_, version) = version.split_once('+')?;
     // zstd's is written as zstd.1.5.7.
     let version = version.trim_start_matches(|c: char| !c.is_ascii_digit());
     let purl = format!("pkg:github/{repository}@v{version}");
-    Some(json!({
-        "type": "library",
-        "bom-ref": purl,
-        "name": name,
-        "version": version,
-        "licenses": [{ "expression": licence }],
-        "purl": purl,
-    }))
+    Some(Component { name, version, licence: (*licence).to_owned(), purl, hash: None })
 }
 
-/// What is known of all packages in Cargo.lock.
+/// What is known of the packages in Cargo.lock.
 struct Described {
-    packages: BTreeMap<Package, Value>,
+    packages: BTreeMap<Package, Facts>,
     /// SHA-256 of the archives that the registry has.
     hashes: BTreeMap<Package, String>,
 }
 
+/// What `cargo metadata` says.
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Facts>,
+}
+
+/// Of one package.
+#[derive(Deserialize)]
+struct Facts {
+    name: String,
+    version: String,
+    license: Option<String>,
+    source: Option<String>,
+}
+
 impl Described {
     fn read() -> Result<Described, Failure> {
-        let metadata: Value = serde_json::from_str(&cargo(&[
-            "metadata",
-            "--locked",
-            "--format-version",
-            "1",
-            "--filter-platform",
-            TARGET,
-        ])?)?;
-        let packages = metadata["packages"].as_array().into_iter().flatten();
-        let packages =
-            packages.map(|package| ((text(package, "name"), text(package, "version")), package.clone()));
+        let arguments = ["metadata", "--locked", "--format-version", "1", "--filter-platform", TARGET];
+        let metadata: Metadata = serde_json::from_str(&cargo(&arguments)?)?;
         let lock = fs::read_to_string(build::repository().join("Cargo.lock"))?;
         Ok(Described {
-            packages: packages.collect(),
+            packages: metadata
+                .packages
+                .into_iter()
+                .map(|p| ((p.name.clone(), p.version.clone()), p))
+                .collect(),
             hashes: lock.split("[[package]]").filter_map(hash).collect(),
         })
     }
 
-    fn of(&self, package: &Package) -> Result<&Value, Failure> {
+    fn of(&self, package: &Package) -> Result<&Facts, Failure> {
         let unknown = || format!("cargo metadata does not know {} {}", package.0, package.1);
         Ok(self.packages.get(package).ok_or_else(unknown)?)
     }
 
     /// A package of this repository is in no registry: under its name a scanner would find somebody else's there.
-    fn purl(&self, package: &Package) -> Result<Value, Failure> {
-        let kind = if self.of(package)?["source"].is_null() { "generic" } else { "cargo" };
-        Ok(json!(format!("pkg:{kind}/{}@{}", package.0, package.1.replace('+', "%2B"))))
+    fn purl(&self, package: &Package) -> Result<String, Failure> {
+        let kind = if self.of(package)?.source.is_some() { "cargo" } else { "generic" };
+        Ok(format!("pkg:{kind}/{}@{}", package.0, package.1.replace('+', "%2B")))
     }
 
-    fn component(&self, package: &Package) -> Result<Value, Failure> {
-        let purl = self.purl(package)?;
-        // As packages wrote it before there were expressions: MIT/Apache-2.0.
-        let licence = text(self.of(package)?, "license").replace('/', " OR ");
-        if licence.is_empty() {
-            return Err(format!("{} names no licence", package.0).into());
-        }
-        let mut component = json!({
-            "type": "library",
-            "bom-ref": purl,
-            "name": package.0,
-            "version": package.1,
-            "licenses": [{ "expression": licence }],
-            "purl": purl,
-        });
-        if let Some(hash) = self.hashes.get(package) {
-            component["hashes"] = json!([{ "alg": "SHA-256", "content": hash }]);
-        }
-        Ok(component)
+    fn component<'a>(&'a self, package: &'a Package) -> Result<Component<'a>, Failure> {
+        let licence = self.of(package)?.license.as_ref();
+        let licence = licence.ok_or_else(|| format!("{} names no licence", package.0))?;
+        Ok(Component {
+            name: &package.0,
+            version: &package.1,
+            // As packages wrote it before there were expressions: MIT/Apache-2.0.
+            licence: licence.replace('/', " OR "),
+            purl: self.purl(package)?,
+            hash: self.hashes.get(package),
+        })
     }
 }
 
@@ -202,10 +220,6 @@ fn hash(entry: &str) -> Option<(Package, String)> {
         line.map(|value| value.trim_matches('"').to_owned())
     };
     Some(((value("name")?, value("version")?), value("checksum")?))
-}
-
-fn text(object: &Value, name: &str) -> String {
-    object[name].as_str().unwrap_or_default().to_owned()
 }
 
 fn cargo(arguments: &[&str]) -> Result<String, Failure> {
