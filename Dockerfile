@@ -10,8 +10,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends ca-certifica
 WORKDIR /source
 COPY . .
 ARG COMMIT
-RUN OUTBOX_COMMIT="$COMMIT" cargo build --release --locked --workspace \
-      --bin basket-api --bin outbox-relay --bin outbox-operator \
+RUN OUTBOX_COMMIT="$COMMIT" cargo build --release --locked --package basket-api --package outbox-relay --package outbox-operator \
  && for program in basket-api outbox-relay outbox-operator; do sh images/root.sh "target/release/$program" "/$program"; done
 
 FROM scratch AS program

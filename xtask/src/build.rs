@@ -96,17 +96,19 @@ pub fn printed(program: &Path, what: &str) -> Result<Vec<u8>, Failure> {
     Err(format!("{} {what} failed: {said}", program.display()).into())
 }
 
-/// With the workspace's features, as tests are built: with those of the programs alone, most dependencies would be compiled
-/// a second time.
+/// In the dev profile with the workspace's features, as tests are built: with those of the programs alone, most dependencies would be
+/// compiled a second time.
 fn build(profile: Profile, programs: &[&str], commit: Option<&str>) -> Result<PathBuf, Failure> {
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.current_dir(repository()).args(["build", "--locked", "--workspace"]);
-    for program in programs {
-        build.args(["--bin", program]);
-    }
-    if profile == Profile::Release {
-        build.arg("--release");
-    }
+    build.current_dir(repository()).args(["build", "--locked"]);
+    match profile {
+        Profile::Dev => {
+            build.args(["--workspace"]).args(programs.iter().flat_map(|program| ["--bin", program]))
+        }
+        Profile::Release => {
+            build.arg("--release").args(programs.iter().flat_map(|program| ["--package", program]))
+        }
+    };
     // What cargo tells a test of its package would make build scripts that look at it run again, and half the tree with them.
     for (name, _) in std::env::vars_os() {
         if name
