@@ -9,6 +9,7 @@ mod database;
 mod glance;
 mod kafka;
 mod objects;
+mod pods;
 mod relay;
 
 use std::collections::BTreeMap;

@@ -4,14 +4,15 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Context;
+use super::pods::trouble;
 use crate::desired::naming::{MANAGER, object_name};
 use crate::desired::workload::Workload;
 use crate::metrics::Metrics;
@@ -79,35 +80,13 @@ pub(super) fn available(context: &Context, relay: &OutboxRelay, applied: Option<
     if relay.spec.suspend {
         return Finding::no(Reason::Suspended, "no pods are meant to run");
     }
-    let (reason, message) = context.pods(relay).iter().find_map(|pod| trouble(pod)).unwrap_or_else(|| {
-        let conditions = status.and_then(|status| status.conditions.as_ref());
-        let refused = conditions.into_iter().flatten().find(|condition| condition.type_ == "ReplicaFailure");
-        let message = refused.and_then(|condition| condition.message.clone());
-        (Reason::NoPodReady, message.unwrap_or_else(|| "no pod is ready yet".to_owned()))
-    });
+    let (reason, message) =
+        context.pods(relay).iter().find_map(|pod| trouble(pod, Timestamp::now())).unwrap_or_else(|| {
+            let conditions = status.and_then(|status| status.conditions.as_ref());
+            let refused =
+                conditions.into_iter().flatten().find(|condition| condition.type_ == "ReplicaFailure");
+            let message = refused.and_then(|condition| condition.message.clone());
+            (Reason::NoPodReady, message.unwrap_or_else(|| "no pod is ready yet".to_owned()))
+        });
     Finding::no(reason, message)
-}
-
-/// Why a pod does not run: its node, its image, or its end.
-fn trouble(pod: &Pod) -> Option<(Reason, String)> {
-    let status = pod.status.as_ref()?;
-    let unscheduled = status
-        .conditions
-        .iter()
-        .flatten()
-        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
-    if let Some(condition) = unscheduled {
-        let reason = condition.reason.clone().unwrap_or_else(|| "Unschedulable".to_owned());
-        let reason = Reason::Said(reason);
-        return Some((reason, condition.message.clone().unwrap_or_default()));
-    }
-    let waiting = status
-        .container_statuses
-        .iter()
-        .flatten()
-        .find_map(|container| container.state.as_ref()?.waiting.clone())?;
-    Some((
-        Reason::Said(waiting.reason.unwrap_or_else(|| "Waiting".to_owned())),
-        waiting.message.unwrap_or_default(),
-    ))
 }

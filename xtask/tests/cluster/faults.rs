@@ -46,7 +46,7 @@ async fn killed_for_its_memory(site: &Site) {
             ["patch", "obr", traffic.name, "--namespace", traffic.name, "--type=merge", "--patch", &patch];
         site.cluster.kubectl(&change).await.unwrap();
     };
-    limit("8Mi").await;
+    limit("5Mi").await;
     let why = "jsonpath={.items[*].status.containerStatuses[*].lastState.terminated.reason}";
     until(&site.cluster, &["get", "pods", "--namespace", traffic.name, "-o", why], |why| {
         why.contains("OOMKilled")

@@ -1,0 +1,123 @@
+//! What keeps a pod from running, in Kubernetes' words where it has any.
+
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::status::Reason;
+
+/// A relay that is not ready for longer has a reason, which `Streaming` says.
+const STARTS_WITHIN_SECONDS: i64 = 30;
+
+/// Why a pod does not run: its node, its image, or its end.
+pub(super) fn trouble(pod: &Pod, now: Timestamp) -> Option<(Reason, String)> {
+    let status = pod.status.as_ref()?;
+    let unscheduled = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
+    if let Some(condition) = unscheduled {
+        let reason = condition.reason.clone().unwrap_or_else(|| "Unschedulable".to_owned());
+        let reason = Reason::Said(reason);
+        return Some((reason, condition.message.clone().unwrap_or_default()));
+    }
+    status.container_statuses.iter().flatten().find_map(|container| stopped(&pod.name_any(), container, now))
+}
+
+/// Why a container does not run, or not yet.
+fn stopped(pod: &str, container: &ContainerStatus, now: Timestamp) -> Option<(Reason, String)> {
+    let state = container.state.as_ref()?;
+    if let Some(waiting) = &state.waiting {
+        let reason = waiting.reason.clone().unwrap_or_else(|| "Waiting".to_owned());
+        if ["ContainerCreating", "PodInitializing"].contains(&reason.as_str()) {
+            let message =
+                format!("pod {pod} is being made; if it stays so, kubectl describe pod {pod} says why");
+            return Some((Reason::NotYet, message));
+        }
+        let message = waiting.message.clone().unwrap_or_default();
+        let before = container.last_state.as_ref().and_then(|state| state.terminated.as_ref()).map(ending);
+        let message = before.map_or(message.clone(), |before| format!("{message}; it had ended: {before}"));
+        return Some((Reason::Said(reason), message));
+    }
+    if let Some(ended) = &state.terminated {
+        let reason = ended.reason.clone().unwrap_or_else(|| "Terminated".to_owned());
+        return Some((Reason::Said(reason), format!("pod {pod} has ended: {}", ending(ended))));
+    }
+    let started = state.running.as_ref()?.started_at.as_ref()?;
+    let age = now.as_second() - started.0.as_second();
+    (age < STARTS_WITHIN_SECONDS).then(|| (Reason::NotYet, format!("pod {pod} has started")))
+}
+
+fn ending(ended: &ContainerStateTerminated) -> String {
+    let reason = ended.reason.as_deref().unwrap_or("no reason given");
+    let code = ended.exit_code;
+    match reason {
+        "OOMKilled" => format!("{reason}: it needs more memory than spec.relay.resources.limits.memory"),
+        _ => format!("{reason}, exit code {code}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn of(state: Value, last: Value) -> Option<(String, String)> {
+        let status = json!({"containerStatuses": [{
+            "name": "relay", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state, "lastState": last,
+        }]});
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": []}, "status": status});
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let now = "2026-01-01T00:01:00Z".parse().unwrap();
+        trouble(&pod, now).map(|(reason, message)| (reason.to_string(), message))
+    }
+
+    fn ended(reason: &str, code: i32) -> Value {
+        json!({"terminated": {"reason": reason, "exitCode": code}})
+    }
+
+    #[test]
+    fn a_pod_that_is_on_its_way_is_no_trouble() {
+        let waits = |reason: &str| of(json!({"waiting": {"reason": reason}}), json!({}));
+        for reason in ["ContainerCreating", "PodInitializing"] {
+            assert_eq!(waits(reason).unwrap().0, "NotYet");
+        }
+        let running = |at: &str| of(json!({"running": {"startedAt": at}}), json!({}));
+        assert_eq!(
+            running("2026-01-01T00:00:31Z").unwrap(),
+            ("NotYet".to_owned(), "pod p has started".to_owned())
+        );
+        assert_eq!(running("2026-01-01T00:00:30Z"), None);
+    }
+
+    #[test]
+    fn one_that_ends_again_and_again_has_its_end_told() {
+        let back_off = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s"}});
+        let (reason, message) = of(back_off.clone(), ended("Error", 64)).unwrap();
+        assert_eq!(
+            (reason.as_str(), message.as_str()),
+            ("CrashLoopBackOff", "back-off 10s; it had ended: Error, exit code 64")
+        );
+        let (_, message) = of(back_off, ended("OOMKilled", 137)).unwrap();
+        assert!(
+            message.ends_with("it needs more memory than spec.relay.resources.limits.memory"),
+            "{message}"
+        );
+        let (reason, message) = of(ended("Completed", 0), json!({})).unwrap();
+        assert_eq!(
+            (reason.as_str(), message.as_str()),
+            ("Completed", "pod p has ended: Completed, exit code 0")
+        );
+    }
+
+    #[test]
+    fn an_image_that_is_not_there_is_told_in_the_words_of_kubernetes() {
+        let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}});
+        assert_eq!(
+            of(waiting, json!({})).unwrap(),
+            ("ImagePullBackOff".to_owned(), "no such image".to_owned())
+        );
+    }
+}
