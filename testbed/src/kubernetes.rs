@@ -3,6 +3,7 @@
 
 mod access;
 mod binaries;
+mod monitoring;
 mod network;
 mod node;
 mod servers;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 use self::access::{Access, User};
+pub use self::monitoring::Monitoring;
 use self::network::Network;
 use self::node::Node;
 pub use self::servers::Servers;
@@ -116,9 +118,7 @@ impl Kubernetes {
     }
 
     async fn start_in(folder: Folder, network: Network, node: Option<Node>) -> Result<Kubernetes, Error> {
-        let binaries = tokio::task::spawn_blocking(binaries::built)
-            .await
-            .map_err(|join| Error::system("prepare Kubernetes")(std::io::Error::other(join)))??;
+        let binaries = prepared(binaries::built).await?;
         let ports = Ports {
             etcd: net::free_port()?,
             etcd_peers: net::free_port()?,
@@ -174,9 +174,7 @@ impl Kubernetes {
     /// # Errors
     /// kwok cannot be built, or does not make the node ready.
     pub async fn simulate_node(&mut self, pods: &str) -> Result<(), Error> {
-        let (folder, stages) = tokio::task::spawn_blocking(binaries::kwok)
-            .await
-            .map_err(|join| Error::system("prepare kwok")(std::io::Error::other(join)))??;
+        let (folder, stages) = prepared(binaries::kwok).await?;
         self.apply(NODE).await?;
         let kwok = Launch::new("kwok", folder.join("kwok"))
             .log_to(self.folder.path().join("kwok.log"))
@@ -422,4 +420,12 @@ fn run(mut command: Command, doing: &str, input: &str) -> Result<String, Error> 
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     Err(Error::Failed { doing: doing.to_owned(), status: output.status, output: said })
+}
+
+/// What may have to be fetched and built first.
+async fn prepared<T: Send + 'static>(
+    make: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let made = tokio::task::spawn_blocking(make).await;
+    made.map_err(|join| Error::system("prepare a cluster")(std::io::Error::other(join)))?
 }

@@ -1,6 +1,8 @@
 //! `cargo xtask cluster`: the platform on a real Kubernetes of its own, installed as docs/INSTALL.md says.
 
 pub mod guide;
+pub mod measure;
+pub mod prometheus;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -12,9 +14,11 @@ use testbed::records::{Record, read_all};
 use testbed::wait;
 
 use self::guide::Guide;
+use self::prometheus::Prometheus;
 use crate::build::{self, Profile};
 use crate::images;
 use crate::paint::{faint, good, heading};
+use crate::shop::Shop;
 use crate::{Failure, stack};
 
 /// What image names begin with: no registry has it, so that nothing is ever pulled.
@@ -29,8 +33,11 @@ pub struct Options {
     #[arg(long)]
     keep: bool,
     /// Programs as tests build them: sooner there, slower and larger.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "measure")]
     dev: bool,
+    /// Also what the programs use, idle and under 1,000 events a second: three minutes more.
+    #[arg(long)]
+    measure: bool,
 }
 
 /// A cluster with the platform's images, PostgreSQL and Kafka.
@@ -58,17 +65,36 @@ impl Site {
 
     /// Follows docs/INSTALL.md to the first record.
     pub async fn install(&self, progress: impl Fn(&str)) -> Result<Record, Failure> {
-        let guide = Guide::read()?;
+        self.follow(&Guide::read(guide::FIRST_RECORD)?, progress).await?;
+        self.record(1).await
+    }
+
+    /// Starts a Prometheus and follows docs/INSTALL.md to being scraped.
+    pub async fn monitor(&self, progress: impl Fn(&str)) -> Result<Prometheus, Failure> {
+        let prometheus = Prometheus::at(self.cluster.monitoring().await?.url);
+        self.follow(&Guide::read(guide::MONITORING)?, progress).await?;
+        Ok(prometheus)
+    }
+
+    async fn follow(&self, guide: &Guide, progress: impl Fn(&str)) -> Result<(), Failure> {
         let mut postgres = PgConnection::connect(&self.servers.postgres_url("postgres")).await?;
         // One by one: a database is not made in a transaction.
         for statement in &guide.sql {
+            progress(statement);
             sqlx::raw_sql(AssertSqlSafe(statement.as_str())).execute(&mut postgres).await?;
         }
         for commands in &guide.commands {
             progress(commands);
             self.shell(commands).await?;
         }
-        self.record(1).await
+        Ok(())
+    }
+
+    /// The basket API by its Service.
+    pub async fn shop(&self) -> Result<Shop, Failure> {
+        let question =
+            ["get", "service", "shop-basket-api", "--namespace=shop", "-o", "jsonpath={.spec.clusterIP}"];
+        Ok(Shop::at(format!("http://{}", self.cluster.kubectl(&question).await?)))
     }
 
     /// Runs commands in a shell, as an administrator in the repository's folder; answers what they printed.
@@ -123,26 +149,37 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let began = Instant::now();
     let record = site.install(|commands| println!("{}", faint(commands))).await?;
     let event = record.header("ce_type").unwrap_or_default();
-    println!("  {} in Kafka, {} s after the first command", good(event), began.elapsed().as_secs());
+    let commands = Guide::read(guide::FIRST_RECORD)?.count();
+    let seconds = began.elapsed().as_secs();
+    println!("  {} in Kafka, {commands} commands and {seconds} s after nothing", good(event));
+    println!("{}", heading("Monitoring"));
+    let prometheus = site.monitor(|commands| println!("{}", faint(commands))).await?;
+    site.shop().await?.visit("ann", 2).await?;
+    let lag = prometheus.until_known("outbox_relay_lag_seconds").await?;
+    println!("  outbox_relay_lag_seconds in Prometheus: {lag} s");
+    if options.measure {
+        measure::run(&site, &prometheus).await?;
+    }
     if options.keep {
-        keep(&site.cluster).await?;
+        keep(&site.cluster, &prometheus).await?;
     }
     Ok(())
 }
 
-async fn keep(cluster: &Kubernetes) -> Result<(), Failure> {
+async fn keep(cluster: &Kubernetes, prometheus: &Prometheus) -> Result<(), Failure> {
     let folders: Vec<String> = cluster.tools()?.iter().map(|folder| folder.display().to_string()).collect();
     println!("{}", heading("Try"));
     println!("  export KUBECONFIG={} PATH={}:$PATH", cluster.kubeconfig().display(), folders.join(":"));
     for command in [
         "kubectl get pods -A",
         "kubectl -n shop describe obr shop-basket-api",
-        "kubectl -n shop logs deployment/shop-basket-api-relay",
+        "kubectl -n shop logs -f deployment/shop-basket-api-relay",
         "kubectl -n shop delete pod -l app.kubernetes.io/name=outbox-relay",
         "helm -n shop upgrade shop charts/basket-api --reuse-values --set replicas=3",
     ] {
         println!("  {command}");
     }
+    println!("  curl '{}/api/v1/query?query=outbox_relay_lag_seconds'", prometheus.url());
     println!("{}", faint("Ctrl-C ends the cluster and removes it."));
     std::future::pending().await
 }

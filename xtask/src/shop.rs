@@ -26,7 +26,12 @@ pub struct Answer {
 impl Shop {
     /// For the stack's API.
     pub fn of(stack: &Stack) -> Shop {
-        Shop { client: Client::new(), base: stack.api_url() }
+        Shop::at(stack.api_url())
+    }
+
+    /// For an API somewhere else, which takes the same token.
+    pub fn at(base: String) -> Shop {
+        Shop { client: Client::new(), base }
     }
 
     /// Sends a command under an idempotency key.

@@ -9,7 +9,7 @@ use std::process::Command;
 use super::Image;
 use crate::kafka;
 use crate::postgres::{self, PgVersion};
-use crate::{Error, cache, packages};
+use crate::{Error, cache, packages, prometheus};
 
 /// In this image PostgreSQL runs as a user that has a name, which `initdb` asks for.
 const USERS: &str = "server:x:65532:65532:server:/:/bin/sh\n";
@@ -28,14 +28,33 @@ pub(crate) fn servers() -> Result<[PathBuf; 2], Error> {
             postgres(&roots.join("postgres"))?;
             kafka(&roots.join("kafka"))?;
             for target in ["postgres", "kafka"] {
-                let name = format!("outbox.local/{target}:1");
-                let dockerfile = super::folder().join("Dockerfile");
-                Image { name: &name, dockerfile: &dockerfile, target, build: &roots, arguments: &[] }
-                    .archive(folder)?;
+                image(target, &roots, folder)?;
             }
             fs::remove_dir_all(&roots).map_err(Error::file("remove", &roots))
         })?;
     Ok(["postgres.tar", "kafka.tar"].map(|archive| entry.join(archive)))
+}
+
+/// Archives of the images of Prometheus and its operator, made once.
+pub(crate) fn monitoring() -> Result<[PathBuf; 3], Error> {
+    let (server, operator) = (prometheus::prometheus()?, prometheus::prometheus_operator()?);
+    let images = [
+        ("prometheus", &server),
+        ("prometheus-operator", &operator),
+        ("prometheus-config-reloader", &operator),
+    ];
+    let entry = cache::entry(
+        "images-of-prometheus",
+        "packing Prometheus and its operator into images (once)",
+        |folder| images.iter().try_for_each(|(target, build)| image(target, build, folder)),
+    )?;
+    Ok(images.map(|(target, _)| entry.join(format!("{target}.tar"))))
+}
+
+fn image(target: &str, build: &Path, folder: &Path) -> Result<(), Error> {
+    let name = format!("outbox.local/{target}:1");
+    let dockerfile = super::folder().join("Dockerfile");
+    Image { name: &name, dockerfile: &dockerfile, target, build, arguments: &[] }.archive(folder).map(drop)
 }
 
 fn postgres(root: &Path) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::access::{self, Access, User};
 use super::network::Claim;
-use super::{binaries, run};
+use super::{binaries, prepared, run};
 use crate::process::{self, Launch, Program};
 use crate::{Error, cache, guard, images, packages, wait};
 
@@ -253,12 +253,4 @@ fn remove_cgroup(folder: &Path) -> bool {
 fn ip(arguments: &[&str]) -> Result<(), Error> {
     let doing = format!("ip {}", arguments.join(" "));
     cache::run(Command::new("ip").args(arguments), "ip", "iproute2", &doing)
-}
-
-/// What may have to be fetched and built first.
-async fn prepared<T: Send + 'static>(
-    make: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let made = tokio::task::spawn_blocking(make).await;
-    made.map_err(|join| Error::system("prepare a node")(std::io::Error::other(join)))?
 }

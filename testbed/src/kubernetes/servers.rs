@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 
-use super::Kubernetes;
+use super::{Kubernetes, prepared};
 use crate::{Error, images, wait};
 
 /// Generous: images are unpacked on a machine that is busy with tests.
@@ -53,11 +53,8 @@ impl Kubernetes {
     /// # Errors
     /// There is no real node, or they do not become ready.
     pub async fn servers(&self) -> Result<Servers, Error> {
-        let archives = tokio::task::spawn_blocking(images::servers::servers)
-            .await
-            .map_err(|join| Error::system("prepare the servers")(std::io::Error::other(join)))??;
-        for archive in &archives {
-            self.import(archive)?;
+        for archive in prepared(images::servers::servers).await? {
+            self.import(&archive)?;
         }
         self.apply(&MANIFEST.replace("$superuser", PASSWORD)).await?;
         let address = async |service: &str| {

@@ -14,13 +14,18 @@ pub struct Guide {
     pub commands: Vec<String>,
 }
 
+/// Its title: what has to be done once.
+pub const FIRST_RECORD: &str = "From nothing to the first record";
+/// Its title: what Prometheus has to be told.
+pub const MONITORING: &str = "Monitoring";
+
 impl Guide {
-    /// From nothing to the first record.
-    pub fn read() -> Result<Guide, Failure> {
+    /// A section of the document.
+    pub fn read(title: &str) -> Result<Guide, Failure> {
         let text = fs::read_to_string(build::repository().join("docs/INSTALL.md"))?;
-        let (_, section) = text
-            .split_once("\n## From nothing to the first record\n")
-            .ok_or("INSTALL.md has no such section")?;
+        let heading = format!("\n## {title}\n");
+        let (_, section) =
+            text.split_once(&heading).ok_or_else(|| format!("INSTALL.md has no section '{title}'"))?;
         let section = section.split_once("\n## ").map_or(section, |(section, _)| section);
         let statements = blocks(section, "sql").flat_map(|block| block.split(';').map(str::trim));
         Ok(Guide {
@@ -50,8 +55,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_section_has_statements_and_commands() {
-        let guide = Guide::read().unwrap();
+    fn the_sections_have_statements_and_commands() {
+        assert_eq!(Guide::read(MONITORING).unwrap().count(), 2);
+        let guide = Guide::read(FIRST_RECORD).unwrap();
         assert_eq!(guide.sql.len(), 2);
         assert!(guide.commands.first().unwrap().starts_with("helm install outbox "));
         assert!(guide.commands.last().unwrap().contains("curl "));

@@ -3,6 +3,7 @@
 use testbed::guard::Folder;
 use xtask::build::{self, Profile};
 use xtask::cluster::Site;
+use xtask::cluster::guide::{FIRST_RECORD, Guide};
 
 use crate::traffic::Traffic;
 use crate::{long_matrix, no_node, until};
@@ -41,7 +42,7 @@ async fn upgraded_rolled_back_and_reinstalled_under_traffic() {
     until(cluster, &gone, str::is_empty).await;
     traffic.goes_on().await;
     traffic.until_delivered(traffic.rows().await).await;
-    let guide = xtask::cluster::guide::Guide::read().unwrap();
+    let guide = Guide::read(FIRST_RECORD).unwrap();
     site.shell(guide.commands.first().unwrap()).await.unwrap();
     traffic.end().await;
 }
