@@ -22,6 +22,7 @@ use self::network::Network;
 use self::node::Node;
 pub use self::servers::Servers;
 use crate::guard::{self, Folder};
+pub use crate::packages::can_be_a_node;
 use crate::process::{Launch, Program};
 use crate::{Error, net, packages, shared, wait};
 

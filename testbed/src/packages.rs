@@ -64,6 +64,29 @@ pub(crate) fn command(program: &str) -> Result<Command, Error> {
     Ok(command)
 }
 
+/// Whether this machine lets a node be made; if not, why.
+///
+/// # Errors
+/// Not root, no Debian, the packages cannot be fetched, or namespaces and mounts are forbidden, as in many containers.
+pub fn can_be_a_node() -> Result<(), Error> {
+    let mut nothing = command("true")?;
+    cache::run(&mut nothing, "unshare", "util-linux", "laying packages over the system")?;
+    let mut namespaces = Command::new("unshare");
+    namespaces.args([
+        "--net",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+        "ip",
+        "link",
+        "add",
+        "probe0",
+        "type",
+        "veth",
+    ]);
+    cache::run(&mut namespaces, "unshare", "util-linux", "making namespaces and a link")
+}
+
 /// Namespaces, mounts and cgroups are for root only.
 pub(crate) fn require_root() -> Result<(), Error> {
     if guard::is_root() {

@@ -26,6 +26,14 @@ pub enum Profile {
 /// The programs that people get.
 pub const SHIPPED: [&str; 3] = ["basket-api", "outbox-relay", "outbox-operator"];
 
+/// What a real node needs besides.
+const CLUSTER_TOOLS: [(&str, &str, &str); 4] = [
+    ("go", "version", "Go 1.25 or newer (go.dev/dl)"),
+    ("ip", "-Version", "iproute2"),
+    ("unshare", "--version", "util-linux"),
+    ("curl", "--version", "curl"),
+];
+
 /// What the tests need besides: Kubernetes is built from its Go modules, the contract's checker
 /// is a Python package, and the documents speak of curl.
 const TEST_TOOLS: [(&str, &str, &str); 3] = [
@@ -37,6 +45,11 @@ const TEST_TOOLS: [(&str, &str, &str); 3] = [
 /// Says all that is missing for the servers at once, before anything is started.
 pub fn require_tools() -> Result<(), Failure> {
     require(&TOOLS)
+}
+
+/// The same for a cluster.
+pub fn require_cluster_tools() -> Result<(), Failure> {
+    require(&[TOOLS.as_slice(), &CLUSTER_TOOLS].concat())
 }
 
 /// The same for the tests.

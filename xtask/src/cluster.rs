@@ -4,7 +4,6 @@ pub mod guide;
 pub mod measure;
 pub mod prometheus;
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -141,7 +140,7 @@ impl Site {
 
 /// Installs everything on a cluster of its own and shows an event in Kafka.
 pub async fn run(options: &Options) -> Result<(), Failure> {
-    build::require_tools()?;
+    build::require_cluster_tools()?;
     let profile = if options.dev { Profile::Dev } else { Profile::Release };
     println!("{}", heading("A cluster"));
     let site = Site::start(profile, |what| println!("  {what}")).await?;
@@ -182,10 +181,4 @@ async fn keep(cluster: &Kubernetes, prometheus: &Prometheus) -> Result<(), Failu
     println!("  curl '{}/api/v1/query?query=outbox_relay_lag_seconds'", prometheus.url());
     println!("{}", faint("Ctrl-C ends the cluster and removes it."));
     std::future::pending().await
-}
-
-/// Whether this machine can be a node.
-pub fn is_possible() -> bool {
-    Path::new("/usr/bin/apt-get").exists()
-        && std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
 }

@@ -16,7 +16,7 @@ mod traffic;
 
 use std::time::Duration;
 
-use testbed::kubernetes::Kubernetes;
+use testbed::kubernetes::{Kubernetes, can_be_a_node};
 use testbed::wait;
 
 /// Generous: images are unpacked and pods started on a machine that is busy with tests.
@@ -27,13 +27,13 @@ pub fn long_matrix() -> bool {
     std::env::var_os("OUTBOX_TEST_ALL").is_some()
 }
 
-/// Whether this machine can be a node; says so if not.
+/// Whether this machine cannot be a node; says why.
 pub fn no_node() -> bool {
-    let impossible = !xtask::cluster::is_possible();
-    if impossible {
-        eprintln!("skipped: a real node needs root on Debian or Ubuntu");
+    let why = can_be_a_node().err();
+    if let Some(why) = &why {
+        eprintln!("skipped: this machine cannot be a node: {why}");
     }
-    impossible
+    why.is_some()
 }
 
 /// Waits until kubectl answers what is expected.
