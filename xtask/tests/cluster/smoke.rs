@@ -1,4 +1,4 @@
-//! Installed as the guide says; one event; a relay that is deleted under load; uninstalled. And what must not run as root does not.
+//! Installed as the guide says; one event; a relay that is deleted under load; images without a shell; uninstalled.
 
 use serde_json::Value;
 use xtask::build::Profile;
@@ -24,7 +24,18 @@ async fn from_nothing_to_an_event_and_back() {
     assert_ne!(traffic.pod(".items[*].metadata.uid").await, before);
     traffic.end().await;
 
-    // Namespaces of pods that were never asked to be restricted: they would all have been admitted.
+    for (namespace, pod, program) in [
+        ("shop", "deployment/shop-basket-api", "basket-api"),
+        ("shop", "deployment/shop-basket-api-relay", "outbox-relay"),
+        ("outbox-system", "deployment/outbox-outbox-operator", "outbox-operator"),
+    ] {
+        let inside = ["exec", pod, "--namespace", namespace, "--"];
+        let asked = [program, "--version"];
+        let version = cluster.kubectl(&[&inside[..], &asked].concat()).await.unwrap();
+        assert!(version.starts_with(&format!("{program} {}", env!("CARGO_PKG_VERSION"))), "{version}");
+        let shell = cluster.kubectl(&[&inside[..], &["sh"]].concat()).await.unwrap_err().to_string();
+        assert!(shell.contains("executable file not found"), "{shell}");
+    }
     let pods = cluster.kubectl(&["get", "pods", "--all-namespaces", "-o", "json"]).await.unwrap();
     let pods: Value = serde_json::from_str(&pods).unwrap();
     let ours =
