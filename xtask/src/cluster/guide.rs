@@ -61,6 +61,6 @@ mod tests {
         assert_eq!(guide.sql.len(), 2);
         assert!(guide.commands.first().unwrap().starts_with("helm install outbox "));
         assert!(guide.commands.last().unwrap().contains("curl "));
-        assert_eq!(guide.count(), 9);
+        assert_eq!(guide.count(), 10);
     }
 }
