@@ -10,13 +10,15 @@
 //! | `POST` | the program's own actions ([`Admin::action`]) |
 //!
 //! It also owns the two things a process sets up once: the log subscriber, and the rule that a panic in any
-//! thread ends the process ([`exit_on_panic`]).
+//! thread ends the process ([`exit_on_panic`]); and how the command `doctor` of each says what it finds ([`Finding`]).
 
+mod finding;
 mod listener;
 mod log;
 
 use std::sync::LazyLock;
 
+pub use finding::{Finding, Grade, cause, report};
 pub use listener::{ActionRefused, Admin, BindError, Lines, Readiness};
 pub use log::{LogFormat, LogLevel, init_logging};
 pub use warp::http::StatusCode;

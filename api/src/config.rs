@@ -33,7 +33,7 @@ const SHORTEST_KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
     after_help = "Environment:\n  BASKET_DATABASE_URL       postgres://user:password@host:port/database (required)\n  \
                   BASKET_STATIC_TOKEN       the bearer token of --auth static-token, 16 characters or more\n\
                   Durations are a number with a unit: 500ms, 30s, 15m, 72h, 30d.\n\
-                  Exit codes: 0 stopped in order, 64 invalid configuration, 69 the database is away, 70 a bug."
+                  Exit codes: 0 stopped in order, 64 invalid configuration, 69 the database is away or 'doctor' found a problem, 70 a bug."
 )]
 pub struct Arguments {
     /// What to do.
@@ -50,10 +50,26 @@ pub enum Command {
     Migrate,
     /// Make the read model again from the state. Safe while the service runs.
     RebuildReadModel,
+    /// Check what the service meets, one line each: ok, warn or problem, and what to do. Changes nothing.
+    ///
+    /// The database, its schema and, with --url, whether the service answers there. Exit codes: 0 no problem (warnings do not count), 64
+    /// invalid configuration, 69 a problem.
+    Doctor(Doctor),
     /// Print the OpenAPI document.
     Openapi,
     /// Print the JSON Schema of every event type.
     EventSchemas,
+}
+
+/// What to look at.
+#[derive(Args)]
+pub struct Doctor {
+    /// Address of the service, such as http://shop-basket-api.
+    #[arg(long, value_parser = plain_http)]
+    pub url: Option<Url>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// How to serve.
@@ -267,6 +283,16 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number from 1 on".to_owned())
+}
+
+/// As pods and the Service speak it. A login would be printed.
+fn plain_http(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).ok();
+    let takes = |url: &Url| {
+        url.scheme() == "http" && url.has_host() && url.username().is_empty() && url.password().is_none()
+    };
+    url.filter(takes)
+        .ok_or_else(|| "must be an address such as http://shop-basket-api:80, without a login".to_owned())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

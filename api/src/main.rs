@@ -6,6 +6,7 @@ use std::process::exit;
 use admin::{EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
 use basket::application::integration::schemas;
 use basket_api::config::{self, Arguments, Command, Serve};
+use basket_api::doctor;
 use basket_api::http::openapi;
 use basket_api::postgres::{Housekeeping, MIGRATIONS};
 use basket_api::service::{StartError, serve};
@@ -18,7 +19,7 @@ fn main() {
     match arguments.command {
         Command::Openapi => print(&openapi::document()),
         Command::EventSchemas => print(&event_schemas()),
-        Command::Serve(_) | Command::Migrate | Command::RebuildReadModel => {}
+        Command::Serve(_) | Command::Migrate | Command::RebuildReadModel | Command::Doctor(_) => {}
     }
     let format = match &arguments.command {
         Command::Serve(options) => options.log_format,
@@ -35,6 +36,10 @@ fn main() {
         Command::Serve(options) => runtime.block_on(run(*options, database, log_level)),
         Command::Migrate => runtime.block_on(migrate(database)),
         Command::RebuildReadModel => runtime.block_on(rebuild(database)),
+        Command::Doctor(options) => {
+            let findings = runtime.block_on(doctor::examine(&database, options.url.as_ref()));
+            admin::report(&findings, options.json)
+        }
         Command::Openapi | Command::EventSchemas => 0,
     })
 }

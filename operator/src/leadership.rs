@@ -22,6 +22,9 @@ const RENEW_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is renewed, or looked at.
 const EVERY: Duration = Duration::from_secs(2);
 
+/// How often somebody who waits to see it renewed looks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// The right to act, as long as it is renewed.
 pub struct Leadership {
     api: Api<Lease>,
@@ -93,6 +96,22 @@ impl Leadership {
             tracing::warn!(%error, "cannot release the Lease; another begins when it runs out");
         }
     }
+}
+
+/// Who acts: seen to renew the Lease in `namespace`, within the time that it takes another to begin in place of one that died.
+pub async fn leader(client: Client, namespace: &str) -> Result<Option<String>, kube::Error> {
+    let api: Api<Lease> = Api::namespaced(client, namespace);
+    let (began, before) = (Instant::now(), api.get_opt(LEASE).await?);
+    let version = before.and_then(|lease| lease.metadata.resource_version);
+    while began.elapsed() < LASTS + EVERY * 2 {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(lease) = api.get_opt(LEASE).await? else { continue };
+        let holder = lease.spec.and_then(|spec| spec.holder_identity).filter(|holder| !holder.is_empty());
+        if holder.is_some() && lease.metadata.resource_version != version {
+            return Ok(holder);
+        }
+    }
+    Ok(None)
 }
 
 /// Goes on with `work` only while `may` says so; answers whether it is done.

@@ -8,11 +8,13 @@
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
 //! - [`topics`]: what has to be done about topics, and doing it.
 //! - [`events`], [`metrics`]: what is told beside the status.
+//! - [`doctor`]: whether an operator could do its work, and one does it.
 //! - [`fields`]: its fields as a table, for the documents.
 
 pub mod connections;
 pub mod controller;
 pub mod desired;
+pub mod doctor;
 pub mod events;
 pub mod fields;
 pub mod leadership;

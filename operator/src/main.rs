@@ -15,7 +15,7 @@ use outbox_operator::memory::Memory;
 use outbox_operator::metrics::Metrics;
 use outbox_operator::reconcile::Context;
 use outbox_operator::resource::OutboxRelay;
-use outbox_operator::{controller, fields, status};
+use outbox_operator::{controller, doctor, fields, status};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -26,7 +26,7 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 #[command(
     version = admin::version(),
     about,
-    after_help = "Exit codes: 0 done, or stopped in order; 64 invalid arguments; 69 no Kubernetes API server to be found, or the Lease was lost; 70 a bug."
+    after_help = "Exit codes: 0 done, or stopped in order; 64 invalid arguments; 69 no Kubernetes API server to be found, the Lease was lost, or 'doctor' found a problem; 70 a bug."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -37,6 +37,11 @@ struct Arguments {
 enum Command {
     /// Look after the resources until stopped, in the cluster that KUBECONFIG or the pod's service account leads to.
     Run(Run),
+    /// Check what 'run' with these arguments meets, one line each: ok, warn or problem, and what to do. Changes nothing.
+    ///
+    /// The API server, the definition, the account's rights and, with --lease-namespace, whether an operator leads. Run it as the operator's
+    /// account. Exit codes: 0 no problem (warnings do not count), 64 invalid arguments, 69 a problem.
+    Doctor(Doctor),
     /// Print the custom resource definition, to be applied: outbox-operator crd | kubectl apply --server-side -f -
     Crd,
     /// Print the resource's fields as a Markdown table.
@@ -46,16 +51,31 @@ enum Command {
 }
 
 #[derive(Args)]
-struct Run {
+struct Place {
     /// Namespaces to look at, separated by commas; all, when not given.
     #[arg(long = "namespace", env = "OUTBOX_OPERATOR_NAMESPACE", value_delimiter = ',')]
     namespaces: Vec<String>,
-    /// Image of relays whose resource names none.
-    #[arg(long, env = "OUTBOX_OPERATOR_RELAY_IMAGE")]
-    relay_image: String,
     /// Namespace of the Lease by which one of several operators is chosen; without it, only one may run.
     #[arg(long, env = "OUTBOX_OPERATOR_LEASE_NAMESPACE")]
     lease_namespace: Option<String>,
+}
+
+#[derive(Args)]
+struct Doctor {
+    #[command(flatten)]
+    place: Place,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+struct Run {
+    #[command(flatten)]
+    place: Place,
+    /// Image of relays whose resource names none.
+    #[arg(long, env = "OUTBOX_OPERATOR_RELAY_IMAGE")]
+    relay_image: String,
     /// Address of the admin listener: /livez /readyz /metrics /log-level.
     #[arg(long, env = "OUTBOX_OPERATOR_LISTEN", default_value = "127.0.0.1:9101")]
     listen: SocketAddr,
@@ -68,6 +88,7 @@ fn main() {
     let arguments: Arguments = admin::arguments();
     exit(match arguments.command {
         Command::Run(options) => run(options),
+        Command::Doctor(options) => examine(&options),
         Command::Crd => match serde_saphyr::to_string(&OutboxRelay::crd()) {
             Ok(yaml) => print(&yaml),
             Err(error) => {
@@ -94,13 +115,7 @@ fn run(options: Run) -> i32 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return EXIT_BUG };
     runtime.block_on(async {
-        let client = match Client::try_default().await {
-            Ok(client) => client,
-            Err(error) => {
-                eprintln!("no Kubernetes API server to be found: {error}; set KUBECONFIG, or run in a pod");
-                return EXIT_UNAVAILABLE;
-            }
-        };
+        let Some(client) = client().await else { return EXIT_UNAVAILABLE };
         let Ok(metrics) = Metrics::new() else { return EXIT_BUG };
         let admin = Admin::new(metrics.registry.clone(), log_level).readiness(readiness(&metrics));
         match admin.bind(options.listen).await {
@@ -112,9 +127,9 @@ fn run(options: Run) -> i32 {
         }
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(stop_on_signal(stop));
-        let namespaces = &options.namespaces;
+        let namespaces = &options.place.namespaces;
         tracing::info!(?namespaces, version = admin::version(), "outbox-operator starts");
-        match &options.lease_namespace {
+        match &options.place.lease_namespace {
             Some(lease) => {
                 let work = work(client.clone(), &options, metrics, stopping.clone());
                 lead(client, lease, work, stopping).await
@@ -124,6 +139,23 @@ fn run(options: Run) -> i32 {
                 stopped()
             }
         }
+    })
+}
+
+async fn client() -> Option<Client> {
+    let client = Client::try_default().await;
+    let refused =
+        |error| eprintln!("no Kubernetes API server to be found: {error}; set KUBECONFIG, or run in a pod");
+    client.map_err(refused).ok()
+}
+
+fn examine(options: &Doctor) -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else { return EXIT_BUG };
+    let Place { namespaces, lease_namespace } = &options.place;
+    runtime.block_on(async {
+        let Some(client) = client().await else { return EXIT_UNAVAILABLE };
+        admin::report(&doctor::examine(&client, namespaces, lease_namespace.as_deref()).await, options.json)
     })
 }
 
@@ -142,7 +174,7 @@ fn readiness(metrics: &Metrics) -> impl Fn() -> Readiness + Send + Sync + use<> 
 /// Looks after the resources until it is told to stop.
 async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::Receiver<bool>) {
     metrics.leader.set(1);
-    let (watched, loops) = controller::watch(&client, &options.namespaces, &metrics);
+    let (watched, loops) = controller::watch(&client, &options.place.namespaces, &metrics);
     let context = Context {
         client,
         image: options.relay_image.clone(),

@@ -3,7 +3,6 @@
 
 pub mod admin_client;
 pub mod dead_letters;
-pub mod doctor;
 pub mod lag;
 
 use std::io::Write;

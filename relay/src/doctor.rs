@@ -9,73 +9,13 @@ mod kafka;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use admin::Finding;
 
 use crate::config::Config;
 use crate::trouble::Trouble;
 
 /// topic -> number of partitions that were written to.
 type Topics = BTreeMap<String, i32>;
-
-/// How a check ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Grade {
-    /// As it should be.
-    Ok,
-    /// The relay works, but something is worth a look.
-    Warn,
-    /// The relay cannot deliver.
-    Problem,
-}
-
-/// What a check found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What was looked at.
-    pub check: &'static str,
-    /// How it is.
-    pub result: Grade,
-    /// In words.
-    pub message: String,
-    /// What to do.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
-
-impl Finding {
-    fn ok(check: &'static str, message: impl Into<String>) -> Finding {
-        Finding { check, result: Grade::Ok, message: message.into(), remedy: None }
-    }
-
-    fn warn(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { check, result: Grade::Warn, message: message.into(), remedy: Some(remedy.into()) }
-    }
-
-    fn problem(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { check, result: Grade::Problem, message: message.into(), remedy: Some(remedy.into()) }
-    }
-
-    fn trouble(check: &'static str, trouble: &Trouble) -> Finding {
-        Finding::problem(check, trouble.what.clone(), trouble.reason.remedy())
-    }
-
-    /// One line.
-    pub fn line(&self) -> String {
-        let result = match self.result {
-            Grade::Ok => "ok",
-            Grade::Warn => "warn",
-            Grade::Problem => "problem",
-        };
-        let remedy = self.remedy.as_ref().map_or_else(String::new, |remedy| format!("; {remedy}"));
-        format!("{result:<8} {:<20} {}{remedy}", self.check, self.message)
-    }
-}
-
-/// What a check found, where asking may fail.
-fn found(check: &'static str, looked: Result<Finding, Trouble>) -> Finding {
-    looked.unwrap_or_else(|trouble| Finding::trouble(check, &trouble))
-}
 
 /// Makes every check that can be made.
 pub async fn examine(config: &Config) -> Vec<Finding> {
@@ -86,20 +26,11 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Whether a relay could deliver.
-pub fn is_well(findings: &[Finding]) -> bool {
-    findings.iter().all(|finding| finding.result != Grade::Problem)
+/// What a check found, where asking may fail.
+fn found(check: &'static str, looked: Result<Finding, Trouble>) -> Finding {
+    looked.unwrap_or_else(|trouble| troubled(check, &trouble))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_says_what_how_and_what_to_do_and_a_warning_is_no_problem() {
-        let warn = Finding::warn("wal", "there is no limit", "set one");
-        assert_eq!(warn.line(), "warn     wal                  there is no limit; set one");
-        assert!(is_well(&[warn, Finding::ok("a", "b")]));
-        assert!(!is_well(&[Finding::problem("a", "b", "c")]));
-    }
+fn troubled(check: &'static str, trouble: &Trouble) -> Finding {
+    Finding::problem(check, trouble.what.clone(), trouble.reason.remedy())
 }

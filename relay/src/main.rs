@@ -138,7 +138,7 @@ fn main() {
             outbox_relay::failpoint::arm();
             run(Arc::new(file.load()), log_level)
         }
-        Command::Doctor { file, output } => doctor(&file.load(), output.format()),
+        Command::Doctor { file, output } => doctor(&file.load(), output.json),
         Command::Lag { file, output } => lag(&file.load(), output.format()),
         Command::DeadLetters(DeadLetters::List { file, since, limit, output }) => {
             exit_code(cli::dead_letters::list(&file.load(), since, limit, output.format()))
@@ -176,11 +176,11 @@ fn exit_code<E: std::fmt::Display>(done: Result<(), E>) -> i32 {
     }
 }
 
-fn doctor(config: &Config, format: Format) -> i32 {
+fn doctor(config: &Config, json: bool) -> i32 {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return EXIT_BUG;
     };
-    if runtime.block_on(cli::doctor::doctor(config, format)) { 0 } else { EXIT_UNAVAILABLE }
+    admin::report(&runtime.block_on(outbox_relay::doctor::examine(config)), json)
 }
 
 fn lag(config: &Config, format: Format) -> i32 {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::guard::Folder;
 use testbed::kubernetes::shared_cluster;
 use testbed::process::Launch;
@@ -34,7 +34,7 @@ fn launch(pod: &Value, secret: impl Fn(&str, &str) -> String) -> Launch {
 }
 
 #[tokio::test]
-async fn a_pod_of_the_chart_migrates_and_serves() {
+async fn a_pod_of_the_chart_migrates_serves_and_is_found_well() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("chart").await.unwrap();
     let restricted =
@@ -45,18 +45,34 @@ async fn a_pod_of_the_chart_migrates_and_serves() {
     let install = [&["install", "--no-hooks"], &of_release[..], &LEAST].concat();
     let notes = cluster.helm(&install).await.unwrap();
     assert!(notes.contains("rollout status deployment/shop-basket-api"), "{notes}");
+    assert!(notes.contains(&format!("helm test shop --namespace {}", namespace.name())), "{notes}");
 
     let postgres = shared().await.unwrap().postgres_url("postgres");
     let database = Database::empty_on(&postgres, "chart").await.unwrap();
+    let url = database.url().to_owned();
     let secret = |name: &str, key: &str| match (name, key) {
-        ("shop-db", "url") => database.url().to_owned(),
+        ("shop-db", "url") => url.clone(),
         ("token", "token") => TOKEN.to_owned(),
         other => panic!("{other:?}"),
     };
-    let hook = ["template", "--show-only", "templates/migration.yaml"];
-    let hook = cluster.helm(&[&hook[..], &of_release, &LEAST].concat()).await.unwrap();
-    let hook = namespace.kubectl_with(&["create", "-f", "-", "-o", "json"], &hook).await.unwrap();
-    let hook: Value = serde_json::from_str(&hook).unwrap();
+    let hook = async |template: &str| -> Value {
+        let hook = ["template", "--show-only", template];
+        let hook = cluster.helm(&[&hook[..], &of_release, &LEAST].concat()).await.unwrap();
+        let hook = namespace.kubectl_with(&["create", "-f", "-", "-o", "json"], &hook).await.unwrap();
+        serde_json::from_str(&hook).unwrap()
+    };
+    let (port, admin) = (net::free_port().unwrap(), net::free_port().unwrap());
+    let mut test = hook("templates/tests/doctor.yaml").await;
+    let address = &mut test["spec"]["containers"][0]["args"][1];
+    // Here, nobody knows the Service's name.
+    assert_eq!(address.take(), "--url=http://shop-basket-api:80");
+    *address = json!(format!("--url=http://127.0.0.1:{port}"));
+    let mut doctor = launch(&test, secret).start().unwrap();
+    assert_eq!(doctor.wait(SOON).await.unwrap().code(), Some(69), "{}", doctor.log());
+    let problems = doctor.log().lines().filter(|line| line.starts_with("problem ")).count();
+    assert_eq!(problems, 2, "neither schema nor service: {}", doctor.log());
+
+    let hook = hook("templates/migration.yaml").await;
     for _ in 0..2 {
         let mut migrate = launch(&hook["spec"]["template"], secret).start().unwrap();
         let ended = migrate.wait(SOON).await.unwrap();
@@ -64,7 +80,6 @@ async fn a_pod_of_the_chart_migrates_and_serves() {
     }
     let deployment = ["get", "deployment", "shop-basket-api", "-o", "json"];
     let deployment: Value = serde_json::from_str(&namespace.kubectl(&deployment).await.unwrap()).unwrap();
-    let (port, admin) = (net::free_port().unwrap(), net::free_port().unwrap());
     let program = launch(&deployment["spec"]["template"], secret)
         .env("BASKET_LISTEN", format!("127.0.0.1:{port}"))
         .env("BASKET_ADMIN_LISTEN", format!("127.0.0.1:{admin}"))
@@ -75,6 +90,10 @@ async fn a_pod_of_the_chart_migrates_and_serves() {
     let basket = service.basket().await;
     assert_eq!(service.get(&format!("/v1/baskets/{basket}")).await.status(), 200);
     assert!(service.program.log().starts_with('{'), "{}", service.program.log());
+    let mut doctor = launch(&test, secret).start().unwrap();
+    assert_eq!(doctor.wait(SOON).await.unwrap().code(), Some(0), "{}", doctor.log());
+    let checks = doctor.log();
+    assert!(checks.lines().count() == 3 && checks.lines().all(|line| line.starts_with("ok ")), "{checks}");
 }
 
 /// A variable that the program does not know would be a value that does nothing.
@@ -107,6 +126,11 @@ async fn every_setting_of_the_chart_is_one_of_the_program() {
 async fn every_object_is_accepted() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("objects").await.unwrap();
+    let restricted =
+        ["label", "namespace", namespace.name(), "pod-security.kubernetes.io/enforce=restricted"];
+    cluster.kubectl(&restricted).await.unwrap();
+    // The pod of helm test names it.
+    cluster.kubectl(&["create", "priorityclass", "high", "--value=1"]).await.unwrap();
     cluster.apply(include_str!("../../../crds/outboxrelays.outbox.dev.yaml")).await.unwrap();
     cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
     define_monitors(cluster).await.unwrap();

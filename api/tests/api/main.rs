@@ -12,6 +12,7 @@ mod audit;
 mod chart;
 mod commands;
 mod contract;
+mod doctor;
 mod errors;
 mod housekeeping;
 mod idempotency;

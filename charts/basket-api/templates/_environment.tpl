@@ -4,10 +4,15 @@
   valueFrom: {secretKeyRef: {name: {{ index . 1 }}, key: {{ index . 2 }}}}
 {{- end -}}
 
+{{- define "basket-api.database" -}}
+{{- with .Values.database -}}
+{{ include "basket-api.fromSecret" (list "BASKET_DATABASE_URL" (required "database.secret is not set: the Secret with the database's address" .secret) .key) }}
+{{- end -}}
+{{- end -}}
+
 {{/* The service's settings. What cannot work is refused here, with the value's name. */}}
 {{- define "basket-api.environment" -}}
-{{- $database := .Values.database -}}
-{{ include "basket-api.fromSecret" (list "BASKET_DATABASE_URL" (required "database.secret is not set: the Secret with the database's address" $database.secret) $database.key) }}
+{{ include "basket-api.database" . }}
 - {name: BASKET_LISTEN, value: "0.0.0.0:8080"}
 - {name: BASKET_ADMIN_LISTEN, value: "0.0.0.0:9080"}
 - {name: RUST_LOG, value: {{ .Values.log.level | quote }}}

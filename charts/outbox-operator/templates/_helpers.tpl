@@ -35,3 +35,31 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $root.Chart.AppVersion }}{{ end }}
 {{- end -}}
 {{- end -}}
+
+{{- define "outbox-operator.environment" -}}
+- {name: OUTBOX_OPERATOR_RELAY_IMAGE, value: {{ include "outbox-operator.image" (list . .Values.relayImage) | quote }}}
+- {name: OUTBOX_OPERATOR_LEASE_NAMESPACE, value: {{ .Release.Namespace | quote }}}
+{{- with .Values.watchNamespaces }}
+- {name: OUTBOX_OPERATOR_NAMESPACE, value: {{ join "," . | quote }}}
+{{- end }}
+- {name: OUTBOX_OPERATOR_LISTEN, value: "0.0.0.0:9101"}
+- {name: OUTBOX_OPERATOR_LOG_FORMAT, value: {{ .Values.log.format | quote }}}
+- {name: RUST_LOG, value: {{ printf "%s,librdkafka=off,rdkafka=off" .Values.log.level | quote }}}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "outbox-operator.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "outbox-operator.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}

@@ -1,16 +1,38 @@
 //! The chart as people install it. The control plane has no node that could run its pods, so the test runs the operator itself, with the
 //! account, the rights and the settings that the chart gives it.
 
+use std::path::Path;
+
 use serde_json::Value;
 use testbed::guard::Folder;
 use testbed::kubernetes::{Kubernetes, shared_cluster};
+use testbed::process::Launch;
 use testbed::prometheus::define_monitors;
 use testbed::{net, wait};
 
 use crate::cluster::define;
 use crate::stage::{SOON, Stage, program};
 
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outbox-operator");
+pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outbox-operator");
+
+/// The program as a pod's container runs it.
+pub fn launch(pod: &Value, kubeconfig: &Path) -> Launch {
+    let container = &pod["spec"]["containers"][0];
+    let arguments = container["args"].as_array().unwrap().iter();
+    let launch =
+        arguments.fold(program(kubeconfig), |launch, argument| launch.arg(argument.as_str().unwrap()));
+    container["env"].as_array().unwrap().iter().fold(launch, |launch, setting| {
+        launch.env(setting["name"].as_str().unwrap(), setting["value"].as_str().unwrap())
+    })
+}
+
+/// The pod of a release's `helm test`, as the namespace takes it.
+pub async fn test_pod(cluster: &Kubernetes, release: &[&str]) -> Value {
+    let template = ["template", "--show-only", "templates/tests/doctor.yaml"];
+    let rendered = cluster.helm(&[&template[..], release].concat()).await.unwrap();
+    let create = ["create", "--dry-run=server", "--validate=strict", "-f", "-", "-o", "json"];
+    serde_json::from_str(&cluster.kubectl_with(&create, &rendered).await.unwrap()).unwrap()
+}
 
 /// It does all it does with the rights of a Role in the one namespace it looks at.
 #[tokio::test]
@@ -19,23 +41,23 @@ async fn its_rights_and_settings_are_enough() {
     stage.operator.kill().await.unwrap();
     let (cluster, namespace) = (stage.namespace.cluster(), stage.namespace.name().to_owned());
     let watched = format!("watchNamespaces={{{namespace}}}");
-    let install = ["install", &namespace, CHART, "--namespace", &namespace, "--set", &watched];
+    let release = [&namespace, CHART, "--namespace", &namespace, "--set", &watched];
     let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false"];
-    cluster.helm(&[&install[..], &values[..]].concat()).await.unwrap();
+    let release = [&release[..], &values].concat();
+    cluster.helm(&[&["install"], &release[..]].concat()).await.unwrap();
     let name = format!("{namespace}-outbox-operator");
     let deployment = stage.namespace.kubectl(&["get", "deployment", &name, "-o", "json"]).await.unwrap();
     let deployment: Value = serde_json::from_str(&deployment).unwrap();
-    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-    assert_eq!(container["args"], serde_json::json!(["run"]));
     let kubeconfig = cluster.kubeconfig_of(&namespace, &name).await.unwrap();
-    let settings = container["env"].as_array().unwrap().iter();
-    let launch = settings.fold(program(&kubeconfig).arg("run"), |launch, setting| {
-        launch.env(setting["name"].as_str().unwrap(), setting["value"].as_str().unwrap())
-    });
     let listen = format!("127.0.0.1:{}", net::free_port().unwrap());
+    let launch = launch(&deployment["spec"]["template"], &kubeconfig);
     stage.operator = launch.env("OUTBOX_OPERATOR_LISTEN", listen).start().unwrap();
     let folder = Folder::new("relay").unwrap();
     let mut relay = stage.until_streaming(&folder).await;
+    let mut doctor = self::launch(&test_pod(cluster, &release).await, &kubeconfig).start().unwrap();
+    assert_eq!(doctor.wait(SOON).await.unwrap().code(), Some(0), "{}", doctor.log());
+    let checks = doctor.log();
+    assert!(checks.lines().count() == 5 && checks.lines().all(|line| line.starts_with("ok ")), "{checks}");
     relay.kill().await.unwrap();
     stage.namespace.kubectl(&["delete", "obr", "shop", "--timeout=120s"]).await.unwrap();
     let log = stage.operator.log();
@@ -80,6 +102,15 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     assert!(may(&cluster, operator, &["list", "outboxrelays.outbox.dev"]).await);
     assert!(!may(&cluster, operator, &["list", "secrets"]).await);
     assert!(!may(&cluster, operator, &["create", "pods"]).await);
+    let kubeconfig = cluster.kubeconfig_of("outbox-system", "outbox-outbox-operator").await.unwrap();
+    wait::until("rights everywhere, and the definition as published", SOON, async || {
+        let mut doctor = program(&kubeconfig).arg("doctor").start().unwrap();
+        let code = doctor.wait(SOON).await.unwrap().code();
+        let is_well = code == Some(0) && doctor.log().contains("that it needs in all namespaces");
+        if is_well { Ok(()) } else { Err(doctor.log()) }
+    })
+    .await
+    .unwrap();
     for role in ["view", "edit", "admin"] {
         wait::until(format!("OutboxRelay in the cluster's role {role}"), SOON, async || {
             let rules = cluster.kubectl(&["get", "clusterrole", role, "-o", "json"]).await.unwrap();
@@ -106,6 +137,12 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
 async fn every_object_is_accepted() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("chart-objects").await.unwrap();
+    let restricted =
+        ["label", "namespace", namespace.name(), "pod-security.kubernetes.io/enforce=restricted"];
+    cluster.kubectl(&restricted).await.unwrap();
+    // Of what is only tried, the pod of helm test cannot use.
+    namespace.kubectl(&["create", "serviceaccount", "outbox-outbox-operator"]).await.unwrap();
+    cluster.kubectl(&["create", "priorityclass", "high", "--value=1"]).await.unwrap();
     define_monitors(cluster).await.unwrap();
     let values = r#"{"networkPolicy": {"enabled": true, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
             "ingressFrom": [{"namespaceSelector": {}}]},

@@ -15,6 +15,7 @@ mod cluster;
 mod conditions;
 mod dashboard;
 mod desired;
+mod doctor;
 mod drift;
 mod happy;
 mod kills;

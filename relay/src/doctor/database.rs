@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use admin::Finding;
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use super::{Finding, Topics, found};
+use super::{Topics, found, troubled};
 use crate::config::{Config, CreationPolicy, StartAt, quote};
 use crate::postgres::checkpoint::{self, TABLE};
 use crate::postgres::grants;
@@ -32,7 +33,7 @@ pub async fn examine(config: &Config) -> Examined {
     let mut topics = Topics::new();
     let mut sql = match source::connect(&config.source, "doctor").await {
         Ok(sql) => sql,
-        Err(trouble) => return Examined { findings: vec![Finding::trouble("database", &trouble)], topics },
+        Err(trouble) => return Examined { findings: vec![troubled("database", &trouble)], topics },
     };
     let sql = &mut sql;
     let mut findings = vec![
@@ -54,7 +55,7 @@ pub async fn examine(config: &Config) -> Examined {
             let mappings = checkpoint.and_then(|checkpoint| checkpoint.mappings);
             topics.extend(mappings.iter().flat_map(|m| m.topics()).map(|(name, n)| (name.to_owned(), n)));
         }
-        Err(trouble) => findings.push(Finding::trouble("checkpoint", &trouble)),
+        Err(trouble) => findings.push(troubled("checkpoint", &trouble)),
     }
     Examined { findings, topics }
 }
@@ -196,7 +197,7 @@ async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, Troubl
             CreationPolicy::IfMissing => Finding::ok(CHECK, format!("{name} does not exist yet")),
             CreationPolicy::Never => {
                 let trouble = Trouble::new(Reason::SlotMissing, format!("slot {name} does not exist"));
-                Finding::trouble(CHECK, &trouble)
+                troubled(CHECK, &trouble)
             }
         });
     };

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use admin::{Finding, Grade};
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -9,7 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{Finding, Topics};
+use super::{Topics, troubled};
 use crate::config::{Config, Sink};
 use crate::kafka::client::{client_config, reader_config};
 use crate::kafka::inspect::read_settings;
@@ -51,7 +52,7 @@ pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
 fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
     const CHECK: &str = "Kafka";
     let unreachable = |error: KafkaError| {
-        Finding::trouble(CHECK, &Trouble::new(Reason::KafkaUnreachable, format!("no answer: {error}")))
+        troubled(CHECK, &Trouble::new(Reason::KafkaUnreachable, format!("no answer: {error}")))
     };
     let consumer: BaseConsumer = match reader_config(sink, "doctor").create() {
         Ok(consumer) => consumer,
@@ -67,7 +68,7 @@ fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
     let mut found = Vec::new();
     for (topic, count) in topics {
         let finding = exists(&metadata, topic, *count);
-        let there = finding.result == super::Grade::Ok;
+        let there = finding.result == Grade::Ok;
         findings.push(finding);
         if there {
             findings.push(readable(&consumer, topic));
@@ -84,7 +85,7 @@ fn exists(metadata: &Metadata, topic: &str, count: i32) -> Finding {
         found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len());
     if partitions == 0 {
         let trouble = Trouble::new(Reason::TopicMissing, format!("topic {topic} does not exist"));
-        return Finding::trouble(CHECK, &trouble);
+        return troubled(CHECK, &trouble);
     }
     if i32::try_from(partitions).is_ok_and(|partitions| partitions < count) {
         let message = format!("{topic} has {partitions} partitions, the checkpoint knows {count}");

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use xtask::build::Profile;
 use xtask::cluster::Site;
+use xtask::cluster::guide::{CHECK, Guide};
 
 use crate::traffic::Traffic;
 use crate::{no_node, until};
@@ -17,6 +18,11 @@ async fn from_nothing_to_an_event_and_back() {
     let cluster = &site.cluster;
     let record = site.install(quiet).await.unwrap();
     assert_eq!(record.header("ce_type"), Some("basket.created.v1"));
+
+    for commands in Guide::read(CHECK).unwrap().commands {
+        let said = site.shell(&commands).await.unwrap();
+        assert_eq!(said.matches("Succeeded").count(), 2, "{said}");
+    }
 
     let traffic = Traffic::start(&site, "deleted").await;
     let before = traffic.pod(".items[*].metadata.uid").await;

@@ -1,0 +1,63 @@
+//! `doctor`: looks whether an operator with this account could do its work, and whether one does it, and says of each thing whether it is
+//! right, and what to do if it is not. It changes nothing, and needs no right that the operator does not have.
+
+mod definition;
+mod rights;
+
+use std::time::Duration;
+
+use admin::{Finding, Grade, cause};
+use kube::{Client, Error};
+
+use crate::leadership::{LEASE, leader};
+
+/// An API server that takes longer is of no use to the operator either.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// Makes every check that can be made: for an operator that looks at `namespaces`, or at all of them, and has its Lease there.
+pub async fn examine(client: &Client, namespaces: &[String], lease: Option<&str>) -> Vec<Finding> {
+    let server = api_server(client).await;
+    if server.result == Grade::Problem {
+        return vec![server];
+    }
+    let mut findings = vec![server, definition::examine(client).await];
+    findings.extend(rights::examine(client, namespaces, lease).await);
+    if let Some(namespace) = lease {
+        findings.push(leading(client, namespace).await);
+    }
+    findings
+}
+
+async fn api_server(client: &Client) -> Finding {
+    const CHECK: &str = "API server";
+    const REMEDY: &str = "check that KUBECONFIG, or the pod's account and the network, lead to it";
+    match tokio::time::timeout(ANSWERS_WITHIN, client.apiserver_version()).await {
+        Ok(Ok(version)) => Finding::ok(CHECK, format!("Kubernetes {} answers", version.git_version)),
+        Ok(Err(error)) => {
+            Finding::problem(CHECK, format!("does not answer as it should: {}", cause(&error)), REMEDY)
+        }
+        Err(_) => {
+            let seconds = ANSWERS_WITHIN.as_secs();
+            Finding::problem(CHECK, format!("does not answer within {seconds} s"), REMEDY)
+        }
+    }
+}
+
+async fn leading(client: &Client, namespace: &str) -> Finding {
+    const CHECK: &str = "leader";
+    let lease = format!("the Lease {LEASE} in namespace {namespace}");
+    match leader(client.clone(), namespace).await {
+        Ok(Some(holder)) => Finding::ok(CHECK, format!("{holder} holds {lease} and renews it")),
+        Ok(None) => Finding::problem(
+            CHECK,
+            format!("nobody renews {lease}: no operator acts"),
+            format!("look at its pods and what they log: kubectl get pods -n {namespace}"),
+        ),
+        Err(error) => unanswered(CHECK, &error),
+    }
+}
+
+fn unanswered(check: &'static str, error: &Error) -> Finding {
+    let message = format!("the API server does not say: {}", cause(error));
+    Finding::problem(check, message, "see that the account has the rights that the chart gives it")
+}
