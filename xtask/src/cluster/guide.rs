@@ -45,11 +45,9 @@ impl Guide {
 }
 
 fn blocks<'a>(markdown: &'a str, language: &str) -> impl Iterator<Item = &'a str> {
-    let fence = format!("```{language}\n");
-    markdown
-        .split("\n```")
-        .filter_map(move |part| format!("```{part}").starts_with(&fence).then_some(part))
-        .map(|part| part.split_once('\n').map_or("", |(_, block)| block))
+    let opening = format!("{language}\n");
+    // What follows a closing fence begins with a line's end, and so with no language.
+    markdown.split("\n```").filter_map(move |part| part.strip_prefix(opening.as_str()))
 }
 
 #[cfg(test)]
