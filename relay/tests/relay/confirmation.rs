@@ -18,7 +18,7 @@ async fn r13_confirmations_never_outrun_the_checkpoint() {
          BEGIN
              SELECT confirmed_flush_lsn INTO told FROM pg_replication_slots WHERE slot_name = '{}';
              SELECT confirmed_lsn INTO stored FROM outbox_checkpoint;
-             RETURN told > stored;
+             RETURN coalesce(told > stored, false);
          END $$",
         site.slot
     ))
