@@ -4,6 +4,7 @@ pub(crate) mod servers;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::guard::Folder;
 use crate::{Error, cache, packages};
@@ -39,39 +40,29 @@ impl Image<'_> {
         fs::write(&policy, POLICY).map_err(Error::file("write", &policy))?;
         let archive = folder.join(format!("{}.tar", self.target));
         drop(fs::remove_file(&archive));
-        let of_the_build = format!("build={}", self.build.display());
-        buildah(
-            &storage,
-            &["build", "--pull-never", "--isolation", "chroot", "--timestamp", "0"],
-            |build| {
-                build.args([
-                    "--build-context",
-                    &of_the_build,
-                    "--target",
-                    self.target,
-                    "--tag",
-                    self.name,
-                    "--file",
-                ]);
-                build.arg(self.dockerfile);
-                build
-                    .args(self.arguments.iter().flat_map(|argument| ["--build-arg", argument]))
-                    .arg(storage.path());
-            },
-        )?;
-        buildah(&storage, &["push"], |push| {
-            push.arg(self.name).arg(format!("docker-archive:{}:{}", archive.display(), self.name));
-        })?;
+        let mut build = buildah(&storage, "build")?;
+        build.args(["--pull-never", "--isolation", "chroot", "--timestamp", "0"]);
+        build.args(["--target", self.target, "--tag", self.name, "--build-context"]);
+        build.arg(format!("build={}", self.build.display())).arg("--file").arg(self.dockerfile);
+        build.args(self.arguments.iter().flat_map(|argument| ["--build-arg", argument])).arg(storage.path());
+        cache::run(&mut build, "unshare", "util-linux", "building an image")?;
+        let mut push = buildah(&storage, "push")?;
+        push.arg(self.name).arg(format!("docker-archive:{}:{}", archive.display(), self.name));
+        cache::run(&mut push, "unshare", "util-linux", "writing an image's archive")?;
         Ok(archive)
     }
 }
 
+/// One of the testbed's own; its tag is always 1.
+fn own(target: &str, build: &Path, folder: &Path) -> Result<PathBuf, Error> {
+    let name = format!("outbox.local/{target}:1");
+    let dockerfile = self::folder().join("Dockerfile");
+    Image { name: &name, dockerfile: &dockerfile, target, build, arguments: &[] }.archive(folder)
+}
+
 /// The image that each pod's sandbox is made of.
 pub(crate) fn pause(folder: &Path) -> Result<PathBuf, Error> {
-    let root = packages::folder()?.join("bin");
-    let dockerfile = self::folder().join("Dockerfile");
-    Image { name: PAUSE, dockerfile: &dockerfile, target: "pause", build: &root, arguments: &[] }
-        .archive(folder)
+    own("pause", &packages::folder()?.join("bin"), folder)
 }
 
 /// What the testbed's own images are made of.
@@ -79,15 +70,10 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("images")
 }
 
-fn buildah(
-    storage: &Folder,
-    command: &[&str],
-    with: impl FnOnce(&mut std::process::Command),
-) -> Result<(), Error> {
+fn buildah(storage: &Folder, command: &str) -> Result<Command, Error> {
     let mut buildah = packages::command("buildah")?;
     let at = |name: &str| storage.path().join(name);
     buildah.args(["--storage-driver", "vfs", "--root"]).arg(at("storage")).arg("--runroot").arg(at("run"));
-    buildah.args(command).arg("--signature-policy").arg(at("policy.json"));
-    with(&mut buildah);
-    cache::run(&mut buildah, "unshare", "util-linux", &format!("buildah {}", command.join(" ")))
+    buildah.arg(command).arg("--signature-policy").arg(at("policy.json"));
+    Ok(buildah)
 }

@@ -24,7 +24,7 @@ pub use self::servers::Servers;
 use crate::guard::{self, Folder};
 pub use crate::packages::can_be_a_node;
 use crate::process::{Launch, Program};
-use crate::{Error, net, packages, shared, wait};
+use crate::{Error, blocking, net, packages, shared, wait};
 
 /// Generous: the API server sets its storage up, on a machine that is busy with tests.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -119,7 +119,7 @@ impl Kubernetes {
     }
 
     async fn start_in(folder: Folder, network: Network, node: Option<Node>) -> Result<Kubernetes, Error> {
-        let binaries = prepared(binaries::built).await?;
+        let binaries = blocking(binaries::built).await?;
         let ports = Ports {
             etcd: net::free_port()?,
             etcd_peers: net::free_port()?,
@@ -175,7 +175,7 @@ impl Kubernetes {
     /// # Errors
     /// kwok cannot be built, or does not make the node ready.
     pub async fn simulate_node(&mut self, pods: &str) -> Result<(), Error> {
-        let (folder, stages) = prepared(binaries::kwok).await?;
+        let (folder, stages) = blocking(binaries::kwok).await?;
         self.apply(NODE).await?;
         let kwok = Launch::new("kwok", folder.join("kwok"))
             .log_to(self.folder.path().join("kwok.log"))
@@ -264,6 +264,15 @@ impl Kubernetes {
             // Its own would be in the home folder.
             .env("KUBECACHEDIR", self.folder.path().join("kubectl-cache"));
         kubectl
+    }
+
+    /// Lets a namespace take no pods but those that Pod Security calls restricted.
+    ///
+    /// # Errors
+    /// As [`Kubernetes::kubectl`].
+    pub async fn restrict(&self, namespace: &str) -> Result<(), Error> {
+        let label = ["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"];
+        self.kubectl(&label).await.map(drop)
     }
 
     /// A namespace that nobody else uses, and that goes when it is dropped.
@@ -421,12 +430,4 @@ fn run(mut command: Command, doing: &str, input: &str) -> Result<String, Error> 
     }
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     Err(Error::Failed { doing: doing.to_owned(), status: output.status, output: said })
-}
-
-/// What may have to be fetched and built first.
-async fn prepared<T: Send + 'static>(
-    make: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let made = tokio::task::spawn_blocking(make).await;
-    made.map_err(|join| Error::system("prepare a cluster")(std::io::Error::other(join)))?
 }

@@ -45,10 +45,23 @@ pub use shared::{Database, shared, unique};
 /// # Errors
 /// The folder cannot be read: the testbed runs inside the repository only.
 pub fn migrations() -> Result<Vec<String>, Error> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations");
-    let entries = fs::read_dir(&folder).map_err(Error::file("list", &folder))?;
-    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+    let mut files = cache::files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations"))?;
     files.retain(|path| path.extension().is_some_and(|extension| extension == "sql"));
-    files.sort();
     files.iter().map(|path| fs::read_to_string(path).map_err(Error::file("read", path))).collect()
+}
+
+/// Environment variable by which `cargo xtask test --all` asks for the long matrix.
+pub const LONG_MATRIX: &str = "OUTBOX_TEST_ALL";
+
+/// Whether the tests run that take minutes each: the same on every supported version, literal durations, large numbers.
+pub fn long_matrix() -> bool {
+    std::env::var_os(LONG_MATRIX).is_some()
+}
+
+/// Does what takes its time, such as a build, beside the runtime.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|join| Error::system("wait for what runs beside the tests")(std::io::Error::other(join)))?
 }

@@ -17,7 +17,7 @@ use crate::{Error, cache, net, wait};
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
 /// Fixed, because it guards nothing: the server listens on the loopback address and lives for one test.
-const PASSWORD: &str = "testbed-password";
+pub(crate) const PASSWORD: &str = "testbed-password";
 
 /// A major version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -414,10 +414,7 @@ fn template(version: PgVersion, binaries: &Path) -> Result<PathBuf, Error> {
 }
 
 fn only_file(folder: &Path, extension: &str) -> Result<PathBuf, Error> {
-    let files = fs::read_dir(folder).map_err(Error::file("list", folder))?;
-    let found = files
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == extension));
+    let found =
+        cache::files(folder)?.into_iter().find(|path| path.extension().is_some_and(|e| e == extension));
     found.ok_or_else(|| Error::file("find the unpacked file in", folder)(std::io::ErrorKind::NotFound.into()))
 }

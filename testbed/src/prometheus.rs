@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::kubernetes::Kubernetes;
-use crate::{Error, cache, go};
+use crate::{Error, blocking, cache, go};
 
 /// The version in `testbed/prometheus/go.mod`; a test compares the two.
 const RELEASE: &str = "0.316.0";
@@ -51,8 +51,7 @@ pub fn prometheus_operator_kinds() -> Result<PathBuf, Error> {
     let said = format!("fetching the kinds of the Prometheus operator {OPERATOR_RELEASE}");
     cache::entry(&format!("prometheus-operator-kinds-{OPERATOR_RELEASE}"), &said, |folder| {
         let definitions = go::module_folder("prometheus-operator", OPERATOR)?.join(DEFINITIONS);
-        let entries = std::fs::read_dir(&definitions).map_err(Error::file("list", &definitions))?;
-        for from in entries.flatten().map(|entry| entry.path()) {
+        for from in cache::files(&definitions)? {
             let name = from.file_name().unwrap_or_default();
             std::fs::copy(&from, folder.join(name)).map_err(Error::file("copy", &from))?;
         }
@@ -106,13 +105,6 @@ fn program(name: &str) -> Result<PathBuf, Error> {
         let options = ["-o", &program, "-ldflags", "-s -w", "-tags", TAGS];
         go::build("prometheus", &options, &[&format!("{PROMETHEUS}/cmd/{name}")])
     })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|join| Error::system("prepare Prometheus")(std::io::Error::other(join)))?
 }
 
 #[cfg(test)]

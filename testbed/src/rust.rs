@@ -1,9 +1,22 @@
-//! Tools that are Rust programs, built once into the cache.
+//! Cargo, as tests and tools run it, and tools that are Rust programs, built once into the cache.
 
 use std::path::PathBuf;
 use std::process::Command;
 
 use crate::{Error, cache};
+
+/// The one that runs us, where one does. What it tells a test of its package would make build scripts that look at it run again, and
+/// half the tree with them.
+pub fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let told = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+        if name.to_str().is_some_and(|name| told.iter().any(|prefix| name.starts_with(prefix))) {
+            cargo.env_remove(name);
+        }
+    }
+    cargo
+}
 
 /// The program `name` in `version`, with the versions of everything else that its makers have released it with.
 ///

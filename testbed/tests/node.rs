@@ -31,10 +31,7 @@ async fn a_pod_runs_and_nothing_of_its_node_stays() {
     let cluster = Kubernetes::with_node().await.unwrap();
     assert_eq!(links(), before + 1);
     let overcommit = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap();
-    cluster
-        .kubectl(&["label", "namespace", "default", "pod-security.kubernetes.io/enforce=restricted"])
-        .await
-        .unwrap();
+    cluster.restrict("default").await.unwrap();
     cluster.apply(&pod()).await.unwrap();
     let phase = ["get", "pod", "asks", "-o", "jsonpath={.status.phase}"];
     wait::until("the end of the pod", SOON, async || match cluster.kubectl(&phase).await {

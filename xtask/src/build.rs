@@ -3,10 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use testbed::rust::cargo;
+
 use crate::Failure;
 
-/// (program, an argument that makes it answer, what to install)
-const TOOLS: [(&str, &str, &str); 5] = [
+/// A program, an argument that makes it answer, and what to install.
+type Tool = (&'static str, &'static str, &'static str);
+
+const GO: Tool = ("go", "version", "Go 1.25 or newer (go.dev/dl)");
+const CURL: Tool = ("curl", "--version", "curl");
+
+const TOOLS: [Tool; 5] = [
     ("cargo", "--version", "Rust 1.95 (rustup)"),
     ("java", "-version", "a JDK, 17 or newer"),
     ("jar", "--version", "a JDK, 17 or newer (a JRE is not enough)"),
@@ -23,24 +30,17 @@ pub enum Profile {
     Release,
 }
 
-/// The programs that people get.
+/// The programs that people get, each a package of that name.
 pub const SHIPPED: [&str; 3] = ["basket-api", "outbox-relay", "outbox-operator"];
 
 /// What a real node needs besides.
-const CLUSTER_TOOLS: [(&str, &str, &str); 4] = [
-    ("go", "version", "Go 1.25 or newer (go.dev/dl)"),
-    ("ip", "-Version", "iproute2"),
-    ("unshare", "--version", "util-linux"),
-    ("curl", "--version", "curl"),
-];
+const CLUSTER_TOOLS: [Tool; 4] =
+    [GO, ("ip", "-Version", "iproute2"), ("unshare", "--version", "util-linux"), CURL];
 
 /// What the tests need besides: Kubernetes is built from its Go modules, the contract's checker
 /// is a Python package, and the documents speak of curl.
-const TEST_TOOLS: [(&str, &str, &str); 3] = [
-    ("go", "version", "Go 1.25 or newer (go.dev/dl)"),
-    ("python3", "--version", "Python 3.10 or newer, with pip (Debian: python3-pip)"),
-    ("curl", "--version", "curl"),
-];
+const TEST_TOOLS: [Tool; 3] =
+    [GO, ("python3", "--version", "Python 3.10 or newer, with pip (Debian: python3-pip)"), CURL];
 
 /// Says all that is missing for the servers at once, before anything is started.
 pub fn require_tools() -> Result<(), Failure> {
@@ -57,7 +57,7 @@ pub fn require_test_tools() -> Result<(), Failure> {
     require(&[TOOLS.as_slice(), &TEST_TOOLS].concat())
 }
 
-fn require(tools: &[(&str, &str, &str)]) -> Result<(), Failure> {
+fn require(tools: &[Tool]) -> Result<(), Failure> {
     let missing: Vec<String> = tools
         .iter()
         .filter(|(tool, argument, _)| {
@@ -101,18 +101,24 @@ pub fn shipped(profile: Profile, commit: Option<&str>) -> Result<PathBuf, Failur
 
 /// What a program prints when it is asked for something that it knows of itself.
 pub fn printed(program: &Path, what: &str) -> Result<Vec<u8>, Failure> {
-    let output = Command::new(program).arg(what).output()?;
+    output(Command::new(program).arg(what))
+}
+
+/// What a command prints; an error has what it said.
+pub fn output(command: &mut Command) -> Result<Vec<u8>, Failure> {
+    let output = command.output()?;
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{} {what} failed: {said}", program.display()).into())
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    Err(format!("{} failed: {}", words.join(" "), String::from_utf8_lossy(&output.stderr)).into())
 }
 
 /// In the dev profile with the workspace's features, as tests are built: with those of the programs alone, most dependencies would be
 /// compiled a second time.
 fn build(profile: Profile, programs: &[&str], commit: Option<&str>) -> Result<PathBuf, Failure> {
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut build = cargo();
     build.current_dir(repository()).args(["build", "--locked"]);
     match profile {
         Profile::Dev => {
@@ -122,15 +128,6 @@ fn build(profile: Profile, programs: &[&str], commit: Option<&str>) -> Result<Pa
             build.arg("--release").args(programs.iter().flat_map(|program| ["--package", program]))
         }
     };
-    // What cargo tells a test of its package would make build scripts that look at it run again, and half the tree with them.
-    for (name, _) in std::env::vars_os() {
-        if name
-            .to_str()
-            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
-        {
-            build.env_remove(name);
-        }
-    }
     if let Some(commit) = commit {
         build.env("OUTBOX_COMMIT", commit);
     }

@@ -15,13 +15,11 @@ use testbed::wait;
 use self::guide::Guide;
 use self::prometheus::Prometheus;
 use crate::build::{self, Profile};
-use crate::images;
+use crate::images::{self, LOCAL};
 use crate::paint::{faint, good, heading};
 use crate::shop::Shop;
 use crate::{Failure, stack};
 
-/// What image names begin with: no registry has it, so that nothing is ever pulled.
-pub const REGISTRY: &str = "outbox.local";
 /// From the request to the record, on a machine that is busy with tests.
 const ARRIVAL_WITHIN: Duration = Duration::from_secs(120);
 
@@ -50,7 +48,7 @@ pub struct Site {
 impl Site {
     /// Starts it; nothing of the platform is installed yet.
     pub async fn start(profile: Profile, progress: impl Fn(&str)) -> Result<Site, Failure> {
-        let archives = tokio::task::spawn_blocking(move || images::make(profile, REGISTRY)).await??;
+        let archives = tokio::task::spawn_blocking(move || images::make(profile, LOCAL)).await??;
         progress("the images are built");
         let cluster = Kubernetes::with_node().await?;
         progress("Kubernetes is up: one node");
@@ -104,7 +102,7 @@ impl Site {
         let mut shell = tokio::process::Command::new("sh");
         shell.args(["-euc", commands]).current_dir(build::repository()).kill_on_drop(true);
         shell.env("PATH", path).env("KUBECONFIG", self.cluster.kubeconfig());
-        shell.env("REGISTRY", REGISTRY).env("POSTGRES", self.servers.postgres_host());
+        shell.env("REGISTRY", LOCAL).env("POSTGRES", self.servers.postgres_host());
         shell.env("KAFKA", self.servers.kafka_host());
         let output = shell.stdin(std::process::Stdio::null()).output().await?;
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();

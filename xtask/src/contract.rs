@@ -59,7 +59,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn command(modules: &[&PathBuf], scratch: &Path, api: &str, options: &Options) -> Result<Command, Failure> {
-    let long = options.long || std::env::var_os("OUTBOX_TEST_ALL").is_some();
+    let long = options.long || testbed::long_matrix();
     let mut command = Command::new(PYTHON);
     let config = build::repository().join(FOLDER).join("schemathesis.toml");
     command

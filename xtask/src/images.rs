@@ -15,11 +15,14 @@ use crate::paint::faint;
 /// The images' version, which is that of the charts.
 pub const TAG: &str = env!("CARGO_PKG_VERSION");
 
+/// What image names begin with where no registry is meant: none has it, so that nothing is ever pulled.
+pub const LOCAL: &str = "outbox.local";
+
 /// Options of `images`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// What their names begin with, such as registry.example/outbox.
-    #[arg(long, default_value = "outbox.local")]
+    #[arg(long, default_value = LOCAL)]
     prefix: String,
 }
 
@@ -66,17 +69,12 @@ pub fn make(profile: Profile, prefix: &str) -> Result<Vec<PathBuf>, Failure> {
 /// As the Dockerfile's first stage does.
 fn root(program: &Path, root: &Path) -> Result<(), Failure> {
     let script = build::repository().join("images/root.sh");
-    let output = Command::new("sh").arg(script).arg(program).arg(root).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(format!("images/root.sh failed: {}", String::from_utf8_lossy(&output.stderr)).into())
+    build::output(Command::new("sh").arg(script).arg(program).arg(root)).map(drop)
 }
 
 /// Of a clone; a release's archive of sources has none.
 fn commit() -> Option<String> {
-    let git =
-        Command::new("git").args(["rev-parse", "HEAD"]).current_dir(build::repository()).output().ok()?;
-    let commit = String::from_utf8(git.stdout).ok()?;
-    git.status.success().then(|| commit.trim().to_owned())
+    let mut git = Command::new("git");
+    let commit = build::output(git.args(["rev-parse", "HEAD"]).current_dir(build::repository())).ok()?;
+    Some(String::from_utf8(commit).ok()?.trim().to_owned())
 }

@@ -7,17 +7,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::process::Command;
 
 use chrono::{DateTime, SecondsFormat};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use testbed::rust;
 
 use crate::Failure;
-use crate::build;
+use crate::build::{self, SHIPPED};
 
-/// The programs that are shipped, each a package of that name.
-pub const PROGRAMS: [&str; 3] = ["basket-api", "outbox-relay", "outbox-operator"];
 /// What they are built for. On other architectures the packages are the same but for a few that know the processor.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Seconds since 1970 that the documents are dated with (reproducible-builds.org); without it they have no date.
@@ -39,7 +37,7 @@ type Graph = BTreeMap<Package, BTreeSet<Package>>;
 pub fn run() -> Result<(), Failure> {
     let folder = build::target().join("sbom");
     fs::create_dir_all(&folder)?;
-    for program in PROGRAMS {
+    for program in SHIPPED {
         let path = folder.join(format!("{program}.cdx.json"));
         fs::write(&path, format!("{:#}\n", document(program)?))?;
         println!("{}", path.display());
@@ -223,11 +221,6 @@ fn hash(entry: &str) -> Option<(Package, String)> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<String, Failure> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    let output = cargo.current_dir(build::repository()).args(arguments).output()?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("cargo {} failed: {said}", arguments.join(" ")).into());
-    }
-    Ok(String::from_utf8(output.stdout)?)
+    let printed = build::output(rust::cargo().current_dir(build::repository()).args(arguments))?;
+    Ok(String::from_utf8(printed)?)
 }

@@ -1,19 +1,18 @@
 //! `cargo xtask test`: what a change must pass.
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use clap::Args;
 use serde_json::json;
+use testbed::LONG_MATRIX;
 use testbed::kafka::{Kafka, KafkaOptions};
 use testbed::postgres::{Postgres, PostgresOptions};
+use testbed::rust::cargo;
 use testbed::shared::VARIABLE;
 
 use crate::Failure;
 use crate::build;
 use crate::paint::{bad, good, heading};
-
-/// Makes tests run the matrix of Postgres versions and the long runs.
-const ALL: &str = "OUTBOX_TEST_ALL";
 
 /// Makes a relay of its own for the kill points, which dies where it is told; all else runs the relay as it is
 /// shipped. The whole workspace is named with it, so that no dependency is compiled anew for another set of features.
@@ -95,7 +94,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let shared = json!({ "postgres_url": postgres.url("postgres"), "kafka_bootstrap": kafka.bootstrap() });
     let mut environment = vec![(VARIABLE, shared.to_string())];
     if options.all {
-        environment.push((ALL, "1".to_owned()));
+        environment.push((LONG_MATRIX, "1".to_owned()));
     }
     let soak = if options.all { &LONG_SOAK } else { &SOAK };
     let audit = options.all.then_some(&AUDIT);
@@ -110,8 +109,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
 
 fn run_part(part: &Part, environment: &[(&str, String)]) -> Result<bool, Failure> {
     println!("{}", heading(part.name));
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = cargo();
     command.current_dir(build::repository()).args(part.arguments).stdin(Stdio::null());
     command.envs(environment.iter().map(|(name, value)| (*name, value)));
     Ok(command.status()?.success())

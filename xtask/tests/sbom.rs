@@ -14,8 +14,8 @@ use std::process::Command;
 
 use serde_json::Value;
 use testbed::python;
-use xtask::build::repository;
-use xtask::sbom::{PROGRAMS, document};
+use xtask::build::{SHIPPED, repository};
+use xtask::sbom::document;
 
 /// Name in the cache: the version in `requirements.txt`.
 const SCHEMAS: &str = "cyclonedx-python-lib-11.12.0";
@@ -46,7 +46,7 @@ fn they_are_valid_by_the_schema_of_cyclonedx() {
     let registry = registry.prepare().unwrap();
     let schema = schema("bom-1.6");
     let validator = jsonschema::options().with_registry(&registry).build(&schema).unwrap();
-    for program in PROGRAMS {
+    for program in SHIPPED {
         let document = document(program).unwrap();
         let wrong: Vec<String> = validator.iter_errors(&document).map(|error| error.to_string()).collect();
         assert!(wrong.is_empty(), "{program}: {wrong:?}");
@@ -56,7 +56,7 @@ fn they_are_valid_by_the_schema_of_cyclonedx() {
 
 #[test]
 fn what_a_program_is_built_from_is_listed_and_nothing_else() {
-    for program in PROGRAMS {
+    for program in SHIPPED {
         let tree = Command::new(env!("CARGO"))
             .current_dir(repository())
             .args(["tree", "--locked", "-p", program, "-e", "normal,build", "--prefix", "none"])

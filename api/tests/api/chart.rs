@@ -37,9 +37,7 @@ fn launch(pod: &Value, secret: impl Fn(&str, &str) -> String) -> Launch {
 async fn a_pod_of_the_chart_migrates_serves_and_is_found_well() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("chart").await.unwrap();
-    let restricted =
-        ["label", "namespace", namespace.name(), "pod-security.kubernetes.io/enforce=restricted"];
-    cluster.kubectl(&restricted).await.unwrap();
+    cluster.restrict(namespace.name()).await.unwrap();
     let of_release = ["shop", CHART, "--namespace", namespace.name()];
     // No node would run the hook.
     let install = [&["install", "--no-hooks"], &of_release[..], &LEAST].concat();
@@ -126,9 +124,7 @@ async fn every_setting_of_the_chart_is_one_of_the_program() {
 async fn every_object_is_accepted() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("objects").await.unwrap();
-    let restricted =
-        ["label", "namespace", namespace.name(), "pod-security.kubernetes.io/enforce=restricted"];
-    cluster.kubectl(&restricted).await.unwrap();
+    cluster.restrict(namespace.name()).await.unwrap();
     // The pod of helm test names it.
     cluster.kubectl(&["create", "priorityclass", "high", "--value=1"]).await.unwrap();
     cluster.apply(include_str!("../../../crds/outboxrelays.outbox.dev.yaml")).await.unwrap();

@@ -17,7 +17,7 @@ const AWAY: Duration = Duration::from_secs(60);
 /// and goes on.
 #[tokio::test]
 async fn an_api_server_that_is_away_for_a_minute() {
-    if std::env::var_os("OUTBOX_TEST_ALL").is_none() {
+    if !testbed::long_matrix() {
         return;
     }
     let mut stage = Stage::with_own_cluster("away", Kubernetes::start().await.unwrap()).await;

@@ -77,8 +77,7 @@ async fn may(cluster: &Kubernetes, who: &str, what: &[&str]) -> bool {
 async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     let cluster = Kubernetes::start().await.unwrap();
     cluster.kubectl(&["create", "namespace", "outbox-system"]).await.unwrap();
-    let restricted = ["label", "namespace", "outbox-system", "pod-security.kubernetes.io/enforce=restricted"];
-    cluster.kubectl(&restricted).await.unwrap();
+    cluster.restrict("outbox-system").await.unwrap();
     let of_release = ["outbox", CHART, "--namespace", "outbox-system"];
     // By hand first, as docs/UPGRADE.md has it.
     define(&cluster).await;
@@ -137,9 +136,7 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
 async fn every_object_is_accepted() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("chart-objects").await.unwrap();
-    let restricted =
-        ["label", "namespace", namespace.name(), "pod-security.kubernetes.io/enforce=restricted"];
-    cluster.kubectl(&restricted).await.unwrap();
+    cluster.restrict(namespace.name()).await.unwrap();
     // Of what is only tried, the pod of helm test cannot use.
     namespace.kubectl(&["create", "serviceaccount", "outbox-outbox-operator"]).await.unwrap();
     cluster.kubectl(&["create", "priorityclass", "high", "--value=1"]).await.unwrap();

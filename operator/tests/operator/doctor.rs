@@ -64,8 +64,7 @@ async fn each_thing_that_is_wrong_is_named_with_its_remedy() {
     for namespace in ["outbox-system", "shop"] {
         cluster.kubectl(&["create", "namespace", namespace]).await.unwrap();
     }
-    let restricted = ["label", "namespace", "outbox-system", "pod-security.kubernetes.io/enforce=restricted"];
-    cluster.kubectl(&restricted).await.unwrap();
+    cluster.restrict("outbox-system").await.unwrap();
     let values = "watchNamespaces={shop},crds.install=false,rbac.aggregate=false";
     let release = ["outbox", CHART, "--namespace", "outbox-system", "--set", values];
     let notes = cluster.helm(&[&["install"], &release[..]].concat()).await.unwrap();

@@ -18,9 +18,7 @@ const SOON: Duration = Duration::from_secs(120);
 #[tokio::test]
 async fn a_restricted_namespace_takes_the_objects_and_they_go_with_their_resource() {
     let namespace = namespace("objects").await;
-    let restricted =
-        ["label", "namespace", namespace.name(), "pod-security.kubernetes.io/enforce=restricted"];
-    namespace.cluster().kubectl(&restricted).await.unwrap();
+    namespace.cluster().restrict(namespace.name()).await.unwrap();
     let access = json!({"networkPolicy": {"egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}});
     apply(&namespace, &relay(&with(least(), "/relay", access))).await.unwrap();
     let stored = namespace.kubectl(&["get", "obr", "shop", "-o", "json"]).await.unwrap();

@@ -47,9 +47,7 @@ fn remove(value: &mut Value, path: &str, member: &str) {
 #[tokio::test]
 async fn a_restricted_namespace_takes_it() {
     let namespace = namespace("plain").await;
-    let restricted =
-        ["label", "namespace", namespace.name(), "pod-security.kubernetes.io/enforce=restricted"];
-    namespace.cluster().kubectl(&restricted).await.unwrap();
+    namespace.cluster().restrict(namespace.name()).await.unwrap();
     define_monitors(namespace.cluster()).await.unwrap();
     let apply = ["apply", "--server-side", "--validate=strict", "--filename=-"];
     namespace.kubectl_with(&apply, &with_monitor()).await.unwrap();

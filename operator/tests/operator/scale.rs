@@ -29,7 +29,7 @@ const MOST_MEMORY: u64 = 128 * 1024 * 1024;
 
 #[tokio::test]
 async fn three_hundred_resources() {
-    if std::env::var_os("OUTBOX_TEST_ALL").is_none() {
+    if !testbed::long_matrix() {
         return;
     }
     let mut cluster = Kubernetes::start().await.unwrap();

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use testbed::guard::Folder;
 use testbed::kubernetes::{Kubernetes, Namespace};
 use testbed::process::{Launch, Program};
+use testbed::rust::cargo;
 use testbed::{Database, net, shared, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -215,8 +215,7 @@ pub fn program(kubeconfig: &Path) -> Launch {
 
 /// Beside the operator's, built with the features that tests are built with.
 pub fn relay_program() -> PathBuf {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built = Command::new(cargo)
+    let built = cargo()
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .args(["build", "--quiet", "--locked", "--workspace", "--bin", "outbox-relay"])
         .status()

@@ -11,6 +11,7 @@ use testbed::checker::{self, Verdict};
 use testbed::guard::Folder;
 use testbed::kafka::{Kafka, KafkaOptions, create_topic};
 use testbed::load::{Load, LoadOptions, Log};
+pub use testbed::long_matrix;
 use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
 use testbed::process::{Launch, Program};
 use testbed::records::{Record, read_all};
@@ -29,11 +30,6 @@ static HEAVY: Semaphore = Semaphore::const_new(2);
 /// Holds a heavy test's place.
 pub async fn heavy() -> SemaphorePermit<'static> {
     HEAVY.acquire().await.unwrap()
-}
-
-/// Whether the tests run that take minutes each: the same on every supported version, literal durations, large numbers.
-pub fn long_matrix() -> bool {
-    std::env::var_os("OUTBOX_TEST_ALL").is_some()
 }
 
 /// A database with an outbox, a topic for its events, and the names of what the relay holds.

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::Image;
+use super::own;
 use crate::kafka;
 use crate::postgres::{self, PgVersion};
 use crate::{Error, cache, packages, prometheus};
@@ -28,7 +28,7 @@ pub(crate) fn servers() -> Result<[PathBuf; 2], Error> {
             postgres(&roots.join("postgres"))?;
             kafka(&roots.join("kafka"))?;
             for target in ["postgres", "kafka"] {
-                image(target, &roots, folder)?;
+                own(target, &roots, folder)?;
             }
             fs::remove_dir_all(&roots).map_err(Error::file("remove", &roots))
         })?;
@@ -46,15 +46,9 @@ pub(crate) fn monitoring() -> Result<[PathBuf; 3], Error> {
     let entry = cache::entry(
         "images-of-prometheus",
         "packing Prometheus and its operator into images (once)",
-        |folder| images.iter().try_for_each(|(target, build)| image(target, build, folder)),
+        |folder| images.iter().try_for_each(|(target, build)| own(target, build, folder).map(drop)),
     )?;
     Ok(images.map(|(target, _)| entry.join(format!("{target}.tar"))))
-}
-
-fn image(target: &str, build: &Path, folder: &Path) -> Result<(), Error> {
-    let name = format!("outbox.local/{target}:1");
-    let dockerfile = super::folder().join("Dockerfile");
-    Image { name: &name, dockerfile: &dockerfile, target, build, arguments: &[] }.archive(folder).map(drop)
 }
 
 fn postgres(root: &Path) -> Result<(), Error> {

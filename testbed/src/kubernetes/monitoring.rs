@@ -1,8 +1,8 @@
 //! The Prometheus operator and a Prometheus as pods.
 
-use super::{Kubernetes, prepared};
+use super::Kubernetes;
 use crate::prometheus::prometheus_operator_kinds;
-use crate::{Error, images};
+use crate::{Error, blocking, images};
 
 const MANIFEST: &str = include_str!("../../images/monitoring.yaml");
 
@@ -19,8 +19,8 @@ impl Kubernetes {
     /// # Errors
     /// There is no real node, they cannot be built, or they do not become ready.
     pub async fn monitoring(&self) -> Result<Monitoring, Error> {
-        let kinds = prepared(prometheus_operator_kinds).await?;
-        for archive in prepared(images::servers::monitoring).await? {
+        let kinds = blocking(prometheus_operator_kinds).await?;
+        for archive in blocking(images::servers::monitoring).await? {
             self.import(&archive)?;
         }
         let kinds = kinds.display().to_string();

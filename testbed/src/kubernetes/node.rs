@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::access::{self, Access, User};
 use super::network::Claim;
-use super::{binaries, prepared, run};
+use super::{binaries, run};
 use crate::process::{self, Launch, Program};
-use crate::{Error, cache, guard, images, packages, wait};
+use crate::{Error, blocking, cache, guard, images, packages, wait};
 
 /// Its name in the cluster.
 pub(super) const NAME: &str = "node";
@@ -40,7 +40,7 @@ pub(super) struct Node {
 impl Node {
     /// Makes the namespaces and the link to them; nothing runs there yet.
     pub async fn new(folder: &Path) -> Result<Node, Error> {
-        let packages = prepared(packages::folder).await?;
+        let packages = blocking(packages::folder).await?;
         let claim = Claim::new()?;
         remove_cgroups(&claim.cgroup());
         guard::register_cgroup(&claim.cgroup())?;
@@ -83,11 +83,11 @@ impl Node {
 
     /// Starts what makes it a node of the cluster.
     pub async fn join(&mut self, access: &Access) -> Result<(), Error> {
-        let programs = prepared(binaries::node).await?;
-        let dns = prepared(binaries::dns).await?;
+        let programs = blocking(binaries::node).await?;
+        let dns = blocking(binaries::dns).await?;
         let pause = {
             let folder = self.folder.clone();
-            prepared(move || images::pause(&folder)).await?
+            blocking(move || images::pause(&folder)).await?
         };
         self.programs.push(self.containerd()?);
         wait::until("containerd", READY_WITHIN, async || self.ctr(&["version"])).await?;

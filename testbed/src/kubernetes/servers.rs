@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 
-use super::{Kubernetes, prepared};
-use crate::{Error, images, wait};
+use super::Kubernetes;
+use crate::postgres::PASSWORD;
+use crate::{Error, blocking, images, wait};
 
 /// Generous: images are unpacked on a machine that is busy with tests.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 const MANIFEST: &str = include_str!("../../images/servers.yaml");
-/// Fixed, because it guards nothing: only this machine and the pods reach the server, and it lives for one test.
-const PASSWORD: &str = "testbed-password";
 
 /// Where the servers are, for this machine and for pods.
 #[derive(Clone, Debug)]
@@ -24,11 +23,6 @@ impl Servers {
     /// A database, as superuser.
     pub fn postgres_url(&self, database: &str) -> String {
         format!("postgres://postgres:{PASSWORD}@{}:5432/{database}", self.postgres)
-    }
-
-    /// The superuser's password.
-    pub fn postgres_password(&self) -> &str {
-        PASSWORD
     }
 
     /// Host of PostgreSQL, for pods.
@@ -53,7 +47,7 @@ impl Kubernetes {
     /// # Errors
     /// There is no real node, or they do not become ready.
     pub async fn servers(&self) -> Result<Servers, Error> {
-        for archive in prepared(images::servers::servers).await? {
+        for archive in blocking(images::servers::servers).await? {
             self.import(&archive)?;
         }
         self.apply(&MANIFEST.replace("$superuser", PASSWORD)).await?;

@@ -1,12 +1,10 @@
 //! Alerts of the chart in a real Prometheus: each fires for its cause, with its durations scaled down, and is silent again after it.
 
 use testbed::wait;
-use xtask::build::Profile;
-use xtask::cluster::Site;
 use xtask::cluster::prometheus::Prometheus;
 
-use crate::traffic::Traffic;
-use crate::{SOON, long_matrix, no_node};
+use crate::traffic::{PASSWORD, Traffic};
+use crate::{SOON, installed, quiet, scale};
 
 const SCALED: &str = "helm upgrade outbox charts/outbox-operator --namespace outbox-system --wait --reuse-values \
     --set podMonitor.interval=2s --set alerts.rules.OutboxRelayLagHigh.for=3s \
@@ -15,12 +13,7 @@ const SCALED: &str = "helm upgrade outbox charts/outbox-operator --namespace out
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_alerts_fire_and_end() {
-    if !long_matrix() || no_node() {
-        return;
-    }
-    let quiet = |_: &str| {};
-    let site = Site::start(Profile::Dev, quiet).await.unwrap();
-    site.install(quiet).await.unwrap();
+    let Some(site) = installed().await else { return };
     let prometheus = site.monitor(quiet).await.unwrap();
     site.shell(SCALED).await.unwrap();
     let traffic = Traffic::start(&site, "watched").await;
@@ -29,27 +22,22 @@ async fn three_alerts_fire_and_end() {
     }
     fires(&prometheus, "OutboxRelayLagHigh", false).await;
 
-    scale(&site, "statefulset/kafka", "servers", "0").await;
+    scale(&site, "statefulset/kafka", "servers", 0).await;
     fires(&prometheus, "OutboxRelayLagHigh", true).await;
-    scale(&site, "statefulset/kafka", "servers", "1").await;
+    scale(&site, "statefulset/kafka", "servers", 1).await;
     traffic.until_ready().await;
     fires(&prometheus, "OutboxRelayLagHigh", false).await;
 
     traffic.password("wrong-password").await;
     fires(&prometheus, "OutboxResourceNotReady", true).await;
-    traffic.password("first-password").await;
+    traffic.password(PASSWORD).await;
     fires(&prometheus, "OutboxResourceNotReady", false).await;
 
-    scale(&site, "deployment/outbox-outbox-operator", "outbox-system", "0").await;
+    scale(&site, "deployment/outbox-outbox-operator", "outbox-system", 0).await;
     fires(&prometheus, "OutboxOperatorDown", true).await;
-    scale(&site, "deployment/outbox-outbox-operator", "outbox-system", "2").await;
+    scale(&site, "deployment/outbox-outbox-operator", "outbox-system", 2).await;
     fires(&prometheus, "OutboxOperatorDown", false).await;
     traffic.end().await;
-}
-
-async fn scale(site: &Site, what: &str, namespace: &str, replicas: &str) {
-    let (namespace, replicas) = (format!("--namespace={namespace}"), format!("--replicas={replicas}"));
-    site.cluster.kubectl(&["scale", what, &namespace, &replicas]).await.unwrap();
 }
 
 async fn fires(prometheus: &Prometheus, alert: &str, expected: bool) {

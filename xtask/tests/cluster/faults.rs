@@ -1,19 +1,13 @@
 //! Faults of a cluster, each under load, each with the same judgement. One cluster for all of them, one after the other.
 
-use xtask::build::Profile;
 use xtask::cluster::Site;
 
 use crate::traffic::Traffic;
-use crate::{long_matrix, no_node, until};
+use crate::{installed, scale, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_of_the_cluster_lose_and_double_nothing() {
-    if !long_matrix() || no_node() {
-        return;
-    }
-    let quiet = |_: &str| {};
-    let site = Site::start(Profile::Dev, quiet).await.unwrap();
-    site.install(quiet).await.unwrap();
+    let Some(site) = installed().await else { return };
     evicted(&site).await;
     killed_for_its_memory(&site).await;
     secret_rotated(&site).await;
@@ -68,17 +62,13 @@ async fn secret_rotated(site: &Site) {
 
 async fn operator_away(site: &Site) {
     let traffic = Traffic::start(site, "unattended").await;
-    let scale = async |replicas: &str| {
-        let replicas = format!("--replicas={replicas}");
-        let scale = ["scale", "deployment/outbox-outbox-operator", "--namespace=outbox-system", &replicas];
-        site.cluster.kubectl(&scale).await.unwrap();
-    };
-    scale("0").await;
+    let operator = "deployment/outbox-outbox-operator";
+    scale(site, operator, "outbox-system", 0).await;
     let pods = ["get", "pods", "--namespace=outbox-system", "-o", "name"];
     until(&site.cluster, &pods, str::is_empty).await;
     traffic.goes_on().await;
-    traffic.until_delivered(traffic.rows().await).await;
-    scale("2").await;
+    traffic.until_delivered().await;
+    scale(site, operator, "outbox-system", 2).await;
     traffic.end().await;
 }
 

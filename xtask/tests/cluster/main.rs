@@ -18,14 +18,11 @@ use std::time::Duration;
 
 use testbed::kubernetes::{Kubernetes, can_be_a_node};
 use testbed::wait;
+use xtask::build::Profile;
+use xtask::cluster::Site;
 
 /// Generous: images are unpacked and pods started on a machine that is busy with tests.
 pub const SOON: Duration = Duration::from_secs(180);
-
-/// Whether the tests run that take minutes.
-pub fn long_matrix() -> bool {
-    std::env::var_os("OUTBOX_TEST_ALL").is_some()
-}
 
 /// Whether this machine cannot be a node; says why.
 pub fn no_node() -> bool {
@@ -34,6 +31,25 @@ pub fn no_node() -> bool {
         eprintln!("skipped: this machine cannot be a node: {why}");
     }
     why.is_some()
+}
+
+/// A cluster with the platform on it, for the tests that take minutes; `None` where they do not run.
+pub async fn installed() -> Option<Site> {
+    if !testbed::long_matrix() || no_node() {
+        return None;
+    }
+    let site = Site::start(Profile::Dev, quiet).await.unwrap();
+    site.install(quiet).await.unwrap();
+    Some(site)
+}
+
+/// No progress is shown.
+pub fn quiet(_: &str) {}
+
+/// Gives a Deployment or StatefulSet that many pods.
+pub async fn scale(site: &Site, what: &str, namespace: &str, replicas: u8) {
+    let (namespace, replicas) = (format!("--namespace={namespace}"), format!("--replicas={replicas}"));
+    site.cluster.kubectl(&["scale", what, &namespace, &replicas]).await.unwrap();
 }
 
 /// Waits until kubectl answers what is expected.

@@ -1,24 +1,18 @@
 //! One release after the other: upgrade, rollback, uninstall, reinstall, with traffic all the while.
 
 use testbed::guard::Folder;
-use xtask::build::{self, Profile};
-use xtask::cluster::Site;
+use xtask::build;
 use xtask::cluster::guide::{FIRST_RECORD, Guide};
 
 use crate::traffic::Traffic;
-use crate::{long_matrix, no_node, until};
+use crate::{installed, until};
 
 /// There is no release before the first: the same chart under a lower version stands for it.
 const BEFORE: &str = "0.0.1";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn upgraded_rolled_back_and_reinstalled_under_traffic() {
-    if !long_matrix() || no_node() {
-        return;
-    }
-    let quiet = |_: &str| {};
-    let site = Site::start(Profile::Dev, quiet).await.unwrap();
-    site.install(quiet).await.unwrap();
+    let Some(site) = installed().await else { return };
     let cluster = &site.cluster;
     let folder = Folder::new("charts").unwrap();
     let chart = build::repository().join("charts/outbox-operator").display().to_string();
@@ -41,7 +35,7 @@ async fn upgraded_rolled_back_and_reinstalled_under_traffic() {
     let gone = ["get", "deployments", "--namespace=outbox-system", "-o", "name"];
     until(cluster, &gone, str::is_empty).await;
     traffic.goes_on().await;
-    traffic.until_delivered(traffic.rows().await).await;
+    traffic.until_delivered().await;
     let guide = Guide::read(FIRST_RECORD).unwrap();
     site.shell(guide.commands.first().unwrap()).await.unwrap();
     traffic.end().await;

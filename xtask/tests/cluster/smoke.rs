@@ -6,14 +6,13 @@ use xtask::cluster::Site;
 use xtask::cluster::guide::{CHECK, Guide};
 
 use crate::traffic::Traffic;
-use crate::{no_node, until};
+use crate::{no_node, quiet, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_nothing_to_an_event_and_back() {
     if no_node() {
         return;
     }
-    let quiet = |_: &str| {};
     let site = Site::start(Profile::Dev, quiet).await.unwrap();
     let cluster = &site.cluster;
     let record = site.install(quiet).await.unwrap();

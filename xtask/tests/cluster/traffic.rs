@@ -1,10 +1,9 @@
 //! A relay of its own under load, and what became of every row.
 
 use serde_json::json;
-use sqlx::AssertSqlSafe;
-use testbed::checker::{self, Verdict};
+use testbed::checker;
 use testbed::load::{Load, LoadOptions};
-use testbed::records::read_all;
+use testbed::records::{Record, read_all};
 use testbed::{Database, wait};
 use xtask::cluster::Site;
 
@@ -12,7 +11,8 @@ use crate::{SOON, until};
 
 /// Rows that have to be committed before a fault, and again after it.
 const ROWS: u64 = 500;
-const PASSWORD: &str = "first-password";
+/// Of the login, until a test gives it another.
+pub const PASSWORD: &str = "first-password";
 
 /// An OutboxRelay in a namespace of its own, with writers that never rest.
 pub struct Traffic<'a> {
@@ -37,15 +37,14 @@ impl<'a> Traffic<'a> {
         ] {
             database.execute(&statement).await.unwrap();
         }
-        let topic = format!("outbox.event.{name}");
+        let topic = topic(name);
         let options =
             LoadOptions { aggregatetype: name.to_owned(), topic: topic.clone(), ..LoadOptions::default() };
         let load = Load::start(database.url(), options).await.unwrap();
         let traffic = Traffic { site, name, database, load };
         let cluster = &site.cluster;
         cluster.kubectl(&["create", "namespace", name]).await.unwrap();
-        let restricted = ["label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted"];
-        cluster.kubectl(&restricted).await.unwrap();
+        cluster.restrict(name).await.unwrap();
         traffic.password(PASSWORD).await;
         let resource = json!({
             "apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "metadata": {"name": name, "namespace": name},
@@ -104,48 +103,42 @@ impl<'a> Traffic<'a> {
         .unwrap();
     }
 
-    /// Rows that Kafka has no record of yet, by what the relay has confirmed.
-    pub async fn until_delivered(&self, until: i64) {
-        wait::until("the checkpoint", SOON, async || {
-            let records = self.records().await?;
-            if records >= until { Ok(()) } else { Err(format!("{records} of {until} records")) }
+    /// Waits until Kafka has a record for each row that there is now.
+    pub async fn until_delivered(&self) {
+        let mut connection = self.database.connect().await.unwrap();
+        let rows: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM outbox").fetch_one(&mut connection).await.unwrap();
+        wait::until(format!("{rows} records"), SOON, async || {
+            let records = records(&self.site.servers.kafka_bootstrap(), self.name).await?.len();
+            if i64::try_from(records).unwrap() >= rows { Ok(()) } else { Err(format!("{records} records")) }
         })
         .await
         .unwrap();
-    }
-
-    async fn records(&self) -> Result<i64, String> {
-        let topic = format!("outbox.event.{}", self.name);
-        let records = read_all(&self.site.servers.kafka_bootstrap(), &[&topic]).await;
-        records.map(|records| i64::try_from(records.len()).unwrap()).map_err(|error| error.to_string())
-    }
-
-    /// How many rows there are.
-    pub async fn rows(&self) -> i64 {
-        let mut connection = self.database.connect().await.unwrap();
-        let count = "SELECT count(*) FROM outbox".to_owned();
-        sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut connection).await.unwrap()
     }
 
     /// More rows after the fault, then no more, and the judgement: none lost, none twice, none out of order.
     pub async fn end(self) {
         self.until_ready().await;
         self.goes_on().await;
+        let (name, cluster) = (self.name, &self.site.cluster);
         let mut log = self.load.stop().await.unwrap();
         log.settle(self.database.url(), "outbox").await.unwrap();
-        let (bootstrap, topic) = (self.site.servers.kafka_bootstrap(), format!("outbox.event.{}", self.name));
-        let verdict: Result<Verdict, _> = wait::until("every row in Kafka, once", SOON, async || {
-            let records = read_all(&bootstrap, &[&topic]).await.map_err(|error| error.to_string())?;
+        let bootstrap = self.site.servers.kafka_bootstrap();
+        let verdict = wait::until("every row in Kafka, once", SOON, async || {
+            let records = records(&bootstrap, name).await?;
             let verdict = checker::check(&log, &records);
             if verdict.is_right() { Ok(verdict) } else { Err(verdict.to_string()) }
-        })
-        .await;
-        println!("{}: {}", self.name, verdict.unwrap());
-        let cluster = &self.site.cluster;
-        cluster
-            .kubectl(&["delete", "obr", self.name, "--namespace", self.name, "--timeout=120s"])
-            .await
-            .unwrap();
-        cluster.kubectl(&["delete", "namespace", self.name, "--wait=false"]).await.unwrap();
+        });
+        println!("{name}: {}", verdict.await.unwrap());
+        cluster.kubectl(&["delete", "obr", name, "--namespace", name, "--timeout=120s"]).await.unwrap();
+        cluster.kubectl(&["delete", "namespace", name, "--wait=false"]).await.unwrap();
     }
+}
+
+fn topic(name: &str) -> String {
+    format!("outbox.event.{name}")
+}
+
+async fn records(bootstrap: &str, name: &str) -> Result<Vec<Record>, String> {
+    read_all(bootstrap, &[&topic(name)]).await.map_err(|error| error.to_string())
 }
