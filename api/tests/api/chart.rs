@@ -158,6 +158,39 @@ async fn every_object_is_accepted() {
     }
 }
 
+/// An address with a certificate of one's own, or nodes with taints: the migration would wait for ever, and the install
+/// with it.
+#[tokio::test]
+async fn every_pod_gets_the_files_and_the_place_of_the_service() {
+    let cluster = shared_cluster().await.unwrap();
+    let values = Folder::new("values").unwrap();
+    let file = values.path().join("values.json");
+    let of_pods = r#"{"extraEnv": [{"name": "PGSSLROOTCERT", "value": "/v/ca.crt"}],
+        "extraVolumes": [{"name": "v", "configMap": {"name": "ca"}}], "extraVolumeMounts": [{"name": "v", "mountPath": "/v"}],
+        "nodeSelector": {"disk": "fast"}, "tolerations": [{"key": "dedicated", "operator": "Exists"}],
+        "priorityClassName": "high", "podLabels": {"team": "shop"}, "podAnnotations": {"note": "a"}}"#;
+    std::fs::write(&file, of_pods).unwrap();
+    let template = [&["template", "shop", CHART, "--values", file.to_str().unwrap()], &LEAST[..]].concat();
+    let rendered = cluster.helm(&template).await.unwrap();
+    let pods = ["deployment.yaml", "migration.yaml", "tests/doctor.yaml"];
+    for source in pods {
+        let (_, object) = rendered.split_once(&format!("templates/{source}\n")).unwrap();
+        let object = object.split("\n---").next().unwrap();
+        for given in [
+            "PGSSLROOTCERT",
+            "mountPath: /v",
+            "name: ca",
+            "disk: fast",
+            "key: dedicated",
+            "priorityClassName: high",
+            "team: shop",
+            "note: a",
+        ] {
+            assert!(object.contains(given), "{given} is not in {source}: {object}");
+        }
+    }
+}
+
 /// Each with the value it is about.
 #[tokio::test]
 async fn values_that_cannot_work_are_refused() {
