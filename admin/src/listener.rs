@@ -1,6 +1,6 @@
 //! The listener itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 use warp::http::StatusCode;
 use warp::path::FullPath;
@@ -28,7 +28,8 @@ use crate::LogLevel;
 
 /// A log filter is a short line; anything longer is a mistake.
 const MAX_LOG_FILTER_BYTES: u64 = 4096;
-/// Connections at once: a kubelet, a Prometheus or two, and people. Others wait in the kernel's queue.
+/// Connections at once: a kubelet, a Prometheus or two, and people. One more ends the oldest: connections that somebody leaves open must
+/// not keep the kubelet's probes out, which would have the pod restarted.
 const CONNECTIONS: usize = 64;
 /// How long a request's head may take to arrive, and a connection be idle: longer than the usual interval of a scrape.
 const HEADER_READ: Duration = Duration::from_secs(75);
@@ -173,11 +174,9 @@ where
     F::Extract: Reply,
     F::Future: Send,
 {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        while connections.try_join_next().is_some() {}
-        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let (stream, near) = match listener.accept().await {
             Ok((stream, peer)) => {
                 let own = stream.local_addr().map_or(peer.ip(), |own| own.ip());
@@ -189,11 +188,12 @@ where
                 continue;
             }
         };
-        let routes = routes.clone();
-        connections.spawn(async move {
-            connection(stream, near, routes).await;
-            drop(permit);
-        });
+        while connections.try_join_next().is_some() {}
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS {
+            open.pop_front().iter().for_each(AbortHandle::abort);
+        }
+        open.push_back(connections.spawn(connection(stream, near, routes.clone())));
     }
 }
 
@@ -371,6 +371,22 @@ mod tests {
         assert!(refused.starts_with("HTTP/1.1 400"), "{refused}");
         let alive = answer(address, &format!("GET /livez HTTP/1.1\r\n{rest}")).await;
         assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn connections_left_open_keep_nobody_out() {
+        let (address, listener) = admin().bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let serving = tokio::spawn(listener);
+        let mut left_open = Vec::new();
+        for _ in 0..3 * CONNECTIONS {
+            left_open.push(TcpStream::connect(address).await.unwrap());
+        }
+        let probe = "GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        // Much less than it takes until idle ones time out.
+        let alive = tokio::time::timeout(HEADER_READ / 5, answer(address, probe)).await.unwrap();
+        assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+        assert_eq!(left_open[0].read(&mut [0]).await.unwrap_or_default(), 0, "the oldest was ended");
         serving.abort();
     }
 
