@@ -3,37 +3,40 @@
 
 mod access;
 mod binaries;
+mod cluster;
 mod monitoring;
 mod network;
 mod node;
 mod servers;
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::OnceCell;
 
 use self::access::{Access, User};
+use self::binaries::Programs;
+pub use self::cluster::{Cluster, KUBECONFIG, Namespace};
 pub use self::monitoring::Monitoring;
 use self::network::Network;
 use self::node::Node;
-pub use self::servers::Servers;
-use crate::guard::{self, Folder};
+pub use self::servers::{Data, Servers};
+use crate::guard::Folder;
 pub use crate::packages::can_be_a_node;
 use crate::process::{Launch, Program};
-use crate::{Error, blocking, net, packages, shared, wait};
+use crate::{Error, blocking, net, packages, wait};
 
 /// Generous: the API server sets its storage up, on a machine that is busy with tests.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 
 const NODE: &str = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "simulated"}}"#;
 
-/// A control plane. Dropping it ends it and removes its files.
+/// A control plane, which one talks to as to any [`Cluster`]. Dropping it ends it and removes its files.
 pub struct Kubernetes {
-    binaries: PathBuf,
+    cluster: Cluster,
+    programs: Programs,
     network: Network,
     ports: Ports,
     access: Access,
@@ -53,20 +56,30 @@ struct Ports {
     scheduler: u16,
 }
 
-/// A namespace of one test.
-pub struct Namespace {
-    cluster: &'static Kubernetes,
-    name: String,
-}
+static SHARED: OnceCell<(Cluster, Option<Kubernetes>)> = OnceCell::const_new();
 
-static SHARED: OnceCell<Kubernetes> = OnceCell::const_new();
-
-/// This process's own control plane, started at the first call. A test that stops something of it starts one for itself.
+/// The cluster of all tests of this process: that of [`KUBECONFIG`], or a control plane of its own, started at the first call. A
+/// test that stops something of it starts one for itself.
 ///
 /// # Errors
-/// As [`Kubernetes::start`].
-pub async fn shared_cluster() -> Result<&'static Kubernetes, Error> {
-    SHARED.get_or_try_init(Kubernetes::start).await
+/// As [`Kubernetes::start`] or [`Cluster::existing`].
+pub async fn shared_cluster() -> Result<&'static Cluster, Error> {
+    let begun = SHARED.get_or_try_init(async || {
+        if let Some(kubeconfig) = std::env::var_os(KUBECONFIG) {
+            return Ok((Cluster::existing(Path::new(&kubeconfig), &[]).await?, None));
+        }
+        let own = Kubernetes::start().await?;
+        Ok((own.cluster.clone(), Some(own)))
+    });
+    begun.await.map(|(cluster, _)| cluster)
+}
+
+impl Deref for Kubernetes {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
 }
 
 impl Kubernetes {
@@ -98,6 +111,7 @@ impl Kubernetes {
         if let Some(node) = &mut cluster.node {
             node.join(&cluster.access).await?;
         }
+        cluster.import_pause().await?;
         let condition =
             ["get", "node", node::NAME, "-o", "jsonpath={.status.conditions[?(@.type=='Ready')].status}"];
         wait::until("a ready node", READY_WITHIN, async || match cluster.kubectl(&condition).await {
@@ -108,18 +122,8 @@ impl Kubernetes {
         Ok(cluster)
     }
 
-    /// Makes images known to the real node: archives as `docker save` writes them.
-    ///
-    /// # Errors
-    /// There is no real node, or it does not take one.
-    pub fn import(&self, archive: &Path) -> Result<(), Error> {
-        let none =
-            || Error::system("import an image without a real node")(std::io::ErrorKind::Unsupported.into());
-        self.node.as_ref().ok_or_else(none)?.import(archive)
-    }
-
     async fn start_in(folder: Folder, network: Network, node: Option<Node>) -> Result<Kubernetes, Error> {
-        let binaries = blocking(binaries::built).await?;
+        let programs = blocking(Programs::find).await?;
         let ports = Ports {
             etcd: net::free_port()?,
             etcd_peers: net::free_port()?,
@@ -128,8 +132,11 @@ impl Kubernetes {
             scheduler: net::free_port()?,
         };
         let access = Access::new(folder.path(), &network, ports.api_server)?;
+        let import = node.as_ref().map_or_else(Vec::new, Node::import_command);
+        let cluster = Cluster::new(&programs, access.kubeconfig(User::Admin).to_owned(), import)?;
         let (api_server, others) = (Mutex::default(), Vec::new());
-        let mut cluster = Kubernetes { binaries, network, ports, access, node, api_server, others, folder };
+        let mut cluster =
+            Kubernetes { cluster, programs, network, ports, access, node, api_server, others, folder };
         cluster.others.push(cluster.etcd()?);
         cluster.start_api_server().await?;
         cluster.others.push(cluster.controller_manager()?);
@@ -190,111 +197,9 @@ impl Kubernetes {
         self.kubectl(&ready).await.map(drop)
     }
 
-    /// Folders with kubectl and helm, for `PATH`.
-    ///
-    /// # Errors
-    /// helm cannot be built.
-    pub fn tools(&self) -> Result<[PathBuf; 2], Error> {
-        Ok([self.binaries.clone(), binaries::helm()?])
-    }
-
-    /// What an administrator connects with.
-    pub fn kubeconfig(&self) -> &Path {
-        self.access.kubeconfig(User::Admin)
-    }
-
     /// Process numbers of all that runs.
     pub fn pids(&self) -> Vec<u32> {
         self.others.iter().chain(&*lock(&self.api_server)).map(Program::pid).collect()
-    }
-
-    /// Runs kubectl as an administrator; answers what it printed.
-    ///
-    /// # Errors
-    /// It failed; the error has what it said.
-    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String, Error> {
-        self.kubectl_with(arguments, "").await
-    }
-
-    /// Applies objects, which are YAML or JSON.
-    ///
-    /// # Errors
-    /// The API server refuses them; the error has what it said.
-    pub async fn apply(&self, objects: &str) -> Result<String, Error> {
-        self.kubectl_with(&["apply", "--server-side", "--filename", "-"], objects).await
-    }
-
-    /// Runs kubectl with an input.
-    ///
-    /// # Errors
-    /// As [`Kubernetes::kubectl`].
-    pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
-        let kubectl = self.kubectl_command(arguments);
-        let doing = format!("kubectl {}", arguments.join(" "));
-        let (input, running) = (input.to_owned(), Error::system("run kubectl"));
-        let ran = tokio::task::spawn_blocking(move || run(kubectl, &doing, &input)).await;
-        ran.map_err(|join| running(std::io::Error::other(join)))?
-    }
-
-    /// Runs helm as an administrator; answers what it printed.
-    ///
-    /// # Errors
-    /// helm cannot be built, or it failed; the error has what it said.
-    pub async fn helm(&self, arguments: &[&str]) -> Result<String, Error> {
-        let home = self.folder.path().join("helm");
-        let (kubeconfig, doing) = (self.kubeconfig().to_owned(), format!("helm {}", arguments.join(" ")));
-        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let ran = tokio::task::spawn_blocking(move || {
-            let mut helm = Command::new(binaries::helm()?.join("helm"));
-            helm.args(arguments).env("KUBECONFIG", kubeconfig);
-            // Its own would be in the home folder.
-            for folder in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-                helm.env(folder, &home);
-            }
-            run(helm, &doing, "")
-        });
-        ran.await.map_err(|join| Error::system("run helm")(std::io::Error::other(join)))?
-    }
-
-    fn kubectl_command(&self, arguments: &[&str]) -> Command {
-        let mut kubectl = Command::new(self.binaries.join("kubectl"));
-        kubectl
-            .args(arguments)
-            .env("KUBECONFIG", self.kubeconfig())
-            // Its own would be in the home folder.
-            .env("KUBECACHEDIR", self.folder.path().join("kubectl-cache"));
-        kubectl
-    }
-
-    /// Lets a namespace take no pods but those that Pod Security calls restricted.
-    ///
-    /// # Errors
-    /// As [`Kubernetes::kubectl`].
-    pub async fn restrict(&self, namespace: &str) -> Result<(), Error> {
-        let label = ["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"];
-        self.kubectl(&label).await.map(drop)
-    }
-
-    /// A namespace that nobody else uses, and that goes when it is dropped.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub async fn namespace(&'static self, purpose: &str) -> Result<Namespace, Error> {
-        let name = shared::unique(purpose).replace('_', "-");
-        self.kubectl(&["create", "namespace", &name]).await?;
-        Ok(Namespace { cluster: self, name })
-    }
-
-    /// What the pods of a service account connect with.
-    ///
-    /// # Errors
-    /// There is no such account.
-    pub async fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf, Error> {
-        let token = self.kubectl(&["create", "token", account, "--namespace", namespace]).await?;
-        let path = self.folder.path().join(format!("{namespace}-{account}.kubeconfig"));
-        let kubeconfig = self.access.kubeconfig_with(token.trim());
-        guard::write_for_servers(&path, &kubeconfig, access::PRIVATE)?;
-        Ok(path)
     }
 
     fn etcd(&self) -> Result<Program, Error> {
@@ -372,62 +277,12 @@ impl Kubernetes {
     }
 
     fn launch(&self, program: &str) -> Launch {
-        Launch::new(program, self.binaries.join(program))
+        Launch::new(program, self.programs.path(program))
             .log_to(self.folder.path().join(format!("{program}.log")))
             .unprivileged()
     }
 }
 
-impl Namespace {
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The cluster it is in.
-    pub fn cluster(&self) -> &'static Kubernetes {
-        self.cluster
-    }
-
-    /// Runs kubectl in it.
-    ///
-    /// # Errors
-    /// As [`Kubernetes::kubectl`].
-    pub async fn kubectl(&self, arguments: &[&str]) -> Result<String, Error> {
-        self.cluster.kubectl(&[&["--namespace", &self.name], arguments].concat()).await
-    }
-
-    /// Runs kubectl in it with an input.
-    ///
-    /// # Errors
-    /// As [`Kubernetes::kubectl`].
-    pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<String, Error> {
-        self.cluster.kubectl_with(&[&["--namespace", &self.name], arguments].concat(), input).await
-    }
-}
-
-impl Drop for Namespace {
-    /// Best effort: the cluster ends with the test run anyway.
-    fn drop(&mut self) {
-        let mut kubectl = self.cluster.kubectl_command(&["delete", "namespace", "--wait=false", &self.name]);
-        drop(kubectl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
-    }
-}
-
 fn lock(api_server: &Mutex<Option<Program>>) -> MutexGuard<'_, Option<Program>> {
     api_server.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn run(mut command: Command, doing: &str, input: &str) -> Result<String, Error> {
-    // A file, because a pipe that nobody reads would have to be filled by somebody else.
-    let folder = Folder::new("input")?;
-    let path = folder.path().join("input");
-    fs::write(&path, input).map_err(Error::file("write", &path))?;
-    let file = fs::File::open(&path).map_err(Error::file("read", &path))?;
-    let output = command.stdin(file).output().map_err(Error::file("run", command.get_program()))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    Err(Error::Failed { doing: doing.to_owned(), status: output.status, output: said })
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::kubernetes::Kubernetes;
+use crate::kubernetes::Cluster;
 use crate::{Error, blocking, cache, go};
 
 /// The version in `testbed/prometheus/go.mod`; a test compares the two.
@@ -63,7 +63,7 @@ pub fn prometheus_operator_kinds() -> Result<PathBuf, Error> {
 ///
 /// # Errors
 /// As [`prometheus`], or the API server does not take them.
-pub async fn define_monitors(cluster: &Kubernetes) -> Result<(), Error> {
+pub async fn define_monitors(cluster: &Cluster) -> Result<(), Error> {
     let folder = blocking(prometheus_operator_kinds).await?;
     for kind in ["podmonitors", "servicemonitors", "prometheusrules"] {
         let file = folder.join(format!("monitoring.coreos.com_{kind}.yaml")).display().to_string();

@@ -11,7 +11,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use testbed::kubernetes::{Kubernetes, shared_cluster};
+use testbed::kubernetes::{Cluster, Kubernetes, shared_cluster};
 use testbed::wait;
 
 const SOON: Duration = Duration::from_secs(120);
@@ -92,4 +92,21 @@ async fn an_api_server_that_was_away_knows_what_it_knew_and_nothing_is_left_behi
     drop(cluster);
     assert!(!kubeconfig.exists());
     assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "{pids:?}");
+}
+
+/// What OUTBOX_TEST_KUBECONFIG leads to is used as a cluster of one's own is.
+#[tokio::test]
+async fn somebody_elses_cluster_is_used_by_its_kubeconfig() {
+    let theirs = shared_cluster().await.unwrap();
+    let cluster = Cluster::existing(theirs.kubeconfig(), &[]).await.unwrap();
+    let namespace = cluster.namespace("existing").await.unwrap();
+    theirs.kubectl(&["get", "namespace", namespace.name()]).await.unwrap();
+    namespace.kubectl(&["create", "serviceaccount", "someone"]).await.unwrap();
+    let someone = cluster.kubeconfig_of(namespace.name(), "someone").await.unwrap();
+    let someone = Cluster::existing(&someone, &[]).await.unwrap();
+    let who =
+        someone.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await.unwrap();
+    assert_eq!(who, format!("system:serviceaccount:{}:someone", namespace.name()));
+    let nowhere = Cluster::existing(Path::new("nowhere"), &[]).await.err().unwrap().to_string();
+    assert!(nowhere.contains("nowhere"), "{nowhere}");
 }

@@ -1,14 +1,16 @@
 //! `cargo xtask cluster`: the platform on a real Kubernetes of its own, installed as docs/INSTALL.md says.
 
+mod existing;
 pub mod guide;
 pub mod measure;
 pub mod prometheus;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use testbed::kubernetes::{Kubernetes, Servers};
+use testbed::kubernetes::{Cluster, Data, Kubernetes, Servers};
 use testbed::records::{Record, read_all};
 use testbed::wait;
 
@@ -35,29 +37,39 @@ pub struct Options {
     /// Also what the programs use, idle and under 1,000 events a second: three minutes more.
     #[arg(long)]
     measure: bool,
+    /// Use this cluster instead of starting one. It has to be one for trying things; this machine has to reach its Services.
+    #[arg(long, value_name = "FILE", requires = "import")]
+    kubeconfig: Option<PathBuf>,
+    /// What makes an image known to that cluster's nodes, given the archive: 'k3s ctr images import', 'kind load image-archive'.
+    #[arg(long, value_name = "COMMAND", requires = "kubeconfig")]
+    import: Option<String>,
 }
 
 /// A cluster with the platform's images, PostgreSQL and Kafka.
 pub struct Site {
     /// The cluster.
-    pub cluster: Kubernetes,
+    pub cluster: Cluster,
     /// PostgreSQL and Kafka in it.
     pub servers: Servers,
+    /// Ends with the site; somebody's cluster does not.
+    _own: Option<Kubernetes>,
 }
 
 impl Site {
-    /// Starts it; nothing of the platform is installed yet.
+    /// On a node of its own; nothing of the platform is installed yet.
     pub async fn start(profile: Profile, progress: impl Fn(&str)) -> Result<Site, Failure> {
-        let archives = tokio::task::spawn_blocking(move || images::make(profile, LOCAL)).await??;
-        progress("the images are built");
-        let cluster = Kubernetes::with_node().await?;
+        let archives = built(profile, &progress).await?;
+        let own = Kubernetes::with_node().await?;
         progress("Kubernetes is up: one node");
-        for archive in &archives {
-            cluster.import(archive)?;
-        }
-        let servers = cluster.servers().await?;
-        progress("PostgreSQL and Kafka are up, as pods");
-        Ok(Site { cluster, servers })
+        let servers = fill(&own, &archives, Data::OnTheNode, &progress).await?;
+        Ok(Site { cluster: own.clone(), servers, _own: Some(own) })
+    }
+
+    /// In somebody's cluster.
+    async fn within(cluster: Cluster, profile: Profile, progress: impl Fn(&str)) -> Result<Site, Failure> {
+        let archives = built(profile, &progress).await?;
+        let servers = fill(&cluster, &archives, Data::InPods, &progress).await?;
+        Ok(Site { cluster, servers, _own: None })
     }
 
     /// Follows docs/INSTALL.md to the first record.
@@ -136,12 +148,63 @@ impl Site {
     }
 }
 
-/// Installs everything on a cluster of its own and shows an event in Kafka.
+async fn built(profile: Profile, progress: impl Fn(&str)) -> Result<Vec<PathBuf>, Failure> {
+    let archives = tokio::task::spawn_blocking(move || images::make(profile, LOCAL)).await??;
+    progress("the images are built");
+    Ok(archives)
+}
+
+async fn fill(
+    cluster: &Cluster,
+    archives: &[PathBuf],
+    data: Data,
+    progress: impl Fn(&str),
+) -> Result<Servers, Failure> {
+    for archive in archives {
+        cluster.import(archive).await?;
+    }
+    let servers = cluster.servers(data).await?;
+    progress("PostgreSQL and Kafka are up, as pods");
+    Ok(servers)
+}
+
+/// Installs everything and shows an event in Kafka.
 pub async fn run(options: &Options) -> Result<(), Failure> {
     build::require_cluster_tools()?;
     let profile = if options.dev { Profile::Dev } else { Profile::Release };
+    let progress = |what: &str| println!("  {what}");
     println!("{}", heading("A cluster"));
-    let site = Site::start(profile, |what| println!("  {what}")).await?;
+    let Some(kubeconfig) = &options.kubeconfig else {
+        let site = Site::start(profile, progress).await?;
+        let prometheus = tour(&site, options.measure).await?;
+        if options.keep {
+            try_this(&site.cluster, &prometheus)?;
+            println!("{}", faint("Ctrl-C ends the cluster and removes it."));
+            std::future::pending::<()>().await;
+        }
+        return Ok(());
+    };
+    let import = options.import.iter().flat_map(|command| command.split_whitespace());
+    let cluster = Cluster::existing(kubeconfig, &import.map(str::to_owned).collect::<Vec<_>>()).await?;
+    existing::require_room(&cluster).await?;
+    let toured = async {
+        let site = Site::within(cluster.clone(), profile, progress).await?;
+        tour(&site, options.measure).await
+    };
+    let toured = toured.await;
+    if let (true, Ok(prometheus)) = (options.keep, &toured) {
+        try_this(&cluster, prometheus)?;
+        println!("To remove it all:");
+        existing::how_to_remove(&cluster).await?.iter().for_each(|command| println!("  {command}"));
+        return Ok(());
+    }
+    println!("  removing it all");
+    let removed = existing::remove(&cluster).await;
+    toured.map(drop).and(removed)
+}
+
+/// From docs/INSTALL.md's first command to the lag in Prometheus.
+async fn tour(site: &Site, measure: bool) -> Result<Prometheus, Failure> {
     println!("{}", heading("docs/INSTALL.md, word for word"));
     let began = Instant::now();
     let record = site.install(|commands| println!("{}", faint(commands))).await?;
@@ -154,16 +217,13 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     site.shop().await?.visit("ann", 2).await?;
     let lag = prometheus.until_known("outbox_relay_lag_seconds").await?;
     println!("  outbox_relay_lag_seconds in Prometheus: {lag} s");
-    if options.measure {
-        measure::run(&site, &prometheus).await?;
+    if measure {
+        measure::run(site, &prometheus).await?;
     }
-    if options.keep {
-        keep(&site.cluster, &prometheus).await?;
-    }
-    Ok(())
+    Ok(prometheus)
 }
 
-async fn keep(cluster: &Kubernetes, prometheus: &Prometheus) -> Result<(), Failure> {
+fn try_this(cluster: &Cluster, prometheus: &Prometheus) -> Result<(), Failure> {
     let folders: Vec<String> = cluster.tools()?.iter().map(|folder| folder.display().to_string()).collect();
     println!("{}", heading("Try"));
     println!("  export KUBECONFIG={} PATH={}:$PATH", cluster.kubeconfig().display(), folders.join(":"));
@@ -177,6 +237,5 @@ async fn keep(cluster: &Kubernetes, prometheus: &Prometheus) -> Result<(), Failu
         println!("  {command}");
     }
     println!("  curl '{}/api/v1/query?query=outbox_relay_lag_seconds'", prometheus.url());
-    println!("{}", faint("Ctrl-C ends the cluster and removes it."));
-    std::future::pending().await
+    Ok(())
 }

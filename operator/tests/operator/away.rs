@@ -20,9 +20,9 @@ async fn an_api_server_that_is_away_for_a_minute() {
     if !testbed::long_matrix() {
         return;
     }
-    let mut stage = Stage::with_own_cluster("away", Kubernetes::start().await.unwrap()).await;
+    let cluster = Kubernetes::start().await.unwrap();
+    let mut stage = Stage::in_cluster("away", &cluster).await;
     stage.operator.kill().await.unwrap();
-    let cluster = stage.namespace.cluster();
     let (namespace, kubeconfig) = (stage.namespace.name().to_owned(), cluster.kubeconfig());
     let lease = format!("--lease-namespace={namespace}");
     stage.operator = operator(&namespace, kubeconfig).arg(&lease).start().unwrap();
@@ -57,7 +57,6 @@ async fn an_api_server_that_is_away_for_a_minute() {
     .await
     .unwrap();
     stage.until(&[("Ready", "True", "Streaming")]).await;
-    cluster.kill_api_server().await.unwrap();
 }
 
 /// A pod that no node takes is told of in the scheduler's words, and no longer when one does.
@@ -65,7 +64,7 @@ async fn an_api_server_that_is_away_for_a_minute() {
 async fn a_pod_that_no_node_takes() {
     let mut cluster = Kubernetes::start().await.unwrap();
     cluster.simulate_node("127.201.0.1/16").await.unwrap();
-    let mut stage = Stage::with_own_cluster("unschedulable", cluster).await;
+    let mut stage = Stage::in_cluster("unschedulable", &cluster).await;
     stage.spec["relay"] = json!({"nodeSelector": {"disk": "fast"}});
     stage.make_secret().await;
     stage.apply().await;
@@ -79,10 +78,8 @@ async fn a_pod_that_no_node_takes() {
     ];
     let said = stage.namespace.kubectl(&said).await.unwrap();
     assert!(said.contains("didn't match Pod's node affinity/selector"), "{said}");
-    let cluster = stage.namespace.cluster();
     cluster.kubectl(&["label", "node", "simulated", "disk=fast"]).await.unwrap();
     stage
         .until(&[("WorkloadAvailable", "True", "Available"), ("Streaming", "Unknown", "RelayUnreachable")])
         .await;
-    cluster.kill_api_server().await.unwrap();
 }

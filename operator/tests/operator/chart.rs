@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use testbed::guard::Folder;
-use testbed::kubernetes::{Kubernetes, shared_cluster};
+use testbed::kubernetes::{Cluster, Kubernetes, shared_cluster};
 use testbed::process::Launch;
 use testbed::prometheus::define_monitors;
 use testbed::{net, wait};
@@ -27,7 +27,7 @@ pub fn launch(pod: &Value, kubeconfig: &Path) -> Launch {
 }
 
 /// The pod of a release's `helm test`, as the namespace takes it.
-pub async fn test_pod(cluster: &Kubernetes, release: &[&str]) -> Value {
+pub async fn test_pod(cluster: &Cluster, release: &[&str]) -> Value {
     let template = ["template", "--show-only", "templates/tests/doctor.yaml"];
     let rendered = cluster.helm(&[&template[..], release].concat()).await.unwrap();
     let create = ["create", "--dry-run=server", "--validate=strict", "-f", "-", "-o", "json"];
@@ -39,7 +39,7 @@ pub async fn test_pod(cluster: &Kubernetes, release: &[&str]) -> Value {
 async fn its_rights_and_settings_are_enough() {
     let mut stage = Stage::shared("chart").await;
     stage.operator.kill().await.unwrap();
-    let (cluster, namespace) = (stage.namespace.cluster(), stage.namespace.name().to_owned());
+    let (cluster, namespace) = (stage.namespace.cluster().clone(), stage.namespace.name().to_owned());
     let watched = format!("watchNamespaces={{{namespace}}}");
     let release = [&namespace, CHART, "--namespace", &namespace, "--set", &watched];
     let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false"];
@@ -54,7 +54,7 @@ async fn its_rights_and_settings_are_enough() {
     stage.operator = launch.env("OUTBOX_OPERATOR_LISTEN", listen).start().unwrap();
     let folder = Folder::new("relay").unwrap();
     let mut relay = stage.until_streaming(&folder).await;
-    let mut doctor = self::launch(&test_pod(cluster, &release).await, &kubeconfig).start().unwrap();
+    let mut doctor = self::launch(&test_pod(&cluster, &release).await, &kubeconfig).start().unwrap();
     assert_eq!(doctor.wait(SOON).await.unwrap().code(), Some(0), "{}", doctor.log());
     let checks = doctor.log();
     assert!(checks.lines().count() == 5 && checks.lines().all(|line| line.starts_with("ok ")), "{checks}");
@@ -65,7 +65,7 @@ async fn its_rights_and_settings_are_enough() {
     assert!(log.contains(r#""message":"leads""#), "{log}");
 }
 
-async fn may(cluster: &Kubernetes, who: &str, what: &[&str]) -> bool {
+async fn may(cluster: &Cluster, who: &str, what: &[&str]) -> bool {
     let who = format!("--as={who}");
     // It fails where the answer is no.
     let answer = cluster.kubectl(&[&["auth", "can-i", "-A", &who], what].concat()).await;

@@ -1,7 +1,7 @@
 //! A cluster that knows the resource, and resources to give it.
 
 use serde_json::{Value, json};
-use testbed::kubernetes::{Kubernetes, Namespace, shared_cluster};
+use testbed::kubernetes::{Cluster, Namespace, shared_cluster};
 use tokio::sync::OnceCell;
 
 /// What people apply.
@@ -17,7 +17,7 @@ pub async fn namespace(purpose: &str) -> Namespace {
 }
 
 /// Makes the resource known.
-pub async fn define(cluster: &Kubernetes) {
+pub async fn define(cluster: &Cluster) {
     cluster.apply(DEFINITION).await.unwrap();
     let established = ["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"];
     cluster.kubectl(&established).await.unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use outbox_operator::desired::configuration::ADMIN_PORT;
 use serde_json::{Value, json};
 use testbed::kafka::{Kafka, KafkaOptions};
-use testbed::kubernetes::Kubernetes;
+use testbed::kubernetes::{Cluster, Kubernetes};
 use testbed::postgres::{Postgres, PostgresOptions};
 use testbed::{Database, net, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -104,7 +104,7 @@ fn objects(database: &Database, port: u16, bootstrap: &str) -> String {
     json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
 }
 
-async fn count_ready(cluster: &Kubernetes) -> Result<usize, String> {
+async fn count_ready(cluster: &Cluster) -> Result<usize, String> {
     let ready = ["get", "obr", "-o", "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}"];
     let ready = cluster.kubectl(&ready).await.map_err(|error| error.to_string())?;
     Ok(ready.split(' ').filter(|status| *status == "True").count())
@@ -112,7 +112,7 @@ async fn count_ready(cluster: &Kubernetes) -> Result<usize, String> {
 
 /// A relay's answer at the address of each pod.
 async fn answer_for_new_pods(
-    cluster: &Kubernetes,
+    cluster: &Cluster,
     known: &mut HashSet<Ipv4Addr>,
     answering: &mut JoinSet<()>,
 ) -> Result<(), String> {

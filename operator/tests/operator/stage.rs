@@ -14,7 +14,7 @@ use outbox_operator::topics::{Cluster, Observed};
 use rdkafka::config::ClientConfig;
 use serde_json::{Value, json};
 use testbed::guard::Folder;
-use testbed::kubernetes::{Kubernetes, Namespace};
+use testbed::kubernetes::{self, Namespace};
 use testbed::process::{Launch, Program};
 use testbed::rust::cargo;
 use testbed::{Database, net, shared, wait};
@@ -51,10 +51,9 @@ impl Stage {
         Stage::within(namespace(purpose).await, postgres_url, bootstrap).await
     }
 
-    /// On the shared servers, with a control plane of its own, which lasts as long as the process.
-    pub async fn with_own_cluster(purpose: &str, cluster: Kubernetes) -> Stage {
-        define(&cluster).await;
-        let cluster: &'static Kubernetes = Box::leak(Box::new(cluster));
+    /// On the shared servers, with a control plane of its own.
+    pub async fn in_cluster(purpose: &str, cluster: &kubernetes::Cluster) -> Stage {
+        define(cluster).await;
         let servers = shared().await.unwrap();
         let namespace = cluster.namespace(purpose).await.unwrap();
         Stage::within(namespace, &servers.postgres_url("postgres"), servers.kafka_bootstrap()).await

@@ -40,8 +40,39 @@ const ETCD: &str = "go.etcd.io/etcd/server/v3";
 /// Where the programs tell their version from.
 const STAMPED: [&str; 2] = ["k8s.io/component-base/version", "k8s.io/client-go/pkg/version"];
 
-/// The folder with the programs.
-pub(super) fn built() -> Result<PathBuf, Error> {
+/// Where people who test against Kubernetes have etcd, API server and kubectl already: the variable of envtest.
+const ASSETS: &str = "KUBEBUILDER_ASSETS";
+/// All that a control plane is.
+const PROGRAMS: [&str; 5] =
+    ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl"];
+
+/// Where the programs of a control plane are.
+#[derive(Debug)]
+pub(super) struct Programs(Vec<PathBuf>);
+
+impl Programs {
+    /// Those of `KUBEBUILDER_ASSETS`; what is not there is built.
+    pub fn find() -> Result<Programs, Error> {
+        let assets = std::env::var_os(ASSETS).map(PathBuf::from);
+        if let Some(assets) = &assets {
+            std::fs::read_dir(assets)
+                .map_err(Error::file("read the folder of KUBEBUILDER_ASSETS,", assets))?;
+        }
+        let mut programs = Programs(assets.into_iter().collect());
+        if !PROGRAMS.iter().all(|program| programs.path(program).is_file()) {
+            programs.0.push(built()?);
+        }
+        Ok(programs)
+    }
+
+    /// Where one of them is.
+    pub fn path(&self, program: &str) -> PathBuf {
+        let mut places = self.0.iter().map(|folder| folder.join(program));
+        places.find(|path| path.is_file()).unwrap_or_else(|| PathBuf::from(program))
+    }
+}
+
+fn built() -> Result<PathBuf, Error> {
     let said =
         format!("building Kubernetes {RELEASE} and etcd from their Go modules (91 MB; some minutes, once)");
     cache::entry(&format!("kubernetes-{RELEASE}"), &said, |folder| {
@@ -121,6 +152,18 @@ fn stamps() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guard::Folder;
+
+    #[test]
+    fn what_is_there_already_comes_first() {
+        let (theirs, ours) = (Folder::new("assets").unwrap(), Folder::new("built").unwrap());
+        let put = |folder: &Folder, name| std::fs::write(folder.path().join(name), "").unwrap();
+        put(&theirs, "etcd");
+        PROGRAMS.iter().for_each(|program| put(&ours, program));
+        let programs = Programs(vec![theirs.path().to_owned(), ours.path().to_owned()]);
+        assert_eq!(programs.path("etcd"), theirs.path().join("etcd"));
+        assert_eq!(programs.path("kubectl"), ours.path().join("kubectl"));
+    }
 
     #[test]
     fn the_release_is_the_one_of_the_modules() {

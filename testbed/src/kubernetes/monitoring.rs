@@ -1,6 +1,6 @@
 //! The Prometheus operator and a Prometheus as pods.
 
-use super::Kubernetes;
+use super::Cluster;
 use crate::prometheus::prometheus_operator_kinds;
 use crate::{Error, blocking, images};
 
@@ -13,7 +13,7 @@ pub struct Monitoring {
     pub url: String,
 }
 
-impl Kubernetes {
+impl Cluster {
     /// Starts them in the namespace `monitoring`: every PodMonitor is scraped, every PrometheusRule is evaluated each second.
     ///
     /// # Errors
@@ -21,7 +21,7 @@ impl Kubernetes {
     pub async fn monitoring(&self) -> Result<Monitoring, Error> {
         let kinds = blocking(prometheus_operator_kinds).await?;
         for archive in blocking(images::servers::monitoring).await? {
-            self.import(&archive)?;
+            self.import(&archive).await?;
         }
         let kinds = kinds.display().to_string();
         self.kubectl(&["apply", "--server-side", "--filename", &kinds]).await?;

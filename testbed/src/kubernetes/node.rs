@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::access::{self, Access, User};
+use super::binaries;
+use super::cluster::run;
 use super::network::Claim;
-use super::{binaries, run};
 use crate::process::{self, Launch, Program};
 use crate::{Error, blocking, cache, guard, images, packages, wait};
 
@@ -85,13 +86,13 @@ impl Node {
     pub async fn join(&mut self, access: &Access) -> Result<(), Error> {
         let programs = blocking(binaries::node).await?;
         let dns = blocking(binaries::dns).await?;
-        let pause = {
-            let folder = self.folder.clone();
-            blocking(move || images::pause(&folder)).await?
-        };
         self.programs.push(self.containerd()?);
-        wait::until("containerd", READY_WITHIN, async || self.ctr(&["version"])).await?;
-        self.import(&pause)?;
+        wait::until("containerd", READY_WITHIN, async || {
+            let mut ctr = Command::new("nsenter");
+            ctr.args(self.inside()).args(["ctr", "--address", &self.socket(), "version"]);
+            run(ctr, "ctr version", "")
+        })
+        .await?;
         let kubelet = self.kubelet(&programs, access)?;
         let proxy = self.kube_proxy(&programs, access)?;
         let dns = self.dns(&dns, access)?;
@@ -108,9 +109,11 @@ impl Node {
         .await?
     }
 
-    /// Makes an image known to it.
-    pub fn import(&self, archive: &Path) -> Result<(), Error> {
-        self.ctr(&["--namespace", "k8s.io", "images", "import", &archive.display().to_string()])
+    /// The command that makes an image known to it; its last argument is the archive.
+    pub fn import_command(&self) -> Vec<String> {
+        let ctr = ["ctr", "--address", &self.socket(), "--namespace", "k8s.io", "images", "import"]
+            .map(str::to_owned);
+        ["nsenter".to_owned()].into_iter().chain(self.inside()).chain(ctr).collect()
     }
 
     fn containerd(&self) -> Result<Program, Error> {
@@ -172,14 +175,8 @@ impl Node {
         [&target, "--mount", "--net", "--pid", "--wd=/", "--"].map(str::to_owned)
     }
 
-    fn ctr(&self, arguments: &[&str]) -> Result<(), Error> {
-        let mut ctr = Command::new("nsenter");
-        ctr.args(self.inside())
-            .arg("ctr")
-            .arg("--address")
-            .arg(self.folder.join("containerd.sock"))
-            .args(arguments);
-        run(ctr, &format!("ctr {}", arguments.join(" ")), "").map(drop)
+    fn socket(&self) -> String {
+        self.folder.join("containerd.sock").display().to_string()
     }
 
     /// Also leads the machine's own programs to pods and Services.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 
-use super::Kubernetes;
+use super::Cluster;
 use crate::postgres::PASSWORD;
 use crate::{Error, blocking, images, wait};
 
@@ -41,16 +41,39 @@ impl Servers {
     }
 }
 
-impl Kubernetes {
-    /// Starts PostgreSQL and Kafka as pods in the namespace `servers`. Their data outlive the pods, not the cluster.
+/// Where the servers keep their data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// On a node of one's own: they outlive the pods.
+    OnTheNode,
+    /// With the pods: nothing of them stays on somebody's node.
+    InPods,
+}
+
+impl Data {
+    fn volume(self, server: &str) -> String {
+        match self {
+            Data::OnTheNode => format!("hostPath: {{path: /var/lib/{server}, type: DirectoryOrCreate}}"),
+            Data::InPods => "emptyDir: {}".to_owned(),
+        }
+    }
+}
+
+impl Cluster {
+    /// Starts PostgreSQL and Kafka as pods in the namespace `servers`.
     ///
     /// # Errors
-    /// There is no real node, or they do not become ready.
-    pub async fn servers(&self) -> Result<Servers, Error> {
+    /// There is no node that takes images, they do not become ready, or this machine does not reach Services.
+    pub async fn servers(&self, data: Data) -> Result<Servers, Error> {
+        // What prepares the volumes is in it.
+        self.import_pause().await?;
         for archive in blocking(images::servers::servers).await? {
-            self.import(&archive)?;
+            self.import(&archive).await?;
         }
-        self.apply(&MANIFEST.replace("$superuser", PASSWORD)).await?;
+        let manifest = ["postgres", "kafka"].iter().fold(MANIFEST.to_owned(), |manifest, server| {
+            manifest.replace(&format!("$data-{server}"), &data.volume(server))
+        });
+        self.apply(&manifest.replace("$superuser", PASSWORD)).await?;
         let address = async |service: &str| {
             let question =
                 ["get", "service", service, "--namespace=servers", "-o", "jsonpath={.spec.clusterIP}"];
@@ -61,8 +84,12 @@ impl Kubernetes {
             self.until_served(server).await?;
         }
         let url = servers.postgres_url("postgres");
-        wait::until("PostgreSQL by its Service", READY_WITHIN, async || PgConnection::connect(&url).await)
-            .await?;
+        wait::until(
+            "PostgreSQL by its Service, which this machine has to reach,",
+            READY_WITHIN,
+            async || PgConnection::connect(&url).await,
+        )
+        .await?;
         Ok(servers)
     }
 

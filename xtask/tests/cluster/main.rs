@@ -9,6 +9,7 @@
 )]
 
 mod alerts;
+mod existing;
 mod faults;
 mod release;
 mod smoke;
@@ -16,7 +17,7 @@ mod traffic;
 
 use std::time::Duration;
 
-use testbed::kubernetes::{Kubernetes, can_be_a_node};
+use testbed::kubernetes::{Cluster, can_be_a_node};
 use testbed::wait;
 use xtask::build::Profile;
 use xtask::cluster::Site;
@@ -53,7 +54,7 @@ pub async fn scale(site: &Site, what: &str, namespace: &str, replicas: u8) {
 }
 
 /// Waits until kubectl answers what is expected.
-pub async fn until(cluster: &Kubernetes, question: &[&str], expected: impl Fn(&str) -> bool) {
+pub async fn until(cluster: &Cluster, question: &[&str], expected: impl Fn(&str) -> bool) {
     wait::until(format!("kubectl {}", question.join(" ")), SOON, async || {
         match cluster.kubectl(question).await {
             Ok(answer) if expected(&answer) => Ok(()),

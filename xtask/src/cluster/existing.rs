@@ -1,0 +1,69 @@
+//! Somebody's cluster, for trying things: nothing of theirs is changed, and what was made is removed.
+
+use testbed::kubernetes::Cluster;
+
+use crate::Failure;
+
+/// The namespaces that are made.
+const NAMESPACES: [&str; 4] = ["shop", "outbox-system", "servers", "monitoring"];
+/// Groups of the kinds that are made known.
+const GROUPS: [&str; 2] = ["outbox.dev", "monitoring.coreos.com"];
+/// Roles that are in no namespace, besides those of the charts.
+const ROLES: &str = "clusterrole/outbox-testbed-prometheus";
+const BINDINGS: [&str; 2] =
+    ["clusterrolebinding/outbox-testbed-prometheus", "clusterrolebinding/outbox-testbed-prometheus-operator"];
+
+/// Refuses a cluster where something of what would be made is there already.
+pub async fn require_room(cluster: &Cluster) -> Result<(), Failure> {
+    let namespaces = NAMESPACES.map(|namespace| format!("namespace/{namespace}"));
+    let there = cluster.kubectl(&["get", "namespaces", "-o", "name"]).await?;
+    let mut taken: Vec<String> =
+        there.lines().filter(|name| namespaces.iter().any(|own| own == name)).map(str::to_owned).collect();
+    taken.extend(kinds(cluster).await?);
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let taken = taken.join(", ");
+    Err(format!("this cluster has {taken} already: take one for trying things, or remove them first").into())
+}
+
+/// Removes all that was made, as far as it came. The relays first, while there is an operator to do it.
+pub async fn remove(cluster: &Cluster) -> Result<(), Failure> {
+    for commands in removal(&kinds(cluster).await?) {
+        let arguments: Vec<&str> = commands.split_whitespace().skip(1).collect();
+        if commands.starts_with("helm ") {
+            cluster.helm(&arguments).await?;
+        } else {
+            cluster.kubectl(&arguments).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The commands that remove it.
+pub async fn how_to_remove(cluster: &Cluster) -> Result<Vec<String>, Failure> {
+    Ok(removal(&kinds(cluster).await?))
+}
+
+fn removal(kinds: &[String]) -> Vec<String> {
+    let mut commands = vec![
+        "kubectl delete crd/outboxrelays.outbox.dev --ignore-not-found --timeout=120s".to_owned(),
+        "helm uninstall shop --namespace shop --ignore-not-found --wait".to_owned(),
+        "helm uninstall outbox --namespace outbox-system --ignore-not-found --wait".to_owned(),
+        format!("kubectl delete namespace {} --ignore-not-found --timeout=180s", NAMESPACES.join(" ")),
+        format!("kubectl delete {ROLES} {} --ignore-not-found", BINDINGS.join(" ")),
+    ];
+    if !kinds.is_empty() {
+        commands.push(format!("kubectl delete {} --ignore-not-found --timeout=120s", kinds.join(" ")));
+    }
+    commands
+}
+
+/// Definitions of the kinds that are made known, as far as they are.
+async fn kinds(cluster: &Cluster) -> Result<Vec<String>, Failure> {
+    let known = cluster.kubectl(&["get", "crd", "-o", "jsonpath={.items[*].metadata.name}"]).await?;
+    let ours = known
+        .split(' ')
+        .filter(|kind| kind.split_once('.').is_some_and(|(_, group)| GROUPS.contains(&group)));
+    Ok(ours.map(|kind| format!("crd/{kind}")).collect())
+}

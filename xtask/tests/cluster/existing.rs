@@ -1,0 +1,42 @@
+//! Somebody's cluster: the tour runs there as on a node of its own, nothing of theirs is touched, and nothing is left.
+
+use std::process::Output;
+
+use testbed::kubernetes::{Cluster, Kubernetes};
+
+use crate::no_node;
+
+async fn tour(cluster: &Cluster) -> Output {
+    let mut xtask = tokio::process::Command::new(env!("CARGO_BIN_EXE_xtask"));
+    xtask.args(["cluster", "--dev", "--kubeconfig"]).arg(cluster.kubeconfig());
+    xtask.args(["--import", &cluster.import_command().join(" ")]);
+    xtask.kill_on_drop(true).output().await.unwrap()
+}
+
+/// What is there, besides what its controllers write by themselves.
+async fn inventory(cluster: &Cluster) -> String {
+    let kinds = "namespaces,crd,clusterroles,clusterrolebindings,persistentvolumes,priorityclasses";
+    cluster.kubectl(&["get", kinds, "-o", "name"]).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tour_of_somebodys_cluster_leaves_it_as_it_was() {
+    if !testbed::long_matrix() || no_node() {
+        return;
+    }
+    let theirs = Kubernetes::with_node().await.unwrap();
+    theirs.kubectl(&["create", "namespace", "shop"]).await.unwrap();
+    let before = inventory(&theirs).await;
+    let refused = tour(&theirs).await;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("namespace/shop already"), "{said}");
+    assert_eq!(inventory(&theirs).await, before);
+
+    theirs.kubectl(&["delete", "namespace", "shop"]).await.unwrap();
+    let before = inventory(&theirs).await;
+    let toured = tour(&theirs).await;
+    let said = String::from_utf8_lossy(&toured.stdout);
+    assert!(toured.status.success(), "{said}{}", String::from_utf8_lossy(&toured.stderr));
+    assert!(said.contains("outbox_relay_lag_seconds in Prometheus: "), "{said}");
+    assert_eq!(inventory(&theirs).await, before);
+}
