@@ -39,16 +39,19 @@ impl Image<'_> {
         let policy = storage.path().join("policy.json");
         fs::write(&policy, POLICY).map_err(Error::file("write", &policy))?;
         let archive = folder.join(format!("{}.tar", self.target));
-        drop(fs::remove_file(&archive));
         let mut build = buildah(&storage, "build")?;
         build.args(["--pull-never", "--isolation", "chroot", "--timestamp", "0"]);
         build.args(["--target", self.target, "--tag", self.name, "--build-context"]);
         build.arg(format!("build={}", self.build.display())).arg("--file").arg(self.dockerfile);
         build.args(self.arguments.iter().flat_map(|argument| ["--build-arg", argument])).arg(storage.path());
         cache::run(&mut build, "unshare", "util-linux", "building an image")?;
+        // Beside the one of before, which somebody may be reading.
+        let part = archive.with_extension("part");
+        drop(fs::remove_file(&part));
         let mut push = buildah(&storage, "push")?;
-        push.arg(self.name).arg(format!("docker-archive:{}:{}", archive.display(), self.name));
+        push.arg(self.name).arg(format!("docker-archive:{}:{}", part.display(), self.name));
         cache::run(&mut push, "unshare", "util-linux", "writing an image's archive")?;
+        fs::rename(&part, &archive).map_err(Error::file("name", &archive))?;
         Ok(archive)
     }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask images`: the programs' images from the Dockerfile, without Docker. The programs are compiled here instead of in the
 //! Dockerfile's first stage; the rest of it is followed to the letter.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -48,6 +48,10 @@ pub fn make(profile: Profile, prefix: &str) -> Result<Vec<PathBuf>, Failure> {
     let folder = build::target().join("images");
     let roots = folder.join("roots");
     let arguments = [format!("COMMIT={}", commit.unwrap_or_default())];
+    fs::create_dir_all(&folder)?;
+    // One at a time: tests that run side by side all come here.
+    let lock = File::create(folder.join("lock"))?;
+    lock.lock()?;
     drop(fs::remove_dir_all(&roots));
     fs::create_dir_all(&roots)?;
     let archive = |program: &&str| {
