@@ -12,7 +12,8 @@ use crate::paint::{faint, heading};
 
 /// Longer than rates look back.
 const PHASE: Duration = Duration::from_secs(75);
-const BUYERS: u32 = 32;
+/// So many that each has a second for what takes a third of one on a busy machine.
+const BUYERS: u32 = 96;
 const EVENTS_A_SECOND: f64 = 1_000.0;
 /// Of a visit: created, items, checked out.
 const ITEMS: u32 = 8;
