@@ -8,10 +8,12 @@ use crate::Failure;
 const NAMESPACES: [&str; 4] = ["shop", "outbox-system", "servers", "monitoring"];
 /// Groups of the kinds that are made known.
 const GROUPS: [&str; 2] = ["outbox.dev", "monitoring.coreos.com"];
-/// Roles that are in no namespace, besides those of the charts.
-const ROLES: &str = "clusterrole/outbox-testbed-prometheus";
-const BINDINGS: [&str; 2] =
-    ["clusterrolebinding/outbox-testbed-prometheus", "clusterrolebinding/outbox-testbed-prometheus-operator"];
+/// Roles and bindings that are in no namespace, besides those of the charts.
+const RIGHTS: [&str; 3] = [
+    "clusterrole/outbox-testbed-prometheus",
+    "clusterrolebinding/outbox-testbed-prometheus",
+    "clusterrolebinding/outbox-testbed-prometheus-operator",
+];
 
 /// Refuses a cluster where something of what would be made is there already.
 pub async fn require_room(cluster: &Cluster) -> Result<(), Failure> {
@@ -27,36 +29,33 @@ pub async fn require_room(cluster: &Cluster) -> Result<(), Failure> {
     Err(format!("this cluster has {taken} already: take one for trying things, or remove them first").into())
 }
 
-/// Removes all that was made, as far as it came. The relays first, while there is an operator to do it.
+/// Removes all that was made, as far as it came.
 pub async fn remove(cluster: &Cluster) -> Result<(), Failure> {
-    for commands in removal(&kinds(cluster).await?) {
-        let arguments: Vec<&str> = commands.split_whitespace().skip(1).collect();
-        if commands.starts_with("helm ") {
-            cluster.helm(&arguments).await?;
-        } else {
-            cluster.kubectl(&arguments).await?;
-        }
+    for command in how_to_remove(cluster).await? {
+        let mut words = command.split_whitespace();
+        let (program, arguments) = (words.next(), words.collect::<Vec<_>>());
+        match program {
+            Some("helm") => cluster.helm(&arguments).await?,
+            _ => cluster.kubectl(&arguments).await?,
+        };
     }
     Ok(())
 }
 
-/// The commands that remove it.
+/// The commands that remove it. The relays first, while there is an operator to do it.
 pub async fn how_to_remove(cluster: &Cluster) -> Result<Vec<String>, Failure> {
-    Ok(removal(&kinds(cluster).await?))
-}
-
-fn removal(kinds: &[String]) -> Vec<String> {
+    let kinds = kinds(cluster).await?;
     let mut commands = vec![
         "kubectl delete crd/outboxrelays.outbox.dev --ignore-not-found --timeout=120s".to_owned(),
         "helm uninstall shop --namespace shop --ignore-not-found --wait".to_owned(),
         "helm uninstall outbox --namespace outbox-system --ignore-not-found --wait".to_owned(),
         format!("kubectl delete namespace {} --ignore-not-found --timeout=180s", NAMESPACES.join(" ")),
-        format!("kubectl delete {ROLES} {} --ignore-not-found", BINDINGS.join(" ")),
+        format!("kubectl delete {} --ignore-not-found", RIGHTS.join(" ")),
     ];
     if !kinds.is_empty() {
         commands.push(format!("kubectl delete {} --ignore-not-found --timeout=120s", kinds.join(" ")));
     }
-    commands
+    Ok(commands)
 }
 
 /// Definitions of the kinds that are made known, as far as they are.
