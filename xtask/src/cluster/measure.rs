@@ -12,7 +12,7 @@ use crate::paint::{faint, heading};
 
 /// Longer than rates look back.
 const PHASE: Duration = Duration::from_secs(75);
-/// So many that each has a second for what takes a third of one on a busy machine.
+/// So many that each has a second for a visit.
 const BUYERS: u32 = 96;
 const EVENTS_A_SECOND: f64 = 1_000.0;
 /// Of a visit: created, items, checked out.
