@@ -108,7 +108,7 @@ impl Access {
     }
 
     /// With a token of the API server's own. JSON is YAML.
-    pub(super) fn kubeconfig_with(&self, token: &str) -> String {
+    fn kubeconfig_with(&self, token: &str) -> String {
         json!({
             "apiVersion": "v1",
             "kind": "Config",

@@ -170,11 +170,13 @@ impl Cluster {
         let token = self.kubectl(&["create", "token", account, "--namespace", namespace]).await?;
         let own = self.kubectl(&["config", "view", "--minify", "--flatten", "--raw", "-o", "json"]).await?;
         let path = self.folder.path().join(format!("{namespace}-{account}.kubeconfig"));
-        let unreadable = |error: serde_json::Error| Error::file("understand", &self.kubeconfig)(error.into());
-        let mut kubeconfig: serde_json::Value = serde_json::from_str(&own).map_err(unreadable)?;
-        if let Some(user) = kubeconfig.pointer_mut("/users/0/user") {
-            *user = serde_json::json!({ "token": token.trim() });
-        }
+        let unreadable = |why: std::io::Error| Error::file("understand", &self.kubeconfig)(why);
+        let mut kubeconfig: serde_json::Value =
+            serde_json::from_str(&own).map_err(|error| unreadable(error.into()))?;
+        // Never with the administrator's own login left in it.
+        let user = kubeconfig.pointer_mut("/users/0/user");
+        *user.ok_or_else(|| unreadable(std::io::ErrorKind::InvalidData.into()))? =
+            serde_json::json!({ "token": token.trim() });
         guard::write_for_servers(&path, &kubeconfig.to_string(), PRIVATE)?;
         Ok(path)
     }

@@ -17,11 +17,10 @@ const RIGHTS: [&str; 3] = [
 
 /// Refuses a cluster where something of what would be made is there already.
 pub async fn require_room(cluster: &Cluster) -> Result<(), Failure> {
-    let namespaces = NAMESPACES.map(|namespace| format!("namespace/{namespace}"));
-    let there = cluster.kubectl(&["get", "namespaces", "-o", "name"]).await?;
-    let mut taken: Vec<String> =
-        there.lines().filter(|name| namespaces.iter().any(|own| own == name)).map(str::to_owned).collect();
-    taken.extend(kinds(cluster).await?);
+    let there = cluster.kubectl(&["get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}"]).await?;
+    let mut taken = kinds(cluster).await?;
+    let ours = there.split(' ').filter(|name| NAMESPACES.contains(name));
+    taken.extend(ours.map(|namespace| format!("namespace/{namespace}")));
     if taken.is_empty() {
         return Ok(());
     }
