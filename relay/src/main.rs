@@ -17,7 +17,7 @@ use outbox_relay::config::Config;
 use outbox_relay::dead_letter::replay::{Declined, Desk, Selection};
 use outbox_relay::postgres::maintenance;
 use outbox_relay::relay;
-use outbox_relay::session::pump::Ended;
+use outbox_relay::session::ended::Ended;
 use outbox_relay::status::metrics::Metrics;
 use outbox_relay::status::{Status, observer};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,7 +31,7 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 #[command(
     version = admin::version(),
     about,
-    after_help = "Exit codes: 0 done, or stopped in order; 64 invalid configuration or arguments; 69 a problem was found, or \
+    after_help = "Exit codes: 0 done, or stopped by SIGTERM or SIGINT; 64 invalid configuration or arguments; 69 a problem was found, or \
     what was asked could not be done (not of 'run'); 70 a bug.\n\
     Nothing else ends 'run': a fault is shown by /readyz, /status and metrics of the admin listener."
 )]
@@ -222,13 +222,12 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     shared.spawn(maintenance::maintain(Config::clone(&config), status.clone()));
     shared.spawn(stop_on_signal(stop, config.shutdown.grace()));
     let ended = own.block_on(relay::run(config, status, metrics, desk, shutdown));
-    match ended {
-        Ended::Drained => tracing::info!("stopped in order"),
-        Ended::GaveUp => tracing::warn!(
-            "stopped at the deadline, or by a trouble on the way; what was not confirmed will be replayed"
-        ),
+    if ended.is_clean() {
+        tracing::info!("{ended}");
+    } else {
+        tracing::warn!("{ended}");
     }
-    // Blocking calls into Kafka that are still under way have nothing left to say.
+    // Blocking calls into Kafka that are still in progress have nothing left to say.
     own.shutdown_background();
     shared.shutdown_background();
     0
@@ -276,9 +275,11 @@ async fn stop_on_signal(stop: watch::Sender<bool>, grace: Duration) {
     stop.send_replace(true);
     match tokio::time::timeout(grace, signalled()).await {
         Ok(()) => {
-            tracing::warn!("stopped at once by a second signal; what was not confirmed will be replayed")
+            tracing::warn!(
+                "stopped immediately by a second signal, before everything that was read was confirmed; the next start replays it"
+            )
         }
-        Err(_) => tracing::warn!("stopped at the deadline; what was not confirmed will be replayed"),
+        Err(_) => tracing::warn!("{}", Ended::Late),
     }
     exit(0)
 }

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::dead_letter::replay::Desk;
-use crate::session::pump::Ended;
+use crate::session::ended::Ended;
 use crate::session::{self, Context};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
@@ -29,18 +29,27 @@ pub async fn run(
         let started = Instant::now();
         let mut report = |trouble: &Trouble| report(&context, trouble, &mut last_logged);
         let trouble = match session::run(&context, &mut reached, &mut shutdown, &mut report).await {
+            Ok(Ended::NotStreaming) => return between_sessions(last_logged.as_ref()),
             Ok(ended) => return ended,
             Err(trouble) => trouble,
         };
         // It was told to stop, and something else ended it: what was under way was not finished.
         if *shutdown.borrow() {
-            return Ended::GaveUp;
+            return Ended::Interrupted;
         }
         let pause = backoff.pause(trouble.reason.action(), started.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = shutdown.wait_for(|stop| *stop) => return Ended::Drained,
+            _ = shutdown.wait_for(|stop| *stop) => return between_sessions(last_logged.as_ref()),
         }
+    }
+}
+
+/// What a stop without an open stream is: `last` ended the last session.
+fn between_sessions(last: Option<&(Reason, String)>) -> Ended {
+    match last {
+        Some((reason, _)) if reason.action() == Action::StandBy => Ended::Standby,
+        _ => Ended::NotStreaming,
     }
 }
 

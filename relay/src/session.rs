@@ -1,6 +1,7 @@
 //! One session: from connecting to the first trouble. A start, a reconnect and a rebuild after a failed delivery
 //! are the same code, so that there is only one way in which delivery can begin.
 
+pub mod ended;
 pub mod pump;
 pub mod start;
 pub mod tenure;
@@ -13,7 +14,8 @@ use pg_replication::{Client, EndLsn, Lsn, PgOutput, Stream, TimelineHistory};
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
-use self::pump::{Ended, Pump};
+use self::ended::Ended;
+use self::pump::Pump;
 use self::tenure::Tenure;
 use self::verdict::{Findings, Verdict, judge};
 use crate::config::{Config, StartAt};
@@ -86,8 +88,8 @@ pub async fn run(
     let mut asked = shutdown.clone();
     let opened = tokio::select! {
         opened = open(context, *reached) => opened.inspect_err(|trouble| report(trouble))?,
-        // Nothing was sent: there is nothing to drain.
-        _ = asked.wait_for(|stop| *stop) => return Ok(Ended::Drained),
+        // Nothing was sent: there is nothing to drain, and nothing is known of what is not confirmed.
+        _ = asked.wait_for(|stop| *stop) => return Ok(Ended::NotStreaming),
     };
     stream(context, opened, reached, shutdown, report).await
 }
@@ -331,10 +333,7 @@ async fn stream(
     let (stream, delivery) = pump.into_parts();
     let producers = delivery.into_producers();
     let ended = match ended {
-        Ok(ended) => {
-            finish(stream).await;
-            Ok(ended)
-        }
+        Ok(ended) => Ok(finish(stream, ended).await),
         Err(trouble) => {
             last_word(stream, &trouble).await;
             let trouble = publication::told_apart(trouble, &context.config).await;
@@ -398,12 +397,18 @@ async fn last_word(stream: Stream, trouble: &Trouble) {
     }
 }
 
-async fn finish(stream: Stream) {
+/// The server answers the end of the stream after it has taken the last confirmation: without the answer nothing is known
+/// to be confirmed.
+async fn finish(stream: Stream, ended: Ended) -> Ended {
     match stream.finish(FINISH_WITHIN).await {
-        Ok(_) => tracing::info!("everything delivered is confirmed; the stream is closed"),
+        Ok(finished) => {
+            tracing::info!(confirmed = %finished.confirmed, "the stream is closed");
+            ended
+        }
         Err(error) => {
             let error = crate::trouble::chain(&error);
-            tracing::warn!(error, "the stream did not end in order; what is not confirmed will be replayed");
+            tracing::warn!(error, "PostgreSQL did not answer to the end of the stream");
+            Ended::Interrupted
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::kafka::jobs::Answer;
 use crate::kafka::sink::AckQueue;
 use crate::postgres::checkpoint::{Committed, Progress, Writer};
 use crate::session::Context;
+use crate::session::ended::Ended;
 use crate::session::tenure::Tenure;
 use crate::status::metrics::Metrics;
 use crate::status::{HoldUp, Numbers, Phase, Status};
@@ -36,15 +37,6 @@ const IDLE_CHECKPOINT_BYTES: u64 = 1024 * 1024;
 const IDLE_CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 /// Messages dealt with before timers and acknowledgements get a turn.
 const BURST: usize = 512;
-
-/// How a pump ended without a trouble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// Everything that was sent is acknowledged, stored and confirmed.
-    Drained,
-    /// The deadline passed first; what was not confirmed will be replayed and found in Kafka.
-    GaveUp,
-}
 
 /// See the module's text.
 pub struct Pump {
@@ -372,11 +364,15 @@ impl Pump {
             let left = self.drain_within.saturating_sub(since.elapsed()).max(TICK);
             match tokio::time::timeout(left, self.writer.changed()).await {
                 Ok(changed) => changed?,
-                Err(_) => return Ok(Some(Ended::GaveUp)),
+                Err(_) => return Ok(Some(Ended::Late)),
             }
         }
         self.confirm()?;
-        Ok(Some(if settled { Ended::Drained } else { Ended::GaveUp }))
+        Ok(Some(match (settled, stuck) {
+            (true, true) => Ended::Blocked,
+            (true, false) if self.delivery.ledger().is_empty() => Ended::Drained,
+            _ => Ended::Late,
+        }))
     }
 }
 

@@ -35,6 +35,7 @@ mod retention;
 mod rules;
 mod servers;
 mod shutdown;
+mod skipping;
 mod snapshot;
 mod start;
 mod tls;

@@ -1,4 +1,4 @@
-//! One relay writes at a time: the slot is the lock. What happens when it changes hands, in order, by death, and
+//! One relay writes at a time: the slot is the lock. What happens when it changes hands, by a clean stop, by death, and
 //! behind the back of a process that was paused.
 
 use std::time::Duration;
@@ -28,14 +28,14 @@ async fn a3_sigterm_again_and_again_under_load() {
         until_more(&relay, 30.0).await;
         let (code, log) = relay.stop().await;
         assert_eq!(code, Some(0), "{log}");
-        assert!(log.contains("stopped in order"), "{log}");
+        assert!(log.contains("stopped cleanly"), "{log}");
     }
     let relay = site.relay().await;
     right(&site.verdict(load, &relay).await);
     assert_eq!(
         relay.metric("outbox_relay_duplicates_suppressed_total").await,
         0.0,
-        "a row was read again after a stop in order"
+        "a row was read again after a clean stop"
     );
 }
 
@@ -52,7 +52,7 @@ async fn a10_a_standby_takes_over_from_one_that_died() {
         second.until("/readyz", 200, "standby").await;
         assert_eq!(second.status().await["trouble"]["reason"], "SlotActive");
         until_more(&first, 30.0).await;
-        // Dead, and in order.
+        // By death, and by a clean stop.
         if round % 2 == 0 {
             first.kill().await;
         } else {

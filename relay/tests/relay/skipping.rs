@@ -1,0 +1,149 @@
+//! A poison row is skipped as docs/OPERATIONS.md says, and only when nothing else is skipped with it.
+
+use testbed::net;
+
+use crate::fixture::{Relay, Site};
+
+const POISON: &str = "0190a6f8-0000-7000-8000-00000000dead";
+
+/// Inserts rows in one transaction. The keys `poison` have headers that can never be a record.
+async fn transaction(site: &Site, keys: &[&str]) {
+    let rows: Vec<String> = keys
+        .iter()
+        .map(|key| {
+            let (id, headers) = match *key {
+                "poison" => (format!("'{POISON}'"), "'{\"a\": {}}'"),
+                _ => ("gen_random_uuid()".to_owned(), "NULL"),
+            };
+            format!("({id}, '{}', '{key}', 'n.v1', '1', {headers}::jsonb)", site.aggregate)
+        })
+        .collect();
+    site.execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers) VALUES {}",
+        rows.join(", ")
+    ))
+    .await;
+}
+
+/// The position of the row that stops delivery, as the message of `/readyz` has it.
+async fn position(relay: &Relay) -> String {
+    let text = relay.until("/readyz", 503, "PoisonRow").await;
+    let at = text.split(" at ").nth(1).unwrap();
+    at.chars().take(42).collect()
+}
+
+/// Runs the procedure's statements; answers how many rows the first has updated.
+async fn skip(site: &Site, position: &str) -> u64 {
+    let lsn = format!("{}/{}", &position[9..17], &position[17..25]);
+    let mut sql = site.sql().await;
+    let update = format!(
+        "UPDATE outbox_checkpoint c SET confirmed_lsn = pg_lsn '{lsn}' + 1 FROM outbox p
+         WHERE c.relay = 'relay' AND c.start_phase IS NULL AND p.id = '{POISON}' AND NOT EXISTS (
+           SELECT FROM pg_logical_slot_peek_binary_changes('{}', '{lsn}', NULL,
+                         'proto_version', '1', 'publication_names', 'outbox') change
+           WHERE get_byte(change.data, 0) = ascii('I') AND change.xid <> p.xid::xid)",
+        site.slot
+    );
+    let updated = sqlx::query(sqlx::AssertSqlSafe(update)).execute(&mut sql).await.unwrap().rows_affected();
+    if updated == 1 {
+        site.execute(&format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, traceparent, tracestate)
+             SELECT o.id, o.aggregatetype, o.aggregateid, o.type, o.payload, o.headers, o.traceparent, o.tracestate
+             FROM outbox o JOIN outbox p ON p.id = '{POISON}' AND o.xid = p.xid AND o.seq > p.seq
+             ORDER BY o.seq"
+        ))
+        .await;
+    }
+    updated
+}
+
+fn keys(records: &[testbed::records::Record]) -> Vec<String> {
+    let mut keys: Vec<String> =
+        records.iter().map(|record| String::from_utf8(record.key.clone().unwrap()).unwrap()).collect();
+    keys.sort();
+    keys
+}
+
+async fn stops_at_the_row(relay: Relay) {
+    let (code, log) = relay.stop().await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("stopped at a row that cannot be delivered yet"), "{log}");
+}
+
+#[tokio::test]
+async fn a_poison_row_is_skipped_alone() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    relay.until("/readyz", 200, "streaming").await;
+    transaction(&site, &["first"]).await;
+    transaction(&site, &["before", "poison", "behind"]).await;
+    transaction(&site, &["last"]).await;
+    let position = position(&relay).await;
+    site.until_records(2).await;
+    stops_at_the_row(relay).await;
+    assert_eq!(skip(&site, &position).await, 1);
+    let relay = site.relay().await;
+    site.until_records(4).await;
+    site.until_confirmed(&relay).await;
+    assert_eq!(keys(&site.records().await), ["before", "behind", "first", "last"]);
+}
+
+/// The relay died before it delivered the rows before the poison row, and the one that follows cannot reach Kafka: it never
+/// says the line that allows to skip, and the statement itself refuses.
+#[tokio::test]
+async fn nothing_is_skipped_while_another_row_waits_before_the_poison_row() {
+    let site = Site::shared().await;
+    site.relay().await.stop().await;
+    let nowhere = format!("127.0.0.1:{}", net::free_port().unwrap());
+    let relay = site.launch(|text| text.replace(&site.bootstrap, &nowhere));
+    transaction(&site, &["good"]).await;
+    transaction(&site, &["poison"]).await;
+    transaction(&site, &["last"]).await;
+    relay.until("/status", 200, "\"notReadingBecause\":\"a row waits").await;
+    relay.kill().await;
+    let lsn = "SELECT lsn FROM pg_logical_slot_peek_binary_changes";
+    let commit = format!(
+        "{lsn}('{}', NULL, NULL, 'proto_version', '1', 'publication_names', 'outbox')
+         WHERE get_byte(data, 0) = ascii('B') AND xid = (SELECT xid::xid FROM outbox WHERE id = '{POISON}')",
+        site.slot
+    );
+    // Begin has the LSN of the transaction's first record; any LSN up to its commit serves here.
+    let lsn = site.value(&commit).await.unwrap();
+    let (high, low) = lsn.split_once('/').unwrap();
+    let position = format!("00000001-{high:0>8}{low:0>8}-0000000000000001");
+    assert_eq!(skip(&site, &position).await, 0);
+    let relay = site.launch(|text| text);
+    let position = self::position(&relay).await;
+    site.until_records(1).await;
+    stops_at_the_row(relay).await;
+    assert_eq!(skip(&site, &position).await, 1);
+    let relay = site.relay().await;
+    site.until_records(2).await;
+    site.until_confirmed(&relay).await;
+    assert_eq!(keys(&site.records().await), ["good", "last"]);
+}
+
+#[tokio::test]
+async fn a_poison_row_of_the_first_copy_is_skipped_alone() {
+    let site = Site::shared().await;
+    transaction(&site, &["before", "poison", "behind"]).await;
+    let relay = site.launch(|text| text);
+    let position = position(&relay).await;
+    site.until_records(1).await;
+    stops_at_the_row(relay).await;
+    transaction(&site, &["streamed"]).await;
+    assert_eq!(skip(&site, &position).await, 0, "it would skip the rest of the copy");
+    let cursor = format!(
+        "UPDATE outbox_checkpoint c SET start_cursor = p.seq FROM outbox p
+         WHERE c.relay = 'relay' AND c.start_phase = 'copying' AND p.id = '{POISON}' AND NOT EXISTS (
+           SELECT FROM outbox o WHERE o.seq > c.start_cursor AND o.seq < p.seq
+           AND pg_visible_in_snapshot(o.xid, c.start_snapshot))"
+    );
+    let mut sql = site.sql().await;
+    let updated = sqlx::query(sqlx::AssertSqlSafe(cursor)).execute(&mut sql).await.unwrap();
+    assert_eq!(updated.rows_affected(), 1);
+    let relay = site.relay().await;
+    site.until_records(3).await;
+    site.until_confirmed(&relay).await;
+    assert_eq!(keys(&site.records().await), ["before", "behind", "streamed"]);
+}
