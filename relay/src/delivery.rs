@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 
 use self::in_flight::InFlight;
 use self::messages::Transaction;
+pub use self::messages::memory_limit;
 use self::topics::Inquiries;
 use crate::config::{Config, Sink, TableName};
 use crate::dead_letter::replay::Outcome;

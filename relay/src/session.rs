@@ -20,7 +20,7 @@ use self::tenure::Tenure;
 use self::verdict::{Findings, Verdict, judge};
 use crate::config::{Config, StartAt};
 use crate::dead_letter::replay::Desk;
-use crate::delivery::{Delivery, Start};
+use crate::delivery::{Delivery, Start, memory_limit};
 use crate::kafka::credentials;
 use crate::kafka::jobs::Jobs;
 use crate::kafka::search::Searcher;
@@ -346,8 +346,9 @@ async fn stream(
 }
 
 /// All that belongs to a stream, ready to run.
-async fn pump(context: &Context, opened: Opened) -> Result<Pump, Trouble> {
+async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
     let config = &*context.config;
+    opened.stream.limit_memory(memory_limit(&config.source.table, &opened.start.mappings));
     let tenure = Tenure::new(opened.stream.silence_limit(), opened.holder, Instant::now());
     let refused =
         |error| Trouble::new(Reason::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));

@@ -63,8 +63,13 @@ impl Connection {
     }
 
     /// Whether a whole message is already here.
-    pub(crate) fn ready(&self) -> Result<bool, Error> {
+    pub(crate) fn ready(&mut self) -> Result<bool, Error> {
         self.input.ready()
+    }
+
+    /// The bytes that came, to say what of them is to be kept.
+    pub(crate) fn input(&mut self) -> &mut Framing {
+        &mut self.input
     }
 
     /// Why writing failed, if it did.

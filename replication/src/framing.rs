@@ -1,12 +1,18 @@
 //! Cuts the server's bytes into messages: a tag byte, a length that counts itself, a body.
 //!
 //! Messages are slices of the buffer they were read into, never copies. The buffer is used again once all its
-//! slices are dropped; until then reading goes on in a fresh one.
+//! slices are dropped; until then the next bytes are read into a fresh one. Of messages larger than one read only what
+//! is of use is collected: see [`MemoryLimit`].
+
+mod large;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use self::large::{Large, Plan, Selection, plan};
 use crate::Error;
 use crate::wire::Reader;
+
+pub use self::large::MemoryLimit;
 
 /// What one read takes at most. A backlog is read in large gulps, because every read wakes the walsender and
 /// makes it send in smaller pieces.
@@ -18,6 +24,9 @@ const LEAST_SPACE_BYTES: usize = READ_BUFFER_BYTES / 4;
 /// PostgreSQL allocates messages as one piece, of which none is larger than this.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
+/// A smaller message is always collected: the buffer has that size anyway.
+const SMALL_BYTES: usize = READ_BUFFER_BYTES;
+
 const HEADER_BYTES: usize = 5;
 
 /// One message of the server.
@@ -25,6 +34,8 @@ const HEADER_BYTES: usize = 5;
 pub(crate) struct Frame {
     pub(crate) tag: u8,
     pub(crate) body: Bytes,
+    /// It was of no use and too large to be collected: the body ends behind the header of XLogData.
+    pub(crate) skipped: bool,
 }
 
 /// Bytes read and not yet taken.
@@ -32,11 +43,40 @@ pub(crate) struct Framing {
     buffer: BytesMut,
     /// The size of the buffer's allocation, slices already taken included.
     allocated: usize,
+    /// A message beyond this may be taken apart while it arrives.
+    small: usize,
+    selection: Option<Selection>,
+    /// The message that is being taken apart.
+    large: Option<Large>,
 }
 
 impl Framing {
     pub(crate) fn new() -> Self {
-        Framing { buffer: BytesMut::with_capacity(READ_BUFFER_BYTES), allocated: READ_BUFFER_BYTES }
+        Framing {
+            buffer: BytesMut::with_capacity(READ_BUFFER_BYTES),
+            allocated: READ_BUFFER_BYTES,
+            small: SMALL_BYTES,
+            selection: None,
+            large: None,
+        }
+    }
+
+    /// Limits what is kept of the rows of a stream that has not been read yet.
+    pub(crate) fn limit(&mut self, limit: MemoryLimit) {
+        self.selection = Some(Selection::new(limit));
+    }
+
+    /// Takes note of a message that describes a table.
+    pub(crate) fn announce(&mut self, message: &[u8]) {
+        if let Some(selection) = &mut self.selection {
+            selection.announce(message);
+        }
+    }
+
+    /// Messages from this size on are taken apart.
+    #[cfg(any(fuzzing, test))]
+    pub(crate) fn set_small(&mut self, small: usize) {
+        self.small = small;
     }
 
     /// The size of the buffer in memory.
@@ -53,29 +93,51 @@ impl Framing {
         &mut self.buffer
     }
 
-    /// Whether a whole message is there.
-    pub(crate) fn ready(&self) -> Result<bool, Error> {
-        Ok(self.next_length()?.is_some())
+    /// Whether a whole message is there, as far as it is kept.
+    pub(crate) fn ready(&mut self) -> Result<bool, Error> {
+        if self.large.is_none() {
+            let Some((tag, length)) = self.next_length()? else { return Ok(false) };
+            if length <= self.small {
+                return Ok(length <= self.buffer.len());
+            }
+            let body = self.buffer.get(HEADER_BYTES..).unwrap_or_default();
+            match plan(self.selection.as_ref(), tag, length - HEADER_BYTES, body) {
+                Plan::Unclear => return Ok(false),
+                Plan::TooLong => return Err(too_long(tag, length)),
+                Plan::Whole => return Ok(length <= self.buffer.len()),
+                Plan::InPieces(large) => {
+                    self.buffer.advance(HEADER_BYTES);
+                    self.large = Some(large);
+                }
+            }
+        }
+        let Some(large) = &mut self.large else { return Ok(false) };
+        Ok(large.digest(&mut self.buffer)?)
     }
 
     /// Takes the next whole message.
     pub(crate) fn take(&mut self) -> Result<Option<Frame>, Error> {
+        if !self.ready()? {
+            return Ok(None);
+        }
+        if let Some(large) = self.large.take() {
+            return Ok(Some(large.into_frame()));
+        }
         let Some((tag, length)) = self.next_length()? else { return Ok(None) };
         let mut body = self.buffer.split_to(length).freeze();
         body.advance(HEADER_BYTES);
-        Ok(Some(Frame { tag, body }))
+        Ok(Some(Frame { tag, body, skipped: false }))
     }
 
-    /// The tag and the length with header of the next message, when it is there as a whole.
+    /// The tag and the length with header of the next message, once its header is there.
     fn next_length(&self) -> Result<Option<(u8, usize)>, Error> {
         let mut header = Reader::new(&self.buffer);
         let (Ok(tag), Ok(length)) = (header.u8(), header.u32()) else { return Ok(None) };
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if !(HEADER_BYTES - 1..MAX_MESSAGE_BYTES).contains(&length) {
-            return Err(Error::protocol(format!("a message {tag:#04x} of {length} bytes")));
+            return Err(too_long(tag, length));
         }
-        let whole = length + 1;
-        Ok((whole <= self.buffer.len()).then_some((tag, whole)))
+        Ok(Some((tag, length + 1)))
     }
 
     fn renew(&mut self) {
@@ -93,6 +155,10 @@ impl Framing {
         fresh.extend_from_slice(&self.buffer);
         self.buffer = fresh;
     }
+}
+
+fn too_long(tag: u8, length: usize) -> Error {
+    Error::protocol(format!("a message {tag:#04x} of {length} bytes"))
 }
 
 #[cfg(test)]

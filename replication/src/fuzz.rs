@@ -1,7 +1,7 @@
 //! What the fuzz targets (`fuzz/`) and the test over their corpus feed: any bytes, as a server could send them. They
 //! panic when a promise is broken: no panic, and no memory by a length that is only claimed.
 
-use crate::framing::{Framing, READ_BUFFER_BYTES};
+use crate::framing::{Framing, MemoryLimit, READ_BUFFER_BYTES};
 use crate::pgoutput::{Message, Relation, Tuple};
 use crate::report::server_error;
 use crate::stream::parse_frame;
@@ -34,15 +34,24 @@ fn walk_relation(relation: &Relation<'_>) {
     assert_eq!(relation.columns().count(), relation.columns().len());
 }
 
-/// What a socket brings: the first byte says in which pieces, the others are cut into messages, and those read.
+/// What a socket brings: the first byte says in which pieces, the others are cut into messages, and those read; once
+/// with large ones collected, once with them taken apart.
 pub fn framing(bytes: &[u8]) {
+    read(bytes, Framing::new());
+    let mut limited = Framing::new();
+    limited.set_small(32);
+    limited.limit(MemoryLimit { largest_value: 16, is_wanted: Box::new(|_, column| column.name != "b") });
+    read(bytes, limited);
+}
+
+fn read(bytes: &[u8], mut framing: Framing) {
     let Some((&piece, mut left)) = bytes.split_first() else { return };
-    let mut framing = Framing::new();
     loop {
         while let Ok(Some(frame)) = framing.take() {
             match frame.tag {
                 b'd' => {
                     if let Ok(crate::Frame::XLogData { data, .. }) = parse_frame(frame.body) {
+                        framing.announce(&data);
                         message(&data);
                     }
                 }

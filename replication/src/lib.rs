@@ -26,6 +26,7 @@ mod wire;
 pub use client::{Client, CreatedSlot, Row, SystemIdentity};
 pub use command::{FAILOVER_SINCE, PgOutput, SlotOptions, Snapshot};
 pub use error::Error;
+pub use framing::MemoryLimit;
 pub use hosts::Skipped;
 pub use lsn::{CommitLsn, EndLsn, Lsn, ParseLsnError};
 pub use options::{ConnectOptions, DEFAULT_CONNECT_TIMEOUT, Host, Password, Target};

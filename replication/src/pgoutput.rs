@@ -20,6 +20,7 @@ mod tuple;
 
 pub use relation::{Relation, RelationColumn, RelationColumns, ReplicaIdentity};
 pub use tuple::{Column, Columns, Tuple};
+pub(crate) use tuple::{OVERSIZED, UNKNOWN_COLUMN};
 
 use crate::wire::{Flaw, Reader, SHORT};
 use crate::{CommitLsn, EndLsn, Lsn, PgTime};

@@ -8,6 +8,9 @@ use crate::wire::{Flaw, Reader};
 /// Distinct notices kept until the owner takes them; a server that floods must not fill the memory.
 const MAX_NOTICES: usize = 256;
 
+/// Longest text kept of an error or notice.
+const MAX_TEXT_BYTES: usize = 8 * 1024;
+
 /// An error sent by the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -122,7 +125,7 @@ impl Fields {
             }
             // Before the encoding is agreed upon (a refused login) the text may be in any.
             let value = reader.cstr()?;
-            let text = || String::from_utf8_lossy(value).into_owned();
+            let text = || String::from_utf8_lossy(value.get(..MAX_TEXT_BYTES).unwrap_or(value)).into_owned();
             match kind {
                 b'V' => fields.severity = text(),
                 b'C' => fields.code = SqlState::parse(value),

@@ -20,7 +20,7 @@ use crate::connection::Connection;
 use crate::feedback::{Feedback, Status};
 use crate::report::{Notices, server_error};
 use crate::wire::Reader;
-use crate::{Client, EndLsn, Error, Lsn, Notice, PgTime};
+use crate::{Client, EndLsn, Error, Lsn, MemoryLimit, Notice, PgTime};
 
 /// One message of the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +88,12 @@ impl Stream {
             sending: None,
             sent: EndLsn::ZERO,
         }
+    }
+
+    /// Limits what is kept of large rows and messages. To be called before the first [`Stream::fill`]: rows of tables that
+    /// were announced earlier count as unwanted.
+    pub fn limit_memory(&mut self, limit: MemoryLimit) {
+        self.connection.input().limit(limit);
     }
 
     /// Waits until at least one whole message is here for [`Stream::next_frame`]. Meanwhile, and on each call,
@@ -176,7 +182,12 @@ impl Stream {
     pub fn next_frame(&mut self) -> Result<Option<Frame>, Error> {
         while let Some(message) = self.connection.take()? {
             match message.tag {
-                b'd' => return self.receive(message.body).map(Some),
+                b'd' => {
+                    let frame = self.receive(message.body)?;
+                    if !message.skipped {
+                        return Ok(Some(frame));
+                    }
+                }
                 b'N' => self.notices.receive(&message.body)?,
                 b'S' => {}
                 b'E' => return Err(server_error(&message.body)?.into()),
@@ -190,7 +201,12 @@ impl Stream {
     fn receive(&mut self, body: Bytes) -> Result<Frame, Error> {
         let frame = parse_frame(body)?;
         match &frame {
-            Frame::XLogData { wal_start, wal_end, .. } => self.feedback.on_received(*wal_start.max(wal_end)),
+            Frame::XLogData { wal_start, wal_end, data, .. } => {
+                self.feedback.on_received(*wal_start.max(wal_end));
+                if data.first() == Some(&b'R') {
+                    self.connection.input().announce(data);
+                }
+            }
             Frame::Keepalive { wal_end, reply_requested, .. } => {
                 self.feedback.on_received(wal_end.lsn());
                 if *reply_requested {

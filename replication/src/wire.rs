@@ -7,8 +7,8 @@
 pub(crate) struct Flaw(pub(crate) &'static str);
 
 pub(crate) const SHORT: Flaw = Flaw("ends too early");
-const LONG: Flaw = Flaw("has bytes left over");
-const NEGATIVE: Flaw = Flaw("has a negative length");
+pub(crate) const LONG: Flaw = Flaw("has bytes left over");
+pub(crate) const NEGATIVE: Flaw = Flaw("has a negative length");
 const NOT_TEXT: Flaw = Flaw("has text that is not UTF-8");
 
 /// Reads a message from its front.

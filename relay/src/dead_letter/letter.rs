@@ -13,6 +13,8 @@ use crate::event::row::Remains;
 const MAX_ERROR_BYTES: usize = 1024;
 /// Longest event id shown in `/status` and logs.
 const MAX_SHOWN_ID_CHARS: usize = 64;
+/// The same of a topic, which need not be the name of one.
+const MAX_SHOWN_TOPIC_CHARS: usize = 249;
 /// Framing of record and batch, and what is kept free for the two headers that say what was left out: every column's
 /// name, and the table's.
 const OVERHEAD_BYTES: usize = 128 + 320;
@@ -67,7 +69,9 @@ impl DeadLetterStyle {
             kind: poison.kind,
             id: id.map(|id| String::from_utf8_lossy(id).chars().take(MAX_SHOWN_ID_CHARS).collect()),
             position,
-            topic: poison.topic,
+            topic: poison
+                .topic
+                .map(|topic| topic.chars().take(MAX_SHOWN_TOPIC_CHARS).collect::<String>().into()),
         };
         let bytes = limit.saturating_sub(letter.left);
         Prepared { key, value, headers: letter.finish(&self.table), bytes, time, dead: Some(note) }
@@ -235,6 +239,7 @@ mod tests {
                 tracestate: Some(trace),
                 occurred_at: None,
                 unreadable: vec![column::HEADERS, column::PAYLOAD],
+                left_out: 0,
             };
             let letter = style().record(row, poison(error), POSITION, PgTime::default(), None, max_bytes);
             let headers: usize =

@@ -57,6 +57,12 @@ impl Poison {
     fn new(kind: PoisonKind, error: impl fmt::Display) -> Poison {
         Poison { kind, error: error.to_string(), topic: None }
     }
+
+    /// Of a row with a value that is larger than any record may be.
+    pub fn oversized(bytes: usize, limit: usize) -> Poison {
+        let error = format!("the record would have {bytes} bytes, sink.maxMessageBytes is {limit}");
+        Poison::new(PoisonKind::TooLarge, error)
+    }
 }
 
 impl From<&RecordError> for Poison {

@@ -11,6 +11,9 @@ use crate::event::row::{content_type, is_bytes};
 use crate::postgres::source;
 use crate::trouble::Trouble;
 
+/// What of a row may be of any size.
+const PARTS: [&str; 7] = ["payload", "key", "type", "route", "headers", "traceparent", "tracestate"];
+
 /// A dead letter cannot be made whole.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
@@ -20,6 +23,14 @@ pub enum RestoreError {
     /// The row is gone.
     #[error("parts of it were only in the table, where its row is no more")]
     Gone,
+    /// It is still too large, so its row is not even read.
+    #[error("the record would have more than {bytes} bytes, sink.maxMessageBytes is {limit}")]
+    TooLarge {
+        /// What its parts have together.
+        bytes: i64,
+        /// The configured limit.
+        limit: usize,
+    },
     /// The database does not answer, or refuses; the role needs SELECT on the outbox table for this.
     #[error("parts of it are only in the table: {0}")]
     Database(Trouble),
@@ -34,8 +45,13 @@ impl DeadLetter {
         let Some(id) = self.id.clone() else { return Err(RestoreError::NoId) };
         let mut sql =
             source::connect(&config.source, "dead letters").await.map_err(RestoreError::Database)?;
-        let found = fill(&mut sql, config, self, &id).await;
-        found.map_err(|error| RestoreError::Database(error.into()))?.ok_or(RestoreError::Gone)
+        fill(&mut sql, config, self, &id).await?.ok_or(RestoreError::Gone)
+    }
+}
+
+impl From<sqlx::Error> for RestoreError {
+    fn from(error: sqlx::Error) -> Self {
+        RestoreError::Database(error.into())
     }
 }
 
@@ -46,7 +62,7 @@ async fn fill(
     config: &Config,
     letter: DeadLetter,
     id: &str,
-) -> Result<Option<DeadLetter>, sqlx::Error> {
+) -> Result<Option<DeadLetter>, RestoreError> {
     let table = config.source.table.quoted();
     let payload_type = type_of(sql, &table, column::PAYLOAD).await?;
     let key_type = type_of(sql, &table, column::AGGREGATE_ID).await?;
@@ -58,6 +74,16 @@ async fn fill(
         as_bytes(column::PAYLOAD, payload_type),
         as_bytes(column::AGGREGATE_ID, key_type),
     );
+    let sizes = PARTS.map(|part| format!("coalesce(octet_length({part}), 0)::bigint")).join(" + ");
+    let bytes: Option<i64> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {sizes} FROM ({select}) row")))
+        .bind(id)
+        .bind(&config.routing.by_field)
+        .fetch_optional(&mut *sql)
+        .await?;
+    let limit = config.sink.max_message_bytes;
+    if let Some(bytes) = bytes.filter(|bytes| usize::try_from(*bytes).is_ok_and(|bytes| bytes > limit)) {
+        return Err(RestoreError::TooLarge { bytes, limit });
+    }
     let row = sqlx::query(AssertSqlSafe(select))
         .bind(id)
         .bind(&config.routing.by_field)

@@ -3,14 +3,16 @@
 use std::rc::Rc;
 
 use pg_replication::pgoutput::{Insert, Message, Relation};
-use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
+use pg_replication::{CommitLsn, EndLsn, Lsn, MemoryLimit, PgTime};
 
 use super::rows::Origin;
 use super::{Delivery, Flow, violation};
-use crate::event::row::Layout;
+use crate::config::TableName;
+use crate::event::row::{Layout, is_read};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::Inconsistent;
+use crate::routing::mapping::Mappings;
 use crate::trouble::{Reason, Trouble};
 
 /// The transaction that is being read.
@@ -21,6 +23,21 @@ pub(super) struct Transaction {
     index: u64,
     /// It lies before the confirmed LSN: Kafka has it.
     delivered: bool,
+}
+
+/// What is needed of large rows and messages of the stream: values of the outbox that fit into a record.
+pub fn memory_limit(table: &TableName, mappings: &Mappings) -> MemoryLimit {
+    let (table, mappings) = (table.clone(), mappings.clone());
+    MemoryLimit {
+        largest_value: mappings.largest_value(),
+        is_wanted: Box::new(move |relation, column| {
+            is_outbox(&table, relation) && (is_read(column.name) || mappings.read(column.name))
+        }),
+    }
+}
+
+fn is_outbox(table: &TableName, relation: &Relation<'_>) -> bool {
+    relation.namespace == table.schema && relation.name == table.table
 }
 
 impl Delivery {
@@ -92,7 +109,7 @@ impl Delivery {
     }
 
     fn relation(&mut self, relation: &Relation<'_>) {
-        let is_outbox = relation.namespace == self.table.schema && relation.name == self.table.table;
+        let is_outbox = is_outbox(&self.table, relation);
         let columns = relation.columns().map(|column| (column.name, column.type_oid));
         let layout = is_outbox.then(|| Layout::new(columns, self.mapper.by_field()).map(Rc::new));
         self.layouts.insert(relation.oid, layout);

@@ -141,6 +141,11 @@ impl Delivery {
                 }
             }
             Err(error @ RowError::ColumnCount { .. }) => return Err(violation(error.to_string())),
+            Err(RowError::Oversized { .. }) => {
+                let row = layout.salvage(values);
+                let bytes = self.style.size_with_left_out(&row);
+                (row, Poison::oversized(bytes, self.sink.max_message_bytes))
+            }
             Err(error) => (layout.salvage(values), Poison::from(&error)),
         };
         let time = row.occurred_at.unwrap_or(origin.commit_time);

@@ -9,7 +9,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
 use crate::dead_letter::Note;
-use crate::event::row::OutboxRow;
+use crate::event::row::{OutboxRow, Remains};
 use crate::trouble::excerpt;
 
 /// Headers of every record and a few of the row's own: one allocation instead of four.
@@ -41,15 +41,18 @@ impl RecordStyle {
     /// About how many bytes the record of a row has, rather more than fewer: the row's own headers count as the JSON
     /// they are.
     pub fn size(&self, row: &OutboxRow<'_>) -> usize {
+        let body = len(row.payload.as_deref()) + len(row.key.as_deref()) + len(row.headers);
         let texts =
-            [row.event_type, &self.source, row.traceparent.unwrap_or(""), row.tracestate.unwrap_or("")];
-        let texts: usize = texts.iter().map(|text| text.len()).sum();
-        row.payload.as_ref().map_or(0, |payload| payload.len())
-            + row.key.as_deref().map_or(0, <[u8]>::len)
-            + row.id.as_bytes().len()
-            + row.headers.map_or(0, <[u8]>::len)
-            + texts
-            + RECORD_OVERHEAD_BYTES
+            row.id.as_bytes().len() + row.event_type.len() + len(row.traceparent) + len(row.tracestate);
+        body + texts + self.source.len() + RECORD_OVERHEAD_BYTES
+    }
+
+    /// The same for a row of which values were left out.
+    pub fn size_with_left_out(&self, row: &Remains<'_>) -> usize {
+        let body = len(row.payload.as_deref()) + len(row.key.as_deref()) + len(row.headers);
+        let id = row.id.as_ref().map_or(0, |id| id.as_bytes().len());
+        let texts = id + len(row.event_type) + len(row.traceparent) + len(row.tracestate);
+        body + texts + row.left_out + self.source.len() + RECORD_OVERHEAD_BYTES
     }
 
     /// The record's headers, in a fixed order, the row's own last. An event without a position is a dead letter
@@ -111,6 +114,10 @@ impl<'a> Prepared<'a> {
     pub fn event(row: OutboxRow<'a>, headers: OwnedHeaders, bytes: usize, time: PgTime) -> Prepared<'a> {
         Prepared { key: row.key, value: row.payload, headers, bytes, time, dead: None }
     }
+}
+
+fn len(value: Option<impl AsRef<[u8]>>) -> usize {
+    value.map_or(0, |value| value.as_ref().len())
 }
 
 fn bytes<'a>(key: &'a str, value: &'a [u8]) -> Header<'a, &'a [u8]> {

@@ -43,6 +43,14 @@ pub enum RowError {
     /// A value is not what its column's type promises.
     #[error("column '{0}' has a value that cannot be read")]
     Malformed(&'static str),
+    /// A value is larger than any record may be, and was left where it is.
+    #[error("column '{column}' has {bytes} bytes, more than any record may have")]
+    Oversized {
+        /// Its column.
+        column: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
     /// The row does not have the columns its relation announced.
     #[error("the row has {found} columns, its table has {expected}")]
     ColumnCount {
@@ -189,11 +197,11 @@ impl Layout {
             if index == self.route_by {
                 match text(value, ROUTING_COLUMN) {
                     Ok(text) => row.route_by = text,
-                    Err(_) => row.unreadable.push(ROUTING_COLUMN),
+                    Err(error) => row.lack(&error),
                 }
             }
-            if let Err(RowError::Malformed(column)) = row.set(*role, *oid, value) {
-                row.unreadable.push(column);
+            if let Err(error) = row.set(*role, *oid, value) {
+                row.lack(&error);
             }
         }
         row
@@ -217,6 +225,21 @@ pub fn content_type(payload_type: u32) -> Option<&'static str> {
 /// Whether a column of the type with this OID holds bytes as they are.
 pub fn is_bytes(column_type: u32) -> bool {
     column_type == oid::BYTEA
+}
+
+/// Whether values of the type with this OID have a fixed size.
+pub fn is_fixed(column_type: u32) -> bool {
+    matches!(column_type, oid::UUID | oid::TIMESTAMPTZ)
+}
+
+/// Bytes that a value of the type with this OID has in binary form besides its text.
+pub fn bytes_besides_text(column_type: u32) -> usize {
+    usize::from(column_type == oid::JSONB)
+}
+
+/// The type that a query returns when it casts a document to text: the same without jsonb's version.
+pub fn read_as_text(column_type: u32) -> u32 {
+    if column_type == oid::JSONB { oid::JSON } else { column_type }
 }
 
 fn is_readable(role: Role, oid: u32) -> bool {
@@ -276,8 +299,10 @@ pub struct Remains<'a> {
     pub tracestate: Option<&'a str>,
     /// Time of writing.
     pub occurred_at: Option<PgTime>,
-    /// Columns that have a value which cannot be read.
+    /// Columns that have a value which cannot be read, or was too large to be.
     pub unreadable: Vec<&'static str>,
+    /// How many bytes the values have that were too large.
+    pub left_out: usize,
 }
 
 impl<'a> From<OutboxRow<'a>> for Remains<'a> {
@@ -293,6 +318,7 @@ impl<'a> From<OutboxRow<'a>> for Remains<'a> {
             tracestate: row.tracestate,
             occurred_at: row.occurred_at,
             unreadable: Vec::new(),
+            left_out: 0,
         }
     }
 }
@@ -305,14 +331,24 @@ impl<'a> Remains<'a> {
             Role::AggregateId => self.key = key(value, oid)?,
             Role::Type => self.event_type = text(value, column::TYPE)?,
             Role::Payload => self.payload = payload(value, oid)?,
-            Role::Headers => {
-                self.headers = json_text(value, oid).map_err(|()| RowError::Malformed(column::HEADERS))?
-            }
+            Role::Headers => self.headers = json_text(value, oid, column::HEADERS)?,
             Role::TraceParent => self.traceparent = text(value, column::TRACEPARENT)?,
             Role::TraceState => self.tracestate = text(value, column::TRACESTATE)?,
             Role::OccurredAt => self.occurred_at = timestamp(value, oid)?,
         }
         Ok(())
+    }
+
+    /// Takes note of a value that is not there.
+    fn lack(&mut self, error: &RowError) {
+        match error {
+            RowError::Malformed(column) => self.unreadable.push(column),
+            RowError::Oversized { column, bytes } => {
+                self.unreadable.push(column);
+                self.left_out += bytes;
+            }
+            _ => {}
+        }
     }
 
     fn finish(self) -> Result<OutboxRow<'a>, RowError> {
@@ -330,23 +366,25 @@ impl<'a> Remains<'a> {
     }
 }
 
-fn raw<'a>(value: Column<'a>) -> Option<&'a [u8]> {
+fn raw<'a>(value: Column<'a>, column: &'static str) -> Result<Option<&'a [u8]>, RowError> {
     match value {
-        Column::Null | Column::Unchanged => None,
-        Column::Text(bytes) | Column::Binary(bytes) => Some(bytes),
+        Column::Null | Column::Unchanged => Ok(None),
+        Column::Text(bytes) | Column::Binary(bytes) => Ok(Some(bytes)),
+        Column::Oversized(bytes) => Err(RowError::Oversized { column, bytes }),
     }
 }
 
 fn text<'a>(value: Column<'a>, name: &'static str) -> Result<Option<&'a str>, RowError> {
-    raw(value).map(|bytes| std::str::from_utf8(bytes).map_err(|_| RowError::Malformed(name))).transpose()
+    raw(value, name)?
+        .map(|bytes| std::str::from_utf8(bytes).map_err(|_| RowError::Malformed(name)))
+        .transpose()
 }
 
 fn event_id<'a>(value: Column<'a>, oid: u32) -> Result<Option<EventId<'a>>, RowError> {
-    let Column::Binary(bytes) = value else { return Ok(raw(value).map(EventId::Text)) };
-    if oid != oid::UUID {
-        return Ok(Some(EventId::Text(bytes)));
+    match value {
+        Column::Binary(bytes) if oid == oid::UUID => Ok(Some(EventId::Uuid(uuid_text(bytes, column::ID)?))),
+        other => Ok(raw(other, column::ID)?.map(EventId::Text)),
     }
-    Ok(Some(EventId::Uuid(uuid_text(bytes, column::ID)?)))
 }
 
 fn uuid_text(bytes: &[u8], name: &'static str) -> Result<[u8; 36], RowError> {
@@ -358,29 +396,30 @@ fn uuid_text(bytes: &[u8], name: &'static str) -> Result<[u8; 36], RowError> {
 
 /// A uuid as text, as Debezium and everybody who reads keys has it; it is the one type that costs an allocation.
 fn key<'a>(value: Column<'a>, oid: u32) -> Result<Option<Cow<'a, [u8]>>, RowError> {
-    let Some(bytes) = raw(value) else { return Ok(None) };
+    let Some(bytes) = raw(value, column::AGGREGATE_ID)? else { return Ok(None) };
     if oid != oid::UUID || matches!(value, Column::Text(_)) {
         return Ok(Some(Cow::Borrowed(bytes)));
     }
     Ok(Some(Cow::Owned(uuid_text(bytes, column::AGGREGATE_ID)?.to_vec())))
 }
 
-fn json_text<'a>(value: Column<'a>, oid: u32) -> Result<Option<&'a [u8]>, ()> {
+fn json_text<'a>(value: Column<'a>, oid: u32, column: &'static str) -> Result<Option<&'a [u8]>, RowError> {
     match value {
         Column::Binary(bytes) if oid == oid::JSONB => match bytes.split_first() {
             Some((&JSONB_VERSION, json)) => Ok(Some(json)),
-            _ => Err(()),
+            _ => Err(RowError::Malformed(column)),
         },
-        other => Ok(raw(other)),
+        Column::Oversized(bytes) if oid == oid::JSONB => {
+            Err(RowError::Oversized { column, bytes: bytes.saturating_sub(1) })
+        }
+        other => raw(other, column),
     }
 }
 
 fn payload<'a>(value: Column<'a>, oid: u32) -> Result<Option<Cow<'a, [u8]>>, RowError> {
     match value {
         Column::Text(hex) if oid == oid::BYTEA => decode_hex(hex).map(|bytes| Some(Cow::Owned(bytes))),
-        other => json_text(other, oid)
-            .map(|json| json.map(Cow::Borrowed))
-            .map_err(|()| RowError::Malformed(column::PAYLOAD)),
+        other => Ok(json_text(other, oid, column::PAYLOAD)?.map(Cow::Borrowed)),
     }
 }
 
@@ -408,7 +447,7 @@ fn timestamp(value: Column<'_>, oid: u32) -> Result<Option<PgTime>, RowError> {
             Ok(Some(PgTime::from_micros(i64::from_be_bytes(bytes))).filter(|time| has_year(*time)))
         }
         // Another type under this name: not ours to interpret; the commit time stands in.
-        Column::Binary(_) => Ok(None),
+        Column::Binary(_) | Column::Oversized(_) => Ok(None),
         other => text(other, column::OCCURRED_AT)?
             .map(|text| parse_timestamp(text).ok_or_else(malformed))
             .transpose(),

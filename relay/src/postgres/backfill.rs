@@ -12,7 +12,9 @@ use sqlx::{AssertSqlSafe, Row, ValueRef};
 use tokio::sync::mpsc;
 
 use crate::config::{Source, quote};
-use crate::event::row::{Layout, is_read};
+use crate::event::row::{
+    Layout, bytes_besides_text, content_type, is_bytes, is_fixed, is_read, read_as_text,
+};
 use crate::postgres::checkpoint::History;
 use crate::postgres::source;
 use crate::routing::mapping::Mappings;
@@ -46,10 +48,17 @@ impl StoredRow {
 
     /// Its values, in the order of the layout's columns.
     pub fn values(&self) -> impl Iterator<Item = Column<'_>> + Clone {
-        (1..self.0.len()).map(|index| match self.0.try_get_raw(index) {
+        let count = self.0.len() / 2;
+        (1..=count).map(move |index| match self.0.try_get_raw(index) {
             Ok(value) if !value.is_null() => value.as_bytes().map_or(Column::Null, Column::Binary),
-            _ => Column::Null,
+            _ => self.oversized(count + index).map_or(Column::Null, Column::Oversized),
         })
+    }
+
+    /// The size of a value that was not read because of it.
+    fn oversized(&self, index: usize) -> Option<usize> {
+        let size: Option<i32> = self.0.try_get(index).ok()?;
+        usize::try_from(size?).ok()
     }
 
     fn bytes(&self) -> usize {
@@ -78,10 +87,15 @@ impl Pages {
         sqlx::query("SET row_security = off").execute(&mut sql).await?;
         let columns = columns(&mut sql, source, mappings).await?;
         let route_by = &mappings.current.rule.routing.by_field;
-        let layout = Layout::new(columns.iter().map(|(name, oid)| (name.as_str(), *oid)), route_by)
+        let read = columns.iter().map(|(name, oid)| (name.as_str(), read_as_text(*oid)));
+        let layout = Layout::new(read, route_by)
             .map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
-        let reading =
-            Reading { sql, statement: statement(source, &columns), backfill, page_rows: FIRST_PAGE_ROWS };
+        let reading = Reading {
+            sql,
+            statement: statement(source, &columns, mappings),
+            backfill,
+            page_rows: FIRST_PAGE_ROWS,
+        };
         let (sender, pages) = mpsc::channel(1);
         let task = tokio::spawn(reading.run(sender));
         Ok(Pages { pages, layout, task })
@@ -124,13 +138,40 @@ async fn columns(
 }
 
 /// From the last row read, including it: a second row with its `seq` would otherwise be passed over in silence.
-fn statement(source: &Source, columns: &[(String, u32)]) -> String {
-    let columns: Vec<String> = columns.iter().map(|(name, _)| format!("o.{}", quote(name))).collect();
+///
+/// Behind the values come the sizes of those that are too large to be read. A document is turned into text once, behind
+/// the LIMIT; the size of a text or of bytes is known without reading them.
+fn statement(source: &Source, columns: &[(String, u32)], mappings: &Mappings) -> String {
+    let (mut read, mut texts, mut values, mut sizes) = (vec![], vec![], vec![], vec![]);
+    for (index, (name, oid)) in columns.iter().enumerate() {
+        let column = format!("c{index}");
+        read.push(format!("o.{} AS {column}", quote(name)));
+        texts.push(match content_type(*oid) {
+            Some(_) => format!("{column}::text AS {column}"),
+            None => column.clone(),
+        });
+        let bytes = if is_bytes(*oid) { column.clone() } else { format!("{column}::text") };
+        let large = match is_fixed(*oid) {
+            true => "false".to_owned(),
+            false => {
+                format!("octet_length({bytes}) > {}", mappings.largest_value() - bytes_besides_text(*oid))
+            }
+        };
+        values.push(format!("CASE WHEN {large} THEN NULL ELSE {column} END"));
+        sizes.push(format!("CASE WHEN {large} THEN octet_length({bytes}) END"));
+    }
     format!(
-        "SELECT o.seq, {} FROM {} o
-         WHERE o.seq >= $1 AND pg_visible_in_snapshot(o.xid, (SELECT $2::pg_snapshot))
-         ORDER BY o.seq LIMIT $3",
-        columns.join(", "),
+        "SELECT seq, {}, {}
+         FROM (SELECT seq, {}
+               FROM (SELECT o.seq, {} FROM {} o
+                     WHERE o.seq >= $1 AND pg_visible_in_snapshot(o.xid, (SELECT $2::pg_snapshot))
+                     ORDER BY o.seq LIMIT $3) page
+               OFFSET 0) texts
+         ORDER BY seq",
+        values.join(", "),
+        sizes.join(", "),
+        texts.join(", "),
+        read.join(", "),
         source.table.quoted()
     )
 }

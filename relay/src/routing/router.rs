@@ -23,13 +23,16 @@ pub enum Unroutable {
     #[error("its routing column is NULL")]
     NoValue,
     /// The rule does not match.
-    #[error("'{value}' does not match routing.regex")]
+    #[error("'{}' does not match routing.regex", excerpt(value))]
     NoMatch {
         /// Value of the routing column.
         value: String,
     },
     /// The rule gives a name that Kafka refuses.
-    #[error("'{topic}' is not a topic name (letters, digits, '.', '_', '-', at most {MAX_TOPIC_BYTES})")]
+    #[error(
+        "'{}' is not a topic name (letters, digits, '.', '_', '-', at most {MAX_TOPIC_BYTES})",
+        excerpt(topic)
+    )]
     IllegalTopic {
         /// The name.
         topic: String,

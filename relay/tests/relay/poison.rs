@@ -35,7 +35,7 @@ pub async fn dead_letters(site: &Site) -> Vec<Record> {
     read_all(&site.bootstrap, &[&dead_topic(site)]).await.unwrap()
 }
 
-async fn until_dead(site: &Site, count: usize) -> Vec<Record> {
+pub async fn until_dead(site: &Site, count: usize) -> Vec<Record> {
     wait::until(format!("{count} dead letters"), SOON, async || {
         let letters = dead_letters(site).await;
         if letters.len() >= count { Ok(letters) } else { Err(letters.len()) }
@@ -53,7 +53,7 @@ async fn row(site: &Site, key: &str, id: &str, kind: &str, payload: &str, header
     .await;
 }
 
-fn find<'a>(letters: &'a [Record], key: &str) -> &'a Record {
+pub fn find<'a>(letters: &'a [Record], key: &str) -> &'a Record {
     let found: Vec<&Record> =
         letters.iter().filter(|letter| letter.key.as_deref() == Some(key.as_bytes())).collect();
     let [letter] = found.as_slice() else { panic!("{} dead letters of {key}", found.len()) };

@@ -2,6 +2,11 @@
 
 use crate::wire::{Flaw, Reader};
 
+/// The kind of a column whose value was larger than [`MemoryLimit`](crate::MemoryLimit) allows; four bytes of size
+/// follow. The server has no such kind: it is written where the row is read.
+pub(crate) const OVERSIZED: u8 = 0xFF;
+pub(crate) const UNKNOWN_COLUMN: Flaw = Flaw("has a column of unknown kind");
+
 /// One column's value in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Column<'a> {
@@ -13,6 +18,8 @@ pub enum Column<'a> {
     Text(&'a [u8]),
     /// The value as its type's send function writes it.
     Binary(&'a [u8]),
+    /// A value that was not kept, because [`MemoryLimit`](crate::MemoryLimit) does not allow it: how many bytes it has.
+    Oversized(usize),
 }
 
 /// A row, in the order of its [`Relation`](super::Relation)'s columns.
@@ -79,7 +86,8 @@ fn column<'a>(reader: &mut Reader<'a>) -> Result<Column<'a>, Flaw> {
         b't' => reader.counted().map(Column::Text),
         b'n' => Ok(Column::Null),
         b'u' => Ok(Column::Unchanged),
-        _ => Err(Flaw("has a column of unknown kind")),
+        OVERSIZED => Ok(Column::Oversized(usize::try_from(reader.u32()?).unwrap_or(usize::MAX))),
+        _ => Err(UNKNOWN_COLUMN),
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the server is told, how both sides notice that the other is gone, and how a stream ends.
 
 use super::*;
-use pg_replication::SqlState;
+use pg_replication::{MemoryLimit, SqlState};
 use testbed::postgres::Shutdown;
+use testbed::proxy::{Fault, Proxy};
 use testbed::wait;
 
 #[tokio::test]
@@ -139,4 +140,45 @@ async fn the_reason_of_a_broken_stream_is_the_servers() {
     let (ended, killed) = tokio::join!(end(&mut stream), server.postgres.kill());
     killed.unwrap();
     assert!(matches!(ended, Error::Closed | Error::Io(_)), "{ended}");
+}
+
+#[tokio::test]
+async fn a_message_that_takes_longer_than_the_servers_patience_is_passed_over() {
+    let server = Server::start(PgVersion::V18, &[("wal_sender_timeout", "1s")], Auth::Trust).await;
+    let proxy = Proxy::before(server.postgres.port()).await.unwrap();
+    let mut options = server.options();
+    options.hosts = vec![Host::Tcp { host: "127.0.0.1".into(), port: proxy.port() }];
+    let mut client = Client::connect(&options).await.unwrap();
+    client.create_slot("s", &SlotOptions::default()).await.unwrap();
+    let mut stream = client.start_replication("s", EndLsn::ZERO, &output(true)).await.unwrap();
+    stream.limit_memory(MemoryLimit { largest_value: 1_000_000, is_wanted: Box::new(|_, _| true) });
+    let pid = server.value("SELECT active_pid FROM pg_replication_slots").await;
+    proxy.set(Fault::BytesPerSecond(10_000_000));
+    // More than two seconds each.
+    let written = server.sql(
+        "SELECT pg_logical_emit_message(true, 'other', repeat('x', 25000000));
+         INSERT INTO t VALUES (1, convert_to(repeat('x', 25000000), 'UTF8')), (2, 'small')",
+    );
+    tokio::select! {
+        () = written => {}
+        ended = stream.idle() => panic!("{ended:?}"),
+    }
+    let columns: Vec<String> = read(&mut stream, |frame| {
+        let Frame::XLogData { data, .. } = frame else { return None };
+        let Message::Insert(insert) = Message::parse(data).unwrap() else { return None };
+        Some(insert.tuple.columns().map(|column| format!("{column:?}")).collect())
+    })
+    .await;
+    assert_eq!(columns, ["Binary([0, 0, 0, 1])", "Oversized(25000000)"]);
+    let behind = read(&mut stream, |frame| match frame {
+        Frame::XLogData { data, .. } => Some(data.clone()),
+        Frame::Keepalive { .. } => None,
+    })
+    .await;
+    assert!(behind.ends_with(b"small"), "the row behind it");
+    assert_eq!(
+        server.value("SELECT active_pid FROM pg_replication_slots").await,
+        pid,
+        "the server gave it up"
+    );
 }

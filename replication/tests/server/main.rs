@@ -138,7 +138,7 @@ async fn transaction(stream: &mut Stream) -> (CommitLsn, EndLsn, Vec<Vec<Option<
                     .columns()
                     .map(|column| match column {
                         Column::Text(bytes) | Column::Binary(bytes) => Some(bytes.to_vec()),
-                        Column::Null | Column::Unchanged => None,
+                        Column::Null | Column::Unchanged | Column::Oversized(_) => None,
                     })
                     .collect(),
             ),

@@ -9,25 +9,33 @@ use crate::routing::router::{InvalidRule, Router, Unroutable, partition};
 /// Routes that are remembered: far more than there are topics, and bounded, because a regular expression may take any number
 /// of values to one topic.
 const MAX_ROUTES: usize = 16_384;
+/// What they may take: a value may be as long as a record.
+const MAX_ROUTE_BYTES: usize = 4 * 1024 * 1024;
+
+/// Topics by value of the routing column.
+#[derive(Default)]
+struct Routes {
+    topics: HashMap<String, String>,
+    bytes: usize,
+}
 
 /// A mapping at work.
 pub(super) struct Generation {
     pub(super) mapping: Mapping,
     router: Router,
-    /// Value of the routing column -> topic.
-    routes: HashMap<String, String>,
+    routes: Routes,
 }
 
 impl Generation {
     pub(super) fn new(mapping: Mapping) -> Result<Generation, InvalidRule> {
         let rule = &mapping.rule;
         let router = Router::new(&rule.routing)?.keeping_clear_of(rule.dead_letter_topic.as_deref());
-        Ok(Generation { mapping, router, routes: HashMap::new() })
+        Ok(Generation { mapping, router, routes: Routes::default() })
     }
 
     #[cfg(test)]
     pub(super) fn remembered(&self) -> usize {
-        self.routes.len()
+        self.routes.topics.len()
     }
 
     /// Where a row goes: its topic, the partition if the topic is known, and why it goes there as a dead letter.
@@ -51,7 +59,7 @@ impl Generation {
 fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
     mapping: &Mapping,
     router: &Router,
-    routes: &'m mut HashMap<String, String>,
+    routes: &'m mut Routes,
     subject: &Subject<'a, F>,
 ) -> Result<&'m str, Unplaceable> {
     let routed = route(mapping, router, routes, subject);
@@ -67,17 +75,19 @@ fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
 fn route<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
     mapping: &Mapping,
     router: &Router,
-    routes: &'m mut HashMap<String, String>,
+    routes: &'m mut Routes,
     subject: &Subject<'a, F>,
 ) -> Result<&'m str, Unroutable> {
     let value = (subject.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
-    if !routes.contains_key(value) {
-        if routes.len() >= MAX_ROUTES {
-            routes.clear();
+    if !routes.topics.contains_key(value) {
+        let topic = router.topic(value)?;
+        routes.bytes += value.len() + topic.len();
+        if routes.topics.len() >= MAX_ROUTES || routes.bytes > MAX_ROUTE_BYTES {
+            *routes = Routes { bytes: value.len() + topic.len(), ..Routes::default() };
         }
-        routes.insert(value.to_owned(), router.topic(value)?);
+        routes.topics.insert(value.to_owned(), topic);
     }
-    Ok(routes.get(value).map_or("", String::as_str))
+    Ok(routes.topics.get(value).map_or("", String::as_str))
 }
 
 impl Mapping {

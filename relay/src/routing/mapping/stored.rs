@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Routing};
 
+/// With smaller limits, too, rows of this size are read whole: dead letters then have what fits of them.
+const LARGEST_VALUE_AT_LEAST: usize = 1024 * 1024;
+
 /// What the configuration says about destinations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -122,6 +125,12 @@ impl Mappings {
     /// Whether a topic is selected by the column of that name in any of them.
     pub fn read(&self, column: &str) -> bool {
         self.all().any(|mapping| mapping.rule.routing.by_field == column)
+    }
+
+    /// No value of a row needs more memory than this: a larger one fits into no record of any of them. The rule is the
+    /// same for rows of the stream and of the table, so that both make the same dead letter.
+    pub fn largest_value(&self) -> usize {
+        self.all().map(|mapping| mapping.rule.max_message_bytes).fold(LARGEST_VALUE_AT_LEAST, usize::max)
     }
 
     /// The smallest limit of any topic: no batch may be larger.
