@@ -2,8 +2,13 @@
 //! vectors where everything that can happen between two steps does. Processes die, with requests on the way that the
 //! broker appends at once, late, or never; acknowledgements and searches take their time; others write into the same
 //! partitions; checkpoints are stored, told to Postgres, or not.
+//!
+//! The broker refuses records, for a moment or for good, and has Kafka's rule for what is behind a refused record: where
+//! it has state of the producer it refuses that, too; where it has none it appends it, whatever its sequence number.
+//! librdkafka then reports the first record as delivered, without an offset.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
@@ -27,8 +32,14 @@ enum Step {
     Keepalive,
     /// The broker appends the oldest record on the way to a partition.
     Append(usize),
+    /// The broker refuses the oldest record on the way to a partition. librdkafka sends it again, and this session goes on.
+    RefuseOnce(usize),
+    /// The broker refuses it for good: the session ends.
+    RefuseForGood(usize),
     /// The relay takes in the oldest acknowledgement of a partition.
     Acknowledge(usize),
+    /// The brokers forget producers that have sent nothing for this long.
+    Hour,
     /// A search or the reading of a hole comes to its end.
     Answer,
     Store,
@@ -48,6 +59,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         16 => Just(Step::Read),
         1 => Just(Step::Keepalive),
         8 => partition().prop_map(Step::Append),
+        1 => partition().prop_map(Step::RefuseOnce),
+        1 => partition().prop_map(Step::RefuseForGood),
+        1 => Just(Step::Hour),
         8 => partition().prop_map(Step::Acknowledge),
         4 => Just(Step::Answer),
         2 => Just(Step::Store),
@@ -156,6 +170,9 @@ struct World {
     /// What Postgres was told.
     told: EndLsn,
     late: [VecDeque<Position>; PARTITIONS],
+    /// Whether the broker has state of this process's producer.
+    knows_producer: [bool; PARTITIONS],
+    now: Instant,
     /// Rows that were found twice by a process that is dead: those that follow cannot see the first of the two.
     seen_by_the_dead: HashSet<Position>,
     process: Process,
@@ -175,7 +192,8 @@ struct Process {
     transaction: usize,
     row: Option<usize>,
     sent: [VecDeque<(Position, PartitionId, EntryId)>; PARTITIONS],
-    appended: [VecDeque<(i64, PartitionId, EntryId)>; PARTITIONS],
+    /// Acknowledgements on their way back; without an offset where librdkafka only concludes it.
+    appended: [VecDeque<(Option<i64>, PartitionId, EntryId)>; PARTITIONS],
     questions: VecDeque<(usize, PartitionId, Question)>,
     /// Offsets it knows about in each partition: from the end of its search or its first record, to its last one.
     known: [Option<(i64, i64)>; PARTITIONS],
@@ -206,7 +224,7 @@ impl Process {
         }
     }
 
-    fn read(&mut self, stream: &[Transaction]) {
+    fn read(&mut self, stream: &[Transaction], now: Instant) {
         let Some(transaction) = stream.get(self.transaction) else { return };
         let Some(row) = self.row else {
             self.ledger.begin(transaction.commit(), PgTime::default()).unwrap();
@@ -215,7 +233,7 @@ impl Process {
         };
         match transaction.keys.get(row) {
             Some(key) if !self.start.covers(transaction.commit()) => {
-                if self.deal_with(key, transaction.position(row), transaction.commit()) {
+                if self.deal_with(key, transaction.position(row), transaction.commit(), now) {
                     self.row = Some(row + 1);
                 }
             }
@@ -228,14 +246,14 @@ impl Process {
     }
 
     /// False when the row has to wait.
-    fn deal_with(&mut self, key: &str, position: Position, commit: CommitLsn) -> bool {
+    fn deal_with(&mut self, key: &str, position: Position, commit: CommitLsn, now: Instant) -> bool {
         let number = partition(key.as_bytes(), PARTITIONS as i32);
         let id = self.partitions.id(TOPIC, number).unwrap();
         let mark = self.partitions.mark(id).unwrap();
         let number = number as usize;
         match mark.admit(position, self.horizon.covers(commit)) {
             Admission::Send => {
-                mark.sent(position);
+                mark.sent(position, now);
                 let entry = self.ledger.row().unwrap();
                 self.sent[number].push_back((position, id, entry));
                 true
@@ -249,11 +267,13 @@ impl Process {
         }
     }
 
-    fn acknowledge(&mut self, partition: usize) {
-        let Some((offset, id, entry)) = self.appended[partition].pop_front() else { return };
+    /// False when the session ends: an acknowledgement without an offset is none.
+    fn acknowledge(&mut self, partition: usize, now: Instant) -> bool {
+        let Some((offset, id, entry)) = self.appended[partition].pop_front() else { return true };
+        let Some(offset) = offset else { return false };
         let commit = self.ledger.commit_lsn(entry).unwrap();
         self.ledger.acknowledge(entry).unwrap();
-        match self.partitions.mark(id).unwrap().acknowledged(Some(offset)) {
+        match self.partitions.mark(id).unwrap().acknowledged(offset, now) {
             Landed::InOrder => {}
             Landed::BehindHole(hole) => {
                 self.questions.push_back((partition, id, Question::Hole(hole)));
@@ -265,6 +285,7 @@ impl Process {
         }
         self.partitions.acknowledged(id, entry, TIMELINE, commit, offset);
         self.known[partition].get_or_insert((offset, offset)).1 = offset;
+        true
     }
 
     fn answer(&mut self, kafka: &[Vec<Option<Position>>; PARTITIONS]) {
@@ -305,6 +326,8 @@ impl World {
             stored,
             told: EndLsn::ZERO,
             late: Default::default(),
+            knows_producer: [false; PARTITIONS],
+            now: Instant::now(),
             seen_by_the_dead: HashSet::new(),
             process,
         }
@@ -313,7 +336,7 @@ impl World {
     fn step(&mut self, step: Step) {
         match step {
             Step::Commit(keys) => self.commit(&keys),
-            Step::Read => self.process.read(&self.stream),
+            Step::Read => self.process.read(&self.stream, self.now),
             Step::Keepalive => {
                 if let Some(last) =
                     self.stream.last().filter(|_| self.process.transaction == self.stream.len())
@@ -322,7 +345,17 @@ impl World {
                 }
             }
             Step::Append(partition) => self.append(partition),
-            Step::Acknowledge(partition) => self.process.acknowledge(partition),
+            Step::RefuseOnce(partition) => self.refuse_once(partition),
+            Step::RefuseForGood(partition) => self.refuse_for_good(partition),
+            Step::Acknowledge(partition) => self.acknowledge(partition),
+            Step::Hour => {
+                self.now += Duration::from_secs(3600);
+                for (partition, knows) in self.knows_producer.iter_mut().enumerate() {
+                    let idle = self.process.sent[partition].is_empty()
+                        && self.process.appended[partition].is_empty();
+                    *knows &= !idle;
+                }
+            }
             Step::Answer => self.process.answer(&self.kafka),
             Step::Store => self.store(),
             Step::Tell => self.told = self.told.max(self.stored.confirmed),
@@ -345,7 +378,38 @@ impl World {
         let Some((position, id, entry)) = self.process.sent[partition].pop_front() else { return };
         let offset = self.kafka[partition].len() as i64;
         self.kafka[partition].push(Some(position));
-        self.process.appended[partition].push_back((offset, id, entry));
+        self.process.appended[partition].push_back((Some(offset), id, entry));
+        self.knows_producer[partition] = true;
+    }
+
+    fn refuse_once(&mut self, partition: usize) {
+        if self.knows_producer[partition] || self.process.sent[partition].len() < 2 {
+            return;
+        }
+        // It has no state of the producer: it appends the second record. librdkafka takes the first for delivered.
+        let Some((_, id, entry)) = self.process.sent[partition].pop_front() else { return };
+        self.process.appended[partition].push_back((None, id, entry));
+        self.append(partition);
+    }
+
+    fn refuse_for_good(&mut self, partition: usize) {
+        if self.process.sent[partition].is_empty() {
+            return;
+        }
+        self.process.sent[partition].pop_front();
+        if !self.knows_producer[partition] {
+            // What was sent without waiting.
+            (0..4).for_each(|_| self.append(partition));
+        }
+        self.crash([0; PARTITIONS]);
+        // What is behind a refused record is out of sequence, or was never sent (`enable.gapless.guarantee`).
+        self.late[partition].clear();
+    }
+
+    fn acknowledge(&mut self, partition: usize) {
+        if !self.process.acknowledge(partition, self.now) {
+            self.crash([0; PARTITIONS]);
+        }
     }
 
     /// I6: what is stored, and so may be told to Postgres, is in Kafka.
@@ -380,6 +444,7 @@ impl World {
             self.seen_by_the_dead.extend(found.iter().copied().flatten());
         }
         self.process = Process::start(&self.stored, self.told, &self.stream);
+        self.knows_producer = [false; PARTITIONS];
     }
 
     /// The last process delivers the rest, and then one more row of every key, behind all that came late.
@@ -397,10 +462,10 @@ impl World {
             if self.process.is_done(&self.stream) {
                 return;
             }
-            self.process.read(&self.stream);
+            self.process.read(&self.stream, self.now);
             for partition in 0..PARTITIONS {
                 self.append(partition);
-                self.process.acknowledge(partition);
+                self.acknowledge(partition);
             }
             self.process.answer(&self.kafka);
         }

@@ -21,7 +21,8 @@ impl Delivery {
         let mut taken = std::mem::take(&mut self.taken);
         self.acks.take(&mut taken);
         self.settled += taken.len();
-        let settled = taken.drain(..).try_for_each(|ack| self.settle(ack));
+        let now = Instant::now();
+        let settled = taken.drain(..).try_for_each(|ack| self.settle(ack, now));
         self.taken = taken;
         settled?;
         if let Some(why) = self.acks.distrust().take() {
@@ -34,7 +35,7 @@ impl Delivery {
         Ok(())
     }
 
-    fn settle(&mut self, ack: Ack) -> Result<(), Trouble> {
+    fn settle(&mut self, ack: Ack, now: Instant) -> Result<(), Trouble> {
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
         let bytes = self.in_flight.settled(partition);
         let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
@@ -69,20 +70,19 @@ impl Delivery {
         self.metrics.events_total.with_label_values(&[topic]).inc();
         self.metrics.bytes_total.inc_by(bytes as u64);
         self.dead_letters.acknowledged(partition);
-        let landed = self.partitions.mark(partition).map(|mark| mark.acknowledged(offset));
+        let landed = self.partitions.mark(partition).map(|mark| mark.acknowledged(offset, now));
         let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
         match landed {
             Some(Landed::BehindHole(hole)) => self.jobs.read_hole(partition, topic, number, hole),
             Some(Landed::Backwards { expected }) => {
-                let at = offset.unwrap_or_default();
                 let what = format!(
-                    "{topic}/{number} took a record at offset {at}, but {expected} was reached before"
+                    "{topic}/{number} took a record at offset {offset}, but {expected} was reached before"
                 );
                 return Err(Trouble::new(Reason::KafkaLostRecords, what));
             }
             Some(Landed::InOrder) | None => {}
         }
-        if let Some((offset, commit)) = offset.zip(commit) {
+        if let Some(commit) = commit {
             let timeline = self.lineage.position(commit, 0).timeline;
             self.partitions.acknowledged(partition, entry, timeline, commit, offset);
         }

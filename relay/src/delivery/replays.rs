@@ -69,7 +69,7 @@ pub(super) fn replayed(
     answer: Option<oneshot::Sender<Outcome>>,
     topic: &str,
     partition: i32,
-    outcome: &Result<Option<i64>, RDKafkaErrorCode>,
+    outcome: &Result<i64, RDKafkaErrorCode>,
 ) {
     let Some(answer) = answer else { return };
     let outcome = match outcome {

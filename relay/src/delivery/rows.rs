@@ -1,5 +1,7 @@
 //! From a row to a record that is handed to a producer: where it goes, whether Kafka has it, what it looks like there.
 
+use std::time::Instant;
+
 use outbox::Position;
 use pg_replication::pgoutput::Column;
 use pg_replication::{CommitLsn, PgTime};
@@ -200,7 +202,7 @@ impl Delivery {
             failpoint::pass(Boundary::DeadLetterSent);
         }
         if let Some(mark) = self.partitions.mark(partition) {
-            mark.sent(position);
+            mark.sent(position, Instant::now());
         }
         Ok(())
     }

@@ -67,6 +67,9 @@ fn meaning(code: Code) -> &'static str {
             ": fewer replicas are in sync than min.insync.replicas"
         }
         Code::MessageTimedOut => ": it was not acknowledged in time",
+        Code::NoOffset => {
+            ": it was acknowledged without an offset, which does not prove that Kafka has it; the partition is searched for it"
+        }
         _ => "",
     }
 }

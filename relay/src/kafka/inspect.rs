@@ -125,16 +125,19 @@ impl Searcher {
         &self,
         topic: &str,
         partition: i32,
-        min_in_sync: Option<usize>,
+        mut min_in_sync: Option<usize>,
     ) -> Result<(), SearchError> {
-        let in_sync = || {
+        let replicas = || {
             let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST)?;
-            let found = metadata.topics().iter().flat_map(|topic| topic.partitions());
-            Ok(found.filter(|found| found.id() == partition).map(|found| found.isr().len()).max())
+            let mut found = metadata.topics().iter().flat_map(|topic| topic.partitions());
+            let found = found.find(|found| found.id() == partition);
+            Ok(found.map(|found| Replicas { all: found.replicas().len(), in_sync: found.isr().len() }))
         };
-        while !counts_as_acknowledged(self.persist(in_sync)?, min_in_sync) {
+        while !counts_as_acknowledged(self.persist(replicas)?, min_in_sync) {
             tracing::debug!(topic, partition, "fewer replicas in sync than min.insync.replicas");
             self.sleep(BETWEEN_LOOKS)?;
+            // Lowering it is what a person does to let delivery continue.
+            min_in_sync = self.describe(topic).and_then(|settings| settings.min_in_sync_replicas);
         }
         Ok(())
     }
@@ -226,10 +229,19 @@ fn judge(floor: &Floor, low: i64, high: i64, found: Option<Found>, compacted: bo
     }
 }
 
+/// Replicas of a partition.
+#[derive(Clone, Copy, Debug)]
+struct Replicas {
+    all: usize,
+    in_sync: usize,
+}
+
 /// Whether a record that a search sees is as good as acknowledged: as many replicas are in sync as an
-/// acknowledgement needs. Where either number is not known, the broker's own rule has to do.
-fn counts_as_acknowledged(in_sync: Option<usize>, min_in_sync: Option<usize>) -> bool {
-    in_sync.zip(min_in_sync).is_none_or(|(in_sync, needed)| in_sync >= needed)
+/// acknowledgement needs. That is never more than there are (KIP-966: brokers from 4.0 on accept records for a topic
+/// with fewer replicas than `min.insync.replicas`; older ones refuse them, whatever is done here). Where either number
+/// is not known, the broker's own rule has to do.
+fn counts_as_acknowledged(replicas: Option<Replicas>, min_in_sync: Option<usize>) -> bool {
+    replicas.zip(min_in_sync).is_none_or(|(replicas, needed)| replicas.in_sync >= needed.min(replicas.all))
 }
 
 #[cfg(test)]
@@ -271,9 +283,12 @@ mod tests {
 
     #[test]
     fn a_scanned_record_counts_when_enough_replicas_are_in_sync() {
-        assert!(counts_as_acknowledged(Some(2), Some(2)));
-        assert!(counts_as_acknowledged(Some(3), Some(2)));
-        assert!(!counts_as_acknowledged(Some(1), Some(2)));
-        assert!(counts_as_acknowledged(Some(1), None), "not known");
+        let of_three = |in_sync| Some(Replicas { all: 3, in_sync });
+        assert!(counts_as_acknowledged(of_three(2), Some(2)));
+        assert!(counts_as_acknowledged(of_three(3), Some(2)));
+        assert!(!counts_as_acknowledged(of_three(1), Some(2)));
+        assert!(counts_as_acknowledged(of_three(1), None), "not known");
+        let only = Some(Replicas { all: 1, in_sync: 1 });
+        assert!(counts_as_acknowledged(only, Some(2)), "there are no more");
     }
 }

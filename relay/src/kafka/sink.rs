@@ -73,8 +73,8 @@ impl Tag {
 pub struct Ack {
     /// Which record.
     pub tag: Tag,
-    /// Its offset if the broker said, or why it is not in Kafka.
-    pub outcome: Result<Option<i64>, RDKafkaErrorCode>,
+    /// Its offset, or why it may not be in Kafka.
+    pub outcome: Result<i64, RDKafkaErrorCode>,
 }
 
 /// Acknowledgements on their way from librdkafka's threads to the one task that keeps the ledger.
@@ -165,8 +165,10 @@ impl ProducerContext for Delivery {
     fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
         failpoint::pass(Boundary::InCallback);
         let outcome = match result {
-            // The broker had it already (a retry whose first answer was lost): stored, offset unknown.
-            Ok(message) => Ok(Some(message.offset()).filter(|offset| *offset >= 0)),
+            Ok(message) if message.offset() >= 0 => Ok(message.offset()),
+            // librdkafka concludes it from the acknowledgement of a later record (`rd_kafka_dr_implicit_ack`). A broker
+            // that had no state of this producer may have refused this record and appended the later one.
+            Ok(_) => Err(RDKafkaErrorCode::NoOffset),
             Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
         };
         self.0.put(Ack { tag: Tag(tag), outcome });

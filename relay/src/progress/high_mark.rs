@@ -9,6 +9,14 @@
 //! after a search one row goes alone, as a probe: when its offset is the end the search saw, nothing came in
 //! between; when it is not, the hole is read before anything else follows. Later holes are read as well; what is
 //! found there is a duplicate already and is counted.
+//!
+//! The first record of a producer session in a partition goes alone for another reason, too: a broker that has no
+//! state of a producer accepts any first sequence number (KAFKA-15591). If it refused the first record and then
+//! received the second, which librdkafka sends without waiting, it would append the second, and the prefix would
+//! have a gap. Once one record is acknowledged, the broker refuses whatever does not follow it. It forgets that after
+//! `producer.id.expiration.ms` without a record, so a partition that was idle for [`MAX_IDLE`] starts over.
+
+use std::time::{Duration, Instant};
 
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn};
@@ -74,17 +82,23 @@ pub struct Hole {
     pub known: Option<Position>,
 }
 
+/// After this long without an acknowledgement a broker is no longer trusted to know the producer: far below the
+/// 24 h of `producer.id.expiration.ms`, because that is a setting. It costs one round trip for a partition that has
+/// nothing in flight.
+pub const MAX_IDLE: Duration = Duration::from_secs(60);
+
 #[derive(Clone, Copy, Debug)]
 enum State {
     Unsearched,
     Searching,
-    /// Searched; the next row sent is the probe.
+    /// Searched up to `end`; the next row sent is the probe.
     Searched {
         end: i64,
     },
-    /// The probe is under way.
+    /// One record is in flight, and nothing may follow before it is acknowledged. `end` is where a search ended right
+    /// before it.
     Probing {
-        end: i64,
+        end: Option<i64>,
         probe: Position,
     },
     /// The probe came back with a hole before it, which is being read.
@@ -103,6 +117,10 @@ pub struct HighMark {
     highest: Option<Position>,
     /// The offset our next record gets if nobody else writes here. Unknown before the first acknowledgement.
     next: Option<i64>,
+    /// Records sent and not acknowledged.
+    in_flight: usize,
+    /// When a record was last acknowledged.
+    acknowledged_at: Option<Instant>,
     /// The hole before the probe, and the highest position in it once it was read.
     before_probe: Option<(Hole, Option<Position>)>,
 }
@@ -110,7 +128,15 @@ pub struct HighMark {
 impl HighMark {
     /// The mark of a partition whose records before offset `floor` need no search.
     pub fn new(floor: i64) -> Self {
-        HighMark { state: State::Unsearched, floor, highest: None, next: None, before_probe: None }
+        HighMark {
+            state: State::Unsearched,
+            floor,
+            highest: None,
+            next: None,
+            in_flight: 0,
+            acknowledged_at: None,
+            before_probe: None,
+        }
     }
 
     /// Where the hole before the probe begins, while it holds rows, or may hold some, that are not confirmed by `confirmed`. This process
@@ -137,12 +163,20 @@ impl HighMark {
     }
 
     /// The row that was admitted last was handed to a producer.
-    pub fn sent(&mut self, position: Position) {
+    pub fn sent(&mut self, position: Position, now: Instant) {
         self.state = match self.state {
-            State::Searched { end } => State::Probing { end, probe: position },
-            State::Unsearched => State::Open,
+            State::Searched { end } => State::Probing { end: Some(end), probe: position },
+            State::Unsearched => State::Probing { end: None, probe: position },
+            State::Open if self.is_idle(now) => State::Probing { end: None, probe: position },
             state => state,
         };
+        self.in_flight += 1;
+    }
+
+    /// Whether the broker may have forgotten the producer.
+    fn is_idle(&self, now: Instant) -> bool {
+        let since = self.acknowledged_at.map(|at| now.saturating_duration_since(at));
+        self.in_flight == 0 && since.is_none_or(|since| since >= MAX_IDLE)
     }
 
     /// The search that `admit` asked for is done.
@@ -153,25 +187,28 @@ impl HighMark {
         }
     }
 
-    /// A record of ours was acknowledged at `offset` (`None` when the broker did not say).
-    pub fn acknowledged(&mut self, offset: Option<i64>) -> Landed {
+    /// A record of ours was acknowledged at `offset`.
+    pub fn acknowledged(&mut self, offset: i64, now: Instant) -> Landed {
         let expected = match self.state {
-            State::Probing { end, .. } => Some(end),
+            State::Probing { end: Some(end), .. } => Some(end),
             _ => self.next,
         };
         let lowest = expected.unwrap_or(self.floor);
-        if offset.is_some_and(|offset| offset < lowest) {
+        if offset < lowest {
             return Landed::Backwards { expected: lowest };
         }
-        self.next = offset.map(|offset| offset + 1);
-        let hole = expected.zip(offset).filter(|(from, until)| from < until).map(|(from, until)| Hole {
-            from,
-            until,
-            known: self.highest,
-        });
-        if let State::Probing { probe, .. } = self.state {
-            self.before_probe = hole.map(|hole| (hole, None));
-            self.state = if hole.is_some() { State::ReadingHole { probe } } else { State::Open };
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.acknowledged_at = Some(now);
+        self.next = Some(offset + 1);
+        let hole = expected.filter(|from| *from < offset);
+        let hole = hole.map(|from| Hole { from, until: offset, known: self.highest });
+        if let State::Probing { end, probe } = self.state {
+            // A hole before a probe that no search preceded is like any later one.
+            let searched = hole.filter(|_| end.is_some());
+            if let Some(hole) = searched {
+                self.before_probe = Some((hole, None));
+            }
+            self.state = if searched.is_some() { State::ReadingHole { probe } } else { State::Open };
         }
         hole.map_or(Landed::InOrder, Landed::BehindHole)
     }
@@ -208,7 +245,7 @@ mod tests {
     fn offer(mark: &mut HighMark, lsn: u64, replayed: bool) -> Admission {
         let admission = mark.admit(at(lsn), replayed);
         if admission == Admission::Send {
-            mark.sent(at(lsn));
+            mark.sent(at(lsn), Instant::now());
         }
         admission
     }
@@ -217,10 +254,49 @@ mod tests {
     }
 
     #[test]
-    fn rows_beyond_the_horizon_need_no_search() {
+    fn rows_beyond_the_horizon_need_no_search_and_the_first_goes_alone() {
         let mut mark = HighMark::new(0);
         assert_eq!(offer(&mut mark, 10, false), Admission::Send);
+        assert_eq!(offer(&mut mark, 20, false), Admission::Wait, "the broker may not know the producer");
+        assert_eq!(mark.acknowledged(3, Instant::now()), Landed::InOrder);
         assert_eq!(offer(&mut mark, 20, false), Admission::Send);
+        assert_eq!(offer(&mut mark, 30, false), Admission::Send);
+    }
+
+    #[test]
+    fn after_an_idle_time_one_record_goes_alone_again() {
+        let mut mark = HighMark::new(0);
+        let start = Instant::now();
+        mark.sent(at(10), start);
+        mark.acknowledged(3, start);
+        mark.sent(at(20), start + MAX_IDLE / 2);
+        assert_eq!(mark.admit(at(30), false), Admission::Send, "it is not idle");
+        mark.acknowledged(4, start + MAX_IDLE / 2);
+        mark.sent(at(30), start + MAX_IDLE * 2);
+        assert_eq!(mark.admit(at(40), false), Admission::Wait, "the broker may have forgotten the producer");
+        let hole = Hole { from: 5, until: 9, known: None };
+        assert_eq!(mark.acknowledged(9, start + MAX_IDLE * 2), Landed::BehindHole(hole));
+        assert_eq!(
+            mark.admit(at(40), false),
+            Admission::Send,
+            "a hole that no search preceded holds up nothing"
+        );
+        assert_eq!(mark.hold_from(end(0)), None);
+    }
+
+    #[test]
+    fn what_is_in_flight_for_long_is_not_idle() {
+        let mut mark = HighMark::new(0);
+        let start = Instant::now();
+        mark.sent(at(10), start);
+        mark.acknowledged(3, start);
+        mark.sent(at(20), start);
+        mark.sent(at(30), start + MAX_IDLE * 2);
+        assert_eq!(
+            mark.admit(at(40), false),
+            Admission::Send,
+            "librdkafka sends both, whatever is asked for here"
+        );
     }
 
     #[test]
@@ -232,7 +308,7 @@ mod tests {
         assert_eq!(offer(&mut mark, 10, true), Admission::AlreadyThere);
         assert_eq!(offer(&mut mark, 20, true), Admission::Send);
         assert_eq!(offer(&mut mark, 30, false), Admission::Wait);
-        assert_eq!(mark.acknowledged(Some(42)), Landed::InOrder);
+        assert_eq!(mark.acknowledged(42, Instant::now()), Landed::InOrder);
         assert_eq!(offer(&mut mark, 30, false), Admission::Send);
     }
 
@@ -243,7 +319,7 @@ mod tests {
         mark.searched(found(None, 0, 5));
         assert_eq!(offer(&mut mark, 10, true), Admission::Send);
         let hole = Hole { from: 5, until: 8, known: None };
-        assert_eq!(mark.acknowledged(Some(8)), Landed::BehindHole(hole));
+        assert_eq!(mark.acknowledged(8, Instant::now()), Landed::BehindHole(hole));
         assert_eq!(mark.hold_from(end(90)), Some(5), "nobody knows what is in it");
         assert_eq!(offer(&mut mark, 20, true), Admission::Wait);
         // The dead process's last request: rows 10, 20 and 30. The probe, row 10, is there twice.
@@ -262,7 +338,7 @@ mod tests {
         mark.searched(found(Some(20), 2, 5));
         assert_eq!(offer(&mut mark, 30, true), Admission::Send);
         let hole = Hole { from: 5, until: 7, known: Some(at(20)) };
-        assert_eq!(mark.acknowledged(Some(7)), Landed::BehindHole(hole));
+        assert_eq!(mark.acknowledged(7, Instant::now()), Landed::BehindHole(hole));
         // Row 20 once more, and row 25, which is new.
         let read = Searched { repeated: 1, ..found(Some(25), 2, 7) };
         assert_eq!(mark.hole_read(hole, read), 1);
@@ -272,9 +348,9 @@ mod tests {
     fn our_records_in_a_later_hole_are_counted() {
         let mut mark = HighMark::new(0);
         offer(&mut mark, 10, false);
-        assert_eq!(mark.acknowledged(Some(3)), Landed::InOrder);
+        assert_eq!(mark.acknowledged(3, Instant::now()), Landed::InOrder);
         let hole = Hole { from: 4, until: 6, known: None };
-        assert_eq!(mark.acknowledged(Some(6)), Landed::BehindHole(hole));
+        assert_eq!(mark.acknowledged(6, Instant::now()), Landed::BehindHole(hole));
         assert_eq!(mark.hole_read(hole, found(Some(50), 1, 6)), 1);
         assert_eq!(mark.admit(at(20), false), Admission::Send, "nobody has sent it");
     }
@@ -283,10 +359,13 @@ mod tests {
     fn an_offset_that_goes_back_is_noticed() {
         let mut mark = HighMark::new(10);
         offer(&mut mark, 10, false);
-        assert_eq!(mark.acknowledged(Some(0)), Landed::Backwards { expected: 10 }, "below the floor");
-        assert_eq!(mark.acknowledged(Some(10)), Landed::InOrder);
-        assert_eq!(mark.acknowledged(Some(10)), Landed::Backwards { expected: 11 });
-        assert_eq!(mark.acknowledged(None), Landed::InOrder, "a retry's offset is not known");
+        assert_eq!(
+            mark.acknowledged(0, Instant::now()),
+            Landed::Backwards { expected: 10 },
+            "below the floor"
+        );
+        assert_eq!(mark.acknowledged(10, Instant::now()), Landed::InOrder);
+        assert_eq!(mark.acknowledged(10, Instant::now()), Landed::Backwards { expected: 11 });
     }
 
     #[test]
@@ -313,7 +392,7 @@ mod tests {
                     match offer(&mut mark, row, row < horizon) {
                         Admission::Send => {
                             log.push(row);
-                            let hole = mark.acknowledged(Some(log.len() as i64 - 1));
+                            let hole = mark.acknowledged(log.len() as i64 - 1, Instant::now());
                             prop_assert_eq!(hole, Landed::InOrder);
                             break;
                         }

@@ -57,7 +57,10 @@ impl HoldUp {
         match self {
             HoldUp::Budget => "the budget is used up: Kafka has to acknowledge first",
             HoldUp::Topic => "a row waits for its topic",
-            HoldUp::Search => "a row waits until its partition was searched for what Kafka has already",
+            HoldUp::Search => {
+                "a row waits for its partition: for a search for what Kafka has already, or for the first record of this session to be \
+                 acknowledged"
+            }
             HoldUp::PoisonRow => "a row cannot be delivered",
             HoldUp::Copy => "the rows that were there before the slot are delivered first",
         }

@@ -15,6 +15,7 @@ mod crash;
 mod data;
 mod delivery;
 mod dropping;
+mod first_record;
 mod fixture;
 mod grants;
 mod hosts;

@@ -2,6 +2,7 @@
 //! each row is in one partition once, and each partition is in the order of the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use outbox::Position;
 use pg_replication::Lsn;
@@ -127,10 +128,10 @@ impl World {
                 if self.rows[row].bytes > mapper.limit(&place.0) {
                     break;
                 }
-                mark.sent(position(row));
+                mark.sent(position(row), Instant::now());
                 sent.entry(place.clone()).or_default().push(row);
                 let waiting = sent[&place].len() as i64;
-                mark.acknowledged(Some(self.kafka.logs[&place].len() as i64 + waiting - 1));
+                mark.acknowledged(self.kafka.logs[&place].len() as i64 + waiting - 1, Instant::now());
             }
         }
         self.append(&mut sent, run.appended);

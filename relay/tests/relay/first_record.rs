@@ -1,0 +1,197 @@
+//! The first records of a producer session in a partition (R1, R20). A broker that has no state of a producer accepts
+//! any first sequence number: what follows a refused record must not be on its way before one was acknowledged.
+
+use std::time::Duration;
+
+use testbed::checker::{Findings, Verdict};
+use testbed::kafka::{Kafka, KafkaOptions, alter_topic, create_topic};
+use testbed::load::Dice;
+use testbed::proxy::Fault;
+use testbed::{Database, shared, wait};
+
+use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy, long_matrix, right};
+use crate::proxied::until_more;
+
+/// Larger than any batch, so that it is alone in its request and the next record is in another.
+const LARGE: &str =
+    "(SELECT to_jsonb(string_agg(md5(n::text || random()), '')) FROM generate_series(1, 62500) n)";
+
+/// A site whose topic has one partition.
+async fn one_partition(bootstrap: &str, settings: &[(&str, &str)]) -> Site {
+    let database = Database::on(&shared().await.unwrap().postgres_url("postgres"), "first").await.unwrap();
+    let site = Site::without_topic(database, bootstrap);
+    create_topic(bootstrap, &site.topic(), 1, 1, settings).await.unwrap();
+    site
+}
+
+async fn insert(site: &Site, event_type: &str, payload: &str) {
+    site.execute(&row(site, event_type, payload)).await;
+}
+
+fn row(site: &Site, event_type: &str, payload: &str) -> String {
+    let columns = "id, aggregatetype, aggregateid, type, payload";
+    format!(
+        "INSERT INTO outbox ({columns}) VALUES (gen_random_uuid(), '{}', 'k', '{event_type}', {payload});",
+        site.aggregate
+    )
+}
+
+async fn types(site: &Site, count: usize) -> Vec<String> {
+    let records = site.until_records(count).await;
+    records.iter().map(|record| record.header("ce_type").unwrap_or_default().to_owned()).collect()
+}
+
+/// A relay that has delivered one row and stopped, so that the next one starts with nothing to replay.
+async fn delivered_one(site: &Site, edit: impl FnOnce(String) -> String) {
+    let relay = site.launch(edit);
+    relay.until_ready().await;
+    insert(site, "first.v1", "'1'").await;
+    site.until_records(1).await;
+    site.until_confirmed(&relay).await;
+    assert_eq!(relay.stop().await.0, Some(0));
+}
+
+fn with_limit(text: String) -> String {
+    text.replace("tls: {mode: disable}}\nadmin", "tls: {mode: disable}, maxMessageBytes: 5000000}\nadmin")
+}
+
+/// Refused for good: the broker takes no record of that size, and would take the small one behind it.
+#[tokio::test]
+async fn a_refused_first_record_is_not_passed_by_the_next() {
+    let bootstrap = shared().await.unwrap().kafka_bootstrap();
+    let site = one_partition(bootstrap, &[("max.message.bytes", "5000000")]).await;
+    delivered_one(&site, with_limit).await;
+    let relay = site.launch(with_limit);
+    relay.until_ready().await;
+    alter_topic(bootstrap, &site.topic(), &[("max.message.bytes", "1000000")]).await.unwrap();
+    let (large, small) = (row(&site, "large.v1", LARGE), row(&site, "small.v1", "'1'"));
+    site.execute(&format!("BEGIN; {large} {small} COMMIT")).await;
+    relay.until("/readyz", 503, "PoisonRow").await;
+    assert_eq!(types(&site, 1).await, ["first.v1"], "a record passed one that was refused");
+    alter_topic(bootstrap, &site.topic(), &[("max.message.bytes", "5000000")]).await.unwrap();
+    assert_eq!(types(&site, 3).await, ["first.v1", "large.v1", "small.v1"]);
+    site.judge_table(&relay).await;
+}
+
+/// Three brokers of which one is dead: two replicas in sync. A topic that asks for three refuses every record for the
+/// moment.
+struct TwoInSync {
+    kafka: Kafka,
+    partitions: i32,
+}
+
+impl TwoInSync {
+    async fn start(partitions: i32) -> TwoInSync {
+        let options = KafkaOptions { brokers: 3, proxied: true, ..KafkaOptions::default() };
+        let mut kafka = Kafka::start(options).await.unwrap();
+        kafka.brokers()[2].kill().await.unwrap();
+        TwoInSync { kafka, partitions }
+    }
+
+    async fn another_site(&self) -> Site {
+        let database =
+            Database::on(&shared().await.unwrap().postgres_url("postgres"), "first").await.unwrap();
+        let site = Site::without_topic(database, &self.kafka.bootstrap());
+        let settings = [("min.insync.replicas", "2")];
+        self.kafka.create_topic(&site.topic(), self.partitions, 3, &settings).await.unwrap();
+        site
+    }
+
+    fn launch(&self, site: &Site) -> Relay {
+        site.launch(|text| text.replace(&site.bootstrap, &self.kafka.proxied_bootstrap()))
+    }
+
+    fn set(&self, fault: Fault) {
+        self.kafka.proxies().iter().for_each(|proxy| proxy.set(fault));
+    }
+}
+
+/// The request may go to the broker that is dead.
+async fn replicas_needed(site: &Site, needed: &str) {
+    wait::until("the topic altered", SOON, async || {
+        alter_topic(&site.bootstrap, &site.topic(), &[("min.insync.replicas", needed)]).await
+    })
+    .await
+    .unwrap();
+}
+
+/// Refused for a moment: the first record is to be sent again when the second one, slow on its way, arrives.
+#[tokio::test]
+async fn a_first_record_that_has_to_be_sent_again_is_not_passed_by_the_next() {
+    let _place = heavy().await;
+    let cluster = TwoInSync::start(1).await;
+    let site = &cluster.another_site().await;
+    delivered_one(site, |text| text).await;
+    let relay = cluster.launch(site);
+    relay.until_ready().await;
+    replicas_needed(site, "3").await;
+    insert(site, "refused.v1", "'1'").await;
+    wait::until("the first record is in flight", SOON, async || {
+        let in_flight = relay.metric("outbox_relay_in_flight_events").await;
+        if in_flight > 0.0 { Ok(()) } else { Err(relay.status_text().await) }
+    })
+    .await
+    .unwrap();
+    cluster.set(Fault::BytesPerSecond(50_000));
+    insert(site, "slow.v1", &LARGE.replace("62500", "12000")).await;
+    wait::until("the second row is read", SOON, async || {
+        let status = relay.status().await;
+        let is_sent = status["inFlightEvents"].as_u64() > Some(1);
+        if is_sent || status["notReadingBecause"].is_string() { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+    .unwrap();
+    replicas_needed(site, "2").await;
+    until_acknowledged(&relay, 1.0).await;
+    cluster.set(Fault::None);
+    assert_eq!(types(site, 3).await, ["first.v1", "refused.v1", "slow.v1"]);
+    site.judge_table(&relay).await;
+}
+
+async fn until_acknowledged(relay: &Relay, count: f64) {
+    wait::until(format!("{count} acknowledged"), SOON, async || {
+        let seen = relay.metric("outbox_relay_events_total").await;
+        if seen >= count { Ok(()) } else { Err(relay.status_text().await) }
+    })
+    .await
+    .unwrap();
+}
+
+/// How many relays begin sessions side by side.
+const RELAYS: usize = 4;
+
+/// Two hundred sessions in the long matrix, forty else, that begin under load while the brokers refuse records for a
+/// moment.
+#[tokio::test]
+async fn sessions_that_begin_while_records_are_refused_lose_nothing() {
+    let _place = heavy().await;
+    let cluster = TwoInSync::start(PARTITIONS).await;
+    let sessions = if long_matrix() { 200 } else { 40 } / RELAYS;
+    let relays = (0..RELAYS).map(|number| begin_sessions(&cluster, number, sessions));
+    futures::future::join_all(relays).await;
+}
+
+/// A record that was appended, and whose acknowledgement failed because the topic asked for more replicas meanwhile, may
+/// be hidden from the next session's search: it is in Kafka twice then, and counted. Nothing else may happen.
+async fn begin_sessions(cluster: &TwoInSync, number: usize, sessions: usize) {
+    let site = cluster.another_site().await;
+    let relay = cluster.launch(&site);
+    relay.until_ready().await;
+    let load = site.start_load(100.0).await;
+    let mut dice = Dice::new(number as u64);
+    for _ in 0..sessions {
+        until_more(&relay, 20.0).await;
+        replicas_needed(&site, "3").await;
+        let holder = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
+        site.execute(&format!("SELECT pg_terminate_backend(({holder}))")).await;
+        // The length of the fault.
+        tokio::time::sleep(Duration::from_millis(dice.below(300) as u64)).await;
+        replicas_needed(&site, "2").await;
+    }
+    let verdict = site.verdict(load, &relay).await;
+    assert!(relay.metric("outbox_relay_reconnects_total").await >= sessions as f64);
+    let detected = relay.metric("outbox_relay_duplicates_detected_total").await;
+    println!("duplicates: {} in Kafka, {detected} counted", verdict.duplicate.count);
+    assert!(verdict.duplicate.count == 0 || detected > 0.0, "duplicates that were not counted:\n{verdict}");
+    right(&Verdict { duplicate: Findings::default(), ..verdict });
+}
