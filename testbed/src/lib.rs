@@ -26,6 +26,7 @@ pub mod kafka;
 pub mod kubernetes;
 pub mod load;
 pub mod net;
+pub mod other_producer;
 mod packages;
 pub mod postgres;
 pub mod process;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 use testbed::guard::Folder;
-use testbed::kafka::{Kafka, KafkaOptions};
+use testbed::kafka::{Kafka, KafkaOptions, alter_topic};
 use testbed::load::{Load, LoadOptions, Log};
+use testbed::other_producer::{MARK, OtherProducer};
 use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::process::{Launch, Program};
 use testbed::proxy::{self, Proxy};
@@ -26,6 +27,11 @@ const HEALS_WITHIN: Duration = Duration::from_secs(90);
 const ENDS_WITHIN: Duration = Duration::from_secs(40);
 const PARTITIONS: i32 = 3;
 const TOPIC: &str = "outbox.event.load";
+/// A limit below every record of the load, and Kafka's own.
+const TOO_SMALL: &str = "300";
+const LIMIT: &str = "1048588";
+/// As many as the load's own rows, so that nearly every batch has other records before it.
+const OTHERS_PER_SECOND: u32 = 300;
 const EVENTS: &str = "outbox_relay_events_total";
 const DETECTED: &str = "outbox_relay_duplicates_detected_total";
 
@@ -147,8 +153,24 @@ impl Arena {
                 sleep(hold).await;
                 self.kafka.proxies().iter().for_each(|proxy| proxy.set(proxy::Fault::None));
             }
+            Fault::KafkaRefuses => {
+                self.limit_records(TOO_SMALL).await?;
+                sleep(hold).await;
+                self.limit_records(LIMIT).await?;
+            }
+            Fault::OtherProducer => {
+                let other = OtherProducer::start(&self.kafka.bootstrap(), TOPIC, OTHERS_PER_SECOND)?;
+                // More than its own records have to come through meanwhile.
+                self.healed().await?;
+                sleep(hold).await;
+                other.stop()?;
+            }
         }
         self.healed().await
+    }
+
+    async fn limit_records(&self, bytes: &str) -> Result<(), Failure> {
+        Ok(alter_topic(&self.kafka.bootstrap(), TOPIC, &[("max.message.bytes", bytes)]).await?)
     }
 
     /// Duplicates that the relay has noticed since it started.
@@ -173,7 +195,9 @@ impl Arena {
             Err(error) => Err(error.to_string()),
         })
         .await?;
-        Ok(records::read_all(&self.kafka.bootstrap(), &[TOPIC]).await?)
+        let mut records = records::read_all(&self.kafka.bootstrap(), &[TOPIC]).await?;
+        records.retain(|record| record.header(MARK).is_none());
+        Ok(records)
     }
 
     /// Records as they arrive.

@@ -45,11 +45,15 @@ pub enum Fault {
     KafkaSilent,
     /// Kafka is far away.
     KafkaSlow,
+    /// The broker refuses records: the topic's limit is lowered below their size.
+    KafkaRefuses,
+    /// Another application writes to the same topic.
+    OtherProducer,
 }
 
 /// Each fault, how likely it is, and how long it holds, in milliseconds; no time for what happens at once. A zombie
 /// may leave duplicates, which are counted apart, so it is asked for.
-const FAULTS: [(Fault, usize, Range<usize>); 18] = [
+const FAULTS: [(Fault, usize, Range<usize>); 20] = [
     (Fault::RelayKilled, 20, 0..1_500),
     (Fault::RelayTerminated, 8, 0..1_000),
     (Fault::RelayPaused, 6, 200..1_000),
@@ -68,6 +72,8 @@ const FAULTS: [(Fault, usize, Range<usize>); 18] = [
     (Fault::KafkaReset, 8, 0..3_000),
     (Fault::KafkaSilent, 8, 200..12_000),
     (Fault::KafkaSlow, 4, 2_000..6_000),
+    (Fault::KafkaRefuses, 6, 200..4_000),
+    (Fault::OtherProducer, 8, 500..6_000),
 ];
 
 /// How likely a zombie is when it is asked for.
@@ -147,6 +153,8 @@ impl fmt::Display for Fault {
             Fault::KafkaReset => "Kafka connections reset",
             Fault::KafkaSilent => "Kafka silent",
             Fault::KafkaSlow => "Kafka slow",
+            Fault::KafkaRefuses => "Kafka refuses records",
+            Fault::OtherProducer => "another producer",
         })
     }
 }
