@@ -162,7 +162,7 @@ impl Reason {
                 "set ssl = on in Postgres; only on a network you trust, set source.tls.mode to disable instead"
             }
             Reason::CertificateNotTrusted => {
-                "put the certificate of the authority that issued the server's into source.tls.caFile, or renew the server's"
+                "put the certificate of the authority that issued the server's, or a self-signed one itself, into source.tls.caFile, or renew the server's"
             }
             Reason::CertificateForOtherHost => {
                 "set source.host to a name in the server's certificate, or have one issued for this name"

@@ -1,6 +1,8 @@
 //! TLS to the server, with rustls and ring. Nothing is installed for the process as a whole, and there is no way
 //! back to plain text: a server that cannot be encrypted to, or trusted, is not spoken to.
 
+mod certificate;
+mod der;
 mod end_point;
 mod problem;
 mod verify;
@@ -11,12 +13,14 @@ use std::sync::Arc;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use certificate::Certificate;
 pub(crate) use end_point::end_point;
 pub use problem::TlsError;
 use verify::Verifier;
@@ -107,6 +111,12 @@ impl Pem {
         &self.0
     }
 
+    fn is_encrypted(&self) -> bool {
+        ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"]
+            .iter()
+            .any(|mark| self.0.windows(mark.len()).any(|window| window == mark.as_bytes()))
+    }
+
     fn certificates(&self) -> Option<Vec<CertificateDer<'static>>> {
         let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.0).collect();
         all.ok().filter(|certificates| !certificates.is_empty())
@@ -144,32 +154,58 @@ impl TlsOptions {
 
     fn client_config(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(ring::default_provider());
-        let verifier = Verifier::new(self.mode, self.authorities()?, Arc::clone(&provider))?;
+        let given = self.given()?;
+        let verifier = Verifier::new(self.mode, authorities(&given)?, given, Arc::clone(&provider))?;
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(TlsError::handshake)?
+            .map_err(|error| TlsError::of(&error))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
         let Some(identity) = &self.identity else { return Ok(config.with_no_client_auth()) };
-        let certificates = identity.certificates.certificates();
-        let certificates = certificates.ok_or_else(|| TlsError::identity("it holds no certificate"))?;
-        // What is wrong with a key is not said in more detail: an error must not repeat a part of it.
-        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())
-            .map_err(|_| TlsError::identity("its key is not one"))?;
-        config.with_client_auth_cert(certificates, key).map_err(TlsError::identity)
+        Ok(config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified()?))))
     }
 
-    fn authorities(&self) -> Result<RootCertStore, TlsError> {
-        let Some(ca) = &self.ca else {
-            return Ok(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
-        };
-        let certificates =
-            ca.certificates().ok_or_else(|| TlsError::authorities("it holds no certificate"))?;
-        let mut store = RootCertStore::empty();
-        for certificate in certificates {
-            store.add(certificate).map_err(TlsError::authorities)?;
+    /// The trusted certificates that are given; without any, the public root CAs are trusted.
+    fn given(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let Some(ca) = &self.ca else { return Ok(Vec::new()) };
+        ca.certificates().ok_or_else(|| TlsError::authorities("it holds no certificate"))
+    }
+}
+
+fn authorities(given: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
+    if given.is_empty() {
+        return Ok(RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() });
+    }
+    let mut store = RootCertStore::empty();
+    for (index, certificate) in given.iter().enumerate() {
+        // One that cannot be an authority's may be the server's own.
+        if store.add(certificate.clone()).is_err() && Certificate::parse(certificate).is_none() {
+            return Err(TlsError::authorities(format!("certificate {} of it cannot be read", index + 1)));
         }
-        Ok(store)
+    }
+    Ok(store)
+}
+
+impl ClientIdentity {
+    /// What is wrong with a key is not said in more detail: an error must not repeat a part of it.
+    fn certified(&self) -> Result<CertifiedKey, TlsError> {
+        let certificates = self.certificates.certificates();
+        let certificates = certificates.ok_or_else(|| TlsError::identity("it holds no certificate"))?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| {
+            TlsError::identity(match self.key.is_encrypted() {
+                true => "its key is encrypted; remove the passphrase (openssl pkey -in encrypted.key -out plain.key)",
+                false => "its key is not a private key in PEM form",
+            })
+        })?;
+        let key = ring::sign::any_supported_type(&key).map_err(|_| {
+            TlsError::identity("its key is of a kind that is not supported; use RSA, P-256, P-384 or Ed25519")
+        })?;
+        let own = certificates.first().and_then(|own| Certificate::parse(own));
+        let own = own.ok_or_else(|| TlsError::identity("its certificate cannot be read"))?;
+        if key.public_key().is_some_and(|public| public.as_ref() != own.key) {
+            return Err(TlsError::identity("its key belongs to another certificate"));
+        }
+        Ok(CertifiedKey::new(certificates, key))
     }
 }
 
@@ -185,7 +221,8 @@ pub(crate) async fn upgrade(
     options: &TlsOptions,
 ) -> Result<Encrypted, Error> {
     let config = options.client_config()?;
-    let name = ServerName::try_from(host.to_owned()).map_err(TlsError::wrong_host)?;
+    let name = ServerName::try_from(host.to_owned())
+        .map_err(|_| TlsError::wrong_host(format!("'{host}' is no name that a certificate can have")))?;
     request(&mut stream).await?;
     let stream = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
     Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)

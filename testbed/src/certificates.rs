@@ -1,5 +1,7 @@
 //! Certificates: an authority of a test's own, and what it issues to servers and clients.
 
+mod version_1;
+
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -90,6 +92,21 @@ impl Authority {
         self.issue(about)
     }
 
+    /// For a server, with a common name and nothing else, as `openssl req` asks for one.
+    pub fn server_by_common_name(&self, name: &str) -> Result<Certificate, Error> {
+        self.issue(named(&[], name)?)
+    }
+
+    /// The same of X.509 version 1, as `openssl x509 -req` issues without an extensions file.
+    pub fn version_1(&self, name: &str) -> Result<Certificate, Error> {
+        let key = KeyPair::generate().map_err(failed)?;
+        let about = named(&[], name)?.signed_by(&key, &self.issuer).map_err(failed)?;
+        let pem = version_1::of(about.der(), self.issuer.key()).ok_or_else(|| {
+            Error::system("make a certificate")(std::io::Error::other("it is not what was expected"))
+        })?;
+        Ok(Certificate { pem, key: key.serialize_pem() })
+    }
+
     /// For a client; servers may take its common name for the user's.
     pub fn client(&self, common_name: &str) -> Result<Certificate, Error> {
         let mut about = named(&[], common_name)?;
@@ -105,6 +122,28 @@ impl Authority {
 }
 
 impl Certificate {
+    /// One that a server issued to itself, as PostgreSQL's manual makes it (`openssl req -new -x509`): that of an authority,
+    /// with a common name and nothing else.
+    pub fn self_signed(name: &str) -> Result<Certificate, Error> {
+        let mut about = named(&[], name)?;
+        about.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Certificate::signed_by_itself(&about)
+    }
+
+    /// As [`Certificate::self_signed`], but of the past.
+    pub fn expired_self_signed(name: &str) -> Result<Certificate, Error> {
+        let mut about = named(&[], name)?;
+        about.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        about.not_after = date_time_ymd(2020, 2, 1);
+        Certificate::signed_by_itself(&about)
+    }
+
+    fn signed_by_itself(about: &CertificateParams) -> Result<Certificate, Error> {
+        let key = KeyPair::generate().map_err(failed)?;
+        let pem = about.self_signed(&key).map_err(failed)?.pem();
+        Ok(Certificate { pem, key: key.serialize_pem() })
+    }
+
     /// Writes `NAME.pem` and `NAME.key` into a folder; the servers' user owns them, and nobody else may read the key.
     pub fn write(&self, folder: &Path, name: &str) -> Result<CertificateFiles, Error> {
         let files = CertificateFiles {

@@ -5,6 +5,8 @@
 
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 
+use super::der::{CONTEXT_0, Der, OBJECT_IDENTIFIER, SEQUENCE};
+
 /// The data to bind to; `None` where the RFC defines none (Ed25519), and for what is no certificate.
 pub(crate) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(match signature_hash(certificate)? {
@@ -42,10 +44,6 @@ fn pss_hash(mut algorithm: Der<'_>) -> Option<Hash> {
     HASHES.iter().find(|(known, _)| *known == oid).map(|(_, hash)| *hash)
 }
 
-const SEQUENCE: u8 = 0x30;
-const OBJECT_IDENTIFIER: u8 = 0x06;
-const CONTEXT_0: u8 = 0xA0;
-
 /// 1.2.840.113549.1.1.10
 const RSASSA_PSS: &[u8] = b"\x2A\x86\x48\x86\xF7\x0D\x01\x01\x0A";
 
@@ -72,32 +70,6 @@ const HASHES: [(&[u8], Hash); 5] = [
     (b"\x60\x86\x48\x01\x65\x03\x04\x02\x02", Hash::Sha384),
     (b"\x60\x86\x48\x01\x65\x03\x04\x02\x03", Hash::Sha512),
 ];
-
-/// DER, read from its front.
-struct Der<'a>(&'a [u8]);
-
-impl<'a> Der<'a> {
-    /// The content of the next element, which must have this tag.
-    fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
-        let (&found, rest) = self.0.split_first()?;
-        if found != tag {
-            return None;
-        }
-        let (&first, rest) = rest.split_first()?;
-        let (length, rest) = match first {
-            0..=0x7F => (usize::from(first), rest),
-            // The length in so many bytes; four hold more than any certificate has.
-            0x81..=0x84 => {
-                let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7F))?;
-                (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)
-            }
-            _ => return None,
-        };
-        let (content, rest) = rest.split_at_checked(length)?;
-        self.0 = rest;
-        Some(content)
-    }
-}
 
 #[cfg(test)]
 mod tests {

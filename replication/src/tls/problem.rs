@@ -2,8 +2,12 @@
 
 use std::fmt::Display;
 use std::io;
+use std::sync::Arc;
 
-use rustls::CertificateError;
+use rustls::pki_types::UnixTime;
+use rustls::{AlertDescription, CertificateError, OtherError};
+
+use super::certificate::{Certificate, date};
 
 /// Why a connection cannot be protected as demanded. No variant leads to an unprotected one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,17 +20,14 @@ pub enum TlsError {
     )]
     NotOffered,
     /// The certificate does not lead to a trusted authority, has expired, or is not valid yet.
-    #[error(
-        "the server's certificate is not trusted ({what}); \
-         check its dates and which authority issued it, and trust that authority's certificate"
-    )]
+    #[error("the server's certificate is not trusted: {what}")]
     NotTrusted {
         /// What is wrong with it.
         what: String,
     },
     /// The certificate is good, but for another host.
     #[error(
-        "the server's certificate is for another host name ({what}); \
+        "the server's certificate is for another host name: {what}; \
          connect by a name it was issued for, or have one issued for this name"
     )]
     WrongHost {
@@ -76,15 +77,131 @@ impl TlsError {
         TlsError::Identity { what: what.to_string() }
     }
 
+    fn not_trusted(what: impl Into<String>) -> Self {
+        TlsError::NotTrusted { what: what.into() }
+    }
+
+    pub(super) fn unreadable() -> Self {
+        TlsError::not_trusted("it cannot be read as an X.509 certificate")
+    }
+
+    pub(super) fn expired(at: i64) -> Self {
+        TlsError::not_trusted(format!("it expired on {}; have a new one issued", date(at)))
+    }
+
+    pub(super) fn not_valid_yet(from: i64) -> Self {
+        TlsError::not_trusted(format!("it is valid from {} on; check the clock of this machine", date(from)))
+    }
+
+    pub(super) fn unknown_issuer(certificate: &Certificate<'_>) -> Self {
+        let kind = if certificate.is_version_1 { " (X.509 version 1)" } else { "" };
+        TlsError::not_trusted(format!(
+            "it{kind} was issued by '{}', of which no trusted certificate is the issuer's; trust the certificate of that \
+             authority, or this certificate itself",
+            certificate.issuer_name()
+        ))
+    }
+
+    /// As rustls carries it from the verifier to the caller.
+    pub(super) fn into_rustls(self) -> rustls::Error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(self))))
+    }
+
     /// The TLS problem behind an error of a socket, if there is one.
     pub(crate) fn behind(error: &io::Error) -> Option<TlsError> {
-        let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-        Some(match error {
-            rustls::Error::InvalidCertificate(
-                name @ (CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }),
-            ) => TlsError::wrong_host(name),
-            rustls::Error::InvalidCertificate(flaw) => TlsError::NotTrusted { what: flaw.to_string() },
+        error.get_ref()?.downcast_ref::<rustls::Error>().map(TlsError::of)
+    }
+
+    /// What an error of rustls means. Its own words are often names of Rust.
+    pub(super) fn of(error: &rustls::Error) -> TlsError {
+        match error {
+            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => {
+                let ours = other.downcast_ref::<TlsError>().cloned();
+                ours.unwrap_or_else(|| TlsError::not_trusted(refused_by_webpki(&other.to_string())))
+            }
+            rustls::Error::InvalidCertificate(flaw) => of_certificate(flaw),
+            rustls::Error::AlertReceived(alert) => TlsError::handshake(of_alert(*alert)),
+            rustls::Error::InvalidMessage(_)
+            | rustls::Error::InappropriateMessage { .. }
+            | rustls::Error::InappropriateHandshakeMessage { .. } => {
+                TlsError::handshake("what answers there does not speak TLS as it should")
+            }
+            rustls::Error::PeerIncompatible(_) => TlsError::handshake(
+                "the server has no TLS version, cipher or curve in common with this client",
+            ),
+            rustls::Error::PeerMisbehaved(_) => TlsError::handshake("the server broke the rules of TLS"),
             other => TlsError::handshake(other),
-        })
+        }
+    }
+}
+
+fn of_certificate(flaw: &CertificateError) -> TlsError {
+    use CertificateError::{
+        BadEncoding, BadSignature, Expired, ExpiredContext, InvalidPurpose, InvalidPurposeContext,
+        NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext, UnhandledCriticalExtension,
+        UnknownIssuer, UnsupportedSignatureAlgorithmContext,
+        UnsupportedSignatureAlgorithmForPublicKeyContext,
+    };
+    let seconds = |time: &UnixTime| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+    let what = match flaw {
+        ExpiredContext { not_after, .. } => return TlsError::expired(seconds(not_after)),
+        NotValidYetContext { not_before, .. } => return TlsError::not_valid_yet(seconds(not_before)),
+        NotValidForName | NotValidForNameContext { .. } => {
+            return TlsError::wrong_host("it is for another one");
+        }
+        BadEncoding => return TlsError::unreadable(),
+        Expired => "it has expired; have a new one issued",
+        NotValidYet => "it is not valid yet; check the clock of this machine",
+        UnknownIssuer => {
+            "no trusted certificate is its issuer's; trust the certificate of the authority that issued it"
+        }
+        BadSignature => "its signature is wrong",
+        UnhandledCriticalExtension => {
+            "it has a critical extension that is not known; have one issued without"
+        }
+        InvalidPurpose | InvalidPurposeContext { .. } => {
+            "its extended key usage does not allow it for a server; have one issued for servers (serverAuth)"
+        }
+        UnsupportedSignatureAlgorithmContext { .. }
+        | UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "it, or one that it leads to, is signed in a way that is not accepted, such as SHA-1 or a key of less than 2,048 \
+             bits; have one issued with a newer one"
+        }
+        _ => "it, or one that it leads to, does not keep to the rules for certificates (RFC 5280)",
+    };
+    TlsError::not_trusted(what)
+}
+
+/// webpki has errors that rustls does not name: they can only be told by their text.
+fn refused_by_webpki(text: &str) -> &'static str {
+    match text {
+        "CaUsedAsEndEntity" => {
+            "it is the certificate of an authority (CA:TRUE), which counts only if it is itself among the trusted \
+             certificates; trust this certificate, or have one issued for the server (CA:FALSE)"
+        }
+        "EndEntityUsedAsCa" => "one that it leads to is not that of an authority (CA:FALSE)",
+        _ => "it, or one that it leads to, does not keep to the rules for certificates (RFC 5280)",
+    }
+}
+
+fn of_alert(alert: AlertDescription) -> &'static str {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked,
+        CertificateUnknown, DecryptError, HandshakeFailure, InsufficientSecurity, ProtocolVersion, UnknownCA,
+        UnsupportedCertificate,
+    };
+    match alert {
+        CertificateRequired => "the server asks for a client certificate",
+        CertificateExpired => "the server refuses the client certificate: it has expired",
+        UnknownCA => "the server refuses the client certificate: it does not trust its issuer (ssl_ca_file)",
+        BadCertificate
+        | CertificateRevoked
+        | CertificateUnknown
+        | UnsupportedCertificate
+        | DecryptError
+        | AccessDenied => "the server refuses the client certificate",
+        ProtocolVersion => "the server has neither TLS 1.2 nor TLS 1.3",
+        HandshakeFailure | InsufficientSecurity => "the server has no cipher in common with this client",
+        _ => "the server ended it",
     }
 }

@@ -114,3 +114,24 @@ fn what_is_no_certificate_is_named_and_not_repeated() {
     }
     TlsOptions::default().check().unwrap();
 }
+
+#[test]
+fn what_is_wrong_with_files_is_said_in_one_sentence() {
+    let of = |certificates: &str, key: &str| {
+        let identity = ClientIdentity { certificates: Pem::new(certificates), key: Pem::new(key) };
+        TlsOptions { identity: Some(identity), ..TlsOptions::default() }.check().unwrap_err().to_string()
+    };
+    let own = testbed::certificates::Certificate::self_signed("relay").unwrap();
+    let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    assert!(of(&own.pem, encrypted).contains("its key is encrypted; remove the passphrase"));
+    let traditional = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    assert!(of(&own.pem, traditional).contains("its key is encrypted; remove the passphrase"));
+    assert!(of(&own.pem, "").contains("its key is not a private key in PEM form"));
+    assert!(
+        of("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", &own.key)
+            .contains("cannot be read")
+    );
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let trusted = TlsOptions { ca: Some(Pem::new(format!("{}{garbage}", own.pem))), ..TlsOptions::default() };
+    assert!(trusted.check().unwrap_err().to_string().contains("certificate 2 of it cannot be read"));
+}

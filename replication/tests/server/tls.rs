@@ -91,6 +91,137 @@ async fn each_mode_demands_what_it_says() {
     Client::connect(&in_mode(Require, trusting(&server, &ours))).await.unwrap();
 }
 
+/// What a server presents, what is trusted, and how it is reached; and in which modes that connects, or what is said.
+struct Case {
+    what: &'static str,
+    presented: Certificate,
+    trusted: String,
+    host: &'static str,
+    verify_ca: Result<(), &'static str>,
+    verify_full: Result<(), &'static str>,
+}
+
+/// Certificates as PostgreSQL's manual makes them ("Creating Certificates"), and those that go wrong.
+fn cases() -> Vec<Case> {
+    let (ours, other) = (Authority::new("ours").unwrap(), Authority::new("other").unwrap());
+    let own = Certificate::self_signed("localhost").unwrap();
+    let old = Certificate::expired_self_signed("localhost").unwrap();
+    let version_1 = || ours.version_1("localhost").unwrap();
+    let mut list = Vec::new();
+    let mut case = |what, presented: &Certificate, trusted: &str, host, verify_ca, verify_full| {
+        let (presented, trusted) = (presented.clone(), trusted.to_owned());
+        list.push(Case { what, presented, trusted, host, verify_ca, verify_full });
+    };
+    case("self-signed and trusted", &own, &own.pem, "localhost", Ok(()), Ok(()));
+    case(
+        "the same by another name",
+        &own,
+        &own.pem,
+        "127.0.0.1",
+        Ok(()),
+        Err("it is for localhost (its common name)"),
+    );
+    case("self-signed and not trusted", &own, ours.pem(), "localhost", Err("CA:TRUE"), Err("CA:TRUE"));
+    case(
+        "self-signed and expired",
+        &old,
+        &old.pem,
+        "localhost",
+        Err("expired on 2020-02-01"),
+        Err("expired on 2020"),
+    );
+    case("version 1", &version_1(), ours.pem(), "localhost", Ok(()), Ok(()));
+    case(
+        "version 1 by another name",
+        &version_1(),
+        ours.pem(),
+        "127.0.0.1",
+        Ok(()),
+        Err("it is for localhost"),
+    );
+    let one = version_1();
+    case("version 1, itself trusted", &one, &one.pem, "localhost", Ok(()), Ok(()));
+    let unknown = Err("it (X.509 version 1) was issued by 'ours'");
+    case("version 1 of another authority", &version_1(), other.pem(), "localhost", unknown, unknown);
+    let named = ours.server_by_common_name("localhost").unwrap();
+    case("no subjectAltName", &named, ours.pem(), "localhost", Ok(()), Ok(()));
+    case(
+        "no subjectAltName, another name",
+        &named,
+        ours.pem(),
+        "127.0.0.1",
+        Ok(()),
+        Err("it is for localhost"),
+    );
+    let issued = ours.server(&["127.0.0.1"]).unwrap();
+    case("a subjectAltName", &issued, ours.pem(), "127.0.0.1", Ok(()), Ok(()));
+    case("issued by an authority, itself trusted", &issued, &issued.pem, "127.0.0.1", Ok(()), Ok(()));
+    let unknown = Err("it was issued by 'ours', of which no trusted certificate is the issuer's");
+    case("of another authority", &issued, other.pem(), "127.0.0.1", unknown, unknown);
+    let client = ours.client("localhost").unwrap();
+    case(
+        "for clients",
+        &client,
+        ours.pem(),
+        "localhost",
+        Err("extended key usage"),
+        Err("extended key usage"),
+    );
+    list
+}
+
+#[tokio::test]
+async fn certificates_as_the_manual_makes_them_connect_or_one_sentence_says_why_not() {
+    let first = Certificate::self_signed("localhost").unwrap();
+    let mut server = Server::presenting(PgVersion::V18, first, None).await;
+    for case in cases() {
+        server.postgres.stop(Shutdown::Fast).await.unwrap();
+        server.postgres.present(&case.presented).unwrap();
+        server.postgres.start_again().await.unwrap();
+        let mut options = server.options();
+        options.hosts = vec![Host::Tcp { host: case.host.into(), port: server.postgres.port() }];
+        options.password = server.postgres.password().map(Password::new);
+        options.tls = TlsOptions { ca: Some(Pem::new(case.trusted)), ..TlsOptions::default() };
+        let expected = [
+            (TlsMode::Require, Ok(())),
+            (TlsMode::VerifyCa, case.verify_ca),
+            (TlsMode::VerifyFull, case.verify_full),
+        ];
+        for (mode, expected) in expected {
+            let met = Client::connect(&in_mode(mode, options.clone())).await;
+            match (met, expected) {
+                (Ok(client), Ok(())) => drop(client),
+                (Err(error), Err(part)) => {
+                    let text = error.to_string();
+                    assert!(text.contains(part), "{}, {mode:?}: {text}", case.what);
+                    assert!(!text.contains("Other(") && !text.contains("Error("), "{}: {text}", case.what);
+                }
+                (met, _) => panic!("{}, {mode:?}: {:?}", case.what, met.err()),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_of_an_older_tls_proves_its_key_too() {
+    let ours = Authority::new("ours").unwrap();
+    for presented in [ours.version_1("localhost").unwrap(), Certificate::self_signed("localhost").unwrap()] {
+        let settings = [("ssl_max_protocol_version".to_owned(), "TLSv1.2".to_owned())].into();
+        let trusted = format!("{}{}", presented.pem, ours.pem());
+        let tls = Some(ServerTls { certificate: presented, client_authority: None });
+        let server = Server::with(PostgresOptions { settings, tls, ..PostgresOptions::default() }).await;
+        let mut options = server.options();
+        options.hosts = vec![Host::Tcp { host: "localhost".into(), port: server.postgres.port() }];
+        options.tls = TlsOptions { ca: Some(Pem::new(trusted)), ..TlsOptions::default() };
+        let mut client = Client::connect(&options).await.unwrap();
+        let version = client
+            .simple_query("SELECT version FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+            .await
+            .unwrap();
+        assert_eq!(version, [vec![Some("TLSv1.2".to_owned())]]);
+    }
+}
+
 #[tokio::test]
 async fn a_server_without_tls_is_told_nothing() {
     let authority = Authority::new("authority").unwrap();
@@ -115,15 +246,18 @@ async fn a_client_certificate_is_shown_where_it_is_demanded() {
         options
     };
     Client::connect(&identified(clients.client("relay").unwrap())).await.unwrap();
+    Client::connect(&identified(clients.version_1("relay").unwrap())).await.unwrap();
 
     let missing = refused(&trusting(&server, &servers)).await;
     assert_eq!(missing.sqlstate().map(|code| code.class().to_owned()).as_deref(), Some("28"), "{missing}");
     let strange = refused(&identified(servers.client("relay").unwrap())).await;
     assert!(matches!(strange, Error::Tls(TlsError::Handshake { .. })), "{strange}");
+    assert!(strange.to_string().contains("the server refuses the client certificate"), "{strange}");
     let ours = clients.client("relay").unwrap();
     let torn = Certificate { key: clients.client("relay").unwrap().key, ..ours };
     let torn = refused(&identified(torn)).await;
     assert!(matches!(torn, Error::Tls(TlsError::Identity { .. })), "{torn}");
+    assert!(torn.to_string().contains("its key belongs to another certificate"), "{torn}");
 }
 
 #[tokio::test]
