@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::dead_letter::replay::Desk;
 use crate::session::ended::Ended;
+use crate::session::occupied::Memory;
 use crate::session::{self, Context};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
@@ -22,13 +23,19 @@ pub async fn run(
     mut shutdown: watch::Receiver<bool>,
 ) -> Ended {
     let context = Context { config, status, metrics, desk };
+    let mut memory = Memory::default();
+    let ended = sessions(&context, &mut memory, &mut shutdown).await;
+    memory.end_creation(&context.config).await;
+    ended
+}
+
+async fn sessions(context: &Context, memory: &mut Memory, shutdown: &mut watch::Receiver<bool>) -> Ended {
     let mut backoff = Backoff::default();
     let mut last_logged = None;
-    let mut reached = None;
     loop {
         let started = Instant::now();
-        let mut report = |trouble: &Trouble| report(&context, trouble, &mut last_logged);
-        let trouble = match session::run(&context, &mut reached, &mut shutdown, &mut report).await {
+        let mut report = |trouble: &Trouble| report(context, trouble, &mut last_logged);
+        let trouble = match session::run(context, memory, shutdown, &mut report).await {
             Ok(Ended::NotStreaming) => return between_sessions(last_logged.as_ref()),
             Ok(ended) => return ended,
             Err(trouble) => trouble,

@@ -2,6 +2,7 @@
 //! are the same code, so that there is only one way in which delivery can begin.
 
 pub mod ended;
+pub mod occupied;
 pub mod pump;
 pub mod start;
 pub mod tenure;
@@ -15,6 +16,7 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
 use self::ended::Ended;
+use self::occupied::Memory;
 use self::pump::Pump;
 use self::tenure::Tenure;
 use self::verdict::{Findings, Verdict, judge};
@@ -27,6 +29,7 @@ use crate::kafka::search::Searcher;
 use crate::kafka::sink::{AckQueue, Producers};
 use crate::postgres::backfill::{Backfill, Pages};
 use crate::postgres::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
+use crate::postgres::holder::{self, Own};
 use crate::postgres::{publication, source};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Mappings, Rule};
@@ -73,11 +76,9 @@ struct Opened {
 
 /// Runs one session. `Ok` means that `shutdown` was asked for. A trouble goes to `report` as soon as it is known: what
 /// follows it, such as waiting for the last acknowledgements, may take a while.
-///
-/// `reached` is what the sessions of this process have confirmed.
 pub async fn run(
     context: &Context,
-    reached: &mut Option<(History, EndLsn)>,
+    memory: &mut Memory,
     shutdown: &mut watch::Receiver<bool>,
     report: &mut impl FnMut(&Trouble),
 ) -> Result<Ended, Trouble> {
@@ -87,30 +88,33 @@ pub async fn run(
     };
     let mut asked = shutdown.clone();
     let opened = tokio::select! {
-        opened = open(context, *reached) => opened.inspect_err(|trouble| report(trouble))?,
+        opened = open(context, memory) => opened.inspect_err(|trouble| report(trouble))?,
         // Nothing was sent: there is nothing to drain, and nothing is known of what is not confirmed.
         _ = asked.wait_for(|stop| *stop) => return Ok(Ended::NotStreaming),
     };
-    stream(context, opened, reached, shutdown, report).await
+    stream(context, opened, &mut memory.reached, shutdown, report).await
 }
 
-async fn open(context: &Context, reached: Option<(History, EndLsn)>) -> Result<Opened, Trouble> {
+async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble> {
     let config = &*context.config;
     let access = source::access(&config.source)?;
     // The stream first: it finds the host, and is stricter about the server's certificate.
     let mut client = source::connect_replication(&config.source, access.clone()).await?;
     let identity = client.identify_system().await?;
     let timelines = client.timeline_history(identity.timeline).await?;
-    let server = Server { system_identifier: identity.system_id, timelines, reached };
+    let server = Server { system_identifier: identity.system_id, timelines, reached: memory.reached };
     let mut sql = source::connect_to(&config.source, &access, client.host(), "session").await?;
     checkpoint::commit_locally(&mut sql).await?;
     source::check_same_server(&mut sql, server.history()).await?;
     source::check_preconditions(&mut sql, &config.source).await?;
+    occupied::until_free(&mut sql, config, memory).await?;
+    let own = holder::accompany(&mut sql, client.process_id().cast_signed()).await?;
     let verdict = judge_now(&mut sql, config, &server).await?.verdict;
     publication::settle(&mut sql, config).await?;
     if creates(verdict) {
-        create_slot(&mut sql, &mut client, config, &server).await?;
+        create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
     }
+    memory.takes(own, false);
     let output = PgOutput {
         publications: vec![config.source.publication.name.clone()],
         binary: true,
@@ -257,10 +261,15 @@ fn creates(verdict: Verdict) -> bool {
 async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
-    config: &Config,
+    context: &Context,
     server: &Server,
+    memory: &mut Memory,
+    own: &Own,
 ) -> Result<(), Trouble> {
-    start::lock(sql, &config.source.slot.name).await?;
+    let config = &*context.config;
+    start::lock(sql, &config.source.slot.name, memory).await?;
+    memory.takes(own.clone(), true);
+    start::notice_the_end(sql, client).await?;
     let verdict = judge_now(sql, config, server).await?.verdict;
     if creates(verdict) {
         let history = server.history();
@@ -268,9 +277,9 @@ async fn create_slot(
             start::drop_leftover(sql, &config.source.slot.name).await?;
         }
         if config.source.start == StartAt::Table {
-            start::create_slot_with_snapshot(sql, client, config, history).await?;
+            start::create_slot_with_snapshot(sql, client, context, history).await?;
         } else {
-            start::create_slot(sql, client, config, history).await?;
+            start::create_slot(sql, client, context, history).await?;
         }
     }
     start::unlock(sql, &config.source.slot.name).await
@@ -330,7 +339,8 @@ async fn stream(
         // from here. If it may be sending already, nothing is sent again either.
         pump.give_up(matches!(trouble.reason, Reason::ProcessPaused | Reason::SlotActive | Reason::SlotLost));
     }
-    let (stream, delivery) = pump.into_parts();
+    // The session outlives the stream: a stream without one is taken for an orphan.
+    let (stream, delivery, writer) = pump.into_parts();
     let producers = delivery.into_producers();
     let ended = match ended {
         Ok(ended) => Ok(finish(stream, ended).await),
@@ -341,6 +351,7 @@ async fn stream(
             Err(trouble)
         }
     };
+    drop(writer);
     drop(tokio::task::spawn_blocking(move || producers.settle()).await);
     ended
 }

@@ -66,8 +66,14 @@ pub enum Reason {
     StartRefused,
     /// The publication was changed since the last checkpoint: rows may be missing in the stream.
     PublicationChanged,
-    /// Another connection holds the slot.
+    /// Another relay holds the slot.
     SlotActive,
+    /// A client that is no relay holds the slot.
+    SlotInUse,
+    /// A walsender holds the slot whose relay is gone.
+    SlotOrphaned,
+    /// The slot is being created, which waits for transactions that were open before.
+    SlotCreationWaits,
     /// The slot does not exist and may not be created.
     SlotMissing,
     /// The slot belongs to another plugin or database.
@@ -122,6 +128,8 @@ impl Reason {
             | Reason::TopicChanged
             | Reason::CheckpointStalled
             | Reason::StreamStalled
+            | Reason::SlotOrphaned
+            | Reason::SlotCreationWaits
             | Reason::ProcessPaused
             | Reason::KafkaUnreachable
             | Reason::NoAcknowledgement
@@ -199,6 +207,13 @@ impl Reason {
             }
             Reason::SlotActive => {
                 "nothing, if another relay is meant to hold the slot; this one takes over when it is released"
+            }
+            Reason::SlotInUse => "end that client, or choose another source.slot.name for the relay",
+            Reason::SlotOrphaned => {
+                "nothing: the relay ends that walsender; if it may not, end it with pg_terminate_backend() as a superuser"
+            }
+            Reason::SlotCreationWaits => {
+                "wait for these transactions, or end them: pg_terminate_backend() for a session, ROLLBACK PREPARED or COMMIT PREPARED, in its database, for a prepared one"
             }
             Reason::SlotMissing => "create the slot, or set source.slot.creationPolicy to IfMissing",
             Reason::SlotUnsuitable => "choose another source.slot.name",

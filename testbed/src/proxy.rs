@@ -69,6 +69,8 @@ struct Weather {
     number: u64,
     /// Resets so far: one that was taken back before a connection looked still ends it.
     resets: u64,
+    /// How often the connections that were open have been silenced.
+    silences: u64,
 }
 
 /// A running proxy. Dropping it ends it and resets what it carried.
@@ -114,6 +116,14 @@ impl Proxy {
         self.set(Fault::None);
     }
 
+    /// Nothing gets through the connections that are open, ever again, nor does their end; new ones pass.
+    pub fn silence_open(&self) {
+        self.weather.send_modify(|weather| {
+            weather.number += 1;
+            weather.silences += 1;
+        });
+    }
+
     /// How many connections [`Fault::CutAfter`] has cut.
     pub fn cuts(&self) -> u64 {
         self.cuts.load(Ordering::Relaxed)
@@ -152,8 +162,8 @@ async fn carry(client: TcpStream, target: u16, weather: Arc<watch::Sender<Weathe
     let intact = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let there = forward(from_client, to_server, Way::ToServer, &weather, &cuts);
-        let back = forward(from_server, to_client, Way::ToClient, &weather, &cuts);
+        let there = forward(from_client, to_server, Way::ToServer, before, &weather, &cuts);
+        let back = forward(from_server, to_client, Way::ToClient, before, &weather, &cuts);
         tokio::select! {
             both = async { tokio::try_join!(there, back) } => both.is_ok(),
             () = until(&mut changes, |now| now.resets > before.resets) => false,
@@ -183,9 +193,11 @@ async fn forward(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     way: Way,
+    before: Weather,
     weather: &watch::Sender<Weather>,
     cuts: &AtomicU64,
 ) -> io::Result<()> {
+    let silent = |now: &Weather| now.silences > before.silences || silent(now.fault, way);
     let mut changes = weather.subscribe();
     let mut piece = vec![0; PIECE];
     // Bytes carried under the present fault.
@@ -194,11 +206,11 @@ async fn forward(
         let read = tokio::select! {
             // What has been read is passed on, so silence begins before reading.
             biased;
-            () = until(&mut changes, |now| silent(now.fault, way)) => None,
+            () = until(&mut changes, silent) => None,
             read = from.read(&mut piece) => Some(read?),
         };
         let Some(read) = read else {
-            until(&mut changes, |now| !silent(now.fault, way)).await;
+            until(&mut changes, |now| !silent(now)).await;
             continue;
         };
         let Some(bytes) = piece.get(..read).filter(|bytes| !bytes.is_empty()) else {

@@ -10,9 +10,10 @@ use sqlx::postgres::PgConnection;
 use super::{Topics, found, troubled};
 use crate::config::{Config, CreationPolicy, StartAt, quote};
 use crate::postgres::checkpoint::{self, TABLE};
-use crate::postgres::grants;
+use crate::postgres::holder::{self, Holder};
 use crate::postgres::source::{self, PublicationState};
-use crate::session;
+use crate::postgres::{awaited, grants};
+use crate::session::{self, occupied};
 use crate::trouble::{Reason, Trouble};
 
 /// A clock that differs by more makes lags and times of events look wrong.
@@ -48,6 +49,7 @@ pub async fn examine(config: &Config) -> Examined {
         found("slot", slot(sql, config).await),
         found("delivery", verdict(sql, config).await),
         found("WAL limit", wal_limit(sql).await),
+        found("walsender timeout", sender_timeout(sql).await),
         found("places", places(sql, config).await),
     ];
     match checkpoint::load(sql, config).await {
@@ -210,18 +212,57 @@ async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, Troubl
             "let the relay catch up, or raise max_slot_wal_keep_size now",
         ));
     }
-    let held = match slot.active_pid {
-        Some(pid) => format!("held by the process with pid {pid}"),
-        None => "held by nobody".to_owned(),
-    };
-    Ok(Finding::ok(CHECK, format!("{name} is {held}, WAL status {wal}")))
+    match holder::of(sql, name).await? {
+        Some(holder) => held(sql, config, &holder).await,
+        None => Ok(Finding::ok(CHECK, format!("{name} is free, WAL status {wal}"))),
+    }
+}
+
+async fn held(sql: &mut PgConnection, config: &Config, holder: &Holder) -> Result<Finding, Trouble> {
+    const CHECK: &str = "slot";
+    let held = occupied::held(config, holder);
+    Ok(match held.reason {
+        Reason::SlotActive if holder.creating => {
+            let open = awaited::by(sql, holder.backend.pid).await?;
+            if open.is_empty() {
+                return Ok(Finding::ok(CHECK, held.what));
+            }
+            let source = &config.source;
+            let what = awaited::sentence(&source.slot.name, &open, &source.user, Utc::now());
+            troubled(CHECK, &Trouble::new(Reason::SlotCreationWaits, what))
+        }
+        Reason::SlotActive => Finding::ok(CHECK, held.what),
+        Reason::SlotOrphaned => Finding::warn(CHECK, held.what, held.reason.remedy()),
+        _ => troubled(CHECK, &held),
+    })
 }
 
 /// What a relay would decide now, from checkpoint, slot and server. Needs a replication connection, so it also tells
 /// whether one is let in.
 async fn verdict(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
-    let plan = session::foresee(sql, config).await?;
-    Ok(Finding::ok("delivery", plan))
+    const CHECK: &str = "delivery";
+    Ok(match session::foresee(sql, config).await {
+        Ok(plan) => Finding::ok(CHECK, plan),
+        Err(held) if held.reason == Reason::SlotActive => {
+            Finding::ok(CHECK, "the slot is being created; a relay that starts now would stand by")
+        }
+        Err(trouble) => return Err(trouble),
+    })
+}
+
+/// Without it PostgreSQL keeps a walsender whose relay is gone.
+async fn sender_timeout(sql: &mut PgConnection) -> Result<Finding, Trouble> {
+    const CHECK: &str = "walsender timeout";
+    let timeout: String =
+        sqlx::query_scalar("SELECT current_setting('wal_sender_timeout')").fetch_one(sql).await?;
+    if timeout == "0" {
+        return Ok(Finding::warn(
+            CHECK,
+            "wal_sender_timeout is 0: PostgreSQL may hold the slot for a relay that is gone",
+            "set it to 60s; until then the next relay ends such a walsender, after up to 90 s",
+        ));
+    }
+    Ok(Finding::ok(CHECK, format!("wal_sender_timeout is {timeout}")))
 }
 
 async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, Trouble> {

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 
 use crate::config::{Access, CreationPolicy, Source, quote};
 use crate::postgres::checkpoint::History;
+use crate::postgres::holder::STREAM;
 use crate::trouble::{Reason, Trouble, chain, reason_of_all, reason_of_connection};
 
 /// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
@@ -33,7 +34,7 @@ pub async fn connect_replication(source: &Source, access: Access) -> Result<Clie
         user: source.user.clone(),
         password: access.password.map(|password| Password::new(password.reveal())),
         database: source.database.clone(),
-        application_name: "outbox-relay".into(),
+        application_name: STREAM.into(),
         connect_timeout: CONNECT_WITHIN,
     };
     Client::connect(&options).await.map_err(|error| {

@@ -183,9 +183,9 @@ impl Pump {
         self.delivery.give_up(all);
     }
 
-    /// Gives back what the session has to end: the stream, and the producers within `Delivery`.
-    pub fn into_parts(self) -> (Stream, Delivery) {
-        (self.stream, self.delivery)
+    /// Gives back what the session has to end: the stream, the producers within `Delivery`, and the writer with its connection.
+    pub fn into_parts(self) -> (Stream, Delivery, Writer) {
+        (self.stream, self.delivery, self.writer)
     }
 
     /// Deals with what is buffered, a burst at most. Answers whether it is time to read more.

@@ -8,28 +8,64 @@
 //! the snapshot over, store it. A relay that dies in between leaves an intent and perhaps a slot without a
 //! description; the next one drops that slot and begins again.
 
+use std::time::Duration;
+
+use chrono::Utc;
 use pg_replication::{Client, EndLsn, FAILOVER_SINCE, SlotOptions, Snapshot, SqlState};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::config::{Config, Failover, Source};
+use crate::config::{Failover, Source};
 use crate::failpoint::{self, Boundary};
+use crate::postgres::awaited::{self, Open};
 use crate::postgres::checkpoint::{self, History, Progress};
+use crate::postgres::source::CONNECT_WITHIN;
 use crate::routing::mapping::{Mappings, Rule};
+use crate::session::Context;
+use crate::session::occupied::{self, Memory};
+use crate::status::Phase;
 use crate::topics::partitions::Offsets;
 use crate::trouble::{Reason, Trouble};
 
+/// How often it is looked for whom the creation waits. Another relay takes a session that asks nothing for silent.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A wait for transactions as short as they usually are is none to show.
+const SHOW_AFTER: Duration = Duration::from_secs(5);
+
 /// Makes this the only relay that creates the slot, as long as `sql` is connected. Everything about the creation is
 /// written over that connection, so a relay that lost the lock can write nothing more.
-pub async fn lock(sql: &mut PgConnection, slot: &str) -> Result<(), Trouble> {
-    let taken: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtextextended($1, 0))")
-        .bind(lock_name(slot))
-        .fetch_one(&mut *sql)
-        .await?;
-    if taken {
+pub async fn lock(sql: &mut PgConnection, slot: &str, memory: &Memory) -> Result<(), Trouble> {
+    let name = lock_name(slot);
+    if try_lock(sql, &name).await?
+        || (occupied::end_creator(sql, &name, memory).await? && try_lock(sql, &name).await?)
+    {
         return Ok(());
     }
     Err(Trouble::new(Reason::SlotActive, format!("another relay is creating slot {slot}")))
+}
+
+async fn try_lock(sql: &mut PgConnection, name: &str) -> Result<bool, Trouble> {
+    let taken = sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtextextended($1, 0))").bind(name);
+    Ok(taken.fetch_one(sql).await?)
+}
+
+/// Has the server look every second whether this relay is still connected, on both connections: while it waits for
+/// transactions or reads a large table it would not notice otherwise. The timer begins with a statement and outlives it.
+pub async fn notice_the_end(sql: &mut PgConnection, client: &mut Client) -> Result<(), Trouble> {
+    const EVERY_SECOND: &str = "SET client_connection_check_interval = 1000";
+    // A platform on which the server cannot look refuses the setting.
+    let refused = |error: pg_replication::Error| match error {
+        pg_replication::Error::Server(_) => Ok(Vec::new()),
+        error => Err(error),
+    };
+    client.simple_query(EVERY_SECOND).await.or_else(refused)?;
+    client.simple_query("SELECT 1").await?;
+    match sqlx::query(EVERY_SECOND).execute(sql).await {
+        Ok(_) | Err(sqlx::Error::Database(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Lets other relays look at the slot that was created.
@@ -56,11 +92,12 @@ pub async fn drop_leftover(sql: &mut PgConnection, slot: &str) -> Result<(), Tro
 pub async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
-    config: &Config,
+    context: &Context,
     history: History,
 ) -> Result<(), Trouble> {
+    let config = &*context.config;
     checkpoint::register(sql, config, history).await?;
-    let confirmed = create(client, &config.source, Snapshot::Nothing).await?.0;
+    let confirmed = create(sql, client, context, Snapshot::Nothing).await?.0;
     let mappings = Mappings::first(Rule::of(config));
     let progress = Progress { confirmed, copied: None, mappings, revision: 0, offsets: Offsets::new() };
     checkpoint::write_now(sql, config, history, &progress).await?;
@@ -73,15 +110,16 @@ pub async fn create_slot(
 pub async fn create_slot_with_snapshot(
     sql: &mut PgConnection,
     client: &mut Client,
-    config: &Config,
+    context: &Context,
     history: History,
 ) -> Result<(), Trouble> {
+    let config = &*context.config;
     let (source, slot) = (&config.source, &config.source.slot.name);
     // Every row is looked at, which may take longer than the role's statements are meant to.
     sqlx::query("SET statement_timeout = 0").execute(&mut *sql).await?;
     check_table(sql, source).await?;
     checkpoint::intend_slot(sql, config, history).await?;
-    let (from, snapshot) = match create(client, source, Snapshot::Export).await {
+    let (from, snapshot) = match create(sql, client, context, Snapshot::Export).await {
         Ok((from, Some(snapshot))) => (from, snapshot),
         Ok((_, None)) => {
             return Err(Trouble::new(Reason::ProtocolViolation, "the slot was created without a snapshot"));
@@ -107,28 +145,43 @@ pub async fn create_slot_with_snapshot(
 enum CreateError {
     /// Somebody else made it.
     Exists(Trouble),
-    Other(pg_replication::Error),
+    Other(Trouble),
 }
 
 impl From<CreateError> for Trouble {
     fn from(error: CreateError) -> Self {
         match error {
-            CreateError::Exists(trouble) => trouble,
-            CreateError::Other(error) => error.into(),
+            CreateError::Exists(trouble) | CreateError::Other(trouble) => trouble,
         }
     }
 }
 
 async fn create(
+    sql: &mut PgConnection,
     client: &mut Client,
-    source: &Source,
+    context: &Context,
     snapshot: Snapshot,
 ) -> Result<(EndLsn, Option<String>), CreateError> {
+    let source = &context.config.source;
     let slot = &source.slot.name;
-    tracing::info!(%slot, "creating the slot; this waits for transactions that are open now");
+    tracing::info!(%slot, "creating the slot; PostgreSQL waits for all transactions that are open now, in any database");
     let failover = source.slot.failover == Failover::Auto && client.server_version() >= FAILOVER_SINCE;
     let options = SlotOptions { snapshot, failover, temporary: false };
-    match client.create_slot(slot, &options).await {
+    let walsender = client.process_id().cast_signed();
+    let mut creating = std::pin::pin!(client.create_slot(slot, &options));
+    let (began, mut shown) = (Instant::now(), Vec::new());
+    let created = loop {
+        tokio::select! {
+            created = &mut creating => break created,
+            () = sleep(LOOK_EVERY) => {}
+        }
+        let open = look_at_the_wait(sql, walsender).await.map_err(CreateError::Other)?;
+        if began.elapsed() >= SHOW_AFTER && !open.is_empty() {
+            show_the_wait(context, &open, &shown);
+            shown = open;
+        }
+    };
+    match created {
         Ok(created) => {
             failpoint::pass(Boundary::SlotCreated);
             Ok((created.consistent_point, created.snapshot_name))
@@ -137,7 +190,26 @@ async fn create(
             let what = format!("slot {slot} was created by somebody else at this moment");
             Err(CreateError::Exists(Trouble::new(Reason::SlotActive, what)))
         }
-        Err(error) => Err(CreateError::Other(error)),
+        Err(error) => Err(CreateError::Other(error.into())),
+    }
+}
+
+async fn look_at_the_wait(sql: &mut PgConnection, walsender: i32) -> Result<Vec<Open>, Trouble> {
+    let late = |_| {
+        let what = format!("no answer within {CONNECT_WITHIN:?} while the slot is being created");
+        Trouble::new(Reason::DatabaseUnreachable, what)
+    };
+    Ok(timeout(CONNECT_WITHIN, awaited::by(sql, walsender)).await.map_err(late)??)
+}
+
+/// Shows whom the creation waits for, and logs it when that is not who was `shown` last.
+fn show_the_wait(context: &Context, open: &[Open], shown: &[Open]) {
+    let source = &context.config.source;
+    let what = awaited::sentence(&source.slot.name, open, &source.user, Utc::now());
+    let trouble = Trouble::new(Reason::SlotCreationWaits, what);
+    context.status.trouble(Phase::Starting, &trouble);
+    if !awaited::same(open, shown) {
+        tracing::warn!(reason = trouble.reason.name(), "{trouble}");
     }
 }
 

@@ -37,6 +37,7 @@ mod rules;
 mod servers;
 mod shutdown;
 mod skipping;
+mod slot_holder;
 mod snapshot;
 mod start;
 mod tls;

@@ -1,0 +1,201 @@
+//! A slot that another connection holds, and what this process remembers of its own.
+//!
+//! | holder | the relay |
+//! |---|---|
+//! | another relay that lives | stands by |
+//! | a walsender of an earlier session of this process | ends it |
+//! | one that creates the slot, of a relay whose session is gone | ends it: nothing was sent from that slot |
+//! | one that streams, of a relay whose session is gone | ends it after [`ALONE_FOR`] |
+//! | one of a relay whose session is silent | ends it when that relay has given its stream up |
+//! | another client | does not touch it, and says who it is |
+//!
+//! A relay that lives is never ended: it asks something over its session every second, and one that loses the session, or
+//! wakes up from a pause, gives its stream up within the time that is waited here.
+
+use std::time::{Duration, Instant};
+
+use pg_replication::EndLsn;
+use sqlx::postgres::PgConnection;
+use tokio::time::timeout;
+
+use crate::config::Config;
+use crate::postgres::checkpoint::History;
+use crate::postgres::holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, shown};
+use crate::postgres::source;
+use crate::trouble::{Reason, Trouble, reason_of_sqlstate};
+
+/// How long a stream may be without its session before it counts as an orphan: a relay notices the end of its session within
+/// a second, and one that leads nowhere within six.
+const ALONE_FOR: Duration = Duration::from_secs(10);
+
+/// How long the end of a creation may take when the relay stops.
+const END_CREATION_WITHIN: Duration = Duration::from_secs(8);
+
+/// What a relay remembers from one session to the next.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// What its sessions have confirmed, and on which history.
+    pub reached: Option<(History, EndLsn)>,
+    /// The server's processes of the last session that took the slot or began to create it.
+    own: Option<Own>,
+    /// That session has begun to create the slot, and has not ended it.
+    creating: bool,
+    /// A stream without a session, and since when it was seen so.
+    alone: Option<(Backend, Instant)>,
+}
+
+impl Memory {
+    /// A session takes the slot or, with `creating`, begins to create it: no other process of this relay's can hold it now.
+    pub fn takes(&mut self, own: Own, creating: bool) {
+        *self = Memory { reached: self.reached, own: Some(own), creating, alone: None };
+    }
+
+    /// Ends what was begun and never ended, when no other session follows: PostgreSQL does not notice that the client is
+    /// gone while it waits for transactions, and would keep the slot it has begun.
+    pub async fn end_creation(&mut self, config: &Config) {
+        let Some(own) = self.own.take().filter(|_| self.creating) else { return };
+        let ending = async {
+            let mut sql = source::connect(&config.source, "end of creation").await?;
+            Ok::<bool, Trouble>(holder::end(&mut sql, &own.walsender).await?)
+        };
+        let slot = &config.source.slot.name;
+        let why = match timeout(END_CREATION_WITHIN, ending).await {
+            Ok(Ok(true)) => return tracing::info!(%slot, "the creation of the slot was broken off"),
+            Ok(Ok(false)) => "it is still there".to_owned(),
+            Ok(Err(trouble)) => trouble.what,
+            Err(_) => format!("no answer within {END_CREATION_WITHIN:?}"),
+        };
+        let pid = own.walsender.pid;
+        tracing::warn!(%slot, pid, why, "PostgreSQL may still create the slot; the next start ends that");
+    }
+
+    /// For how long `holder` still has to be left alone.
+    fn patience(&mut self, holder: &Holder, orphan: Orphan, now: Instant) -> Duration {
+        match orphan {
+            Orphan::Own => return Duration::ZERO,
+            Orphan::Alone if holder.creating => return Duration::ZERO,
+            Orphan::Silent(silence) => return silence.left,
+            Orphan::Alone => {}
+        }
+        let since = match &self.alone {
+            Some((backend, since)) if *backend == holder.backend => *since,
+            _ => now,
+        };
+        self.alone = Some((holder.backend.clone(), since));
+        ALONE_FOR.saturating_sub(now.saturating_duration_since(since))
+    }
+}
+
+/// Returns when nobody holds the slot, and ends an orphan for that; or says who does.
+pub async fn until_free(sql: &mut PgConnection, config: &Config, memory: &mut Memory) -> Result<(), Trouble> {
+    let slot = &config.source.slot.name;
+    while let Some(holder) = holder::of(sql, slot).await? {
+        let orphan = match holder.kind(memory.own.as_ref()) {
+            Kind::Orphan(orphan) => orphan,
+            Kind::Relay | Kind::Foreign => return Err(held(config, &holder)),
+        };
+        let what = left(config, &holder, orphan);
+        if !memory.patience(&holder, orphan, Instant::now()).is_zero() {
+            return Err(Trouble::new(Reason::SlotOrphaned, what));
+        }
+        end(sql, config, &holder, &what).await?;
+    }
+    Ok(())
+}
+
+/// What is said of a slot that is held, by whatever it is.
+pub fn held(config: &Config, holder: &Holder) -> Trouble {
+    let slot = &config.source.slot.name;
+    let who = holder.describe(&config.source.user);
+    match holder.kind(None) {
+        Kind::Relay if holder.creating => {
+            Trouble::new(Reason::SlotActive, format!("another relay creates slot {slot}: {who}"))
+        }
+        Kind::Relay => Trouble::new(Reason::SlotActive, format!("another relay holds slot {slot}: {who}")),
+        Kind::Foreign => {
+            Trouble::new(Reason::SlotInUse, format!("a client that is no relay holds slot {slot}: {who}"))
+        }
+        Kind::Orphan(orphan) => Trouble::new(Reason::SlotOrphaned, left(config, holder, orphan)),
+    }
+}
+
+/// What is said of an orphan. The same as long as it lasts, so that it is logged once.
+fn left(config: &Config, holder: &Holder, orphan: Orphan) -> String {
+    let slot = &config.source.slot.name;
+    let who = holder.describe(&config.source.user);
+    let of = match orphan {
+        Orphan::Own => "of an earlier session of this relay".to_owned(),
+        Orphan::Alone if holder.creating => "whose relay is gone".to_owned(),
+        Orphan::Alone => {
+            format!("whose relay is gone, and which is ended after {} s", ALONE_FOR.as_secs())
+        }
+        Orphan::Silent(Silence { since, until, .. }) => {
+            format!("whose relay is silent since {}, and which is ended at {}", shown(since), shown(until))
+        }
+    };
+    format!("slot {slot} is held by a walsender {of}: {who}")
+}
+
+async fn end(sql: &mut PgConnection, config: &Config, holder: &Holder, what: &str) -> Result<(), Trouble> {
+    let refused = |why| Trouble::new(Reason::SlotOrphaned, format!("{what}; {why}"));
+    for backend in holder.backends() {
+        match holder::end(sql, backend).await {
+            Ok(true) => {}
+            Ok(false) => return Err(refused("it was told to end, and is still there".to_owned())),
+            Err(error) if reason(&error) == Some(Reason::PermissionDenied) => {
+                return Err(refused(format!("role {} may not end it", config.source.user)));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    tracing::warn!("{what}; it was ended");
+    Ok(())
+}
+
+fn reason(error: &sqlx::Error) -> Option<Reason> {
+    error.as_database_error()?.code().map(|code| reason_of_sqlstate(&code))
+}
+
+/// Ends the session that holds the lock on the slot's creation, if it is what is left of this process's own or of a relay
+/// that is gone. Answers whether it did.
+pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) -> Result<bool, Trouble> {
+    let Some(session) = holder::of_lock(sql, lock).await? else { return Ok(true) };
+    let own = memory.own.as_ref().is_some_and(|own| own.session == session.backend);
+    let pid = session.backend.pid;
+    match session.silence {
+        _ if own => {}
+        None => return Ok(false),
+        Some(Silence { left: Duration::ZERO, .. }) => {}
+        Some(Silence { since, .. }) => {
+            let since = shown(since);
+            let what = format!("the relay that was creating the slot is silent since {since}: pid {pid}");
+            return Err(Trouble::new(Reason::SlotOrphaned, what));
+        }
+    }
+    tracing::warn!(pid, "what is left of a session that was creating the slot is ended");
+    Ok(holder::end(sql, &session.backend).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn only_a_stream_without_a_session_is_left_alone_and_only_for_a_while() {
+        let mut memory = Memory::default();
+        let start = Instant::now();
+        let stream = Holder::for_tests(7, false);
+        assert_eq!(memory.patience(&stream, Orphan::Own, start), Duration::ZERO);
+        let at = chrono::DateTime::UNIX_EPOCH;
+        let silence = Silence { since: at, until: at, left: SECOND };
+        assert_eq!(memory.patience(&stream, Orphan::Silent(silence), start), SECOND);
+        assert_eq!(memory.patience(&Holder::for_tests(7, true), Orphan::Alone, start), Duration::ZERO);
+        assert_eq!(memory.patience(&stream, Orphan::Alone, start), ALONE_FOR);
+        assert_eq!(memory.patience(&stream, Orphan::Alone, start + 4 * SECOND), ALONE_FOR - 4 * SECOND);
+        let later = Holder::for_tests(8, false);
+        assert_eq!(memory.patience(&later, Orphan::Alone, start + 9 * SECOND), ALONE_FOR, "another one");
+        assert_eq!(memory.patience(&later, Orphan::Alone, start + 19 * SECOND), Duration::ZERO);
+    }
+}
