@@ -24,9 +24,9 @@ use tokio::sync::oneshot;
 
 use self::in_flight::InFlight;
 use self::messages::Transaction;
-pub use self::messages::memory_limit;
+pub use self::messages::{OutboxTable, memory_limit};
 use self::topics::Inquiries;
-use crate::config::{Config, Sink, TableName};
+use crate::config::{Config, Sink};
 use crate::dead_letter::replay::Outcome;
 use crate::dead_letter::{DeadLetterStyle, Underway};
 use crate::event::record::RecordStyle;
@@ -71,6 +71,8 @@ pub struct Start {
     pub mappings: Mappings,
     /// What the checkpoint knows of Kafka.
     pub partitions: Partitions,
+    /// Whose rows are delivered.
+    pub table: OutboxTable,
 }
 
 /// Events of this session.
@@ -88,7 +90,7 @@ pub struct Counts {
 
 /// See the module's text.
 pub struct Delivery {
-    table: TableName,
+    table: OutboxTable,
     sink: Sink,
     mapper: Mapper,
     style: RecordStyle,
@@ -144,7 +146,7 @@ impl Delivery {
         let mapper = Mapper::new(start.mappings)
             .map_err(|error| Trouble::new(Reason::PoisonRow, error.to_string()))?;
         let delivery = Delivery {
-            table: config.source.table.clone(),
+            table: start.table,
             sink: config.sink.clone(),
             mapper,
             style: RecordStyle { source: config.source.event_source() },

@@ -22,7 +22,7 @@ use self::tenure::Tenure;
 use self::verdict::{Findings, Verdict, judge};
 use crate::config::{Config, StartAt};
 use crate::dead_letter::replay::Desk;
-use crate::delivery::{Delivery, Start, memory_limit};
+use crate::delivery::{Delivery, OutboxTable, Start, memory_limit};
 use crate::kafka::credentials;
 use crate::kafka::jobs::Jobs;
 use crate::kafka::search::Searcher;
@@ -30,7 +30,7 @@ use crate::kafka::sink::{AckQueue, Producers};
 use crate::postgres::backfill::{Backfill, Pages};
 use crate::postgres::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
 use crate::postgres::holder::{self, Own};
-use crate::postgres::{publication, source};
+use crate::postgres::{publication, source, table};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Mappings, Rule};
 use crate::status::metrics::Metrics;
@@ -108,11 +108,14 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     source::check_same_server(&mut sql, server.history()).await?;
     source::check_preconditions(&mut sql, &config.source).await?;
     occupied::until_free(&mut sql, config, memory).await?;
+    table::check(&mut sql, config).await?;
     let own = holder::accompany(&mut sql, client.process_id().cast_signed()).await?;
     let verdict = judge_now(&mut sql, config, &server).await?.verdict;
-    publication::settle(&mut sql, config).await?;
+    let mut table = publication::settle(&mut sql, config).await?;
     if creates(verdict) {
         create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
+        // The slot has nothing from before the table that is there now.
+        table = table::oid(&mut sql, config).await?;
     }
     memory.takes(own, false);
     let output = PgOutput {
@@ -126,7 +129,7 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
     tracing::info!(slot = %config.source.slot.name, "the slot is held");
     // The stream is not read meanwhile.
-    let taken = tokio::time::timeout(TAKE_OVER_WITHIN, take_over(config, server, stream, sql)).await;
+    let taken = tokio::time::timeout(TAKE_OVER_WITHIN, take_over(config, server, stream, sql, table)).await;
     taken.map_err(|_| {
         let what = format!(
             "the slot was taken, and the checkpoint could not be read and written within {TAKE_OVER_WITHIN:?}: somebody \
@@ -142,6 +145,7 @@ async fn take_over(
     server: Server,
     stream: Stream,
     mut sql: PgConnection,
+    table: Option<u32>,
 ) -> Result<Opened, Trouble> {
     let holder =
         source::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
@@ -152,6 +156,9 @@ async fn take_over(
         _ => return Err(Trouble::new(Reason::SlotLost, "the slot vanished while it was being taken")),
     };
     let history = server.history();
+    for doubt in table::doubts(&mut sql, config).await? {
+        tracing::warn!("{doubt}");
+    }
     go_on_from(&mut sql, config, &judged, history, confirmed).await?;
     let flush = source::flush_lsn(&mut sql).await?;
     let copied = copy.as_ref().map(|backfill| backfill.after);
@@ -165,8 +172,14 @@ async fn take_over(
     let committed = checkpoint::write_now(&mut sql, config, history, &progress).await?;
     let Progress { mappings, offsets, .. } = progress;
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
-    let start =
-        Start { confirmed, copied, lineage: Lineage::new(server.timelines, end), mappings, partitions };
+    let start = Start {
+        confirmed,
+        copied,
+        lineage: Lineage::new(server.timelines, end),
+        mappings,
+        partitions,
+        table: OutboxTable { name: config.source.table.clone(), oid: table },
+    };
     Ok(Opened { stream, holder, sql, history, start, copy, committed })
 }
 
@@ -295,6 +308,13 @@ async fn go_on_from(
     confirmed: EndLsn,
 ) -> Result<(), Trouble> {
     let Some(checkpoint) = &judged.checkpoint else {
+        if publication::may_be_newer_than_slot(sql, config).await? {
+            let (slot, publication) = (&config.source.slot.name, &config.source.publication.name);
+            tracing::warn!(
+                %slot, %publication,
+                "the slot may be older than the publication: rows from before the table was published are not in the stream"
+            );
+        }
         return checkpoint::register(sql, config, history).await;
     };
     let diverged = matches!(judged.verdict, Verdict::Stream { diverged: true, .. });
@@ -359,7 +379,7 @@ async fn stream(
 /// All that belongs to a stream, ready to run.
 async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
     let config = &*context.config;
-    opened.stream.limit_memory(memory_limit(&config.source.table, &opened.start.mappings));
+    opened.stream.limit_memory(memory_limit(&opened.start.table, &opened.start.mappings));
     let tenure = Tenure::new(opened.stream.silence_limit(), opened.holder, Instant::now());
     let refused =
         |error| Trouble::new(Reason::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));

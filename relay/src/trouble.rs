@@ -54,7 +54,7 @@ pub enum Reason {
     ServerTooOld,
     /// The outbox table does not exist.
     TableMissing,
-    /// The table lacks a column.
+    /// The table lacks a column, or has rows that the stream does not have.
     TableUnsuitable,
     /// The checkpoint table does not exist.
     CheckpointTableMissing,
@@ -189,7 +189,7 @@ impl Reason {
             Reason::WalLevelTooLow => "set wal_level = logical in Postgres and restart it",
             Reason::ServerTooOld => "use Postgres 15 or newer",
             Reason::TableMissing => "apply the migrations, or check source.table",
-            Reason::TableUnsuitable => "compare the table with docs/OUTBOX.md",
+            Reason::TableUnsuitable => "correct the table: see docs/OUTBOX.md, 'What the table may be'",
             Reason::CheckpointTableMissing => {
                 "apply migrations/0002_outbox_checkpoint.sql in the schema of the outbox table"
             }

@@ -6,6 +6,7 @@ use outbox_relay::config::{self, Config, quote};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
 use outbox_relay::postgres::source::{self, PublicationState};
+use outbox_relay::postgres::table;
 use outbox_relay::trouble::{self, Trouble};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
@@ -95,6 +96,7 @@ impl Pass<'_> {
         let connecting = self.context.connections.database(source, secrets);
         let mut database = self.context.metrics.request("postgres", "connect", connecting).await?;
         source::check_preconditions(&mut database.sql, source).await?;
+        table::check(&mut database.sql, config).await?;
         check_grants(&mut database.sql, &config.source).await?;
         let identity = sqlx::query_scalar(
             "SELECT system_identifier::text || '/' || current_database() FROM pg_control_system()",

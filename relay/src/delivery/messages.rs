@@ -26,18 +26,30 @@ pub(super) struct Transaction {
 }
 
 /// What is needed of large rows and messages of the stream: values of the outbox that fit into a record.
-pub fn memory_limit(table: &TableName, mappings: &Mappings) -> MemoryLimit {
+pub fn memory_limit(table: &OutboxTable, mappings: &Mappings) -> MemoryLimit {
     let (table, mappings) = (table.clone(), mappings.clone());
     MemoryLimit {
         largest_value: mappings.largest_value(),
         is_wanted: Box::new(move |relation, column| {
-            is_outbox(&table, relation) && (is_read(column.name) || mappings.read(column.name))
+            table.is(relation) && (is_read(column.name) || mappings.read(column.name))
         }),
     }
 }
 
-fn is_outbox(table: &TableName, relation: &Relation<'_>) -> bool {
-    relation.namespace == table.schema && relation.name == table.table
+/// Which table of the stream is the outbox.
+#[derive(Clone, Debug)]
+pub struct OutboxTable {
+    /// Its name.
+    pub name: TableName,
+    /// OID of the table that the checkpoint is about: its rows count under whatever name it had when they were written.
+    pub oid: Option<u32>,
+}
+
+impl OutboxTable {
+    fn is(&self, relation: &Relation<'_>) -> bool {
+        let named = relation.namespace == self.name.schema && relation.name == self.name.table;
+        named || self.oid == Some(relation.oid)
+    }
 }
 
 impl Delivery {
@@ -109,7 +121,7 @@ impl Delivery {
     }
 
     fn relation(&mut self, relation: &Relation<'_>) {
-        let is_outbox = is_outbox(&self.table, relation);
+        let is_outbox = self.table.is(relation);
         let columns = relation.columns().map(|column| (column.name, column.type_oid));
         let layout = is_outbox.then(|| Layout::new(columns, self.mapper.by_field()).map(Rc::new));
         self.layouts.insert(relation.oid, layout);

@@ -12,7 +12,7 @@ use crate::config::{Config, CreationPolicy, StartAt, quote};
 use crate::postgres::checkpoint::{self, TABLE};
 use crate::postgres::holder::{self, Holder};
 use crate::postgres::source::{self, PublicationState};
-use crate::postgres::{awaited, grants};
+use crate::postgres::{awaited, grants, publication, table};
 use crate::session::{self, occupied};
 use crate::trouble::{Reason, Trouble};
 
@@ -40,12 +40,13 @@ pub async fn examine(config: &Config) -> Examined {
     let mut findings = vec![
         found("database", server(sql, config).await),
         found("server and tables", preconditions(sql, config).await),
+        found("rows", rows(sql, config).await),
         found("replication role", role(sql, config).await),
         found("clock", clock(sql).await),
         found("checkpoint grants", checkpoint_grants(sql, config).await),
         found("outbox_maintain", maintain(sql, config).await),
         found("outbox grants", outbox_grants(sql, config).await),
-        found("publication", publication(sql, config).await),
+        found("publication", published(sql, config).await),
         found("slot", slot(sql, config).await),
         found("delivery", verdict(sql, config).await),
         found("WAL limit", wal_limit(sql).await),
@@ -80,6 +81,19 @@ async fn preconditions(sql: &mut PgConnection, config: &Config) -> Result<Findin
     source::check_preconditions(sql, &config.source).await?;
     let table = &config.source.table;
     Ok(Finding::ok("server and tables", format!("wal_level is logical, {table} and {TABLE} are there")))
+}
+
+/// Whether what the table shows is what the stream has.
+async fn rows(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    const CHECK: &str = "rows";
+    let name = &config.source.table;
+    table::check(sql, config).await?;
+    let doubts = table::doubts(sql, config).await?;
+    Ok(if doubts.is_empty() {
+        Finding::ok(CHECK, format!("no table kind or column hides rows of {name} from the stream"))
+    } else {
+        Finding::warn(CHECK, doubts.join("; "), "insert a row there, and see that it arrives")
+    })
 }
 
 async fn role(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
@@ -124,7 +138,7 @@ async fn outbox_grants(sql: &mut PgConnection, config: &Config) -> Result<Findin
     let Some(remedy) = grants::on_outbox(sql, &config.source, &config.source.user).await? else {
         return Ok(Finding::ok(CHECK, format!("SELECT on {table}")));
     };
-    let message = format!("no SELECT on {table}: only the stream can be read");
+    let message = format!("the rows of {table} cannot all be read: only the stream can");
     Ok(match config.source.start {
         StartAt::Table => Finding::problem(CHECK, message, remedy),
         StartAt::Now => Finding::warn(CHECK, message, remedy),
@@ -162,15 +176,30 @@ async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Tr
     Ok(Finding::ok(CHECK, "it and outbox_partition_state may be executed"))
 }
 
-async fn publication(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn published(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
     const CHECK: &str = "publication";
     let name = &config.source.publication.name;
     match source::look_at_publication(sql, &config.source).await? {
+        PublicationState::Suitable if taken_late(sql, config).await => Ok(Finding::warn(
+            CHECK,
+            format!(
+                "{name} may be newer than slot {}: rows of {} from before it was published are not in the stream",
+                config.source.slot.name, config.source.table
+            ),
+            "drop the slot and let the relay create it, or compare the table with Kafka after the start",
+        )),
         PublicationState::Suitable => {
             Ok(Finding::ok(CHECK, format!("{name} publishes the inserts of {}", config.source.table)))
         }
         PublicationState::Missing => creatable_publication(sql, config).await,
     }
+}
+
+/// Whether a slot would be taken as it is, which may have rows from before the publication.
+async fn taken_late(sql: &mut PgConnection, config: &Config) -> bool {
+    // That the checkpoint cannot be read is another finding's.
+    matches!(checkpoint::load(sql, config).await, Ok(None))
+        && matches!(publication::may_be_newer_than_slot(sql, config).await, Ok(true))
 }
 
 /// The relay may make it, if its role owns the table.

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Row};
 use crate::config::{Config, Source};
 use crate::postgres::checkpoint;
 use crate::postgres::source;
+use crate::postgres::table;
 use crate::trouble::{Reason, Trouble};
 
 /// An SQL expression for what the rows of the table depend on: the publication and the table, which the two named
@@ -30,10 +31,11 @@ pub fn fingerprint(publication: &str, table: &str) -> String {
 }
 
 /// Makes sure that the publication is there and suits, and that it is the one of the checkpoint. One that is gone
-/// is not made again over a gap.
-pub async fn settle(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
-    unchanged(sql, config).await?;
-    source::ensure_publication(sql, &config.source).await
+/// is not made again over a gap. Returns the OID of the table, if it is the one of the checkpoint.
+pub async fn settle(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, Trouble> {
+    let table = unchanged(sql, config).await?;
+    source::ensure_publication(sql, &config.source).await?;
+    Ok(table)
 }
 
 /// Postgres 15 to 17 end the stream with the same code for a publication that is gone as for a slot.
@@ -45,33 +47,57 @@ pub async fn told_apart(trouble: Trouble, config: &Config) -> Trouble {
     unchanged(&mut sql, config).await.err().unwrap_or(trouble)
 }
 
-/// Compares the publication with what the checkpoint says of it. A checkpoint that says nothing takes it as it is.
-pub async fn unchanged(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
-    let Source { publication, table, .. } = &config.source;
+/// Compares the publication with what the checkpoint says of it, and returns the OID of the table if both are the same. A
+/// checkpoint that says nothing takes them as they are.
+pub async fn unchanged(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, Trouble> {
+    let Source { publication, table: outbox, .. } = &config.source;
     let compare = format!(
         "SELECT publication_fingerprint = live AS same, live IS NOT NULL AS found
          FROM {} CROSS JOIN (SELECT {} AS live) AS now
          WHERE relay = $3 AND publication_fingerprint IS NOT NULL",
-        table.sibling(checkpoint::TABLE),
+        outbox.sibling(checkpoint::TABLE),
         fingerprint("$1", "$2")
     );
     let compared = sqlx::query(AssertSqlSafe(compare))
         .bind(&publication.name)
-        .bind(table.quoted())
+        .bind(outbox.quoted())
         .bind(&config.name)
-        .fetch_optional(sql)
+        .fetch_optional(&mut *sql)
         .await?;
-    let Some(row) = compared else { return Ok(()) };
+    let Some(row) = compared else { return Ok(None) };
     if row.try_get::<Option<bool>, _>("same")? == Some(true) {
-        return Ok(());
+        return table::oid(sql, config).await;
     }
     let name = &publication.name;
     Err(Trouble::new(
         Reason::PublicationChanged,
         if row.try_get("found")? {
-            format!("publication {name} or its entry for table {table} was changed since the last checkpoint")
+            format!(
+                "publication {name} or its entry for table {outbox} was changed since the last checkpoint"
+            )
         } else {
-            format!("publication {name} or table {table} is gone since the last checkpoint")
+            format!("publication {name} or table {outbox} is gone since the last checkpoint")
         },
     ))
+}
+
+/// For a slot that is taken as it is, without a checkpoint: whether it may be older than the publication or its entry for the
+/// table. PostgreSQL leaves out of the stream what was committed before the table was published.
+pub async fn may_be_newer_than_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Trouble> {
+    let Source { publication, table: outbox, slot, .. } = &config.source;
+    let newer: Option<Option<bool>> = sqlx::query_scalar(
+        "SELECT age(s.catalog_xmin) >= least(
+                    age(p.xmin),
+                    (SELECT min(age(r.xmin)) FROM pg_publication_rel r
+                     WHERE r.prpubid = p.oid AND r.prrelid = to_regclass($2)),
+                    (SELECT min(age(n.xmin)) FROM pg_publication_namespace n JOIN pg_class c ON c.relnamespace = n.pnnspid
+                     WHERE n.pnpubid = p.oid AND c.oid = to_regclass($2)))
+         FROM pg_replication_slots s, pg_publication p WHERE s.slot_name = $3 AND p.pubname = $1",
+    )
+    .bind(&publication.name)
+    .bind(outbox.quoted())
+    .bind(&slot.name)
+    .fetch_optional(sql)
+    .await?;
+    Ok(newer.flatten().unwrap_or_default())
 }

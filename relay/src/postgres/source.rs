@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Row};
 use crate::config::{Access, CreationPolicy, Source, quote};
 use crate::postgres::checkpoint::History;
 use crate::postgres::holder::STREAM;
+use crate::postgres::table::GENERATED_SINCE;
 use crate::trouble::{Reason, Trouble, chain, reason_of_all, reason_of_connection};
 
 /// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
@@ -188,8 +189,15 @@ pub async fn ensure_publication(sql: &mut PgConnection, source: &Source) -> Resu
         return Ok(());
     }
     let name = &source.publication.name;
+    let version: i32 =
+        sqlx::query_scalar("SELECT current_setting('server_version_num')::int").fetch_one(&mut *sql).await?;
+    let generated = match version {
+        GENERATED_SINCE.. => ", publish_generated_columns = stored",
+        _ => "",
+    };
     let create = format!(
-        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true)",
+        "CREATE PUBLICATION {} FOR TABLE {}
+         WITH (publish = 'insert', publish_via_partition_root = true{generated})",
         quote(name),
         source.table.quoted()
     );
@@ -282,6 +290,8 @@ pub struct SlotState {
     pub database: Option<String>,
     /// Whether it ends with the connection that made it.
     pub temporary: bool,
+    /// Whether it sends transactions when they are prepared, before it is known whether they commit.
+    pub two_phase: bool,
     /// Whether a connection holds it, and which process.
     pub active_pid: Option<i64>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
@@ -333,11 +343,13 @@ pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<Slo
     let slot: BTreeMap<String, Value> = row.try_get::<sqlx::types::Json<_>, _>("slot")?.0;
     let text = |name: &str| slot.get(name).and_then(Value::as_str).map(str::to_owned);
     let number = |name: &str| slot.get(name).and_then(Value::as_i64);
+    let flag = |name: &str| slot.get(name).and_then(Value::as_bool).unwrap_or_default();
     let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok()).map(EndLsn::new);
     Ok(Some(SlotState {
         plugin: text("plugin"),
         database: text("database"),
-        temporary: slot.get("temporary").and_then(Value::as_bool).unwrap_or_default(),
+        temporary: flag("temporary"),
+        two_phase: flag("two_phase"),
         active_pid: number("active_pid"),
         wal_status: text("wal_status"),
         invalidation_reason: text("invalidation_reason"),

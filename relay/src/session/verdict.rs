@@ -199,6 +199,11 @@ fn suitable(found: &Findings<'_>, slot: &SlotState) -> Result<(), Trouble> {
     if slot.temporary {
         return unsuitable(format!("slot {name} is temporary and ends with the connection that made it"));
     }
+    if slot.two_phase {
+        return unsuitable(format!(
+            "slot {name} sends a prepared transaction before it is known whether it commits (two_phase)"
+        ));
+    }
     Ok(())
 }
 

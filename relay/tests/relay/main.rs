@@ -40,6 +40,7 @@ mod skipping;
 mod slot_holder;
 mod snapshot;
 mod start;
+mod tables;
 mod tls;
 mod topics;
 mod truth;

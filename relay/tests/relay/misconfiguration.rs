@@ -8,7 +8,7 @@ use testbed::{Database, shared};
 
 use crate::fixture::{OwnServers, Relay, SOON, Site, heavy};
 
-async fn fresh() -> Site {
+pub async fn fresh() -> Site {
     let servers = shared().await.unwrap();
     Site::without_topic(Database::fresh("wrong").await.unwrap(), servers.kafka_bootstrap())
 }

@@ -1,5 +1,7 @@
 //! The one statement that moves a checkpoint on, with its guard.
 
+use std::time::{Duration, Instant};
+
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
@@ -7,12 +9,16 @@ use sqlx::types::Json;
 use super::{History, Progress, TABLE};
 use crate::config::Config;
 use crate::postgres::delivered::Stored;
-use crate::postgres::publication;
+use crate::postgres::{publication, table};
 use crate::trouble::{Reason, Trouble};
+
+/// How often a checkpoint looks at the table, too: the catalog is read for it, which is too much for each of ten a second.
+const LOOK_AT_TABLE_EVERY: Duration = Duration::from_secs(5);
 
 /// See the module's text.
 pub(super) struct Statement {
     sql: String,
+    looked_at_table: Option<Instant>,
     config: Config,
     history: History,
 }
@@ -20,11 +26,11 @@ pub(super) struct Statement {
 impl Statement {
     /// The WHERE clause is a guard: the row must still be of this history, in the cluster the stream comes from,
     /// and must not go back; nobody may have written it since this session did; and the publication must be what it
-    /// was. While rows are copied there is no confirmed LSN; once there is, no copy begins again.
+    /// was, and the table must have no rows that the stream does not have. While rows are copied there is no confirmed LSN; once there is, no copy begins again.
     pub(super) fn new(config: &Config, history: History) -> Statement {
-        let table = config.source.table.sibling(TABLE);
+        let checkpoint = config.source.table.sibling(TABLE);
         let sql = format!(
-            "UPDATE {table} AS c SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
+            "UPDATE {checkpoint} AS c SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
                     start_phase = CASE WHEN $8 IS NOT NULL THEN start_phase END,
                     start_lsn = CASE WHEN $8 IS NOT NULL THEN start_lsn END,
                     start_snapshot = CASE WHEN $8 IS NOT NULL THEN start_snapshot END,
@@ -38,23 +44,29 @@ impl Statement {
                AND (confirmed_lsn IS NULL OR confirmed_lsn <= $4::pg_lsn)
                AND ($8 IS NULL OR (start_phase = 'copying' AND start_cursor <= $8))
                AND coalesce(publication_fingerprint, live) = live
+               AND NOT ($14 AND EXISTS ({}))
                AND ($13::text IS NULL OR c.xmin::text = $13)
              RETURNING pg_current_xact_id()::text",
-            publication::fingerprint("$11", "$12")
+            publication::fingerprint("$11", "$12"),
+            table::hidden("$11", "$12", &config.routing.by_field)
         );
-        Statement { sql, config: config.clone(), history }
+        Statement { sql, looked_at_table: None, config: config.clone(), history }
     }
 
     /// `previous` is the transaction in which this session wrote the row last. A process that was paused and has lost
     /// the slot may still have a checkpoint to write: its successor's is not overwritten. Returns the id of the
     /// transaction that wrote the row.
     pub(super) async fn execute(
-        &self,
+        &mut self,
         sql: &mut PgConnection,
         progress: &Progress,
         delivered: Option<&Stored>,
         previous: Option<u64>,
     ) -> Result<u64, Trouble> {
+        let looks_at_table = self.looked_at_table.is_none_or(|at| at.elapsed() >= LOOK_AT_TABLE_EVERY);
+        if looks_at_table {
+            self.looked_at_table = Some(Instant::now());
+        }
         let written: Option<String> = sqlx::query_scalar(AssertSqlSafe(self.sql.as_str()))
             .bind(&self.config.name)
             .bind(self.history.system_identifier.cast_signed())
@@ -69,11 +81,13 @@ impl Statement {
             .bind(&self.config.source.publication.name)
             .bind(self.config.source.table.quoted())
             .bind(previous.map(row_version))
+            .bind(looks_at_table)
             .fetch_optional(&mut *sql)
             .await?;
         if let Some(written) = written {
             return xid(&written);
         }
+        table::check(sql, &self.config).await?;
         publication::unchanged(sql, &self.config).await?;
         Err(self.refused(sql).await?)
     }

@@ -165,6 +165,7 @@ fn a_slot_of_another_kind_is_a_wrong_setting() {
         SlotState { plugin: None, database: None, ..slot(8) },
         SlotState { database: Some("other".into()), ..slot(8) },
         SlotState { temporary: true, ..slot(8) },
+        SlotState { two_phase: true, ..slot(8) },
     ];
     for other in others {
         assert_eq!(ask(Some(&delivered(10)), Some(&other)), Err(Reason::SlotUnsuitable), "{other:?}");
