@@ -42,12 +42,6 @@ use crate::trouble::{Reason, Trouble};
 /// the server's default `wal_sender_timeout` allows.
 const TAKE_OVER_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long the server may take to end the stream after everything was confirmed.
-const FINISH_WITHIN: Duration = Duration::from_secs(5);
-
-/// How long the last word to a server that is stopping, or gone, may take.
-const LAST_WORD_WITHIN: Duration = Duration::from_millis(500);
-
 /// What all sessions of a process share.
 #[derive(Clone)]
 pub struct Context {
@@ -363,9 +357,9 @@ async fn stream(
     let (stream, delivery, writer) = pump.into_parts();
     let producers = delivery.into_producers();
     let ended = match ended {
-        Ok(ended) => Ok(finish(stream, ended).await),
+        Ok(ended) => Ok(ended::finish(stream, ended).await),
         Err(trouble) => {
-            last_word(stream, &trouble).await;
+            ended::last_word(stream, &trouble).await;
             let trouble = publication::told_apart(trouble, &context.config).await;
             report(&trouble);
             Err(trouble)
@@ -419,28 +413,4 @@ async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
         pump = pump.copying(pages);
     }
     Ok(pump)
-}
-
-/// A server that is stopping ends SQL connections first, and waits for its streams to confirm: it hears what is stored,
-/// and that there is nothing more. In any other trouble the stream is only let go.
-async fn last_word(stream: Stream, trouble: &Trouble) {
-    if trouble.reason == Reason::DatabaseUnreachable {
-        drop(stream.finish(LAST_WORD_WITHIN).await);
-    }
-}
-
-/// The server answers the end of the stream after it has taken the last confirmation: without the answer nothing is known
-/// to be confirmed.
-async fn finish(stream: Stream, ended: Ended) -> Ended {
-    match stream.finish(FINISH_WITHIN).await {
-        Ok(finished) => {
-            tracing::info!(confirmed = %finished.confirmed, "the stream is closed");
-            ended
-        }
-        Err(error) => {
-            let error = crate::trouble::chain(&error);
-            tracing::warn!(error, "PostgreSQL did not answer to the end of the stream");
-            Ended::Interrupted
-        }
-    }
 }

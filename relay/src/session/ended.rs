@@ -2,6 +2,17 @@
 //! on these lines, so each says what is known and no more.
 
 use std::fmt;
+use std::time::Duration;
+
+use pg_replication::Stream;
+
+use crate::trouble::{Reason, Trouble, chain};
+
+/// How long the server may take to end the stream after everything was confirmed.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the last word to a server that is stopping, or gone, may take.
+const LAST_WORD_WITHIN: Duration = Duration::from_millis(500);
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +60,30 @@ impl fmt::Display for Ended {
             }
             Ended::Standby => "stopped as a standby: another relay holds the slot and delivers",
         })
+    }
+}
+
+/// A server that is stopping ends SQL connections first, and waits for its streams to confirm: it hears what is stored,
+/// and that there is nothing more. In any other trouble the stream is only let go.
+pub(super) async fn last_word(stream: Stream, trouble: &Trouble) {
+    if trouble.reason == Reason::DatabaseUnreachable {
+        drop(stream.finish(LAST_WORD_WITHIN).await);
+    }
+}
+
+/// The server answers the end of the stream after it has taken the last confirmation: without the answer nothing is known
+/// to be confirmed.
+pub(super) async fn finish(stream: Stream, ended: Ended) -> Ended {
+    match stream.finish(FINISH_WITHIN).await {
+        Ok(finished) => {
+            tracing::info!(confirmed = %finished.confirmed, "the stream is closed");
+            ended
+        }
+        Err(error) => {
+            let error = chain(&error);
+            tracing::warn!(error, "PostgreSQL did not answer to the end of the stream");
+            Ended::Interrupted
+        }
     }
 }
 
