@@ -10,6 +10,7 @@ pub mod awaited;
 pub mod backfill;
 pub mod checkpoint;
 pub mod delivered;
+mod encrypted;
 pub mod grants;
 pub mod holder;
 pub mod maintenance;

@@ -92,7 +92,7 @@ pub async fn run(
 async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble> {
     let config = &*context.config;
     let access = source::access(&config.source)?;
-    // The stream first: it finds the host, and is stricter about the server's certificate.
+    // The stream first: it finds the host.
     let mut client = source::connect_replication(&config.source, access.clone()).await?;
     let identity = client.identify_system().await?;
     let timelines = client.timeline_history(identity.timeline).await?;

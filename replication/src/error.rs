@@ -126,8 +126,12 @@ fn list(skipped: &[Skipped]) -> String {
 }
 
 impl From<io::Error> for Error {
-    /// Tells what TLS has to say from what the network has.
+    /// Tells what TLS has to say from what the network has. An error of this crate may have been passed on as one of I/O.
     fn from(error: io::Error) -> Self {
+        let error = match error.downcast::<Error>() {
+            Ok(ours) => return ours,
+            Err(error) => error,
+        };
         match TlsError::behind(&error) {
             Some(problem) => Error::Tls(problem),
             // How TLS names a connection that was closed without good-bye, as a server that fails does.

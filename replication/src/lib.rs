@@ -31,6 +31,7 @@ pub use hosts::Skipped;
 pub use lsn::{CommitLsn, EndLsn, Lsn, ParseLsnError};
 pub use options::{ConnectOptions, DEFAULT_CONNECT_TIMEOUT, Host, Password, Target};
 pub use report::{Notice, ServerError};
+pub use socket::open_socket;
 pub use sqlstate::SqlState;
 pub use stream::{Finished, Frame, Stream};
 pub use time::PgTime;

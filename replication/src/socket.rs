@@ -55,6 +55,19 @@ impl Socket {
     }
 }
 
+/// Opens a connection to one address of `host` and encrypts it as `tls` demands, for another client of the same server:
+/// the bytes of the protocol that pass through are that client's, from the startup message on.
+///
+/// # Errors
+/// [`Error::Connect`], [`Error::Tls`], [`Error::Closed`] and [`Error::Io`].
+pub async fn open_socket(
+    host: &str,
+    address: SocketAddr,
+    tls: &TlsOptions,
+) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, Error> {
+    Socket::tcp(host, address, tls).await
+}
+
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     // Status updates are small and must not wait for one another.
     stream.set_nodelay(true)?;

@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pg_replication::{Client, EndLsn, Host, Password, Target, TlsMode, TlsOptions};
+use pg_replication::{Client, EndLsn, Host, Password, Target};
 use serde_json::Value;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions, Row};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, Row};
 
 use crate::config::{Access, CreationPolicy, Source, quote};
 use crate::postgres::checkpoint::History;
+use crate::postgres::encrypted;
 use crate::postgres::holder::STREAM;
 use crate::postgres::table::GENERATED_SINCE;
 use crate::trouble::{Reason, Trouble, chain, reason_of_all, reason_of_connection};
@@ -72,7 +73,8 @@ pub async fn connect_to(
     purpose: &str,
 ) -> Result<PgConnection, Trouble> {
     let connecting = async {
-        let mut sql = connect_options(source, access, host, purpose).connect().await?;
+        let options = connect_options(source, access, purpose);
+        let mut sql = Box::pin(encrypted::connect(options, host, &access.tls)).await?;
         let read_only: String = sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut sql).await?;
         match read_only.as_str() {
             "off" => Ok(sql),
@@ -87,35 +89,13 @@ pub async fn connect_to(
     })
 }
 
-fn connect_options(source: &Source, access: &Access, host: &Host, purpose: &str) -> PgConnectOptions {
+fn connect_options(source: &Source, access: &Access, purpose: &str) -> PgConnectOptions {
     let options = PgConnectOptions::new_without_pgpass()
         .database(&source.database)
         .username(&source.user)
         .application_name(&format!("outbox-relay {purpose}"));
-    let options = match &access.password {
+    match &access.password {
         Some(password) => options.password(password.reveal()),
-        None => options,
-    };
-    match host {
-        Host::Unix { directory, port } => options.socket(directory).port(*port).ssl_mode(PgSslMode::Disable),
-        Host::Tcp { host, port } => encrypted(options.host(host).port(*port), &access.tls),
-    }
-}
-
-fn encrypted(options: PgConnectOptions, tls: &TlsOptions) -> PgConnectOptions {
-    let options = options.ssl_mode(match tls.mode {
-        TlsMode::Disable => PgSslMode::Disable,
-        TlsMode::Require => PgSslMode::Require,
-        TlsMode::VerifyCa => PgSslMode::VerifyCa,
-        TlsMode::VerifyFull => PgSslMode::VerifyFull,
-    });
-    // Given in any case: sqlx would take one from the environment otherwise.
-    let options =
-        options.ssl_root_cert_from_pem(tls.ca.as_ref().map_or(Vec::new(), |ca| ca.as_bytes().to_vec()));
-    match &tls.identity {
-        Some(identity) => options
-            .ssl_client_cert_from_pem(identity.certificates.as_bytes())
-            .ssl_client_key_from_pem(identity.key.as_bytes()),
         None => options,
     }
 }

@@ -52,9 +52,14 @@ impl Encrypted {
 
     /// A relay with these TLS settings beside the files.
     fn relay(&self, tls: &str) -> Relay {
+        self.relay_with(tls, |text| text)
+    }
+
+    fn relay_with(&self, tls: &str, edit: impl FnOnce(String) -> String) -> Relay {
         let password = self.file("password");
         self.site.launch(|text| {
-            text.replacen("mode: disable", tls, 1)
+            edit(text)
+                .replacen("mode: disable", tls, 1)
                 .replace("user: postgres", &format!("user: shipper, passwordFile: {}", password.display()))
         })
     }
@@ -146,4 +151,35 @@ async fn a_server_without_tls_is_not_spoken_to_in_plain_text() {
     }
     let seen = site.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()").await;
     assert_eq!(seen.as_deref(), Some("1"), "only the test itself is connected");
+}
+
+/// Stream and SQL connections accept the same certificates: what PostgreSQL's manual makes, and psql connects with.
+#[tokio::test]
+async fn a_certificate_as_the_manual_makes_it_is_streamed_from() {
+    let _place = heavy().await;
+    let mut on = Encrypted::start().await;
+    let own = Certificate::self_signed("localhost").unwrap();
+    let tls = |on: &Encrypted, mode: &str| format!("mode: {mode}, {}, {}", on.ca(), on.identity());
+    let by_name = |text: String| text.replacen("host: 127.0.0.1", "host: localhost", 1);
+    on.write("ca.pem", &own.pem);
+    on.present(&own).await;
+    let relay = on.relay_with(&tls(&on, "verify-full"), by_name);
+    relay.until_ready().await;
+    on.site.insert([("k", 1)]).await;
+    on.site.until_records(1).await;
+    relay.stop().await;
+    on.relay(&tls(&on, "verify-ca")).until_ready().await;
+    let named = "it is for localhost (its common name), not for 127.0.0.1";
+    let relay = on.relay(&tls(&on, "verify-full"));
+    assert!(relay.until("/readyz", 503, "CertificateForOtherHost").await.contains(named));
+    drop(relay);
+
+    let version_1 = on.servers.version_1("localhost").unwrap();
+    on.write("ca.pem", on.servers.pem());
+    on.present(&version_1).await;
+    let relay = on.relay_with(&tls(&on, "verify-full"), by_name);
+    relay.until_ready().await;
+    on.present(&own).await;
+    let text = relay.until("/readyz", 503, "CertificateNotTrusted").await;
+    assert!(text.contains("CA:TRUE") && !text.contains("Other("), "{text}");
 }
