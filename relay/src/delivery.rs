@@ -3,13 +3,14 @@
 //! Nothing here waits. A row that cannot go on yet (its topic is unknown, its partition is being searched) makes
 //! [`Delivery::message`] answer [`Flow::Blocked`]; the caller keeps the message and offers it again.
 //!
-//! A row comes in through `messages`, leaves through `rows`, and is done in `acknowledgements`. `topics` and `answers`
-//! take in what is found out about Kafka meanwhile; `replays` sends dead letters again.
+//! A row comes in through `messages`, leaves through `rows`, and is done in `acknowledgements`, or Kafka refuses it, see
+//! `refusals`. `topics` and `answers` take in what is found out about Kafka meanwhile; `replays` sends dead letters again.
 
 mod acknowledgements;
 mod answers;
 mod in_flight;
 mod messages;
+mod refusals;
 mod replays;
 mod rows;
 mod topics;
@@ -25,6 +26,8 @@ use tokio::sync::oneshot;
 use self::in_flight::InFlight;
 use self::messages::Transaction;
 pub use self::messages::{OutboxTable, memory_limit};
+pub use self::refusals::Refusal;
+use self::refusals::RefusalWatch;
 use self::topics::Inquiries;
 use crate::config::{Config, Sink};
 use crate::dead_letter::replay::Outcome;
@@ -73,6 +76,8 @@ pub struct Start {
     pub partitions: Partitions,
     /// Whose rows are delivered.
     pub table: OutboxTable,
+    /// What ended the session before.
+    pub refusal: Option<Refusal>,
 }
 
 /// Events of this session.
@@ -117,6 +122,9 @@ pub struct Delivery {
     producers: Producers,
     acks: Arc<AckQueue>,
     taken: Vec<Ack>,
+    /// Taken, and not looked at because of a failure before them.
+    unsettled: Vec<Ack>,
+    refusals: RefusalWatch,
     watchdog: Watchdog,
     /// Acknowledged since the watchdog last looked.
     settled: usize,
@@ -167,6 +175,8 @@ impl Delivery {
             producers,
             acks,
             taken: Vec::new(),
+            unsettled: Vec::new(),
+            refusals: RefusalWatch::new(start.refusal),
             watchdog: Watchdog::default(),
             settled: 0,
             kafka: None,
@@ -236,6 +246,7 @@ impl Delivery {
     /// revision of the mapping in the committed checkpoint.
     pub fn watch(&mut self, stored: u64) -> Result<(), Trouble> {
         self.watch_topics();
+        self.try_refused_again();
         if self.ledger.confirmed() >= self.lineage.end() {
             self.spread_over_grown()?;
         }

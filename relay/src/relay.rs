@@ -44,6 +44,10 @@ async fn sessions(context: &Context, memory: &mut Memory, shutdown: &mut watch::
         if *shutdown.borrow() {
             return Ended::Interrupted;
         }
+        // The next one goes further.
+        if memory.refusal.as_ref().is_some_and(|refusal| refusal.is_poison) {
+            backoff = Backoff::default();
+        }
         let pause = backoff.pause(trouble.reason.action(), started.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

@@ -22,7 +22,7 @@ use self::tenure::Tenure;
 use self::verdict::{Findings, Verdict, judge};
 use crate::config::{Config, StartAt};
 use crate::dead_letter::replay::Desk;
-use crate::delivery::{Delivery, OutboxTable, Start, memory_limit};
+use crate::delivery::{Delivery, OutboxTable, Refusal, Start, memory_limit};
 use crate::kafka::credentials;
 use crate::kafka::jobs::Jobs;
 use crate::kafka::search::Searcher;
@@ -86,7 +86,7 @@ pub async fn run(
         // Nothing was sent: there is nothing to drain, and nothing is known of what is not confirmed.
         _ = asked.wait_for(|stop| *stop) => return Ok(Ended::NotStreaming),
     };
-    stream(context, opened, &mut memory.reached, shutdown, report).await
+    stream(context, opened, memory, shutdown, report).await
 }
 
 async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble> {
@@ -123,7 +123,8 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
     tracing::info!(slot = %config.source.slot.name, "the slot is held");
     // The stream is not read meanwhile.
-    let taken = tokio::time::timeout(TAKE_OVER_WITHIN, take_over(config, server, stream, sql, table)).await;
+    let taking = take_over(config, server, stream, sql, table, memory.refusal.take());
+    let taken = tokio::time::timeout(TAKE_OVER_WITHIN, taking).await;
     taken.map_err(|_| {
         let what = format!(
             "the slot was taken, and the checkpoint could not be read and written within {TAKE_OVER_WITHIN:?}: somebody \
@@ -140,6 +141,7 @@ async fn take_over(
     stream: Stream,
     mut sql: PgConnection,
     table: Option<u32>,
+    refusal: Option<Refusal>,
 ) -> Result<Opened, Trouble> {
     let holder =
         source::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
@@ -161,19 +163,20 @@ async fn take_over(
     let (stored, offsets) = judged
         .checkpoint
         .map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
-    let mappings = mappings_of(config, stored, confirmed, end);
+    let mut mappings = mappings_of(config, stored, confirmed, end);
+    if let Some(refusal) = refusal.as_ref().filter(|refusal| refusal.is_poison)
+        && !mappings.refused.add(refusal.refused())
+    {
+        let what = "Kafka refuses row after row, and too many of them are not confirmed to remember one more";
+        return Err(Trouble::new(Reason::DeliveryFailed, what));
+    }
     let progress = Progress { confirmed, copied, mappings, revision: 0, offsets };
     let committed = checkpoint::write_now(&mut sql, config, history, &progress).await?;
     let Progress { mappings, offsets, .. } = progress;
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
-    let start = Start {
-        confirmed,
-        copied,
-        lineage: Lineage::new(server.timelines, end),
-        mappings,
-        partitions,
-        table: OutboxTable { name: config.source.table.clone(), oid: table },
-    };
+    let lineage = Lineage::new(server.timelines, end);
+    let table = OutboxTable { name: config.source.table.clone(), oid: table };
+    let start = Start { confirmed, copied, lineage, mappings, partitions, table, refusal };
     Ok(Opened { stream, holder, sql, history, start, copy, committed })
 }
 
@@ -330,29 +333,34 @@ async fn go_on_from(
 async fn stream(
     context: &Context,
     opened: Opened,
-    reached: &mut Option<(History, EndLsn)>,
+    memory: &mut Memory,
     shutdown: &mut watch::Receiver<bool>,
     report: &mut impl FnMut(&Trouble),
 ) -> Result<Ended, Trouble> {
     let history = opened.history;
+    // Before the status says that it streams.
+    let mut desk = context.desk.open();
     let mut pump = pump(context, opened).await.inspect_err(|trouble| report(trouble))?;
     context.metrics.streaming.set(1);
-    let mut desk = context.desk.open();
     let stop = shutdown.clone();
     let ended = tokio::select! {
         ended = pump.run(shutdown, &mut desk) => ended,
         trouble = credentials::rotated(&context.config.sink, stop) => Err(trouble),
     };
-    *reached = Some((history, pump.confirmed()));
+    memory.reached = Some((history, pump.confirmed()));
     context.metrics.streaming.set(0);
     context.metrics.in_flight_events.set(0);
     context.metrics.in_flight_bytes.set(0);
     context.metrics.connected.with_label_values(&["kafka"]).set(0);
-    if let Err(trouble) = &ended {
+    let ended = if let Err(trouble) = ended {
         // Before anything else that takes time: when the slot is free, another relay may send, and nothing new must come
         // from here. If it may be sending already, nothing is sent again either.
         pump.give_up(matches!(trouble.reason, Reason::ProcessPaused | Reason::SlotActive | Reason::SlotLost));
-    }
+        Err(pump.explained(trouble).await)
+    } else {
+        ended
+    };
+    memory.refusal = pump.refusal();
     // The session outlives the stream: a stream without one is taken for an orphan.
     let (stream, delivery, writer) = pump.into_parts();
     let producers = delivery.into_producers();

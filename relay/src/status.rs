@@ -3,7 +3,9 @@
 //! *acknowledged* (by Kafka, contiguously), *confirmed* (told to Postgres).
 //!
 //! What is wrong is either a trouble that ended a session, or something that shows in an open stream. The latter is
-//! never stored: it is judged anew at each question, so it is gone when its cause is.
+//! never stored: it is judged anew at each question, so it is gone when its cause is. A trouble that ended an open
+//! stream is not over when another stream is open: that stream may end in the same way a moment later. It is over
+//! when delivery has got past it.
 
 mod facts;
 pub mod heartbeat;
@@ -18,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use admin::Readiness;
+use outbox::Position;
 use serde_json::Value;
 
 pub use self::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase};
@@ -66,6 +69,7 @@ impl Status {
             phase: Phase::Starting,
             phase_since: time,
             trouble: None,
+            unproven: None,
             poison: None,
             missing: BTreeMap::new(),
             last: None,
@@ -94,14 +98,13 @@ impl Status {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves to `phase`. Streaming clears the trouble that came before it.
+    /// Moves to `phase`. Streaming clears the trouble that kept a stream from being opened.
     pub fn enter(&self, phase: Phase) {
         let mut state = self.state();
         state.move_to(phase);
         if matches!(phase, Phase::Copying | Phase::Streaming) {
             let now = Instant::now();
-            // A new session does not bring records back: it has to look first.
-            state.trouble = state.trouble.take().filter(|shown| shown.reason == Reason::KafkaLostRecords);
+            state.trouble = state.unproven.clone();
             state.kafka = None;
             (state.ticked, state.acknowledged_moved, state.received_moved) = (now, now, now);
             state.heartbeat.stream_opened(now);
@@ -113,8 +116,19 @@ impl Status {
 
     /// Kafka holds everything that is remembered of it.
     pub fn kafka_is_whole(&self) {
-        let mut state = self.state();
-        state.trouble = state.trouble.take().filter(|shown| shown.reason != Reason::KafkaLostRecords);
+        self.state().is_over(|shown| shown.reason == Reason::KafkaLostRecords);
+    }
+
+    /// The trouble that ended the stream before this one, and may end this one as well: the row that has to be
+    /// delivered first, where one is known.
+    pub fn unproven(&self) -> Option<Option<Position>> {
+        self.state().unproven.as_ref().map(|shown| shown.at)
+    }
+
+    /// Delivery has got past the trouble that ended the stream before this one.
+    pub fn proven(&self) {
+        // A new session does not bring records back: it has to look first.
+        self.state().is_over(|shown| shown.reason != Reason::KafkaLostRecords);
     }
 
     /// Moves to `phase` because of `trouble`. Answers whether it is one that was not shown already: the stream was
@@ -125,12 +139,22 @@ impl Status {
             Some(shown) if shown.reason == trouble.reason => Some(shown.since),
             _ => None,
         };
+        let was_open = state.is_open();
         state.move_to(phase);
         let shown = Shown {
             reason: trouble.reason,
             what: trouble.what.clone(),
             since: since.unwrap_or_else(SystemTime::now),
+            at: trouble.at,
         };
+        match trouble.reason {
+            // Whatever this process did not deliver is another relay's business now.
+            _ if phase == Phase::Standby => state.unproven = None,
+            Reason::CredentialsRotated | Reason::TopicChanged => {}
+            Reason::KafkaLostRecords => state.doubt(shown.clone()),
+            _ if was_open => state.doubt(shown.clone()),
+            _ => {}
+        }
         state.trouble = Some(shown);
         state.unblock();
         // The clients of the session are gone. What was read and not acknowledged waits on, unless it is another
@@ -146,12 +170,18 @@ impl Status {
                 ..state.numbers
             },
         };
-        since.is_none()
+        was_open || since.is_none()
     }
 
-    /// A row cannot be delivered; `None` when it can.
+    /// A row cannot be delivered; `None` when it is sent after all. Kafka may still refuse it.
     pub fn poisoned(&self, trouble: Option<Trouble>) {
-        self.state().poison = trouble.map(|t| Shown::new(t.reason, t.what, Duration::ZERO));
+        let mut state = self.state();
+        let sent = state.poison.take();
+        state.poison = trouble.map(|t| Shown { at: t.at, ..Shown::new(t.reason, t.what, Duration::ZERO) });
+        if let Some(sent) = sent.filter(|sent| sent.at.is_some() && state.poison.is_none()) {
+            state.doubt(sent);
+            state.trouble = state.unproven.clone();
+        }
     }
 
     /// Whether a topic is missing that is written to.

@@ -6,6 +6,7 @@ mod cause;
 
 use std::fmt;
 
+use outbox::Position;
 use serde::Serialize;
 
 pub use self::backoff::Backoff;
@@ -306,12 +307,20 @@ pub struct Trouble {
     pub reason: Reason,
     /// What happened, to what.
     pub what: String,
+    /// The row that has to be delivered before it is over, where one is known.
+    pub at: Option<Position>,
 }
 
 impl Trouble {
     /// A trouble for `reason`; `what` says what happened, to what.
     pub fn new(reason: Reason, what: impl Into<String>) -> Self {
-        Trouble { reason, what: what.into() }
+        Trouble { reason, what: what.into(), at: None }
+    }
+
+    /// It is not over before the row at `position` is delivered.
+    #[must_use]
+    pub fn at(self, position: Position) -> Self {
+        Trouble { at: Some(position), ..self }
     }
 }
 

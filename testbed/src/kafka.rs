@@ -1,5 +1,6 @@
 //! Real Apache Kafka brokers (KRaft), one or three.
 
+mod acl;
 mod properties;
 mod security;
 

@@ -10,7 +10,7 @@ use super::files;
 use super::kafka_access::SinkAccess;
 use super::model::{Config, Delivery, OnPoison, Routing};
 use super::secret::Secret;
-use crate::routing::router::{Router, is_topic_name};
+use crate::routing::router::{Router, is_internal, is_topic_name};
 
 /// The format this program reads. A file of a newer format is refused rather than half understood.
 pub const FORMAT_VERSION: u32 = 1;
@@ -156,6 +156,7 @@ fn check_dead_letters(delivery: &Delivery, routing: &Routing) -> Result<(), Conf
     require(is_topic_name(topic), FIELD, || {
         format!("'{topic}' is not a topic name; use at most 249 of letters, digits, '.', '_', '-'")
     })?;
+    require(!is_internal(topic), FIELD, || format!("'{topic}' is a topic of Kafka's own; choose another"))?;
     require(*topic != routing.replacement, FIELD, || {
         format!("'{topic}' is where routing.replacement sends every event")
     })

@@ -24,12 +24,22 @@ pub enum PoisonKind {
     Headers,
     /// A column is NULL that must not be, or has a value that cannot be read.
     Unreadable,
+    /// It has no key, and its topic is compacted.
+    NoKey,
+    /// Kafka refused its record.
+    Refused,
 }
 
 impl PoisonKind {
     /// All of them.
-    pub const ALL: [PoisonKind; 4] =
-        [PoisonKind::TooLarge, PoisonKind::Unroutable, PoisonKind::Headers, PoisonKind::Unreadable];
+    pub const ALL: [PoisonKind; 6] = [
+        PoisonKind::TooLarge,
+        PoisonKind::Unroutable,
+        PoisonKind::Headers,
+        PoisonKind::Unreadable,
+        PoisonKind::NoKey,
+        PoisonKind::Refused,
+    ];
 
     /// The label.
     pub fn label(self) -> &'static str {
@@ -38,6 +48,8 @@ impl PoisonKind {
             PoisonKind::Unroutable => "unroutable",
             PoisonKind::Headers => "headers",
             PoisonKind::Unreadable => "unreadable",
+            PoisonKind::NoKey => "no_key",
+            PoisonKind::Refused => "refused",
         }
     }
 }
@@ -83,14 +95,23 @@ impl From<Unplaceable> for Poison {
     fn from(error: Unplaceable) -> Self {
         let topic: Option<Arc<str>> = match &error {
             Unplaceable::TooLarge { topic, .. }
+            | Unplaceable::NoKey { topic }
+            | Unplaceable::Refused { topic, .. }
             | Unplaceable::Unroutable(
-                Unroutable::IllegalTopic { topic } | Unroutable::DeadLetterTopic { topic },
+                Unroutable::IllegalTopic { topic }
+                | Unroutable::InternalTopic { topic }
+                | Unroutable::DeadLetterTopic { topic },
             ) => Some(topic.as_str().into()),
             Unplaceable::Unroutable(Unroutable::NoValue | Unroutable::NoMatch { .. }) => None,
             Unplaceable::Flawed(poison) => return poison.clone(),
+            Unplaceable::NoDeadLetter { first, .. } => {
+                return Poison { error: error.to_string(), ..Poison::from((**first).clone()) };
+            }
         };
         let kind = match &error {
             Unplaceable::TooLarge { .. } => PoisonKind::TooLarge,
+            Unplaceable::NoKey { .. } => PoisonKind::NoKey,
+            Unplaceable::Refused { .. } => PoisonKind::Refused,
             _ => PoisonKind::Unroutable,
         };
         Poison { topic, ..Poison::new(kind, error) }
@@ -127,6 +148,14 @@ impl Arrival<'_> {
         }
     }
 
+    /// Whether its record has a key.
+    pub fn has_key(&self) -> bool {
+        match self {
+            Arrival::Event(row, _) => row.key.is_some(),
+            Arrival::Flawed(row, _) => row.key.is_some(),
+        }
+    }
+
     /// Why it can be no record.
     pub fn flaw(&self) -> Option<&Poison> {
         match self {
@@ -144,7 +173,7 @@ impl Arrival<'_> {
             }
             None => format!("the row at {position}: {error}"),
         };
-        Trouble::new(Reason::PoisonRow, what)
+        Trouble::new(Reason::PoisonRow, what).at(position)
     }
 }
 
@@ -164,7 +193,7 @@ mod tests {
     }
 
     fn with_topics(mut mappings: Mappings, topics: &[&str]) -> Mappings {
-        let shape = TopicShape { partitions: 1, max_message_bytes: None };
+        let shape = TopicShape { partitions: 1, max_message_bytes: None, compacted: false };
         let topics: BTreeMap<_, _> = topics.iter().map(|topic| ((*topic).to_owned(), shape)).collect();
         mappings.current.topics = topics;
         mappings
@@ -179,7 +208,8 @@ mod tests {
         commit: u64,
     ) -> Result<(String, Option<Poison>), Unplaceable> {
         let commit = CommitLsn::new(commit.into());
-        let subject = Subject { key: b"k", bytes, flaw, commit, column: |_: &str| route };
+        let column = |_: &str| route;
+        let subject = Subject { key: b"k", bytes, has_key: true, position: None, flaw, commit, column };
         mapper.place(&subject).map(|place| match place {
             Place::Partition { topic, poison, .. } => (topic.to_owned(), poison),
             Place::NewTopic(topic) => (format!("new {topic}"), None),

@@ -8,7 +8,6 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::replays::replayed;
 use super::{CAUSE_START, Delivery};
 use crate::failpoint::{self, Boundary};
-use crate::kafka;
 use crate::kafka::sink::Ack;
 use crate::kafka::watchdog::{Activity, Suspicion};
 use crate::progress::high_mark::Landed;
@@ -22,7 +21,9 @@ impl Delivery {
         self.acks.take(&mut taken);
         self.settled += taken.len();
         let now = Instant::now();
-        let settled = taken.drain(..).try_for_each(|ack| self.settle(ack, now));
+        let mut acks = taken.drain(..);
+        let settled = acks.try_for_each(|ack| self.settle(ack, now));
+        self.unsettled.extend(acks);
         self.taken = taken;
         settled?;
         if let Some(why) = self.acks.distrust().take() {
@@ -37,7 +38,7 @@ impl Delivery {
 
     fn settle(&mut self, ack: Ack, now: Instant) -> Result<(), Trouble> {
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
-        let bytes = self.in_flight.settled(partition);
+        let sent = self.in_flight.settled(partition);
         let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
         if ack.tag.is_replay() {
             replayed(self.replaying.take(), topic, number, &ack.outcome);
@@ -46,10 +47,7 @@ impl Delivery {
             Ok(offset) => offset,
             Err(code) => {
                 self.metrics.count_produce_error(code);
-                return Err(kafka::error::trouble(
-                    &format!("Kafka refused a record for {topic}/{number}"),
-                    code,
-                ));
+                return Err(self.on_refusal(partition, sent.position, code));
             }
         };
         if ack.tag.is_replay() {
@@ -68,7 +66,7 @@ impl Delivery {
             self.observe(completed);
         }
         self.metrics.events_total.with_label_values(&[topic]).inc();
-        self.metrics.bytes_total.inc_by(bytes as u64);
+        self.metrics.bytes_total.inc_by(sent.bytes as u64);
         self.dead_letters.acknowledged(partition);
         let landed = self.partitions.mark(partition).map(|mark| mark.acknowledged(offset, now));
         let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);

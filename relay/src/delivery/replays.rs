@@ -29,6 +29,8 @@ impl Delivery {
             let subject = Subject {
                 key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),
                 bytes,
+                has_key: row.key.is_some(),
+                position: None,
                 flaw: None,
                 commit: after_everything(),
                 column: |_: &str| row.route_by,
@@ -50,7 +52,7 @@ impl Delivery {
         };
         match place {
             Ok(Some(partition)) => {
-                self.hand_over(prepared, Tag::replay(partition))
+                self.hand_over(prepared, Tag::replay(partition), None)
                     .map_err(|error| not_accepted("a dead letter", &error))?;
                 self.replaying = Some(answer);
                 return Ok(None);

@@ -12,11 +12,12 @@ use crate::dead_letter::{Arrival, Poison, PoisonKind};
 use crate::event::record::{Prepared, kafka_timestamp};
 use crate::event::row::{Layout, RowError};
 use crate::failpoint::{self, Boundary};
+use crate::kafka;
 use crate::kafka::sink::{Outgoing, Tag};
 use crate::progress::high_mark::Admission;
 use crate::routing::mapping::{Place, Subject, Unplaceable};
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::Trouble;
 
 /// Where a row comes from.
 #[derive(Clone, Copy)]
@@ -59,6 +60,8 @@ impl Delivery {
         let subject = Subject {
             key: &spread_by,
             bytes,
+            has_key: arrival.has_key(),
+            position: Some(origin.position),
             flaw: arrival.flaw(),
             commit: origin.commit,
             column: |name: &str| {
@@ -87,16 +90,23 @@ impl Delivery {
         match mark.admit(origin.position, self.lineage.holds(origin.position)) {
             Admission::Send => {
                 let limit = self.partitions.place(partition).map_or(0, |(topic, _)| self.mapper.limit(topic));
-                if poison.is_none() && bytes > limit {
-                    // It was smaller than the limit of a mapping before this one, and was not sent.
+                let takes = |(topic, _)| self.mapper.takes_now(topic, bytes, arrival.has_key());
+                if poison.is_none() && !self.partitions.place(partition).is_some_and(takes) {
+                    // A mapping before this one would have sent it there, and did not.
                     let origin = Origin { commit: after_everything(), ..origin };
                     let flow = self.deliver(layout, values, origin, stored)?;
                     self.settles_first = flow == Flow::Next;
                     return Ok(flow);
                 }
-                if let Some(Poison { kind: PoisonKind::TooLarge, topic: Some(topic), .. }) = &poison {
-                    self.was_too_large_for(topic);
+                if let Some(Poison {
+                    kind: PoisonKind::TooLarge | PoisonKind::NoKey,
+                    topic: Some(topic),
+                    ..
+                }) = &poison
+                {
+                    self.was_unfit_for(topic);
                 }
+                self.settles_first |= self.refusals.is_tried_again(origin.position);
                 let prepared = self.prepare(
                     (arrival, bytes),
                     poison,
@@ -171,10 +181,13 @@ impl Delivery {
         self.dead_letter_style.record(row, poison, position, time, content_type, limit)
     }
 
-    /// A row that is too large waits for the limit to be raised.
+    /// A row waits for the settings to be changed that keep it from its topic, or for the broker to change its mind.
     fn unplaceable(&mut self, arrival: &Arrival<'_>, position: Position, error: Unplaceable) -> Trouble {
-        if let Unplaceable::TooLarge { topic, .. } = &error {
-            self.was_too_large_for(topic);
+        if let Some(topic) = error.decided_by_settings_of() {
+            self.was_unfit_for(topic);
+        }
+        if error.is_refusal() {
+            self.refusals.waits(position);
         }
         arrival.trouble(error, position)
     }
@@ -195,7 +208,7 @@ impl Delivery {
             }
         };
         let dead = prepared.dead.take();
-        self.hand_over(prepared, Tag::new(entry, partition))
+        self.hand_over(prepared, Tag::new(entry, partition), Some(position))
             .map_err(|error| not_accepted(&format!("the event at {position}"), &error))?;
         if let Some(note) = dead {
             self.dead_letters.sent(partition, note);
@@ -207,13 +220,19 @@ impl Delivery {
         Ok(())
     }
 
-    pub(super) fn hand_over(&mut self, prepared: Prepared<'_>, tag: Tag) -> Result<(), KafkaError> {
+    pub(super) fn hand_over(
+        &mut self,
+        prepared: Prepared<'_>,
+        tag: Tag,
+        position: Option<Position>,
+    ) -> Result<(), KafkaError> {
         let Some((topic, number)) = self.partitions.place(tag.partition()) else { return Ok(()) };
         let now = kafka_timestamp(PgTime::now());
         let mut timestamp = kafka_timestamp(prepared.time);
         let settings = self.partitions.settings(topic).copied().unwrap_or_default();
         // Kafka has no time before 1970, and librdkafka takes 0 for none.
-        if timestamp <= 0 || settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now) {
+        let unfit = settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now);
+        if timestamp <= 0 || unfit || self.refusals.were_of_timestamps(topic) {
             timestamp = now;
             self.metrics.timestamps_replaced_total.inc();
         }
@@ -229,11 +248,11 @@ impl Delivery {
         // After a refused record a producer takes no more: this can be the first that is heard of it.
         sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
         self.counts.sent += 1;
-        self.in_flight.sent(tag.partition(), prepared.bytes);
+        self.in_flight.sent(tag.partition(), prepared.bytes, position);
         Ok(())
     }
 }
 
 pub(super) fn not_accepted(what: &str, error: &KafkaError) -> Trouble {
-    Trouble::new(Reason::DeliveryFailed, format!("the producer did not take {what}: {error}"))
+    kafka::error::trouble(&format!("the producer did not take {what}"), code_of(error))
 }

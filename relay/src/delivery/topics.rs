@@ -14,7 +14,7 @@ use crate::trouble::{Reason, Trouble};
 
 /// How often the metadata of the topics in use is looked at: what happens to them shows within seconds.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How often a topic's settings are read while a row waits that is too large for it.
+/// How often a topic's settings are read while they keep a row from it.
 const READ_SETTINGS_EVERY: Duration = Duration::from_secs(5);
 
 /// What is being found out about topics.
@@ -28,8 +28,8 @@ pub(super) struct Inquiries {
     growing: HashSet<String>,
     /// What topics have become; events are spread over all of it once everything before is acknowledged.
     pub(super) grown: BTreeMap<String, TopicShape>,
-    /// The topic a row waits for that is too large for it, and when its settings were read last.
-    too_large_for: Option<(String, Instant)>,
+    /// The topic whose settings keep a row from it, and when they were read last.
+    unfit_for: Option<(String, Instant)>,
 }
 
 impl Default for Inquiries {
@@ -40,7 +40,7 @@ impl Default for Inquiries {
             looked: (Instant::now(), false),
             growing: HashSet::new(),
             grown: BTreeMap::new(),
-            too_large_for: None,
+            unfit_for: None,
         }
     }
 }
@@ -68,7 +68,7 @@ impl Delivery {
                 self.jobs.look(topics);
             }
         }
-        if let Some((topic, read)) = &mut self.inquiries.too_large_for
+        if let Some((topic, read)) = &mut self.inquiries.unfit_for
             && read.elapsed() >= READ_SETTINGS_EVERY
         {
             *read = Instant::now();
@@ -76,10 +76,10 @@ impl Delivery {
         }
     }
 
-    /// From now on the limit of `topic` is looked at.
-    pub(super) fn was_too_large_for(&mut self, topic: &str) {
-        if self.inquiries.too_large_for.as_ref().is_none_or(|(known, _)| known != topic) {
-            self.inquiries.too_large_for = Some((topic.to_owned(), Instant::now()));
+    /// From now on the settings of `topic` are read regularly.
+    pub(super) fn was_unfit_for(&mut self, topic: &str) {
+        if self.inquiries.unfit_for.as_ref().is_none_or(|(known, _)| known != topic) {
+            self.inquiries.unfit_for = Some((topic.to_owned(), Instant::now()));
         }
     }
 
@@ -106,22 +106,26 @@ impl Delivery {
             self.partitions.inspected(new.id, new.floor.search);
         }
         let limit = found.settings.and_then(|settings| settings.lower_limit(&self.sink));
-        TopicShape { partitions: found.partitions, max_message_bytes: limit }
+        let known = self.mapper.shape(name).is_some_and(|shape| shape.compacted);
+        let compacted = found.settings.map_or(known, |settings| settings.compacted);
+        TopicShape { partitions: found.partitions, max_message_bytes: limit, compacted }
     }
 
     pub(super) fn settings(&mut self, topic: &str, settings: Option<TopicSettings>) -> Result<(), Trouble> {
         self.partitions.set_settings(topic, settings);
         let (Some(settings), Some(shape)) = (settings, self.mapper.shape(topic)) else { return Ok(()) };
         let limit = settings.lower_limit(&self.sink);
-        if limit == shape.max_message_bytes {
+        let now = TopicShape { max_message_bytes: limit, compacted: settings.compacted, ..shape };
+        if now == shape {
             return Ok(());
         }
         tracing::info!(
             topic,
             bytes = limit.unwrap_or(self.sink.max_message_bytes),
-            "the limit of the topic has changed"
+            compacted = now.compacted,
+            "the topic has another max.message.bytes or cleanup.policy"
         );
-        let shapes = BTreeMap::from([(topic.to_owned(), TopicShape { max_message_bytes: limit, ..shape })]);
+        let shapes = BTreeMap::from([(topic.to_owned(), now)]);
         // Whatever was sent was committed before the horizon, or is of the last transaction or one before it.
         let behind_last = EndLsn::new((self.last_commit.lsn().as_u64() + 1).into());
         self.change_mapping(&shapes, self.lineage.end().max(behind_last))
@@ -155,7 +159,7 @@ impl Delivery {
                 News::Moved => self.jobs.inspect(&topic, self.partitions.to_inspect(&topic)),
                 News::Grown => {
                     if self.inquiries.growing.insert(topic.clone()) {
-                        self.jobs.look_at_growth(&topic);
+                        self.jobs.look_at_growth(&topic, self.producers.roster());
                     }
                 }
                 News::Shrunk { partitions } => {

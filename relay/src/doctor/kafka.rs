@@ -11,9 +11,10 @@ use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Topics, troubled};
-use crate::config::{Config, Sink};
+use crate::config::{Config, Routing, Sink};
 use crate::kafka::client::{client_config, reader_config};
 use crate::kafka::inspect::read_settings;
+use crate::routing::router::{is_internal, is_topic_name};
 use crate::topics::settings::TopicSettings;
 use crate::trouble::{Reason, Trouble};
 
@@ -26,26 +27,61 @@ const MIN_IN_SYNC_REPLICAS: usize = 2;
 
 /// Makes the checks of the sink, of `topics` and the topic of dead letters.
 pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
-    if let Some(topic) = &config.delivery.dead_letter_topic {
-        topics.insert(topic.clone(), 1);
-    }
+    let dead_letter_topic = config.delivery.dead_letter_topic.as_ref();
+    topics.extend(dead_letter_topic.map(|topic| (topic.clone(), 1)));
+    let internal: Vec<String> =
+        topics.extract_if(.., |topic, _| is_internal(topic)).map(|(name, _)| name).collect();
     let sink = config.sink.clone();
     let wanted = topics.clone();
     let looked = tokio::task::spawn_blocking(move || look(&sink, &wanted)).await;
     let (mut findings, found) = looked.unwrap_or_default();
+    findings.extend(internal.iter().map(|topic| kafkas_own(topic)));
+    findings.extend(routing(&config.routing));
     let admin: Result<AdminClient<DefaultClientContext>, _> = client_config(&config.sink).create();
     for topic in &found {
         let read = match &admin {
             Ok(admin) => read_settings(admin, topic, REQUEST).await,
             Err(error) => Err(error.clone()),
         };
-        findings.push(settings(&config.sink, topic, read));
+        findings.push(settings(&config.sink, topic, read.clone()));
+        if dead_letter_topic == Some(topic) && read.is_ok_and(|settings| settings.compacted) {
+            findings.push(compacted_dead_letters(topic));
+        }
     }
     if topics.is_empty() {
         let remedy = "start the relay; it asks for each topic when the first event goes there";
         findings.push(Finding::warn("topics", "the checkpoint knows none yet: none was looked at", remedy));
     }
     findings
+}
+
+/// The checkpoint has it: rows named it.
+fn kafkas_own(topic: &str) -> Finding {
+    let message = format!(
+        "{topic} is a topic of Kafka's own, which takes no events: a row that names it is a poison row"
+    );
+    Finding::warn("topic", message, "correct the routing, or the service that wrote such rows")
+}
+
+/// Where every event goes to one topic, its name can be judged before there is any event.
+fn routing(routing: &Routing) -> Option<Finding> {
+    let topic = &routing.replacement;
+    let wrong = match () {
+        () if topic.contains('$') => return None,
+        () if is_internal(topic) => "a topic of Kafka's own, which takes no events",
+        () if !is_topic_name(topic) => "no name of a topic (letters, digits, '.', '_', '-', at most 249)",
+        () => return None,
+    };
+    let message = format!("routing.replacement sends every event to '{topic}', which is {wrong}");
+    Some(Finding::problem("routing", message, "correct routing.replacement"))
+}
+
+fn compacted_dead_letters(topic: &str) -> Finding {
+    let message = format!(
+        "the dead-letter topic {topic} is compacted: a later dead letter of a key replaces an earlier one, and a row without a \
+         key cannot become one"
+    );
+    Finding::warn("dead-letter topic", message, "set cleanup.policy of it to delete")
 }
 
 /// The checks that block, and the topics that were found.
@@ -167,5 +203,7 @@ fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, KafkaError>) -
     let shown =
         |number: Option<usize>| number.map_or_else(|| "unknown".to_owned(), |number| number.to_string());
     let (in_sync, largest) = (shown(in_sync), shown(largest));
-    Finding::ok(CHECK, format!("{topic}: min.insync.replicas {in_sync}, max.message.bytes {largest}"))
+    let keys =
+        if described.compacted { "; it is compacted: a row without a key is a poison row" } else { "" };
+    Finding::ok(CHECK, format!("{topic}: min.insync.replicas {in_sync}, max.message.bytes {largest}{keys}"))
 }

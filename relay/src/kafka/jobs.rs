@@ -101,11 +101,15 @@ impl Jobs {
         });
     }
 
-    /// Looks at a topic that has more partitions than before.
-    pub fn look_at_growth(&self, name: &str) {
+    /// Looks at a topic that has more partitions than before, until the producers know of them as well: they would not
+    /// take records for them.
+    pub fn look_at_growth(&self, name: &str, producers: Roster) {
         let name = name.to_owned();
         self.ask(move |searcher| {
             let found = searcher.topic(&name)?;
+            while !producers.know(&name, found.partitions) {
+                searcher.sleep(LOOK_AGAIN)?;
+            }
             Ok(Answer::Grown { name, found })
         });
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
+use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
 use rdkafka::{ClientContext, util::Timeout};
 use tokio::sync::Notify;
@@ -202,6 +203,16 @@ pub struct Producers {
 pub struct Roster(Vec<Arc<ThreadedProducer<Delivery>>>);
 
 impl Roster {
+    /// Whether each of them knows so many partitions of a topic. What a producer is told, it keeps.
+    pub fn know(&self, topic: &str, partitions: i32) -> bool {
+        let expected = usize::try_from(partitions).unwrap_or(0);
+        self.0.iter().all(|producer| {
+            let told = producer.client().fetch_metadata(Some(topic), BROKER_WITHIN);
+            let count = |told: &Metadata| told.topics().iter().map(|topic| topic.partitions().len()).max();
+            told.ok().as_ref().and_then(count).is_some_and(|count| count >= expected)
+        })
+    }
+
     /// Whether one of them knows no broker that it could ask. A broker that only answers late is another error.
     pub fn has_no_broker(&self) -> bool {
         self.0.iter().any(|producer| {
@@ -234,6 +245,11 @@ impl Producers {
     /// Whether these producers keep to a topic's limit.
     pub fn keep_to(&self, limit: usize) -> bool {
         self.largest_batch <= limit
+    }
+
+    /// Why one of them has failed for good.
+    pub fn failure(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.producers.iter().find_map(|producer| producer.client().fatal_error())
     }
 
     /// The same producers, to be asked a question.

@@ -16,15 +16,20 @@
 //!
 //! Rows are delivered in stream order and a row without a place holds up everything behind it, so each partition
 //! still gets a prefix of *its* rows in position order, across any number of changes and crashes.
+//!
+//! A row that Kafka refused for a topic has no place there, in whichever mapping: see [`Refusals`].
 
 mod generation;
+mod refused;
 mod stored;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn};
 
 use self::generation::Generation;
+pub use self::refused::{Refusals, Refused};
 pub use self::stored::{Earlier, Mapping, Mappings, Rule, TopicShape};
 use crate::dead_letter::Poison;
 use crate::routing::router::{InvalidRule, Unroutable};
@@ -47,9 +52,53 @@ pub enum Unplaceable {
         /// The setting that sets it.
         whose: String,
     },
+    /// It has no key, and a compacted topic takes no such record.
+    #[error("topic {topic} is compacted (cleanup.policy) and takes no record without a key")]
+    NoKey {
+        /// The topic.
+        topic: String,
+    },
+    /// Kafka refused it.
+    #[error("Kafka refused it for topic {topic}: {cause}")]
+    Refused {
+        /// The topic.
+        topic: String,
+        /// The error code, and what it means.
+        cause: String,
+    },
     /// The row cannot be a record at all.
     #[error("{}", .0.error)]
     Flawed(Poison),
+    /// It should become a dead letter, and cannot be one.
+    #[error("{first}; and it cannot become a dead letter: {dead_letter}")]
+    NoDeadLetter {
+        /// Why it should.
+        first: Box<Unplaceable>,
+        /// Why it cannot.
+        dead_letter: Box<Unplaceable>,
+    },
+}
+
+impl Unplaceable {
+    /// The topic whose settings decide, where they do.
+    pub fn decided_by_settings_of(&self) -> Option<&str> {
+        match self {
+            Unplaceable::TooLarge { topic, .. } | Unplaceable::NoKey { topic } => Some(topic),
+            Unplaceable::NoDeadLetter { dead_letter, .. } => dead_letter.decided_by_settings_of(),
+            Unplaceable::Unroutable(_) | Unplaceable::Refused { .. } | Unplaceable::Flawed(_) => None,
+        }
+    }
+
+    /// Whether it was a broker that refused, and may take the row when it is asked again.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Unplaceable::Refused { .. } => true,
+            Unplaceable::NoDeadLetter { first, dead_letter } => {
+                first.is_refusal() || dead_letter.is_refusal()
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Where a row goes.
@@ -76,6 +125,10 @@ pub struct Subject<'a, F> {
     pub key: &'a [u8],
     /// Size of its record.
     pub bytes: usize,
+    /// Whether its record has a key.
+    pub has_key: bool,
+    /// Its position; a dead letter that is sent again has none.
+    pub position: Option<Position>,
     /// Why it cannot be a record, wherever it would go.
     pub flaw: Option<&'a Poison>,
     /// Its commit.
@@ -89,6 +142,7 @@ pub struct Mapper {
     version: i32,
     current: Generation,
     previous: Vec<(EndLsn, Generation)>,
+    refused: Refusals,
     /// Counts what has to be stored; larger numbers hold more.
     revision: u64,
     /// Topics of the current mapping that were added or changed here, and the revision that has it.
@@ -105,6 +159,7 @@ impl Mapper {
             previous: previous
                 .map(|earlier| Ok((earlier.until, Generation::new(earlier.mapping)?)))
                 .collect::<Result<_, _>>()?,
+            refused: stored.refused,
             revision: 0,
             news: HashMap::new(),
         })
@@ -118,13 +173,13 @@ impl Mapper {
         for (until, earlier) in &mut self.previous {
             // A topic that is not in it got nothing under it.
             if until.covers(subject.commit)
-                && let Ok((topic, Some(number), poison)) = earlier.place(subject)
+                && let Ok((topic, Some(number), poison)) = earlier.place(subject, &self.refused)
             {
                 let revision = self.news.get(topic).copied().unwrap_or(0);
                 return Ok(Place::Partition { topic, number, revision, poison });
             }
         }
-        let (topic, number, poison) = self.current.place(subject)?;
+        let (topic, number, poison) = self.current.place(subject, &self.refused)?;
         let revision = self.news.get(topic).copied().unwrap_or(0);
         Ok(match number {
             Some(number) => Place::Partition { topic, number, revision, poison },
@@ -136,6 +191,21 @@ impl Mapper {
     /// of them has placed rows by what it was then.
     pub fn limit(&self, topic: &str) -> usize {
         self.current.mapping.limit(topic).0
+    }
+
+    /// Whether a topic takes a record of that size, with or without a key, now.
+    pub fn takes_now(&self, topic: &str, bytes: usize, has_key: bool) -> bool {
+        bytes <= self.limit(topic) && (has_key || !self.current.mapping.is_compacted(topic))
+    }
+
+    /// A row that Kafka refused and that has no other place is tried once more. It has not been sent elsewhere.
+    pub fn try_again(&mut self, position: Position) {
+        let topics = self.refused.forget(position);
+        if !topics.is_empty() {
+            self.revision += 1;
+            // Not before the checkpoint has it, or a start would look for the row elsewhere.
+            self.news.extend(topics.into_iter().map(|topic| (topic, self.revision)));
+        }
     }
 
     /// Adds a topic. This changes the destination of no row that was sent: there was none for this topic.
@@ -166,7 +236,7 @@ impl Mapper {
     pub fn confirm(&mut self, confirmed: EndLsn) {
         let before = self.previous.len();
         self.previous.retain(|(until, _)| *until > confirmed);
-        if self.previous.len() < before {
+        if self.refused.confirm(confirmed) || self.previous.len() < before {
             self.revision += 1;
         }
     }
@@ -203,6 +273,7 @@ impl Mapper {
             version: self.version,
             current: self.current.mapping.clone(),
             previous: self.previous.iter().map(earlier).collect(),
+            refused: self.refused.clone(),
         }
     }
 
@@ -221,6 +292,7 @@ mod tests {
 
     use super::*;
     use crate::config::Routing;
+    use crate::dead_letter::PoisonKind;
 
     fn rule(replacement: &str, max_message_bytes: usize) -> Rule {
         let routing = Routing { replacement: replacement.into(), ..Routing::default() };
@@ -230,11 +302,12 @@ mod tests {
         EndLsn::new(Lsn::from(lsn))
     }
     fn shape(partitions: i32) -> TopicShape {
-        TopicShape { partitions, max_message_bytes: None }
+        TopicShape { partitions, max_message_bytes: None, compacted: false }
     }
     fn topic_of(mapper: &mut Mapper, commit: u64, bytes: usize) -> Result<String, Unplaceable> {
         let commit = CommitLsn::new(Lsn::from(commit));
-        let subject = Subject { key: b"k", bytes, flaw: None, commit, column: |_: &str| Some("x") };
+        let column = |_: &str| Some("x");
+        let subject = Subject { key: b"k", bytes, has_key: true, position: None, flaw: None, commit, column };
         Ok(match mapper.place(&subject)? {
             Place::Partition { topic, .. } => topic.to_owned(),
             Place::NewTopic(topic) => format!("{topic}, new"),
@@ -268,11 +341,11 @@ mod tests {
     #[test]
     fn no_batch_is_too_large_for_a_topic_that_only_an_earlier_mapping_knows() {
         let mut old = Mappings::first(rule("old.${routedByValue}", 100));
-        old.current.topics.insert("old.x".into(), TopicShape { partitions: 3, max_message_bytes: Some(50) });
+        old.current.topics.insert("old.x".into(), TopicShape { max_message_bytes: Some(50), ..shape(3) });
         let both = old.under(rule("new.${routedByValue}", 200), end(50));
         assert_eq!(both.smallest_limit(), Some(50));
         let mut mapper = Mapper::new(both).unwrap();
-        mapper.add("new.x", TopicShape { partitions: 3, max_message_bytes: Some(70) });
+        mapper.add("new.x", TopicShape { max_message_bytes: Some(70), ..shape(3) });
         assert_eq!(mapper.smallest_limit(), Some(50));
         mapper.confirm(end(50));
         assert_eq!(mapper.smallest_limit(), Some(70), "forgotten");
@@ -290,9 +363,83 @@ mod tests {
             let value = format!("x{n}");
             let commit = CommitLsn::new(Lsn::from(1));
             let column = |_: &str| Some(value.as_str());
-            mapper.place(&Subject { key: b"k", bytes: 1, flaw: None, commit, column }).unwrap();
+            let subject =
+                Subject { key: b"k", bytes: 1, has_key: true, position: None, flaw: None, commit, column };
+            mapper.place(&subject).unwrap();
         }
         assert!(mapper.current.remembered() < 20_000);
+    }
+
+    /// Topic of a row without a key at that position, and why it is a dead letter there.
+    fn keyless(mapper: &mut Mapper, position: Position) -> Result<(String, Option<PoisonKind>), Unplaceable> {
+        let commit = CommitLsn::new(Lsn::from(position.commit_lsn));
+        let (position, column) = (Some(position), |_: &str| Some("x"));
+        let subject = Subject { key: b"id", bytes: 1, has_key: false, position, flaw: None, commit, column };
+        Ok(match mapper.place(&subject)? {
+            Place::Partition { topic, poison, .. } => (topic.to_owned(), poison.map(|poison| poison.kind)),
+            Place::NewTopic(topic) => (format!("{topic}, new"), None),
+        })
+    }
+
+    fn at(commit_lsn: u64) -> Position {
+        Position { timeline: 1, commit_lsn, index: 0 }
+    }
+
+    #[test]
+    fn a_compacted_topic_takes_no_row_without_a_key() {
+        let dead = Some("dead".to_owned());
+        let mut first = Mappings::first(Rule { dead_letter_topic: dead, ..rule("t.${routedByValue}", 100) });
+        first.current.topics.insert("t.x".into(), shape(3));
+        first.current.topics.insert("dead".into(), shape(1));
+        let mut mapper = Mapper::new(first).unwrap();
+        assert_eq!(keyless(&mut mapper, at(1)).unwrap(), ("t.x".into(), None));
+        let compacted = TopicShape { compacted: true, ..shape(3) };
+        mapper.change(&BTreeMap::from([("t.x".into(), compacted)]), end(50)).unwrap();
+        assert_eq!(keyless(&mut mapper, at(49)).unwrap(), ("t.x".into(), None), "may have been sent");
+        assert!(!mapper.takes_now("t.x", 1, false) && mapper.takes_now("t.x", 1, true));
+        assert_eq!(keyless(&mut mapper, at(50)).unwrap(), ("dead".into(), Some(PoisonKind::NoKey)));
+        mapper.change(&BTreeMap::from([("dead".into(), compacted)]), end(60)).unwrap();
+        let error = keyless(&mut mapper, at(60)).unwrap_err();
+        assert_eq!(error.decided_by_settings_of(), Some("dead"), "{error}");
+        assert!(
+            error.to_string().contains("cannot become a dead letter: topic dead is compacted"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_refused_row_has_no_place_in_that_topic_under_any_mapping_and_is_tried_again_once_that_is_stored() {
+        let mut old = Mappings::first(rule("old.${routedByValue}", 100));
+        old.current.topics.insert("old.x".into(), shape(3));
+        let mut both = old.under(rule("new.${routedByValue}", 100), end(50));
+        both.current.topics.insert("new.x".into(), shape(3));
+        let refused = |topic: &str| Refused { position: at(10), topic: topic.into(), cause: "no".into() };
+        assert!(both.refused.add(refused("old.x")));
+        let mut mapper = Mapper::new(both.clone()).unwrap();
+        assert_eq!(keyless(&mut mapper, at(11)).unwrap().0, "old.x");
+        assert_eq!(keyless(&mut mapper, at(10)).unwrap().0, "new.x", "it was not sent there");
+        assert!(both.refused.add(refused("new.x")));
+        let mut mapper = Mapper::new(both).unwrap();
+        assert!(keyless(&mut mapper, at(10)).unwrap_err().is_refusal());
+        mapper.try_again(at(10));
+        let commit = CommitLsn::new(Lsn::from(10));
+        let (position, column) = (Some(at(10)), |_: &str| Some("x"));
+        let subject = Subject { key: b"k", bytes: 1, has_key: true, position, flaw: None, commit, column };
+        let Place::Partition { topic: "old.x", revision, .. } = mapper.place(&subject).unwrap() else {
+            panic!("elsewhere");
+        };
+        assert_eq!((revision, mapper.revision()), (1, 1));
+        assert!(mapper.stored().refused.is_empty());
+    }
+
+    #[test]
+    fn a_checkpoint_of_before_is_read() {
+        let json = serde_json::json!({"current": {
+            "routing": Routing::default(), "maxMessageBytes": 100, "topics": {"t": {"partitions": 3}},
+        }});
+        let mappings: Mappings = serde_json::from_value(json).unwrap();
+        assert_eq!(mappings.current.topics["t"], shape(3));
+        assert!(mappings.refused.is_empty());
     }
 
     #[test]
@@ -313,7 +460,7 @@ mod tests {
     #[test]
     fn a_limit_alone_keeps_the_topics_and_a_topics_own_limit_holds() {
         let mut first = Mappings::first(rule("t.${routedByValue}", 100));
-        first.current.topics.insert("t.x".into(), TopicShape { partitions: 3, max_message_bytes: Some(50) });
+        first.current.topics.insert("t.x".into(), TopicShape { max_message_bytes: Some(50), ..shape(3) });
         let mut mapper = Mapper::new(first.under(rule("t.${routedByValue}", 200), end(9))).unwrap();
         assert_eq!(mapper.shape("t.x").map(|shape| shape.partitions), Some(3));
         assert_eq!((mapper.limit("t.x"), mapper.limit("t.y")), (50, 200));

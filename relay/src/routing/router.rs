@@ -8,6 +8,10 @@ use crate::trouble::excerpt;
 /// Longest topic name Kafka takes.
 const MAX_TOPIC_BYTES: usize = 249;
 
+/// Topics that Kafka keeps for itself. Brokers refuse records of any other client there.
+const INTERNAL_TOPICS: [&str; 4] =
+    ["__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"];
+
 /// The routing rule cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("'{regex}' is not a regular expression: {detail}")]
@@ -34,6 +38,12 @@ pub enum Unroutable {
         excerpt(topic)
     )]
     IllegalTopic {
+        /// The name.
+        topic: String,
+    },
+    /// The rule gives a topic that Kafka keeps for itself.
+    #[error("'{topic}' is a topic of Kafka's own, which takes no events")]
+    InternalTopic {
         /// The name.
         topic: String,
     },
@@ -79,6 +89,9 @@ impl Router {
         if !is_topic_name(&topic) {
             return Err(Unroutable::IllegalTopic { topic: excerpt(&topic) });
         }
+        if is_internal(&topic) {
+            return Err(Unroutable::InternalTopic { topic });
+        }
         if self.dead_letter_topic.as_ref() == Some(&topic) {
             return Err(Unroutable::DeadLetterTopic { topic });
         }
@@ -91,6 +104,11 @@ pub fn is_topic_name(name: &str) -> bool {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let well_formed = !name.is_empty() && name.len() <= MAX_TOPIC_BYTES && name.bytes().all(legal);
     well_formed && name != "." && name != ".."
+}
+
+/// Whether Kafka keeps the topic of that name for itself.
+pub fn is_internal(name: &str) -> bool {
+    INTERNAL_TOPICS.contains(&name)
 }
 
 /// The partition Kafka's Java client would choose: `(murmur2(key) & 0x7fffffff) % partitions`. librdkafka's own
@@ -228,6 +246,17 @@ mod tests {
             let refused = Router::new(&Routing::default()).unwrap().topic(value);
             assert!(matches!(refused, Err(Unroutable::IllegalTopic { .. })), "{value}: {refused:?}");
         }
-        assert!(matches!(router("(.*)", "$1").topic(".."), Err(Unroutable::IllegalTopic { .. })));
+        for value in [".", "..", ""] {
+            assert!(matches!(router("(.*)", "$1").topic(value), Err(Unroutable::IllegalTopic { .. })));
+        }
+    }
+
+    #[test]
+    fn no_event_goes_to_a_topic_that_kafka_keeps_for_itself() {
+        for topic in INTERNAL_TOPICS {
+            let refused = router("(.*)", "$1").topic(topic);
+            assert_eq!(refused, Err(Unroutable::InternalTopic { topic: topic.into() }));
+        }
+        assert_eq!(router("(.*)", "$1").topic("__mine").as_deref(), Ok("__mine"));
     }
 }

@@ -19,6 +19,7 @@ use sqlx::postgres::PgConnection;
 use tokio::time::timeout;
 
 use crate::config::Config;
+use crate::delivery::Refusal;
 use crate::postgres::checkpoint::History;
 use crate::postgres::holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, shown};
 use crate::postgres::source;
@@ -36,6 +37,8 @@ const END_CREATION_WITHIN: Duration = Duration::from_secs(8);
 pub struct Memory {
     /// What its sessions have confirmed, and on which history.
     pub reached: Option<(History, EndLsn)>,
+    /// What ended the last of them, if Kafka refused a record.
+    pub refusal: Option<Refusal>,
     /// The server's processes of the last session that took the slot or began to create it.
     own: Option<Own>,
     /// That session has begun to create the slot, and has not ended it.
@@ -47,7 +50,8 @@ pub struct Memory {
 impl Memory {
     /// A session takes the slot or, with `creating`, begins to create it: no other process of this relay's can hold it now.
     pub fn takes(&mut self, own: Own, creating: bool) {
-        *self = Memory { reached: self.reached, own: Some(own), creating, alone: None };
+        let before = std::mem::take(self);
+        *self = Memory { own: Some(own), creating, alone: None, ..before };
     }
 
     /// Ends what was begun and never ended, when no other session follows: PostgreSQL does not notice that the client is

@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 use self::copy::{Copy, CopyStep, next_page};
 use self::gulps::Gulps;
 use crate::dead_letter::replay::Candidate;
-use crate::delivery::{CAUSE_START, Delivery, Flow};
+use crate::delivery::{CAUSE_START, Delivery, Flow, Refusal};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::jobs::Answer;
 use crate::kafka::sink::AckQueue;
@@ -183,6 +183,17 @@ impl Pump {
         self.delivery.give_up(all);
     }
 
+    /// Says what ended the session as far as it can be known: the answer of a broker behind it, and the row it is about.
+    pub async fn explained(&mut self, trouble: Trouble) -> Trouble {
+        let trouble = self.delivery.cause_of(trouble).await;
+        self.delivery.began(trouble, self.parked.is_some())
+    }
+
+    /// A record that Kafka refused, if that ended the session.
+    pub fn refusal(&mut self) -> Option<Refusal> {
+        self.delivery.refusal()
+    }
+
     /// Gives back what the session has to end: the stream, the producers within `Delivery`, and the writer with its connection.
     pub fn into_parts(self) -> (Stream, Delivery, Writer) {
         (self.stream, self.delivery, self.writer)
@@ -279,6 +290,9 @@ impl Pump {
         }
         self.request_checkpoint(false);
         self.report();
+        if self.status.unproven().is_some_and(|at| self.delivery.is_past(at)) {
+            self.status.proven();
+        }
         Ok(())
     }
 

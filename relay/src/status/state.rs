@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
+use outbox::Position;
 use pg_replication::PgTime;
 
 use super::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase};
@@ -29,6 +30,8 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) phase_since: SystemTime,
     pub(super) trouble: Option<Shown>,
+    /// What ended an open stream, until delivery has got past it.
+    pub(super) unproven: Option<Shown>,
     /// A row that cannot be delivered.
     pub(super) poison: Option<Shown>,
     /// Topics that do not exist, and since when that is known.
@@ -80,10 +83,29 @@ impl State {
             Phase::Copying | Phase::Streaming | Phase::Draining => {
                 let blocked = self.poison.clone().or_else(|| self.topic_missing());
                 let standing = blocked.or_else(|| self.slot_gone()).or_else(|| self.stands_still(now));
-                // What is left of a trouble once the stream is open: see `enter`.
                 standing.or_else(|| self.trouble.clone())
             }
             Phase::Starting | Phase::Waiting | Phase::Stopped => self.trouble.clone(),
+        }
+    }
+
+    /// Whether a stream is open.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Copying | Phase::Streaming | Phase::Draining)
+    }
+
+    /// Remembers what ended an open stream. Until delivery has got past what ended those before it as well, neither is over.
+    pub(super) fn doubt(&mut self, shown: Shown) {
+        let before = self.unproven.as_ref().and_then(|before| before.at);
+        let blocked = self.poison.as_ref().and_then(|poison| poison.at);
+        self.unproven = Some(Shown { at: shown.at.max(before).max(blocked), ..shown });
+    }
+
+    /// Forgets what ended the stream before this one, if it is of that kind.
+    pub(super) fn is_over(&mut self, kind: impl Fn(&Shown) -> bool) {
+        if self.unproven.as_ref().is_some_and(kind) {
+            self.unproven = None;
+            self.trouble = None;
         }
     }
 
@@ -99,7 +121,7 @@ impl State {
             1 => format!("topic {topic} does not exist"),
             more => format!("topic {topic} does not exist, and {} more", more - 1),
         };
-        Some(Shown { reason: Reason::TopicMissing, what, since: *since })
+        Some(Shown { reason: Reason::TopicMissing, what, since: *since, at: None })
     }
 
     /// The server has given the slot up, while the stream from it may still look open.
@@ -193,11 +215,13 @@ pub(super) struct Shown {
     pub(super) reason: Reason,
     pub(super) what: String,
     pub(super) since: SystemTime,
+    /// The row that has to be delivered before it is over, where one is known.
+    pub(super) at: Option<Position>,
 }
 
 impl Shown {
     pub(super) fn new(reason: Reason, what: String, lasted: Duration) -> Shown {
-        Shown { reason, what, since: SystemTime::now() - lasted }
+        Shown { reason, what, since: SystemTime::now() - lasted, at: None }
     }
 }
 

@@ -54,6 +54,50 @@ fn a_trouble_makes_it_not_ready_and_streaming_clears_it() {
 }
 
 #[test]
+fn what_ended_a_stream_is_over_when_delivery_has_got_past_it_and_not_before() {
+    let at = |commit_lsn| outbox::Position { timeline: 1, commit_lsn, index: 0 };
+    let refused = |commit| Trouble::new(Reason::DeliveryFailed, "refused").at(at(commit));
+    let status = streaming();
+    assert!(status.trouble(Phase::Waiting, &refused(200)));
+    status.remember();
+    for _ in 0..3 {
+        status.enter(Phase::Streaming);
+        assert_eq!(reason(&status).as_deref(), Some("DeliveryFailed"));
+        status.remember();
+        assert!(status.trouble(Phase::Waiting, &refused(100)), "counted each time");
+    }
+    assert!(status.json()["lastTrouble"]["until"].is_null());
+    // Something else is in the way for a while.
+    assert!(status.trouble(Phase::Waiting, &Trouble::new(Reason::DatabaseUnreachable, "away")));
+    assert_eq!(reason(&status).as_deref(), Some("DatabaseUnreachable"));
+    status.enter(Phase::Streaming);
+    assert_eq!(reason(&status).as_deref(), Some("DeliveryFailed"));
+    assert_eq!(status.unproven(), Some(Some(at(200))), "the furthest of all");
+    status.proven();
+    assert_eq!((reason(&status), status.unproven()), (None, None));
+}
+
+#[test]
+fn a_poison_row_that_is_sent_after_all_is_over_when_it_is_acknowledged() {
+    let at = outbox::Position { timeline: 1, commit_lsn: 100, index: 0 };
+    let status = streaming();
+    status.poisoned(Some(Trouble::new(Reason::PoisonRow, "row 1").at(at)));
+    status.poisoned(None);
+    assert_eq!(reason(&status).as_deref(), Some("PoisonRow"));
+    assert_eq!(status.unproven(), Some(Some(at)));
+    status.proven();
+    assert_eq!(reason(&status), None);
+}
+
+#[test]
+fn producers_that_are_rebuilt_on_purpose_leave_nothing_behind() {
+    let status = streaming();
+    status.trouble(Phase::Waiting, &Trouble::new(Reason::CredentialsRotated, "another file"));
+    status.enter(Phase::Streaming);
+    assert_eq!(reason(&status), None);
+}
+
+#[test]
 fn a_standby_is_ready() {
     let status = Status::default();
     status.trouble(Phase::Standby, &Trouble::new(Reason::SlotActive, "held by pid 7"));

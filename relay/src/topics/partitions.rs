@@ -265,7 +265,7 @@ mod tests {
         let routing = crate::config::Routing::default();
         let rule = Rule { routing, max_message_bytes: 1000, dead_letter_topic: None };
         let mut mappings = Mappings::first(rule);
-        let shape = TopicShape { partitions: 3, max_message_bytes: None };
+        let shape = TopicShape { partitions: 3, max_message_bytes: None, compacted: false };
         mappings.current.topics.insert("b".into(), shape);
         let offsets = Offsets::from([("b".into(), BTreeMap::from([(2, at(7))]))]);
         let mut partitions = Partitions::from_checkpoint(&mappings, &offsets);

@@ -46,15 +46,18 @@ impl TopicSettings {
         let policy = value("cleanup.policy").unwrap_or("delete");
         // Half of it: a record that is about to be removed when it arrives would help nobody.
         let retention = if policy.contains("delete") { limit("retention.ms") / 2 } else { i64::MAX };
+        // Kafka 3 has one limit for both directions; where it is not set it says nothing.
+        let both = limit("message.timestamp.difference.max.ms");
         let by_producer = value("message.timestamp.type") != Some("LogAppendTime");
         let size = |name: &str| number(name).and_then(|bytes| usize::try_from(bytes).ok());
         TopicSettings {
             max_message_bytes: size("max.message.bytes"),
             min_in_sync_replicas: size("min.insync.replicas"),
             compacted: policy.contains("compact"),
-            // Half of it: the broker's clock is another one.
-            ahead_ms: by_producer.then(|| limit("message.timestamp.after.max.ms") / 2),
-            oldest_ms: by_producer.then(|| retention.min(limit("message.timestamp.before.max.ms"))),
+            // Half of it: the broker's clock is another one, and a record may wait before it is sent.
+            ahead_ms: by_producer.then(|| limit("message.timestamp.after.max.ms").min(both) / 2),
+            oldest_ms: by_producer
+                .then(|| retention.min(limit("message.timestamp.before.max.ms").min(both) / 2)),
         }
     }
 
@@ -116,6 +119,13 @@ mod tests {
             settings(&[("message.timestamp.after.max.ms", "0"), ("message.timestamp.type", "LogAppendTime")]);
         assert!(!append.is_too_new(DAY, 0));
         assert!(TopicSettings::default().is_too_new(DAY, 0));
+    }
+
+    #[test]
+    fn kafka_3_has_one_limit_for_both_directions() {
+        let both = settings(&[("message.timestamp.difference.max.ms", "3600000")]);
+        assert!(both.is_too_old(0, DAY) && both.is_too_new(DAY, 0));
+        assert!(!both.is_too_old(0, 60_000) && !both.is_too_new(60_000, 0));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `doctor` and `lag`: what they say is so, and what is wrong is named with its remedy.
 
 use serde_json::Value;
-use testbed::kafka::create_topic;
+use testbed::kafka::{alter_topic, create_topic};
 use testbed::{net, unique, wait};
 
 use crate::fixture::{SOON, Site};
@@ -163,4 +163,25 @@ async fn lag_says_what_is_confirmed_and_what_the_relay_knows() {
     let nowhere = |text: String| text.replace(site.database.name(), "no_such_database");
     let answer = site.command(port, nowhere, &["lag"]).await;
     assert!(answer.code == Some(69) && answer.err.contains("check source.database"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn topics_that_take_no_events_or_no_keyless_ones_are_named() {
+    let site = site().await;
+    for (topic, says) in [("__consumer_offsets", "Kafka's own"), (".", "no name of a topic")] {
+        let routed = |text: String| format!("{text}routing: {{replacement: '{topic}'}}\n");
+        one(&site, routed, &["routing", topic, says, "correct routing.replacement"]).await;
+    }
+    let dead = format!("dead.{}", site.aggregate);
+    alter_topic(&site.bootstrap, &dead, &[("cleanup.policy", "compact")]).await.unwrap();
+    site.execute(
+        "UPDATE outbox_checkpoint
+         SET mapping = jsonb_set(mapping, '{current,topics,__consumer_offsets}', '{\"partitions\": 1}')",
+    )
+    .await;
+    let answer = site.command(net::free_port().unwrap(), |text| text, &["doctor"]).await;
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert!(answer.out.contains(&format!("dead-letter topic {dead} is compacted")), "{answer:?}");
+    let internal: Vec<&str> = answer.out.lines().filter(|line| line.contains("__consumer_offsets")).collect();
+    assert!(internal.len() == 1 && internal[0].contains("a topic of Kafka's own"), "{answer:?}");
 }

@@ -10,13 +10,13 @@ use testbed::{Database, shared};
 
 use crate::fixture::{PARTITIONS, Relay, Site, heavy};
 
-const USER: &str = "shipper";
-const PASSWORD: &str = "first-secret";
+pub const USER: &str = "shipper";
+pub const PASSWORD: &str = "first-secret";
 
 /// A broker that demands proof, and the files that a relay is given.
-struct Guarded {
-    kafka: Kafka,
-    site: Site,
+pub struct Guarded {
+    pub kafka: Kafka,
+    pub site: Site,
     folder: Folder,
     brokers: Authority,
     clients: Authority,
@@ -28,7 +28,7 @@ fn login(password: &str) -> Login {
 
 impl Guarded {
     /// TLS with client certificates, and logins. Nobody is allowed anything when `authorize` is set.
-    async fn start(authorize: bool) -> Guarded {
+    pub async fn start(authorize: bool) -> Guarded {
         let (brokers, clients) = (Authority::new("brokers").unwrap(), Authority::new("clients").unwrap());
         let security = Security {
             tls: Some(BrokerTls {
@@ -55,7 +55,7 @@ impl Guarded {
         guarded
     }
 
-    fn write(&self, name: &str, content: &str) {
+    pub fn write(&self, name: &str, content: &str) {
         std::fs::write(self.file(name), content).unwrap();
     }
 
@@ -64,12 +64,12 @@ impl Guarded {
     }
 
     /// `caFile` and the client's certificate.
-    fn tls(&self, ca: &str) -> String {
+    pub fn tls(&self, ca: &str) -> String {
         let [ca, certificate, key] = [ca, "client.pem", "client.key"].map(|name| self.file(name));
         format!("caFile: {}, certFile: {}, keyFile: {}", ca.display(), certificate.display(), key.display())
     }
 
-    fn sasl(&self, mechanism: &str) -> String {
+    pub fn sasl(&self, mechanism: &str) -> String {
         let (user, password) = (self.file("user"), self.file("password"));
         format!(
             "sasl: {{mechanism: {mechanism}, usernameFile: {}, passwordFile: {}}}",
@@ -78,7 +78,7 @@ impl Guarded {
         )
     }
 
-    fn relay(&self, tls: &str, sasl: &str) -> Relay {
+    pub fn relay(&self, tls: &str, sasl: &str) -> Relay {
         let plain = format!("bootstrapServers: '{}', tls: {{mode: disable}}", self.kafka.bootstrap());
         let guarded =
             format!("bootstrapServers: '{}', tls: {{{tls}}}, {sasl}", self.kafka.secure_bootstrap());

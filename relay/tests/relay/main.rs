@@ -31,6 +31,7 @@ mod one_writer;
 mod poison;
 mod proxied;
 mod publication;
+mod refused;
 mod replay;
 mod retention;
 mod rules;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Mapping, Subject, Unplaceable};
+use super::{Mapping, Refusals, Subject, Unplaceable};
 use crate::dead_letter::Poison;
 use crate::routing::router::{InvalidRule, Router, Unroutable, partition};
 
@@ -42,13 +42,20 @@ impl Generation {
     pub(super) fn place<'a, F: Fn(&str) -> Option<&'a str>>(
         &mut self,
         subject: &Subject<'a, F>,
+        refused: &Refusals,
     ) -> Result<(&str, Option<i32>, Option<Poison>), Unplaceable> {
         let Generation { mapping, router, routes } = self;
-        let (topic, poison) = match as_event(mapping, router, routes, subject) {
+        let (topic, poison) = match as_event(mapping, router, routes, subject, refused) {
             Ok(topic) => (topic, None),
-            Err(unplaceable) => match &mapping.rule.dead_letter_topic {
-                Some(topic) => (topic.as_str(), Some(unplaceable.into())),
-                None => return Err(unplaceable),
+            Err(first) => match &mapping.rule.dead_letter_topic {
+                Some(topic) => match mapping.takes(topic, subject, refused) {
+                    Ok(()) => (topic.as_str(), Some(first.into())),
+                    Err(why) => {
+                        let dead_letter = Box::new(why);
+                        return Err(Unplaceable::NoDeadLetter { first: Box::new(first), dead_letter });
+                    }
+                },
+                None => return Err(first),
             },
         };
         let number = mapping.topics.get(topic).map(|shape| partition(subject.key, shape.partitions));
@@ -61,6 +68,7 @@ fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
     router: &Router,
     routes: &'m mut Routes,
     subject: &Subject<'a, F>,
+    refused: &Refusals,
 ) -> Result<&'m str, Unplaceable> {
     let routed = route(mapping, router, routes, subject);
     if let Some(flaw) = subject.flaw {
@@ -69,6 +77,7 @@ fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
     }
     let topic = routed?;
     mapping.fits(topic, subject.bytes)?;
+    mapping.takes(topic, subject, refused)?;
     Ok(topic)
 }
 
@@ -100,6 +109,21 @@ impl Mapping {
         let configured = self.rule.max_message_bytes;
         let of_topic = self.topics.get(topic).and_then(|shape| shape.max_message_bytes);
         of_topic.filter(|limit| *limit < configured).map_or((configured, false), |limit| (limit, true))
+    }
+
+    pub(super) fn is_compacted(&self, topic: &str) -> bool {
+        self.topics.get(topic).is_some_and(|shape| shape.compacted)
+    }
+
+    /// Whether a topic takes the record, apart from its size: a dead letter is cut to the size it may have.
+    fn takes<F>(&self, topic: &str, subject: &Subject<'_, F>, refused: &Refusals) -> Result<(), Unplaceable> {
+        if !subject.has_key && self.is_compacted(topic) {
+            return Err(Unplaceable::NoKey { topic: topic.to_owned() });
+        }
+        match subject.position.and_then(|position| refused.cause(position, topic)) {
+            None => Ok(()),
+            Some(cause) => Err(Unplaceable::Refused { topic: topic.to_owned(), cause: cause.to_owned() }),
+        }
     }
 
     fn fits(&self, topic: &str, bytes: usize) -> Result<(), Unplaceable> {

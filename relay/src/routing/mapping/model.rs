@@ -16,6 +16,7 @@ use crate::progress::high_mark::{Admission, HighMark, Searched};
 struct Row {
     value: &'static str,
     key: u8,
+    has_key: bool,
     bytes: usize,
 }
 
@@ -31,6 +32,8 @@ struct Run {
     appended: [usize; 4],
     /// At this row the limit of every topic changes.
     limit_at: Option<(usize, usize)>,
+    /// At this row every topic becomes compacted, or is no longer.
+    compacted_at: Option<(usize, bool)>,
     /// At this row everything is drained, and the topics grow.
     grows_at: Option<usize>,
 }
@@ -110,6 +113,11 @@ impl World {
                 let limited = |(name, shape)| (name, TopicShape { max_message_bytes: Some(limit), ..shape });
                 mapper.change(&shapes.map(limited).collect(), end_before(row.max(horizon))).unwrap();
             }
+            if let Some((_, compacted)) = run.compacted_at.filter(|(at, _)| *at == row) {
+                let shapes = mapper.stored().current.topics.into_iter();
+                let changed = shapes.map(|(name, shape)| (name, TopicShape { compacted, ..shape })).collect();
+                mapper.change(&changed, end_before(row.max(horizon))).unwrap();
+            }
             let Some(place) = self.place(&mut mapper, row) else { break };
             let log = self.kafka.logs.entry(place.clone()).or_default();
             let mark = marks.entry(place.clone()).or_insert_with(|| HighMark::new(0));
@@ -125,7 +133,8 @@ impl World {
                 admission = mark.admit(position(row), true);
             }
             if admission == Admission::Send {
-                if self.rows[row].bytes > mapper.limit(&place.0) {
+                let Row { bytes, has_key, .. } = self.rows[row];
+                if !mapper.takes_now(&place.0, bytes, has_key) {
                     break;
                 }
                 mark.sent(position(row), Instant::now());
@@ -143,12 +152,14 @@ impl World {
     }
 
     fn place(&self, mapper: &mut Mapper, row: usize) -> Option<(String, i32)> {
-        let Row { value, key, bytes } = &self.rows[row];
+        let Row { value, key, has_key, bytes } = &self.rows[row];
         loop {
             let key = [*key];
             let subject = Subject {
                 key: &key,
                 bytes: *bytes,
+                has_key: *has_key,
+                position: Some(position(row)),
                 flaw: None,
                 commit: commit_of(row),
                 column: |_: &str| Some(*value),
@@ -157,7 +168,8 @@ impl World {
                 Place::Partition { topic, number, .. } => return Some((topic.to_owned(), number)),
                 Place::NewTopic(topic) => topic.to_owned(),
             };
-            mapper.add(&new, TopicShape { partitions: self.kafka.partitions, max_message_bytes: None });
+            let partitions = self.kafka.partitions;
+            mapper.add(&new, TopicShape { partitions, max_message_bytes: None, compacted: false });
         }
     }
 
@@ -174,22 +186,25 @@ fn row() -> impl Strategy<Value = Row> {
     (
         prop::sample::select(vec!["a", "b", "a b", "c"]),
         0u8..6,
+        prop::bool::weighted(0.8),
         prop::sample::select(vec![10usize, 10, 60, 200]),
     )
-        .prop_map(|(value, key, bytes)| Row { value, key, bytes })
+        .prop_map(|(value, key, has_key, bytes)| Row { value, key, has_key, bytes })
 }
 
 fn run() -> impl Strategy<Value = Run> {
     let appended = prop::array::uniform4(0usize..=100);
     let limit_at = prop::option::of((0usize..30, prop::sample::select(vec![30usize, 80, 500])));
+    let compacted_at = prop::option::of((0usize..30, any::<bool>()));
     let grows_at = prop::option::of(0usize..30);
-    (0usize..5, 0usize..30, 0usize..30, appended, limit_at, grows_at).prop_map(
-        |(rule, horizon, reads, appended, limit_at, grows_at)| Run {
+    (0usize..5, 0usize..30, 0usize..30, appended, limit_at, compacted_at, grows_at).prop_map(
+        |(rule, horizon, reads, appended, limit_at, compacted_at, grows_at)| Run {
             rule,
             horizon,
             reads,
             appended,
             limit_at,
+            compacted_at,
             grows_at,
         },
     )
@@ -211,9 +226,12 @@ proptest! {
         }
         // A person puts all right in the end: every row has a place, and Kafka takes it.
         let count = world.rows.len();
-        let all = Run { rule: 4, horizon: count, reads: count, appended: [100; 4], limit_at: None, grows_at: None };
+        let (limit_at, compacted_at, grows_at) = (None, None, None);
+        let appended = [100; 4];
+        let all = Run { rule: 4, horizon: count, reads: count, appended, limit_at, compacted_at, grows_at };
         world.run(&all);
-        let raised = Run { limit_at: Some((world.confirmed, 1000)), ..all };
+        let changed = (Some((world.confirmed, 1000)), Some((world.confirmed, false)));
+        let raised = Run { limit_at: changed.0, compacted_at: changed.1, ..all };
         world.run(&raised);
         let mut delivered: Vec<usize> = world.kafka.logs.values().flatten().copied().collect();
         for (place, log) in &world.kafka.logs {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use pg_replication::{EndLsn, Lsn};
 use serde::{Deserialize, Serialize};
 
+use super::Refusals;
 use crate::config::{Config, Routing};
 
 /// With smaller limits, too, rows of this size are read whole: dead letters then have what fits of them.
@@ -43,6 +44,9 @@ pub struct TopicShape {
     /// The topic's own limit in bytes, where it may be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_message_bytes: Option<usize>,
+    /// It is compacted, as far as that may be read, and so takes no record without a key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compacted: bool,
 }
 
 /// One mapping, as it is stored.
@@ -80,17 +84,22 @@ pub struct Mappings {
     /// Where rows went that may be replayed; oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<Earlier>,
+    /// Rows that do not go where the mappings would send them, because Kafka refused them there.
+    #[serde(default, skip_serializing_if = "Refusals::is_empty")]
+    pub refused: Refusals,
 }
 
 impl Mappings {
     /// The first mapping of a relay.
     pub fn first(rule: Rule) -> Mappings {
-        Mappings { version: 1, current: Mapping { rule, topics: BTreeMap::new() }, previous: Vec::new() }
+        let current = Mapping { rule, topics: BTreeMap::new() };
+        Mappings { version: 1, current, previous: Vec::new(), refused: Refusals::default() }
     }
 
     /// Without what only concerns rows before `confirmed`.
     pub fn without_what_is_confirmed(mut self, confirmed: EndLsn) -> Mappings {
         self.previous.retain(|earlier| earlier.until > confirmed);
+        self.refused.confirm(confirmed);
         self
     }
 

@@ -1,0 +1,197 @@
+//! What follows when Kafka refuses a record, and when a failure that ended a session is over.
+//!
+//! A refused record ends the session, because its producer sends nothing more. The next session reads the settings of
+//! topics again and sends the row alone. If the broker refuses it then for a reason that lies in the record, it would
+//! refuse it each time: the row is poison, and the mapping remembers that (see [`crate::routing::mapping::Refusals`]).
+
+use std::time::{Duration, Instant};
+
+use outbox::Position;
+use pg_replication::CommitLsn;
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use super::Delivery;
+use crate::kafka::error::{Fault, explained, fault_of, reason_of_kafka, trouble};
+use crate::routing::mapping::Refused;
+use crate::topics::partitions::PartitionId;
+use crate::trouble::{Reason, Trouble};
+
+/// How long to wait for the answer that ended a producer: librdkafka reports the end before the answer.
+const CAUSE_WITHIN: Duration = Duration::from_millis(500);
+/// How often a row is sent again that Kafka refused and that has no other place. Each try costs a session.
+const TRY_AGAIN_EVERY: Duration = Duration::from_secs(10);
+
+/// A record that Kafka refused, for a reason that may lie in the record.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    position: Position,
+    topic: String,
+    code: Code,
+    /// It was refused alone, after the settings of its topic were read again.
+    pub is_poison: bool,
+}
+
+impl Refusal {
+    /// What the mapping remembers of it.
+    pub fn refused(&self) -> Refused {
+        Refused { position: self.position, topic: self.topic.clone(), cause: explained(self.code) }
+    }
+}
+
+/// Refusals of this session, and of the one before.
+#[derive(Default)]
+pub(super) struct RefusalWatch {
+    /// What ended the session before. The settings of its topic were read since.
+    before: Option<Refusal>,
+    /// What ended this session.
+    now: Option<Refusal>,
+    /// Whether a broker's answer is known that ended this session.
+    answered: bool,
+    /// A row that Kafka refused and that has no other place, and since when it waits.
+    waiting: Option<(Position, Instant)>,
+    tried_again: Option<Position>,
+}
+
+impl RefusalWatch {
+    pub(super) fn new(before: Option<Refusal>) -> RefusalWatch {
+        RefusalWatch { before, ..RefusalWatch::default() }
+    }
+
+    /// The row at `position` has no place, because Kafka refused it.
+    pub(super) fn waits(&mut self, position: Position) {
+        if self.waiting.is_none_or(|(known, _)| known != position) {
+            self.waiting = Some((position, Instant::now()));
+        }
+    }
+
+    /// Whether the row at `position` is sent once more after it had no place.
+    pub(super) fn is_tried_again(&self, position: Position) -> bool {
+        self.tried_again == Some(position)
+    }
+
+    /// Whether a session has begun since `topic` refused a record: its settings were read again, and records got the
+    /// current time if theirs was refused.
+    fn has_done_what_it_can(&self, topic: &str, code: Code) -> bool {
+        if code == Code::InvalidTimestamp {
+            return self.were_of_timestamps(topic);
+        }
+        self.before.as_ref().is_some_and(|before| before.topic == topic)
+    }
+
+    /// Whether the broker's limits of timestamps are others than those that could be read: records get the current
+    /// time then.
+    pub(super) fn were_of_timestamps(&self, topic: &str) -> bool {
+        self.before.as_ref().is_some_and(|known| known.code == Code::InvalidTimestamp && known.topic == topic)
+    }
+}
+
+impl Delivery {
+    /// Kafka refused a record, which is no longer in flight.
+    pub(super) fn on_refusal(
+        &mut self,
+        partition: PartitionId,
+        position: Option<Position>,
+        code: Code,
+    ) -> Trouble {
+        let alone = self.in_flight.is_empty(partition);
+        let fault = fault_of(code);
+        self.refusals.answered |= fault != Fault::Producer;
+        let (topic, number) = self.partitions.place(partition).unwrap_or_default();
+        let Some(position) = position else {
+            return trouble(
+                &format!("Kafka refused a dead letter that was sent again to {topic}/{number}"),
+                code,
+            );
+        };
+        if fault == Fault::Row {
+            let is_poison = alone && self.refusals.has_done_what_it_can(topic, code);
+            self.refusals.now = Some(Refusal { position, topic: topic.to_owned(), code, is_poison });
+        }
+        trouble(&format!("Kafka refused a record for {topic}/{number}, the row at {position}"), code)
+            .at(position)
+    }
+
+    /// What ended this session, for the next one.
+    pub fn refusal(&mut self) -> Option<Refusal> {
+        self.refusals.now.take()
+    }
+
+    /// Looks for the answer of a broker behind a producer that takes nothing more.
+    pub async fn cause_of(&mut self, trouble: Trouble) -> Trouble {
+        if trouble.reason != Reason::DeliveryFailed || self.refusals.answered {
+            return trouble;
+        }
+        if let Some((code, why)) = self.producers.failure()
+            && fault_of(code) != Fault::Producer
+        {
+            let what = format!("a producer has failed for good: {why}: {}", explained(code));
+            return Trouble { reason: reason_of_kafka(code), what, at: trouble.at };
+        }
+        let deadline = tokio::time::Instant::now() + CAUSE_WITHIN;
+        loop {
+            let mut acks = std::mem::take(&mut self.taken);
+            self.acks.take(&mut acks);
+            let before = std::mem::take(&mut self.unsettled);
+            for ack in before.into_iter().chain(acks) {
+                let partition = ack.tag.partition();
+                let sent = self.in_flight.settled(partition);
+                if let Err(code) = ack.outcome
+                    && fault_of(code) != Fault::Producer
+                {
+                    self.metrics.count_produce_error(code);
+                    return self.on_refusal(partition, sent.position, code);
+                }
+            }
+            if tokio::time::timeout_at(deadline, self.acks.arrived()).await.is_err() {
+                return trouble;
+            }
+        }
+    }
+
+    /// Says which row has to be delivered before `trouble` is over: one that could not go on when the session ended, or
+    /// the oldest that Kafka has not acknowledged.
+    pub fn began(&mut self, trouble: Trouble, blocked: bool) -> Trouble {
+        if trouble.at.is_some() || !(blocked || trouble.reason.side() == "kafka") {
+            return trouble;
+        }
+        let unfinished = match self.copied_up_to() {
+            Some(seq) => Some((self.before_start(), seq.saturating_add(1).cast_unsigned())),
+            None if blocked => Some((self.last_commit, 0)),
+            None => self.ledger.commit_lsn(self.ledger.first_unconfirmed()).map(|commit| (commit, 0)),
+        };
+        let at = unfinished.map(|(commit, index)| self.lineage.position(commit, index));
+        Trouble { at, ..trouble }
+    }
+
+    /// Whether delivery has got past a failure that ended a session before: the row at `at` is in Kafka. Where no row is
+    /// known, or the server has it no longer, one acknowledgement will do, or that nothing is left to send and Kafka
+    /// answers.
+    pub fn is_past(&mut self, at: Option<Position>) -> bool {
+        match at.filter(|position| self.lineage.is_on_line(*position)) {
+            Some(position) => self.has_delivered(position),
+            None => self.counts.acknowledged > 0 || self.is_caught_up(),
+        }
+    }
+
+    fn has_delivered(&mut self, position: Position) -> bool {
+        let commit = CommitLsn::new(position.commit_lsn.into());
+        match self.copied_up_to() {
+            Some(seq) if commit == self.before_start() => position.index.cast_signed() <= seq,
+            _ => self.ledger.confirmed().covers(commit),
+        }
+    }
+
+    fn is_caught_up(&self) -> bool {
+        let answers = self.kafka == Some(true) && self.partitions.all_inspected();
+        answers && self.cursor.is_none() && self.ledger.confirmed() >= self.lineage.end()
+    }
+
+    /// A row that has no place because Kafka refused it is sent again now and then: the broker may take it by now.
+    pub(super) fn try_refused_again(&mut self) {
+        let due = self.refusals.waiting.take_if(|(_, since)| since.elapsed() >= TRY_AGAIN_EVERY);
+        if let Some((position, _)) = due {
+            self.refusals.tried_again = Some(position);
+            self.mapper.try_again(position);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Rows that Kafka refused for a topic, though nothing that can be known beforehand spoke against them.
+//!
+//! Whether a broker takes a record cannot be computed from the row. So its answer becomes part of the mapping: it is
+//! stored before the row goes anywhere else, and every later start places the row in the same way.
+
+use std::fmt;
+
+use outbox::Position;
+use pg_replication::EndLsn;
+use serde::{Deserialize, Serialize};
+
+/// Rows remembered at most. So many that are not confirmed yet are not the fault of rows.
+const MAX_REFUSED: usize = 1_000;
+
+/// A row that Kafka refused for a topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Refused {
+    /// Position of the row.
+    #[serde(with = "position_text")]
+    pub position: Position,
+    /// The topic it was sent to.
+    pub topic: String,
+    /// The error code, and what it means.
+    pub cause: String,
+}
+
+/// All of them that may be replayed, by position.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Refusals(Vec<Refused>);
+
+impl Refusals {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds one. Answers whether there was room.
+    pub fn add(&mut self, refused: Refused) -> bool {
+        if self.cause(refused.position, &refused.topic).is_some() {
+            return true;
+        }
+        if self.0.len() >= MAX_REFUSED {
+            return false;
+        }
+        let index = self.0.partition_point(|known| known.position <= refused.position);
+        self.0.insert(index, refused);
+        true
+    }
+
+    /// Why Kafka refused the row at `position` for `topic`, if it did.
+    pub fn cause(&self, position: Position, topic: &str) -> Option<&str> {
+        let from = self.0.partition_point(|known| known.position < position);
+        let mut of_row = self.0.iter().skip(from).take_while(|known| known.position == position);
+        of_row.find(|known| known.topic == topic).map(|known| known.cause.as_str())
+    }
+
+    /// Forgets what was refused of one row. Answers the topics.
+    pub fn forget(&mut self, position: Position) -> Vec<String> {
+        self.0.extract_if(.., |known| known.position == position).map(|known| known.topic).collect()
+    }
+
+    /// Forgets rows before `confirmed`. Answers whether there were any. Rows that are copied lie in the byte before the
+    /// beginning of the stream, which stays the confirmed LSN until all of them are delivered.
+    pub fn confirm(&mut self, confirmed: EndLsn) -> bool {
+        let before = self.0.len();
+        self.0.retain(|known| confirmed.lsn().as_u64() <= known.position.commit_lsn.saturating_add(1));
+        self.0.len() < before
+    }
+}
+
+mod position_text {
+    use super::{Position, fmt};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(position: &Position, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(position as &dyn fmt::Display)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Position, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(commit_lsn: u64, topic: &str) -> Refused {
+        let position = Position { timeline: 1, commit_lsn, index: 0 };
+        Refused { position, topic: topic.into(), cause: "InvalidRecord".into() }
+    }
+
+    fn end(lsn: u64) -> EndLsn {
+        EndLsn::new(lsn.into())
+    }
+
+    #[test]
+    fn a_row_is_refused_for_its_topic_only_until_it_is_confirmed_or_forgotten() {
+        let mut refusals = Refusals::default();
+        for (commit, topic) in [(80, "b"), (40, "a"), (40, "dead"), (80, "b")] {
+            assert!(refusals.add(refused(commit, topic)));
+        }
+        let at = |commit_lsn| Position { timeline: 1, commit_lsn, index: 0 };
+        assert_eq!(refusals.cause(at(40), "dead"), Some("InvalidRecord"));
+        assert_eq!(refusals.cause(at(40), "b"), None);
+        let json = serde_json::to_value(&refusals).unwrap();
+        assert_eq!(json[0]["position"], "00000001-0000000000000028-0000000000000000");
+        assert_eq!(serde_json::from_value::<Refusals>(json).unwrap(), refusals);
+        assert!(!refusals.confirm(end(41)), "a row that is copied before the stream at 41");
+        assert!(refusals.confirm(end(48)) && refusals.cause(at(40), "a").is_none());
+        assert_eq!(refusals.forget(at(80)), ["b"]);
+        assert!(refusals.is_empty());
+    }
+
+    #[test]
+    fn their_number_is_bounded() {
+        let mut refusals = Refusals::default();
+        let added = (0..2_000).filter(|commit| refusals.add(refused(*commit, "t"))).count();
+        assert_eq!(added, MAX_REFUSED);
+        assert!(refusals.add(refused(7, "t")), "known already");
+    }
+}
