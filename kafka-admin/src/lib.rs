@@ -1,9 +1,12 @@
 //! What librdkafka's admin API has and the `rdkafka` crate (0.39) does not: ids of topics, by which one that was made anew is told from the one
 //! before, and configurations that are altered key by key, so that what somebody else sets at the same moment stays.
 //!
-//! Every call blocks until Kafka has answered, or the time is up. The only crate here with `unsafe`: each block says why it is sound.
+//! Besides, [`halt`] ends a producer's sending.
+//!
+//! Every admin call blocks until Kafka has answered, or the time is up. The only crate here with `unsafe`: each block says why it is sound.
 
 mod answer;
+mod halt;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, NulError, c_char};
@@ -14,6 +17,7 @@ use rdkafka::client::{Client, ClientContext};
 use rdkafka::types::RDKafkaErrorCode;
 
 use self::answer::{Owned, Question, text};
+pub use self::halt::{halt, is_halt};
 
 /// What Kafka, or the library, did not do.
 #[derive(Debug, thiserror::Error)]

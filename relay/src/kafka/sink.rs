@@ -138,6 +138,9 @@ struct Delivery(Arc<AckQueue>);
 impl ClientContext for Delivery {
     /// Not every failed connection is an error to librdkafka; its log has them all.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        if kafka_admin::is_halt(line) {
+            return;
+        }
         if facility == "FAIL" {
             // Behind the name of a thread.
             let line = line.split_once("]: ").map_or(line, |(_, line)| line);
@@ -274,9 +277,11 @@ impl Producers {
         producer.send(message).map_err(|(error, _)| error)
     }
 
-    /// Gives up what was not sent.
+    /// Gives up what was not sent, and what would have to be sent again: a record behind one that was given up must not
+    /// be appended.
     pub fn give_up_unsent(&self) {
         for producer in &self.producers {
+            kafka_admin::halt(producer.client());
             producer.purge(PurgeConfig::default().queue());
         }
     }
@@ -284,6 +289,7 @@ impl Producers {
     /// Gives up what was sent, too: nothing of it is sent again.
     pub fn give_up_all(&self) {
         for producer in &self.producers {
+            kafka_admin::halt(producer.client());
             producer.purge(PurgeConfig::default().queue().inflight());
         }
     }
@@ -291,11 +297,14 @@ impl Producers {
     /// Ends the producers. What was sent gets a little time to be answered, so that a search that follows sees
     /// it. Blocks: call it where blocking is allowed.
     pub fn settle(self) {
-        self.give_up_unsent();
         let deadline = Instant::now() + SETTLE_WITHIN;
-        while self.producers.iter().any(|producer| producer.in_flight_count() > 0)
-            && Instant::now() < deadline
-        {
+        loop {
+            // What is refused for the moment is back in the queue.
+            self.give_up_unsent();
+            let settled = self.producers.iter().all(|producer| producer.in_flight_count() == 0);
+            if settled || Instant::now() >= deadline {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
         for producer in &self.producers {

@@ -92,8 +92,7 @@ impl TwoInSync {
         let database =
             Database::on(&shared().await.unwrap().postgres_url("postgres"), "first").await.unwrap();
         let site = Site::without_topic(database, &self.kafka.bootstrap());
-        let settings = [("min.insync.replicas", "2")];
-        self.kafka.create_topic(&site.topic(), self.partitions, 3, &settings).await.unwrap();
+        self.kafka.create_topic(&site.topic(), self.partitions, 3, &settings("2")).await.unwrap();
         site
     }
 
@@ -106,10 +105,15 @@ impl TwoInSync {
     }
 }
 
+/// All settings of a topic: what is not named is the broker's own again.
+fn settings(replicas_needed: &str) -> [(&str, &str); 2] {
+    [("max.message.bytes", "5000000"), ("min.insync.replicas", replicas_needed)]
+}
+
 /// The request may go to the broker that is dead.
 async fn replicas_needed(site: &Site, needed: &str) {
     wait::until("the topic altered", SOON, async || {
-        alter_topic(&site.bootstrap, &site.topic(), &[("min.insync.replicas", needed)]).await
+        alter_topic(&site.bootstrap, &site.topic(), &settings(needed)).await
     })
     .await
     .unwrap();
@@ -146,6 +150,40 @@ async fn a_first_record_that_has_to_be_sent_again_is_not_passed_by_the_next() {
     cluster.set(Fault::None);
     assert_eq!(types(site, 3).await, ["first.v1", "refused.v1", "slow.v1"]);
     site.judge_table(&relay).await;
+}
+
+/// A session ends while its first request waits to be sent again and the second, slow on its way, is in flight. What is
+/// given up then takes with it all that is behind it.
+#[tokio::test]
+async fn what_is_behind_a_record_that_was_given_up_is_not_sent_again() {
+    let _place = heavy().await;
+    let cluster = TwoInSync::start(1).await;
+    let site = &cluster.another_site().await;
+    let relay =
+        site.launch(|text| with_limit(text.replace(&site.bootstrap, &cluster.kafka.proxied_bootstrap())));
+    relay.until_ready().await;
+    insert(site, "first.v1", "'1'").await;
+    until_acknowledged(&relay, 1.0).await;
+    replicas_needed(site, "3").await;
+    cluster.set(Fault::BytesPerSecond(200_000));
+    insert(site, "refused.v1", &LARGE.replace("62500", "9400")).await;
+    insert(site, "slow.v1", LARGE).await;
+    wait::until("both are in flight", SOON, async || {
+        let status = relay.status().await;
+        if status["inFlightEvents"] == 2 { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await
+    .unwrap();
+    // The length of the fault: by then the first one's 300 kB have arrived, and been refused, and the second one's 2 MB
+    // have not arrived.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    replicas_needed(site, "2").await;
+    let holder = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
+    site.execute(&format!("SELECT pg_terminate_backend(({holder}))")).await;
+    relay.until("/status", 200, "57P01").await;
+    cluster.set(Fault::None);
+    site.judge_table(&relay).await;
+    assert_eq!(types(site, 3).await, ["first.v1", "refused.v1", "slow.v1"]);
 }
 
 async fn until_acknowledged(relay: &Relay, count: f64) {
