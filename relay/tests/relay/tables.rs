@@ -384,8 +384,9 @@ fn kinds_of_rows(site: &Site) -> Vec<Arrives> {
         arrives("another access method with heap's code",
             format!("{PLAIN} CREATE ACCESS METHOD like_heap TYPE TABLE HANDLER heap_tableam_handler;
              ALTER TABLE outbox SET ACCESS METHOD like_heap"), one.clone()),
-        arrives("a table that has another name for a while", "", format!(
-            "{one} ALTER TABLE outbox RENAME TO elsewhere; {} ALTER TABLE elsewhere RENAME TO outbox; {one}",
+        arrives("a table that has another name for a while", PLAIN, format!(
+            "BEGIN; {one} COMMIT; BEGIN; ALTER TABLE outbox RENAME TO elsewhere; COMMIT;
+                 BEGIN; {} COMMIT; BEGIN; ALTER TABLE elsewhere RENAME TO outbox; COMMIT; {one}",
             row(site, "elsewhere", "k")
         )),
     ]
@@ -454,6 +455,35 @@ async fn a_table_that_is_renamed_with_rows_on_the_way_loses_none() {
     })
     .await
     .unwrap();
+}
+
+/// What is done to a row after its insert changes what a SELECT shows, and not the event.
+#[tokio::test]
+async fn a_row_that_is_deleted_or_updated_by_its_own_transaction_arrives_as_it_was_inserted() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    let row = |key: &str| row(&site, "outbox", key);
+    site.execute(&format!("BEGIN; {} DELETE FROM outbox; COMMIT", row("deleted"))).await;
+    site.execute(&format!("BEGIN; {} UPDATE outbox SET payload = '2'; COMMIT", row("updated"))).await;
+    site.execute(&format!("BEGIN; {} SAVEPOINT s; {} ROLLBACK TO s; COMMIT", row("kept"), row("undone")))
+        .await;
+    site.execute(&format!(
+        "CREATE FUNCTION gone() RETURNS trigger LANGUAGE plpgsql AS
+         $$ BEGIN DELETE FROM outbox WHERE id = NEW.id; RETURN NULL; END $$;
+         CREATE TRIGGER gone AFTER INSERT ON outbox FOR EACH ROW EXECUTE FUNCTION gone(); {}",
+        row("deleted by a trigger")
+    ))
+    .await;
+    site.until_records(4).await;
+    site.until_confirmed(&relay).await;
+    let mut arrived: Vec<(String, Option<Vec<u8>>)> = Vec::new();
+    for record in site.records().await {
+        let key = String::from_utf8(record.key.as_ref().unwrap().to_vec()).unwrap();
+        arrived.push((key, record.value.as_ref().map(|value| value.to_vec())));
+    }
+    arrived.sort();
+    let expected = ["deleted", "deleted by a trigger", "kept", "updated"];
+    assert_eq!(arrived, expected.map(|key| (key.to_owned(), Some(b"1".to_vec()))));
 }
 
 /// The stream has every row; a SELECT by a role that is bound to policies has not.
