@@ -33,6 +33,18 @@ pub fn version() -> &'static str {
     &VERSION
 }
 
+/// What every program says of itself as a metric: its version, and the commit it was built from where that is known.
+///
+/// # Errors
+/// `namespace` is no prefix of a metric.
+pub fn build_info(namespace: &str) -> Result<prometheus::IntGaugeVec, prometheus::Error> {
+    let opts = prometheus::Opts::new("build_info", "Always 1").namespace(namespace);
+    let info = prometheus::IntGaugeVec::new(opts, &["version", "revision"])?;
+    let revision = option_env!("OUTBOX_COMMIT").unwrap_or_default();
+    info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
+    Ok(info)
+}
+
 /// Exit code for invalid configuration (`EX_USAGE` of sysexits.h).
 pub const EXIT_CONFIG: i32 = 64;
 /// Exit code for a failed check (`EX_UNAVAILABLE`).

@@ -41,12 +41,12 @@ impl Metrics {
                 opts("http_requests_total", "HTTP requests answered"),
                 &["route", "method", "status"],
             )?,
-            http_seconds: seconds("http_request_seconds", "From request to answer", "route")?,
+            http_seconds: seconds("http_request_duration_seconds", "From request to answer", "route")?,
             commands: IntCounterVec::new(
                 opts("commands_total", "Commands by how they ended"),
                 &["type", "outcome"],
             )?,
-            command_seconds: seconds("command_seconds", "From dispatch to end", "type")?,
+            command_seconds: seconds("command_duration_seconds", "From dispatch to end", "type")?,
             outbox_rows: IntCounterVec::new(opts("outbox_rows_total", "Outbox rows committed"), &["type"])?,
             replays: IntCounter::with_opts(opts(
                 "replays_total",
@@ -58,6 +58,7 @@ impl Metrics {
             )?,
         };
         let registry = &metrics.registry;
+        registry.register(Box::new(admin::build_info(NAMESPACE)?))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         registry.register(Box::new(metrics.http_requests.clone()))?;
         registry.register(Box::new(metrics.http_seconds.clone()))?;

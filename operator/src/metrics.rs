@@ -69,7 +69,7 @@ impl Metrics {
                 &["outcome"],
             )?,
             reconcile_seconds: Histogram::with_opts(histogram(
-                "reconcile_seconds",
+                "reconcile_duration_seconds",
                 "Duration of a pass over a resource.",
             ))?,
             steps: IntCounterVec::new(
@@ -77,7 +77,7 @@ impl Metrics {
                 &["step", "outcome"],
             )?,
             requests: HistogramVec::new(
-                histogram("external_request_seconds", "Requests to other systems."),
+                histogram("external_request_duration_seconds", "Requests to other systems."),
                 &["system", "operation", "outcome"],
             )?,
             conditions: IntGaugeVec::new(
@@ -95,6 +95,7 @@ impl Metrics {
             registry,
         };
         let registry = &metrics.registry;
+        registry.register(Box::new(admin::build_info(NAMESPACE)?))?;
         registry.register(Box::new(metrics.leader.clone()))?;
         registry.register(Box::new(metrics.crd_missing.clone()))?;
         registry.register(Box::new(metrics.reconciliations.clone()))?;
@@ -218,7 +219,7 @@ mod tests {
         let ours: Vec<&str> =
             families.iter().map(|family| family.name()).filter(|name| name.starts_with(NAMESPACE)).collect();
         let documented = document.lines().filter(|line| line.starts_with("| `outbox_operator_")).count();
-        assert_eq!((ours.len(), documented), (9, 9), "{ours:?}");
+        assert_eq!((ours.len(), documented), (10, 10), "{ours:?}");
         for name in ours {
             assert!(document.contains(&format!("`{name}`")), "docs/METRICS.md does not list {name}");
         }

@@ -158,7 +158,7 @@ impl Counted {
         };
         Counted {
             passes: sum("outbox_operator_reconciliations_total", ""),
-            requests: sum("outbox_operator_external_request_seconds_count", "kubernetes"),
+            requests: sum("outbox_operator_external_request_duration_seconds_count", "kubernetes"),
         }
     }
 

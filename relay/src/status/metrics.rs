@@ -96,12 +96,11 @@ impl Metrics {
     }
 
     fn in_registry(registry: Registry, register: Register<'_>) -> Result<Metrics, prometheus::Error> {
-        let build_info =
-            counted(register, int_gauge_vec("build_info", "Version of the program", &["version"])?)?;
-        build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let histogram = HistogramOpts::new("commit_to_ack_seconds", "From commit to Kafka's acknowledgement")
-            .namespace(NAMESPACE)
-            .buckets(COMMIT_TO_ACK_BUCKETS.to_vec());
+        counted(register, admin::build_info(NAMESPACE)?)?;
+        let histogram =
+            HistogramOpts::new("commit_to_ack_duration_seconds", "From commit to Kafka's acknowledgement")
+                .namespace(NAMESPACE)
+                .buckets(COMMIT_TO_ACK_BUCKETS.to_vec());
         let gauge = |name, help| counted(register, int_gauge(name, help)?);
         let seconds = |name, help| counted(register, GenericGauge::<AtomicF64>::with_opts(opts(name, help))?);
         let counter = |name, help| counted(register, IntCounter::with_opts(opts(name, help))?);
