@@ -199,6 +199,7 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
         tracing::error!("cannot start the runtime");
         return EXIT_BUG;
     };
+    metrics.introduce(&config);
     let status = Status::new(&config);
     let desk = Desk::default();
     let (stop, shutdown) = watch::channel(false);

@@ -6,6 +6,7 @@ use prometheus::{
 };
 use rdkafka::error::RDKafkaErrorCode;
 
+use crate::config::Config;
 use crate::dead_letter::PoisonKind;
 use crate::trouble::Reason;
 
@@ -85,6 +86,7 @@ pub struct Metrics {
     pub timestamps_replaced_total: IntCounter,
     /// Rows that became dead letters, acknowledged by Kafka.
     pub dead_letters_total: IntCounterVec,
+    info: IntGaugeVec,
 }
 
 impl Metrics {
@@ -188,8 +190,19 @@ impl Metrics {
                 counters("dead_letters_total", "Rows that became dead letters", &["reason"])?,
                 PoisonKind::ALL.map(PoisonKind::label),
             ),
+            info: counted(
+                register,
+                int_gauge_vec("info", "Whose metrics these are", &["relay", "slot", "database", "table"])?,
+            )?,
             registry,
         })
+    }
+
+    /// Says whose metrics these are: a rule can join it to any other, and needs no relabelling.
+    pub fn introduce(&self, config: &Config) {
+        let source = &config.source;
+        let table = source.table.to_string();
+        self.info.with_label_values(&[&config.name, &source.slot.name, &source.database, &table]).set(1);
     }
 
     /// A delivery failed.
@@ -246,6 +259,33 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_relay_says_which_it_is_and_which_build() {
+        let metrics = Metrics::new().unwrap();
+        metrics.introduce(
+            &serde_json::from_value(serde_json::json!({
+                "version": 1, "name": "orders",
+                "source": {"host": "h", "database": "shop", "user": "u", "publication": {"name": "p"}, "slot": {"name": "s"}},
+                "sink": {"bootstrapServers": "k:1"},
+            }))
+            .unwrap(),
+        );
+        let labels = |name: &str| -> Vec<String> {
+            let families = metrics.registry.gather();
+            let family = families.iter().find(|family| family.name() == name).unwrap();
+            let labels = family.get_metric()[0].get_label().iter();
+            labels.map(|label| format!("{}={}", label.name(), label.value())).collect()
+        };
+        assert_eq!(
+            labels("outbox_relay_info"),
+            ["database=shop", "relay=orders", "slot=s", "table=public.outbox"]
+        );
+        assert!(
+            labels("outbox_relay_build_info").contains(&format!("version={}", env!("CARGO_PKG_VERSION")))
+        );
+        assert_eq!(labels("outbox_relay_build_info").len(), 2, "and the revision");
+    }
 
     #[test]
     fn the_document_lists_every_metric_and_no_other() {
