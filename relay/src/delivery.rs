@@ -18,6 +18,7 @@ mod topics;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use pg_replication::{CommitLsn, EndLsn};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -125,6 +126,10 @@ pub struct Delivery {
     /// Taken, and not looked at because of a failure before them.
     unsettled: Vec<Ack>,
     refusals: RefusalWatch,
+    /// Why a broker cannot be used, until another answers.
+    distrusted: Option<String>,
+    /// When the log last said so.
+    distrust_logged: Option<Instant>,
     watchdog: Watchdog,
     /// Acknowledged since the watchdog last looked.
     settled: usize,
@@ -177,6 +182,8 @@ impl Delivery {
             taken: Vec::new(),
             unsettled: Vec::new(),
             refusals: RefusalWatch::new(start.refusal),
+            distrusted: None,
+            distrust_logged: None,
             watchdog: Watchdog::default(),
             settled: 0,
             kafka: None,

@@ -1,6 +1,6 @@
 //! What Kafka acknowledged, and what it means that it acknowledges nothing.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pg_replication::PgTime;
 use rdkafka::error::RDKafkaErrorCode;
@@ -13,6 +13,9 @@ use crate::kafka::watchdog::{Activity, Suspicion};
 use crate::progress::high_mark::Landed;
 use crate::progress::ledger::Completed;
 use crate::trouble::{Reason, Trouble};
+
+/// How often a broker is complained of that cannot be used.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 
 impl Delivery {
     /// Takes in what Kafka acknowledged. A failed delivery ends the session.
@@ -27,13 +30,28 @@ impl Delivery {
         self.taken = taken;
         settled?;
         if let Some(why) = self.acks.distrust().take() {
-            return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
+            self.on_distrust(why, now);
         }
         if self.acks.producer_failed() {
             self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
             return Err(Trouble::new(Reason::DeliveryFailed, "a producer has failed for good"));
         }
         Ok(())
+    }
+
+    /// A broker and a producer do not trust each other. If no other broker answers either, the session ends with the answer
+    /// to the question that is asked here.
+    fn on_distrust(&mut self, why: String, now: Instant) {
+        if self.distrust_logged.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY) {
+            self.distrust_logged = Some(now);
+            tracing::warn!(
+                "no connection to one of Kafka's brokers: {why}; check its certificate, and the relay's login there"
+            );
+        }
+        self.distrusted = Some(why);
+        if self.watchdog.asks() {
+            self.jobs.reach(None);
+        }
     }
 
     fn settle(&mut self, ack: Ack, now: Instant) -> Result<(), Trouble> {

@@ -43,6 +43,9 @@ impl Delivery {
                 let there = reach == Reach::There;
                 self.kafka = Some(there);
                 self.watchdog.looked(Instant::now(), there);
+                if let Some(why) = self.distrusted.take().filter(|_| !there) {
+                    return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
+                }
             }
             Answer::Failed(SearchError::Cancelled) => {}
             Answer::Failed(SearchError::Distrusted(why)) => {

@@ -30,6 +30,8 @@ use crate::trouble::Reason;
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// One request for metadata or watermarks.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
+/// A broker that is connected answers within this.
+const ANOTHER_WITHIN: Duration = Duration::from_secs(1);
 /// How long a partition that gives nothing keeps others that wait from being read: its leader may be away. Each turn of one
 /// reading lasts twice as long as the one before, because the connection may only be slow, and what was under way is
 /// fetched again.
@@ -158,13 +160,18 @@ impl Searcher {
         Ok(if answered { Reach::NotByOurClients } else { Reach::Away })
     }
 
-    /// Whether it is a lack of trust that a request failed for.
+    /// Whether it is a lack of trust that a request failed for. One broker with a bad certificate or login is like one that
+    /// is away: while others answer, the session goes on for their partitions.
     fn trusted(&self) -> Result<(), SearchError> {
         // Whoever reads records meanwhile gets the errors.
         if let Ok(_reading) = self.reading.try_lock() {
             while self.consumer.poll(Duration::ZERO).is_some() {}
         }
-        self.consumer.context().take().map_or(Ok(()), |why| Err(SearchError::Distrusted(why)))
+        let Some(why) = self.consumer.context().take() else { return Ok(()) };
+        match self.consumer.fetch_metadata(None, ANOTHER_WITHIN) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(SearchError::Distrusted(why)),
+        }
     }
 
     /// Whether a topic exists.

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use testbed::certificates::Authority;
 use testbed::guard::Folder;
 use testbed::kafka::{BrokerTls, Kafka, KafkaOptions, Login, Security};
-use testbed::{Database, shared};
+use testbed::{Database, shared, wait};
 
-use crate::fixture::{PARTITIONS, Relay, Site, heavy};
+use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy};
 
 pub const USER: &str = "shipper";
 pub const PASSWORD: &str = "first-secret";
@@ -29,6 +29,10 @@ fn login(password: &str) -> Login {
 impl Guarded {
     /// TLS with client certificates, and logins. Nobody is allowed anything when `authorize` is set.
     pub async fn start(authorize: bool) -> Guarded {
+        Guarded::start_brokers(1, authorize).await
+    }
+
+    async fn start_brokers(count: usize, authorize: bool) -> Guarded {
         let (brokers, clients) = (Authority::new("brokers").unwrap(), Authority::new("clients").unwrap());
         let security = Security {
             tls: Some(BrokerTls {
@@ -39,7 +43,7 @@ impl Guarded {
             authorize,
             super_users: Vec::new(),
         };
-        let options = KafkaOptions { security: Some(security), ..KafkaOptions::default() };
+        let options = KafkaOptions { brokers: count, security: Some(security), ..KafkaOptions::default() };
         let kafka = Kafka::start(options).await.unwrap();
         let database =
             Database::on(&shared().await.unwrap().postgres_url("postgres"), "relay").await.unwrap();
@@ -182,5 +186,59 @@ async fn nobody_else_is_believed_and_nothing_secret_is_shown() {
     let relay = guarded.relay(&format!("mode: verify-ca, {tls}"), &sasl);
     relay.until_ready().await;
     guarded.site.until_records(1).await;
+    guarded.site.judge_table(&relay).await;
+}
+
+/// One broker of three comes back with a certificate that nobody trusts: the other two get their records meanwhile.
+#[tokio::test]
+async fn one_broker_that_is_not_trusted_does_not_end_the_session() {
+    let _place = heavy().await;
+    let mut guarded = Guarded::start_brokers(3, false).await;
+    let relay = guarded.relay(&guarded.tls("ca.pem"), &guarded.sasl("PLAIN"));
+    relay.until_ready().await;
+    let keys: Vec<String> = (0..30).map(|n| format!("key-{n}")).collect();
+    let everywhere = keys.iter().map(|key| (key.as_str(), 1));
+    guarded.site.insert(everywhere.clone()).await;
+    guarded.site.until_records(30).await;
+    let with = |authority: &Authority, guarded: &Guarded| Security {
+        tls: Some(BrokerTls {
+            certificate: authority.server(&["localhost"]).unwrap(),
+            client_authority: Some(guarded.clients.pem().to_owned()),
+        }),
+        logins: vec![login(PASSWORD)],
+        ..Security::default()
+    };
+    let others = with(&Authority::new("others").unwrap(), &guarded);
+    guarded.kafka.secure_differently(others).unwrap();
+    guarded.kafka.brokers()[2].stop().await.unwrap();
+    guarded.kafka.start_again().await.unwrap();
+    let rebuilds = relay.metric("outbox_relay_producer_rebuilds_total").await;
+    let in_vain = |log: &str| log.matches("no connection to one of Kafka's brokers").count();
+    // The last row goes to a partition that is led by another broker.
+    let records = wait::until("records of the other brokers, and a complaint", SOON, async || {
+        guarded.site.insert(everywhere.clone()).await;
+        let records = guarded.site.records().await;
+        let log = relay.program.log();
+        if records.len() >= 50 && in_vain(&log) > 0 {
+            Ok(records)
+        } else {
+            Err(format!("{} records\n{log}", records.len()))
+        }
+    })
+    .await
+    .unwrap();
+    assert!(!records.is_empty());
+    assert_eq!(
+        relay.metric("outbox_relay_producer_rebuilds_total").await,
+        rebuilds,
+        "{}",
+        relay.program.log()
+    );
+    assert!(!relay.program.log().contains("KafkaAuthenticationFailed"), "{}", relay.program.log());
+    let trusted = with(&guarded.brokers, &guarded);
+    guarded.kafka.secure_differently(trusted).unwrap();
+    guarded.kafka.brokers()[2].stop().await.unwrap();
+    guarded.kafka.start_again().await.unwrap();
+    relay.until_ready().await;
     guarded.site.judge_table(&relay).await;
 }
