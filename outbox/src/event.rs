@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::header;
+use crate::{attribute, header};
 
 /// Largest payload as JSON text. Kafka brokers take 1 MiB per record by default, and CloudEvents asks
 /// intermediaries to carry 64 KiB: an event that needs more should carry a reference.
@@ -119,17 +119,21 @@ impl Event {
         let (name, value) = (name.into(), value.into());
         check_name("header name", &name)?;
         check_text("header value", &value, MAX_AGGREGATE_ID_BYTES)?;
-        if header::is_reserved(&name) {
+        // The payload is jsonb, and trace context has columns of its own.
+        let set_by_relay = [header::CONTENT_TYPE, header::TRACEPARENT, header::TRACESTATE];
+        if header::is_reserved(&name) || set_by_relay.iter().any(|own| name.eq_ignore_ascii_case(own)) {
             return Err(InvalidEvent::ReservedHeader { name });
         }
         self.headers.insert(name, value);
         Ok(self)
     }
 
-    /// Adds the trace context of the request that caused the event.
+    /// Adds the trace context of the request that caused the event. A part that no record can carry is left out: a
+    /// trace must not cost the event.
     #[must_use]
     pub fn with_trace(mut self, trace: TraceContext) -> Self {
-        self.trace = trace;
+        let fit = |part: Option<String>| part.filter(|text| attribute::is_text(text));
+        self.trace = TraceContext { traceparent: fit(trace.traceparent), tracestate: fit(trace.tracestate) };
         self
     }
 
@@ -232,7 +236,16 @@ mod tests {
 
     #[test]
     fn a_row_cannot_set_the_relays_own_headers() {
-        let refused = event(json!({})).unwrap().with_header("ce_id", "mine");
-        assert_eq!(refused, Err(InvalidEvent::ReservedHeader { name: "ce_id".into() }));
+        for name in ["ce_id", "CE_id", "dead_letter_reason", "Content-Type", "traceparent"] {
+            let refused = event(json!({})).unwrap().with_header(name, "mine");
+            assert_eq!(refused, Err(InvalidEvent::ReservedHeader { name: name.into() }));
+        }
+    }
+
+    #[test]
+    fn a_trace_that_no_record_can_carry_does_not_cost_the_event() {
+        let trace = TraceContext { traceparent: Some("00-a\nb".into()), tracestate: Some("k=v".into()) };
+        let event = event(json!({})).unwrap().with_trace(trace);
+        assert_eq!(*event.trace(), TraceContext { traceparent: None, tracestate: Some("k=v".into()) });
     }
 }

@@ -12,7 +12,15 @@ pub const CE_TYPE: &str = "ce_type";
 pub const CE_TIME: &str = "ce_time";
 /// The event's [`Position`](crate::Position) as text; sorts in commit order.
 pub const CE_SEQUENCE: &str = "ce_sequence";
-/// Trace context at the time of writing.
+/// What the event is about, where the table has a column for it.
+pub const CE_SUBJECT: &str = "ce_subject";
+/// URI of the schema of the record's value, where the table has a column for it.
+pub const CE_DATA_SCHEMA: &str = "ce_dataschema";
+/// Trace context at the time of writing, under the name that instrumentation of consumers reads.
+pub const TRACEPARENT: &str = "traceparent";
+/// Vendor part of the trace context.
+pub const TRACESTATE: &str = "tracestate";
+/// Trace context at the time of writing, as CloudEvents' extension for distributed tracing has it.
 pub const CE_TRACEPARENT: &str = "ce_traceparent";
 /// Vendor part of the trace context.
 pub const CE_TRACESTATE: &str = "ce_tracestate";
@@ -40,7 +48,11 @@ pub const DEAD_LETTER_REPLAYED: &str = "dead_letter_replayed";
 /// The CloudEvents version these headers follow.
 pub const SPEC_VERSION: &str = "1.0";
 
-/// Whether `name` belongs to the relay. A row's own headers must not use these names.
+/// Whether `name` belongs to the relay. A row's own headers must not use these names, in upper or lower case: consumers
+/// may compare names without it. [`CONTENT_TYPE`] is the relay's where the payload is JSON, and trace context where the
+/// row has columns for it.
 pub fn is_reserved(name: &str) -> bool {
-    name.starts_with("ce_") || name.starts_with("dead_letter_") || name == CONTENT_TYPE
+    let begins =
+        |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    begins("ce_") || begins("dead_letter_")
 }

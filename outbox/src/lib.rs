@@ -5,10 +5,12 @@
 //!   statement that changes the state. There is no way to write one by itself, because then state and event could differ.
 //! - [`column`] and [`header`]: the names both sides agree on. The columns are those of Debezium's outbox event
 //!   router and four more; the headers are the CloudEvents Kafka binding's.
+//! - [`attribute`]: what CloudEvents allows as the value of an attribute.
 //! - [`Position`]: where an event stands in the history of its database, carried by every Kafka record.
 
 #[cfg(feature = "sqlx")]
 mod append;
+pub mod attribute;
 pub mod column;
 mod event;
 pub mod header;
