@@ -33,6 +33,7 @@ use self::topics::Inquiries;
 use crate::config::{Config, Sink};
 use crate::dead_letter::replay::Outcome;
 use crate::dead_letter::{DeadLetterStyle, Underway};
+use crate::event::column_type::ColumnType;
 use crate::event::record::RecordStyle;
 use crate::event::row::{Layout, RowError};
 use crate::kafka::jobs::Jobs;
@@ -63,12 +64,26 @@ pub enum Flow {
     Blocked,
 }
 
+/// In which form a stream has values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamForm {
+    /// In binary form, where their types have one.
+    Binary,
+    /// In text form.
+    Text {
+        /// The largest value that a record may have.
+        largest_value: usize,
+    },
+}
+
 /// What a session starts with.
 pub struct Start {
     /// Everything before it is in Kafka, or will be copied.
     pub confirmed: EndLsn,
     /// While rows are copied that were there before `confirmed`: up to which `seq` they are in Kafka.
     pub copied: Option<i64>,
+    /// In which form the stream has values.
+    pub form: StreamForm,
     /// The server's past. Nothing committed at or beyond its end can be in Kafka.
     pub lineage: Lineage,
     /// Where rows go.
@@ -113,6 +128,9 @@ pub struct Delivery {
     /// By relation OID; `None` for a table that is not the outbox. One that cannot be read is no trouble until a row of it
     /// is to be delivered.
     layouts: HashMap<u32, Option<Result<Rc<Layout>, RowError>>>,
+    /// Types that were announced, by OID.
+    types: HashMap<u32, ColumnType>,
+    form: StreamForm,
     /// What is being found out about topics.
     inquiries: Inquiries,
     /// The last commit that was begun.
@@ -172,6 +190,8 @@ impl Delivery {
             lineage: start.lineage,
             cursor: start.copied.map(Cursor::new),
             layouts: HashMap::new(),
+            types: HashMap::new(),
+            form: start.form,
             inquiries: Inquiries::default(),
             last_commit: CommitLsn::default(),
             transaction: None,

@@ -22,7 +22,7 @@ use self::tenure::Tenure;
 use self::verdict::{Findings, Verdict, judge};
 use crate::config::{Config, StartAt};
 use crate::dead_letter::replay::Desk;
-use crate::delivery::{Delivery, OutboxTable, Refusal, Start, memory_limit};
+use crate::delivery::{Delivery, OutboxTable, Refusal, Start, StreamForm, memory_limit};
 use crate::kafka::credentials;
 use crate::kafka::jobs::Jobs;
 use crate::kafka::search::Searcher;
@@ -30,7 +30,7 @@ use crate::kafka::sink::{AckQueue, Producers};
 use crate::postgres::backfill::{Backfill, Pages};
 use crate::postgres::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
 use crate::postgres::holder::{self, Own};
-use crate::postgres::{publication, source, table};
+use crate::postgres::{columns, publication, source, table};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Mappings, Rule};
 use crate::status::metrics::Metrics;
@@ -86,7 +86,9 @@ pub async fn run(
         // Nothing was sent: there is nothing to drain, and nothing is known of what is not confirmed.
         _ = asked.wait_for(|stop| *stop) => return Ok(Ended::NotStreaming),
     };
-    stream(context, opened, memory, shutdown, report).await
+    let ended = stream(context, opened, memory, shutdown, report).await;
+    memory.text_form |= ended.as_ref().is_err_and(|trouble| trouble.reason == Reason::StreamFormChanged);
+    ended
 }
 
 async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble> {
@@ -104,9 +106,10 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     occupied::until_free(&mut sql, config, memory).await?;
     table::check(&mut sql, config).await?;
     let own = holder::accompany(&mut sql, client.process_id().cast_signed()).await?;
-    let verdict = judge_now(&mut sql, config, &server).await?.verdict;
+    let judged = judge_now(&mut sql, config, &server).await?;
+    let binary = reads_binary(&mut sql, config, memory, &judged).await?;
     let mut table = publication::settle(&mut sql, config).await?;
-    if creates(verdict) {
+    if creates(judged.verdict) {
         create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
         // The slot has nothing from before the table that is there now.
         table = table::oid(&mut sql, config).await?;
@@ -114,7 +117,7 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     memory.takes(own, false);
     let output = PgOutput {
         publications: vec![config.source.publication.name.clone()],
-        binary: true,
+        binary,
         // Heartbeats.
         messages: true,
     };
@@ -123,7 +126,7 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
     tracing::info!(slot = %config.source.slot.name, "the slot is held");
     // The stream is not read meanwhile.
-    let taking = take_over(config, server, stream, sql, table, memory.refusal.take());
+    let taking = take_over(config, server, stream, binary, sql, table, memory.refusal.take());
     let taken = tokio::time::timeout(TAKE_OVER_WITHIN, taking).await;
     taken.map_err(|_| {
         let what = format!(
@@ -134,11 +137,33 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     })?
 }
 
+/// Whether the stream is to have values in binary form: it is faster, and what most tables allow. Before anything is
+/// delivered, the table has to be one whose rows can be read; later the rows tell, which may be of an earlier table.
+async fn reads_binary(
+    sql: &mut PgConnection,
+    config: &Config,
+    memory: &Memory,
+    judged: &Judged,
+) -> Result<bool, Trouble> {
+    let binary = !memory.text_form;
+    let columns = columns::of(sql, &config.source).await?;
+    let goes_on = matches!(judged.verdict, Verdict::Stream { .. }) && judged.checkpoint.is_some();
+    match columns::layout(&columns, &config.routing.by_field) {
+        Ok(layout) => Ok(binary && !layout.needs_text()),
+        Err(trouble) if goes_on => {
+            tracing::warn!("rows written from now on stop delivery: {trouble}");
+            Ok(binary)
+        }
+        Err(trouble) => Err(trouble),
+    }
+}
+
 /// Makes the checkpoint this session's own. The slot is held: nobody else has anything to write there.
 async fn take_over(
     config: &Config,
     server: Server,
     stream: Stream,
+    binary: bool,
     mut sql: PgConnection,
     table: Option<u32>,
     refusal: Option<Refusal>,
@@ -174,9 +199,13 @@ async fn take_over(
     let committed = checkpoint::write_now(&mut sql, config, history, &progress).await?;
     let Progress { mappings, offsets, .. } = progress;
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
+    let form = match binary {
+        true => StreamForm::Binary,
+        false => StreamForm::Text { largest_value: mappings.largest_value() },
+    };
     let lineage = Lineage::new(server.timelines, end);
     let table = OutboxTable { name: config.source.table.clone(), oid: table };
-    let start = Start { confirmed, copied, lineage, mappings, partitions, table, refusal };
+    let start = Start { confirmed, copied, form, lineage, mappings, partitions, table, refusal };
     Ok(Opened { stream, holder, sql, history, start, copy, committed })
 }
 
@@ -381,7 +410,8 @@ async fn stream(
 /// All that belongs to a stream, ready to run.
 async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
     let config = &*context.config;
-    opened.stream.limit_memory(memory_limit(&opened.start.table, &opened.start.mappings));
+    let Start { table, mappings, form, .. } = &opened.start;
+    opened.stream.limit_memory(memory_limit(table, mappings, *form));
     let tenure = Tenure::new(opened.stream.silence_limit(), opened.holder, Instant::now());
     let refused =
         |error| Trouble::new(Reason::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));

@@ -57,6 +57,8 @@ pub enum Reason {
     TableMissing,
     /// The table lacks a column, or has rows that the stream does not have.
     TableUnsuitable,
+    /// The table has a column whose values are read in text form now, and the stream has them in binary form.
+    StreamFormChanged,
     /// The checkpoint table does not exist.
     CheckpointTableMissing,
     /// The publication does not exist and may not be created.
@@ -128,6 +130,7 @@ impl Reason {
             | Reason::DifferentServers
             | Reason::TopicChanged
             | Reason::CheckpointStalled
+            | Reason::StreamFormChanged
             | Reason::StreamStalled
             | Reason::SlotOrphaned
             | Reason::SlotCreationWaits
@@ -191,6 +194,7 @@ impl Reason {
             Reason::ServerTooOld => "use Postgres 15 or newer",
             Reason::TableMissing => "apply the migrations, or check source.table",
             Reason::TableUnsuitable => "correct the table: see docs/OUTBOX.md, 'What the table may be'",
+            Reason::StreamFormChanged => "nothing; the stream is opened again with values in text form",
             Reason::CheckpointTableMissing => {
                 "apply migrations/0002_outbox_checkpoint.sql in the schema of the outbox table"
             }

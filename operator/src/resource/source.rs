@@ -16,7 +16,7 @@ pub struct Source {
     /// from then on (Now).
     #[serde(default)]
     pub start: StartAt,
-    /// `ce_source` of every record; `/<database>/<table>` when not given. No two relays may write to one topic under one name.
+    /// `ce_source` of every record, a URI-reference; `/<database>/<table>`, percent-encoded, when not given. No two relays may write to one topic under one name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub event_source: Option<String>,

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use outbox::attribute;
 use serde_json::{Map, Value};
 
 use super::access::Access;
@@ -126,6 +127,14 @@ impl Config {
         require(legal && !slot.is_empty() && slot.len() <= MAX_SLOT_NAME_BYTES, "source.slot.name", || {
             format!("'{slot}' is not a slot name; use 1 to {MAX_SLOT_NAME_BYTES} of a-z, 0-9 and _")
         })?;
+        if let Some(source) = &self.source.event_source {
+            require(attribute::is_uri_reference(source), "source.eventSource", || {
+                format!(
+                    "'{source}' is not a URI-reference (RFC 3986), as a CloudEvent's source has to be: not empty, no \
+                         blanks, other characters percent-encoded; for example /shop/public.outbox"
+                )
+            })?;
+        }
         let servers = &self.sink.bootstrap_servers;
         require(servers.split(',').all(is_host_port), "sink.bootstrapServers", || {
             format!("'{servers}' is not a list of host:port separated by commas")
@@ -290,6 +299,27 @@ sink: {bootstrapServers: 'kafka:9092'}
         assert!(dead("{deadLetterTopic: a b}").contains("'a b' is not a topic name"));
         let constant = "routing: {replacement: all}\ndelivery: {deadLetterTopic: all}";
         assert!(error(&format!("{MINIMAL}{constant}")).contains("sends every event"));
+    }
+
+    #[test]
+    fn a_source_is_a_uri_reference_whatever_names_it_is_made_of() {
+        for wrong in ["basket service", "", "/büro", "/100%"] {
+            let text =
+                error(&MINIMAL.replace("user: relay", &format!("user: relay, eventSource: '{wrong}'")));
+            assert!(
+                text.starts_with(&format!("source.eventSource: '{wrong}' is not a URI-reference")),
+                "{text}"
+            );
+        }
+        for (database, table, source) in [
+            ("my shop", "büro.ausgänge", "/my%20shop/b%C3%BCro.ausg%C3%A4nge"),
+            ("a/b%c", "Shop.OutboxEvents", "/a%2Fb%25c/Shop.OutboxEvents"),
+        ] {
+            let own = format!("database: '{database}', table: '{table}'");
+            let config = parse(&MINIMAL.replace("database: shop", &own), &[]).unwrap();
+            assert_eq!(config.source.event_source(), source);
+            assert!(attribute::is_uri_reference(source));
+        }
     }
 
     #[test]

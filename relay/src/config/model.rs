@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use outbox::attribute::percent_encoded;
 use serde::{Deserialize, Serialize};
 
 use super::{Sasl, Secret, SinkAccess, SinkTls, SourceTls};
@@ -89,7 +90,7 @@ pub struct Source {
     /// What is delivered first when there is no checkpoint yet.
     #[serde(default)]
     pub start: StartAt,
-    /// `ce_source` of every record; `/<database>/<schema>.<table>` when not given.
+    /// `ce_source` of every record, a URI-reference; `/<database>/<schema>.<table>`, percent-encoded, when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_source: Option<String>,
 }
@@ -405,7 +406,11 @@ pub fn quote(identifier: &str) -> String {
 impl Source {
     /// `ce_source` of every record.
     pub fn event_source(&self) -> String {
-        self.event_source.clone().unwrap_or_else(|| format!("/{}/{}", self.database, self.table))
+        self.event_source.clone().unwrap_or_else(|| {
+            let TableName { schema, table } = &self.table;
+            let [database, schema, table] = [&self.database, schema, table].map(|name| percent_encoded(name));
+            format!("/{database}/{schema}.{table}")
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use super::{Note, Poison};
 use crate::config::Config;
 use crate::event::record::{Prepared, rfc3339};
-use crate::event::row::Remains;
+use crate::event::row::{Attributes, Remains};
 
 /// Longest error text in a record: a sentence, not a document. What an error quotes may be of any length.
 const MAX_ERROR_BYTES: usize = 1024;
@@ -41,10 +41,10 @@ impl DeadLetterStyle {
         poison: Poison,
         position: Position,
         time: PgTime,
-        content_type: Option<&str>,
         limit: usize,
     ) -> Prepared<'a> {
         let id = row.id.as_ref().map(|id| id.as_bytes());
+        let Attributes { content_type, subject, data_schema, traceparent, tracestate } = row.attributes;
         let mut letter = Letter::new(limit, &row.unreadable)
             .always(header::CE_SPECVERSION, header::SPEC_VERSION.as_bytes())
             .always(header::CE_SOURCE, self.source.as_bytes())
@@ -58,8 +58,10 @@ impl DeadLetterStyle {
         letter = letter
             .if_room(column::TYPE, header::CE_TYPE, row.event_type.map(str::as_bytes))
             .if_room("route", header::DEAD_LETTER_ROUTE, row.route_by.map(str::as_bytes))
-            .if_room(column::TRACEPARENT, header::CE_TRACEPARENT, row.traceparent.map(str::as_bytes))
-            .if_room(column::TRACESTATE, header::CE_TRACESTATE, row.tracestate.map(str::as_bytes));
+            .if_room(column::SUBJECT, header::CE_SUBJECT, subject.map(str::as_bytes))
+            .if_room(column::DATA_SCHEMA, header::CE_DATA_SCHEMA, data_schema.map(str::as_bytes))
+            .if_room(column::TRACEPARENT, header::CE_TRACEPARENT, traceparent.map(str::as_bytes))
+            .if_room(column::TRACESTATE, header::CE_TRACESTATE, tracestate.map(str::as_bytes));
         let value = letter.body(column::PAYLOAD, row.payload, |payload| payload.len());
         if value.is_some() {
             letter = letter.if_room("content-type", header::CONTENT_TYPE, content_type.map(str::as_bytes));
@@ -178,16 +180,10 @@ mod tests {
             route_by: Some("a b"),
             payload: Some(Cow::Borrowed(b"{}")),
             headers: Some(br#"{"n":{}}"#),
+            attributes: Attributes { content_type: Some("application/json"), ..Attributes::default() },
             ..Remains::default()
         };
-        let letter = style().record(
-            row,
-            poison("too large"),
-            POSITION,
-            PgTime::default(),
-            Some("application/json"),
-            10_000,
-        );
+        let letter = style().record(row, poison("too large"), POSITION, PgTime::default(), 10_000);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), Some(&b"{}"[..])));
         for (name, value) in [
             ("ce_id", "e-1"),
@@ -214,7 +210,7 @@ mod tests {
             payload: Some(Cow::Owned(vec![b'x'; 2_000])),
             ..Remains::default()
         };
-        let letter = style().record(row, poison("e"), POSITION, PgTime::default(), None, 2_000);
+        let letter = style().record(row, poison("e"), POSITION, PgTime::default(), 2_000);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), None));
         assert_eq!(header_of(&letter, "dead_letter_omitted").as_deref(), Some("payload"));
         assert_eq!(header_of(&letter, "dead_letter_table").as_deref(), Some("public.outbox"));
@@ -235,13 +231,18 @@ mod tests {
                 route_by: Some(route),
                 payload: Some(Cow::Borrowed(payload.as_bytes())),
                 headers: Some(headers.as_bytes()),
-                traceparent: Some(trace),
-                tracestate: Some(trace),
+                attributes: Attributes {
+                    content_type: Some(trace),
+                    subject: Some(trace),
+                    data_schema: Some(trace),
+                    traceparent: Some(trace),
+                    tracestate: Some(trace),
+                },
                 occurred_at: None,
                 unreadable: vec![column::HEADERS, column::PAYLOAD],
                 left_out: 0,
             };
-            let letter = style().record(row, poison(error), POSITION, PgTime::default(), None, max_bytes);
+            let letter = style().record(row, poison(error), POSITION, PgTime::default(), max_bytes);
             let headers: usize =
                 letter.headers.iter().map(|h| size(h.key, h.value.unwrap_or_default())).sum();
             let body = letter.key.as_deref().map_or(0, <[u8]>::len) + letter.value.as_ref().map_or(0, |v| v.len());

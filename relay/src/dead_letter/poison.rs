@@ -28,17 +28,20 @@ pub enum PoisonKind {
     NoKey,
     /// Kafka refused its record.
     Refused,
+    /// A column has a value that an attribute of a CloudEvent may not have.
+    Attribute,
 }
 
 impl PoisonKind {
     /// All of them.
-    pub const ALL: [PoisonKind; 6] = [
+    pub const ALL: [PoisonKind; 7] = [
         PoisonKind::TooLarge,
         PoisonKind::Unroutable,
         PoisonKind::Headers,
         PoisonKind::Unreadable,
         PoisonKind::NoKey,
         PoisonKind::Refused,
+        PoisonKind::Attribute,
     ];
 
     /// The label.
@@ -50,6 +53,7 @@ impl PoisonKind {
             PoisonKind::Unreadable => "unreadable",
             PoisonKind::NoKey => "no_key",
             PoisonKind::Refused => "refused",
+            PoisonKind::Attribute => "attribute",
         }
     }
 }
@@ -80,14 +84,20 @@ impl Poison {
 impl From<&RecordError> for Poison {
     fn from(error: &RecordError) -> Self {
         match error {
-            RecordError::Headers | RecordError::ReservedHeader(_) => Poison::new(PoisonKind::Headers, error),
+            RecordError::Headers | RecordError::ReservedHeader(_) | RecordError::ContentType => {
+                Poison::new(PoisonKind::Headers, error)
+            }
         }
     }
 }
 
 impl From<&RowError> for Poison {
     fn from(error: &RowError) -> Self {
-        Poison::new(PoisonKind::Unreadable, error)
+        let kind = match error {
+            RowError::Attribute { .. } => PoisonKind::Attribute,
+            _ => PoisonKind::Unreadable,
+        };
+        Poison::new(kind, error)
     }
 }
 

@@ -2,17 +2,29 @@
 
 use outbox::column;
 use sqlx::postgres::PgConnection;
-use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::topic::DeadLetter;
-use crate::config::{Config, quote};
-use crate::event::row::{content_type, is_bytes};
+use crate::config::Config;
+use crate::event::column_type::ColumnType;
+use crate::event::row::JSON_MEDIA_TYPE;
+use crate::postgres::columns::{self, text_form};
 use crate::postgres::source;
 use crate::trouble::Trouble;
 
 /// What of a row may be of any size.
-const PARTS: [&str; 7] = ["payload", "key", "type", "route", "headers", "traceparent", "tracestate"];
+const PARTS: [&str; 10] = [
+    "payload",
+    "key",
+    "type",
+    "route",
+    "headers",
+    "traceparent",
+    "tracestate",
+    "subject",
+    "data_schema",
+    "content_type",
+];
 
 /// A dead letter cannot be made whole.
 #[derive(Debug, thiserror::Error)]
@@ -55,8 +67,7 @@ impl From<sqlx::Error> for RestoreError {
     }
 }
 
-/// `to_jsonb`, because a table made for Debezium has only some of the columns. Key and payload are text as the stream
-/// has it, unless they are bytes.
+/// Every column that the table has, as the stream has it.
 async fn fill(
     sql: &mut PgConnection,
     config: &Config,
@@ -65,62 +76,58 @@ async fn fill(
 ) -> Result<Option<DeadLetter>, RestoreError> {
     // A policy must not make a row look as if it were gone: with this the statement fails instead.
     sqlx::query("SET row_security = off").execute(&mut *sql).await?;
-    let table = config.source.table.quoted();
-    let payload_type = type_of(sql, &table, column::PAYLOAD).await?;
-    let key_type = type_of(sql, &table, column::AGGREGATE_ID).await?;
+    columns::fix_text_forms(sql).await?;
+    let columns = columns::of(sql, &config.source).await.map_err(RestoreError::Database)?;
+    let find = |name: &str| columns.iter().find(|column| column.name == name);
+    let text =
+        |name: &str| find(name).map_or_else(|| "NULL".to_owned(), |column| text_form(&column.quoted()));
+    let bytes = |name: &str| match find(name) {
+        Some(column) if column.kind == ColumnType::Bytea => column.quoted(),
+        _ => format!("convert_to({}, 'UTF8')", text(name)),
+    };
     let select = format!(
-        "SELECT {} AS payload, {} AS key, row ->> 'type' AS type, row ->> $2::text AS route,
-                row ->> 'headers' AS headers, row ->> 'traceparent' AS traceparent,
-                row ->> 'tracestate' AS tracestate
-         FROM (SELECT *, to_jsonb(o) - 'payload' AS row FROM {table} o WHERE o.id::text = $1 LIMIT 1) found",
-        as_bytes(column::PAYLOAD, payload_type),
-        as_bytes(column::AGGREGATE_ID, key_type),
+        "SELECT {}::bytea AS payload, {}::bytea AS key, {}::bytea AS headers, {} AS type, {} AS route,
+                {} AS traceparent, {} AS tracestate, {} AS subject, {} AS data_schema, {} AS content_type
+         FROM {} WHERE {} = $1 LIMIT 1",
+        bytes(column::PAYLOAD),
+        bytes(column::AGGREGATE_ID),
+        bytes(column::HEADERS),
+        text(column::TYPE),
+        text(&config.routing.by_field),
+        text(column::TRACEPARENT),
+        text(column::TRACESTATE),
+        text(column::SUBJECT),
+        text(column::DATA_SCHEMA),
+        text(column::DATA_CONTENT_TYPE),
+        config.source.table.quoted(),
+        text(column::ID),
     );
     let sizes = PARTS.map(|part| format!("coalesce(octet_length({part}), 0)::bigint")).join(" + ");
     let bytes: Option<i64> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {sizes} FROM ({select}) row")))
         .bind(id)
-        .bind(&config.routing.by_field)
         .fetch_optional(&mut *sql)
         .await?;
     let limit = config.sink.max_message_bytes;
     if let Some(bytes) = bytes.filter(|bytes| usize::try_from(*bytes).is_ok_and(|bytes| bytes > limit)) {
         return Err(RestoreError::TooLarge { bytes, limit });
     }
-    let row = sqlx::query(AssertSqlSafe(select))
-        .bind(id)
-        .bind(&config.routing.by_field)
-        .fetch_optional(&mut *sql)
-        .await?;
+    let row = sqlx::query(AssertSqlSafe(select)).bind(id).fetch_optional(&mut *sql).await?;
     let Some(row) = row else { return Ok(None) };
-    let headers: Option<String> = row.try_get("headers")?;
+    let is_json = find(column::PAYLOAD).is_some_and(|column| column.kind.is_json());
+    let trace =
+        |name: &str| row.try_get(name).map(|text: Option<String>| text.filter(|text| !text.is_empty()));
     Ok(Some(DeadLetter {
         payload: row.try_get("payload")?,
         key: row.try_get("key")?,
         event_type: row.try_get("type")?,
         route: row.try_get("route")?,
-        headers: headers.map(String::into_bytes),
-        traceparent: row.try_get("traceparent")?,
-        tracestate: row.try_get("tracestate")?,
-        content_type: content_type(payload_type).map(str::to_owned),
+        headers: row.try_get("headers")?,
+        traceparent: trace("traceparent")?,
+        tracestate: trace("tracestate")?,
+        subject: row.try_get("subject")?,
+        data_schema: row.try_get("data_schema")?,
+        content_type: if is_json { Some(JSON_MEDIA_TYPE.into()) } else { row.try_get("content_type")? },
         omitted: None,
         ..letter
     }))
-}
-
-/// OID of a column's type; of a domain, of the type it is based on.
-async fn type_of(sql: &mut PgConnection, table: &str, column: &str) -> Result<u32, sqlx::Error> {
-    let oid: Oid = sqlx::query_scalar(
-        "SELECT coalesce(nullif(t.typbasetype, 0), t.oid) FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-         WHERE a.attrelid = $1::regclass AND a.attname = $2",
-    )
-    .bind(table)
-    .bind(column)
-    .fetch_one(sql)
-    .await?;
-    Ok(oid.0)
-}
-
-fn as_bytes(column: &str, column_type: u32) -> String {
-    let column = quote(column);
-    if is_bytes(column_type) { column } else { format!("convert_to({column}::text, 'UTF8')") }
 }

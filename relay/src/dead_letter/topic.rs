@@ -14,7 +14,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::config::Sink;
-use crate::event::row::{EventId, OutboxRow, RowError};
+use crate::event::row::{Attributes, EventId, OutboxRow, RowError};
+use crate::event::value::checked;
 use crate::kafka::client::reader_config;
 
 /// One poll.
@@ -81,6 +82,10 @@ pub struct DeadLetter {
     pub omitted: Option<String>,
     /// Media type of the payload.
     pub content_type: Option<String>,
+    /// What the event is about.
+    pub subject: Option<String>,
+    /// URI of the payload's schema.
+    pub data_schema: Option<String>,
     /// Trace context.
     pub traceparent: Option<String>,
     /// Trace context.
@@ -114,6 +119,8 @@ impl DeadLetter {
                 header::CE_TYPE => letter.event_type = text(),
                 header::CE_TIME => letter.time = text(),
                 header::CE_SEQUENCE => letter.position = text(),
+                header::CE_SUBJECT => letter.subject = text(),
+                header::CE_DATA_SCHEMA => letter.data_schema = text(),
                 header::CE_TRACEPARENT => letter.traceparent = text(),
                 header::CE_TRACESTATE => letter.tracestate = text(),
                 header::CONTENT_TYPE => letter.content_type = text(),
@@ -130,16 +137,25 @@ impl DeadLetter {
     }
 
     /// The row it was, if nothing of it was left out.
-    pub fn row(&self) -> Result<OutboxRow<'_>, RowError> {
+    pub fn row<'a>(&'a self) -> Result<OutboxRow<'a>, RowError> {
+        let attribute = |text: &'a Option<String>, column: &'static str| {
+            text.as_deref().map(|text| checked(text, column)).transpose()
+        };
+        let id = attribute(&self.id, column::ID)?.ok_or(RowError::Null(column::ID))?;
         Ok(OutboxRow {
-            id: EventId::Text(self.id.as_deref().ok_or(RowError::Null(column::ID))?.as_bytes()),
+            id: EventId::Text(id.as_bytes()),
             key: self.key.as_deref().map(Cow::Borrowed),
-            event_type: self.event_type.as_deref().ok_or(RowError::Null(column::TYPE))?,
+            event_type: attribute(&self.event_type, column::TYPE)?.ok_or(RowError::Null(column::TYPE))?,
             route_by: self.route.as_deref(),
             payload: self.payload.as_deref().map(Into::into),
             headers: self.headers.as_deref(),
-            traceparent: self.traceparent.as_deref(),
-            tracestate: self.tracestate.as_deref(),
+            attributes: Attributes {
+                content_type: attribute(&self.content_type, column::DATA_CONTENT_TYPE)?,
+                subject: attribute(&self.subject, column::SUBJECT)?,
+                data_schema: attribute(&self.data_schema, column::DATA_SCHEMA)?,
+                traceparent: attribute(&self.traceparent, column::TRACEPARENT)?,
+                tracestate: attribute(&self.tracestate, column::TRACESTATE)?,
+            },
             occurred_at: self.occurred_at(),
         })
     }

@@ -6,9 +6,11 @@ use pg_replication::pgoutput::{Insert, Message, Relation};
 use pg_replication::{CommitLsn, EndLsn, Lsn, MemoryLimit, PgTime};
 
 use super::rows::Origin;
-use super::{Delivery, Flow, violation};
+use super::{Delivery, Flow, StreamForm, violation};
 use crate::config::TableName;
+use crate::event::column_type::ColumnType;
 use crate::event::row::{Layout, is_read};
+use crate::event::value::HEX_PREFIX;
 use crate::failpoint::{self, Boundary};
 use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::Inconsistent;
@@ -25,11 +27,15 @@ pub(super) struct Transaction {
     delivered: bool,
 }
 
-/// What is needed of large rows and messages of the stream: values of the outbox that fit into a record.
-pub fn memory_limit(table: &OutboxTable, mappings: &Mappings) -> MemoryLimit {
+/// What is needed of large rows and messages of the stream: values of the outbox that fit into a record. Bytes take two
+/// digits each in text form.
+pub fn memory_limit(table: &OutboxTable, mappings: &Mappings, form: StreamForm) -> MemoryLimit {
     let (table, mappings) = (table.clone(), mappings.clone());
     MemoryLimit {
-        largest_value: mappings.largest_value(),
+        largest_value: match form {
+            StreamForm::Binary => mappings.largest_value(),
+            StreamForm::Text { largest_value } => 2 * largest_value + HEX_PREFIX.len(),
+        },
         is_wanted: Box::new(move |relation, column| {
             table.is(relation) && (is_read(column.name) || mappings.read(column.name))
         }),
@@ -64,7 +70,11 @@ impl Delivery {
             Message::Relation(relation) => self.relation(&relation),
             // The publication has inserts only; what else it may get some day is not an event.
             Message::Update(_) | Message::Delete(_) | Message::Truncate(_) => {}
-            Message::Origin(_) | Message::Type(_) => {}
+            Message::Type(announced) => {
+                let kind = ColumnType::named(announced.namespace, announced.name);
+                self.types.insert(announced.oid, kind);
+            }
+            Message::Origin(_) => {}
             // Nothing to confirm: the keepalive behind it, or the Commit around it, has the place in the ledger.
             Message::Logical(message) => self.status.message(message.prefix, message.content),
         }
@@ -122,8 +132,16 @@ impl Delivery {
 
     fn relation(&mut self, relation: &Relation<'_>) {
         let is_outbox = self.table.is(relation);
-        let columns = relation.columns().map(|column| (column.name, column.type_oid));
-        let layout = is_outbox.then(|| Layout::new(columns, self.mapper.by_field()).map(Rc::new));
+        // A type that is not announced is PostgreSQL's own.
+        let kind = |oid| self.types.get(&oid).cloned().unwrap_or_else(|| ColumnType::built_in(oid));
+        let columns = relation.columns().map(|column| (column.name, kind(column.type_oid)));
+        let layout = is_outbox.then(|| {
+            let layout = Layout::new(columns, self.mapper.by_field())?;
+            Ok(Rc::new(match self.form {
+                StreamForm::Binary => layout,
+                StreamForm::Text { largest_value } => layout.in_text_form(largest_value),
+            }))
+        });
         self.layouts.insert(relation.oid, layout);
     }
 
@@ -145,6 +163,10 @@ impl Delivery {
             let what = format!("in the transaction whose commit is at {}: {error}", commit.lsn());
             Trouble::new(Reason::TableUnsuitable, what)
         })?;
+        if self.form == StreamForm::Binary && layout.needs_text() {
+            let what = "the outbox table has a column whose type is read in text form now";
+            return Err(Trouble::new(Reason::StreamFormChanged, what));
+        }
         let position = self.lineage.position(commit, transaction.index);
         let origin = Origin { position, commit, commit_time, copied: None };
         let flow = self.deliver(&layout, insert.tuple.columns(), origin, stored)?;

@@ -23,8 +23,7 @@ impl Delivery {
         let prepared = letter.row().map_err(|error| Poison::from(&error)).and_then(|row| {
             let now = PgTime::now();
             let time = row.occurred_at.unwrap_or(now);
-            let headers = self.style.headers(&row, None, time, letter.content_type.as_deref());
-            let headers = headers.map_err(|error| Poison::from(&error))?;
+            let headers = self.style.headers(&row, None, time).map_err(|error| Poison::from(&error))?;
             let bytes = self.style.size(&row);
             let subject = Subject {
                 key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),

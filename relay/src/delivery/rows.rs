@@ -107,14 +107,7 @@ impl Delivery {
                     self.was_unfit_for(topic);
                 }
                 self.settles_first |= self.refusals.is_tried_again(origin.position);
-                let prepared = self.prepare(
-                    (arrival, bytes),
-                    poison,
-                    origin.position,
-                    time,
-                    layout.content_type(),
-                    limit,
-                );
+                let prepared = self.prepare((arrival, bytes), poison, origin.position, time, limit);
                 self.send(prepared, origin, partition)?;
             }
             Admission::AlreadyThere => {
@@ -146,7 +139,7 @@ impl Delivery {
         let (row, flaw) = match layout.read(values.clone()) {
             Ok(row) => {
                 let time = row.occurred_at.unwrap_or(origin.commit_time);
-                let headers = self.style.headers(&row, Some(origin.position), time, layout.content_type());
+                let headers = self.style.headers(&row, Some(origin.position), time);
                 match headers {
                     Ok(headers) => return Ok((Arrival::Event(row, headers), time)),
                     Err(error) => (row.into(), Poison::from(&error)),
@@ -170,7 +163,6 @@ impl Delivery {
         poison: Option<Poison>,
         position: Position,
         time: PgTime,
-        content_type: Option<&str>,
         limit: usize,
     ) -> Prepared<'a> {
         let (row, poison) = match (arrival, poison) {
@@ -178,7 +170,7 @@ impl Delivery {
             (Arrival::Event(row, _), Some(poison)) => (row.into(), poison),
             (Arrival::Flawed(row, flaw), poison) => (row, poison.unwrap_or(flaw)),
         };
-        self.dead_letter_style.record(row, poison, position, time, content_type, limit)
+        self.dead_letter_style.record(row, poison, position, time, limit)
     }
 
     /// A row waits for the settings to be changed that keep it from its topic, or for the broker to change its mind.

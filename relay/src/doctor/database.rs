@@ -12,7 +12,7 @@ use crate::config::{Config, CreationPolicy, StartAt, quote};
 use crate::postgres::checkpoint::{self, TABLE};
 use crate::postgres::holder::{self, Holder};
 use crate::postgres::source::{self, PublicationState};
-use crate::postgres::{awaited, grants, publication, table};
+use crate::postgres::{awaited, columns, grants, publication, table};
 use crate::session::{self, occupied};
 use crate::trouble::{Reason, Trouble};
 
@@ -41,6 +41,7 @@ pub async fn examine(config: &Config) -> Examined {
         found("database", server(sql, config).await),
         found("server and tables", preconditions(sql, config).await),
         found("rows", rows(sql, config).await),
+        found("columns", columns(sql, config).await),
         found("replication role", role(sql, config).await),
         found("clock", clock(sql).await),
         found("checkpoint grants", checkpoint_grants(sql, config).await),
@@ -94,6 +95,13 @@ async fn rows(sql: &mut PgConnection, config: &Config) -> Result<Finding, Troubl
     } else {
         Finding::warn(CHECK, doubts.join("; "), "insert a row there, and see that it arrives")
     })
+}
+
+async fn columns(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    let columns = columns::of(sql, &config.source).await?;
+    let layout = columns::layout(&columns, &config.routing.by_field)?;
+    let form = if layout.needs_text() { "text" } else { "binary" };
+    Ok(Finding::ok("columns", format!("rows can be read; the stream has their values in {form} form")))
 }
 
 async fn role(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {

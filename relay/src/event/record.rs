@@ -3,17 +3,17 @@
 use std::borrow::Cow;
 
 use chrono::{DateTime, SecondsFormat};
-use outbox::{Position, header};
+use outbox::{Position, attribute, header};
 use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
 use crate::dead_letter::Note;
-use crate::event::row::{OutboxRow, Remains};
+use crate::event::row::{Attributes, JSON_MEDIA_TYPE, OutboxRow, Remains};
 use crate::trouble::excerpt;
 
 /// Headers of every record and a few of the row's own: one allocation instead of four.
-const USUAL_HEADERS: usize = 10;
+const USUAL_HEADERS: usize = 12;
 
 /// Rough bytes librdkafka and the broker add to a record besides what is in the row: framing, the names of the
 /// headers below, and the values that have a fixed length. Only for refusing a record that cannot fit.
@@ -28,6 +28,9 @@ pub enum RecordError {
     /// A header of the row has a name the relay sets itself.
     #[error("column 'headers' sets '{0}', which the relay sets itself")]
     ReservedHeader(String),
+    /// The row's own `content-type` is none.
+    #[error("column 'headers' sets a content-type that is no media type, or is application/cloudevents")]
+    ContentType,
 }
 
 /// What all records of one outbox have in common.
@@ -42,8 +45,7 @@ impl RecordStyle {
     /// they are.
     pub fn size(&self, row: &OutboxRow<'_>) -> usize {
         let body = len(row.payload.as_deref()) + len(row.key.as_deref()) + len(row.headers);
-        let texts =
-            row.id.as_bytes().len() + row.event_type.len() + len(row.traceparent) + len(row.tracestate);
+        let texts = row.id.as_bytes().len() + row.event_type.len() + size_of(&row.attributes);
         body + texts + self.source.len() + RECORD_OVERHEAD_BYTES
     }
 
@@ -51,7 +53,7 @@ impl RecordStyle {
     pub fn size_with_left_out(&self, row: &Remains<'_>) -> usize {
         let body = len(row.payload.as_deref()) + len(row.key.as_deref()) + len(row.headers);
         let id = row.id.as_ref().map_or(0, |id| id.as_bytes().len());
-        let texts = id + len(row.event_type) + len(row.traceparent) + len(row.tracestate);
+        let texts = id + len(row.event_type) + size_of(&row.attributes);
         body + texts + row.left_out + self.source.len() + RECORD_OVERHEAD_BYTES
     }
 
@@ -62,7 +64,6 @@ impl RecordStyle {
         row: &OutboxRow<'_>,
         position: Option<Position>,
         time: PgTime,
-        content_type: Option<&str>,
     ) -> Result<OwnedHeaders, RecordError> {
         let time = rfc3339(time);
         let mut headers = OwnedHeaders::new_with_capacity(USUAL_HEADERS)
@@ -75,19 +76,23 @@ impl RecordStyle {
             Some(position) => headers.insert(bytes(header::CE_SEQUENCE, &position.encode())),
             None => headers.insert(bytes(header::DEAD_LETTER_REPLAYED, b"true")),
         };
-        if let Some(content_type) = content_type {
-            headers = headers.insert(bytes(header::CONTENT_TYPE, content_type.as_bytes()));
-        }
-        for (name, value) in
-            [(header::CE_TRACEPARENT, row.traceparent), (header::CE_TRACESTATE, row.tracestate)]
-        {
+        let Attributes { content_type, subject, data_schema, traceparent, tracestate } = row.attributes;
+        for (name, value) in [
+            (header::CONTENT_TYPE, content_type),
+            (header::CE_SUBJECT, subject),
+            (header::CE_DATA_SCHEMA, data_schema),
+            (header::TRACEPARENT, traceparent),
+            (header::TRACESTATE, tracestate),
+            (header::CE_TRACEPARENT, traceparent),
+            (header::CE_TRACESTATE, tracestate),
+        ] {
             if let Some(value) = value {
                 headers = headers.insert(bytes(name, value.as_bytes()));
             }
         }
         match row.headers {
             None => Ok(headers),
-            Some(json) => with_own_headers(headers, json),
+            Some(json) => with_own_headers(headers, json, &row.attributes),
         }
     }
 }
@@ -116,6 +121,13 @@ impl<'a> Prepared<'a> {
     }
 }
 
+/// Trace context goes under two names; the media type of JSON is part of the overhead.
+fn size_of(attributes: &Attributes<'_>) -> usize {
+    let Attributes { content_type, subject, data_schema, traceparent, tracestate } = *attributes;
+    let content_type = content_type.filter(|media_type| *media_type != JSON_MEDIA_TYPE);
+    len(content_type) + len(subject) + len(data_schema) + 2 * (len(traceparent) + len(tracestate))
+}
+
 fn len(value: Option<impl AsRef<[u8]>>) -> usize {
     value.map_or(0, |value| value.as_ref().len())
 }
@@ -124,19 +136,39 @@ fn bytes<'a>(key: &'a str, value: &'a [u8]) -> Header<'a, &'a [u8]> {
     Header { key, value: Some(value) }
 }
 
-fn with_own_headers(mut headers: OwnedHeaders, json: &[u8]) -> Result<OwnedHeaders, RecordError> {
+fn with_own_headers(
+    mut headers: OwnedHeaders,
+    json: &[u8],
+    attributes: &Attributes<'_>,
+) -> Result<OwnedHeaders, RecordError> {
     let Ok(Value::Object(own)) = serde_json::from_slice(json) else { return Err(RecordError::Headers) };
     for (name, value) in &own {
         let Value::String(value) = value else { return Err(RecordError::Headers) };
-        if header::is_reserved(name) {
+        if header::is_reserved(name) || is_set(name, attributes) {
             return Err(RecordError::ReservedHeader(excerpt(name)));
         }
         if name.is_empty() || name.contains('\0') {
             return Err(RecordError::Headers);
         }
+        let is_content_type = name.eq_ignore_ascii_case(header::CONTENT_TYPE);
+        if is_content_type && !attribute::is_content_type(value) {
+            return Err(RecordError::ContentType);
+        }
+        let name = if is_content_type { header::CONTENT_TYPE } else { name };
         headers = headers.insert(bytes(name, value.as_bytes()));
     }
     Ok(headers)
+}
+
+/// Whether a column of the row sets the header of that name already.
+fn is_set(name: &str, attributes: &Attributes<'_>) -> bool {
+    [
+        (header::CONTENT_TYPE, attributes.content_type),
+        (header::TRACEPARENT, attributes.traceparent),
+        (header::TRACESTATE, attributes.tracestate),
+    ]
+    .iter()
+    .any(|(own, value)| value.is_some() && name.eq_ignore_ascii_case(own))
 }
 
 /// The Kafka timestamp: milliseconds since 1970.
@@ -167,8 +199,11 @@ mod tests {
             route_by: Some("basket"),
             payload: Some(Cow::Borrowed(b"{}")),
             headers: headers.map(str::as_bytes),
-            traceparent: Some("00-trace"),
-            tracestate: None,
+            attributes: Attributes {
+                content_type: Some("application/json"),
+                traceparent: Some("00-trace"),
+                ..Attributes::default()
+            },
             occurred_at: Some(PgTime::default()),
         }
     }
@@ -179,14 +214,8 @@ mod tests {
 
     #[test]
     fn headers_are_the_cloudevents_kafka_binding() {
-        let headers = style()
-            .headers(
-                &row(Some(r#"{"tenant":"a"}"#)),
-                Some(POSITION),
-                PgTime::default(),
-                Some("application/json"),
-            )
-            .unwrap();
+        let headers =
+            style().headers(&row(Some(r#"{"tenant":"a"}"#)), Some(POSITION), PgTime::default()).unwrap();
         let shown: Vec<(String, String)> = headers
             .iter()
             .map(|header| (header.key.into(), String::from_utf8(header.value.unwrap().to_vec()).unwrap()))
@@ -199,6 +228,7 @@ mod tests {
             ("ce_time", "2000-01-01T00:00:00.000000Z"),
             ("ce_sequence", "00000001-0000000000000010-0000000000000000"),
             ("content-type", "application/json"),
+            ("traceparent", "00-trace"),
             ("ce_traceparent", "00-trace"),
             ("tenant", "a"),
         ];
@@ -209,20 +239,42 @@ mod tests {
 
     #[test]
     fn headers_that_would_mislead_a_consumer_are_refused() {
-        let headers =
-            |json| style().headers(&row(Some(json)), Some(POSITION), PgTime::default(), None).map(drop);
-        assert_eq!(headers(r#"{"ce_id":"mine"}"#), Err(RecordError::ReservedHeader("ce_id".into())));
+        let headers = |json| style().headers(&row(Some(json)), Some(POSITION), PgTime::default()).map(drop);
+        for name in ["ce_id", "CE_ID", "dead_letter_reason", "content-type", "Content-Type", "traceparent"] {
+            let json: &'static str = format!(r#"{{"{name}":"mine"}}"#).leak();
+            assert_eq!(headers(json), Err(RecordError::ReservedHeader(name.into())));
+        }
         assert_eq!(headers(r#"{"a":{"b":1}}"#), Err(RecordError::Headers));
         assert_eq!(headers("[1]"), Err(RecordError::Headers));
+    }
+
+    #[test]
+    fn the_writer_says_what_a_payload_is_that_is_not_json() {
+        let row = |json| OutboxRow { attributes: Attributes::default(), ..row(Some(json)) };
+        let headers = |json| style().headers(&row(json), Some(POSITION), PgTime::default());
+        let own = headers(r#"{"Content-Type":"application/avro","traceparent":"t"}"#).unwrap();
+        let own: Vec<_> = own.iter().skip(6).map(|header| (header.key, header.value.unwrap())).collect();
+        assert_eq!(own, [("content-type", &b"application/avro"[..]), ("traceparent", b"t")]);
+        for value in ["avro", "application/cloudevents+json"] {
+            let json: &'static str = format!(r#"{{"content-type":"{value}"}}"#).leak();
+            assert_eq!(headers(json).map(drop), Err(RecordError::ContentType));
+        }
     }
 
     #[test]
     fn the_size_of_a_record_is_never_underestimated() {
         let long = "x".repeat(300);
         let own = Some(r#"{"tenant":"a","b":"c"}"#);
-        let row = OutboxRow { event_type: &long, tracestate: Some(&long), ..row(own) };
-        let headers =
-            style().headers(&row, Some(POSITION), PgTime::default(), Some("application/json")).unwrap();
+        let long = Some(long.as_str());
+        let attributes = Attributes {
+            content_type: long,
+            subject: long,
+            data_schema: long,
+            traceparent: long,
+            tracestate: long,
+        };
+        let row = OutboxRow { event_type: long.unwrap_or_default(), attributes, ..row(own) };
+        let headers = style().headers(&row, Some(POSITION), PgTime::default()).unwrap();
         let headers: usize = headers.iter().map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len) + 4).sum();
         assert!(headers + "b-1".len() + "{}".len() < style().size(&row));
     }

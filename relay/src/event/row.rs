@@ -8,23 +8,9 @@ use std::borrow::Cow;
 use outbox::column;
 use pg_replication::PgTime;
 use pg_replication::pgoutput::Column;
-use uuid::Uuid;
 
-/// Type OIDs of `pg_type.dat`: fixed for ever.
-mod oid {
-    pub const BYTEA: u32 = 17;
-    pub const TIMESTAMPTZ: u32 = 1184;
-    pub const UUID: u32 = 2950;
-    pub const JSONB: u32 = 3802;
-    pub const JSON: u32 = 114;
-    /// Types whose binary form is the text itself: "char", name, text, bpchar, varchar.
-    pub const TEXTS: [u32; 5] = [18, 19, 25, 1042, 1043];
-    /// From here on types are somebody's own: enums, domains, citext. Their binary form is that of another type.
-    pub const FIRST_OWN: u32 = 16_384;
-}
-
-/// The first byte of jsonb's binary form: its version.
-const JSONB_VERSION: u8 = 1;
+use super::column_type::ColumnType;
+use super::value;
 
 /// Why a row or its table cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,10 +19,15 @@ pub enum RowError {
     #[error("the outbox table has no column '{0}'; its columns are described in docs/OUTBOX.md")]
     NoColumn(String),
     /// A column has a type whose wire form is not what a consumer could read.
-    #[error(
-        "column '{0}' of the outbox table has a type that the relay does not read; docs/OUTBOX.md lists the types"
-    )]
-    Type(String),
+    #[error("column '{column}' of the outbox table has type {found}, but the relay reads {allowed} there")]
+    Type {
+        /// The column.
+        column: String,
+        /// Its type.
+        found: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
     /// A column that must have a value is NULL.
     #[error("column '{0}' is NULL")]
     Null(&'static str),
@@ -50,6 +41,14 @@ pub enum RowError {
         column: &'static str,
         /// Its size.
         bytes: usize,
+    },
+    /// A value is none that an attribute of a CloudEvent may have.
+    #[error("column '{column}' has a value that CloudEvents do not allow there: it has to be {allowed}")]
+    Attribute {
+        /// The column.
+        column: &'static str,
+        /// What it may be.
+        allowed: &'static str,
     },
     /// The row does not have the columns its relation announced.
     #[error("the row has {found} columns, its table has {expected}")]
@@ -72,6 +71,9 @@ enum Role {
     Headers,
     TraceParent,
     TraceState,
+    Subject,
+    DataSchema,
+    DataContentType,
     OccurredAt,
     Ignored,
 }
@@ -80,11 +82,13 @@ enum Role {
 #[derive(Debug)]
 pub struct Layout {
     names: Vec<String>,
-    /// Role and type OID of each column.
-    columns: Vec<(Role, u32)>,
+    columns: Vec<(Role, ColumnType)>,
     /// Index of the column that selects the topic.
     route_by: usize,
-    payload_type: u32,
+    /// Media type of the payload, where its column's type tells.
+    content_type: Option<&'static str>,
+    /// A larger value in text form is too large, as it is for the stream where it is in binary form.
+    largest_value: usize,
 }
 
 /// An outbox row; texts borrow from the message.
@@ -102,12 +106,25 @@ pub struct OutboxRow<'a> {
     pub payload: Option<Cow<'a, [u8]>>,
     /// Extra headers as JSON text.
     pub headers: Option<&'a [u8]>,
+    /// What describes the event besides.
+    pub attributes: Attributes<'a>,
+    /// Time of writing.
+    pub occurred_at: Option<PgTime>,
+}
+
+/// Attributes that an event may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes<'a> {
+    /// Media type of the payload.
+    pub content_type: Option<&'a str>,
+    /// What the event is about.
+    pub subject: Option<&'a str>,
+    /// URI of the payload's schema.
+    pub data_schema: Option<&'a str>,
     /// Trace context.
     pub traceparent: Option<&'a str>,
     /// Trace context.
     pub tracestate: Option<&'a str>,
-    /// Time of writing.
-    pub occurred_at: Option<PgTime>,
 }
 
 /// An event id: usually a uuid, as text whatever its wire form.
@@ -130,13 +147,13 @@ impl EventId<'_> {
 }
 
 impl Layout {
-    /// Finds the columns of the outbox table among `columns`, names with type OIDs; `route_by` names the column that
+    /// Finds the columns of the outbox table among `columns`, names with types; `route_by` names the column that
     /// selects the topic.
     pub fn new<'a>(
-        columns: impl IntoIterator<Item = (&'a str, u32)>,
+        columns: impl IntoIterator<Item = (&'a str, ColumnType)>,
         route_by: &str,
     ) -> Result<Layout, RowError> {
-        let (names, types): (Vec<&str>, Vec<u32>) = columns.into_iter().unzip();
+        let (names, types): (Vec<&str>, Vec<ColumnType>) = columns.into_iter().unzip();
         let find = |name: &str| {
             names.iter().position(|column| *column == name).ok_or_else(|| RowError::NoColumn(name.to_owned()))
         };
@@ -144,21 +161,46 @@ impl Layout {
             find(required)?;
         }
         let payload = find(column::PAYLOAD)?;
-        let columns: Vec<(Role, u32)> = names.iter().map(|name| role(name)).zip(types).collect();
+        let is_json = types.get(payload).is_some_and(ColumnType::is_json);
         let route_by = find(route_by)?;
-        for (index, ((role, oid), name)) in columns.iter().zip(&names).enumerate() {
-            if !is_readable(*role, *oid) || (index == route_by && !is_text(*oid)) {
-                return Err(RowError::Type((*name).to_owned()));
+        let mut columns = Vec::with_capacity(names.len());
+        for (index, (name, kind)) in names.iter().zip(types).enumerate() {
+            let role = match role(name) {
+                // What JSON is, its type says.
+                Role::DataContentType if is_json => Role::Ignored,
+                role => role,
+            };
+            let allowed =
+                if index == route_by && !kind.is_text() { Some(TEXT) } else { allowed(role, &kind) };
+            if let Some(allowed) = allowed {
+                return Err(RowError::Type { column: (*name).to_owned(), found: kind.to_string(), allowed });
             }
+            columns.push((role, kind));
         }
-        let payload_type = columns.get(payload).map_or(0, |(_, oid)| *oid);
         let names = names.into_iter().map(str::to_owned).collect();
-        Ok(Layout { names, columns, route_by, payload_type })
+        let content_type = is_json.then_some(JSON_MEDIA_TYPE);
+        Ok(Layout { names, columns, route_by, content_type, largest_value: usize::MAX })
     }
 
-    /// Media type of the payload, where its column's type tells.
-    pub fn content_type(&self) -> Option<&'static str> {
-        content_type(self.payload_type)
+    /// The same for a stream that has values in text form, where bytes take two digits each.
+    #[must_use]
+    pub fn in_text_form(mut self, largest_value: usize) -> Layout {
+        self.columns = self.columns.into_iter().map(|(role, kind)| (role, kind.in_text_form())).collect();
+        Layout { largest_value, ..self }
+    }
+
+    fn fitting<'a>(&self, value: Column<'a>, kind: &ColumnType) -> Column<'a> {
+        match value {
+            Column::Text(text) if value::size(text.len(), kind) > self.largest_value => {
+                Column::Oversized(text.len())
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a column has a type that is read in text form only.
+    pub fn needs_text(&self) -> bool {
+        self.columns.iter().any(|(_, kind)| matches!(kind, ColumnType::Custom(_)))
     }
 
     /// Whether `column` is the one that selects the topic.
@@ -169,20 +211,22 @@ impl Layout {
     /// The text of one column of a row; `None` if there is no such column, or no text in it.
     pub fn text<'a>(&self, values: impl IntoIterator<Item = Column<'a>>, column: &str) -> Option<&'a str> {
         let index = self.names.iter().position(|name| name == column)?;
-        text(values.into_iter().nth(index)?, ROUTING_COLUMN).ok()?
+        let (_, kind) = self.columns.get(index).filter(|(_, kind)| kind.is_text())?;
+        value::text(self.fitting(values.into_iter().nth(index)?, kind), ROUTING_COLUMN).ok()?
     }
 
     /// Reads one row, given its values in the order of the columns.
     pub fn read<'a>(&self, values: impl IntoIterator<Item = Column<'a>>) -> Result<OutboxRow<'a>, RowError> {
-        let mut row = Remains::default();
+        let mut row = self.blank();
         let mut found = 0;
         for (index, value) in values.into_iter().enumerate() {
             found += 1;
-            let Some((role, oid)) = self.columns.get(index) else { continue };
+            let Some((role, kind)) = self.columns.get(index) else { continue };
+            let value = self.fitting(value, kind);
             if index == self.route_by {
-                row.route_by = text(value, ROUTING_COLUMN)?;
+                row.route_by = value::text(value, ROUTING_COLUMN)?;
             }
-            row.set(*role, *oid, value)?;
+            row.set(*role, kind, value)?;
         }
         if found != self.columns.len() {
             return Err(RowError::ColumnCount { expected: self.columns.len(), found });
@@ -192,19 +236,25 @@ impl Layout {
 
     /// Reads what can be read of a row that [`Layout::read`] refuses.
     pub fn salvage<'a>(&self, values: impl IntoIterator<Item = Column<'a>>) -> Remains<'a> {
-        let mut row = Remains::default();
-        for (index, (value, (role, oid))) in values.into_iter().zip(&self.columns).enumerate() {
+        let mut row = self.blank();
+        for (index, (value, (role, kind))) in values.into_iter().zip(&self.columns).enumerate() {
+            let value = self.fitting(value, kind);
             if index == self.route_by {
-                match text(value, ROUTING_COLUMN) {
+                match value::text(value, ROUTING_COLUMN) {
                     Ok(text) => row.route_by = text,
                     Err(error) => row.lack(&error),
                 }
             }
-            if let Err(error) = row.set(*role, *oid, value) {
+            if let Err(error) = row.set(*role, kind, value) {
                 row.lack(&error);
             }
         }
         row
+    }
+
+    fn blank<'a>(&self) -> Remains<'a> {
+        let attributes = Attributes { content_type: self.content_type, ..Attributes::default() };
+        Remains { attributes, ..Remains::default() }
     }
 }
 
@@ -216,51 +266,35 @@ pub fn is_read(name: &str) -> bool {
 /// What the column that selects the topic is called in errors.
 const ROUTING_COLUMN: &str = "routing column";
 
-/// Whether values of that type can be read in that role. A domain over jsonb would bring jsonb's version byte along.
-/// Media type of a payload, where its column's type, by OID, tells.
-pub fn content_type(payload_type: u32) -> Option<&'static str> {
-    matches!(payload_type, oid::JSON | oid::JSONB).then_some("application/json")
-}
+/// Media type of JSON.
+pub const JSON_MEDIA_TYPE: &str = "application/json";
 
-/// Whether a column of the type with this OID holds bytes as they are.
-pub fn is_bytes(column_type: u32) -> bool {
-    column_type == oid::BYTEA
-}
+/// What a text column may be, for an error.
+const TEXT: &str =
+    "text, varchar, char(n), name, an enum, or the text of a type that is not PostgreSQL's own";
 
-/// Whether values of the type with this OID have a fixed size.
-pub fn is_fixed(column_type: u32) -> bool {
-    matches!(column_type, oid::UUID | oid::TIMESTAMPTZ)
-}
-
-/// Bytes that a value of the type with this OID has in binary form besides its text.
-pub fn bytes_besides_text(column_type: u32) -> usize {
-    usize::from(column_type == oid::JSONB)
-}
-
-/// The type that a query returns when it casts a document to text: the same without jsonb's version.
-pub fn read_as_text(column_type: u32) -> u32 {
-    if column_type == oid::JSONB { oid::JSON } else { column_type }
-}
-
-fn is_readable(role: Role, oid: u32) -> bool {
-    match role {
-        Role::Id => oid == oid::UUID || is_text(oid),
-        Role::AggregateId => oid == oid::UUID || oid == oid::BYTEA || is_text(oid),
-        Role::Type | Role::TraceParent | Role::TraceState => is_text(oid),
-        Role::Payload => oid == oid::BYTEA || is_document(oid),
-        Role::Headers => is_document(oid),
-        Role::AggregateType | Role::OccurredAt | Role::Ignored => true,
-    }
-}
-
-/// Whether a value may be taken for text: surely, or because it is somebody's own type, an enum for example, and
-/// turns out to be UTF-8.
-fn is_text(oid: u32) -> bool {
-    oid::TEXTS.contains(&oid) || oid >= oid::FIRST_OWN
-}
-
-fn is_document(oid: u32) -> bool {
-    oid == oid::JSON || oid == oid::JSONB || oid::TEXTS.contains(&oid)
+/// What a column in that role may be, if values of its type cannot be read there.
+fn allowed(role: Role, kind: &ColumnType) -> Option<&'static str> {
+    let (readable, allowed) = match role {
+        Role::Id => (kind.is_text() || *kind == ColumnType::Uuid, "uuid and text of any kind"),
+        Role::AggregateId => (
+            kind.is_text() || matches!(kind, ColumnType::Uuid | ColumnType::Bytea),
+            "text of any kind, uuid and bytea",
+        ),
+        Role::Payload => (
+            kind.is_document() || *kind == ColumnType::Bytea,
+            "jsonb, json, text, varchar, char(n), name and bytea",
+        ),
+        Role::Headers => (kind.is_document(), "jsonb, json, text, varchar, char(n) and name"),
+        Role::Type
+        | Role::TraceParent
+        | Role::TraceState
+        | Role::Subject
+        | Role::DataSchema
+        | Role::DataContentType => (kind.is_text(), TEXT),
+        Role::AggregateType | Role::OccurredAt | Role::Ignored => (true, ""),
+    };
+    (!readable).then_some(allowed)
 }
 
 fn role(name: &str) -> Role {
@@ -273,6 +307,9 @@ fn role(name: &str) -> Role {
         column::HEADERS => Role::Headers,
         column::TRACEPARENT => Role::TraceParent,
         column::TRACESTATE => Role::TraceState,
+        column::SUBJECT => Role::Subject,
+        column::DATA_SCHEMA => Role::DataSchema,
+        column::DATA_CONTENT_TYPE => Role::DataContentType,
         column::OCCURRED_AT => Role::OccurredAt,
         _ => Role::Ignored,
     }
@@ -293,13 +330,11 @@ pub struct Remains<'a> {
     pub payload: Option<Cow<'a, [u8]>>,
     /// Extra headers as JSON text.
     pub headers: Option<&'a [u8]>,
-    /// Trace context.
-    pub traceparent: Option<&'a str>,
-    /// Trace context.
-    pub tracestate: Option<&'a str>,
+    /// What describes the event besides.
+    pub attributes: Attributes<'a>,
     /// Time of writing.
     pub occurred_at: Option<PgTime>,
-    /// Columns that have a value which cannot be read, or was too large to be.
+    /// Columns that have a value which cannot be read, cannot be in a record, or was too large to be read.
     pub unreadable: Vec<&'static str>,
     /// How many bytes the values have that were too large.
     pub left_out: usize,
@@ -314,8 +349,7 @@ impl<'a> From<OutboxRow<'a>> for Remains<'a> {
             route_by: row.route_by,
             payload: row.payload,
             headers: row.headers,
-            traceparent: row.traceparent,
-            tracestate: row.tracestate,
+            attributes: row.attributes,
             occurred_at: row.occurred_at,
             unreadable: Vec::new(),
             left_out: 0,
@@ -324,17 +358,23 @@ impl<'a> From<OutboxRow<'a>> for Remains<'a> {
 }
 
 impl<'a> Remains<'a> {
-    fn set(&mut self, role: Role, oid: u32, value: Column<'a>) -> Result<(), RowError> {
+    fn set(&mut self, role: Role, kind: &ColumnType, value: Column<'a>) -> Result<(), RowError> {
+        let attributes = &mut self.attributes;
         match role {
-            Role::Id => self.id = event_id(value, oid)?,
+            Role::Id => self.id = value::event_id(value, kind)?,
             Role::AggregateType | Role::Ignored => {}
-            Role::AggregateId => self.key = key(value, oid)?,
-            Role::Type => self.event_type = text(value, column::TYPE)?,
-            Role::Payload => self.payload = payload(value, oid)?,
-            Role::Headers => self.headers = json_text(value, oid, column::HEADERS)?,
-            Role::TraceParent => self.traceparent = text(value, column::TRACEPARENT)?,
-            Role::TraceState => self.tracestate = text(value, column::TRACESTATE)?,
-            Role::OccurredAt => self.occurred_at = timestamp(value, oid)?,
+            Role::AggregateId => self.key = value::key(value, kind)?,
+            Role::Type => self.event_type = value::attribute(value, column::TYPE)?,
+            Role::Payload => self.payload = value::payload(value, kind)?,
+            Role::Headers => self.headers = value::json_text(value, kind, column::HEADERS)?,
+            Role::TraceParent => attributes.traceparent = value::trace(value, column::TRACEPARENT)?,
+            Role::TraceState => attributes.tracestate = value::trace(value, column::TRACESTATE)?,
+            Role::Subject => attributes.subject = value::attribute(value, column::SUBJECT)?,
+            Role::DataSchema => attributes.data_schema = value::attribute(value, column::DATA_SCHEMA)?,
+            Role::DataContentType => {
+                attributes.content_type = value::attribute(value, column::DATA_CONTENT_TYPE)?;
+            }
+            Role::OccurredAt => self.occurred_at = value::timestamp(value, kind)?,
         }
         Ok(())
     }
@@ -342,7 +382,7 @@ impl<'a> Remains<'a> {
     /// Takes note of a value that is not there.
     fn lack(&mut self, error: &RowError) {
         match error {
-            RowError::Malformed(column) => self.unreadable.push(column),
+            RowError::Malformed(column) | RowError::Attribute { column, .. } => self.unreadable.push(column),
             RowError::Oversized { column, bytes } => {
                 self.unreadable.push(column);
                 self.left_out += bytes;
@@ -359,113 +399,8 @@ impl<'a> Remains<'a> {
             route_by: self.route_by,
             payload: self.payload,
             headers: self.headers,
-            traceparent: self.traceparent,
-            tracestate: self.tracestate,
+            attributes: self.attributes,
             occurred_at: self.occurred_at,
         })
     }
-}
-
-fn raw<'a>(value: Column<'a>, column: &'static str) -> Result<Option<&'a [u8]>, RowError> {
-    match value {
-        Column::Null | Column::Unchanged => Ok(None),
-        Column::Text(bytes) | Column::Binary(bytes) => Ok(Some(bytes)),
-        Column::Oversized(bytes) => Err(RowError::Oversized { column, bytes }),
-    }
-}
-
-fn text<'a>(value: Column<'a>, name: &'static str) -> Result<Option<&'a str>, RowError> {
-    raw(value, name)?
-        .map(|bytes| std::str::from_utf8(bytes).map_err(|_| RowError::Malformed(name)))
-        .transpose()
-}
-
-fn event_id<'a>(value: Column<'a>, oid: u32) -> Result<Option<EventId<'a>>, RowError> {
-    match value {
-        Column::Binary(bytes) if oid == oid::UUID => Ok(Some(EventId::Uuid(uuid_text(bytes, column::ID)?))),
-        other => Ok(raw(other, column::ID)?.map(EventId::Text)),
-    }
-}
-
-fn uuid_text(bytes: &[u8], name: &'static str) -> Result<[u8; 36], RowError> {
-    let uuid = Uuid::from_slice(bytes).map_err(|_| RowError::Malformed(name))?;
-    let mut text = [0; 36];
-    uuid.as_hyphenated().encode_lower(&mut text);
-    Ok(text)
-}
-
-/// A uuid as text, as Debezium and everybody who reads keys has it; it is the one type that costs an allocation.
-fn key<'a>(value: Column<'a>, oid: u32) -> Result<Option<Cow<'a, [u8]>>, RowError> {
-    let Some(bytes) = raw(value, column::AGGREGATE_ID)? else { return Ok(None) };
-    if oid != oid::UUID || matches!(value, Column::Text(_)) {
-        return Ok(Some(Cow::Borrowed(bytes)));
-    }
-    Ok(Some(Cow::Owned(uuid_text(bytes, column::AGGREGATE_ID)?.to_vec())))
-}
-
-fn json_text<'a>(value: Column<'a>, oid: u32, column: &'static str) -> Result<Option<&'a [u8]>, RowError> {
-    match value {
-        Column::Binary(bytes) if oid == oid::JSONB => match bytes.split_first() {
-            Some((&JSONB_VERSION, json)) => Ok(Some(json)),
-            _ => Err(RowError::Malformed(column)),
-        },
-        Column::Oversized(bytes) if oid == oid::JSONB => {
-            Err(RowError::Oversized { column, bytes: bytes.saturating_sub(1) })
-        }
-        other => raw(other, column),
-    }
-}
-
-fn payload<'a>(value: Column<'a>, oid: u32) -> Result<Option<Cow<'a, [u8]>>, RowError> {
-    match value {
-        Column::Text(hex) if oid == oid::BYTEA => decode_hex(hex).map(|bytes| Some(Cow::Owned(bytes))),
-        other => Ok(json_text(other, oid, column::PAYLOAD)?.map(Cow::Borrowed)),
-    }
-}
-
-/// bytea in text mode: `\x` and two digits a byte.
-fn decode_hex(text: &[u8]) -> Result<Vec<u8>, RowError> {
-    let malformed = || RowError::Malformed(column::PAYLOAD);
-    let digits = text.strip_prefix(b"\\x").ok_or_else(malformed)?;
-    let (pairs, odd) = digits.as_chunks::<2>();
-    if !odd.is_empty() {
-        return Err(malformed());
-    }
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    pairs
-        .iter()
-        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?))
-        .collect::<Option<_>>()
-        .ok_or_else(malformed)
-}
-
-fn timestamp(value: Column<'_>, oid: u32) -> Result<Option<PgTime>, RowError> {
-    let malformed = || RowError::Malformed(column::OCCURRED_AT);
-    match value {
-        Column::Binary(bytes) if oid == oid::TIMESTAMPTZ => {
-            let bytes = <[u8; 8]>::try_from(bytes).map_err(|_| malformed())?;
-            Ok(Some(PgTime::from_micros(i64::from_be_bytes(bytes))).filter(|time| has_year(*time)))
-        }
-        // Another type under this name: not ours to interpret; the commit time stands in.
-        Column::Binary(_) | Column::Oversized(_) => Ok(None),
-        other => text(other, column::OCCURRED_AT)?
-            .map(|text| parse_timestamp(text).ok_or_else(malformed))
-            .transpose(),
-    }
-}
-
-/// The years 1 to 9999, in microseconds since 1970.
-const YEARS: std::ops::Range<i64> = -62_135_596_800_000_000..253_402_300_800_000_000;
-
-/// RFC 3339, and so `ce_time`, has years of four digits; infinity has none. Where there is no such time the commit's
-/// stands in.
-fn has_year(time: PgTime) -> bool {
-    YEARS.contains(&time.unix_micros())
-}
-
-/// `2026-11-24 10:37:12.123456+00`, the ISO form the connection asks for.
-fn parse_timestamp(text: &str) -> Option<PgTime> {
-    let time = chrono::DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z").ok()?;
-    let epoch = PgTime::default().unix_micros();
-    Some(PgTime::from_micros(time.timestamp_micros().checked_sub(epoch)?))
 }

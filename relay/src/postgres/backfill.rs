@@ -6,16 +6,15 @@
 
 use futures::TryStreamExt;
 use pg_replication::pgoutput::Column;
-use sqlx::postgres::types::Oid;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row, ValueRef};
 use tokio::sync::mpsc;
 
-use crate::config::{Source, quote};
-use crate::event::row::{
-    Layout, bytes_besides_text, content_type, is_bytes, is_fixed, is_read, read_as_text,
-};
+use crate::config::Source;
+use crate::event::column_type::ColumnType;
+use crate::event::row::{Layout, is_read};
 use crate::postgres::checkpoint::History;
+use crate::postgres::columns::{self, TableColumn, text_form};
 use crate::postgres::source;
 use crate::routing::mapping::Mappings;
 use crate::trouble::{Reason, Trouble};
@@ -85,9 +84,10 @@ impl Pages {
         source::check_same_server(&mut sql, history).await?;
         // A policy must not hide rows: with this the statement fails instead.
         sqlx::query("SET row_security = off").execute(&mut sql).await?;
+        columns::fix_text_forms(&mut sql).await?;
         let columns = columns(&mut sql, source, mappings).await?;
         let route_by = &mappings.current.rule.routing.by_field;
-        let read = columns.iter().map(|(name, oid)| (name.as_str(), read_as_text(*oid)));
+        let read = columns.iter().map(|column| (column.name.as_str(), read_as(&column.kind)));
         let layout = Layout::new(read, route_by)
             .map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
         let reading = Reading {
@@ -118,47 +118,53 @@ impl Drop for Pages {
     }
 }
 
-/// Names and types of the columns to read. Here the catalog is right: the rows come from the table as it is now.
+/// The columns to read. Here the catalog is right: the rows come from the table as it is now. One that the stream does not
+/// have is left out, so that copied records are like those of the stream.
 async fn columns(
     sql: &mut PgConnection,
     source: &Source,
     mappings: &Mappings,
-) -> Result<Vec<(String, u32)>, Trouble> {
-    let rows = sqlx::query(
-        "SELECT a.attname::text, coalesce(nullif(t.typbasetype, 0), t.oid)
-         FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-         WHERE a.attrelid = $1::regclass AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-    )
-    .bind(source.table.quoted())
-    .fetch_all(&mut *sql)
-    .await?;
-    let columns = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get::<Oid, _>(1)?.0)));
-    let columns: Vec<(String, u32)> = columns.collect::<Result<_, sqlx::Error>>()?;
-    Ok(columns.into_iter().filter(|(name, _)| is_read(name) || mappings.read(name)).collect())
+) -> Result<Vec<TableColumn>, Trouble> {
+    let columns = columns::of(sql, source).await?.into_iter().filter(|column| column.published);
+    Ok(columns.filter(|column| is_read(&column.name) || mappings.read(&column.name)).collect())
+}
+
+/// What a column is in the query: the text of JSON, and of a type whose binary form is not known.
+fn read_as(kind: &ColumnType) -> ColumnType {
+    match kind {
+        ColumnType::Jsonb => ColumnType::Json,
+        ColumnType::Custom(_) => ColumnType::Text,
+        kind => kind.clone(),
+    }
 }
 
 /// From the last row read, including it: a second row with its `seq` would otherwise be passed over in silence.
 ///
 /// Behind the values come the sizes of those that are too large to be read. A document is turned into text once, behind
 /// the LIMIT; the size of a text or of bytes is known without reading them.
-fn statement(source: &Source, columns: &[(String, u32)], mappings: &Mappings) -> String {
+fn statement(source: &Source, columns: &[TableColumn], mappings: &Mappings) -> String {
     let (mut read, mut texts, mut values, mut sizes) = (vec![], vec![], vec![], vec![]);
-    for (index, (name, oid)) in columns.iter().enumerate() {
-        let column = format!("c{index}");
-        read.push(format!("o.{} AS {column}", quote(name)));
-        texts.push(match content_type(*oid) {
-            Some(_) => format!("{column}::text AS {column}"),
-            None => column.clone(),
+    for (index, column) in columns.iter().enumerate() {
+        let name = format!("c{index}");
+        read.push(format!("o.{} AS {name}", column.quoted()));
+        texts.push(match column.kind {
+            ColumnType::Json | ColumnType::Jsonb => format!("{name}::text AS {name}"),
+            ColumnType::Custom(_) => format!("{} AS {name}", text_form(&name)),
+            // Values that are not used, of any size.
+            ColumnType::Other(_) => format!("NULL AS {name}"),
+            _ => name.clone(),
         });
-        let bytes = if is_bytes(*oid) { column.clone() } else { format!("{column}::text") };
-        let large = match is_fixed(*oid) {
-            true => "false".to_owned(),
-            false => {
-                format!("octet_length({bytes}) > {}", mappings.largest_value() - bytes_besides_text(*oid))
-            }
+        let large = match column.kind {
+            ColumnType::Uuid | ColumnType::TimestampTz | ColumnType::Other(_) => "false".to_owned(),
+            // In the stream it has a version, too.
+            ColumnType::Jsonb => format!("octet_length({name}) > {}", mappings.largest_value() - 1),
+            _ => format!("octet_length({name}) > {}", mappings.largest_value()),
         };
-        values.push(format!("CASE WHEN {large} THEN NULL ELSE {column} END"));
-        sizes.push(format!("CASE WHEN {large} THEN octet_length({bytes}) END"));
+        values.push(format!("CASE WHEN {large} THEN NULL ELSE {name} END"));
+        sizes.push(match large.as_str() {
+            "false" => "NULL::int".to_owned(),
+            large => format!("CASE WHEN {large} THEN octet_length({name}) END"),
+        });
     }
     format!(
         "SELECT seq, {}, {}

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::trouble::{Reason, Trouble};
 
 /// Columns that become part of a record, besides the one that selects the topic.
-const COLUMNS: [&str; 9] = [
+const COLUMNS: [&str; 12] = [
     column::ID,
     column::AGGREGATE_TYPE,
     column::AGGREGATE_ID,
@@ -25,6 +25,9 @@ const COLUMNS: [&str; 9] = [
     column::HEADERS,
     column::TRACEPARENT,
     column::TRACESTATE,
+    column::SUBJECT,
+    column::DATA_SCHEMA,
+    column::DATA_CONTENT_TYPE,
     column::OCCURRED_AT,
 ];
 

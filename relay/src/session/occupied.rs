@@ -39,6 +39,9 @@ pub struct Memory {
     pub reached: Option<(History, EndLsn)>,
     /// What ended the last of them, if Kafka refused a record.
     pub refusal: Option<Refusal>,
+    /// A row came whose table has a column that is read in text form. Streams are in text form from then on: the catalog,
+    /// by which it is decided otherwise, may show a later table.
+    pub text_form: bool,
     /// The server's processes of the last session that took the slot or began to create it.
     own: Option<Own>,
     /// That session has begun to create the slot, and has not ended it.

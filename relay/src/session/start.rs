@@ -249,6 +249,7 @@ async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), Trou
     let row = sqlx::query(
         "SELECT count(*) FILTER (WHERE attname = 'seq' AND atttypid = 'bigint'::regtype AND attnotnull) = 1
                 AND count(*) FILTER (WHERE attname = 'xid' AND atttypid = 'xid8'::regtype AND attnotnull) = 1 AS told,
+                count(*) FILTER (WHERE attname = 'occurred_at' AND atttypid = 'timestamptz'::regtype AND attnotnull) = 1 AS dated,
                 has_table_privilege($1::regclass, 'SELECT') AS readable, row_security_active($1::regclass) AS secured,
                 current_user::text AS role
          FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped",
@@ -262,6 +263,14 @@ async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), Trou
         let what = format!(
             "table {} has no columns seq (bigint, not null) and xid (xid8, not null), by which rows that were there before \
              the slot are found and put in order, so source.start: Table is not possible",
+            source.table
+        );
+        return Err(Trouble::new(Reason::StartRefused, what));
+    }
+    if !row.try_get::<bool, _>("dated")? {
+        let what = format!(
+            "table {} has no column occurred_at (timestamptz, not null), so nothing tells the time of rows that were there \
+             before the slot, and source.start: Table is not possible",
             source.table
         );
         return Err(Trouble::new(Reason::StartRefused, what));
@@ -289,6 +298,8 @@ struct Order {
     foreign: bool,
     /// Rows before the first place of a copy.
     negative: bool,
+    /// Rows whose time no record can have. That of their commit, which stands in for it in the stream, is not known.
+    undated: bool,
 }
 
 impl Order {
@@ -296,12 +307,18 @@ impl Order {
     async fn of(sql: &mut PgConnection, source: &Source) -> Result<Order, Trouble> {
         let select = format!(
             "SELECT coalesce(bool_or(NOT pg_visible_in_snapshot(xid, s)), false) AS foreign_xid,
-                    coalesce(bool_or(seq < 0), false) AS negative
+                    coalesce(bool_or(seq < 0), false) AS negative,
+                    coalesce(bool_or(occurred_at NOT BETWEEN '0001-01-01Z' AND '9999-12-31 23:59:59.999999Z'), false)
+                        AS undated
              FROM {}, (SELECT pg_current_snapshot() AS s) AS current",
             source.table.quoted()
         );
         let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *sql).await?;
-        Ok(Order { foreign: row.try_get("foreign_xid")?, negative: row.try_get("negative")? })
+        Ok(Order {
+            foreign: row.try_get("foreign_xid")?,
+            negative: row.try_get("negative")?,
+            undated: row.try_get("undated")?,
+        })
     }
 
     fn check(&self, source: &Source) -> Result<(), Trouble> {
@@ -316,6 +333,14 @@ impl Order {
         }
         if self.negative {
             let what = format!("table {} has rows whose seq is negative", source.table);
+            return Err(Trouble::new(Reason::StartRefused, what));
+        }
+        if self.undated {
+            let what = format!(
+                "table {} has rows whose occurred_at is infinite or has no year of four digits, as a record's time needs; \
+                 give them another",
+                source.table
+            );
             return Err(Trouble::new(Reason::StartRefused, what));
         }
         Ok(())

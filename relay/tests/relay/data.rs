@@ -369,25 +369,19 @@ async fn e22_columns_of_types_that_cannot_be_read_are_refused() {
     for (column, kind, value) in [
         ("payload", "int[]", "ARRAY[1]"),
         ("payload", "numeric", "'NaN'::numeric"),
-        ("payload", "json_domain", "'{}'::jsonb"),
-        ("headers", "hstore_like", "'{}'::jsonb"),
+        ("payload", "number_domain", "7"),
+        ("headers", "array_domain", "ARRAY[1]"),
         ("aggregateid", "bigint", "7"),
     ] {
         let site = Site::shared().await;
-        site.execute("CREATE DOMAIN json_domain AS jsonb; CREATE DOMAIN hstore_like AS jsonb").await;
+        site.execute("CREATE DOMAIN number_domain AS numeric; CREATE DOMAIN array_domain AS int[]").await;
         site.execute(
             "ALTER TABLE outbox DROP CONSTRAINT outbox_headers_object, ALTER COLUMN aggregateid DROP NOT NULL",
         )
         .await;
         site.execute(&format!("ALTER TABLE outbox ALTER COLUMN {column} TYPE {kind} USING NULL")).await;
-        // A query shows a domain as what it is based on, the stream does not: this has to come by the stream.
         let relay = site.launch(|text| text);
-        wait::until("a start", SOON, async || match relay.ask("/readyz").await {
-            Some((code, text)) if code == 200 || text.contains("TableUnsuitable") => Ok(()),
-            seen => Err(format!("{seen:?}")),
-        })
-        .await
-        .unwrap();
+        relay.until("/readyz", 503, "TableUnsuitable").await;
         let values = [("payload", "NULL"), ("headers", "NULL"), ("aggregateid", "NULL")];
         let values = values.map(|(name, none)| if name == column { value } else { none });
         site.execute(&format!(

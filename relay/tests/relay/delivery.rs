@@ -40,6 +40,7 @@ async fn a_row_becomes_a_cloudevents_record() {
         ("ce_time", &time),
         ("ce_sequence", &sequence),
         ("content-type", "application/json"),
+        ("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         ("ce_traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         ("tenant", "x"),
     ];

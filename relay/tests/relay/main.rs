@@ -9,6 +9,8 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod cloudevents;
+mod columns;
 mod commands;
 mod confirmation;
 mod crash;

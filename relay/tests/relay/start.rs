@@ -361,3 +361,37 @@ async fn a_role_that_may_not_see_every_row_is_refused() {
     relay.until_ready().await;
     site.judge_table(&relay).await;
 }
+
+/// R24: of a row that is there already nobody knows when it was committed, so it needs a time of its own.
+#[tokio::test]
+async fn r24_rows_without_a_time_are_refused_at_the_first_start() {
+    for (change, remedy) in [
+        ("", "UPDATE outbox SET occurred_at = now()"),
+        (
+            "CREATE TABLE plain AS TABLE outbox; DROP TABLE outbox CASCADE; ALTER TABLE plain RENAME TO outbox;
+             ALTER TABLE outbox ALTER seq SET NOT NULL, ALTER xid SET NOT NULL",
+            "ALTER TABLE outbox ALTER occurred_at TYPE timestamptz USING now(), ALTER occurred_at SET NOT NULL",
+        ),
+    ] {
+        let site = Site::shared().await;
+        site.execute(&format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, occurred_at)
+             VALUES (gen_random_uuid(), '{}', 'k', 't.v1', '1', 'infinity')",
+            site.aggregate
+        ))
+        .await;
+        site.execute(change).await;
+        let relay = site.launch(|text| text);
+        let said = relay.until("/readyz", 503, "StartRefused").await;
+        assert!(said.contains("occurred_at"), "{said}");
+        assert_eq!(
+            site.value("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
+                .await
+                .as_deref(),
+            Some("0")
+        );
+        site.execute(remedy).await;
+        relay.until_ready().await;
+        assert_eq!(site.until_records(1).await.len(), 1);
+    }
+}

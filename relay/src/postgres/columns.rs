@@ -1,0 +1,85 @@
+//! The outbox table's columns as the catalog has them now, for those who read its rows by a query, and for whoever has
+//! to know before the first row comes by the stream whether it can be read.
+
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+
+use crate::config::{Source, quote};
+use crate::event::column_type::ColumnType;
+use crate::event::row::Layout;
+use crate::postgres::table::GENERATED_SINCE;
+use crate::trouble::{Reason, Trouble};
+
+/// A column of the outbox table.
+#[derive(Clone, Debug)]
+pub struct TableColumn {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub kind: ColumnType,
+    /// Whether the stream has it. A generated column that the relay needs and the stream does not have is refused by
+    /// [`table::check`](crate::postgres::table::check).
+    pub published: bool,
+}
+
+impl TableColumn {
+    /// Its name as it stands in SQL.
+    pub fn quoted(&self) -> String {
+        quote(&self.name)
+    }
+}
+
+/// The text form of a value in a query, which is what the stream has; a cast to text may give another text.
+pub fn text_form(value: &str) -> String {
+    format!("CASE WHEN num_nulls({value}) = 0 THEN format('%s', {value}) END")
+}
+
+/// The columns of the outbox table, in order; none if there is no table.
+pub async fn of(sql: &mut PgConnection, source: &Source) -> Result<Vec<TableColumn>, Trouble> {
+    let rows = sqlx::query(
+        "WITH RECURSIVE typed AS (
+             SELECT a.attnum, a.attname, a.attgenerated, a.atttypid AS type
+             FROM pg_attribute a
+             WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+             UNION ALL
+             SELECT c.attnum, c.attname, c.attgenerated, t.typbasetype
+             FROM typed c JOIN pg_type t ON t.oid = c.type WHERE t.typtype = 'd'
+         )
+         SELECT c.attname::text AS name, t.typname::text AS type,
+                CASE n.nspname WHEN 'pg_catalog' THEN '' ELSE n.nspname::text END AS namespace,
+                c.attgenerated = ''
+                    OR c.attgenerated = 's' AND current_setting('server_version_num')::int >= $3
+                       AND to_jsonb(p) ->> 'pubgencols' IS DISTINCT FROM 'n' AS published
+         FROM typed c JOIN pg_type t ON t.oid = c.type JOIN pg_namespace n ON n.oid = t.typnamespace
+              LEFT JOIN pg_publication p ON p.pubname = $2
+         WHERE t.typtype <> 'd' ORDER BY c.attnum",
+    )
+    .bind(source.table.quoted())
+    .bind(&source.publication.name)
+    .bind(GENERATED_SINCE)
+    .fetch_all(&mut *sql)
+    .await?;
+    let column = |row: &sqlx::postgres::PgRow| {
+        let kind = ColumnType::named(row.try_get("namespace")?, row.try_get("type")?);
+        Ok(TableColumn { name: row.try_get("name")?, kind, published: row.try_get("published")? })
+    };
+    Ok(rows.iter().map(column).collect::<Result<_, sqlx::Error>>()?)
+}
+
+/// How rows that are written now will be read from the stream, or why they cannot be.
+pub fn layout(columns: &[TableColumn], route_by: &str) -> Result<Layout, Trouble> {
+    let published = columns.iter().filter(|column| column.published);
+    Layout::new(published.map(|column| (column.name.as_str(), column.kind.clone())), route_by)
+        .map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))
+}
+
+/// Makes text forms those of the stream, whatever server and role are set to.
+pub async fn fix_text_forms(sql: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(
+        "SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 3; \
+         SET bytea_output = 'hex'",
+    )
+    .execute(sql)
+    .await
+    .map(drop)
+}
