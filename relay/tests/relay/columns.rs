@@ -213,10 +213,11 @@ fn insert(site: &Site, values: &[(&str, &str)]) -> String {
     format!("INSERT INTO outbox ({}) VALUES ({})", names.join(", "), values.join(", "))
 }
 
-/// All of a record but its place.
-fn content(record: &Record) -> (i32, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>) {
-    let headers = record.headers.iter().filter(|(name, _)| name != "ce_sequence").cloned();
-    (record.partition, record.key.clone(), record.value.clone(), headers.collect())
+/// A record without its place, and without its time in Kafka, which is not the row's where the row is old.
+fn content(record: &Record) -> Record {
+    let mut content = Record { offset: 0, timestamp: None, ..record.clone() };
+    content.headers.retain(|(name, _)| name != "ce_sequence");
+    content
 }
 
 async fn read(case: &Readable) {
