@@ -265,15 +265,15 @@ mod tests {
     fn the_size_of_a_record_is_never_underestimated() {
         let long = "x".repeat(300);
         let own = Some(r#"{"tenant":"a","b":"c"}"#);
-        let long = Some(long.as_str());
+        let text = Some(long.as_str());
         let attributes = Attributes {
-            content_type: long,
-            subject: long,
-            data_schema: long,
-            traceparent: long,
-            tracestate: long,
+            content_type: text,
+            subject: text,
+            data_schema: text,
+            traceparent: text,
+            tracestate: text,
         };
-        let row = OutboxRow { event_type: long.unwrap_or_default(), attributes, ..row(own) };
+        let row = OutboxRow { event_type: &long, attributes, ..row(own) };
         let headers = style().headers(&row, Some(POSITION), PgTime::default()).unwrap();
         let headers: usize = headers.iter().map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len) + 4).sum();
         assert!(headers + "b-1".len() + "{}".len() < style().size(&row));
