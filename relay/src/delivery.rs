@@ -5,14 +5,17 @@
 //!
 //! A row comes in through `messages`, leaves through `rows`, and is done in `acknowledgements`, or Kafka refuses it, see
 //! `refusals`. `topics` and `answers` take in what is found out about Kafka meanwhile; `replays` sends dead letters again.
+//! `silent` and `another_outbox` notice what is wrong outside.
 
 mod acknowledgements;
+mod another_outbox;
 mod answers;
 mod in_flight;
 mod messages;
 mod refusals;
 mod replays;
 mod rows;
+mod silent;
 mod topics;
 
 use std::collections::HashMap;
@@ -24,11 +27,13 @@ use pg_replication::{CommitLsn, EndLsn};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
 
+use self::another_outbox::Strays;
 use self::in_flight::InFlight;
 use self::messages::Transaction;
 pub use self::messages::{OutboxTable, memory_limit};
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
+use self::silent::{Examinations, Held};
 use self::topics::Inquiries;
 use crate::config::{Config, Sink};
 use crate::dead_letter::replay::Outcome;
@@ -40,6 +45,7 @@ use crate::kafka::jobs::Jobs;
 use crate::kafka::sink::{Ack, AckQueue, Producers};
 use crate::kafka::watchdog::Watchdog;
 use crate::progress::cursor::Cursor;
+use crate::progress::found::RecentRows;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Mapper, Mappings};
@@ -86,6 +92,8 @@ pub struct Start {
     pub form: StreamForm,
     /// The server's past. Nothing committed at or beyond its end can be in Kafka.
     pub lineage: Lineage,
+    /// When the server was started, in milliseconds since 1970.
+    pub server_started: i64,
     /// Where rows go.
     pub mappings: Mappings,
     /// What the checkpoint knows of Kafka.
@@ -159,6 +167,11 @@ pub struct Delivery {
     /// row in the partition it would have gone to would make a replay take it for delivered.
     settles_first: bool,
     in_flight: InFlight,
+    /// The partition that the next row waits for.
+    held: Option<Held>,
+    examinations: Examinations,
+    recent: RecentRows,
+    strays: Strays,
     status: Status,
     metrics: Metrics,
 }
@@ -211,11 +224,15 @@ impl Delivery {
             jobs,
             settles_first: false,
             in_flight: InFlight::default(),
+            held: None,
+            examinations: Examinations::default(),
+            recent: RecentRows::default(),
+            strays: Strays::default(),
             status,
             metrics,
         };
         for topic in delivery.mapper.topics() {
-            delivery.jobs.inspect(topic, delivery.partitions.to_inspect(topic));
+            delivery.jobs.inspect(topic, delivery.partitions.to_inspect(topic), true);
         }
         delivery.say_whether_kafka_is_whole();
         Ok(delivery)
@@ -282,6 +299,8 @@ impl Delivery {
             let what = format!("a topic takes no more than {limit} bytes now");
             return Err(Trouble::new(Reason::TopicChanged, what));
         }
+        self.judge_strays()?;
+        self.watch_silent_partitions();
         self.watch_producers()
     }
 

@@ -183,6 +183,9 @@ enum Question {
     Hole(Hole),
 }
 
+/// An offset, and the record that was sent.
+type Answered = (Option<i64>, Position, PartitionId, EntryId);
+
 struct Process {
     start: EndLsn,
     horizon: EndLsn,
@@ -193,7 +196,7 @@ struct Process {
     row: Option<usize>,
     sent: [VecDeque<(Position, PartitionId, EntryId)>; PARTITIONS],
     /// Acknowledgements on their way back; without an offset where librdkafka only concludes it.
-    appended: [VecDeque<(Option<i64>, PartitionId, EntryId)>; PARTITIONS],
+    appended: [VecDeque<Answered>; PARTITIONS],
     questions: VecDeque<(usize, PartitionId, Question)>,
     /// Offsets it knows about in each partition: from the end of its search or its first record, to its last one.
     known: [Option<(i64, i64)>; PARTITIONS],
@@ -269,9 +272,8 @@ impl Process {
 
     /// False when the session ends: an acknowledgement without an offset is none.
     fn acknowledge(&mut self, partition: usize, now: Instant) -> bool {
-        let Some((offset, id, entry)) = self.appended[partition].pop_front() else { return true };
+        let Some((offset, position, id, entry)) = self.appended[partition].pop_front() else { return true };
         let Some(offset) = offset else { return false };
-        let commit = self.ledger.commit_lsn(entry).unwrap();
         self.ledger.acknowledge(entry).unwrap();
         match self.partitions.mark(id).unwrap().acknowledged(offset, now) {
             Landed::InOrder => {}
@@ -283,7 +285,7 @@ impl Process {
             }
             Landed::Backwards { expected } => panic!("offset {offset} after {expected}"),
         }
-        self.partitions.acknowledged(id, entry, TIMELINE, commit, offset);
+        self.partitions.acknowledged(id, entry, position, offset);
         self.known[partition].get_or_insert((offset, offset)).1 = offset;
         true
     }
@@ -378,7 +380,7 @@ impl World {
         let Some((position, id, entry)) = self.process.sent[partition].pop_front() else { return };
         let offset = self.kafka[partition].len() as i64;
         self.kafka[partition].push(Some(position));
-        self.process.appended[partition].push_back((Some(offset), id, entry));
+        self.process.appended[partition].push_back((Some(offset), position, id, entry));
         self.knows_producer[partition] = true;
     }
 
@@ -387,8 +389,8 @@ impl World {
             return;
         }
         // It has no state of the producer: it appends the second record. librdkafka takes the first for delivered.
-        let Some((_, id, entry)) = self.process.sent[partition].pop_front() else { return };
-        self.process.appended[partition].push_back((None, id, entry));
+        let Some((position, id, entry)) = self.process.sent[partition].pop_front() else { return };
+        self.process.appended[partition].push_back((None, position, id, entry));
         self.append(partition);
     }
 

@@ -1,9 +1,10 @@
 //! What is safely in Kafka. Pure: nothing here reads a clock, a socket or a file.
 //!
 //! [`ledger`] knows it of the stream's transactions, [`cursor`] of rows that are copied, [`high_mark`] of one partition.
-//! [`lineage`] says which positions are of the server's own past.
+//! [`found`] which events were seen. [`lineage`] says which positions are of the server's own past.
 
 pub mod cursor;
+pub mod found;
 pub mod high_mark;
 pub mod ledger;
 pub mod lineage;

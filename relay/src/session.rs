@@ -181,6 +181,7 @@ async fn take_over(
         tracing::warn!("{doubt}");
     }
     go_on_from(&mut sql, config, &judged, history, confirmed).await?;
+    let server_started = source::started(&mut sql).await?;
     let flush = source::flush_lsn(&mut sql).await?;
     let copied = copy.as_ref().map(|backfill| backfill.after);
     // Rows that are copied lie right before the slot's beginning, and may have been sent.
@@ -205,7 +206,8 @@ async fn take_over(
     };
     let lineage = Lineage::new(server.timelines, end);
     let table = OutboxTable { name: config.source.table.clone(), oid: table };
-    let start = Start { confirmed, copied, form, lineage, mappings, partitions, table, refusal };
+    let start =
+        Start { confirmed, copied, form, lineage, server_started, mappings, partitions, table, refusal };
     Ok(Opened { stream, holder, sql, history, start, copy, committed })
 }
 
@@ -420,7 +422,8 @@ async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
     let producers = Producers::new(&config.sink, config.delivery.max_in_flight_events, largest_batch, &acks)
         .map_err(refused)?;
     let lineage = opened.start.lineage.clone();
-    let searcher = Searcher::new(&config.sink, config.source.event_source(), lineage);
+    let started = opened.start.server_started;
+    let searcher = Searcher::new(&config.sink, config.source.event_source(), lineage, started);
     let (jobs, answers) = Jobs::new(Arc::new(searcher.map_err(refused)?), context.status.clone());
     let writer = Writer::start(opened.sql, config, opened.history, opened.committed);
     let Start { confirmed, copied, lineage, mappings, .. } = &opened.start;

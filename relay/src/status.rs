@@ -21,15 +21,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use admin::Readiness;
 use outbox::Position;
+use pg_replication::EndLsn;
 use serde_json::Value;
 
-pub use self::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase};
+pub use self::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase, SilentPartition, WaitsFor};
 use self::heartbeat::Heartbeat;
 use self::state::{About, DeadLetters, Past, Shown, State};
 use self::unread::Unread;
 use crate::config::Config;
 use crate::dead_letter::Note;
-use crate::kafka::search::Phantoms;
+use crate::kafka::scan::Phantoms;
 use crate::postgres::source::SlotState;
 use crate::session::tenure::Sight;
 use crate::trouble::{Reason, Trouble};
@@ -87,6 +88,7 @@ impl Status {
             kafka: None,
             kafka_changed: now,
             kafka_says: None,
+            silent: Vec::new(),
             heartbeat,
             phantoms: Phantoms::default(),
             maintained: None,
@@ -239,6 +241,18 @@ impl Status {
             state.kafka = connected;
             state.kafka_changed = Instant::now();
         }
+    }
+
+    /// Partitions that make no progress; called at every tick.
+    pub fn silent_partitions(&self, silent: Vec<SilentPartition>) {
+        self.state().silent = silent;
+    }
+
+    /// Where the server's log ended when it was looked at after `since`.
+    pub fn server_end(&self, since: Instant) -> Option<EndLsn> {
+        let state = self.state();
+        state.slot_seen.filter(|seen| *seen > since)?;
+        state.slot.as_ref()?.current
     }
 
     /// The observer asked for the slot at `asked`, and this is what the server shows.

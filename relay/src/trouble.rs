@@ -111,6 +111,8 @@ pub enum Reason {
     TopicChanged,
     /// Records that were acknowledged are gone: Kafka lost them, or the topic was made anew.
     KafkaLostRecords,
+    /// Another outbox writes to a topic under this one's `ce_source`.
+    EventSourceShared,
     /// Kafka refused a record.
     DeliveryFailed,
     /// A row cannot be delivered as it is.
@@ -258,6 +260,9 @@ impl Reason {
             Reason::KafkaLostRecords => {
                 "records that were acknowledged are gone: see docs/OPERATIONS.md, 'Kafka lost records'"
             }
+            Reason::EventSourceShared => {
+                "give every outbox a source.eventSource of its own: see docs/OPERATIONS.md, 'Another outbox under the same name'"
+            }
             Reason::DeliveryFailed => {
                 "the producers are rebuilt and the rows sent again; if it goes on, check the topic's limits and the relay's permissions"
             }
@@ -282,6 +287,7 @@ impl Reason {
             | Reason::TopicMissing
             | Reason::TopicChanged
             | Reason::KafkaLostRecords
+            | Reason::EventSourceShared
             | Reason::DeliveryFailed => "kafka",
             _ => "postgres",
         }

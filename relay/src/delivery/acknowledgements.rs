@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pg_replication::PgTime;
+use pg_replication::{EndLsn, PgTime};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::replays::replayed;
@@ -10,8 +10,9 @@ use super::{CAUSE_START, Delivery};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::sink::Ack;
 use crate::kafka::watchdog::{Activity, Suspicion};
-use crate::progress::high_mark::Landed;
+use crate::progress::high_mark::{Hole, Landed};
 use crate::progress::ledger::Completed;
+use crate::topics::partitions::PartitionId;
 use crate::trouble::{Reason, Trouble};
 
 /// How often a broker is complained of that cannot be used.
@@ -24,6 +25,7 @@ impl Delivery {
         self.acks.take(&mut taken);
         self.settled += taken.len();
         let now = Instant::now();
+        self.in_flight.on_turn(now);
         let mut acks = taken.drain(..);
         let settled = acks.try_for_each(|ack| self.settle(ack, now));
         self.unsettled.extend(acks);
@@ -56,7 +58,7 @@ impl Delivery {
 
     fn settle(&mut self, ack: Ack, now: Instant) -> Result<(), Trouble> {
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
-        let sent = self.in_flight.settled(partition);
+        let Some(sent) = self.in_flight.settled(partition) else { return Ok(()) };
         let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
         if ack.tag.is_replay() {
             replayed(self.replaying.take(), topic, number, &ack.outcome);
@@ -71,7 +73,6 @@ impl Delivery {
         if ack.tag.is_replay() {
             return Ok(());
         }
-        let commit = self.ledger.commit_lsn(entry);
         self.counts.acknowledged += 1;
         let completed = self.ledger.acknowledge(entry)?;
         failpoint::pass(match completed {
@@ -89,7 +90,7 @@ impl Delivery {
         let landed = self.partitions.mark(partition).map(|mark| mark.acknowledged(offset, now));
         let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
         match landed {
-            Some(Landed::BehindHole(hole)) => self.jobs.read_hole(partition, topic, number, hole),
+            Some(Landed::BehindHole(hole)) => self.on_gap(partition, hole),
             Some(Landed::Backwards { expected }) => {
                 let what = format!(
                     "{topic}/{number} took a record at offset {offset}, but {expected} was reached before"
@@ -98,11 +99,23 @@ impl Delivery {
             }
             Some(Landed::InOrder) | None => {}
         }
-        if let Some(commit) = commit {
-            let timeline = self.lineage.position(commit, 0).timeline;
-            self.partitions.acknowledged(partition, entry, timeline, commit, offset);
+        if let Some(position) = sent.position {
+            self.partitions.acknowledged(partition, entry, position, offset);
         }
         Ok(())
+    }
+
+    /// Other producers have filled a gap before a record of ours. Rows wait for the one before the probe.
+    fn on_gap(&mut self, partition: PartitionId, hole: Hole) {
+        let is_before_probe =
+            self.partitions.mark(partition).and_then(|mark| mark.hold_from(EndLsn::ZERO)) == Some(hole.from);
+        let Some((topic, number)) = self.partitions.place(partition) else { return };
+        if is_before_probe {
+            self.jobs.read_hole(partition, topic, number, hole);
+        } else {
+            let skipped = self.jobs.read_gap(partition, topic, number, (hole.from, hole.until));
+            self.metrics.offset_gaps_skipped_total.inc_by(skipped);
+        }
     }
 
     pub(super) fn observe(&self, completed: Option<Completed>) {
@@ -126,7 +139,7 @@ impl Delivery {
             Suspicion::None => Ok(()),
             Suspicion::Ask => {
                 // While producers get acknowledgements, or have nothing to send, nobody minds.
-                let producers = (activity == Activity::Waiting).then(|| self.producers.roster());
+                let producers = (activity == Activity::Waiting).then(|| self.producers.roster(None));
                 self.jobs.reach(producers);
                 Ok(())
             }

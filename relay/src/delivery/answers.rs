@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
+use super::another_outbox::ahead;
 use super::{Delivery, code_of};
 use crate::kafka;
 use crate::kafka::jobs::Answer;
-use crate::kafka::search::{Phantoms, Reach, SearchError};
+use crate::kafka::scan::Phantoms;
+use crate::kafka::search::{Reach, SearchError};
 use crate::progress::high_mark::{Hole, Searched};
 use crate::topics::partitions::PartitionId;
 use crate::trouble::{Reason, Trouble};
@@ -22,19 +24,26 @@ impl Delivery {
                 self.say_whether_kafka_is_whole();
             }
             Answer::Looked(seen) => self.looked(seen)?,
-            Answer::Searched { partition, found, phantoms } => {
-                let ahead = phantoms.ahead;
-                self.report(partition, phantoms);
-                if ahead {
-                    let what = "Kafka has events of the server's own timeline beyond the end of its log: the database was put \
-                                back to an earlier state without a new timeline";
-                    return Err(Trouble::new(Reason::HistoryChanged, what));
+            Answer::Searched { partition, found, records, phantoms } => {
+                if let Some(position) = phantoms.ahead {
+                    let by_another_server = phantoms.by_another_server;
+                    if !by_another_server {
+                        self.report(partition, phantoms);
+                    }
+                    return Err(self.ahead(partition, position, by_another_server));
                 }
+                self.report(partition, phantoms);
+                self.partitions.set_found(partition, records);
                 if let Some(mark) = self.partitions.mark(partition) {
                     mark.searched(found);
                 }
             }
-            Answer::HoleRead { partition, hole, found } => self.hole_read(partition, hole, found),
+            Answer::HoleRead { partition, hole, found, records } => {
+                self.partitions.set_found(partition, records);
+                self.hole_read(partition, hole, found);
+            }
+            Answer::Strays { partition, strays, more } => self.on_strays(partition, strays, more)?,
+            Answer::Examined { partition, ailment } => self.on_examined(partition, ailment)?,
             Answer::Reached(Reach::NotByOurClients) => {
                 let what = "Kafka can be reached, but a client of this session has no broker left to ask";
                 return Err(Trouble::new(Reason::DeliveryFailed, what));
@@ -47,7 +56,11 @@ impl Delivery {
                     return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
                 }
             }
-            Answer::Failed(SearchError::Cancelled) => {}
+            // An unanswered call is made again where it is made.
+            Answer::Failed(SearchError::Cancelled | SearchError::Unanswered(_)) => {}
+            Answer::Failed(SearchError::Ahead { topic, partition, position, by_another_server, .. }) => {
+                return Err(ahead(&topic, partition, position, by_another_server, &self.style.source));
+            }
             Answer::Failed(SearchError::Distrusted(why)) => {
                 return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
             }
@@ -79,6 +92,10 @@ impl Delivery {
 
     fn hole_read(&mut self, partition: PartitionId, hole: Hole, found: Searched) {
         let twice = self.partitions.mark(partition).map_or(0, |mark| mark.hole_read(hole, found));
+        self.count_duplicates(twice);
+    }
+
+    pub(super) fn count_duplicates(&self, twice: u64) {
         if twice > 0 {
             self.metrics.duplicates_detected_total.inc_by(twice);
             tracing::warn!(

@@ -83,6 +83,7 @@ impl Delivery {
 
     /// A keepalive: everything before `end` has been sent.
     pub fn keepalive(&mut self, end: EndLsn) {
+        self.strays.on_passed(end);
         self.ledger.keepalive(end);
     }
 
@@ -125,6 +126,7 @@ impl Delivery {
     fn commit(&mut self, end: EndLsn) -> Result<(), Trouble> {
         failpoint::pass(Boundary::AllSent);
         self.transaction = None;
+        self.strays.on_passed(end);
         let completed = self.ledger.commit(end)?;
         self.observe(completed);
         Ok(())

@@ -134,12 +134,12 @@ impl Delivery {
             let before = std::mem::take(&mut self.unsettled);
             for ack in before.into_iter().chain(acks) {
                 let partition = ack.tag.partition();
-                let sent = self.in_flight.settled(partition);
+                let position = self.in_flight.settled(partition).and_then(|sent| sent.position);
                 if let Err(code) = ack.outcome
                     && fault_of(code) != Fault::Producer
                 {
                     self.metrics.count_produce_error(code);
-                    return self.on_refusal(partition, sent.position, code);
+                    return self.on_refusal(partition, position, code);
                 }
             }
             if tokio::time::timeout_at(deadline, self.acks.arrived()).await.is_err() {

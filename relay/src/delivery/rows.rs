@@ -14,6 +14,7 @@ use crate::event::row::{Layout, RowError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka;
 use crate::kafka::sink::{Outgoing, Tag};
+use crate::progress::found::fingerprint;
 use crate::progress::high_mark::Admission;
 use crate::routing::mapping::{Place, Subject, Unplaceable};
 use crate::topics::partitions::PartitionId;
@@ -84,14 +85,30 @@ impl Delivery {
             return Err(violation(format!("{topic} has no partition {number}")));
         };
         if !self.partitions.is_inspected(partition) {
-            return Ok(Flow::Blocked);
+            return Ok(self.wait_for(partition));
         }
+        let limit = self.partitions.place(partition).map_or(0, |(topic, _)| self.mapper.limit(topic));
+        let takes = |(topic, _)| self.mapper.takes_now(topic, bytes, arrival.has_key());
+        let fits = self.partitions.place(partition).is_some_and(takes);
+        let id = match &arrival {
+            Arrival::Event(row, _) => Some(row.id.as_bytes()),
+            Arrival::Flawed(row, _) => row.id.as_ref().map(|id| id.as_bytes()),
+        };
+        let fingerprint = fingerprint(origin.position, id);
         let Some(mark) = self.partitions.mark(partition) else { return Ok(Flow::Blocked) };
-        match mark.admit(origin.position, self.lineage.holds(origin.position)) {
+        let mut admission = mark.admit(origin.position, self.lineage.holds(origin.position));
+        if admission == Admission::AlreadyThere && self.partitions.lacks(partition, origin.position, id) {
+            match poison {
+                // Kafka may have refused it before it became poison, while later dead letters were taken.
+                Some(_) => admission = Admission::Send,
+                // It went where a later mapping sends it.
+                None if !fits => {}
+                None => return Err(self.not_ours(partition, origin.position)),
+            }
+        }
+        match admission {
             Admission::Send => {
-                let limit = self.partitions.place(partition).map_or(0, |(topic, _)| self.mapper.limit(topic));
-                let takes = |(topic, _)| self.mapper.takes_now(topic, bytes, arrival.has_key());
-                if poison.is_none() && !self.partitions.place(partition).is_some_and(takes) {
+                if poison.is_none() && !fits {
                     // A mapping before this one would have sent it there, and did not.
                     let origin = Origin { commit: after_everything(), ..origin };
                     let flow = self.deliver(layout, values, origin, stored)?;
@@ -118,12 +135,15 @@ impl Delivery {
                 }
             }
             Admission::Search { from } => {
+                let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
                 let min_in_sync = self.partitions.settings(topic).and_then(|s| s.min_in_sync_replicas);
                 self.jobs.search(partition, topic, number, from, min_in_sync);
-                return Ok(Flow::Blocked);
+                return Ok(self.wait_for(partition));
             }
-            Admission::Wait => return Ok(Flow::Blocked),
+            Admission::Wait => return Ok(self.wait_for(partition)),
         }
+        self.held = None;
+        self.recent.on_row(origin.position, fingerprint);
         self.counts.received += 1;
         Ok(Flow::Next)
     }

@@ -154,12 +154,12 @@ impl Delivery {
                     // It may come back as another topic under the same name.
                     let remembered = self.partitions.to_inspect(&topic);
                     self.partitions.doubt(&topic);
-                    self.jobs.inspect(&topic, remembered);
+                    self.jobs.inspect(&topic, remembered, false);
                 }
-                News::Moved => self.jobs.inspect(&topic, self.partitions.to_inspect(&topic)),
+                News::Moved => self.jobs.inspect(&topic, self.partitions.to_inspect(&topic), false),
                 News::Grown => {
                     if self.inquiries.growing.insert(topic.clone()) {
-                        self.jobs.look_at_growth(&topic, self.producers.roster());
+                        self.jobs.look_at_growth(&topic, self.producers.roster(None));
                     }
                 }
                 News::Shrunk { partitions } => {

@@ -9,20 +9,17 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::metadata::MetadataTopic;
 
 use crate::kafka::error::reason_of_kafka;
-use crate::kafka::search::{POLL, REQUEST, SearchError, Searcher, Turn, is_of, is_refusal};
-use crate::topics::partitions::{Evidence, Floor};
+use crate::kafka::search::{
+    POLL, REQUEST, SearchError, Searcher, Turn, is_of, is_out_of_range, is_refusal, position_of,
+};
+use crate::topics::partitions::Floor;
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::Seen;
 use crate::trouble::Reason;
-
-/// A partition that seems too short is looked at so often, this far apart: a leader that was just elected may not yet
-/// know how far its followers are.
-const LOOKS: u32 = 3;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
 
 /// So many topics are asked for by their names; more, in one request for all there are.
 const FEW_TOPICS: usize = 16;
@@ -31,45 +28,18 @@ static SETTINGS_UNREADABLE: Once = Once::new();
 static FEW_REPLICAS: Once = Once::new();
 
 impl Searcher {
-    /// Compares a partition with what is remembered of it; answers where a search of it starts.
-    pub fn inspect(
+    /// What lies at an offset; `None` when nothing came for a while and others wait.
+    pub fn record_at(
         &self,
         topic: &str,
         partition: i32,
-        floor: &Floor,
-        compacted: bool,
-    ) -> Result<i64, SearchError> {
-        let reached = floor.last.map_or(0, |last| last.offset + 1).max(floor.search);
-        let (mut low, mut high) = self.watermarks(topic, partition)?;
-        for _ in 1..LOOKS {
-            if high >= reached {
-                break;
-            }
-            self.sleep(BETWEEN_LOOKS)?;
-            (low, high) = self.watermarks(topic, partition)?;
-        }
-        let found = match floor.last {
-            Some(last) if low <= last.offset && last.offset < high => {
-                let mut turn = Turn::default();
-                loop {
-                    let look = || self.record_at(topic, partition, last.offset, &turn);
-                    match self.reading_from(topic, partition, last.offset, look)? {
-                        Some(found) => break Some(found),
-                        None => turn.pass(self)?,
-                    }
-                }
-            }
-            _ => None,
-        };
-        judge(floor, low, high, found, compacted).map_err(|what| SearchError::Lost {
-            topic: topic.into(),
-            partition,
-            what,
-        })
+        offset: i64,
+        turn: &Turn,
+    ) -> Result<Option<Found>, SearchError> {
+        self.reading_from(topic, partition, offset, || self.read_record(topic, partition, offset, turn))
     }
 
-    /// What lies at an offset, where the consumer stands; `None` when nothing came for a while and others wait.
-    fn record_at(
+    fn read_record(
         &self,
         topic: &str,
         partition: i32,
@@ -79,20 +49,50 @@ impl Searcher {
         let asked = Instant::now();
         while !self.is_cancelled() {
             match self.consumer.poll(POLL) {
-                None if turn.is_over(self, asked) => return Ok(None),
+                None if turn.is_over(self, asked, asked) => return Ok(None),
                 None => {}
                 // Left over from the partition that was read before.
                 Some(Ok(message)) if !is_of(&message, topic, partition) => {}
-                Some(Ok(message)) if message.offset() == offset => {
-                    return Ok(Some(self.position(&message).map_or(Found::Foreign, Found::Ours)));
-                }
+                Some(Ok(message)) if message.offset() == offset => return Ok(Some(self.found(&message))),
                 Some(Err(KafkaError::PartitionEOF(other))) if other != partition => {}
                 Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Some(Found::Nothing)),
+                Some(Err(error)) if is_out_of_range(&error) => return Ok(Some(Found::Removed)),
                 Some(Err(error)) if is_refusal(&error) => return Err(SearchError::Refused(error)),
                 Some(Err(error)) => tracing::debug!(%error, "inspecting Kafka"),
             }
         }
         Err(SearchError::Cancelled)
+    }
+
+    fn found(&self, message: &BorrowedMessage<'_>) -> Found {
+        let Some(position) = position_of(message) else { return Found::Foreign };
+        let is_ours = self.position(message).is_some();
+        Found::Event { position, is_ours, of_this_run: self.is_of_this_run(message) }
+    }
+
+    /// Refuses a record that this server cannot have written: it lies on its timeline, beyond its end.
+    pub fn refuse_ahead(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        found: Found,
+    ) -> Result<(), SearchError> {
+        match found {
+            Found::Event { position, is_ours: true, of_this_run }
+                if self.lineage.is_on_line(position) && !self.lineage.holds(position) =>
+            {
+                let by_another_server = of_this_run;
+                Err(SearchError::Ahead {
+                    topic: topic.into(),
+                    partition,
+                    offset,
+                    position,
+                    by_another_server,
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What the metadata says of topics; `None` while Kafka does not answer.
@@ -118,34 +118,20 @@ impl Searcher {
         Some(metadata.topics().iter().find(|topic| topic.name() == name).map_or(Seen::Missing, seen))
     }
 
-    /// Waits until what a search will see cannot be lost any more. Brokers before 4.0 show records that fewer
-    /// replicas have than an acknowledgement needs. While that is so nothing could be delivered either, so the wait
-    /// costs nothing, on any broker.
-    pub fn wait_until_replicated(
-        &self,
-        topic: &str,
-        partition: i32,
-        mut min_in_sync: Option<usize>,
-    ) -> Result<(), SearchError> {
-        let replicas = || {
+    /// The replicas of a partition. Brokers before 4.0 show records that fewer replicas have than an acknowledgement needs.
+    /// While that is so nothing could be delivered either, so to wait for it costs nothing, on any broker.
+    pub fn replicas(&self, topic: &str, partition: i32) -> Result<Option<Replicas>, SearchError> {
+        self.ask(|| {
             let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST)?;
             let mut found = metadata.topics().iter().flat_map(|topic| topic.partitions());
             let found = found.find(|found| found.id() == partition);
             Ok(found.map(|found| Replicas { all: found.replicas().len(), in_sync: found.isr().len() }))
-        };
-        while !counts_as_acknowledged(self.persist(replicas)?, min_in_sync) {
-            tracing::debug!(topic, partition, "fewer replicas in sync than min.insync.replicas");
-            self.sleep(BETWEEN_LOOKS)?;
-            // Lowering it is what a person does to let delivery continue.
-            min_in_sync = self.describe(topic).and_then(|settings| settings.min_in_sync_replicas);
-        }
-        Ok(())
+        })
     }
 
     /// The settings of a topic; `None` where they may not be read.
-    pub fn describe(&self, topic: &str) -> Option<TopicSettings> {
-        let asked = read_settings(&self.admin, topic, REQUEST);
-        match tokio::runtime::Handle::current().block_on(asked) {
+    pub async fn describe(&self, topic: &str) -> Option<TopicSettings> {
+        match read_settings(&self.admin, topic, REQUEST).await {
             Ok(settings) => {
                 if settings.min_in_sync_replicas.is_some_and(|replicas| replicas < 2) {
                     FEW_REPLICAS.call_once(|| {
@@ -193,37 +179,64 @@ pub async fn read_settings(
     Ok(TopicSettings::read(|name| entries.get(name).and_then(|entry| entry.value.as_deref())))
 }
 
-/// What was found where a record of ours is remembered.
+/// What was found at an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    /// A record of ours.
-    Ours(Position),
-    /// Somebody else's record.
+pub enum Found {
+    /// A record with a position.
+    Event {
+        /// Its position.
+        position: Position,
+        /// It has our `ce_source`.
+        is_ours: bool,
+        /// It was written while the database server was running.
+        of_this_run: bool,
+    },
+    /// Another record.
     Foreign,
     /// No record, though there are some behind it.
     Nothing,
+    /// It was removed while it was asked for.
+    Removed,
 }
 
 /// Whether a partition from `low` to `high`, with `found` where the evidence should be, is the one that is
-/// remembered: where a search of it starts, or what is wrong.
-fn judge(floor: &Floor, low: i64, high: i64, found: Option<Found>, compacted: bool) -> Result<i64, String> {
+/// remembered: where a search of it starts, or what is wrong. `compacted` is the topic's policy, where it is known.
+pub(super) fn judge(
+    topic: &str,
+    floor: &Floor,
+    low: i64,
+    high: i64,
+    found: Option<Found>,
+    compacted: Option<bool>,
+) -> Result<i64, String> {
     let Some(last) = floor.last else {
         // Nothing that is confirmed is in it. If it was made anew, it is searched as a whole.
         return Ok(if high < floor.search { low } else { floor.search });
     };
-    let Evidence { offset, timeline, commit } = last;
+    let offset = last.offset;
     if high < floor.search || high <= offset {
         return Err(format!("it ends at offset {high}, but {offset} was acknowledged"));
     }
     match found {
         // Retention took it, or the partition would not begin behind it.
         None if low > offset => Ok(floor.search),
-        Some(Found::Ours(position)) if position.timeline == timeline && position.commit_lsn == commit => {
+        Some(Found::Removed) => Ok(floor.search),
+        // Whatever its source is called now: `source.eventSource` may have changed.
+        Some(Found::Event { position, .. }) if last.is_at(position) => Ok(floor.search),
+        // Compaction keeps offsets, and takes a record of which a later one of its key is there.
+        Some(Found::Nothing) if compacted == Some(true) => Ok(floor.search),
+        Some(Found::Nothing) if compacted.is_none() => {
+            tracing::warn!(
+                topic,
+                offset,
+                "the last acknowledged record is gone; the topic's settings cannot be read (DescribeConfigs), and compaction \
+                 removes records in this way, so delivery goes on"
+            );
             Ok(floor.search)
         }
-        // Compaction keeps offsets, and takes a record of which a later one of its key is there.
-        Some(Found::Nothing) if compacted => Ok(floor.search),
-        Some(Found::Ours(position)) => Err(format!("offset {offset} holds the event at {position} now")),
+        Some(Found::Event { position, .. }) => {
+            Err(format!("offset {offset} holds the event at {position} now"))
+        }
         Some(Found::Foreign) => Err(format!("offset {offset} holds somebody else's record now")),
         Some(Found::Nothing) | None => Err(format!("the record at offset {offset} is gone")),
     }
@@ -231,54 +244,77 @@ fn judge(floor: &Floor, low: i64, high: i64, found: Option<Found>, compacted: bo
 
 /// Replicas of a partition.
 #[derive(Clone, Copy, Debug)]
-struct Replicas {
-    all: usize,
-    in_sync: usize,
+pub struct Replicas {
+    /// All of them.
+    pub all: usize,
+    /// Those that have everything.
+    pub in_sync: usize,
 }
 
 /// Whether a record that a search sees is as good as acknowledged: as many replicas are in sync as an
 /// acknowledgement needs. That is never more than there are (KIP-966: brokers from 4.0 on accept records for a topic
 /// with fewer replicas than `min.insync.replicas`; older ones refuse them, whatever is done here). Where either number
 /// is not known, the broker's own rule has to do.
-fn counts_as_acknowledged(replicas: Option<Replicas>, min_in_sync: Option<usize>) -> bool {
+pub(super) fn counts_as_acknowledged(replicas: Option<Replicas>, min_in_sync: Option<usize>) -> bool {
     replicas.zip(min_in_sync).is_none_or(|(replicas, needed)| replicas.in_sync >= needed.min(replicas.all))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topics::partitions::Evidence;
 
-    const LAST: Evidence = Evidence { offset: 41, timeline: 1, commit: 100 };
+    const LAST: Evidence = Evidence { offset: 41, timeline: 1, commit: 100, index: Some(3) };
     const FLOOR: Floor = Floor { search: 42, last: Some(LAST) };
 
-    fn ours(commit_lsn: u64) -> Option<Found> {
-        Some(Found::Ours(Position { timeline: 1, commit_lsn, index: 3 }))
+    fn event(commit_lsn: u64, index: u64) -> Option<Found> {
+        let position = Position { timeline: 1, commit_lsn, index };
+        Some(Found::Event { position, is_ours: true, of_this_run: true })
+    }
+
+    fn judged(low: i64, high: i64, found: Option<Found>, compacted: Option<bool>) -> Result<i64, String> {
+        judge("t", &FLOOR, low, high, found, compacted)
     }
 
     #[test]
     fn the_record_that_is_remembered_has_to_be_where_it_was() {
-        assert_eq!(judge(&FLOOR, 0, 60, ours(100), false), Ok(42));
-        for (high, found) in
-            [(60, ours(99)), (60, Some(Found::Foreign)), (60, Some(Found::Nothing)), (41, None), (0, None)]
-        {
-            assert!(judge(&FLOOR, 0, high, found, false).is_err(), "{high} {found:?}");
+        assert_eq!(judged(0, 60, event(100, 3), Some(false)), Ok(42));
+        let others = [event(99, 3), event(100, 2), Some(Found::Foreign), Some(Found::Nothing)];
+        for (high, found) in others.map(|found| (60, found)).into_iter().chain([(41, None), (0, None)]) {
+            assert!(judged(0, high, found, Some(false)).is_err(), "{high} {found:?}");
         }
     }
 
     #[test]
+    fn evidence_of_a_version_that_stored_no_index_is_compared_without_it() {
+        let floor = Floor { search: 42, last: Some(Evidence { index: None, ..LAST }) };
+        assert_eq!(judge("t", &floor, 0, 60, event(100, 7), Some(false)), Ok(42));
+    }
+
+    #[test]
     fn retention_and_compaction_explain_what_is_not_there() {
-        assert_eq!(judge(&FLOOR, 42, 42, None, false), Ok(42));
-        assert_eq!(judge(&FLOOR, 50, 60, None, false), Ok(42));
-        assert_eq!(judge(&FLOOR, 0, 60, Some(Found::Nothing), true), Ok(42));
-        assert!(judge(&FLOOR, 0, 60, Some(Found::Foreign), true).is_err());
-        assert!(judge(&FLOOR, 10, 10, None, false).is_err(), "made anew and emptied");
+        assert_eq!(judged(42, 42, None, Some(false)), Ok(42));
+        assert_eq!(judged(50, 60, None, Some(false)), Ok(42));
+        assert_eq!(judged(0, 60, Some(Found::Removed), Some(false)), Ok(42));
+        assert_eq!(judged(0, 60, Some(Found::Nothing), Some(true)), Ok(42));
+        assert!(judged(0, 60, Some(Found::Foreign), Some(true)).is_err());
+        assert!(judged(10, 10, None, Some(false)).is_err(), "recreated and emptied");
+    }
+
+    #[test]
+    fn an_unknown_policy_proves_no_loss_where_compaction_explains_it() {
+        assert_eq!(judged(0, 60, Some(Found::Nothing), None), Ok(42));
+        for found in [Some(Found::Foreign), event(99, 3)] {
+            assert!(judged(0, 60, found, None).is_err(), "{found:?}");
+        }
+        assert!(judged(0, 41, None, None).is_err());
     }
 
     #[test]
     fn a_topic_that_got_nothing_of_ours_can_have_lost_nothing() {
         let floor = Floor { search: 42, last: None };
-        assert_eq!(judge(&floor, 0, 50, None, false), Ok(42));
-        assert_eq!(judge(&floor, 0, 5, None, false), Ok(0));
+        assert_eq!(judge("t", &floor, 0, 50, None, Some(false)), Ok(42));
+        assert_eq!(judge("t", &floor, 0, 5, None, Some(false)), Ok(0));
     }
 
     #[test]

@@ -1,23 +1,33 @@
-//! Questions to Kafka that take a while. Each runs on a thread where blocking is allowed; the answer comes back
-//! through a queue, and the rows that need it wait meanwhile.
+//! Questions to Kafka that take a while. Each is a task that makes blocking calls on the threads of [`lanes`](super::lanes);
+//! the answer comes back through a queue, and the rows that need it wait meanwhile.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::kafka::search::{FoundTopic, Phantoms, Reach, SearchError, Searcher};
+use crate::kafka::gaps::{self, OffsetGaps, PartitionGaps};
+use crate::kafka::health::Ailment;
+use crate::kafka::inspect;
+use crate::kafka::lanes::{Caller, Lane, PAUSE};
+use crate::kafka::scan::{Phantoms, Range, Scan, Step, Stray};
+use crate::kafka::search::{FoundTopic, Reach, SearchError, Searcher, Turn};
 use crate::kafka::sink::Roster;
+use crate::progress::found::FoundRecords;
 use crate::progress::high_mark::{Hole, Searched};
 use crate::status::Status;
-use crate::topics::partitions::{PartitionId, ToInspect};
+use crate::topics::partitions::{Floor, PartitionId, ToInspect};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::Seen;
 use crate::trouble::Reason;
 
 /// How often a topic that does not exist is looked for.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// A partition that seems too short is looked at so often, this far apart: a leader that was just elected may not yet
+/// know how far its followers are.
+const LOOKS: u32 = 3;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
 
 /// The answer to a question.
 #[derive(Debug)]
@@ -58,10 +68,12 @@ pub enum Answer {
         partition: PartitionId,
         /// What it holds.
         found: Searched,
+        /// Which records of ours.
+        records: FoundRecords,
         /// What it holds of another history.
         phantoms: Phantoms,
     },
-    /// A hole was read.
+    /// The gap before the probe was read.
     HoleRead {
         /// In which partition.
         partition: PartitionId,
@@ -69,34 +81,54 @@ pub enum Answer {
         hole: Hole,
         /// What it holds.
         found: Searched,
+        /// Which records of ours.
+        records: FoundRecords,
+    },
+    /// Gaps between records of ours were read, and held other records under our name.
+    Strays {
+        /// In which partition.
+        partition: PartitionId,
+        /// Those that are remembered.
+        strays: Vec<Stray>,
+        /// How many more.
+        more: u64,
     },
     /// Whether Kafka could be reached.
     Reached(Reach),
+    /// Why a partition acknowledges nothing.
+    Examined {
+        /// Which.
+        partition: PartitionId,
+        /// What is wrong with it.
+        ailment: Ailment,
+    },
     /// There is no answer.
     Failed(SearchError),
 }
 
 /// Asks questions and queues the answers.
 pub struct Jobs {
-    searcher: Arc<Searcher>,
+    caller: Caller,
     answers: mpsc::UnboundedSender<Answer>,
+    gaps: Arc<Mutex<OffsetGaps>>,
     status: Status,
 }
 
 impl Jobs {
     /// Questions go to `searcher`; a topic that does not exist is shown in `status`.
     pub fn new(searcher: Arc<Searcher>, status: Status) -> (Jobs, mpsc::UnboundedReceiver<Answer>) {
-        // Unbounded: there is at most one question per partition.
+        // Unbounded: there are at most a few questions per topic and partition.
         let (answers, queue) = mpsc::unbounded_channel();
-        (Jobs { searcher, answers, status }, queue)
+        let gaps = Arc::new(Mutex::new(OffsetGaps::new(Instant::now())));
+        (Jobs { caller: Caller::new(searcher), answers, gaps, status }, queue)
     }
 
     /// Looks for a topic, until it exists.
     pub fn find_topic(&self, name: &str) {
         let (name, status) = (name.to_owned(), self.status.clone());
-        self.ask(move |searcher| {
-            wait_for_topic(searcher, &name, &status)?;
-            let found = searcher.topic(&name)?;
+        self.ask(async move |caller| {
+            wait_for_topic(&caller, &name, &status).await?;
+            let found = topic(&caller, &name).await?;
             Ok(Answer::Topic { name, found })
         });
     }
@@ -105,44 +137,57 @@ impl Jobs {
     /// take records for them.
     pub fn look_at_growth(&self, name: &str, producers: Roster) {
         let name = name.to_owned();
-        self.ask(move |searcher| {
-            let found = searcher.topic(&name)?;
-            while !producers.know(&name, found.partitions) {
-                searcher.sleep(LOOK_AGAIN)?;
+        let producers = Arc::new(producers);
+        self.ask(async move |caller| {
+            let found = topic(&caller, &name).await?;
+            loop {
+                let (producers, name) = (Arc::clone(&producers), name.clone());
+                let know = move |_: &Searcher| producers.know(&name, found.partitions);
+                if caller.call(Lane::Health, know).await? {
+                    break;
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
             }
             Ok(Answer::Grown { name, found })
         });
     }
 
     /// Reads the settings of a topic, and compares its partitions with what is remembered of them. A topic that does
-    /// not exist is waited for.
-    pub fn inspect(&self, topic: &str, partitions: Vec<ToInspect>) {
-        let (topic, status) = (topic.to_owned(), self.status.clone());
-        self.ask_for_several(move |searcher, answer| {
-            wait_for_topic(searcher, &topic, &status)?;
-            let settings = searcher.describe(&topic);
-            answer(Answer::Settings { topic: topic.clone(), settings });
-            for ToInspect { id, number, floor } in partitions {
-                let search =
-                    searcher.inspect(&topic, number, &floor, settings.is_some_and(|s| s.compacted))?;
-                answer(Answer::Inspected { partition: id, search });
+    /// not exist is waited for. `at_start`: this session has sent nothing yet.
+    pub fn inspect(&self, topic: &str, partitions: Vec<ToInspect>, at_start: bool) {
+        let (name, status, answers) = (topic.to_owned(), self.status.clone(), self.answers.clone());
+        self.ask(async move |caller| {
+            wait_for_topic(&caller, &name, &status).await?;
+            let settings = describe(&caller, &name).await;
+            let compacted = settings.map(|settings| settings.compacted);
+            let topic: Arc<str> = name.as_str().into();
+            // Each by itself: the leader of one may be away.
+            for partition in partitions {
+                let topic = Arc::clone(&topic);
+                spawn(&caller, &answers, async move |caller| {
+                    let ToInspect { id, number, floor } = partition;
+                    let search = inspect(&caller, &topic, number, floor, compacted, at_start).await?;
+                    Ok(Answer::Inspected { partition: id, search })
+                });
             }
-            Ok(())
+            Ok(Answer::Settings { topic: name, settings })
         });
     }
 
     /// Reads the settings of a topic.
     pub fn describe(&self, topic: &str) {
         let topic = topic.to_owned();
-        self.ask(move |searcher| {
-            let settings = searcher.describe(&topic);
+        self.ask(async move |caller| {
+            let settings = describe(&caller, &topic).await;
             Ok(Answer::Settings { topic, settings })
         });
     }
 
     /// Looks at the metadata of topics.
     pub fn look(&self, topics: Vec<String>) {
-        self.ask(move |searcher| Ok(Answer::Looked(searcher.look(&topics))));
+        self.ask(async move |caller| {
+            Ok(Answer::Looked(caller.call(Lane::Health, move |searcher| searcher.look(&topics)).await?))
+        });
     }
 
     /// Searches a partition from `from` to its end, once its end is as good as acknowledged.
@@ -154,68 +199,302 @@ impl Jobs {
         from: i64,
         min_in_sync: Option<usize>,
     ) {
-        let topic = topic.to_owned();
-        self.ask(move |searcher| {
-            searcher.wait_until_replicated(&topic, number, min_in_sync)?;
-            let (found, phantoms) = searcher.search(&topic, number, from, None)?;
-            Ok(Answer::Searched { partition, found, phantoms })
+        let topic: Arc<str> = topic.into();
+        self.ask(async move |caller| {
+            let scan = search(&caller, &topic, number, from, min_in_sync).await?;
+            let Scan { found, records, phantoms, .. } = scan;
+            Ok(Answer::Searched { partition, found, records, phantoms })
         });
     }
 
     /// Asks whether Kafka can be reached, also by these producers.
     pub fn reach(&self, producers: Option<Roster>) {
-        self.ask(move |searcher| {
-            let reach = searcher.reach()?;
-            let lost = reach == Reach::There && producers.is_some_and(|producers| producers.has_no_broker());
-            Ok(Answer::Reached(if lost { Reach::NotByOurClients } else { reach }))
+        self.ask(async move |caller| {
+            let reach = caller.call(Lane::Health, move |searcher| {
+                let reach = searcher.reach()?;
+                let lost =
+                    reach == Reach::There && producers.is_some_and(|producers| producers.has_no_broker());
+                Ok(if lost { Reach::NotByOurClients } else { reach })
+            });
+            Ok(Answer::Reached(reach.await??))
         });
     }
 
-    /// Reads a hole.
-    pub fn read_hole(&self, partition: PartitionId, topic: &str, number: i32, hole: Hole) {
-        let topic = topic.to_owned();
-        self.ask(move |searcher| {
-            let (found, _) = searcher.search(&topic, number, hole.from, Some(hole))?;
-            Ok(Answer::HoleRead { partition, hole, found })
-        });
-    }
-
-    fn ask(&self, question: impl FnOnce(&Searcher) -> Result<Answer, SearchError> + Send + 'static) {
-        self.ask_for_several(move |searcher, answer| {
-            answer(question(searcher)?);
-            Ok(())
-        });
-    }
-
-    fn ask_for_several(
+    /// Asks why a partition acknowledges nothing of what `producers` have sent to it.
+    pub fn examine(
         &self,
-        question: impl FnOnce(&Searcher, &dyn Fn(Answer)) -> Result<(), SearchError> + Send + 'static,
+        partition: PartitionId,
+        topic: &str,
+        number: i32,
+        min_in_sync: Option<usize>,
+        producers: Roster,
     ) {
-        let (searcher, answers) = (Arc::clone(&self.searcher), self.answers.clone());
-        tokio::task::spawn_blocking(move || {
-            // Nobody listens any more when the session has ended.
-            let answer = |answer| drop(answers.send(answer));
-            question(&searcher, &answer).unwrap_or_else(|error| answer(Answer::Failed(error)));
+        let topic = topic.to_owned();
+        self.ask(async move |caller| {
+            let examine =
+                move |searcher: &Searcher| searcher.examine(&topic, number, min_in_sync, &producers);
+            Ok(Answer::Examined { partition, ailment: caller.call(Lane::Health, examine).await? })
         });
+    }
+
+    /// Reads the gap before the probe, which rows wait for.
+    pub fn read_hole(&self, partition: PartitionId, topic: &str, number: i32, hole: Hole) {
+        let topic: Arc<str> = topic.into();
+        self.ask(async move |caller| {
+            let scan = Scan::new(&topic, number, Range::BeforeProbe(hole), hole.from, hole.until);
+            let Scan { found, records, .. } = read(&caller, scan, Turn::first()).await?;
+            Ok(Answer::HoleRead { partition, hole, found, records })
+        });
+    }
+
+    /// Reads a gap between records of ours some time. Answers how many gaps are skipped in exchange.
+    pub fn read_gap(&self, partition: PartitionId, topic: &str, number: i32, gap: (i64, i64)) -> u64 {
+        let added =
+            self.gaps.lock().unwrap_or_else(PoisonError::into_inner).add(partition, topic, number, gap);
+        if added.begins {
+            let (gaps, answers) = (Arc::clone(&self.gaps), self.answers.clone());
+            let caller = self.caller.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    read = read_gaps(&caller, &gaps, &answers) => {
+                        read.unwrap_or_else(|error| drop(answers.send(Answer::Failed(error))));
+                    }
+                    () = answers.closed() => {}
+                }
+            });
+        }
+        added.skipped
+    }
+
+    fn ask<F: Future<Output = Result<Answer, SearchError>> + Send + 'static>(
+        &self,
+        question: impl FnOnce(Caller) -> F,
+    ) {
+        spawn(&self.caller, &self.answers, question);
     }
 }
 
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        self.caller.searcher.cancel();
+    }
+}
+
+/// Asks a question until it is answered, or the session ends.
+fn spawn<F: Future<Output = Result<Answer, SearchError>> + Send + 'static>(
+    caller: &Caller,
+    answers: &mpsc::UnboundedSender<Answer>,
+    question: impl FnOnce(Caller) -> F,
+) {
+    let (question, answers) = (question(caller.clone()), answers.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            answer = question => drop(answers.send(answer.unwrap_or_else(Answer::Failed))),
+            () = answers.closed() => {}
+        }
+    });
+}
+
 /// Waits until a topic exists, and says so meanwhile.
-fn wait_for_topic(searcher: &Searcher, name: &str, status: &Status) -> Result<(), SearchError> {
+async fn wait_for_topic(caller: &Caller, name: &str, status: &Status) -> Result<(), SearchError> {
     let mut said = false;
-    while !searcher.exists(name)? {
+    while partition_count(caller, name).await? == 0 {
         if !std::mem::replace(&mut said, true) {
             tracing::warn!(topic = %name, "the topic does not exist; {}", Reason::TopicMissing.remedy());
         }
         status.topic_missing(name, true);
-        searcher.sleep(LOOK_AGAIN)?;
+        tokio::time::sleep(LOOK_AGAIN).await;
     }
     status.topic_missing(name, false);
     Ok(())
 }
 
-impl Drop for Jobs {
-    fn drop(&mut self) {
-        self.searcher.cancel();
+async fn partition_count(caller: &Caller, name: &str) -> Result<i32, SearchError> {
+    let name = name.to_owned();
+    caller.persist(Lane::Metadata, move |searcher| searcher.partition_count(&name)).await
+}
+
+async fn watermarks(caller: &Caller, topic: &Arc<str>, number: i32) -> Result<(i64, i64), SearchError> {
+    let topic = Arc::clone(topic);
+    caller.persist(Lane::Offsets, move |searcher| searcher.watermarks(&topic, number)).await
+}
+
+async fn describe(caller: &Caller, topic: &str) -> Option<TopicSettings> {
+    let _place = caller.metadata_place().await;
+    caller.searcher.describe(topic).await
+}
+
+/// Partition count, ends and settings of a topic that exists.
+async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, SearchError> {
+    let mut partitions = partition_count(caller, name).await?;
+    // A topic that was just made is not known to every broker yet.
+    while partitions == 0 {
+        tokio::time::sleep(PAUSE).await;
+        partitions = partition_count(caller, name).await?;
+    }
+    let (topic, mut ends) = (Arc::from(name), BTreeMap::new());
+    for partition in 0..partitions {
+        let (_, search) = watermarks(caller, &topic, partition).await?;
+        ends.insert(partition, Floor { search, last: None });
+    }
+    Ok(FoundTopic { partitions, ends, settings: describe(caller, name).await })
+}
+
+/// Compares a partition with what is remembered of it; answers where a search of it starts.
+async fn inspect(
+    caller: &Caller,
+    topic: &Arc<str>,
+    number: i32,
+    floor: Floor,
+    compacted: Option<bool>,
+    at_start: bool,
+) -> Result<i64, SearchError> {
+    let reached = floor.last.map_or(0, |last| last.offset + 1).max(floor.search);
+    let (mut low, mut high) = watermarks(caller, topic, number).await?;
+    for _ in 1..LOOKS {
+        if high >= reached {
+            break;
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        (low, high) = watermarks(caller, topic, number).await?;
+    }
+    let found = match floor.last {
+        Some(last) if low <= last.offset && last.offset < high => {
+            Some(record_at(caller, topic, number, last.offset).await?)
+        }
+        _ => None,
+    };
+    let lost = |what| SearchError::Lost { topic: topic.to_string(), partition: number, what };
+    let search = inspect::judge(topic, &floor, low, high, found, compacted).map_err(lost)?;
+    // A database that was put back shows by records beyond its end: one is enough, before anything is sent.
+    if at_start && high > reached && high > low {
+        let newest = record_at(caller, topic, number, high - 1).await?;
+        caller.searcher.refuse_ahead(topic, number, high - 1, newest)?;
+    }
+    Ok(search)
+}
+
+/// What lies at an offset.
+async fn record_at(
+    caller: &Caller,
+    topic: &Arc<str>,
+    number: i32,
+    offset: i64,
+) -> Result<inspect::Found, SearchError> {
+    let mut turn = Turn::first();
+    loop {
+        let name = Arc::clone(topic);
+        let look = move |searcher: &Searcher| searcher.record_at(&name, number, offset, &turn);
+        if let Some(found) = caller.call(Lane::Records, look).await?? {
+            return Ok(found);
+        }
+        turn = turn.longer();
+        tokio::time::sleep(PAUSE).await;
+        // Only once its leader answers does it keep others waiting again.
+        watermarks(caller, topic, number).await?;
+    }
+}
+
+/// Reads a partition from `from` to its end, and reports our own records. What is seen counts as acknowledged only while
+/// as many replicas are in sync as an acknowledgement needs, before the search and after it.
+async fn search(
+    caller: &Caller,
+    topic: &Arc<str>,
+    number: i32,
+    from: i64,
+    mut min_in_sync: Option<usize>,
+) -> Result<Scan, SearchError> {
+    loop {
+        while !is_replicated(caller, topic, number, min_in_sync).await? {
+            tracing::debug!(%topic, number, "fewer replicas in sync than min.insync.replicas");
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+            // Lowering it is what a person does to let delivery continue.
+            min_in_sync = describe(caller, topic).await.and_then(|settings| settings.min_in_sync_replicas);
+        }
+        let (_, high) = watermarks(caller, topic, number).await?;
+        if high < from {
+            let what = format!("it ends at offset {high}, but {from} was reached before");
+            return Err(SearchError::Lost { topic: topic.to_string(), partition: number, what });
+        }
+        let scan = Scan::new(topic, number, Range::ToEnd, from, high);
+        let scan = read(caller, scan, Turn::first()).await?;
+        if is_replicated(caller, topic, number, min_in_sync).await? {
+            return Ok(scan);
+        }
+    }
+}
+
+async fn is_replicated(
+    caller: &Caller,
+    topic: &Arc<str>,
+    number: i32,
+    min_in_sync: Option<usize>,
+) -> Result<bool, SearchError> {
+    let topic = Arc::clone(topic);
+    let replicas = move |searcher: &Searcher| searcher.replicas(&topic, number);
+    let replicas = caller.persist(Lane::Metadata, replicas).await?;
+    Ok(inspect::counts_as_acknowledged(replicas, min_in_sync))
+}
+
+/// Reads all of `scan`.
+async fn read(caller: &Caller, mut scan: Scan, mut turn: Turn) -> Result<Scan, SearchError> {
+    let (topic, number) = (Arc::clone(&scan.topic), scan.partition);
+    let mut looks = 1;
+    loop {
+        let (low, high) = watermarks(caller, &topic, number).await?;
+        if high < scan.end() {
+            let what = format!("it ends at offset {high}, but {} was reached before", scan.end());
+            return Err(SearchError::Lost { topic: topic.to_string(), partition: number, what });
+        }
+        scan.skip_to(low);
+        if scan.is_done() {
+            break;
+        }
+        let step;
+        let on = move |searcher: &Searcher| searcher.scan(&mut scan, &turn).map(|step| (step, scan));
+        (step, scan) = caller.call(Lane::Records, on).await??;
+        match step {
+            Step::Done => break,
+            Step::Short if looks >= LOOKS => break,
+            Step::Short => {
+                looks += 1;
+                tokio::time::sleep(BETWEEN_LOOKS).await;
+            }
+            Step::GaveWay => {
+                turn = turn.longer();
+                tokio::time::sleep(PAUSE).await;
+            }
+            Step::OutOfRange => {}
+        }
+    }
+    scan.records.sort();
+    Ok(scan)
+}
+
+/// Reads the gaps that wait, until there are none.
+async fn read_gaps(
+    caller: &Caller,
+    gaps: &Mutex<OffsetGaps>,
+    answers: &mpsc::UnboundedSender<Answer>,
+) -> Result<(), SearchError> {
+    loop {
+        let next = gaps.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((partition, PartitionGaps { topic, number, gaps: ranges, .. })) = next else {
+            return Ok(());
+        };
+        let Some((from, until)) = ranges.front().zip(ranges.back()).map(|(first, last)| (first.0, last.1))
+        else {
+            continue;
+        };
+        let began = Instant::now();
+        let scan = Scan::new(&topic, number, Range::Gaps(ranges.into()), from, until);
+        let scan = read(caller, scan, Turn::brief(gaps::BRIEF_TURN)).await?;
+        if !scan.strays.is_empty() {
+            let Scan { strays, more_strays: more, .. } = scan;
+            drop(answers.send(Answer::Strays { partition, strays, more }));
+        }
+        let (took, now) = (began.elapsed(), Instant::now());
+        let pause = gaps.lock().unwrap_or_else(PoisonError::into_inner).pause_after(took, now);
+        tokio::time::sleep(pause).await;
     }
 }

@@ -1,11 +1,11 @@
 //! Looking into Kafka: which topics exist, where partitions end, and which of our records they hold.
 //!
-//! All calls block; the session runs them on threads where that is allowed. They go on through an outage of Kafka
-//! until they succeed or the session ends.
+//! All calls block, and end soon: within a request's time, or at the end of a turn. [`jobs`](super::jobs) makes them, and
+//! repeats those that Kafka did not answer.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outbox::{Position, header};
@@ -20,7 +20,7 @@ use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::client::{Distrust, client_config, reader_config};
 use crate::kafka::error::reason_of_kafka;
-use crate::progress::high_mark::{Hole, Searched};
+use crate::kafka::scan::{Scan, Step};
 use crate::progress::lineage::Lineage;
 use crate::topics::partitions::Floor;
 use crate::topics::settings::TopicSettings;
@@ -32,12 +32,16 @@ pub(crate) const POLL: Duration = Duration::from_millis(100);
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
 /// A broker that is connected answers within this.
 const ANOTHER_WITHIN: Duration = Duration::from_secs(1);
+/// A request that only the leader of a partition can answer.
+const LEADER_REQUEST: Duration = Duration::from_secs(3);
 /// How long a partition that gives nothing keeps others that wait from being read: its leader may be away. Each turn of one
-/// reading lasts twice as long as the one before, because the connection may only be slow, and what was under way is
+/// reading lasts twice as long as the one before, because the connection may only be slow, and what was in flight is
 /// fetched again.
 const FIRST_TURN: Duration = Duration::from_secs(2);
-/// Pause before a request that failed is made again.
-const PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_TURN: Duration = Duration::from_secs(8);
+/// The largest answer that is taken. Another producer's record may be larger than librdkafka's default of 100 MB, and a
+/// reader that refuses it never gets past it.
+const LARGEST_ANSWER: &str = "2147483647";
 
 /// Why a look into Kafka gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +56,20 @@ pub enum SearchError {
         /// What is there instead of them.
         what: String,
     },
+    /// A partition ends with a record of ours beyond the end of the server's log.
+    #[error("{topic}/{partition}: offset {offset} holds an event at {position}")]
+    Ahead {
+        /// Topic.
+        topic: String,
+        /// Partition number.
+        partition: i32,
+        /// Its last offset.
+        offset: i64,
+        /// The position of the record there.
+        position: Position,
+        /// It was written while this server was running.
+        by_another_server: bool,
+    },
     /// A broker and this process do not trust each other.
     #[error("{0}")]
     Distrusted(String),
@@ -61,6 +79,9 @@ pub enum SearchError {
     /// Kafka refused.
     #[error("Kafka refused a search: {0}")]
     Refused(KafkaError),
+    /// Kafka did not answer: the call is made again.
+    #[error("Kafka did not answer: {0}")]
+    Unanswered(KafkaError),
 }
 
 /// Whether Kafka can be reached.
@@ -87,31 +108,6 @@ pub struct FoundTopic {
     pub settings: Option<TopicSettings>,
 }
 
-/// Records of ours at positions the server's log never went through.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Phantoms {
-    /// How many.
-    pub count: u64,
-    /// Event ids of the first of them.
-    pub ids: Vec<String>,
-    /// Some lie on the server's own timeline, beyond the end of its log: it was put back without a new timeline, so
-    /// positions are being used a second time.
-    pub ahead: bool,
-}
-
-impl Phantoms {
-    /// Ids kept for a person to look at; an outage may have made thousands of phantoms.
-    pub const MAX_IDS: usize = 100;
-
-    /// Adds what another search found.
-    pub fn add(&mut self, other: Phantoms) {
-        self.count += other.count;
-        self.ids.extend(other.ids);
-        self.ids.truncate(Self::MAX_IDS);
-        self.ahead |= other.ahead;
-    }
-}
-
 /// Looks into Kafka on behalf of one session.
 pub struct Searcher {
     /// One for all questions: to end it takes a tenth of a second.
@@ -120,28 +116,47 @@ pub struct Searcher {
     sink: Sink,
     /// Held by whoever reads records: there is one assignment.
     reading: Mutex<()>,
-    /// How many want to.
-    waiting: AtomicUsize,
+    /// How many want to read records.
+    pub(crate) waiting: AtomicUsize,
     source: String,
-    lineage: Lineage,
+    pub(crate) lineage: Lineage,
+    /// When the database server was started, in milliseconds since 1970.
+    server_started: i64,
     cancelled: AtomicBool,
 }
 
 impl Searcher {
-    /// A searcher for records whose `ce_source` is `source`, of the past that is `lineage`.
-    pub fn new(sink: &Sink, source: String, lineage: Lineage) -> Result<Searcher, KafkaError> {
+    /// A searcher for records whose `ce_source` is `source`, of the past that is `lineage`, of a database server that was
+    /// started at `server_started`, in milliseconds since 1970.
+    pub fn new(
+        sink: &Sink,
+        source: String,
+        lineage: Lineage,
+        server_started: i64,
+    ) -> Result<Searcher, KafkaError> {
         let consumer: BaseConsumer<Distrust> = reader_config(sink, "search")
             .set("auto.offset.reset", "error")
-            // A record of an open transaction of somebody else must not hide ours behind it.
+            // A record of an open transaction of another producer must not hide ours behind it.
             .set("isolation.level", "read_uncommitted")
             .set("fetch.wait.max.ms", "10")
-            // Memory of a search, whatever the length of the range.
+            // Memory of a search, whatever the length of the range; a single larger record is fetched all the same.
             .set("queued.max.messages.kbytes", "2048")
             .set("fetch.message.max.bytes", "1048576")
+            .set("receive.message.max.bytes", LARGEST_ANSWER)
             .create_with_context(Distrust::default())?;
         let (reading, waiting, cancelled) = (Mutex::new(()), AtomicUsize::new(0), AtomicBool::new(false));
         let admin = client_config(sink).create()?;
-        Ok(Searcher { admin, consumer, sink: sink.clone(), reading, waiting, source, lineage, cancelled })
+        Ok(Searcher {
+            admin,
+            consumer,
+            sink: sink.clone(),
+            reading,
+            waiting,
+            source,
+            lineage,
+            server_started,
+            cancelled,
+        })
     }
 
     /// Makes every call return soon.
@@ -174,13 +189,9 @@ impl Searcher {
         }
     }
 
-    /// Whether a topic exists.
-    pub fn exists(&self, name: &str) -> Result<bool, SearchError> {
-        Ok(self.partition_count(name)? > 0)
-    }
-
-    fn partition_count(&self, name: &str) -> Result<i32, SearchError> {
-        self.persist(|| {
+    /// How many partitions a topic has; 0 if it does not exist.
+    pub fn partition_count(&self, name: &str) -> Result<i32, SearchError> {
+        self.ask(|| {
             let metadata = self.consumer.fetch_metadata(Some(name), REQUEST)?;
             let topic = metadata.topics().iter().find(|topic| topic.name() == name);
             let count = topic.map_or(Ok(0), |topic| match topic.error().map(RDKafkaErrorCode::from) {
@@ -192,56 +203,28 @@ impl Searcher {
         })
     }
 
-    /// Partition count, ends and settings of a topic that exists.
-    pub fn topic(&self, name: &str) -> Result<FoundTopic, SearchError> {
-        let mut partitions = self.partition_count(name)?;
-        // A topic that was just made is not known to every broker yet.
-        while partitions == 0 {
-            self.sleep(PAUSE)?;
-            partitions = self.partition_count(name)?;
-        }
-        let mut ends = BTreeMap::new();
-        for partition in 0..partitions {
-            let (_, search) = self.watermarks(name, partition)?;
-            ends.insert(partition, Floor { search, last: None });
-        }
-        Ok(FoundTopic { partitions, ends, settings: self.describe(name) })
-    }
-
-    /// Reads a partition from `from` to its end, or a hole, and reports our own records.
-    ///
-    /// To its end means: what was there before this session. What is in a hole was appended during it, by a process
-    /// that may know more of the log than the server had at the session's beginning.
-    pub fn search(
-        &self,
-        topic: &str,
-        partition: i32,
-        from: i64,
-        hole: Option<Hole>,
-    ) -> Result<(Searched, Phantoms), SearchError> {
-        let (low, high) = self.watermarks(topic, partition)?;
-        if high < from {
-            let what = format!("it ends at offset {high}, but {from} was reached before");
-            return Err(SearchError::Lost { topic: topic.into(), partition, what });
-        }
-        // What retention has removed was there, or the partition would not begin after it.
-        let mut reading = Reading {
-            topic,
-            partition,
-            hole,
-            found: Searched::nothing(from.max(low)),
-            phantoms: Phantoms::default(),
-        };
-        let mut turn = Turn::default();
-        while !self.reading_from(topic, partition, reading.found.end, || self.read(&mut reading, &turn))? {
-            turn.pass(self)?;
-        }
-        Ok((reading.found, reading.phantoms))
-    }
-
     /// First and last offset of a partition.
-    pub(crate) fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), SearchError> {
-        self.persist(|| self.consumer.fetch_watermarks(topic, partition, REQUEST))
+    pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), SearchError> {
+        self.ask(|| self.consumer.fetch_watermarks(topic, partition, LEADER_REQUEST))
+    }
+
+    /// The id of the cluster, where its brokers tell it.
+    pub fn cluster_id(&self) -> Option<String> {
+        self.consumer.client().fetch_cluster_id(REQUEST)
+    }
+
+    /// Makes a request once.
+    pub(crate) fn ask<T>(&self, request: impl FnOnce() -> Result<T, KafkaError>) -> Result<T, SearchError> {
+        if self.is_cancelled() {
+            return Err(SearchError::Cancelled);
+        }
+        let error = match request() {
+            Ok(answer) => return Ok(answer),
+            Err(error) if is_refusal(&error) => return Err(SearchError::Refused(error)),
+            Err(error) => error,
+        };
+        self.trusted()?;
+        Err(SearchError::Unanswered(error))
     }
 
     /// Runs `read` with the consumer at an offset.
@@ -252,9 +235,10 @@ impl Searcher {
         start: i64,
         read: impl FnOnce() -> Result<T, SearchError>,
     ) -> Result<T, SearchError> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+        if self.is_cancelled() {
+            return Err(SearchError::Cancelled);
+        }
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
         let mut assignment = TopicPartitionList::new();
         assignment
             .add_partition_offset(topic, partition, Offset::Offset(start))
@@ -265,29 +249,33 @@ impl Searcher {
         found
     }
 
-    /// Reads on, and answers whether it is done. It is not when nothing came for a while and others wait.
-    fn read(&self, reading: &mut Reading<'_>, turn: &Turn) -> Result<bool, SearchError> {
-        let mut heard = Instant::now();
+    /// Reads on in a partition, for one turn at most.
+    pub fn scan(&self, scan: &mut Scan, turn: &Turn) -> Result<Step, SearchError> {
+        let topic = Arc::clone(&scan.topic);
+        self.reading_from(&topic, scan.partition, scan.end(), || self.read(scan, turn))
+    }
+
+    fn read(&self, scan: &mut Scan, turn: &Turn) -> Result<Step, SearchError> {
+        let (began, mut heard) = (Instant::now(), Instant::now());
         while !self.is_cancelled() {
+            if turn.is_over(self, began, heard) {
+                return Ok(Step::GaveWay);
+            }
             match self.consumer.poll(POLL) {
-                None if turn.is_over(self, heard) => return Ok(false),
                 None => {}
                 // Left over from the partition that was read before.
-                Some(Ok(message)) if !is_of(&message, reading.topic, reading.partition) => {}
-                Some(Ok(message)) if reading.hole.is_some_and(|hole| message.offset() >= hole.until) => {
-                    return Ok(true);
-                }
+                Some(Ok(message)) if !is_of(&message, &scan.topic, scan.partition) => {}
                 Some(Ok(message)) => {
                     failpoint::pass(Boundary::InSearch);
                     heard = Instant::now();
-                    self.take_in(&message, reading);
-                    if reading.hole.is_some_and(|hole| hole.until == reading.found.end) {
-                        return Ok(true);
+                    if scan.take_in(self, &message) {
+                        return Ok(Step::Done);
                     }
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) if partition == reading.partition => {
-                    return Ok(true);
+                Some(Err(KafkaError::PartitionEOF(partition))) if partition == scan.partition => {
+                    return Ok(scan.on_partition_end(self.read_up_to(&scan.topic, partition)));
                 }
+                Some(Err(error)) if is_out_of_range(&error) => return Ok(Step::OutOfRange),
                 Some(Err(error)) if is_refusal(&error) => return Err(SearchError::Refused(error)),
                 Some(Err(error)) => tracing::debug!(%error, "searching Kafka"),
             }
@@ -295,27 +283,10 @@ impl Searcher {
         Err(SearchError::Cancelled)
     }
 
-    fn take_in(&self, message: &BorrowedMessage<'_>, reading: &mut Reading<'_>) {
-        let found = &mut reading.found;
-        found.end = message.offset() + 1;
-        match self.position(message) {
-            None => {}
-            Some(position) if self.counts(position, reading.hole.is_some()) => {
-                found.highest = found.highest.max(Some(position));
-                found.own_records += 1;
-                let known = reading.hole.and_then(|hole| hole.known);
-                found.repeated += u64::from(known.is_some_and(|known| position <= known));
-            }
-            Some(position) => {
-                let ahead = self.lineage.is_on_line(position);
-                reading.phantoms.add(Phantoms { count: 1, ids: event_id(message), ahead });
-            }
-        }
-    }
-
-    /// Whether a record at this position is an event of this server.
-    fn counts(&self, position: Position, appended_now: bool) -> bool {
-        if appended_now { self.lineage.is_on_line(position) } else { self.lineage.holds(position) }
+    /// The offset behind everything the consumer was given, control records included.
+    fn read_up_to(&self, topic: &str, partition: i32) -> Option<i64> {
+        let positions = self.consumer.position().ok()?;
+        positions.find_partition(topic, partition)?.offset().to_raw().filter(|offset| *offset >= 0)
     }
 
     /// The position of a record, if it is ours, of whatever history.
@@ -323,35 +294,14 @@ impl Searcher {
         if value_of(message, header::CE_SOURCE)? != self.source.as_bytes() {
             return None;
         }
-        std::str::from_utf8(value_of(message, header::CE_SEQUENCE)?).ok()?.parse().ok()
+        position_of(message)
     }
 
-    /// Makes a request until it succeeds.
-    pub(crate) fn persist<T>(
-        &self,
-        mut request: impl FnMut() -> Result<T, KafkaError>,
-    ) -> Result<T, SearchError> {
-        loop {
-            match request() {
-                Ok(answer) => return Ok(answer),
-                Err(error) if is_refusal(&error) => return Err(SearchError::Refused(error)),
-                Err(error) => tracing::debug!(%error, "asking Kafka"),
-            }
-            self.trusted()?;
-            self.sleep(PAUSE)?;
-        }
-    }
-
-    /// Waits, unless the session ends.
-    pub fn sleep(&self, pause: Duration) -> Result<(), SearchError> {
-        let until = Instant::now() + pause;
-        while Instant::now() < until {
-            if self.is_cancelled() {
-                return Err(SearchError::Cancelled);
-            }
-            std::thread::sleep(POLL.min(pause));
-        }
-        Ok(())
+    /// Whether a record of this time was written while the database server was running. A server that was put back to an
+    /// earlier state was started after everything it has forgotten; so such a record, if it lies beyond the server's end,
+    /// is another server's.
+    pub(crate) fn is_of_this_run(&self, message: &BorrowedMessage<'_>) -> bool {
+        message.timestamp().to_millis().is_some_and(|time| time >= self.server_started)
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -359,57 +309,62 @@ impl Searcher {
     }
 }
 
-/// How long a reading may go without anything while others wait for theirs.
-pub(crate) struct Turn(Duration);
-
-impl Default for Turn {
-    fn default() -> Self {
-        Turn(FIRST_TURN)
-    }
+/// How long one reading may keep others from theirs.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    /// Without anything.
+    quiet: Duration,
+    /// In all.
+    busy: Option<Duration>,
 }
 
 impl Turn {
-    /// Whether it is over for one that has heard nothing since `heard`.
-    pub(crate) fn is_over(&self, searcher: &Searcher, heard: Instant) -> bool {
-        heard.elapsed() >= self.0 && searcher.waiting.load(Ordering::Relaxed) > 0
+    /// For a reading that rows wait for.
+    pub fn first() -> Self {
+        Turn { quiet: FIRST_TURN, busy: None }
     }
 
-    /// Lets another go first.
-    pub(crate) fn pass(&mut self, searcher: &Searcher) -> Result<(), SearchError> {
-        self.0 *= 2;
-        searcher.sleep(PAUSE)
+    /// For a reading that nothing waits for.
+    pub fn brief(busy: Duration) -> Self {
+        Turn { quiet: FIRST_TURN, busy: Some(busy) }
     }
-}
 
-/// A partition that is being read, and what was found so far.
-struct Reading<'a> {
-    topic: &'a str,
-    partition: i32,
-    hole: Option<Hole>,
-    found: Searched,
-    phantoms: Phantoms,
+    /// The next turn of the same reading.
+    #[must_use]
+    pub fn longer(self) -> Self {
+        Turn { quiet: (self.quiet * 2).min(LONGEST_TURN), ..self }
+    }
+
+    /// Whether it is over for a reading that began at `began` and has heard nothing since `heard`.
+    pub(crate) fn is_over(&self, searcher: &Searcher, began: Instant, heard: Instant) -> bool {
+        let quiet = heard.elapsed() >= self.quiet;
+        let busy = self.busy.is_some_and(|busy| began.elapsed() >= busy);
+        (quiet || busy) && searcher.waiting.load(Ordering::Relaxed) > 0
+    }
 }
 
 pub(crate) fn is_of(message: &BorrowedMessage<'_>, topic: &str, partition: i32) -> bool {
     message.partition() == partition && message.topic() == topic
 }
 
-fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m [u8]> {
+/// The position in a record, whoever wrote it.
+pub(crate) fn position_of(message: &BorrowedMessage<'_>) -> Option<Position> {
+    std::str::from_utf8(value_of(message, header::CE_SEQUENCE)?).ok()?.parse().ok()
+}
+
+pub(crate) fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m [u8]> {
     message.headers()?.iter().find(|header| header.key == name).and_then(|header| header.value)
 }
 
-fn event_id(message: &BorrowedMessage<'_>) -> Vec<String> {
-    value_of(message, header::CE_ID).map(|id| String::from_utf8_lossy(id).into_owned()).into_iter().collect()
+/// The offset is not there any more: retention, or another's DeleteRecords, was faster.
+pub(crate) fn is_out_of_range(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset)
 }
 
 /// Errors that asking again will not cure.
 pub(crate) fn is_refusal(error: &KafkaError) -> bool {
     let code = error.rdkafka_error_code();
     code.is_some_and(|code| {
-        code == RDKafkaErrorCode::AutoOffsetReset
-            || matches!(
-                reason_of_kafka(code),
-                Reason::KafkaPermissionDenied | Reason::KafkaAuthenticationFailed
-            )
+        matches!(reason_of_kafka(code), Reason::KafkaPermissionDenied | Reason::KafkaAuthenticationFailed)
     })
 }

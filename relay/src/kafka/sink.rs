@@ -24,6 +24,8 @@ use crate::topics::partitions::PartitionId;
 /// A request that a broker has not answered within this is sent again; a leader change is noticed sooner than with
 /// librdkafka's 30 s.
 const REQUEST_TIMEOUT_MS: &str = "10000";
+/// As large as librdkafka allows.
+const LARGEST_QUEUE_KBYTES: &str = "2147483647";
 /// librdkafka's own default; a little below the brokers' default limit.
 const LARGEST_BATCH: usize = 1_000_000;
 /// How long a producer that was cut off may take to be connected again: its longest pause is 2 s, and a login takes a
@@ -216,13 +218,16 @@ impl Roster {
         })
     }
 
-    /// Whether one of them knows no broker that it could ask. A broker that only answers late is another error.
+    /// Whether one of them knows no broker that it could ask. A broker that only answers late is another error, and one
+    /// whose connection breaks meanwhile gives the same error, but earlier.
     pub fn has_no_broker(&self) -> bool {
         self.0.iter().any(|producer| {
+            let began = Instant::now();
             let asked = producer.client().fetch_metadata(None, BROKER_WITHIN);
-            asked.is_err_and(|error| {
+            let no_broker = asked.is_err_and(|error| {
                 error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure)
-            })
+            });
+            no_broker && began.elapsed() >= BROKER_WITHIN
         })
     }
 }
@@ -255,15 +260,20 @@ impl Producers {
         self.producers.iter().find_map(|producer| producer.client().fatal_error())
     }
 
-    /// The same producers, to be asked a question.
-    pub fn roster(&self) -> Roster {
-        Roster(self.producers.clone())
+    /// The same producers, or the one that sends to `partition`, to be asked a question.
+    pub fn roster(&self, partition: Option<i32>) -> Roster {
+        let of_one = partition.map(|partition| self.of(partition).cloned().into_iter().collect());
+        Roster(of_one.unwrap_or_else(|| self.producers.clone()))
     }
 
-    /// Hands a record over. Its partition decides the producer, so order within a partition holds.
+    /// The producer of a partition, so that order within a partition holds.
+    fn of(&self, partition: i32) -> Option<&Arc<ThreadedProducer<Delivery>>> {
+        self.producers.get(partition.unsigned_abs() as usize % self.producers.len().max(1))
+    }
+
+    /// Hands a record over to the producer of its partition.
     pub fn send(&self, record: Outgoing<'_>, tag: Tag) -> Result<(), KafkaError> {
-        let shard = record.partition.unsigned_abs() as usize % self.producers.len().max(1);
-        let producer = self.producers.get(shard).ok_or(KafkaError::Canceled)?;
+        let producer = self.of(record.partition).ok_or(KafkaError::Canceled)?;
         let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, tag.0)
             .partition(record.partition)
             .headers(record.headers)
@@ -337,7 +347,7 @@ fn producer_config(sink: &Sink, max_in_flight: usize) -> ClientConfig {
         .set("retry.backoff.max.ms", "500")
         // The budget is ours, in records and bytes; librdkafka's own must never be the one that is full.
         .set("queue.buffering.max.messages", (max_in_flight * 2 + 1000).to_string())
-        .set("queue.buffering.max.kbytes", "2097151");
+        .set("queue.buffering.max.kbytes", LARGEST_QUEUE_KBYTES);
     config
 }
 

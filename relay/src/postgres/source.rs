@@ -343,6 +343,12 @@ pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<Slo
     }))
 }
 
+/// When the server was started, in milliseconds since 1970.
+pub async fn started(sql: &mut PgConnection) -> Result<i64, Trouble> {
+    let milliseconds = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint";
+    Ok(sqlx::query_scalar(milliseconds).fetch_one(&mut *sql).await?)
+}
+
 /// The server's flush LSN: nothing committed at or beyond it has left the server.
 pub async fn flush_lsn(sql: &mut PgConnection) -> Result<EndLsn, Trouble> {
     let text: String =

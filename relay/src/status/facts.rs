@@ -98,6 +98,51 @@ pub struct Numbers {
     pub writing_since: Option<Instant>,
 }
 
+/// What the rows of a partition wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsFor {
+    /// Records are sent, and not acknowledged.
+    Acknowledgement,
+    /// What Kafka has already is not known yet.
+    Search,
+}
+
+/// A partition that makes no progress, whatever the others do.
+#[derive(Clone, Debug)]
+pub struct SilentPartition {
+    /// Topic.
+    pub topic: String,
+    /// Partition number.
+    pub partition: i32,
+    /// Records sent to it and not acknowledged.
+    pub records: usize,
+    /// Since when the oldest of them waits.
+    pub oldest: Instant,
+    /// Since when there is no progress.
+    pub since: Instant,
+    /// For what.
+    pub waits_for: WaitsFor,
+    /// What is wrong with the partition, where that was found out.
+    pub cause: Option<String>,
+}
+
+impl SilentPartition {
+    /// The sentence for `/readyz`.
+    pub(super) fn text(&self, now: Instant) -> String {
+        let (topic, partition, records) = (&self.topic, self.partition, self.records);
+        let age = now.saturating_duration_since(self.oldest).as_secs();
+        let cause = self.cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
+        match self.waits_for {
+            WaitsFor::Acknowledgement => format!(
+                "partition {topic}/{partition} acknowledges nothing, {records} records wait, the oldest for {age} s{cause}"
+            ),
+            WaitsFor::Search => format!(
+                "rows wait for {age} s until partition {topic}/{partition} was searched for what Kafka has already{cause}"
+            ),
+        }
+    }
+}
+
 /// How the last maintenance of the table's partitions went.
 #[derive(Clone, Debug)]
 pub struct Maintained {

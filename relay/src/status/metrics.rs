@@ -72,6 +72,8 @@ pub struct Metrics {
     pub duplicates_suppressed_total: IntCounter,
     /// Events found in a partition twice.
     pub duplicates_detected_total: IntCounter,
+    /// Gaps that other producers left in a partition's offsets, and that were not read.
+    pub offset_gaps_skipped_total: IntCounter,
     /// Rows that a gap had left out and that were delivered from the table.
     pub refilled_rows_total: IntCounterVec,
     /// Gaps found: rows between checkpoint and stream that nobody can vouch for.
@@ -162,6 +164,11 @@ impl Metrics {
             duplicates_detected_total: counter(
                 "duplicates_detected_total",
                 "Events found in a partition twice",
+            )?,
+            offset_gaps_skipped_total: counter(
+                "offset_gaps_skipped_total",
+                "Ranges of offsets between the relay's records, filled by other producers faster than the relay reads \
+                 them, that were not searched for duplicates",
             )?,
             refilled_rows_total: with_causes(counters(
                 "refilled_rows_total",

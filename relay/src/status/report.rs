@@ -7,7 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use pg_replication::EndLsn;
 use serde_json::{Value, json};
 
-use super::{HoldUp, Phase, Shown, State};
+use super::{HoldUp, Phase, Shown, SilentPartition, State, WaitsFor};
 use crate::postgres::source::SlotState;
 
 pub(super) fn json(state: &State, now: Instant) -> Value {
@@ -54,7 +54,24 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
             "bootstrapServers": state.about.bootstrap_servers,
             "connected": state.kafka,
             "lastAcknowledgementAt": state.acknowledged_at.map(time),
+            "silentPartitions": state.silent.iter().map(|silent| silent_partition(silent, now)).collect::<Vec<_>>(),
         },
+    })
+}
+
+fn silent_partition(silent: &SilentPartition, now: Instant) -> Value {
+    let age = |since| seconds(now.saturating_duration_since(since));
+    json!({
+        "topic": silent.topic,
+        "partition": silent.partition,
+        "records": silent.records,
+        "oldestSeconds": age(silent.oldest),
+        "silentSeconds": age(silent.since),
+        "waitsFor": match silent.waits_for {
+            WaitsFor::Acknowledgement => "acknowledgement",
+            WaitsFor::Search => "search",
+        },
+        "cause": silent.cause,
     })
 }
 

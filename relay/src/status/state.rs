@@ -6,11 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 use outbox::Position;
 use pg_replication::PgTime;
 
-use super::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase};
+use super::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase, SilentPartition};
 use super::heartbeat::Heartbeat;
 use super::unread::Unread;
 use crate::dead_letter::Note;
-use crate::kafka::search::Phantoms;
+use crate::kafka::scan::Phantoms;
 use crate::postgres::source::SlotState;
 use crate::trouble::Reason;
 
@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) kafka: Option<bool>,
     pub(super) kafka_changed: Instant,
     pub(super) kafka_says: Option<String>,
+    /// Partitions that make no progress, the longest silent first.
+    pub(super) silent: Vec<SilentPartition>,
     pub(super) heartbeat: Heartbeat,
     pub(super) phantoms: Phantoms,
     pub(super) maintained: Option<Maintained>,
@@ -112,6 +114,7 @@ impl State {
     /// What the session has met outside is another session's to find out again.
     pub(super) fn unblock(&mut self) {
         self.poison = None;
+        self.silent.clear();
         self.missing.clear();
     }
 
@@ -159,6 +162,9 @@ impl State {
                 lasted,
             ));
         }
+        if let Some(shown) = self.silent_partition(now) {
+            return Some(shown);
+        }
         if self.numbers.oldest_commit.is_some()
             && let Some(lasted) = stalled(self.acknowledged_moved)
         {
@@ -182,6 +188,18 @@ impl State {
             return Some(Shown::new(Reason::StreamStalled, what, lasted));
         }
         None
+    }
+
+    /// The partition that is silent for longest, whatever the others do.
+    fn silent_partition(&self, now: Instant) -> Option<Shown> {
+        let lasted = |silent: &SilentPartition| now.saturating_duration_since(silent.since);
+        let mut silent = self.silent.iter().filter(|silent| lasted(silent) > STALLED_AFTER);
+        let first = silent.next()?;
+        let what = match silent.count() {
+            0 => first.text(now),
+            more => format!("{}, and {more} more", first.text(now)),
+        };
+        Some(Shown::new(Reason::NoAcknowledgement, what, lasted(first)))
     }
 
     pub(super) fn lag(&self, now: Instant) -> Duration {

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use pg_replication::{CommitLsn, EndLsn};
+use outbox::Position;
+use pg_replication::EndLsn;
 use serde::{Deserialize, Serialize};
 
+use crate::progress::found::FoundRecords;
 use crate::progress::high_mark::HighMark;
 use crate::progress::ledger::EntryId;
 use crate::routing::mapping::Mappings;
@@ -34,6 +36,24 @@ pub struct Evidence {
     pub timeline: u32,
     /// Where its transaction's commit record begins: the middle part of its position.
     pub commit: u64,
+    /// Its index in the transaction: a transaction can have many records in a partition. Checkpoints of early versions do
+    /// not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<u64>,
+}
+
+impl Evidence {
+    /// The record at `position` was acknowledged at `offset`.
+    pub fn new(position: Position, offset: i64) -> Evidence {
+        let Position { timeline, commit_lsn: commit, index } = position;
+        Evidence { offset, timeline, commit, index: Some(index) }
+    }
+
+    /// Whether it is the record at `position`.
+    pub fn is_at(&self, position: Position) -> bool {
+        let of_transaction = position.timeline == self.timeline && position.commit_lsn == self.commit;
+        of_transaction && self.index.is_none_or(|index| index == position.index)
+    }
 }
 
 /// Index of a partition among all this process knows. It travels with each record in flight.
@@ -58,6 +78,8 @@ struct Partition {
     ahead: VecDeque<(EntryId, Evidence)>,
     /// What Kafka holds of it was compared with what is remembered.
     inspected: bool,
+    /// Which records of ours were found in what was read of it last: only rows at or below the high mark are looked up.
+    found: FoundRecords,
 }
 
 /// A partition to be compared with what is remembered of it.
@@ -107,9 +129,16 @@ impl Partitions {
             let number = i32::try_from(number).unwrap_or(i32::MAX);
             let floor = floors.get(&number).cloned().unwrap_or_default();
             let mark = HighMark::new(floor.search);
-            let ahead = VecDeque::new();
             topic.partitions.push(id);
-            self.partitions.push(Partition { topic: index, number, mark, floor, ahead, inspected: false });
+            self.partitions.push(Partition {
+                topic: index,
+                number,
+                mark,
+                floor,
+                ahead: VecDeque::new(),
+                inspected: false,
+                found: FoundRecords::default(),
+            });
         }
     }
 
@@ -133,6 +162,20 @@ impl Partitions {
     /// The high mark of a partition.
     pub fn mark(&mut self, id: PartitionId) -> Option<&mut HighMark> {
         self.partitions.get_mut(id.0 as usize).map(|partition| &mut partition.mark)
+    }
+
+    /// Records of ours were found in a partition.
+    pub fn set_found(&mut self, id: PartitionId, found: FoundRecords) {
+        if let Some(partition) = self.partitions.get_mut(id.0 as usize) {
+            partition.found = found;
+        }
+    }
+
+    /// Whether a partition lacks a row that lies at or below its high mark.
+    pub fn lacks(&self, id: PartitionId, position: Position, event: Option<&[u8]>) -> bool {
+        let Some(partition) = self.partitions.get(id.0 as usize) else { return false };
+        let settings = self.topics.get(partition.topic).and_then(|topic| topic.settings.as_ref());
+        partition.found.lacks(position, event, settings.map(|settings| settings.compacted))
     }
 
     /// The settings of a topic, where they are known.
@@ -189,17 +232,10 @@ impl Partitions {
         .collect()
     }
 
-    /// A record of ledger entry `entry`, committed at `commit`, was acknowledged at `offset`.
-    pub fn acknowledged(
-        &mut self,
-        id: PartitionId,
-        entry: EntryId,
-        timeline: u32,
-        commit: CommitLsn,
-        offset: i64,
-    ) {
+    /// The record at `position`, of ledger entry `entry`, was acknowledged at `offset`.
+    pub fn acknowledged(&mut self, id: PartitionId, entry: EntryId, position: Position, offset: i64) {
         let Some(partition) = self.partitions.get_mut(id.0 as usize) else { return };
-        let evidence = Evidence { offset, timeline, commit: commit.lsn().as_u64() };
+        let evidence = Evidence::new(position, offset);
         match partition.ahead.back_mut() {
             Some((last, seen)) if *last == entry => *seen = evidence,
             _ => partition.ahead.push_back((entry, evidence)),
@@ -231,8 +267,6 @@ impl Partitions {
 
 #[cfg(test)]
 mod tests {
-    use pg_replication::Lsn;
-
     use super::*;
     use crate::routing::mapping::{Rule, TopicShape};
 
@@ -246,10 +280,11 @@ mod tests {
         partitions.add("t", 1, &BTreeMap::from([(0, at(10))]));
         let id = partitions.id("t", 0).unwrap();
         for (entry, offset) in [(0, 10), (0, 11), (2, 12)] {
-            partitions.acknowledged(id, entry, 1, CommitLsn::new(Lsn::from(100 + entry)), offset);
+            let position = Position { timeline: 1, commit_lsn: 100 + entry, index: 4 };
+            partitions.acknowledged(id, entry, position, offset);
         }
         assert_eq!(partitions.offsets(0, EndLsn::ZERO)["t"][&0], at(10), "entry 0 is not confirmed");
-        let last = Some(Evidence { offset: 11, timeline: 1, commit: 100 });
+        let last = Some(Evidence { offset: 11, timeline: 1, commit: 100, index: Some(4) });
         assert_eq!(partitions.offsets(1, EndLsn::ZERO)["t"][&0], Floor { search: 12, last });
         assert_eq!(
             partitions.offsets(2, EndLsn::ZERO)["t"][&0].search,
@@ -258,6 +293,16 @@ mod tests {
         );
         assert_eq!(partitions.to_inspect("t")[0].floor.last.unwrap().offset, 12, "but it has to be there");
         assert_eq!(partitions.offsets(3, EndLsn::ZERO)["t"][&0].search, 13);
+    }
+
+    #[test]
+    fn evidence_of_an_early_version_has_no_index() {
+        let stored = r#"{"search": 12, "last": {"offset": 11, "timeline": 1, "commit": 100}}"#;
+        let floor: Floor = serde_json::from_str(stored).unwrap();
+        let at = |commit_lsn, index| Position { timeline: 1, commit_lsn, index };
+        assert!(floor.last.unwrap().is_at(at(100, 7)) && !floor.last.unwrap().is_at(at(101, 7)));
+        let evidence = Evidence::new(at(100, 7), 11);
+        assert!(evidence.is_at(at(100, 7)) && !evidence.is_at(at(100, 6)));
     }
 
     #[test]

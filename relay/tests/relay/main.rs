@@ -9,6 +9,7 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod another_outbox;
 mod cloudevents;
 mod columns;
 mod commands;
@@ -29,6 +30,7 @@ mod many_topics;
 mod memory;
 mod misconfiguration;
 mod network;
+mod one_partition;
 mod one_writer;
 mod poison;
 mod proxied;
@@ -38,6 +40,7 @@ mod replay;
 mod retention;
 mod rules;
 mod servers;
+mod shared_topics;
 mod shutdown;
 mod skipping;
 mod slot_holder;

@@ -80,7 +80,7 @@ fn occurrences(site: &Site, records: &[Record]) -> HashMap<i64, usize> {
     occurrences
 }
 
-async fn until_metric(relay: &Relay, name: &str, expected: f64) {
+pub async fn until_metric(relay: &Relay, name: &str, expected: f64) {
     wait::until(format!("{name} to be {expected}"), SOON, async || {
         let seen = relay.metric(name).await;
         if seen == expected { Ok(()) } else { Err(seen) }
@@ -90,10 +90,10 @@ async fn until_metric(relay: &Relay, name: &str, expected: f64) {
 }
 
 /// Appends records as another process would.
-struct Appender(BaseProducer);
+pub struct Appender(BaseProducer);
 
 impl Appender {
-    fn new(site: &Site, settings: &[(&str, &str)]) -> Appender {
+    pub fn new(site: &Site, settings: &[(&str, &str)]) -> Appender {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &site.bootstrap);
         for (name, value) in settings {
@@ -103,7 +103,7 @@ impl Appender {
     }
 
     /// Appends `like` with some headers changed, in its partition.
-    fn append(&self, like: &Record, changes: &[(&str, &str)]) {
+    pub fn append(&self, like: &Record, changes: &[(&str, &str)]) {
         let mut headers = OwnedHeaders::new();
         for (key, value) in &like.headers {
             let changed = changes.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_bytes());

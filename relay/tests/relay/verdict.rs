@@ -187,6 +187,36 @@ async fn r2_a_server_put_back_on_its_own_timeline_is_refused_until_kafka_no_long
     .unwrap();
 }
 
+/// The same while no relay runs: nothing was confirmed that the checkpoint could be compared with, and the last records in
+/// Kafka tell, before a new row is taken for one that is there.
+#[tokio::test]
+async fn r2_a_server_put_back_while_the_relay_was_away_is_refused_before_anything_is_sent() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    site.insert([("k", 1)]).await;
+    site.until_records(1).await;
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.keep_copy().unwrap();
+    servers.postgres.start_again().await.unwrap();
+    for n in 2..=20 {
+        site.insert([("k", n)]).await;
+    }
+    site.until_records(20).await;
+    site.until_confirmed(&relay).await;
+    relay.kill().await;
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    servers.postgres.restore().unwrap();
+    servers.postgres.start_again().await.unwrap();
+    let relay = site.launch(|text| text);
+    let text = relay.until("/readyz", 503, "HistoryChanged").await;
+    assert!(text.contains("put back"), "{text}");
+    site.insert([("k", 21), ("k", 22)]).await;
+    relay.until("/status", 200, "HistoryChanged").await;
+    assert_eq!(site.records().await.len(), 20);
+}
+
 /// D1: dropped while it is streamed from. Nothing is made anew in silence.
 #[tokio::test]
 async fn d1_a_slot_dropped_under_a_running_relay_stops_delivery() {

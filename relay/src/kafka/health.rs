@@ -1,0 +1,103 @@
+//! Why a partition acknowledges nothing of what was sent to it.
+
+use rdkafka::consumer::Consumer;
+use rdkafka::metadata::Metadata;
+
+use crate::kafka::search::{REQUEST, Searcher};
+use crate::kafka::sink::Roster;
+
+/// What is wrong with a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ailment {
+    /// In words, where it could be found out.
+    pub what: Option<String>,
+    /// The partition is well, but the producer that sends to it has no broker left to ask.
+    pub producer_is_lost: bool,
+}
+
+impl Searcher {
+    /// Asks what is wrong with a partition; `producers` are those that send to it.
+    pub fn examine(
+        &self,
+        topic: &str,
+        partition: i32,
+        min_in_sync: Option<usize>,
+        producers: &Roster,
+    ) -> Ailment {
+        let Ok(metadata) = self.consumer.fetch_metadata(Some(topic), REQUEST) else {
+            return Ailment::default();
+        };
+        let Some(state) = PartitionState::of(&metadata, topic, partition) else { return Ailment::default() };
+        if let Some(what) = state.obstacle(min_in_sync) {
+            return Ailment { what: Some(what), producer_is_lost: false };
+        }
+        if self.watermarks(topic, partition).is_err() {
+            return Ailment {
+                what: Some(format!("its leader, {}, does not answer", state.leader_name)),
+                producer_is_lost: false,
+            };
+        }
+        Ailment {
+            what: Some(format!("its leader, {}, answers", state.leader_name)),
+            producer_is_lost: producers.has_no_broker(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct PartitionState {
+    leader: i32,
+    leader_name: String,
+    replicas: Vec<i32>,
+    in_sync: usize,
+}
+
+impl PartitionState {
+    fn of(metadata: &Metadata, topic: &str, number: i32) -> Option<PartitionState> {
+        let topic = metadata.topics().iter().find(|found| found.name() == topic)?;
+        let partition = topic.partitions().iter().find(|found| found.id() == number)?;
+        let leader = partition.leader();
+        let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
+        let leader_name = broker.map_or_else(
+            || format!("broker {leader}"),
+            |broker| format!("broker {leader} at {}:{}", broker.host(), broker.port()),
+        );
+        let (replicas, in_sync) = (partition.replicas().to_vec(), partition.isr().len());
+        Some(PartitionState { leader, leader_name, replicas, in_sync })
+    }
+
+    /// What keeps any producer from being acknowledged.
+    fn obstacle(&self, min_in_sync: Option<usize>) -> Option<String> {
+        let replicas = self.replicas.len();
+        if self.leader < 0 {
+            let brokers: Vec<String> = self.replicas.iter().map(ToString::to_string).collect();
+            return Some(format!("it has no leader; its replicas are on broker {}", brokers.join(", ")));
+        }
+        // Never more than there are: see `counts_as_acknowledged`.
+        let needed = min_in_sync.filter(|needed| self.in_sync < (*needed).min(replicas))?;
+        Some(format!(
+            "{} of its {replicas} replicas in sync, and min.insync.replicas is {needed}",
+            self.in_sync
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(leader: i32, in_sync: usize) -> PartitionState {
+        PartitionState { leader, leader_name: "broker 2".into(), replicas: vec![2, 3], in_sync }
+    }
+
+    #[test]
+    fn what_keeps_a_partition_from_acknowledging() {
+        let said = |leader, in_sync, needed| state(leader, in_sync).obstacle(needed);
+        assert_eq!(said(-1, 2, None).unwrap(), "it has no leader; its replicas are on broker 2, 3");
+        let few = "1 of its 2 replicas in sync, and min.insync.replicas is 2";
+        assert_eq!(said(2, 1, Some(2)).unwrap(), few);
+        assert_eq!(said(2, 2, Some(2)), None);
+        assert_eq!(said(2, 2, Some(3)), None, "there are no more replicas");
+        assert_eq!(said(2, 1, None), None, "not known");
+    }
+}

@@ -1,0 +1,180 @@
+//! Which events were seen, by position and event id: what a search found in a partition, and what the stream brought last.
+//!
+//! A position alone does not say whose record it is: another outbox may write to the same topic under the same
+//! `ce_source`, from another database whose LSNs overlap with ours. The event's id does.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use outbox::Position;
+
+/// Rows that a search remembers of one partition: 2 MB. Beyond it rows are judged by their positions alone.
+const MAX_FOUND: usize = 250_000;
+
+/// Rows of the stream that are remembered: 1 MB.
+const MAX_RECENT: usize = 32_768;
+
+/// One event at one position. A record without an id, as a dead letter can be, has `None`.
+pub fn fingerprint(position: Position, id: Option<&[u8]>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (position, id).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Our records in a range of a partition.
+#[derive(Clone, Debug, Default)]
+pub struct FoundRecords {
+    fingerprints: Vec<u64>,
+    is_sorted: bool,
+    lowest: Option<Position>,
+    overflowed: bool,
+    /// Retention removed the beginning of the range.
+    pub begins_late: bool,
+    /// Some offsets of the range hold no record: control records, or what compaction removed.
+    pub has_missing_offsets: bool,
+}
+
+impl FoundRecords {
+    /// A record of ours was found.
+    pub fn add(&mut self, position: Position, id: Option<&[u8]>) {
+        if self.fingerprints.len() >= MAX_FOUND {
+            self.overflowed = true;
+            return;
+        }
+        self.fingerprints.push(fingerprint(position, id));
+        self.is_sorted = false;
+        self.lowest = Some(self.lowest.map_or(position, |lowest| lowest.min(position)));
+    }
+
+    /// Nothing is added any more.
+    pub fn sort(&mut self) {
+        self.fingerprints.sort_unstable();
+        self.fingerprints.shrink_to_fit();
+        self.is_sorted = true;
+    }
+
+    /// Whether the row at `position`, which lies at or below the highest position of the range, is proved not to be in
+    /// it. `compacted`: the topic's policy, where it is known.
+    pub fn lacks(&self, position: Position, id: Option<&[u8]>, compacted: Option<bool>) -> bool {
+        let removed_by_compaction = self.has_missing_offsets && compacted != Some(false);
+        let removed_by_retention = self.begins_late && self.lowest.is_none_or(|lowest| position < lowest);
+        if !self.is_sorted || self.overflowed || removed_by_compaction || removed_by_retention {
+            return false;
+        }
+        let holds = |id| self.fingerprints.binary_search(&fingerprint(position, id)).is_ok();
+        !holds(id) && !holds(None)
+    }
+}
+
+/// The rows that the stream brought last, in its order.
+#[derive(Debug, Default)]
+pub struct RecentRows(VecDeque<(Position, u64)>);
+
+/// Whose record it is that lies at a position of our line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// A row of this database.
+    ThisOutbox,
+    /// The stream has passed that position, and there was no such row.
+    AnotherOutbox,
+    /// The stream passed it too long ago to tell.
+    Unknown,
+    /// The stream has not reached it.
+    NotReached,
+}
+
+impl RecentRows {
+    /// The stream brought a row.
+    pub fn on_row(&mut self, position: Position, fingerprint: u64) {
+        if self.0.len() >= MAX_RECENT {
+            self.0.pop_front();
+        }
+        self.0.push_back((position, fingerprint));
+    }
+
+    /// Who wrote the record with this position and fingerprint; `passed` when the stream is known to be beyond it.
+    pub fn writer_of(&self, position: Position, fingerprint: u64, passed: bool) -> Writer {
+        let Some((first, _)) = self.0.front() else {
+            return if passed { Writer::Unknown } else { Writer::NotReached };
+        };
+        if position < *first {
+            return Writer::Unknown;
+        }
+        let at = self.0.partition_point(|(row, _)| *row < position);
+        match self.0.get(at) {
+            Some((row, known)) if *row == position && *known == fingerprint => Writer::ThisOutbox,
+            None if !passed => Writer::NotReached,
+            _ => Writer::AnotherOutbox,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(commit_lsn: u64) -> Position {
+        Position { timeline: 1, commit_lsn, index: 0 }
+    }
+
+    fn found(records: &[(u64, &[u8])]) -> FoundRecords {
+        let mut found = FoundRecords::default();
+        records.iter().for_each(|(lsn, id)| found.add(at(*lsn), Some(id)));
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_row_is_there_only_under_its_own_id() {
+        let found = found(&[(10, b"a"), (30, b"b")]);
+        assert!(!found.lacks(at(10), Some(b"a"), Some(false)));
+        assert!(found.lacks(at(10), Some(b"x"), Some(false)), "another event at its position");
+        assert!(found.lacks(at(20), Some(b"c"), Some(false)), "only another outbox lies behind it");
+    }
+
+    #[test]
+    fn a_record_without_an_id_is_recognised_by_its_position() {
+        let mut found = FoundRecords::default();
+        found.add(at(10), None);
+        found.sort();
+        assert!(!found.lacks(at(10), Some(b"a"), Some(false)));
+        assert!(found.lacks(at(11), Some(b"a"), Some(false)));
+    }
+
+    #[test]
+    fn what_compaction_or_retention_may_have_removed_is_not_missed() {
+        let whole = found(&[(10, b"a"), (30, b"b")]);
+        let compacted = FoundRecords { has_missing_offsets: true, ..whole.clone() };
+        assert!(whole.lacks(at(20), Some(b"c"), Some(true)), "every offset has a record");
+        assert!(!compacted.lacks(at(20), Some(b"c"), Some(true)));
+        assert!(!compacted.lacks(at(20), Some(b"c"), None), "the policy is not known");
+        assert!(compacted.lacks(at(20), Some(b"c"), Some(false)), "control records only");
+        let late = FoundRecords { begins_late: true, ..whole };
+        assert!(!late.lacks(at(5), Some(b"z"), Some(false)));
+        assert!(late.lacks(at(20), Some(b"c"), Some(false)));
+    }
+
+    #[test]
+    fn a_search_beyond_the_limit_proves_nothing() {
+        let mut found = FoundRecords::default();
+        (0..=MAX_FOUND as u64).for_each(|lsn| found.add(at(lsn), Some(b"a")));
+        found.sort();
+        assert!(!found.lacks(at(1), Some(b"x"), Some(false)));
+    }
+
+    #[test]
+    fn the_writer_of_a_record_is_known_while_its_row_is_remembered() {
+        let mut rows = RecentRows::default();
+        assert_eq!(rows.writer_of(at(5), 0, false), Writer::NotReached);
+        for lsn in 0..MAX_RECENT as u64 + 10 {
+            rows.on_row(at(2 * lsn), lsn);
+        }
+        let last = 2 * (MAX_RECENT as u64 + 9);
+        assert_eq!(rows.writer_of(at(4), 2, true), Writer::Unknown, "forgotten");
+        assert_eq!(rows.writer_of(at(last), last / 2, true), Writer::ThisOutbox);
+        assert_eq!(rows.writer_of(at(last), 0, true), Writer::AnotherOutbox, "another id");
+        assert_eq!(rows.writer_of(at(last - 1), 0, true), Writer::AnotherOutbox, "no row there");
+        assert_eq!(rows.writer_of(at(last + 1), 0, false), Writer::NotReached);
+        assert_eq!(rows.writer_of(at(last + 1), 0, true), Writer::AnotherOutbox);
+    }
+}

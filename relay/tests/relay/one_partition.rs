@@ -1,0 +1,86 @@
+//! One partition makes no progress: it is shown with its cause, whatever the others do, and the others are delivered.
+
+use testbed::kafka::{Kafka, KafkaOptions, create_topic};
+use testbed::{Database, unique, wait};
+
+use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy, right};
+use crate::proxied::until_more;
+
+/// Three brokers, and a site on the shared PostgreSQL whose topic has one replica of each partition, or three.
+async fn three_brokers(replicas: i32) -> (Kafka, Site) {
+    let options = KafkaOptions { brokers: 3, ..KafkaOptions::default() };
+    let kafka = Kafka::start(options).await.unwrap();
+    let servers = testbed::shared().await.unwrap();
+    let database = Database::on(&servers.postgres_url("postgres"), "relay").await.unwrap();
+    let site = Site::without_topic(database, &kafka.bootstrap());
+    create_topic(&site.bootstrap, &site.topic(), PARTITIONS, replicas, &[]).await.unwrap();
+    (kafka, site)
+}
+
+/// Stays not ready for this reason while others are acknowledged.
+async fn stays_shown_while_others_go_on(relay: &Relay, text: &str) {
+    for _ in 0..10 {
+        until_more(relay, 20.0).await;
+        let (status, seen) = relay.ask("/readyz").await.unwrap();
+        assert!(
+            status == 503 && seen.contains("NoAcknowledgement") && seen.contains(text),
+            "{status} {seen}"
+        );
+    }
+}
+
+/// Finding and cure: too few replicas in sync for one topic, enough for the other.
+#[tokio::test]
+async fn r23_a_topic_below_its_min_insync_replicas_is_shown_while_others_are_delivered() {
+    let _place = heavy().await;
+    let (mut kafka, site) = three_brokers(3).await;
+    let needy = unique("needy");
+    let topic = format!("outbox.event.{needy}");
+    create_topic(&site.bootstrap, &topic, 1, 3, &[("min.insync.replicas", "3")]).await.unwrap();
+    let relay = site.relay().await;
+    let row = format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) VALUES (gen_random_uuid(), '{needy}', 'k', 'n.v1', '{{}}')"
+    );
+    site.execute(&row).await;
+    let load = site.start_load(50.0).await;
+    until_more(&relay, 50.0).await;
+    kafka.brokers()[2].kill().await.unwrap();
+    until_more(&relay, 50.0).await;
+    site.execute(&row).await;
+    let shown = format!("partition {topic}/0 acknowledges nothing, 1 records wait");
+    relay.until("/readyz", 503, &shown).await;
+    let cause = "2 of its 3 replicas in sync, and min.insync.replicas is 3";
+    relay.until("/readyz", 503, cause).await;
+    stays_shown_while_others_go_on(&relay, &format!("{topic}/0")).await;
+    let silent = &relay.status().await["sink"]["silentPartitions"][0];
+    assert_eq!((silent["topic"].as_str(), silent["partition"].as_i64()), (Some(&*topic), Some(0)));
+    kafka.start_again().await.unwrap();
+    relay.until_ready().await;
+    let mut log = load.stop().await.unwrap();
+    log.settle(site.database.url(), "outbox").await.unwrap();
+    right(&site.judge(log, &relay).await);
+    assert_eq!(relay.status().await["sink"]["silentPartitions"].as_array().unwrap().len(), 0);
+}
+
+/// A broker that is suspended: what it leads waits and is named, what the others lead is delivered.
+#[tokio::test]
+async fn r23_partitions_of_a_suspended_broker_are_named_while_others_are_delivered() {
+    let _place = heavy().await;
+    let (mut kafka, site) = three_brokers(1).await;
+    let relay = site.relay().await;
+    let load = site.start_load(50.0).await;
+    until_more(&relay, 100.0).await;
+    kafka.brokers()[2].pause().unwrap();
+    let text = relay.until("/readyz", 503, "NoAcknowledgement").await;
+    assert!(text.contains(&format!("{}/", site.topic())), "{text}");
+    wait::until("the broker to be named", SOON, async || match relay.ask("/readyz").await {
+        Some((503, text)) if text.contains("broker 3") || text.contains("no leader") => Ok(()),
+        seen => Err(format!("{seen:?}")),
+    })
+    .await
+    .unwrap();
+    stays_shown_while_others_go_on(&relay, &site.topic()).await;
+    kafka.brokers()[2].resume().unwrap();
+    relay.until_ready().await;
+    right(&site.verdict(load, &relay).await);
+}
