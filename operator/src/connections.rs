@@ -11,7 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use outbox_relay::config::{self, Sink};
 use outbox_relay::kafka::client::client_config;
-use outbox_relay::postgres::source;
+use outbox_relay::postgres::connection;
 use outbox_relay::trouble::Trouble;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
@@ -97,7 +97,7 @@ impl Connections {
                 return Ok(Database { key, _turn: turn, sql });
             }
         }
-        Ok(Database { sql: source::connect(source, "operator").await?, _turn: turn, key })
+        Ok(Database { sql: connection::connect(source, "operator").await?, _turn: turn, key })
     }
 
     fn turns(&self, key: &str) -> Arc<Semaphore> {

@@ -6,6 +6,7 @@
 
 mod database;
 mod kafka;
+mod walsender;
 
 use std::collections::BTreeMap;
 

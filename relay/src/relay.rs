@@ -48,9 +48,11 @@ async fn sessions(context: &Context, memory: &mut Memory, shutdown: &mut watch::
         if memory.refusal.as_ref().is_some_and(|refusal| refusal.is_poison) {
             backoff = Backoff::default();
         }
-        let pause = backoff.pause(trouble.reason.action(), started.elapsed());
+        let action = trouble.reason.action();
+        let pause = backoff.pause(action, started.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = context.status.slot_released(), if action == Action::StandBy => {}
             _ = shutdown.wait_for(|stop| *stop) => return between_sessions(last_logged.as_ref()),
         }
     }

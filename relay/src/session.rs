@@ -9,18 +9,18 @@ pub mod tenure;
 pub mod verdict;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use pg_replication::{Client, EndLsn, Lsn, PgOutput, Stream, TimelineHistory};
+use pg_replication::{Client, EndLsn, Host, Lsn, PgOutput, Stream, TimelineHistory};
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
 use self::ended::Ended;
 use self::occupied::Memory;
 use self::pump::Pump;
-use self::tenure::Tenure;
+use self::tenure::{Now, Tenure};
 use self::verdict::{Findings, Verdict, judge};
-use crate::config::{Config, StartAt};
+use crate::config::{Access, Config, StartAt};
 use crate::dead_letter::replay::Desk;
 use crate::delivery::{Delivery, OutboxTable, Refusal, Start, StreamForm, memory_limit};
 use crate::kafka::credentials;
@@ -30,7 +30,7 @@ use crate::kafka::sink::{AckQueue, Producers};
 use crate::postgres::backfill::{Backfill, Pages};
 use crate::postgres::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
 use crate::postgres::holder::{self, Own};
-use crate::postgres::{columns, publication, source, table};
+use crate::postgres::{columns, connection, publication, source, table};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Mappings, Rule};
 use crate::status::metrics::Metrics;
@@ -61,6 +61,8 @@ struct Opened {
     /// The server process at its other end.
     holder: Option<i64>,
     sql: PgConnection,
+    /// Where both connections lead to.
+    server: Host,
     history: History,
     start: Start,
     /// Rows to deliver before the stream.
@@ -93,16 +95,22 @@ pub async fn run(
 
 async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble> {
     let config = &*context.config;
-    let access = source::access(&config.source)?;
-    // The stream first: it finds the host.
-    let mut client = source::connect_replication(&config.source, access.clone()).await?;
+    let access = connection::access(&config.source)?;
+    // The stream first: it finds the host and its address.
+    let mut client = connection::connect_replication(&config.source, access.clone()).await?;
     let identity = client.identify_system().await?;
     let timelines = client.timeline_history(identity.timeline).await?;
-    let server = Server { system_identifier: identity.system_id, timelines, reached: memory.reached };
-    let mut sql = source::connect_to(&config.source, &access, client.host(), "session").await?;
-    checkpoint::commit_locally(&mut sql).await?;
+    let address = client.address().clone();
+    let mut sql = connection::connect_to(&config.source, &access, &address, "session").await?;
+    if client.is_pooled() {
+        connection::check_not_shared(&config.source, &access, &address, &mut sql).await?;
+    }
+    context.status.connected_to(&address);
+    let server =
+        Server { system_identifier: identity.system_id, timelines, reached: memory.reached, address };
     source::check_same_server(&mut sql, server.history()).await?;
     source::check_preconditions(&mut sql, &config.source).await?;
+    // Asked first: START_REPLICATION would be an error in the server's log at each try.
     occupied::until_free(&mut sql, config, memory).await?;
     table::check(&mut sql, config).await?;
     let own = holder::accompany(&mut sql, client.process_id().cast_signed()).await?;
@@ -208,7 +216,7 @@ async fn take_over(
     let table = OutboxTable { name: config.source.table.clone(), oid: table };
     let start =
         Start { confirmed, copied, form, lineage, server_started, mappings, partitions, table, refusal };
-    Ok(Opened { stream, holder, sql, history, start, copy, committed })
+    Ok(Opened { stream, holder, sql, server: server.address, history, start, copy, committed })
 }
 
 fn just_behind(lsn: EndLsn) -> EndLsn {
@@ -232,12 +240,17 @@ fn mappings_of(config: &Config, stored: Option<Mappings>, confirmed: EndLsn, hor
 }
 
 /// What a session that began now would do first, in a sentence; looked at without taking the slot.
-pub async fn foresee(sql: &mut PgConnection, config: &Config) -> Result<String, Trouble> {
-    let access = source::access(&config.source)?;
-    let mut client = source::connect_replication(&config.source, access).await?;
+pub async fn foresee(sql: &mut PgConnection, config: &Config, address: &Host) -> Result<String, Trouble> {
+    let access = connection::access(&config.source)?;
+    let there = Access { hosts: vec![address.clone()], ..access.clone() };
+    let mut client = connection::connect_replication(&config.source, there).await?;
+    if client.is_pooled() {
+        connection::check_not_shared(&config.source, &access, address, sql).await?;
+    }
     let identity = client.identify_system().await?;
     let timelines = client.timeline_history(identity.timeline).await?;
-    let server = Server { system_identifier: identity.system_id, timelines, reached: None };
+    let server =
+        Server { system_identifier: identity.system_id, timelines, reached: None, address: address.clone() };
     source::check_same_server(sql, server.history()).await?;
     Ok(match judge_now(sql, config, &server).await?.verdict {
         Verdict::CreateSlot => "a relay would create the slot".to_owned(),
@@ -253,6 +266,8 @@ struct Server {
     timelines: TimelineHistory,
     /// What this process had confirmed when it last streamed.
     reached: Option<(History, EndLsn)>,
+    /// Where it is.
+    address: Host,
 }
 
 impl Server {
@@ -280,8 +295,9 @@ impl Judged {
 }
 
 async fn judge_now(sql: &mut PgConnection, config: &Config, server: &Server) -> Result<Judged, Trouble> {
-    let checkpoint = checkpoint::load(sql, config).await?;
+    // The slot first: while another relay holds it, both move on, and the slot is never ahead of the checkpoint.
     let slot = source::slot_state(sql, &config.source.slot.name).await?;
+    let checkpoint = checkpoint::load(sql, config).await?;
     let verdict = judge(&Findings {
         system_identifier: server.system_identifier,
         timelines: &server.timelines,
@@ -399,7 +415,8 @@ async fn stream(
         Ok(ended) => Ok(ended::finish(stream, ended).await),
         Err(trouble) => {
             ended::last_word(stream, &trouble).await;
-            let trouble = publication::told_apart(trouble, &context.config).await;
+            let server = context.status.server();
+            let trouble = publication::told_apart(trouble, &context.config, server.as_ref()).await;
             report(&trouble);
             Err(trouble)
         }
@@ -414,7 +431,7 @@ async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
     let config = &*context.config;
     let Start { table, mappings, form, .. } = &opened.start;
     opened.stream.limit_memory(memory_limit(table, mappings, *form));
-    let tenure = Tenure::new(opened.stream.silence_limit(), opened.holder, Instant::now());
+    let tenure = Tenure::new(opened.stream.silence_limit(), opened.holder, Now::read());
     let refused =
         |error| Trouble::new(Reason::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));
     let acks = Arc::new(AckQueue::default());
@@ -425,7 +442,7 @@ async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
     let started = opened.start.server_started;
     let searcher = Searcher::new(&config.sink, config.source.event_source(), lineage, started);
     let (jobs, answers) = Jobs::new(Arc::new(searcher.map_err(refused)?), context.status.clone());
-    let writer = Writer::start(opened.sql, config, opened.history, opened.committed);
+    let writer = Writer::start(opened.sql, config, opened.history, opened.committed, context.status.clone());
     let Start { confirmed, copied, lineage, mappings, .. } = &opened.start;
     let pages = match opened.copy {
         None => {
@@ -434,7 +451,8 @@ async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
             None
         }
         Some(backfill) => {
-            let pages = Pages::start(&config.source, opened.history, mappings, backfill).await?;
+            let pages =
+                Pages::start(&config.source, &opened.server, opened.history, mappings, backfill).await?;
             tracing::info!(start = %confirmed, cursor = copied, "delivering the rows that were there before the slot");
             context.status.enter(Phase::Copying);
             Some(pages)

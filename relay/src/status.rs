@@ -21,8 +21,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use admin::Readiness;
 use outbox::Position;
-use pg_replication::EndLsn;
+use pg_replication::{EndLsn, Host};
 use serde_json::Value;
+use sqlx::postgres::PgConnection;
 
 pub use self::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase, SilentPartition, WaitsFor};
 use self::heartbeat::Heartbeat;
@@ -32,8 +33,11 @@ use crate::config::Config;
 use crate::dead_letter::Note;
 use crate::kafka::scan::Phantoms;
 use crate::postgres::source::SlotState;
-use crate::session::tenure::Sight;
+use crate::session::tenure::SlotSeen;
 use crate::trouble::{Reason, Trouble};
+
+/// How often a standby looks whether the slot is free: it takes over within about a second.
+pub const STANDBY_LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Shared between the session, the observer and the admin listener.
 #[derive(Clone)]
@@ -84,6 +88,9 @@ impl Status {
             slot_seen: None,
             slot_idle: None,
             looks_fail: None,
+            session_answered: None,
+            server: None,
+            standby_awaited: None,
             checkpoint: None,
             kafka: None,
             kafka_changed: now,
@@ -143,6 +150,10 @@ impl Status {
         };
         let was_open = state.is_open();
         state.move_to(phase);
+        // A session that has not begun may still have its connections.
+        if phase != Phase::Starting {
+            (state.server, state.session_answered, state.standby_awaited) = (None, None, None);
+        }
         let shown = Shown {
             reason: trouble.reason,
             what: trouble.what.clone(),
@@ -211,6 +222,7 @@ impl Status {
         }
         if numbers.received != state.numbers.received {
             state.received_moved = now;
+            state.standby_awaited = None;
         }
         state.numbers = numbers;
         state.unread.acknowledged(numbers.acknowledged);
@@ -255,21 +267,70 @@ impl Status {
         state.slot.as_ref()?.current
     }
 
-    /// The observer asked for the slot at `asked`, and this is what the server shows.
+    /// The observer asked for the slot at `asked`, and this is what the server shows. `checkpoint` is what it showed of
+    /// the checkpoint.
     pub fn slot(&self, asked: Instant, slot: Option<SlotState>, checkpoint: Option<CheckpointSeen>) {
         let mut state = self.state();
         state.looks_fail = None;
-        state.slot_seen = Some(asked);
         state.checkpoint = checkpoint.map(|checkpoint| (asked, checkpoint));
-        let idle = slot.as_ref().is_some_and(|slot| slot.active_pid.is_none());
-        state.slot_idle = if idle { Some(state.slot_idle.unwrap_or(asked)) } else { None };
-        if let Some(slot) = &slot {
-            state.unread.acknowledged(slot.confirmed.unwrap_or_default());
-            if let Some(current) = slot.current {
-                state.unread.seen(current, asked, checkpoint.map(|checkpoint| checkpoint.age));
+        state.slot_shows(asked, slot, checkpoint.map(|checkpoint| checkpoint.age));
+    }
+
+    /// The same over the session's own connection, which goes on while the observer cannot connect.
+    pub fn slot_by_session(&self, asked: Instant, slot: Option<SlotState>) {
+        let mut state = self.state();
+        state.session_answered = Some(asked);
+        state.slot_shows(asked, slot, None);
+    }
+
+    /// The session is connected to this address. Other connections go straight there.
+    pub fn connected_to(&self, server: &Host) {
+        self.state().server = Some(server.clone());
+    }
+
+    /// The address that the session is connected to; `None` when there is no session.
+    pub fn server(&self) -> Option<Host> {
+        self.state().server.clone()
+    }
+
+    /// The server said over the stream that it waits for a standby.
+    pub fn standby_awaited(&self, notice: &str) {
+        let mut state = self.state();
+        if state.standby_awaited.as_deref() != Some(notice) {
+            tracing::warn!("PostgreSQL says: {notice}");
+            state.standby_awaited = Some(notice.to_owned());
+        }
+    }
+
+    /// The slot as the server shows it, all zero where it has none; `None` while that is not known.
+    pub fn slot_now(&self) -> Option<SlotState> {
+        let state = self.state();
+        state.slot_is_known(Instant::now()).then(|| state.slot.clone().unwrap_or_default())
+    }
+
+    /// Whether the database answers, over whichever connection.
+    pub fn is_connected(&self) -> bool {
+        self.state().is_connected(Instant::now())
+    }
+
+    /// Whether another relay holds the slot.
+    pub fn stands_by(&self) -> bool {
+        self.state().phase == Phase::Standby
+    }
+
+    /// Waits until the server shows that nobody holds the slot, or until that cannot be seen. A standby that tries only
+    /// then leaves neither connections nor errors in the server's log.
+    pub async fn slot_released(&self) {
+        let since = Instant::now();
+        loop {
+            tokio::time::sleep(STANDBY_LOOK_EVERY).await;
+            let state = self.state();
+            let held = state.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
+            let seen = state.slot_seen.is_some_and(|seen| seen > since);
+            if state.looks_fail.is_some() || (seen && !held) {
+                return;
             }
         }
-        state.slot = slot;
     }
 
     /// The observer asked at `asked` and got no answer.
@@ -279,15 +340,10 @@ impl Status {
         state.looks_fail = Some((since, why));
     }
 
-    /// Has `judge` look at what the observer knows of the slot.
-    pub fn sight<T>(&self, judge: impl FnOnce(Sight<'_>) -> T) -> Option<T> {
+    /// Has `judge` look at what is known of the slot.
+    pub fn with_slot_seen<T>(&self, judge: impl FnOnce(SlotSeen<'_>) -> T) -> T {
         let state = self.state();
-        let sight = match (&state.looks_fail, state.slot_seen) {
-            (Some((since, _)), _) => Sight::Unanswered(*since),
-            (None, Some(asked)) => Sight::Seen(asked, state.slot.as_ref()),
-            (None, None) => return None,
-        };
-        Some(judge(sight))
+        judge(state.slot_seen.map(|asked| (asked, state.slot.as_ref())))
     }
 
     /// The heartbeat to send now: prefix and content, if the stream is open and one is due.
@@ -298,6 +354,26 @@ impl Status {
         }
         let content = state.heartbeat.due(Instant::now())?;
         Some((state.heartbeat.prefix().to_owned(), content))
+    }
+
+    /// Sends a heartbeat over `sql` if one is due. Delivery does not depend on it: a role that may not is told once.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub async fn send_heartbeat(&self, sql: &mut PgConnection) -> Result<(), sqlx::Error> {
+        let Some((prefix, content)) = self.heartbeat_due() else { return Ok(()) };
+        let message = sqlx::query("SELECT pg_logical_emit_message(false, $1, $2)").bind(prefix).bind(content);
+        let Err(error) = message.execute(sql).await else { return Ok(()) };
+        self.heartbeat_not_sent();
+        match error {
+            sqlx::Error::Database(error) => {
+                if self.state().heartbeat.is_first_refusal() {
+                    tracing::warn!("cannot send heartbeats; delivery goes on without them: {error}");
+                }
+                Ok(())
+            }
+            error => Err(error),
+        }
     }
 
     /// The heartbeat could not be sent.

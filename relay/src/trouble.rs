@@ -45,6 +45,8 @@ pub enum Reason {
     NoWritableHost,
     /// The two connections of a session lead to different servers.
     DifferentServers,
+    /// A connection pooler answers in place of the server.
+    ConnectionPooler,
     /// The role lacks a privilege.
     PermissionDenied,
     /// The database does not exist.
@@ -93,6 +95,8 @@ pub enum Reason {
     CheckpointStalled,
     /// The server has something to send, and nothing of it arrives.
     StreamStalled,
+    /// The server holds the stream back until its standbys have what is in it.
+    WaitingForStandby,
     /// This process was stopped or starved so long that another may hold the slot.
     ProcessPaused,
     /// No connection to Kafka.
@@ -136,6 +140,7 @@ impl Reason {
             | Reason::StreamStalled
             | Reason::SlotOrphaned
             | Reason::SlotCreationWaits
+            | Reason::WaitingForStandby
             | Reason::ProcessPaused
             | Reason::KafkaUnreachable
             | Reason::NoAcknowledgement
@@ -190,6 +195,9 @@ impl Reason {
             Reason::DifferentServers => {
                 "source.host leads to more than one server: list their names one by one, so that each leads to one"
             }
+            Reason::ConnectionPooler => {
+                "set source.host and source.port to PostgreSQL itself: replication and the relay's sessions do not work through a pooler"
+            }
             Reason::PermissionDenied => "grant the relay's role what docs/OUTBOX.md lists",
             Reason::DatabaseMissing => "check source.database",
             Reason::WalLevelTooLow => "set wal_level = logical in Postgres and restart it",
@@ -223,7 +231,9 @@ impl Reason {
                 "wait for these transactions, or end them: pg_terminate_backend() for a session, ROLLBACK PREPARED or COMMIT PREPARED, in its database, for a prepared one"
             }
             Reason::SlotMissing => "create the slot, or set source.slot.creationPolicy to IfMissing",
-            Reason::SlotUnsuitable => "choose another source.slot.name",
+            Reason::SlotUnsuitable => {
+                "choose another source.slot.name, or drop the slot if nothing else reads it, so that the relay creates its own"
+            }
             Reason::SlotLost => {
                 "rows committed since the last checkpoint may be missing in Kafka: see docs/OPERATIONS.md, 'The slot was lost'"
             }
@@ -241,6 +251,9 @@ impl Reason {
             }
             Reason::StreamStalled => {
                 "a large transaction is decoded first: wait for it, and look at pg_stat_replication and pg_stat_replication_slots; without one, look at the Postgres log"
+            }
+            Reason::WaitingForStandby => {
+                "start the standbys whose slots synchronized_standby_slots lists, or take the slots of those that are gone out of that setting"
             }
             Reason::ProcessPaused => {
                 "nothing, if the process or its machine was paused on purpose; otherwise give it CPU: look at limits, throttling and swap"

@@ -7,12 +7,13 @@ use tokio::time::timeout;
 
 use crate::command::{self, PgOutput, SlotOptions};
 use crate::connection::Connection;
+use crate::hosts::Route;
 use crate::report::{Notices, server_error};
 use crate::socket::Socket;
 use crate::startup::{self, Greeting};
 use crate::timeline::TimelineHistory;
 use crate::wire::{Flaw, Reader};
-use crate::{ConnectOptions, EndLsn, Error, Host, Lsn, Notice, Stream, Target, hosts};
+use crate::{ConnectOptions, EndLsn, Error, Host, Lsn, Notice, Stream, Target, hosts, settings};
 
 /// What initdb starts with.
 const FIRST_TIMELINE: u32 = 1;
@@ -48,8 +49,10 @@ pub type Row = Vec<Option<String>>;
 /// command says so.
 pub struct Client {
     connection: Connection,
-    host: Host,
+    route: Route,
     greeting: Greeting,
+    /// The server process is another than the greeting said.
+    pooled: bool,
     notices: Notices,
     answer_limit: Duration,
     /// An answer is still to be read.
@@ -69,26 +72,49 @@ impl Client {
         hosts::connect(options).await
     }
 
-    /// Logs in over a socket that has just been opened to `host`.
-    pub(crate) async fn start(socket: Socket, host: Host, options: &ConnectOptions) -> Result<Self, Error> {
+    /// Logs in over a socket that has just been opened.
+    pub(crate) async fn start(
+        socket: Socket,
+        route: Route,
+        options: &ConnectOptions,
+        with_settings: bool,
+    ) -> Result<Self, Error> {
         let mut connection = Connection::new(socket);
         let mut notices = Notices::default();
-        let greeting = startup::start(&mut connection, options, &mut notices).await?;
+        let greeting = startup::start(&mut connection, options, with_settings, &mut notices).await?;
         if options.target == Target::ReadWrite {
-            writable(&greeting).map_err(|why| Error::ReadOnly { server: host.to_string(), why })?;
+            writable(&greeting).map_err(|why| Error::ReadOnly { server: route.host.to_string(), why })?;
         }
-        let answer_limit = options.connect_timeout;
-        Ok(Client { connection, host, greeting, notices, answer_limit, busy: false })
+        let session = Session { route, greeting, pooled: false, answer_limit: options.connect_timeout };
+        let mut client = Client::resume(connection, notices, session);
+        for statement in settings::statements(client.greeting.version) {
+            client.simple_query(&statement).await?;
+        }
+        let process = command::process_id(client.simple_query(command::PROCESS_ID).await?);
+        client.pooled = process != Some(client.greeting.process_id);
+        client.greeting.process_id = process.unwrap_or_default();
+        Ok(client)
     }
 
     pub(crate) fn resume(connection: Connection, notices: Notices, session: Session) -> Self {
-        let Session { host, greeting, answer_limit } = session;
-        Client { connection, host, greeting, notices, answer_limit, busy: false }
+        let Session { route, greeting, pooled, answer_limit } = session;
+        Client { connection, route, greeting, pooled, notices, answer_limit, busy: false }
     }
 
     /// Which of the hosts this is a connection to.
     pub fn host(&self) -> &Host {
-        &self.host
+        &self.route.host
+    }
+
+    /// Which address of that host: another connection made with it leads to the same place.
+    pub fn address(&self) -> &Host {
+        &self.route.address
+    }
+
+    /// Whether a connection pooler or proxy answers in place of the server: it gave this connection a process id that
+    /// is not that of the server process behind it.
+    pub fn is_pooled(&self) -> bool {
+        self.pooled
     }
 
     /// The server's major version, such as 18.
@@ -188,17 +214,30 @@ impl Client {
         start: EndLsn,
         output: &PgOutput,
     ) -> Result<Stream, Error> {
-        let rows = self.prompt_answer(command::WAL_SENDER_TIMEOUT, "tell its wal_sender_timeout").await?;
-        let wal_sender_timeout = command::milliseconds(&rows)
-            .ok_or_else(|| Error::protocol("an answer without a wal_sender_timeout"))?;
+        let wal_sender_timeout = self.settle_timeout().await?;
         let limit = self.answer_limit;
         let late = |_| Error::Timeout { what: "start to stream", limit };
         timeout(limit, self.start_copy(&command::start_replication(slot, start, output)))
             .await
             .map_err(late)??;
-        let Client { host, greeting, answer_limit, .. } = self;
-        let session = Session { host, greeting, answer_limit };
+        let Client { route, greeting, pooled, answer_limit, .. } = self;
+        let session = Session { route, greeting, pooled, answer_limit };
         Ok(Stream::new(self.connection, self.notices, session, wal_sender_timeout, start))
+    }
+
+    /// The server's `wal_sender_timeout` if both sides notice a dead peer in useful time by it. Otherwise the default is
+    /// set for this connection: at 0 the server would keep the slot for a client that is gone.
+    async fn settle_timeout(&mut self) -> Result<Duration, Error> {
+        let what = "tell its wal_sender_timeout";
+        let rows = self.prompt_answer(command::WAL_SENDER_TIMEOUT, what).await?;
+        let configured = command::milliseconds(&rows)
+            .ok_or_else(|| Error::protocol("an answer without a wal_sender_timeout"))?;
+        let settled = command::useful_timeout(configured);
+        if settled != configured {
+            let set = format!("SET wal_sender_timeout = {}", settled.as_millis());
+            self.prompt_answer(&set, "set wal_sender_timeout").await?;
+        }
+        Ok(settled)
     }
 
     async fn start_copy(&mut self, command: &str) -> Result<(), Error> {
@@ -262,8 +301,9 @@ impl Client {
 
 /// What a stream keeps of its client, to become one again.
 pub(crate) struct Session {
-    host: Host,
+    route: Route,
     greeting: Greeting,
+    pooled: bool,
     answer_limit: Duration,
 }
 

@@ -14,6 +14,19 @@ pub const FAILOVER_SINCE: u32 = 17;
 pub(crate) const WAL_SENDER_TIMEOUT: &str =
     "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
 
+/// The server process behind a connection.
+pub(crate) const PROCESS_ID: &str = "SELECT pg_catalog.pg_backend_pid()";
+
+/// Shorter ones end healthy streams, longer ones keep the slot of a client that is gone.
+const USEFUL_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
+/// PostgreSQL's default.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A `wal_sender_timeout` by which both sides notice a dead peer.
+pub(crate) fn useful_timeout(configured: Duration) -> Duration {
+    if USEFUL_TIMEOUTS.contains(&configured) { configured } else { DEFAULT_TIMEOUT }
+}
+
 /// How a slot is created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SlotOptions {
@@ -111,6 +124,11 @@ pub(crate) fn history(rows: Vec<Row>) -> Option<String> {
     content
 }
 
+pub(crate) fn process_id(rows: Vec<Row>) -> Option<u32> {
+    let [id] = <[_; 1]>::try_from(only(rows)?).ok()?;
+    id?.parse().ok()
+}
+
 pub(crate) fn milliseconds(rows: &[Row]) -> Option<Duration> {
     let text = rows.first()?.first()?.as_ref()?;
     text.parse().ok().map(Duration::from_millis)
@@ -157,6 +175,15 @@ mod tests {
             start_replication("s\"x", start, &output),
             r#"START_REPLICATION SLOT "s""x" LOGICAL 16/B374D848 (proto_version '1', publication_names '"it''s","a""b\"', binary 'true', messages 'true')"#
         );
+    }
+
+    #[test]
+    fn a_timeout_that_notices_nobody_or_everybody_is_replaced() {
+        let seconds = Duration::from_secs;
+        for (configured, settled) in [(0, 60), (1, 1), (3, 3), (60, 60), (300, 300), (86_400, 60)] {
+            assert_eq!(useful_timeout(seconds(configured)), seconds(settled), "{configured} s");
+        }
+        assert_eq!(useful_timeout(Duration::from_millis(100)), seconds(60));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Which server: the hosts in their order, and every address of each, until one can be used.
 //!
-//! Names are resolved at each connect, because a fail-over is often a changed name record.
+//! Names are resolved at each connect, because a failover is often a changed DNS record. Each address has a limit of its
+//! own: one that swallows packets must not use up the time of the next.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::time::Duration;
 use std::{fmt, io};
 
 use tokio::net::lookup_host;
@@ -36,7 +36,7 @@ impl fmt::Display for Skipped {
 pub(crate) async fn connect(options: &ConnectOptions) -> Result<Client, Error> {
     let mut skipped = Vec::new();
     for host in &options.hosts {
-        let places = match resolve(host, options).await {
+        let places = match host.resolve(options.connect_timeout).await {
             Ok(places) => places,
             Err(error) => {
                 skipped.push(Skipped { server: host.to_string(), error });
@@ -53,48 +53,61 @@ pub(crate) async fn connect(options: &ConnectOptions) -> Result<Client, Error> {
     Err(one_error(skipped))
 }
 
-/// Where a server may be.
-enum Place<'a> {
-    Tcp { name: &'a str, address: SocketAddr },
-    Unix(PathBuf),
-}
+impl Host {
+    /// Every address of this host, in the order in which the system returns them: each is a [`Host::Address`], and a
+    /// Unix socket is the only one of its own.
+    ///
+    /// # Errors
+    /// [`Error::Connect`] when the name has no address, or was not resolved within `limit`.
+    pub async fn resolve(&self, limit: Duration) -> Result<Vec<Host>, Error> {
+        let Host::Tcp { host: name, port } = self else { return Ok(vec![self.clone()]) };
+        let unknown = |source| Error::Connect { server: self.to_string(), source };
+        let found = timeout(limit, lookup_host((name.as_str(), *port))).await;
+        let found = found.map_err(|_| unknown(io::Error::other("its name was not resolved in time")))?;
+        let address = |address| Host::Address { host: name.clone(), address };
+        let places: Vec<_> = found.map_err(unknown)?.map(address).collect();
+        if places.is_empty() {
+            return Err(unknown(io::Error::other("its name has no address")));
+        }
+        Ok(places)
+    }
 
-impl fmt::Display for Place<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    async fn open(&self, options: &ConnectOptions) -> Result<Socket, Error> {
         match self {
-            Place::Tcp { name, address } if *name == address.ip().to_string() => address.fmt(f),
-            Place::Tcp { name, address } => write!(f, "{name} ({address})"),
-            Place::Unix(path) => path.display().fmt(f),
+            Host::Address { host, address } => Socket::tcp(host, *address, &options.tls).await,
+            Host::Unix { directory, port } => Socket::unix(&Host::socket_path(directory, *port)).await,
+            Host::Tcp { .. } => {
+                let source = io::Error::other("its name was not resolved");
+                Err(Error::Connect { server: self.to_string(), source })
+            }
         }
     }
 }
 
-async fn resolve<'a>(host: &'a Host, options: &ConnectOptions) -> Result<Vec<Place<'a>>, Error> {
-    let (name, port) = match host {
-        Host::Tcp { host: name, port } => (name.as_str(), *port),
-        Host::Unix { directory, port } => return Ok(vec![Place::Unix(Host::socket_path(directory, *port))]),
-    };
-    let unknown = |source| Error::Connect { server: host.to_string(), source };
-    let limit = options.connect_timeout;
-    let found = timeout(limit, lookup_host((name, port))).await;
-    let found = found.map_err(|_| unknown(io::Error::other("its name was not resolved in time")))?;
-    let places: Vec<_> = found.map_err(unknown)?.map(|address| Place::Tcp { name, address }).collect();
-    if places.is_empty() {
-        return Err(unknown(io::Error::other("its name has no address")));
-    }
-    Ok(places)
-}
-
-async fn attempt(host: &Host, place: &Place<'_>, options: &ConnectOptions) -> Result<Client, Error> {
+/// Connects to one address. What refuses the settings in the startup message is a pooler: then without them, because
+/// they are set again after connecting.
+async fn attempt(host: &Host, place: &Host, options: &ConnectOptions) -> Result<Client, Error> {
     let limit = options.connect_timeout;
     let attempt = async {
-        let socket = match place {
-            Place::Tcp { name, address } => Socket::tcp(name, *address, &options.tls).await?,
-            Place::Unix(path) => Socket::unix(path).await?,
-        };
-        Client::start(socket, host.clone(), options).await
+        let route = Route { host: host.clone(), address: place.clone() };
+        let with_settings = Client::start(place.open(options).await?, route.clone(), options, true).await;
+        match with_settings {
+            Err(Error::Server(error)) if error.refuses_settings() => {
+                Client::start(place.open(options).await?, route, options, false).await
+            }
+            started => started,
+        }
     };
     timeout(limit, attempt).await.map_err(|_| Error::Timeout { what: "accept the connection", limit })?
+}
+
+/// The way that a connection took.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    /// As it was given.
+    pub(crate) host: Host,
+    /// Its address that was used.
+    pub(crate) address: Host,
 }
 
 /// With one server there is one error; with several, all of them count.

@@ -14,6 +14,7 @@ mod lsn;
 mod options;
 pub mod pgoutput;
 mod report;
+pub mod settings;
 mod socket;
 mod sqlstate;
 mod startup;

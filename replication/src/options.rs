@@ -1,6 +1,7 @@
 //! Where to connect, and as whom.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,8 +28,8 @@ pub struct ConnectOptions {
     pub database: String,
     /// What `pg_stat_activity` and the server's log call this connection.
     pub application_name: String,
-    /// How long reaching a server and authenticating may take together, for each address; also how long the server may take to
-    /// answer the commands that it answers at once.
+    /// How long one address may take to be reached and to authenticate; also how long resolving a name may take, and
+    /// how long the server may take to answer the commands that it answers immediately.
     pub connect_timeout: Duration,
 }
 
@@ -72,6 +73,14 @@ pub enum Host {
         /// Usually 5432.
         port: u16,
     },
+    /// One address of a host, as libpq's `host` with `hostaddr`: it is not resolved again, and the server's
+    /// certificate is for `host`.
+    Address {
+        /// Host name.
+        host: String,
+        /// Where to connect.
+        address: SocketAddr,
+    },
     /// On this machine; faster than TCP.
     Unix {
         /// The folder of the socket, such as `/var/run/postgresql`.
@@ -91,6 +100,8 @@ impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Host::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Host::Address { host, address } if *host == address.ip().to_string() => address.fmt(f),
+            Host::Address { host, address } => write!(f, "{host} ({address})"),
             Host::Unix { directory, port } => Host::socket_path(directory, *port).display().fmt(f),
         }
     }

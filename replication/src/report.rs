@@ -38,6 +38,13 @@ impl ServerError {
         }
         self.message.split(|c: char| !c.is_ascii_digit()).rfind(|run| !run.is_empty())?.parse().ok()
     }
+
+    /// Whether a connection is refused for a setting of its startup message: PgBouncer calls that a protocol violation, other
+    /// poolers a feature that is not supported, and a PostgreSQL that is too old does not know one.
+    pub(crate) fn refuses_settings(&self) -> bool {
+        [SqlState::PROTOCOL_VIOLATION, SqlState::FEATURE_NOT_SUPPORTED, SqlState::UNDEFINED_OBJECT]
+            .contains(&self.code)
+    }
 }
 
 impl fmt::Display for ServerError {
@@ -62,15 +69,45 @@ pub struct Notice {
     pub code: SqlState,
     /// The text, in the server's language.
     pub message: String,
+    /// More about it.
+    pub detail: Option<String>,
+    /// What the server suggests.
+    pub hint: Option<String>,
+    /// The source file of the server that reports it; not all servers say.
+    source_file: Option<String>,
 }
+
+/// The setting that makes a walsender wait for standbys (PostgreSQL 17 and newer). Names of settings are not translated.
+const STANDBY_SLOTS: &str = "synchronized_standby_slots";
 
 impl Notice {
     /// Whether this is PostgreSQL 18's "skipped loading publication": the publication did not exist where the
     /// stream is, and **changes are being left out in silence**. Stop and repair the publication.
     ///
-    /// Told by severity and code, because the text is translated.
+    /// Told by severity, code and the part of the server that says so, because the text is translated. The code alone
+    /// also stands for a standby that a stream waits for; of an unknown part the worse is assumed.
     pub fn skipped_publication(&self) -> bool {
-        self.severity == "WARNING" && self.code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE
+        let from_plugin = self.source_file.as_deref().is_none_or(|file| file == "pgoutput.c");
+        self.severity == "WARNING"
+            && self.code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE
+            && from_plugin
+            && !self.waits_for_standby()
+    }
+
+    /// Whether the server says that it holds the stream back until standbys have what is in it: one of the slots in
+    /// `synchronized_standby_slots` has no reader, is invalidated, or does not exist. No changes are left out.
+    pub fn waits_for_standby(&self) -> bool {
+        self.severity == "WARNING" && self.message.contains(STANDBY_SLOTS)
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.severity, self.code, self.message)?;
+        for more in [&self.detail, &self.hint].into_iter().flatten() {
+            write!(f, " ({more})")?;
+        }
+        Ok(())
     }
 }
 
@@ -80,8 +117,8 @@ pub(crate) struct Notices(Vec<Notice>);
 
 impl Notices {
     pub(crate) fn receive(&mut self, body: &[u8]) -> Result<(), Flaw> {
-        let Fields { severity, code, message, .. } = Fields::parse(body)?;
-        let notice = Notice { severity, code, message };
+        let Fields { severity, code, message, detail, hint, source_file } = Fields::parse(body)?;
+        let notice = Notice { severity, code, message, detail, hint, source_file };
         // A walsender repeats its warning for every transaction.
         if self.0.len() < MAX_NOTICES && !self.0.contains(&notice) {
             self.0.push(notice);
@@ -95,7 +132,7 @@ impl Notices {
 }
 
 pub(crate) fn server_error(body: &[u8]) -> Result<ServerError, Flaw> {
-    let Fields { severity, code, message, detail, hint } = Fields::parse(body)?;
+    let Fields { severity, code, message, detail, hint, .. } = Fields::parse(body)?;
     Ok(ServerError { code, severity, message, detail, hint })
 }
 
@@ -106,6 +143,7 @@ struct Fields {
     message: String,
     detail: Option<String>,
     hint: Option<String>,
+    source_file: Option<String>,
 }
 
 impl Fields {
@@ -116,6 +154,7 @@ impl Fields {
             message: String::new(),
             detail: None,
             hint: None,
+            source_file: None,
         };
         let mut reader = Reader::new(body);
         loop {
@@ -128,10 +167,13 @@ impl Fields {
             let text = || String::from_utf8_lossy(value.get(..MAX_TEXT_BYTES).unwrap_or(value)).into_owned();
             match kind {
                 b'V' => fields.severity = text(),
+                // Translated; poolers send no other.
+                b'S' if fields.severity.is_empty() => fields.severity = text(),
                 b'C' => fields.code = SqlState::parse(value),
                 b'M' => fields.message = text(),
                 b'D' => fields.detail = Some(text()),
                 b'H' => fields.hint = Some(text()),
+                b'F' => fields.source_file = Some(text()),
                 _ => {}
             }
         }
@@ -178,6 +220,34 @@ mod tests {
         ]));
         let text = error.unwrap().to_string();
         assert_eq!(text, "PostgreSQL says: ERROR 42501: permission denied (Grant it.)");
+    }
+
+    fn notice(code: &str, message: &str, file: Option<&str>) -> Notice {
+        let mut fields = vec![(b'V', "WARNING"), (b'C', code), (b'M', message)];
+        fields.extend(file.map(|file| (b'F', file)));
+        let mut notices = Notices::default();
+        notices.receive(&body(&fields)).unwrap();
+        notices.take().remove(0)
+    }
+
+    #[test]
+    fn a_stream_that_waits_for_a_standby_leaves_nothing_out() {
+        let skipped = |notice: &Notice| (notice.skipped_publication(), notice.waits_for_standby());
+        let text = "Laden der Publikation »p« übersprungen";
+        assert_eq!(skipped(&notice("55000", text, Some("pgoutput.c"))), (true, false));
+        assert_eq!(skipped(&notice("55000", text, None)), (true, false), "of an unknown part");
+        assert_eq!(skipped(&notice("55000", "anything", Some("slot.c"))), (false, false));
+        let text = "Replikations-Slot »s«, angegeben im Parameter »synchronized_standby_slots«, …";
+        for (code, file) in [("55000", Some("slot.c")), ("55000", None), ("22023", Some("slot.c"))] {
+            assert_eq!(skipped(&notice(code, text, file)), (false, true), "{code} {file:?}");
+        }
+    }
+
+    #[test]
+    fn a_pooler_names_its_severity_in_the_other_field() {
+        let error = server_error(&body(&[(b'S', "FATAL"), (b'C', "08P01"), (b'M', "no")])).unwrap();
+        assert_eq!(error.to_string(), "PostgreSQL says: FATAL 08P01: no");
+        assert!(error.refuses_settings());
     }
 
     #[test]

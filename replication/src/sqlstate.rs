@@ -35,6 +35,10 @@ impl SqlState {
     pub const CRASH_SHUTDOWN: SqlState = SqlState(*b"57P02");
     /// The server is starting, stopping or recovering.
     pub const CANNOT_CONNECT_NOW: SqlState = SqlState(*b"57P03");
+    /// What was sent is no part of the protocol; a pooler says so of all that it does not support.
+    pub const PROTOCOL_VIOLATION: SqlState = SqlState(*b"08P01");
+    /// The server does not support it.
+    pub const FEATURE_NOT_SUPPORTED: SqlState = SqlState(*b"0A000");
     /// A message of the server without a code.
     pub const UNKNOWN: SqlState = SqlState(*b"XX000");
 

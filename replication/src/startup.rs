@@ -6,7 +6,7 @@ use crate::authentication::authenticate;
 use crate::connection::Connection;
 use crate::report::{Notices, server_error};
 use crate::wire::Reader;
-use crate::{ConnectOptions, Error};
+use crate::{ConnectOptions, Error, settings};
 
 /// What the server tells about itself before it is ready.
 #[derive(Debug, Default)]
@@ -24,27 +24,24 @@ pub(crate) struct Greeting {
 pub(crate) async fn start(
     connection: &mut Connection,
     options: &ConnectOptions,
+    with_settings: bool,
     notices: &mut Notices,
 ) -> Result<Greeting, Error> {
-    frontend::startup_message(parameters(options), connection.output())?;
+    frontend::startup_message(parameters(options, with_settings), connection.output())?;
     authenticate(connection, options, notices).await?;
     greet(connection, notices).await
 }
 
-/// Values in text form must not depend on how the server or the role is configured.
-fn parameters(options: &ConnectOptions) -> [(&str, &str); 10] {
-    [
-        ("user", &options.user),
+fn parameters(options: &ConnectOptions, with_settings: bool) -> Vec<(&str, &str)> {
+    let mut parameters = vec![
+        ("user", options.user.as_str()),
         ("database", &options.database),
         ("replication", "database"),
         ("application_name", &options.application_name),
-        ("client_encoding", "UTF8"),
-        ("datestyle", "ISO"),
-        ("intervalstyle", "postgres"),
-        ("timezone", "UTC"),
-        ("extra_float_digits", "3"),
-        ("bytea_output", "hex"),
-    ]
+    ];
+    let settings = settings::at_startup().map(|setting| (setting.name, setting.value));
+    parameters.extend(settings.filter(|_| with_settings));
+    parameters
 }
 
 /// Reads what the server tells about itself until it is ready.
@@ -108,7 +105,7 @@ mod tests {
             options.tls.channel_binding = demand;
             options.password = Some(Password::new("sesame"));
             let mut connection = Connection::new(Socket::Unix(ours));
-            start(&mut connection, &options, &mut Notices::default()).await
+            start(&mut connection, &options, true, &mut Notices::default()).await
         })
     }
 

@@ -12,6 +12,7 @@ use super::admin_client::ask;
 use super::{Format, print};
 use crate::config::Config;
 use crate::postgres::checkpoint::TABLE;
+use crate::postgres::connection;
 use crate::postgres::source::{self, SlotState};
 use crate::trouble::{Trouble, chain};
 
@@ -37,7 +38,7 @@ enum Oldest {
 
 /// Prints how far behind delivery is.
 pub async fn lag(config: &Config, format: Format) -> Result<(), Trouble> {
-    let mut sql = source::connect(&config.source, "lag").await?;
+    let mut sql = connection::connect(&config.source, "lag").await?;
     let database = InDatabase {
         slot: source::slot_state(&mut sql, &config.source.slot.name).await?,
         checkpoint: checkpoint(&mut sql, config).await?,

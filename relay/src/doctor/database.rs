@@ -4,15 +4,16 @@ use std::time::Instant;
 
 use admin::Finding;
 use chrono::{DateTime, Utc};
+use pg_replication::Host;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use super::{Topics, found, troubled};
+use super::{Topics, found, troubled, walsender};
 use crate::config::{Config, CreationPolicy, StartAt, quote};
 use crate::postgres::checkpoint::{self, TABLE};
 use crate::postgres::holder::{self, Holder};
 use crate::postgres::source::{self, PublicationState};
-use crate::postgres::{awaited, columns, grants, publication, table};
+use crate::postgres::{awaited, columns, connection, grants, publication, table};
 use crate::session::{self, occupied};
 use crate::trouble::{Reason, Trouble};
 
@@ -32,8 +33,8 @@ pub struct Examined {
 /// Makes the checks of the source.
 pub async fn examine(config: &Config) -> Examined {
     let mut topics = Topics::new();
-    let mut sql = match source::connect(&config.source, "doctor").await {
-        Ok(sql) => sql,
+    let (mut sql, server_address) = match connection::connect_first(&config.source, "doctor", None).await {
+        Ok(connected) => connected,
         Err(trouble) => return Examined { findings: vec![troubled("database", &trouble)], topics },
     };
     let sql = &mut sql;
@@ -49,9 +50,10 @@ pub async fn examine(config: &Config) -> Examined {
         found("outbox grants", outbox_grants(sql, config).await),
         found("publication", published(sql, config).await),
         found("slot", slot(sql, config).await),
-        found("delivery", verdict(sql, config).await),
+        found("delivery", verdict(sql, config, &server_address).await),
+        found("standbys", walsender::standbys(sql, config).await),
         found("WAL limit", wal_limit(sql).await),
-        found("walsender timeout", sender_timeout(sql).await),
+        found("walsender timeout", walsender::timeout(sql).await),
         found("places", places(sql, config).await),
     ];
     match checkpoint::load(sql, config).await {
@@ -240,6 +242,7 @@ async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, Troubl
             }
         });
     };
+    session::verdict::check_suitable(&config.source, &slot)?;
     let wal = slot.wal_status.as_deref().unwrap_or("unknown");
     if wal == "unreserved" {
         let message = format!("{name} will be lost at the next checkpoint: its WAL status is unreserved");
@@ -276,30 +279,15 @@ async fn held(sql: &mut PgConnection, config: &Config, holder: &Holder) -> Resul
 
 /// What a relay would decide now, from checkpoint, slot and server. Needs a replication connection, so it also tells
 /// whether one is let in.
-async fn verdict(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn verdict(sql: &mut PgConnection, config: &Config, server: &Host) -> Result<Finding, Trouble> {
     const CHECK: &str = "delivery";
-    Ok(match session::foresee(sql, config).await {
+    Ok(match session::foresee(sql, config, server).await {
         Ok(plan) => Finding::ok(CHECK, plan),
         Err(held) if held.reason == Reason::SlotActive => {
             Finding::ok(CHECK, "the slot is being created; a relay that starts now would stand by")
         }
         Err(trouble) => return Err(trouble),
     })
-}
-
-/// Without it PostgreSQL keeps a walsender whose relay is gone.
-async fn sender_timeout(sql: &mut PgConnection) -> Result<Finding, Trouble> {
-    const CHECK: &str = "walsender timeout";
-    let timeout: String =
-        sqlx::query_scalar("SELECT current_setting('wal_sender_timeout')").fetch_one(sql).await?;
-    if timeout == "0" {
-        return Ok(Finding::warn(
-            CHECK,
-            "wal_sender_timeout is 0: PostgreSQL may hold the slot for a relay that is gone",
-            "set it to 60s; until then the next relay ends such a walsender, after up to 90 s",
-        ));
-    }
-    Ok(Finding::ok(CHECK, format!("wal_sender_timeout is {timeout}")))
 }
 
 async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, Trouble> {

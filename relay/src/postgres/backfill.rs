@@ -5,6 +5,7 @@
 //! and the copy can go on where another one ended.
 
 use futures::TryStreamExt;
+use pg_replication::Host;
 use pg_replication::pgoutput::Column;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row, ValueRef};
@@ -15,7 +16,7 @@ use crate::event::column_type::ColumnType;
 use crate::event::row::{Layout, is_read};
 use crate::postgres::checkpoint::History;
 use crate::postgres::columns::{self, TableColumn, text_form};
-use crate::postgres::source;
+use crate::postgres::{connection, source};
 use crate::routing::mapping::Mappings;
 use crate::trouble::{Reason, Trouble};
 
@@ -73,18 +74,17 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Connects and begins to read what `mappings` need.
+    /// Connects to `server`, where the stream comes from, and begins to read what `mappings` need.
     pub async fn start(
         source: &Source,
+        server: &Host,
         history: History,
         mappings: &Mappings,
         backfill: Backfill,
     ) -> Result<Pages, Trouble> {
-        let mut sql = source::connect(source, "start").await?;
+        let access = connection::access(source)?;
+        let mut sql = connection::connect_to(source, &access, server, "start").await?;
         source::check_same_server(&mut sql, history).await?;
-        // A policy must not hide rows: with this the statement fails instead.
-        sqlx::query("SET row_security = off").execute(&mut sql).await?;
-        columns::fix_text_forms(&mut sql).await?;
         let columns = columns(&mut sql, source, mappings).await?;
         let route_by = &mappings.current.rule.routing.by_field;
         let read = columns.iter().map(|column| (column.name.as_str(), read_as(&column.kind)));

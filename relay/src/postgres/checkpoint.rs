@@ -154,13 +154,6 @@ fn progressed(row: &PgRow) -> Result<Progressed, Trouble> {
     }
 }
 
-/// Keeps the connection over which the row is written from waiting for a synchronous standby: one that is away must not
-/// hold up deliveries that have happened.
-pub async fn commit_locally(sql: &mut PgConnection) -> Result<(), Trouble> {
-    sqlx::query("SET synchronous_commit = local").execute(sql).await?;
-    Ok(())
-}
-
 /// Writes the row of a relay that has none, before its slot is created: its delivered snapshot is the empty one, so
 /// from then on nobody drops rows this relay has not confirmed.
 pub async fn register(sql: &mut PgConnection, config: &Config, history: History) -> Result<(), Trouble> {

@@ -72,14 +72,3 @@ pub fn layout(columns: &[TableColumn], route_by: &str) -> Result<Layout, Trouble
     Layout::new(published.map(|column| (column.name.as_str(), column.kind.clone())), route_by)
         .map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))
 }
-
-/// Makes text forms those of the stream, whatever server and role are set to.
-pub async fn fix_text_forms(sql: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(
-        "SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; SET extra_float_digits = 3; \
-         SET bytea_output = 'hex'",
-    )
-    .execute(sql)
-    .await
-    .map(drop)
-}

@@ -2,7 +2,8 @@
 //! the same.
 //!
 //! sqlx has TLS of its own, which trusts the public root CAs besides those given, and refuses certificates that libpq and
-//! the stream accept. So TLS is this process's: sqlx speaks without it to a socket of this process, behind which is the
+//! the stream accept; and it has one field for the name that the certificate is for and for the address, so that it would try
+//! the addresses of a name one after another, without a limit for each. So TLS is this process's: sqlx speaks without it to a socket of this process, behind which is the
 //! encrypted connection. The socket has a name that cannot be guessed and is no file; only this process may connect to it.
 
 use std::io;
@@ -11,51 +12,43 @@ use pg_replication::{Host, TlsMode, TlsOptions, open_socket};
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{UnixListener, UnixStream, lookup_host};
+use tokio::net::{UnixListener, UnixStream};
 use uuid::Uuid;
+
+use super::connection::CONNECT_WITHIN;
 
 /// The port in the name of the socket, where libpq's convention wants one.
 const PORT: u16 = 5432;
 
-/// Connects to a host as `tls` demands. Unix sockets are not encrypted.
+/// Connects to exactly this address as `tls` demands; a name is resolved to its first. Unix sockets are not encrypted.
 pub async fn connect(
     options: PgConnectOptions,
     host: &Host,
     tls: &TlsOptions,
 ) -> Result<PgConnection, sqlx::Error> {
     let options = options.ssl_mode(PgSslMode::Disable);
-    match host {
+    let resolved = match host {
+        Host::Tcp { .. } => host.resolve(CONNECT_WITHIN).await.map_err(failed)?.into_iter().next(),
+        _ => None,
+    };
+    match resolved.as_ref().unwrap_or(host) {
         Host::Unix { directory, port } => options.socket(directory).port(*port).connect().await,
-        Host::Tcp { host, port } if tls.mode == TlsMode::Disable => {
-            options.host(host).port(*port).connect().await
+        Host::Address { address, .. } if tls.mode == TlsMode::Disable => {
+            options.host(&address.ip().to_string()).port(address.port()).connect().await
         }
-        Host::Tcp { host, port } => {
-            let server =
-                open(host, *port, tls).await.map_err(|error| sqlx::Error::Io(io::Error::other(error)))?;
+        Host::Address { host, address } => {
+            let server = open_socket(host, *address, tls).await.map_err(failed)?;
             let way = Way::new().map_err(sqlx::Error::Io)?;
             let options = options.socket(&way.directory).port(PORT);
             let leading = async { way.lead_to(server).await.map_err(sqlx::Error::Io) };
             Ok(tokio::try_join!(leading, options.connect())?.1)
         }
+        Host::Tcp { .. } => Err(sqlx::Error::Io(io::ErrorKind::AddrNotAvailable.into())),
     }
 }
 
-/// Opens an encrypted connection to the first address of a host that can be used.
-async fn open(
-    host: &str,
-    port: u16,
-    tls: &TlsOptions,
-) -> Result<impl AsyncRead + AsyncWrite + Send + Unpin + use<>, pg_replication::Error> {
-    let server = || format!("{host}:{port}");
-    let unknown = |source| pg_replication::Error::Connect { server: server(), source };
-    let mut failed = unknown(io::Error::other("its name has no address"));
-    for address in lookup_host((host, port)).await.map_err(unknown)? {
-        match open_socket(host, address, tls).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
+fn failed(error: pg_replication::Error) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::other(error))
 }
 
 /// A socket that takes one connection.

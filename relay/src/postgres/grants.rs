@@ -27,23 +27,39 @@ pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Res
 /// # Errors
 /// The database does not answer.
 pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<String>, Trouble> {
-    // On Amazon RDS nobody has the attribute; membership stands for it.
+    // On Amazon RDS no role gets the attribute; membership in this one stands for it.
     let may: Option<(bool, bool)> = sqlx::query_as(
         "SELECT rolcanlogin, rolsuper OR rolreplication OR EXISTS (
                     SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER'))
          FROM pg_roles r WHERE rolname = $1",
     )
     .bind(role)
-    .fetch_optional(sql)
+    .fetch_optional(&mut *sql)
     .await?;
+    let on_rds: bool =
+        sqlx::query_scalar("SELECT to_regrole('rds_replication') IS NOT NULL").fetch_one(sql).await?;
     let role = quote(role);
     Ok(match may {
         Some((true, true)) => None,
         Some((false, true)) => Some(format!("ALTER ROLE {role} LOGIN")),
+        Some((true, false)) if on_rds => Some(format!("GRANT rds_replication TO {role}")),
+        Some((false, false)) if on_rds => {
+            Some(format!("ALTER ROLE {role} LOGIN; GRANT rds_replication TO {role}"))
+        }
+        None if on_rds => Some(format!("CREATE ROLE {role} LOGIN; GRANT rds_replication TO {role}")),
         Some((true, false)) => Some(format!("ALTER ROLE {role} REPLICATION")),
         Some((false, false)) => Some(format!("ALTER ROLE {role} LOGIN REPLICATION")),
         None => Some(format!("CREATE ROLE {role} LOGIN REPLICATION")),
     })
+}
+
+/// How a role gets the right to open replication connections, on a server of one's own and on managed ones.
+pub fn ways_to_replicate(role: &str) -> String {
+    let role = quote(role);
+    format!(
+        "ALTER ROLE {role} REPLICATION as a superuser (Cloud SQL, AlloyDB and Azure: as the administrator); \
+         on Amazon RDS and Aurora, where no role gets the attribute: GRANT rds_replication TO {role}"
+    )
 }
 
 /// To get into the database and to the tables.

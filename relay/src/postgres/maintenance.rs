@@ -8,8 +8,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
 use crate::config::Config;
-use crate::postgres::source;
-use crate::status::metrics::Metrics;
+use crate::postgres::connection;
 use crate::status::{Maintained, Status};
 use crate::trouble::Trouble;
 
@@ -34,7 +33,7 @@ struct Done {
 pub async fn maintain(config: Config, status: Status) {
     let mut last_logged = None;
     loop {
-        let called = tokio::time::timeout(CALL_WITHIN, call_until_done(&config)).await;
+        let called = tokio::time::timeout(CALL_WITHIN, call_until_done(&config, &status)).await;
         let (held, error) = match called {
             Ok(Ok(held)) => (held, None),
             Ok(Err(trouble)) => (None, Some(trouble.what)),
@@ -52,11 +51,12 @@ pub async fn maintain(config: Config, status: Status) {
 
 /// Calls again as long as a call did something: each does a small part, because it keeps its locks until it ends.
 /// Returns what could not be done.
-async fn call_until_done(config: &Config) -> Result<Option<String>, Trouble> {
+async fn call_until_done(config: &Config, status: &Status) -> Result<Option<String>, Trouble> {
     let function = config.source.table.sibling("outbox_maintain");
     let call = format!("SELECT * FROM {function}(make_interval(hours => $1), make_interval(hours => $2))");
     let hours = |hours: u32| i32::try_from(hours).unwrap_or(i32::MAX);
-    let mut sql = source::connect(&config.source, "maintenance").await?;
+    let server = status.server();
+    let (mut sql, _) = connection::connect_first(&config.source, "maintenance", server.as_ref()).await?;
     let (mut made, mut dropped, mut deleted) = (0, 0, 0);
     let held = loop {
         let done: Done = sqlx::query_as(AssertSqlSafe(call.as_str()))
@@ -98,13 +98,9 @@ fn log(held: Option<&str>, error: Option<&str>) {
     }
 }
 
-/// Shows the state of the partitions in metrics. A table without `outbox_partition_state`, or a role that may not call
-/// it, shows -1.
-pub async fn show_partitions(
-    config: &Config,
-    sql: &mut PgConnection,
-    metrics: &Metrics,
-) -> Result<(), sqlx::Error> {
+/// How many rows are in the DEFAULT partition, and how many seconds ago the range of the oldest partition ended: -1 each
+/// for a table without `outbox_partition_state`, or a role that may not call it.
+pub async fn partition_state(config: &Config, sql: &mut PgConnection) -> Result<(i64, f64), sqlx::Error> {
     let function = config.source.table.sibling("outbox_partition_state");
     // Asked first: a call that is refused would be an error in the server's log each time.
     let may_call: bool =
@@ -112,13 +108,9 @@ pub async fn show_partitions(
             .bind(format!("{function}()"))
             .fetch_one(&mut *sql)
             .await?;
-    let (default_rows, oldest_age): (i64, f64) = if may_call {
-        let call = format!("SELECT default_rows, oldest_age FROM {function}()");
-        sqlx::query_as(AssertSqlSafe(call)).fetch_one(&mut *sql).await?
-    } else {
-        (-1, -1.0)
-    };
-    metrics.default_partition_rows.set(default_rows);
-    metrics.oldest_partition_age_seconds.set(oldest_age);
-    Ok(())
+    if !may_call {
+        return Ok((-1, -1.0));
+    }
+    let call = format!("SELECT default_rows, oldest_age FROM {function}()");
+    sqlx::query_as(AssertSqlSafe(call)).fetch_one(&mut *sql).await
 }

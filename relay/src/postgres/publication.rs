@@ -5,11 +5,13 @@
 //! So every checkpoint is written only while the publication is what it was at the one before, in one statement with
 //! that comparison: nothing beyond a change is ever confirmed, and the change is a gap that is shown.
 
+use pg_replication::Host;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::config::{Config, Source};
 use crate::postgres::checkpoint;
+use crate::postgres::connection;
 use crate::postgres::source;
 use crate::postgres::table;
 use crate::trouble::{Reason, Trouble};
@@ -39,11 +41,12 @@ pub async fn settle(sql: &mut PgConnection, config: &Config) -> Result<Option<u3
 }
 
 /// Postgres 15 to 17 end the stream with the same code for a publication that is gone as for a slot.
-pub async fn told_apart(trouble: Trouble, config: &Config) -> Trouble {
+pub async fn told_apart(trouble: Trouble, config: &Config, server: Option<&Host>) -> Trouble {
     if trouble.reason != Reason::SlotLost {
         return trouble;
     }
-    let Ok(mut sql) = source::connect(&config.source, "session").await else { return trouble };
+    let connected = connection::connect_first(&config.source, "session", server).await;
+    let Ok((mut sql, _)) = connected else { return trouble };
     unchanged(&mut sql, config).await.err().unwrap_or(trouble)
 }
 

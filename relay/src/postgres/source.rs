@@ -4,101 +4,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pg_replication::{Client, EndLsn, Host, Password, Target};
+use pg_replication::EndLsn;
 use serde_json::Value;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::config::{Access, CreationPolicy, Source, quote};
+use crate::config::{CreationPolicy, Source, quote};
 use crate::postgres::checkpoint::History;
-use crate::postgres::encrypted;
-use crate::postgres::holder::STREAM;
 use crate::postgres::table::GENERATED_SINCE;
-use crate::trouble::{Reason, Trouble, chain, reason_of_all, reason_of_connection};
+use crate::trouble::{Reason, Trouble};
 
 /// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
 const OLDEST_SERVER: i32 = 150_000;
-
-/// A host that swallows packets must not hold up the reason being shown.
-pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-
-/// What is read anew for each attempt to connect.
-pub fn access(source: &Source) -> Result<Access, Trouble> {
-    Access::read(source).map_err(|error| Trouble::new(Reason::CredentialsUnreadable, error.to_string()))
-}
-
-/// Opens the replication connection, to the first host that can be used.
-pub async fn connect_replication(source: &Source, access: Access) -> Result<Client, Trouble> {
-    let options = pg_replication::ConnectOptions {
-        hosts: access.hosts,
-        target: Target::ReadWrite,
-        tls: access.tls,
-        user: source.user.clone(),
-        password: access.password.map(|password| Password::new(password.reveal())),
-        database: source.database.clone(),
-        application_name: STREAM.into(),
-        connect_timeout: CONNECT_WITHIN,
-    };
-    Client::connect(&options).await.map_err(|error| {
-        let what = format!(
-            "cannot connect to Postgres at {}, database {}: {}",
-            source.host,
-            source.database,
-            chain(&error)
-        );
-        Trouble::new(reason_of_connection(&error), what)
-    })
-}
-
-/// Opens an SQL connection to the first host that takes writes; `purpose` is shown in `pg_stat_activity`.
-pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, Trouble> {
-    let access = access(source)?;
-    let mut troubles = Vec::new();
-    for host in &access.hosts {
-        match connect_to(source, &access, host, purpose).await {
-            Ok(connection) => return Ok(connection),
-            Err(trouble) => troubles.push(trouble),
-        }
-    }
-    let reason = reason_of_all(troubles.iter().map(|trouble| trouble.reason));
-    let all: Vec<String> = troubles.into_iter().map(|trouble| trouble.what).collect();
-    Err(Trouble::new(reason, all.join(" | ")))
-}
-
-/// Opens an SQL connection to one host, which must take writes.
-pub async fn connect_to(
-    source: &Source,
-    access: &Access,
-    host: &Host,
-    purpose: &str,
-) -> Result<PgConnection, Trouble> {
-    let connecting = async {
-        let options = connect_options(source, access, purpose);
-        let mut sql = Box::pin(encrypted::connect(options, host, &access.tls)).await?;
-        let read_only: String = sqlx::query_scalar("SHOW transaction_read_only").fetch_one(&mut sql).await?;
-        match read_only.as_str() {
-            "off" => Ok(sql),
-            _ => Err(Trouble::new(Reason::NoWritableHost, "it is a standby, or set read-only")),
-        }
-    };
-    let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
-    let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
-    connected.map_err(late).flatten().map_err(|trouble| {
-        let place = format!("{host}, database {}", source.database);
-        Trouble::new(trouble.reason, format!("cannot connect to Postgres at {place}: {}", trouble.what))
-    })
-}
-
-fn connect_options(source: &Source, access: &Access, purpose: &str) -> PgConnectOptions {
-    let options = PgConnectOptions::new_without_pgpass()
-        .database(&source.database)
-        .username(&source.user)
-        .application_name(&format!("outbox-relay {purpose}"));
-    match &access.password {
-        Some(password) => options.password(password.reveal()),
-        None => options,
-    }
-}
 
 /// Demands that an SQL connection leads to the server that the stream comes from: a name may have the addresses of
 /// several, and a checkpoint written on one says nothing about the other.
@@ -288,6 +205,9 @@ pub struct SlotState {
     pub current: Option<EndLsn>,
     /// For how long nobody has held it, by the server's account (Postgres 17 and newer).
     pub inactive_for: Option<Duration>,
+    /// The standbys' slots that its holder waits for at the moment: the value of `synchronized_standby_slots`
+    /// (Postgres 17 and newer).
+    pub waits_for_standbys: Option<String>,
 }
 
 impl SlotState {
@@ -313,7 +233,9 @@ pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<Slo
     let row = sqlx::query(
         "SELECT to_jsonb(s) AS slot, pg_current_wal_lsn()::text AS current,
                 extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8
-                    AS inactive_for
+                    AS inactive_for,
+                (SELECT current_setting('synchronized_standby_slots', true) FROM pg_stat_activity a
+                 WHERE a.pid = s.active_pid AND a.wait_event = 'WaitForStandbyConfirmation') AS standbys
          FROM pg_replication_slots s WHERE slot_name = $1",
     )
     .bind(slot)
@@ -340,6 +262,7 @@ pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<Slo
         inactive_for: row
             .try_get::<Option<f64>, _>("inactive_for")?
             .and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok()),
+        waits_for_standbys: row.try_get("standbys")?,
     }))
 }
 

@@ -21,8 +21,8 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::delivery::Refusal;
 use crate::postgres::checkpoint::History;
+use crate::postgres::connection;
 use crate::postgres::holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, shown};
-use crate::postgres::source;
 use crate::trouble::{Reason, Trouble, reason_of_sqlstate};
 
 /// How long a stream may be without its session before it counts as an orphan: a relay notices the end of its session within
@@ -62,7 +62,7 @@ impl Memory {
     pub async fn end_creation(&mut self, config: &Config) {
         let Some(own) = self.own.take().filter(|_| self.creating) else { return };
         let ending = async {
-            let mut sql = source::connect(&config.source, "end of creation").await?;
+            let mut sql = connection::connect(&config.source, "end of creation").await?;
             Ok::<bool, Trouble>(holder::end(&mut sql, &own.walsender).await?)
         };
         let slot = &config.source.slot.name;

@@ -23,7 +23,7 @@ use crate::kafka::sink::AckQueue;
 use crate::postgres::checkpoint::{Committed, Progress, Writer};
 use crate::session::Context;
 use crate::session::ended::Ended;
-use crate::session::tenure::Tenure;
+use crate::session::tenure::{Now, Tenure};
 use crate::status::metrics::Metrics;
 use crate::status::{HoldUp, Numbers, Phase, Status};
 use crate::trouble::{Reason, Trouble};
@@ -125,7 +125,7 @@ impl Pump {
         let mut draining: Option<Instant> = None;
         loop {
             // Before anything else: after a pause nothing more may be sent.
-            self.tenure.turn(Instant::now())?;
+            self.tenure.turn(Now::read())?;
             self.delivery.settle_acks()?;
             self.confirm()?;
             let may_read = draining.is_none() || self.delivery.in_transaction();
@@ -284,7 +284,7 @@ impl Pump {
     fn tick(&mut self) -> Result<(), Trouble> {
         self.delivery.watch(self.writer.committed().revision)?;
         let reading = self.hold_up().is_none();
-        self.status.sight(|sight| self.tenure.check(Instant::now(), reading, sight)).transpose()?;
+        self.status.with_slot_seen(|seen| self.tenure.check(Instant::now(), reading, seen))?;
         if self.stream.confirmed_sent() == self.requested.confirmed {
             failpoint::pass(Boundary::StatusSent);
         }
@@ -354,9 +354,13 @@ impl Pump {
     fn refuse_notices(&mut self) -> Result<(), Trouble> {
         for notice in self.stream.take_notices() {
             if notice.skipped_publication() {
-                return Err(Trouble::new(Reason::PublicationMissing, notice.message));
+                return Err(Trouble::new(Reason::PublicationMissing, notice.to_string()));
             }
-            tracing::warn!(sqlstate = %notice.code, "Postgres: {}", notice.message);
+            if notice.waits_for_standby() {
+                self.status.standby_awaited(&notice.to_string());
+            } else {
+                tracing::warn!("PostgreSQL says: {notice}");
+            }
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use crate::config::{Failover, Source};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::awaited::{self, Open};
 use crate::postgres::checkpoint::{self, History, Progress};
-use crate::postgres::source::CONNECT_WITHIN;
+use crate::postgres::connection::CONNECT_WITHIN;
 use crate::routing::mapping::{Mappings, Rule};
 use crate::session::Context;
 use crate::session::occupied::{self, Memory};
@@ -115,8 +115,6 @@ pub async fn create_slot_with_snapshot(
 ) -> Result<(), Trouble> {
     let config = &*context.config;
     let (source, slot) = (&config.source, &config.source.slot.name);
-    // Every row is looked at, which may take longer than the role's statements are meant to.
-    sqlx::query("SET statement_timeout = 0").execute(&mut *sql).await?;
     check_table(sql, source).await?;
     checkpoint::intend_slot(sql, config, history).await?;
     let (from, snapshot) = match create(sql, client, context, Snapshot::Export).await {
@@ -136,7 +134,6 @@ pub async fn create_slot_with_snapshot(
         checkpoint::give_up_slot(sql, config).await?;
         return Err(refused);
     }
-    sqlx::query("RESET statement_timeout").execute(&mut *sql).await?;
     checkpoint::begin_copy(sql, config, from, &snapshot).await?;
     tracing::info!(%slot, lsn = %from, "created the slot; the rows that were there before it are delivered first");
     Ok(())

@@ -4,26 +4,24 @@
 //! may have lost the slot, and then it drops what it has not sent before it does anything else. Two things tell:
 //!
 //! - **It did not run for a while.** The server ends the stream of a client that is silent for `wal_sender_timeout`,
-//!   and another relay may stream. A process that was stopped, swapped out or starved for half of that assumes it.
-//! - **The server says so.** The observer sees, over a connection of its own, who holds the slot: while Kafka is away
+//!   and another relay may stream. A process that was stopped, swapped out or starved for half of that assumes it. A
+//!   suspended machine stops the monotonic clock as well, so the wall clock counts, too: one that is set forward by as
+//!   much costs a reconnect.
+//! - **The server says so.** The session's SQL connection and the observer's ask who holds the slot: while Kafka is away
 //!   and the budget is used up nothing is read from the stream, so its end would be noticed late.
+//!
+//! An answer over either connection counts. One that cannot connect decides nothing while the other is answered.
 //!
 //! This narrows the window in which two processes send, and does not close it: what librdkafka has in its queue it
 //! may send before the first turn of the loop after a pause.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::postgres::source::SlotState;
 use crate::trouble::{Reason, Trouble};
 
-/// What is known of the slot from outside the stream.
-#[derive(Clone, Copy, Debug)]
-pub enum Sight<'a> {
-    /// The server was asked at this time, and showed this.
-    Seen(Instant, Option<&'a SlotState>),
-    /// The server has not answered the observer since.
-    Unanswered(Instant),
-}
+/// When the server was last asked for the slot and answered, over whichever connection, and what it showed.
+pub type SlotSeen<'a> = Option<(Instant, Option<&'a SlotState>)>;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -33,18 +31,39 @@ pub struct Tenure {
     /// The server process that serves the stream.
     holder: Option<i64>,
     began: Instant,
-    turned: Instant,
+    turned: Now,
+}
+
+/// The time by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Only goes forward, and stands still with the machine.
+    pub monotonic: Instant,
+    /// Goes on while the machine is suspended, and may be set.
+    pub wall: SystemTime,
+}
+
+impl Now {
+    /// Reads both.
+    pub fn read() -> Now {
+        Now { monotonic: Instant::now(), wall: SystemTime::now() }
+    }
+
+    fn since(self, earlier: Now) -> Duration {
+        let monotonic = self.monotonic.saturating_duration_since(earlier.monotonic);
+        monotonic.max(self.wall.duration_since(earlier.wall).unwrap_or_default())
+    }
 }
 
 impl Tenure {
     /// The slot was taken at `now`, by the server process `holder`.
-    pub fn new(limit: Duration, holder: Option<i64>, now: Instant) -> Tenure {
-        Tenure { limit, holder, began: now, turned: now }
+    pub fn new(limit: Duration, holder: Option<i64>, now: Now) -> Tenure {
+        Tenure { limit, holder, began: now.monotonic, turned: now }
     }
 
     /// Called at every turn of the loop, before anything is sent.
-    pub fn turn(&mut self, now: Instant) -> Result<(), Trouble> {
-        let pause = now.saturating_duration_since(self.turned);
+    pub fn turn(&mut self, now: Now) -> Result<(), Trouble> {
+        let pause = now.since(self.turned);
         self.turned = now;
         if pause < self.limit {
             return Ok(());
@@ -54,25 +73,23 @@ impl Tenure {
         Err(Trouble::new(Reason::ProcessPaused, what))
     }
 
-    /// Called with what the observer knows. While the stream is read, it notices a silent server by itself.
-    pub fn check(&self, now: Instant, reading: bool, sight: Sight<'_>) -> Result<(), Trouble> {
-        match sight {
-            // Asked before the slot was taken, it says nothing of this tenure.
-            Sight::Seen(asked, _) if asked <= self.began => Ok(()),
-            Sight::Seen(_, None) => {
-                Err(Trouble::new(Reason::SlotLost, "the slot is gone while it was in use"))
+    /// Called regularly with the server's last answer. While the stream is read, it notices a silent server itself.
+    pub fn check(&self, now: Instant, reading: bool, seen: SlotSeen<'_>) -> Result<(), Trouble> {
+        // What was asked before the slot was taken says nothing of this tenure.
+        let seen = seen.filter(|(asked, _)| *asked > self.began);
+        match seen {
+            Some((_, None)) => {
+                return Err(Trouble::new(Reason::SlotLost, "the slot is gone while it was in use"));
             }
-            Sight::Seen(_, Some(slot)) => self.check_holder(slot),
-            Sight::Unanswered(since) => {
-                let silence = now.saturating_duration_since(since);
-                if reading || silence < self.limit {
-                    return Ok(());
-                }
-                let what =
-                    format!("no answer for {} s, and nothing is read from the stream", silence.as_secs());
-                Err(Trouble::new(Reason::DatabaseUnreachable, what))
-            }
+            Some((_, Some(slot))) => self.check_holder(slot)?,
+            None => {}
         }
+        let silence = now.saturating_duration_since(seen.map_or(self.began, |(asked, _)| asked));
+        if reading || silence < self.limit {
+            return Ok(());
+        }
+        let what = format!("no answer for {} s, and nothing is read from the stream", silence.as_secs());
+        Err(Trouble::new(Reason::DatabaseUnreachable, what))
     }
 
     fn check_holder(&self, slot: &SlotState) -> Result<(), Trouble> {
@@ -102,22 +119,42 @@ mod tests {
         result.err().map(|trouble| trouble.reason)
     }
 
+    /// Both clocks, after so long.
+    fn after(start: Now, monotonic: Duration, wall: Duration) -> Now {
+        Now { monotonic: start.monotonic + monotonic, wall: start.wall + wall }
+    }
+
+    fn begun() -> (Tenure, Instant) {
+        let start = Now::read();
+        (Tenure::new(LIMIT, Some(7), start), start.monotonic)
+    }
+
     #[test]
     fn a_process_that_did_not_run_for_long_gives_the_slot_up() {
-        let start = Instant::now();
+        let start = Now::read();
         let mut tenure = Tenure::new(LIMIT, Some(7), start);
-        assert_eq!(reason(tenure.turn(start + 29 * SECOND)), None);
-        assert_eq!(reason(tenure.turn(start + 58 * SECOND)), None, "it counts from the last turn");
-        assert_eq!(reason(tenure.turn(start + 88 * SECOND)), Some(Reason::ProcessPaused));
+        let mut turn = |seconds| reason(tenure.turn(after(start, seconds * SECOND, seconds * SECOND)));
+        assert_eq!(turn(29), None);
+        assert_eq!(turn(58), None, "it counts from the last turn");
+        assert_eq!(turn(88), Some(Reason::ProcessPaused));
+    }
+
+    #[test]
+    fn a_suspended_machine_stops_one_clock_only() {
+        let start = Now::read();
+        let mut tenure = Tenure::new(LIMIT, Some(7), start);
+        let suspended = after(start, SECOND, 31 * SECOND);
+        assert_eq!(reason(tenure.turn(suspended)), Some(Reason::ProcessPaused));
+        let set_back = Now { wall: start.wall - 100 * SECOND, ..suspended };
+        assert_eq!(reason(tenure.turn(set_back)), None, "a wall clock that is set back is no pause");
     }
 
     #[test]
     fn it_believes_the_server_about_who_holds_the_slot() {
-        let start = Instant::now();
-        let tenure = Tenure::new(LIMIT, Some(7), start);
+        let (tenure, start) = begun();
         let later = start + SECOND;
         let held_by = |pid| SlotState { active_pid: pid, ..SlotState::default() };
-        let seen = |slot: Option<&SlotState>| reason(tenure.check(later, true, Sight::Seen(later, slot)));
+        let seen = |slot: Option<&SlotState>| reason(tenure.check(later, true, Some((later, slot))));
         assert_eq!(seen(Some(&held_by(Some(7)))), None);
         assert_eq!(seen(Some(&held_by(Some(8)))), Some(Reason::SlotActive));
         assert_eq!(seen(Some(&held_by(None))), Some(Reason::DatabaseUnreachable));
@@ -128,18 +165,31 @@ mod tests {
 
     #[test]
     fn what_was_seen_before_it_began_says_nothing() {
-        let start = Instant::now();
-        let tenure = Tenure::new(LIMIT, Some(7), start);
-        assert_eq!(reason(tenure.check(start, true, Sight::Seen(start, None))), None);
+        let (tenure, start) = begun();
+        assert_eq!(reason(tenure.check(start, true, Some((start, None)))), None);
     }
 
     #[test]
     fn a_server_that_is_silent_while_nothing_is_read_is_given_up() {
-        let start = Instant::now();
-        let tenure = Tenure::new(LIMIT, Some(7), start);
+        let (tenure, start) = begun();
+        let slot = SlotState { active_pid: Some(7), ..SlotState::default() };
+        let answered = Some((start + SECOND, Some(&slot)));
         let now = start + 40 * SECOND;
-        let silent = |reading| reason(tenure.check(now, reading, Sight::Unanswered(start + SECOND)));
-        assert_eq!(silent(false), Some(Reason::DatabaseUnreachable));
-        assert_eq!(silent(true), None, "the stream judges by itself");
+        assert_eq!(reason(tenure.check(now, false, answered)), Some(Reason::DatabaseUnreachable));
+        assert_eq!(reason(tenure.check(now, true, answered)), None, "the stream judges by itself");
+    }
+
+    #[test]
+    fn silence_from_before_it_began_does_not_count() {
+        let (tenure, start) = begun();
+        let long_ago = start.checked_sub(1000 * SECOND);
+        let answered = long_ago.map(|at| (at, None));
+        for seen in [answered, None] {
+            assert_eq!(reason(tenure.check(start + 29 * SECOND, false, seen)), None);
+            assert_eq!(
+                reason(tenure.check(start + 30 * SECOND, false, seen)),
+                Some(Reason::DatabaseUnreachable)
+            );
+        }
     }
 }

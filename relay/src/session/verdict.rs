@@ -74,7 +74,7 @@ enum Known {
 pub fn judge(found: &Findings<'_>) -> Result<Verdict, Trouble> {
     let known = found.checkpoint.map_or(Ok(Known::Nothing), |checkpoint| known(found, checkpoint))?;
     let Some(slot) = found.slot else { return without_slot(found, &known) };
-    suitable(found, slot)?;
+    check_suitable(found.source, slot)?;
     let name = &found.source.slot.name;
     match known {
         // It may be lost by now, too: nothing was taken from it.
@@ -186,9 +186,9 @@ fn went_back(found: &Findings<'_>, checkpoint: &Checkpoint, confirmed: EndLsn) -
     further && same_line && !checkpoint.offsets.is_empty()
 }
 
-/// Whether it is a slot a relay can use at all.
-fn suitable(found: &Findings<'_>, slot: &SlotState) -> Result<(), Trouble> {
-    let Source { slot: config, database, .. } = found.source;
+/// Checks that it is a slot that a relay can use at all.
+pub fn check_suitable(source: &Source, slot: &SlotState) -> Result<(), Trouble> {
+    let Source { slot: config, database, .. } = source;
     let name = &config.name;
     let unsuitable = |what| Err(Trouble::new(Reason::SlotUnsuitable, what));
     let plugin = slot.plugin.as_deref().unwrap_or("none (a physical slot)");

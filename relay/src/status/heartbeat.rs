@@ -22,6 +22,8 @@ pub struct Heartbeat {
     sent: u64,
     /// The one under way, and when it was sent.
     under_way: Option<(u64, Instant)>,
+    /// The role may not send them, and that was said.
+    refused: bool,
     /// When the next may be sent.
     next: Option<Instant>,
     /// When the newest that came back was sent; until one has, when the first stream was opened.
@@ -71,6 +73,11 @@ impl Heartbeat {
     /// The one under way could not be sent.
     pub fn not_sent(&mut self) {
         self.under_way = None;
+    }
+
+    /// The server refused to take one; whether for the first time.
+    pub fn is_first_refusal(&mut self) -> bool {
+        !std::mem::replace(&mut self.refused, true)
     }
 
     /// A message came through the stream.

@@ -1,13 +1,17 @@
 //! The relay's metrics. Names are API: docs/METRICS.md lists them, and once released they stay.
 
+use std::time::Duration;
+
 use prometheus::core::{AtomicF64, Collector, GenericGauge};
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::Config;
 use crate::dead_letter::PoisonKind;
+use crate::postgres::source::SlotState;
 use crate::trouble::Reason;
 
 /// Prefix of every name.
@@ -28,18 +32,18 @@ pub struct Metrics {
     /// Age of the oldest committed row not acknowledged by Kafka, in seconds.
     pub lag_seconds: Gauge,
     /// Server's LSN minus the slot's confirmed LSN.
-    pub unconfirmed_wal_bytes: IntGauge,
+    unconfirmed_wal_bytes: IntGaugeVec,
     /// Server's LSN minus the slot's restart LSN: the disk at risk.
-    pub retained_wal_bytes: IntGauge,
+    retained_wal_bytes: IntGaugeVec,
     /// Bytes until the slot is in danger; -1 without a limit.
-    pub slot_safe_wal_bytes: IntGauge,
+    slot_safe_wal_bytes: IntGaugeVec,
     /// 1 while a connection holds the slot.
-    pub slot_active: IntGauge,
+    slot_active: IntGaugeVec,
     slot_wal_status: IntGaugeVec,
     /// Rows in the DEFAULT partition, counted up to 10,000; -1 when it cannot be asked.
-    pub default_partition_rows: IntGauge,
+    default_partition_rows: IntGaugeVec,
     /// Seconds since the range of the oldest partition ended; -1 when it cannot be asked.
-    pub oldest_partition_age_seconds: Gauge,
+    oldest_partition_age_seconds: GaugeVec,
     /// 1 per connected side.
     pub connected: IntGaugeVec,
     /// 1 while the stream is open and delivery goes on.
@@ -83,7 +87,7 @@ pub struct Metrics {
     /// Time since the newest heartbeat that came back was sent, in seconds; -1 while none is expected.
     pub heartbeat_age_seconds: Gauge,
     /// For how long nobody has held the slot, in seconds.
-    pub slot_inactive_seconds: Gauge,
+    slot_inactive_seconds: GaugeVec,
     /// Records sent with the current time, because their own is too old for the topic.
     pub timestamps_replaced_total: IntCounter,
     /// Rows that became dead letters, acknowledged by Kafka.
@@ -106,35 +110,35 @@ impl Metrics {
                 .namespace(NAMESPACE)
                 .buckets(COMMIT_TO_ACK_BUCKETS.to_vec());
         let gauge = |name, help| counted(register, int_gauge(name, help)?);
+        // Without a series while it is not known.
+        let known = |name, help| counted(register, int_gauge_vec(name, help, &[])?);
+        let known_seconds = |name, help| counted(register, GaugeVec::new(opts(name, help), &[])?);
         let seconds = |name, help| counted(register, GenericGauge::<AtomicF64>::with_opts(opts(name, help))?);
         let counter = |name, help| counted(register, IntCounter::with_opts(opts(name, help))?);
         let counters = |name, help, labels| counted(register, IntCounterVec::new(opts(name, help), labels)?);
         Ok(Metrics {
             lag_seconds: seconds("lag_seconds", "Age of the oldest committed row not acknowledged by Kafka")?,
-            unconfirmed_wal_bytes: gauge(
+            unconfirmed_wal_bytes: known(
                 "unconfirmed_wal_bytes",
                 "Server's LSN minus the slot's confirmed LSN",
             )?,
-            retained_wal_bytes: gauge("retained_wal_bytes", "WAL the slot keeps on the server's disk")?,
-            slot_safe_wal_bytes: gauge(
+            retained_wal_bytes: known("retained_wal_bytes", "WAL the slot keeps on the server's disk")?,
+            slot_safe_wal_bytes: known(
                 "slot_safe_wal_bytes",
                 "WAL until the slot is in danger; -1 without a limit",
             )?,
-            slot_active: gauge("slot_active", "1 while a connection holds the slot")?,
+            slot_active: known("slot_active", "1 while a connection holds the slot")?,
             slot_wal_status: counted(
                 register,
                 int_gauge_vec("slot_wal_status", "1 for the status the slot has", &["status"])?,
             )?,
-            default_partition_rows: gauge(
+            default_partition_rows: known(
                 "default_partition_rows",
                 "Rows in the DEFAULT partition, counted up to 10,000; -1 when it cannot be asked",
             )?,
-            oldest_partition_age_seconds: counted(
-                register,
-                Gauge::with_opts(opts(
-                    "oldest_partition_age_seconds",
-                    "Since the range of the oldest partition ended; -1 when it cannot be asked",
-                ))?,
+            oldest_partition_age_seconds: known_seconds(
+                "oldest_partition_age_seconds",
+                "Since the range of the oldest partition ended; -1 when it cannot be asked",
             )?,
             connected: counted(register, int_gauge_vec("connected", "1 per connected side", &["side"])?)?,
             streaming: gauge("streaming", "1 while the stream is open and delivery goes on")?,
@@ -188,7 +192,10 @@ impl Metrics {
                 "heartbeat_age_seconds",
                 "Time since the newest heartbeat that came back was sent; -1 while none is expected",
             )?,
-            slot_inactive_seconds: seconds("slot_inactive_seconds", "For how long nobody has held the slot")?,
+            slot_inactive_seconds: known_seconds(
+                "slot_inactive_seconds",
+                "For how long nobody has held the slot",
+            )?,
             timestamps_replaced_total: counter(
                 "timestamps_replaced_total",
                 "Records sent with the current time, because their own is too old or too new for the topic",
@@ -217,12 +224,45 @@ impl Metrics {
         self.produce_errors_total.with_label_values(&[&format!("{code:?}")]).inc();
     }
 
-    /// Shows `status` as the slot's WAL status.
-    pub fn set_wal_status(&self, status: Option<&str>) {
+    /// Shows the slot as it was seen.
+    pub fn show_slot(&self, slot: &SlotState, inactive: Duration) {
+        let bytes = |bytes: Option<u64>| i64::try_from(bytes.unwrap_or(0)).unwrap_or(i64::MAX);
+        only(&self.unconfirmed_wal_bytes).set(bytes(slot.behind(slot.confirmed)));
+        only(&self.retained_wal_bytes).set(bytes(slot.behind(slot.restart)));
+        only(&self.slot_safe_wal_bytes).set(slot.safe_wal_bytes.unwrap_or(-1));
+        only(&self.slot_active).set(i64::from(slot.active_pid.is_some()));
+        self.slot_inactive_seconds.with_label_values::<&str>(&[]).set(inactive.as_secs_f64());
         for known in WAL_STATUSES {
-            self.slot_wal_status.with_label_values(&[known]).set(i64::from(status == Some(known)));
+            let is_it = slot.wal_status.as_deref() == Some(known);
+            self.slot_wal_status.with_label_values(&[known]).set(i64::from(is_it));
         }
     }
+
+    /// Takes the slot's series away: what was seen last may no longer be so.
+    pub fn forget_slot(&self) {
+        self.unconfirmed_wal_bytes.reset();
+        self.retained_wal_bytes.reset();
+        self.slot_safe_wal_bytes.reset();
+        self.slot_active.reset();
+        self.slot_inactive_seconds.reset();
+        self.slot_wal_status.reset();
+    }
+
+    /// Shows the state of the partitions; `None` while it is not known.
+    pub fn show_partitions(&self, state: Option<(i64, f64)>) {
+        let Some((default_rows, oldest_age)) = state else {
+            self.default_partition_rows.reset();
+            self.oldest_partition_age_seconds.reset();
+            return;
+        };
+        only(&self.default_partition_rows).set(default_rows);
+        self.oldest_partition_age_seconds.with_label_values::<&str>(&[]).set(oldest_age);
+    }
+}
+
+/// The one series of a metric without labels.
+fn only(metric: &IntGaugeVec) -> IntGauge {
+    metric.with_label_values::<&str>(&[])
 }
 
 fn opts(name: &str, help: &str) -> Opts {

@@ -1,91 +1,209 @@
 //! Looks at the slot from outside, once a second, over a connection of its own, so that metrics and `/status` go on
 //! while the stream is away; and at the partitions of the outbox, less often.
+//!
+//! While there is a session, it looks at the server of the session and at no other. That it cannot connect decides nothing
+//! for a session that can: what is not known is shown as unknown.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use pg_replication::EndLsn;
+use pg_replication::{EndLsn, Host};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
+use tokio::time::timeout;
 
+use crate::config::{Config, Source};
 use crate::postgres::checkpoint;
-
-use crate::config::Config;
+use crate::postgres::connection;
 use crate::postgres::maintenance;
-use crate::postgres::source::{self, SlotState};
+use crate::postgres::source;
 use crate::status::metrics::Metrics;
-use crate::status::{CheckpointSeen, Status};
+use crate::status::{CheckpointSeen, STANDBY_LOOK_EVERY, Status};
 use crate::trouble::Trouble;
 
 /// Truth within 10 s, at the price of one cheap statement a second.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A look that takes longer is given up: the server does not answer.
+/// A look that takes longer is given up: the server does not answer. Connecting has limits of its own.
 const LOOK_WITHIN: Duration = Duration::from_secs(3);
+/// A statement that waits for a lock this long shows nothing, and the next one can.
+const WAIT_FOR_LOCKS: &str = "SET lock_timeout = '1s'";
 /// Truth within 10 s here, too; the look counts rows of the DEFAULT partition.
 const LOOK_AT_PARTITIONS_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs until the process ends.
 pub async fn observe(config: Config, status: Status, metrics: Metrics) {
-    let mut connection = None;
-    let mut partitions_seen: Option<Instant> = None;
-    let mut refused = false;
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut observer =
+        Observer { config, status, metrics, link: Link::Down, partitions_seen: None, blind: false };
     loop {
-        ticks.tick().await;
+        observer.turn().await;
+        let pause = if observer.status.stands_by() { STANDBY_LOOK_EVERY } else { LOOK_EVERY };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+struct Observer {
+    config: Config,
+    status: Status,
+    metrics: Metrics,
+    link: Link,
+    partitions_seen: Option<Instant>,
+    /// That it cannot see was said.
+    blind: bool,
+}
+
+type Connected = Result<(PgConnection, Host), Trouble>;
+
+enum Link {
+    Down,
+    /// To the session's server, or to the first host that can be used. Kept from turn to turn: a host that swallows
+    /// packets takes longer than a turn.
+    Connecting(Option<Host>, Pin<Box<dyn Future<Output = Connected> + Send>>),
+    Up(PgConnection, Host),
+}
+
+impl Observer {
+    async fn turn(&mut self) {
+        let began = Instant::now();
+        let looked = self.look().await;
+        if let Err(why) = &looked {
+            self.status.unseen(began, why.clone());
+        }
+        self.tell(looked.err());
+        self.show();
+        self.status.remember();
+        if self.link.sql().is_some() {
+            self.beat().await;
+            self.look_at_partitions().await;
+        } else {
+            self.metrics.show_partitions(None);
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), String> {
+        self.connect().await?;
+        let Some(sql) = self.link.sql() else { return Err("not connected".to_owned()) };
         let asked = Instant::now();
-        let looked = tokio::time::timeout(LOOK_WITHIN, look(&config, &mut connection)).await;
-        let failed = match looked {
-            Ok(Ok((slot, checkpoint))) => {
-                show(slot.clone().unwrap_or_default(), &metrics);
-                status.slot(asked, slot, checkpoint);
-                None
-            }
-            Ok(Err(trouble)) => Some(trouble.what),
-            Err(_) => Some(format!("nothing within {LOOK_WITHIN:?}")),
+        let looking = async {
+            let slot = source::slot_state(sql, &self.config.source.slot.name).await?;
+            Ok::<_, sqlx::Error>((slot, look_at_checkpoint(&self.config, sql).await?))
         };
-        metrics.connected.with_label_values(&["postgres"]).set(i64::from(failed.is_none()));
-        if let Some(why) = failed {
-            status.unseen(asked, why);
-            // Made anew at the next look.
-            connection = None;
+        let why = match timeout(LOOK_WITHIN, looking).await {
+            Ok(Ok((slot, checkpoint))) => {
+                self.status.slot(asked, slot, checkpoint);
+                return Ok(());
+            }
+            Ok(Err(error)) => Trouble::from(error).what,
+            Err(_) => format!("nothing within {LOOK_WITHIN:?}"),
+        };
+        self.link = Link::Down;
+        Err(why)
+    }
+
+    /// Sees to a connection, for the length of a turn.
+    async fn connect(&mut self) -> Result<(), String> {
+        let wanted = self.status.server();
+        let keep = match &self.link {
+            Link::Down => false,
+            Link::Connecting(to, _) => *to == wanted,
+            Link::Up(_, to) => wanted.as_ref().is_none_or(|wanted| wanted == to),
+        };
+        if !keep {
+            let connecting = connect(self.config.source.clone(), wanted.clone());
+            self.link = Link::Connecting(wanted, Box::pin(connecting));
+        }
+        let Link::Connecting(to, connecting) = &mut self.link else { return Ok(()) };
+        let connected = match timeout(LOOK_EVERY, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => {
+                let place = to.as_ref().map_or_else(|| self.config.source.host.clone(), Host::to_string);
+                return Err(format!("connecting to {place} takes long"));
+            }
+        };
+        self.link = Link::Down;
+        let (sql, host) = connected.map_err(|trouble| trouble.what)?;
+        self.link = Link::Up(sql, host);
+        Ok(())
+    }
+
+    /// Says in the log that the session goes on without the observer, and when that is over.
+    fn tell(&mut self, why: Option<String>) {
+        let blind = why.is_some() && self.status.is_connected() && self.status.server().is_some();
+        let was = std::mem::replace(&mut self.blind, blind);
+        match why {
+            Some(why) if blind && !was => {
+                tracing::warn!(
+                    "the slot cannot be observed over a connection of its own, delivery goes on: {why}"
+                );
+            }
+            None if was => tracing::info!("the slot is observed again"),
+            _ => {}
+        }
+    }
+
+    fn show(&self) {
+        let (status, metrics) = (&self.status, &self.metrics);
+        metrics.connected.with_label_values(&["postgres"]).set(i64::from(status.is_connected()));
+        match status.slot_now() {
+            Some(slot) => metrics.show_slot(&slot, status.slot_inactive()),
+            None => metrics.forget_slot(),
         }
         metrics.lag_seconds.set(status.lag_seconds());
-        metrics.slot_inactive_seconds.set(status.slot_inactive().as_secs_f64());
         metrics.heartbeat_age_seconds.set(status.heartbeat_age().map_or(-1.0, |age| age.as_secs_f64()));
-        status.remember();
-        if let Some(sql) = connection.as_mut() {
-            let sent = tokio::time::timeout(LOOK_WITHIN, beat(sql, &status, &mut refused)).await;
-            if sent.is_err() {
-                status.heartbeat_not_sent();
-                connection = None;
+    }
+
+    async fn beat(&mut self) {
+        let Some(sql) = self.link.sql() else { return };
+        match timeout(LOOK_WITHIN, self.status.send_heartbeat(sql)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => self.link = Link::Down,
+            Err(_) => {
+                self.status.heartbeat_not_sent();
+                self.link = Link::Down;
             }
         }
-        if let Some(sql) = connection.as_mut()
-            && partitions_seen.is_none_or(|at| at.elapsed() >= LOOK_AT_PARTITIONS_EVERY)
-        {
-            let look = maintenance::show_partitions(&config, sql, &metrics);
-            match tokio::time::timeout(LOOK_WITHIN, look).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => connection = None,
+    }
+
+    async fn look_at_partitions(&mut self) {
+        if self.partitions_seen.is_some_and(|at| at.elapsed() < LOOK_AT_PARTITIONS_EVERY) {
+            return;
+        }
+        let Some(sql) = self.link.sql() else { return };
+        self.partitions_seen = Some(Instant::now());
+        let state = match timeout(LOOK_WITHIN, maintenance::partition_state(&self.config, sql)).await {
+            Ok(Ok(state)) => Some(state),
+            Ok(Err(sqlx::Error::Database(_))) => None,
+            Ok(Err(_)) | Err(_) => {
+                self.link = Link::Down;
+                None
             }
-            partitions_seen = Some(Instant::now());
+        };
+        self.metrics.show_partitions(state);
+    }
+}
+
+impl Link {
+    fn sql(&mut self) -> Option<&mut PgConnection> {
+        match self {
+            Link::Up(sql, _) => Some(sql),
+            _ => None,
         }
     }
 }
 
-async fn look(
-    config: &Config,
-    connection: &mut Option<PgConnection>,
-) -> Result<(Option<SlotState>, Option<CheckpointSeen>), Trouble> {
-    let sql = match connection {
-        Some(sql) => sql,
-        None => connection.insert(source::connect(&config.source, "observer").await?),
+async fn connect(source: Source, server: Option<Host>) -> Connected {
+    let (mut sql, host) = match server {
+        Some(server) => {
+            let access = connection::access(&source)?;
+            (connection::connect_to(&source, &access, &server, "observer").await?, server)
+        }
+        None => connection::connect_first(&source, "observer", None).await?,
     };
-    let slot = source::slot_state(sql, &config.source.slot.name).await?;
-    Ok((slot, look_at_checkpoint(config, sql).await?))
+    sqlx::raw_sql(WAIT_FOR_LOCKS).execute(&mut sql).await?;
+    Ok((sql, host))
 }
 
-/// The relay's row, if there is one. That the table is missing, or may not be read, is the session's to say.
+/// The relay's row, if there is one. That the table is missing, locked, or may not be read, is the session's to say.
 async fn look_at_checkpoint(
     config: &Config,
     sql: &mut PgConnection,
@@ -106,28 +224,4 @@ async fn look_at_checkpoint(
         confirmed: confirmed.and_then(|text| text.parse().ok()).map(EndLsn::new),
         age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or_default(),
     }))
-}
-
-/// Sends a heartbeat if one is due. A role that may not is told once; delivery does not depend on it.
-async fn beat(sql: &mut PgConnection, status: &Status, refused: &mut bool) {
-    let Some((prefix, content)) = status.heartbeat_due() else { return };
-    let message = sqlx::query("SELECT pg_logical_emit_message(false, $1, $2)").bind(prefix).bind(content);
-    let Err(error) = message.execute(sql).await else { return };
-    status.heartbeat_not_sent();
-    if !std::mem::replace(refused, true) {
-        let error = crate::trouble::chain(&error);
-        tracing::warn!(error, "cannot send heartbeats; delivery goes on without them");
-    }
-}
-
-fn show(seen: SlotState, metrics: &Metrics) {
-    metrics.unconfirmed_wal_bytes.set(clamp(seen.behind(seen.confirmed).unwrap_or(0)));
-    metrics.retained_wal_bytes.set(clamp(seen.behind(seen.restart).unwrap_or(0)));
-    metrics.slot_safe_wal_bytes.set(seen.safe_wal_bytes.unwrap_or(-1));
-    metrics.slot_active.set(i64::from(seen.active_pid.is_some()));
-    metrics.set_wal_status(seen.wal_status.as_deref());
-}
-
-fn clamp(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }

@@ -38,7 +38,7 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         "deadLetters": dead_letters(state),
         "budgetFull": numbers.hold_up == Some(HoldUp::Budget),
         "notReadingBecause": not_reading(state),
-        "source": source(state),
+        "source": source(state, now),
         "slot": slot(state, now),
         "checkpoint": checkpoint(state, now),
         "heartbeat": {
@@ -96,14 +96,16 @@ fn not_reading(state: &State) -> Option<&'static str> {
     }
 }
 
-fn source(state: &State) -> Value {
+/// `observerError` is why the observer does not see the slot; delivery does not depend on it.
+fn source(state: &State, now: Instant) -> Value {
     json!({
         "host": state.about.host,
         "port": state.about.port,
         "database": state.about.database,
         "table": state.about.table,
         "publication": state.about.publication,
-        "connected": state.looks_fail.is_none() && state.slot_seen.is_some(),
+        "connected": state.is_connected(now),
+        "observerError": state.looks_fail.as_ref().map(|(_, why)| why),
     })
 }
 

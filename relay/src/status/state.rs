@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use outbox::Position;
-use pg_replication::PgTime;
+use pg_replication::{Host, PgTime};
 
 use super::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase, SilentPartition};
 use super::heartbeat::Heartbeat;
@@ -19,6 +19,9 @@ use crate::trouble::Reason;
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 /// Looks at the database that fail for this long, on top of the time they take, show that it is away.
 const UNSEEN_AFTER: Duration = Duration::from_secs(2);
+
+/// What was seen of the slot longer ago is not shown as what is so now.
+const KNOWN_FOR: Duration = Duration::from_secs(10);
 
 /// A relay that is idle confirms at leisure, every 10 s; so a standby, which sees no more than that, takes a slot that
 /// is behind by less for one that is caught up.
@@ -53,6 +56,12 @@ pub(super) struct State {
     pub(super) slot_idle: Option<Instant>,
     /// Since when the observer gets no answer, and why.
     pub(super) looks_fail: Option<(Instant, String)>,
+    /// When the session's own connection was last asked and answered.
+    pub(super) session_answered: Option<Instant>,
+    /// The address that the session is connected to.
+    pub(super) server: Option<Host>,
+    /// What the server said of a standby it waits for, since the stream last brought something.
+    pub(super) standby_awaited: Option<String>,
     pub(super) checkpoint: Option<(Instant, CheckpointSeen)>,
     /// Whether Kafka answered last; `None` while it was not asked.
     pub(super) kafka: Option<bool>,
@@ -142,12 +151,9 @@ impl State {
             let what = format!("the relay's loop has not turned for {} s", lasted.as_secs());
             return Some(Shown::new(Reason::StreamStalled, what, lasted));
         }
-        if let Some((since, why)) = &self.looks_fail {
-            let unseen = now.saturating_duration_since((*since).max(self.received_moved));
-            if unseen > UNSEEN_AFTER {
-                let what = format!("no answer from Postgres for {} s: {why}", unseen.as_secs());
-                return Some(Shown::new(Reason::DatabaseUnreachable, what, unseen));
-            }
+        if let Some((unseen, why)) = self.unanswered(now) {
+            let what = format!("no answer from PostgreSQL for {} s: {why}", unseen.as_secs());
+            return Some(Shown::new(Reason::DatabaseUnreachable, what, unseen));
         }
         if let Some(lasted) = self.numbers.writing_since.and_then(stalled) {
             let what = format!("the checkpoint has not been written for {} s", lasted.as_secs());
@@ -179,13 +185,16 @@ impl State {
         }
         let beyond = self.unread.beyond(self.numbers.received, now);
         if self.numbers.hold_up.is_none()
-            && self.looks_fail.is_none()
+            && self.slot_is_known(now)
             && beyond > STALLED_AFTER
             && let Some(lasted) = stalled(self.received_moved)
         {
             let what =
                 format!("the server has more to send, and nothing has arrived for {} s", lasted.as_secs());
-            return Some(Shown::new(Reason::StreamStalled, what, lasted));
+            return Some(match self.standby_waited_for() {
+                Some(why) => Shown::new(Reason::WaitingForStandby, format!("{what}: {why}"), lasted),
+                None => Shown::new(Reason::StreamStalled, what, lasted),
+            });
         }
         None
     }
@@ -200,6 +209,56 @@ impl State {
             more => format!("{}, and {more} more", first.text(now)),
         };
         Some(Shown::new(Reason::NoAcknowledgement, what, lasted(first)))
+    }
+
+    /// What the server waits for before it sends more, if it is a standby.
+    fn standby_waited_for(&self) -> Option<String> {
+        let setting = self.slot.as_ref().and_then(|slot| slot.waits_for_standbys.as_ref());
+        let waits = setting.map(|slots| {
+            format!("it waits for the standbys that synchronized_standby_slots = '{slots}' names")
+        });
+        let says = self.standby_awaited.as_ref().map(|notice| format!("PostgreSQL says: {notice}"));
+        match (waits, says) {
+            (Some(waits), Some(says)) => Some(format!("{waits}; {says}")),
+            (waits, says) => waits.or(says),
+        }
+    }
+
+    /// For how long the database has answered neither the observer nor the session, nor sent anything, and why. One of
+    /// them alone decides nothing.
+    fn unanswered(&self, now: Instant) -> Option<(Duration, &str)> {
+        let (since, why) = self.looks_fail.as_ref()?;
+        let answered = self.session_answered.map_or(self.received_moved, |at| at.max(self.received_moved));
+        let unseen = now.saturating_duration_since(answered.max(*since));
+        (unseen > UNSEEN_AFTER).then_some((unseen, why))
+    }
+
+    pub(super) fn is_connected(&self, now: Instant) -> bool {
+        self.slot_seen.is_some() && self.unanswered(now).is_none()
+    }
+
+    /// Whether what was seen of the slot is still so, as far as anyone can know.
+    pub(super) fn slot_is_known(&self, now: Instant) -> bool {
+        self.slot_seen.is_some_and(|seen| now.saturating_duration_since(seen) <= KNOWN_FOR)
+    }
+
+    /// The server showed this of the slot when it was asked at `asked`.
+    pub(super) fn slot_shows(
+        &mut self,
+        asked: Instant,
+        slot: Option<SlotState>,
+        checkpoint_age: Option<Duration>,
+    ) {
+        self.slot_seen = Some(asked);
+        let idle = slot.as_ref().is_some_and(|slot| slot.active_pid.is_none());
+        self.slot_idle = if idle { Some(self.slot_idle.unwrap_or(asked)) } else { None };
+        if let Some(slot) = &slot {
+            self.unread.acknowledged(slot.confirmed.unwrap_or_default());
+            if let Some(current) = slot.current {
+                self.unread.seen(current, asked, checkpoint_age);
+            }
+        }
+        self.slot = slot;
     }
 
     pub(super) fn lag(&self, now: Instant) -> Duration {

@@ -8,8 +8,8 @@ use super::Action;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause: a fault that is gone shows within 10 s.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a standby looks whether the slot is free: it takes over within about a second.
-const STANDBY_PAUSE: Duration = Duration::from_millis(500);
+/// How often a standby tries although it sees that the slot is held.
+const STANDBY_PAUSE: Duration = LONGEST_PAUSE;
 /// A session that streamed this long was well: the next trouble is a new one.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 

@@ -11,6 +11,11 @@ pub fn reason_of_sqlstate(code: &str) -> Reason {
         "3D000" => Reason::DatabaseMissing,
         "42501" => Reason::PermissionDenied,
         "42P01" => Reason::TableMissing,
+        // A transaction that is read-only: the setting was changed, or the server became a standby.
+        "25006" => Reason::NoWritableHost,
+        // PostgreSQL says so of no valid message; poolers say so of what they do not support, and lose prepared
+        // statements or mix up those of their clients.
+        "08P01" | "26000" | "42P05" => Reason::ConnectionPooler,
         _ if code.starts_with("28") => Reason::AuthenticationFailed,
         _ if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Reason::DatabaseUnreachable,
         _ => Reason::DatabaseError,
@@ -69,6 +74,7 @@ pub fn reason_of_all(reasons: impl IntoIterator<Item = Reason>) -> Reason {
 fn reason_of_slot_error(code: &SqlState) -> Reason {
     match code.as_str() {
         "42704" | "55000" => Reason::SlotLost,
+        "08P01" => Reason::ProtocolViolation,
         other => reason_of_sqlstate(other),
     }
 }

@@ -110,9 +110,28 @@ impl Site {
 
     /// A relay with variables of its environment set.
     pub fn launch_with(&self, variables: &[(&str, &str)], edit: impl FnOnce(String) -> String) -> Relay {
+        let program = Launch::new("outbox-relay", env!("CARGO_BIN_EXE_outbox-relay"));
+        self.launch_by(program, variables, edit)
+    }
+
+    /// A relay in a mount namespace of its own, whose `/etc/hosts` is `hosts`.
+    pub fn launch_with_hosts(&self, hosts: &str, edit: impl FnOnce(String) -> String) -> Relay {
+        let file = self.folder.path().join("hosts");
+        std::fs::write(&file, hosts).unwrap();
+        let script = r#"mount --bind "$0" /etc/hosts && exec "$@""#;
+        let program = Launch::new("outbox-relay", "unshare").arg("--map-root-user").arg("--mount");
+        let program = program.arg("sh").arg("-c").arg(script).arg(file);
+        self.launch_by(program.arg(env!("CARGO_BIN_EXE_outbox-relay")), &[], edit)
+    }
+
+    fn launch_by(
+        &self,
+        mut launch: Launch,
+        variables: &[(&str, &str)],
+        edit: impl FnOnce(String) -> String,
+    ) -> Relay {
         let admin = net::free_port().unwrap();
         let config = self.config(admin, edit);
-        let mut launch = Launch::new("outbox-relay", env!("CARGO_BIN_EXE_outbox-relay"));
         // The variable would go before the file.
         if !std::fs::read_to_string(&config).unwrap().contains("passwordFile") {
             launch = launch.env("OUTBOX_RELAY_SOURCE_PASSWORD", PASSWORD);

@@ -8,7 +8,7 @@ use crate::misconfiguration::shows;
 use crate::proxied::until_more;
 
 /// What docs/OUTBOX.md grants the relay.
-fn grants(role: &str) -> String {
+pub fn grants(role: &str) -> String {
     format!(
         "GRANT SELECT ON outbox TO {role};
          GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO {role};

@@ -10,6 +10,7 @@
 )]
 
 mod another_outbox;
+mod blind;
 mod cloudevents;
 mod columns;
 mod commands;
@@ -33,6 +34,7 @@ mod network;
 mod one_partition;
 mod one_writer;
 mod poison;
+mod poolers;
 mod proxied;
 mod publication;
 mod refused;
@@ -40,11 +42,13 @@ mod replay;
 mod retention;
 mod rules;
 mod servers;
+mod settings;
 mod shared_topics;
 mod shutdown;
 mod skipping;
 mod slot_holder;
 mod snapshot;
+mod standby_slots;
 mod start;
 mod tables;
 mod tls;

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use testbed::postgres::PgVersion;
 use testbed::process::Signal;
 use testbed::wait;
 
-use crate::fixture::{Relay, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, Relay, SOON, Site, heavy, right};
 use crate::proxied::{Proxied, until_more};
 
 /// Rows per second.
@@ -63,6 +64,34 @@ async fn a10_a_standby_takes_over_from_one_that_died() {
         first = second;
     }
     right(&site.verdict(load, &first).await);
+}
+
+/// A relay that waits for the slot does not ask the server for it again and again.
+#[tokio::test]
+async fn a_standby_leaves_no_errors_in_the_servers_log() {
+    let _place = heavy().await;
+    let servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let active = site.relay().await;
+    let standby = site.launch(|text| text);
+    standby.until("/readyz", 200, "standby").await;
+    let latest =
+        "SELECT max(backend_start) FROM pg_stat_activity WHERE application_name = 'outbox-relay session'";
+    // It tries now and then all the same.
+    let mut tries = Vec::new();
+    wait::until("two tries", SOON, async || {
+        let started = site.value(latest).await;
+        if !tries.contains(&started) {
+            tries.push(started);
+        }
+        if tries.len() > 2 { Ok(()) } else { Err(tries.len()) }
+    })
+    .await
+    .unwrap();
+    let log = servers.postgres.log();
+    assert!(!log.contains("is active for PID"), "{log}");
+    active.kill().await;
+    until_streaming(&standby).await;
 }
 
 /// A5: paused for longer than `wal_sender_timeout`, while a successor takes the slot and goes on, then resumed.

@@ -266,6 +266,18 @@ async fn d7_a_slot_of_another_kind_is_refused() {
     let text = relay.until("/readyz", 503, elsewhere.database.name()).await;
     assert!(text.contains("SlotUnsuitable"), "{text}");
     elsewhere.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
+    // With two_phase, transactions would come before it is known whether they commit.
+    let two_phase =
+        format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput', false, true)", site.slot);
+    let relay = relay.stop().await;
+    assert_eq!(relay.0, Some(0));
+    site.execute(&two_phase).await;
+    let relay = site.launch(|text| text);
+    let text = relay.until("/readyz", 503, "two_phase").await;
+    assert!(text.contains("SlotUnsuitable") && text.contains("choose another source.slot.name"), "{text}");
+    let doctor = site.command(relay.admin, |text| text, &["doctor"]).await;
+    assert!(doctor.out.contains("problem  slot") && doctor.out.contains("two_phase"), "{doctor:?}");
+    site.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
     relay.until_ready().await;
 }
 

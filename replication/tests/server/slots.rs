@@ -31,6 +31,20 @@ async fn slots_are_created_once_held_once_and_missed() {
     }
 }
 
+/// A server that never gives a client up would keep its slot; one that gives it up right away would end every stream.
+#[tokio::test]
+async fn a_timeout_that_is_of_no_use_is_replaced_for_the_stream() {
+    let server = Server::version_18().await;
+    for (configured, used) in [("0", "1min"), ("5ms", "1min"), ("1d", "1min"), ("3s", "3s")] {
+        server.sql(&format!("ALTER ROLE postgres SET wal_sender_timeout = '{configured}'")).await;
+        let slot = format!("s{}", configured);
+        let stream = server.stream(&slot, &output(true)).await;
+        let mut client = stream.finish(SOON).await.unwrap().client;
+        let shown = client.simple_query("SHOW wal_sender_timeout").await.unwrap();
+        assert_eq!(shown, [[Some(used.to_owned())]], "{configured}");
+    }
+}
+
 #[tokio::test]
 async fn failover_is_set_where_it_exists_and_refused_where_not() {
     let wanted = SlotOptions { failover: true, ..SlotOptions::default() };

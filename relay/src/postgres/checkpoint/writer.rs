@@ -12,11 +12,13 @@ use super::statement::{Statement, xid};
 use super::{Committed, History, Progress};
 use crate::config::Config;
 use crate::failpoint::{self, Boundary};
+use crate::postgres::connection::CONNECT_WITHIN;
 use crate::postgres::delivered::{Delivered, Taken};
-use crate::postgres::source::{CONNECT_WITHIN, lsn};
+use crate::postgres::source::{self, lsn};
+use crate::status::Status;
 use crate::trouble::{Reason, Trouble};
 
-/// How often a connection over which nothing is written is asked whether it is still there.
+/// How often the connection is asked for the slot.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long one checkpoint may take. The server may be slow, or somebody may hold a lock on the row, which shows as
@@ -34,13 +36,21 @@ pub struct Writer {
 
 impl Writer {
     /// Takes over `sql` for writing. `committed` is what the row says now.
-    pub fn start(sql: PgConnection, config: &Config, history: History, committed: Committed) -> Writer {
+    pub fn start(
+        sql: PgConnection,
+        config: &Config,
+        history: History,
+        committed: Committed,
+        status: Status,
+    ) -> Writer {
         let (progress, wanted) = watch::channel(None);
         let previous = committed.xid;
         let (done, committed) = watch::channel(committed);
         let (waiting, waits) = watch::channel(None);
         let statement = Statement::new(config, history);
-        let writing = Writing { sql, statement, previous, done, waiting };
+        let slot = config.source.slot.name.clone();
+        let writing =
+            Writing { sql, statement, slot, status, asked: Instant::now(), previous, done, waiting };
         Writer { progress, committed, waits, task: tokio::spawn(writing.run(wanted)) }
     }
 
@@ -74,6 +84,10 @@ impl Writer {
 struct Writing {
     sql: PgConnection,
     statement: Statement,
+    slot: String,
+    status: Status,
+    /// When the server was last asked for the slot.
+    asked: Instant,
     /// The transaction that wrote the row last.
     previous: u64,
     done: watch::Sender<Committed>,
@@ -89,7 +103,7 @@ impl Writing {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => break,
                 Err(_) => {
-                    still_there(&mut self.sql).await?;
+                    self.ask().await?;
                     continue;
                 }
             }
@@ -98,9 +112,27 @@ impl Writing {
             let done = self.write(&progress, &mut delivered);
             timeout(WRITE_WITHIN, done).await.map_err(late)??;
             self.waiting.send_replace(None);
+            if self.asked.elapsed() >= ASK_EVERY {
+                self.ask().await?;
+            }
         }
         drop(self.sql.close().await);
         Ok(())
+    }
+
+    /// Asks for the slot: a server that is stopping says so on this connection, and then waits for the stream to be
+    /// closed, which nothing else would notice while the stream is not read. And the session sees itself who holds the
+    /// slot, whether the observer can connect or not.
+    async fn ask(&mut self) -> Result<(), Trouble> {
+        self.asked = Instant::now();
+        let late =
+            |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
+        let asking = async {
+            let slot = source::slot_state(&mut self.sql, &self.slot).await?;
+            self.status.slot_by_session(self.asked, slot);
+            self.status.send_heartbeat(&mut self.sql).await
+        };
+        Ok(timeout(CONNECT_WITHIN, asking).await.map_err(late)??)
     }
 
     async fn write(&mut self, progress: &Progress, delivered: &mut Delivered) -> Result<(), Trouble> {
@@ -135,11 +167,4 @@ async fn take_snapshot(sql: &mut PgConnection) -> Result<Taken, Trouble> {
         xmin: xid(&row.try_get::<String, _>("xmin")?)?,
         until: lsn(&row.try_get::<String, _>("until")?)?,
     })
-}
-
-/// A server that is stopping says so on this connection, and then waits for the stream to be closed; while nothing is
-/// written and the stream is not read, nobody would hear it.
-async fn still_there(sql: &mut PgConnection) -> Result<(), Trouble> {
-    let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
-    Ok(timeout(CONNECT_WITHIN, sql.ping()).await.map_err(late)??)
 }

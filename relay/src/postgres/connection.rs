@@ -1,0 +1,196 @@
+//! Connections to the source database, and what is the same for all of them: the files they are made with are read for
+//! each, each address of each host has a limit of its own, and no setting of server, database or role reaches them.
+
+use std::time::Duration;
+
+use pg_replication::{Client, Host, Password, Target, settings};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{AssertSqlSafe, Row};
+
+use super::holder::STREAM;
+use super::{encrypted, grants};
+use crate::config::{Access, Source};
+use crate::trouble::{Reason, Trouble, chain, reason_of_all, reason_of_connection};
+
+/// How long one address may take. One that swallows packets must not delay the reason being shown.
+pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Reads the files again, for each attempt to connect.
+pub fn access(source: &Source) -> Result<Access, Trouble> {
+    Access::read(source).map_err(|error| Trouble::new(Reason::CredentialsUnreadable, error.to_string()))
+}
+
+/// Opens the replication connection, to the first of the hosts in `access` that can be used.
+pub async fn connect_replication(source: &Source, access: Access) -> Result<Client, Trouble> {
+    let options = pg_replication::ConnectOptions {
+        hosts: access.hosts,
+        target: Target::ReadWrite,
+        tls: access.tls,
+        user: source.user.clone(),
+        password: access.password.map(|password| Password::new(password.reveal())),
+        database: source.database.clone(),
+        application_name: STREAM.into(),
+        connect_timeout: CONNECT_WITHIN,
+    };
+    Client::connect(&options).await.map_err(|error| {
+        let reason = reason_of_connection(&error);
+        let mut what = refused(&source.host, source, reason, &chain(&error));
+        if reason == Reason::PermissionDenied {
+            let ways = grants::ways_to_replicate(&source.user);
+            what.push_str(&format!("; if the role may not replicate: {ways}"));
+        }
+        Trouble::new(reason, what)
+    })
+}
+
+/// Opens an SQL connection to the first host that takes writes; `purpose` is shown in `pg_stat_activity`.
+pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, Trouble> {
+    Ok(connect_first(source, purpose, None).await?.0)
+}
+
+/// Opens an SQL connection to `preferred`, or else to the first host that takes writes. Returns the address, too.
+pub async fn connect_first(
+    source: &Source,
+    purpose: &str,
+    preferred: Option<&Host>,
+) -> Result<(PgConnection, Host), Trouble> {
+    let access = access(source)?;
+    let mut troubles = Vec::new();
+    for host in preferred.into_iter().chain(&access.hosts) {
+        let addresses = match host.resolve(CONNECT_WITHIN).await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                let reason = reason_of_connection(&error);
+                troubles.push(Trouble::new(reason, refused(host, source, reason, &chain(&error))));
+                continue;
+            }
+        };
+        let known = |address: &Host| preferred == Some(address) && preferred != Some(host);
+        for address in addresses.into_iter().filter(|address| !known(address)) {
+            match connect_to(source, &access, &address, purpose).await {
+                Ok(sql) => return Ok((sql, address)),
+                Err(trouble) => troubles.push(trouble),
+            }
+        }
+    }
+    let reason = reason_of_all(troubles.iter().map(|trouble| trouble.reason));
+    let all: Vec<String> = troubles.into_iter().map(|trouble| trouble.what).collect();
+    Err(Trouble::new(reason, all.join(" | ")))
+}
+
+/// Opens an SQL connection to one host, which must take writes.
+pub async fn connect_to(
+    source: &Source,
+    access: &Access,
+    host: &Host,
+    purpose: &str,
+) -> Result<PgConnection, Trouble> {
+    let connecting = async {
+        let mut sql = log_in(source, access, host, purpose).await?;
+        check_writable(&mut sql).await?;
+        Ok(sql)
+    };
+    let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
+    let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
+    connected
+        .map_err(late)
+        .flatten()
+        .map_err(|trouble| Trouble::new(trouble.reason, refused(host, source, trouble.reason, &trouble.what)))
+}
+
+fn refused(host: impl std::fmt::Display, source: &Source, reason: Reason, why: &str) -> String {
+    let place = format!("{host}, database {}", source.database);
+    match reason {
+        Reason::ConnectionPooler => {
+            format!(
+                "a connection pooler, such as PgBouncer, answers at {place} in place of PostgreSQL: {why}"
+            )
+        }
+        _ => format!("cannot connect to PostgreSQL at {place}: {why}"),
+    }
+}
+
+/// A pooler may refuse settings in the startup message: then without them. They are set again in any case, because it
+/// may also drop them.
+async fn log_in(
+    source: &Source,
+    access: &Access,
+    host: &Host,
+    purpose: &str,
+) -> Result<PgConnection, sqlx::Error> {
+    let plain = connect_options(source, access, purpose);
+    let at_startup = settings::at_startup().map(|setting| (setting.name, setting.value));
+    let open = |options| Box::pin(encrypted::connect(options, host, &access.tls));
+    let mut sql = match open(plain.clone().extra_float_digits(3).options(at_startup)).await {
+        Err(error) if refuses_settings(&error) => open(plain).await?,
+        opened => opened?,
+    };
+    let version = sql.server_version_num().unwrap_or_default() / 10_000;
+    for statement in settings::statements(version) {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await?;
+    }
+    Ok(sql)
+}
+
+fn refuses_settings(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["08P01", "0A000", "42704"].contains(&code.as_ref()))
+}
+
+fn connect_options(source: &Source, access: &Access, purpose: &str) -> PgConnectOptions {
+    let options = PgConnectOptions::new_without_pgpass()
+        .database(&source.database)
+        .username(&source.user)
+        .extra_float_digits(None)
+        .application_name(&format!("outbox-relay {purpose}"));
+    match &access.password {
+        Some(password) => options.password(password.reveal()),
+        None => options,
+    }
+}
+
+async fn check_writable(sql: &mut PgConnection) -> Result<(), Trouble> {
+    let row = sqlx::query(
+        "SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only,
+                (SELECT s.source FROM pg_settings s WHERE s.name = 'default_transaction_read_only') AS set_by",
+    )
+    .fetch_one(&mut *sql)
+    .await?;
+    let why = if row.try_get("standby")? {
+        "it is in recovery".to_owned()
+    } else if row.try_get("read_only")? {
+        let set_by: String = row.try_get("set_by")?;
+        format!("default_transaction_read_only is on (source: {set_by})")
+    } else {
+        return Ok(());
+    };
+    Err(Trouble::new(Reason::NoWritableHost, format!("it is a standby, or set read-only: {why}")))
+}
+
+/// Demands that a session has a server process to itself. A pooler in transaction mode gives each transaction any process
+/// that is free, so neither settings nor advisory locks nor prepared statements hold: asked twice, with a transaction of
+/// another session in between, it answers with another process, or gives both sessions the same.
+pub async fn check_not_shared(
+    source: &Source,
+    access: &Access,
+    host: &Host,
+    sql: &mut PgConnection,
+) -> Result<(), Trouble> {
+    let mut other = connect_to(source, access, host, "pooler check").await?;
+    let first = process(sql).await?;
+    sqlx::raw_sql("BEGIN").execute(&mut other).await?;
+    let between = process(&mut other).await?;
+    let again = process(sql).await?;
+    sqlx::raw_sql("COMMIT").execute(&mut other).await?;
+    if first == again && first != between {
+        tracing::warn!(%host, "a connection pooler or proxy is between the relay and PostgreSQL; its sessions are not shared");
+        return Ok(());
+    }
+    let why = "statements of one session reach different server processes, as in transaction pooling";
+    let what = refused(host, source, Reason::ConnectionPooler, why);
+    Err(Trouble::new(Reason::ConnectionPooler, what))
+}
+
+async fn process(sql: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    sqlx::query_scalar("SELECT pg_backend_pid()").persistent(false).fetch_one(sql).await
+}
