@@ -80,7 +80,8 @@ async fn a_session_outlives_an_observer_that_cannot_connect() {
     relay.until("/status", 200, "too many connections for role").await;
     // Nothing is read while the row waits for its topic, and nobody but the session sees the slot.
     let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)";
-    site.execute(&format!("{insert} VALUES (gen_random_uuid(), 'late', 'k', 't', '1')")).await;
+    let late = unique("late");
+    site.execute(&format!("{insert} VALUES (gen_random_uuid(), '{late}', 'k', 't', '1')")).await;
     relay.until("/readyz", 503, "TopicMissing").await;
     tokio::time::sleep(LONG).await;
     relay.until("/readyz", 503, "TopicMissing").await;
@@ -97,7 +98,7 @@ async fn a_session_outlives_an_observer_that_cannot_connect() {
     let metrics = relay.ask("/metrics").await.unwrap().1;
     assert!(!metrics.contains("\noutbox_relay_default_partition_rows"), "it is not known: {metrics}");
     no_session_ended(&relay).await;
-    testbed::kafka::create_topic(&site.bootstrap, "outbox.event.late", 1, 1, &[]).await.unwrap();
+    testbed::kafka::create_topic(&site.bootstrap, &format!("outbox.event.{late}"), 1, 1, &[]).await.unwrap();
     relay.until_ready().await;
     site.insert([("k", 1)]).await;
     site.until_records(1).await;
