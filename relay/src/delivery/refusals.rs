@@ -4,6 +4,7 @@
 //! topics again and sends the row alone. If the broker refuses it then for a reason that lies in the record, it would
 //! refuse it each time: the row is poison, and the mapping remembers that (see [`crate::routing::mapping::Refusals`]).
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use outbox::Position;
@@ -50,6 +51,8 @@ pub(super) struct RefusalWatch {
     /// A row that Kafka refused and that has no other place, and since when it waits.
     waiting: Option<(Position, Instant)>,
     tried_again: Option<Position>,
+    /// Partitions of which records were given up: what was purged may be reported before the answer to one sent earlier.
+    purged: HashSet<u32>,
 }
 
 impl RefusalWatch {
@@ -93,7 +96,11 @@ impl Delivery {
         position: Option<Position>,
         code: Code,
     ) -> Trouble {
-        let alone = self.in_flight.is_empty(partition);
+        if matches!(code, Code::PurgeQueue | Code::PurgeInflight) {
+            self.refusals.purged.insert(partition.0);
+        }
+        // Which row it is, and what else was in its request, is known only while answers come in the order of sending.
+        let alone = self.in_flight.is_empty(partition) && !self.refusals.purged.contains(&partition.0);
         let fault = fault_of(code);
         self.refusals.answered |= fault != Fault::Producer;
         let (topic, number) = self.partitions.place(partition).unwrap_or_default();
@@ -135,11 +142,11 @@ impl Delivery {
             for ack in before.into_iter().chain(acks) {
                 let partition = ack.tag.partition();
                 let position = self.in_flight.settled(partition).and_then(|sent| sent.position);
-                if let Err(code) = ack.outcome
-                    && fault_of(code) != Fault::Producer
-                {
+                let Err(code) = ack.outcome else { continue };
+                let refused = self.on_refusal(partition, position, code);
+                if fault_of(code) != Fault::Producer {
                     self.metrics.count_produce_error(code);
-                    return self.on_refusal(partition, position, code);
+                    return refused;
                 }
             }
             if tokio::time::timeout_at(deadline, self.acks.arrived()).await.is_err() {
