@@ -368,7 +368,8 @@ impl TryFrom<String> for TableName {
                 Ok(TableName { schema: schema.into(), table: table.into() })
             }
             _ => Err(format!(
-                "'{text}' is not a table name; write it as schema.table, for example public.outbox"
+                "'{text}' is not a table name; write it as schema.table, for example public.outbox: no quotes, and no dot in \
+                 either name"
             )),
         }
     }

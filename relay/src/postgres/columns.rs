@@ -34,7 +34,7 @@ pub fn text_form(value: &str) -> String {
     format!("CASE WHEN num_nulls({value}) = 0 THEN format('%s', {value}) END")
 }
 
-/// The columns of the outbox table, in order; none if there is no table.
+/// The columns of the outbox table, in order.
 pub async fn of(sql: &mut PgConnection, source: &Source) -> Result<Vec<TableColumn>, Trouble> {
     let rows = sqlx::query(
         "WITH RECURSIVE typed AS (
@@ -59,6 +59,10 @@ pub async fn of(sql: &mut PgConnection, source: &Source) -> Result<Vec<TableColu
     .bind(GENERATED_SINCE)
     .fetch_all(&mut *sql)
     .await?;
+    if rows.is_empty() {
+        let what = format!("table {} does not exist in database {}", source.table, source.database);
+        return Err(Trouble::new(Reason::TableMissing, what));
+    }
     let column = |row: &sqlx::postgres::PgRow| {
         let kind = ColumnType::named(row.try_get("namespace")?, row.try_get("type")?);
         Ok(TableColumn { name: row.try_get("name")?, kind, published: row.try_get("published")? })

@@ -7,6 +7,7 @@ use testbed::records::Record;
 use testbed::wait;
 
 use crate::fixture::{SOON, Site};
+use crate::poison;
 
 /// Relays at a time.
 const AT_ONCE: usize = 4;
@@ -371,4 +372,35 @@ async fn r24_a_type_that_is_gone_when_its_rows_are_read() {
     })
     .await
     .unwrap();
+}
+
+/// R24: in text form bytes take two digits each on their way, and are judged by what they are all the same.
+#[tokio::test]
+async fn r24_large_bytes_in_text_form() {
+    let site = poison::site().await;
+    site.execute(&format!(
+        "{TYPES} ALTER TABLE outbox ALTER payload TYPE bytea USING NULL, ADD feeling mood"
+    ))
+    .await;
+    let bytes = |mib: f64| format!("decode(repeat('5c', {}), 'hex')", (mib * 1_000_000.0) as u32);
+    let write = async || {
+        for payload in [bytes(0.9), bytes(1.5), bytes(3.0)] {
+            site.execute(&insert(&site, &[("payload", &payload)])).await;
+        }
+    };
+    write().await;
+    let relay = site.relay().await;
+    site.until_records(1).await;
+    write().await;
+    site.until_records(2).await;
+    site.until_confirmed(&relay).await;
+    let records: Vec<Record> = site.records().await.iter().map(content).collect();
+    assert_eq!(records.len(), 2);
+    assert_eq!(records[0], records[1]);
+    assert_eq!(records[0].value, Some(vec![b'\\'; 900_000]));
+    let mut letters: Vec<Record> = poison::dead_letters(&site).await.iter().map(content).collect();
+    letters.sort_by_key(|letter| letter.header("dead_letter_error").unwrap().to_owned());
+    assert_eq!(letters.len(), 4);
+    assert_eq!((&letters[0], &letters[2]), (&letters[1], &letters[3]));
+    assert_eq!(letters[0].header("dead_letter_reason"), Some("too_large"));
 }
