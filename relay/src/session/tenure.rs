@@ -20,6 +20,10 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::postgres::source::SlotState;
 use crate::trouble::{Reason, Trouble};
 
+/// The server is asked every second, and a busy machine asks late: a shorter silence says nothing, however short
+/// `wal_sender_timeout` is.
+const SILENT_FOR: Duration = Duration::from_secs(5);
+
 /// When the server was last asked for the slot and answered, over whichever connection, and what it showed.
 pub type SlotSeen<'a> = Option<(Instant, Option<&'a SlotState>)>;
 
@@ -85,7 +89,7 @@ impl Tenure {
             None => {}
         }
         let silence = now.saturating_duration_since(seen.map_or(self.began, |(asked, _)| asked));
-        if reading || silence < self.limit {
+        if reading || silence < self.limit.max(SILENT_FOR) {
             return Ok(());
         }
         let what = format!("no answer for {} s, and nothing is read from the stream", silence.as_secs());
@@ -177,6 +181,15 @@ mod tests {
         let now = start + 40 * SECOND;
         assert_eq!(reason(tenure.check(now, false, answered)), Some(Reason::DatabaseUnreachable));
         assert_eq!(reason(tenure.check(now, true, answered)), None, "the stream judges by itself");
+    }
+
+    #[test]
+    fn a_short_timeout_does_not_make_a_late_answer_a_silence() {
+        let start = Now::read();
+        let tenure = Tenure::new(SECOND, Some(7), start);
+        let at = |seconds| start.monotonic + seconds * SECOND;
+        assert_eq!(reason(tenure.check(at(4), false, None)), None);
+        assert_eq!(reason(tenure.check(at(5), false, None)), Some(Reason::DatabaseUnreachable));
     }
 
     #[test]
