@@ -98,9 +98,12 @@ fn log(held: Option<&str>, error: Option<&str>) {
     }
 }
 
-/// How many rows are in the DEFAULT partition, and how many seconds ago the range of the oldest partition ended: -1 each
+/// How many rows are in the DEFAULT partition, and how many seconds ago the range of the oldest partition ended; `None`
 /// for a table without `outbox_partition_state`, or a role that may not call it.
-pub async fn partition_state(config: &Config, sql: &mut PgConnection) -> Result<(i64, f64), sqlx::Error> {
+pub async fn partition_state(
+    config: &Config,
+    sql: &mut PgConnection,
+) -> Result<Option<(i64, f64)>, sqlx::Error> {
     let function = config.source.table.sibling("outbox_partition_state");
     // Asked first: a call that is refused would be an error in the server's log each time.
     let may_call: bool =
@@ -109,8 +112,8 @@ pub async fn partition_state(config: &Config, sql: &mut PgConnection) -> Result<
             .fetch_one(&mut *sql)
             .await?;
     if !may_call {
-        return Ok((-1, -1.0));
+        return Ok(None);
     }
     let call = format!("SELECT default_rows, oldest_age FROM {function}()");
-    sqlx::query_as(AssertSqlSafe(call)).fetch_one(&mut *sql).await
+    sqlx::query_as(AssertSqlSafe(call)).fetch_optional(&mut *sql).await
 }

@@ -35,14 +35,14 @@ pub struct Metrics {
     unconfirmed_wal_bytes: IntGaugeVec,
     /// Server's LSN minus the slot's restart LSN: the disk at risk.
     retained_wal_bytes: IntGaugeVec,
-    /// Bytes until the slot is in danger; -1 without a limit.
+    /// Bytes until the slot is in danger; without a series where there is no limit.
     slot_safe_wal_bytes: IntGaugeVec,
     /// 1 while a connection holds the slot.
     slot_active: IntGaugeVec,
     slot_wal_status: IntGaugeVec,
-    /// Rows in the DEFAULT partition, counted up to 10,000; -1 when it cannot be asked.
+    /// Rows in the DEFAULT partition, counted up to 10,000.
     default_partition_rows: IntGaugeVec,
-    /// Seconds since the range of the oldest partition ended; -1 when it cannot be asked.
+    /// Seconds since the range of the oldest partition ended.
     oldest_partition_age_seconds: GaugeVec,
     /// 1 per connected side.
     pub connected: IntGaugeVec,
@@ -84,8 +84,8 @@ pub struct Metrics {
     pub gap_total: IntCounterVec,
     /// Events in Kafka whose rows the server's history does not have, as found by the last verdict.
     pub phantom_events: IntGauge,
-    /// Time since the newest heartbeat that came back was sent, in seconds; -1 while none is expected.
-    pub heartbeat_age_seconds: Gauge,
+    /// Time since the newest heartbeat that came back was sent, in seconds; without a series while none is expected.
+    heartbeat_age_seconds: GaugeVec,
     /// For how long nobody has held the slot, in seconds.
     slot_inactive_seconds: GaugeVec,
     /// Records sent with the current time, because their own is too old for the topic.
@@ -125,7 +125,7 @@ impl Metrics {
             retained_wal_bytes: known("retained_wal_bytes", "WAL the slot keeps on the server's disk")?,
             slot_safe_wal_bytes: known(
                 "slot_safe_wal_bytes",
-                "WAL until the slot is in danger; -1 without a limit",
+                "WAL that may still be written before the slot is in danger",
             )?,
             slot_active: known("slot_active", "1 while a connection holds the slot")?,
             slot_wal_status: counted(
@@ -134,11 +134,11 @@ impl Metrics {
             )?,
             default_partition_rows: known(
                 "default_partition_rows",
-                "Rows in the DEFAULT partition, counted up to 10,000; -1 when it cannot be asked",
+                "Rows in the DEFAULT partition, counted up to 10,000",
             )?,
             oldest_partition_age_seconds: known_seconds(
                 "oldest_partition_age_seconds",
-                "Since the range of the oldest partition ended; -1 when it cannot be asked",
+                "Time since the range of the oldest partition ended",
             )?,
             connected: counted(register, int_gauge_vec("connected", "1 per connected side", &["side"])?)?,
             streaming: gauge("streaming", "1 while the stream is open and delivery goes on")?,
@@ -188,9 +188,9 @@ impl Metrics {
                 "phantom_events",
                 "Events in Kafka whose rows the server does not have, by the last verdict",
             )?,
-            heartbeat_age_seconds: seconds(
+            heartbeat_age_seconds: known_seconds(
                 "heartbeat_age_seconds",
-                "Time since the newest heartbeat that came back was sent; -1 while none is expected",
+                "Time since the newest heartbeat that came back was sent",
             )?,
             slot_inactive_seconds: known_seconds(
                 "slot_inactive_seconds",
@@ -229,7 +229,10 @@ impl Metrics {
         let bytes = |bytes: Option<u64>| i64::try_from(bytes.unwrap_or(0)).unwrap_or(i64::MAX);
         only(&self.unconfirmed_wal_bytes).set(bytes(slot.behind(slot.confirmed)));
         only(&self.retained_wal_bytes).set(bytes(slot.behind(slot.restart)));
-        only(&self.slot_safe_wal_bytes).set(slot.safe_wal_bytes.unwrap_or(-1));
+        match slot.safe_wal_bytes {
+            Some(bytes) => only(&self.slot_safe_wal_bytes).set(bytes),
+            None => self.slot_safe_wal_bytes.reset(),
+        }
         only(&self.slot_active).set(i64::from(slot.active_pid.is_some()));
         self.slot_inactive_seconds.with_label_values::<&str>(&[]).set(inactive.as_secs_f64());
         for known in WAL_STATUSES {
@@ -246,6 +249,14 @@ impl Metrics {
         self.slot_active.reset();
         self.slot_inactive_seconds.reset();
         self.slot_wal_status.reset();
+    }
+
+    /// Shows the age of the newest heartbeat that came back; `None` while none is expected.
+    pub fn show_heartbeat(&self, age: Option<Duration>) {
+        match age {
+            Some(age) => self.heartbeat_age_seconds.with_label_values::<&str>(&[]).set(age.as_secs_f64()),
+            None => self.heartbeat_age_seconds.reset(),
+        }
     }
 
     /// Shows the state of the partitions; `None` while it is not known.
@@ -332,6 +343,25 @@ mod tests {
             labels("outbox_relay_build_info").contains(&format!("version={}", env!("CARGO_PKG_VERSION")))
         );
         assert_eq!(labels("outbox_relay_build_info").len(), 2, "and the revision");
+    }
+
+    #[test]
+    fn what_has_no_value_has_no_series() {
+        let metrics = Metrics::new().unwrap();
+        let shown = |name: &str| metrics.registry.gather().iter().any(|family| family.name() == name);
+        let optional = [
+            "outbox_relay_heartbeat_age_seconds",
+            "outbox_relay_default_partition_rows",
+            "outbox_relay_oldest_partition_age_seconds",
+            "outbox_relay_slot_safe_wal_bytes",
+        ];
+        assert!(optional.iter().all(|name| !shown(name)), "before anything was seen");
+        metrics.show_heartbeat(Some(Duration::ZERO));
+        metrics.show_partitions(Some((0, 0.0)));
+        assert!(optional[..3].iter().all(|name| shown(name)), "nothing is a value, too");
+        metrics.show_heartbeat(None);
+        metrics.show_partitions(None);
+        assert!(optional.iter().all(|name| !shown(name)));
     }
 
     #[test]

@@ -149,7 +149,7 @@ impl Observer {
             None => metrics.forget_slot(),
         }
         metrics.lag_seconds.set(status.lag_seconds());
-        metrics.heartbeat_age_seconds.set(status.heartbeat_age().map_or(-1.0, |age| age.as_secs_f64()));
+        metrics.show_heartbeat(status.heartbeat_age());
     }
 
     async fn beat(&mut self) {
@@ -171,7 +171,7 @@ impl Observer {
         let Some(sql) = self.link.sql() else { return };
         self.partitions_seen = Some(Instant::now());
         let state = match timeout(LOOK_WITHIN, maintenance::partition_state(&self.config, sql)).await {
-            Ok(Ok(state)) => Some(state),
+            Ok(Ok(state)) => state,
             Ok(Err(sqlx::Error::Database(_))) => None,
             Ok(Err(_)) | Err(_) => {
                 self.link = Link::Down;
