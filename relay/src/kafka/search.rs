@@ -164,15 +164,22 @@ impl Searcher {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether Kafka answers: this client, or else one that is made for the question.
+    /// Whether Kafka answers: this client, or else one that is made for the question. A client that asked a broker which
+    /// does not answer, because it is suspended for example, has others to ask; one that waited all the time for a broker to
+    /// ask has none.
     pub fn reach(&self) -> Result<Reach, SearchError> {
-        if self.consumer.fetch_metadata(None, REQUEST).is_ok() {
-            return Ok(Reach::There);
-        }
+        let began = Instant::now();
+        let Err(error) = self.consumer.fetch_metadata(None, REQUEST) else { return Ok(Reach::There) };
+        let no_broker = error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure);
+        let waited = began.elapsed() >= REQUEST;
         self.trusted()?;
         let another: Result<BaseConsumer, _> = reader_config(&self.sink, "search").create();
         let answered = another.and_then(|client| client.fetch_metadata(None, REQUEST)).is_ok();
-        Ok(if answered { Reach::NotByOurClients } else { Reach::Away })
+        Ok(match answered {
+            false => Reach::Away,
+            true if no_broker && waited => Reach::NotByOurClients,
+            true => Reach::There,
+        })
     }
 
     /// Whether it is a lack of trust that a request failed for. One broker with a bad certificate or login is like one that

@@ -382,6 +382,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_largest_budget_that_can_be_configured_is_taken() {
+        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
+        assert!(Producers::new(&sink, 1_000_000, None, &Arc::default()).is_ok());
+        let queue: u64 = LARGEST_QUEUE_KBYTES.parse().unwrap();
+        // `delivery.maxInFlightBytes` is at most this.
+        assert!(queue * 1024 > 1 << 32);
+    }
+
     /// A broker that answers requests for metadata: with itself, and once it is fenced with no broker at all.
     fn broker(fenced: &Arc<AtomicBool>) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

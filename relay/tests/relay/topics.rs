@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 use testbed::checker;
@@ -149,6 +150,41 @@ async fn r6_a_topic_made_anew_with_as_many_foreign_records_is_noticed() {
     site.insert([("a", 4), ("b", 5), ("c", 6)]).await;
     relay.until("/status", 200, "KafkaLostRecords").await;
     assert_eq!(site.records().await.len(), 30, "something was delivered");
+}
+
+/// Another Kafka cluster behind the same configuration: the records were mirrored at other offsets, and the end of the last
+/// transaction is missing. The record at the remembered offset is of the same transaction, and not the remembered one.
+#[tokio::test]
+async fn r6_a_mirror_that_lacks_the_end_of_a_large_transaction_is_noticed() {
+    const ROWS: i32 = 1000;
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    site.insert((1..=ROWS).map(|n| ("k", n))).await;
+    let records = site.until_records(ROWS as usize).await;
+    site.until_confirmed(&relay).await;
+    assert_eq!(relay.stop().await.0, Some(0));
+    delete_topic(&site.bootstrap, &site.topic()).await.unwrap();
+    create_topic(&site.bootstrap, &site.topic(), PARTITIONS, 1, &[]).await.unwrap();
+    let other: BaseProducer = ClientConfig::new().set("bootstrap.servers", &site.bootstrap).create().unwrap();
+    let topic = site.topic();
+    let record = || BaseRecord::<[u8], [u8]>::to(&topic).partition(records[0].partition);
+    for _ in 0..10 {
+        other.send(record().payload(b"foreign")).map_err(|(error, _)| error).unwrap();
+    }
+    for mirrored in &records[..records.len() - 5] {
+        let headers = mirrored.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+            headers.insert(Header { key, value: value.as_deref() })
+        });
+        let record = record().key(b"k").payload(mirrored.value.as_deref().unwrap()).headers(headers);
+        other.send(record).map_err(|(error, _)| error).unwrap();
+    }
+    other.flush(SOON).unwrap();
+    let relay = site.launch(|text| text);
+    let text = relay.until("/readyz", 503, "KafkaLostRecords").await;
+    assert!(text.contains("holds the event at"), "{text}");
+    site.insert([("k", ROWS + 1)]).await;
+    relay.until("/status", 200, "KafkaLostRecords").await;
+    assert_eq!(site.records().await.len(), ROWS as usize + 5, "something was delivered");
 }
 
 /// G12: retention has removed everything that is remembered. That is what retention is for.
