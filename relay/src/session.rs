@@ -114,9 +114,9 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     occupied::until_free(&mut sql, config, memory).await?;
     table::check(&mut sql, config).await?;
     let own = holder::accompany(&mut sql, client.process_id().cast_signed()).await?;
-    let judged = judge_now(&mut sql, config, &server).await?;
+    let judged = answered(judge_now(&mut sql, config, &server)).await?;
     let binary = reads_binary(&mut sql, config, memory, &judged).await?;
-    let mut table = publication::settle(&mut sql, config).await?;
+    let mut table = answered(publication::settle(&mut sql, config)).await?;
     if creates(judged.verdict) {
         create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
         // The slot has nothing from before the table that is there now.
@@ -140,6 +140,17 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
         let what = format!(
             "the slot was taken, and the checkpoint could not be read and written within {TAKE_OVER_WITHIN:?}: somebody \
              may hold a lock on it"
+        );
+        Trouble::new(Reason::CheckpointStalled, what)
+    })?
+}
+
+/// What waits for a lock, or for a server that is silent, is given up and tried again, so that the reason is shown.
+async fn answered<T>(asking: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+    tokio::time::timeout(TAKE_OVER_WITHIN, asking).await.map_err(|_| {
+        let what = format!(
+            "checkpoint and publication could not be read within {TAKE_OVER_WITHIN:?}: another session may hold a lock on \
+             outbox_checkpoint or the outbox table"
         );
         Trouble::new(Reason::CheckpointStalled, what)
     })?

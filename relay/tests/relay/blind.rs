@@ -111,6 +111,19 @@ async fn a_session_outlives_an_observer_that_cannot_connect() {
     assert!(relay.program.log().contains("delivery goes on"), "{}", relay.program.log());
 }
 
+/// A start waits for no lock without saying so.
+#[tokio::test]
+async fn a_start_that_waits_for_a_lock_on_the_checkpoint_says_so() {
+    let site = Site::shared().await;
+    let mut sql = site.sql().await;
+    sqlx::raw_sql("BEGIN; LOCK TABLE outbox_checkpoint").execute(&mut sql).await.unwrap();
+    let relay = site.launch(|text| text);
+    let text = relay.until("/readyz", 503, "CheckpointStalled").await;
+    assert!(text.contains("lock on outbox_checkpoint"), "{text}");
+    sqlx::raw_sql("COMMIT").execute(&mut sql).await.unwrap();
+    relay.until_ready().await;
+}
+
 /// Two addresses behind one name. The system lists 127.0.0.1 first, which takes connections and says nothing there.
 #[tokio::test]
 async fn a_silent_first_address_is_passed_over_by_every_connection() {
