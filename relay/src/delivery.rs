@@ -11,6 +11,7 @@ mod acknowledgements;
 mod another_outbox;
 mod answers;
 mod in_flight;
+mod lost;
 mod messages;
 mod refusals;
 mod replays;
@@ -29,6 +30,7 @@ use tokio::sync::oneshot;
 
 use self::another_outbox::Strays;
 use self::in_flight::InFlight;
+pub use self::lost::LostRecords;
 use self::messages::Transaction;
 pub use self::messages::{OutboxTable, memory_limit};
 pub use self::refusals::Refusal;
@@ -152,6 +154,7 @@ pub struct Delivery {
     /// Taken, and not looked at because of a failure before them.
     unsettled: Vec<Ack>,
     refusals: RefusalWatch,
+    lost: Option<LostRecords>,
     /// Why a broker cannot be used, until another answers.
     distrusted: Option<String>,
     /// When the log last said so.
@@ -215,6 +218,7 @@ impl Delivery {
             taken: Vec::new(),
             unsettled: Vec::new(),
             refusals: RefusalWatch::new(start.refusal),
+            lost: None,
             distrusted: None,
             distrust_logged: None,
             watchdog: Watchdog::default(),
@@ -307,6 +311,11 @@ impl Delivery {
     /// Sends nothing more; with `all`, nothing that was sent is sent again either.
     pub fn give_up(&self, all: bool) {
         if all { self.producers.give_up_all() } else { self.producers.give_up_unsent() }
+    }
+
+    /// What ended the session, if Kafka lost records.
+    pub fn lost(&mut self) -> Option<LostRecords> {
+        self.lost.take()
     }
 
     /// The producers, to be ended.

@@ -22,7 +22,7 @@ use self::tenure::{Now, Tenure};
 use self::verdict::{Findings, Verdict, judge};
 use crate::config::{Access, Config, StartAt};
 use crate::dead_letter::replay::Desk;
-use crate::delivery::{Delivery, OutboxTable, Refusal, Start, StreamForm, memory_limit};
+use crate::delivery::{Delivery, OutboxTable, Start, StreamForm, memory_limit};
 use crate::kafka::credentials;
 use crate::kafka::jobs::Jobs;
 use crate::kafka::search::Searcher;
@@ -134,7 +134,7 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
     tracing::info!(slot = %config.source.slot.name, "the slot is held");
     // The stream is not read meanwhile.
-    let taking = take_over(config, server, stream, binary, sql, table, memory.refusal.take());
+    let taking = take_over(config, server, stream, binary, sql, table, memory);
     let taken = tokio::time::timeout(TAKE_OVER_WITHIN, taking).await;
     taken.map_err(|_| {
         let what = format!(
@@ -185,7 +185,7 @@ async fn take_over(
     binary: bool,
     mut sql: PgConnection,
     table: Option<u32>,
-    refusal: Option<Refusal>,
+    memory: &mut Memory,
 ) -> Result<Opened, Trouble> {
     let holder =
         source::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
@@ -205,9 +205,13 @@ async fn take_over(
     let copied = copy.as_ref().map(|backfill| backfill.after);
     // Rows that are copied lie right before the slot's beginning, and may have been sent.
     let end = if copied.is_some() { flush.max(just_behind(confirmed)) } else { flush };
-    let (stored, offsets) = judged
+    let (stored, mut offsets) = judged
         .checkpoint
         .map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
+    if let Some(lost) = &memory.lost {
+        lost.apply(&mut offsets);
+    }
+    let refusal = memory.refusal.take();
     let mut mappings = mappings_of(config, stored, confirmed, end);
     if let Some(refusal) = refusal.as_ref().filter(|refusal| refusal.is_poison)
         && !mappings.refused.add(refusal.refused())
@@ -217,6 +221,7 @@ async fn take_over(
     }
     let progress = Progress { confirmed, copied, mappings, revision: 0, offsets };
     let committed = checkpoint::write_now(&mut sql, config, history, &progress).await?;
+    memory.lost = None;
     let Progress { mappings, offsets, .. } = progress;
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
     let form = match binary {
@@ -419,6 +424,7 @@ async fn stream(
         ended
     };
     memory.refusal = pump.refusal();
+    memory.lost = pump.lost();
     // The session outlives the stream: a stream without one is taken for an orphan.
     let (stream, delivery, writer) = pump.into_parts();
     let producers = delivery.into_producers();

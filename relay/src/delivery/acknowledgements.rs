@@ -6,7 +6,7 @@ use pg_replication::{EndLsn, PgTime};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::replays::replayed;
-use super::{CAUSE_START, Delivery};
+use super::{CAUSE_START, Delivery, LostRecords};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::sink::Ack;
 use crate::kafka::watchdog::{Activity, Suspicion};
@@ -93,8 +93,11 @@ impl Delivery {
             Some(Landed::BehindHole(hole)) => self.on_gap(partition, hole),
             Some(Landed::Backwards { expected }) => {
                 let what = format!(
-                    "{topic}/{number} took a record at offset {offset}, but {expected} was reached before"
+                    "{topic}/{number} took a record at offset {offset}, but {expected} was reached before; rows that are not \
+                     confirmed are sent again"
                 );
+                self.lost = Some(LostRecords { topic: topic.to_owned(), partition: number, offset });
+                self.metrics.duplicates_detected_total.inc();
                 return Err(Trouble::new(Reason::KafkaLostRecords, what));
             }
             Some(Landed::InOrder) | None => {}

@@ -19,7 +19,7 @@ use sqlx::postgres::PgConnection;
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::delivery::Refusal;
+use crate::delivery::{LostRecords, Refusal};
 use crate::postgres::checkpoint::History;
 use crate::postgres::connection;
 use crate::postgres::holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, shown};
@@ -39,6 +39,8 @@ pub struct Memory {
     pub reached: Option<(History, EndLsn)>,
     /// What ended the last of them, if Kafka refused a record.
     pub refusal: Option<Refusal>,
+    /// Also, if Kafka lost records.
+    pub lost: Option<LostRecords>,
     /// A row came whose table has a column that is read in text form. Streams are in text form from then on: the catalog,
     /// by which it is decided otherwise, may show a later table.
     pub text_form: bool,

@@ -16,7 +16,7 @@ use tokio::time::MissedTickBehavior;
 use self::copy::{Copy, CopyStep, next_page};
 use self::gulps::Gulps;
 use crate::dead_letter::replay::Candidate;
-use crate::delivery::{CAUSE_START, Delivery, Flow, Refusal};
+use crate::delivery::{CAUSE_START, Delivery, Flow, LostRecords, Refusal};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::jobs::Answer;
 use crate::kafka::sink::AckQueue;
@@ -192,6 +192,11 @@ impl Pump {
     /// A record that Kafka refused, if that ended the session.
     pub fn refusal(&mut self) -> Option<Refusal> {
         self.delivery.refusal()
+    }
+
+    /// What ended the session, if Kafka lost records.
+    pub fn lost(&mut self) -> Option<LostRecords> {
+        self.delivery.lost()
     }
 
     /// Gives back what the session has to end: the stream, the producers within `Delivery`, and the writer with its connection.
