@@ -230,7 +230,11 @@ impl Kafka {
 
     /// Waits until every broker is in the metadata.
     async fn ready(&mut self) -> Result<(), Error> {
-        let expected = self.brokers.len();
+        self.until_brokers(self.brokers.len()).await
+    }
+
+    /// Waits until the metadata has so many brokers: one that was killed is there for some seconds.
+    pub async fn until_brokers(&mut self, expected: usize) -> Result<(), Error> {
         let bootstrap = self.bootstrap();
         let brokers = &mut self.brokers;
         wait::until("a Kafka cluster that takes requests", READY_WITHIN, async || {
