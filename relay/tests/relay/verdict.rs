@@ -4,7 +4,7 @@ use testbed::kafka::create_topic;
 use testbed::postgres::{PgVersion, Shutdown};
 use testbed::wait;
 
-use crate::fixture::{OwnServers, PARTITIONS, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, PARTITIONS, Relay, SOON, Site, heavy, right};
 
 /// R2: a standby takes over with everything: the relay goes on, on a new timeline, with nothing lost or sent twice.
 #[tokio::test]
@@ -144,14 +144,8 @@ async fn r2_phantoms_of_a_server_that_lost_its_end_in_a_failover() {
     lives(1 + 38 + 5).await;
 }
 
-/// Put back without a new timeline: the same positions stand for other events, so nothing in Kafka can be trusted, and
-/// delivery stops. With the documented statement it goes on: nothing is lost.
-#[tokio::test]
-async fn r2_a_server_put_back_on_its_own_timeline_is_refused_until_kafka_no_longer_counts() {
-    let _place = heavy().await;
-    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
-    let site = servers.site().await;
-    let relay = site.relay().await;
+/// Delivers twenty rows, and keeps a copy of the server as it was after the first.
+async fn copy_after_one_of_twenty_rows(servers: &mut OwnServers, site: &Site, relay: &Relay) {
     site.insert([("k", 1)]).await;
     site.until_records(1).await;
     servers.postgres.stop(Shutdown::Fast).await.unwrap();
@@ -161,10 +155,25 @@ async fn r2_a_server_put_back_on_its_own_timeline_is_refused_until_kafka_no_long
         site.insert([("k", n)]).await;
     }
     site.until_records(20).await;
-    site.until_confirmed(&relay).await;
+    site.until_confirmed(relay).await;
+}
+
+async fn put_back(servers: &mut OwnServers) {
     servers.postgres.stop(Shutdown::Fast).await.unwrap();
     servers.postgres.restore().unwrap();
     servers.postgres.start_again().await.unwrap();
+}
+
+/// Put back without a new timeline: the same positions stand for other events, so nothing in Kafka can be trusted, and
+/// delivery stops. With the documented statement it goes on: nothing is lost.
+#[tokio::test]
+async fn r2_a_server_put_back_on_its_own_timeline_is_refused_until_kafka_no_longer_counts() {
+    let _place = heavy().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    copy_after_one_of_twenty_rows(&mut servers, &site, &relay).await;
+    put_back(&mut servers).await;
     site.insert([("k", 21), ("k", 22)]).await;
     relay.until("/readyz", 503, "HistoryChanged").await;
     assert_eq!(site.records().await.len(), 20);
@@ -195,20 +204,9 @@ async fn r2_a_server_put_back_while_the_relay_was_away_is_refused_before_anythin
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
-    site.insert([("k", 1)]).await;
-    site.until_records(1).await;
-    servers.postgres.stop(Shutdown::Fast).await.unwrap();
-    servers.postgres.keep_copy().unwrap();
-    servers.postgres.start_again().await.unwrap();
-    for n in 2..=20 {
-        site.insert([("k", n)]).await;
-    }
-    site.until_records(20).await;
-    site.until_confirmed(&relay).await;
+    copy_after_one_of_twenty_rows(&mut servers, &site, &relay).await;
     relay.kill().await;
-    servers.postgres.stop(Shutdown::Fast).await.unwrap();
-    servers.postgres.restore().unwrap();
-    servers.postgres.start_again().await.unwrap();
+    put_back(&mut servers).await;
     let relay = site.launch(|text| text);
     let text = relay.until("/readyz", 503, "HistoryChanged").await;
     assert!(text.contains("put back"), "{text}");
