@@ -119,7 +119,7 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     let mut table = answered(publication::settle(&mut sql, config)).await?;
     if creates(judged.verdict) {
         create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
-        // The slot has nothing from before the table that is there now.
+        // The slot has nothing from before the current table.
         table = table::oid(&mut sql, config).await?;
     }
     memory.takes(own, false);

@@ -3,7 +3,7 @@
 //! *acknowledged* (by Kafka, contiguously), *confirmed* (told to Postgres).
 //!
 //! What is wrong is either a trouble that ended a session, or something that shows in an open stream. The latter is
-//! never stored: it is judged anew at each question, so it is gone when its cause is. A trouble that ended an open
+//! never stored: it is judged again at each question, so it is gone when its cause is. A trouble that ended an open
 //! stream is not over when another stream is open: that stream may end in the same way a moment later. It is over
 //! when delivery has got past it.
 

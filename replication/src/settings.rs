@@ -44,7 +44,7 @@ const SETTINGS: [Setting; 20] = [
     // Each statement sees what was committed before it; no serialization failures.
     always("default_transaction_isolation", "read committed"),
     always("default_transaction_deferrable", "off"),
-    // The client has limits of its own, and a snapshot is exported or read for as long as it takes.
+    // The client sets its own limits, and a snapshot is exported or read for as long as it takes.
     always("statement_timeout", "0"),
     always("lock_timeout", "0"),
     always("idle_in_transaction_session_timeout", "0"),

@@ -87,7 +87,7 @@ fn uuid_text(bytes: &[u8], name: &'static str) -> Result<[u8; 36], RowError> {
     Ok(text)
 }
 
-/// A uuid as text, as Debezium and everybody who reads keys has it; it is the one type that costs an allocation.
+/// A uuid as text, as Debezium and other readers of keys have it; it is the one type that costs an allocation.
 pub(super) fn key<'a>(value: Column<'a>, kind: &ColumnType) -> Result<Option<Cow<'a, [u8]>>, RowError> {
     match (kind, value) {
         (ColumnType::Uuid, Column::Binary(bytes)) => {

@@ -47,7 +47,7 @@ pub(super) struct OffsetGaps {
 pub(super) struct Added {
     /// How many gaps are skipped in exchange.
     pub(super) skipped: u64,
-    /// Whether somebody has to begin to read.
+    /// Whether the caller has to begin to read.
     pub(super) begins: bool,
 }
 

@@ -161,7 +161,7 @@ impl Jobs {
             let settings = describe(&caller, &name).await;
             let compacted = settings.map(|settings| settings.compacted);
             let topic: Arc<str> = name.as_str().into();
-            // Each by itself: the leader of one may be away.
+            // One question for each: the leader of one may be away.
             for partition in partitions {
                 let topic = Arc::clone(&topic);
                 spawn(&caller, &answers, async move |caller| {

@@ -102,7 +102,7 @@ impl Caller {
     }
 }
 
-/// Counts one that waits to read records, so that whoever reads gives way.
+/// Counts one that waits to read records, so that the one that reads gives way.
 struct Waits(Arc<Searcher>);
 
 impl Waits {

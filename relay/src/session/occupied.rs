@@ -1,4 +1,4 @@
-//! A slot that another connection holds, and what this process remembers of its own.
+//! A slot that another connection holds, and what this process remembers of its own sessions.
 //!
 //! | holder | the relay |
 //! |---|---|
@@ -95,7 +95,7 @@ impl Memory {
     }
 }
 
-/// Returns when nobody holds the slot, and ends an orphan for that; or says who does.
+/// Returns when the slot is free, and ends an orphan for that; otherwise says what holds it.
 pub async fn until_free(sql: &mut PgConnection, config: &Config, memory: &mut Memory) -> Result<(), Trouble> {
     let slot = &config.source.slot.name;
     while let Some(holder) = holder::of(sql, slot).await? {

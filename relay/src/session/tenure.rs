@@ -41,7 +41,7 @@ pub struct Tenure {
 /// The time by both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// Only goes forward, and stands still with the machine.
+    /// Never goes back, and stops while the machine is stopped.
     pub monotonic: Instant,
     /// Goes on while the machine is suspended, and may be set.
     pub wall: SystemTime,

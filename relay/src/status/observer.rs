@@ -24,7 +24,7 @@ use crate::trouble::Trouble;
 
 /// Truth within 10 s, at the price of one cheap statement a second.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// A look that takes longer is given up: the server does not answer. Connecting has limits of its own.
+/// A look that takes longer is given up: the server does not answer. Connecting has separate limits.
 const LOOK_WITHIN: Duration = Duration::from_secs(3);
 /// A statement that waits for a lock this long shows nothing, and the next one can.
 const WAIT_FOR_LOCKS: &str = "SET lock_timeout = '1s'";
