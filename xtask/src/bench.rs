@@ -2,6 +2,7 @@
 //! the machine they were taken on, which the result names.
 
 mod api;
+mod baseline;
 mod drain;
 mod latency;
 mod site;

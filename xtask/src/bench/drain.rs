@@ -9,8 +9,9 @@ use serde::Serialize;
 use sqlx::AssertSqlSafe;
 use testbed::load::{Backlog, write_backlog};
 
+use super::baseline::{Baseline, Build};
 use super::report;
-use super::site::{Servers, Site};
+use super::site::{PARTITIONS, Servers, Site};
 use crate::Failure;
 use crate::paint::faint;
 
@@ -26,10 +27,16 @@ pub struct Options {
     /// Rounds; each measures all readers on copies of one slot.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Partitions of the topic.
+    #[arg(long, default_value_t = PARTITIONS)]
+    partitions: i32,
+    #[command(flatten)]
+    baseline: Baseline,
 }
 
 #[derive(Serialize)]
 struct Round {
+    build: &'static str,
     rows: usize,
     relay_rows_per_second: f64,
     relay_cpu_microseconds_per_event: f64,
@@ -45,14 +52,17 @@ pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
         println!("{}", faint(&format!("round {number} of {}", options.rounds)));
-        rounds.push(round(options, &servers, programs, number % 2 == 0).await?);
+        for build in options.baseline.builds(programs, number) {
+            rounds.push(round(options, &servers, &build, number % 2 == 0).await?);
+        }
     }
     let mut table = String::from(
-        "  rows/s relay   pg_recvlogical   ratio   decode only   relay CPU/event   relay peak memory\n",
+        "  build      rows/s relay   pg_recvlogical   ratio   decode only   relay CPU/event   relay peak memory\n",
     );
     for round in &rounds {
         table.push_str(&format!(
-            "  {:>12.0}   {:>14.0}   {:>5.2}   {:>11.0}   {:>12.1} us   {:>14.1} MiB\n",
+            "  {:<8}   {:>12.0}   {:>14.0}   {:>5.2}   {:>11.0}   {:>12.1} us   {:>14.1} MiB\n",
+            round.build,
             round.relay_rows_per_second,
             round.pg_recvlogical_rows_per_second,
             round.relay_to_pg_recvlogical,
@@ -61,6 +71,8 @@ pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
             round.relay_peak_rss_mib
         ));
     }
+    let rates = rounds.iter().map(|round| (round.build, round.relay_rows_per_second));
+    table.push_str(&options.baseline.ratio("rows/s", rates));
     report("drain", &table, &rounds)
 }
 
@@ -68,10 +80,11 @@ pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
 async fn round(
     options: &Options,
     servers: &Servers,
-    programs: &Path,
+    build: &Build,
     relay_first: bool,
 ) -> Result<Round, Failure> {
-    let site = Site::new(servers, programs).await?;
+    let programs = build.programs.as_path();
+    let site = Site::new(servers, programs, options.partitions).await?;
     for copy in ["received", "decoded"] {
         site.database
             .execute(&format!(
@@ -96,6 +109,7 @@ async fn round(
         (drain(&site, programs, rows).await?, received)
     };
     Ok(Round {
+        build: build.name,
         rows: options.rows,
         relay_rows_per_second: relay.rows_per_second,
         relay_cpu_microseconds_per_event: relay.cpu_microseconds,

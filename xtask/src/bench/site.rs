@@ -12,7 +12,7 @@ use testbed::{Database, net, unique, wait};
 use crate::Failure;
 
 /// Partitions of the topic, as in the figures this project compares itself with.
-const PARTITIONS: i32 = 6;
+pub const PARTITIONS: i32 = 6;
 /// Nothing measured here takes longer.
 const WITHIN: Duration = Duration::from_secs(600);
 
@@ -54,8 +54,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// On `servers`, with slot, checkpoint and topic there: the relay has run once.
-    pub async fn new(servers: &Servers, programs: &Path) -> Result<Site, Failure> {
+    /// On `servers`, with slot, checkpoint and topic of `partitions` there: the relay has run once.
+    pub async fn new(servers: &Servers, programs: &Path, partitions: i32) -> Result<Site, Failure> {
         let site = Site {
             database: Database::on(&servers.postgres.url("postgres"), "bench").await?,
             aggregate: unique("bench"),
@@ -64,7 +64,7 @@ impl Site {
             port: servers.postgres.port(),
             folder: Folder::new("bench")?,
         };
-        servers.kafka.create_topic(&site.topic(), PARTITIONS, 1, &[]).await?;
+        servers.kafka.create_topic(&site.topic(), partitions, 1, &[]).await?;
         let mut relay = site.relay(programs)?;
         relay.until_streaming().await?;
         relay.program.terminate()?;
