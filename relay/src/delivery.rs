@@ -3,7 +3,7 @@
 //! Nothing here waits. A row that cannot go on yet (its topic is unknown, its partition is being searched) makes
 //! [`Delivery::message`] answer [`Flow::Blocked`]; the caller keeps the message and offers it again.
 //!
-//! A row comes in through `messages`, leaves through `rows`, and is done in `acknowledgements`, or Kafka refuses it, see
+//! A row comes in through `messages`, leaves through `rows`, perhaps after a stay in `waiting`, and is done in `acknowledgements`, or Kafka refuses it, see
 //! `refusals`. `topics` and `answers` take in what is found out about Kafka meanwhile; `replays` sends dead letters again.
 //! `silent` and `another_outbox` notice what is wrong outside.
 
@@ -18,6 +18,7 @@ mod replays;
 mod rows;
 mod silent;
 mod topics;
+mod waiting;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -37,6 +38,7 @@ pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
 use self::silent::{Examinations, Held};
 use self::topics::Inquiries;
+use self::waiting::WaitingRows;
 use crate::config::{Config, Sink};
 use crate::dead_letter::replay::Outcome;
 use crate::dead_letter::{DeadLetterStyle, Underway};
@@ -170,7 +172,8 @@ pub struct Delivery {
     /// row in the partition it would have gone to would make a replay take it for delivered.
     settles_first: bool,
     in_flight: InFlight,
-    /// The partition that the next row waits for.
+    waiting: WaitingRows,
+    /// The partition that the next row waits for, where it cannot be set aside.
     held: Option<Held>,
     examinations: Examinations,
     recent: RecentRows,
@@ -228,6 +231,7 @@ impl Delivery {
             jobs,
             settles_first: false,
             in_flight: InFlight::default(),
+            waiting: WaitingRows::default(),
             held: None,
             examinations: Examinations::default(),
             recent: RecentRows::default(),
@@ -250,8 +254,9 @@ impl Delivery {
 
     /// Whether the budget lets another message in. One record may always be under way, however large.
     pub fn has_room(&self) -> bool {
-        let within = self.in_flight.events < self.max_events && self.in_flight.bytes < self.max_bytes;
-        (within || self.in_flight.events == 0) && self.ledger.len() < MAX_UNCONFIRMED_TRANSACTIONS
+        let (events, bytes) = self.in_flight();
+        let within = events < self.max_events && bytes < self.max_bytes;
+        (within || events == 0) && self.ledger.len() < MAX_UNCONFIRMED_TRANSACTIONS
     }
 
     /// Whether a transaction has been read in part.
@@ -275,9 +280,9 @@ impl Delivery {
         &mut self.partitions
     }
 
-    /// Events and bytes sent and not acknowledged.
+    /// Events and bytes that are to be acknowledged by Kafka: sent, or waiting for their partition.
     pub fn in_flight(&self) -> (usize, usize) {
-        (self.in_flight.events, self.in_flight.bytes)
+        (self.in_flight.events + self.waiting.events, self.in_flight.bytes + self.waiting.bytes)
     }
 
     /// Whether Kafka answers; `None` until it was asked.
@@ -304,7 +309,7 @@ impl Delivery {
             return Err(Trouble::new(Reason::TopicChanged, what));
         }
         self.judge_strays()?;
-        self.watch_silent_partitions();
+        self.watch_silent_partitions()?;
         self.watch_producers()
     }
 

@@ -194,6 +194,8 @@ struct Process {
     /// The next transaction, and the next row once its Begin was read.
     transaction: usize,
     row: Option<usize>,
+    /// Set aside until their partition takes them.
+    waiting: [VecDeque<(Position, CommitLsn, PartitionId, EntryId)>; PARTITIONS],
     sent: [VecDeque<(Position, PartitionId, EntryId)>; PARTITIONS],
     /// Acknowledgements on their way back; without an offset where librdkafka only concludes it.
     appended: [VecDeque<Answered>; PARTITIONS],
@@ -218,6 +220,7 @@ impl Process {
             // Postgres sends what it was not told about.
             transaction: stream.iter().take_while(|transaction| told.covers(transaction.commit())).count(),
             row: None,
+            waiting: Default::default(),
             sent: Default::default(),
             appended: Default::default(),
             questions: VecDeque::new(),
@@ -236,9 +239,8 @@ impl Process {
         };
         match transaction.keys.get(row) {
             Some(key) if !self.start.covers(transaction.commit()) => {
-                if self.deal_with(key, transaction.position(row), transaction.commit(), now) {
-                    self.row = Some(row + 1);
-                }
+                self.deal_with(key, transaction.position(row), transaction.commit(), now);
+                self.row = Some(row + 1);
             }
             Some(_) => self.row = Some(row + 1),
             None => {
@@ -248,25 +250,39 @@ impl Process {
         }
     }
 
-    /// False when the row has to wait.
-    fn deal_with(&mut self, key: &str, position: Position, commit: CommitLsn, now: Instant) -> bool {
+    fn deal_with(&mut self, key: &str, position: Position, commit: CommitLsn, now: Instant) {
         let number = partition(key.as_bytes(), PARTITIONS as i32);
         let id = self.partitions.id(TOPIC, number).unwrap();
-        let mark = self.partitions.mark(id).unwrap();
         let number = number as usize;
-        match mark.admit(position, self.horizon.covers(commit)) {
-            Admission::Send => {
-                mark.sent(position, now);
-                let entry = self.ledger.row().unwrap();
-                self.sent[number].push_back((position, id, entry));
-                true
+        let entry = self.ledger.row().unwrap();
+        self.waiting[number].push_back((position, commit, id, entry));
+        // Rows that wait go before it, and no event has freed them.
+        if self.waiting[number].len() == 1 {
+            self.resume(number, now);
+        }
+    }
+
+    /// Sends the rows that wait for a partition, as far as it takes them.
+    fn resume(&mut self, number: usize, now: Instant) {
+        while let Some((position, commit, id, entry)) = self.waiting[number].pop_front() {
+            let mark = self.partitions.mark(id).unwrap();
+            match mark.admit(position, self.horizon.covers(commit)) {
+                Admission::Send => {
+                    mark.sent(position, now);
+                    self.sent[number].push_back((position, id, entry));
+                    continue;
+                }
+                Admission::AlreadyThere => {
+                    self.ledger.withdraw(entry).unwrap();
+                    continue;
+                }
+                Admission::Search { from } => {
+                    self.questions.push_back((number, id, Question::Search { from }));
+                }
+                Admission::Wait => {}
             }
-            Admission::AlreadyThere => true,
-            Admission::Search { from } => {
-                self.questions.push_back((number, id, Question::Search { from }));
-                false
-            }
-            Admission::Wait => false,
+            self.waiting[number].push_front((position, commit, id, entry));
+            return;
         }
     }
 
@@ -287,10 +303,11 @@ impl Process {
         }
         self.partitions.acknowledged(id, entry, position, offset);
         self.known[partition].get_or_insert((offset, offset)).1 = offset;
+        self.resume(partition, now);
         true
     }
 
-    fn answer(&mut self, kafka: &[Vec<Option<Position>>; PARTITIONS]) {
+    fn answer(&mut self, kafka: &[Vec<Option<Position>>; PARTITIONS], now: Instant) {
         let Some((partition, id, question)) = self.questions.pop_front() else { return };
         let log = &kafka[partition];
         let mark = self.partitions.mark(id).unwrap();
@@ -303,6 +320,7 @@ impl Process {
                 self.detected += mark.hole_read(hole, look(log, hole.from, hole.until, hole.known))
             }
         }
+        self.resume(partition, now);
     }
 
     fn is_done(&self, stream: &[Transaction]) -> bool {
@@ -358,7 +376,7 @@ impl World {
                     *knows &= !idle;
                 }
             }
-            Step::Answer => self.process.answer(&self.kafka),
+            Step::Answer => self.process.answer(&self.kafka, self.now),
             Step::Store => self.store(),
             Step::Tell => self.told = self.told.max(self.stored.confirmed),
             Step::Crash(appended) => self.crash(appended),
@@ -469,7 +487,7 @@ impl World {
                 self.append(partition);
                 self.acknowledge(partition);
             }
-            self.process.answer(&self.kafka);
+            self.process.answer(&self.kafka, self.now);
         }
         panic!("delivery does not come to its end");
     }

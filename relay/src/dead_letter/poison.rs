@@ -136,12 +136,20 @@ pub enum Arrival<'a> {
     Flawed(Remains<'a>, Poison),
 }
 
-impl Arrival<'_> {
+impl<'a> Arrival<'a> {
     /// Event id.
     pub fn id(&self) -> Option<&EventId<'_>> {
         match self {
             Arrival::Event(row, _) => Some(&row.id),
             Arrival::Flawed(row, _) => row.id.as_ref(),
+        }
+    }
+
+    /// Value of the column that selects the topic.
+    pub fn route_by(&self) -> Option<&'a str> {
+        match self {
+            Arrival::Event(row, _) => row.route_by,
+            Arrival::Flawed(row, _) => row.route_by,
         }
     }
 

@@ -105,7 +105,7 @@ impl Delivery {
         if let Some(position) = sent.position {
             self.partitions.acknowledged(partition, entry, position, offset);
         }
-        Ok(())
+        self.resume(partition)
     }
 
     /// Other producers have filled a gap before a record of ours. Rows wait for the one before the probe.

@@ -22,6 +22,7 @@ impl Delivery {
             Answer::Inspected { partition, search } => {
                 self.partitions.inspected(partition, search);
                 self.say_whether_kafka_is_whole();
+                self.resume(partition)?;
             }
             Answer::Looked(seen) => self.looked(seen)?,
             Answer::Searched { partition, found, records, phantoms } => {
@@ -37,10 +38,12 @@ impl Delivery {
                 if let Some(mark) = self.partitions.mark(partition) {
                     mark.searched(found);
                 }
+                self.resume(partition)?;
             }
             Answer::HoleRead { partition, hole, found, records } => {
                 self.partitions.set_found(partition, records);
                 self.hole_read(partition, hole, found);
+                self.resume(partition)?;
             }
             Answer::Strays { partition, strays, more } => self.on_strays(partition, strays, more)?,
             Answer::Examined { partition, ailment } => self.on_examined(partition, ailment)?,

@@ -7,15 +7,17 @@ use pg_replication::pgoutput::Column;
 use pg_replication::{CommitLsn, PgTime};
 use rdkafka::error::KafkaError;
 
+use super::waiting::{Placed, WaitingRow};
 use super::{Delivery, Flow, code_of, violation};
 use crate::dead_letter::{Arrival, Poison, PoisonKind};
 use crate::event::record::{Prepared, kafka_timestamp};
-use crate::event::row::{Layout, RowError};
+use crate::event::row::{EventId, Layout, RowError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka;
 use crate::kafka::sink::{Outgoing, Tag};
 use crate::progress::found::fingerprint;
 use crate::progress::high_mark::Admission;
+use crate::progress::ledger::EntryId;
 use crate::routing::mapping::{Place, Subject, Unplaceable};
 use crate::topics::partitions::PartitionId;
 use crate::trouble::Trouble;
@@ -36,7 +38,8 @@ pub(super) fn after_everything() -> CommitLsn {
 }
 
 impl Delivery {
-    /// Sends a row, or drops it because Kafka has it; [`Flow::Blocked`] where that is not known yet.
+    /// Sends a row, drops it because Kafka has it, or sets it aside until its partition takes it; [`Flow::Blocked`] where it cannot be said yet
+    /// where it goes.
     pub(super) fn deliver<'a>(
         &mut self,
         layout: &Layout,
@@ -44,7 +47,7 @@ impl Delivery {
         origin: Origin,
         stored: u64,
     ) -> Result<Flow, Trouble> {
-        if self.settles_first && self.in_flight.events > 0 {
+        if self.settles_first && self.in_flight().0 > 0 {
             return Ok(Flow::Blocked);
         }
         self.settles_first = false;
@@ -53,99 +56,100 @@ impl Delivery {
             0 => Boundary::AfterDecode,
             _ => Boundary::InTransaction,
         });
-        let spread_by = arrival.spread_by(origin.position);
-        let (bytes, route_by) = match &arrival {
-            Arrival::Event(row, _) => (self.style.size(row), row.route_by),
-            Arrival::Flawed(row, _) => (0, row.route_by),
+        let route_by = arrival.route_by();
+        let column = |name: &str| {
+            if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
         };
-        let subject = Subject {
-            key: &spread_by,
-            bytes,
-            has_key: arrival.has_key(),
-            position: Some(origin.position),
-            flaw: arrival.flaw(),
-            commit: origin.commit,
-            column: |name: &str| {
-                if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
-            },
+        let bytes = match &arrival {
+            Arrival::Event(row, _) => self.style.size(row),
+            Arrival::Flawed(..) => 0,
         };
-        let (topic, number, poison) = match self.mapper.place(&subject) {
-            Ok(Place::Partition { topic, number, revision, poison }) if revision <= stored => {
-                (topic, number, poison)
-            }
-            Ok(Place::Partition { .. }) => return Ok(Flow::Blocked),
-            Ok(Place::NewTopic(name)) => {
-                let name = name.to_owned();
-                self.want(&name);
-                return Ok(Flow::Blocked);
-            }
-            Err(error) => return Err(self.unplaceable(&arrival, origin.position, error)),
+        let Some((partition, poison)) = self.place(&arrival, bytes, origin, column, stored)? else {
+            return Ok(Flow::Blocked);
         };
-        let Some(partition) = self.partitions.id(topic, number) else {
-            return Err(violation(format!("{topic} has no partition {number}")));
+        let by_settings =
+            |(topic, _)| (self.mapper.limit(topic), self.mapper.takes_now(topic, bytes, arrival.has_key()));
+        let (limit, fits) = self.partitions.place(partition).map_or((0, false), by_settings);
+        let fingerprint = fingerprint(origin.position, arrival.id().map(EventId::as_bytes));
+        let is_dead = poison.is_some();
+        let placed = Placed { partition, position: origin.position, fingerprint, is_dead, fits };
+        let admission = match self.waiting.has(partition) {
+            true => Admission::Wait,
+            false => self.judge(placed)?,
         };
-        if !self.partitions.is_inspected(partition) {
+        let waits = matches!(admission, Admission::Wait | Admission::Search { .. });
+        let is_tried_again = self.refusals.is_tried_again(origin.position);
+        if waits && (is_tried_again || !placed.goes_there()) {
             return Ok(self.wait_for(partition));
         }
-        let limit = self.partitions.place(partition).map_or(0, |(topic, _)| self.mapper.limit(topic));
-        let takes = |(topic, _)| self.mapper.takes_now(topic, bytes, arrival.has_key());
-        let fits = self.partitions.place(partition).is_some_and(takes);
-        let id = match &arrival {
-            Arrival::Event(row, _) => Some(row.id.as_bytes()),
-            Arrival::Flawed(row, _) => row.id.as_ref().map(|id| id.as_bytes()),
-        };
-        let fingerprint = fingerprint(origin.position, id);
-        let Some(mark) = self.partitions.mark(partition) else { return Ok(Flow::Blocked) };
-        let mut admission = mark.admit(origin.position, self.lineage.holds(origin.position));
-        if admission == Admission::AlreadyThere && self.partitions.lacks(partition, origin.position, id) {
-            match poison {
-                // Kafka may have refused it before it became poison, while later dead letters were taken.
-                Some(_) => admission = Admission::Send,
-                // It went where a later mapping sends it.
-                None if !fits => {}
-                None => return Err(self.not_ours(partition, origin.position)),
+        if admission == Admission::AlreadyThere {
+            self.count_already_there();
+            if let (Some(seq), Some(cursor)) = (origin.copied, &mut self.cursor) {
+                cursor.already_there(seq);
             }
-        }
-        match admission {
-            Admission::Send => {
-                if poison.is_none() && !fits {
-                    // A mapping before this one would have sent it there, and did not.
-                    let origin = Origin { commit: after_everything(), ..origin };
-                    let flow = self.deliver(layout, values, origin, stored)?;
-                    self.settles_first = flow == Flow::Next;
-                    return Ok(flow);
-                }
-                if let Some(Poison {
-                    kind: PoisonKind::TooLarge | PoisonKind::NoKey,
-                    topic: Some(topic),
-                    ..
-                }) = &poison
-                {
-                    self.was_unfit_for(topic);
-                }
-                self.settles_first |= self.refusals.is_tried_again(origin.position);
-                let prepared = self.prepare((arrival, bytes), poison, origin.position, time, limit);
-                self.send(prepared, origin, partition)?;
+        } else if !placed.goes_there() {
+            // A mapping before this one would have sent it there, and did not.
+            let origin = Origin { commit: after_everything(), ..origin };
+            let flow = self.deliver(layout, values, origin, stored)?;
+            self.settles_first = flow == Flow::Next;
+            return Ok(flow);
+        } else {
+            if let Some(Poison {
+                kind: PoisonKind::TooLarge | PoisonKind::NoKey, topic: Some(topic), ..
+            }) = &poison
+            {
+                self.was_unfit_for(topic);
             }
-            Admission::AlreadyThere => {
-                self.counts.suppressed += 1;
-                self.metrics.duplicates_suppressed_total.inc();
-                if let (Some(seq), Some(cursor)) = (origin.copied, &mut self.cursor) {
-                    cursor.already_there(seq);
-                }
+            self.settles_first |= is_tried_again;
+            let prepared = self.prepare((arrival, bytes), poison, origin.position, time, limit);
+            let entry = self.enter(origin, prepared.time)?;
+            if waits {
+                let row = WaitingRow { placed, prepared: prepared.into_owned(), entry };
+                self.waiting.set_aside(row, Instant::now());
+            } else {
+                self.send(prepared, entry, placed)?;
             }
-            Admission::Search { from } => {
-                let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
-                let min_in_sync = self.partitions.settings(topic).and_then(|s| s.min_in_sync_replicas);
-                self.jobs.search(partition, topic, number, from, min_in_sync);
-                return Ok(self.wait_for(partition));
-            }
-            Admission::Wait => return Ok(self.wait_for(partition)),
         }
         self.held = None;
         self.recent.on_row(origin.position, fingerprint);
         self.counts.received += 1;
         Ok(Flow::Next)
+    }
+
+    /// Where a row goes, as a dead letter where it cannot be delivered; `None` where that is not known yet.
+    fn place<'a>(
+        &mut self,
+        arrival: &Arrival<'_>,
+        bytes: usize,
+        Origin { position, commit, .. }: Origin,
+        column: impl Fn(&str) -> Option<&'a str>,
+        stored: u64,
+    ) -> Result<Option<(PartitionId, Option<Poison>)>, Trouble> {
+        let spread_by = arrival.spread_by(position);
+        let subject = Subject {
+            key: &spread_by,
+            bytes,
+            has_key: arrival.has_key(),
+            position: Some(position),
+            flaw: arrival.flaw(),
+            commit,
+            column: |name: &str| column(name),
+        };
+        match self.mapper.place(&subject) {
+            Ok(Place::Partition { topic, number, revision, poison }) if revision <= stored => {
+                let partition = self.partitions.id(topic, number);
+                let partition =
+                    partition.ok_or_else(|| violation(format!("{topic} has no partition {number}")))?;
+                Ok(Some((partition, poison)))
+            }
+            Ok(Place::Partition { .. }) => Ok(None),
+            Ok(Place::NewTopic(name)) => {
+                let name = name.to_owned();
+                self.want(&name);
+                Ok(None)
+            }
+            Err(error) => Err(self.unplaceable(arrival, position, error)),
+        }
     }
 
     /// Reads a row, with its time. What is wrong with its values is the row's; a row of another shape than its table
@@ -204,21 +208,21 @@ impl Delivery {
         arrival.trouble(error, position)
     }
 
-    fn send(
+    /// The ledger's entry for a row, which is done when the row is in Kafka.
+    fn enter(&mut self, origin: Origin, time: PgTime) -> Result<EntryId, Trouble> {
+        let Some(seq) = origin.copied else { return Ok(self.ledger.row()?) };
+        let entry = self.ledger.lone_row(self.before_start(), time, self.start)?;
+        self.cursor.iter_mut().for_each(|cursor| cursor.sent(entry, seq));
+        Ok(entry)
+    }
+
+    pub(super) fn send(
         &mut self,
         mut prepared: Prepared<'_>,
-        origin: Origin,
-        partition: PartitionId,
+        entry: EntryId,
+        placed: Placed,
     ) -> Result<(), Trouble> {
-        let position = origin.position;
-        let entry = match origin.copied {
-            None => self.ledger.row()?,
-            Some(seq) => {
-                let entry = self.ledger.lone_row(self.before_start(), prepared.time, self.start)?;
-                self.cursor.iter_mut().for_each(|cursor| cursor.sent(entry, seq));
-                entry
-            }
-        };
+        let Placed { partition, position, .. } = placed;
         let dead = prepared.dead.take();
         self.hand_over(prepared, Tag::new(entry, partition), Some(position))
             .map_err(|error| not_accepted(&format!("the event at {position}"), &error))?;
@@ -230,6 +234,11 @@ impl Delivery {
             mark.sent(position, Instant::now());
         }
         Ok(())
+    }
+
+    pub(super) fn count_already_there(&mut self) {
+        self.counts.suppressed += 1;
+        self.metrics.duplicates_suppressed_total.inc();
     }
 
     pub(super) fn hand_over(

@@ -12,10 +12,13 @@ use crate::trouble::{Reason, Trouble};
 
 /// A partition that is silent for so long is examined, so that the cause is known when it is shown.
 const EXAMINE_AFTER: Duration = Duration::from_millis(2500);
+/// A record that waits for so long is given up with its session: at twice that brokers forget its producer by default
+/// (`producer.id.expiration.ms`), and would take what is behind it without it.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
 /// How often.
 const EXAMINE_EVERY: Duration = Duration::from_secs(3);
 
-/// The next row waits for its partition: to be compared with what is remembered, to be searched, or for its first record.
+/// The next row waits for its partition and is one that cannot be set aside.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     partition: PartitionId,
@@ -30,7 +33,7 @@ pub(super) struct Examinations {
 }
 
 impl Delivery {
-    /// The next row waits for this partition.
+    /// The next row waits for this partition, and cannot be set aside.
     pub(super) fn wait_for(&mut self, partition: PartitionId) -> Flow {
         if self.held.is_none_or(|held| held.partition != partition) {
             self.held = Some(Held { partition, since: Instant::now() });
@@ -39,20 +42,29 @@ impl Delivery {
     }
 
     /// Shows partitions of which nothing is acknowledged, and has one examined.
-    pub(super) fn watch_silent_partitions(&mut self) {
+    pub(super) fn watch_silent_partitions(&mut self) -> Result<(), Trouble> {
         let now = Instant::now();
         self.in_flight.on_turn(now);
-        let mut silent: Vec<(Silent, WaitsFor)> = self
-            .in_flight
-            .silent(EXAMINE_AFTER)
-            .into_iter()
-            .map(|silent| (silent, WaitsFor::Acknowledgement))
-            .collect();
-        if let Some(Held { partition, since }) = self.held
-            && now.saturating_duration_since(since) >= EXAMINE_AFTER
-            && !silent.iter().any(|(known, _)| known.partition == partition)
-        {
-            silent.push((Silent { partition, records: 0, oldest: since, since }, WaitsFor::Search));
+        if let Some(partition) = self.in_flight.silent(GIVE_UP_AFTER).first().map(|silent| silent.partition) {
+            return Err(self.gave_up(partition));
+        }
+        let sent = self.in_flight.silent(EXAMINE_AFTER).into_iter().map(|silent| {
+            let records = silent.records + self.waiting.count(silent.partition);
+            (Silent { records, ..silent }, WaitsFor::Acknowledgement)
+        });
+        let mut silent: Vec<(Silent, WaitsFor)> = sent.collect();
+        let held = self.held.map(|Held { partition, since }| {
+            let records = self.waiting.count(partition);
+            Silent { partition, records, oldest: since, since }
+        });
+        let unsent = self.waiting.silent().chain(held).filter(|Silent { partition, since, .. }| {
+            let is_late = now.saturating_duration_since(*since) >= EXAMINE_AFTER;
+            is_late && self.in_flight.is_empty(*partition)
+        });
+        for waiting in unsent {
+            if !silent.iter().any(|(known, _)| known.partition == waiting.partition) {
+                silent.push((waiting, WaitsFor::Search));
+            }
         }
         silent.sort_by_key(|(silent, _)| silent.since);
         self.examinations.found.retain(|id, _| silent.iter().any(|(silent, _)| silent.partition == *id));
@@ -71,6 +83,16 @@ impl Delivery {
             })
         });
         self.status.silent_partitions(shown.collect());
+        Ok(())
+    }
+
+    fn gave_up(&self, partition: PartitionId) -> Trouble {
+        let (topic, number) = self.partitions.place(partition).unwrap_or_default();
+        let what = format!(
+            "{topic}/{number} has acknowledged nothing for {} h; a new session sends what waits for it again, before brokers forget the producer",
+            GIVE_UP_AFTER.as_secs() / 3600
+        );
+        Trouble::new(Reason::DeliveryFailed, what)
     }
 
     /// Has the partition examined that was examined longest ago.

@@ -119,6 +119,13 @@ impl<'a> Prepared<'a> {
     pub fn event(row: OutboxRow<'a>, headers: OwnedHeaders, bytes: usize, time: PgTime) -> Prepared<'a> {
         Prepared { key: row.key, value: row.payload, headers, bytes, time, dead: None }
     }
+
+    /// One that does not borrow from the message it came in.
+    pub fn into_owned(self) -> Prepared<'static> {
+        let Prepared { key, value, headers, bytes, time, dead } = self;
+        let owned = |part: Option<Cow<'a, [u8]>>| part.map(|part| Cow::Owned(part.into_owned()));
+        Prepared { key: owned(key), value: owned(value), headers, bytes, time, dead }
+    }
 }
 
 /// Trace context goes under two names; the media type of JSON is part of the overhead.

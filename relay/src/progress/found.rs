@@ -53,16 +53,16 @@ impl FoundRecords {
         self.is_sorted = true;
     }
 
-    /// Whether the row at `position`, which lies at or below the highest position of the range, is proved not to be in
+    /// Whether the row at `position` with the fingerprint `row`, which lies at or below the highest position of the range, is proved not to be in
     /// it. `compacted`: the topic's policy, where it is known.
-    pub fn lacks(&self, position: Position, id: Option<&[u8]>, compacted: Option<bool>) -> bool {
+    pub fn lacks(&self, position: Position, row: u64, compacted: Option<bool>) -> bool {
         let removed_by_compaction = self.has_missing_offsets && compacted != Some(false);
         let removed_by_retention = self.begins_late && self.lowest.is_none_or(|lowest| position < lowest);
         if !self.is_sorted || self.overflowed || removed_by_compaction || removed_by_retention {
             return false;
         }
-        let holds = |id| self.fingerprints.binary_search(&fingerprint(position, id)).is_ok();
-        !holds(id) && !holds(None)
+        let holds = |fingerprint| self.fingerprints.binary_search(&fingerprint).is_ok();
+        !holds(row) && !holds(fingerprint(position, None))
     }
 }
 
@@ -127,9 +127,15 @@ mod tests {
     #[test]
     fn a_row_is_there_only_under_its_own_id() {
         let found = found(&[(10, b"a"), (30, b"b")]);
-        assert!(!found.lacks(at(10), Some(b"a"), Some(false)));
-        assert!(found.lacks(at(10), Some(b"x"), Some(false)), "another event at its position");
-        assert!(found.lacks(at(20), Some(b"c"), Some(false)), "only another outbox lies behind it");
+        assert!(!found.lacks(at(10), fingerprint(at(10), Some(b"a")), Some(false)));
+        assert!(
+            found.lacks(at(10), fingerprint(at(10), Some(b"x")), Some(false)),
+            "another event at its position"
+        );
+        assert!(
+            found.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)),
+            "only another outbox lies behind it"
+        );
     }
 
     #[test]
@@ -137,21 +143,27 @@ mod tests {
         let mut found = FoundRecords::default();
         found.add(at(10), None);
         found.sort();
-        assert!(!found.lacks(at(10), Some(b"a"), Some(false)));
-        assert!(found.lacks(at(11), Some(b"a"), Some(false)));
+        assert!(!found.lacks(at(10), fingerprint(at(10), Some(b"a")), Some(false)));
+        assert!(found.lacks(at(11), fingerprint(at(11), Some(b"a")), Some(false)));
     }
 
     #[test]
     fn what_compaction_or_retention_may_have_removed_is_not_missed() {
         let whole = found(&[(10, b"a"), (30, b"b")]);
         let compacted = FoundRecords { has_missing_offsets: true, ..whole.clone() };
-        assert!(whole.lacks(at(20), Some(b"c"), Some(true)), "every offset has a record");
-        assert!(!compacted.lacks(at(20), Some(b"c"), Some(true)));
-        assert!(!compacted.lacks(at(20), Some(b"c"), None), "the policy is not known");
-        assert!(compacted.lacks(at(20), Some(b"c"), Some(false)), "control records only");
+        assert!(
+            whole.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(true)),
+            "every offset has a record"
+        );
+        assert!(!compacted.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(true)));
+        assert!(!compacted.lacks(at(20), fingerprint(at(20), Some(b"c")), None), "the policy is not known");
+        assert!(
+            compacted.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)),
+            "control records only"
+        );
         let late = FoundRecords { begins_late: true, ..whole };
-        assert!(!late.lacks(at(5), Some(b"z"), Some(false)));
-        assert!(late.lacks(at(20), Some(b"c"), Some(false)));
+        assert!(!late.lacks(at(5), fingerprint(at(5), Some(b"z")), Some(false)));
+        assert!(late.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)));
     }
 
     #[test]
@@ -159,7 +171,7 @@ mod tests {
         let mut found = FoundRecords::default();
         (0..=MAX_FOUND as u64).for_each(|lsn| found.add(at(lsn), Some(b"a")));
         found.sort();
-        assert!(!found.lacks(at(1), Some(b"x"), Some(false)));
+        assert!(!found.lacks(at(1), fingerprint(at(1), Some(b"x")), Some(false)));
     }
 
     #[test]

@@ -43,7 +43,8 @@ struct Entry {
     commit: CommitLsn,
     commit_time: PgTime,
     outstanding: u64,
-    has_rows: bool,
+    /// A row of it was acknowledged.
+    was_acknowledged: bool,
 }
 
 impl Entry {
@@ -70,7 +71,13 @@ impl Ledger {
         if self.open().is_some() {
             return Err(Inconsistent::Nested);
         }
-        self.entries.push_back(Entry { end: None, commit, commit_time, outstanding: 0, has_rows: false });
+        self.entries.push_back(Entry {
+            end: None,
+            commit,
+            commit_time,
+            outstanding: 0,
+            was_acknowledged: false,
+        });
         Ok(())
     }
 
@@ -80,7 +87,6 @@ impl Ledger {
         let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
         let open = open.ok_or(Inconsistent::NoTransaction)?;
         open.outstanding += 1;
-        open.has_rows = true;
         Ok(id - 1)
     }
 
@@ -102,8 +108,8 @@ impl Ledger {
         let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
         let open = open.ok_or(Inconsistent::NoTransaction)?;
         open.end = Some(end);
-        let completed =
-            (open.has_rows && open.outstanding == 0).then_some(Completed { commit_time: open.commit_time });
+        let completed = (open.was_acknowledged && open.outstanding == 0)
+            .then_some(Completed { commit_time: open.commit_time });
         self.advance();
         Ok(completed)
     }
@@ -122,13 +128,25 @@ impl Ledger {
 
     /// One row of entry `id` is in Kafka. Returns the transaction if that was its last row.
     pub fn acknowledge(&mut self, id: EntryId) -> Result<Option<Completed>, Inconsistent> {
-        let index = id.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        let entry = index.and_then(|index| self.entries.get_mut(index)).filter(|entry| entry.outstanding > 0);
-        let entry = entry.ok_or(Inconsistent::NotOutstanding(id))?;
+        let entry = self.outstanding(id)?;
+        entry.was_acknowledged = true;
+        self.withdraw(id)
+    }
+
+    /// One row of entry `id` was in Kafka already. Returns the transaction if that was its last row, and others were sent.
+    pub fn withdraw(&mut self, id: EntryId) -> Result<Option<Completed>, Inconsistent> {
+        let entry = self.outstanding(id)?;
         entry.outstanding -= 1;
-        let completed = entry.is_done().then_some(Completed { commit_time: entry.commit_time });
+        let completed = (entry.is_done() && entry.was_acknowledged)
+            .then_some(Completed { commit_time: entry.commit_time });
         self.advance();
         Ok(completed)
+    }
+
+    fn outstanding(&mut self, id: EntryId) -> Result<&mut Entry, Inconsistent> {
+        let index = id.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        let entry = index.and_then(|index| self.entries.get_mut(index)).filter(|entry| entry.outstanding > 0);
+        entry.ok_or(Inconsistent::NotOutstanding(id))
     }
 
     /// Where the commit record of entry `id` begins, while it waits.

@@ -44,7 +44,7 @@ pub enum HoldUp {
     Budget,
     /// A row waits for its topic to exist.
     Topic,
-    /// A row waits until its partition is searched, or its topic is in the checkpoint.
+    /// A row waits for its partition and cannot be set aside, or until its topic is in the checkpoint.
     Search,
     /// A row can never be delivered.
     PoisonRow,
@@ -58,8 +58,7 @@ impl HoldUp {
             HoldUp::Budget => "the budget is used up: Kafka has to acknowledge first",
             HoldUp::Topic => "a row waits for its topic",
             HoldUp::Search => {
-                "a row waits for its partition: for a search for what Kafka has already, or for the first record of this session to be \
-                 acknowledged"
+                "a row waits for its partition, and cannot be set aside: Kafka refused it before, or it goes elsewhere than its mapping said"
             }
             HoldUp::PoisonRow => "a row cannot be delivered",
             HoldUp::Copy => "the rows that were there before the slot are delivered first",
@@ -114,7 +113,7 @@ pub struct SilentPartition {
     pub topic: String,
     /// Partition number.
     pub partition: i32,
-    /// Records sent to it and not acknowledged.
+    /// Records that wait to be acknowledged.
     pub records: usize,
     /// Since when the oldest of them waits.
     pub oldest: Instant,
@@ -137,7 +136,7 @@ impl SilentPartition {
                 "partition {topic}/{partition} acknowledges nothing, {records} records wait, the oldest for {age} s{cause}"
             ),
             WaitsFor::Search => format!(
-                "rows wait for {age} s until partition {topic}/{partition} was searched for what Kafka has already{cause}"
+                "{records} rows wait, the oldest for {age} s, until partition {topic}/{partition} was searched for what Kafka has already{cause}"
             ),
         }
     }

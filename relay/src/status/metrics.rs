@@ -149,8 +149,14 @@ impl Metrics {
             )?,
             bytes_total: counter("bytes_total", "Key and value bytes acknowledged by Kafka")?,
             commit_to_ack_seconds: counted(register, Histogram::with_opts(histogram)?)?,
-            in_flight_events: gauge("in_flight_events", "Events sent and not acknowledged")?,
-            in_flight_bytes: gauge("in_flight_bytes", "Key and value bytes sent and not acknowledged")?,
+            in_flight_events: gauge(
+                "in_flight_events",
+                "Events that Kafka has to acknowledge: sent, or waiting for their partition",
+            )?,
+            in_flight_bytes: gauge(
+                "in_flight_bytes",
+                "Their bytes, counted as delivery.maxInFlightBytes counts them",
+            )?,
             received_lsn: gauge("received_lsn", "Last LSN read from the stream")?,
             acknowledged_lsn: gauge("acknowledged_lsn", "End of the contiguous acknowledged prefix")?,
             confirmed_lsn: gauge("confirmed_lsn", "LSN the server was told to be confirmed")?,

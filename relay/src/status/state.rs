@@ -175,9 +175,7 @@ impl State {
             && let Some(lasted) = stalled(self.acknowledged_moved)
         {
             let rows = match self.numbers.hold_up {
-                Some(HoldUp::Search) => {
-                    "rows wait for a search, or for the first record of this session in their partition"
-                }
+                Some(HoldUp::Search) => "rows wait for their partition",
                 _ => "rows wait",
             };
             let what = format!("{rows}, and Kafka has acknowledged nothing for {} s", lasted.as_secs());

@@ -172,10 +172,10 @@ impl Partitions {
     }
 
     /// Whether a partition lacks a row that lies at or below its high mark.
-    pub fn lacks(&self, id: PartitionId, position: Position, event: Option<&[u8]>) -> bool {
+    pub fn lacks(&self, id: PartitionId, position: Position, fingerprint: u64) -> bool {
         let Some(partition) = self.partitions.get(id.0 as usize) else { return false };
         let settings = self.topics.get(partition.topic).and_then(|topic| topic.settings.as_ref());
-        partition.found.lacks(position, event, settings.map(|settings| settings.compacted))
+        partition.found.lacks(position, fingerprint, settings.map(|settings| settings.compacted))
     }
 
     /// The settings of a topic, where they are known.

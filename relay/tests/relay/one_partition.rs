@@ -1,4 +1,6 @@
-//! One partition makes no progress: it is shown with its cause, whatever the others do, and the others are delivered.
+//! One partition makes no progress: it is shown with its cause, whatever the others do, and the others are delivered. That
+//! holds for a relay that starts in this state, too: nothing of the partition can be searched then, or it cannot take the record that
+//! goes alone.
 
 use testbed::kafka::{Kafka, KafkaOptions, create_topic};
 use testbed::{Database, unique, wait};
@@ -83,4 +85,58 @@ async fn r23_partitions_of_a_suspended_broker_are_named_while_others_are_deliver
     kafka.brokers()[2].resume().unwrap();
     relay.until_ready().await;
     right(&site.verdict(load, &relay).await);
+}
+
+/// A relay that starts while a broker is dead can neither look into that broker's partitions nor send to them.
+#[tokio::test]
+async fn a_relay_that_starts_without_one_broker_delivers_to_the_others() {
+    let _place = heavy().await;
+    let (mut kafka, site) = three_brokers(1).await;
+    let relay = site.relay().await;
+    let load = site.start_load(50.0).await;
+    until_more(&relay, 100.0).await;
+    // Unconfirmed rows of every partition: they have to be searched for.
+    relay.kill().await;
+    kafka.brokers()[2].kill().await.unwrap();
+    kafka.until_brokers(2).await.unwrap();
+    let relay = site.launch(|text| text);
+    relay.until("/livez", 200, "").await;
+    until_more(&relay, 100.0).await;
+    let text = relay.until("/readyz", 503, "NoAcknowledgement").await;
+    assert!(text.contains(&format!("{}/", site.topic())), "{text}");
+    stays_shown_while_others_go_on(&relay, &site.topic()).await;
+    let silent = relay.status().await["sink"]["silentPartitions"].clone();
+    let waits_for = |silent: &serde_json::Value| silent["waitsFor"].as_str() == Some("search");
+    assert!(silent.as_array().unwrap().iter().any(waits_for), "{silent}");
+    kafka.start_again().await.unwrap();
+    relay.until_ready().await;
+    right(&site.verdict(load, &relay).await);
+}
+
+/// The record that goes alone is refused for the moment: what is behind it waits, and nothing else.
+#[tokio::test]
+async fn a_partition_that_cannot_take_its_first_record_holds_up_no_other() {
+    let _place = heavy().await;
+    let (mut kafka, site) = three_brokers(3).await;
+    let needy = unique("needy");
+    let topic = format!("outbox.event.{needy}");
+    create_topic(&site.bootstrap, &topic, 1, 3, &[("min.insync.replicas", "3")]).await.unwrap();
+    kafka.brokers()[2].kill().await.unwrap();
+    kafka.until_brokers(2).await.unwrap();
+    let relay = site.relay().await;
+    let load = site.start_load(50.0).await;
+    until_more(&relay, 50.0).await;
+    for _ in 0..20 {
+        let row = format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) VALUES (gen_random_uuid(), '{needy}', 'k', 'n.v1', '{{}}')"
+        );
+        site.execute(&row).await;
+    }
+    relay.until("/readyz", 503, &format!("partition {topic}/0 acknowledges nothing, 20 records wait")).await;
+    stays_shown_while_others_go_on(&relay, &format!("{topic}/0")).await;
+    kafka.start_again().await.unwrap();
+    relay.until_ready().await;
+    let mut log = load.stop().await.unwrap();
+    log.settle(site.database.url(), "outbox").await.unwrap();
+    right(&site.judge(log, &relay).await);
 }

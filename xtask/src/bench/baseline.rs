@@ -47,10 +47,6 @@ impl Baseline {
 fn median(figures: impl Iterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.collect();
     figures.sort_by(f64::total_cmp);
-    let middle = figures.len() / 2;
-    match figures.len() {
-        0 => f64::NAN,
-        length if length.is_multiple_of(2) => (figures[middle - 1] + figures[middle]) / 2.0,
-        _ => figures[middle],
-    }
+    let at = |index: usize| figures.get(index).copied().unwrap_or(f64::NAN);
+    (at(figures.len().saturating_sub(1) / 2) + at(figures.len() / 2)) / 2.0
 }
