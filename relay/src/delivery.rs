@@ -25,7 +25,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pg_replication::{CommitLsn, EndLsn};
+use pg_replication::{CommitLsn, EndLsn, PgTime};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
 
@@ -43,7 +43,7 @@ use crate::config::{Config, Sink};
 use crate::dead_letter::replay::Outcome;
 use crate::dead_letter::{DeadLetterStyle, Underway};
 use crate::event::column_type::ColumnType;
-use crate::event::record::RecordStyle;
+use crate::event::record::{RecordStyle, kafka_timestamp};
 use crate::event::row::{Layout, RowError};
 use crate::kafka::jobs::Jobs;
 use crate::kafka::sink::{Ack, AckQueue, Producers};
@@ -54,7 +54,7 @@ use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Mapper, Mappings};
 use crate::status::Status;
-use crate::status::metrics::Metrics;
+use crate::status::metrics::{Metrics, TopicCounters};
 use crate::topics::partitions::Partitions;
 use crate::trouble::{Reason, Trouble};
 
@@ -167,6 +167,9 @@ pub struct Delivery {
     /// Whether Kafka answers; `None` until it was asked.
     kafka: Option<bool>,
     counts: Counts,
+    counters: TopicCounters,
+    /// The time of this turn, in Kafka's milliseconds.
+    clock: i64,
     jobs: Jobs,
     /// A row went elsewhere than its mapping said when it was first read. Until that is in Kafka nothing follows: a later
     /// row in the partition it would have gone to would make a replay take it for delivered.
@@ -228,6 +231,8 @@ impl Delivery {
             settled: 0,
             kafka: None,
             counts: Counts::default(),
+            counters: TopicCounters::default(),
+            clock: kafka_timestamp(PgTime::now()),
             jobs,
             settles_first: false,
             in_flight: InFlight::default(),

@@ -7,6 +7,7 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::replays::replayed;
 use super::{CAUSE_START, Delivery, LostRecords};
+use crate::event::record::kafka_timestamp;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::sink::Ack;
 use crate::kafka::watchdog::{Activity, Suspicion};
@@ -26,6 +27,7 @@ impl Delivery {
         self.settled += taken.len();
         let now = Instant::now();
         self.in_flight.on_turn(now);
+        self.clock = kafka_timestamp(PgTime::now());
         let mut acks = taken.drain(..);
         let settled = acks.try_for_each(|ack| self.settle(ack, now));
         self.unsettled.extend(acks);
@@ -84,14 +86,14 @@ impl Delivery {
         } else {
             self.observe(completed);
         }
-        self.metrics.events_total.with_label_values(&[topic]).inc();
+        self.counters.count(partition, || self.metrics.events_total.with_label_values(&[topic]));
         self.metrics.bytes_total.inc_by(sent.bytes as u64);
         self.dead_letters.acknowledged(partition);
         let landed = self.partitions.mark(partition).map(|mark| mark.acknowledged(offset, now));
-        let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
         match landed {
             Some(Landed::BehindHole(hole)) => self.on_gap(partition, hole),
             Some(Landed::Backwards { expected }) => {
+                let (topic, number) = self.partitions.place(partition).unwrap_or_default();
                 let what = format!(
                     "{topic}/{number} took a record at offset {offset}, but {expected} was reached before; rows that are not \
                      confirmed are sent again"

@@ -89,7 +89,7 @@ impl Delivery {
             ids = phantoms.ids.join(" "),
             "Kafka has events that are not of this server's history: it was restored, or took over without them"
         );
-        self.metrics.phantom_events.add(i64::try_from(phantoms.count).unwrap_or(i64::MAX));
+        self.metrics.phantom_events_total.inc_by(phantoms.count);
         self.status.phantoms(phantoms);
     }
 

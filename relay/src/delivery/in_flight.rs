@@ -57,6 +57,11 @@ impl InFlight {
         self.now = now;
     }
 
+    /// When this turn began.
+    pub(super) fn now(&self) -> Instant {
+        self.now
+    }
+
     pub(super) fn sent(&mut self, partition: PartitionId, bytes: usize, position: Option<Position>) {
         let (index, now) = (partition.0 as usize, self.now);
         if self.queues.len() <= index {

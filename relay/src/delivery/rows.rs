@@ -1,7 +1,5 @@
 //! From a row to a record that is handed to a producer: where it goes, whether Kafka has it, what it looks like there.
 
-use std::time::Instant;
-
 use outbox::Position;
 use pg_replication::pgoutput::Column;
 use pg_replication::{CommitLsn, PgTime};
@@ -67,9 +65,8 @@ impl Delivery {
         let Some((partition, poison)) = self.place(&arrival, bytes, origin, column, stored)? else {
             return Ok(Flow::Blocked);
         };
-        let by_settings =
-            |(topic, _)| (self.mapper.limit(topic), self.mapper.takes_now(topic, bytes, arrival.has_key()));
-        let (limit, fits) = self.partitions.place(partition).map_or((0, false), by_settings);
+        let takes = |(topic, _)| self.mapper.takes_now(topic, bytes, arrival.has_key());
+        let fits = self.partitions.place(partition).is_some_and(takes);
         let fingerprint = fingerprint(origin.position, arrival.id().map(EventId::as_bytes));
         let is_dead = poison.is_some();
         let placed = Placed { partition, position: origin.position, fingerprint, is_dead, fits };
@@ -101,11 +98,11 @@ impl Delivery {
                 self.was_unfit_for(topic);
             }
             self.settles_first |= is_tried_again;
-            let prepared = self.prepare((arrival, bytes), poison, origin.position, time, limit);
+            let prepared = self.prepare((arrival, bytes), poison, placed, time);
             let entry = self.enter(origin, prepared.time)?;
             if waits {
                 let row = WaitingRow { placed, prepared: prepared.into_owned(), entry };
-                self.waiting.set_aside(row, Instant::now());
+                self.waiting.set_aside(row, self.in_flight.now());
             } else {
                 self.send(prepared, entry, placed)?;
             }
@@ -185,16 +182,16 @@ impl Delivery {
         &self,
         (arrival, bytes): (Arrival<'a>, usize),
         poison: Option<Poison>,
-        position: Position,
+        placed: Placed,
         time: PgTime,
-        limit: usize,
     ) -> Prepared<'a> {
         let (row, poison) = match (arrival, poison) {
             (Arrival::Event(row, headers), None) => return Prepared::event(row, headers, bytes, time),
             (Arrival::Event(row, _), Some(poison)) => (row.into(), poison),
             (Arrival::Flawed(row, flaw), poison) => (row, poison.unwrap_or(flaw)),
         };
-        self.dead_letter_style.record(row, poison, position, time, limit)
+        let limit = self.partitions.place(placed.partition).map_or(0, |(topic, _)| self.mapper.limit(topic));
+        self.dead_letter_style.record(row, poison, placed.position, time, limit)
     }
 
     /// A row waits for the settings to be changed that keep it from its topic, or for the broker to change its mind.
@@ -231,7 +228,7 @@ impl Delivery {
             failpoint::pass(Boundary::DeadLetterSent);
         }
         if let Some(mark) = self.partitions.mark(partition) {
-            mark.sent(position, Instant::now());
+            mark.sent(position, self.in_flight.now());
         }
         Ok(())
     }
@@ -248,7 +245,7 @@ impl Delivery {
         position: Option<Position>,
     ) -> Result<(), KafkaError> {
         let Some((topic, number)) = self.partitions.place(tag.partition()) else { return Ok(()) };
-        let now = kafka_timestamp(PgTime::now());
+        let now = self.clock;
         let mut timestamp = kafka_timestamp(prepared.time);
         let settings = self.partitions.settings(topic).copied().unwrap_or_default();
         // Kafka has no time before 1970, and librdkafka takes 0 for none.

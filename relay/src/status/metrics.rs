@@ -12,6 +12,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::config::Config;
 use crate::dead_letter::PoisonKind;
 use crate::postgres::source::SlotState;
+use crate::topics::partitions::PartitionId;
 use crate::trouble::Reason;
 
 /// Prefix of every name.
@@ -82,8 +83,8 @@ pub struct Metrics {
     pub refilled_rows_total: IntCounterVec,
     /// Gaps found: rows between checkpoint and stream that nobody can vouch for.
     pub gap_total: IntCounterVec,
-    /// Events in Kafka whose rows the server's history does not have, as found by the last verdict.
-    pub phantom_events: IntGauge,
+    /// Events in Kafka whose rows the server's history does not have.
+    pub phantom_events_total: IntCounter,
     /// Time since the newest heartbeat that came back was sent, in seconds; without a series while none is expected.
     heartbeat_age_seconds: GaugeVec,
     /// For how long nobody has held the slot, in seconds.
@@ -105,10 +106,12 @@ impl Metrics {
 
     fn in_registry(registry: Registry, register: Register<'_>) -> Result<Metrics, prometheus::Error> {
         counted(register, admin::build_info(NAMESPACE)?)?;
-        let histogram =
-            HistogramOpts::new("commit_to_ack_duration_seconds", "From commit to Kafka's acknowledgement")
-                .namespace(NAMESPACE)
-                .buckets(COMMIT_TO_ACK_BUCKETS.to_vec());
+        let histogram = HistogramOpts::new(
+            "commit_to_ack_duration_seconds",
+            "From commit to Kafka's acknowledgement of the transaction's last row",
+        )
+        .namespace(NAMESPACE)
+        .buckets(COMMIT_TO_ACK_BUCKETS.to_vec());
         let gauge = |name, help| counted(register, int_gauge(name, help)?);
         // Without a series while it is not known.
         let known = |name, help| counted(register, int_gauge_vec(name, help, &[])?);
@@ -117,12 +120,18 @@ impl Metrics {
         let counter = |name, help| counted(register, IntCounter::with_opts(opts(name, help))?);
         let counters = |name, help, labels| counted(register, IntCounterVec::new(opts(name, help), labels)?);
         Ok(Metrics {
-            lag_seconds: seconds("lag_seconds", "Age of the oldest committed row not acknowledged by Kafka")?,
+            lag_seconds: seconds(
+                "lag_seconds",
+                "Age of the oldest committed row that Kafka has not acknowledged",
+            )?,
             unconfirmed_wal_bytes: known(
                 "unconfirmed_wal_bytes",
                 "Server's LSN minus the slot's confirmed LSN",
             )?,
-            retained_wal_bytes: known("retained_wal_bytes", "WAL the slot keeps on the server's disk")?,
+            retained_wal_bytes: known(
+                "retained_wal_bytes",
+                "Server's LSN minus the slot's restart LSN: the disk at risk",
+            )?,
             slot_safe_wal_bytes: known(
                 "slot_safe_wal_bytes",
                 "WAL that may still be written before the slot is in danger",
@@ -140,14 +149,14 @@ impl Metrics {
                 "oldest_partition_age_seconds",
                 "Time since the range of the oldest partition ended",
             )?,
-            connected: counted(register, int_gauge_vec("connected", "1 per connected side", &["side"])?)?,
-            streaming: gauge("streaming", "1 while the stream is open and delivery goes on")?,
+            connected: counted(register, int_gauge_vec("connected", "1 while connected", &["side"])?)?,
+            streaming: gauge("streaming", "1 while the stream is open")?,
             events_total: counters("events_total", "Events acknowledged by Kafka", &["topic"])?,
             transactions_total: counter(
                 "transactions_total",
                 "Transactions with events, acknowledged by Kafka",
             )?,
-            bytes_total: counter("bytes_total", "Key and value bytes acknowledged by Kafka")?,
+            bytes_total: counter("bytes_total", "Bytes of the records acknowledged by Kafka")?,
             commit_to_ack_seconds: counted(register, Histogram::with_opts(histogram)?)?,
             in_flight_events: gauge(
                 "in_flight_events",
@@ -159,14 +168,18 @@ impl Metrics {
             )?,
             received_lsn: gauge("received_lsn", "Last LSN read from the stream")?,
             acknowledged_lsn: gauge("acknowledged_lsn", "End of the contiguous acknowledged prefix")?,
-            confirmed_lsn: gauge("confirmed_lsn", "LSN the server was told to be confirmed")?,
+            confirmed_lsn: gauge("confirmed_lsn", "LSN that was confirmed to PostgreSQL")?,
             produce_errors_total: counters("produce_errors_total", "Deliveries that failed", &["reason"])?,
             reconnects_total: counters(
                 "reconnects_total",
-                "Sessions ended by a trouble",
+                "How often delivery was interrupted, or became another trouble than it was",
                 &["side", "reason"],
             )?,
-            producer_rebuilds_total: counters("producer_rebuilds_total", "Producers made anew", &["reason"])?,
+            producer_rebuilds_total: counters(
+                "producer_rebuilds_total",
+                "Producers thrown away and made anew",
+                &["reason"],
+            )?,
             duplicates_suppressed_total: counter(
                 "duplicates_suppressed_total",
                 "Replayed rows found in Kafka and dropped",
@@ -177,22 +190,22 @@ impl Metrics {
             )?,
             offset_gaps_skipped_total: counter(
                 "offset_gaps_skipped_total",
-                "Ranges of offsets between the relay's records, filled by other producers faster than the relay reads \
-                 them, that were not searched for duplicates",
+                "Ranges of offsets between the relay's records that other producers filled faster than the relay reads \
+                 them, so that they were not searched for duplicates",
             )?,
             refilled_rows_total: with_causes(counters(
                 "refilled_rows_total",
-                "Rows of a gap, delivered from the table",
+                "Rows delivered from the table",
                 &["cause"],
             )?),
             gap_total: with_causes(counters(
                 "gap_total",
-                "Gaps found between checkpoint and stream",
+                "Gaps found between checkpoint and stream, or in Kafka",
                 &["cause"],
             )?),
-            phantom_events: gauge(
-                "phantom_events",
-                "Events in Kafka whose rows the server does not have, by the last verdict",
+            phantom_events_total: counter(
+                "phantom_events_total",
+                "Events found in Kafka at positions that the server's log never went through",
             )?,
             heartbeat_age_seconds: known_seconds(
                 "heartbeat_age_seconds",
@@ -204,10 +217,14 @@ impl Metrics {
             )?,
             timestamps_replaced_total: counter(
                 "timestamps_replaced_total",
-                "Records sent with the current time, because their own is too old or too new for the topic",
+                "Records sent with the current time as their Kafka timestamp, because their own does not fit the topic",
             )?,
             dead_letters_total: from_zero(
-                counters("dead_letters_total", "Rows that became dead letters", &["reason"])?,
+                counters(
+                    "dead_letters_total",
+                    "Rows that became dead letters, acknowledged by Kafka",
+                    &["reason"],
+                )?,
                 PoisonKind::ALL.map(PoisonKind::label),
             ),
             info: counted(
@@ -277,6 +294,23 @@ impl Metrics {
     }
 }
 
+/// `events_total` of each partition's topic: to look a series up by its labels costs more than to count.
+#[derive(Default)]
+pub struct TopicCounters(Vec<Option<IntCounter>>);
+
+impl TopicCounters {
+    /// One event more; `find` looks the counter up the first time.
+    pub fn count(&mut self, partition: PartitionId, find: impl FnOnce() -> IntCounter) {
+        let index = partition.0 as usize;
+        if self.0.len() <= index {
+            self.0.resize_with(index + 1, || None);
+        }
+        if let Some(counter) = self.0.get_mut(index) {
+            counter.get_or_insert_with(find).inc();
+        }
+    }
+}
+
 /// The one series of a metric without labels.
 fn only(metric: &IntGaugeVec) -> IntGauge {
     metric.with_label_values::<&str>(&[])
@@ -320,7 +354,7 @@ fn from_zero<const N: usize>(counters: IntCounterVec, labels: [impl AsRef<str>; 
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
 
     use super::*;
 
@@ -370,24 +404,30 @@ mod tests {
         assert!(optional.iter().all(|name| !shown(name)));
     }
 
+    /// The document and `/metrics` say the same of each: the document's text begins with the HELP.
     #[test]
-    fn the_document_lists_every_metric_and_no_other() {
-        let exported = RefCell::new(BTreeSet::new());
+    fn the_document_lists_every_metric_with_its_help_and_no_other() {
+        let exported = RefCell::new(BTreeMap::new());
         let seen = |metric: Box<dyn Collector>| {
-            exported.borrow_mut().extend(metric.desc().iter().map(|desc| desc.fq_name.clone()));
+            let described = metric.desc().into_iter().map(|desc| (desc.fq_name.clone(), desc.help.clone()));
+            exported.borrow_mut().extend(described);
             Ok(())
         };
         Metrics::in_registry(Registry::new(), &seen).unwrap();
+        let mut exported = exported.into_inner();
         let document = include_str!("../../../docs/METRICS.md");
         let (table, _) = document.split_once("### What to alert on").unwrap();
-        let rows = table.lines().filter_map(|line| line.strip_prefix("| `outbox_relay_"));
-        let documented: Vec<String> =
-            rows.filter_map(|row| Some(format!("{NAMESPACE}_{}", row.split_once('`')?.0))).collect();
-        assert_eq!(documented.iter().cloned().collect::<BTreeSet<_>>(), exported.into_inner());
-        assert_eq!(
-            documented.len(),
-            documented.iter().collect::<BTreeSet<_>>().len(),
-            "a row is there twice"
-        );
+        for row in table.lines().filter(|line| line.starts_with("| `outbox_relay_")) {
+            let cells: Vec<String> = row.split(" | ").map(|cell| cell.replace('`', "")).collect();
+            let (name, kind, meaning) = (&cells[0][2..], &cells[1], cells.last().unwrap());
+            let help =
+                exported.remove(name).unwrap_or_else(|| panic!("{name} is there twice, or not exported"));
+            assert!(
+                meaning.to_lowercase().starts_with(&help.to_lowercase()),
+                "{name}: '{help}', '{meaning}'"
+            );
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
+        }
+        assert_eq!(exported, BTreeMap::new(), "not documented");
     }
 }

@@ -119,12 +119,12 @@ async fn r21_records_beyond_the_log_of_this_server_are_another_outboxs() {
     let relay = launch(&one, "/shared");
     let text = relay.until("/readyz", 503, "EventSourceShared").await;
     assert!(text.contains("while this server was running"), "{text}");
-    assert_eq!(relay.metric("outbox_relay_phantom_events").await, 0.0);
+    assert_eq!(relay.metric("outbox_relay_phantom_events_total").await, 0.0);
     relay.kill().await;
     let relay = launch(&one, "/one");
     relay.until_ready().await;
     one.until_confirmed(&relay).await;
     let records = one.records().await;
     assert!([1, 3, 4].into_iter().all(|n| has(&records, "k", n)));
-    until_metric(&relay, "outbox_relay_phantom_events", 0.0).await;
+    until_metric(&relay, "outbox_relay_phantom_events_total", 0.0).await;
 }

@@ -34,7 +34,7 @@ async fn r2_a_promoted_standby_is_gone_on_from() {
     };
     let records: Vec<_> = site.records().await;
     assert!(positions(&records, "00000001-") > 0 && positions(&records, "00000002-") > 0);
-    assert_eq!(relay.metric("outbox_relay_phantom_events").await, 0.0);
+    assert_eq!(relay.metric("outbox_relay_phantom_events_total").await, 0.0);
     // The two rows from before the load are not in its log.
     assert_eq!(promoted_once.records, records.len());
     site.judge_table(&relay).await;
@@ -134,7 +134,7 @@ async fn r2_phantoms_of_a_server_that_lost_its_end_in_a_failover() {
     phantoms.sort_unstable();
     assert_eq!(listed, phantoms);
     assert_eq!(shown["count"], 78);
-    assert_eq!(relay.metric("outbox_relay_phantom_events").await, 78.0);
+    assert_eq!(relay.metric("outbox_relay_phantom_events_total").await, 78.0);
     // A crash: rows are replayed, and the phantoms must still not count.
     relay.program.pause().unwrap();
     site.insert([("k", 21), ("other", 21), ("third", 21)]).await;
