@@ -1,6 +1,6 @@
 //! Connections that passes share: a client for each Kafka cluster and login, and a few idle connections to databases.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use outbox_relay::config::{self, Sink};
 use outbox_relay::kafka::client::client_config;
 use outbox_relay::postgres::connection;
 use outbox_relay::trouble::Trouble;
+use rdkafka::config::ClientConfig;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -69,8 +70,7 @@ impl Connections {
     /// The settings cannot be used.
     pub fn cluster(&self, sink: &Sink) -> Result<Cluster, KafkaError> {
         let config = client_config(sink);
-        let settings: BTreeMap<_, _> = config.config_map().clone().into_iter().collect();
-        let key = digest(settings.iter().flat_map(|(key, value)| [*key, *value]));
+        let key = cluster_key(&config);
         let mut clusters = lock(&self.clusters);
         clusters.retain(|other, (used, _)| *other == key || used.elapsed() < IDLE);
         if let Some((used, cluster)) = clusters.get_mut(&key) {
@@ -142,6 +142,13 @@ fn key(source: &config::Source, secrets: &str) -> String {
     digest([host, &port.to_string(), database, user, password, &format!("{:?}", tls.mode), secrets])
 }
 
+/// Of everything a client is made with, secrets too: `config_map` alone shows them all alike, and a client would be given to
+/// whoever knows the name of its user.
+fn cluster_key(config: &ClientConfig) -> String {
+    let names: BTreeSet<&str> = config.config_map().into_keys().collect();
+    digest(names.into_iter().flat_map(|name| [name, config.get(name).unwrap_or_default()]))
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -173,5 +180,24 @@ mod tests {
             assert_ne!(given, key(&source(field, value), "secrets"), "{field}");
         }
         assert_ne!(given, key(&source("user", json!("u")), "others"));
+    }
+
+    #[test]
+    fn a_client_is_given_to_nobody_who_knows_less_or_other_than_it_was_made_with() {
+        let secrets =
+            ["sasl.password", "ssl.key.password", "ssl.key.pem", "ssl.certificate.pem", "ssl.ca.pem"];
+        let config = |changed: &str| {
+            let mut config = ClientConfig::new();
+            config.set("bootstrap.servers", "k:9092").set("sasl.username", "u");
+            for name in secrets {
+                config.set(name, if name == changed { "other" } else { "right" });
+            }
+            config
+        };
+        let given = cluster_key(&config(""));
+        assert_eq!(given, cluster_key(&config("")));
+        for name in secrets {
+            assert_ne!(given, cluster_key(&config(name)), "{name}");
+        }
     }
 }

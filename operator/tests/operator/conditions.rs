@@ -180,6 +180,42 @@ async fn a_login_to_kafka_that_may_not_make_topics() {
     stage.until(&[("TopicsReady", "True", "AsDeclared")]).await;
 }
 
+/// A login is the user's name and the password: who knows the name alone gets nothing by what the operator has open for others,
+/// and takes nothing from them. A password that is put right is taken up.
+#[tokio::test]
+async fn a_wrong_password_of_kafka_concerns_nobody_but_its_own_resource() {
+    let login = |user: &str| Login { user: user.to_owned(), password: format!("{user}-secret") };
+    let security = Security { logins: vec![login("first"), login("second")], ..Security::default() };
+    let options = KafkaOptions { security: Some(security), ..KafkaOptions::default() };
+    let kafka = Kafka::start(options).await.unwrap();
+    let servers = shared().await.unwrap();
+    let mut stage = Stage::on("logins", &servers.postgres_url("postgres"), &kafka.bootstrap()).await;
+    stage.make_secret().await;
+    stage.spec["sink"]["kafka"]["bootstrapServers"] = json!(kafka.secure_bootstrap());
+    let slot = stage.database.name().to_owned();
+    let apply = async |stage: &mut Stage, name: &str, user: &str, password: &str| {
+        stage.secret_named(name, user, password).await;
+        stage.spec["sink"]["kafka"]["sasl"] =
+            json!({"mechanism": "SCRAM-SHA-512", "credentialsSecretRef": {"name": name}});
+        stage.spec["source"]["postgres"]["slot"]["name"] =
+            json!(format!("{slot}_{}", name.replace('-', "_")));
+        stage.spec["topics"][0]["name"] = json!(format!("{}.{name}", stage.topic));
+        stage.apply_as(name).await;
+    };
+    apply(&mut stage, "right", "first", "first-secret").await;
+    apply(&mut stage, "also-wrong", "second", "nonsense").await;
+    stage.until_of("right", &[("TopicsReady", "True", "AsDeclared")]).await;
+    stage.until_of("also-wrong", &[("KafkaReachable", "False", "KafkaUnreachable")]).await;
+    // Each way: beside an open client of the right password, and of a wrong one.
+    apply(&mut stage, "wrong", "first", "nonsense").await;
+    apply(&mut stage, "also-right", "second", "second-secret").await;
+    stage.until_of("also-right", &[("TopicsReady", "True", "AsDeclared")]).await;
+    stage.until_of("wrong", &[("KafkaReachable", "False", "KafkaUnreachable")]).await;
+    stage.until_of("right", &[("KafkaReachable", "True", "Connected")]).await;
+    stage.secret_named("wrong", "first", "first-secret").await;
+    stage.until_of("wrong", &[("TopicsReady", "True", "AsDeclared")]).await;
+}
+
 /// It is made again, and the relay does not take it for the one it knew: rows may be missing from the stream.
 #[tokio::test]
 async fn a_publication_that_is_dropped_under_a_running_relay() {
