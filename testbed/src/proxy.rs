@@ -60,6 +60,13 @@ pub enum Fault {
         /// After how many.
         bytes: u64,
     },
+    /// The same connection says nothing more that way, once; everything else passes.
+    SilenceAfter {
+        /// Which way.
+        way: Way,
+        /// After how many.
+        bytes: u64,
+    },
 }
 
 /// A fault with the time from which it holds: the same fault again is a new one.
@@ -124,7 +131,7 @@ impl Proxy {
         });
     }
 
-    /// How many connections [`Fault::CutAfter`] has cut.
+    /// How many connections [`Fault::CutAfter`] has cut, and [`Fault::SilenceAfter`] has silenced.
     pub fn cuts(&self) -> u64 {
         self.cuts.load(Ordering::Relaxed)
     }
@@ -220,8 +227,9 @@ async fn forward(
         if now.number != since {
             (carried, since) = (0, now.number);
         }
-        if let Fault::CutAfter { way: cut, bytes: after } = now.fault
-            && cut == way
+        if let Fault::CutAfter { way: spoilt, bytes: after }
+        | Fault::SilenceAfter { way: spoilt, bytes: after } = now.fault
+            && spoilt == way
             && carried + bytes.len() as u64 >= after
         {
             let rest = usize::try_from(after - carried).unwrap_or(usize::MAX);
@@ -234,6 +242,9 @@ async fn forward(
             });
             if first {
                 cuts.fetch_add(1, Ordering::Relaxed);
+                if matches!(now.fault, Fault::SilenceAfter { .. }) {
+                    return std::future::pending().await;
+                }
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
             to.write_all(bytes.get(rest..).unwrap_or_default()).await?;

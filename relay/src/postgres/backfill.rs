@@ -4,7 +4,9 @@
 //! each row's `xid` and the description of the slot's snapshot, so a page can be read at any time, by any process,
 //! and the copy can go on where another one ended.
 
-use futures::TryStreamExt;
+use std::time::Duration;
+
+use futures::{Stream, TryStreamExt};
 use pg_replication::Host;
 use pg_replication::pgoutput::Column;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -26,6 +28,10 @@ const PAGE_BYTES: usize = 1024 * 1024;
 const PAGE_ROWS: i64 = 2_000;
 /// Rows of the first page. Later ones are as long as the rows' size allows.
 const FIRST_PAGE_ROWS: i64 = 64;
+
+/// When nothing has come for so long, another connection is asked whether the server is still at work: a table without
+/// an index on `seq` can take minutes.
+const ASK_AFTER: Duration = Duration::from_secs(10);
 
 /// Which rows to read.
 #[derive(Clone, Debug)]
@@ -91,6 +97,9 @@ impl Pages {
         let layout = Layout::new(read, route_by)
             .map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
         let reading = Reading {
+            process: connection::process(&mut sql).await?,
+            source: source.clone(),
+            server: server.clone(),
             sql,
             statement: statement(source, &columns, mappings),
             backfill,
@@ -184,6 +193,10 @@ fn statement(source: &Source, columns: &[TableColumn], mappings: &Mappings) -> S
 
 struct Reading {
     sql: PgConnection,
+    /// The server's, for this connection.
+    process: i32,
+    source: Source,
+    server: Host,
     statement: String,
     backfill: Backfill,
     page_rows: i64,
@@ -208,9 +221,10 @@ impl Reading {
             .bind(&self.backfill.snapshot)
             .bind(self.page_rows + 1)
             .fetch(&mut self.sql);
+        let (source, server, process) = (&self.source, &self.server, self.process);
         let (mut page, mut bytes, mut last, mut known) = (Vec::new(), 0, self.backfill.after, true);
         while bytes < PAGE_BYTES
-            && let Some(row) = rows.try_next().await?
+            && let Some(row) = awaited(&mut rows, source, server, process).await?
         {
             let row = StoredRow(row);
             let seq = row.seq()?;
@@ -236,5 +250,45 @@ impl Reading {
             self.page_rows
         };
         Ok(page)
+    }
+}
+
+/// The next row. While none comes, it is asked now and then whether to wait on.
+async fn awaited(
+    rows: &mut (impl Stream<Item = Result<PgRow, sqlx::Error>> + Unpin),
+    source: &Source,
+    server: &Host,
+    process: i32,
+) -> Result<Option<PgRow>, Trouble> {
+    loop {
+        match tokio::time::timeout(ASK_AFTER, rows.try_next()).await {
+            Ok(row) => return Ok(row?),
+            Err(_) => check_at_work(source, server, process).await?,
+        }
+    }
+}
+
+/// A connection that a firewall or a proxy has forgotten stays silent for ever. The server is at work for it, or has answered, or
+/// has lost it. Where that cannot be seen, nothing is concluded.
+async fn check_at_work(source: &Source, server: &Host, process: i32) -> Result<(), Trouble> {
+    let is_at_work = async {
+        let access = connection::access(source)?;
+        let mut sql = connection::connect_to(source, &access, server, "copy check").await?;
+        let at_work = "SELECT EXISTS (SELECT FROM pg_stat_activity
+             WHERE pid = $1 AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Client')";
+        Ok::<bool, Trouble>(sqlx::query_scalar(at_work).bind(process).fetch_one(&mut sql).await?)
+    };
+    match tokio::time::timeout(ASK_AFTER, is_at_work).await {
+        Ok(Ok(false)) => {
+            let what = format!(
+                "the connection over which rows are copied is silent, and server process {process} is not at work for it"
+            );
+            Err(Trouble::new(Reason::DatabaseUnreachable, what))
+        }
+        Ok(Ok(true)) | Err(_) => Ok(()),
+        Ok(Err(trouble)) => {
+            tracing::warn!("cannot see whether the server still reads rows to copy: {trouble}");
+            Ok(())
+        }
     }
 }

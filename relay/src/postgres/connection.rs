@@ -191,6 +191,7 @@ pub async fn check_not_shared(
     Err(Trouble::new(Reason::ConnectionPooler, what))
 }
 
-async fn process(sql: &mut PgConnection) -> Result<i32, sqlx::Error> {
+/// The server's process for a connection.
+pub async fn process(sql: &mut PgConnection) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("SELECT pg_backend_pid()").persistent(false).fetch_one(sql).await
 }

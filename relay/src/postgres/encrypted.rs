@@ -1,14 +1,14 @@
-//! SQL connections are encrypted as the stream is: the same certificates are trusted, for the same names, and errors are
-//! the same.
+//! SQL connections go over sockets like the stream's: the same certificates are trusted, for the same names, errors are the
+//! same, and a peer that is gone is noticed (keepalive), which sqlx does not ask for.
 //!
 //! sqlx has TLS of its own, which trusts the public root CAs besides those given, and refuses certificates that libpq and
 //! the stream accept; and it has one field for the name that the certificate is for and for the address, so that it would try
-//! the addresses of a name one after another, without a limit for each. So TLS is this process's: sqlx speaks without it to a socket of this process, behind which is the
-//! encrypted connection. The socket has a name that cannot be guessed and is no file; only this process may connect to it.
+//! the addresses of a name one after another, without a limit for each. So the connection is this process's: sqlx speaks without TLS to a socket of this process, behind which is the
+//! connection to the server. The socket has a name that cannot be guessed and is no file; only this process may connect to it.
 
 use std::io;
 
-use pg_replication::{Host, TlsMode, TlsOptions, open_socket};
+use pg_replication::{Host, TlsOptions, open_socket};
 use sqlx::ConnectOptions;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,9 +33,6 @@ pub async fn connect(
     };
     match resolved.as_ref().unwrap_or(host) {
         Host::Unix { directory, port } => options.socket(directory).port(*port).connect().await,
-        Host::Address { address, .. } if tls.mode == TlsMode::Disable => {
-            options.host(&address.ip().to_string()).port(address.port()).connect().await
-        }
         Host::Address { host, address } => {
             let server = open_socket(host, *address, tls).await.map_err(failed)?;
             let way = Way::new().map_err(sqlx::Error::Io)?;

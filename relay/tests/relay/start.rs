@@ -6,10 +6,12 @@ use std::time::Duration;
 use testbed::kafka::create_topic;
 use testbed::load::{Backlog, Log, write_backlog};
 use testbed::postgres::PgVersion;
+use testbed::proxy::{Fault, Way};
 use testbed::{unique, wait};
 
 use crate::crash::Pauses;
 use crate::fixture::{OwnServers, PARTITIONS, SOON, Site, heavy, right};
+use crate::proxied::Proxied;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -98,6 +100,20 @@ async fn a_copy_is_bounded_in_memory_and_keeps_the_stream_while_kafka_is_away() 
     assert!(peak < 64 * MIB, "the relay had {} MiB at its peak", peak / MIB);
     site.insert([("k", 1)]).await;
     site.judge_table(&relay).await;
+}
+
+/// A firewall that forgets one connection: nothing more comes over the one that copies, and the stream's goes on.
+#[tokio::test]
+async fn a_copy_whose_connection_falls_silent_goes_on_over_another() {
+    let proxied = Proxied::start().await;
+    backlog(&proxied.site, 10_000).await;
+    proxied.to_postgres.set(Fault::SilenceAfter { way: Way::ToClient, bytes: 500_000 });
+    let relay = proxied.launch();
+    proxied.site.until_records(10_000).await;
+    assert_eq!(proxied.to_postgres.cuts(), 1);
+    assert!(relay.program.log().contains("is not at work for it"), "{}", relay.program.log());
+    relay.until_ready().await;
+    proxied.site.judge_table(&relay).await;
 }
 
 /// Transactions that are open while the slot is created: the server waits for them, and what they insert comes once;
