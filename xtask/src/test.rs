@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use testbed::LONG_MATRIX;
 use testbed::kafka::{Kafka, KafkaOptions};
-use testbed::postgres::{Postgres, PostgresOptions};
+use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
 use testbed::rust::cargo;
 use testbed::shared::VARIABLE;
 
@@ -74,6 +74,24 @@ const DEFAULT: [Part; 5] = [
 ];
 const SOAK: Part = Part { name: "soak", arguments: &["xtask", "soak", "--minutes", "2"] };
 const LONG_SOAK: Part = Part { name: "long soak", arguments: &["xtask", "soak", "--minutes", "10"] };
+/// What PostgreSQL's versions differ in.
+const OLDER: Part = Part {
+    name: "types, tables and publications on an older PostgreSQL",
+    arguments: &[
+        "test",
+        "--locked",
+        "--workspace",
+        "--no-fail-fast",
+        "--test",
+        "relay",
+        "--",
+        "columns::",
+        "tables::",
+        "publication::",
+        "data::e1",
+        "start::",
+    ],
+};
 /// Not of every change: what others have published since is no fault of one, and the tool has to be built first.
 const AUDIT: Part = Part { name: "audit", arguments: &["xtask", "audit"] };
 const DEMO: Part = Part { name: "the whole way: demo", arguments: &["xtask", "demo"] };
@@ -95,6 +113,16 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let mut environment = vec![(VARIABLE, shared.to_string())];
     if options.all {
         environment.push((LONG_MATRIX, "1".to_owned()));
+    }
+    if options.all {
+        for version in [PgVersion::V15, PgVersion::V17] {
+            let older = Postgres::start(PostgresOptions { version, ..PostgresOptions::default() }).await?;
+            let shared =
+                json!({ "postgres_url": older.url("postgres"), "kafka_bootstrap": kafka.bootstrap() });
+            let environment = vec![(VARIABLE, shared.to_string())];
+            let ended = tokio::task::spawn_blocking(move || run_part(&OLDER, &environment)).await??;
+            count(&OLDER, ended, &mut passed, &mut failed);
+        }
     }
     let soak = if options.all { &LONG_SOAK } else { &SOAK };
     let audit = options.all.then_some(&AUDIT);

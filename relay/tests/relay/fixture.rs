@@ -175,6 +175,12 @@ impl Site {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.sql().await).await.unwrap()
     }
 
+    /// PostgreSQL's major version.
+    pub async fn major(&self) -> u32 {
+        let major = self.value("current_setting('server_version_num')::int / 10000").await;
+        major.unwrap().parse().unwrap()
+    }
+
     /// Inserts rows of this site's kind in one transaction; `values` are (key, n) pairs.
     pub async fn insert(&self, values: impl IntoIterator<Item = (&str, i32)>) {
         let rows: Vec<String> = values
