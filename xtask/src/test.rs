@@ -114,6 +114,14 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     if options.all {
         environment.push((LONG_MATRIX, "1".to_owned()));
     }
+    let soak = if options.all { &LONG_SOAK } else { &SOAK };
+    let audit = options.all.then_some(&AUDIT);
+    for part in DEFAULT.iter().chain(audit).chain([soak, &DEMO]) {
+        let environment = environment.clone();
+        // On a thread of its own, so that Ctrl-C is heard meanwhile.
+        let ended = tokio::task::spawn_blocking(move || run_part(part, &environment)).await??;
+        count(part, ended, &mut passed, &mut failed);
+    }
     if options.all {
         for version in [PgVersion::V15, PgVersion::V17] {
             let older = Postgres::start(PostgresOptions { version, ..PostgresOptions::default() }).await?;
@@ -123,14 +131,6 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
             let ended = tokio::task::spawn_blocking(move || run_part(&OLDER, &environment)).await??;
             count(&OLDER, ended, &mut passed, &mut failed);
         }
-    }
-    let soak = if options.all { &LONG_SOAK } else { &SOAK };
-    let audit = options.all.then_some(&AUDIT);
-    for part in DEFAULT.iter().chain(audit).chain([soak, &DEMO]) {
-        let environment = environment.clone();
-        // On a thread of its own, so that Ctrl-C is heard meanwhile.
-        let ended = tokio::task::spawn_blocking(move || run_part(part, &environment)).await??;
-        count(part, ended, &mut passed, &mut failed);
     }
     conclude(passed, failed)
 }

@@ -209,7 +209,7 @@ impl Metrics {
             )?,
             heartbeat_age_seconds: known_seconds(
                 "heartbeat_age_seconds",
-                "Time since the newest heartbeat that came back was sent",
+                "Time since the newest heartbeat that came back through the stream was sent",
             )?,
             slot_inactive_seconds: known_seconds(
                 "slot_inactive_seconds",
@@ -418,8 +418,8 @@ mod tests {
         let document = include_str!("../../../docs/METRICS.md");
         let (table, _) = document.split_once("### What to alert on").unwrap();
         for row in table.lines().filter(|line| line.starts_with("| `outbox_relay_")) {
-            let cells: Vec<String> = row.split(" | ").map(|cell| cell.replace('`', "")).collect();
-            let (name, kind, meaning) = (&cells[0][2..], &cells[1], cells.last().unwrap());
+            let cells: Vec<String> = row.splitn(5, '|').map(|cell| cell.trim().replace('`', "")).collect();
+            let (name, kind, meaning) = (&cells[1], &cells[2], &cells[4]);
             let help =
                 exported.remove(name).unwrap_or_else(|| panic!("{name} is there twice, or not exported"));
             assert!(
