@@ -62,6 +62,8 @@ pub fn workload(
             metadata: metadata(relay),
             spec: Some(PodDisruptionBudgetSpec {
                 max_unavailable: Some(IntOrString::Int(1)),
+                // Relays that cannot deliver are not ready: they must not keep a node from being drained meanwhile.
+                unhealthy_pod_eviction_policy: Some("AlwaysAllow".into()),
                 selector: Some(by_label(relay)),
                 ..PodDisruptionBudgetSpec::default()
             }),
