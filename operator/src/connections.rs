@@ -29,6 +29,11 @@ const KEPT: usize = 32;
 /// Connections to one database with one login at once.
 const AT_ONCE: usize = 4;
 
+/// A statement that waits for a lock goes on in its server process when nobody waits for its answer any more: without limits each pass
+/// would leave one behind, until the server has no connection left.
+const LIMITS: &str =
+    "SET statement_timeout = '5s'; SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '10s'";
+
 /// See the module's text.
 pub struct Connections {
     /// To relays.
@@ -97,7 +102,9 @@ impl Connections {
                 return Ok(Database { key, _turn: turn, sql });
             }
         }
-        Ok(Database { sql: connection::connect(source, "operator").await?, _turn: turn, key })
+        let mut sql = connection::connect(source, "operator").await?;
+        sqlx::raw_sql(LIMITS).execute(&mut sql).await?;
+        Ok(Database { sql, _turn: turn, key })
     }
 
     fn turns(&self, key: &str) -> Arc<Semaphore> {

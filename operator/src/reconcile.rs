@@ -11,6 +11,7 @@ mod kafka;
 mod objects;
 mod pods;
 mod relay;
+mod topics;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use outbox_relay::config::Config;
 use serde_json::json;
 
+use self::cleanup::Pending;
 use crate::connections::Connections;
 use crate::desired::configuration::configuration;
 use crate::desired::files::POD_ROOT;
@@ -123,6 +125,9 @@ pub enum ReconcileError {
     /// The configuration cannot be written.
     #[error("the relay's configuration: {0}")]
     Configuration(String),
+    /// An object that the relay needs has the name of somebody else's.
+    #[error("{0} is there and is not this resource's: delete it, or give the resource another name")]
+    NameTaken(String),
 }
 
 /// Holds a resource until what its policies say is done.
@@ -169,7 +174,9 @@ async fn hold(relay: &OutboxRelay, context: &Context, held: bool) -> Result<(), 
 async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
     let mut pass = Pass::new(relay, context);
     let (namespace, name) = (relay.namespace(), relay.name_any());
-    if let Err(pending) = pass.clean_up().await {
+    let within = cleanup::within(relay);
+    let cleaned = tokio::time::timeout(within, pass.clean_up()).await;
+    if let Err(pending) = cleaned.unwrap_or(Err(Pending::Late(within))) {
         if !cleanup::is_given_up(relay, Timestamp::now()) {
             tracing::warn!(namespace, name, %pending, "deletion waits");
             pass.findings.deletion_waits(pending.to_string());
@@ -239,7 +246,7 @@ impl<'a> Pass<'a> {
             relay,
             context,
             findings,
-            topics: before.topics,
+            topics: topics::known(before.topics, &relay.spec.topics),
             database_identity: before.database_identity,
             kafka_identity: before.kafka_identity,
             topics_seen: None,
@@ -249,6 +256,10 @@ impl<'a> Pass<'a> {
 
 impl Pass<'_> {
     async fn run(&mut self) -> Result<(), ReconcileError> {
+        if self.relay.spec.suspend && objects::stop(self.context, self.relay).await? {
+            let finding = Finding::yes(Reason::Suspended, "spec.suspend is true, and no pod is left");
+            self.findings.set(Aspect::Suspended, finding);
+        }
         self.findings.set(Aspect::Streaming, self.streaming().await);
         self.findings.set(Aspect::WorkloadAvailable, objects::available(self.context, self.relay, None));
         let metrics = &self.context.metrics;
@@ -263,10 +274,19 @@ impl Pass<'_> {
         // Boxed: the objects are large, and most passes make none.
         let applied = Box::pin(self.apply(&secrets)).await;
         metrics.step("workload", applied.is_ok());
-        let applied = applied.inspect_err(|refusal| {
-            let finding = Finding::no(Reason::NotMade, format!("the objects were not applied: {refusal}"));
-            self.findings.set(Aspect::WorkloadAvailable, finding);
-        })?;
+        let applied = match applied {
+            Ok(applied) => applied,
+            Err(taken @ ReconcileError::NameTaken(_)) => {
+                let finding = Finding::no(Reason::NameTaken, taken.to_string());
+                self.findings.set(Aspect::WorkloadAvailable, finding);
+                return Ok(());
+            }
+            Err(refusal) => {
+                let what = format!("the objects were not applied: {refusal}");
+                self.findings.set(Aspect::WorkloadAvailable, Finding::no(Reason::NotMade, what));
+                return Err(refusal);
+            }
+        };
         let finding = objects::available(self.context, self.relay, applied);
         self.findings.set(Aspect::WorkloadAvailable, finding);
         let shapes = cluster.shapes(&self.topic_names()).await;
@@ -319,6 +339,9 @@ impl Pass<'_> {
         let wanted = Applied { digest: workload.digest(), touched };
         if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {
             return Ok(None);
+        }
+        if let Some(object) = objects::taken(self.context, self.relay, &workload).await? {
+            return Err(ReconcileError::NameTaken(object));
         }
         let deployment = objects::apply(self.context, self.relay, workload).await?;
         self.context.memory.with(self.relay, |memory| memory.applied = Some(wanted));

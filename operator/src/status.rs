@@ -91,6 +91,8 @@ impl Finding {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Findings {
     found: BTreeMap<Aspect, Finding>,
+    /// `spec.suspend`.
+    suspended: bool,
     /// Why the resource, which is being deleted, is still there.
     deletion: Option<String>,
 }
@@ -102,11 +104,14 @@ impl Findings {
         let mut findings: BTreeMap<Aspect, Finding> =
             Aspect::ALL.map(|aspect| (aspect, not_reached.clone())).into();
         let suspension = match suspended {
-            true => Finding::yes(Reason::Suspended, "spec.suspend is true: no pods run"),
+            true => Finding::no(
+                Reason::Suspending,
+                "spec.suspend is true; whether pods are left is not known yet",
+            ),
             false => Finding::no(Reason::Running, ""),
         };
         findings.insert(Aspect::Suspended, suspension);
-        Findings { found: findings, deletion: None }
+        Findings { found: findings, suspended, deletion: None }
     }
 
     /// Puts down what was found.
@@ -139,8 +144,8 @@ impl Findings {
         if let Some(why) = &self.deletion {
             return Finding::no(Reason::Deleting, why);
         }
-        if self.holds(Aspect::Suspended) {
-            return Finding::no(Reason::Suspended, "spec.suspend is true");
+        if let Some(suspension) = self.found.get(&Aspect::Suspended).filter(|_| self.suspended) {
+            return Finding::no(suspension.reason.clone(), suspension.message.clone());
         }
         let checked =
             self.found.iter().filter(|(aspect, _)| !matches!(aspect, Aspect::Ready | Aspect::Suspended));
@@ -218,8 +223,10 @@ mod tests {
         findings.set(Aspect::Streaming, Finding::unknown(Reason::NotReached, ""));
         findings.set(Aspect::TopicsReady, Finding::no(Reason::NotAsDeclared, ""));
         assert_eq!(ready(&findings), ("False".into(), "NotAsDeclared".into()));
+        findings.suspended = true;
         findings.set(Aspect::Suspended, Finding::yes(Reason::Suspended, ""));
         assert_eq!(ready(&findings), ("False".into(), "Suspended".into()));
+        assert_eq!(ready(&Findings::new(true)), ("False".into(), "Suspending".into()));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What is done before a resource may go: its relay stops, then what its policies say is deleted, and nothing else. A database or a
 //! Kafka that is gone does not hold it for ever.
 
+use std::time::Duration;
+
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -12,10 +14,9 @@ use outbox_relay::trouble::{Reason, Trouble};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
-use super::Pass;
 use super::database::mark;
-use crate::desired::naming::object_name;
-use crate::resource::{DeletionPolicy, OutboxRelay, OutboxRelaySpec};
+use super::{Pass, objects};
+use crate::resource::{CreationPolicy, DeletionPolicy, OutboxRelay, OutboxRelaySpec};
 use crate::secrets::Secrets;
 
 /// Set to "true" on a resource that is being deleted, it lets the resource go at once, whatever is left outside.
@@ -27,14 +28,30 @@ pub const GIVE_UP_AFTER_SECONDS: i64 = 30 * 60;
 /// Whether something outside Kubernetes goes with the resource.
 pub fn deletes_something(spec: &OutboxRelaySpec) -> bool {
     let postgres = &spec.source.postgres;
-    let policies = [postgres.slot.deletion_policy, postgres.publication.deletion_policy];
-    let topics = spec.topics.iter().map(|topic| topic.deletion_policy);
-    policies.into_iter().chain(topics).any(|policy| policy == DeletionPolicy::Delete)
+    let policies = [deletes_slot(spec), postgres.publication.deletion_policy == DeletionPolicy::Delete];
+    let topics = spec.topics.iter().map(|topic| topic.deletion_policy == DeletionPolicy::Delete);
+    policies.into_iter().chain(topics).any(|deletes| deletes)
+}
+
+/// A slot that somebody else makes is somebody else's to drop.
+fn deletes_slot(spec: &OutboxRelaySpec) -> bool {
+    let slot = &spec.source.postgres.slot;
+    slot.deletion_policy == DeletionPolicy::Delete && slot.creation_policy == CreationPolicy::IfMissing
+}
+
+/// How long one try may take: a lock or a silent server must not keep a resource for ever, and one that is let go by force is tried
+/// once more, for a moment.
+pub fn within(relay: &OutboxRelay) -> Duration {
+    if is_forced(relay) { Duration::from_secs(5) } else { Duration::from_secs(30) }
+}
+
+fn is_forced(relay: &OutboxRelay) -> bool {
+    relay.annotations().get(FORCE).is_some_and(|value| value == "true")
 }
 
 /// Whether the resource goes, whatever is left outside.
 pub fn is_given_up(relay: &OutboxRelay, now: Timestamp) -> bool {
-    let forced = relay.annotations().get(FORCE).is_some_and(|value| value == "true");
+    let forced = is_forced(relay);
     let since = relay.metadata.deletion_timestamp.as_ref();
     forced || since.is_some_and(|since| now.as_second() - since.0.as_second() > GIVE_UP_AFTER_SECONDS)
 }
@@ -54,6 +71,9 @@ pub enum Pending {
     /// Kafka refused.
     #[error(transparent)]
     Kafka(#[from] crate::topics::KafkaError),
+    /// Something takes too long: a lock, or a server that is silent.
+    #[error("what is to be deleted was not deleted within {0:?}: a lock may be held, or a server is silent")]
+    Late(Duration),
     /// The API server refused.
     #[error("Kubernetes: {0}")]
     Kubernetes(#[from] kube::Error),
@@ -78,31 +98,29 @@ impl Pass<'_> {
 
     async fn stop_relay(&self) -> Result<(), kube::Error> {
         let deployments = self.context.beside::<Deployment>(self.relay);
-        let (name, parameters) = (object_name(self.relay), DeleteParams::foreground());
-        let deleting = deployments.delete(&name, &parameters);
-        match self.context.metrics.request("kubernetes", "delete", deleting).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            deleted => deleted.map(drop),
-        }
+        objects::delete_own(&self.context.metrics, &deployments, self.relay, DeleteParams::foreground()).await
     }
 
     async fn clean_database(&self, config: &Config, secrets: &Secrets) -> Result<(), Pending> {
         let postgres = &self.relay.spec.source.postgres;
         let (slot, publication) = (&postgres.slot, &postgres.publication);
-        if [slot.deletion_policy, publication.deletion_policy] == [DeletionPolicy::Retain; 2] {
+        let (drops_slot, drops_publication) =
+            (deletes_slot(&self.relay.spec), publication.deletion_policy == DeletionPolicy::Delete);
+        if !drops_slot && !drops_publication {
             return Ok(());
         }
         let source = self.administrator(config, secrets);
         let mut database = self.context.connections.database(&source, &secrets.digest).await?;
         let sql = &mut database.sql;
-        if slot.deletion_policy == DeletionPolicy::Delete && is_ours(sql, config).await? {
+        if drops_slot && is_ours(sql, config).await? {
             let state = source::slot_state(sql, &slot.name).await.map_err(Trouble::from)?;
+            let state = state.filter(|state| state.database.as_ref() == Some(&config.source.database));
             if state.as_ref().is_some_and(|state| state.active_pid.is_some()) {
                 return Err(Pending::SlotHeld(slot.name.clone()));
             }
             drop_slot(sql, config).await?;
         }
-        if publication.deletion_policy == DeletionPolicy::Delete {
+        if drops_publication {
             drop_publication(sql, &publication.name, &mark(self.relay)).await?;
         }
         drop(database.sql.close().await);
@@ -114,14 +132,14 @@ impl Pass<'_> {
         let topics = self.relay.spec.topics.iter();
         let doomed: Vec<_> = topics
             .filter(|topic| topic.deletion_policy == DeletionPolicy::Delete && made(&topic.name))
+            .map(|topic| topic.name.clone())
             .collect();
         if doomed.is_empty() {
             return Ok(());
         }
         let cluster = self.cluster(config, secrets).map_err(Pending::Unresolved)?;
-        for topic in doomed {
-            cluster.delete(&topic.name).await?;
-            tracing::info!(topic = topic.name, "deleted the topic");
+        for topic in self.topics.iter().filter(|topic| doomed.contains(&topic.name)) {
+            self.delete_own_topic(&cluster, topic).await?;
         }
         Ok(())
     }
@@ -160,13 +178,17 @@ async fn drop_publication(sql: &mut PgConnection, name: &str, mark: &str) -> Res
     Ok(())
 }
 
-/// The slot, and then the row by which retention waits for this relay.
+/// The slot, if it is one of this database, and then the row by which retention waits for this relay. Slots are the server's: another
+/// database's relay may use the name of one that was lost.
 async fn drop_slot(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
     let slot = &config.source.slot.name;
-    sqlx::query("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1")
-        .bind(slot)
-        .execute(&mut *sql)
-        .await?;
+    sqlx::query(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+         WHERE slot_name = $1 AND database = current_database()",
+    )
+    .bind(slot)
+    .execute(&mut *sql)
+    .await?;
     let table = config.source.table.sibling(checkpoint::TABLE);
     let delete = format!("DELETE FROM {table} WHERE relay = $1 AND slot = $2");
     sqlx::query(AssertSqlSafe(delete)).bind(&config.name).bind(slot).execute(&mut *sql).await?;

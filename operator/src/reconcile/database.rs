@@ -133,6 +133,15 @@ impl Pass<'_> {
         self.context.metrics.slot(self.relay, slot.as_ref().filter(|_| !told));
         let lost = |how: &str| no(&Trouble::new(trouble::Reason::SlotLost, format!("slot {name}: {how}")));
         Ok(match slot {
+            Some(slot)
+                if slot.database.as_ref().is_some_and(|database| *database != config.source.database) =>
+            {
+                let database = slot.database.unwrap_or_default();
+                let what = format!(
+                    "slot {name} belongs to database {database}: choose another name, slots are the server's"
+                );
+                Finding::no(trouble::Reason::SlotUnsuitable, what)
+            }
             Some(slot) if slot.plugin.as_deref() != Some("pgoutput") => {
                 let what = format!("slot {name} has another plugin: choose another name");
                 Finding::no(trouble::Reason::SlotUnsuitable, what)

@@ -6,7 +6,7 @@ use outbox_relay::config::{Config, Sink, SinkAccess};
 
 use super::Pass;
 use crate::events::Kind;
-use crate::resource::{DeletionPolicy, Topic, TopicStatus};
+use crate::resource::{Topic, TopicStatus};
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding, Reason};
 use crate::topics::{Cluster, KafkaError, Observed, plan};
@@ -55,13 +55,13 @@ impl Pass<'_> {
 
     /// Whether others can see which cluster it is, and none of them has one of the topics. Before anything is made.
     async fn is_known_and_alone(&mut self, cluster: &Cluster) -> bool {
-        if self.kafka_identity.is_none() || self.context.memory.of(self.relay).settled.is_none() {
-            let identity = cluster.identity().await;
-            if self.kafka_identity != identity {
-                // The change of the status brings about the next pass.
-                self.kafka_identity = identity;
-                return false;
-            }
+        // One that does not say it now is taken for the one it was.
+        if let Some(identity) = cluster.identity().await
+            && self.kafka_identity.as_ref() != Some(&identity)
+        {
+            self.came_to(identity);
+            // The change of the status brings about the next pass.
+            return false;
         }
         match self.topic_rival() {
             None => true,
@@ -71,28 +71,6 @@ impl Pass<'_> {
                 false
             }
         }
-    }
-
-    /// Topics that are not declared any more are deleted where that was said, and are nobody's business from then on.
-    async fn take_away(&mut self, cluster: &Cluster) -> Vec<(Reason, String)> {
-        let declared = |name: &str| self.relay.spec.topics.iter().any(|topic| topic.name == name);
-        let (kept, gone): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.topics).into_iter().partition(|topic| declared(&topic.name));
-        self.topics = kept;
-        let mut problems = Vec::new();
-        for topic in gone.into_iter().filter(|topic| topic.deletion_policy == DeletionPolicy::Delete) {
-            match cluster.delete(&topic.name).await {
-                Ok(()) => {
-                    let note = format!("topic {}, which is not declared any more", topic.name);
-                    self.context.tell(self.relay, Kind::Normal, "TopicDeleted", &note);
-                }
-                Err(error) => {
-                    problems.push((FAILED, error.to_string()));
-                    self.topics.push(topic);
-                }
-            }
-        }
-        problems
     }
 
     pub(super) fn cluster(&self, config: &Config, secrets: &Secrets) -> Result<Cluster, String> {
@@ -149,7 +127,7 @@ impl Pass<'_> {
 const REPLACED: &str = "it was deleted and made anew, and the records in it are gone; the relay says whether it had delivered any of them";
 
 /// A step was not done; the relay would find no topic.
-const FAILED: Reason = Reason::TopicFailed;
+pub(super) const FAILED: Reason = Reason::TopicFailed;
 
 fn no(reason: Reason, error: &KafkaError) -> Finding {
     Finding::no(reason, format!("{error}; check that Kafka runs, and that sink.kafka leads to it"))

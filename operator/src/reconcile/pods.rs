@@ -9,6 +9,12 @@ use crate::status::Reason;
 /// A relay that is not ready for longer has a reason, which `Streaming` says.
 const STARTS_WITHIN_SECONDS: i64 = 30;
 
+/// Whether a pod is over, and only its object is left.
+pub(super) fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 /// Why a pod does not run: its node, its image, or its end.
 pub(super) fn trouble(pod: &Pod, now: Timestamp) -> Option<(Reason, String)> {
     let status = pod.status.as_ref()?;

@@ -7,12 +7,14 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Limited};
 use hyper::Uri;
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
+use outbox_relay::trouble::excerpt;
 use serde::Deserialize;
 
 use super::Pass;
+use super::pods::has_ended;
 use crate::connections::RelayClient;
-use crate::desired::configuration::ADMIN_PORT;
+use crate::desired::configuration::{ADMIN_PORT, identity};
 use crate::status::{Finding, Reason};
 
 /// A pod of the same cluster answers at once, or not at all.
@@ -23,6 +25,7 @@ const LONGEST_ANSWER: usize = 256 * 1024;
 /// The part of a relay's `/status` that matters here.
 #[derive(Debug, Deserialize)]
 struct Answer {
+    name: String,
     role: String,
     ready: bool,
     phase: String,
@@ -44,11 +47,13 @@ impl Pass<'_> {
         }
         let pods = self.context.pods(self.relay);
         let running: Vec<_> = pods.iter().filter_map(|pod| Some((pod.name_any(), address(pod)?))).collect();
+        let name = identity(self.relay);
         let asked = running.iter().map(async |(pod, address)| {
             let late = |_| Err(format!("no answer within {ANSWER_WITHIN:?}"));
             let client = &self.context.connections.relays;
             let answer = async {
-                tokio::time::timeout(ANSWER_WITHIN, ask(client, *address)).await.unwrap_or_else(late)
+                let answer = tokio::time::timeout(ANSWER_WITHIN, ask(client, *address)).await;
+                answer.unwrap_or_else(late).and_then(|answer| answer.of(&name))
             };
             let answer = self.context.metrics.request("relay", "status", answer).await;
             answer.map_err(|problem| format!("pod {pod}, http://{address}/status: {problem}"))
@@ -57,7 +62,18 @@ impl Pass<'_> {
     }
 }
 
+impl Answer {
+    /// Another relay's answer says nothing of this one: an address may be another pod's by now.
+    fn of(self, name: &str) -> Result<Answer, String> {
+        if self.name == name { Ok(self) } else { Err(format!("relay {} answers there", excerpt(&self.name))) }
+    }
+}
+
+/// Where a pod can be asked. One that has ended keeps its address in its status, which others may have by then.
 fn address(pod: &Pod) -> Option<SocketAddr> {
+    if has_ended(pod) || pod.meta().deletion_timestamp.is_some() {
+        return None;
+    }
     let ip: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
     Some(SocketAddr::new(ip, ADMIN_PORT))
 }
@@ -76,12 +92,13 @@ fn causes(error: &dyn std::error::Error) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-/// The active one speaks for all.
+/// The active one speaks for all. Where none is seen and one is silent, the silent one may be it.
 fn judge(answers: Vec<Result<Answer, String>>) -> Finding {
     let (answers, silent): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
     let mut answers: Vec<Answer> = answers.into_iter().flatten().collect();
     answers.sort_by_key(|answer| answer.role != "active");
-    match answers.first() {
+    let first = answers.first().filter(|answer| silent.is_empty() || answer.role != "standby");
+    match first {
         Some(Answer { role, ready: true, phase, .. }) if role == "active" => Finding::yes(
             Reason::Streaming,
             if phase == "copying" { "rows that were there first" } else { "" },
@@ -110,7 +127,13 @@ mod tests {
             message: "what".into(),
             remedy: "to do".into(),
         });
-        Ok(Answer { role: role.into(), ready, phase: "streaming".into(), trouble })
+        Ok(Answer {
+            name: "shop/orders".into(),
+            role: role.into(),
+            ready,
+            phase: "streaming".into(),
+            trouble,
+        })
     }
 
     fn judged(answers: Vec<Result<Answer, String>>) -> (Option<bool>, String) {
@@ -133,5 +156,32 @@ mod tests {
         assert_eq!(judged(vec![answer("none", false, None)]), (Some(false), "NotYet".into()));
         assert_eq!(judged(vec![Err("pod x".into())]), (None, "RelayUnreachable".into()));
         assert_eq!(judged(Vec::new()), (Some(false), "NoPod".into()));
+        let standby = judged(vec![answer("standby", true, None), Err("pod x".into())]);
+        assert_eq!(standby, (None, "RelayUnreachable".into()), "the silent one may deliver");
+    }
+
+    #[test]
+    fn another_relay_does_not_answer_for_this_one() {
+        let answer = answer("active", true, None).unwrap();
+        assert_eq!(answer.of("shop/baskets").unwrap_err(), "relay shop/orders answers there");
+    }
+
+    #[test]
+    fn a_pod_that_has_ended_is_not_asked() {
+        let pod = |change: serde_json::Value| -> Pod {
+            let mut pod =
+                serde_json::json!({"metadata": {}, "status": {"podIP": "10.0.0.1", "phase": "Running"}});
+            for part in ["metadata", "status"] {
+                let change = change[part].as_object().into_iter().flatten();
+                change.for_each(|(key, value)| pod[part][key] = value.clone());
+            }
+            serde_json::from_value(pod).unwrap()
+        };
+        assert!(address(&pod(serde_json::json!({}))).is_some());
+        for phase in ["Failed", "Succeeded"] {
+            assert_eq!(address(&pod(serde_json::json!({"status": {"phase": phase}}))), None);
+        }
+        let ends = serde_json::json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        assert_eq!(address(&pod(ends)), None);
     }
 }

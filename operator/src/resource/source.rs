@@ -82,7 +82,8 @@ pub struct Slot {
     /// made again by itself.
     #[serde(default)]
     pub creation_policy: CreationPolicy,
-    /// What becomes of it when this resource is deleted. A slot that is retained and not read fills the primary's disk.
+    /// What becomes of it when this resource is deleted. A slot that is retained and not read fills the primary's disk. One that
+    /// somebody else makes (creationPolicy Never) is never dropped.
     #[serde(default = "delete")]
     pub deletion_policy: DeletionPolicy,
     /// Whether standbys keep a copy of a slot that the relay makes, which goes on when one of them is promoted. Auto: where the server can

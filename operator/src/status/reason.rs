@@ -17,12 +17,16 @@ pub enum Reason {
     Present,
     /// Topics are as declared.
     AsDeclared,
-    /// A pod is ready.
+    /// All pods are ready, and as they are specified.
     Available,
+    /// Some are not.
+    RollingOut,
     /// Nothing is suspended.
     Running,
-    /// `spec.suspend`.
+    /// `spec.suspend`, and no pod is left.
     Suspended,
+    /// `spec.suspend`, and pods end.
+    Suspending,
     /// Something before it failed.
     NotReached,
     /// A Secret or a key of it is missing.
@@ -45,6 +49,8 @@ pub enum Reason {
     NotAsDeclared,
     /// The API server refuses the relay's objects.
     NotMade,
+    /// An object of that name is somebody else's.
+    NameTaken,
     /// Its pods are not ready.
     NoPodReady,
     /// There is no pod.
@@ -62,7 +68,7 @@ pub enum Reason {
 }
 
 /// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
-const TABLE: [(Reason, &str, &str); 24] = [
+const TABLE: [(Reason, &str, &str); 27] = [
     (Reason::Streaming, "`Streaming`, `Ready` True", "a relay delivers, by its own account"),
     (Reason::Resolved, "`ReferencesResolved` True", ""),
     (Reason::Connected, "`DatabaseReachable`, `KafkaReachable` True", ""),
@@ -74,6 +80,16 @@ const TABLE: [(Reason, &str, &str); 24] = [
         Reason::Suspended,
         "`Suspended` True; `Ready`, `WorkloadAvailable`, `Streaming` False",
         "`spec.suspend` is true: no pods run, and PostgreSQL keeps its log for the slot",
+    ),
+    (
+        Reason::Suspending,
+        "`Suspended`, `Ready` False",
+        "nothing: `spec.suspend` is true, and pods are about to end, whatever else is the matter",
+    ),
+    (
+        Reason::RollingOut,
+        "`WorkloadAvailable` False",
+        "nothing at first: pods of this specification take the place of others. Where it lasts, the message has the trouble of a new pod",
     ),
     (Reason::NotReached, "any, Unknown", "something before it failed: look at the conditions that are False"),
     (
@@ -121,6 +137,12 @@ const TABLE: [(Reason, &str, &str); 24] = [
         "the message has Kubernetes' refusal, of a quota for example",
     ),
     (
+        Reason::NameTaken,
+        "`WorkloadAvailable` False",
+        "an object of the name that the relay's has is there, and is not this resource's: the message names it. Delete it, or give the \
+         resource another name. Nothing of it was changed",
+    ),
+    (
         Reason::NoPodReady,
         "`WorkloadAvailable` False",
         "`Streaming` has the relay's own words; Kubernetes' own reasons, such as `Unschedulable` or `ImagePullBackOff`, stand here as they are",
@@ -146,9 +168,16 @@ const TABLE: [(Reason, &str, &str); 24] = [
 impl Reason {
     /// Whether a condition that is False for this reason is a step on the way, which is nobody's to do anything about.
     pub fn passes(reason: &str) -> bool {
-        [Reason::WaitingForRelay, Reason::NotYet, Reason::Suspended, Reason::Deleting]
-            .iter()
-            .any(|step| step.to_string() == reason)
+        [
+            Reason::WaitingForRelay,
+            Reason::NotYet,
+            Reason::RollingOut,
+            Reason::Suspended,
+            Reason::Suspending,
+            Reason::Deleting,
+        ]
+        .iter()
+        .any(|step| step.to_string() == reason)
     }
 }
 

@@ -10,7 +10,7 @@ use testbed::{net, wait};
 use crate::cluster::{DEFINITION, apply, least, namespace, relay, with};
 use crate::stage::{SOON, Stage, operator};
 
-async fn until_gone(stage: &Stage) {
+pub async fn until_gone(stage: &Stage) {
     wait::until("the end of the resource", SOON, async || {
         match stage.namespace.kubectl(&["get", "obr", "shop", "-o", "name"]).await {
             Err(error) if error.to_string().contains("NotFound") => Ok(()),

@@ -234,10 +234,15 @@ impl Stage {
         fs::write(folder.path().join("postgres/password"), "unused").unwrap();
         let file = folder.path().join("relay.yaml");
         fs::write(&file, yaml).unwrap();
+        self.start_relay_from(&file)
+    }
+
+    /// A relay with this configuration, at the address of the resource's pod.
+    pub fn start_relay_from(&self, file: &Path) -> Program {
         Launch::new("outbox-relay", relay_program())
             .arg("run")
             .arg("--config")
-            .arg(&file)
+            .arg(file)
             .env("OUTBOX_RELAY__ADMIN__LISTEN", format!("{}:{ADMIN_PORT}", self.pod_ip))
             .start()
             .unwrap()
@@ -260,10 +265,11 @@ impl Stage {
             ]}})
             .to_string();
         for pod in pods.lines() {
-            self.namespace
-                .kubectl(&["patch", pod, "--subresource=status", "--type=merge", "-p", &status])
-                .await
-                .unwrap();
+            let patch = ["patch", pod, "--subresource=status", "--type=merge", "-p", &status];
+            let said = self.namespace.kubectl(&patch).await;
+            // One that has been replaced since is gone.
+            let is_gone = |error: &dyn std::error::Error| error.to_string().contains("NotFound");
+            assert!(said.as_ref().err().is_none_or(|error| is_gone(error)), "{said:?}");
         }
     }
 
