@@ -12,12 +12,14 @@
 //! It also owns the two things a process sets up once: the log subscriber, and the rule that a panic in any
 //! thread ends the process ([`exit_on_panic`]); and how the command `doctor` of each says what it finds ([`Finding`]).
 
+mod bind;
 mod finding;
 mod listener;
 mod log;
 
 use std::sync::LazyLock;
 
+pub use bind::listen;
 pub use finding::{Finding, Grade, cause, report};
 pub use listener::{ActionRefused, Admin, BindError, Lines, Readiness};
 pub use log::{LogFormat, LogLevel, init_logging};

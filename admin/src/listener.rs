@@ -25,6 +25,7 @@ use warp::reply::{self, Reply, Response};
 use warp::{Filter, hyper::body::Bytes};
 
 use crate::LogLevel;
+use crate::bind::listen;
 
 /// A log filter is a short line; anything longer is a mistake.
 const MAX_LOG_FILTER_BYTES: u64 = 4096;
@@ -127,7 +128,7 @@ impl Admin {
         address: SocketAddr,
     ) -> Result<(SocketAddr, impl Future<Output = ()> + Send + use<>), BindError> {
         let failed = |source| BindError { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listen(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         Ok((bound, serve(listener, self.routes())))
     }

@@ -11,7 +11,6 @@ use basket::application::middleware::Retry;
 use basket::application::reactions::{IntegrationEvents, ReadModel};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgPool};
-use tokio::net::TcpListener;
 
 use crate::config::{Bounds, ConfigError, Serve};
 use crate::housekeeping::keep_house;
@@ -74,7 +73,7 @@ pub async fn serve(
     let admin = Admin::new(metrics.registry.clone(), log_level).readiness(readiness(&state));
     let (admin_address, listener) = admin.bind(options.admin_listen).await?;
     let address = options.listen;
-    let socket = TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let socket = admin::listen(address).await.map_err(|source| StartError::Listen { address, source })?;
     tokio::spawn(listener);
     tokio::spawn(watch_database(pool.clone(), metrics, Arc::clone(&state)));
     tokio::spawn(keep_house(Housekeeping::new(pool.clone()), bus, options.retention));

@@ -13,8 +13,8 @@
 {{/* The service's settings. What cannot work is refused here, with the value's name. */}}
 {{- define "basket-api.environment" -}}
 {{ include "basket-api.database" . }}
-- {name: BASKET_LISTEN, value: "0.0.0.0:8080"}
-- {name: BASKET_ADMIN_LISTEN, value: "0.0.0.0:9080"}
+- {name: BASKET_LISTEN, value: "[::]:8080"}
+- {name: BASKET_ADMIN_LISTEN, value: "[::]:9080"}
 - {name: RUST_LOG, value: {{ .Values.log.level | quote }}}
 - {name: BASKET_LOG_FORMAT, value: {{ .Values.log.format }}}
 - {name: BASKET_AUTH, value: {{ .Values.auth.mode }}}

@@ -42,7 +42,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- with .Values.watchNamespaces }}
 - {name: OUTBOX_OPERATOR_NAMESPACE, value: {{ join "," . | quote }}}
 {{- end }}
-- {name: OUTBOX_OPERATOR_LISTEN, value: "0.0.0.0:9101"}
+- {name: OUTBOX_OPERATOR_LISTEN, value: "[::]:9101"}
 - {name: OUTBOX_OPERATOR_LOG_FORMAT, value: {{ .Values.log.format | quote }}}
 - {name: RUST_LOG, value: {{ printf "%s,librdkafka=off,rdkafka=off" .Values.log.level | quote }}}
 {{- with .Values.extraEnv }}

@@ -1,6 +1,6 @@
 //! The relay's configuration, in the relay's own types: what it would refuse cannot be written.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use kube::ResourceExt;
@@ -44,7 +44,7 @@ pub fn configuration(relay: &OutboxRelay, user: &str, root: &Path) -> Result<Con
         heartbeat: HeartbeatConfig::default(),
         shutdown: Shutdown::default(),
         // From outside the pod: probes, Prometheus and the operator.
-        admin: AdminConfig { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, ADMIN_PORT)) },
+        admin: AdminConfig { listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, ADMIN_PORT)) },
     })
 }
 

@@ -93,7 +93,7 @@ fn the_relay_reads_its_configuration_as_it_was_meant() {
         ("/routing/replacement", json!("events.${t}")),
         ("/delivery/deadLetterTopic", json!("dead")),
         ("/retention/aheadHours", json!(72)),
-        ("/admin/listen", json!("0.0.0.0:9100")),
+        ("/admin/listen", json!("[::]:9100")),
     ] {
         assert_eq!(read.pointer(path), Some(&expected), "{path}");
     }
