@@ -139,7 +139,8 @@ impl Findings {
         self.found.get(&Aspect::ReferencesResolved).map(|finding| finding.message.clone()).unwrap_or_default()
     }
 
-    /// The first that is not as it should be, in the order in which things are done.
+    /// The first that is not as it should be, in the order in which things are done. What passes by itself hides nothing that
+    /// somebody has to see to.
     fn summary(&self) -> Finding {
         if let Some(why) = &self.deletion {
             return Finding::no(Reason::Deleting, why);
@@ -149,8 +150,17 @@ impl Findings {
         }
         let checked =
             self.found.iter().filter(|(aspect, _)| !matches!(aspect, Aspect::Ready | Aspect::Suspended));
-        let wrong = |holds| checked.clone().find(|(_, finding)| finding.holds == holds);
-        match wrong(Some(false)).or_else(|| wrong(None)) {
+        let wrong = |holds| checked.clone().filter(move |(_, finding)| finding.holds == holds);
+        // Pods come after the slot, and are missing for a moment at every start.
+        let lasts = |(_, finding): &(&Aspect, &Finding)| {
+            !matches!(finding.reason, Reason::NoPod | Reason::NoPodReady)
+                && !Reason::passes(&finding.reason.to_string())
+        };
+        match wrong(Some(false))
+            .find(lasts)
+            .or_else(|| wrong(Some(false)).next())
+            .or_else(|| wrong(None).next())
+        {
             None => Finding::yes(Reason::Streaming, "a relay delivers"),
             Some((aspect, finding)) => {
                 Finding { message: format!("{aspect:?}: {}", finding.message), ..finding.clone() }
@@ -223,6 +233,10 @@ mod tests {
         findings.set(Aspect::Streaming, Finding::unknown(Reason::NotReached, ""));
         findings.set(Aspect::TopicsReady, Finding::no(Reason::NotAsDeclared, ""));
         assert_eq!(ready(&findings), ("False".into(), "NotAsDeclared".into()));
+        findings.set(Aspect::SlotReady, Finding::no(Reason::WaitingForRelay, ""));
+        findings.set(Aspect::TopicsReady, Finding::yes(Reason::AsDeclared, ""));
+        findings.set(Aspect::WorkloadAvailable, Finding::no(Reason::NotMade, ""));
+        assert_eq!(ready(&findings), ("False".into(), "NotMade".into()), "the slot is waited for in vain");
         findings.suspended = true;
         findings.set(Aspect::Suspended, Finding::yes(Reason::Suspended, ""));
         assert_eq!(ready(&findings), ("False".into(), "Suspended".into()));
