@@ -5,7 +5,7 @@ use std::time::Instant;
 use kube::ResourceExt;
 use outbox_relay::postgres::source::SlotState;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 use crate::resource::{Condition, OutboxRelay};
@@ -41,6 +41,8 @@ pub struct Metrics {
     reconciliations: IntCounterVec,
     reconcile_seconds: Histogram,
     steps: IntCounterVec,
+    /// Deletions that were given up, with something left outside.
+    pub deletions_given_up: IntCounter,
     requests: HistogramVec,
     conditions: IntGaugeVec,
     slot_wal_status: IntGaugeVec,
@@ -76,6 +78,10 @@ impl Metrics {
                 opts("steps_total", "Steps of passes that looked at everything."),
                 &["step", "outcome"],
             )?,
+            deletions_given_up: IntCounter::with_opts(opts(
+                "deletions_given_up_total",
+                "Resources that were let go with something left outside.",
+            ))?,
             requests: HistogramVec::new(
                 histogram("external_request_duration_seconds", "Requests to other systems."),
                 &["system", "operation", "outcome"],
@@ -101,6 +107,7 @@ impl Metrics {
         registry.register(Box::new(metrics.reconciliations.clone()))?;
         registry.register(Box::new(metrics.reconcile_seconds.clone()))?;
         registry.register(Box::new(metrics.steps.clone()))?;
+        registry.register(Box::new(metrics.deletions_given_up.clone()))?;
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.conditions.clone()))?;
         registry.register(Box::new(metrics.slot_wal_status.clone()))?;
@@ -219,7 +226,7 @@ mod tests {
         let ours: Vec<&str> =
             families.iter().map(|family| family.name()).filter(|name| name.starts_with(NAMESPACE)).collect();
         let documented = document.lines().filter(|line| line.starts_with("| `outbox_operator_")).count();
-        assert_eq!((ours.len(), documented), (10, 10), "{ours:?}");
+        assert_eq!((ours.len(), documented), (11, 11), "{ours:?}");
         for name in ours {
             assert!(document.contains(&format!("`{name}`")), "docs/METRICS.md does not list {name}");
         }

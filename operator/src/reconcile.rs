@@ -185,6 +185,7 @@ async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcile
         }
         let note = format!("what is left outside has to be deleted by hand: {pending}");
         context.tell(relay, Kind::Warning, "DeletionGivenUp", &note);
+        context.metrics.deletions_given_up.inc();
     }
     hold(relay, context, false).await?;
     Ok(Action::await_change())

@@ -81,6 +81,7 @@ async fn a_lock_does_not_keep_a_resource_that_is_let_go_by_force() {
     stage.until(&[("Ready", "False", "Deleting")]).await;
     stage.namespace.kubectl(&["annotate", "obr", "shop", "outbox.dev/force-delete=true"]).await.unwrap();
     until_gone(&stage).await;
+    assert!(stage.metrics().await.contains("outbox_operator_deletions_given_up_total 1"));
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox-relay operator'
         AND datname = current_database() AND wait_event_type = 'Lock'";
     wait::until("nobody to wait for the lock any more", SOON, async || {
