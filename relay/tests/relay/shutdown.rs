@@ -99,14 +99,14 @@ async fn a_stop_without_kafka_gives_up_at_the_deadline_or_at_a_second_signal() {
     assert!(log.contains("stopped at the deadline"), "{log}");
 
     let relay = site.launch(|text| text);
-    relay.until("/status", 200, "\"notReadingBecause\":\"a row waits").await;
+    relay.until("/status", 200, "\"inFlightEvents\":1").await;
     let (code, log) = relay.stop().await;
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("stopped at the deadline"), "{log}");
 
     site.extra = "shutdown: {graceSeconds: 3600}\n".to_owned();
     let mut relay = site.launch(|text| text);
-    relay.until("/status", 200, "\"notReadingBecause\":\"a row waits").await;
+    relay.until("/status", 200, "\"inFlightEvents\":1").await;
     relay.program.terminate().unwrap();
     relay.until("/readyz", 503, "").await;
     relay.until("/status", 200, "\"phase\":\"draining\"").await;
