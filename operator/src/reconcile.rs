@@ -125,9 +125,6 @@ pub enum ReconcileError {
     /// The configuration cannot be written.
     #[error("the relay's configuration: {0}")]
     Configuration(String),
-    /// An object that the relay needs has the name of somebody else's.
-    #[error("{0} is there and is not this resource's: delete it, or give the resource another name")]
-    NameTaken(String),
 }
 
 /// Holds a resource until what its policies say is done.
@@ -274,18 +271,16 @@ impl Pass<'_> {
         let Some(cluster) = cluster.filter(|_| database) else { return Ok(()) };
         // Boxed: the objects are large, and most passes make none.
         let applied = Box::pin(self.apply(&secrets)).await;
-        metrics.step("workload", applied.is_ok());
+        metrics.step("workload", matches!(applied, Ok(Ok(_))));
+        let applied = applied.inspect_err(|refusal| {
+            let finding = Finding::no(Reason::NotMade, format!("the objects were not applied: {refusal}"));
+            self.findings.set(Aspect::WorkloadAvailable, finding);
+        })?;
         let applied = match applied {
             Ok(applied) => applied,
-            Err(taken @ ReconcileError::NameTaken(_)) => {
-                let finding = Finding::no(Reason::NameTaken, taken.to_string());
+            Err(finding) => {
                 self.findings.set(Aspect::WorkloadAvailable, finding);
                 return Ok(());
-            }
-            Err(refusal) => {
-                let what = format!("the objects were not applied: {refusal}");
-                self.findings.set(Aspect::WorkloadAvailable, Finding::no(Reason::NotMade, what));
-                return Err(refusal);
             }
         };
         let finding = objects::available(self.context, self.relay, applied);
@@ -328,8 +323,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Applies the objects where they are not what was applied last, or somebody has touched them since.
-    async fn apply(&self, secrets: &Secrets) -> Result<Option<Deployment>, ReconcileError> {
+    /// Applies the objects where they are not what was applied last, or were touched since. The finding says why none was applied.
+    async fn apply(&self, secrets: &Secrets) -> Result<Result<Option<Deployment>, Finding>, ReconcileError> {
         let touched = self.context.touched(self.relay);
         let config = configuration(self.relay, &secrets.postgres.user, POD_ROOT.as_ref())
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
@@ -339,14 +334,16 @@ impl Pass<'_> {
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let wanted = Applied { digest: workload.digest(), touched };
         if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {
-            return Ok(None);
+            return Ok(Ok(None));
         }
         if let Some(object) = objects::taken(self.context, self.relay, &workload).await? {
-            return Err(ReconcileError::NameTaken(object));
+            let remedy = "delete it, or give the resource another name";
+            let what = format!("{object} is there and is not this resource's: {remedy}");
+            return Ok(Err(Finding::no(Reason::NameTaken, what)));
         }
         let deployment = objects::apply(self.context, self.relay, workload).await?;
         self.context.memory.with(self.relay, |memory| memory.applied = Some(wanted));
-        Ok(Some(deployment))
+        Ok(Ok(Some(deployment)))
     }
 
     async fn write_status(&self) -> Result<OutboxRelayStatus, ReconcileError> {

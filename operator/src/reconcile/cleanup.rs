@@ -128,17 +128,17 @@ impl Pass<'_> {
     }
 
     async fn clean_topics(&self, config: &Config, secrets: &Secrets) -> Result<(), Pending> {
-        let made = |name: &str| self.topics.iter().any(|topic| topic.name == name);
-        let topics = self.relay.spec.topics.iter();
-        let doomed: Vec<_> = topics
-            .filter(|topic| topic.deletion_policy == DeletionPolicy::Delete && made(&topic.name))
-            .map(|topic| topic.name.clone())
+        let declared = |name: &str| self.relay.spec.topics.iter().any(|topic| topic.name == name);
+        let doomed: Vec<_> = self
+            .topics
+            .iter()
+            .filter(|topic| topic.deletion_policy == DeletionPolicy::Delete && declared(&topic.name))
             .collect();
         if doomed.is_empty() {
             return Ok(());
         }
         let cluster = self.cluster(config, secrets).map_err(Pending::Unresolved)?;
-        for topic in self.topics.iter().filter(|topic| doomed.contains(&topic.name)) {
+        for topic in doomed {
             self.delete_own_topic(&cluster, topic).await?;
         }
         Ok(())
