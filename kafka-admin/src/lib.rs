@@ -1,5 +1,5 @@
-//! What librdkafka's admin API has and the `rdkafka` crate (0.39) does not: ids of topics, by which one that was made anew is told from the one
-//! before, and configurations that are altered key by key, so that what somebody else sets at the same moment stays.
+//! What librdkafka's admin API has and the `rdkafka` crate (0.39) does not: descriptions of topics with their ids, the id of the cluster that
+//! answers, and configurations that are altered key by key, so that what another client sets at the same moment stays.
 //!
 //! Besides, [`halt`] ends a producer's sending.
 //!
@@ -57,15 +57,27 @@ pub enum Alteration<'a> {
     Delete,
 }
 
-/// The ids of those of these topics that exist and that this login may see. Kafka 3.1 and newer.
+/// A topic, as Kafka describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicDescription {
+    /// By which a topic that was recreated is told from the one before. Brokers before Kafka 3.1 know none.
+    pub id: Option<String>,
+    /// Number of partitions.
+    pub partitions: usize,
+    /// Replicas of the partition that has the fewest.
+    pub fewest_replicas: usize,
+}
+
+/// Describes those of these topics that exist and that these credentials may see. Only these are asked for: metadata of a whole cluster
+/// can be megabytes.
 ///
 /// # Errors
 /// Kafka does not answer.
-pub fn topic_ids<C: ClientContext>(
+pub fn describe_topics<C: ClientContext>(
     client: &Client<C>,
     names: &[&str],
     within: Duration,
-) -> Result<BTreeMap<String, String>, Error> {
+) -> Result<BTreeMap<String, TopicDescription>, Error> {
     if names.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -81,31 +93,61 @@ pub fn topic_ids<C: ClientContext>(
     let answer = question.ask(|options, queue| unsafe {
         ffi::rd_kafka_DescribeTopics(client.native_ptr(), topics.pointer(), options, queue);
     })?;
-    let mut ids = BTreeMap::new();
     // SAFETY: the event is a DescribeTopics result, since nothing else was asked on its queue, and owns all that is read here.
     unsafe {
         let result = ffi::rd_kafka_event_DescribeTopics_result(answer.pointer());
         let mut count = 0;
         let found = ffi::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-        for topic in slice(found, count) {
-            let error = ffi::rd_kafka_TopicDescription_error(*topic);
-            let is_there =
-                ffi::rd_kafka_error_code(error) == ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
-            if is_there {
-                let id = ffi::rd_kafka_TopicDescription_topic_id(*topic);
-                let bits = (
-                    ffi::rd_kafka_Uuid_most_significant_bits(id),
-                    ffi::rd_kafka_Uuid_least_significant_bits(id),
-                );
-                // Brokers that know no ids.
-                if bits != (0, 0) {
-                    let name = text(ffi::rd_kafka_TopicDescription_name(*topic));
-                    ids.insert(name, text(ffi::rd_kafka_Uuid_base64str(id)));
-                }
-            }
-        }
+        Ok(slice(found, count).iter().filter_map(|topic| described(*topic)).collect())
     }
-    Ok(ids)
+}
+
+/// The name and the description of a topic that exists.
+///
+/// # Safety
+/// `topic` is of an answer that lives.
+unsafe fn described(topic: *const ffi::rd_kafka_TopicDescription_t) -> Option<(String, TopicDescription)> {
+    // SAFETY: the caller's promise; what is read belongs to the answer.
+    unsafe {
+        let error = ffi::rd_kafka_error_code(ffi::rd_kafka_TopicDescription_error(topic));
+        if error != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return None;
+        }
+        let id = ffi::rd_kafka_TopicDescription_topic_id(topic);
+        let bits = (ffi::rd_kafka_Uuid_most_significant_bits(id), ffi::rd_kafka_Uuid_least_significant_bits(id));
+        let mut count = 0;
+        let partitions = slice(ffi::rd_kafka_TopicDescription_partitions(topic, &raw mut count), count);
+        let replicas = partitions.iter().map(|partition| {
+            let mut replicas = 0;
+            ffi::rd_kafka_TopicPartitionInfo_replicas(*partition, &raw mut replicas);
+            replicas
+        });
+        let description = TopicDescription {
+            id: (bits != (0, 0)).then(|| text(ffi::rd_kafka_Uuid_base64str(id))),
+            partitions: partitions.len(),
+            fewest_replicas: replicas.min().unwrap_or(0),
+        };
+        Some((text(ffi::rd_kafka_TopicDescription_name(topic)), description))
+    }
+}
+
+/// The id of the cluster that answers now. A client keeps the first id that it was told, even if another cluster answers by the same name
+/// later. `None` where brokers do not tell it.
+///
+/// # Errors
+/// Kafka does not answer.
+pub fn cluster_id<C: ClientContext>(client: &Client<C>, within: Duration) -> Result<Option<String>, Error> {
+    let question =
+        Question::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER, within)?;
+    // SAFETY: client, options and queue live until the answer has come.
+    let answer = question
+        .ask(|options, queue| unsafe { ffi::rd_kafka_DescribeCluster(client.native_ptr(), options, queue) })?;
+    // SAFETY: the event is a DescribeCluster result, since nothing else was asked on its queue, and owns all that is read here.
+    let id = unsafe {
+        let result = ffi::rd_kafka_event_DescribeCluster_result(answer.pointer());
+        text(ffi::rd_kafka_DescribeCluster_result_cluster_id(result))
+    };
+    Ok(Some(id).filter(|id| !id.is_empty()))
 }
 
 /// Alters keys of a topic's configuration, and leaves all others as they are. Kafka 2.3 and newer.

@@ -16,7 +16,7 @@ use outbox_relay::trouble::Trouble;
 use rdkafka::config::ClientConfig;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use crate::desired::workload::digest;
 use crate::topics::{Cluster, KafkaError};
@@ -39,7 +39,7 @@ pub struct Connections {
     /// To relays.
     pub relays: RelayClient,
     turns: Mutex<HashMap<String, Weak<Semaphore>>>,
-    clusters: Mutex<HashMap<String, (Instant, Cluster)>>,
+    clusters: Mutex<HashMap<String, (Instant, Arc<OnceCell<Cluster>>)>>,
     databases: Mutex<Vec<Idle>>,
 }
 
@@ -69,22 +69,27 @@ impl Default for Connections {
 }
 
 impl Connections {
-    /// The client of a cluster and a login; made where there is none yet.
+    /// The client of a cluster with these credentials; created where there is none yet.
     ///
     /// # Errors
     /// The settings cannot be used.
-    pub fn cluster(&self, sink: &Sink) -> Result<Cluster, KafkaError> {
+    pub async fn cluster(&self, sink: &Sink) -> Result<Cluster, KafkaError> {
         let config = client_config(sink);
-        let key = cluster_key(&config);
+        let cell = self.cell(cluster_key(&config));
+        // Many resources may ask for the same one at once: one of them creates it.
+        let create = async || match tokio::task::spawn_blocking(move || Cluster::new(&config)).await {
+            Ok(created) => created,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        };
+        cell.get_or_try_init(create).await.cloned()
+    }
+
+    fn cell(&self, key: String) -> Arc<OnceCell<Cluster>> {
         let mut clusters = lock(&self.clusters);
         clusters.retain(|other, (used, _)| *other == key || used.elapsed() < IDLE);
-        if let Some((used, cluster)) = clusters.get_mut(&key) {
-            *used = Instant::now();
-            return Ok(cluster.clone());
-        }
-        let cluster = Cluster::new(&config)?;
-        clusters.insert(key, (Instant::now(), cluster.clone()));
-        Ok(cluster)
+        let (used, cell) = clusters.entry(key).or_insert_with(|| (Instant::now(), Arc::default()));
+        *used = Instant::now();
+        Arc::clone(cell)
     }
 
     /// A connection to the database that takes writes. `secrets` is a digest of the files that `source` names.

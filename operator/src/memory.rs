@@ -1,7 +1,7 @@
 //! What this process remembers of a resource from one pass to the next. Nothing rests on it: without it everything is looked at, and
 //! applied, once more.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use kube::ResourceExt;
 
 use crate::resource::{OutboxRelay, OutboxRelayStatus};
 use crate::secrets::Values;
-use crate::topics::{Cluster, Shape};
+use crate::topics::{Cluster, Topics};
 
 /// By namespace and name. A resource that was made anew under the same name has another status, and other objects.
 #[derive(Default)]
@@ -39,7 +39,7 @@ pub struct Settled {
     /// Where its topics are,
     pub cluster: Cluster,
     /// and how they were.
-    pub shapes: BTreeMap<String, Shape>,
+    pub topics: Topics,
 }
 
 /// Objects that were applied.

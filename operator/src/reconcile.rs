@@ -13,7 +13,6 @@ mod pods;
 mod relay;
 mod topics;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +39,7 @@ use crate::metrics::{Metrics, Outcome};
 use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding, Findings, Reason};
-use crate::topics::{Cluster, Shape};
+use crate::topics::{Cluster, Topics};
 use crate::watched::Watched;
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
@@ -208,7 +207,7 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     let settled = pass
         .topics_seen
         .filter(|_| well)
-        .map(|(cluster, shapes)| Arc::new(Settled { at, generation, status, cluster, shapes }));
+        .map(|(cluster, topics)| Arc::new(Settled { at, generation, status, cluster, topics }));
     context.memory.with(relay, |memory| {
         memory.settled = settled;
         memory.failures = if done.is_ok() { 0 } else { memory.failures };
@@ -233,7 +232,7 @@ struct Pass<'a> {
     database_identity: Option<String>,
     kafka_identity: Option<String>,
     /// Where its topics are and how they were, for the next glance.
-    topics_seen: Option<(Cluster, BTreeMap<String, Shape>)>,
+    topics_seen: Option<(Cluster, Topics)>,
 }
 
 impl<'a> Pass<'a> {
@@ -285,8 +284,8 @@ impl Pass<'_> {
         };
         let finding = objects::available(self.context, self.relay, applied);
         self.findings.set(Aspect::WorkloadAvailable, finding);
-        let shapes = cluster.shapes(&self.topic_names()).await;
-        self.topics_seen = shapes.ok().map(|shapes| (cluster, shapes));
+        let topics = cluster.topics(&self.topic_names()).await;
+        self.topics_seen = topics.ok().map(|topics| (cluster, topics));
         Ok(())
     }
 

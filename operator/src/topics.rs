@@ -2,8 +2,11 @@
 //! grown and configured; it never shrinks, its replication factor is not touched, and of its configuration only the keys
 //! that are declared, or were, are anybody's business here.
 
+mod client;
 mod cluster;
+mod error;
 mod plan;
 
-pub use self::cluster::{Cluster, KafkaError, Shape};
+pub use self::cluster::{Cluster, Topics};
+pub use self::error::KafkaError;
 pub use self::plan::{Deviation, Observed, Plan, Step, plan};

@@ -137,7 +137,7 @@ impl Pass<'_> {
         if doomed.is_empty() {
             return Ok(());
         }
-        let cluster = self.cluster(config, secrets).map_err(Pending::Unresolved)?;
+        let cluster = self.cluster(config, secrets).await.map_err(Pending::Unresolved)?;
         for topic in doomed {
             self.delete_own_topic(&cluster, topic).await?;
         }

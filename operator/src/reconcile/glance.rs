@@ -28,7 +28,7 @@ impl Pass<'_> {
     }
 
     async fn topics_unchanged(&self, settled: &Settled) -> bool {
-        settled.cluster.shapes(&self.topic_names()).await.is_ok_and(|shapes| shapes == settled.shapes)
+        settled.cluster.topics(&self.topic_names()).await.is_ok_and(|topics| topics == settled.topics)
     }
 
     /// Resources that were made at once are not looked at at once for ever.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use outbox_relay::config::{Config, Sink, SinkAccess};
+use outbox_relay::trouble;
 
 use super::Pass;
 use crate::events::Kind;
@@ -14,7 +15,7 @@ use crate::topics::{Cluster, KafkaError, Observed, plan};
 impl Pass<'_> {
     /// The cluster, where a relay could be started.
     pub(super) async fn kafka(&mut self, config: &Config, secrets: &Secrets) -> Option<Cluster> {
-        let cluster = match self.cluster(config, secrets) {
+        let cluster = match self.cluster(config, secrets).await {
             Ok(cluster) => cluster,
             Err(problem) => {
                 self.findings
@@ -27,7 +28,7 @@ impl Pass<'_> {
         let observed = match self.context.metrics.request("kafka", "observe", observing).await {
             Ok(observed) => observed,
             Err(error) => {
-                self.findings.set(Aspect::KafkaReachable, no(Reason::KafkaUnreachable, &error));
+                self.findings.set(Aspect::KafkaReachable, unreachable(&error));
                 return None;
             }
         };
@@ -36,11 +37,8 @@ impl Pass<'_> {
             return None;
         }
         let mut problems = self.take_away(&cluster).await;
-        // A broker that does not tell them is none to do without.
-        let ids = cluster.ids(&names).await.unwrap_or_default();
         for topic in &self.relay.spec.topics {
-            let found = observed.get(&topic.name).map(|observed| (observed, ids.get(&topic.name)));
-            problems.extend(self.topic(&cluster, topic, found).await);
+            problems.extend(self.topic(&cluster, topic, observed.get(&topic.name)).await);
         }
         let finding = match problems.first() {
             None => Finding::yes(Reason::AsDeclared, ""),
@@ -73,14 +71,15 @@ impl Pass<'_> {
         }
     }
 
-    pub(super) fn cluster(&self, config: &Config, secrets: &Secrets) -> Result<Cluster, String> {
+    pub(super) async fn cluster(&self, config: &Config, secrets: &Secrets) -> Result<Cluster, String> {
         let mut sink = config.sink.clone();
         if let (Some(sasl), Some(admin)) = (&mut sink.sasl, &secrets.kafka_admin) {
             (sasl.username, sasl.username_file) = (Some(admin.user.clone()), None);
             sasl.password = Some(admin.password.clone());
         }
         let access = SinkAccess::read(&sink).map_err(|error| error.to_string())?;
-        self.context.connections.cluster(&Sink { access, ..sink }).map_err(|error| error.to_string())
+        let cluster = self.context.connections.cluster(&Sink { access, ..sink }).await;
+        cluster.map_err(|error| error.to_string())
     }
 
     /// Makes a topic what is declared; answers what is not so.
@@ -88,16 +87,16 @@ impl Pass<'_> {
         &mut self,
         cluster: &Cluster,
         topic: &Topic,
-        found: Option<(&Observed, Option<&String>)>,
+        found: Option<&Observed>,
     ) -> Vec<(Reason, String)> {
         let known = self.topics.iter().find(|known| known.name == topic.name);
         let owned: BTreeSet<String> = known.into_iter().flat_map(|known| known.config_keys.clone()).collect();
-        let (before, id) = (known.and_then(|known| known.id.as_ref()), found.and_then(|(_, id)| id));
+        let (before, id) = (known.and_then(|known| known.id.as_ref()), found.and_then(|found| found.id.as_ref()));
         if before.is_some() && id.is_some() && before != id {
             let note = format!("topic {}, by somebody else: {REPLACED}", topic.name);
             self.context.tell(self.relay, Kind::Warning, "TopicReplaced", &note);
         }
-        let plan = plan(topic, &owned, found.map(|(observed, _)| observed));
+        let plan = plan(topic, &owned, found);
         for step in &plan.steps {
             if let Err(error) = cluster.carry_out(&topic.name, step).await {
                 return vec![(FAILED, error.to_string())];
@@ -129,6 +128,13 @@ const REPLACED: &str = "it was deleted and made anew, and the records in it are 
 /// A step was not done; the relay would find no topic.
 pub(super) const FAILED: Reason = Reason::TopicFailed;
 
-fn no(reason: Reason, error: &KafkaError) -> Finding {
-    Finding::no(reason, format!("{error}; check that Kafka runs, and that sink.kafka leads to it"))
+/// What is wrong with credentials or certificates is told apart from a Kafka that is away.
+fn unreachable(error: &KafkaError) -> Finding {
+    if error.is_distrust {
+        let remedy = "check sink.kafka.sasl, sink.kafka.tls and the Secrets they refer to";
+        let reason = trouble::Reason::KafkaAuthenticationFailed;
+        return Finding::no(reason, format!("{error}; {remedy}"));
+    }
+    let remedy = "check that Kafka runs, and that sink.kafka leads to it";
+    Finding::no(Reason::KafkaUnreachable, format!("{error}; {remedy}"))
 }

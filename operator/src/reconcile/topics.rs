@@ -69,7 +69,8 @@ impl Pass<'_> {
         cluster: &Cluster,
         topic: &TopicStatus,
     ) -> Result<(), KafkaError> {
-        let id = cluster.ids(slice::from_ref(&topic.name)).await.unwrap_or_default().remove(&topic.name);
+        let now = cluster.topics_now(slice::from_ref(&topic.name)).await?;
+        let Some(id) = now.get(&topic.name).map(|topic| topic.id.clone()) else { return Ok(()) };
         let is_another = topic.id.as_ref().zip(id.as_ref()).is_some_and(|(before, now)| before != now);
         let cluster_is_another = cluster
             .identity()

@@ -12,6 +12,8 @@ const TIMESTAMP_TYPE: (&str, &str) = ("message.timestamp.type", "LogAppendTime")
 /// A topic as Kafka has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observed {
+    /// Changes when the topic is recreated; brokers before Kafka 3.1 know none.
+    pub id: Option<String>,
     /// Number of partitions.
     pub partitions: i32,
     /// Replicas of the partition that has fewest.
@@ -155,7 +157,7 @@ mod tests {
     fn carried_out(observed: Option<Observed>, steps: Vec<Step>) -> Option<Observed> {
         steps.into_iter().fold(observed, |observed, step| match (step, observed) {
             (Step::Create { partitions, replication_factor, config }, _) => {
-                Some(Observed { partitions, replication_factor, overrides: config })
+                Some(Observed { id: None, partitions, replication_factor, overrides: config })
             }
             (Step::Grow { partitions }, Some(observed)) => Some(Observed { partitions, ..observed }),
             (Step::Configure { set, given_back }, Some(mut observed)) => {
@@ -185,7 +187,7 @@ mod tests {
     #[test]
     fn only_declared_keys_are_touched_and_one_that_is_no_longer_is_given_back() {
         let overrides = pairs(&[("foreign", "1"), ("mine", "1"), ("was.mine", "1")]);
-        let observed = Observed { partitions: 3, replication_factor: 1, overrides };
+        let observed = Observed { id: None, partitions: 3, replication_factor: 1, overrides };
         let plan = plan(&topic(3, 1, &[("mine", "2")]), &keys(&["mine", "was.mine"]), Some(&observed));
         let step = Step::Configure { set: pairs(&[("mine", "2")]), given_back: keys(&["was.mine"]) };
         assert_eq!(plan, Plan { steps: vec![step], deviations: Vec::new() });
@@ -193,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_told() {
-        let observed = Observed { partitions: 6, replication_factor: 1, overrides: BTreeMap::new() };
+        let observed = Observed { id: None, partitions: 6, replication_factor: 1, overrides: BTreeMap::new() };
         let plan = plan(&topic(3, 3, &[]), &keys(&[]), Some(&observed));
         assert_eq!(plan.steps, []);
         let told: Vec<String> = plan.deviations.iter().map(ToString::to_string).collect();
@@ -213,7 +215,7 @@ mod tests {
         ) {
             let declared = Topic { config: declared, ..topic(partitions, replicas, &[]) };
             let observed = observed.map(|(partitions, replication_factor, overrides)| {
-                Observed { partitions, replication_factor, overrides }
+                Observed { id: None, partitions, replication_factor, overrides }
             });
             let after = carried_out(observed.clone(), plan(&declared, &owned, observed.as_ref()).steps);
             let owned = declared.config.keys().cloned().collect();

@@ -205,12 +205,12 @@ async fn a_wrong_password_of_kafka_concerns_nobody_but_its_own_resource() {
     apply(&mut stage, "right", "first", "first-secret").await;
     apply(&mut stage, "also-wrong", "second", "nonsense").await;
     stage.until_of("right", &[("TopicsReady", "True", "AsDeclared")]).await;
-    stage.until_of("also-wrong", &[("KafkaReachable", "False", "KafkaUnreachable")]).await;
+    stage.until_of("also-wrong", &[("KafkaReachable", "False", "KafkaAuthenticationFailed")]).await;
     // Each way: beside an open client of the right password, and of a wrong one.
     apply(&mut stage, "wrong", "first", "nonsense").await;
     apply(&mut stage, "also-right", "second", "second-secret").await;
     stage.until_of("also-right", &[("TopicsReady", "True", "AsDeclared")]).await;
-    stage.until_of("wrong", &[("KafkaReachable", "False", "KafkaUnreachable")]).await;
+    stage.until_of("wrong", &[("KafkaReachable", "False", "KafkaAuthenticationFailed")]).await;
     stage.until_of("right", &[("KafkaReachable", "True", "Connected")]).await;
     stage.secret_named("wrong", "first", "first-secret").await;
     stage.until_of("wrong", &[("TopicsReady", "True", "AsDeclared")]).await;

@@ -1,10 +1,11 @@
 //! How every Kafka client of the relay is made, and what is heard of its certificates and logins.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::consumer::ConsumerContext;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 
 use crate::config::Sink;
@@ -14,6 +15,9 @@ use crate::trouble::Reason;
 /// A change of leaders that no error told of is noticed within this, in place of librdkafka's five minutes: one request for
 /// the topics in use.
 const METADATA_REFRESH_MS: &str = "10000";
+
+/// A request without an answer takes this long while the reason is looked for.
+const DIAGNOSIS_STEP: Duration = Duration::from_millis(300);
 
 /// Settings all clients share.
 pub fn client_config(sink: &Sink) -> ClientConfig {
@@ -73,3 +77,23 @@ impl ClientContext for Distrust {
 }
 
 impl ConsumerContext for Distrust {}
+
+/// Why brokers and a client with this configuration do not trust each other, in librdkafka's words; `None` where they do, or no broker can
+/// be reached. For a request that got no answer, because the request itself does not tell. Blocks for `within` at most.
+pub fn why_not_trusted(config: &ClientConfig, within: Duration) -> Option<String> {
+    let mut config = config.clone();
+    // A consumer tells of errors of its connections; it joins no group, and has to have the name of one.
+    config.set("group.id", "outbox-diagnosis").set("enable.metrics.push", "false");
+    let client: BaseConsumer<Distrust> = config.create_with_context(Distrust::default()).ok()?;
+    let began = Instant::now();
+    while began.elapsed() < within {
+        if kafka_admin::cluster_id(client.client(), DIAGNOSIS_STEP).is_ok() {
+            return None;
+        }
+        while client.poll(Duration::ZERO).is_some() {}
+        if let Some(why) = client.context().take() {
+            return Some(why);
+        }
+    }
+    None
+}
