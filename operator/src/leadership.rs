@@ -37,18 +37,22 @@ pub struct Leadership {
 struct Watched {
     version: Option<String>,
     since: Instant,
+    was_deleted: bool,
 }
 
 impl Leadership {
     /// Waits until the Lease in `namespace` is free, and takes it. `identity` is of no other process.
     pub async fn acquire(client: Client, namespace: &str, identity: String) -> Leadership {
         let api: Api<Lease> = Api::namespaced(client, namespace);
-        let mut watched = Watched { version: None, since: Instant::now() };
+        let mut watched = Watched { version: None, since: Instant::now(), was_deleted: false };
         loop {
-            match attempt(&api, &identity, &mut watched).await {
-                Ok(Some((lease, renewed))) => return Leadership { api, identity, lease, renewed },
-                Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "cannot look at the Lease"),
+            match tokio::time::timeout(RENEW_WITHIN, attempt(&api, &identity, &mut watched)).await {
+                Ok(Ok(Some((lease, renewed)))) => return Leadership { api, identity, lease, renewed },
+                Ok(Ok(None)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "cannot look at the Lease"),
+                Err(_) => tracing::warn!(
+                    "the API server did not answer a request for the Lease within {RENEW_WITHIN:?}"
+                ),
             }
             tokio::time::sleep(EVERY).await;
         }
@@ -79,11 +83,32 @@ impl Leadership {
                     self.lease = lease;
                     renewed.set(asked);
                 }
-                // Somebody else has written it.
-                Ok(Err(kube::Error::Api(status))) if status.code == 409 => return,
+                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
+                    // Written by another operator, or by anybody else: a label, or this process's own request whose answer was lost.
+                    if !self.is_still_held().await {
+                        return;
+                    }
+                }
+                // It was deleted: another operator may create it.
+                Ok(Err(kube::Error::Api(status))) if status.code == 404 => return,
                 Ok(Err(error)) => tracing::warn!(%error, "cannot renew the Lease"),
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Reads the Lease again; answers whether this process is its holder. Its time counts on from the last renewal: reading is none.
+    async fn is_still_held(&mut self) -> bool {
+        match tokio::time::timeout(EVERY, self.api.get(LEASE)).await {
+            Ok(Ok(lease)) => {
+                let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+                let is_held = holder == Some(self.identity.as_str());
+                self.lease = lease;
+                is_held
+            }
+            Ok(Err(kube::Error::Api(status))) if status.code == 404 => false,
+            // Not known: the next renewal tells, or the time runs out.
+            Ok(Err(_)) | Err(_) => true,
         }
     }
 
@@ -132,10 +157,21 @@ async fn attempt(
 ) -> Result<Option<(Lease, Instant)>, kube::Error> {
     let asked = Instant::now();
     let taken = match api.get_opt(LEASE).await? {
-        None => api.create(&PostParams::default(), &held(Lease::default(), identity)).await,
+        None => {
+            // One that was deleted had a holder, who has not noticed yet.
+            if watched.version.take().is_some() {
+                watched.since = asked;
+                watched.was_deleted = true;
+            }
+            if watched.was_deleted && watched.since.elapsed() <= LASTS {
+                return Ok(None);
+            }
+            api.create(&PostParams::default(), &held(Lease::default(), identity)).await
+        }
         Some(lease) => {
             if watched.version != lease.metadata.resource_version {
-                *watched = Watched { version: lease.metadata.resource_version.clone(), since: asked };
+                let version = lease.metadata.resource_version.clone();
+                *watched = Watched { version, since: asked, was_deleted: false };
             }
             let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
             let free = holder.is_none_or(str::is_empty) || watched.since.elapsed() > LASTS;

@@ -1,5 +1,6 @@
 //! One of several operators acts; another takes over when it stops, and when it dies.
 
+use k8s_openapi::jiff::Timestamp;
 use testbed::process::{Launch, Program, Signal};
 use testbed::wait;
 
@@ -45,4 +46,43 @@ async fn another_takes_over_from_one_that_stops_dies_or_is_paused() {
     until_leading(&fourth).await;
     third.signal(Signal::Cont).unwrap();
     assert_eq!(third.wait(SOON).await.unwrap().code(), Some(69), "{}", third.log());
+}
+
+/// What another client does to the Lease: a label is no reason to stop, and one that was deleted is not taken before its holder can have
+/// noticed.
+#[tokio::test]
+async fn a_lease_that_others_edit_or_delete() {
+    let namespace = namespace("edited-lease").await;
+    let lease = format!("--lease-namespace={}", namespace.name());
+    let start = || operator(namespace.name(), namespace.cluster().kubeconfig()).arg(&lease).start().unwrap();
+    let get = async |path: &str| {
+        namespace.kubectl(&["get", "lease", "outbox-operator", "-o", &format!("jsonpath={path}")]).await
+    };
+    let mut first = start();
+    until_leading(&first).await;
+    let second = start();
+    wait::until("one that stands by", SOON, async || {
+        if second.log().contains("outbox-operator starts") { Ok(()) } else { Err(second.log()) }
+    })
+    .await
+    .unwrap();
+    for number in 0..3 {
+        let label = format!("number={number}");
+        namespace.kubectl(&["label", "--overwrite", "lease", "outbox-operator", &label]).await.unwrap();
+        let before = get("{.spec.renewTime}").await.unwrap();
+        wait::until("a renewal after the label", SOON, async || {
+            let renewed = get("{.spec.renewTime}").await.unwrap();
+            if renewed == before { Err(renewed) } else { Ok(()) }
+        })
+        .await
+        .unwrap();
+    }
+    assert!(first.exit_status().is_none(), "{}", first.log());
+
+    let deleted = Timestamp::now();
+    namespace.kubectl(&["delete", "lease", "outbox-operator"]).await.unwrap();
+    assert_eq!(first.wait(SOON).await.unwrap().code(), Some(69), "{}", first.log());
+    until_leading(&second).await;
+    let acquired: Timestamp = get("{.spec.acquireTime}").await.unwrap().parse().unwrap();
+    assert!(acquired.as_second() - deleted.as_second() >= 10, "{deleted} {acquired}");
 }
