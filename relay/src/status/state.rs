@@ -142,21 +142,22 @@ impl State {
         Some(Shown::new(Reason::SlotLost, lost.loss(), Duration::ZERO))
     }
 
+    /// Since when is beside the words: a text that changes each second is written to every place that keeps it, each second.
     fn stands_still(&self, now: Instant) -> Option<Shown> {
         let stalled = |since: Instant| {
             let lasted = now.saturating_duration_since(since);
             (lasted > STALLED_AFTER).then_some(lasted)
         };
         if let Some(lasted) = stalled(self.ticked) {
-            let what = format!("the relay's loop has not turned for {} s", lasted.as_secs());
+            let what = "the relay's loop does not turn";
             return Some(Shown::new(Reason::StreamStalled, what, lasted));
         }
         if let Some((unseen, why)) = self.unanswered(now) {
-            let what = format!("no answer from PostgreSQL for {} s: {why}", unseen.as_secs());
+            let what = format!("no answer from PostgreSQL: {why}");
             return Some(Shown::new(Reason::DatabaseUnreachable, what, unseen));
         }
         if let Some(lasted) = self.numbers.writing_since.and_then(stalled) {
-            let what = format!("the checkpoint has not been written for {} s", lasted.as_secs());
+            let what = "the checkpoint is not written";
             return Some(Shown::new(Reason::CheckpointStalled, what, lasted));
         }
         if self.kafka == Some(false) {
@@ -178,7 +179,7 @@ impl State {
                 Some(HoldUp::Search) => "rows wait for their partition",
                 _ => "rows wait",
             };
-            let what = format!("{rows}, and Kafka has acknowledged nothing for {} s", lasted.as_secs());
+            let what = format!("{rows}, and Kafka acknowledges nothing");
             return Some(Shown::new(Reason::NoAcknowledgement, what, lasted));
         }
         let beyond = self.unread.beyond(self.numbers.received, now);
@@ -187,8 +188,7 @@ impl State {
             && beyond > STALLED_AFTER
             && let Some(lasted) = stalled(self.received_moved)
         {
-            let what =
-                format!("the server has more to send, and nothing has arrived for {} s", lasted.as_secs());
+            let what = "the server has more to send, and nothing arrives";
             return Some(match self.standby_waited_for() {
                 Some(why) => Shown::new(Reason::WaitingForStandby, format!("{what}: {why}"), lasted),
                 None => Shown::new(Reason::StreamStalled, what, lasted),
@@ -295,8 +295,8 @@ pub(super) struct Shown {
 }
 
 impl Shown {
-    pub(super) fn new(reason: Reason, what: String, lasted: Duration) -> Shown {
-        Shown { reason, what, since: SystemTime::now() - lasted, at: None }
+    pub(super) fn new(reason: Reason, what: impl Into<String>, lasted: Duration) -> Shown {
+        Shown { reason, what: what.into(), since: SystemTime::now() - lasted, at: None }
     }
 }
 
