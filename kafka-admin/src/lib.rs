@@ -114,7 +114,8 @@ unsafe fn described(topic: *const ffi::rd_kafka_TopicDescription_t) -> Option<(S
             return None;
         }
         let id = ffi::rd_kafka_TopicDescription_topic_id(topic);
-        let bits = (ffi::rd_kafka_Uuid_most_significant_bits(id), ffi::rd_kafka_Uuid_least_significant_bits(id));
+        let bits =
+            (ffi::rd_kafka_Uuid_most_significant_bits(id), ffi::rd_kafka_Uuid_least_significant_bits(id));
         let mut count = 0;
         let partitions = slice(ffi::rd_kafka_TopicDescription_partitions(topic, &raw mut count), count);
         let replicas = partitions.iter().map(|partition| {
@@ -140,8 +141,9 @@ pub fn cluster_id<C: ClientContext>(client: &Client<C>, within: Duration) -> Res
     let question =
         Question::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER, within)?;
     // SAFETY: client, options and queue live until the answer has come.
-    let answer = question
-        .ask(|options, queue| unsafe { ffi::rd_kafka_DescribeCluster(client.native_ptr(), options, queue) })?;
+    let answer = question.ask(|options, queue| unsafe {
+        ffi::rd_kafka_DescribeCluster(client.native_ptr(), options, queue)
+    })?;
     // SAFETY: the event is a DescribeCluster result, since nothing else was asked on its queue, and owns all that is read here.
     let id = unsafe {
         let result = ffi::rd_kafka_event_DescribeCluster_result(answer.pointer());

@@ -18,6 +18,7 @@ use sqlx::Connection;
 use sqlx::postgres::PgConnection;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
+use crate::breaker::Breaker;
 use crate::desired::workload::digest;
 use crate::topics::{Cluster, KafkaError};
 
@@ -41,6 +42,8 @@ pub struct Connections {
     turns: Mutex<HashMap<String, Weak<Semaphore>>>,
     clusters: Mutex<HashMap<String, (Instant, Arc<OnceCell<Cluster>>)>>,
     databases: Mutex<Vec<Idle>>,
+    /// Database servers that do not answer.
+    silent: Breaker,
 }
 
 /// To the pods of relays, which are asked every few seconds: connections are kept from one pass to the next.
@@ -63,8 +66,8 @@ pub struct Database {
 impl Default for Connections {
     fn default() -> Self {
         let relays = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build_http();
-        let (turns, clusters, databases) = Default::default();
-        Connections { relays, turns, clusters, databases }
+        let (turns, clusters, databases, silent) = Default::default();
+        Connections { relays, turns, clusters, databases, silent }
     }
 }
 
@@ -107,7 +110,10 @@ impl Connections {
                 return Ok(Database { key, _turn: turn, sql });
             }
         }
-        let mut sql = connection::connect(source, "operator").await?;
+        let question = self.silent.enter(&format!("{}:{}", source.host, source.port))?;
+        let connected = connection::connect(source, "operator").await;
+        question.answered(&connected);
+        let mut sql = connected?;
         sqlx::raw_sql(LIMITS).execute(&mut sql).await?;
         Ok(Database { sql, _turn: turn, key })
     }

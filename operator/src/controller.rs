@@ -10,11 +10,11 @@ use kube::runtime::controller::{Action, Config, Error};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::reconcile::{Context, ReconcileError, reconcile};
+use crate::reconcile::{Context, ReconcileError, reconcile, reconcile_unreadable};
 use crate::watched::{Guarded, Watched};
 
-/// Passes wait for servers most of the time; those of one server that is away must not hold up the others.
-const PASSES_AT_ONCE: u16 = 64;
+/// Reconciliations wait for servers most of the time. Of all namespaces together: see [`Context::turns`].
+pub const AT_ONCE: u16 = 64;
 
 /// What is looked after.
 pub struct Loop {
@@ -35,17 +35,31 @@ pub fn watch(client: &kube::Client, namespaces: &[String], metrics: &Metrics) ->
     places.into_iter().map(begin).unzip()
 }
 
-/// Runs until `stop` turns true, and finishes what is under way.
-pub async fn run(loops: Vec<Loop>, context: Arc<Context>, stop: watch::Receiver<bool>) {
-    let loops = loops.into_iter().map(|one| run_one(one, Arc::clone(&context), stop.clone()));
-    future::join_all(loops).await;
+/// How long reconciliations may take to finish: less than a pod is given to end.
+const FINISH_WITHIN: Duration = Duration::from_secs(20);
+
+/// Runs until `stop` turns true, and finishes what is in progress. The loops end by themselves then, but not one whose resources were never
+/// listed, for want of rights for example.
+pub async fn run(loops: Vec<Loop>, context: Arc<Context>, mut stop: watch::Receiver<bool>) {
+    let loops: Vec<_> =
+        loops.into_iter().map(|one| run_one(one, Arc::clone(&context), stop.clone())).collect();
+    let finished = async {
+        drop(stop.wait_for(|stop| *stop).await);
+        let all = context.turns.acquire_many(AT_ONCE.into());
+        if tokio::time::timeout(FINISH_WITHIN, all).await.is_err() {
+            tracing::warn!(
+                "a reconciliation did not end within {FINISH_WITHIN:?}; the next operator does it again"
+            );
+        }
+    };
+    future::select(Box::pin(future::join_all(loops)), Box::pin(finished)).await;
 }
 
 async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<bool>) {
     let forgetting = Arc::clone(&context);
     let passes = one
         .controller
-        .with_config(Config::default().concurrency(PASSES_AT_ONCE))
+        .with_config(Config::default().concurrency(AT_ONCE))
         .graceful_shutdown_on(async move { drop(stop.wait_for(|stop| *stop).await) })
         .run(guarded, again, context)
         .for_each(async |pass| {
@@ -67,15 +81,13 @@ async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<boo
 
 async fn guarded(relay: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     for watched in &context.watched {
-        watched.seen().await;
+        watched.synced(&*relay).await?;
     }
+    // Closed never.
+    let _turn = context.turns.acquire().await.ok();
     match &relay.0 {
         Ok(relay) => reconcile(relay, &context).await,
-        Err(invalid) => {
-            let (namespace, name) = (relay.namespace(), relay.name_any());
-            tracing::error!(namespace, name, error = %invalid.error, "the resource cannot be read; correct it, or use the operator that knows it");
-            Ok(Action::await_change())
-        }
+        Err(invalid) => reconcile_unreadable(&relay, &invalid.error, &context).await,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - [`resource`]: the custom resource, as people write it and as the API server checks it.
 //! - [`controller`]: which resources to look at, and when; [`reconcile`]: one pass over one of them.
-//! - [`watched`]: what is seen of the API server's objects; [`connections`], [`memory`]: what passes share.
+//! - [`watched`], [`touched`]: what is seen of the API server's objects; [`connections`], [`breaker`], [`memory`]: what passes share.
 //! - [`leadership`]: which of several operators acts.
 //! - [`secrets`], [`status`]: what a pass begins and ends with.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
@@ -11,6 +11,7 @@
 //! - [`doctor`]: whether an operator could do its work, and one does it.
 //! - [`fields`]: its fields as a table, for the documents.
 
+pub mod breaker;
 pub mod connections;
 pub mod controller;
 pub mod desired;
@@ -25,4 +26,5 @@ pub mod resource;
 pub mod secrets;
 pub mod status;
 pub mod topics;
+pub mod touched;
 pub mod watched;

@@ -17,7 +17,7 @@ use outbox_operator::reconcile::Context;
 use outbox_operator::resource::OutboxRelay;
 use outbox_operator::{controller, doctor, fields, status};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 
@@ -183,6 +183,7 @@ async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::
         memory: Memory::default(),
         metrics,
         since: Instant::now(),
+        turns: Semaphore::new(controller::AT_ONCE.into()),
     };
     controller::run(loops, Arc::new(context), stopping).await;
 }

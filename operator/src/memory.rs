@@ -26,6 +26,10 @@ pub struct Remembered {
     pub applied: Option<Applied>,
     /// Passes in a row that the API server has refused something.
     pub failures: u32,
+    /// Passes in a row in which its database or Kafka did not answer.
+    pub servers_away: u32,
+    /// Reasons of Events, and when each was written last.
+    pub told: HashMap<String, Instant>,
 }
 
 /// A pass that found everything as it should be.

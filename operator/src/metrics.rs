@@ -1,6 +1,6 @@
 //! The operator's metrics. Names are API: docs/METRICS.md lists them, and once released they stay.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use outbox_relay::postgres::source::SlotState;
@@ -12,6 +12,9 @@ use crate::resource::{Condition, OutboxRelay};
 use crate::status::Aspect;
 
 const NAMESPACE: &str = "outbox_operator";
+
+/// How long the API server may take for one request.
+const API_SERVER_WITHIN: Duration = Duration::from_secs(30);
 
 /// From a look at what is in memory to a server that does not answer.
 const SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
@@ -38,6 +41,8 @@ pub struct Metrics {
     pub leader: IntGauge,
     /// 1 while the API server does not know the resource.
     pub crd_missing: IntGauge,
+    /// 1 while a kind can be watched; 0 before its first list, and after an error.
+    pub watch_synced: IntGaugeVec,
     reconciliations: IntCounterVec,
     reconcile_seconds: Histogram,
     steps: IntCounterVec,
@@ -66,6 +71,10 @@ impl Metrics {
                 "crd_missing",
                 "1 while the API server does not know OutboxRelay.",
             ))?,
+            watch_synced: IntGaugeVec::new(
+                opts("watch_synced", "1 while objects of a kind can be listed and watched."),
+                &["namespace", "kind"],
+            )?,
             reconciliations: IntCounterVec::new(
                 opts("reconciliations_total", "Passes over a resource."),
                 &["outcome"],
@@ -104,6 +113,7 @@ impl Metrics {
         registry.register(Box::new(admin::build_info(NAMESPACE)?))?;
         registry.register(Box::new(metrics.leader.clone()))?;
         registry.register(Box::new(metrics.crd_missing.clone()))?;
+        registry.register(Box::new(metrics.watch_synced.clone()))?;
         registry.register(Box::new(metrics.reconciliations.clone()))?;
         registry.register(Box::new(metrics.reconcile_seconds.clone()))?;
         registry.register(Box::new(metrics.steps.clone()))?;
@@ -147,6 +157,24 @@ impl Metrics {
         answer
     }
 
+    /// A request to the API server, which has to answer in time: a connection that a load balancer has dropped would be waited for for
+    /// a quarter of an hour.
+    ///
+    /// # Errors
+    /// It refused, or did not answer.
+    pub async fn kubernetes<T>(
+        &self,
+        operation: &str,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Result<T, kube::Error> {
+        let in_time = async {
+            let late =
+                |_| Err(kube::Error::Service(format!("no answer within {API_SERVER_WITHIN:?}").into()));
+            tokio::time::timeout(API_SERVER_WITHIN, request).await.unwrap_or_else(late)
+        };
+        self.request("kubernetes", operation, in_time).await
+    }
+
     /// The conditions of a resource as they are now.
     pub fn conditions(&self, relay: &OutboxRelay, conditions: &[Condition]) {
         let (namespace, name) = names(relay);
@@ -184,11 +212,23 @@ impl Metrics {
         drop(self.retained_wal_bytes.remove_label_values(&[namespace, name]));
     }
 
+    /// A resource that this version of the operator cannot read is not ready, whatever its status says.
+    pub fn unreadable(&self, namespace: &str, name: &str) {
+        for aspect in Aspect::ALL {
+            for status in STATUSES {
+                let labels = [namespace, name, &aspect.to_string(), status];
+                // It may never have been there.
+                drop(self.conditions.remove_label_values(&labels));
+            }
+        }
+        self.conditions.with_label_values(&[namespace, name, "Ready", "Unknown"]).set(1);
+    }
+
     /// The resource is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
         for aspect in Aspect::ALL {
             for status in STATUSES {
-                let labels = [namespace, name, &format!("{aspect:?}"), status];
+                let labels = [namespace, name, &aspect.to_string(), status];
                 drop(self.conditions.remove_label_values(&labels));
             }
         }
@@ -216,6 +256,7 @@ mod tests {
     fn every_metric_is_documented() {
         let metrics = Metrics::new().unwrap();
         metrics.step("database", true);
+        metrics.watch_synced.with_label_values(&["n", "Pod"]).set(1);
         metrics.passed(Instant::now(), Outcome::Ready);
         metrics.requests.with_label_values(&["kafka", "observe", "answered"]).observe(0.0);
         metrics.conditions.with_label_values(&["n", "r", "Ready", "True"]).set(1);
@@ -226,7 +267,7 @@ mod tests {
         let ours: Vec<&str> =
             families.iter().map(|family| family.name()).filter(|name| name.starts_with(NAMESPACE)).collect();
         let documented = document.lines().filter(|line| line.starts_with("| `outbox_operator_")).count();
-        assert_eq!((ours.len(), documented), (11, 11), "{ours:?}");
+        assert_eq!((ours.len(), documented), (12, 12), "{ours:?}");
         for name in ours {
             assert!(document.contains(&format!("`{name}`")), "docs/METRICS.md does not list {name}");
         }

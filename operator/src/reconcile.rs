@@ -6,6 +6,7 @@
 mod cleanup;
 mod conflicts;
 mod database;
+mod finalizer;
 mod glance;
 mod kafka;
 mod objects;
@@ -25,8 +26,9 @@ use kube::runtime::controller::Action;
 use kube::{Api, Client, Resource, ResourceExt};
 use outbox_relay::config::Config;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
-use self::cleanup::Pending;
+pub use self::finalizer::reconcile_unreadable;
 use crate::connections::Connections;
 use crate::desired::configuration::configuration;
 use crate::desired::files::POD_ROOT;
@@ -40,14 +42,25 @@ use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding, Findings, Reason};
 use crate::topics::{Cluster, Topics};
-use crate::watched::Watched;
+use crate::watched::{NotSynced, Watched};
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
 const LOOK_EVERY: Duration = Duration::from_secs(8);
 /// Looks are at beats of this process's clock, so that those of many resources are one waking.
 const BEAT: Duration = Duration::from_secs(1);
+/// So many failed looks in a row are as quick as others; then each pause is twice the one before,
+const LOOKS_BEFORE_PAUSES: u32 = 3;
+/// so many times: up to 64 s.
+const MOST_DOUBLINGS: u32 = 3;
+/// Others see what a database or Kafka cluster is after a moment.
+const IDENTIFIED: Duration = Duration::from_millis(500);
 /// Pause after a change that brings about the next pass by itself, or while deletion waits.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// An Event about readiness is written for each reason at most so often,
+const TELL_EVERY: Duration = Duration::from_secs(5 * 60);
+/// and for so many reasons within that time: a pod that gives another one each time must not fill the cluster with Events.
+const MOST_REASONS: usize = 20;
 
 /// What all passes share.
 pub struct Context {
@@ -65,11 +78,13 @@ pub struct Context {
     pub metrics: Metrics,
     /// When the process began.
     pub since: Instant,
+    /// Those of reconciliations, whatever the number of namespaces.
+    pub turns: Semaphore,
 }
 
 impl Context {
     /// Objects of a kind in the namespace of `relay`.
-    fn beside<K>(&self, relay: &OutboxRelay) -> Api<K>
+    fn beside<K>(&self, relay: &impl ResourceExt) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
@@ -79,6 +94,15 @@ impl Context {
     fn next_look(&self) -> Action {
         let past_beat = self.since.elapsed().as_nanos() % BEAT.as_nanos();
         Action::requeue(LOOK_EVERY - Duration::from_nanos_u128(past_beat))
+    }
+
+    /// When to look again at a resource whose database or Kafka did not answer `failures` times in a row: what does not answer takes time, and
+    /// the others need it.
+    fn next_look_after(&self, failures: u32) -> Action {
+        match failures.saturating_sub(LOOKS_BEFORE_PAUSES) {
+            0 => self.next_look(),
+            more => Action::requeue(LOOK_EVERY * (1 << more.min(MOST_DOUBLINGS))),
+        }
     }
 
     fn find_in_relays<T>(&self, look: impl Fn(&OutboxRelay) -> Option<T>) -> Option<T> {
@@ -124,67 +148,27 @@ pub enum ReconcileError {
     /// The configuration cannot be written.
     #[error("the relay's configuration: {0}")]
     Configuration(String),
+    /// What reconciliations look at was not listed.
+    #[error(transparent)]
+    NotSynced(#[from] NotSynced),
 }
-
-/// Holds a resource until what its policies say is done.
-const FINALIZER: &str = "outbox.dev/cleanup";
 
 /// One pass.
 ///
 /// # Errors
 /// The API server refused something.
 pub async fn reconcile(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
-    let held = relay.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let held = finalizer::is_held(relay);
     let wanted = cleanup::deletes_something(&relay.spec);
     if relay.metadata.deletion_timestamp.is_some() {
-        return if held { end(relay, context).await } else { Ok(Action::await_change()) };
+        return if held { finalizer::end(relay, context).await } else { Ok(Action::await_change()) };
     }
     if held != wanted {
         // Nothing is made before it is certain that it will be looked after. The change brings about the next pass.
-        hold(relay, context, wanted).await?;
+        finalizer::hold(relay, context, wanted).await?;
         return Ok(Action::requeue(RETRY_AFTER));
     }
     pass(relay, context).await
-}
-
-/// Adds the finalizer, or takes it away. The list as it was read is part of the request: nobody else's is lost.
-async fn hold(relay: &OutboxRelay, context: &Context, held: bool) -> Result<(), ReconcileError> {
-    let mut finalizers: Vec<&str> = relay.finalizers().iter().map(String::as_str).collect();
-    finalizers.retain(|finalizer| *finalizer != FINALIZER);
-    if held {
-        finalizers.push(FINALIZER);
-    }
-    let metadata = json!({"finalizers": finalizers, "resourceVersion": relay.resource_version()});
-    let patch = Patch::Merge(json!({"metadata": metadata}));
-    let api = context.beside::<OutboxRelay>(relay);
-    let (name, parameters) = (relay.name_any(), PatchParams::default());
-    let patching = api.patch(&name, &parameters, &patch);
-    match context.metrics.request("kubernetes", "hold", patching).await {
-        // It is gone, or has changed: the next pass sees how.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        patched => Ok(patched.map(drop)?),
-    }
-}
-
-/// Lets a resource go that is being deleted, once what its policies say is done, or cannot be done.
-async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
-    let mut pass = Pass::new(relay, context);
-    let (namespace, name) = (relay.namespace(), relay.name_any());
-    let within = cleanup::within(relay);
-    let cleaned = tokio::time::timeout(within, pass.clean_up()).await;
-    if let Err(pending) = cleaned.unwrap_or(Err(Pending::Late(within))) {
-        if !cleanup::is_given_up(relay, Timestamp::now()) {
-            tracing::warn!(namespace, name, %pending, "deletion waits");
-            pass.findings.deletion_waits(pending.to_string());
-            pass.write_status().await?;
-            return Ok(Action::requeue(RETRY_AFTER));
-        }
-        let note = format!("what is left outside has to be deleted by hand: {pending}");
-        context.tell(relay, Kind::Warning, "DeletionGivenUp", &note);
-        context.metrics.deletions_given_up.inc();
-    }
-    hold(relay, context, false).await?;
-    Ok(Action::await_change())
 }
 
 async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
@@ -202,17 +186,31 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
         (Ok(()), false) => Outcome::NotReady,
     };
     metrics.passed(since, outcome);
+    if !pass.findings.is_reached(Aspect::SlotReady) {
+        // What was seen before says nothing of now.
+        metrics.slot(relay, None);
+    }
     let status = pass.write_status().await?;
+    let is_identified_anew = relay.status.as_ref().is_none_or(|before| {
+        before.database_identity != status.database_identity || before.kafka_identity != status.kafka_identity
+    });
+    let is_server_away =
+        [Aspect::DatabaseReachable, Aspect::KafkaReachable].iter().any(|aspect| pass.findings.fails(*aspect));
     let (at, generation) = (Instant::now(), relay.metadata.generation);
     let settled = pass
         .topics_seen
         .filter(|_| well)
         .map(|(cluster, topics)| Arc::new(Settled { at, generation, status, cluster, topics }));
-    context.memory.with(relay, |memory| {
+    let away = context.memory.with(relay, |memory| {
         memory.settled = settled;
         memory.failures = if done.is_ok() { 0 } else { memory.failures };
+        memory.servers_away = if is_server_away { memory.servers_away.saturating_add(1) } else { 0 };
+        memory.servers_away
     });
-    done.map(|()| context.next_look())
+    done.map(|()| match is_identified_anew && !is_server_away {
+        true => Action::requeue(IDENTIFIED),
+        false => context.next_look_after(away),
+    })
 }
 
 /// The relay's configuration, where nothing is wrong with it or with the pods.
@@ -298,7 +296,7 @@ impl Pass<'_> {
         let Pass { relay, context, .. } = self;
         let is_ending = relay.metadata.deletion_timestamp.is_some();
         let before = context.memory.of(relay).secrets.filter(|_| is_ending);
-        let reading = Secrets::read(context.beside(relay), &relay.spec, &context.metrics, before.as_deref());
+        let reading = Secrets::read(context.beside(*relay), &relay.spec, &context.metrics, before.as_deref());
         let secrets = match reading.await {
             Ok(secrets) => secrets,
             Err(error) => {
@@ -369,11 +367,23 @@ impl Pass<'_> {
         let parameters = PatchParams::apply(MANAGER).force();
         let (name, patch) = (relay.name_any(), Patch::Apply(patch));
         let writing = api.patch_status(&name, &parameters, &patch);
-        match self.context.metrics.request("kubernetes", "status", writing).await {
+        match self.context.metrics.kubernetes("status", writing).await {
             // It was deleted meanwhile.
             Err(kube::Error::Api(refusal)) if refusal.code == 404 => Ok(status),
             written => Ok(written.map(|_| status)?),
         }
+    }
+
+    /// Whether an Event with this reason is due: one that comes and goes is told of every few minutes.
+    fn may_tell(&self, reason: &str) -> bool {
+        self.context.memory.with(self.relay, |memory| {
+            memory.told.retain(|_, at| at.elapsed() < TELL_EVERY);
+            let is_due = !memory.told.contains_key(reason) && memory.told.len() < MOST_REASONS;
+            if is_due {
+                memory.told.insert(reason.to_owned(), Instant::now());
+            }
+            is_due
+        })
     }
 
     /// Readiness as it is now, when it or its cause has changed.
@@ -381,7 +391,7 @@ impl Pass<'_> {
         let is_ready = |condition: &&Condition| condition.type_ == "Ready";
         let Some(now) = now.iter().find(is_ready) else { return };
         let same = |before: &Condition| before.status == now.status && before.reason == now.reason;
-        if !before.iter().find(is_ready).is_some_and(same) {
+        if !before.iter().find(is_ready).is_some_and(same) && self.may_tell(&now.reason) {
             let well = now.status == "True" || Reason::passes(&now.reason);
             let kind = if well { Kind::Normal } else { Kind::Warning };
             self.context.tell(self.relay, kind, &now.reason, &now.message);

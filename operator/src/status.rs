@@ -4,6 +4,7 @@
 mod reason;
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -49,6 +50,24 @@ impl Aspect {
         Aspect::Streaming,
         Aspect::Suspended,
     ];
+}
+
+impl Display for Aspect {
+    /// API: the type of the condition, and a label of a metric.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Aspect::Ready => "Ready",
+            Aspect::ReferencesResolved => "ReferencesResolved",
+            Aspect::DatabaseReachable => "DatabaseReachable",
+            Aspect::KafkaReachable => "KafkaReachable",
+            Aspect::PublicationReady => "PublicationReady",
+            Aspect::SlotReady => "SlotReady",
+            Aspect::TopicsReady => "TopicsReady",
+            Aspect::WorkloadAvailable => "WorkloadAvailable",
+            Aspect::Streaming => "Streaming",
+            Aspect::Suspended => "Suspended",
+        })
+    }
 }
 
 /// What was found about one aspect.
@@ -129,6 +148,16 @@ impl Findings {
         self.summary().holds == Some(true)
     }
 
+    /// Whether it was looked at.
+    pub fn is_reached(&self, aspect: Aspect) -> bool {
+        self.found.get(&aspect).is_some_and(|finding| finding.reason != Reason::NotReached)
+    }
+
+    /// Whether it is not as it should be.
+    pub fn fails(&self, aspect: Aspect) -> bool {
+        self.found.get(&aspect).is_some_and(|finding| finding.holds == Some(false))
+    }
+
     /// What was found.
     pub fn holds(&self, aspect: Aspect) -> bool {
         self.found.get(&aspect).is_some_and(|finding| finding.holds == Some(true))
@@ -163,7 +192,7 @@ impl Findings {
         {
             None => Finding::yes(Reason::Streaming, "a relay delivers"),
             Some((aspect, finding)) => {
-                Finding { message: format!("{aspect:?}: {}", finding.message), ..finding.clone() }
+                Finding { message: format!("{aspect}: {}", finding.message), ..finding.clone() }
             }
         }
     }
@@ -178,7 +207,7 @@ impl Findings {
         let summary = self.summary();
         self.set(Aspect::Ready, summary);
         let condition = |(aspect, finding): (Aspect, Finding)| {
-            let (type_, status) = (format!("{aspect:?}"), finding.status().to_owned());
+            let (type_, status) = (aspect.to_string(), finding.status().to_owned());
             let same = before.iter().find(|known| known.type_ == type_ && known.status == status);
             // Conditions have seconds; a part of one would differ from what is read back.
             let now = Timestamp::from_second(now.as_second()).unwrap_or(now);

@@ -1,8 +1,9 @@
 //! What the API server has, kept up to date by watching, so that a pass does not ask for it: resources, and of what belongs to
 //! them the parts that passes look at.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt, future};
 use k8s_openapi::NamespaceResourceScope;
@@ -13,13 +14,14 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, watcher};
-use kube::runtime::{Controller, WatchStreamExt};
+use kube::runtime::{Controller, PredicateConfig, WatchStreamExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::OnceCell;
 
 use crate::desired::naming::{INSTANCE, MANAGED_BY, MANAGER, object_name};
 use crate::metrics::Metrics;
 use crate::resource::OutboxRelay;
+use crate::touched::Touched;
 
 /// One resource that cannot be read, written by an older or newer version perhaps, must not keep all others from being
 /// watched.
@@ -27,6 +29,8 @@ pub type Guarded = DeserializeGuard<OutboxRelay>;
 
 /// See the module's text. One namespace, or all of them.
 pub struct Watched {
+    /// `None` is all.
+    namespace: Option<String>,
     relays: Store<Guarded>,
     deployments: Store<Deployment>,
     pods: Store<Pod>,
@@ -34,10 +38,15 @@ pub struct Watched {
     seen: OnceCell<()>,
 }
 
-/// How often something that belongs to a resource has changed, by the resource's namespace and name: an object that nobody has
-/// touched since it was applied is not applied again.
-#[derive(Default)]
-struct Touched(Mutex<HashMap<(String, String), u64>>);
+/// Something was not seen in time: the operator may not list it, or the API server is slow.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "Deployments and pods of {0} were not listed within {WITHIN:?}: may the operator list and watch them there?"
+)]
+pub struct NotSynced(String);
+
+/// How long one reconciliation waits for the first lists.
+const WITHIN: Duration = Duration::from_secs(20);
 
 impl Watched {
     /// What is there of `namespace`, or of all; with the loop that its changes set in motion, and a stream that has to be polled
@@ -48,54 +57,69 @@ impl Watched {
         metrics: &Metrics,
     ) -> (Watched, Controller<Guarded>, impl Stream<Item = ()> + Send + use<>) {
         let touched = Arc::new(Touched::default());
-        let place = Place { client: client.clone(), namespace: namespace.map(str::to_owned) };
+        let place = Place {
+            client: client.clone(),
+            namespace: namespace.map(str::to_owned),
+            metrics: metrics.clone(),
+        };
         let (relays, relays_written) = reflector::store();
         let (deployments, deployments_written) = reflector::store();
         let (pods, pods_written) = reflector::store();
         let crd_missing = metrics.crd_missing.clone();
-        let resources = watcher(place.api::<Guarded>(), watcher::Config::default())
-            .default_backoff()
+        let resources = place
+            .watch::<Guarded>(watcher::Config::default())
             .inspect(move |seen| crd_missing.set(seen.as_ref().err().is_some_and(is_missing).into()))
             .modify(|relay| relay.meta_mut().managed_fields = None)
             .reflect(relays_written)
-            .touched_objects();
+            .touched_objects()
+            .predicate_filter(what_matters, PredicateConfig::default());
         let mut controller = Controller::for_stream(resources, relays.clone());
-        let made = watcher(place.api::<Deployment>(), ours())
-            .default_backoff()
+        let made = touched
+            .count(place.watch::<Deployment>(ours()))
             .modify(|deployment| {
                 (deployment.metadata.managed_fields, deployment.spec) = (None, None);
             })
-            .reflect(deployments_written)
-            .touched_objects();
-        controller = controller.owns_stream(touched.count(made));
-        controller = controller.owns_stream(touched.count(place.metadata::<ConfigMap>()));
-        controller = controller.owns_stream(touched.count(place.metadata::<Service>()));
-        controller = controller.owns_stream(touched.count(place.metadata::<ServiceAccount>()));
-        controller = controller.owns_stream(touched.count(place.metadata::<PodDisruptionBudget>()));
-        controller = controller.owns_stream(touched.count(place.metadata::<NetworkPolicy>()));
-        // They belong to others, and passes look at them anyway.
-        let seen = watcher(place.api::<Pod>(), ours())
-            .default_backoff()
+            .reflect(deployments_written);
+        controller = controller.owns_stream(without_errors(made));
+        controller = controller.owns_stream(place.metadata::<ConfigMap>(&touched));
+        controller = controller.owns_stream(place.metadata::<Service>(&touched));
+        controller = controller.owns_stream(place.metadata::<ServiceAccount>(&touched));
+        controller = controller.owns_stream(place.metadata::<PodDisruptionBudget>(&touched));
+        controller = controller.owns_stream(place.metadata::<NetworkPolicy>(&touched));
+        // They belong to ReplicaSets; reconciliations look at them.
+        let pods_seen = place
+            .watch::<Pod>(ours())
             .modify(|pod| (pod.metadata.managed_fields, pod.spec) = (None, None))
             .reflect(pods_written)
-            .touched_objects()
-            .map(|seen| {
-                if let Err(error) = seen {
-                    tracing::warn!(%error, "cannot watch pods: may the operator read them?");
-                }
-            });
-        (Watched { relays, deployments, pods, touched, seen: OnceCell::new() }, controller, seen)
+            .map(drop);
+        let namespace = place.namespace;
+        (
+            Watched { namespace, relays, deployments, pods, touched, seen: OnceCell::new() },
+            controller,
+            pods_seen,
+        )
     }
 
-    /// Waits until all of it has been seen once. Without the rights to see it, that is never.
-    pub async fn seen(&self) {
+    /// Waits until what reconciliations of `relay` look at has been listed once, if it is looked after here.
+    ///
+    /// # Errors
+    /// It was not, which concerns no other namespace.
+    pub async fn synced(&self, relay: &impl ResourceExt) -> Result<(), NotSynced> {
+        if self.namespace.is_some() && self.namespace != relay.namespace() {
+            return Ok(());
+        }
         let once = async || {
             let (deployments, pods) = (self.deployments.wait_until_ready(), self.pods.wait_until_ready());
             // A store that is dropped ends the process anyway.
             drop(future::join(deployments, pods).await);
         };
         // One waits for all: of several that wait for a store, only the last is woken.
-        self.seen.get_or_init(once).await;
+        let listed = tokio::time::timeout(WITHIN, self.seen.get_or_init(once)).await;
+        let place = || match &self.namespace {
+            Some(namespace) => format!("namespace {namespace}"),
+            None => "all namespaces".to_owned(),
+        };
+        listed.map(drop).map_err(|_| NotSynced(place()))
     }
 
     /// What `look` finds first in the resources that can be read.
@@ -125,29 +149,13 @@ impl Watched {
     /// Changes whenever something that belongs to the resource does.
     pub fn touched(&self, relay: &OutboxRelay) -> u64 {
         let key = (relay.namespace().unwrap_or_default(), relay.name_any());
-        self.touched.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied().unwrap_or(0)
+        self.touched.count_of(&key)
     }
 
     /// The resource is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
         let key = (namespace.to_owned(), name.to_owned());
-        self.touched.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-    }
-}
-
-impl Touched {
-    fn count<K: Resource, S: Stream<Item = Result<K, watcher::Error>>>(
-        self: &Arc<Self>,
-        objects: S,
-    ) -> impl Stream<Item = Result<K, watcher::Error>> + use<K, S> {
-        let touched = Arc::clone(self);
-        objects.inspect(move |object| {
-            let Ok(object) = object else { return };
-            let mut counts = touched.0.lock().unwrap_or_else(PoisonError::into_inner);
-            for owner in object.owner_references() {
-                *counts.entry((object.namespace().unwrap_or_default(), owner.name.clone())).or_default() += 1;
-            }
-        })
+        self.touched.forget(&key);
     }
 }
 
@@ -161,10 +169,21 @@ fn is_missing(error: &watcher::Error) -> bool {
     refusal == Some(404)
 }
 
+/// What a reconciliation depends on. The status is not part of it: the operator writes it itself, and would start the next reconciliation
+/// with it.
+fn what_matters(relay: &Guarded) -> Option<u64> {
+    let metadata = relay.meta();
+    let mut hasher = DefaultHasher::new();
+    (&metadata.uid, metadata.generation, &metadata.labels, &metadata.annotations).hash(&mut hasher);
+    (&metadata.finalizers, metadata.deletion_timestamp.is_some()).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
 /// Where is looked.
 struct Place {
     client: Client,
     namespace: Option<String>,
+    metrics: Metrics,
 }
 
 impl Place {
@@ -178,7 +197,11 @@ impl Place {
         }
     }
 
-    fn metadata<K>(&self) -> impl Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + use<K>
+    /// Watches a kind, and shows whether that works.
+    fn watch<K>(
+        &self,
+        config: watcher::Config,
+    ) -> impl Stream<Item = Result<watcher::Event<K>, watcher::Error>> + use<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
             + Clone
@@ -187,8 +210,38 @@ impl Place {
             + Send
             + 'static,
     {
-        watcher(self.api::<PartialObjectMeta<K>>(), ours()).default_backoff().touched_objects()
+        let (namespace, kind) = (self.namespace.clone().unwrap_or_default(), K::kind(&()).into_owned());
+        let synced = self.metrics.watch_synced.with_label_values(&[&namespace, &kind]);
+        synced.set(0);
+        watcher(self.api::<K>(), config).default_backoff().inspect(move |event| {
+            synced.set(event.is_ok().into());
+            if let Err(error) = event {
+                tracing::warn!(namespace, kind, %error, "cannot watch: may the operator list and watch them?");
+            }
+        })
     }
+
+    fn metadata<K>(
+        &self,
+        touched: &Arc<Touched>,
+    ) -> impl Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + use<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned
+            + Send
+            + 'static,
+    {
+        without_errors(touched.count(self.watch::<PartialObjectMeta<K>>(ours())))
+    }
+}
+
+/// One kind that cannot be watched must not slow down all others: an error in one of its streams makes the controller pause.
+fn without_errors<K>(
+    events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>>,
+) -> impl Stream<Item = Result<K, watcher::Error>> {
+    events.touched_objects().filter(|seen| future::ready(seen.is_ok()))
 }
 
 fn ours() -> watcher::Config {

@@ -45,14 +45,14 @@ pub fn within(relay: &OutboxRelay) -> Duration {
     if is_forced(relay) { Duration::from_secs(5) } else { Duration::from_secs(30) }
 }
 
-fn is_forced(relay: &OutboxRelay) -> bool {
+fn is_forced(relay: &impl ResourceExt) -> bool {
     relay.annotations().get(FORCE).is_some_and(|value| value == "true")
 }
 
 /// Whether the resource goes, whatever is left outside.
-pub fn is_given_up(relay: &OutboxRelay, now: Timestamp) -> bool {
+pub fn is_given_up(relay: &impl ResourceExt, now: Timestamp) -> bool {
     let forced = is_forced(relay);
-    let since = relay.metadata.deletion_timestamp.as_ref();
+    let since = relay.meta().deletion_timestamp.as_ref();
     forced || since.is_some_and(|since| now.as_second() - since.0.as_second() > GIVE_UP_AFTER_SECONDS)
 }
 
@@ -96,9 +96,15 @@ impl Pass<'_> {
         self.clean_topics(&config, &secrets).await
     }
 
+    /// In a namespace that is being deleted the operator's Role there may go before the resource: then it may not look at the Deployment,
+    /// which goes by itself, and the slot tells whether a relay still runs.
     async fn stop_relay(&self) -> Result<(), kube::Error> {
         let deployments = self.context.beside::<Deployment>(self.relay);
-        objects::delete_own(&self.context.metrics, &deployments, self.relay, DeleteParams::foreground()).await
+        let metrics = &self.context.metrics;
+        match objects::delete_own(metrics, &deployments, self.relay, DeleteParams::foreground()).await {
+            Err(kube::Error::Api(refusal)) if refusal.code == 403 => Ok(()),
+            stopped => stopped,
+        }
     }
 
     async fn clean_database(&self, config: &Config, secrets: &Secrets) -> Result<(), Pending> {

@@ -91,7 +91,8 @@ impl Pass<'_> {
     ) -> Vec<(Reason, String)> {
         let known = self.topics.iter().find(|known| known.name == topic.name);
         let owned: BTreeSet<String> = known.into_iter().flat_map(|known| known.config_keys.clone()).collect();
-        let (before, id) = (known.and_then(|known| known.id.as_ref()), found.and_then(|found| found.id.as_ref()));
+        let (before, id) =
+            (known.and_then(|known| known.id.as_ref()), found.and_then(|found| found.id.as_ref()));
         if before.is_some() && id.is_some() && before != id {
             let note = format!("topic {}, by somebody else: {REPLACED}", topic.name);
             self.context.tell(self.relay, Kind::Warning, "TopicReplaced", &note);

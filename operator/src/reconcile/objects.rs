@@ -57,13 +57,13 @@ where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
     let name = object_name(relay);
-    let found = metrics.request("kubernetes", "get", api.get_metadata_opt(&name)).await?;
+    let found = metrics.kubernetes("get", api.get_metadata_opt(&name)).await?;
     let Some(found) = found.map(|found| found.metadata).filter(|found| is_owned(found, relay)) else {
         return Ok(());
     };
     let this_one = Preconditions { uid: found.uid, resource_version: None };
     let parameters = DeleteParams { preconditions: Some(this_one), ..how };
-    match metrics.request("kubernetes", "delete", api.delete(&name, &parameters)).await {
+    match metrics.kubernetes("delete", api.delete(&name, &parameters)).await {
         // It is gone, or another is there by now.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         deleted => deleted.map(drop),
@@ -102,7 +102,7 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     let name = object_name(relay);
-    let found = metrics.request("kubernetes", "get", api.get_metadata_opt(&name)).await?;
+    let found = metrics.kubernetes("get", api.get_metadata_opt(&name)).await?;
     Ok(found.filter(|found| !is_owned(&found.metadata, relay)).map(|_| format!("{} {name}", K::kind(&()))))
 }
 
@@ -111,9 +111,7 @@ where
     K: Resource + Clone + Debug + Serialize + DeserializeOwned,
 {
     let parameters = PatchParams::apply(MANAGER).force();
-    metrics
-        .request("kubernetes", "apply", api.patch(&object.name_any(), &parameters, &Patch::Apply(object)))
-        .await
+    metrics.kubernetes("apply", api.patch(&object.name_any(), &parameters, &Patch::Apply(object))).await
 }
 
 /// Whether the pods that are meant to run do, all of them as they are specified now and ready: what `kubectl rollout status` waits for.
@@ -194,7 +192,7 @@ pub(super) async fn stop(context: &Context, relay: &OutboxRelay) -> Result<bool,
         let api = context.beside::<Deployment>(relay);
         let (name, none) = (object_name(relay), Patch::Merge(json!({"spec": {"replicas": 0}})));
         let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        context.metrics.request("kubernetes", "stop", api.patch(&name, &parameters, &none)).await?;
+        context.metrics.kubernetes("stop", api.patch(&name, &parameters, &none)).await?;
     }
     Ok(!has_pods && none_left)
 }

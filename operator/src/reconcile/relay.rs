@@ -15,12 +15,15 @@ use super::Pass;
 use super::pods::has_ended;
 use crate::connections::RelayClient;
 use crate::desired::configuration::{ADMIN_PORT, identity};
-use crate::status::{Finding, Reason};
+use crate::resource::Condition;
+use crate::status::{Aspect, Finding, Reason};
 
 /// A pod of the same cluster answers at once, or not at all.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// More than `/status` ever is.
 const LONGEST_ANSWER: usize = 256 * 1024;
+/// Longer than any message of a relay.
+const LONGEST_WORDS: usize = 4096;
 
 /// The part of a relay's `/status` that matters here.
 #[derive(Debug, Deserialize)]
@@ -58,7 +61,9 @@ impl Pass<'_> {
             let answer = self.context.metrics.request("relay", "status", answer).await;
             answer.map_err(|problem| format!("pod {pod}, http://{address}/status: {problem}"))
         });
-        judge(futures::future::join_all(asked).await)
+        let finding = judge(futures::future::join_all(asked).await);
+        let mut before = self.relay.status.iter().flat_map(|status| &status.conditions);
+        steady(finding, before.find(|condition| condition.type_ == Aspect::Streaming.to_string()))
     }
 }
 
@@ -104,9 +109,11 @@ fn judge(answers: Vec<Result<Answer, String>>) -> Finding {
             if phase == "copying" { "rows that were there first" } else { "" },
         ),
         Some(Answer { trouble: Some(Trouble { reason, message, remedy }), .. }) => {
-            Finding::no(Reason::Said(reason.clone()), format!("{message}; {remedy}"))
+            Finding::no(said(reason), format!("{}; {}", shortened(message), shortened(remedy)))
         }
-        Some(Answer { phase, .. }) => Finding::no(Reason::NotYet, format!("the relay says: {phase}")),
+        Some(Answer { phase, .. }) => {
+            Finding::no(Reason::NotYet, format!("the relay says: {}", excerpt(phase)))
+        }
         None => match silent.into_iter().find_map(Result::err) {
             Some(problem) => Finding::unknown(
                 Reason::RelayUnreachable,
@@ -117,9 +124,37 @@ fn judge(answers: Vec<Result<Answer, String>>) -> Finding {
     }
 }
 
+/// Keeps a message that differs from the one before only in numbers, of records that wait for example: a status is written when something has
+/// changed, not when something goes on.
+fn steady(finding: Finding, before: Option<&Condition>) -> Finding {
+    let without_numbers = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
+    let same = before.filter(|before| {
+        before.reason == finding.reason.to_string()
+            && without_numbers(&before.message) == without_numbers(&finding.message)
+    });
+    match same {
+        Some(before) => Finding { message: before.message.clone(), ..finding },
+        None => finding,
+    }
+}
+
+/// A relay's words can hold statements to run; what answers in its place must not fill the status.
+fn shortened(words: &str) -> &str {
+    words.get(..words.floor_char_boundary(LONGEST_WORDS)).unwrap_or_default()
+}
+
+/// A relay's reason, of this version or another. What answers in its place need not be a relay.
+fn said(reason: &str) -> Reason {
+    let is_word = (1..=64).contains(&reason.len()) && reason.bytes().all(|byte| byte.is_ascii_alphabetic());
+    Reason::Said(if is_word { reason.to_owned() } else { "RelayProblem".to_owned() })
+}
+
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
     use super::*;
+    use crate::status::Findings;
 
     fn answer(role: &str, ready: bool, reason: Option<&str>) -> Result<Answer, String> {
         let trouble = reason.map(|reason| Trouble {
@@ -158,6 +193,25 @@ mod tests {
         assert_eq!(judged(Vec::new()), (Some(false), "NoPod".into()));
         let standby = judged(vec![answer("standby", true, None), Err("pod x".into())]);
         assert_eq!(standby, (None, "RelayUnreachable".into()), "the silent one may deliver");
+    }
+
+    #[test]
+    fn a_message_that_only_counts_on_stays_as_it_was() {
+        let finding = |records| Finding::no(Reason::Said("Slow".into()), format!("{records} records wait"));
+        let mut findings = Findings::new(false);
+        findings.set(Aspect::Streaming, finding(7));
+        let before = findings.conditions(&[], None, Timestamp::now());
+        let before = before.iter().find(|condition| condition.type_ == "Streaming");
+        assert_eq!(steady(finding(12), before).message, "7 records wait");
+        assert_eq!(steady(Finding::no(Reason::NoPod, "8 records wait"), before).message, "8 records wait");
+    }
+
+    #[test]
+    fn what_answers_in_a_relays_place_gives_no_reason_of_its_own_making() {
+        assert_eq!(said("SlotLost"), Reason::Said("SlotLost".into()));
+        for made_up in ["", "no word", &"R".repeat(65), "R1"] {
+            assert_eq!(said(made_up), Reason::Said("RelayProblem".into()), "{made_up}");
+        }
     }
 
     #[test]

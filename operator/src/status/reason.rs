@@ -117,7 +117,7 @@ const TABLE: [(Reason, &str, &str); 27] = [
     (
         Reason::KafkaUnreachable,
         "`KafkaReachable` False",
-        "check that Kafka runs, that `sink.kafka` leads to it, and its login",
+        "check that Kafka runs, and that `sink.kafka` leads to it. Credentials and certificates that are refused have a reason of their own, `KafkaAuthenticationFailed`",
     ),
     (Reason::KafkaSettingsUnusable, "`KafkaReachable` False", "the message has the client's words"),
     (

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kafka_admin::{Alteration, TopicDescription};
-use rdkafka::admin::{AdminOptions, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminOptions, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -56,7 +58,11 @@ impl Cluster {
     /// The settings cannot be used.
     pub fn new(config: &ClientConfig) -> Result<Cluster, KafkaError> {
         let client = SharedClient::create(config)?;
-        Ok(Cluster(Arc::new(Inner { client, interest: Mutex::default(), seen: tokio::sync::Mutex::default() })))
+        Ok(Cluster(Arc::new(Inner {
+            client,
+            interest: Mutex::default(),
+            seen: tokio::sync::Mutex::default(),
+        })))
     }
 
     /// The id of the cluster: the same by whatever name it is reached. `None` where it does not tell.
@@ -113,7 +119,10 @@ impl Cluster {
             let client = inner.client.current();
             look(&client, &names).map_err(|error| inner.client.on_silence(error))
         });
-        looking.await.unwrap_or_else(|join| Err(KafkaError::new(LOOKING, join.to_string(), None))).map(Arc::new)
+        looking
+            .await
+            .unwrap_or_else(|join| Err(KafkaError::new(LOOKING, join.to_string(), None)))
+            .map(Arc::new)
     }
 
     async fn forget(&self) {
@@ -136,8 +145,7 @@ impl Cluster {
         let described = described.map_err(|error| KafkaError::failed(doing, &error))?;
         let mut observed = BTreeMap::new();
         for ((name, topic), resource) in topics.iter().zip(described) {
-            let resource =
-                resource.map_err(|code| KafkaError::refused(&format!("{doing} {name}"), code))?;
+            let resource = resource.map_err(|code| KafkaError::refused(&format!("{doing} {name}"), code))?;
             let set_here =
                 resource.entries.into_iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
             let overrides = set_here.filter_map(|entry| Some((entry.name, entry.value?))).collect();
@@ -218,7 +226,8 @@ async fn carry_out(client: &Arc<Client>, topic: &str, step: &Step) -> Result<(),
                 let set = set.iter().map(|(key, value)| (key.as_str(), Alteration::Set(value)));
                 let given_back = given_back.iter().map(|key| (key.as_str(), Alteration::Delete));
                 let alterations = set.chain(given_back).collect();
-                let altered = kafka_admin::alter(admin(&client)?.inner(), &topic, &alterations, REQUEST_WITHIN);
+                let altered =
+                    kafka_admin::alter(admin(&client)?.inner(), &topic, &alterations, REQUEST_WITHIN);
                 altered.map_err(|error| KafkaError::asked(&doing, &error))
             });
             configuring.await.unwrap_or_else(|join| Err(KafkaError::new(LOOKING, join.to_string(), None)))

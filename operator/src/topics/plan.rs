@@ -195,7 +195,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_done_is_told() {
-        let observed = Observed { id: None, partitions: 6, replication_factor: 1, overrides: BTreeMap::new() };
+        let observed =
+            Observed { id: None, partitions: 6, replication_factor: 1, overrides: BTreeMap::new() };
         let plan = plan(&topic(3, 3, &[]), &keys(&[]), Some(&observed));
         assert_eq!(plan.steps, []);
         let told: Vec<String> = plan.deviations.iter().map(ToString::to_string).collect();

@@ -8,7 +8,7 @@ use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::{net, wait};
 
 use crate::cluster::{DEFINITION, apply, least, namespace, relay, with};
-use crate::stage::{SOON, Stage, operator};
+use crate::stage::{SOON, Stage, get, operator};
 
 pub async fn until_gone(stage: &Stage) {
     wait::until("the end of the resource", SOON, async || {
@@ -155,7 +155,20 @@ async fn a_resource_that_cannot_be_read_holds_up_no_other() {
     for object in [unreadable, relay(&least())] {
         cluster.apply(&object.to_string()).await.unwrap();
     }
-    let program = operator("default", cluster.kubeconfig()).start().unwrap();
+    cluster
+        .kubectl(&[
+            "patch",
+            "obr",
+            "newer",
+            "--type=merge",
+            "-p",
+            r#"{"metadata": {"finalizers": ["outbox.dev/cleanup"]}}"#,
+        ])
+        .await
+        .unwrap();
+    let listen = format!("127.0.0.1:{}", net::free_port().unwrap());
+    let program =
+        operator("default", cluster.kubeconfig()).env("OUTBOX_OPERATOR_LISTEN", &listen).start().unwrap();
     wait::until("the good one to be looked at", SOON, async || {
         let reasons = ["get", "obr", "shop", "-o", "jsonpath={.status.conditions[*].reason}"];
         let seen = cluster.kubectl(&reasons).await.map_err(|error| error.to_string())?;
@@ -167,17 +180,23 @@ async fn a_resource_that_cannot_be_read_holds_up_no_other() {
     })
     .await
     .unwrap();
+    let metrics = get(listen.parse().unwrap(), "/metrics").await;
+    let unknown = r#"outbox_operator_resource_condition{name="newer",namespace="default",status="Unknown",type="Ready"} 1"#;
+    assert!(metrics.contains(unknown), "{metrics}");
+    cluster.kubectl(&["delete", "obr", "newer", "--wait=false"]).await.unwrap();
+    cluster.kubectl(&["annotate", "obr", "newer", "outbox.dev/force-delete=true"]).await.unwrap();
+    cluster.kubectl(&["wait", "--for=delete", "obr/newer", "--timeout=120s"]).await.unwrap();
     cluster.kill_api_server().await.unwrap();
 }
 
-/// An operator that may see nothing says so, and goes on when it may.
+/// An operator that may see nothing says so, and stops when it is told to.
 #[tokio::test]
 async fn an_operator_without_rights_says_what_it_needs() {
     let namespace = namespace("rights").await;
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nobody"}});
     apply(&namespace, &account).await.unwrap();
     let kubeconfig = namespace.cluster().kubeconfig_of(namespace.name(), "nobody").await.unwrap();
-    let program = operator(namespace.name(), &kubeconfig).start().unwrap();
+    let mut program = operator(namespace.name(), &kubeconfig).start().unwrap();
     wait::until("a warning", SOON, async || {
         let log = program.log();
         if log.contains("may the operator read them?") && log.contains("forbidden") {
@@ -188,6 +207,8 @@ async fn an_operator_without_rights_says_what_it_needs() {
     })
     .await
     .unwrap();
+    program.terminate().unwrap();
+    assert_eq!(program.wait(SOON).await.unwrap().code(), Some(0), "{}", program.log());
 }
 
 /// Every edit makes a version that a write of the operator's may miss; the last one counts.

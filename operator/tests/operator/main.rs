@@ -18,6 +18,7 @@ mod desired;
 mod doctor;
 mod drift;
 mod happy;
+mod isolation;
 mod kills;
 mod leadership;
 mod lifecycle;

@@ -102,7 +102,7 @@ async fn what_kafka_refuses_is_said_with_its_code() {
     };
     let error = cluster.carry_out(&name, &step(3, &json!({}))).await.unwrap_err();
     assert_eq!(error.code, Some(RDKafkaErrorCode::InvalidReplicationFactor));
-    assert!(error.to_string().starts_with(&format!("Kafka: making topic {name}: ")), "{error}");
+    assert!(error.to_string().starts_with(&format!("Kafka: creating topic {name}: ")), "{error}");
     let error = cluster.carry_out(&name, &step(1, &json!({"no.such.key": "1"}))).await.unwrap_err();
     assert_eq!(error.code, Some(RDKafkaErrorCode::InvalidConfig));
 }
