@@ -9,7 +9,10 @@ use std::fmt::{self, Display};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
-pub use self::reason::{Reason, markdown};
+pub use self::reason::{Outlook, Reason, markdown};
+
+/// So long a problem that needs a person is still taken for one on the way: a Secret may come a moment after the resource that refers to it.
+const STALLED_AFTER_SECONDS: i64 = 30;
 
 /// A type of condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,11 +37,15 @@ pub enum Aspect {
     Streaming,
     /// Nothing is meant to run.
     Suspended,
+    /// kstatus: what is missing comes without help.
+    Reconciling,
+    /// kstatus: what is missing does not come without help.
+    Stalled,
 }
 
 impl Aspect {
     /// All of them, in the order in which things are done.
-    pub const ALL: [Aspect; 10] = [
+    pub const ALL: [Aspect; 12] = [
         Aspect::Ready,
         Aspect::ReferencesResolved,
         Aspect::DatabaseReachable,
@@ -49,7 +56,14 @@ impl Aspect {
         Aspect::WorkloadAvailable,
         Aspect::Streaming,
         Aspect::Suspended,
+        Aspect::Reconciling,
+        Aspect::Stalled,
     ];
+
+    /// Whether it is found out about something outside. The others are about what was found.
+    fn is_observed(self) -> bool {
+        !matches!(self, Aspect::Ready | Aspect::Suspended | Aspect::Reconciling | Aspect::Stalled)
+    }
 }
 
 impl Display for Aspect {
@@ -66,6 +80,8 @@ impl Display for Aspect {
             Aspect::WorkloadAvailable => "WorkloadAvailable",
             Aspect::Streaming => "Streaming",
             Aspect::Suspended => "Suspended",
+            Aspect::Reconciling => "Reconciling",
+            Aspect::Stalled => "Stalled",
         })
     }
 }
@@ -175,10 +191,10 @@ impl Findings {
             return Finding::no(Reason::Deleting, why);
         }
         if let Some(suspension) = self.found.get(&Aspect::Suspended).filter(|_| self.suspended) {
-            return Finding::no(suspension.reason.clone(), suspension.message.clone());
+            // A resource that is as it was asked to be is ready: whoever waits for it need not wait.
+            return suspension.clone();
         }
-        let checked =
-            self.found.iter().filter(|(aspect, _)| !matches!(aspect, Aspect::Ready | Aspect::Suspended));
+        let checked = self.found.iter().filter(|(aspect, _)| aspect.is_observed());
         let wrong = |holds| checked.clone().filter(move |(_, finding)| finding.holds == holds);
         // Pods come after the slot, and are missing for a moment at every start.
         let lasts = |(_, finding): &(&Aspect, &Finding)| {
@@ -205,27 +221,49 @@ impl Findings {
         now: Timestamp,
     ) -> Vec<Condition> {
         let summary = self.summary();
+        // Conditions have seconds; a part of one would differ from what is read back.
+        let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        let since = transition(before, Aspect::Ready, &summary, now);
+        let lasts = now.as_second() - since.0.as_second() >= STALLED_AFTER_SECONDS;
+        let [reconciling, stalled] = progress(&summary, lasts);
         self.set(Aspect::Ready, summary);
-        let condition = |(aspect, finding): (Aspect, Finding)| {
-            let (type_, status) = (aspect.to_string(), finding.status().to_owned());
-            let same = before.iter().find(|known| known.type_ == type_ && known.status == status);
-            // Conditions have seconds; a part of one would differ from what is read back.
-            let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
-            Condition {
-                last_transition_time: same.map_or(Time(now), |known| known.last_transition_time.clone()),
-                message: finding.message,
-                observed_generation: generation,
-                reason: finding.reason.to_string(),
-                status,
-                type_,
-            }
+        self.set(Aspect::Reconciling, reconciling);
+        self.set(Aspect::Stalled, stalled);
+        let condition = |(aspect, finding): (Aspect, Finding)| Condition {
+            last_transition_time: transition(before, aspect, &finding, now),
+            message: finding.message.clone(),
+            observed_generation: generation,
+            reason: finding.reason.to_string(),
+            status: finding.status().to_owned(),
+            type_: aspect.to_string(),
         };
         self.found.into_iter().map(condition).collect()
     }
 }
 
+/// Since when a condition has the status that it has now.
+fn transition(before: &[Condition], aspect: Aspect, finding: &Finding, now: Timestamp) -> Time {
+    let type_ = aspect.to_string();
+    let same = before.iter().find(|known| known.type_ == type_ && known.status == finding.status());
+    same.map_or(Time(now), |known| known.last_transition_time.clone())
+}
+
+/// `Reconciling` and `Stalled` by `Ready`, and by whether it `lasts`. At most one of them is True; tools that wait go on waiting for the first
+/// and give up at the second.
+fn progress(ready: &Finding, lasts: bool) -> [Finding; 2] {
+    let yes = || Finding::yes(ready.reason.clone(), ready.message.clone());
+    let no = || Finding::no(ready.reason.clone(), "");
+    match (ready.holds, ready.reason.outlook()) {
+        (Some(true), _) => [no(), no()],
+        (Some(false), Outlook::NeedsAction) if lasts => [no(), yes()],
+        _ => [yes(), no()],
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use outbox_relay::trouble;
+
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -250,7 +288,7 @@ mod tests {
     fn every_condition_is_there_from_the_first_pass() {
         let conditions = Findings::new(false).conditions(&[], Some(1), at(0));
         let types: Vec<&str> = conditions.iter().map(|condition| condition.type_.as_str()).collect();
-        assert_eq!(types.len(), 10);
+        assert_eq!(types.len(), 12);
         assert!(conditions.iter().all(|condition| !condition.reason.is_empty()));
         assert_eq!(ready(&Findings::new(false)), ("Unknown".into(), "NotReached".into()));
     }
@@ -268,8 +306,46 @@ mod tests {
         assert_eq!(ready(&findings), ("False".into(), "NotMade".into()), "the slot is waited for in vain");
         findings.suspended = true;
         findings.set(Aspect::Suspended, Finding::yes(Reason::Suspended, ""));
-        assert_eq!(ready(&findings), ("False".into(), "Suspended".into()));
+        assert_eq!(ready(&findings), ("True".into(), "Suspended".into()), "as it was asked to be");
         assert_eq!(ready(&Findings::new(true)), ("False".into(), "Suspending".into()));
+    }
+
+    /// kstatus's rules for resources of any kind.
+    fn kstatus(conditions: &[Condition]) -> &'static str {
+        let status = |type_: &str| {
+            conditions.iter().find(|condition| condition.type_ == type_).map(|found| found.status.as_str())
+        };
+        match (status("Stalled"), status("Reconciling"), status("Ready")) {
+            (Some("True"), ..) => "Failed",
+            (_, Some("True"), _) | (.., Some("False" | "Unknown")) => "InProgress",
+            _ => "Current",
+        }
+    }
+
+    #[test]
+    fn tools_that_wait_know_what_to_wait_for() {
+        let of = |findings: &Findings, since: i64, now: i64| {
+            let before = findings.clone().conditions(&[], Some(1), at(since));
+            kstatus(&findings.clone().conditions(&before, Some(1), at(now)))
+        };
+        assert_eq!(of(&all_well(), 0, 100), "Current");
+        assert_eq!(of(&Findings::new(false), 0, 100), "InProgress");
+        let with = |aspect, finding| {
+            let mut findings = all_well();
+            findings.set(aspect, finding);
+            findings
+        };
+        let missing = with(Aspect::ReferencesResolved, Finding::no(Reason::SecretUnusable, "no Secret"));
+        assert_eq!(of(&missing, 0, 29), "InProgress", "it may be on its way");
+        assert_eq!(of(&missing, 0, 30), "Failed");
+        let away = with(Aspect::DatabaseReachable, Finding::no(trouble::Reason::DatabaseUnreachable, ""));
+        assert_eq!(of(&away, 0, 1000), "InProgress");
+        let lost = with(Aspect::Streaming, Finding::no(trouble::Reason::SlotLost, ""));
+        assert_eq!(of(&lost, 0, 1000), "Failed");
+        let mut suspended = Findings::new(true);
+        assert_eq!(of(&suspended, 0, 1000), "InProgress", "pods are left");
+        suspended.set(Aspect::Suspended, Finding::yes(Reason::Suspended, ""));
+        assert_eq!(of(&suspended, 0, 0), "Current");
     }
 
     #[test]

@@ -7,7 +7,9 @@ mod cause;
 use std::fmt;
 
 use outbox::Position;
-use serde::Serialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error, StrDeserializer};
+use serde::{Deserialize, Serialize};
 
 pub use self::backoff::Backoff;
 pub use self::cause::{chain, reason_of_all, reason_of_connection, reason_of_sqlstate};
@@ -25,7 +27,7 @@ pub enum Action {
 }
 
 /// Why delivery does not go on. The names are shown in `/status`, logs and metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Reason {
     /// No connection to Postgres, or it ended.
     DatabaseUnreachable,
@@ -310,6 +312,12 @@ impl Reason {
     pub fn name(self) -> String {
         format!("{self:?}")
     }
+
+    /// The reason of this name, if this version has it.
+    pub fn from_name(name: &str) -> Option<Reason> {
+        let name: StrDeserializer<'_, Error> = name.into_deserializer();
+        Reason::deserialize(name).ok()
+    }
 }
 
 /// What an error quotes of a row: enough to recognise it.
@@ -356,6 +364,12 @@ impl fmt::Display for Trouble {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_found_by_its_name() {
+        assert_eq!(Reason::from_name(&Reason::SlotLost.name()), Some(Reason::SlotLost));
+        assert_eq!(Reason::from_name("Slotlost"), None);
+    }
 
     #[test]
     fn an_excerpt_is_the_beginning_in_whole_characters() {

@@ -60,8 +60,14 @@ impl Pass<'_> {
         };
         self.findings.set(Aspect::DatabaseReachable, Finding::yes(Reason::Connected, ""));
         if self.database_identity.as_ref() != Some(&identity) {
-            // Others have to be able to see it before anything is made. The change of the status brings about the next pass.
+            // Others have to be able to see it before anything is made.
             self.database_identity = Some(identity);
+            for aspect in [Aspect::PublicationReady, Aspect::SlotReady] {
+                self.findings.set(
+                    aspect,
+                    Finding::unknown(Reason::Registering, "which database it is was just found out"),
+                );
+            }
             return false;
         }
         if let Some(rival) = self.rival() {

@@ -58,7 +58,8 @@ impl Pass<'_> {
             && self.kafka_identity.as_ref() != Some(&identity)
         {
             self.came_to(identity);
-            // The change of the status brings about the next pass.
+            let registering = Finding::unknown(Reason::Registering, "which cluster it is was just found out");
+            self.findings.set(Aspect::TopicsReady, registering);
             return false;
         }
         match self.topic_rival() {

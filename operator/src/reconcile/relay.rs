@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::Uri;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, ResourceExt};
-use outbox_relay::trouble::excerpt;
+use outbox_relay::trouble::{self, excerpt};
 use serde::Deserialize;
 
 use super::Pass;
@@ -145,6 +145,9 @@ fn shortened(words: &str) -> &str {
 
 /// A relay's reason, of this version or another. What answers in its place need not be a relay.
 fn said(reason: &str) -> Reason {
+    if let Some(known) = trouble::Reason::from_name(reason) {
+        return known.into();
+    }
     let is_word = (1..=64).contains(&reason.len()) && reason.bytes().all(|byte| byte.is_ascii_alphabetic());
     Reason::Said(if is_word { reason.to_owned() } else { "RelayProblem".to_owned() })
 }
@@ -208,7 +211,8 @@ mod tests {
 
     #[test]
     fn what_answers_in_a_relays_place_gives_no_reason_of_its_own_making() {
-        assert_eq!(said("SlotLost"), Reason::Said("SlotLost".into()));
+        assert_eq!(said("SlotLost"), Reason::Relay(trouble::Reason::SlotLost));
+        assert_eq!(said("OfANewerRelay"), Reason::Said("OfANewerRelay".into()));
         for made_up in ["", "no word", &"R".repeat(65), "R1"] {
             assert_eq!(said(made_up), Reason::Said("RelayProblem".into()), "{made_up}");
         }

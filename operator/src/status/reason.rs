@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use outbox_relay::trouble;
+use outbox_relay::trouble::{self, Action};
 
 /// A condition's reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Reason {
     Suspending,
     /// Something before it failed.
     NotReached,
+    /// Other resources have to be able to see which database or cluster it is.
+    Registering,
     /// A Secret or a key of it is missing.
     SecretUnusable,
     /// The relay refuses a value.
@@ -68,7 +70,7 @@ pub enum Reason {
 }
 
 /// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
-const TABLE: [(Reason, &str, &str); 27] = [
+const TABLE: [(Reason, &str, &str); 28] = [
     (Reason::Streaming, "`Streaming`, `Ready` True", "a relay delivers, by its own account"),
     (Reason::Resolved, "`ReferencesResolved` True", ""),
     (Reason::Connected, "`DatabaseReachable`, `KafkaReachable` True", ""),
@@ -78,7 +80,7 @@ const TABLE: [(Reason, &str, &str); 27] = [
     (Reason::Running, "`Suspended` False", ""),
     (
         Reason::Suspended,
-        "`Suspended` True; `Ready`, `WorkloadAvailable`, `Streaming` False",
+        "`Suspended`, `Ready` True; `WorkloadAvailable`, `Streaming` False",
         "`spec.suspend` is true: no pods run, and PostgreSQL keeps its log for the slot",
     ),
     (
@@ -90,6 +92,12 @@ const TABLE: [(Reason, &str, &str); 27] = [
         Reason::RollingOut,
         "`WorkloadAvailable` False",
         "nothing at first: pods of this specification take the place of others. Where it lasts, the message has the trouble of a new pod",
+    ),
+    (
+        Reason::Registering,
+        "`PublicationReady`, `SlotReady`, `TopicsReady` Unknown",
+        "nothing: the resource has just written into its status which database or Kafka cluster it uses, so that of two resources for one slot or \
+         topic one is seen; the rest follows within a second",
     ),
     (Reason::NotReached, "any, Unknown", "something before it failed: look at the conditions that are False"),
     (
@@ -165,11 +173,41 @@ const TABLE: [(Reason, &str, &str); 27] = [
     ),
 ];
 
+/// What a condition that is not True is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlook {
+    /// Time: it is a step on the way, or is tried again.
+    Passes,
+    /// A person: nothing changes until something is corrected.
+    NeedsAction,
+}
+
 impl Reason {
+    /// Whether a condition that is not True for this reason becomes True without anybody's help. The relay's reasons go by what the relay does
+    /// about them.
+    pub fn outlook(&self) -> Outlook {
+        match self {
+            Reason::Relay(reason) => match reason.action() {
+                Action::Retry | Action::StandBy => Outlook::Passes,
+                Action::Stop => Outlook::NeedsAction,
+            },
+            // A node may be on its way.
+            Reason::Said(word) if word == "Unschedulable" => Outlook::Passes,
+            Reason::KafkaUnreachable
+            | Reason::RelayUnreachable
+            | Reason::NoPod
+            | Reason::NoPodReady
+            | Reason::NotReached => Outlook::Passes,
+            step if Reason::passes(&step.to_string()) => Outlook::Passes,
+            _ => Outlook::NeedsAction,
+        }
+    }
+
     /// Whether a condition that is False for this reason is a step on the way, which is nobody's to do anything about.
     pub fn passes(reason: &str) -> bool {
         [
             Reason::WaitingForRelay,
+            Reason::Registering,
             Reason::NotYet,
             Reason::RollingOut,
             Reason::Suspended,

@@ -32,6 +32,9 @@ async fn a_wrong_password() {
         .until(&[
             ("DatabaseReachable", "False", "AuthenticationFailed"),
             ("Ready", "False", "AuthenticationFailed"),
+            // What waits for the resource need not wait until its time is over.
+            ("Stalled", "True", "AuthenticationFailed"),
+            ("Reconciling", "False", "AuthenticationFailed"),
         ])
         .await;
     stage.secret("shop", "right").await;

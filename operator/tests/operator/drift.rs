@@ -146,7 +146,7 @@ async fn topics_are_put_right_and_suspension_stops_the_pods_only() {
     stage
         .until(&[
             ("Suspended", "True", "Suspended"),
-            ("Ready", "False", "Suspended"),
+            ("Ready", "True", "Suspended"),
             ("TopicsReady", "True", "AsDeclared"),
         ])
         .await;

@@ -61,7 +61,7 @@ async fn suspension_needs_nothing_outside_kubernetes() {
     postgres.stop(Shutdown::Fast).await.unwrap();
     stage.spec["suspend"] = json!(true);
     stage.apply().await;
-    stage.until(&[("Suspended", "True", "Suspended"), ("Ready", "False", "Suspended")]).await;
+    stage.until(&[("Suspended", "True", "Suspended"), ("Ready", "True", "Suspended")]).await;
     assert_eq!(value(&stage, "deployment", "shop-relay", "{.spec.replicas}").await, "0");
     assert_eq!(value(&stage, "deployment", "shop-relay", "{.status.replicas}").await, "");
     postgres.start_again().await.unwrap();
