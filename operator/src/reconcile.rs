@@ -10,6 +10,7 @@ mod finalizer;
 mod glance;
 mod kafka;
 mod objects;
+mod paused;
 mod pods;
 mod relay;
 mod topics;
@@ -163,6 +164,9 @@ pub async fn reconcile(relay: &OutboxRelay, context: &Context) -> Result<Action,
     if relay.metadata.deletion_timestamp.is_some() {
         return if held { finalizer::end(relay, context).await } else { Ok(Action::await_change()) };
     }
+    if paused::is_paused(relay) {
+        return paused::say(relay, context).await;
+    }
     if held != wanted {
         // Nothing is made before it is certain that it will be looked after. The change brings about the next pass.
         finalizer::hold(relay, context, wanted).await?;
@@ -220,6 +224,22 @@ fn check(relay: &OutboxRelay, secrets: &Secrets) -> Result<Config, String> {
     config.check().map_err(|invalid| invalid.to_string())?;
     pod::template(relay, "", "").map_err(|invalid| invalid.to_string())?;
     Ok(config)
+}
+
+async fn put_status(
+    context: &Context,
+    relay: &OutboxRelay,
+    status: &OutboxRelayStatus,
+) -> Result<(), kube::Error> {
+    let api = context.beside::<OutboxRelay>(relay);
+    let patch = json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "status": status});
+    let parameters = PatchParams::apply(MANAGER).force();
+    let (name, patch) = (relay.name_any(), Patch::Apply(patch));
+    match context.metrics.kubernetes("status", api.patch_status(&name, &parameters, &patch)).await {
+        // It was deleted meanwhile.
+        Err(kube::Error::Api(refusal)) if refusal.code == 404 => Ok(()),
+        written => written.map(drop),
+    }
 }
 
 struct Pass<'a> {
@@ -362,16 +382,8 @@ impl Pass<'_> {
             return Ok(status);
         }
         self.tell_of_change(&before, &status.conditions);
-        let api = self.context.beside::<OutboxRelay>(relay);
-        let patch = json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "status": status});
-        let parameters = PatchParams::apply(MANAGER).force();
-        let (name, patch) = (relay.name_any(), Patch::Apply(patch));
-        let writing = api.patch_status(&name, &parameters, &patch);
-        match self.context.metrics.kubernetes("status", writing).await {
-            // It was deleted meanwhile.
-            Err(kube::Error::Api(refusal)) if refusal.code == 404 => Ok(status),
-            written => Ok(written.map(|_| status)?),
-        }
+        put_status(self.context, relay, &status).await?;
+        Ok(status)
     }
 
     /// Whether an Event with this reason is due: one that comes and goes is told of every few minutes.

@@ -94,3 +94,36 @@ async fn a_lock_does_not_keep_a_resource_that_is_let_go_by_force() {
     let slot = stage.database.name();
     stage.database.execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.unwrap();
 }
+
+/// Nothing is changed, not even what others change; then everything is as declared again.
+#[tokio::test]
+async fn a_paused_resource_is_left_alone() {
+    let mut stage = Stage::shared("paused").await;
+    let folder = Folder::new("relay").unwrap();
+    let _relay = stage.until_streaming(&folder).await;
+    let pause = ["annotate", "obr", "shop", "outbox.dev/pause-reconciliation=true"];
+    stage.namespace.kubectl(&pause).await.unwrap();
+    stage.until(&[("ReconciliationPaused", "True", "Annotation"), ("Ready", "True", "Streaming")]).await;
+    stage.spec["topics"][0]["partitions"] = json!(7);
+    stage.apply().await;
+    let scale = ["scale", "deployment", "shop-relay", "--replicas=0"];
+    stage.namespace.kubectl(&scale).await.unwrap();
+    wait::until("the Deployment without pods", SOON, async || {
+        let pods = value(&stage, "deployment", "shop-relay", "{.status.replicas}").await;
+        if pods.is_empty() { Ok(()) } else { Err(pods) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(value(&stage, "deployment", "shop-relay", "{.spec.replicas}").await, "0");
+    assert_eq!(stage.observed().await.unwrap().partitions, 3);
+    stage.namespace.kubectl(&["annotate", "obr", "shop", "outbox.dev/pause-reconciliation-"]).await.unwrap();
+    wait::until("all as declared", SOON, async || {
+        let replicas = value(&stage, "deployment", "shop-relay", "{.spec.replicas}").await;
+        let partitions = stage.observed().await.unwrap().partitions;
+        let types = value(&stage, "obr", "shop", "{.status.conditions[*].type}").await;
+        let is_so = replicas == "1" && partitions == 7 && !types.contains("Paused");
+        if is_so { Ok(()) } else { Err(format!("{replicas} {partitions} {types}")) }
+    })
+    .await
+    .unwrap();
+}
