@@ -68,8 +68,7 @@ pub async fn define_monitors(cluster: &Cluster) -> Result<(), Error> {
     for kind in ["podmonitors", "servicemonitors", "prometheusrules"] {
         let file = folder.join(format!("monitoring.coreos.com_{kind}.yaml")).display().to_string();
         cluster.kubectl(&["apply", "--server-side", "--filename", &file]).await?;
-        let definition = format!("crd/{kind}.monitoring.coreos.com");
-        cluster.kubectl(&["wait", "--for=condition=Established", &definition]).await?;
+        cluster.until_established(&[&format!("{kind}.monitoring.coreos.com")]).await?;
     }
     Ok(())
 }

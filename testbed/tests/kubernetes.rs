@@ -55,7 +55,7 @@ async fn objects_are_checked_by_their_rules() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("rules").await.unwrap();
     cluster.apply(GREETING).await.unwrap();
-    cluster.kubectl(&["wait", "--for=condition=Established", "crd/greetings.example.dev"]).await.unwrap();
+    cluster.until_established(&["greetings.example.dev"]).await.unwrap();
     let say = |text: &str| {
         format!("{{apiVersion: example.dev/v1, kind: Greeting, metadata: {{name: one}}, text: {text}}}")
     };

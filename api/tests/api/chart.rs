@@ -128,7 +128,7 @@ async fn every_object_is_accepted() {
     // The pod of helm test names it.
     cluster.kubectl(&["create", "priorityclass", "high", "--value=1"]).await.unwrap();
     cluster.apply(include_str!("../../../crds/outboxrelays.outbox.dev.yaml")).await.unwrap();
-    cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
+    cluster.until_established(&["outboxrelays.outbox.dev"]).await.unwrap();
     define_monitors(cluster).await.unwrap();
     let resources =
         "ingress.enabled=true,ingress.tlsSecret=tls,ingress.className=nginx,autoscaling.enabled=true";

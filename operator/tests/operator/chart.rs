@@ -86,7 +86,7 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     let install = [&["install", "--take-ownership"], &of_release[..]].concat();
     let notes = cluster.helm(&install).await.unwrap();
     assert!(notes.contains("kubectl -n outbox-system rollout status deployment/outbox-outbox-operator"));
-    cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
+    cluster.until_established(&["outboxrelays.outbox.dev"]).await.unwrap();
     wait::until("pods, which the restricted namespace takes", SOON, async || {
         let pods = cluster.kubectl(&["get", "pods", "-n", "outbox-system", "-o", "name"]).await;
         if pods.as_ref().is_ok_and(|pods| pods.lines().count() == 2) {

@@ -19,8 +19,7 @@ pub async fn namespace(purpose: &str) -> Namespace {
 /// Makes the resource known.
 pub async fn define(cluster: &Cluster) {
     cluster.apply(DEFINITION).await.unwrap();
-    let established = ["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"];
-    cluster.kubectl(&established).await.unwrap();
+    cluster.until_established(&["outboxrelays.outbox.dev"]).await.unwrap();
 }
 
 pub fn relay(spec: &Value) -> Value {

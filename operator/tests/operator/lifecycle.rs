@@ -149,7 +149,7 @@ async fn a_resource_that_cannot_be_read_holds_up_no_other() {
     let cluster = Kubernetes::start().await.unwrap();
     let newer = DEFINITION.replace("- Table\n", "- Table\n                    - Yesterday\n");
     cluster.apply(&newer).await.unwrap();
-    cluster.kubectl(&["wait", "--for=condition=Established", "crd/outboxrelays.outbox.dev"]).await.unwrap();
+    cluster.until_established(&["outboxrelays.outbox.dev"]).await.unwrap();
     let mut unreadable = relay(&with(least(), "/source/start", json!("Yesterday")));
     unreadable["metadata"]["name"] = json!("newer");
     for object in [unreadable, relay(&least())] {

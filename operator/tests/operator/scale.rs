@@ -116,20 +116,23 @@ async fn answer_for_new_pods(
     known: &mut HashSet<Ipv4Addr>,
     answering: &mut JoinSet<()>,
 ) -> Result<(), String> {
-    let addresses = ["get", "pods", "-o", "jsonpath={.items[*].status.podIP}"];
-    let addresses = cluster.kubectl(&addresses).await.map_err(|error| error.to_string())?;
-    for address in addresses.split(' ').filter_map(|address| address.parse().ok()) {
+    let pods = r#"jsonpath={range .items[*]}{.status.podIP} {.metadata.labels.app\.kubernetes\.io/instance}{"\n"}{end}"#;
+    let pods = cluster.kubectl(&["get", "pods", "-o", pods]).await.map_err(|error| error.to_string())?;
+    for (address, resource) in pods.lines().filter_map(|pod| pod.split_once(' ')) {
+        let Ok(address) = address.parse() else { continue };
         if known.insert(address) {
             let listener =
                 TcpListener::bind((address, ADMIN_PORT)).await.map_err(|error| error.to_string())?;
-            answering.spawn(answer(listener));
+            answering.spawn(answer(listener, format!("default/{resource}")));
         }
     }
     Ok(())
 }
 
-async fn answer(listener: TcpListener) {
-    let status = json!({"role": "active", "ready": true, "phase": "streaming", "trouble": null}).to_string();
+async fn answer(listener: TcpListener, name: String) {
+    let status =
+        json!({"name": name, "role": "active", "ready": true, "phase": "streaming", "trouble": null})
+            .to_string();
     let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{status}", status.len());
     while let Ok((mut stream, _)) = listener.accept().await {
         let text = text.clone();

@@ -4,15 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::access::PRIVATE;
 use super::binaries::{self, Programs};
 use crate::guard::{self, Folder};
-use crate::{Error, blocking, images, shared};
+use crate::{Error, blocking, images, shared, wait};
 
 /// Environment variable with the kubeconfig of a control plane that tests may use instead of starting one. It has no nodes,
 /// and nobody else's objects.
 pub const KUBECONFIG: &str = "OUTBOX_TEST_KUBECONFIG";
+
+/// On a busy machine.
+const ESTABLISHED_WITHIN: Duration = Duration::from_secs(120);
 
 /// The administrator of a cluster, who may be several.
 #[derive(Clone)]
@@ -103,6 +107,20 @@ impl Cluster {
     /// The API server refuses them; the error has what it said.
     pub async fn apply(&self, objects: &str) -> Result<String, Error> {
         self.kubectl_with(&["apply", "--server-side", "--filename", "-"], objects).await
+    }
+
+    /// Waits until the API server serves these CRDs, or all there are.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] with what kubectl said.
+    pub async fn until_established(&self, crds: &[&str]) -> Result<(), Error> {
+        let which = if crds.is_empty() { &["--all"] } else { crds };
+        // It fails, and does not wait, where a CRD has no condition yet.
+        let wait = [&["wait", "--for=condition=Established", "crd"], which].concat();
+        wait::until(format!("{crds:?} to be served"), ESTABLISHED_WITHIN, async || {
+            self.kubectl(&wait).await.map(drop)
+        })
+        .await
     }
 
     /// Runs kubectl with an input.

@@ -25,7 +25,7 @@ impl Cluster {
         }
         let kinds = kinds.display().to_string();
         self.kubectl(&["apply", "--server-side", "--filename", &kinds]).await?;
-        self.kubectl(&["wait", "--for=condition=Established", "crd", "--all"]).await?;
+        self.until_established(&[]).await?;
         self.apply(MANIFEST).await?;
         let rollout =
             |what: &'static str| ["rollout", "status", what, "--namespace=monitoring", "--timeout=180s"];
