@@ -9,21 +9,21 @@ use std::time::Duration;
 use admin::{Finding, Grade, cause};
 use kube::{Client, Error};
 
-use crate::leadership::{LEASE, leader};
+use crate::leadership::{LeaseReference, leader};
 
 /// An API server that takes longer is of no use to the operator either.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Makes every check that can be made: for an operator that looks at `namespaces`, or at all of them, and has its Lease there.
-pub async fn examine(client: &Client, namespaces: &[String], lease: Option<&str>) -> Vec<Finding> {
+pub async fn examine(client: &Client, namespaces: &[String], lease: Option<&LeaseReference>) -> Vec<Finding> {
     let server = api_server(client).await;
     if server.result == Grade::Problem {
         return vec![server];
     }
     let mut findings = vec![server, definition::examine(client).await];
     findings.extend(rights::examine(client, namespaces, lease).await);
-    if let Some(namespace) = lease {
-        findings.push(leading(client, namespace).await);
+    if let Some(lease) = lease {
+        findings.push(leading(client, lease).await);
     }
     findings
 }
@@ -43,15 +43,17 @@ async fn api_server(client: &Client) -> Finding {
     }
 }
 
-async fn leading(client: &Client, namespace: &str) -> Finding {
+async fn leading(client: &Client, lease: &LeaseReference) -> Finding {
     const CHECK: &str = "leader";
-    let lease = format!("the Lease {LEASE} in namespace {namespace}");
-    match leader(client.clone(), namespace).await {
+    match leader(client.clone(), lease).await {
         Ok(Some(holder)) => Finding::ok(CHECK, format!("{holder} holds {lease} and renews it")),
         Ok(None) => Finding::problem(
             CHECK,
-            format!("nobody renews {lease}: no operator acts"),
-            format!("look at its pods and what they log: kubectl get pods -n {namespace}"),
+            format!("no operator renews {lease}, so none acts"),
+            format!(
+                "look at the pods of the operator and at their logs: kubectl get pods -n {}",
+                lease.namespace
+            ),
         ),
         Err(error) => unanswered(CHECK, &error),
     }

@@ -2,6 +2,7 @@
 //! has changed it for as long as it lasts, by this process's own clock.
 
 use std::cell::Cell;
+use std::fmt::{self, Display, Formatter};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -13,8 +14,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
-/// Name of the Lease.
-pub const LEASE: &str = "outbox-operator";
+/// Name of the Lease where none is given. Two operators that act side by side, each on namespaces of its own, need two.
+pub const DEFAULT_LEASE: &str = "outbox-operator";
 /// How long a Lease holds without being renewed. The three durations are those of Kubernetes' own components.
 const LASTS: Duration = Duration::from_secs(15);
 /// A holder that could not renew for so long stops, well before another may begin.
@@ -25,9 +26,31 @@ const EVERY: Duration = Duration::from_secs(2);
 /// How often somebody who waits to see it renewed looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// Where the Lease is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseReference {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name: operators that use the same one take turns.
+    pub name: String,
+}
+
+impl LeaseReference {
+    fn api(&self, client: Client) -> Api<Lease> {
+        Api::namespaced(client, &self.namespace)
+    }
+}
+
+impl Display for LeaseReference {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "the Lease {} in namespace {}", self.name, self.namespace)
+    }
+}
+
 /// The right to act, as long as it is renewed.
 pub struct Leadership {
     api: Api<Lease>,
+    name: String,
     identity: String,
     lease: Lease,
     renewed: Instant,
@@ -41,15 +64,16 @@ struct Watched {
 }
 
 impl Leadership {
-    /// Waits until the Lease in `namespace` is free, and takes it. `identity` is of no other process.
-    pub async fn acquire(client: Client, namespace: &str, identity: String) -> Leadership {
-        let api: Api<Lease> = Api::namespaced(client, namespace);
+    /// Waits until the Lease is free, and takes it. `identity` is of no other process.
+    pub async fn acquire(client: Client, lease: &LeaseReference, identity: String) -> Leadership {
+        let (api, name) = (lease.api(client), lease.name.clone());
         let mut watched = Watched { version: None, since: Instant::now(), was_deleted: false };
         loop {
-            match tokio::time::timeout(RENEW_WITHIN, attempt(&api, &identity, &mut watched)).await {
-                Ok(Ok(Some((lease, renewed)))) => return Leadership { api, identity, lease, renewed },
+            let attempt = attempt(&api, &name, &identity, &mut watched);
+            match tokio::time::timeout(RENEW_WITHIN, attempt).await {
+                Ok(Ok(Some((lease, renewed)))) => return Leadership { api, name, identity, lease, renewed },
                 Ok(Ok(None)) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "cannot look at the Lease"),
+                Ok(Err(error)) => tracing::warn!(%error, lease = name, "cannot look at the Lease"),
                 Err(_) => tracing::warn!(
                     "the API server did not answer a request for the Lease within {RENEW_WITHIN:?}"
                 ),
@@ -76,8 +100,9 @@ impl Leadership {
             tokio::time::sleep(EVERY).await;
             let asked = Instant::now();
             let left = RENEW_WITHIN.saturating_sub(renewed.get().elapsed());
-            let (lease, parameters) = (held(self.lease.clone(), &self.identity), PostParams::default());
-            let replaced = self.api.replace(LEASE, &parameters, &lease);
+            let (lease, parameters) =
+                (held(self.lease.clone(), &self.name, &self.identity), PostParams::default());
+            let replaced = self.api.replace(&self.name, &parameters, &lease);
             match tokio::time::timeout(left, replaced).await {
                 Ok(Ok(lease)) => {
                     self.lease = lease;
@@ -99,7 +124,7 @@ impl Leadership {
 
     /// Reads the Lease again; answers whether this process is its holder. Its time counts on from the last renewal: reading is none.
     async fn is_still_held(&mut self) -> bool {
-        match tokio::time::timeout(EVERY, self.api.get(LEASE)).await {
+        match tokio::time::timeout(EVERY, self.api.get(&self.name)).await {
             Ok(Ok(lease)) => {
                 let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
                 let is_held = holder == Some(self.identity.as_str());
@@ -117,20 +142,20 @@ impl Leadership {
         if let Some(spec) = &mut self.lease.spec {
             spec.holder_identity = None;
         }
-        if let Err(error) = self.api.replace(LEASE, &PostParams::default(), &self.lease).await {
+        if let Err(error) = self.api.replace(&self.name, &PostParams::default(), &self.lease).await {
             tracing::warn!(%error, "cannot release the Lease; another begins when it runs out");
         }
     }
 }
 
-/// Who acts: seen to renew the Lease in `namespace`, within the time that it takes another to begin in place of one that died.
-pub async fn leader(client: Client, namespace: &str) -> Result<Option<String>, kube::Error> {
-    let api: Api<Lease> = Api::namespaced(client, namespace);
-    let (began, before) = (Instant::now(), api.get_opt(LEASE).await?);
+/// Who acts: seen to renew the Lease, within the time that it takes another to begin in place of one that died.
+pub async fn leader(client: Client, lease: &LeaseReference) -> Result<Option<String>, kube::Error> {
+    let (api, name) = (lease.api(client), &lease.name);
+    let (began, before) = (Instant::now(), api.get_opt(name).await?);
     let version = before.and_then(|lease| lease.metadata.resource_version);
     while began.elapsed() < LASTS + EVERY * 2 {
         tokio::time::sleep(LOOK_EVERY).await;
-        let Some(lease) = api.get_opt(LEASE).await? else { continue };
+        let Some(lease) = api.get_opt(name).await? else { continue };
         let holder = lease.spec.and_then(|spec| spec.holder_identity).filter(|holder| !holder.is_empty());
         if holder.is_some() && lease.metadata.resource_version != version {
             return Ok(holder);
@@ -152,11 +177,12 @@ async fn guarded(work: impl Future<Output = ()>, may: impl Fn() -> bool) -> bool
 /// Takes the Lease if it is free. Its time counts from before the request.
 async fn attempt(
     api: &Api<Lease>,
+    name: &str,
     identity: &str,
     watched: &mut Watched,
 ) -> Result<Option<(Lease, Instant)>, kube::Error> {
     let asked = Instant::now();
-    let taken = match api.get_opt(LEASE).await? {
+    let taken = match api.get_opt(name).await? {
         None => {
             // One that was deleted had a holder, who has not noticed yet.
             if watched.version.take().is_some() {
@@ -166,7 +192,7 @@ async fn attempt(
             if watched.was_deleted && watched.since.elapsed() <= LASTS {
                 return Ok(None);
             }
-            api.create(&PostParams::default(), &held(Lease::default(), identity)).await
+            api.create(&PostParams::default(), &held(Lease::default(), name, identity)).await
         }
         Some(lease) => {
             if watched.version != lease.metadata.resource_version {
@@ -178,7 +204,7 @@ async fn attempt(
             if !free {
                 return Ok(None);
             }
-            api.replace(LEASE, &PostParams::default(), &held(lease, identity)).await
+            api.replace(name, &PostParams::default(), &held(lease, name, identity)).await
         }
     };
     match taken {
@@ -190,12 +216,12 @@ async fn attempt(
 }
 
 /// `lease`, held by `identity` from now on.
-fn held(lease: Lease, identity: &str) -> Lease {
+fn held(lease: Lease, name: &str, identity: &str) -> Lease {
     let now = MicroTime(Timestamp::now());
     let before = lease.spec.unwrap_or_default();
     let mine = before.holder_identity.as_deref() == Some(identity);
     Lease {
-        metadata: ObjectMeta { name: Some(LEASE.to_owned()), ..lease.metadata },
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..lease.metadata },
         spec: Some(LeaseSpec {
             holder_identity: Some(identity.to_owned()),
             lease_duration_seconds: i32::try_from(LASTS.as_secs()).ok(),

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use kube::{Client, CustomResourceExt};
 use outbox_operator::connections::Connections;
-use outbox_operator::leadership::Leadership;
+use outbox_operator::leadership::{DEFAULT_LEASE, Leadership, LeaseReference};
 use outbox_operator::memory::Memory;
 use outbox_operator::metrics::Metrics;
 use outbox_operator::reconcile::Context;
@@ -58,6 +59,21 @@ struct Place {
     /// Namespace of the Lease by which one of several operators is chosen; without it, only one may run.
     #[arg(long, env = "OUTBOX_OPERATOR_LEASE_NAMESPACE")]
     lease_namespace: Option<String>,
+    /// Name of that Lease. Operators with the same one take turns, so they must watch the same namespaces; others must not.
+    #[arg(
+        long,
+        env = "OUTBOX_OPERATOR_LEASE_NAME",
+        default_value = DEFAULT_LEASE,
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    lease_name: String,
+}
+
+impl Place {
+    fn lease(&self) -> Option<LeaseReference> {
+        let name = self.lease_name.clone();
+        self.lease_namespace.clone().map(|namespace| LeaseReference { namespace, name })
+    }
 }
 
 #[derive(Args)]
@@ -129,10 +145,10 @@ fn run(options: Run) -> i32 {
         tokio::spawn(stop_on_signal(stop));
         let namespaces = &options.place.namespaces;
         tracing::info!(?namespaces, version = admin::version(), "outbox-operator starts");
-        match &options.place.lease_namespace {
+        match options.place.lease() {
             Some(lease) => {
                 let work = work(client.clone(), &options, metrics, stopping.clone());
-                lead(client, lease, work, stopping).await
+                lead(client, &lease, work, stopping).await
             }
             None => {
                 work(client, &options, metrics, stopping).await;
@@ -152,10 +168,10 @@ async fn client() -> Option<Client> {
 fn examine(options: &Doctor) -> i32 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return EXIT_BUG };
-    let Place { namespaces, lease_namespace } = &options.place;
+    let (namespaces, lease) = (&options.place.namespaces, options.place.lease());
     runtime.block_on(async {
         let Some(client) = client().await else { return EXIT_UNAVAILABLE };
-        admin::report(&doctor::examine(&client, namespaces, lease_namespace.as_deref()).await, options.json)
+        admin::report(&doctor::examine(&client, namespaces, lease.as_ref()).await, options.json)
     })
 }
 
@@ -191,7 +207,7 @@ async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::
 /// Does `work` while this process holds the Lease.
 async fn lead(
     client: Client,
-    namespace: &str,
+    lease: &LeaseReference,
     work: impl Future<Output = ()>,
     mut stopping: watch::Receiver<bool>,
 ) -> i32 {
@@ -199,10 +215,10 @@ async fn lead(
     let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "outbox-operator".to_owned());
     let identity = format!("{host}-{}", std::process::id());
     let mut leadership = tokio::select! {
-        leadership = Leadership::acquire(client, namespace, identity) => leadership,
+        leadership = Leadership::acquire(client, lease, identity) => leadership,
         _ = stopping.wait_for(|stop| *stop) => return stopped(),
     };
-    tracing::info!("leads");
+    tracing::info!(lease = lease.name, "leads");
     if leadership.while_held(work).await {
         leadership.release().await;
         return stopped();

@@ -1,6 +1,8 @@
 //! May the account do what the operator does? The API server is asked for each right of the chart's rules, which a test proves to be
 //! enough.
 
+use std::fmt::{self, Display, Formatter};
+
 use admin::Finding;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::authorization::v1::{
@@ -11,6 +13,7 @@ use kube::api::PostParams;
 use kube::{Api, Client, Error};
 
 use super::unanswered;
+use crate::leadership::LeaseReference;
 
 const RULES: &str = include_str!("../../../charts/outbox-operator/files/rules.yaml");
 const LEASE_RULES: &str = include_str!("../../../charts/outbox-operator/files/lease-rules.yaml");
@@ -18,22 +21,56 @@ const LEASE_RULES: &str = include_str!("../../../charts/outbox-operator/files/le
 const AT_ONCE: usize = 8;
 
 /// See the module's text.
-pub async fn examine(client: &Client, namespaces: &[String], lease: Option<&str>) -> Vec<Finding> {
+pub async fn examine(client: &Client, namespaces: &[String], lease: Option<&LeaseReference>) -> Vec<Finding> {
     let mut findings = Vec::new();
     if namespaces.is_empty() {
-        findings.push(look(client, "rights", RULES, None).await);
+        findings.push(look(client, "rights", RULES, &Scope::All).await);
     }
     for namespace in namespaces {
-        findings.push(look(client, "rights", RULES, Some(namespace)).await);
+        findings.push(look(client, "rights", RULES, &Scope::Namespace(namespace)).await);
     }
-    if let Some(namespace) = lease {
-        findings.push(look(client, "rights on the Lease", LEASE_RULES, Some(namespace)).await);
+    if let Some(lease) = lease {
+        findings.push(look(client, "rights on the Lease", LEASE_RULES, &Scope::Lease(lease)).await);
     }
     findings
 }
 
-async fn look(client: &Client, check: &'static str, rules: &str, namespace: Option<&str>) -> Finding {
-    let place = namespace.map_or_else(|| "all namespaces".to_owned(), |name| format!("namespace {name}"));
+/// What a set of rules is about.
+enum Scope<'a> {
+    All,
+    Namespace(&'a str),
+    Lease(&'a LeaseReference),
+}
+
+impl Scope<'_> {
+    fn namespace(&self) -> Option<&str> {
+        match self {
+            Scope::All => None,
+            Scope::Namespace(name) => Some(name),
+            Scope::Lease(lease) => Some(&lease.namespace),
+        }
+    }
+
+    /// The object that rules with `resourceNames` are about: those of the file are the default's.
+    fn object(&self) -> Option<&str> {
+        match self {
+            Scope::Lease(lease) => Some(&lease.name),
+            Scope::All | Scope::Namespace(_) => None,
+        }
+    }
+}
+
+impl Display for Scope<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Scope::All => f.write_str("in all namespaces"),
+            Scope::Namespace(name) => write!(f, "in namespace {name}"),
+            Scope::Lease(lease) => write!(f, "on {lease}"),
+        }
+    }
+}
+
+async fn look(client: &Client, check: &'static str, rules: &str, scope: &Scope<'_>) -> Finding {
     let remedy = "bind its account to the rules that the chart makes (rbac.create), or that are in its files";
     let rules: Vec<PolicyRule> = match serde_saphyr::from_str(rules) {
         Ok(rules) => rules,
@@ -41,12 +78,12 @@ async fn look(client: &Client, check: &'static str, rules: &str, namespace: Opti
             return Finding::problem(check, format!("its own rules cannot be read: {error}"), "report it");
         }
     };
-    match refused(client, &rules, namespace).await {
+    match refused(client, &rules, scope).await {
         Ok((asked, refused)) if refused.is_empty() => {
-            Finding::ok(check, format!("all {asked} that it needs in {place}"))
+            Finding::ok(check, format!("all {asked} that it needs {scope}"))
         }
         Ok((_, refused)) => {
-            Finding::problem(check, format!("it may not {} in {place}", refused.join(", ")), remedy)
+            Finding::problem(check, format!("it may not {} {scope}", refused.join(", ")), remedy)
         }
         Err(error) => unanswered(check, &error),
     }
@@ -56,15 +93,14 @@ async fn look(client: &Client, check: &'static str, rules: &str, namespace: Opti
 async fn refused(
     client: &Client,
     rules: &[PolicyRule],
-    namespace: Option<&str>,
+    scope: &Scope<'_>,
 ) -> Result<(usize, Vec<String>), Error> {
     let reviews: Api<SelfSubjectAccessReview> = Api::all(client.clone());
-    let questions: Vec<_> = rules.iter().flat_map(questions).collect();
+    let questions: Vec<_> = rules.iter().flat_map(|rule| questions(rule, scope)).collect();
     let asked = questions.len();
     let answers = stream::iter(questions).map(async |what| {
-        let attributes = ResourceAttributes { namespace: namespace.map(str::to_owned), ..what.clone() };
         let spec =
-            SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+            SelfSubjectAccessReviewSpec { resource_attributes: Some(what.clone()), ..Default::default() };
         let review = SelfSubjectAccessReview { spec, ..Default::default() };
         let answer = reviews.create(&PostParams::default(), &review).await?;
         let allowed = answer.status.is_some_and(|status| status.allowed);
@@ -75,7 +111,8 @@ async fn refused(
 }
 
 /// Each right of a rule.
-fn questions(rule: &PolicyRule) -> Vec<ResourceAttributes> {
+fn questions(rule: &PolicyRule, scope: &Scope<'_>) -> Vec<ResourceAttributes> {
+    let object = scope.object().filter(|_| rule.resource_names.is_some());
     let mut questions = Vec::new();
     for group in rule.api_groups.iter().flatten() {
         for resource in rule.resources.iter().flatten() {
@@ -86,6 +123,8 @@ fn questions(rule: &PolicyRule) -> Vec<ResourceAttributes> {
                 resource: resource.clone(),
                 subresource: subresource.clone(),
                 verb: Some(verb.clone()),
+                namespace: scope.namespace().map(str::to_owned),
+                name: object.map(str::to_owned),
                 ..ResourceAttributes::default()
             }));
         }
@@ -106,13 +145,29 @@ mod tests {
 
     #[test]
     fn every_right_of_the_charts_rules_is_asked_for() {
-        for (text, some) in
-            [(RULES, ["patch outboxrelays/status", "get secrets"]), (LEASE_RULES, ["update leases"; 2])]
-        {
+        let lease = LeaseReference { namespace: "system".to_owned(), name: "mine".to_owned() };
+        let (all, lease) = (Scope::All, Scope::Lease(&lease));
+        for (text, scope, some) in [
+            (RULES, &all, ["patch outboxrelays/status", "get secrets"]),
+            (LEASE_RULES, &lease, ["create leases", "update leases"]),
+        ] {
             let rules: Vec<PolicyRule> = serde_saphyr::from_str(text).unwrap();
-            let names: Vec<_> = rules.iter().flat_map(questions).map(|right| name(&right)).collect();
+            let rights: Vec<_> = rules.iter().flat_map(|rule| questions(rule, scope)).collect();
+            let names: Vec<_> = rights.iter().map(name).collect();
             assert!(some.iter().all(|right| names.contains(&(*right).to_owned())), "{names:?}");
             assert!(names.len() >= rules.len());
+            assert!(rights.iter().all(|right| right.namespace.as_deref() == scope.namespace()));
         }
+    }
+
+    /// A Role may limit all verbs but `create` to one name, and then refuses a question that names none.
+    #[test]
+    fn rights_on_the_lease_are_asked_for_by_its_name() {
+        let lease = LeaseReference { namespace: "system".to_owned(), name: "mine".to_owned() };
+        let rules: Vec<PolicyRule> = serde_saphyr::from_str(LEASE_RULES).unwrap();
+        let rights = rules.iter().flat_map(|rule| questions(rule, &Scope::Lease(&lease)));
+        let asked: Vec<_> = rights.map(|right| (right.verb.unwrap(), right.name)).collect();
+        let of = |verb: &str, name: Option<&str>| (verb.to_owned(), name.map(str::to_owned));
+        assert_eq!(asked, [of("create", None), of("get", Some("mine")), of("update", Some("mine"))]);
     }
 }

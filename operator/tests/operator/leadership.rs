@@ -1,11 +1,14 @@
 //! One of several operators acts; another takes over when it stops, and when it dies.
 
+use std::path::Path;
+
 use k8s_openapi::jiff::Timestamp;
+use testbed::kubernetes::Namespace;
 use testbed::process::{Launch, Program, Signal};
 use testbed::wait;
 
-use crate::cluster::namespace;
-use crate::stage::{SOON, operator};
+use crate::cluster::{apply, least, namespace, relay};
+use crate::stage::{SOON, operator, program};
 
 async fn until_leading(program: &Program) {
     wait::until("an operator that leads", SOON, async || {
@@ -85,4 +88,53 @@ async fn a_lease_that_others_edit_or_delete() {
     until_leading(&second).await;
     let acquired: Timestamp = get("{.spec.acquireTime}").await.unwrap().parse().unwrap();
     assert!(acquired.as_second() - deleted.as_second() >= 10, "{deleted} {acquired}");
+}
+
+async fn until_reconciled(namespace: &Namespace, operator: &Program) {
+    wait::until("conditions", SOON, async || {
+        let reasons = ["get", "obr", "shop", "-o", "jsonpath={.status.conditions[*].reason}"];
+        let reasons = namespace.kubectl(&reasons).await.unwrap();
+        if reasons.contains("SecretUnusable") { Ok(()) } else { Err(operator.log_tail()) }
+    })
+    .await
+    .unwrap();
+}
+
+/// What `doctor` says of the leader, and its exit code.
+async fn doctor_on(kubeconfig: &Path, arguments: &[&str]) -> (String, Option<i32>) {
+    let launch =
+        arguments.iter().fold(program(kubeconfig).arg("doctor"), |launch, argument| launch.arg(argument));
+    let mut doctor = launch.start().unwrap();
+    let code = doctor.wait(SOON).await.unwrap().code();
+    let log = doctor.log();
+    let line = log.lines().find(|line| line.contains(" leader ")).unwrap_or(&log);
+    (line.to_owned(), code)
+}
+
+/// Two releases in one namespace, each for namespaces of its own.
+#[tokio::test]
+async fn operators_with_leases_of_their_own_act_side_by_side() {
+    let (one, two) = (namespace("lease-one").await, namespace("lease-two").await);
+    let kubeconfig = one.cluster().kubeconfig();
+    let lease_namespace = format!("--lease-namespace={}", one.name());
+    let start = |watched: &Namespace, name: &str| -> Program {
+        let launch = operator(watched.name(), kubeconfig).arg(&lease_namespace);
+        launch.env("OUTBOX_OPERATOR_LEASE_NAME", name).start().unwrap()
+    };
+    for namespace in [&one, &two] {
+        apply(namespace, &relay(&least())).await.unwrap();
+    }
+    let (first, second) = (start(&one, "one"), start(&two, "two"));
+    until_leading(&first).await;
+    until_leading(&second).await;
+    until_reconciled(&one, &first).await;
+    until_reconciled(&two, &second).await;
+
+    let watched = format!("--namespace={}", two.name());
+    let (said, code) = doctor_on(kubeconfig, &[&watched, &lease_namespace, "--lease-name=two"]).await;
+    let expected = format!("-{} holds the Lease two in namespace {} and renews it", second.pid(), one.name());
+    assert!(code == Some(0) && said.starts_with("ok ") && said.contains(&expected), "{said}");
+    let (said, code) = doctor_on(kubeconfig, &[&watched, &lease_namespace]).await;
+    let expected = format!("no operator renews the Lease outbox-operator in namespace {}", one.name());
+    assert!(code == Some(69) && said.starts_with("problem ") && said.contains(&expected), "{said}");
 }
