@@ -25,6 +25,7 @@ pub mod images;
 pub mod kafka;
 pub mod kubernetes;
 pub mod load;
+pub mod lua;
 pub mod net;
 pub mod other_producer;
 mod packages;
