@@ -11,17 +11,18 @@ use crate::build;
 const CHARTS: [(&str, &str); 2] = [
     (
         "outbox-operator",
-        "The Kubernetes operator that looks after OutboxRelay resources: publication, slot, topics and relay of a transactional outbox.\n\
+        "The Kubernetes operator of the resource OutboxRelay: publication, slot, topics and relay of a transactional outbox.\n\
          What it does and how to run it: [OPERATOR.md](../../docs/OPERATOR.md); upgrading: [UPGRADE.md](../../docs/UPGRADE.md).\n\n\
          ```sh\n\
-         helm install outbox charts/outbox-operator --namespace outbox-system --create-namespace\n\
+         helm install outbox charts/outbox-operator --namespace outbox-system --create-namespace \\\n  \
+           --set global.imageRegistry=registry.example\n\
          ```\n",
     ),
     (
         "basket-api",
         "The basket service. Its settings: [CONFIGURATION.md](../../docs/CONFIGURATION.md#basket-api); the API: [API.md](../../docs/API.md).\n\n\
          ```sh\n\
-         helm install shop charts/basket-api --set database.secret=shop-db \\\n  \
+         helm install shop charts/basket-api --set global.imageRegistry=registry.example,database.secret=shop-db \\\n  \
            --set auth.jwt.issuer=https://issuer.example,auth.jwt.audience=basket,auth.jwt.jwksUrl=https://issuer.example/keys\n\
          ```\n",
     ),
@@ -63,13 +64,14 @@ struct Row {
 }
 
 /// A row for each value, and for each group that has a comment. Of YAML it knows what the charts use: maps in blocks of two spaces, each value
-/// on the line of its key, with its comment above.
+/// on the line of its key, with its comment above. That of a value begins with `--`, as helm-docs and Artifact Hub read it.
 fn rows(values: &str) -> Vec<Row> {
     let (mut rows, mut path, mut comment) = (Vec::new(), Vec::<String>::new(), Vec::<String>::new());
     for line in values.lines() {
         let text = line.trim_start();
         if let Some(words) = text.strip_prefix('#') {
-            comment.push(words.trim().to_owned());
+            let words = words.trim();
+            comment.push(words.strip_prefix("-- ").unwrap_or(words).to_owned());
             continue;
         }
         let Some((key, value)) = text.split_once(':') else {
@@ -94,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_value_has_the_comment_above_it() {
-        let values = "# Of all.\nimage:\n  repository: a\n  # One\n  # two.\n  tag: \"\"\n\nlist: []\n";
+        let values = "# Of all.\nimage:\n  repository: a\n  # -- One\n  # two.\n  tag: \"\"\n\nlist: []\n";
         let row = |path: &str, default: &str, meaning: &str| Row {
             path: path.into(),
             default: default.into(),

@@ -232,7 +232,7 @@ fn try_this(cluster: &Cluster, prometheus: &Prometheus) -> Result<(), Failure> {
         "kubectl -n shop describe obr shop-basket-api",
         "kubectl -n shop logs -f deployment/shop-basket-api-relay",
         "kubectl -n shop delete pod -l app.kubernetes.io/name=outbox-relay",
-        "helm -n shop upgrade shop charts/basket-api --reuse-values --set replicas=3",
+        "helm -n shop upgrade shop charts/basket-api --reset-then-reuse-values --set replicas=3",
     ] {
         println!("  {command}");
     }

@@ -14,8 +14,14 @@ use crate::service::{Service, TOKEN};
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/basket-api");
 const SOON: Duration = Duration::from_secs(60);
 /// With nothing but what is required.
-const LEAST: [&str; 4] =
-    ["--set", "database.secret=shop-db", "--set", "auth.mode=static-token,auth.staticToken.secret=token"];
+const LEAST: [&str; 6] = [
+    "--set",
+    "global.imageRegistry=registry.example",
+    "--set",
+    "database.secret=shop-db",
+    "--set",
+    "auth.mode=static-token,auth.staticToken.secret=token",
+];
 
 /// The arguments of a pod's container, and its environment, with what Secrets hold.
 fn launch(pod: &Value, secret: impl Fn(&str, &str) -> String) -> Launch {
@@ -99,7 +105,8 @@ async fn a_pod_of_the_chart_migrates_serves_and_is_found_well() {
 async fn every_setting_of_the_chart_is_one_of_the_program() {
     let cluster = shared_cluster().await.unwrap();
     let jwt = "auth.jwt.issuer=i,auth.jwt.audience=a,auth.jwt.jwksUrl=https://x,auth.jwt.caSecret=ca";
-    let more = format!("{jwt},retention.keepCommands=365d,database.secret=db");
+    let more =
+        format!("{jwt},retention.keepCommands=365d,database.secret=db,image.registry=registry.example");
     let rendered = cluster.helm(&["template", "shop", CHART, "--set", &more]).await.unwrap();
     let mut help = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
         .arg("serve")
@@ -125,7 +132,8 @@ async fn every_object_is_accepted() {
     let cluster = shared_cluster().await.unwrap();
     let namespace = cluster.namespace("objects").await.unwrap();
     cluster.restrict(namespace.name()).await.unwrap();
-    // The pod of helm test names it.
+    // The pod of helm test names both.
+    namespace.kubectl(&["create", "serviceaccount", "shop-basket-api"]).await.unwrap();
     cluster.kubectl(&["create", "priorityclass", "high", "--value=1"]).await.unwrap();
     cluster.apply(include_str!("../../../crds/outboxrelays.outbox.dev.yaml")).await.unwrap();
     cluster.until_established(&["outboxrelays.outbox.dev"]).await.unwrap();
@@ -137,6 +145,8 @@ async fn every_object_is_accepted() {
           "credentialsSecretRef": {"name": "db"}, "publication": {"name": "outbox"}, "slot": {"name": "outbox"}}},
           "sink": {"kafka": {"bootstrapServers": "kafka:9092"}}}},
         "extraEnv": [{"name": "A", "value": "b"}], "tolerations": [{"operator": "Exists"}],
+        "serviceAccount": {"annotations": {"a": "b"}}, "migration": {"annotations": {"a": "b"}, "podLabels": {"c": "d"}},
+        "test": {"podAnnotations": {"a": "b"}}, "extraArgs": ["--a=b"], "imagePullSecrets": [{"name": "registry"}],
         "extraVolumes": [{"name": "v", "emptyDir": {}}], "extraVolumeMounts": [{"name": "v", "mountPath": "/v"}],
         "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}]}"#;
     let values = Folder::new("values").unwrap();
@@ -221,7 +231,7 @@ async fn values_that_cannot_work_are_refused() {
         ("ingress.path=x", "'/ingress/path'"),
         ("autoscaling.targetCPUUtilizationPercentage=0", "targetCPUUtilizationPercentage"),
         ("migration.deadline=0", "'/migration/deadline'"),
-        ("outboxRelay.enabled=true", "outboxRelay.spec is empty"),
+        ("outboxRelay.enabled=true", "outboxRelay.spec is empty, and outboxRelay.enabled is true"),
         ("outboxRelay.name=x", "'/outboxRelay'"),
         ("podMonitor.interval=often", "'/podMonitor/interval'"),
     ] {

@@ -1,51 +1,75 @@
 {{/* A variable from a Secret: (list name secret key). */}}
 {{- define "basket-api.fromSecret" -}}
 - name: {{ index . 0 }}
-  valueFrom: {secretKeyRef: {name: {{ index . 1 }}, key: {{ index . 2 }}}}
+  valueFrom:
+    secretKeyRef:
+      name: {{ index . 1 }}
+      key: {{ index . 2 }}
 {{- end -}}
 
 {{- define "basket-api.database" -}}
 {{- with .Values.database -}}
-{{ include "basket-api.fromSecret" (list "BASKET_DATABASE_URL" (required "database.secret is not set: the Secret with the database's address" .secret) .key) }}
+{{ include "basket-api.fromSecret" (list "BASKET_DATABASE_URL" (required "database.secret is not set: the Secret with the address of the database" .secret) .key) }}
 {{- end -}}
 {{- end -}}
 
-{{/* The service's settings. What cannot work is refused here, with the value's name. */}}
+{{/* The settings of the service. A combination that cannot work fails here, with the name of the value. */}}
 {{- define "basket-api.environment" -}}
 {{ include "basket-api.database" . }}
-- {name: BASKET_LISTEN, value: "[::]:8080"}
-- {name: BASKET_ADMIN_LISTEN, value: "[::]:9080"}
-- {name: RUST_LOG, value: {{ .Values.log.level | quote }}}
-- {name: BASKET_LOG_FORMAT, value: {{ .Values.log.format }}}
-- {name: BASKET_AUTH, value: {{ .Values.auth.mode }}}
+- name: BASKET_LISTEN
+  value: "[::]:8080"
+- name: BASKET_ADMIN_LISTEN
+  value: "[::]:9080"
+- name: RUST_LOG
+  value: {{ .Values.log.level | quote }}
+- name: BASKET_LOG_FORMAT
+  value: {{ .Values.log.format }}
+- name: BASKET_AUTH
+  value: {{ .Values.auth.mode }}
 {{- with .Values.auth }}
 {{- if eq .mode "jwt" }}
-- {name: BASKET_JWT_ISSUER, value: {{ required "auth.jwt.issuer is not set, and auth.mode is jwt" .jwt.issuer | quote }}}
-- {name: BASKET_JWT_AUDIENCE, value: {{ required "auth.jwt.audience is not set, and auth.mode is jwt" .jwt.audience | quote }}}
-- {name: BASKET_JWT_ROLES_CLAIM, value: {{ .jwt.rolesClaim | quote }}}
-- {name: BASKET_JWKS_URL, value: {{ required "auth.jwt.jwksUrl is not set, and auth.mode is jwt" .jwt.jwksUrl | quote }}}
+- name: BASKET_JWT_ISSUER
+  value: {{ required "auth.jwt.issuer is not set, and auth.mode is jwt" .jwt.issuer | quote }}
+- name: BASKET_JWT_AUDIENCE
+  value: {{ required "auth.jwt.audience is not set, and auth.mode is jwt" .jwt.audience | quote }}
+- name: BASKET_JWT_ROLES_CLAIM
+  value: {{ .jwt.rolesClaim | quote }}
+- name: BASKET_JWKS_URL
+  value: {{ required "auth.jwt.jwksUrl is not set, and auth.mode is jwt" .jwt.jwksUrl | quote }}
 {{- if .jwt.caSecret }}
-- {name: BASKET_JWKS_CA_FILE, value: /etc/basket-api/jwks-ca/ca.crt}
+- name: BASKET_JWKS_CA_FILE
+  value: /etc/basket-api/jwks-ca/ca.crt
 {{- end }}
 {{- else if eq .mode "static-token" }}
 {{ include "basket-api.fromSecret" (list "BASKET_STATIC_TOKEN" (required "auth.staticToken.secret is not set, and auth.mode is static-token" .staticToken.secret) .staticToken.key) }}
 {{- end }}
-- {name: BASKET_REQUIRE_IF_MATCH, value: {{ .requireIfMatch | quote }}}
+- name: BASKET_REQUIRE_IF_MATCH
+  value: {{ .requireIfMatch | quote }}
 {{- end }}
 {{- with .Values.limits }}
-- {name: BASKET_DATABASE_CONNECTIONS, value: {{ .databaseConnections | quote }}}
-- {name: BASKET_MAX_CONNECTIONS, value: {{ .connections | quote }}}
-- {name: BASKET_MAX_REQUESTS, value: {{ .requests | quote }}}
-- {name: BASKET_RATE_LIMIT, value: {{ .rate | quote }}}
-- {name: BASKET_REQUEST_TIMEOUT, value: {{ .requestTimeout | quote }}}
-- {name: BASKET_HEADER_TIMEOUT, value: {{ .headerTimeout | quote }}}
-- {name: BASKET_DRAIN_TIMEOUT, value: {{ printf "%vs" .drainTimeoutSeconds | quote }}}
+- name: BASKET_DATABASE_CONNECTIONS
+  value: {{ .databaseConnections | quote }}
+- name: BASKET_MAX_CONNECTIONS
+  value: {{ .connections | quote }}
+- name: BASKET_MAX_REQUESTS
+  value: {{ .requests | quote }}
+- name: BASKET_RATE_LIMIT
+  value: {{ .rate | quote }}
+- name: BASKET_REQUEST_TIMEOUT
+  value: {{ .requestTimeout | quote }}
+- name: BASKET_HEADER_TIMEOUT
+  value: {{ .headerTimeout | quote }}
+- name: BASKET_DRAIN_TIMEOUT
+  value: {{ printf "%vs" .drainTimeoutSeconds | quote }}
 {{- end }}
 {{- with .Values.retention }}
-- {name: BASKET_ABANDON_AFTER, value: {{ .abandonAfter | quote }}}
-- {name: BASKET_KEEP_KEYS, value: {{ .keepKeys | quote }}}
+- name: BASKET_ABANDON_AFTER
+  value: {{ .abandonAfter | quote }}
+- name: BASKET_KEEP_KEYS
+  value: {{ .keepKeys | quote }}
 {{- if .keepCommands }}
-- {name: BASKET_KEEP_COMMANDS, value: {{ .keepCommands | quote }}}
+- name: BASKET_KEEP_COMMANDS
+  value: {{ .keepCommands | quote }}
 {{- end }}
 {{- end }}
 {{- with .Values.extraEnv }}

@@ -8,10 +8,13 @@ expression has to hold is the value `for` of the alert, or of its severity (`cri
 - alert: {{ .name }}
   expr: {{ .expr | quote }}
   for: {{ .for | default $values.for }}
-  labels: {severity: {{ .severity }}}
+  labels:
+    severity: {{ .severity }}
   annotations:
     summary: {{ .summary | quote }}
     description: {{ .description | quote }}
-    runbook_url: {{ printf "%s/%s.md" .root.Values.alerts.runbookUrl .name | quote }}
+    {{- with .root.Values.alerts.runbookUrl }}
+    runbook_url: {{ printf "%s/%s.md" (trimSuffix "/" .) $.name | quote }}
+    {{- end }}
 {{- end }}
 {{- end -}}

@@ -10,6 +10,7 @@ use testbed::guard::Folder;
 use testbed::kubernetes::shared_cluster;
 use testbed::prometheus::promtool;
 
+use crate::chart::REGISTRY;
 use crate::metrics;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outbox-operator");
@@ -20,8 +21,11 @@ pub async fn groups(values: &[&str]) -> Value {
     let cluster = shared_cluster().await.unwrap();
     let template = ["template", "outbox", CHART, "--show-only", "templates/prometheusrule.yaml"];
     let values = values.iter().flat_map(|value| ["--set", value]);
-    let arguments: Vec<&str> =
-        template.into_iter().chain(["--set", "alerts.enabled=true"]).chain(values).collect();
+    let arguments: Vec<&str> = template
+        .into_iter()
+        .chain(["--set", REGISTRY, "--set", "alerts.enabled=true"])
+        .chain(values)
+        .collect();
     let rendered: Value = serde_saphyr::from_str(&cluster.helm(&arguments).await.unwrap()).unwrap();
     json!({"groups": rendered["spec"]["groups"]})
 }

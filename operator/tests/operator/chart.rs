@@ -14,6 +14,8 @@ use crate::cluster::define;
 use crate::stage::{SOON, Stage, program};
 
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outbox-operator");
+/// Images are nowhere by default.
+pub const REGISTRY: &str = "global.imageRegistry=registry.example";
 
 /// The program as a pod's container runs it.
 pub fn launch(pod: &Value, kubeconfig: &Path) -> Launch {
@@ -41,7 +43,7 @@ async fn its_rights_and_settings_are_enough() {
     stage.operator.kill().await.unwrap();
     let (cluster, namespace) = (stage.namespace.cluster().clone(), stage.namespace.name().to_owned());
     let watched = format!("watchNamespaces={{{namespace}}}");
-    let release = [&namespace, CHART, "--namespace", &namespace, "--set", &watched];
+    let release = [&namespace, CHART, "--namespace", &namespace, "--set", REGISTRY, "--set", &watched];
     let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false"];
     let release = [&release[..], &values].concat();
     cluster.helm(&[&["install"], &release[..]].concat()).await.unwrap();
@@ -78,7 +80,7 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     let cluster = Kubernetes::start().await.unwrap();
     cluster.kubectl(&["create", "namespace", "outbox-system"]).await.unwrap();
     cluster.restrict("outbox-system").await.unwrap();
-    let of_release = ["outbox", CHART, "--namespace", "outbox-system"];
+    let of_release = ["outbox", CHART, "--namespace", "outbox-system", "--set", REGISTRY];
     // By hand first, as docs/UPGRADE.md has it.
     define(&cluster).await;
     let refused = cluster.helm(&[&["install"], &of_release[..]].concat()).await.unwrap_err().to_string();
@@ -145,7 +147,9 @@ async fn every_object_is_accepted() {
             "ingressFrom": [{"namespaceSelector": {}}]},
         "dashboard": {"enabled": true}, "podMonitor": {"enabled": true, "labels": {"a": "b"}},
         "alerts": {"enabled": true, "labels": {"a": "b"}}, "imagePullSecrets": [{"name": "registry"}],
-        "serviceAccount": {"annotations": {"a": "b"}}, "podLabels": {"a": "b"}, "podAnnotations": {"a": "b"},
+        "serviceAccount": {"annotations": {"a": "b"}}, "global": {"imagePullSecrets": ["other"]}, "extraArgs": ["--a=b"],
+        "test": {"podLabels": {"c": "d"}, "tolerations": [{"operator": "Exists"}], "resources": {"limits": {"memory": "1Gi"}}},
+        "podLabels": {"a": "b"}, "podAnnotations": {"a": "b"},
         "nodeSelector": {"disk": "fast"}, "tolerations": [{"operator": "Exists"}], "priorityClassName": "high",
         "affinity": {"nodeAffinity": {}}, "extraEnv": [{"name": "A", "value": "b"}],
         "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
@@ -155,7 +159,7 @@ async fn every_object_is_accepted() {
     std::fs::write(&file, values).unwrap();
     let watched = format!("podMonitor.enabled=true,watchNamespaces={{default,{}}}", namespace.name());
     for more in [["--set", "crds.keep=false"], ["--set", &watched], ["--values", file.to_str().unwrap()]] {
-        let template = ["template", "outbox", CHART, "--namespace", namespace.name()];
+        let template = ["template", "outbox", CHART, "--namespace", namespace.name(), "--set", REGISTRY];
         let rendered = cluster.helm(&[&template[..], &more].concat()).await.unwrap();
         // It names the namespace of each object itself.
         let dry_run = [
@@ -209,7 +213,7 @@ async fn values_that_cannot_work_are_refused() {
         ("networkPolicy.enabled=true", "networkPolicy.egress is empty"),
         ("alerts.rules.OutboxNothing.enabled=true", "'OutboxNothing' not allowed"),
     ] {
-        let refused = cluster.helm(&["template", "outbox", CHART, "--set", value]).await;
+        let refused = cluster.helm(&["template", "outbox", CHART, "--set", REGISTRY, "--set", value]).await;
         let refused = refused.map_err(|error| error.to_string()).expect_err(value);
         assert!(refused.contains(said), "{value}: {refused}");
     }

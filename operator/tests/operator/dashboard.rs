@@ -7,6 +7,7 @@ use testbed::guard::Folder;
 use testbed::kubernetes::shared_cluster;
 use testbed::prometheus::promtool;
 
+use crate::chart::REGISTRY;
 use crate::metrics;
 
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outbox-operator");
@@ -20,6 +21,8 @@ async fn dashboard() -> Value {
         CHART,
         "--show-only",
         "templates/dashboard.yaml",
+        "--set",
+        REGISTRY,
         "--set",
         "dashboard.enabled=true",
     ];

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use testbed::kubernetes::Kubernetes;
 use testbed::{net, wait};
 
-use crate::chart::{CHART, launch, test_pod};
+use crate::chart::{CHART, REGISTRY, launch, test_pod};
 use crate::cluster::{DEFINITION, define};
 use crate::stage::SOON;
 
@@ -66,7 +66,7 @@ async fn each_thing_that_is_wrong_is_named_with_its_remedy() {
     }
     cluster.restrict("outbox-system").await.unwrap();
     let values = "watchNamespaces={shop},crds.install=false,rbac.aggregate=false";
-    let release = ["outbox", CHART, "--namespace", "outbox-system", "--set", values];
+    let release = ["outbox", CHART, "--namespace", "outbox-system", "--set", REGISTRY, "--set", values];
     let notes = cluster.helm(&[&["install"], &release[..]].concat()).await.unwrap();
     assert!(notes.contains("helm test outbox --namespace outbox-system"), "{notes}");
     let kubeconfig = cluster.kubeconfig_of("outbox-system", "outbox-outbox-operator").await.unwrap();
@@ -74,7 +74,9 @@ async fn each_thing_that_is_wrong_is_named_with_its_remedy() {
 
     let (_, others) = doctor.looks().await;
     assert_eq!(others.len(), 2, "{others:?}");
-    assert!(others[1].contains("nobody renews the Lease outbox-operator in namespace outbox-system"));
+    assert!(
+        others[1].contains("no operator renews the Lease outbox-outbox-operator in namespace outbox-system")
+    );
     let deployment = ["get", "deployment", "outbox-outbox-operator", "-n", "outbox-system", "-o", "json"];
     let deployment: Value = serde_json::from_str(&cluster.kubectl(&deployment).await.unwrap()).unwrap();
     let listen = format!("127.0.0.1:{}", net::free_port().unwrap());
@@ -102,7 +104,7 @@ async fn each_thing_that_is_wrong_is_named_with_its_remedy() {
     doctor.until_well().await;
 
     operator.kill().await.unwrap();
-    doctor.until_only(&["problem  leader", "no operator acts", "kubectl get pods -n outbox-system"]).await;
+    doctor.until_only(&["problem  leader", "so none acts", "kubectl get pods -n outbox-system"]).await;
     cluster.kill_api_server().await.unwrap();
     doctor.until_only(&["problem  API server", "onnection refused", "check that KUBECONFIG"]).await;
 }

@@ -35,4 +35,5 @@ mod scale;
 mod stage;
 mod topics;
 mod truth;
+mod values;
 mod written;

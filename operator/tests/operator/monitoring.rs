@@ -10,6 +10,7 @@ use testbed::kubernetes::{Namespace, shared_cluster};
 use testbed::prometheus::promtool;
 use testbed::wait;
 
+use crate::chart::REGISTRY;
 use crate::cluster::{apply, namespace};
 use crate::stage::SOON;
 use crate::{alerts, metrics};
@@ -54,7 +55,7 @@ async fn its_file_of_rules_has_every_alert() {
     let cut = DOCUMENT.split("sed '").nth(1).unwrap().split('\'').next().unwrap();
     let cluster = shared_cluster().await.unwrap();
     let chart = format!("{CHARTS}/outbox-operator");
-    let template = ["template", "outbox", &chart, "--set", "alerts.enabled=true"];
+    let template = ["template", "outbox", &chart, "--set", REGISTRY, "--set", "alerts.enabled=true"];
     let shown = ["--show-only", "templates/prometheusrule.yaml"];
     let rendered = cluster.helm(&[&template[..], &shown].concat()).await.unwrap();
     let mut sed = Command::new("sed").arg(cut).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -72,10 +73,12 @@ async fn pods(namespace: &Namespace) {
     let name = namespace.name();
     let apply_all = ["apply", "--filename=-"];
     namespace.kubectl_with(&apply_all, RELAY).await.unwrap();
-    let required = "database.secret=s,auth.mode=static-token,auth.staticToken.secret=s";
-    for (chart, values) in [("outbox-operator", "serviceAccount.create=false"), ("basket-api", required)] {
+    let account = "serviceAccount.create=false,serviceAccount.name=default";
+    let required = format!("{account},database.secret=s,auth.mode=static-token,auth.staticToken.secret=s");
+    for (chart, values) in [("outbox-operator", account), ("basket-api", &required)] {
         let chart = format!("{CHARTS}/{chart}");
-        let template = ["template", "outbox", &chart, "--namespace", name, "--set", values];
+        let template =
+            ["template", "outbox", &chart, "--namespace", name, "--set", REGISTRY, "--set", values];
         let shown = ["--set", "replicas=1", "--show-only", "templates/deployment.yaml"];
         let deployment = namespace.cluster().helm(&[&template[..], &shown].concat()).await.unwrap();
         namespace.kubectl_with(&apply_all, &deployment).await.unwrap();
