@@ -14,7 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
-/// Name of the Lease where none is given. Two operators that act side by side, each on namespaces of its own, need two.
+/// Name of the Lease where none is given. Operators that act side by side, each in namespaces of its own, need one each.
 pub const DEFAULT_LEASE: &str = "outbox-operator";
 /// How long a Lease holds without being renewed. The three durations are those of Kubernetes' own components.
 const LASTS: Duration = Duration::from_secs(15);
@@ -31,7 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 pub struct LeaseReference {
     /// Its namespace.
     pub namespace: String,
-    /// Its name: operators that use the same one take turns.
+    /// Its name. Of the operators that use the same Lease, one acts.
     pub name: String,
 }
 

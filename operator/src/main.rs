@@ -59,7 +59,7 @@ struct Place {
     /// Namespace of the Lease by which one of several operators is chosen; without it, only one may run.
     #[arg(long, env = "OUTBOX_OPERATOR_LEASE_NAMESPACE")]
     lease_namespace: Option<String>,
-    /// Name of that Lease. Operators with the same one take turns, so they must watch the same namespaces; others must not.
+    /// Name of that Lease. Of the operators with the same one, one acts: they must watch the same namespaces, and others must watch others.
     #[arg(
         long,
         env = "OUTBOX_OPERATOR_LEASE_NAME",
