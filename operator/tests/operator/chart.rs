@@ -120,6 +120,11 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
         .await
         .unwrap();
     }
+    // As docs/INSTALL.md has a second operator.
+    let second = ["install", "second", CHART, "--namespace", "outbox-system", "--set", REGISTRY];
+    let beside = ["--set", "watchNamespaces={default}", "--set", "crds.install=false,rbac.aggregate=false"];
+    cluster.helm(&[&second[..], &beside[..]].concat()).await.unwrap();
+    cluster.helm(&["uninstall", "second", "--namespace", "outbox-system"]).await.unwrap();
     let sample = include_str!("../../../docs/samples/least.yaml");
     cluster.apply(sample).await.unwrap();
     let fewer = ["--set", "replicas=1", "--set", "crds.keep=true"];
