@@ -12,7 +12,7 @@ use testbed::{net, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::chart::CHART;
+use crate::chart::{CHART, REGISTRY};
 use crate::stage::{SOON, Stage, get, operator};
 
 /// One of the namespaces does not exist, so the operator has no rights there.
@@ -23,8 +23,8 @@ async fn a_namespace_that_cannot_be_watched_holds_up_no_other() {
     stage.operator.wait(SOON).await.unwrap();
     let (cluster, namespace) = (stage.namespace.cluster().clone(), stage.namespace.name().to_owned());
     let watched = format!("watchNamespaces={{{namespace}}}");
-    let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false", "--set", &watched];
-    let install = ["install", &namespace, CHART, "--namespace", &namespace];
+    let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false", "--set", REGISTRY];
+    let install = ["install", &namespace, CHART, "--namespace", &namespace, "--set", &watched];
     cluster.helm(&[&install[..], &values].concat()).await.unwrap();
     let account = format!("{namespace}-outbox-operator");
     let kubeconfig = cluster.kubeconfig_of(&namespace, &account).await.unwrap();
@@ -127,4 +127,37 @@ async fn a_pod_that_says_something_else_each_time() {
     let events = stage.namespace.kubectl(&events).await.unwrap();
     let made_up = events.split_whitespace().filter(|reason| reason.starts_with("Made")).count();
     assert!(made_up <= answered.load(Ordering::Relaxed), "{events}");
+}
+
+/// The Role in a watched namespace goes with the namespace, before the resource does.
+#[tokio::test]
+async fn a_watched_namespace_can_be_deleted_and_leaves_no_slot() {
+    let mut stage = Stage::shared("doomed").await;
+    stage.operator.terminate().unwrap();
+    stage.operator.wait(SOON).await.unwrap();
+    let (cluster, namespace) = (stage.namespace.cluster().clone(), stage.namespace.name().to_owned());
+    let release = cluster.namespace("operators").await.unwrap();
+    let watched = format!("watchNamespaces={{{namespace}}}");
+    let install = ["install", release.name(), CHART, "--namespace", release.name(), "--set", &watched];
+    let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false", "--set", REGISTRY];
+    cluster.helm(&[&install[..], &values].concat()).await.unwrap();
+    let account = format!("{}-outbox-operator", release.name());
+    let kubeconfig = cluster.kubeconfig_of(release.name(), &account).await.unwrap();
+    stage.operator = operator(&namespace, &kubeconfig).start().unwrap();
+    let folder = Folder::new("relay").unwrap();
+    let mut relay = stage.until_streaming(&folder).await;
+    cluster.kubectl(&["delete", "namespace", &namespace, "--wait=false"]).await.unwrap();
+    wait::until("the end of the Role", SOON, async || {
+        let roles = cluster.kubectl(&["get", "role", "-n", &namespace, "-o", "name"]).await.unwrap();
+        if roles.is_empty() { Ok(()) } else { Err(roles) }
+    })
+    .await
+    .unwrap();
+    relay.kill().await.unwrap();
+    let gone = format!("--timeout={}s", SOON.as_secs());
+    let gone = cluster.kubectl(&["wait", "--for=delete", &format!("namespace/{namespace}"), &gone]).await;
+    assert!(gone.is_ok(), "{gone:?}\n{}", stage.operator.log_tail());
+    let slots =
+        format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", stage.database.name());
+    assert_eq!(stage.value(&slots).await.as_deref(), Some("0"));
 }
