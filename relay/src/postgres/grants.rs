@@ -36,20 +36,58 @@ pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<St
     .bind(role)
     .fetch_optional(&mut *sql)
     .await?;
-    let on_rds: bool =
-        sqlx::query_scalar("SELECT to_regrole('rds_replication') IS NOT NULL").fetch_one(sql).await?;
-    let role = quote(role);
-    Ok(match may {
-        Some((true, true)) => None,
-        Some((false, true)) => Some(format!("ALTER ROLE {role} LOGIN")),
-        Some((true, false)) if on_rds => Some(format!("GRANT rds_replication TO {role}")),
-        Some((false, false)) if on_rds => {
-            Some(format!("ALTER ROLE {role} LOGIN; GRANT rds_replication TO {role}"))
+    let (role, provider) = (quote(role), provider(sql).await?);
+    let login = match may {
+        Some((true, true)) => return Ok(None),
+        Some((false, true)) => return Ok(Some(format!("ALTER ROLE {role} LOGIN"))),
+        Some((true, false)) => None,
+        Some((false, false)) => Some(format!("ALTER ROLE {role} LOGIN; ")),
+        None => Some(format!("CREATE ROLE {role} LOGIN; ")),
+    };
+    Ok(Some(format!("{}{}", login.unwrap_or_default(), provider.way_to_replicate(&role))))
+}
+
+/// Who runs the server, which decides how a role gets the right to replicate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Provider {
+    SelfManaged,
+    AmazonRds,
+    GoogleCloud,
+    Azure,
+}
+
+impl Provider {
+    /// `role` is quoted. Who may run the statement is in a comment, so that all of it can be pasted.
+    fn way_to_replicate(self, role: &str) -> String {
+        match self {
+            Provider::SelfManaged => format!("ALTER ROLE {role} REPLICATION"),
+            Provider::AmazonRds => format!("GRANT rds_replication TO {role}"),
+            Provider::GoogleCloud => {
+                format!(
+                    "ALTER USER {role} WITH REPLICATION /* as a member of cloudsqlsuperuser or alloydbsuperuser */"
+                )
+            }
+            Provider::Azure => {
+                format!("ALTER ROLE {role} WITH REPLICATION /* as a member of azure_pg_admin */")
+            }
         }
-        None if on_rds => Some(format!("CREATE ROLE {role} LOGIN; GRANT rds_replication TO {role}")),
-        Some((true, false)) => Some(format!("ALTER ROLE {role} REPLICATION")),
-        Some((false, false)) => Some(format!("ALTER ROLE {role} LOGIN REPLICATION")),
-        None => Some(format!("CREATE ROLE {role} LOGIN REPLICATION")),
+    }
+}
+
+/// Each provider has an administrators' role of its own in every server.
+async fn provider(sql: &mut PgConnection) -> Result<Provider, Trouble> {
+    let (amazon, google, azure): (bool, bool, bool) = sqlx::query_as(
+        "SELECT to_regrole('rds_replication') IS NOT NULL,
+                to_regrole('cloudsqlsuperuser') IS NOT NULL OR to_regrole('alloydbsuperuser') IS NOT NULL,
+                to_regrole('azure_pg_admin') IS NOT NULL",
+    )
+    .fetch_one(sql)
+    .await?;
+    Ok(match (amazon, google, azure) {
+        (true, _, _) => Provider::AmazonRds,
+        (_, true, _) => Provider::GoogleCloud,
+        (_, _, true) => Provider::Azure,
+        _ => Provider::SelfManaged,
     })
 }
 
@@ -89,6 +127,44 @@ pub async fn on_checkpoint(
     role: &str,
 ) -> Result<Option<String>, Trouble> {
     on_table(sql, &source.table.sibling(checkpoint::TABLE), role, &["SELECT", "INSERT", "UPDATE"]).await
+}
+
+/// To drop the slot, and to delete the row by which retention waits for its relay.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn to_drop_slot(
+    sql: &mut PgConnection,
+    source: &Source,
+    role: &str,
+) -> Result<Option<String>, Trouble> {
+    let checkpoint = source.table.sibling(checkpoint::TABLE);
+    let replication = replication(sql, role).await?;
+    let row = on_table(sql, &checkpoint, role, &["SELECT", "DELETE"]).await?;
+    let missing: Vec<String> = replication.into_iter().chain(row).collect();
+    Ok((!missing.is_empty()).then(|| missing.join("; ")))
+}
+
+/// To drop a publication: only its owner may. One that does not exist needs no right.
+///
+/// # Errors
+/// The database does not answer.
+pub async fn to_drop_publication(
+    sql: &mut PgConnection,
+    publication: &str,
+    role: &str,
+) -> Result<Option<String>, Trouble> {
+    let role = quote(role);
+    let may: Option<bool> = sqlx::query_scalar(
+        "SELECT coalesce(pg_has_role(to_regrole($2), pubowner, 'USAGE'), false)
+         FROM pg_publication WHERE pubname = $1",
+    )
+    .bind(publication)
+    .bind(&role)
+    .fetch_optional(sql)
+    .await?;
+    let change = || format!("ALTER PUBLICATION {} OWNER TO {role}", quote(publication));
+    Ok((may == Some(false)).then(change))
 }
 
 /// To read the rows that were there before the slot.
