@@ -1,7 +1,7 @@
 //! What this process remembers of a resource from one pass to the next. Nothing rests on it: without it everything is looked at, and
 //! applied, once more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -9,7 +9,8 @@ use kube::ResourceExt;
 
 use crate::resource::{OutboxRelay, OutboxRelayStatus};
 use crate::secrets::Values;
-use crate::topics::{Cluster, Topics};
+use crate::status::Aspect;
+use crate::topics::{Cluster, Contests, Topics};
 
 /// By namespace and name. A resource that was made anew under the same name has another status, and other objects.
 #[derive(Default)]
@@ -24,6 +25,10 @@ pub struct Remembered {
     pub secrets: Option<Arc<Values>>,
     /// What was applied last.
     pub applied: Option<Applied>,
+    /// Keys of its topics that something else sets back.
+    pub contests: Contests,
+    /// Rights that the deletion lacks, as they were told of.
+    pub missing_rights: BTreeMap<Aspect, String>,
     /// Passes in a row that the API server has refused something.
     pub failures: u32,
     /// Passes in a row in which its database or Kafka did not answer.

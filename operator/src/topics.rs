@@ -4,9 +4,12 @@
 
 mod client;
 mod cluster;
+mod contests;
 mod error;
 mod plan;
+mod values;
 
 pub use self::cluster::{Cluster, Topics};
+pub use self::contests::Contests;
 pub use self::error::KafkaError;
 pub use self::plan::{Deviation, Observed, Plan, Step, plan};

@@ -1,6 +1,7 @@
 //! The Kafka side of a pass: whether the cluster answers, and the topics.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use outbox_relay::config::{Config, Sink, SinkAccess};
 use outbox_relay::trouble;
@@ -10,7 +11,7 @@ use crate::events::Kind;
 use crate::resource::{Topic, TopicStatus};
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding, Reason};
-use crate::topics::{Cluster, KafkaError, Observed, plan};
+use crate::topics::{Cluster, KafkaError, Observed, Step, plan};
 
 impl Pass<'_> {
     /// The cluster, where a relay could be started.
@@ -99,16 +100,11 @@ impl Pass<'_> {
             self.context.tell(self.relay, Kind::Warning, "TopicReplaced", &note);
         }
         let plan = plan(topic, &owned, found);
-        for step in &plan.steps {
-            if let Err(error) = cluster.carry_out(&topic.name, step).await {
+        for step in plan.steps.into_iter().filter_map(|step| self.without_contested(topic, step)) {
+            if let Err(error) = cluster.carry_out(&topic.name, &step).await {
                 return vec![(FAILED, error.to_string())];
             }
-            self.context.tell(
-                self.relay,
-                Kind::Normal,
-                "TopicChanged",
-                &format!("topic {}: {step}", topic.name),
-            );
+            self.on_step(topic, &step);
         }
         let status = TopicStatus {
             name: topic.name.clone(),
@@ -121,7 +117,45 @@ impl Pass<'_> {
             None => self.topics.push(status),
         }
         let told = |deviation| (Reason::NotAsDeclared, format!("topic {}: {deviation}", topic.name));
-        plan.deviations.into_iter().map(told).collect()
+        plan.deviations.into_iter().map(told).chain(self.contested(topic)).collect()
+    }
+
+    /// What is left of a step where another manager contests some of the keys that it sets.
+    fn without_contested(&self, topic: &Topic, step: Step) -> Option<Step> {
+        let Step::Configure { mut set, given_back } = step else { return Some(step) };
+        let (contests, now) = (self.context.memory.of(self.relay).contests, Instant::now());
+        set.retain(|key, value| contests.may_set(&topic.name, key, value, now));
+        (!set.is_empty() || !given_back.is_empty()).then_some(Step::Configure { set, given_back })
+    }
+
+    /// A step was done. What is set again and again is in the condition, not in an Event each time.
+    fn on_step(&self, topic: &Topic, step: &Step) {
+        let now = Instant::now();
+        let all_contested = self.context.memory.with(self.relay, |memory| {
+            let Step::Configure { set, given_back } = step else { return false };
+            for (key, value) in set {
+                memory.contests.on_set(&topic.name, key, value, now);
+            }
+            let contested = memory.contests.of_topic(&topic.name, now);
+            given_back.is_empty() && set.keys().all(|key| contested.contains(&key.as_str()))
+        });
+        if !all_contested {
+            let note = format!("topic {}: {step}", topic.name);
+            self.context.tell(self.relay, Kind::Normal, "TopicChanged", &note);
+        }
+    }
+
+    fn contested(&self, topic: &Topic) -> Option<(Reason, String)> {
+        let contests = self.context.memory.of(self.relay).contests;
+        let keys = contests.of_topic(&topic.name, Instant::now());
+        (!keys.is_empty()).then(|| {
+            let what = format!(
+                "topic {}: something else sets {} back each time it is set; declare it in one place, here or there",
+                topic.name,
+                keys.join(", ")
+            );
+            (Reason::TopicContested, what)
+        })
     }
 }
 

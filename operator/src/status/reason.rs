@@ -49,6 +49,8 @@ pub enum Reason {
     TopicFailed,
     /// A topic cannot be made what is declared.
     NotAsDeclared,
+    /// Another manager changes a topic's configuration.
+    TopicContested,
     /// The API server refuses the relay's objects.
     NotMade,
     /// An object of that name is somebody else's.
@@ -108,7 +110,7 @@ const TABLE: [(Reason, &str, &str); 28] = [
     (
         Reason::SpecificationInvalid,
         "`ReferencesResolved` False",
-        "the relay refuses a value; the message names the field of its [configuration](CONFIGURATION.md)",
+        "the relay refuses a value, the pod template overrides what it may not, or the resource's name cannot work: the message names the field",
     ),
     (
         Reason::ResourceConflict,
@@ -138,6 +140,12 @@ const TABLE: [(Reason, &str, &str); 28] = [
         "`TopicsReady` False",
         "it has more partitions or other replicas than declared, which the operator does not change: declare what there is, or \
          move replicas with Kafka's tools",
+    ),
+    (
+        Reason::TopicContested,
+        "`TopicsReady` False",
+        "something else, for example Strimzi's Topic Operator, sets a declared key of a topic back each time the operator sets it: declare \
+         the key in one place. The operator sets it once a minute at most; the condition ends ten minutes after it was last set back",
     ),
     (
         Reason::NotMade,

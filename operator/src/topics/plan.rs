@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
+use super::values::are_same;
 use crate::resource::Topic;
 
 /// Records get the broker's time: one that is as old as the event it carries could be older than the topic's retention, and
@@ -124,7 +125,9 @@ pub fn plan(declared: &Topic, owned: &BTreeSet<String>, observed: Option<&Observ
 }
 
 fn configure(declared: &Topic, owned: &BTreeSet<String>, present: &BTreeMap<String, String>) -> Option<Step> {
-    let differs = |(key, value): &(&String, &String)| present.get(*key) != Some(*value);
+    let differs = |(key, value): &(&String, &String)| {
+        present.get(*key).is_none_or(|present| !are_same(key, value, present))
+    };
     let set = declared.config.iter().filter(differs).map(|(key, value)| (key.clone(), value.clone()));
     let given_back = owned.iter().filter(|key| !declared.config.contains_key(*key));
     let given_back = given_back.filter(|key| present.contains_key(*key)).cloned();

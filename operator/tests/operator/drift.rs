@@ -115,6 +115,46 @@ async fn a_network_policy_goes_when_it_is_not_asked_for_any_more() {
     until(&stage, "").await;
 }
 
+async fn until_retention(stage: &Stage, expected: &str) {
+    wait::until(format!("retention.ms {expected}"), SOON, async || match stage.observed().await {
+        Some(topic) if topic.overrides["retention.ms"] == expected => Ok(()),
+        other => Err(format!("{other:?}\n{}", stage.operator.log_tail())),
+    })
+    .await
+    .unwrap();
+}
+
+async fn events(stage: &Stage, reason: &str) -> usize {
+    let select = format!("--field-selector=reason={reason}");
+    stage.namespace.kubectl(&["get", "events", &select, "-o", "name"]).await.unwrap().lines().count()
+}
+
+/// As Strimzi's Topic Operator does that has the topic, too.
+#[tokio::test]
+async fn a_setting_that_something_else_sets_back_each_time_is_said_once() {
+    let mut stage = Stage::shared("contest").await;
+    stage.spec["topics"][0]["config"] = json!({"retention.ms": "600000"});
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("TopicsReady", "True", "AsDeclared")]).await;
+    for _ in 0..3 {
+        alter_topic(&stage.bootstrap, &stage.topic, &[("retention.ms", "1")]).await.unwrap();
+        until_retention(&stage, "600000").await;
+    }
+    stage.until(&[("TopicsReady", "False", "TopicContested"), ("Ready", "False", "TopicContested")]).await;
+    // Made, and set twice; the third time is what the condition says.
+    assert_eq!((events(&stage, "TopicChanged").await, events(&stage, "TopicContested").await), (3, 1));
+    alter_topic(&stage.bootstrap, &stage.topic, &[("retention.ms", "1")]).await.unwrap();
+    until_retention(&stage, "600000").await;
+    stage.until(&[("TopicsReady", "False", "TopicContested")]).await;
+    assert_eq!((events(&stage, "TopicChanged").await, events(&stage, "TopicContested").await), (3, 1));
+    // Another value is another declaration.
+    stage.spec["topics"][0]["config"] = json!({"retention.ms": "700000"});
+    stage.apply().await;
+    stage.until(&[("TopicsReady", "True", "AsDeclared")]).await;
+    until_retention(&stage, "700000").await;
+}
+
 #[tokio::test]
 async fn topics_are_put_right_and_suspension_stops_the_pods_only() {
     let mut stage = Stage::shared("topics").await;

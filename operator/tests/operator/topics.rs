@@ -91,6 +91,28 @@ async fn a_topic_becomes_what_is_declared_and_what_others_set_stays() {
     cluster.delete(&name).await.unwrap();
 }
 
+/// Kafka answers with what it has parsed: that is no drift.
+#[tokio::test]
+async fn values_are_compared_as_kafka_means_them() {
+    let (cluster, name) = (cluster(shared().await.unwrap().kafka_bootstrap()), unique("values"));
+    let config = json!({
+        "cleanup.policy": "delete, compact", "min.cleanable.dirty.ratio": "0.50", "retention.ms": " +0600000 ",
+        "unclean.leader.election.enable": "True",
+    });
+    let declared = topic(&name, 1, &config);
+    carry_out(&cluster, &declared, &[], None).await;
+    let made = seen(&cluster, &name, |topic| topic.overrides.len() == 5).await;
+    let is_another = |(key, value): (&String, &String)| made.overrides[key] != *value;
+    assert!(declared.config.iter().any(is_another), "{made:?}");
+    assert_eq!(carry_out(&cluster, &declared, &[], Some(&made)).await, Plan::default());
+    // What means something else is set.
+    let declared = topic(&name, 1, &json!({"cleanup.policy": "delete", "min.cleanable.dirty.ratio": "0.51"}));
+    carry_out(&cluster, &declared, &[], Some(&made)).await;
+    let is_set = |topic: &Observed| topic.overrides["min.cleanable.dirty.ratio"] == "0.51";
+    assert_eq!(seen(&cluster, &name, is_set).await.overrides["cleanup.policy"], "delete");
+    cluster.delete(&name).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_kafka_refuses_is_said_with_its_code() {
     let cluster = cluster(shared().await.unwrap().kafka_bootstrap());
