@@ -4,4 +4,5 @@ pub mod configuration;
 pub mod files;
 pub mod naming;
 pub mod pod;
+mod pod_overrides;
 pub mod workload;

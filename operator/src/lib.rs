@@ -9,6 +9,7 @@
 //! - [`topics`]: what has to be done about topics, and doing it.
 //! - [`events`], [`metrics`]: what is told beside the status.
 //! - [`doctor`]: whether an operator could do its work, and one does it.
+//! - [`user_ids`]: what kind of cluster it is.
 //! - [`fields`]: its fields as a table, for the documents.
 
 pub mod breaker;
@@ -27,4 +28,5 @@ pub mod secrets;
 pub mod status;
 pub mod topics;
 pub mod touched;
+pub mod user_ids;
 pub mod watched;

@@ -1,5 +1,6 @@
 //! The program `outbox-operator`: arguments, wiring.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::process::exit;
@@ -18,7 +19,7 @@ use outbox_operator::reconcile::Context;
 use outbox_operator::resource::OutboxRelay;
 use outbox_operator::{controller, doctor, fields, status};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OnceCell, Semaphore, watch};
 
 const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 
@@ -54,7 +55,7 @@ enum Command {
 #[derive(Args)]
 struct Place {
     /// Namespaces to look at, separated by commas; all, when not given.
-    #[arg(long = "namespace", env = "OUTBOX_OPERATOR_NAMESPACE", value_delimiter = ',')]
+    #[arg(long = "namespace", env = "OUTBOX_OPERATOR_NAMESPACE", value_delimiter = ',', value_parser = namespace)]
     namespaces: Vec<String>,
     /// Namespace of the Lease by which one of several operators is chosen; without it, only one may run.
     #[arg(long, env = "OUTBOX_OPERATOR_LEASE_NAMESPACE")]
@@ -73,6 +74,27 @@ impl Place {
     fn lease(&self) -> Option<LeaseReference> {
         let name = self.lease_name.clone();
         self.lease_namespace.clone().map(|namespace| LeaseReference { namespace, name })
+    }
+
+    /// Each once: two loops over one namespace would do everything twice.
+    fn namespaces(&self) -> Vec<String> {
+        let mut seen = BTreeSet::new();
+        self.namespaces.iter().filter(|name| seen.insert(*name)).cloned().collect()
+    }
+}
+
+/// A name that no namespace has would be looked at in vain.
+fn namespace(name: &str) -> Result<String, &'static str> {
+    let is_inside = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-');
+    let is_label = !name.is_empty()
+        && name.len() <= 63
+        && name.bytes().all(is_inside)
+        && !name.starts_with('-')
+        && !name.ends_with('-');
+    if is_label {
+        Ok(name.to_owned())
+    } else {
+        Err("no namespace has such a name; leave it out for all namespaces")
     }
 }
 
@@ -143,7 +165,7 @@ fn run(options: Run) -> i32 {
         }
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(stop_on_signal(stop));
-        let namespaces = &options.place.namespaces;
+        let namespaces = options.place.namespaces();
         tracing::info!(?namespaces, version = admin::version(), "outbox-operator starts");
         match options.place.lease() {
             Some(lease) => {
@@ -168,10 +190,10 @@ async fn client() -> Option<Client> {
 fn examine(options: &Doctor) -> i32 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return EXIT_BUG };
-    let (namespaces, lease) = (&options.place.namespaces, options.place.lease());
+    let (namespaces, lease) = (options.place.namespaces(), options.place.lease());
     runtime.block_on(async {
         let Some(client) = client().await else { return EXIT_UNAVAILABLE };
-        admin::report(&doctor::examine(&client, namespaces, lease.as_ref()).await, options.json)
+        admin::report(&doctor::examine(&client, &namespaces, lease.as_ref()).await, options.json)
     })
 }
 
@@ -190,7 +212,7 @@ fn readiness(metrics: &Metrics) -> impl Fn() -> Readiness + Send + Sync + use<> 
 /// Looks after the resources until it is told to stop.
 async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::Receiver<bool>) {
     metrics.leader.set(1);
-    let (watched, loops) = controller::watch(&client, &options.place.namespaces, &metrics);
+    let (watched, loops) = controller::watch(&client, &options.place.namespaces(), &metrics);
     let context = Context {
         client,
         image: options.relay_image.clone(),
@@ -198,6 +220,7 @@ async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::
         connections: Connections::default(),
         memory: Memory::default(),
         metrics,
+        user_ids: OnceCell::new(),
         since: Instant::now(),
         turns: Semaphore::new(controller::AT_ONCE.into()),
     };
@@ -255,5 +278,25 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    fn namespaces(given: &str) -> Option<Vec<String>> {
+        let arguments = ["outbox-operator", "doctor", "--namespace", given];
+        match Arguments::try_parse_from(arguments).ok()?.command {
+            Command::Doctor(options) => Some(options.place.namespaces()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn each_namespace_is_looked_at_once() {
+        assert_eq!(namespaces("b,a,b,a").unwrap(), ["b", "a"]);
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_refused() {
+        for given in ["", "a,", "a, b", "A", "-a", "a-", "a.b", &"a".repeat(64)] {
+            assert_eq!(namespaces(given), None, "{given:?}");
+        }
     }
 }

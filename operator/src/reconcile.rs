@@ -27,14 +27,14 @@ use kube::runtime::controller::Action;
 use kube::{Api, Client, Resource, ResourceExt};
 use outbox_relay::config::Config;
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::finalizer::reconcile_unreadable;
 use crate::connections::Connections;
 use crate::desired::configuration::configuration;
 use crate::desired::files::POD_ROOT;
-use crate::desired::naming::MANAGER;
-use crate::desired::pod;
+use crate::desired::naming::{self, MANAGER};
+use crate::desired::pod::{self, PodDefaults, UserIds};
 use crate::desired::workload::workload;
 use crate::events::{self, Kind};
 use crate::memory::{Applied, Memory, Settled};
@@ -43,6 +43,7 @@ use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
 use crate::secrets::Secrets;
 use crate::status::{Aspect, Finding, Findings, Reason};
 use crate::topics::{Cluster, Topics};
+use crate::user_ids;
 use crate::watched::{NotSynced, Watched};
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
@@ -77,6 +78,8 @@ pub struct Context {
     pub memory: Memory,
     /// What `/metrics` shows.
     pub metrics: Metrics,
+    /// Who chooses the users of pods; looked at once.
+    pub user_ids: OnceCell<UserIds>,
     /// When the process began.
     pub since: Instant,
     /// Those of reconciliations, whatever the number of namespaces.
@@ -120,6 +123,13 @@ impl Context {
 
     fn touched(&self, relay: &OutboxRelay) -> u64 {
         self.watched.iter().map(|watched| watched.touched(relay)).sum()
+    }
+
+    /// What is the same for all pods. The API server is asked the first time.
+    async fn pod_defaults(&self) -> Result<PodDefaults<'_>, kube::Error> {
+        let user_ids =
+            self.user_ids.get_or_try_init(async || user_ids::of_cluster(&self.client).await).await?;
+        Ok(PodDefaults { image: &self.image, user_ids: *user_ids })
     }
 
     /// Says what has happened, in the log and as an Event.
@@ -217,12 +227,17 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     })
 }
 
-/// The relay's configuration, where nothing is wrong with it or with the pods.
+/// The relay's configuration, where nothing is wrong with it, with the resource's name or with the pods. What is wrong with any of them
+/// must not keep a resource that is being deleted: where the database is, its configuration says all the same.
 fn check(relay: &OutboxRelay, secrets: &Secrets) -> Result<Config, String> {
     let config = configuration(relay, &secrets.postgres.user, secrets.root());
     let config = config.map_err(|invalid| invalid.to_string())?;
-    config.check().map_err(|invalid| invalid.to_string())?;
-    pod::template(relay, "", "").map_err(|invalid| invalid.to_string())?;
+    if relay.metadata.deletion_timestamp.is_none() {
+        naming::check(relay)?;
+        config.check().map_err(|invalid| invalid.to_string())?;
+        let defaults = PodDefaults { image: "", user_ids: UserIds::Fixed };
+        pod::template(relay, defaults, "").map_err(|invalid| invalid.to_string())?;
+    }
     Ok(config)
 }
 
@@ -347,7 +362,8 @@ impl Pass<'_> {
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let yaml = serde_saphyr::to_string(&config)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
-        let workload = workload(self.relay, &yaml, &self.context.image, &secrets.digest)
+        let defaults = self.context.pod_defaults().await?;
+        let workload = workload(self.relay, &yaml, defaults, &secrets.digest)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let wanted = Applied { digest: workload.digest(), touched };
         if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {

@@ -36,8 +36,13 @@ pub use self::workload::{LogLevel, NetworkAccess, RelayWorkload};
     derive = "PartialEq",
     doc = "Carries committed rows of an outbox table to Kafka: declares a relay with its publication, replication slot, topics \
            and pods.",
-    validation = Rule::new("self.metadata.name.size() <= 50")
-        .message("names are at most 50 characters long: those of its objects are made from it, and end at 63"),
+    // Of new resources only: a rule about the name of one that exists would refuse the operator's every write, and so its end.
+    validation = Rule::new("oldSelf.hasValue() || self.metadata.name.size() <= 50")
+        .message("names are at most 50 characters long: those of its objects are made from it, and end at 63")
+        .optional_old_self(true),
+    validation = Rule::new("oldSelf.hasValue() || self.metadata.name.matches('^[a-z][-a-z0-9]*$')")
+        .message("names start with a letter and have lower-case letters, digits and '-' only, and no dots: a Service is named after it")
+        .optional_old_self(true),
     printcolumn(
         name = "Ready",
         type_ = "string",

@@ -16,6 +16,28 @@ pub const INSTANCE: &str = "app.kubernetes.io/instance";
 /// The label by which everything of this operator is told.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
+/// The objects' names end at 63 characters, and the suffixes that Kubernetes appends to those of pods need room, too.
+const LONGEST: usize = 50;
+
+/// Whether the objects of a resource could have their names. The schema refuses a new resource whose name is not so; one from before that
+/// rule may exist.
+///
+/// # Errors
+/// What is wrong with the name, and what to do.
+pub fn check(relay: &OutboxRelay) -> Result<(), String> {
+    let name = relay.name_any();
+    let is_label = name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && name.len() <= LONGEST;
+    let problem = || {
+        format!(
+            "metadata.name: the Service {name}-relay could not exist: a name starts with a letter, has lower-case letters, digits and '-' \
+             only, and {LONGEST} characters at most. Delete this resource, and create it under another name"
+        )
+    };
+    if is_label { Ok(()) } else { Err(problem()) }
+}
+
 /// The name of every object of a resource. Their kinds differ, so it is the same.
 pub fn object_name(relay: &OutboxRelay) -> String {
     format!("{}-relay", relay.name_any())

@@ -2,27 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::DeepMerge;
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, HTTPGetAction,
-    PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, SeccompProfile,
-    SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
+    PodAffinityTerm, PodAntiAffinity, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount, WeightedPodAffinityTerm,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
-use serde_json::Value;
 
 use super::configuration::{ADMIN_PORT, Invalid};
 use super::files::mounted;
 use super::naming::{labels, object_name, selector};
+use super::pod_overrides;
 use crate::resource::{LogLevel, OutboxRelay};
 
 /// The relay finishes what is under way within 25 s of the signal (docs/CONFIGURATION.md); the rest is for its end.
 const TERMINATION_GRACE_SECONDS: i64 = 30;
 /// Any but root; the image has no user of its own to rely on.
 const USER: i64 = 65_532;
-const CONFIGURATION_FOLDER: &str = "/etc/outbox-relay/config";
+/// What a relay that has nothing to do but 1,000 events per second needs, measured in docs/PERFORMANCE.md, with room: a pod that requests
+/// nothing is the first that its node evicts, and a namespace with a quota refuses it.
+const REQUESTS: [(&str, &str); 2] = [("cpu", "100m"), ("memory", "64Mi")];
+/// Where the container finds the configuration.
+pub(super) const CONFIGURATION_FOLDER: &str = "/etc/outbox-relay/config";
+/// Name of the relay's container.
+pub(super) const CONTAINER: &str = "relay";
 /// Name of the configuration's file.
 pub const CONFIGURATION_FILE: &str = "relay.yaml";
 /// Name of the admin listener's port.
@@ -30,67 +36,65 @@ pub const ADMIN: &str = "admin";
 /// Another one rolls the pods: they read their configuration when they start.
 const DIGEST: &str = "outbox.dev/configuration-digest";
 
+/// What is the same for the pods of all resources.
+#[derive(Clone, Copy, Debug)]
+pub struct PodDefaults<'a> {
+    /// Runs where a resource names no image.
+    pub image: &'a str,
+    /// As whom.
+    pub user_ids: UserIds,
+}
+
+/// Who chooses the numbers of users and groups that pods run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserIds {
+    /// The operator: Kubernetes has no numbers of its own, and the image has no user.
+    Fixed,
+    /// The cluster: OpenShift has a range for each namespace, and refuses pods that ask for another number.
+    ChosenByCluster,
+}
+
+impl UserIds {
+    fn number(self) -> Option<i64> {
+        match self {
+            UserIds::Fixed => Some(USER),
+            UserIds::ChosenByCluster => None,
+        }
+    }
+}
+
 /// What the Deployment makes pods of: the operator's, with what the resource overrides. `digest` is of what they read when they start.
 ///
 /// # Errors
-/// What the resource overrides is no pod template.
-pub fn template(relay: &OutboxRelay, image: &str, digest: &str) -> Result<PodTemplateSpec, Invalid> {
-    let mut template = PodTemplateSpec {
+/// What the resource overrides is no pod template, or would run another relay than the one that the resource declares.
+pub fn template(
+    relay: &OutboxRelay,
+    defaults: PodDefaults<'_>,
+    digest: &str,
+) -> Result<PodTemplateSpec, Invalid> {
+    let own = PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels(relay)),
             annotations: Some([(DIGEST.to_owned(), digest.to_owned())].into()),
             ..ObjectMeta::default()
         }),
-        spec: Some(pod(relay, image)),
+        spec: Some(pod(relay, defaults)),
     };
-    if let Some(overrides) = overrides(relay)? {
-        template.merge_from(overrides);
-        // By these the pods are found.
-        let metadata = template.metadata.get_or_insert_default();
-        metadata.labels.get_or_insert_default().extend(labels(relay));
-    }
+    let Some(overrides) = &relay.spec.relay.pod_template else { return Ok(own) };
+    let mut template = pod_overrides::lay_over(&own, overrides)
+        .map_err(|problem| Invalid { field: "relay.podTemplate", problem })?;
+    // The pods are found by the labels, and replaced when the digest changes.
+    let metadata = template.metadata.get_or_insert_default();
+    metadata.labels.get_or_insert_default().extend(labels(relay));
+    metadata.annotations.get_or_insert_default().insert(DIGEST.to_owned(), digest.to_owned());
     Ok(template)
-}
-
-/// What the resource overrides. The API server knows nothing of it, so that a field that does not exist has to be found here.
-fn overrides(relay: &OutboxRelay) -> Result<Option<PodTemplateSpec>, Invalid> {
-    let Some(given) = &relay.spec.relay.pod_template else { return Ok(None) };
-    let invalid = |problem: String| Invalid { field: "relay.podTemplate", problem };
-    let template: PodTemplateSpec =
-        serde_json::from_value(given.clone()).map_err(|error| invalid(error.to_string()))?;
-    let kept = serde_json::to_value(&template).map_err(|error| invalid(error.to_string()))?;
-    match unknown(given, &kept) {
-        Some(field) => Err(invalid(format!("there is no field {field} in a pod template"))),
-        None => Ok(Some(template)),
-    }
-}
-
-/// The path of a member that reading has left out. Empty ones, which are not written, are no members.
-fn unknown(given: &Value, kept: &Value) -> Option<String> {
-    let below = |name: String, given: &Value, kept: Option<&Value>| {
-        let empty = given.is_null() || *given == serde_json::json!({}) || *given == serde_json::json!([]);
-        match kept {
-            None => (!empty).then_some(name),
-            Some(kept) => unknown(given, kept).map(|path| format!("{name}.{path}")),
-        }
-    };
-    match (given, kept) {
-        (Value::Object(given), Value::Object(kept)) => {
-            given.iter().find_map(|(name, value)| below(name.clone(), value, kept.get(name)))
-        }
-        (Value::Array(given), Value::Array(kept)) => given
-            .iter()
-            .enumerate()
-            .find_map(|(index, value)| below(index.to_string(), value, kept.get(index))),
-        _ => None,
-    }
 }
 
 fn by_label(relay: &OutboxRelay) -> LabelSelector {
     LabelSelector { match_labels: Some(selector(relay)), match_expressions: None }
 }
 
-fn pod(relay: &OutboxRelay, image: &str) -> PodSpec {
+fn pod(relay: &OutboxRelay, defaults: PodDefaults<'_>) -> PodSpec {
     let workload = &relay.spec.relay;
     let secrets = mounted(&relay.spec);
     let configuration = Volume {
@@ -109,8 +113,8 @@ fn pod(relay: &OutboxRelay, image: &str) -> PodSpec {
         termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
-            run_as_user: Some(USER),
-            fs_group: Some(USER),
+            run_as_user: defaults.user_ids.number(),
+            fs_group: defaults.user_ids.number(),
             seccomp_profile: Some(SeccompProfile {
                 type_: "RuntimeDefault".to_owned(),
                 localhost_profile: None,
@@ -118,7 +122,7 @@ fn pod(relay: &OutboxRelay, image: &str) -> PodSpec {
             ..PodSecurityContext::default()
         }),
         volumes: Some(secrets.iter().map(|secret| secret.volume()).chain([configuration]).collect()),
-        containers: vec![container(relay, image)],
+        containers: vec![container(relay, defaults.image)],
         image_pull_secrets: (!workload.image_pull_secrets.is_empty())
             .then(|| workload.image_pull_secrets.clone()),
         node_selector: some(&workload.node_selector),
@@ -157,7 +161,7 @@ fn container(relay: &OutboxRelay, image: &str) -> Container {
     };
     let mounts = mounted(&relay.spec).iter().map(|secret| secret.mount()).chain([configuration]).collect();
     Container {
-        name: "relay".to_owned(),
+        name: CONTAINER.to_owned(),
         image: Some(workload.image.clone().unwrap_or_else(|| image.to_owned())),
         args: Some(
             ["run", "--log-format", "json", "--config"]
@@ -176,7 +180,7 @@ fn container(relay: &OutboxRelay, image: &str) -> Container {
             container_port: ADMIN_PORT.into(),
             ..ContainerPort::default()
         }]),
-        resources: workload.resources.clone(),
+        resources: Some(workload.resources.clone().unwrap_or_else(resources)),
         volume_mounts: Some(mounts),
         liveness_probe: Some(probe("/livez", 3)),
         // A relay that cannot deliver is not restarted for it: it says why.
@@ -189,6 +193,11 @@ fn container(relay: &OutboxRelay, image: &str) -> Container {
         }),
         ..Container::default()
     }
+}
+
+fn resources() -> ResourceRequirements {
+    let requests = REQUESTS.map(|(name, quantity)| (name.to_owned(), Quantity(quantity.to_owned())));
+    ResourceRequirements { requests: Some(requests.into()), ..ResourceRequirements::default() }
 }
 
 fn level(level: LogLevel) -> &'static str {
@@ -211,28 +220,5 @@ fn probe(path: &str, failures: i32) -> Probe {
         timeout_seconds: Some(3),
         failure_threshold: Some(failures),
         ..Probe::default()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn a_field_that_does_not_exist_is_found() {
-        let found = |given: &Value| {
-            let read: PodTemplateSpec = serde_json::from_value(given.clone()).unwrap();
-            unknown(given, &json!(read))
-        };
-        assert_eq!(found(&json!({"spec": {"hostNetwork": true, "containers": [{"name": "relay"}]}})), None);
-        assert_eq!(found(&json!({"metadata": {"labels": {}}, "spec": null})), None);
-        assert_eq!(
-            found(&json!({"spec": {"contaners": []}, "metdata": {"a": 1}})).as_deref(),
-            Some("metdata")
-        );
-        let nested = json!({"spec": {"containers": [{"name": "a"}, {"name": "b", "enviroment": [1]}]}});
-        assert_eq!(found(&nested).as_deref(), Some("spec.containers.1.enviroment"));
     }
 }

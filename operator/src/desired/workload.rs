@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::configuration::{ADMIN_PORT, Invalid};
 use super::naming::{metadata, selector};
-use super::pod::{self, ADMIN, CONFIGURATION_FILE};
+use super::pod::{self, ADMIN, CONFIGURATION_FILE, PodDefaults};
 use crate::resource::OutboxRelay;
 
 /// Every object of a relay.
@@ -34,18 +34,17 @@ pub struct Workload {
     pub deployment: Deployment,
 }
 
-/// The objects of a relay with this configuration, which is YAML. `image` runs where the resource names none; `secrets` is a digest
-/// of what the pods' Secrets hold.
+/// The objects of a relay with this configuration, which is YAML. `secrets` is a digest of what the pods' Secrets hold.
 ///
 /// # Errors
-/// What the resource overrides is no pod template.
+/// As [`pod::template`].
 pub fn workload(
     relay: &OutboxRelay,
     configuration: &str,
-    image: &str,
+    defaults: PodDefaults<'_>,
     secrets: &str,
 ) -> Result<Workload, Invalid> {
-    let template = pod::template(relay, image, &digest([configuration, secrets]))?;
+    let template = pod::template(relay, defaults, &digest([configuration, secrets]))?;
     Ok(Workload {
         service_account: ServiceAccount {
             metadata: metadata(relay),

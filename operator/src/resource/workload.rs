@@ -25,7 +25,7 @@ pub struct RelayWorkload {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 2))]
     pub replicas: i32,
-    /// Resources of the container.
+    /// Resources of the container. Requests of 100m CPU and 64Mi memory when not given; `{}` for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
     /// How much is logged.
@@ -50,7 +50,9 @@ pub struct RelayWorkload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_policy: Option<NetworkAccess>,
     /// A pod template (labels and annotations in metadata, the rest in spec) that is laid over the operator's own: lists are merged by
-    /// name, the relay's container is called relay. For what has no field here: sidecars, topology spread, proxies.
+    /// name, the relay's container is called relay, and null removes a field. For what has no field here: sidecars, topology spread,
+    /// proxies. What the relay is told is refused here: its command, args, configuration, Secrets, and environment variables that begin
+    /// with OUTBOX_RELAY_.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "any_object")]
     pub pod_template: Option<Value>,

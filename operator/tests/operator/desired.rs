@@ -5,6 +5,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::PodSpec;
 use outbox_operator::desired::configuration::configuration;
 use outbox_operator::desired::files::POD_ROOT;
+use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::{Workload, workload};
 use outbox_operator::resource::OutboxRelay;
 use outbox_relay::config::Config;
@@ -56,8 +57,10 @@ fn yaml(spec: &Value) -> String {
 }
 
 fn built(spec: &Value, secrets: &str) -> Workload {
-    workload(&relay(spec), &yaml(spec), "relay:default", secrets).unwrap()
+    workload(&relay(spec), &yaml(spec), DEFAULTS, secrets).unwrap()
 }
+
+const DEFAULTS: PodDefaults<'_> = PodDefaults { image: "relay:default", user_ids: UserIds::Fixed };
 
 fn pod(workload: &Workload) -> &PodSpec {
     workload.deployment.spec.as_ref().unwrap().template.spec.as_ref().unwrap()
@@ -173,11 +176,66 @@ fn a_pod_template_is_laid_over_the_operators() {
     for (given, said) in [
         (json!({"spec": {"contaners": [{}]}}), "there is no field spec.contaners in a pod template"),
         (json!({"spec": {"containers": "relay"}}), "invalid type: string"),
+        (
+            json!({"spec": {"containers": [{"name": "relay", "env": [{"name": "OUTBOX_RELAY__NAME", "value": "x"}]}]}}),
+            "OUTBOX_RELAY__NAME cannot be set",
+        ),
+        (json!({"spec": {"containers": [{"name": "relay", "args": ["run"]}]}}), "command and args"),
+        (
+            json!({"spec": {"volumes": [{"name": "postgres", "secret": {"secretName": "other"}}]}}),
+            "the volume postgres is the operator's",
+        ),
     ] {
         spec["relay"]["podTemplate"] = given;
-        let refused = workload(&relay(&spec), "", "", "").unwrap_err().to_string();
+        let refused = workload(&relay(&spec), "", DEFAULTS, "").unwrap_err().to_string();
         assert!(refused.starts_with("spec.relay.podTemplate: ") && refused.contains(said), "{refused}");
     }
+}
+
+/// The annotation by which pods are replaced cannot be taken away either.
+#[test]
+fn null_in_a_pod_template_removes_what_the_operator_sets() {
+    let mut spec = least();
+    let annotation = "outbox.dev/configuration-digest";
+    spec["relay"] = json!({"podTemplate": {
+        "metadata": {"annotations": {annotation: null}, "labels": {"app.kubernetes.io/instance": null}},
+        "spec": {
+            "securityContext": {"runAsUser": null, "fsGroup": null},
+            "containers": [{"name": "relay", "resources": null}],
+        },
+    }});
+    let (given, own) = (built(&spec, ""), built(&least(), ""));
+    let template = |workload: &Workload| json!(workload.deployment)["spec"]["template"].clone();
+    assert_eq!(template(&given)["metadata"], template(&own)["metadata"]);
+    let context = &template(&given)["spec"]["securityContext"];
+    assert_eq!(*context, json!({"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}}));
+    assert_eq!(pod(&given).containers[0].resources, None);
+}
+
+#[test]
+fn the_cluster_chooses_users_where_it_wants_to() {
+    let of = |user_ids| {
+        let defaults = PodDefaults { user_ids, ..DEFAULTS };
+        let workload = workload(&relay(&least()), "", defaults, "").unwrap();
+        let context = pod(&workload).security_context.clone().unwrap();
+        (context.run_as_user, context.run_as_group, context.fs_group, context.run_as_non_root)
+    };
+    assert_eq!(of(UserIds::Fixed), (Some(65_532), None, Some(65_532), Some(true)));
+    assert_eq!(of(UserIds::ChosenByCluster), (None, None, None, Some(true)));
+}
+
+/// A pod that requests nothing is evicted first, and refused where a quota counts requests.
+#[test]
+fn relays_request_what_they_need_unless_said_otherwise() {
+    let resources = |resources: Value| {
+        let mut spec = least();
+        spec["relay"] = resources;
+        json!(pod(&built(&spec, "")).containers[0].resources)
+    };
+    assert_eq!(resources(json!({})), json!({"requests": {"cpu": "100m", "memory": "64Mi"}}));
+    let own = json!({"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}});
+    assert_eq!(resources(json!({"resources": own})), own);
+    assert_eq!(resources(json!({"resources": {}})), json!({}));
 }
 
 #[test]

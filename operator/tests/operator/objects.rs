@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use outbox_operator::desired::configuration::configuration;
 use outbox_operator::desired::files::POD_ROOT;
+use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::workload;
 use outbox_operator::resource::OutboxRelay;
 use serde_json::json;
@@ -25,7 +26,8 @@ async fn a_restricted_namespace_takes_the_objects_and_they_go_with_their_resourc
     let stored: OutboxRelay = serde_json::from_str(&stored).unwrap();
     let yaml =
         serde_saphyr::to_string(&configuration(&stored, "relay", Path::new(POD_ROOT)).unwrap()).unwrap();
-    let workload = workload(&stored, &yaml, "outbox-relay:test", "").unwrap();
+    let defaults = PodDefaults { image: "outbox-relay:test", user_ids: UserIds::Fixed };
+    let workload = workload(&stored, &yaml, defaults, "").unwrap();
     for object in [
         json!(workload.service_account),
         json!(workload.config_map),

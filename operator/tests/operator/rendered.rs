@@ -6,6 +6,7 @@ use std::path::Path;
 
 use outbox_operator::desired::configuration::configuration;
 use outbox_operator::desired::files::POD_ROOT;
+use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::workload;
 use outbox_operator::resource::OutboxRelay;
 use serde_json::{Value, json};
@@ -19,7 +20,8 @@ pub fn objects(sample: &str) -> Vec<Value> {
     let config = configuration(&relay, "outbox_relay", Path::new(POD_ROOT)).unwrap();
     config.check().unwrap_or_else(|error| assert!(error.to_string().contains("File"), "{error}"));
     let yaml = serde_saphyr::to_string(&config).unwrap();
-    let made = workload(&relay, &yaml, "outbox-relay:0.1.0", "").unwrap();
+    let defaults = PodDefaults { image: "outbox-relay:0.1.0", user_ids: UserIds::Fixed };
+    let made = workload(&relay, &yaml, defaults, "").unwrap();
     [
         Some(json!(made.service_account)),
         Some(json!(made.config_map)),

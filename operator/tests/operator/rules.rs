@@ -58,6 +58,12 @@ async fn what_can_never_work_is_refused_with_a_reason() {
     let mut long = relay(&least());
     long["metadata"]["name"] = json!("x".repeat(51));
     assert!(apply(&namespace, &long).await.unwrap_err().contains("at most 50 characters"));
+    for name in ["shop.v1", "2024-orders"] {
+        let mut object = relay(&least());
+        object["metadata"]["name"] = json!(name);
+        let refused = apply(&namespace, &object).await.unwrap_err();
+        assert!(refused.contains("names start with a letter"), "{refused}");
+    }
     // A mistyped field would be dropped in silence by the schema alone; kubectl asks for strictness.
     let mistyped = apply(&namespace, &relay(&with(least(), "/suspended", json!(true)))).await;
     assert!(mistyped.unwrap_err().contains("unknown field \"spec.suspended\""));

@@ -112,9 +112,14 @@ impl Stage {
 
     /// As [`Stage::apply`], under another name.
     pub async fn apply_as(&self, name: &str) {
+        self.try_to_apply_as(name).await.unwrap();
+    }
+
+    /// As [`Stage::apply_as`], where it may be refused.
+    pub async fn try_to_apply_as(&self, name: &str) -> Result<String, String> {
         let mut object = relay(&self.spec);
         object["metadata"]["name"] = json!(name);
-        apply(&self.namespace, &object).await.unwrap();
+        apply(&self.namespace, &object).await
     }
 
     /// The times of objects are whole seconds: of two that are made in the same one, neither is the older.
