@@ -6,6 +6,7 @@
 mod cleanup;
 mod conflicts;
 mod database;
+mod deletion_rights;
 mod finalizer;
 mod glance;
 mod kafka;

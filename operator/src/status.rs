@@ -154,6 +154,15 @@ impl Findings {
         self.found.insert(aspect, finding);
     }
 
+    /// Adds a sentence to what was found, whatever that is.
+    pub fn add(&mut self, aspect: Aspect, note: &str) {
+        if let Some(finding) = self.found.get_mut(&aspect) {
+            let separator = if finding.message.is_empty() { "" } else { "; " };
+            finding.message.push_str(separator);
+            finding.message.push_str(note);
+        }
+    }
+
     /// The resource is being deleted, and waits for this.
     pub fn deletion_waits(&mut self, why: String) {
         self.deletion = Some(why);

@@ -9,12 +9,14 @@ use kube::ResourceExt;
 use kube::api::DeleteParams;
 use outbox_relay::config::{Config, quote};
 use outbox_relay::postgres::checkpoint;
+use outbox_relay::postgres::grants;
 use outbox_relay::postgres::source;
 use outbox_relay::trouble::{Reason, Trouble};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
-use super::database::mark;
+use super::database::is_marked;
+use super::deletion_rights::not_permitted;
 use super::{Pass, objects};
 use crate::resource::{CreationPolicy, DeletionPolicy, OutboxRelay, OutboxRelaySpec};
 use crate::secrets::Secrets;
@@ -27,16 +29,19 @@ pub const GIVE_UP_AFTER_SECONDS: i64 = 30 * 60;
 
 /// Whether something outside Kubernetes goes with the resource.
 pub fn deletes_something(spec: &OutboxRelaySpec) -> bool {
-    let postgres = &spec.source.postgres;
-    let policies = [deletes_slot(spec), postgres.publication.deletion_policy == DeletionPolicy::Delete];
+    let policies = [deletes_slot(spec), deletes_publication(spec)];
     let topics = spec.topics.iter().map(|topic| topic.deletion_policy == DeletionPolicy::Delete);
     policies.into_iter().chain(topics).any(|deletes| deletes)
 }
 
 /// A slot that somebody else makes is somebody else's to drop.
-fn deletes_slot(spec: &OutboxRelaySpec) -> bool {
+pub(super) fn deletes_slot(spec: &OutboxRelaySpec) -> bool {
     let slot = &spec.source.postgres.slot;
     slot.deletion_policy == DeletionPolicy::Delete && slot.creation_policy == CreationPolicy::IfMissing
+}
+
+pub(super) fn deletes_publication(spec: &OutboxRelaySpec) -> bool {
+    spec.source.postgres.publication.deletion_policy == DeletionPolicy::Delete
 }
 
 /// How long one try may take: a lock or a silent server must not keep a resource for ever, and one that is let go by force is tried
@@ -65,6 +70,9 @@ pub enum Pending {
     /// The specification or a Secret cannot be used any more.
     #[error("what is to be deleted cannot be reached: {0}")]
     Unresolved(String),
+    /// The role lacks a right.
+    #[error("{0}")]
+    NotPermitted(String),
     /// The database refused.
     #[error("database: {0}")]
     Database(Trouble),
@@ -111,7 +119,7 @@ impl Pass<'_> {
         let postgres = &self.relay.spec.source.postgres;
         let (slot, publication) = (&postgres.slot, &postgres.publication);
         let (drops_slot, drops_publication) =
-            (deletes_slot(&self.relay.spec), publication.deletion_policy == DeletionPolicy::Delete);
+            (deletes_slot(&self.relay.spec), deletes_publication(&self.relay.spec));
         if !drops_slot && !drops_publication {
             return Ok(());
         }
@@ -124,10 +132,16 @@ impl Pass<'_> {
             if state.as_ref().is_some_and(|state| state.active_pid.is_some()) {
                 return Err(Pending::SlotHeld(slot.name.clone()));
             }
+            if let Some(grant) = grants::to_drop_slot(sql, &source, &source.user).await? {
+                return Err(Pending::NotPermitted(not_permitted(&source, &grant)));
+            }
             drop_slot(sql, config).await?;
         }
-        if drops_publication {
-            drop_publication(sql, &publication.name, &mark(self.relay)).await?;
+        if drops_publication && is_marked(sql, &publication.name, self.relay).await? {
+            if let Some(grant) = grants::to_drop_publication(sql, &publication.name, &source.user).await? {
+                return Err(Pending::NotPermitted(not_permitted(&source, &grant)));
+            }
+            drop_publication(sql, &publication.name).await?;
         }
         drop(database.sql.close().await);
         Ok(())
@@ -168,36 +182,30 @@ async fn is_ours(sql: &mut PgConnection, config: &Config) -> Result<bool, Troubl
 }
 
 /// Only one with the mark of this resource: what it did not make is not its own to drop.
-async fn drop_publication(sql: &mut PgConnection, name: &str, mark: &str) -> Result<(), Trouble> {
-    let comment: Option<String> = sqlx::query_scalar(
-        "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = $1",
-    )
-    .bind(name)
-    .fetch_optional(&mut *sql)
-    .await?
-    .flatten();
-    if comment.as_deref() == Some(mark) {
-        let drop = format!("DROP PUBLICATION IF EXISTS {}", quote(name));
-        sqlx::query(AssertSqlSafe(drop)).execute(&mut *sql).await?;
-        tracing::info!(publication = name, "dropped the publication");
-    }
+async fn drop_publication(sql: &mut PgConnection, name: &str) -> Result<(), Trouble> {
+    let drop = format!("DROP PUBLICATION IF EXISTS {}", quote(name));
+    sqlx::query(AssertSqlSafe(drop)).execute(sql).await?;
+    tracing::info!(publication = name, "dropped the publication");
     Ok(())
 }
 
-/// The slot, if it is one of this database, and then the row by which retention waits for this relay. Slots are the server's: another
-/// database's relay may use the name of one that was lost.
+/// The slot, if it is one of this database, and the row by which retention waits for this relay. Slots are the server's: another database's
+/// relay may use the name of one that was lost. The row is deleted first, in a transaction that ends after the slot is gone: where one of
+/// them cannot go, both stay, and the next try finds them.
 async fn drop_slot(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
     let slot = &config.source.slot.name;
+    let mut transaction = sql.begin().await?;
+    let table = config.source.table.sibling(checkpoint::TABLE);
+    let delete = format!("DELETE FROM {table} WHERE relay = $1 AND slot = $2");
+    sqlx::query(AssertSqlSafe(delete)).bind(&config.name).bind(slot).execute(&mut *transaction).await?;
     sqlx::query(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
          WHERE slot_name = $1 AND database = current_database()",
     )
     .bind(slot)
-    .execute(&mut *sql)
+    .execute(&mut *transaction)
     .await?;
-    let table = config.source.table.sibling(checkpoint::TABLE);
-    let delete = format!("DELETE FROM {table} WHERE relay = $1 AND slot = $2");
-    sqlx::query(AssertSqlSafe(delete)).bind(&config.name).bind(slot).execute(&mut *sql).await?;
+    transaction.commit().await?;
     tracing::info!(%slot, relay = config.name, "dropped the slot, and deregistered the relay");
     Ok(())
 }

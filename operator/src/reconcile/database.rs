@@ -85,10 +85,12 @@ impl Pass<'_> {
         };
         self.findings.set(Aspect::PublicationReady, publication);
         let slot = self.slot(&mut database.sql, config).await;
-        if slot.is_ok() {
+        let is_usable = slot.is_ok();
+        self.findings.set(Aspect::SlotReady, slot.unwrap_or_else(|trouble| no(&trouble)));
+        if is_usable {
+            self.check_deletion_rights(&mut database.sql, source).await;
             self.context.connections.keep(database);
         }
-        self.findings.set(Aspect::SlotReady, slot.unwrap_or_else(|trouble| no(&trouble)));
         published.is_ok()
     }
 
@@ -213,8 +215,24 @@ async fn room(sql: &mut PgConnection, slot: &str) -> Result<Finding, Trouble> {
 }
 
 /// The comment of a publication that the operator has made for `relay`: one of somebody else's is never dropped.
-pub(super) fn mark(relay: &OutboxRelay) -> String {
+fn mark(relay: &OutboxRelay) -> String {
     format!("made by outbox-operator for {}", identity(relay))
+}
+
+/// Whether the operator has made a publication for `relay`.
+pub(super) async fn is_marked(
+    sql: &mut PgConnection,
+    name: &str,
+    relay: &OutboxRelay,
+) -> Result<bool, Trouble> {
+    let comment: Option<String> = sqlx::query_scalar(
+        "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = $1",
+    )
+    .bind(name)
+    .fetch_optional(sql)
+    .await?
+    .flatten();
+    Ok(comment.is_some_and(|comment| comment == mark(relay)))
 }
 
 fn literal(text: &str) -> String {

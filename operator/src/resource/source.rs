@@ -42,8 +42,9 @@ pub struct PostgresSource {
     pub tls: Tls,
     /// The relay's role: LOGIN, REPLICATION, and the grants that docs/OUTBOX.md lists. The pods get it as files.
     pub credentials_secret_ref: CredentialsSecretRef,
-    /// A role for what the relay's may not do: to make the publication (owner of the table) and to drop the slot. Only the
-    /// operator uses it. Without it the relay's role is used.
+    /// A role for what the relay's may not do: to make the publication (owner of the table) and, when this resource is deleted, to drop the
+    /// slot (REPLICATION) and delete the relay's row (DELETE on the checkpoint table). Only the operator uses it. Without it the relay's role
+    /// is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_credentials_secret_ref: Option<CredentialsSecretRef>,
     /// The outbox table, as `schema.table`. Cannot change.

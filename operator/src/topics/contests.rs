@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// So often a value is set back before another manager is behind it: once or twice it may have been a person.
+/// So often a value is set back before it counts as contested: a person may have set it back once or twice.
 const SETS: u32 = 3;
-/// A value that stays for so long is not contested (any more). Strimzi's Topic Operator looks every two minutes.
+/// A value that stays for so long is not contested any more. Strimzi's Topic Operator looks every two minutes.
 const WINDOW: Duration = Duration::from_mins(10);
 /// A contested value is not set more often.
 const PAUSE: Duration = Duration::from_mins(1);
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_that_is_set_back_again_and_again_is_contested_and_set_at_leisure() {
+    fn a_value_that_is_set_back_again_and_again_is_contested_and_set_less_often() {
         let (mut contests, start) = (Contests::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         for seconds in [0, 100, 200] {

@@ -31,6 +31,7 @@ mod ownership;
 mod plain;
 mod refused;
 mod rendered;
+mod rights;
 mod rules;
 mod samples;
 mod scale;

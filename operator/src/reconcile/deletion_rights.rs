@@ -1,0 +1,80 @@
+//! Whether what the deletion policies say could be done now. It is said while the resource lives: a right that is missing when the
+//! resource is deleted would keep it until the operator gives up.
+
+use outbox_relay::config;
+use outbox_relay::postgres::grants;
+use outbox_relay::trouble::Trouble;
+use sqlx::postgres::PgConnection;
+
+use super::Pass;
+use super::cleanup;
+use super::database::is_marked;
+use crate::events::Kind;
+use crate::resource::Condition;
+use crate::status::Aspect;
+
+impl Pass<'_> {
+    /// Adds to the conditions which rights are missing, and tells of it once. `source` has the role that will delete. Delivery needs none
+    /// of it, so no condition turns False.
+    pub(super) async fn check_deletion_rights(&mut self, sql: &mut PgConnection, source: &config::Source) {
+        for (aspect, missing) in [
+            (Aspect::SlotReady, self.missing_for_slot(sql, source).await),
+            (Aspect::PublicationReady, self.missing_for_publication(sql, source).await),
+        ] {
+            match missing {
+                Ok(None) => {
+                    self.context.memory.with(self.relay, |memory| memory.missing_rights.remove(&aspect));
+                }
+                Ok(Some(grant)) => self.report_missing(aspect, &not_permitted(source, &grant)),
+                Err(trouble) => tracing::debug!(%trouble, "rights for the deletion were not looked at"),
+            }
+        }
+    }
+
+    async fn missing_for_slot(
+        &self,
+        sql: &mut PgConnection,
+        source: &config::Source,
+    ) -> Result<Option<String>, Trouble> {
+        if !cleanup::deletes_slot(&self.relay.spec) {
+            return Ok(None);
+        }
+        grants::to_drop_slot(sql, source, &source.user).await
+    }
+
+    async fn missing_for_publication(
+        &self,
+        sql: &mut PgConnection,
+        source: &config::Source,
+    ) -> Result<Option<String>, Trouble> {
+        let name = &source.publication.name;
+        if !cleanup::deletes_publication(&self.relay.spec) || !is_marked(sql, name, self.relay).await? {
+            return Ok(None);
+        }
+        grants::to_drop_publication(sql, name, &source.user).await
+    }
+
+    fn report_missing(&mut self, aspect: Aspect, note: &str) {
+        // By this process, which may not see its last status yet, or by one before it.
+        let told = self
+            .context
+            .memory
+            .with(self.relay, |memory| memory.missing_rights.insert(aspect, note.to_owned()));
+        let is_said =
+            |before: &Condition| before.type_ == format!("{aspect:?}") && before.message.contains(note);
+        let said = self.relay.status.iter().flat_map(|status| &status.conditions).any(is_said);
+        if told.as_deref() != Some(note) && !said {
+            self.context.tell(self.relay, Kind::Warning, "DeletionNotPermitted", note);
+        }
+        self.findings.add(aspect, note);
+    }
+}
+
+/// Which role lacks what, and what to do.
+pub(super) fn not_permitted(source: &config::Source, grant: &str) -> String {
+    let (role, database) = (&source.user, &source.database);
+    format!(
+        "role {role} lacks rights for deletionPolicy Delete; run in database {database}: {grant}; or name a role that has them in \
+         adminCredentialsSecretRef, or set the policy to Retain"
+    )
+}
