@@ -64,8 +64,9 @@ pub struct TopicDescription {
     pub id: Option<String>,
     /// Number of partitions.
     pub partitions: usize,
-    /// Replicas of the partition that has the fewest.
-    pub fewest_replicas: usize,
+    /// Replicas of the partition that has the fewest, of the partitions whose replicas are all in sync. `None` where there is no such
+    /// partition: then replicas are being moved, or brokers are away, and how many there will be is not known.
+    pub fewest_replicas: Option<usize>,
 }
 
 /// Describes those of these topics that exist and that these credentials may see. Only these are asked for: metadata of a whole cluster
@@ -119,17 +120,24 @@ unsafe fn described(topic: *const ffi::rd_kafka_TopicDescription_t) -> Option<(S
         let mut count = 0;
         let partitions = slice(ffi::rd_kafka_TopicDescription_partitions(topic, &raw mut count), count);
         let replicas = partitions.iter().map(|partition| {
-            let mut replicas = 0;
+            let (mut replicas, mut in_sync) = (0, 0);
             ffi::rd_kafka_TopicPartitionInfo_replicas(*partition, &raw mut replicas);
-            replicas
+            ffi::rd_kafka_TopicPartitionInfo_isr(*partition, &raw mut in_sync);
+            (replicas, in_sync)
         });
         let description = TopicDescription {
             id: (bits != (0, 0)).then(|| text(ffi::rd_kafka_Uuid_base64str(id))),
             partitions: partitions.len(),
-            fewest_replicas: replicas.min().unwrap_or(0),
+            fewest_replicas: fewest_settled(replicas),
         };
         Some((text(ffi::rd_kafka_TopicDescription_name(topic)), description))
     }
+}
+
+/// Of (replicas, those in sync). While a partition is moved it has the replicas that it had and those that it will have, and the new ones
+/// are not in sync before they have everything.
+fn fewest_settled(partitions: impl Iterator<Item = (usize, usize)>) -> Option<usize> {
+    partitions.filter(|(replicas, in_sync)| replicas == in_sync).map(|(replicas, _)| replicas).min()
 }
 
 /// The id of the cluster that answers now. A client keeps the first id that it was told, even if another cluster answers by the same name
@@ -234,5 +242,19 @@ unsafe fn slice<'a, T>(first: *mut *const T, count: usize) -> &'a [*const T] {
         true => &[],
         // SAFETY: the caller's promise.
         false => unsafe { std::slice::from_raw_parts(first, count) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replicas_of_a_partition_that_is_moved_are_not_counted() {
+        let fewest = |partitions: &[(usize, usize)]| fewest_settled(partitions.iter().copied());
+        assert_eq!(fewest(&[(3, 3), (2, 2), (3, 3)]), Some(2));
+        assert_eq!(fewest(&[(4, 3), (3, 3)]), Some(3), "one that gets another replica");
+        assert_eq!(fewest(&[(4, 3)]), None);
+        assert_eq!(fewest(&[]), None);
     }
 }

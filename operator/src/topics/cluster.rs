@@ -152,7 +152,7 @@ impl Cluster {
             let observed_topic = Observed {
                 id: topic.id.clone(),
                 partitions: count(topic.partitions),
-                replication_factor: count(topic.fewest_replicas),
+                replication_factor: topic.fewest_replicas.map(count),
                 overrides,
             };
             observed.insert(name.clone(), observed_topic);

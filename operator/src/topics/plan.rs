@@ -17,8 +17,8 @@ pub struct Observed {
     pub id: Option<String>,
     /// Number of partitions.
     pub partitions: i32,
-    /// Replicas of the partition that has fewest.
-    pub replication_factor: i32,
+    /// Replicas of the partition that has the fewest; `None` while replicas are moved or brokers are away.
+    pub replication_factor: Option<i32>,
     /// What is set for this topic; everything else is the broker's.
     pub overrides: BTreeMap<String, String>,
 }
@@ -115,11 +115,8 @@ pub fn plan(declared: &Topic, owned: &BTreeSet<String>, observed: Option<&Observ
         plan.deviations
             .push(Deviation::Partitions { declared: declared.partitions, is: observed.partitions });
     }
-    if observed.replication_factor != declared.replication_factor {
-        plan.deviations.push(Deviation::ReplicationFactor {
-            declared: declared.replication_factor,
-            is: observed.replication_factor,
-        });
+    if let Some(is) = observed.replication_factor.filter(|is| *is != declared.replication_factor) {
+        plan.deviations.push(Deviation::ReplicationFactor { declared: declared.replication_factor, is });
     }
     plan
 }
@@ -160,6 +157,7 @@ mod tests {
     fn carried_out(observed: Option<Observed>, steps: Vec<Step>) -> Option<Observed> {
         steps.into_iter().fold(observed, |observed, step| match (step, observed) {
             (Step::Create { partitions, replication_factor, config }, _) => {
+                let replication_factor = Some(replication_factor);
                 Some(Observed { id: None, partitions, replication_factor, overrides: config })
             }
             (Step::Grow { partitions }, Some(observed)) => Some(Observed { partitions, ..observed }),
@@ -190,7 +188,7 @@ mod tests {
     #[test]
     fn only_declared_keys_are_touched_and_one_that_is_no_longer_is_given_back() {
         let overrides = pairs(&[("foreign", "1"), ("mine", "1"), ("was.mine", "1")]);
-        let observed = Observed { id: None, partitions: 3, replication_factor: 1, overrides };
+        let observed = Observed { id: None, partitions: 3, replication_factor: Some(1), overrides };
         let plan = plan(&topic(3, 1, &[("mine", "2")]), &keys(&["mine", "was.mine"]), Some(&observed));
         let step = Step::Configure { set: pairs(&[("mine", "2")]), given_back: keys(&["was.mine"]) };
         assert_eq!(plan, Plan { steps: vec![step], deviations: Vec::new() });
@@ -199,11 +197,19 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_told() {
         let observed =
-            Observed { id: None, partitions: 6, replication_factor: 1, overrides: BTreeMap::new() };
+            Observed { id: None, partitions: 6, replication_factor: Some(1), overrides: BTreeMap::new() };
         let plan = plan(&topic(3, 3, &[]), &keys(&[]), Some(&observed));
         assert_eq!(plan.steps, []);
         let told: Vec<String> = plan.deviations.iter().map(ToString::to_string).collect();
         assert!(told[0].contains("declare 6") && told[1].contains("it has 1 replicas"), "{told:?}");
+    }
+
+    /// A lasting deviation would keep Ready False as long as replicas are moved, which can be hours.
+    #[test]
+    fn replicas_that_are_moved_are_no_deviation() {
+        let observed =
+            Observed { id: None, partitions: 3, replication_factor: None, overrides: BTreeMap::new() };
+        assert_eq!(plan(&topic(3, 3, &[]), &keys(&[]), Some(&observed)), Plan::default());
     }
 
     fn config() -> impl Strategy<Value = BTreeMap<String, String>> {
@@ -219,7 +225,7 @@ mod tests {
         ) {
             let declared = Topic { config: declared, ..topic(partitions, replicas, &[]) };
             let observed = observed.map(|(partitions, replication_factor, overrides)| {
-                Observed { id: None, partitions, replication_factor, overrides }
+                Observed { id: None, partitions, replication_factor: Some(replication_factor), overrides }
             });
             let after = carried_out(observed.clone(), plan(&declared, &owned, observed.as_ref()).steps);
             let owned = declared.config.keys().cloned().collect();

@@ -8,7 +8,7 @@ use outbox_operator::topics::{Cluster, Observed, Plan, Step, plan};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 use serde_json::{Value, json};
-use testbed::kafka::alter_topic;
+use testbed::kafka::{Kafka, KafkaOptions, alter_topic};
 use testbed::{shared, unique, wait};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -111,6 +111,19 @@ async fn values_are_compared_as_kafka_means_them() {
     let is_set = |topic: &Observed| topic.overrides["min.cleanable.dirty.ratio"] == "0.51";
     assert_eq!(seen(&cluster, &name, is_set).await.overrides["cleanup.policy"], "delete");
     cluster.delete(&name).await.unwrap();
+}
+
+/// As while replicas are moved: the new ones are not in sync yet.
+#[tokio::test]
+async fn replicas_that_are_not_in_sync_are_not_counted() {
+    let mut kafka = Kafka::start(KafkaOptions { brokers: 3, ..KafkaOptions::default() }).await.unwrap();
+    let (name, cluster) = (unique("moved"), cluster(&kafka.bootstrap()));
+    kafka.create_topic(&name, 1, 3, &[]).await.unwrap();
+    seen(&cluster, &name, |topic| topic.replication_factor == Some(3)).await;
+    kafka.brokers()[2].stop().await.unwrap();
+    seen(&cluster, &name, |topic| topic.replication_factor.is_none()).await;
+    kafka.start_again().await.unwrap();
+    seen(&cluster, &name, |topic| topic.replication_factor == Some(3)).await;
 }
 
 #[tokio::test]
