@@ -128,8 +128,8 @@ impl Context {
 
     /// What is the same for all pods. The API server is asked the first time.
     async fn pod_defaults(&self) -> Result<PodDefaults<'_>, kube::Error> {
-        let user_ids =
-            self.user_ids.get_or_try_init(async || user_ids::of_cluster(&self.client).await).await?;
+        let look = async || self.metrics.kubernetes("discover", user_ids::of_cluster(&self.client)).await;
+        let user_ids = self.user_ids.get_or_try_init(look).await?;
         Ok(PodDefaults { image: &self.image, user_ids: *user_ids })
     }
 
