@@ -9,6 +9,7 @@ mod model;
 mod secret;
 
 pub use access::{Access, ChannelBinding, SourceTls, TlsMode};
+pub use files::ReadFile;
 pub use kafka_access::{Sasl, SaslMechanism, SinkAccess, SinkTls};
 pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV, SINK_PASSWORD_ENV};
 pub use model::{

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pg_replication::{ClientIdentity, Host, Pem, TlsError, TlsOptions};
 use serde::{Deserialize, Serialize};
 
-use super::files::{self, TlsFields, TlsFiles};
+use super::files::{self, ReadFile, TlsFields, TlsFiles};
 use super::{ConfigError, Secret, Source};
 
 /// How the connections to Postgres are protected. Unix sockets are not encrypted.
@@ -71,12 +71,20 @@ impl Access {
     /// # Errors
     /// Names the field whose file cannot be used.
     pub fn read(source: &Source) -> Result<Access, ConfigError> {
+        Access::read_with(source, &files::from_disk)
+    }
+
+    /// As [`Access::read`], from files that `read` knows.
+    ///
+    /// # Errors
+    /// Names the field whose file cannot be used.
+    pub fn read_with(source: &Source, read: ReadFile<'_>) -> Result<Access, ConfigError> {
         let password = match (&source.password, &source.password_file) {
             (Some(password), _) => Some(password.clone()),
-            (None, Some(file)) => Some(Secret::new(files::line("source.passwordFile", file)?)),
+            (None, Some(file)) => Some(Secret::new(files::line(read, "source.passwordFile", file)?)),
             (None, None) => None,
         };
-        Ok(Access { hosts: hosts(source)?, password, tls: source.tls.read()? })
+        Ok(Access { hosts: hosts(source)?, password, tls: source.tls.read(read)? })
     }
 }
 
@@ -118,7 +126,7 @@ const FIELDS: TlsFields = TlsFields {
 };
 
 impl SourceTls {
-    fn read(&self) -> Result<TlsOptions, ConfigError> {
+    fn read(&self, read: ReadFile<'_>) -> Result<TlsOptions, ConfigError> {
         let SourceTls { mode, ca_file: ca, cert_file: cert, key_file: key, channel_binding } = self;
         let files = TlsFiles { fields: &FIELDS, mode: *mode, ca, cert, key };
         files.check()?;
@@ -126,7 +134,7 @@ impl SourceTls {
             let problem = "require needs TLS, and source.tls.mode is disable";
             return Err(ConfigError::field("source.tls.channelBinding", problem));
         }
-        let pem = |field: &'static str, file: &Path| files::bytes(field, file).map(Pem::new);
+        let pem = |field: &'static str, file: &Path| files::bytes(read, field, file).map(Pem::new);
         let identity = match files.identity()? {
             Some((cert, key)) => {
                 Some(ClientIdentity { certificates: pem(FIELDS.cert, cert)?, key: pem(FIELDS.key, key)? })
@@ -193,14 +201,17 @@ mod tests {
     }
 
     fn problem(tls: SourceTls) -> String {
-        tls.read().unwrap_err().to_string()
+        tls.read(&files::from_disk).unwrap_err().to_string()
     }
 
     #[test]
     fn what_would_be_ignored_or_cannot_be_used_is_refused_by_its_field() {
         let here = || Some(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
         let verified = SourceTls::default();
-        assert!(verified.read().is_ok(), "verify-full by the web's authorities is the default");
+        assert!(
+            verified.read(&files::from_disk).is_ok(),
+            "verify-full by the web's authorities is the default"
+        );
         let disabled = SourceTls { mode: TlsMode::Disable, ..SourceTls::default() };
         let required = SourceTls { mode: TlsMode::Require, ca_file: here(), ..SourceTls::default() };
         assert!(problem(required).starts_with("source.tls.caFile: is not used"));

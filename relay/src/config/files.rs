@@ -6,17 +6,27 @@ use std::{fs, io};
 use super::ConfigError;
 use super::access::TlsMode;
 
-pub(super) fn bytes(what: &'static str, file: &Path) -> Result<Vec<u8>, ConfigError> {
-    fs::read(file).map_err(|source| unreadable(what, file, source))
+/// Reads a file that the configuration names. A program that has the contents in memory, as the operator has those of Secrets,
+/// passes a function of its own and needs no disk.
+pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
+
+/// Reads it from the disk.
+pub(super) fn from_disk(file: &Path) -> io::Result<Vec<u8>> {
+    fs::read(file)
 }
 
-pub(super) fn text(what: &'static str, file: &Path) -> Result<String, ConfigError> {
-    fs::read_to_string(file).map_err(|source| unreadable(what, file, source))
+pub(super) fn bytes(read: ReadFile<'_>, what: &'static str, file: &Path) -> Result<Vec<u8>, ConfigError> {
+    read(file).map_err(|source| unreadable(what, file, source))
+}
+
+pub(super) fn text(read: ReadFile<'_>, what: &'static str, file: &Path) -> Result<String, ConfigError> {
+    let not_text = |_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8");
+    String::from_utf8(bytes(read, what, file)?).map_err(|error| unreadable(what, file, not_text(error)))
 }
 
 /// Without the end of the line, which editors add and secrets do not have.
-pub(super) fn line(what: &'static str, file: &Path) -> Result<String, ConfigError> {
-    Ok(text(what, file)?.trim_end_matches(['\r', '\n']).to_owned())
+pub(super) fn line(read: ReadFile<'_>, what: &'static str, file: &Path) -> Result<String, ConfigError> {
+    Ok(text(read, what, file)?.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn unreadable(what: &'static str, file: &Path, source: io::Error) -> ConfigError {

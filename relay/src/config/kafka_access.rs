@@ -7,7 +7,7 @@ use rdkafka::config::ClientConfig;
 use serde::{Deserialize, Serialize};
 
 use super::access::TlsMode;
-use super::files::{self, TlsFields, TlsFiles};
+use super::files::{self, ReadFile, TlsFields, TlsFiles};
 use super::load::SINK_PASSWORD_ENV;
 use super::{ConfigError, Secret, Sink};
 
@@ -93,18 +93,26 @@ impl SinkAccess {
     /// # Errors
     /// Names the field whose file cannot be used, or that would be ignored.
     pub fn read(sink: &Sink) -> Result<SinkAccess, ConfigError> {
+        SinkAccess::read_with(sink, &files::from_disk)
+    }
+
+    /// As [`SinkAccess::read`], from files that `read` knows.
+    ///
+    /// # Errors
+    /// Names the field whose file cannot be used, or that would be ignored.
+    pub fn read_with(sink: &Sink, read: ReadFile<'_>) -> Result<SinkAccess, ConfigError> {
         let SinkTls { mode, ca_file: ca, cert_file: cert, key_file: key } = &sink.tls;
         let files = TlsFiles { fields: &FIELDS, mode: *mode, ca, cert, key };
         files.check()?;
-        let ca = ca.as_deref().map(|file| pem(FIELDS.ca, file, "CERTIFICATE")).transpose()?;
+        let ca = ca.as_deref().map(|file| pem(read, FIELDS.ca, file, "CERTIFICATE")).transpose()?;
         let certificate = match files.identity()? {
             Some((cert, key)) => Some((
-                pem(FIELDS.cert, cert, "CERTIFICATE")?,
-                Secret::new(pem(FIELDS.key, key, "PRIVATE KEY")?),
+                pem(read, FIELDS.cert, cert, "CERTIFICATE")?,
+                Secret::new(pem(read, FIELDS.key, key, "PRIVATE KEY")?),
             )),
             None => None,
         };
-        let login = sink.sasl.as_ref().map(|sasl| login(sasl, sink.tls.mode)).transpose()?;
+        let login = sink.sasl.as_ref().map(|sasl| login(read, sasl, sink.tls.mode)).transpose()?;
         Ok(SinkAccess { ca, certificate, login })
     }
 }
@@ -140,7 +148,7 @@ impl Sink {
     }
 }
 
-fn login(sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
+fn login(read: ReadFile<'_>, sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
     if sasl.mechanism == SaslMechanism::Plain && tls == TlsMode::Disable {
         let problem =
             "PLAIN shows the password to everybody on the way; use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512";
@@ -148,12 +156,12 @@ fn login(sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
     }
     let user = match (&sasl.username, &sasl.username_file) {
         (Some(user), None) => user.clone(),
-        (None, Some(file)) => files::line("sink.sasl.usernameFile", file)?,
+        (None, Some(file)) => files::line(read, "sink.sasl.usernameFile", file)?,
         _ => return Err(ConfigError::field("sink.sasl.username", "give either username or usernameFile")),
     };
     let password = match (&sasl.password, &sasl.password_file) {
         (Some(password), _) => password.clone(),
-        (None, Some(file)) => Secret::new(files::line("sink.sasl.passwordFile", file)?),
+        (None, Some(file)) => Secret::new(files::line(read, "sink.sasl.passwordFile", file)?),
         (None, None) => {
             let problem =
                 format!("is missing; it, or the environment variable {SINK_PASSWORD_ENV}, has the password");
@@ -164,8 +172,8 @@ fn login(sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
 }
 
 /// The client library says of a PEM it cannot use no more than that; a wrong file should be named.
-fn pem(what: &'static str, file: &Path, holds: &str) -> Result<String, ConfigError> {
-    let text = files::text(what, file)?;
+fn pem(read: ReadFile<'_>, what: &'static str, file: &Path, holds: &str) -> Result<String, ConfigError> {
+    let text = files::text(read, what, file)?;
     if text.contains("-----BEGIN ") && text.contains(&format!("{holds}-----")) {
         return Ok(text);
     }
@@ -233,6 +241,23 @@ mod tests {
             let text = problem(&more);
             assert!(text.starts_with(said), "{more}: {text}");
         }
+    }
+
+    /// As the operator has them: no disk is looked at.
+    #[test]
+    fn files_may_be_in_memory() {
+        let sasl =
+            json!({"mechanism": "SCRAM-SHA-512", "usernameFile": "/m/user", "passwordFile": "/m/password"});
+        let sink = sink(&json!({"tls": {"caFile": "/m/ca"}, "sasl": sasl}));
+        let read = |file: &Path| match file.to_str() {
+            Some("/m/user") => Ok(b"shipper\n".to_vec()),
+            Some("/m/password") => Ok(b"hunter2".to_vec()),
+            Some("/m/ca") => Ok(b"-----BEGIN CERTIFICATE-----".to_vec()),
+            _ => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        let access = SinkAccess::read_with(&sink, &read).unwrap();
+        assert_eq!(access.login, Some(("shipper".to_owned(), Secret::new("hunter2"))));
+        assert!(access.ca.is_some() && SinkAccess::read(&sink).is_err());
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Config {
         environment: impl Iterator<Item = (String, String)>,
     ) -> Result<Config, ConfigError> {
         let shown = path.display().to_string();
-        let text = files::text("the configuration file", path)?;
+        let text = files::text(&files::from_disk, "the configuration file", path)?;
         Config::parse(&text, &shown, environment)
     }
 

@@ -45,7 +45,12 @@ pub async fn connect_replication(source: &Source, access: Access) -> Result<Clie
 
 /// Opens an SQL connection to the first host that takes writes; `purpose` is shown in `pg_stat_activity`.
 pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, Trouble> {
-    Ok(connect_first(source, purpose, None).await?.0)
+    connect_with(source, &access(source)?, purpose).await
+}
+
+/// As [`connect`], with what the files held when `access` was read.
+pub async fn connect_with(source: &Source, access: &Access, purpose: &str) -> Result<PgConnection, Trouble> {
+    Ok(first(source, access, purpose, None).await?.0)
 }
 
 /// Opens an SQL connection to `preferred`, or else to the first host that takes writes. Returns the address, too.
@@ -54,7 +59,15 @@ pub async fn connect_first(
     purpose: &str,
     preferred: Option<&Host>,
 ) -> Result<(PgConnection, Host), Trouble> {
-    let access = access(source)?;
+    first(source, &access(source)?, purpose, preferred).await
+}
+
+async fn first(
+    source: &Source,
+    access: &Access,
+    purpose: &str,
+    preferred: Option<&Host>,
+) -> Result<(PgConnection, Host), Trouble> {
     let mut troubles = Vec::new();
     for host in preferred.into_iter().chain(&access.hosts) {
         let addresses = match host.resolve(CONNECT_WITHIN).await {
@@ -67,7 +80,7 @@ pub async fn connect_first(
         };
         let known = |address: &Host| preferred == Some(address) && preferred != Some(host);
         for address in addresses.into_iter().filter(|address| !known(address)) {
-            match connect_to(source, &access, &address, purpose).await {
+            match connect_to(source, access, &address, purpose).await {
                 Ok(sql) => return Ok((sql, address)),
                 Err(trouble) => troubles.push(trouble),
             }
