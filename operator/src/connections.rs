@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use outbox_relay::config::{self, Sink};
+use outbox_relay::config::{self, Access, Sink};
 use outbox_relay::kafka::client::client_config;
 use outbox_relay::postgres::connection;
 use outbox_relay::trouble::Trouble;
@@ -95,11 +95,17 @@ impl Connections {
         Arc::clone(cell)
     }
 
-    /// A connection to the database that takes writes. `secrets` is a digest of the files that `source` names.
+    /// A connection to the database that takes writes. `access` is what the files that `source` names hold, and `secrets` a digest of
+    /// them.
     ///
     /// # Errors
     /// The reason why there is none.
-    pub async fn database(&self, source: &config::Source, secrets: &str) -> Result<Database, Trouble> {
+    pub async fn database(
+        &self,
+        source: &config::Source,
+        access: &Access,
+        secrets: &str,
+    ) -> Result<Database, Trouble> {
         let key = key(source, secrets);
         // Never closed.
         let turn = self.turns(&key).acquire_owned().await.ok();
@@ -111,7 +117,7 @@ impl Connections {
             }
         }
         let question = self.silent.enter(&format!("{}:{}", source.host, source.port))?;
-        let connected = connection::connect(source, "operator").await;
+        let connected = connection::connect_with(source, access, "operator").await;
         question.answered(&connected);
         let mut sql = connected?;
         sqlx::raw_sql(LIMITS).execute(&mut sql).await?;

@@ -21,7 +21,7 @@ pub struct Memory(Mutex<HashMap<(String, String), Remembered>>);
 pub struct Remembered {
     /// The last pass that found everything as it should be.
     pub settled: Option<Arc<Settled>>,
-    /// What its Secrets held when they were last read.
+    /// What its Secrets held under the keys that it references, when they were last read.
     pub secrets: Option<Arc<Values>>,
     /// What was applied last.
     pub applied: Option<Applied>,

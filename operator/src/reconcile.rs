@@ -33,7 +33,6 @@ use tokio::sync::{OnceCell, Semaphore};
 pub use self::finalizer::reconcile_unreadable;
 use crate::connections::Connections;
 use crate::desired::configuration::configuration;
-use crate::desired::files::POD_ROOT;
 use crate::desired::naming::{self, MANAGER};
 use crate::desired::pod::{self, PodDefaults, UserIds};
 use crate::desired::workload::workload;
@@ -41,7 +40,7 @@ use crate::events::{self, Kind};
 use crate::memory::{Applied, Memory, Settled};
 use crate::metrics::{Metrics, Outcome};
 use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
-use crate::secrets::Secrets;
+use crate::secrets::{KafkaSecrets, PostgresSecrets, ReadError, Reader, SecretError, Secrets, Values};
 use crate::status::{Aspect, Finding, Findings, Reason};
 use crate::topics::{Cluster, Topics};
 use crate::user_ids;
@@ -157,6 +156,9 @@ pub enum ReconcileError {
     /// It refused, or was away.
     #[error("Kubernetes: {0}")]
     Kubernetes(#[from] kube::Error),
+    /// It did not give a Secret.
+    #[error("Kubernetes: {0}")]
+    Secret(ReadError),
     /// The configuration cannot be written.
     #[error("the relay's configuration: {0}")]
     Configuration(String),
@@ -194,6 +196,11 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
         return Ok(context.next_look());
     }
     let done = pass.run().await;
+    if let Err(error @ ReconcileError::Secret(_)) = done {
+        // Next to nothing was looked at: the conditions that are there still count, and keep their generation.
+        metrics.passed(since, Outcome::Failed);
+        return Err(error);
+    }
     let well = pass.findings.is_well();
     let outcome = match (&done, well) {
         (Err(_), _) => Outcome::Failed,
@@ -228,17 +235,14 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     })
 }
 
-/// The relay's configuration, where nothing is wrong with it, with the resource's name or with the pods. What is wrong with any of them
-/// must not keep a resource that is being deleted: where the database is, its configuration says all the same.
+/// The relay's configuration, where nothing is wrong with it, with the resource's name or with the pods.
 fn check(relay: &OutboxRelay, secrets: &Secrets) -> Result<Config, String> {
-    let config = configuration(relay, &secrets.postgres.user, secrets.root());
+    let config = configuration(relay, &secrets.postgres.user);
     let config = config.map_err(|invalid| invalid.to_string())?;
-    if relay.metadata.deletion_timestamp.is_none() {
-        naming::check(relay)?;
-        config.check().map_err(|invalid| invalid.to_string())?;
-        let defaults = PodDefaults { image: "", user_ids: UserIds::Fixed };
-        pod::template(relay, defaults, "").map_err(|invalid| invalid.to_string())?;
-    }
+    naming::check(relay)?;
+    config.check().map_err(|invalid| invalid.to_string())?;
+    let defaults = PodDefaults { image: "", user_ids: UserIds::Fixed };
+    pod::template(relay, defaults, "").map_err(|invalid| invalid.to_string())?;
     Ok(config)
 }
 
@@ -255,6 +259,15 @@ async fn put_status(
         // It was deleted meanwhile.
         Err(kube::Error::Api(refusal)) if refusal.code == 404 => Ok(()),
         written => written.map(drop),
+    }
+}
+
+/// An API server that does not answer says nothing about a Secret: the resource is reconciled again later, and no condition changes.
+fn usable<T>(read: Result<T, ReadError>) -> Result<Result<T, SecretError>, ReconcileError> {
+    match read {
+        Ok(secrets) => Ok(Ok(secrets)),
+        Err(ReadError::Unusable(problem)) => Ok(Err(problem)),
+        Err(unavailable @ ReadError::Unavailable { .. }) => Err(ReconcileError::Secret(unavailable)),
     }
 }
 
@@ -295,11 +308,11 @@ impl Pass<'_> {
         self.findings.set(Aspect::WorkloadAvailable, objects::available(self.context, self.relay, None));
         let metrics = &self.context.metrics;
         let resolved = self.resolve().await;
-        metrics.step("references", resolved.is_some());
-        let Some((secrets, config)) = resolved else { return Ok(()) };
-        let database = self.database(&config, &secrets).await;
+        metrics.step("references", matches!(resolved, Ok(Some(_))));
+        let Some((secrets, config)) = resolved? else { return Ok(()) };
+        let database = self.database(&config, &secrets.postgres).await;
         metrics.step("database", database);
-        let cluster = self.kafka(&config, &secrets).await;
+        let cluster = self.kafka(&config.sink, &secrets.kafka).await;
         metrics.step("kafka", cluster.is_some());
         let Some(cluster) = cluster.filter(|_| database) else { return Ok(()) };
         // Boxed: the objects are large, and most passes make none.
@@ -327,44 +340,67 @@ impl Pass<'_> {
         self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect()
     }
 
-    /// The Secrets, and the configuration with the files they are in here.
-    async fn resolve(&mut self) -> Option<(Secrets, Config)> {
+    /// The Secrets, and the configuration, where nothing is wrong with them.
+    async fn resolve(&mut self) -> Result<Option<(Secrets, Config)>, ReconcileError> {
+        let resolved = match self.read_secrets().await? {
+            Ok(secrets) => check(self.relay, &secrets)
+                .map(|config| (secrets, config))
+                .map_err(|problem| Finding::no(Reason::SpecificationInvalid, problem)),
+            Err(problem) => Err(Finding::no(Reason::SecretUnusable, problem)),
+        };
+        let (finding, resolved) = match resolved {
+            Ok(resolved) => (Finding::yes(Reason::Resolved, ""), Some(resolved)),
+            Err(finding) => (finding, None),
+        };
+        self.findings.set(Aspect::ReferencesResolved, finding);
+        Ok(resolved)
+    }
+
+    /// The Secrets of both sides, or what is wrong with them.
+    async fn read_secrets(&self) -> Result<Result<Secrets, String>, ReconcileError> {
+        let spec = &self.relay.spec;
+        let mut reader = self.reader();
+        let postgres = usable(PostgresSecrets::read(&mut reader, &spec.source.postgres).await);
+        let kafka = usable(KafkaSecrets::read(&mut reader, &spec.sink.kafka).await);
+        let used = reader.into_used();
+        Ok(match (postgres?, kafka?) {
+            (Ok(postgres), Ok(kafka)) => {
+                // Those that are not referenced any more are forgotten.
+                self.context.memory.with(self.relay, |memory| memory.secrets = Some(Arc::new(used)));
+                Ok(Secrets { postgres, kafka })
+            }
+            (postgres, kafka) => {
+                self.remember(used);
+                let problems = postgres.err().into_iter().chain(kafka.err());
+                Err(problems.map(|problem| problem.to_string()).collect::<Vec<_>>().join("; "))
+            }
+        })
+    }
+
+    /// Of Secrets. Those that are gone are as they were read last, where the resource is being deleted.
+    fn reader(&self) -> Reader<'_> {
         let Pass { relay, context, .. } = self;
         let is_ending = relay.metadata.deletion_timestamp.is_some();
         let before = context.memory.of(relay).secrets.filter(|_| is_ending);
-        let reading = Secrets::read(context.beside(*relay), &relay.spec, &context.metrics, before.as_deref());
-        let secrets = match reading.await {
-            Ok(secrets) => secrets,
-            Err(error) => {
-                let finding = Finding::no(Reason::SecretUnusable, error.to_string());
-                self.findings.set(Aspect::ReferencesResolved, finding);
-                return None;
-            }
-        };
-        context.memory.with(relay, |memory| memory.secrets = Some(Arc::clone(&secrets.values)));
-        let config = check(relay, &secrets);
-        match config {
-            Ok(config) => {
-                self.findings.set(Aspect::ReferencesResolved, Finding::yes(Reason::Resolved, ""));
-                Some((secrets, config))
-            }
-            Err(problem) => {
-                self.findings
-                    .set(Aspect::ReferencesResolved, Finding::no(Reason::SpecificationInvalid, problem));
-                None
-            }
-        }
+        Reader::new(context.beside(*relay), &context.metrics, before)
+    }
+
+    /// Keeps what was read beside what was read before.
+    fn remember(&self, used: Values) {
+        self.context.memory.with(self.relay, |memory| {
+            Arc::make_mut(memory.secrets.get_or_insert_default()).extend(used);
+        });
     }
 
     /// Applies the objects where they are not what was applied last, or were touched since. The finding says why none was applied.
     async fn apply(&self, secrets: &Secrets) -> Result<Result<Option<Deployment>, Finding>, ReconcileError> {
         let touched = self.context.touched(self.relay);
-        let config = configuration(self.relay, &secrets.postgres.user, POD_ROOT.as_ref())
+        let config = configuration(self.relay, &secrets.postgres.user)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let yaml = serde_saphyr::to_string(&config)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let defaults = self.context.pod_defaults().await?;
-        let workload = workload(self.relay, &yaml, defaults, &secrets.digest)
+        let workload = workload(self.relay, &yaml, defaults, &secrets.digest_of_pods())
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let wanted = Applied { digest: workload.digest(), touched };
         if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {

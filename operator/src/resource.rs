@@ -14,14 +14,17 @@ mod workload;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
-pub use self::secrets::{CaSecretRef, CertificateSecretRef, CredentialsSecretRef, Tls, TlsMode};
+pub use self::secrets::{
+    CaSecretRef, CertificateSecretRef, CredentialsSecretRef, RoleCertificateSecretRef, Tls, TlsMode, Username,
+};
 pub use self::sink::{Compression, Delivery, KafkaSink, OnPoison, Routing, Sasl, SaslMechanism, Sink};
 pub use self::source::{
-    CreationPolicy, DeletionPolicy, Failover, PostgresSource, Publication, Retention, Slot, Source, StartAt,
+    ChannelBinding, CreationPolicy, DeletionPolicy, Failover, Heartbeat, PostgresSource, PostgresTls,
+    Publication, Retention, Slot, Source, StartAt,
 };
 pub use self::status::{Condition, OutboxRelayStatus, TopicStatus};
 pub use self::topics::Topic;
-pub use self::workload::{LogLevel, NetworkAccess, RelayWorkload};
+pub use self::workload::{LogLevel, NetworkAccess, RelayWorkload, Shutdown};
 
 /// A relay with its publication, replication slot, topics and pods.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -100,6 +103,12 @@ pub struct OutboxRelaySpec {
     /// How long delivered rows stay in the outbox table.
     #[serde(default)]
     pub retention: Retention,
+    /// The probe that the relay sends through the replication stream.
+    #[serde(default)]
+    pub heartbeat: Heartbeat,
+    /// How the relay stops.
+    #[serde(default)]
+    pub shutdown: Shutdown,
     /// The relay's pods.
     #[serde(default)]
     pub relay: RelayWorkload,

@@ -1,190 +1,159 @@
-//! What the resource's Secrets hold.
+//! What the resource's Secrets hold, read for each side apart: a Secret for Kafka says nothing about the database. Nothing is written to
+//! a disk.
+
+mod reader;
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::fs;
-use std::path::Path;
-use std::sync::Arc;
+use std::io;
+use std::path::{Path, PathBuf};
 
-use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::Secret;
-use kube::Api;
 use outbox_relay::config::Secret as Hidden;
-use tempfile::TempDir;
 
-use crate::desired::files::{MountedSecret, mounted, path};
+pub use self::reader::{ReadError, Reader, SecretError, Values};
+use crate::desired::files::{self, KAFKA, POSTGRES, SecretFolder};
 use crate::desired::workload::digest;
-use crate::metrics::Metrics;
-use crate::resource::{CredentialsSecretRef, OutboxRelaySpec};
+use crate::resource::{CredentialsSecretRef, KafkaSink, PostgresSource, Username};
 
-/// A Secret cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SecretError {
-    /// There is none of that name.
-    #[error("Secret {0} does not exist in this namespace: create it")]
-    Missing(String),
-    /// It lacks a key.
-    #[error("Secret {secret} has no key '{key}': add it, or name the key in the reference")]
-    NoKey {
-        /// Its name.
-        secret: String,
-        /// The key.
-        key: String,
-    },
-    /// What it holds is no text.
-    #[error("Secret {secret}: the value of '{key}' is not UTF-8")]
-    NotText {
-        /// Its name.
-        secret: String,
-        /// The key.
-        key: String,
-    },
-    /// The API server did not give it.
-    #[error("Secret {name}: {error}")]
-    Unreadable {
-        /// Its name.
-        name: String,
-        /// Why.
-        error: kube::Error,
-    },
-    /// The operator's own disk.
-    #[error("cannot keep Secrets for the connection: {0}")]
-    Files(#[from] std::io::Error),
-}
-
-/// A login.
+/// A user name and a password.
 #[derive(Clone, Debug)]
-pub struct Login {
+pub struct Credentials {
     /// Name of the user.
     pub user: String,
     /// Its password.
     pub password: Hidden,
 }
 
-/// What the resource's Secrets hold. Those of the pods are files as the pods see them, below a folder of this process's own that goes
-/// with this value; so the operator connects as the relay does.
+/// Contents of files by the paths that pods have them under, and of those that the operator alone has.
 // Without Debug, which would show them.
-pub struct Secrets {
-    folder: TempDir,
-    /// The relay's role.
-    pub postgres: Login,
-    /// The administrator's role, where there is one.
-    pub postgres_admin: Option<Login>,
-    /// The administrator's login to Kafka, where there is one.
-    pub kafka_admin: Option<Login>,
-    /// Changes when anything the pods see changes.
-    pub digest: String,
-    /// What all of them hold, as it was read.
-    pub values: Arc<Values>,
+#[derive(Default)]
+pub struct Files {
+    of_pods: BTreeMap<PathBuf, String>,
+    own: BTreeMap<PathBuf, String>,
 }
 
-/// What Secrets hold, by their names.
-pub type Values = BTreeMap<String, Data>;
+impl Files {
+    /// The contents of a file, for [`outbox_relay::config::ReadFile`].
+    ///
+    /// # Errors
+    /// There is no such file.
+    pub fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let contents = self.of_pods.get(path).or_else(|| self.own.get(path));
+        contents.map(|contents| contents.clone().into_bytes()).ok_or(io::ErrorKind::NotFound.into())
+    }
 
-impl Secrets {
-    /// Reads all of them; `api` leads to those of the resource's namespace. Those that are gone are as they were in `before`: when a
-    /// namespace is deleted, they may go before the resource that needs them for its end.
+    /// Changes when any of them changes.
+    pub fn digest(&self) -> String {
+        digest(self.of_pods.values().chain(self.own.values()).map(String::as_str))
+    }
+}
+
+/// For PostgreSQL.
+pub struct PostgresSecrets {
+    /// The relay's role.
+    pub user: String,
+    /// The administrator's role, where it has a password.
+    pub admin: Option<Credentials>,
+    /// Passwords and certificates.
+    pub files: Files,
+}
+
+impl PostgresSecrets {
+    /// Reads those that `postgres` names.
     ///
     /// # Errors
     /// Names the Secret, and the key.
     pub async fn read(
-        api: Api<Secret>,
-        spec: &OutboxRelaySpec,
-        metrics: &Metrics,
-        before: Option<&Values>,
-    ) -> Result<Secrets, SecretError> {
-        let mut reader = Reader { api, metrics, before, read: BTreeMap::new() };
-        let folder = tempfile::tempdir()?;
-        let mut values = Vec::new();
-        for secret in mounted(spec) {
-            values.extend(keep(folder.path(), &secret, reader.data(&secret.secret).await?)?);
-        }
-        let postgres = &spec.source.postgres;
-        Ok(Secrets {
-            postgres: reader.login(&postgres.credentials_secret_ref).await?,
-            postgres_admin: reader.optional(postgres.admin_credentials_secret_ref.as_ref()).await?,
-            kafka_admin: reader.optional(spec.sink.kafka.admin_credentials_secret_ref.as_ref()).await?,
-            digest: digest(values.iter().map(String::as_str)),
-            values: Arc::new(reader.read),
-            folder,
-        })
-    }
-
-    /// Where the pods' files are for this process.
-    pub fn root(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-type Data = BTreeMap<String, ByteString>;
-
-/// Reads each Secret once, however many references lead to it.
-struct Reader<'a> {
-    api: Api<Secret>,
-    metrics: &'a Metrics,
-    before: Option<&'a Values>,
-    read: Values,
-}
-
-impl Reader<'_> {
-    async fn data(&mut self, name: &str) -> Result<&Data, SecretError> {
-        match self.read.entry(name.to_owned()) {
-            Entry::Occupied(known) => Ok(known.into_mut()),
-            Entry::Vacant(unknown) => {
-                let reading = self.api.get_opt(name);
-                let secret = self.metrics.request("kubernetes", "read_secret", reading).await;
-                let secret =
-                    secret.map_err(|error| SecretError::Unreadable { name: name.to_owned(), error })?;
-                let data = match secret {
-                    Some(secret) => secret.data.unwrap_or_default(),
-                    None => {
-                        let before = self.before.and_then(|before| before.get(name));
-                        before.cloned().ok_or_else(|| SecretError::Missing(name.to_owned()))?
-                    }
-                };
-                Ok(unknown.insert(data))
-            }
-        }
-    }
-
-    async fn login(&mut self, reference: &CredentialsSecretRef) -> Result<Login, SecretError> {
-        let data = self.data(&reference.name).await?;
-        let value = |key: &str| {
-            let value = text(&reference.name, key, data)?;
-            // Editors and `base64` add the end of a line, and no secret has one.
-            Ok::<_, SecretError>(value.trim_end_matches(['\r', '\n']).to_owned())
+        reader: &mut Reader<'_>,
+        postgres: &PostgresSource,
+    ) -> Result<PostgresSecrets, ReadError> {
+        let user = match (&postgres.credentials_secret_ref, &postgres.username) {
+            (Some(reference), _) => user(reader, reference).await?,
+            (None, Some(username)) => username.clone(),
+            (None, None) => return Err(SecretError::NoRole.into()),
         };
-        Ok(Login {
-            user: value(&reference.username_key)?,
-            password: Hidden::new(value(&reference.password_key)?),
-        })
+        let admin = optional(reader, postgres.admin_credentials_secret_ref.as_ref()).await?;
+        let admin_certificate = postgres.admin_certificate_secret_ref.as_ref();
+        let own = admin_certificate.map(|reference| POSTGRES.admin_certificate(&reference.certificate()));
+        let of_pods = contents(reader, &files::of_postgres(postgres)).await?;
+        let own = contents(reader, own.as_slice()).await?;
+        Ok(PostgresSecrets { user, admin, files: Files { of_pods, own } })
     }
+}
 
-    async fn optional(
-        &mut self,
-        reference: Option<&CredentialsSecretRef>,
-    ) -> Result<Option<Login>, SecretError> {
-        match reference {
-            Some(reference) => Ok(Some(self.login(reference).await?)),
-            None => Ok(None),
+/// For Kafka.
+pub struct KafkaSecrets {
+    /// The administrator's SASL user, where there is one.
+    pub admin: Option<Credentials>,
+    /// Credentials and certificates.
+    pub files: Files,
+}
+
+impl KafkaSecrets {
+    /// Reads those that `kafka` names.
+    ///
+    /// # Errors
+    /// Names the Secret, and the key.
+    pub async fn read(reader: &mut Reader<'_>, kafka: &KafkaSink) -> Result<KafkaSecrets, ReadError> {
+        // First: of a user name that is missing it is said how else it can be given.
+        if let Some(sasl) = &kafka.sasl {
+            user(reader, &sasl.credentials_secret_ref).await?;
+        }
+        let admin = optional(reader, kafka.admin_credentials_secret_ref.as_ref()).await?;
+        let admin_certificate = kafka.admin_certificate_secret_ref.as_ref();
+        let own = admin_certificate.map(|reference| KAFKA.admin_certificate(reference));
+        let of_pods = contents(reader, &files::of_kafka(kafka)).await?;
+        let own = contents(reader, own.as_slice()).await?;
+        Ok(KafkaSecrets { admin, files: Files { of_pods, own } })
+    }
+}
+
+/// For both sides.
+pub struct Secrets {
+    /// For PostgreSQL.
+    pub postgres: PostgresSecrets,
+    /// For Kafka.
+    pub kafka: KafkaSecrets,
+}
+
+impl Secrets {
+    /// Changes when anything that pods see changes.
+    pub fn digest_of_pods(&self) -> String {
+        let (postgres, kafka) = (&self.postgres.files.of_pods, &self.kafka.files.of_pods);
+        digest(postgres.values().chain(kafka.values()).map(String::as_str))
+    }
+}
+
+async fn user(reader: &mut Reader<'_>, reference: &CredentialsSecretRef) -> Result<String, ReadError> {
+    match reference.user() {
+        Username::Text(name) => Ok(name.to_owned()),
+        Username::Key(key) => reader.line(&reference.name, key).await.map_err(|error| match error {
+            ReadError::Unusable(SecretError::NoKey { secret, key }) => {
+                SecretError::NoUsername { secret, key }.into()
+            }
+            error => error,
+        }),
+    }
+}
+
+async fn optional(
+    reader: &mut Reader<'_>,
+    reference: Option<&CredentialsSecretRef>,
+) -> Result<Option<Credentials>, ReadError> {
+    let Some(reference) = reference else { return Ok(None) };
+    let user = user(reader, reference).await?;
+    let password = Hidden::new(reader.line(&reference.name, &reference.password_key).await?);
+    Ok(Some(Credentials { user, password }))
+}
+
+async fn contents(
+    reader: &mut Reader<'_>,
+    folders: &[SecretFolder],
+) -> Result<BTreeMap<PathBuf, String>, ReadError> {
+    let mut contents = BTreeMap::new();
+    for folder in folders {
+        for (key, path) in folder.paths() {
+            contents.insert(path, reader.value(&folder.secret, key).await?);
         }
     }
-}
-
-fn text(secret: &str, key: &str, data: &Data) -> Result<String, SecretError> {
-    let (secret, key) = (secret.to_owned(), key.to_owned());
-    let Some(value) = data.get(&key) else { return Err(SecretError::NoKey { secret, key }) };
-    String::from_utf8(value.0.clone()).map_err(|_| SecretError::NotText { secret, key })
-}
-
-/// Writes a Secret's files as the pods see them; answers what is in them.
-fn keep(root: &Path, secret: &MountedSecret, data: &Data) -> Result<Vec<String>, SecretError> {
-    fs::create_dir_all(path(root, secret.folder, ""))?;
-    let mut values = Vec::new();
-    for (key, file) in &secret.files {
-        let value = text(&secret.secret, key, data)?;
-        fs::write(path(root, secret.folder, file), &value)?;
-        values.push(value);
-    }
-    Ok(values)
+    Ok(contents)
 }

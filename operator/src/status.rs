@@ -188,11 +188,6 @@ impl Findings {
         self.found.get(&aspect).is_some_and(|finding| finding.holds == Some(true))
     }
 
-    /// Why Secrets or specification cannot be used.
-    pub fn problem_of_references(&self) -> String {
-        self.found.get(&Aspect::ReferencesResolved).map(|finding| finding.message.clone()).unwrap_or_default()
-    }
-
     /// The first that is not as it should be, in the order in which things are done. What passes by itself hides nothing that
     /// somebody has to see to.
     fn summary(&self) -> Finding {

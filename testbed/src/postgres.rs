@@ -60,6 +60,8 @@ pub enum Auth {
     Trust,
     /// SCRAM-SHA-256.
     Scram,
+    /// Over TLS a client certificate alone, whose common name is the role; without TLS SCRAM-SHA-256.
+    Certificate,
 }
 
 /// What server to start.
@@ -133,7 +135,7 @@ impl Postgres {
             postgres.present(&tls.certificate)?;
         }
         postgres.start_again().await?;
-        if postgres.options.auth == Auth::Scram {
+        if postgres.password().is_some() {
             let set = format!("ALTER USER postgres PASSWORD '{PASSWORD}'");
             postgres.execute_locally(&set).await?;
         }
@@ -280,7 +282,7 @@ impl Postgres {
 
     /// The superuser's password over TCP, where one is needed.
     pub fn password(&self) -> Option<&'static str> {
-        (self.options.auth == Auth::Scram).then_some(PASSWORD)
+        (self.options.auth != Auth::Trust).then_some(PASSWORD)
     }
 
     /// Address of a database for the superuser `postgres`.
@@ -339,10 +341,13 @@ impl Postgres {
         fs::write(&path, lines.join("\n") + "\n").map_err(Error::file("write", &path))?;
         let over_tcp = match self.options.auth {
             Auth::Trust => "trust",
-            Auth::Scram => "scram-sha-256",
+            Auth::Scram | Auth::Certificate => "scram-sha-256",
         };
         let over_tls = match &self.options.tls {
             None => String::new(),
+            Some(_) if self.options.auth == Auth::Certificate => {
+                "hostssl all all 127.0.0.1/32 cert\n".to_owned()
+            }
             Some(ServerTls { client_authority: None, .. }) => {
                 format!("hostssl all all 127.0.0.1/32 {over_tcp}\n")
             }

@@ -1,17 +1,16 @@
 //! The relay's configuration, in the relay's own types: what it would refuse cannot be written.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::path::Path;
 
 use kube::ResourceExt;
 use outbox_relay::config::{
-    self, AdminConfig, Config, FORMAT_VERSION, HeartbeatConfig, Shutdown, SinkTls, SourceTls, TableName,
+    self, AdminConfig, Config, FORMAT_VERSION, HeartbeatConfig, SinkTls, SourceTls, TableName,
 };
 
-use super::files::{self, KAFKA, POSTGRES};
+use super::files::{KAFKA, POSTGRES};
 use crate::resource::{
-    Compression, CreationPolicy, Delivery, Failover, KafkaSink, OnPoison, OutboxRelay, Retention, Routing,
-    SaslMechanism, Source, StartAt, TlsMode,
+    ChannelBinding, Compression, CreationPolicy, Delivery, Failover, Heartbeat, OnPoison, OutboxRelay,
+    Retention, Routing, Sasl, SaslMechanism, Shutdown, StartAt, TlsMode, Username,
 };
 
 /// Port of the relay's admin listener.
@@ -27,22 +26,22 @@ pub struct Invalid {
     pub(super) problem: String,
 }
 
-/// What the relay of `relay` is told. `user` is its role, which is in a Secret; `root` is where the folders of Secrets are.
+/// What the relay of `relay` is told. `user` is its role, which may be in a Secret.
 ///
 /// # Errors
 /// Names the field that has no meaning to the relay.
-pub fn configuration(relay: &OutboxRelay, user: &str, root: &Path) -> Result<Config, Invalid> {
+pub fn configuration(relay: &OutboxRelay, user: &str) -> Result<Config, Invalid> {
     let spec = &relay.spec;
     Ok(Config {
         version: FORMAT_VERSION,
         name: identity(relay),
-        source: source(&spec.source, user, root)?,
-        sink: sink(&spec.sink.kafka, root)?,
+        source: source(relay, user)?,
+        sink: sink(relay)?,
         routing: routing(&spec.routing),
         delivery: delivery(&spec.delivery)?,
         retention: retention(&spec.retention)?,
-        heartbeat: HeartbeatConfig::default(),
-        shutdown: Shutdown::default(),
+        heartbeat: heartbeat(&spec.heartbeat)?,
+        shutdown: shutdown(&spec.shutdown)?,
         // From outside the pod: probes, Prometheus and the operator.
         admin: AdminConfig { listen: SocketAddr::from((Ipv6Addr::UNSPECIFIED, ADMIN_PORT)) },
     })
@@ -53,9 +52,15 @@ pub fn identity(relay: &OutboxRelay) -> String {
     format!("{}/{}", relay.namespace().unwrap_or_default(), relay.name_any())
 }
 
-fn source(source: &Source, user: &str, root: &Path) -> Result<config::Source, Invalid> {
+/// The PostgreSQL side alone. What the rest of the specification says does not matter to it.
+///
+/// # Errors
+/// As [`configuration`].
+pub fn source(relay: &OutboxRelay, user: &str) -> Result<config::Source, Invalid> {
+    let source = &relay.spec.source;
     let postgres = &source.postgres;
-    let [ca_file, cert_file, key_file] = files::tls(root, &POSTGRES, &postgres.tls);
+    let tls = &postgres.tls;
+    let [cert_file, key_file] = POSTGRES.certificate_files(tls.certificate_secret_ref.as_ref());
     let table = TableName::try_from(postgres.table.clone())
         .map_err(|problem| Invalid { field: "source.postgres.table", problem })?;
     Ok(config::Source {
@@ -63,14 +68,17 @@ fn source(source: &Source, user: &str, root: &Path) -> Result<config::Source, In
         port: number("source.postgres.port", postgres.port)?,
         database: postgres.database.clone(),
         user: user.to_owned(),
-        password_file: Some(files::path(root, POSTGRES.login, files::PASSWORD)),
+        password_file: postgres.credentials_secret_ref.as_ref().map(|_| POSTGRES.password_file()),
         password: None,
         tls: SourceTls {
-            mode: tls_mode(postgres.tls.mode),
-            ca_file,
+            mode: tls_mode(tls.mode),
+            ca_file: POSTGRES.ca_file(tls.ca_secret_ref.as_ref()),
             cert_file,
             key_file,
-            ..SourceTls::default()
+            channel_binding: match tls.channel_binding {
+                ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+                ChannelBinding::Require => config::ChannelBinding::Require,
+            },
         },
         table,
         publication: config::Publication {
@@ -97,22 +105,18 @@ fn source(source: &Source, user: &str, root: &Path) -> Result<config::Source, In
     })
 }
 
-fn sink(kafka: &KafkaSink, root: &Path) -> Result<config::Sink, Invalid> {
-    let [ca_file, cert_file, key_file] = files::tls(root, &KAFKA, &kafka.tls);
+/// The Kafka side alone.
+///
+/// # Errors
+/// As [`configuration`].
+pub fn sink(relay: &OutboxRelay) -> Result<config::Sink, Invalid> {
+    let kafka = &relay.spec.sink.kafka;
+    let [cert_file, key_file] = KAFKA.certificate_files(kafka.tls.certificate_secret_ref.as_ref());
+    let ca_file = KAFKA.ca_file(kafka.tls.ca_secret_ref.as_ref());
     Ok(config::Sink {
         bootstrap_servers: kafka.bootstrap_servers.clone(),
         tls: SinkTls { mode: tls_mode(kafka.tls.mode), ca_file, cert_file, key_file },
-        sasl: kafka.sasl.as_ref().map(|sasl| config::Sasl {
-            mechanism: match sasl.mechanism {
-                SaslMechanism::Plain => config::SaslMechanism::Plain,
-                SaslMechanism::ScramSha256 => config::SaslMechanism::ScramSha256,
-                SaslMechanism::ScramSha512 => config::SaslMechanism::ScramSha512,
-            },
-            username: None,
-            username_file: Some(files::path(root, KAFKA.login, files::USERNAME)),
-            password_file: Some(files::path(root, KAFKA.login, files::PASSWORD)),
-            password: None,
-        }),
+        sasl: kafka.sasl.as_ref().map(sasl),
         access: config::SinkAccess::default(),
         compression: match kafka.compression {
             Compression::None => config::Compression::None,
@@ -123,6 +127,24 @@ fn sink(kafka: &KafkaSink, root: &Path) -> Result<config::Sink, Invalid> {
         max_message_bytes: number("sink.kafka.maxMessageBytes", kafka.max_message_bytes)?,
         producers: number("sink.kafka.producers", kafka.producers)?,
     })
+}
+
+fn sasl(sasl: &Sasl) -> config::Sasl {
+    let (username, username_file) = match sasl.credentials_secret_ref.user() {
+        Username::Text(name) => (Some(name.to_owned()), None),
+        Username::Key(_) => (None, Some(KAFKA.username_file())),
+    };
+    config::Sasl {
+        mechanism: match sasl.mechanism {
+            SaslMechanism::Plain => config::SaslMechanism::Plain,
+            SaslMechanism::ScramSha256 => config::SaslMechanism::ScramSha256,
+            SaslMechanism::ScramSha512 => config::SaslMechanism::ScramSha512,
+        },
+        username,
+        username_file,
+        password_file: Some(KAFKA.password_file()),
+        password: None,
+    }
 }
 
 fn routing(routing: &Routing) -> config::Routing {
@@ -150,6 +172,16 @@ fn retention(retention: &Retention) -> Result<config::Retention, Invalid> {
         keep_hours: number("retention.keepHours", retention.keep_hours)?,
         ahead_hours: number("retention.aheadHours", retention.ahead_hours)?,
     })
+}
+
+fn heartbeat(heartbeat: &Heartbeat) -> Result<HeartbeatConfig, Invalid> {
+    let interval_seconds = number("heartbeat.intervalSeconds", heartbeat.interval_seconds)?;
+    Ok(HeartbeatConfig { interval_seconds })
+}
+
+fn shutdown(shutdown: &Shutdown) -> Result<config::Shutdown, Invalid> {
+    let grace_seconds = number("shutdown.graceSeconds", shutdown.grace_seconds)?;
+    Ok(config::Shutdown { grace_seconds })
 }
 
 fn tls_mode(mode: TlsMode) -> config::TlsMode {

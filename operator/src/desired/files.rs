@@ -1,11 +1,15 @@
-//! Where the relay's pods find what is in Secrets: each Secret in a folder of its own, mounted read-only. The programs
-//! read the files again when they connect, so what is rotated is used without a new pod.
+//! Where the relay's pods find what is in Secrets: each Secret in a folder of its own, mounted read-only. The relay reads the files
+//! again when it connects, so what is rotated is used without a new pod. The operator, which has the contents in memory, knows them by
+//! the same paths.
 
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{KeyToPath, SecretVolumeSource, Volume, VolumeMount};
 
-use crate::resource::{CredentialsSecretRef, OutboxRelaySpec, Tls};
+use crate::resource::{
+    CaSecretRef, CertificateSecretRef, CredentialsSecretRef, KafkaSink, OutboxRelaySpec, PostgresSource,
+    Username,
+};
 
 /// Where pods have the folders.
 pub const POD_ROOT: &str = "/etc/outbox-relay/secrets";
@@ -13,89 +17,146 @@ pub const POD_ROOT: &str = "/etc/outbox-relay/secrets";
 /// Pods run as another user than the one that owns the files: readable by the group they are given.
 const READABLE: i32 = 0o440;
 
-/// A Secret that pods see, or a part of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountedSecret {
-    /// Name of folder and volume.
-    pub folder: &'static str,
-    /// Name of the Secret.
-    pub secret: String,
-    /// Its keys that are seen, and the file each is seen as.
-    pub files: Vec<(String, &'static str)>,
-}
-
-/// The password of a login.
-pub const PASSWORD: &str = "password";
-/// The user name of a login.
-pub const USERNAME: &str = "username";
+const PASSWORD: &str = "password";
+const USERNAME: &str = "username";
 const CA: &str = "ca.crt";
 const CERTIFICATE: &str = "tls.crt";
 const KEY: &str = "tls.key";
 
-/// Path of a file in a folder below `root`.
-pub fn path(root: &Path, folder: &str, file: &str) -> PathBuf {
-    root.join(folder).join(file)
-}
-
-/// The files a side's TLS settings name: authorities, certificate, key.
-pub fn tls(root: &Path, side: &Side, tls: &Tls) -> [Option<PathBuf>; 3] {
-    let certificate = tls.certificate_secret_ref.as_ref();
-    [
-        tls.ca_secret_ref.as_ref().map(|_| path(root, side.ca, CA)),
-        certificate.map(|_| path(root, side.certificate, CERTIFICATE)),
-        certificate.map(|_| path(root, side.certificate, KEY)),
-    ]
+/// A Secret as a folder with some of its keys as files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretFolder {
+    /// Name of folder and volume.
+    pub folder: &'static str,
+    /// Name of the Secret.
+    pub secret: String,
+    /// Keys of the Secret, and the file that each of them is.
+    pub files: Vec<(String, &'static str)>,
 }
 
 /// The folders of one side.
 pub struct Side {
-    /// Of the login.
-    pub login: &'static str,
+    credentials: &'static str,
     ca: &'static str,
     certificate: &'static str,
+    /// No pod has it.
+    admin_certificate: &'static str,
 }
 
-/// Postgres.
-pub const POSTGRES: Side = Side { login: "postgres", ca: "postgres-ca", certificate: "postgres-tls" };
+/// PostgreSQL.
+pub const POSTGRES: Side = Side {
+    credentials: "postgres",
+    ca: "postgres-ca",
+    certificate: "postgres-tls",
+    admin_certificate: "postgres-admin-tls",
+};
 /// Kafka.
-pub const KAFKA: Side = Side { login: "kafka", ca: "kafka-ca", certificate: "kafka-tls" };
+pub const KAFKA: Side = Side {
+    credentials: "kafka",
+    ca: "kafka-ca",
+    certificate: "kafka-tls",
+    admin_certificate: "kafka-admin-tls",
+};
+
+impl Side {
+    /// The file with the password.
+    pub fn password_file(&self) -> PathBuf {
+        path(self.credentials, PASSWORD)
+    }
+
+    /// The file with the user name.
+    pub fn username_file(&self) -> PathBuf {
+        path(self.credentials, USERNAME)
+    }
+
+    /// The file with the trusted CAs, where there is a reference to them.
+    pub fn ca_file(&self, reference: Option<&CaSecretRef>) -> Option<PathBuf> {
+        reference.map(|_| path(self.ca, CA))
+    }
+
+    /// The files with the relay's certificate and its private key, where there is a reference to them.
+    pub fn certificate_files(&self, reference: Option<&CertificateSecretRef>) -> [Option<PathBuf>; 2] {
+        [CERTIFICATE, KEY].map(|file| reference.map(|_| path(self.certificate, file)))
+    }
+
+    /// The files with the administrator's certificate and its private key.
+    pub fn admin_certificate_files(&self) -> [Option<PathBuf>; 2] {
+        [CERTIFICATE, KEY].map(|file| Some(path(self.admin_certificate, file)))
+    }
+
+    /// What the operator alone reads.
+    pub fn admin_certificate(&self, reference: &CertificateSecretRef) -> SecretFolder {
+        certificate(self.admin_certificate, reference)
+    }
+
+    fn credentials(
+        &self,
+        reference: &CredentialsSecretRef,
+        files: Vec<(String, &'static str)>,
+    ) -> SecretFolder {
+        SecretFolder { folder: self.credentials, secret: reference.name.clone(), files }
+    }
+
+    fn ca(&self, reference: &CaSecretRef) -> SecretFolder {
+        let files = vec![(reference.key.clone(), CA)];
+        SecretFolder { folder: self.ca, secret: reference.name.clone(), files }
+    }
+}
+
+/// What pods see of the Secrets for PostgreSQL. The role's name is in the relay's configuration.
+pub fn of_postgres(postgres: &PostgresSource) -> Vec<SecretFolder> {
+    let tls = &postgres.tls;
+    let credentials = postgres
+        .credentials_secret_ref
+        .iter()
+        .map(|reference| POSTGRES.credentials(reference, vec![(reference.password_key.clone(), PASSWORD)]));
+    let ca = tls.ca_secret_ref.iter().map(|reference| POSTGRES.ca(reference));
+    let own = tls.certificate_secret_ref.iter().map(|own| certificate(POSTGRES.certificate, own));
+    credentials.chain(ca).chain(own).collect()
+}
+
+/// What pods see of the Secrets for Kafka. A user name that is a text of the resource is in the relay's configuration.
+pub fn of_kafka(kafka: &KafkaSink) -> Vec<SecretFolder> {
+    let credentials = kafka.sasl.iter().map(|sasl| {
+        let reference = &sasl.credentials_secret_ref;
+        let username = match reference.user() {
+            Username::Text(_) => None,
+            Username::Key(key) => Some((key.to_owned(), USERNAME)),
+        };
+        let password = (reference.password_key.clone(), PASSWORD);
+        KAFKA.credentials(reference, username.into_iter().chain([password]).collect())
+    });
+    let ca = kafka.tls.ca_secret_ref.iter().map(|reference| KAFKA.ca(reference));
+    let own = kafka.tls.certificate_secret_ref.iter().map(|own| certificate(KAFKA.certificate, own));
+    credentials.chain(ca).chain(own).collect()
+}
 
 /// Every Secret that pods see. The administrators' are not among them.
-pub fn mounted(spec: &OutboxRelaySpec) -> Vec<MountedSecret> {
-    let (postgres, kafka) = (&spec.source.postgres, &spec.sink.kafka);
-    let mut mounted = vec![login(&POSTGRES, &postgres.credentials_secret_ref)];
-    mounted.extend(certificates(&POSTGRES, &postgres.tls));
-    mounted.extend(kafka.sasl.iter().map(|sasl| login(&KAFKA, &sasl.credentials_secret_ref)));
-    mounted.extend(certificates(&KAFKA, &kafka.tls));
-    mounted
+pub fn mounted(spec: &OutboxRelaySpec) -> Vec<SecretFolder> {
+    [of_postgres(&spec.source.postgres), of_kafka(&spec.sink.kafka)].concat()
 }
 
-fn login(side: &Side, credentials: &CredentialsSecretRef) -> MountedSecret {
-    MountedSecret {
-        folder: side.login,
-        secret: credentials.name.clone(),
+fn certificate(folder: &'static str, reference: &CertificateSecretRef) -> SecretFolder {
+    SecretFolder {
+        folder,
+        secret: reference.name.clone(),
         files: vec![
-            (credentials.username_key.clone(), USERNAME),
-            (credentials.password_key.clone(), PASSWORD),
+            (reference.certificate_key.clone(), CERTIFICATE),
+            (reference.private_key_key.clone(), KEY),
         ],
     }
 }
 
-fn certificates(side: &Side, tls: &Tls) -> Vec<MountedSecret> {
-    let ca = tls.ca_secret_ref.iter().map(|reference| MountedSecret {
-        folder: side.ca,
-        secret: reference.name.clone(),
-        files: vec![(reference.key.clone(), CA)],
-    });
-    let certificate = tls.certificate_secret_ref.iter().map(|reference| MountedSecret {
-        folder: side.certificate,
-        secret: reference.name.clone(),
-        files: vec![(CERTIFICATE.into(), CERTIFICATE), (KEY.into(), KEY)],
-    });
-    ca.chain(certificate).collect()
+fn path(folder: &str, file: &str) -> PathBuf {
+    Path::new(POD_ROOT).join(folder).join(file)
 }
 
-impl MountedSecret {
+impl SecretFolder {
+    /// The files, each with its key in the Secret.
+    pub fn paths(&self) -> impl Iterator<Item = (&str, PathBuf)> {
+        self.files.iter().map(|(key, file)| (key.as_str(), path(self.folder, file)))
+    }
+
     /// The volume of a pod.
     pub fn volume(&self) -> Volume {
         let item = |(key, path): &(String, &str)| KeyToPath {

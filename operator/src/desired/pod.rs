@@ -18,8 +18,8 @@ use super::naming::{labels, object_name, selector};
 use super::pod_overrides;
 use crate::resource::{LogLevel, OutboxRelay};
 
-/// The relay finishes what is under way within 25 s of the signal (docs/CONFIGURATION.md); the rest is for its end.
-const TERMINATION_GRACE_SECONDS: i64 = 30;
+/// Longer than the relay takes from the signal to its end (`spec.shutdown.graceSeconds`): it ends before it is killed.
+const TERMINATION_MARGIN_SECONDS: i64 = 5;
 /// Any but root; the image has no user of its own to rely on.
 const USER: i64 = 65_532;
 /// What a relay that has nothing to do but 1,000 events per second needs, measured in docs/PERFORMANCE.md, with room: a pod that requests
@@ -110,7 +110,9 @@ fn pod(relay: &OutboxRelay, defaults: PodDefaults<'_>) -> PodSpec {
         service_account_name: Some(object_name(relay)),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
-        termination_grace_period_seconds: Some(TERMINATION_GRACE_SECONDS),
+        termination_grace_period_seconds: Some(
+            i64::from(relay.spec.shutdown.grace_seconds) + TERMINATION_MARGIN_SECONDS,
+        ),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: defaults.user_ids.number(),

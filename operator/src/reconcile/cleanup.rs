@@ -1,5 +1,6 @@
-//! What is done before a resource may go: its relay stops, then what its policies say is deleted, and nothing else. A database or a
-//! Kafka that is gone does not hold it for ever.
+//! What is done before a resource may go: its relay stops, then what its policies say is deleted, and nothing else. Each side needs its
+//! own Secrets and its own part of the specification only: one that cannot be used keeps nothing of the other side. A database or a Kafka
+//! that is gone does not hold the resource forever.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
-use outbox_relay::config::{Config, quote};
+use outbox_relay::config::{self, quote};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
 use outbox_relay::postgres::source;
@@ -18,8 +19,9 @@ use sqlx::{AssertSqlSafe, Connection};
 use super::database::is_marked;
 use super::deletion_rights::not_permitted;
 use super::{Pass, objects};
-use crate::resource::{CreationPolicy, DeletionPolicy, OutboxRelay, OutboxRelaySpec};
-use crate::secrets::Secrets;
+use crate::desired::configuration::{self, Invalid, identity};
+use crate::resource::{CreationPolicy, DeletionPolicy, OutboxRelay, OutboxRelaySpec, TopicStatus};
+use crate::secrets::{KafkaSecrets, PostgresSecrets, ReadError, Reader};
 
 /// Set to "true" on a resource that is being deleted, it lets the resource go at once, whatever is left outside.
 pub const FORCE: &str = "outbox.dev/force-delete";
@@ -67,9 +69,22 @@ pub enum Pending {
     /// Its relay still holds the slot.
     #[error("waiting for the relay to let go of slot {0}")]
     SlotHeld(String),
-    /// The specification or a Secret cannot be used any more.
-    #[error("what is to be deleted cannot be reached: {0}")]
-    Unresolved(String),
+    /// A Secret cannot be used any more, or not now.
+    #[error("{what} cannot be deleted: {error}")]
+    Secret {
+        /// What is to be deleted.
+        what: &'static str,
+        /// Names the Secret.
+        error: ReadError,
+    },
+    /// The specification cannot be used any more.
+    #[error("{what} cannot be deleted: {problem}")]
+    Unresolved {
+        /// What is to be deleted.
+        what: &'static str,
+        /// Names the field.
+        problem: String,
+    },
     /// The role lacks a right.
     #[error("{0}")]
     NotPermitted(String),
@@ -80,8 +95,16 @@ pub enum Pending {
     #[error(transparent)]
     Kafka(#[from] crate::topics::KafkaError),
     /// Something takes too long: a lock, or a server that is silent.
-    #[error("what is to be deleted was not deleted within {0:?}: a lock may be held, or a server is silent")]
-    Late(Duration),
+    #[error("{what}: not deleted within {within:?}; a lock may be held, or a server is silent")]
+    Late {
+        /// What is to be deleted.
+        what: &'static str,
+        /// So long it was tried.
+        within: Duration,
+    },
+    /// Both sides have a reason.
+    #[error("{0}; {1}")]
+    Both(Box<Pending>, Box<Pending>),
     /// The API server refused.
     #[error("Kubernetes: {0}")]
     Kubernetes(#[from] kube::Error),
@@ -93,15 +116,36 @@ impl From<Trouble> for Pending {
     }
 }
 
+/// What is deleted of each side, as messages say it.
+const OF_POSTGRES: &str = "slot and publication";
+const OF_KAFKA: &str = "topics";
+
 impl Pass<'_> {
     /// Everything that has to be done before the resource may go. Doing it twice is no error.
     pub(super) async fn clean_up(&mut self) -> Result<(), Pending> {
         self.stop_relay().await?;
-        let Some((secrets, config)) = self.resolve().await else {
-            return Err(Pending::Unresolved(self.findings.problem_of_references()));
-        };
-        self.clean_database(&config, &secrets).await?;
-        self.clean_topics(&config, &secrets).await
+        let mut reader = self.reader();
+        let cleaned = self.clean_sides(&mut reader).await;
+        // The next try needs it, when the Secrets are gone by then.
+        self.remember(reader.into_used());
+        cleaned
+    }
+
+    async fn clean_sides(&self, reader: &mut Reader<'_>) -> Result<(), Pending> {
+        // A silent server of one side leaves time for the other.
+        let within = within(self.relay) / 2;
+        let late = |what| Err(Pending::Late { what, within });
+        let database = tokio::time::timeout(within, self.clean_database(reader)).await;
+        let database = database.unwrap_or_else(|_| late(OF_POSTGRES));
+        if matches!(database, Err(Pending::SlotHeld(_))) {
+            // The relay still writes to its topics.
+            return database;
+        }
+        let topics = tokio::time::timeout(within, self.clean_topics(reader)).await;
+        match (database, topics.unwrap_or_else(|_| late(OF_KAFKA))) {
+            (Err(database), Err(topics)) => Err(Pending::Both(database.into(), topics.into())),
+            (database, topics) => database.and(topics),
+        }
     }
 
     /// In a namespace that is being deleted the operator's Role there may go before the resource: then it may not look at the Deployment,
@@ -115,31 +159,27 @@ impl Pass<'_> {
         }
     }
 
-    async fn clean_database(&self, config: &Config, secrets: &Secrets) -> Result<(), Pending> {
+    async fn clean_database(&self, reader: &mut Reader<'_>) -> Result<(), Pending> {
         let postgres = &self.relay.spec.source.postgres;
-        let (slot, publication) = (&postgres.slot, &postgres.publication);
+        let publication = &postgres.publication;
         let (drops_slot, drops_publication) =
             (deletes_slot(&self.relay.spec), deletes_publication(&self.relay.spec));
         if !drops_slot && !drops_publication {
             return Ok(());
         }
-        let source = self.administrator(config, secrets);
-        let mut database = self.context.connections.database(&source, &secrets.digest).await?;
+        let secrets = PostgresSecrets::read(reader, postgres).await;
+        let secrets = secrets.map_err(|error| Pending::Secret { what: OF_POSTGRES, error })?;
+        let source = configuration::source(self.relay, &secrets.user);
+        let source = source.map_err(|invalid| unresolved(OF_POSTGRES, &invalid))?;
+        let admin = self.administrator(&source, &secrets);
+        let mut database = self.connect(&admin, &secrets).await?;
         let sql = &mut database.sql;
-        if drops_slot && is_ours(sql, config).await? {
-            let state = source::slot_state(sql, &slot.name).await.map_err(Trouble::from)?;
-            let state = state.filter(|state| state.database.as_ref() == Some(&config.source.database));
-            if state.as_ref().is_some_and(|state| state.active_pid.is_some()) {
-                return Err(Pending::SlotHeld(slot.name.clone()));
-            }
-            if let Some(grant) = grants::to_drop_slot(sql, &source, &source.user).await? {
-                return Err(Pending::NotPermitted(not_permitted(&source, &grant)));
-            }
-            drop_slot(sql, config).await?;
+        if drops_slot {
+            end_slot(sql, &admin, &identity(self.relay)).await?;
         }
         if drops_publication && is_marked(sql, &publication.name, self.relay).await? {
-            if let Some(grant) = grants::to_drop_publication(sql, &publication.name, &source.user).await? {
-                return Err(Pending::NotPermitted(not_permitted(&source, &grant)));
+            if let Some(grant) = grants::to_drop_publication(sql, &publication.name, &admin.user).await? {
+                return Err(Pending::NotPermitted(not_permitted(&admin, &grant)));
             }
             drop_publication(sql, &publication.name).await?;
         }
@@ -147,17 +187,19 @@ impl Pass<'_> {
         Ok(())
     }
 
-    async fn clean_topics(&self, config: &Config, secrets: &Secrets) -> Result<(), Pending> {
+    async fn clean_topics(&self, reader: &mut Reader<'_>) -> Result<(), Pending> {
         let declared = |name: &str| self.relay.spec.topics.iter().any(|topic| topic.name == name);
-        let doomed: Vec<_> = self
-            .topics
-            .iter()
-            .filter(|topic| topic.deletion_policy == DeletionPolicy::Delete && declared(&topic.name))
-            .collect();
+        let is_doomed =
+            |topic: &&TopicStatus| topic.deletion_policy == DeletionPolicy::Delete && declared(&topic.name);
+        let doomed: Vec<_> = self.topics.iter().filter(is_doomed).collect();
         if doomed.is_empty() {
             return Ok(());
         }
-        let cluster = self.cluster(config, secrets).await.map_err(Pending::Unresolved)?;
+        let secrets = KafkaSecrets::read(reader, &self.relay.spec.sink.kafka).await;
+        let secrets = secrets.map_err(|error| Pending::Secret { what: OF_KAFKA, error })?;
+        let sink = configuration::sink(self.relay).map_err(|invalid| unresolved(OF_KAFKA, &invalid))?;
+        let cluster = self.cluster(&sink, &secrets).await;
+        let cluster = cluster.map_err(|problem| Pending::Unresolved { what: OF_KAFKA, problem })?;
         for topic in doomed {
             self.delete_own_topic(&cluster, topic).await?;
         }
@@ -165,15 +207,32 @@ impl Pass<'_> {
     }
 }
 
+fn unresolved(what: &'static str, invalid: &Invalid) -> Pending {
+    Pending::Unresolved { what, problem: invalid.to_string() }
+}
+
+/// Drops the slot where it is the relay's own and the relay does not read it any more.
+async fn end_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<(), Pending> {
+    if !is_ours(sql, source, relay).await? {
+        return Ok(());
+    }
+    let state = source::slot_state(sql, &source.slot.name).await.map_err(Trouble::from)?;
+    let state = state.filter(|state| state.database.as_ref() == Some(&source.database));
+    if state.is_some_and(|state| state.active_pid.is_some()) {
+        return Err(Pending::SlotHeld(source.slot.name.clone()));
+    }
+    if let Some(grant) = grants::to_drop_slot(sql, source, &source.user).await? {
+        return Err(Pending::NotPermitted(not_permitted(source, &grant)));
+    }
+    Ok(drop_slot(sql, source, relay).await?)
+}
+
 /// Whether a relay of this resource has registered for the slot: what it never had is not its own to drop.
-async fn is_ours(sql: &mut PgConnection, config: &Config) -> Result<bool, Trouble> {
-    let table = config.source.table.sibling(checkpoint::TABLE);
+async fn is_ours(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<bool, Trouble> {
+    let table = source.table.sibling(checkpoint::TABLE);
     let select = format!("SELECT EXISTS (SELECT FROM {table} WHERE relay = $1 AND slot = $2)");
-    let ours = sqlx::query_scalar(AssertSqlSafe(select))
-        .bind(&config.name)
-        .bind(&config.source.slot.name)
-        .fetch_one(sql)
-        .await;
+    let ours =
+        sqlx::query_scalar(AssertSqlSafe(select)).bind(relay).bind(&source.slot.name).fetch_one(sql).await;
     match ours.map_err(Trouble::from) {
         // The table is gone, and with it everything that rests on it.
         Err(trouble) if trouble.reason == Reason::TableMissing => Ok(false),
@@ -192,12 +251,12 @@ async fn drop_publication(sql: &mut PgConnection, name: &str) -> Result<(), Trou
 /// The slot, if it is one of this database, and the row by which retention waits for this relay. Slots are the server's: another database's
 /// relay may use the name of one that was lost. The row is deleted first, in a transaction that ends after the slot is gone: where one of
 /// them cannot go, both stay, and the next try finds them.
-async fn drop_slot(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
-    let slot = &config.source.slot.name;
+async fn drop_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<(), Trouble> {
+    let slot = &source.slot.name;
     let mut transaction = sql.begin().await?;
-    let table = config.source.table.sibling(checkpoint::TABLE);
+    let table = source.table.sibling(checkpoint::TABLE);
     let delete = format!("DELETE FROM {table} WHERE relay = $1 AND slot = $2");
-    sqlx::query(AssertSqlSafe(delete)).bind(&config.name).bind(slot).execute(&mut *transaction).await?;
+    sqlx::query(AssertSqlSafe(delete)).bind(relay).bind(slot).execute(&mut *transaction).await?;
     sqlx::query(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
          WHERE slot_name = $1 AND database = current_database()",
@@ -206,6 +265,6 @@ async fn drop_slot(sql: &mut PgConnection, config: &Config) -> Result<(), Troubl
     .execute(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    tracing::info!(%slot, relay = config.name, "dropped the slot, and deregistered the relay");
+    tracing::info!(%slot, relay, "dropped the slot, and deregistered the relay");
     Ok(())
 }

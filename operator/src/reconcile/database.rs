@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use outbox_relay::config::{self, Config, quote};
+use outbox_relay::config::{self, Access, Config, quote};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
 use outbox_relay::postgres::source::{self, PublicationState};
@@ -14,9 +14,10 @@ use sqlx::{AssertSqlSafe, Connection};
 use super::Pass;
 use crate::connections::Database;
 use crate::desired::configuration::identity;
+use crate::desired::files::POSTGRES;
 use crate::events::Kind;
 use crate::resource::{CreationPolicy, OutboxRelay};
-use crate::secrets::Secrets;
+use crate::secrets::PostgresSecrets;
 use crate::status::{Aspect, Finding, Reason};
 
 /// How long all of it may take: an outage has to show within 10 s.
@@ -24,10 +25,9 @@ const WITHIN: Duration = Duration::from_secs(6);
 
 impl Pass<'_> {
     /// Whether a relay could be started.
-    pub(super) async fn database(&mut self, config: &Config, secrets: &Secrets) -> bool {
-        let source = self.administrator(config, secrets);
-        let looked =
-            tokio::time::timeout(WITHIN, self.look_at_database(config, &source, &secrets.digest)).await;
+    pub(super) async fn database(&mut self, config: &Config, secrets: &PostgresSecrets) -> bool {
+        let source = self.administrator(&config.source, secrets);
+        let looked = tokio::time::timeout(WITHIN, self.look_at_database(config, &source, secrets)).await;
         looked.unwrap_or_else(|_| {
             let what = format!("{} did not answer within {WITHIN:?}", source.host);
             self.database_is_not_reachable(&Trouble::new(trouble::Reason::DatabaseUnreachable, what));
@@ -36,21 +36,42 @@ impl Pass<'_> {
     }
 
     /// The source as the administrator sees it, who makes the publication where it may be made.
-    pub(super) fn administrator(&self, config: &Config, secrets: &Secrets) -> config::Source {
-        let mut source = config.source.clone();
-        source.publication.creation_policy = match self.relay.spec.source.postgres.publication.creation_policy
-        {
+    pub(super) fn administrator(&self, source: &config::Source, secrets: &PostgresSecrets) -> config::Source {
+        let (mut source, postgres) = (source.clone(), &self.relay.spec.source.postgres);
+        source.publication.creation_policy = match postgres.publication.creation_policy {
             CreationPolicy::IfMissing => config::CreationPolicy::IfMissing,
             CreationPolicy::Never => config::CreationPolicy::Never,
         };
-        if let Some(admin) = &secrets.postgres_admin {
+        if let Some(admin) = &secrets.admin {
             source.user.clone_from(&admin.user);
             source.password = Some(admin.password.clone());
+        }
+        if let Some(admin) = &postgres.admin_certificate_secret_ref {
+            source.user.clone_from(&admin.username);
+            source.password_file = None;
+            [source.tls.cert_file, source.tls.key_file] = POSTGRES.admin_certificate_files();
         }
         source
     }
 
-    async fn look_at_database(&mut self, config: &Config, source: &config::Source, secrets: &str) -> bool {
+    /// Connects with what the Secrets hold.
+    pub(super) async fn connect(
+        &self,
+        source: &config::Source,
+        secrets: &PostgresSecrets,
+    ) -> Result<Database, Trouble> {
+        let access = Access::read_with(source, &|file| secrets.files.read(file));
+        let access = access
+            .map_err(|error| Trouble::new(trouble::Reason::CredentialsUnreadable, error.to_string()))?;
+        self.context.connections.database(source, &access, &secrets.files.digest()).await
+    }
+
+    async fn look_at_database(
+        &mut self,
+        config: &Config,
+        source: &config::Source,
+        secrets: &PostgresSecrets,
+    ) -> bool {
         let (mut database, identity) = match self.usable(config, source, secrets).await {
             Ok(usable) => usable,
             Err(trouble) => {
@@ -99,9 +120,9 @@ impl Pass<'_> {
         &self,
         config: &Config,
         source: &config::Source,
-        secrets: &str,
+        secrets: &PostgresSecrets,
     ) -> Result<(Database, String), Trouble> {
-        let connecting = self.context.connections.database(source, secrets);
+        let connecting = self.connect(source, secrets);
         let mut database = self.context.metrics.request("postgres", "connect", connecting).await?;
         source::check_preconditions(&mut database.sql, source).await?;
         table::check(&mut database.sql, config).await?;

@@ -80,7 +80,7 @@ pub(super) async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action
     let (namespace, name) = (relay.namespace(), relay.name_any());
     let within = cleanup::within(relay);
     let cleaned = tokio::time::timeout(within, pass.clean_up()).await;
-    if let Err(pending) = cleaned.unwrap_or(Err(Pending::Late(within))) {
+    if let Err(pending) = cleaned.unwrap_or(Err(Pending::Late { what: "what is to be deleted", within })) {
         if !cleanup::is_given_up(relay, Timestamp::now()) {
             tracing::warn!(namespace, name, %pending, "deletion waits");
             pass.findings.deletion_waits(pending.to_string());

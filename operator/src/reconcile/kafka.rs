@@ -3,20 +3,21 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use outbox_relay::config::{Config, Sink, SinkAccess};
+use outbox_relay::config::{Sink, SinkAccess};
 use outbox_relay::trouble;
 
 use super::Pass;
+use crate::desired::files::KAFKA;
 use crate::events::Kind;
 use crate::resource::{Topic, TopicStatus};
-use crate::secrets::Secrets;
+use crate::secrets::KafkaSecrets;
 use crate::status::{Aspect, Finding, Reason};
 use crate::topics::{Cluster, KafkaError, Observed, Step, plan};
 
 impl Pass<'_> {
     /// The cluster, where a relay could be started.
-    pub(super) async fn kafka(&mut self, config: &Config, secrets: &Secrets) -> Option<Cluster> {
-        let cluster = match self.cluster(config, secrets).await {
+    pub(super) async fn kafka(&mut self, sink: &Sink, secrets: &KafkaSecrets) -> Option<Cluster> {
+        let cluster = match self.cluster(sink, secrets).await {
             Ok(cluster) => cluster,
             Err(problem) => {
                 self.findings
@@ -73,13 +74,18 @@ impl Pass<'_> {
         }
     }
 
-    pub(super) async fn cluster(&self, config: &Config, secrets: &Secrets) -> Result<Cluster, String> {
-        let mut sink = config.sink.clone();
-        if let (Some(sasl), Some(admin)) = (&mut sink.sasl, &secrets.kafka_admin) {
+    /// The cluster as the administrator sees it, or else the relay.
+    pub(super) async fn cluster(&self, sink: &Sink, secrets: &KafkaSecrets) -> Result<Cluster, String> {
+        let mut sink = sink.clone();
+        if let (Some(sasl), Some(admin)) = (&mut sink.sasl, &secrets.admin) {
             (sasl.username, sasl.username_file) = (Some(admin.user.clone()), None);
             sasl.password = Some(admin.password.clone());
         }
-        let access = SinkAccess::read(&sink).map_err(|error| error.to_string())?;
+        if self.relay.spec.sink.kafka.admin_certificate_secret_ref.is_some() {
+            [sink.tls.cert_file, sink.tls.key_file] = KAFKA.admin_certificate_files();
+        }
+        let access = SinkAccess::read_with(&sink, &|file| secrets.files.read(file));
+        let access = access.map_err(|error| error.to_string())?;
         let cluster = self.context.connections.cluster(&Sink { access, ..sink }).await;
         cluster.map_err(|error| error.to_string())
     }

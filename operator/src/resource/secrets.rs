@@ -1,27 +1,58 @@
-//! References to Secrets, and how connections are protected.
+//! References to Secrets, in the forms in which other operators make them, and how connections are protected.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A user name and a password in a Secret of the same namespace.
+/// Key of a user name where the reference names none.
+const USERNAME_KEY: &str = "username";
+
+/// A user name and a password. The password is in a Secret of the same namespace; the user name is in the same Secret, or here.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.username) || !has(self.usernameKey)")
+        .message("give either username, which is the user name itself, or usernameKey, which is a key of the Secret"),
+)]
 pub struct CredentialsSecretRef {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Key of the user name.
-    #[serde(default = "username_key")]
+    /// The user name itself, for a Secret without one. In Strimzi's Secret of a KafkaUser it is the name of the KafkaUser.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub username: Option<String>,
+    /// Key of the user name in the Secret. `username`, when neither this field nor `username` is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
-    pub username_key: String,
-    /// Key of the password.
+    pub username_key: Option<String>,
+    /// Key of the password in the Secret.
     #[serde(default = "password_key")]
     #[schemars(length(min = 1, max = 253))]
     pub password_key: String,
 }
 
-/// Certificates of authorities in a Secret of the same namespace.
+/// Where a user name is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Username<'a> {
+    /// In the resource.
+    Text(&'a str),
+    /// In the Secret, under this key.
+    Key(&'a str),
+}
+
+impl CredentialsSecretRef {
+    /// Where the user name is.
+    pub fn user(&self) -> Username<'_> {
+        match (&self.username, &self.username_key) {
+            (Some(text), _) => Username::Text(text),
+            (None, Some(key)) => Username::Key(key),
+            (None, None) => Username::Key(USERNAME_KEY),
+        }
+    }
+}
+
+/// CA certificates in a Secret of the same namespace.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CaSecretRef {
@@ -34,54 +65,96 @@ pub struct CaSecretRef {
     pub key: String,
 }
 
-/// A certificate with its key in a Secret of the same namespace, of type `kubernetes.io/tls`: keys `tls.crt` and `tls.key`.
+/// A client certificate and its private key in a Secret of the same namespace.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CertificateSecretRef {
     /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
+    /// Key of the certificate, PEM. cert-manager and CloudNativePG write `tls.crt`, Strimzi writes `user.crt`.
+    #[serde(default = "certificate_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub certificate_key: String,
+    /// Key of the private key, PEM, not encrypted. cert-manager and CloudNativePG write `tls.key`, Strimzi writes `user.key`.
+    #[serde(default = "private_key_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub private_key_key: String,
 }
+
+/// A role, and the client certificate that it logs in with, in a Secret of the same namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoleCertificateSecretRef {
+    /// The role.
+    #[schemars(length(min = 1, max = 63))]
+    pub username: String,
+    /// Name of the Secret.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key of the certificate, PEM.
+    #[serde(default = "certificate_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub certificate_key: String,
+    /// Key of the private key, PEM, not encrypted.
+    #[serde(default = "private_key_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub private_key_key: String,
+}
+
+impl RoleCertificateSecretRef {
+    /// Where the certificate is.
+    pub fn certificate(&self) -> CertificateSecretRef {
+        CertificateSecretRef {
+            name: self.name.clone(),
+            certificate_key: self.certificate_key.clone(),
+            private_key_key: self.private_key_key.clone(),
+        }
+    }
+}
+
+/// Of [`Tls`] and of the one with more settings.
+pub(super) const CA_IS_USED: &str =
+    "!has(self.caSecretRef) || self.mode == 'verify-ca' || self.mode == 'verify-full'";
+pub(super) const CA_IS_NOT_USED: &str =
+    "caSecretRef is not used in this mode: set mode to verify-full or verify-ca, or leave it out";
+pub(super) const CERTIFICATE_IS_USED: &str = "!has(self.certificateSecretRef) || self.mode != 'disable'";
+pub(super) const CERTIFICATE_IS_NOT_USED: &str =
+    "certificateSecretRef is not used without TLS: set another mode, or leave it out";
 
 /// How connections are protected.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.caSecretRef) || self.mode == 'verify-ca' || self.mode == 'verify-full'")
-        .message("caSecretRef is not used in this mode: set mode to verify-full or verify-ca, or leave it out"),
-    validation = Rule::new("!has(self.certificateSecretRef) || self.mode != 'disable'")
-        .message("certificateSecretRef is not used without TLS: set another mode, or leave it out"),
+    validation = Rule::new(CA_IS_USED).message(CA_IS_NOT_USED),
+    validation = Rule::new(CERTIFICATE_IS_USED).message(CERTIFICATE_IS_NOT_USED),
 )]
 pub struct Tls {
-    /// What is demanded of the server: nothing (disable, no encryption), encryption (require), a certificate of a trusted
-    /// authority (verify-ca), or one for the name that is connected to (verify-full).
+    /// What is required of the server: nothing (disable, no encryption), encryption (require), a certificate of a trusted CA
+    /// (verify-ca), or one for the name that is connected to (verify-full).
     #[serde(default)]
     pub mode: TlsMode,
-    /// Authorities that are trusted. Without it, those that the relay's image trusts.
+    /// Trusted CAs. Without it, the public root CAs that the relay's image contains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<CaSecretRef>,
-    /// The relay's own certificate, for servers that ask for one.
+    /// The relay's client certificate, for servers that ask for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_secret_ref: Option<CertificateSecretRef>,
 }
 
-/// What is demanded of a server.
+/// What is required of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TlsMode {
     /// No encryption.
     Disable,
-    /// Encryption; anybody may answer.
+    /// Encryption; the server's certificate is not verified.
     Require,
-    /// A certificate of a trusted authority.
+    /// A certificate of a trusted CA.
     VerifyCa,
-    /// A certificate of a trusted authority for the name that is connected to.
+    /// A certificate of a trusted CA for the name that is connected to.
     #[default]
     VerifyFull,
-}
-
-fn username_key() -> String {
-    "username".into()
 }
 
 fn password_key() -> String {
@@ -91,4 +164,14 @@ fn password_key() -> String {
 /// As cert-manager and Strimzi name it.
 fn ca_key() -> String {
     "ca.crt".into()
+}
+
+/// As Secrets of type `kubernetes.io/tls` have it.
+fn certificate_key() -> String {
+    "tls.crt".into()
+}
+
+/// As Secrets of type `kubernetes.io/tls` have it.
+fn private_key_key() -> String {
+    "tls.key".into()
 }

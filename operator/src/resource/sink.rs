@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::secrets::{CredentialsSecretRef, Tls};
+use super::secrets::{CertificateSecretRef, CredentialsSecretRef, Tls};
 
 /// `host:port`, IPv6 addresses in brackets, separated by commas.
 const BROKERS: &str = r"^\s*(\[[0-9a-fA-F:]+\]|[^,:\s]+):[1-9][0-9]{0,4}(\s*,\s*(\[[0-9a-fA-F:]+\]|[^,:\s]+):[1-9][0-9]{0,4})*\s*$";
@@ -25,6 +25,10 @@ pub struct Sink {
         .message("PLAIN shows the password to everybody on the way: use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512"),
     validation = Rule::new("!has(self.adminCredentialsSecretRef) || has(self.sasl)")
         .message("adminCredentialsSecretRef needs sasl, whose mechanism it is used with"),
+    validation = Rule::new("!has(self.adminCertificateSecretRef) || !has(self.sasl)")
+        .message("with sasl, brokers know a client by its credentials: use adminCredentialsSecretRef"),
+    validation = Rule::new("!has(self.adminCertificateSecretRef) || self.tls.mode != 'disable'")
+        .message("adminCertificateSecretRef is not used without TLS: set another tls.mode, or leave it out"),
 )]
 pub struct KafkaSink {
     /// `host:port` of brokers to begin with, separated by commas.
@@ -33,12 +37,15 @@ pub struct KafkaSink {
     /// How connections are protected.
     #[serde(default)]
     pub tls: Tls,
-    /// How the relay logs in; not at all without it.
+    /// SASL authentication of the relay. Without it, brokers know the relay by its client certificate, or not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sasl: Option<Sasl>,
-    /// A login that may make and configure topics. Only the operator uses it. Without it the relay's is used.
+    /// Credentials of a SASL user that may create and configure topics. Only the operator uses it. Without it the relay's user is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_credentials_secret_ref: Option<CredentialsSecretRef>,
+    /// The same for brokers that know clients by certificate: the client certificate of a user that may create and configure topics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_certificate_secret_ref: Option<CertificateSecretRef>,
     /// Compression of record batches.
     #[serde(default)]
     pub compression: Compression,
@@ -56,17 +63,17 @@ pub struct KafkaSink {
     pub producers: i32,
 }
 
-/// How the relay logs in to Kafka.
+/// SASL authentication of the relay.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sasl {
-    /// How the password is shown to the broker.
+    /// SASL mechanism.
     pub mechanism: SaslMechanism,
     /// User name and password.
     pub credentials_secret_ref: CredentialsSecretRef,
 }
 
-/// How a password is shown to a broker.
+/// SASL mechanism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum SaslMechanism {
     /// As it is: over TLS only.

@@ -4,7 +4,10 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::secrets::{CredentialsSecretRef, Tls};
+use super::secrets::{
+    CA_IS_NOT_USED, CA_IS_USED, CERTIFICATE_IS_NOT_USED, CERTIFICATE_IS_USED, CaSecretRef,
+    CertificateSecretRef, CredentialsSecretRef, RoleCertificateSecretRef, TlsMode,
+};
 
 /// Where rows come from.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -25,6 +28,20 @@ pub struct Source {
 /// A PostgreSQL database, version 15 or newer, with `wal_level=logical`.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.credentialsSecretRef) || has(self.username)")
+        .message("credentialsSecretRef is required; for a role that logs in with its certificate alone, set username"),
+    validation = Rule::new("!has(self.username) || !has(self.credentialsSecretRef)")
+        .message("username is for a role without a password: beside one, set credentialsSecretRef.username or usernameKey"),
+    validation = Rule::new("!has(self.username) || has(self.tls.certificateSecretRef)")
+        .message("username is for a role that logs in with its certificate alone: set tls.certificateSecretRef"),
+    validation = Rule::new("!has(self.username) || self.tls.channelBinding == 'prefer'")
+        .message("channelBinding binds a password's proof to the TLS connection: without a password leave it at prefer"),
+    validation = Rule::new("!has(self.adminCertificateSecretRef) || !has(self.adminCredentialsSecretRef)")
+        .message("give either adminCredentialsSecretRef or adminCertificateSecretRef"),
+    validation = Rule::new("!has(self.adminCertificateSecretRef) || self.tls.mode != 'disable'")
+        .message("adminCertificateSecretRef is not used without TLS: set another tls.mode, or leave it out"),
+)]
 pub struct PostgresSource {
     /// Host names or addresses, separated by commas. They are tried in order; the first that takes writes is used.
     // A path would be a Unix socket, of the operator's own machine to begin with.
@@ -39,14 +56,23 @@ pub struct PostgresSource {
     pub database: String,
     /// How connections are protected.
     #[serde(default)]
-    pub tls: Tls,
-    /// The relay's role: LOGIN, REPLICATION, and the grants that docs/OUTBOX.md lists. The pods get it as files.
-    pub credentials_secret_ref: CredentialsSecretRef,
-    /// A role for what the relay's may not do: to make the publication (owner of the table) and, when this resource is deleted, to drop the
-    /// slot (REPLICATION) and delete the relay's row (DELETE on the checkpoint table). Only the operator uses it. Without it the relay's role
-    /// is used.
+    pub tls: PostgresTls,
+    /// Credentials of the relay's role, which needs LOGIN, REPLICATION, and the grants that docs/OUTBOX.md lists. The pods get the
+    /// password as a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<CredentialsSecretRef>,
+    /// The relay's role, where it has no password and logs in with `tls.certificateSecretRef` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub username: Option<String>,
+    /// Credentials of a role for what the relay's may not do: to create the publication (owner of the table) and, when this resource is
+    /// deleted, to drop the slot (REPLICATION) and delete the relay's row (DELETE on the checkpoint table). Only the operator uses it. Without
+    /// it the relay's role is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_credentials_secret_ref: Option<CredentialsSecretRef>,
+    /// The same for a role that logs in with a certificate alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_certificate_secret_ref: Option<RoleCertificateSecretRef>,
     /// The outbox table, as `schema.table`. Cannot change.
     #[serde(default = "outbox_table")]
     #[schemars(length(max = 127), regex(pattern = r"^[^.]{1,63}\.[^.]{1,63}$"))]
@@ -55,6 +81,43 @@ pub struct PostgresSource {
     pub publication: Publication,
     /// The replication slot.
     pub slot: Slot,
+}
+
+/// How connections to PostgreSQL are protected.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(CA_IS_USED).message(CA_IS_NOT_USED),
+    validation = Rule::new(CERTIFICATE_IS_USED).message(CERTIFICATE_IS_NOT_USED),
+    validation = Rule::new("self.channelBinding != 'require' || self.mode != 'disable'")
+        .message("channelBinding: require needs TLS: set another mode, or leave channelBinding at prefer"),
+)]
+pub struct PostgresTls {
+    /// What is required of the server: nothing (disable, no encryption), encryption (require), a certificate of a trusted CA
+    /// (verify-ca), or one for the name that is connected to (verify-full).
+    #[serde(default)]
+    pub mode: TlsMode,
+    /// Trusted CAs. Without it, the public root CAs that the relay's image contains.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<CaSecretRef>,
+    /// The client certificate of the relay's role, for servers that ask for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_secret_ref: Option<CertificateSecretRef>,
+    /// SCRAM channel binding of the replication connection: where both sides support it (prefer), or always (require), so that nothing
+    /// between relay and server can use the login.
+    #[serde(default)]
+    pub channel_binding: ChannelBinding,
+}
+
+/// SCRAM channel binding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelBinding {
+    /// Where both sides support it.
+    #[default]
+    Prefer,
+    /// Always.
+    Require,
 }
 
 /// The publication that the slot reads: inserts of the outbox table, via its root.
@@ -123,6 +186,23 @@ impl Default for Retention {
     }
 }
 
+/// The probe that the relay sends through the replication stream.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Heartbeat {
+    /// Seconds between two heartbeats; 0 sends none. The age of the last one is how the relay notices a stream that is silent although
+    /// the server has something to send.
+    #[serde(default = "interval_seconds")]
+    #[schemars(range(min = 0, max = 3600))]
+    pub interval_seconds: i32,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Heartbeat { interval_seconds: interval_seconds() }
+    }
+}
+
 /// Where delivery begins on the first start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum StartAt {
@@ -173,4 +253,9 @@ fn delete() -> DeletionPolicy {
 /// The relay's own default.
 fn keep_hours() -> i32 {
     72
+}
+
+/// The relay's own default.
+fn interval_seconds() -> i32 {
+    10
 }

@@ -58,6 +58,23 @@ pub struct RelayWorkload {
     pub pod_template: Option<Value>,
 }
 
+/// How the relay stops.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shutdown {
+    /// Seconds from the termination signal to the end of the relay at most: it waits for acknowledgements of records in flight. The
+    /// pods' termination grace period is 5 s longer.
+    #[serde(default = "grace_seconds")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub grace_seconds: i32,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Shutdown { grace_seconds: grace_seconds() }
+    }
+}
+
 /// Who reaches the pods, and whom they reach.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -111,4 +128,9 @@ fn any_object(_: &mut SchemaGenerator) -> Schema {
 
 fn one() -> i32 {
     1
+}
+
+/// The relay's own default.
+fn grace_seconds() -> i32 {
+    25
 }

@@ -1,17 +1,14 @@
 //! From a resource to the relay's configuration and pods, without a cluster.
 
-use std::path::Path;
-
 use k8s_openapi::api::core::v1::PodSpec;
 use outbox_operator::desired::configuration::configuration;
-use outbox_operator::desired::files::POD_ROOT;
 use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::{Workload, workload};
 use outbox_operator::resource::OutboxRelay;
 use outbox_relay::config::Config;
 use serde_json::{Value, json};
 
-fn relay(spec: &Value) -> OutboxRelay {
+pub fn relay(spec: &Value) -> OutboxRelay {
     let metadata = json!({"name": "shop", "namespace": "team", "uid": "u-1"});
     serde_json::from_value(
         json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "metadata": metadata, "spec": spec}),
@@ -19,7 +16,7 @@ fn relay(spec: &Value) -> OutboxRelay {
     .unwrap()
 }
 
-fn least() -> Value {
+pub fn least() -> Value {
     json!({
         "source": {"postgres": {
             "host": "db", "database": "shop", "credentialsSecretRef": {"name": "db-login"},
@@ -35,7 +32,10 @@ fn everything() -> Value {
             "host": "db-1,db-2", "port": 5433, "database": "shop", "table": "sales.outbox",
             "credentialsSecretRef": {"name": "db-login", "usernameKey": "user"},
             "adminCredentialsSecretRef": {"name": "db-admin"},
-            "tls": {"mode": "verify-ca", "caSecretRef": {"name": "db-ca"}, "certificateSecretRef": {"name": "db-cert"}},
+            "tls": {
+                "mode": "verify-ca", "caSecretRef": {"name": "db-ca"}, "certificateSecretRef": {"name": "db-cert"},
+                "channelBinding": "require",
+            },
             "publication": {"name": "outbox"}, "slot": {"name": "outbox", "creationPolicy": "Never"},
         }, "start": "Now", "eventSource": "/shop"},
         "sink": {"kafka": {
@@ -47,22 +47,23 @@ fn everything() -> Value {
         "routing": {"regex": "(?<t>.*)", "replacement": "events.${t}"},
         "delivery": {"onPoison": "DeadLetter", "deadLetterTopic": "dead", "maxInFlightBytes": 1_000_000},
         "retention": {"keepHours": 24},
+        "heartbeat": {"intervalSeconds": 3},
+        "shutdown": {"graceSeconds": 60},
         "relay": {"replicas": 2, "image": "relay:test", "logLevel": "debug"},
     })
 }
 
-fn yaml(spec: &Value) -> String {
-    serde_saphyr::to_string(&configuration(&relay(spec), "outbox_relay", Path::new(POD_ROOT)).unwrap())
-        .unwrap()
+pub fn yaml(spec: &Value) -> String {
+    serde_saphyr::to_string(&configuration(&relay(spec), "outbox_relay").unwrap()).unwrap()
 }
 
-fn built(spec: &Value, secrets: &str) -> Workload {
+pub fn built(spec: &Value, secrets: &str) -> Workload {
     workload(&relay(spec), &yaml(spec), DEFAULTS, secrets).unwrap()
 }
 
 const DEFAULTS: PodDefaults<'_> = PodDefaults { image: "relay:default", user_ids: UserIds::Fixed };
 
-fn pod(workload: &Workload) -> &PodSpec {
+pub fn pod(workload: &Workload) -> &PodSpec {
     workload.deployment.spec.as_ref().unwrap().template.spec.as_ref().unwrap()
 }
 
@@ -70,7 +71,7 @@ fn pod(workload: &Workload) -> &PodSpec {
 #[test]
 fn the_relay_reads_its_configuration_as_it_was_meant() {
     for spec in [least(), everything()] {
-        let meant = configuration(&relay(&spec), "outbox_relay", Path::new(POD_ROOT)).unwrap();
+        let meant = configuration(&relay(&spec), "outbox_relay").unwrap();
         let read: Config = serde_saphyr::from_str(&yaml(&spec)).unwrap();
         assert_eq!(json!(read), json!(meant));
         read.check().unwrap();
@@ -85,6 +86,7 @@ fn the_relay_reads_its_configuration_as_it_was_meant() {
         ("/source/tls/mode", json!("verify-ca")),
         ("/source/tls/caFile", json!("/etc/outbox-relay/secrets/postgres-ca/ca.crt")),
         ("/source/tls/keyFile", json!("/etc/outbox-relay/secrets/postgres-tls/tls.key")),
+        ("/source/tls/channelBinding", json!("require")),
         ("/source/table", json!("sales.outbox")),
         // The operator makes the publication, and the relay the slot.
         ("/source/publication/creationPolicy", json!("Never")),
@@ -96,6 +98,8 @@ fn the_relay_reads_its_configuration_as_it_was_meant() {
         ("/routing/replacement", json!("events.${t}")),
         ("/delivery/deadLetterTopic", json!("dead")),
         ("/retention/aheadHours", json!(72)),
+        ("/heartbeat/intervalSeconds", json!(3)),
+        ("/shutdown/graceSeconds", json!(60)),
         ("/admin/listen", json!("[::]:9100")),
     ] {
         assert_eq!(read.pointer(path), Some(&expected), "{path}");
@@ -111,8 +115,7 @@ fn the_relay_reads_its_configuration_as_it_was_meant() {
 fn what_only_the_relay_can_refuse_is_refused_by_its_own_words() {
     let mut spec = least();
     spec["routing"] = json!({"regex": "("});
-    let refused =
-        configuration(&relay(&spec), "u", Path::new(POD_ROOT)).unwrap().check().unwrap_err().to_string();
+    let refused = configuration(&relay(&spec), "u").unwrap().check().unwrap_err().to_string();
     assert!(refused.starts_with("routing.regex: "), "{refused}");
 }
 
@@ -236,6 +239,13 @@ fn relays_request_what_they_need_unless_said_otherwise() {
     let own = json!({"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}});
     assert_eq!(resources(json!({"resources": own})), own);
     assert_eq!(resources(json!({"resources": {}})), json!({}));
+}
+
+/// The relay ends before it is killed.
+#[test]
+fn pods_have_longer_than_the_relay_takes_to_stop() {
+    let grace = |spec: &Value| pod(&built(spec, "")).termination_grace_period_seconds;
+    assert_eq!((grace(&least()), grace(&everything())), (Some(30), Some(65)));
 }
 
 #[test]

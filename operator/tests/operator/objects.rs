@@ -1,10 +1,8 @@
 //! What the API server makes of a relay's objects.
 
-use std::path::Path;
 use std::time::Duration;
 
 use outbox_operator::desired::configuration::configuration;
-use outbox_operator::desired::files::POD_ROOT;
 use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::workload;
 use outbox_operator::resource::OutboxRelay;
@@ -24,8 +22,7 @@ async fn a_restricted_namespace_takes_the_objects_and_they_go_with_their_resourc
     apply(&namespace, &relay(&with(least(), "/relay", access))).await.unwrap();
     let stored = namespace.kubectl(&["get", "obr", "shop", "-o", "json"]).await.unwrap();
     let stored: OutboxRelay = serde_json::from_str(&stored).unwrap();
-    let yaml =
-        serde_saphyr::to_string(&configuration(&stored, "relay", Path::new(POD_ROOT)).unwrap()).unwrap();
+    let yaml = serde_saphyr::to_string(&configuration(&stored, "relay").unwrap()).unwrap();
     let defaults = PodDefaults { image: "outbox-relay:test", user_ids: UserIds::Fixed };
     let workload = workload(&stored, &yaml, defaults, "").unwrap();
     for object in [

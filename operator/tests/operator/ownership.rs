@@ -15,13 +15,13 @@ async fn delete(stage: &Stage) {
     until_gone(stage).await;
 }
 
-async fn has_slot(stage: &Stage, slot: &str) -> bool {
+pub async fn has_slot(stage: &Stage, slot: &str) -> bool {
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'");
     stage.value(&slots).await.as_deref() == Some("1")
 }
 
 /// As if the resource's relay had had the slot.
-async fn register(stage: &Stage, slot: &str) {
+pub async fn register(stage: &Stage, slot: &str) {
     let name = format!("{}/shop", stage.namespace.name());
     let register = format!(
         "INSERT INTO outbox_checkpoint (relay, slot, system_identifier, timeline)
@@ -30,7 +30,7 @@ async fn register(stage: &Stage, slot: &str) {
     stage.database.execute(&register).await.unwrap();
 }
 
-fn make_slot(slot: &str) -> String {
+pub fn make_slot(slot: &str) -> String {
     format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
 }
 

@@ -76,10 +76,6 @@ async fn it_is_what_the_operator_makes_of_the_least_there_can_be() {
         }
         // Who applies the sample rolls the pods.
         remove(object, "/spec/template/metadata", "annotations");
-        // The configuration names the role.
-        if let Some(items) = object.pointer_mut("/spec/template/spec/volumes/0/secret/items") {
-            items.as_array_mut().unwrap().retain(|item| item["key"] != "username");
-        }
         // The operator's are those of the resource, which has none.
         remove(object, "/spec/template/spec/containers/0", "resources");
         if let Some(file) = object.pointer_mut("/data/relay.yaml") {

@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 
 use outbox_operator::desired::configuration::configuration;
-use outbox_operator::desired::files::POD_ROOT;
 use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::workload;
 use outbox_operator::resource::OutboxRelay;
@@ -17,7 +16,7 @@ pub fn objects(sample: &str) -> Vec<Value> {
     let mut relay: OutboxRelay = serde_saphyr::from_str(relay).unwrap();
     relay.metadata.namespace = Some("team".into());
     relay.metadata.uid = Some("00000000-0000-0000-0000-000000000000".into());
-    let config = configuration(&relay, "outbox_relay", Path::new(POD_ROOT)).unwrap();
+    let config = configuration(&relay, "outbox_relay").unwrap();
     config.check().unwrap_or_else(|error| assert!(error.to_string().contains("File"), "{error}"));
     let yaml = serde_saphyr::to_string(&config).unwrap();
     let defaults = PodDefaults { image: "outbox-relay:0.1.0", user_ids: UserIds::Fixed };

@@ -48,8 +48,6 @@ async fn three_hundred_resources() {
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, net::free_port().unwrap()));
     let program = operator("default", cluster.kubeconfig())
         .env("OUTBOX_OPERATOR_LISTEN", listen.to_string())
-        // In memory, as the chart has it.
-        .env("TMPDIR", "/dev/shm")
         .start()
         .unwrap();
     let begun = Instant::now();

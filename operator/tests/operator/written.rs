@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use outbox_operator::resource::{Delivery, KafkaSink, Retention, Routing};
+use outbox_operator::resource::{Delivery, Heartbeat, KafkaSink, Retention, Routing, Shutdown};
 use outbox_relay::config;
 use serde_json::json;
 
@@ -40,6 +40,10 @@ fn the_defaults_are_the_relays() {
         (ours.by_field, ours.regex, ours.replacement),
         (theirs.by_field, theirs.regex, theirs.replacement)
     );
+    let (ours, theirs) = (Heartbeat::default(), config::HeartbeatConfig::default());
+    assert_eq!(ours.interval_seconds as u32, theirs.interval_seconds);
+    let (ours, theirs) = (Shutdown::default(), config::Shutdown::default());
+    assert_eq!(ours.grace_seconds as u32, theirs.grace_seconds);
     let brokers = json!({"bootstrapServers": "k:1"});
     let ours: KafkaSink = serde_json::from_value(brokers.clone()).unwrap();
     let theirs: config::Sink = serde_json::from_value(brokers).unwrap();
