@@ -12,12 +12,14 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use kube::{Client, CustomResourceExt};
 use outbox_operator::connections::Connections;
+use outbox_operator::desired::pod;
 use outbox_operator::leadership::{DEFAULT_LEASE, Leadership, LeaseReference};
 use outbox_operator::memory::Memory;
 use outbox_operator::metrics::Metrics;
 use outbox_operator::reconcile::Context;
 use outbox_operator::resource::OutboxRelay;
 use outbox_operator::{controller, doctor, fields, status};
+use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OnceCell, Semaphore, watch};
 
@@ -98,6 +100,12 @@ fn namespace(name: &str) -> Result<String, &'static str> {
     }
 }
 
+fn pod_template(text: &str) -> Result<Value, String> {
+    let template: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    pod::check_common(&template)?;
+    Ok(template)
+}
+
 #[derive(Args)]
 struct Doctor {
     #[command(flatten)]
@@ -114,6 +122,9 @@ struct Run {
     /// Image of relays whose resource names none.
     #[arg(long, env = "OUTBOX_OPERATOR_RELAY_IMAGE")]
     relay_image: String,
+    /// Pod template, as YAML or JSON, for all relays: as spec.relay.podTemplate, which is laid over it, as are the resource's other fields.
+    #[arg(long, env = "OUTBOX_OPERATOR_RELAY_POD_TEMPLATE", value_parser = pod_template)]
+    relay_pod_template: Option<Value>,
     /// Address of the admin listener: /livez /readyz /metrics /log-level.
     #[arg(long, env = "OUTBOX_OPERATOR_LISTEN", default_value = "127.0.0.1:9101")]
     listen: SocketAddr,
@@ -216,6 +227,7 @@ async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::
     let context = Context {
         client,
         image: options.relay_image.clone(),
+        pod_template: options.relay_pod_template.clone(),
         watched,
         connections: Connections::default(),
         memory: Memory::default(),

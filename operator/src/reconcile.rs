@@ -27,7 +27,7 @@ use kube::api::{Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Api, Client, Resource, ResourceExt};
 use outbox_relay::config::Config;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::finalizer::reconcile_unreadable;
@@ -70,6 +70,8 @@ pub struct Context {
     pub client: Client,
     /// Image of relays that name none.
     pub image: String,
+    /// Laid under what resources say of their pods.
+    pub pod_template: Option<Value>,
     /// What is seen of the API server's objects: one for each namespace that is looked at, or one for all.
     pub watched: Vec<Watched>,
     /// To databases and Kafka clusters.
@@ -129,7 +131,7 @@ impl Context {
     async fn pod_defaults(&self) -> Result<PodDefaults<'_>, kube::Error> {
         let look = async || self.metrics.kubernetes("discover", user_ids::of_cluster(&self.client)).await;
         let user_ids = self.user_ids.get_or_try_init(look).await?;
-        Ok(PodDefaults { image: &self.image, user_ids: *user_ids })
+        Ok(PodDefaults { image: &self.image, user_ids: *user_ids, template: self.pod_template.as_ref() })
     }
 
     /// Says what has happened, in the log and as an Event.
@@ -241,7 +243,7 @@ fn check(relay: &OutboxRelay, secrets: &Secrets) -> Result<Config, String> {
     let config = config.map_err(|invalid| invalid.to_string())?;
     naming::check(relay)?;
     config.check().map_err(|invalid| invalid.to_string())?;
-    let defaults = PodDefaults { image: "", user_ids: UserIds::Fixed };
+    let defaults = PodDefaults { image: "", user_ids: UserIds::Fixed, template: None };
     pod::template(relay, defaults, "").map_err(|invalid| invalid.to_string())?;
     Ok(config)
 }
@@ -400,7 +402,7 @@ impl Pass<'_> {
         let yaml = serde_saphyr::to_string(&config)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let defaults = self.context.pod_defaults().await?;
-        let workload = workload(self.relay, &yaml, defaults, &secrets.digest_of_pods())
+        let workload = workload(self.relay, &yaml, defaults)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let wanted = Applied { digest: workload.digest(), touched };
         if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {

@@ -115,14 +115,6 @@ pub struct Secrets {
     pub kafka: KafkaSecrets,
 }
 
-impl Secrets {
-    /// Changes when anything that pods see changes.
-    pub fn digest_of_pods(&self) -> String {
-        let (postgres, kafka) = (&self.postgres.files.of_pods, &self.kafka.files.of_pods);
-        digest(postgres.values().chain(kafka.values()).map(String::as_str))
-    }
-}
-
 async fn user(reader: &mut Reader<'_>, reference: &CredentialsSecretRef) -> Result<String, ReadError> {
     match reference.user() {
         Username::Text(name) => Ok(name.to_owned()),

@@ -74,6 +74,10 @@ helm.sh/chart: {{ include "outbox-operator.chart" . }}
 {{- define "outbox-operator.environment" -}}
 - name: OUTBOX_OPERATOR_RELAY_IMAGE
   value: {{ include "outbox-operator.image" (list . "relayImage") | quote }}
+{{- with .Values.relayPodTemplate }}
+- name: OUTBOX_OPERATOR_RELAY_POD_TEMPLATE
+  value: {{ toJson . | quote }}
+{{- end }}
 - name: OUTBOX_OPERATOR_LEASE_NAMESPACE
   value: {{ .Release.Namespace | quote }}
 - name: OUTBOX_OPERATOR_LEASE_NAME

@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::ObjectMeta;
+use serde_json::Value;
 
 use super::configuration::{ADMIN_PORT, Invalid};
 use super::files::mounted;
@@ -33,6 +34,8 @@ pub(super) const CONTAINER: &str = "relay";
 pub const CONFIGURATION_FILE: &str = "relay.yaml";
 /// Name of the admin listener's port.
 pub const ADMIN: &str = "admin";
+/// How messages call the template for all relays.
+const COMMON_TEMPLATE: &str = "the operator's --relay-pod-template";
 /// Another one rolls the pods: they read their configuration when they start.
 const DIGEST: &str = "outbox.dev/configuration-digest";
 
@@ -43,6 +46,8 @@ pub struct PodDefaults<'a> {
     pub image: &'a str,
     /// As whom.
     pub user_ids: UserIds,
+    /// Laid over the operator's own template, below what a resource says.
+    pub template: Option<&'a Value>,
 }
 
 /// Who chooses the numbers of users and groups that pods run as.
@@ -80,14 +85,67 @@ pub fn template(
         }),
         spec: Some(pod(relay, defaults)),
     };
-    let Some(overrides) = &relay.spec.relay.pod_template else { return Ok(own) };
-    let mut template = pod_overrides::lay_over(&own, overrides)
-        .map_err(|problem| Invalid { field: "relay.podTemplate", problem })?;
+    let mut template = own;
+    if let Some(common) = defaults.template {
+        template = lay_over(&template, common, COMMON_TEMPLATE)?;
+        set_what_the_resource_says(&mut template, relay);
+    }
+    if let Some(overrides) = &relay.spec.relay.pod_template {
+        template = lay_over(&template, overrides, "relay.podTemplate")?;
+    }
     // The pods are found by the labels, and replaced when the digest changes.
     let metadata = template.metadata.get_or_insert_default();
     metadata.labels.get_or_insert_default().extend(labels(relay));
     metadata.annotations.get_or_insert_default().insert(DIGEST.to_owned(), digest.to_owned());
     Ok(template)
+}
+
+fn lay_over(
+    own: &PodTemplateSpec,
+    overrides: &Value,
+    field: &'static str,
+) -> Result<PodTemplateSpec, Invalid> {
+    pod_overrides::lay_over(own, overrides).map_err(|problem| Invalid { field, problem })
+}
+
+/// A template for all relays must not hide what one resource has in fields of its own.
+fn set_what_the_resource_says(template: &mut PodTemplateSpec, relay: &OutboxRelay) {
+    let workload = &relay.spec.relay;
+    let Some(pod) = &mut template.spec else { return };
+    if !workload.image_pull_secrets.is_empty() {
+        pod.image_pull_secrets = Some(workload.image_pull_secrets.clone());
+    }
+    if !workload.node_selector.is_empty() {
+        pod.node_selector.get_or_insert_default().extend(workload.node_selector.clone());
+    }
+    if !workload.tolerations.is_empty() {
+        pod.tolerations = Some(workload.tolerations.clone());
+    }
+    if workload.affinity.is_some() {
+        pod.affinity.clone_from(&workload.affinity);
+    }
+    if workload.priority_class_name.is_some() {
+        pod.priority_class_name.clone_from(&workload.priority_class_name);
+    }
+    for container in pod.containers.iter_mut().filter(|container| container.name == CONTAINER) {
+        if workload.image.is_some() {
+            container.image.clone_from(&workload.image);
+        }
+        if workload.resources.is_some() {
+            container.resources.clone_from(&workload.resources);
+        }
+    }
+}
+
+/// Whether a template for all relays can be used.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_common(template: &Value) -> Result<(), String> {
+    let container = Container { name: CONTAINER.to_owned(), ..Container::default() };
+    let spec = PodSpec { containers: vec![container], ..PodSpec::default() };
+    let own = PodTemplateSpec { metadata: None, spec: Some(spec) };
+    pod_overrides::lay_over(&own, template).map(drop)
 }
 
 fn by_label(relay: &OutboxRelay) -> LabelSelector {

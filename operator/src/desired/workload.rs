@@ -34,7 +34,8 @@ pub struct Workload {
     pub deployment: Deployment,
 }
 
-/// The objects of a relay with this configuration, which is YAML. `secrets` is a digest of what the pods' Secrets hold.
+/// The objects of a relay with this configuration, which is YAML. Pods are replaced when it changes, and not when a Secret does: the relay
+/// reads passwords and certificates again at each connect.
 ///
 /// # Errors
 /// As [`pod::template`].
@@ -42,9 +43,8 @@ pub fn workload(
     relay: &OutboxRelay,
     configuration: &str,
     defaults: PodDefaults<'_>,
-    secrets: &str,
 ) -> Result<Workload, Invalid> {
-    let template = pod::template(relay, defaults, &digest([configuration, secrets]))?;
+    let template = pod::template(relay, defaults, &digest([configuration]))?;
     Ok(Workload {
         service_account: ServiceAccount {
             metadata: metadata(relay),

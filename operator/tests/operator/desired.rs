@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::PodSpec;
 use outbox_operator::desired::configuration::configuration;
-use outbox_operator::desired::pod::{PodDefaults, UserIds};
+use outbox_operator::desired::pod::{PodDefaults, UserIds, check_common};
 use outbox_operator::desired::workload::{Workload, workload};
 use outbox_operator::resource::OutboxRelay;
 use outbox_relay::config::Config;
@@ -57,11 +57,12 @@ pub fn yaml(spec: &Value) -> String {
     serde_saphyr::to_string(&configuration(&relay(spec), "outbox_relay").unwrap()).unwrap()
 }
 
-pub fn built(spec: &Value, secrets: &str) -> Workload {
-    workload(&relay(spec), &yaml(spec), DEFAULTS, secrets).unwrap()
+pub fn built(spec: &Value) -> Workload {
+    workload(&relay(spec), &yaml(spec), DEFAULTS).unwrap()
 }
 
-const DEFAULTS: PodDefaults<'_> = PodDefaults { image: "relay:default", user_ids: UserIds::Fixed };
+const DEFAULTS: PodDefaults<'_> =
+    PodDefaults { image: "relay:default", user_ids: UserIds::Fixed, template: None };
 
 pub fn pod(workload: &Workload) -> &PodSpec {
     workload.deployment.spec.as_ref().unwrap().template.spec.as_ref().unwrap()
@@ -122,7 +123,7 @@ fn what_only_the_relay_can_refuse_is_refused_by_its_own_words() {
 /// Restricted Pod Security, and nothing a pod does not need.
 #[test]
 fn pods_may_do_nothing_and_see_only_their_own_secrets() {
-    let workload = built(&everything(), "");
+    let workload = built(&everything());
     let pod = pod(&workload);
     let secrets: Vec<&str> = pod
         .volumes
@@ -144,14 +145,12 @@ fn pods_may_do_nothing_and_see_only_their_own_secrets() {
 }
 
 #[test]
-fn a_pod_rolls_when_its_configuration_or_a_secret_changes_and_for_no_other_reason() {
-    let template =
-        |spec: &Value, secrets: &str| json!(built(spec, secrets).deployment)["spec"]["template"].clone();
+fn a_pod_rolls_when_its_configuration_changes_and_for_no_other_reason() {
+    let template = |spec: &Value| json!(built(spec).deployment)["spec"]["template"].clone();
     let mut slower = least();
     slower["sink"]["kafka"]["lingerMs"] = json!(5);
-    assert_eq!(template(&least(), "a"), template(&least(), "a"));
-    assert_ne!(template(&least(), "a"), template(&slower, "a"));
-    assert_ne!(template(&least(), "a"), template(&least(), "b"));
+    assert_eq!(template(&least()), template(&least()));
+    assert_ne!(template(&least()), template(&slower));
 }
 
 /// By name, so that little has to be said; and pods are found by their labels whatever is said.
@@ -166,7 +165,7 @@ fn a_pod_template_is_laid_over_the_operators() {
             {"name": "proxy", "image": "proxy:1"},
         ]},
     }});
-    let template = built(&spec, "").deployment.spec.unwrap().template;
+    let template = built(&spec).deployment.spec.unwrap().template;
     let (metadata, pod) = (template.metadata.unwrap(), template.spec.unwrap());
     assert_eq!(metadata.labels.as_ref().unwrap()["team"], "shop");
     assert_eq!(metadata.labels.unwrap()["app.kubernetes.io/instance"], "shop");
@@ -190,7 +189,7 @@ fn a_pod_template_is_laid_over_the_operators() {
         ),
     ] {
         spec["relay"]["podTemplate"] = given;
-        let refused = workload(&relay(&spec), "", DEFAULTS, "").unwrap_err().to_string();
+        let refused = workload(&relay(&spec), "", DEFAULTS).unwrap_err().to_string();
         assert!(refused.starts_with("spec.relay.podTemplate: ") && refused.contains(said), "{refused}");
     }
 }
@@ -207,7 +206,7 @@ fn null_in_a_pod_template_removes_what_the_operator_sets() {
             "containers": [{"name": "relay", "resources": null}],
         },
     }});
-    let (given, own) = (built(&spec, ""), built(&least(), ""));
+    let (given, own) = (built(&spec), built(&least()));
     let template = |workload: &Workload| json!(workload.deployment)["spec"]["template"].clone();
     assert_eq!(template(&given)["metadata"], template(&own)["metadata"]);
     let context = &template(&given)["spec"]["securityContext"];
@@ -219,7 +218,7 @@ fn null_in_a_pod_template_removes_what_the_operator_sets() {
 fn the_cluster_chooses_users_where_it_wants_to() {
     let of = |user_ids| {
         let defaults = PodDefaults { user_ids, ..DEFAULTS };
-        let workload = workload(&relay(&least()), "", defaults, "").unwrap();
+        let workload = workload(&relay(&least()), "", defaults).unwrap();
         let context = pod(&workload).security_context.clone().unwrap();
         (context.run_as_user, context.run_as_group, context.fs_group, context.run_as_non_root)
     };
@@ -233,7 +232,7 @@ fn relays_request_what_they_need_unless_said_otherwise() {
     let resources = |resources: Value| {
         let mut spec = least();
         spec["relay"] = resources;
-        json!(pod(&built(&spec, "")).containers[0].resources)
+        json!(pod(&built(&spec)).containers[0].resources)
     };
     assert_eq!(resources(json!({})), json!({"requests": {"cpu": "100m", "memory": "64Mi"}}));
     let own = json!({"requests": {"cpu": "1"}, "limits": {"memory": "1Gi"}});
@@ -244,7 +243,7 @@ fn relays_request_what_they_need_unless_said_otherwise() {
 /// The relay ends before it is killed.
 #[test]
 fn pods_have_longer_than_the_relay_takes_to_stop() {
-    let grace = |spec: &Value| pod(&built(spec, "")).termination_grace_period_seconds;
+    let grace = |spec: &Value| pod(&built(spec)).termination_grace_period_seconds;
     assert_eq!((grace(&least()), grace(&everything())), (Some(30), Some(65)));
 }
 
@@ -252,9 +251,9 @@ fn pods_have_longer_than_the_relay_takes_to_stop() {
 fn suspended_means_no_pods_and_everything_else_stays() {
     let mut suspended = everything();
     suspended["suspend"] = json!(true);
-    let replicas = |spec: &Value| built(spec, "").deployment.spec.unwrap().replicas;
+    let replicas = |spec: &Value| built(spec).deployment.spec.unwrap().replicas;
     assert_eq!((replicas(&everything()), replicas(&suspended)), (Some(2), Some(0)));
-    assert_eq!(built(&everything(), "").config_map, built(&suspended, "").config_map);
+    assert_eq!(built(&everything()).config_map, built(&suspended).config_map);
 }
 
 /// What is collected when the resource goes.
@@ -263,7 +262,7 @@ fn every_object_belongs_to_its_resource() {
     let mut spec = least();
     spec["relay"] = json!({"networkPolicy": {"egress": [{}]}});
     let Workload { service_account, config_map, service, disruption_budget, network_policy, deployment } =
-        built(&spec, "");
+        built(&spec);
     for metadata in [
         service_account.metadata,
         config_map.metadata,
@@ -282,4 +281,54 @@ fn every_object_belongs_to_its_resource() {
             ("OutboxRelay", "u-1", Some(true))
         );
     }
+}
+
+/// An administrator's template for all relays is below what each resource says.
+#[test]
+fn a_template_for_all_relays_is_laid_under_what_a_resource_says() {
+    let common = json!({
+        "metadata": {"annotations": {"team": "platform"}},
+        "spec": {
+            "imagePullSecrets": [{"name": "registry"}],
+            "priorityClassName": "low",
+            "nodeSelector": {"pool": "default", "disk": "any"},
+            "securityContext": {"runAsUser": null, "fsGroup": null},
+            "containers": [{"name": "relay", "image": "common:1", "resources": {"limits": {"memory": "256Mi"}}}],
+        },
+    });
+    let of = |spec: &Value| {
+        let defaults = PodDefaults { template: Some(&common), ..DEFAULTS };
+        json!(workload(&relay(spec), &yaml(spec), defaults).unwrap().deployment)["spec"]["template"].clone()
+    };
+    let least = of(&least());
+    assert_eq!(least["metadata"]["annotations"]["team"], "platform");
+    assert_eq!(least["spec"]["securityContext"].get("runAsUser"), None);
+    let seen = |template: &Value| {
+        let (pod, container) = (&template["spec"], &template["spec"]["containers"][0]);
+        json!([
+            pod["imagePullSecrets"][0]["name"],
+            pod["priorityClassName"],
+            pod["nodeSelector"],
+            container["image"],
+            container["resources"]["limits"]["memory"]
+        ])
+    };
+    let selected = json!({"pool": "default", "disk": "any"});
+    assert_eq!(seen(&least), json!(["registry", "low", selected, "common:1", "256Mi"]));
+    let mut spec = self::least();
+    spec["relay"] = json!({"imagePullSecrets": [{"name": "own"}], "priorityClassName": "high", "nodeSelector": {"disk": "fast"},
+        "image": "own:2", "resources": {"limits": {"memory": "1Gi"}}, "podTemplate": {"metadata": {"annotations": {"team": "shop"}}}});
+    let own = of(&spec);
+    assert_eq!(own["metadata"]["annotations"]["team"], "shop");
+    let selected = json!({"pool": "default", "disk": "fast"});
+    assert_eq!(seen(&own), json!(["own", "high", selected, "own:2", "1Gi"]));
+}
+
+#[test]
+fn a_template_for_all_relays_is_checked_at_the_start() {
+    assert_eq!(check_common(&json!({"spec": {"nodeSelector": {"a": "b"}}})), Ok(()));
+    let unknown = check_common(&json!({"spec": {"contaners": []}})).unwrap_err();
+    assert!(unknown.contains("no field spec.contaners"), "{unknown}");
+    let other = json!({"spec": {"containers": [{"name": "relay", "args": ["run"]}]}});
+    assert!(check_common(&other).is_err());
 }

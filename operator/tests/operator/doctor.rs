@@ -96,9 +96,9 @@ async fn each_thing_that_is_wrong_is_named_with_its_remedy() {
     doctor.until_well().await;
 
     let role = ["patch", "role", "outbox-outbox-operator", "-n", "shop", "--type=json", "-p"];
-    let without = r#"[{"op": "remove", "path": "/rules/9"}, {"op": "replace", "path": "/rules/1/verbs", "value": ["get"]}]"#;
+    let without = r#"[{"op": "remove", "path": "/rules/9"}, {"op": "replace", "path": "/rules/2/verbs", "value": ["get"]}]"#;
     cluster.kubectl(&[&role[..], &[without]].concat()).await.unwrap();
-    let refused = "it may not patch outboxrelays/status, get secrets in namespace shop";
+    let refused = "it may not create events, get secrets in namespace shop";
     doctor.until_only(&["problem  rights ", refused, "bind its account to the rules"]).await;
     cluster.helm(&[&["upgrade"], &release[..]].concat()).await.unwrap();
     doctor.until_well().await;

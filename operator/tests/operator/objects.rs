@@ -23,8 +23,8 @@ async fn a_restricted_namespace_takes_the_objects_and_they_go_with_their_resourc
     let stored = namespace.kubectl(&["get", "obr", "shop", "-o", "json"]).await.unwrap();
     let stored: OutboxRelay = serde_json::from_str(&stored).unwrap();
     let yaml = serde_saphyr::to_string(&configuration(&stored, "relay").unwrap()).unwrap();
-    let defaults = PodDefaults { image: "outbox-relay:test", user_ids: UserIds::Fixed };
-    let workload = workload(&stored, &yaml, defaults, "").unwrap();
+    let defaults = PodDefaults { image: "outbox-relay:test", user_ids: UserIds::Fixed, template: None };
+    let workload = workload(&stored, &yaml, defaults).unwrap();
     for object in [
         json!(workload.service_account),
         json!(workload.config_map),

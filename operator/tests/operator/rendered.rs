@@ -19,8 +19,8 @@ pub fn objects(sample: &str) -> Vec<Value> {
     let config = configuration(&relay, "outbox_relay").unwrap();
     config.check().unwrap_or_else(|error| assert!(error.to_string().contains("File"), "{error}"));
     let yaml = serde_saphyr::to_string(&config).unwrap();
-    let defaults = PodDefaults { image: "outbox-relay:0.1.0", user_ids: UserIds::Fixed };
-    let made = workload(&relay, &yaml, defaults, "").unwrap();
+    let defaults = PodDefaults { image: "outbox-relay:0.1.0", user_ids: UserIds::Fixed, template: None };
+    let made = workload(&relay, &yaml, defaults).unwrap();
     [
         Some(json!(made.service_account)),
         Some(json!(made.config_map)),

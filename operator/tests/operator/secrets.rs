@@ -196,7 +196,7 @@ fn what_the_resource_says_itself_is_not_mounted() {
     let config: Value = serde_saphyr::from_str(&desired::yaml(&spec)).unwrap();
     assert_eq!(config["sink"]["sasl"]["username"], "shop-user");
     assert_eq!(config["sink"]["sasl"].get("usernameFile"), None);
-    let workload = desired::built(&spec, "");
+    let workload = desired::built(&spec);
     let volumes = json!(desired::pod(&workload).volumes);
     let password = json!([{"key": "password", "path": "password"}]);
     assert_eq!(volumes[0]["secret"]["items"], password);
@@ -217,7 +217,7 @@ fn a_certificate_is_mounted_by_the_names_of_its_keys() {
     let config: Value = serde_saphyr::from_str(&desired::yaml(&spec)).unwrap();
     assert_eq!(config["source"].get("passwordFile"), None);
     assert_eq!(config["sink"]["tls"]["certFile"], "/etc/outbox-relay/secrets/kafka-tls/tls.crt");
-    let workload = desired::built(&spec, "");
+    let workload = desired::built(&spec);
     let volumes = json!(desired::pod(&workload).volumes);
     assert_eq!(volumes[0]["secret"]["secretName"], "shipper-cert");
     assert_eq!(

@@ -37,14 +37,13 @@ pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<St
     .fetch_optional(&mut *sql)
     .await?;
     let (role, provider) = (quote(role), provider(sql).await?);
-    let login = match may {
-        Some((true, true)) => return Ok(None),
-        Some((false, true)) => return Ok(Some(format!("ALTER ROLE {role} LOGIN"))),
-        Some((true, false)) => None,
-        Some((false, false)) => Some(format!("ALTER ROLE {role} LOGIN; ")),
-        None => Some(format!("CREATE ROLE {role} LOGIN; ")),
-    };
-    Ok(Some(format!("{}{}", login.unwrap_or_default(), provider.way_to_replicate(&role))))
+    Ok(match may {
+        Some((true, true)) => None,
+        Some((false, true)) => Some(format!("ALTER ROLE {role} LOGIN")),
+        Some((true, false)) => Some(provider.way_to_replicate("ALTER", &role, "")),
+        Some((false, false)) => Some(provider.way_to_replicate("ALTER", &role, "LOGIN ")),
+        None => Some(provider.way_to_replicate("CREATE", &role, "LOGIN ")),
+    })
 }
 
 /// Who runs the server, which decides how a role gets the right to replicate.
@@ -57,18 +56,18 @@ enum Provider {
 }
 
 impl Provider {
-    /// `role` is quoted. Who may run the statement is in a comment, so that all of it can be pasted.
-    fn way_to_replicate(self, role: &str) -> String {
+    /// `role` is quoted; `login` is an attribute with a space behind it, or nothing. Who may run the statement is in a comment, so that all of
+    /// it can be pasted.
+    fn way_to_replicate(self, verb: &str, role: &str, login: &str) -> String {
         match self {
-            Provider::SelfManaged => format!("ALTER ROLE {role} REPLICATION"),
-            Provider::AmazonRds => format!("GRANT rds_replication TO {role}"),
-            Provider::GoogleCloud => {
-                format!(
-                    "ALTER USER {role} WITH REPLICATION /* as a member of cloudsqlsuperuser or alloydbsuperuser */"
-                )
-            }
+            Provider::SelfManaged => format!("{verb} ROLE {role} {login}REPLICATION"),
+            Provider::AmazonRds if login.is_empty() => format!("GRANT rds_replication TO {role}"),
+            Provider::AmazonRds => format!("{verb} ROLE {role} LOGIN; GRANT rds_replication TO {role}"),
+            Provider::GoogleCloud => format!(
+                "{verb} USER {role} WITH {login}REPLICATION /* as a member of cloudsqlsuperuser or alloydbsuperuser */"
+            ),
             Provider::Azure => {
-                format!("ALTER ROLE {role} WITH REPLICATION /* as a member of azure_pg_admin */")
+                format!("{verb} ROLE {role} WITH {login}REPLICATION /* as a member of azure_pg_admin */")
             }
         }
     }
