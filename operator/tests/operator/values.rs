@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use outbox_operator::desired::pod::check_common;
 use serde_json::{Value, json};
 use testbed::guard::Folder;
 use testbed::kubernetes::shared_cluster;
@@ -454,4 +455,22 @@ async fn the_oldest_kubernetes_is_the_one_that_is_documented() {
         let refused = template(chart, &["--set", REGISTRY, "--kube-version", &older]).await.unwrap_err();
         assert!(refused.contains("incompatible with Kubernetes"), "{refused}");
     }
+}
+
+/// In the form in which the operator takes it.
+#[tokio::test]
+async fn a_template_for_all_relays_reaches_the_operator() {
+    let given =
+        json!({"spec": {"imagePullSecrets": [{"name": "registry"}], "nodeSelector": {"pool": "relays"}}});
+    let set = format!("relayPodTemplate={given}");
+    let rendered = template("outbox-operator", &["--set", REGISTRY, "--set-json", &set]).await.unwrap();
+    let objects = read(&rendered);
+    let pod = &of_kind(&objects, "Deployment")["spec"]["template"];
+    let passed = variable(pod, "OUTBOX_OPERATOR_RELAY_POD_TEMPLATE").as_str().unwrap();
+    let passed: Value = serde_saphyr::from_str(passed).unwrap();
+    assert_eq!(passed, given);
+    check_common(&passed).unwrap();
+    let refused =
+        template("outbox-operator", &["--set", REGISTRY, "--set-json", r#"relayPodTemplate={"spc": {}}"#]);
+    assert!(refused.await.unwrap_err().contains("additional properties 'spc' not allowed"));
 }

@@ -79,6 +79,12 @@ impl<'a> Traffic<'a> {
         self.database.execute(&alter).await.unwrap();
     }
 
+    pub async fn disconnect_the_relay(&self) {
+        let ours = "datname = current_database() AND application_name LIKE 'outbox-relay%'";
+        let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {ours}");
+        self.database.execute(&end).await.unwrap();
+    }
+
     pub async fn until_ready(&self) {
         let ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
         let question = ["get", "obr", self.name, "--namespace", self.name, "-o", ready];
