@@ -40,7 +40,7 @@ pub struct Connections {
     /// To relays.
     pub relays: RelayClient,
     turns: Mutex<HashMap<String, Weak<Semaphore>>>,
-    clusters: Mutex<HashMap<String, (Instant, Arc<OnceCell<Cluster>>)>>,
+    clusters: Mutex<HashMap<String, Shared>>,
     databases: Mutex<Vec<Idle>>,
     /// Database servers that do not answer.
     silent: Breaker,
@@ -48,6 +48,9 @@ pub struct Connections {
 
 /// To the pods of relays, which are asked every few seconds: connections are kept from one pass to the next.
 pub type RelayClient = Client<HttpConnector, Empty<Bytes>>;
+
+/// A cluster's client, and when it was last asked for.
+type Shared = (Instant, Arc<OnceCell<Cluster>>);
 
 struct Idle {
     key: String,

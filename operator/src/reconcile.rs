@@ -413,7 +413,7 @@ impl Pass<'_> {
             let what = format!("{object} is there and is not this resource's: {remedy}");
             return Ok(Err(Finding::no(Reason::NameTaken, what)));
         }
-        let deployment = objects::apply(self.context, self.relay, workload).await?;
+        let deployment = Box::pin(objects::apply(self.context, self.relay, workload)).await?;
         self.context.memory.with(self.relay, |memory| memory.applied = Some(wanted));
         Ok(Ok(Some(deployment)))
     }
