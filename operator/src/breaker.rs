@@ -9,6 +9,8 @@ use outbox_relay::trouble::{Reason, Trouble};
 
 /// How long an answer counts for others before the next one asks.
 const COUNTS: Duration = Duration::from_secs(5);
+/// A refusal that comes sooner costs nothing, and may be about one role or one database only, as their limits of connections are.
+const SLOW: Duration = Duration::from_secs(1);
 
 /// By server.
 #[derive(Default)]
@@ -25,6 +27,7 @@ struct Failure {
 pub struct Question<'a> {
     breaker: &'a Breaker,
     server: String,
+    began: Instant,
 }
 
 impl Breaker {
@@ -40,7 +43,7 @@ impl Breaker {
             }
             failure.is_asked = true;
         }
-        Ok(Question { breaker: self, server: server.to_owned() })
+        Ok(Question { breaker: self, server: server.to_owned(), began: Instant::now() })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Failure>> {
@@ -58,7 +61,7 @@ impl Question<'_> {
     pub fn answered<T>(mut self, answer: &Result<T, Trouble>) {
         let server = std::mem::take(&mut self.server);
         match answer {
-            Err(trouble) if trouble.reason == Reason::DatabaseUnreachable => {
+            Err(trouble) if trouble.reason == Reason::DatabaseUnreachable && self.began.elapsed() >= SLOW => {
                 self.breaker.failed(&server, trouble.what.clone());
             }
             _ => drop(self.breaker.lock().remove(&server)),
@@ -78,8 +81,10 @@ impl Drop for Question<'_> {
 mod tests {
     use super::*;
 
-    fn fail(breaker: &Breaker, reason: Reason) {
-        breaker.enter("db").unwrap().answered(&Err::<(), _>(Trouble::new(reason, "why")));
+    fn answer(breaker: &Breaker, after: Duration, reason: Reason) {
+        let mut question = breaker.enter("db").unwrap();
+        question.began -= after;
+        question.answered(&Err::<(), _>(Trouble::new(reason, "why")));
     }
 
     #[test]
@@ -88,7 +93,7 @@ mod tests {
         let both = (breaker.enter("db").unwrap(), breaker.enter("db").unwrap());
         both.0.answered(&Ok(()));
         both.1.answered(&Ok(()));
-        fail(&breaker, Reason::DatabaseUnreachable);
+        answer(&breaker, SLOW, Reason::DatabaseUnreachable);
         assert_eq!(breaker.enter("db").err().unwrap().what, "why");
         breaker.enter("other").unwrap().answered(&Ok(()));
     }
@@ -96,12 +101,19 @@ mod tests {
     #[test]
     fn one_at_a_time_asks_a_server_that_failed_and_its_answer_ends_that() {
         let breaker = Breaker::default();
-        fail(&breaker, Reason::DatabaseUnreachable);
+        answer(&breaker, SLOW, Reason::DatabaseUnreachable);
         breaker.lock().get_mut("db").unwrap().at -= COUNTS;
         let question = breaker.enter("db").unwrap();
         assert!(breaker.enter("db").is_err(), "it is being asked");
         question.answered(&Err::<(), _>(Trouble::new(Reason::AuthenticationFailed, "it is there")));
         assert!(breaker.enter("db").is_ok());
+    }
+
+    #[test]
+    fn a_refusal_that_comes_at_once_concerns_nobody_else() {
+        let breaker = Breaker::default();
+        answer(&breaker, Duration::ZERO, Reason::DatabaseUnreachable);
+        breaker.enter("db").unwrap().answered(&Ok(()));
     }
 
     #[test]
