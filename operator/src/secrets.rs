@@ -73,7 +73,7 @@ impl PostgresSecrets {
         };
         let admin = optional(reader, postgres.admin_credentials_secret_ref.as_ref()).await?;
         let admin_certificate = postgres.admin_certificate_secret_ref.as_ref();
-        let own = admin_certificate.map(|reference| POSTGRES.admin_certificate(&reference.certificate()));
+        let own = admin_certificate.map(|reference| POSTGRES.admin_certificate(&reference.certificate));
         let of_pods = contents(reader, &files::of_postgres(postgres)).await?;
         let own = contents(reader, own.as_slice()).await?;
         Ok(PostgresSecrets { user, admin, files: Files { of_pods, own } })

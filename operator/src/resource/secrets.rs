@@ -89,28 +89,9 @@ pub struct RoleCertificateSecretRef {
     /// The role.
     #[schemars(length(min = 1, max = 63))]
     pub username: String,
-    /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-    /// Key of the certificate, PEM.
-    #[serde(default = "certificate_key")]
-    #[schemars(length(min = 1, max = 253))]
-    pub certificate_key: String,
-    /// Key of the private key, PEM, not encrypted.
-    #[serde(default = "private_key_key")]
-    #[schemars(length(min = 1, max = 253))]
-    pub private_key_key: String,
-}
-
-impl RoleCertificateSecretRef {
-    /// Where the certificate is.
-    pub fn certificate(&self) -> CertificateSecretRef {
-        CertificateSecretRef {
-            name: self.name.clone(),
-            certificate_key: self.certificate_key.clone(),
-            private_key_key: self.private_key_key.clone(),
-        }
-    }
+    /// The Secret.
+    #[serde(flatten)]
+    pub certificate: CertificateSecretRef,
 }
 
 /// Of [`Tls`] and of the one with more settings.
