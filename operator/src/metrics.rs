@@ -214,6 +214,11 @@ impl Metrics {
 
     /// A resource that this version of the operator cannot read is not ready, whatever its status says.
     pub fn unreadable(&self, namespace: &str, name: &str) {
+        self.forget_conditions(namespace, name);
+        self.conditions.with_label_values(&[namespace, name, "Ready", "Unknown"]).set(1);
+    }
+
+    fn forget_conditions(&self, namespace: &str, name: &str) {
         for aspect in Aspect::ALL {
             for status in STATUSES {
                 let labels = [namespace, name, &aspect.to_string(), status];
@@ -221,17 +226,11 @@ impl Metrics {
                 drop(self.conditions.remove_label_values(&labels));
             }
         }
-        self.conditions.with_label_values(&[namespace, name, "Ready", "Unknown"]).set(1);
     }
 
     /// The resource is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
-        for aspect in Aspect::ALL {
-            for status in STATUSES {
-                let labels = [namespace, name, &aspect.to_string(), status];
-                drop(self.conditions.remove_label_values(&labels));
-            }
-        }
+        self.forget_conditions(namespace, name);
         self.forget_slot(namespace, name);
     }
 }

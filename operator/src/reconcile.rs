@@ -318,7 +318,7 @@ impl Pass<'_> {
         metrics.step("kafka", cluster.is_some());
         let Some(cluster) = cluster.filter(|_| database) else { return Ok(()) };
         // Boxed: the objects are large, and most passes make none.
-        let applied = Box::pin(self.apply(&secrets)).await;
+        let applied = Box::pin(self.apply(&config)).await;
         metrics.step("workload", matches!(applied, Ok(Ok(_))));
         let applied = applied.inspect_err(|refusal| {
             let finding = Finding::no(Reason::NotMade, format!("the objects were not applied: {refusal}"));
@@ -395,11 +395,9 @@ impl Pass<'_> {
     }
 
     /// Applies the objects where they are not what was applied last, or were touched since. The finding says why none was applied.
-    async fn apply(&self, secrets: &Secrets) -> Result<Result<Option<Deployment>, Finding>, ReconcileError> {
+    async fn apply(&self, config: &Config) -> Result<Result<Option<Deployment>, Finding>, ReconcileError> {
         let touched = self.context.touched(self.relay);
-        let config = configuration(self.relay, &secrets.postgres.user)
-            .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
-        let yaml = serde_saphyr::to_string(&config)
+        let yaml = serde_saphyr::to_string(config)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let defaults = self.context.pod_defaults().await?;
         let workload = workload(self.relay, &yaml, defaults)

@@ -81,11 +81,16 @@ impl Watched {
             })
             .reflect(deployments_written);
         controller = controller.owns_stream(without_errors(made));
-        controller = controller.owns_stream(place.metadata::<ConfigMap>(&touched));
-        controller = controller.owns_stream(place.metadata::<Service>(&touched));
-        controller = controller.owns_stream(place.metadata::<ServiceAccount>(&touched));
-        controller = controller.owns_stream(place.metadata::<PodDisruptionBudget>(&touched));
-        controller = controller.owns_stream(place.metadata::<NetworkPolicy>(&touched));
+        controller =
+            controller.owns_stream(counted(&touched, place.watch::<PartialObjectMeta<ConfigMap>>(ours())));
+        controller =
+            controller.owns_stream(counted(&touched, place.watch::<PartialObjectMeta<Service>>(ours())));
+        controller = controller
+            .owns_stream(counted(&touched, place.watch::<PartialObjectMeta<ServiceAccount>>(ours())));
+        controller = controller
+            .owns_stream(counted(&touched, place.watch::<PartialObjectMeta<PodDisruptionBudget>>(ours())));
+        controller = controller
+            .owns_stream(counted(&touched, place.watch::<PartialObjectMeta<NetworkPolicy>>(ours())));
         // They belong to ReplicaSets; reconciliations look at them.
         let pods_seen = place
             .watch::<Pod>(ours())
@@ -220,27 +225,20 @@ impl Place {
             }
         })
     }
+}
 
-    fn metadata<K>(
-        &self,
-        touched: &Arc<Touched>,
-    ) -> impl Stream<Item = Result<PartialObjectMeta<K>, watcher::Error>> + use<K>
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + std::fmt::Debug
-            + serde::de::DeserializeOwned
-            + Send
-            + 'static,
-    {
-        without_errors(touched.count(self.watch::<PartialObjectMeta<K>>(ours())))
-    }
+/// The changes of a kind of which nothing is kept.
+fn counted<K: Resource, S: Stream<Item = Result<watcher::Event<K>, watcher::Error>>>(
+    touched: &Arc<Touched>,
+    events: S,
+) -> impl Stream<Item = Result<K, watcher::Error>> + use<K, S> {
+    without_errors(touched.count(events))
 }
 
 /// One kind that cannot be watched must not slow down all others: an error in one of its streams makes the controller pause.
-fn without_errors<K>(
-    events: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>>,
-) -> impl Stream<Item = Result<K, watcher::Error>> {
+fn without_errors<K, S: Stream<Item = Result<watcher::Event<K>, watcher::Error>>>(
+    events: S,
+) -> impl Stream<Item = Result<K, watcher::Error>> + use<K, S> {
     events.touched_objects().filter(|seen| future::ready(seen.is_ok()))
 }
 

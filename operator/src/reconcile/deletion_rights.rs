@@ -60,8 +60,8 @@ impl Pass<'_> {
             .context
             .memory
             .with(self.relay, |memory| memory.missing_rights.insert(aspect, note.to_owned()));
-        let is_said =
-            |before: &Condition| before.type_ == format!("{aspect:?}") && before.message.contains(note);
+        let type_ = aspect.to_string();
+        let is_said = |before: &Condition| before.type_ == type_ && before.message.contains(note);
         let said = self.relay.status.iter().flat_map(|status| &status.conditions).any(is_said);
         if told.as_deref() != Some(note) && !said {
             self.context.tell(self.relay, Kind::Warning, "DeletionNotPermitted", note);

@@ -1,6 +1,7 @@
 //! A bad namespace, server or pod costs only the resources that depend on it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -8,12 +9,22 @@ use std::time::{Duration, Instant};
 use outbox_operator::desired::configuration::ADMIN_PORT;
 use serde_json::json;
 use testbed::guard::Folder;
+use testbed::kubernetes::Cluster;
 use testbed::{net, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::chart::{CHART, REGISTRY};
 use crate::stage::{SOON, Stage, get, operator};
+
+/// Installs the chart in `place`, with rights in the namespace `watched`; what the account of its operator connects with.
+async fn account_of_a_release(cluster: &Cluster, place: &str, watched: &str) -> PathBuf {
+    let watched = format!("watchNamespaces={{{watched}}}");
+    let install = ["install", place, CHART, "--namespace", place, "--set", &watched];
+    let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false", "--set", REGISTRY];
+    cluster.helm(&[&install[..], &values].concat()).await.unwrap();
+    cluster.kubeconfig_of(place, &format!("{place}-outbox-operator")).await.unwrap()
+}
 
 /// One of the namespaces does not exist, so the operator has no rights there.
 #[tokio::test]
@@ -22,12 +33,7 @@ async fn a_namespace_that_cannot_be_watched_holds_up_no_other() {
     stage.operator.terminate().unwrap();
     stage.operator.wait(SOON).await.unwrap();
     let (cluster, namespace) = (stage.namespace.cluster().clone(), stage.namespace.name().to_owned());
-    let watched = format!("watchNamespaces={{{namespace}}}");
-    let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false", "--set", REGISTRY];
-    let install = ["install", &namespace, CHART, "--namespace", &namespace, "--set", &watched];
-    cluster.helm(&[&install[..], &values].concat()).await.unwrap();
-    let account = format!("{namespace}-outbox-operator");
-    let kubeconfig = cluster.kubeconfig_of(&namespace, &account).await.unwrap();
+    let kubeconfig = account_of_a_release(&cluster, &namespace, &namespace).await;
     let listen = format!("127.0.0.1:{}", net::free_port().unwrap());
     let both = format!("{namespace}-elsewhere,{namespace}");
     stage.operator = operator(&both, &kubeconfig).env("OUTBOX_OPERATOR_LISTEN", &listen).start().unwrap();
@@ -137,12 +143,7 @@ async fn a_watched_namespace_can_be_deleted_and_leaves_no_slot() {
     stage.operator.wait(SOON).await.unwrap();
     let (cluster, namespace) = (stage.namespace.cluster().clone(), stage.namespace.name().to_owned());
     let release = cluster.namespace("operators").await.unwrap();
-    let watched = format!("watchNamespaces={{{namespace}}}");
-    let install = ["install", release.name(), CHART, "--namespace", release.name(), "--set", &watched];
-    let values = ["--set", "crds.install=false", "--set", "rbac.aggregate=false", "--set", REGISTRY];
-    cluster.helm(&[&install[..], &values].concat()).await.unwrap();
-    let account = format!("{}-outbox-operator", release.name());
-    let kubeconfig = cluster.kubeconfig_of(release.name(), &account).await.unwrap();
+    let kubeconfig = account_of_a_release(&cluster, release.name(), &namespace).await;
     stage.operator = operator(&namespace, &kubeconfig).start().unwrap();
     let folder = Folder::new("relay").unwrap();
     let mut relay = stage.until_streaming(&folder).await;
