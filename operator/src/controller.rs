@@ -38,7 +38,7 @@ pub fn watch(client: &kube::Client, namespaces: &[String], metrics: &Metrics) ->
 /// How long reconciliations may take to finish: less than a pod is given to end.
 const FINISH_WITHIN: Duration = Duration::from_secs(20);
 
-/// Runs until `stop` turns true, and finishes what is in progress. The loops end by themselves then, but not one whose resources were never
+/// Runs until `stop` turns true, and finishes what is in progress. The loops then end, except one whose resources were never
 /// listed, for want of rights for example.
 pub async fn run(loops: Vec<Loop>, context: Arc<Context>, mut stop: watch::Receiver<bool>) {
     let loops: Vec<_> =

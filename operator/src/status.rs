@@ -195,7 +195,7 @@ impl Findings {
             return Finding::no(Reason::Deleting, why);
         }
         if let Some(suspension) = self.found.get(&Aspect::Suspended).filter(|_| self.suspended) {
-            // A resource that is as it was asked to be is ready: whoever waits for it need not wait.
+            // A resource that is as it was asked to be is ready: tools that wait for it must not time out.
             return suspension.clone();
         }
         let checked = self.found.iter().filter(|(aspect, _)| aspect.is_observed());

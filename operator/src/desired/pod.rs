@@ -44,7 +44,7 @@ const DIGEST: &str = "outbox.dev/configuration-digest";
 pub struct PodDefaults<'a> {
     /// Runs where a resource names no image.
     pub image: &'a str,
-    /// As whom.
+    /// The user and the groups they run as.
     pub user_ids: UserIds,
     /// Laid over the operator's own template, below what a resource says.
     pub template: Option<&'a Value>,

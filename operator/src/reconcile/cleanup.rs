@@ -149,7 +149,7 @@ impl Pass<'_> {
     }
 
     /// In a namespace that is being deleted the operator's Role there may go before the resource: then it may not look at the Deployment,
-    /// which goes by itself, and the slot tells whether a relay still runs.
+    /// which is deleted with the namespace, and the slot tells whether a relay still runs.
     async fn stop_relay(&self) -> Result<(), kube::Error> {
         let deployments = self.context.beside::<Deployment>(self.relay);
         let metrics = &self.context.metrics;
