@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use basket::application::commands::AbandonBasket;
 use basket::application::ports::PortError;
-use basket::application::{Bus, BusError, Cause, CommandId, Identified};
+use basket::application::{Bus, BusError, CommandEnvelope, CommandId, CommandMetadata};
 use basket::domain::{AbandonReason, Principal};
 use chrono::{SubsecRound, TimeDelta, Utc};
 use uuid::Uuid;
@@ -64,7 +64,7 @@ async fn abandon_one(bus: &Bus, idle: Idle) -> Result<bool, BusError> {
         reason: AbandonReason::Expired,
         expected_version: Some(idle.version),
     };
-    let cause = Cause {
+    let cause = CommandMetadata {
         command: id,
         principal: EXPIRY,
         correlation_id: id.to_string(),
@@ -72,10 +72,11 @@ async fn abandon_one(bus: &Bus, idle: Idle) -> Result<bool, BusError> {
         tracestate: None,
     };
     let received_at = Utc::now().trunc_subsecs(6);
-    let wish = Identified { command, cause, idempotency_key: None, fingerprint: String::new(), received_at };
+    let wish =
+        CommandEnvelope { command, cause, idempotency_key: None, fingerprint: String::new(), received_at };
     let answer = match bus.dispatch(&wish).await {
         Ok(answer) => answer,
-        Err(BusError::Overtaken | BusError::Port(PortError::Conflict(_))) => return Ok(false),
+        Err(BusError::Conflict | BusError::Port(PortError::Conflict(_))) => return Ok(false),
         Err(error) => return Err(error),
     };
     Ok(answer.outcome.name() == "accepted")

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::process::exit;
 
 use admin::{EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
-use basket::application::integration::schemas;
+use basket::application::integration_events::schemas;
 use basket_api::config::{self, Arguments, Command, Serve};
 use basket_api::doctor;
 use basket_api::http::openapi;

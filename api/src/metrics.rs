@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use basket::application::middleware::{Middleware, Next, Wish};
 use basket::application::ports::BoxFuture;
-use basket::application::{Answer, BusError};
+use basket::application::{BusError, CommandResult};
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use sqlx::PgPool;
 
@@ -91,7 +91,7 @@ impl Metrics {
 
 /// Counts and times commands. Outermost of the middleware: a command that was tried again counts once.
 impl Middleware for Metrics {
-    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<Answer, BusError>> {
+    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<CommandResult, BusError>> {
         Box::pin(async move {
             let started = Instant::now();
             let answer = next.run(wish).await;
@@ -99,7 +99,7 @@ impl Middleware for Metrics {
                 Ok(answer) if answer.replayed => "replayed",
                 Ok(answer) => answer.outcome.name(),
                 Err(BusError::InProgress | BusError::KeyReused) => "conflict",
-                Err(BusError::Overtaken | BusError::Port(_) | BusError::Unwritable(_)) => "failed",
+                Err(BusError::Conflict | BusError::Port(_) | BusError::SerializationFailed(_)) => "failed",
             };
             let command_type = wish.record.command_type;
             self.commands.with_label_values(&[command_type, outcome]).inc();

@@ -1,16 +1,16 @@
 //! The Postgres adapters: one transaction for everything a command does, the read model, and the housekeeping.
 
+mod basket_row;
 mod baskets;
+mod command_log;
 mod housekeeping;
-mod log;
-mod state;
 pub mod statements;
-mod unit;
+mod unit_of_work;
 
 pub use baskets::PostgresBaskets;
+pub use command_log::PostgresCommandLog;
 pub use housekeeping::{Housekeeping, Idle};
-pub use log::PostgresLog;
-pub use unit::PostgresUnits;
+pub use unit_of_work::PostgresUnitsOfWork;
 
 use basket::application::ports::PortError;
 use sqlx::migrate::Migrator;

@@ -16,7 +16,7 @@ use crate::config::{Bounds, ConfigError, Serve};
 use crate::housekeeping::keep_house;
 use crate::http::{App, Authentication, RequestLimits, Rules, filter};
 use crate::metrics::Metrics;
-use crate::postgres::{Housekeeping, PostgresBaskets, PostgresLog, PostgresUnits};
+use crate::postgres::{Housekeeping, PostgresBaskets, PostgresCommandLog, PostgresUnitsOfWork};
 use crate::server::{self, Limits};
 use crate::spans::Spans;
 
@@ -119,7 +119,7 @@ fn pool(bounds: &Bounds, database: PgConnectOptions) -> PgPool {
 }
 
 fn bus(pool: &PgPool, metrics: &Metrics) -> Bus {
-    Bus::new(Arc::new(PostgresUnits::new(pool.clone(), metrics.clone())))
+    Bus::new(Arc::new(PostgresUnitsOfWork::new(pool.clone(), metrics.clone())))
         .reacting(ReadModel)
         .reacting(IntegrationEvents)
         .with(metrics.clone())
@@ -138,7 +138,7 @@ fn app(
     Arc::new(App {
         bus,
         baskets: Arc::new(PostgresBaskets::new(pool.clone())),
-        log: Arc::new(PostgresLog::new(pool.clone())),
+        log: Arc::new(PostgresCommandLog::new(pool.clone())),
         authentication,
         limits: RequestLimits::new(bounds.max_requests, bounds.rate_limit),
         rules: Rules { require_if_match: access.require_if_match, timeout: bounds.request_timeout },

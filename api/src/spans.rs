@@ -2,7 +2,7 @@
 
 use basket::application::middleware::{Middleware, Next, Wish};
 use basket::application::ports::{BoxFuture, PortError};
-use basket::application::{Answer, BusError};
+use basket::application::{BusError, CommandResult};
 use tracing::Instrument;
 
 /// Puts a span around each attempt, and says why one had to be repeated.
@@ -10,7 +10,7 @@ use tracing::Instrument;
 pub struct Spans;
 
 impl Middleware for Spans {
-    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<Answer, BusError>> {
+    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<CommandResult, BusError>> {
         let record = wish.record;
         let span = tracing::info_span!(
             "command",
@@ -21,7 +21,7 @@ impl Middleware for Spans {
         let attempt = async move {
             let answer = next.run(wish).await;
             match &answer {
-                Err(BusError::Overtaken) => tracing::debug!("another command was faster"),
+                Err(BusError::Conflict) => tracing::debug!("another command was faster"),
                 Err(BusError::Port(PortError::Conflict(error))) => {
                     tracing::debug!(error = %error, "Postgres gave way to another command");
                 }

@@ -7,13 +7,13 @@
 mod bus;
 mod command;
 pub mod commands;
-pub mod integration;
+pub mod integration_events;
 pub mod middleware;
 pub mod ports;
 pub mod queries;
 pub mod reactions;
-mod view;
+mod read_model;
 
-pub use bus::{Answer, Bus, BusError};
-pub use command::{Cause, Change, Command, CommandId, CommandRecord, Identified, Outcome};
-pub use view::{BasketView, CommandView, LineView};
+pub use bus::{Bus, BusError, CommandResult};
+pub use command::{Change, Command, CommandEnvelope, CommandId, CommandMetadata, CommandRecord, Outcome};
+pub use read_model::{BasketView, CommandView, LineView};

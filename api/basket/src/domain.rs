@@ -8,13 +8,13 @@ mod line;
 mod money;
 mod principal;
 mod refusal;
-mod text;
+mod validation;
 
-pub use basket::{Basket, BasketId, MAX_LINES, Status, Stored, Version};
+pub use basket::{Basket, BasketId, BasketSnapshot, MAX_LINES, Status, Version};
 pub use buyer::{BuyerId, PaymentMethod};
 pub use events::{AbandonReason, DomainEvent};
 pub use line::{Line, MAX_QUANTITY, Name, Quantity, Sku};
 pub use money::{Currency, MAX_PRICE, Money, Price};
 pub use principal::Principal;
 pub use refusal::Refusal;
-pub use text::Invalid;
+pub use validation::ValidationError;

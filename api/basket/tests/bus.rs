@@ -14,13 +14,15 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use basket::application::commands::{AddItem, CreateBasket};
-use basket::application::integration::IntegrationEvent;
+use basket::application::integration_events::IntegrationEvent;
 use basket::application::middleware::{Middleware, Next, Retry, Wish};
 use basket::application::ports::{
-    BoxFuture, Changes, Committed, Found, Isolation, PortError, UnitOfWork, Units,
+    BoxFuture, Changes, Committed, Found, Isolation, PortError, UnitOfWork, UnitOfWorkFactory,
 };
 use basket::application::reactions::{Happened, IntegrationEvents, Reaction, ReadModel};
-use basket::application::{Answer, Bus, BusError, Cause, CommandId, CommandRecord, Identified, Outcome};
+use basket::application::{
+    Bus, BusError, CommandEnvelope, CommandId, CommandMetadata, CommandRecord, CommandResult, Outcome,
+};
 use basket::domain::{BasketId, BuyerId, DomainEvent, Principal, Refusal};
 use chrono::DateTime;
 use serde_json::json;
@@ -38,7 +40,7 @@ struct Memory {
 #[derive(Clone)]
 struct Store(Arc<Memory>);
 
-impl Units for Store {
+impl UnitOfWorkFactory for Store {
     fn begin(&self, isolation: Isolation) -> BoxFuture<'_, Result<Box<dyn UnitOfWork>, PortError>> {
         self.0.attempts.lock().unwrap().push(isolation);
         let store = self.clone();
@@ -60,7 +62,7 @@ impl UnitOfWork for Store {
             let mut left = self.0.to_overtake.lock().unwrap();
             if *left > 0 {
                 *left -= 1;
-                return Ok(Committed::Overtaken);
+                return Ok(Committed::Conflict);
             }
             self.0.events.lock().unwrap().extend(changes.events.iter().cloned());
             *self.0.views.lock().unwrap() += usize::from(changes.view.is_some());
@@ -77,9 +79,9 @@ fn now<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-fn identified<C>(command: C) -> Identified<C> {
+fn identified<C>(command: C) -> CommandEnvelope<C> {
     let id = CommandId(Uuid::now_v7());
-    let cause = Cause {
+    let cause = CommandMetadata {
         command: id,
         principal: Principal::Caller("ann".to_owned()),
         correlation_id: id.to_string(),
@@ -87,10 +89,10 @@ fn identified<C>(command: C) -> Identified<C> {
         tracestate: None,
     };
     let received_at = DateTime::UNIX_EPOCH;
-    Identified { command, cause, idempotency_key: None, fingerprint: String::new(), received_at }
+    CommandEnvelope { command, cause, idempotency_key: None, fingerprint: String::new(), received_at }
 }
 
-fn create() -> Identified<CreateBasket> {
+fn create() -> CommandEnvelope<CreateBasket> {
     let buyer_id = BuyerId::try_from("buyer".to_owned()).unwrap();
     identified(CreateBasket { id: BasketId(Uuid::now_v7()), buyer_id })
 }
@@ -113,7 +115,7 @@ impl Reaction for Welcome {
 struct Counts(Arc<Mutex<Vec<String>>>);
 
 impl Middleware for Counts {
-    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<Answer, BusError>> {
+    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<CommandResult, BusError>> {
         Box::pin(async move {
             let answer = next.run(wish).await;
             self.0.lock().unwrap().push(wish.record.command_type.to_owned());
@@ -164,6 +166,6 @@ fn a_command_that_was_overtaken_is_tried_again_with_the_lock_and_not_for_ever() 
     assert_eq!(*seen.lock().unwrap(), ["create_basket"; 3], "what is inside of the retry sees every attempt");
 
     *memory.to_overtake.lock().unwrap() = 100;
-    assert!(matches!(now(bus.dispatch(&create())), Err(BusError::Overtaken)));
+    assert!(matches!(now(bus.dispatch(&create())), Err(BusError::Conflict)));
     assert_eq!(memory.attempts.lock().unwrap().len(), 3 + 4);
 }

@@ -3,8 +3,8 @@
 use basket::application::commands::{
     AbandonBasket, AddItem, ChangeQuantity, CheckOut, ClearBasket, CreateBasket, RemoveItem,
 };
-use basket::application::queries::{BasketFilter, Portion};
-use basket::application::{Answer, BasketView, Command, Outcome};
+use basket::application::queries::{BasketFilter, PageRequest};
+use basket::application::{BasketView, Command, CommandResult, Outcome};
 use basket::domain::{
     AbandonReason, BasketId, BuyerId, Line, Name, PaymentMethod, Price, Quantity, Sku, Status, Version,
 };
@@ -148,7 +148,8 @@ impl Call<'_> {
     pub async fn list_baskets(&self) -> Result<Response, Problem> {
         let listing = Listing::of(self.request, &self.caller.name)?;
         let filter = filter(&listing.filters)?;
-        let portion = Portion { after: listing.portion.after.map(BasketId), limit: listing.portion.limit };
+        let portion =
+            PageRequest { after: listing.portion.after.map(BasketId), limit: listing.portion.limit };
         let page = self.app.baskets.list(&self.caller.name, &filter, portion).await?;
         let last = page.entries.last().filter(|_| page.more);
         let next = last.map(|basket| listing.token(basket.id.0));
@@ -201,7 +202,7 @@ fn status(value: &str) -> Result<Status, Problem> {
 }
 
 /// What only answers to commands have.
-fn mark(response: &mut Response, answer: &Answer) {
+fn mark(response: &mut Response, answer: &CommandResult) {
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&answer.command.to_string()) {
         headers.insert(HeaderName::from_static("command-id"), id);

@@ -1,7 +1,7 @@
 //! The log of commands over HTTP: one's own for everybody, everybody's for auditors.
 
 use basket::application::commands::TYPES;
-use basket::application::queries::{CommandFilter, Portion};
+use basket::application::queries::{CommandFilter, PageRequest};
 use basket::application::{CommandId, CommandView};
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
@@ -38,7 +38,8 @@ impl Call<'_> {
     pub async fn list_commands(&self) -> Result<Response, Problem> {
         let listing = Listing::of(self.request, &self.caller.name)?;
         let (whose, filter) = filter(&listing.filters, self.caller)?;
-        let portion = Portion { after: listing.portion.after.map(CommandId), limit: listing.portion.limit };
+        let portion =
+            PageRequest { after: listing.portion.after.map(CommandId), limit: listing.portion.limit };
         let page = self.app.log.list(whose.as_deref(), &filter, portion).await?;
         let last = page.entries.last().filter(|_| page.more);
         let next = last.map(|command| listing.token(command.id.0));

@@ -3,7 +3,7 @@
 //! Idempotency-Key follows the IETF draft "The Idempotency-Key HTTP Header Field": a quoted string; a bare token is
 //! taken too, because most clients send one.
 
-use basket::application::{Cause, Command, CommandId, Identified};
+use basket::application::{Command, CommandEnvelope, CommandId, CommandMetadata};
 use basket::domain::Principal;
 use chrono::{SubsecRound, Utc};
 use serde_json::Value;
@@ -37,19 +37,19 @@ pub fn identify<C: Command>(
     principal: Principal,
     command: C,
     key: Key,
-) -> Result<Identified<C>, Problem> {
+) -> Result<CommandEnvelope<C>, Problem> {
     let headers = &request.headers;
     let id = CommandId(Uuid::now_v7());
     let traceparent = traceparent(headers);
     let tracestate = single(headers, "tracestate").filter(|state| state.len() <= MAX_TRACESTATE);
-    let cause = Cause {
+    let cause = CommandMetadata {
         command: id,
         principal,
         correlation_id: text(headers, CORRELATION_ID)?.unwrap_or_else(|| id.to_string()),
         tracestate: traceparent.as_ref().and(tracestate),
         traceparent,
     };
-    Ok(Identified {
+    Ok(CommandEnvelope {
         command,
         cause,
         idempotency_key: named(headers, key)?,

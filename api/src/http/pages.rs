@@ -5,7 +5,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use basket::application::queries::{DEFAULT_PAGE, MAX_PAGE, Portion};
+use basket::application::queries::{DEFAULT_PAGE, MAX_PAGE, PageRequest};
 use sha2::{Digest, Sha256};
 use url::form_urlencoded;
 use uuid::Uuid;
@@ -26,7 +26,7 @@ pub struct Listing {
     /// Parameters that are neither limit nor token.
     pub filters: Vec<(String, String)>,
     /// Which portion.
-    pub portion: Portion<Uuid>,
+    pub portion: PageRequest<Uuid>,
     path: String,
     list: [u8; DIGEST_BYTES],
 }
@@ -38,7 +38,7 @@ impl Listing {
         let (paging, filters): (Vec<_>, Vec<_>) =
             parameters.into_iter().partition(|(name, _)| name == LIMIT || name == PAGE_TOKEN);
         let list = digest(&request.path, principal, &filters);
-        let mut portion = Portion { after: None, limit: DEFAULT_PAGE };
+        let mut portion = PageRequest { after: None, limit: DEFAULT_PAGE };
         for (name, value) in paging {
             if name == LIMIT {
                 let limit = value.parse().ok().filter(|limit| (1..=MAX_PAGE).contains(limit));
@@ -121,7 +121,7 @@ mod tests {
         let (id, first) = (Uuid::now_v7(), listing("buyer_id=ann&limit=2", "shop").unwrap());
         let token = first.token(id);
         let query = format!("limit=5&page_token={token}&buyer_id=ann");
-        assert_eq!(listing(&query, "shop").unwrap().portion, Portion { after: Some(id), limit: 5 });
+        assert_eq!(listing(&query, "shop").unwrap().portion, PageRequest { after: Some(id), limit: 5 });
         assert!(listing(&query, "another").is_err());
         assert!(listing(&format!("page_token={token}"), "shop").is_err());
         for forged in ["", "x", &token[1..], &format!("{token}A"), &token.to_lowercase()] {

@@ -162,11 +162,11 @@ impl From<BusError> for Problem {
                 &kinds::KEY_REUSED,
                 "use a new Idempotency-Key for a request that is not a repetition",
             ),
-            BusError::Overtaken => {
+            BusError::Conflict => {
                 Problem::later(&kinds::UNAVAILABLE, "too many commands change this basket at once; repeat it")
             }
             BusError::Port(error) => Problem::from(error),
-            BusError::Unwritable(error) => bug(&error),
+            BusError::SerializationFailed(error) => bug(&error),
         }
     }
 }

@@ -2,13 +2,13 @@
 
 use basket::application::BasketView;
 use basket::application::ports::{BoxFuture, PortError};
-use basket::application::queries::{BasketFilter, BasketQueries, Page, Portion};
+use basket::application::queries::{BasketFilter, BasketQueries, Page, PageRequest};
 use basket::domain::BasketId;
 use sqlx::PgPool;
 use sqlx::types::Json;
 
+use super::basket_row::word;
 use super::port_error;
-use super::state::word;
 
 /// Queries over a pool.
 pub struct PostgresBaskets {
@@ -44,7 +44,7 @@ impl BasketQueries for PostgresBaskets {
         &'a self,
         owner: &'a str,
         filter: &'a BasketFilter,
-        portion: Portion<BasketId>,
+        portion: PageRequest<BasketId>,
     ) -> BoxFuture<'a, Result<Page<BasketView>, PortError>> {
         Box::pin(async move {
             let found: Vec<Json<BasketView>> = sqlx::query_scalar(

@@ -10,8 +10,8 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 
+use super::basket_row::restore;
 use super::port_error;
-use super::state::restore;
 
 /// Baskets or keys worked on at once.
 const PORTION: i64 = 500;

@@ -5,16 +5,16 @@
 
 use std::sync::Arc;
 
-use super::command::{Command, CommandId, CommandRecord, Identified, Outcome};
+use super::command::{Command, CommandEnvelope, CommandId, CommandRecord, Outcome};
 use super::middleware::{Decision, Middleware, Next, Wish};
-use super::ports::{Changes, Committed, First, Found, Isolation, PortError, Units};
+use super::ports::{Changes, Committed, First, Found, Isolation, PortError, UnitOfWorkFactory};
 use super::reactions::{Happened, Reaction};
-use super::view::BasketView;
+use super::read_model::BasketView;
 use crate::domain::Basket;
 
 /// What the caller of a command learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
+pub struct CommandResult {
     /// The command as it is in the log; the first one, when this was a repetition.
     pub command: CommandId,
     /// How it ended.
@@ -34,25 +34,25 @@ pub enum BusError {
     KeyReused,
     /// Another command was faster; the next attempt will see what it did.
     #[error("another command changed the basket at the same time")]
-    Overtaken,
+    Conflict,
     /// The world did not do its part.
     #[error(transparent)]
     Port(#[from] PortError),
     /// A content that cannot be written as JSON: a bug.
     #[error("the command or one of its events cannot be written down")]
-    Unwritable(#[from] serde_json::Error),
+    SerializationFailed(#[from] serde_json::Error),
 }
 
 /// See the module's text.
 pub struct Bus {
-    units: Arc<dyn Units>,
+    units: Arc<dyn UnitOfWorkFactory>,
     reactions: Vec<Box<dyn Reaction>>,
     middleware: Vec<Box<dyn Middleware>>,
 }
 
 impl Bus {
     /// A bus that does its work in `units`.
-    pub fn new(units: Arc<dyn Units>) -> Bus {
+    pub fn new(units: Arc<dyn UnitOfWorkFactory>) -> Bus {
         Bus { units, reactions: Vec::new(), middleware: Vec::new() }
     }
 
@@ -71,7 +71,7 @@ impl Bus {
     }
 
     /// Executes a command once, however often it is sent.
-    pub async fn dispatch<C: Command>(&self, wish: &Identified<C>) -> Result<Answer, BusError> {
+    pub async fn dispatch<C: Command>(&self, wish: &CommandEnvelope<C>) -> Result<CommandResult, BusError> {
         let record = CommandRecord::of(wish)?;
         let decide = |basket| wish.command.decide(basket, &wish.cause.principal, wish.received_at);
         let wish = Wish { record: &record, decide: &decide, isolation: Isolation::Optimistic };
@@ -79,7 +79,7 @@ impl Bus {
     }
 
     /// One attempt.
-    pub(super) async fn execute(&self, wish: Wish<'_>) -> Result<Answer, BusError> {
+    pub(super) async fn execute(&self, wish: Wish<'_>) -> Result<CommandResult, BusError> {
         let record = wish.record;
         let mut unit = self.units.begin(wish.isolation).await?;
         // A command that makes a basket sees none: whether its key is new, the commit tells.
@@ -91,9 +91,9 @@ impl Bus {
         let changes = self.changes(record, found.basket, wish.decide)?;
         match unit.commit(record, &changes).await? {
             Committed::Done => {
-                Ok(Answer { command: record.cause.command, outcome: changes.outcome, replayed: false })
+                Ok(CommandResult { command: record.cause.command, outcome: changes.outcome, replayed: false })
             }
-            Committed::Overtaken => Err(BusError::Overtaken),
+            Committed::Conflict => Err(BusError::Conflict),
             Committed::InProgress => Err(BusError::InProgress),
         }
     }
@@ -126,9 +126,9 @@ impl Changes {
     }
 }
 
-fn repeated(record: &CommandRecord<'_>, first: First) -> Result<Answer, BusError> {
+fn repeated(record: &CommandRecord<'_>, first: First) -> Result<CommandResult, BusError> {
     if first.fingerprint == record.fingerprint {
-        return Ok(Answer { command: first.command, outcome: first.outcome, replayed: true });
+        return Ok(CommandResult { command: first.command, outcome: first.outcome, replayed: true });
     }
     Err(BusError::KeyReused)
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::view::BasketView;
+use super::read_model::BasketView;
 use crate::domain::{Basket, BasketId, Principal, Refusal, Version};
 
 /// Identity of a command in the log.
@@ -56,7 +56,8 @@ impl<C: Change> Command for C {
     }
 
     fn decide(&self, basket: Option<Basket>, by: &Principal, now: DateTime<Utc>) -> Result<Basket, Refusal> {
-        let mut basket = basket.filter(|basket| by.may_see(basket.owner())).ok_or(Refusal::BasketNotFound)?;
+        let mut basket =
+            basket.filter(|basket| by.can_access(basket.owner())).ok_or(Refusal::BasketNotFound)?;
         basket.require_version(self.expected_version())?;
         self.apply(&mut basket, now)?;
         Ok(basket)
@@ -65,7 +66,7 @@ impl<C: Change> Command for C {
 
 /// Who caused something, and as part of what: written beside everything that follows from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cause {
+pub struct CommandMetadata {
     /// The command.
     pub command: CommandId,
     /// Who sent it.
@@ -80,11 +81,11 @@ pub struct Cause {
 
 /// A command with all that identifies it.
 #[derive(Clone, Debug)]
-pub struct Identified<C> {
+pub struct CommandEnvelope<C> {
     /// What is wished.
     pub command: C,
     /// By whom, as part of what.
-    pub cause: Cause,
+    pub cause: CommandMetadata,
     /// The caller's name for this wish, within its own commands of this type: the same key is the same wish.
     pub idempotency_key: Option<String>,
     /// Tells the same wish from another one under the same key.
@@ -103,7 +104,7 @@ pub struct CommandRecord<'a> {
     /// The basket it needs to see.
     pub basket_id: Option<BasketId>,
     /// By whom, as part of what.
-    pub cause: &'a Cause,
+    pub cause: &'a CommandMetadata,
     /// The caller's name for it.
     pub idempotency_key: Option<&'a str>,
     /// Tells the same wish from another one under the same key.
@@ -114,7 +115,7 @@ pub struct CommandRecord<'a> {
 
 impl<'a> CommandRecord<'a> {
     /// The record of a command.
-    pub fn of<C: Command>(wish: &'a Identified<C>) -> Result<CommandRecord<'a>, serde_json::Error> {
+    pub fn of<C: Command>(wish: &'a CommandEnvelope<C>) -> Result<CommandRecord<'a>, serde_json::Error> {
         Ok(CommandRecord {
             command_type: C::TYPE,
             payload: serde_json::to_value(&wish.command)?,

@@ -4,7 +4,7 @@ mod retry;
 
 pub use retry::Retry;
 
-use super::bus::{Answer, Bus, BusError};
+use super::bus::{Bus, BusError, CommandResult};
 use super::command::CommandRecord;
 use super::ports::{BoxFuture, Isolation};
 use crate::domain::{Basket, Refusal};
@@ -25,7 +25,7 @@ pub struct Wish<'a> {
 /// Surrounds the work.
 pub trait Middleware: Send + Sync {
     /// Lets `next` do the work: once, several times, or not at all.
-    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<Answer, BusError>>;
+    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<CommandResult, BusError>>;
 }
 
 /// The rest of the way.
@@ -41,7 +41,7 @@ impl<'a> Next<'a> {
     }
 
     /// Goes it.
-    pub fn run(self, wish: Wish<'a>) -> BoxFuture<'a, Result<Answer, BusError>> {
+    pub fn run(self, wish: Wish<'a>) -> BoxFuture<'a, Result<CommandResult, BusError>> {
         match self.rest.split_first() {
             Some((first, rest)) => first.call(wish, Next { bus: self.bus, rest }),
             None => Box::pin(self.bus.execute(wish)),

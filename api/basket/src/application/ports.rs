@@ -5,8 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::command::{CommandId, CommandRecord, Outcome};
-use super::integration::IntegrationEvent;
-use super::view::BasketView;
+use super::integration_events::IntegrationEvent;
+use super::read_model::BasketView;
 use crate::domain::Basket;
 
 /// A future behind a pointer, so that ports can be trait objects.
@@ -36,7 +36,7 @@ pub enum Isolation {
 }
 
 /// Begins units of work.
-pub trait Units: Send + Sync {
+pub trait UnitOfWorkFactory: Send + Sync {
     /// Begins one. Dropping it MUST leave no trace.
     fn begin(&self, isolation: Isolation) -> BoxFuture<'_, Result<Box<dyn UnitOfWork>, PortError>>;
 }
@@ -94,7 +94,7 @@ pub enum Committed {
     /// They are durable.
     Done,
     /// Nothing was written: the basket has changed or the key was taken since the look-up.
-    Overtaken,
+    Conflict,
     /// Nothing was written: a twin of the command is under way.
     InProgress,
 }

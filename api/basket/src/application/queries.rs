@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::command::CommandId;
 use super::ports::{BoxFuture, PortError};
-use super::view::{BasketView, CommandView};
+use super::read_model::{BasketView, CommandView};
 use crate::domain::{BasketId, BuyerId, Status};
 
 /// Most entries of one page.
@@ -15,7 +15,7 @@ pub const DEFAULT_PAGE: u32 = 20;
 /// Which portion of a list: at most `limit` entries, newest first, after the one named. Ids are UUIDv7 and sort by
 /// time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Portion<Id> {
+pub struct PageRequest<Id> {
     /// Begin behind this entry.
     pub after: Option<Id>,
     /// How many: 1 to [`MAX_PAGE`].
@@ -67,7 +67,7 @@ pub trait BasketQueries: Send + Sync {
         &'a self,
         owner: &'a str,
         filter: &'a BasketFilter,
-        portion: Portion<BasketId>,
+        portion: PageRequest<BasketId>,
     ) -> BoxFuture<'a, Result<Page<BasketView>, PortError>>;
 }
 
@@ -85,6 +85,6 @@ pub trait CommandQueries: Send + Sync {
         &'a self,
         principal: Option<&'a str>,
         filter: &'a CommandFilter,
-        portion: Portion<CommandId>,
+        portion: PageRequest<CommandId>,
     ) -> BoxFuture<'a, Result<Page<CommandView>, PortError>>;
 }

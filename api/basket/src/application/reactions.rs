@@ -7,7 +7,7 @@ mod read_model;
 pub use integration_events::IntegrationEvents;
 pub use read_model::ReadModel;
 
-use super::command::Cause;
+use super::command::CommandMetadata;
 use super::ports::Changes;
 use crate::domain::{Basket, DomainEvent};
 
@@ -19,7 +19,7 @@ pub struct Happened<'a> {
     /// The basket after all events of the command.
     pub basket: &'a Basket,
     /// Why.
-    pub cause: &'a Cause,
+    pub cause: &'a CommandMetadata,
 }
 
 /// Something that follows from domain events.

@@ -61,7 +61,7 @@ pub struct Basket {
 
 /// A basket as it is stored. Only for adapters that load one.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub struct BasketSnapshot {
     /// Identity.
     pub id: BasketId,
     /// The principal that created it.
@@ -101,9 +101,18 @@ impl Basket {
     }
 
     /// The basket that was stored.
-    pub fn restore(stored: Stored) -> Basket {
-        let Stored { id, owner, buyer, status, lines, payment_method, version, created_at, updated_at } =
-            stored;
+    pub fn from_snapshot(snapshot: BasketSnapshot) -> Basket {
+        let BasketSnapshot {
+            id,
+            owner,
+            buyer,
+            status,
+            lines,
+            payment_method,
+            version,
+            created_at,
+            updated_at,
+        } = snapshot;
         Basket {
             id,
             owner,

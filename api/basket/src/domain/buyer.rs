@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::text::{Invalid, PRINTABLE, bounded};
+use super::validation::{PRINTABLE, ValidationError, bounded};
 
 /// The shop's own name for a buyer; means nothing to us.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -12,9 +12,9 @@ use super::text::{Invalid, PRINTABLE, bounded};
 pub struct BuyerId(String);
 
 impl TryFrom<String> for BuyerId {
-    type Error = Invalid;
+    type Error = ValidationError;
 
-    fn try_from(text: String) -> Result<Self, Invalid> {
+    fn try_from(text: String) -> Result<Self, ValidationError> {
         bounded("buyer_id", text, 100).map(BuyerId)
     }
 }

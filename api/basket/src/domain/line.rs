@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::money::{Money, Price};
-use super::text::{Invalid, PRINTABLE, bounded};
+use super::validation::{PRINTABLE, ValidationError, bounded};
 
 /// Most pieces of one article. A shop that sells more at once does not use a basket.
 pub const MAX_QUANTITY: u32 = 1_000;
@@ -17,11 +17,11 @@ pub const MAX_QUANTITY: u32 = 1_000;
 pub struct Sku(String);
 
 impl TryFrom<String> for Sku {
-    type Error = Invalid;
+    type Error = ValidationError;
 
-    fn try_from(text: String) -> Result<Self, Invalid> {
+    fn try_from(text: String) -> Result<Self, ValidationError> {
         if text == "." || text == ".." {
-            return Err(Invalid::new("sku", "must not be '.' or '..'"));
+            return Err(ValidationError::new("sku", "must not be '.' or '..'"));
         }
         bounded("sku", text, 64).map(Sku)
     }
@@ -40,9 +40,9 @@ impl From<Sku> for String {
 pub struct Name(String);
 
 impl TryFrom<String> for Name {
-    type Error = Invalid;
+    type Error = ValidationError;
 
-    fn try_from(text: String) -> Result<Self, Invalid> {
+    fn try_from(text: String) -> Result<Self, ValidationError> {
         bounded("name", text, 200).map(Name)
     }
 }
@@ -60,13 +60,13 @@ impl From<Name> for String {
 pub struct Quantity(u32);
 
 impl TryFrom<u32> for Quantity {
-    type Error = Invalid;
+    type Error = ValidationError;
 
-    fn try_from(pieces: u32) -> Result<Self, Invalid> {
+    fn try_from(pieces: u32) -> Result<Self, ValidationError> {
         if (1..=MAX_QUANTITY).contains(&pieces) {
             return Ok(Quantity(pieces));
         }
-        Err(Invalid::new("quantity", format!("must be 1 to {MAX_QUANTITY}")))
+        Err(ValidationError::new("quantity", format!("must be 1 to {MAX_QUANTITY}")))
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::basket::MAX_LINES;
 use super::line::{MAX_QUANTITY, Quantity};
-use super::text::Invalid;
+use super::validation::ValidationError;
 
 /// Highest price of one piece, in minor units: a hundred million of a currency with cents.
 pub const MAX_PRICE: i64 = 10_000_000_000;
@@ -23,13 +23,14 @@ const _: () = assert!(MAX_PRICE <= MAX_EXACT / MAX_QUANTITY as i64 / MAX_LINES a
 pub struct Currency([u8; 3]);
 
 impl TryFrom<String> for Currency {
-    type Error = Invalid;
+    type Error = ValidationError;
 
-    fn try_from(text: String) -> Result<Self, Invalid> {
+    fn try_from(text: String) -> Result<Self, ValidationError> {
         let code =
             <[u8; 3]>::try_from(text.as_bytes()).ok().filter(|code| code.iter().all(u8::is_ascii_uppercase));
-        code.map(Currency)
-            .ok_or_else(|| Invalid::new("currency", "must be three capital letters (ISO 4217), such as EUR"))
+        code.map(Currency).ok_or_else(|| {
+            ValidationError::new("currency", "must be three capital letters (ISO 4217), such as EUR")
+        })
     }
 }
 
@@ -79,11 +80,11 @@ pub struct Price(Money);
 
 impl Price {
     /// `amount` minor units.
-    pub fn new(amount: i64, currency: Currency) -> Result<Price, Invalid> {
+    pub fn new(amount: i64, currency: Currency) -> Result<Price, ValidationError> {
         if (0..=MAX_PRICE).contains(&amount) {
             return Ok(Price(Money { amount, currency }));
         }
-        Err(Invalid::new("amount", format!("must be 0 to {MAX_PRICE} minor units")))
+        Err(ValidationError::new("amount", format!("must be 0 to {MAX_PRICE} minor units")))
     }
 
     /// Currency.
@@ -98,9 +99,9 @@ impl Price {
 }
 
 impl TryFrom<Money> for Price {
-    type Error = Invalid;
+    type Error = ValidationError;
 
-    fn try_from(money: Money) -> Result<Self, Invalid> {
+    fn try_from(money: Money) -> Result<Self, ValidationError> {
         Price::new(money.amount, money.currency)
     }
 }

@@ -13,7 +13,7 @@ pub enum Principal {
 
 impl Principal {
     /// Whether baskets of `owner` exist for this principal.
-    pub fn may_see(&self, owner: &str) -> bool {
+    pub fn can_access(&self, owner: &str) -> bool {
         match self {
             Principal::Caller(name) => name == owner,
             Principal::Service(_) => true,

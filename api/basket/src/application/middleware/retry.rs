@@ -1,7 +1,7 @@
 //! Tries again when another command was faster, within bounds.
 
 use super::{Middleware, Next, Wish};
-use crate::application::bus::{Answer, BusError};
+use crate::application::bus::{BusError, CommandResult};
 use crate::application::ports::{BoxFuture, Isolation, PortError};
 
 /// Attempts in all. The second holds the basket's lock, so that it can only be overtaken by something else, such as
@@ -14,12 +14,12 @@ const ATTEMPTS: u32 = 4;
 pub struct Retry;
 
 impl Middleware for Retry {
-    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<Answer, BusError>> {
+    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<CommandResult, BusError>> {
         Box::pin(async move {
             let mut attempt = next.run(wish).await;
             let wish = Wish { isolation: Isolation::Locking, ..wish };
             for _ in 1..ATTEMPTS {
-                if !matches!(attempt, Err(BusError::Overtaken | BusError::Port(PortError::Conflict(_)))) {
+                if !matches!(attempt, Err(BusError::Conflict | BusError::Port(PortError::Conflict(_)))) {
                     break;
                 }
                 attempt = next.run(wish).await;

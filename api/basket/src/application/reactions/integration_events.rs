@@ -1,7 +1,7 @@
 //! Tells other services: each domain event becomes an integration event in the outbox.
 
 use super::{Happened, Reaction};
-use crate::application::integration::IntegrationEvent;
+use crate::application::integration_events::IntegrationEvent;
 use crate::application::ports::Changes;
 
 /// Writes integration events.

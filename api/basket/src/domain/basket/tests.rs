@@ -189,8 +189,8 @@ fn a_stale_version_is_refused() {
 #[test]
 fn a_caller_sees_its_own_baskets_only() {
     let basket = created();
-    assert!(ann().may_see(basket.owner()) && Principal::Service("expiry").may_see(basket.owner()));
-    assert!(!Principal::Caller("bob".to_owned()).may_see(basket.owner()));
+    assert!(ann().can_access(basket.owner()) && Principal::Service("expiry").can_access(basket.owner()));
+    assert!(!Principal::Caller("bob".to_owned()).can_access(basket.owner()));
 }
 
 #[test]

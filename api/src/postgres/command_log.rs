@@ -1,7 +1,7 @@
 //! Reading the log of commands.
 
 use basket::application::ports::{BoxFuture, PortError};
-use basket::application::queries::{CommandFilter, CommandQueries, Page, Portion};
+use basket::application::queries::{CommandFilter, CommandQueries, Page, PageRequest};
 use basket::application::{CommandId, CommandView};
 use basket::domain::{BasketId, Version};
 use sqlx::postgres::PgRow;
@@ -12,18 +12,18 @@ use super::baskets::page;
 use super::port_error;
 
 /// Queries over a pool.
-pub struct PostgresLog {
+pub struct PostgresCommandLog {
     pool: PgPool,
 }
 
-impl PostgresLog {
+impl PostgresCommandLog {
     /// Over `pool`.
-    pub fn new(pool: PgPool) -> PostgresLog {
-        PostgresLog { pool }
+    pub fn new(pool: PgPool) -> PostgresCommandLog {
+        PostgresCommandLog { pool }
     }
 }
 
-impl CommandQueries for PostgresLog {
+impl CommandQueries for PostgresCommandLog {
     fn get<'a>(
         &'a self,
         principal: Option<&'a str>,
@@ -47,7 +47,7 @@ impl CommandQueries for PostgresLog {
         &'a self,
         principal: Option<&'a str>,
         filter: &'a CommandFilter,
-        portion: Portion<CommandId>,
+        portion: PageRequest<CommandId>,
     ) -> BoxFuture<'a, Result<Page<CommandView>, PortError>> {
         Box::pin(async move {
             let rows = sqlx::query(

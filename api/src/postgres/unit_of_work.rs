@@ -1,10 +1,10 @@
 //! One command, one transaction: its record, the basket, the read model, the outbox rows.
 
-use basket::application::integration::{AGGREGATE_TYPE, IntegrationEvent};
+use basket::application::integration_events::{AGGREGATE_TYPE, IntegrationEvent};
 use basket::application::ports::{
-    BoxFuture, Changes, Committed, First, Found, Isolation, PortError, UnitOfWork, Units,
+    BoxFuture, Changes, Committed, First, Found, Isolation, PortError, UnitOfWork, UnitOfWorkFactory,
 };
-use basket::application::{Cause, CommandId, CommandRecord, Outcome};
+use basket::application::{CommandId, CommandMetadata, CommandRecord, Outcome};
 use basket::domain::Basket;
 use outbox::{Event, Statement, TraceContext};
 use sqlx::postgres::PgRow;
@@ -12,25 +12,25 @@ use sqlx::types::Json;
 use sqlx::{PgPool, Postgres, Row, Transaction};
 use uuid::Uuid;
 
+use super::basket_row::{restore, word};
 use super::port_error;
-use super::state::{restore, word};
 use super::statements::{COMMIT_INSERT, COMMIT_NOTHING, COMMIT_UPDATE, LOCK, LOOK_UP};
 use crate::metrics::Metrics;
 
 /// Begins units of work.
-pub struct PostgresUnits {
+pub struct PostgresUnitsOfWork {
     pool: PgPool,
     metrics: Metrics,
 }
 
-impl PostgresUnits {
+impl PostgresUnitsOfWork {
     /// Over `pool`; `metrics` count what was committed.
-    pub fn new(pool: PgPool, metrics: Metrics) -> PostgresUnits {
-        PostgresUnits { pool, metrics }
+    pub fn new(pool: PgPool, metrics: Metrics) -> PostgresUnitsOfWork {
+        PostgresUnitsOfWork { pool, metrics }
     }
 }
 
-impl Units for PostgresUnits {
+impl UnitOfWorkFactory for PostgresUnitsOfWork {
     fn begin(&self, isolation: Isolation) -> BoxFuture<'_, Result<Box<dyn UnitOfWork>, PortError>> {
         Box::pin(async move {
             let metrics = self.metrics.clone();
@@ -116,7 +116,7 @@ fn committed(row: &PgRow) -> Result<Committed, PortError> {
     let free: bool = row.try_get("free").map_err(port_error)?;
     Ok(match (done, free) {
         (true, _) => Committed::Done,
-        (false, true) => Committed::Overtaken,
+        (false, true) => Committed::Conflict,
         (false, false) => Committed::InProgress,
     })
 }
@@ -175,7 +175,7 @@ fn changed<'q>(
         .bind(basket.updated_at()))
 }
 
-fn outbox_rows(events: &[IntegrationEvent], cause: &Cause) -> Result<Vec<Event>, PortError> {
+fn outbox_rows(events: &[IntegrationEvent], cause: &CommandMetadata) -> Result<Vec<Event>, PortError> {
     let row = |event: &IntegrationEvent| {
         let trace =
             TraceContext { traceparent: cause.traceparent.clone(), tracestate: cause.tracestate.clone() };

@@ -1,7 +1,7 @@
 //! A basket as a row.
 
 use basket::application::ports::PortError;
-use basket::domain::{Basket, BasketId, BuyerId, Line, PaymentMethod, Status, Stored, Version};
+use basket::domain::{Basket, BasketId, BasketSnapshot, BuyerId, Line, PaymentMethod, Status, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row;
@@ -14,14 +14,14 @@ use super::port_error;
 /// The basket in a row; none where the row has none.
 pub fn restore(row: &PgRow) -> Result<Option<Basket>, PortError> {
     let id: Option<Uuid> = row.try_get("id").map_err(port_error)?;
-    id.map(|id| stored(BasketId(id), row).map(Basket::restore)).transpose()
+    id.map(|id| stored(BasketId(id), row).map(Basket::from_snapshot)).transpose()
 }
 
-fn stored(id: BasketId, row: &PgRow) -> Result<Stored, PortError> {
+fn stored(id: BasketId, row: &PgRow) -> Result<BasketSnapshot, PortError> {
     let buyer: String = row.try_get("buyer_id").map_err(port_error)?;
     let payment: Option<String> = row.try_get("payment_method").map_err(port_error)?;
     let Json(lines): Json<Vec<Line>> = row.try_get("lines").map_err(port_error)?;
-    Ok(Stored {
+    Ok(BasketSnapshot {
         id,
         owner: row.try_get("owner").map_err(port_error)?,
         buyer: BuyerId::try_from(buyer).map_err(|error| PortError::Failed(error.into()))?,

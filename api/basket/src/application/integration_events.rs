@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::view::BasketView;
+use super::read_model::BasketView;
 use crate::domain::{
     AbandonReason, Basket, BasketId, BuyerId, DomainEvent, Line, Money, PaymentMethod, Quantity, Version,
 };
