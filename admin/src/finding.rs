@@ -63,7 +63,7 @@ impl Finding {
 
 /// Prints what was found, as lines or as JSON. The exit code: [`EXIT_UNAVAILABLE`] if there is a problem, otherwise 0.
 pub fn report(findings: &[Finding], json: bool) -> i32 {
-    let well = is_well(findings);
+    let well = is_ok(findings);
     let lines = if json {
         vec![json!({"well": well, "findings": findings}).to_string()]
     } else {
@@ -76,7 +76,7 @@ pub fn report(findings: &[Finding], json: bool) -> i32 {
 }
 
 /// What lies behind an error: the words that those above it add say less to whoever reads a finding.
-pub fn cause(error: &(dyn Error + 'static)) -> String {
+pub fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
@@ -84,7 +84,7 @@ pub fn cause(error: &(dyn Error + 'static)) -> String {
     innermost.to_string()
 }
 
-fn is_well(findings: &[Finding]) -> bool {
+fn is_ok(findings: &[Finding]) -> bool {
     findings.iter().all(|finding| finding.result != Grade::Problem)
 }
 
@@ -96,7 +96,7 @@ mod tests {
     fn a_line_says_what_how_and_what_to_do_and_a_warning_is_no_problem() {
         let warn = Finding::warn("wal", "there is no limit", "set one");
         assert_eq!(warn.line(), "warn     wal                  there is no limit; set one");
-        assert!(is_well(&[warn, Finding::ok("a", "b")]));
-        assert!(!is_well(&[Finding::problem("a", "b", "c")]));
+        assert!(is_ok(&[warn, Finding::ok("a", "b")]));
+        assert!(!is_ok(&[Finding::problem("a", "b", "c")]));
     }
 }

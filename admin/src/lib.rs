@@ -20,7 +20,7 @@ mod log;
 use std::sync::LazyLock;
 
 pub use bind::listen;
-pub use finding::{Finding, Grade, cause, report};
+pub use finding::{Finding, Grade, report, root_cause};
 pub use listener::{ActionRefused, Admin, BindError, Lines, Readiness};
 pub use log::{LogFormat, LogLevel, init_logging};
 pub use warp::http::StatusCode;

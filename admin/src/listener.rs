@@ -181,7 +181,7 @@ where
         let (stream, near) = match listener.accept().await {
             Ok((stream, peer)) => {
                 let own = stream.local_addr().map_or(peer.ip(), |own| own.ip());
-                (stream, is_near(peer.ip(), own))
+                (stream, is_local(peer.ip(), own))
             }
             Err(error) => {
                 tracing::warn!(%error, "an admin connection could not be accepted");
@@ -245,7 +245,7 @@ fn may_ask(method: &Method, headers: &HeaderMap, near: bool) -> bool {
 }
 
 /// Whether the other end of a connection is on this machine: nobody else can have this end's address.
-fn is_near(peer: IpAddr, own: IpAddr) -> bool {
+fn is_local(peer: IpAddr, own: IpAddr) -> bool {
     peer.to_canonical().is_loopback() || peer == own
 }
 
@@ -409,10 +409,10 @@ mod tests {
     #[test]
     fn who_is_elsewhere_looks_and_changes_nothing() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(is_near(ip("127.0.0.1"), ip("127.0.0.1")), "kubectl port-forward, and exec");
-        assert!(is_near(ip("::ffff:127.0.0.1"), ip("::ffff:127.0.0.1")) && is_near(ip("::1"), ip("::1")));
-        assert!(is_near(ip("10.0.0.7"), ip("10.0.0.7")), "by its own address");
-        assert!(!is_near(ip("10.0.0.8"), ip("10.0.0.7")) && !is_near(ip("fd00::8"), ip("fd00::7")));
+        assert!(is_local(ip("127.0.0.1"), ip("127.0.0.1")), "kubectl port-forward, and exec");
+        assert!(is_local(ip("::ffff:127.0.0.1"), ip("::ffff:127.0.0.1")) && is_local(ip("::1"), ip("::1")));
+        assert!(is_local(ip("10.0.0.7"), ip("10.0.0.7")), "by its own address");
+        assert!(!is_local(ip("10.0.0.8"), ip("10.0.0.7")) && !is_local(ip("fd00::8"), ip("fd00::7")));
         let may = |method: Method, near| may_ask(&method, &HeaderMap::new(), near);
         assert!(may(Method::GET, false) && may(Method::HEAD, false));
         for method in [Method::PUT, Method::POST, Method::DELETE, Method::PATCH] {

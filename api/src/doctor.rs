@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
-use admin::{Finding, cause};
+use admin::{Finding, root_cause};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::StatusCode;
@@ -55,7 +55,7 @@ fn place(database: &PgConnectOptions) -> String {
 }
 
 fn unreachable(database: &PgConnectOptions, error: &(dyn Error + 'static)) -> Finding {
-    let message = format!("PostgreSQL at {} cannot be used: {}", place(database), cause(error));
+    let message = format!("PostgreSQL at {} cannot be used: {}", place(database), root_cause(error));
     Finding::problem("database", message, "check that it runs, and BASKET_DATABASE_URL")
 }
 
@@ -91,7 +91,7 @@ async fn schema(sql: &mut PgConnection) -> Finding {
     let applied = if refused(UNDEFINED_TABLE) { Ok(Vec::new()) } else { noted };
     match applied {
         Ok(applied) => judge(applied),
-        Err(error) => Finding::problem(CHECK, cause(&error), "check the database"),
+        Err(error) => Finding::problem(CHECK, root_cause(&error), "check the database"),
     }
 }
 
@@ -145,7 +145,7 @@ async fn answers(url: &Url) -> Finding {
         }
         Ok((status, _)) => Finding::problem(CHECK, format!("{url} answers {status}"), remedy),
         Err(error) => {
-            Finding::problem(CHECK, format!("{url} does not answer: {}", cause(error.as_ref())), remedy)
+            Finding::problem(CHECK, format!("{url} does not answer: {}", root_cause(error.as_ref())), remedy)
         }
     }
 }

@@ -40,19 +40,19 @@ impl<T> Drop for Owned<T> {
 }
 
 /// A question with a queue of its own, on which nothing but its answer comes.
-pub struct Question {
+pub struct AdminRequest {
     options: Owned<ffi::rd_kafka_AdminOptions_t>,
     queue: Owned<ffi::rd_kafka_queue_t>,
     within: Duration,
 }
 
-impl Question {
+impl AdminRequest {
     /// One of this kind.
     pub fn new<C: ClientContext>(
         client: &Client<C>,
         kind: ffi::rd_kafka_admin_op_t,
         within: Duration,
-    ) -> Result<Question, Error> {
+    ) -> Result<AdminRequest, Error> {
         // SAFETY: the client lives; what is made is this value's to give back.
         let (options, queue) = unsafe {
             let options = ffi::rd_kafka_AdminOptions_new(client.native_ptr(), kind);
@@ -75,11 +75,11 @@ impl Question {
             let message = unsafe { text(message.as_ptr()) };
             return Err(Error::Refused { code: code.into(), message });
         }
-        Ok(Question { options, queue, within })
+        Ok(AdminRequest { options, queue, within })
     }
 
     /// Asks, and waits for the answer, which is an event without error.
-    pub fn ask(
+    pub fn send(
         &self,
         send: impl FnOnce(*const ffi::rd_kafka_AdminOptions_t, *mut ffi::rd_kafka_queue_t),
     ) -> Result<Owned<ffi::rd_kafka_event_t>, Error> {
@@ -90,7 +90,7 @@ impl Question {
             Owned::new(event, ffi::rd_kafka_event_destroy)
         };
         if event.pointer().is_null() {
-            return Err(Error::Late(self.within));
+            return Err(Error::Timeout(self.within));
         }
         // SAFETY: the event lives until this function ends, or longer.
         unsafe {

@@ -16,7 +16,7 @@ use rdkafka::bindings as ffi;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::types::RDKafkaErrorCode;
 
-use self::answer::{Owned, Question, text};
+use self::answer::{AdminRequest, Owned, text};
 pub use self::halt::{halt, is_halt};
 
 /// What Kafka, or the library, did not do.
@@ -35,7 +35,7 @@ pub enum Error {
     Name(#[from] NulError),
     /// Nothing came back.
     #[error("no answer within {0:?}")]
-    Late(Duration),
+    Timeout(Duration),
 }
 
 impl Error {
@@ -43,14 +43,14 @@ impl Error {
     pub fn code(&self) -> Option<RDKafkaErrorCode> {
         match self {
             Error::Refused { code, .. } => Some(*code),
-            Error::Name(_) | Error::Late(_) => None,
+            Error::Name(_) | Error::Timeout(_) => None,
         }
     }
 }
 
 /// What becomes of a key of a topic's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Alteration<'a> {
+pub enum ConfigChange<'a> {
     /// It has this value.
     Set(&'a str),
     /// It is the broker's again.
@@ -84,14 +84,15 @@ pub fn describe_topics<C: ClientContext>(
     }
     let names: Vec<CString> = names.iter().map(|name| CString::new(*name)).collect::<Result<_, _>>()?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-    let question = Question::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, within)?;
+    let question =
+        AdminRequest::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, within)?;
     // SAFETY: the pointers are of strings that live longer than this call, which copies them.
     let topics = unsafe {
         let topics = ffi::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
         Owned::new(topics, ffi::rd_kafka_TopicCollection_destroy)
     };
     // SAFETY: client, collection, options and queue live until the answer has come.
-    let answer = question.ask(|options, queue| unsafe {
+    let answer = question.send(|options, queue| unsafe {
         ffi::rd_kafka_DescribeTopics(client.native_ptr(), topics.pointer(), options, queue);
     })?;
     // SAFETY: the event is a DescribeTopics result, since nothing else was asked on its queue, and owns all that is read here.
@@ -147,9 +148,9 @@ fn fewest_settled(partitions: impl Iterator<Item = (usize, usize)>) -> Option<us
 /// Kafka does not answer.
 pub fn cluster_id<C: ClientContext>(client: &Client<C>, within: Duration) -> Result<Option<String>, Error> {
     let question =
-        Question::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER, within)?;
+        AdminRequest::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER, within)?;
     // SAFETY: client, options and queue live until the answer has come.
-    let answer = question.ask(|options, queue| unsafe {
+    let answer = question.send(|options, queue| unsafe {
         ffi::rd_kafka_DescribeCluster(client.native_ptr(), options, queue)
     })?;
     // SAFETY: the event is a DescribeCluster result, since nothing else was asked on its queue, and owns all that is read here.
@@ -164,14 +165,17 @@ pub fn cluster_id<C: ClientContext>(client: &Client<C>, within: Duration) -> Res
 ///
 /// # Errors
 /// Kafka does not answer, or refuses.
-pub fn alter<C: ClientContext>(
+pub fn alter_topic_config<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
-    alterations: &BTreeMap<&str, Alteration<'_>>,
+    alterations: &BTreeMap<&str, ConfigChange<'_>>,
     within: Duration,
 ) -> Result<(), Error> {
-    let question =
-        Question::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS, within)?;
+    let question = AdminRequest::new(
+        client,
+        ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS,
+        within,
+    )?;
     let topic = CString::new(topic)?;
     // SAFETY: the name lives longer than this call, which copies it.
     let resource = unsafe {
@@ -184,7 +188,7 @@ pub fn alter<C: ClientContext>(
     }
     let mut resources = [resource.pointer()];
     // SAFETY: client, resource, options and queue live until the answer has come; the library copies the resource.
-    let answer = question.ask(|options, queue| unsafe {
+    let answer = question.send(|options, queue| unsafe {
         ffi::rd_kafka_IncrementalAlterConfigs(client.native_ptr(), resources.as_mut_ptr(), 1, options, queue);
     })?;
     // SAFETY: the event is an IncrementalAlterConfigs result, since nothing else was asked on its queue, and owns all that is read here.
@@ -206,13 +210,13 @@ pub fn alter<C: ClientContext>(
 fn add(
     resource: &Owned<ffi::rd_kafka_ConfigResource_t>,
     key: &str,
-    alteration: Alteration<'_>,
+    alteration: ConfigChange<'_>,
 ) -> Result<(), Error> {
     use ffi::rd_kafka_AlterConfigOpType_t as Kind;
     let key = CString::new(key)?;
     let (kind, value) = match alteration {
-        Alteration::Set(value) => (Kind::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET, Some(CString::new(value)?)),
-        Alteration::Delete => (Kind::RD_KAFKA_ALTER_CONFIG_OP_TYPE_DELETE, None),
+        ConfigChange::Set(value) => (Kind::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET, Some(CString::new(value)?)),
+        ConfigChange::Delete => (Kind::RD_KAFKA_ALTER_CONFIG_OP_TYPE_DELETE, None),
     };
     let value = value.as_deref().map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: key and value live longer than this call, which copies them; the error is this call's to destroy.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outbox_relay::trouble::{Reason, Trouble};
+use outbox_relay::trouble::{ErrorKind, RelayError};
 
 /// How long an answer counts for others before the next one asks.
 const COUNTS: Duration = Duration::from_secs(5);
@@ -35,11 +35,11 @@ impl Breaker {
     ///
     /// # Errors
     /// The server has just failed, or did and is being asked.
-    pub fn enter(&self, server: &str) -> Result<Question<'_>, Trouble> {
+    pub fn enter(&self, server: &str) -> Result<Question<'_>, RelayError> {
         let mut failures = self.lock();
         if let Some(failure) = failures.get_mut(server) {
             if failure.is_asked || failure.at.elapsed() < COUNTS {
-                return Err(Trouble::new(Reason::DatabaseUnreachable, failure.what.clone()));
+                return Err(RelayError::new(ErrorKind::DatabaseUnreachable, failure.what.clone()));
             }
             failure.is_asked = true;
         }
@@ -58,11 +58,13 @@ impl Breaker {
 
 impl Question<'_> {
     /// Takes in the answer. Every answer but silence is one: the server is there.
-    pub fn answered<T>(mut self, answer: &Result<T, Trouble>) {
+    pub fn answered<T>(mut self, answer: &Result<T, RelayError>) {
         let server = std::mem::take(&mut self.server);
         match answer {
-            Err(trouble) if trouble.reason == Reason::DatabaseUnreachable && self.began.elapsed() >= SLOW => {
-                self.breaker.failed(&server, trouble.what.clone());
+            Err(trouble)
+                if trouble.kind == ErrorKind::DatabaseUnreachable && self.began.elapsed() >= SLOW =>
+            {
+                self.breaker.failed(&server, trouble.detail.clone());
             }
             _ => drop(self.breaker.lock().remove(&server)),
         }
@@ -81,10 +83,10 @@ impl Drop for Question<'_> {
 mod tests {
     use super::*;
 
-    fn answer(breaker: &Breaker, after: Duration, reason: Reason) {
+    fn answer(breaker: &Breaker, after: Duration, reason: ErrorKind) {
         let mut question = breaker.enter("db").unwrap();
         question.began -= after;
-        question.answered(&Err::<(), _>(Trouble::new(reason, "why")));
+        question.answered(&Err::<(), _>(RelayError::new(reason, "why")));
     }
 
     #[test]
@@ -93,26 +95,26 @@ mod tests {
         let both = (breaker.enter("db").unwrap(), breaker.enter("db").unwrap());
         both.0.answered(&Ok(()));
         both.1.answered(&Ok(()));
-        answer(&breaker, SLOW, Reason::DatabaseUnreachable);
-        assert_eq!(breaker.enter("db").err().unwrap().what, "why");
+        answer(&breaker, SLOW, ErrorKind::DatabaseUnreachable);
+        assert_eq!(breaker.enter("db").err().unwrap().detail, "why");
         breaker.enter("other").unwrap().answered(&Ok(()));
     }
 
     #[test]
     fn one_at_a_time_asks_a_server_that_failed_and_its_answer_ends_that() {
         let breaker = Breaker::default();
-        answer(&breaker, SLOW, Reason::DatabaseUnreachable);
+        answer(&breaker, SLOW, ErrorKind::DatabaseUnreachable);
         breaker.lock().get_mut("db").unwrap().at -= COUNTS;
         let question = breaker.enter("db").unwrap();
         assert!(breaker.enter("db").is_err(), "it is being asked");
-        question.answered(&Err::<(), _>(Trouble::new(Reason::AuthenticationFailed, "it is there")));
+        question.answered(&Err::<(), _>(RelayError::new(ErrorKind::AuthenticationFailed, "it is there")));
         assert!(breaker.enter("db").is_ok());
     }
 
     #[test]
     fn a_refusal_that_comes_at_once_concerns_nobody_else() {
         let breaker = Breaker::default();
-        answer(&breaker, Duration::ZERO, Reason::DatabaseUnreachable);
+        answer(&breaker, Duration::ZERO, ErrorKind::DatabaseUnreachable);
         breaker.enter("db").unwrap().answered(&Ok(()));
     }
 
@@ -120,6 +122,6 @@ mod tests {
     fn a_question_that_is_given_up_counts_as_silence() {
         let breaker = Breaker::default();
         drop(breaker.enter("db").unwrap());
-        assert_eq!(breaker.enter("db").err().unwrap().what, "db did not answer in time");
+        assert_eq!(breaker.enter("db").err().unwrap().detail, "db did not answer in time");
     }
 }

@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use outbox_relay::config::{self, Access, Sink};
 use outbox_relay::kafka::client::client_config;
 use outbox_relay::postgres::connection;
-use outbox_relay::trouble::Trouble;
+use outbox_relay::trouble::RelayError;
 use rdkafka::config::ClientConfig;
 use sqlx::Connection;
 use sqlx::postgres::PgConnection;
@@ -108,7 +108,7 @@ impl Connections {
         source: &config::Source,
         access: &Access,
         secrets: &str,
-    ) -> Result<Database, Trouble> {
+    ) -> Result<Database, RelayError> {
         let key = key(source, secrets);
         // Never closed.
         let turn = self.turns(&key).acquire_owned().await.ok();

@@ -6,7 +6,7 @@ mod rights;
 
 use std::time::Duration;
 
-use admin::{Finding, Grade, cause};
+use admin::{Finding, Grade, root_cause};
 use kube::{Client, Error};
 
 use crate::leadership::{LeaseReference, leader};
@@ -34,7 +34,7 @@ async fn api_server(client: &Client) -> Finding {
     match tokio::time::timeout(ANSWERS_WITHIN, client.apiserver_version()).await {
         Ok(Ok(version)) => Finding::ok(CHECK, format!("Kubernetes {} answers", version.git_version)),
         Ok(Err(error)) => {
-            Finding::problem(CHECK, format!("does not answer as it should: {}", cause(&error)), REMEDY)
+            Finding::problem(CHECK, format!("does not answer as it should: {}", root_cause(&error)), REMEDY)
         }
         Err(_) => {
             let seconds = ANSWERS_WITHIN.as_secs();
@@ -60,6 +60,6 @@ async fn leading(client: &Client, lease: &LeaseReference) -> Finding {
 }
 
 fn unanswered(check: &'static str, error: &Error) -> Finding {
-    let message = format!("the API server does not say: {}", cause(error));
+    let message = format!("the API server does not say: {}", root_cause(error));
     Finding::problem(check, message, "see that the account has the rights that the chart gives it")
 }

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use outbox::Position;
 
-pub use letter::DeadLetterStyle;
-pub use poison::{Arrival, Poison, PoisonKind};
+pub use letter::DeadLetterEncoder;
+pub use poison::{DecodedRow, Poison, PoisonKind};
 
 use crate::status::Status;
 use crate::status::metrics::Metrics;
@@ -32,7 +32,7 @@ const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// What `/status` and the log say of a dead letter: no payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Note {
+pub struct DeadLetterSummary {
     /// Why.
     pub kind: PoisonKind,
     /// The event's id, as far as it is known and not longer than an id should be.
@@ -44,35 +44,35 @@ pub struct Note {
 }
 
 /// Dead letters on their way: each is counted and shown when Kafka has it, not when it is sent.
-pub struct Underway {
+pub struct InFlightDeadLetters {
     /// In the order in which they were sent, which is the order in which a partition acknowledges.
-    sent: HashMap<PartitionId, VecDeque<Note>>,
+    sent: HashMap<PartitionId, VecDeque<DeadLetterSummary>>,
     metrics: Metrics,
     status: Status,
     logged: Option<Instant>,
     unlogged: u64,
 }
 
-impl Underway {
+impl InFlightDeadLetters {
     /// None yet.
-    pub fn new(metrics: Metrics, status: Status) -> Underway {
-        Underway { sent: HashMap::new(), metrics, status, logged: None, unlogged: 0 }
+    pub fn new(metrics: Metrics, status: Status) -> InFlightDeadLetters {
+        InFlightDeadLetters { sent: HashMap::new(), metrics, status, logged: None, unlogged: 0 }
     }
 
     /// A dead letter was handed to a producer.
-    pub fn sent(&mut self, partition: PartitionId, note: Note) {
+    pub fn on_sent(&mut self, partition: PartitionId, note: DeadLetterSummary) {
         self.sent.entry(partition).or_default().push_back(note);
     }
 
     /// A record of `partition` is in Kafka. Every record of a dead-letter topic is a dead letter.
-    pub fn acknowledged(&mut self, partition: PartitionId) {
+    pub fn on_acknowledged(&mut self, partition: PartitionId) {
         let Some(note) = self.sent.get_mut(&partition).and_then(VecDeque::pop_front) else { return };
         self.metrics.dead_letters_total.with_label_values(&[note.kind.label()]).inc();
         self.log(&note);
-        self.status.dead_letter(note);
+        self.status.on_dead_letter(note);
     }
 
-    fn log(&mut self, note: &Note) {
+    fn log(&mut self, note: &DeadLetterSummary) {
         if self.logged.is_some_and(|at| at.elapsed() < LOG_EVERY) {
             self.unlogged += 1;
             return;
@@ -83,7 +83,7 @@ impl Underway {
     }
 }
 
-impl fmt::Display for Note {
+impl fmt::Display for DeadLetterSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let id = self.id.as_deref().unwrap_or("without an id");
         write!(f, "event {id} at {} is a dead letter", self.position)?;

@@ -1,7 +1,7 @@
 //! From messages of the stream to records in Kafka and entries in the ledger: the path every event takes.
 //!
 //! Nothing here waits. A row that cannot go on yet (its topic is unknown, its partition is being searched) makes
-//! [`Delivery::message`] answer [`Flow::Blocked`]; the caller keeps the message and offers it again.
+//! [`Delivery::on_message`] answer [`Flow::Blocked`]; the caller keeps the message and offers it again.
 //!
 //! A row comes in through `messages`, leaves through `rows`, perhaps after a stay in `waiting`, and is done in `acknowledgements`, or Kafka refuses it, see
 //! `refusals`. `topics` and `answers` take in what is found out about Kafka meanwhile; `replays` sends dead letters again.
@@ -36,27 +36,27 @@ use self::messages::Transaction;
 pub use self::messages::{OutboxTable, memory_limit};
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
-use self::silent::{Examinations, Held};
-use self::topics::Inquiries;
+use self::silent::{BlockedOn, Diagnoses};
+use self::topics::TopicDiscovery;
 use self::waiting::WaitingRows;
 use crate::config::{Config, Sink};
-use crate::dead_letter::replay::Outcome;
-use crate::dead_letter::{DeadLetterStyle, Underway};
+use crate::dead_letter::replay::SendOutcome;
+use crate::dead_letter::{DeadLetterEncoder, InFlightDeadLetters};
 use crate::event::column_type::ColumnType;
-use crate::event::record::{RecordStyle, kafka_timestamp};
+use crate::event::record::{RecordEncoder, kafka_timestamp};
 use crate::event::row::{Layout, RowError};
-use crate::kafka::jobs::Jobs;
+use crate::kafka::jobs::KafkaQueries;
 use crate::kafka::sink::{Ack, AckQueue, Producers};
 use crate::kafka::watchdog::Watchdog;
-use crate::progress::cursor::Cursor;
+use crate::progress::cursor::SnapshotCursor;
 use crate::progress::found::RecentRows;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
-use crate::routing::mapping::{Mapper, Mappings};
+use crate::routing::mapping::{RoutingHistory, RoutingTable};
 use crate::status::Status;
 use crate::status::metrics::{Metrics, TopicCounters};
 use crate::topics::partitions::Partitions;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// Transactions read and not confirmed at most. An entry is small, but one partition that stands still must not
 /// let the others fill the memory with what is behind it.
@@ -87,11 +87,11 @@ pub enum StreamForm {
 }
 
 /// What a session starts with.
-pub struct Start {
+pub struct InitialState {
     /// Everything before it is in Kafka, or will be copied.
     pub confirmed: EndLsn,
     /// While rows are copied that were there before `confirmed`: up to which `seq` they are in Kafka.
-    pub copied: Option<i64>,
+    pub snapshot_cursor: Option<i64>,
     /// In which form the stream has values.
     pub form: StreamForm,
     /// The server's past. Nothing committed at or beyond its end can be in Kafka.
@@ -99,7 +99,7 @@ pub struct Start {
     /// When the server was started, in milliseconds since 1970.
     pub server_started: i64,
     /// Where rows go.
-    pub mappings: Mappings,
+    pub mappings: RoutingHistory,
     /// What the checkpoint knows of Kafka.
     pub partitions: Partitions,
     /// Whose rows are delivered.
@@ -110,7 +110,7 @@ pub struct Start {
 
 /// Events of this session.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
+pub struct Counters {
     /// Rows read.
     pub received: u64,
     /// Records handed to a producer.
@@ -125,18 +125,18 @@ pub struct Counts {
 pub struct Delivery {
     table: OutboxTable,
     sink: Sink,
-    mapper: Mapper,
-    style: RecordStyle,
-    dead_letter_style: DeadLetterStyle,
-    dead_letters: Underway,
+    routing: RoutingTable,
+    encoder: RecordEncoder,
+    dead_letter_encoder: DeadLetterEncoder,
+    dead_letters: InFlightDeadLetters,
     /// Who waits for the outcome of the dead letter that is being sent again.
-    replaying: Option<oneshot::Sender<Outcome>>,
+    replay: Option<oneshot::Sender<SendOutcome>>,
     max_events: usize,
     max_bytes: usize,
     start: EndLsn,
     lineage: Lineage,
     /// While rows are copied.
-    cursor: Option<Cursor>,
+    snapshot: Option<SnapshotCursor>,
     /// By relation OID; `None` for a table that is not the outbox. One that cannot be read is no trouble until a row of it
     /// is to be delivered.
     layouts: HashMap<u32, Option<Result<Rc<Layout>, RowError>>>,
@@ -144,7 +144,7 @@ pub struct Delivery {
     types: HashMap<u32, ColumnType>,
     form: StreamForm,
     /// What is being found out about topics.
-    inquiries: Inquiries,
+    discovery: TopicDiscovery,
     /// The last commit that was begun.
     last_commit: CommitLsn,
     transaction: Option<Transaction>,
@@ -152,33 +152,33 @@ pub struct Delivery {
     partitions: Partitions,
     producers: Producers,
     acks: Arc<AckQueue>,
-    taken: Vec<Ack>,
+    drained_acks: Vec<Ack>,
     /// Taken, and not looked at because of a failure before them.
-    unsettled: Vec<Ack>,
+    unprocessed_acks: Vec<Ack>,
     refusals: RefusalWatch,
     lost: Option<LostRecords>,
     /// Why a broker cannot be used, until another answers.
-    distrusted: Option<String>,
+    auth_error: Option<String>,
     /// When the log last said so.
-    distrust_logged: Option<Instant>,
+    auth_error_logged: Option<Instant>,
     watchdog: Watchdog,
     /// Acknowledged since the watchdog last looked.
-    settled: usize,
+    acked_since_tick: usize,
     /// Whether Kafka answers; `None` until it was asked.
-    kafka: Option<bool>,
-    counts: Counts,
+    kafka_answers: Option<bool>,
+    counts: Counters,
     counters: TopicCounters,
     /// The time of this turn, in Kafka's milliseconds.
     clock: i64,
-    jobs: Jobs,
+    jobs: KafkaQueries,
     /// A row went elsewhere than its mapping said when it was first read. Until that is in Kafka nothing follows: a later
     /// row in the partition it would have gone to would make a replay take it for delivered.
-    settles_first: bool,
+    rerouted_row_in_flight: bool,
     in_flight: InFlight,
     waiting: WaitingRows,
     /// The partition that the next row waits for, where it cannot be set aside.
-    held: Option<Held>,
-    examinations: Examinations,
+    blocked_on: Option<BlockedOn>,
+    diagnoses: Diagnoses,
     recent: RecentRows,
     strays: Strays,
     status: Status,
@@ -189,71 +189,71 @@ impl Delivery {
     /// Delivery for one session.
     pub fn new(
         config: &Config,
-        start: Start,
+        start: InitialState,
         producers: Producers,
         acks: Arc<AckQueue>,
-        jobs: Jobs,
+        jobs: KafkaQueries,
         status: Status,
         metrics: Metrics,
-    ) -> Result<Delivery, Trouble> {
-        let mapper = Mapper::new(start.mappings)
-            .map_err(|error| Trouble::new(Reason::PoisonRow, error.to_string()))?;
+    ) -> Result<Delivery, RelayError> {
+        let mapper = RoutingTable::new(start.mappings)
+            .map_err(|error| RelayError::new(ErrorKind::PoisonRow, error.to_string()))?;
         let delivery = Delivery {
             table: start.table,
             sink: config.sink.clone(),
-            mapper,
-            style: RecordStyle { source: config.source.event_source() },
-            dead_letter_style: DeadLetterStyle::new(config),
-            dead_letters: Underway::new(metrics.clone(), status.clone()),
-            replaying: None,
+            routing: mapper,
+            encoder: RecordEncoder { source: config.source.event_source() },
+            dead_letter_encoder: DeadLetterEncoder::new(config),
+            dead_letters: InFlightDeadLetters::new(metrics.clone(), status.clone()),
+            replay: None,
             max_events: config.delivery.max_in_flight_events,
             max_bytes: config.delivery.max_in_flight_bytes,
             start: start.confirmed,
             lineage: start.lineage,
-            cursor: start.copied.map(Cursor::new),
+            snapshot: start.snapshot_cursor.map(SnapshotCursor::new),
             layouts: HashMap::new(),
             types: HashMap::new(),
             form: start.form,
-            inquiries: Inquiries::default(),
+            discovery: TopicDiscovery::default(),
             last_commit: CommitLsn::default(),
             transaction: None,
             ledger: Ledger::new(start.confirmed),
             partitions: start.partitions,
             producers,
             acks,
-            taken: Vec::new(),
-            unsettled: Vec::new(),
+            drained_acks: Vec::new(),
+            unprocessed_acks: Vec::new(),
             refusals: RefusalWatch::new(start.refusal),
             lost: None,
-            distrusted: None,
-            distrust_logged: None,
+            auth_error: None,
+            auth_error_logged: None,
             watchdog: Watchdog::default(),
-            settled: 0,
-            kafka: None,
-            counts: Counts::default(),
+            acked_since_tick: 0,
+            kafka_answers: None,
+            counts: Counters::default(),
             counters: TopicCounters::default(),
             clock: kafka_timestamp(PgTime::now()),
             jobs,
-            settles_first: false,
+            rerouted_row_in_flight: false,
             in_flight: InFlight::default(),
             waiting: WaitingRows::default(),
-            held: None,
-            examinations: Examinations::default(),
+            blocked_on: None,
+            diagnoses: Diagnoses::default(),
             recent: RecentRows::default(),
             strays: Strays::default(),
             status,
             metrics,
         };
-        for topic in delivery.mapper.topics() {
-            delivery.jobs.inspect(topic, delivery.partitions.to_inspect(topic), true);
+        for topic in delivery.routing.topics() {
+            delivery.jobs.verify(topic, delivery.partitions.to_verify(topic), true);
         }
-        delivery.say_whether_kafka_is_whole();
+        delivery.update_integrity();
         Ok(delivery)
     }
 
-    fn say_whether_kafka_is_whole(&self) {
-        if self.partitions.all_inspected() {
-            self.status.kafka_is_whole();
+    fn update_integrity(&self) {
+        if self.partitions.all_verified() {
+            self.status.on_kafka_verified();
         }
     }
 
@@ -275,9 +275,9 @@ impl Delivery {
     }
 
     /// Where rows go, to be stored; without what only concerns rows that are confirmed.
-    pub fn mapper(&mut self) -> &mut Mapper {
-        self.mapper.confirm(self.ledger.confirmed());
-        &mut self.mapper
+    pub fn mapper(&mut self) -> &mut RoutingTable {
+        self.routing.on_confirmed(self.ledger.confirmed());
+        &mut self.routing
     }
 
     /// Topics and partitions.
@@ -292,26 +292,26 @@ impl Delivery {
 
     /// Whether Kafka answers; `None` until it was asked.
     pub fn kafka_answers(&self) -> Option<bool> {
-        self.kafka
+        self.kafka_answers
     }
 
     /// Events of this session.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> Counters {
         self.counts
     }
 
     /// Looks whether something has to be done that no message brings about; called at every tick. `stored` is the
     /// revision of the mapping in the committed checkpoint.
-    pub fn watch(&mut self, stored: u64) -> Result<(), Trouble> {
+    pub fn on_tick(&mut self, stored: u64) -> Result<(), RelayError> {
         self.watch_topics();
         self.try_refused_again();
         if self.ledger.confirmed() >= self.lineage.end() {
-            self.spread_over_grown()?;
+            self.apply_growth()?;
         }
-        let limit = self.mapper.smallest_limit().filter(|_| stored >= self.mapper.revision());
+        let limit = self.routing.smallest_limit().filter(|_| stored >= self.routing.revision());
         if let Some(limit) = limit.filter(|limit| !self.producers.keep_to(*limit)) {
             let what = format!("a topic takes no more than {limit} bytes now");
-            return Err(Trouble::new(Reason::TopicChanged, what));
+            return Err(RelayError::new(ErrorKind::TopicChanged, what));
         }
         self.judge_strays()?;
         self.watch_silent_partitions()?;
@@ -319,12 +319,12 @@ impl Delivery {
     }
 
     /// Sends nothing more; with `all`, nothing that was sent is sent again either.
-    pub fn give_up(&self, all: bool) {
-        if all { self.producers.give_up_all() } else { self.producers.give_up_unsent() }
+    pub fn purge(&self, all: bool) {
+        if all { self.producers.purge_all() } else { self.producers.purge_queued() }
     }
 
     /// What ended the session, if Kafka lost records.
-    pub fn lost(&mut self) -> Option<LostRecords> {
+    pub fn take_lost(&mut self) -> Option<LostRecords> {
         self.lost.take()
     }
 
@@ -334,15 +334,15 @@ impl Delivery {
     }
 }
 
-fn violation(what: String) -> Trouble {
-    Trouble::new(Reason::ProtocolViolation, what)
+fn violation(what: String) -> RelayError {
+    RelayError::new(ErrorKind::ProtocolViolation, what)
 }
 
 fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
     error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
 }
 
-impl From<Inconsistent> for Trouble {
+impl From<Inconsistent> for RelayError {
     fn from(error: Inconsistent) -> Self {
         violation(error.to_string())
     }

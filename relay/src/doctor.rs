@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use admin::Finding;
 
 use crate::config::Config;
-use crate::trouble::Trouble;
+use crate::trouble::RelayError;
 
 /// topic -> number of partitions that were written to.
 type Topics = BTreeMap<String, i32>;
@@ -28,10 +28,10 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 }
 
 /// What a check found, where asking may fail.
-fn found(check: &'static str, looked: Result<Finding, Trouble>) -> Finding {
+fn found(check: &'static str, looked: Result<Finding, RelayError>) -> Finding {
     looked.unwrap_or_else(|trouble| troubled(check, &trouble))
 }
 
-fn troubled(check: &'static str, trouble: &Trouble) -> Finding {
-    Finding::problem(check, trouble.what.clone(), trouble.reason.remedy())
+fn troubled(check: &'static str, trouble: &RelayError) -> Finding {
+    Finding::problem(check, trouble.detail.clone(), trouble.kind.remedy())
 }

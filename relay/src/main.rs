@@ -14,10 +14,10 @@ use clap::{Args, Parser, Subcommand};
 use outbox_relay::cli::dead_letters::REPLAY_PATH;
 use outbox_relay::cli::{self, Format};
 use outbox_relay::config::Config;
-use outbox_relay::dead_letter::replay::{Declined, Desk, Selection};
+use outbox_relay::dead_letter::replay::{ReplayHandle, ReplayRejected, Selection};
 use outbox_relay::postgres::maintenance;
 use outbox_relay::relay;
-use outbox_relay::session::ended::Ended;
+use outbox_relay::session::ended::SessionEnd;
 use outbox_relay::status::metrics::Metrics;
 use outbox_relay::status::{Status, observer};
 use tokio::signal::unix::{SignalKind, signal};
@@ -199,15 +199,15 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
         tracing::error!("cannot start the runtime");
         return EXIT_BUG;
     };
-    metrics.introduce(&config);
+    metrics.set_relay_info(&config);
     let status = Status::new(&config);
-    let desk = Desk::default();
+    let desk = ReplayHandle::default();
     let (stop, shutdown) = watch::channel(false);
     let (ready, show) = (status.clone(), status.clone());
     let admin = Admin::new(metrics.registry.clone(), log_level)
         .readiness(move || ready.readiness())
         .status(move || show.json())
-        .action(REPLAY_PATH, replaying(&desk, &config));
+        .action(REPLAY_PATH, replay_dead_letters(&desk, &config));
     let address = match shared.block_on(admin.bind(config.admin.listen)) {
         Ok((address, listener)) => {
             shared.spawn(listener);
@@ -235,8 +235,8 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
 }
 
 /// `POST /dead-letters/replay`.
-fn replaying(
-    desk: &Desk,
+fn replay_dead_letters(
+    desk: &ReplayHandle,
     config: &Arc<Config>,
 ) -> impl Fn(&[u8]) -> Result<Lines, ActionRefused> + Send + Sync + 'static {
     let (desk, config) = (desk.clone(), Arc::clone(config));
@@ -245,15 +245,15 @@ fn replaying(
         let selection: Selection = serde_json::from_slice(body)
             .map_err(|error| refused(StatusCode::BAD_REQUEST, format!("not a selection: {error}")))?;
         desk.replay(&config, selection)
-            .map_err(|declined| refused(status_of(&declined), declined.to_string()))
+            .map_err(|declined| refused(status_code(&declined), declined.to_string()))
     }
 }
 
-fn status_of(declined: &Declined) -> StatusCode {
+fn status_code(declined: &ReplayRejected) -> StatusCode {
     match declined {
-        Declined::NothingSelected | Declined::NoTopic => StatusCode::BAD_REQUEST,
-        Declined::NotStreaming | Declined::Busy => StatusCode::CONFLICT,
-        Declined::Credentials(_) => StatusCode::SERVICE_UNAVAILABLE,
+        ReplayRejected::NothingSelected | ReplayRejected::NoTopic => StatusCode::BAD_REQUEST,
+        ReplayRejected::NotStreaming | ReplayRejected::Busy => StatusCode::CONFLICT,
+        ReplayRejected::Credentials(_) => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
@@ -280,7 +280,7 @@ async fn stop_on_signal(stop: watch::Sender<bool>, grace: Duration) {
                 "stopped immediately by a second signal, before everything that was read was confirmed; the next start replays it"
             )
         }
-        Err(_) => tracing::warn!("{}", Ended::Late),
+        Err(_) => tracing::warn!("{}", SessionEnd::Late),
     }
     exit(0)
 }

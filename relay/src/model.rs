@@ -14,7 +14,7 @@ use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 use proptest::prelude::*;
 
-use crate::progress::high_mark::{Admission, Hole, Landed, Searched};
+use crate::progress::high_mark::{Admission, Landed, OffsetGap, ScanResult};
 use crate::progress::ledger::{EntryId, Ledger};
 use crate::routing::router::partition;
 use crate::topics::partitions::{Offsets, PartitionId, Partitions};
@@ -180,7 +180,7 @@ struct World {
 
 enum Question {
     Search { from: i64 },
-    Hole(Hole),
+    Hole(OffsetGap),
 }
 
 /// An offset, and the record that was sent.
@@ -204,7 +204,7 @@ struct Process {
     known: [Option<(i64, i64)>; PARTITIONS],
     detected: u64,
     /// Holes behind the probe, which it alone has counted.
-    later_holes: Vec<(usize, Hole)>,
+    later_holes: Vec<(usize, OffsetGap)>,
 }
 
 impl Process {
@@ -265,10 +265,10 @@ impl Process {
     /// Sends the rows that wait for a partition, as far as it takes them.
     fn resume(&mut self, number: usize, now: Instant) {
         while let Some((position, commit, id, entry)) = self.waiting[number].pop_front() {
-            let mark = self.partitions.mark(id).unwrap();
+            let mark = self.partitions.dedup(id).unwrap();
             match mark.admit(position, self.horizon.covers(commit)) {
                 Admission::Send => {
-                    mark.sent(position, now);
+                    mark.on_sent(position, now);
                     self.sent[number].push_back((position, id, entry));
                     continue;
                 }
@@ -291,17 +291,17 @@ impl Process {
         let Some((offset, position, id, entry)) = self.appended[partition].pop_front() else { return true };
         let Some(offset) = offset else { return false };
         self.ledger.acknowledge(entry).unwrap();
-        match self.partitions.mark(id).unwrap().acknowledged(offset, now) {
+        match self.partitions.dedup(id).unwrap().on_acknowledged(offset, now) {
             Landed::InOrder => {}
-            Landed::BehindHole(hole) => {
+            Landed::AfterGap(hole) => {
                 self.questions.push_back((partition, id, Question::Hole(hole)));
-                if self.partitions.mark(id).unwrap().hold_from(EndLsn::ZERO) != Some(hole.from) {
+                if self.partitions.dedup(id).unwrap().retain_from(EndLsn::ZERO) != Some(hole.from) {
                     self.later_holes.push((partition, hole));
                 }
             }
             Landed::Backwards { expected } => panic!("offset {offset} after {expected}"),
         }
-        self.partitions.acknowledged(id, entry, position, offset);
+        self.partitions.on_acknowledged(id, entry, position, offset);
         self.known[partition].get_or_insert((offset, offset)).1 = offset;
         self.resume(partition, now);
         true
@@ -310,14 +310,14 @@ impl Process {
     fn answer(&mut self, kafka: &[Vec<Option<Position>>; PARTITIONS], now: Instant) {
         let Some((partition, id, question)) = self.questions.pop_front() else { return };
         let log = &kafka[partition];
-        let mark = self.partitions.mark(id).unwrap();
+        let mark = self.partitions.dedup(id).unwrap();
         match question {
             Question::Search { from } => {
-                mark.searched(look(log, from, log.len() as i64, None));
+                mark.on_scanned(look(log, from, log.len() as i64, None));
                 self.known[partition].get_or_insert((log.len() as i64, log.len() as i64));
             }
             Question::Hole(hole) => {
-                self.detected += mark.hole_read(hole, look(log, hole.from, hole.until, hole.known))
+                self.detected += mark.on_gap_scanned(hole, look(log, hole.from, hole.until, hole.known))
             }
         }
         self.resume(partition, now);
@@ -328,11 +328,11 @@ impl Process {
     }
 }
 
-fn look(log: &[Option<Position>], from: i64, until: i64, known: Option<Position>) -> Searched {
+fn look(log: &[Option<Position>], from: i64, until: i64, known: Option<Position>) -> ScanResult {
     let own: Vec<Position> = log[from as usize..until as usize].iter().copied().flatten().collect();
     let repeated =
         own.iter().filter(|position| known.is_some_and(|known| **position <= known)).count() as u64;
-    Searched { highest: own.iter().max().copied(), own_records: own.len() as u64, repeated, end: until }
+    ScanResult { highest: own.iter().max().copied(), own_records: own.len() as u64, repeated, end: until }
 }
 
 impl World {
@@ -438,7 +438,7 @@ impl World {
         let first_unconfirmed = process.ledger.first_unconfirmed();
         self.stored = Checkpoint {
             confirmed: process.ledger.confirmed(),
-            offsets: process.partitions.offsets(first_unconfirmed, process.ledger.confirmed()),
+            offsets: process.partitions.take_offsets(first_unconfirmed, process.ledger.confirmed()),
         };
         let there: HashSet<Position> = self.kafka.iter().flatten().copied().flatten().collect();
         let confirmed =

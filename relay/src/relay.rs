@@ -6,22 +6,22 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::dead_letter::replay::Desk;
-use crate::session::ended::Ended;
+use crate::dead_letter::replay::ReplayHandle;
+use crate::session::ended::SessionEnd;
 use crate::session::occupied::Memory;
 use crate::session::{self, Context};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
-use crate::trouble::{Action, Backoff, Reason, Trouble};
+use crate::trouble::{Action, Backoff, ErrorKind, RelayError};
 
 /// Runs sessions until `shutdown` turns true.
 pub async fn run(
     config: Arc<Config>,
     status: Status,
     metrics: Metrics,
-    desk: Desk,
+    desk: ReplayHandle,
     mut shutdown: watch::Receiver<bool>,
-) -> Ended {
+) -> SessionEnd {
     let context = Context { config, status, metrics, desk };
     let mut memory = Memory::default();
     let ended = sessions(&context, &mut memory, &mut shutdown).await;
@@ -29,26 +29,30 @@ pub async fn run(
     ended
 }
 
-async fn sessions(context: &Context, memory: &mut Memory, shutdown: &mut watch::Receiver<bool>) -> Ended {
+async fn sessions(
+    context: &Context,
+    memory: &mut Memory,
+    shutdown: &mut watch::Receiver<bool>,
+) -> SessionEnd {
     let mut backoff = Backoff::default();
     let mut last_logged = None;
     loop {
         let started = Instant::now();
-        let mut report = |trouble: &Trouble| report(context, trouble, &mut last_logged);
+        let mut report = |trouble: &RelayError| report_error(context, trouble, &mut last_logged);
         let trouble = match session::run(context, memory, shutdown, &mut report).await {
-            Ok(Ended::NotStreaming) => return between_sessions(last_logged.as_ref()),
+            Ok(SessionEnd::NotStreaming) => return between_sessions(last_logged.as_ref()),
             Ok(ended) => return ended,
             Err(trouble) => trouble,
         };
         // It was told to stop, and something else ended it: what was under way was not finished.
         if *shutdown.borrow() {
-            return Ended::Interrupted;
+            return SessionEnd::Interrupted;
         }
         // The next one goes further.
         if memory.refusal.as_ref().is_some_and(|refusal| refusal.is_poison) {
             backoff = Backoff::default();
         }
-        let action = trouble.reason.action();
+        let action = trouble.kind.action();
         let pause = backoff.pause(action, started.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -59,41 +63,41 @@ async fn sessions(context: &Context, memory: &mut Memory, shutdown: &mut watch::
 }
 
 /// What a stop without an open stream is: `last` ended the last session.
-fn between_sessions(last: Option<&(Reason, String)>) -> Ended {
+fn between_sessions(last: Option<&(ErrorKind, String)>) -> SessionEnd {
     match last {
-        Some((reason, _)) if reason.action() == Action::StandBy => Ended::Standby,
-        _ => Ended::NotStreaming,
+        Some((reason, _)) if reason.action() == Action::StandBy => SessionEnd::Standby,
+        _ => SessionEnd::NotStreaming,
     }
 }
 
 /// Shows a trouble. Counters and log get it once, not at every try.
-fn report(context: &Context, trouble: &Trouble, last_logged: &mut Option<(Reason, String)>) {
-    let action = trouble.reason.action();
+fn report_error(context: &Context, trouble: &RelayError, last_logged: &mut Option<(ErrorKind, String)>) {
+    let action = trouble.kind.action();
     let phase = match action {
         Action::Retry => Phase::Waiting,
         Action::StandBy => Phase::Standby,
         Action::Stop => Phase::Stopped,
     };
-    let news = context.status.trouble(phase, trouble);
-    let reason = trouble.reason.name();
-    let side = trouble.reason.side();
+    let news = context.status.on_error(phase, trouble);
+    let reason = trouble.kind.name();
+    let side = trouble.kind.side();
     if news {
         context.metrics.reconnects_total.with_label_values(&[side, &reason]).inc();
     }
     if side == "kafka" {
         context.metrics.producer_rebuilds_total.with_label_values(&[&reason]).inc();
     }
-    let said = (trouble.reason, trouble.what.clone());
+    let said = (trouble.kind, trouble.detail.clone());
     if last_logged.as_ref() == Some(&said) {
         return;
     }
     match action {
-        Action::StandBy => tracing::info!(reason, "standing by: {}", trouble.what),
+        Action::StandBy => tracing::info!(reason, "standing by: {}", trouble.detail),
         Action::Retry => tracing::warn!(reason, "{trouble}"),
         Action::Stop => tracing::error!(reason, "delivery stopped: {trouble}"),
     }
     // Counted once, not at every look.
-    if trouble.reason.is_gap() {
+    if trouble.kind.is_gap() {
         context.metrics.gap_total.with_label_values(&[&reason]).inc();
     }
     *last_logged = Some(said);

@@ -15,28 +15,30 @@ use pg_replication::{Client, EndLsn, Host, Lsn, PgOutput, Stream, TimelineHistor
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
-use self::ended::Ended;
+use self::ended::SessionEnd;
 use self::occupied::Memory;
-use self::pump::Pump;
-use self::tenure::{Now, Tenure};
-use self::verdict::{Findings, Verdict, judge};
+use self::pump::EventLoop;
+use self::tenure::{Now, SlotGuard};
+use self::verdict::{StartDecision, StartInputs, decide};
 use crate::config::{Access, Config, StartAt};
-use crate::dead_letter::replay::Desk;
-use crate::delivery::{Delivery, OutboxTable, Start, StreamForm, memory_limit};
+use crate::dead_letter::replay::ReplayHandle;
+use crate::delivery::{Delivery, InitialState, OutboxTable, StreamForm, memory_limit};
 use crate::kafka::credentials;
-use crate::kafka::jobs::Jobs;
-use crate::kafka::search::Searcher;
+use crate::kafka::jobs::KafkaQueries;
+use crate::kafka::search::PartitionScanner;
 use crate::kafka::sink::{AckQueue, Producers};
 use crate::postgres::backfill::{Backfill, Pages};
-use crate::postgres::checkpoint::{self, Checkpoint, Committed, History, Progress, Progressed, Writer};
+use crate::postgres::checkpoint::{
+    self, Checkpoint, CheckpointPhase, CheckpointUpdate, ClusterTimeline, CommittedCheckpoint, Writer,
+};
 use crate::postgres::holder::{self, Own};
 use crate::postgres::{columns, connection, publication, source, table};
 use crate::progress::lineage::Lineage;
-use crate::routing::mapping::{Mappings, Rule};
+use crate::routing::mapping::{RoutingHistory, Rule};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
 use crate::topics::partitions::Partitions;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// How long the checkpoint may take to be read and written while the slot is held and its stream is not read: half of what
 /// the server's default `wal_sender_timeout` allows.
@@ -52,22 +54,22 @@ pub struct Context {
     /// What is counted.
     pub metrics: Metrics,
     /// Dead letters to send again.
-    pub desk: Desk,
+    pub desk: ReplayHandle,
 }
 
 /// An open stream with what belongs to it.
-struct Opened {
+struct OpenSession {
     stream: Stream,
     /// The server process at its other end.
     holder: Option<i64>,
     sql: PgConnection,
     /// Where both connections lead to.
     server: Host,
-    history: History,
-    start: Start,
+    history: ClusterTimeline,
+    start: InitialState,
     /// Rows to deliver before the stream.
     copy: Option<Backfill>,
-    committed: Committed,
+    committed: CommittedCheckpoint,
 }
 
 /// Runs one session. `Ok` means that `shutdown` was asked for. A trouble goes to `report` as soon as it is known: what
@@ -76,8 +78,8 @@ pub async fn run(
     context: &Context,
     memory: &mut Memory,
     shutdown: &mut watch::Receiver<bool>,
-    report: &mut impl FnMut(&Trouble),
-) -> Result<Ended, Trouble> {
+    report: &mut impl FnMut(&RelayError),
+) -> Result<SessionEnd, RelayError> {
     let context = &Context {
         config: Arc::new(credentials::current(&context.config).inspect_err(|trouble| report(trouble))?),
         ..context.clone()
@@ -86,14 +88,14 @@ pub async fn run(
     let opened = tokio::select! {
         opened = open(context, memory) => opened.inspect_err(|trouble| report(trouble))?,
         // Nothing was sent: there is nothing to drain, and nothing is known of what is not confirmed.
-        _ = asked.wait_for(|stop| *stop) => return Ok(Ended::NotStreaming),
+        _ = asked.wait_for(|stop| *stop) => return Ok(SessionEnd::NotStreaming),
     };
     let ended = stream(context, opened, memory, shutdown, report).await;
-    memory.text_form |= ended.as_ref().is_err_and(|trouble| trouble.reason == Reason::StreamFormChanged);
+    memory.text_form |= ended.as_ref().is_err_and(|trouble| trouble.kind == ErrorKind::StreamFormChanged);
     ended
 }
 
-async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble> {
+async fn open(context: &Context, memory: &mut Memory) -> Result<OpenSession, RelayError> {
     let config = &*context.config;
     let access = connection::access(&config.source)?;
     // The stream first: it finds the host and its address.
@@ -105,24 +107,24 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     if client.is_pooled() {
         connection::check_not_shared(&config.source, &access, &address, &mut sql).await?;
     }
-    context.status.connected_to(&address);
+    context.status.set_server(&address);
     let server =
-        Server { system_identifier: identity.system_id, timelines, reached: memory.reached, address };
+        ServerInfo { system_identifier: identity.system_id, timelines, reached: memory.reached, address };
     source::check_same_server(&mut sql, server.history()).await?;
     source::check_preconditions(&mut sql, &config.source).await?;
     // Asked first: START_REPLICATION would be an error in the server's log at each try.
     occupied::until_free(&mut sql, config, memory).await?;
     table::check(&mut sql, config).await?;
-    let own = holder::accompany(&mut sql, client.process_id().cast_signed()).await?;
-    let judged = answered(judge_now(&mut sql, config, &server)).await?;
+    let own = holder::announce_companion(&mut sql, client.process_id().cast_signed()).await?;
+    let judged = answered(decide_now(&mut sql, config, &server)).await?;
     let binary = reads_binary(&mut sql, config, memory, &judged).await?;
-    let mut table = answered(publication::settle(&mut sql, config)).await?;
+    let mut table = answered(publication::ensure(&mut sql, config)).await?;
     if creates(judged.verdict) {
         create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
         // The slot has nothing from before the current table.
         table = table::oid(&mut sql, config).await?;
     }
-    memory.takes(own, false);
+    memory.on_slot_taken(own, false);
     let output = PgOutput {
         publications: vec![config.source.publication.name.clone()],
         binary,
@@ -134,25 +136,25 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<Opened, Trouble>
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
     tracing::info!(slot = %config.source.slot.name, "the slot is held");
     // The stream is not read meanwhile.
-    let taking = take_over(config, server, stream, binary, sql, table, memory);
+    let taking = claim_checkpoint(config, server, stream, binary, sql, table, memory);
     let taken = tokio::time::timeout(TAKE_OVER_WITHIN, taking).await;
     taken.map_err(|_| {
         let what = format!(
             "the slot was taken, and the checkpoint could not be read and written within {TAKE_OVER_WITHIN:?}: somebody \
              may hold a lock on it"
         );
-        Trouble::new(Reason::CheckpointStalled, what)
+        RelayError::new(ErrorKind::CheckpointStalled, what)
     })?
 }
 
 /// What waits for a lock, or for a server that is silent, is given up and tried again, so that the reason is shown.
-async fn answered<T>(asking: impl Future<Output = Result<T, Trouble>>) -> Result<T, Trouble> {
+async fn answered<T>(asking: impl Future<Output = Result<T, RelayError>>) -> Result<T, RelayError> {
     tokio::time::timeout(TAKE_OVER_WITHIN, asking).await.map_err(|_| {
         let what = format!(
             "checkpoint and publication could not be read within {TAKE_OVER_WITHIN:?}: another session may hold a lock on \
              outbox_checkpoint or the outbox table"
         );
-        Trouble::new(Reason::CheckpointStalled, what)
+        RelayError::new(ErrorKind::CheckpointStalled, what)
     })?
 }
 
@@ -162,11 +164,11 @@ async fn reads_binary(
     sql: &mut PgConnection,
     config: &Config,
     memory: &Memory,
-    judged: &Judged,
-) -> Result<bool, Trouble> {
+    judged: &Decision,
+) -> Result<bool, RelayError> {
     let binary = !memory.text_form;
     let columns = columns::of(sql, &config.source).await?;
-    let goes_on = matches!(judged.verdict, Verdict::Stream { .. }) && judged.checkpoint.is_some();
+    let goes_on = matches!(judged.verdict, StartDecision::Stream { .. }) && judged.checkpoint.is_some();
     match columns::layout(&columns, &config.routing.by_field) {
         Ok(layout) => Ok(binary && !layout.needs_text()),
         Err(trouble) if goes_on => {
@@ -178,29 +180,29 @@ async fn reads_binary(
 }
 
 /// Makes the checkpoint this session's own. The slot is held: nobody else has anything to write there.
-async fn take_over(
+async fn claim_checkpoint(
     config: &Config,
-    server: Server,
+    server: ServerInfo,
     stream: Stream,
     binary: bool,
     mut sql: PgConnection,
     table: Option<u32>,
     memory: &mut Memory,
-) -> Result<Opened, Trouble> {
+) -> Result<OpenSession, RelayError> {
     let holder =
         source::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
-    let judged = judge_now(&mut sql, config, &server).await?;
+    let judged = decide_now(&mut sql, config, &server).await?;
     let (confirmed, copy) = match (judged.verdict, judged.copy()) {
-        (Verdict::Copy { from }, Some(backfill)) => (from, Some(backfill)),
-        (Verdict::Stream { confirmed, .. }, _) => (confirmed, None),
-        _ => return Err(Trouble::new(Reason::SlotLost, "the slot vanished while it was being taken")),
+        (StartDecision::Copy { from }, Some(backfill)) => (from, Some(backfill)),
+        (StartDecision::Stream { confirmed, .. }, _) => (confirmed, None),
+        _ => return Err(RelayError::new(ErrorKind::SlotLost, "the slot vanished while it was being taken")),
     };
     let history = server.history();
     for doubt in table::doubts(&mut sql, config).await? {
         tracing::warn!("{doubt}");
     }
-    go_on_from(&mut sql, config, &judged, history, confirmed).await?;
-    let server_started = source::started(&mut sql).await?;
+    adopt_checkpoint(&mut sql, config, &judged, history, confirmed).await?;
+    let server_started = source::server_start_time(&mut sql).await?;
     let flush = source::flush_lsn(&mut sql).await?;
     let copied = copy.as_ref().map(|backfill| backfill.after);
     // Rows that are copied lie right before the slot's beginning, and may have been sent.
@@ -217,12 +219,12 @@ async fn take_over(
         && !mappings.refused.add(refusal.refused())
     {
         let what = "Kafka refuses row after row, and too many of them are not confirmed to remember one more";
-        return Err(Trouble::new(Reason::DeliveryFailed, what));
+        return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
     }
-    let progress = Progress { confirmed, copied, mappings, revision: 0, offsets };
+    let progress = CheckpointUpdate { confirmed, copied, mappings, revision: 0, offsets };
     let committed = checkpoint::write_now(&mut sql, config, history, &progress).await?;
     memory.lost = None;
-    let Progress { mappings, offsets, .. } = progress;
+    let CheckpointUpdate { mappings, offsets, .. } = progress;
     let partitions = Partitions::from_checkpoint(&mappings, &offsets);
     let form = match binary {
         true => StreamForm::Binary,
@@ -230,9 +232,18 @@ async fn take_over(
     };
     let lineage = Lineage::new(server.timelines, end);
     let table = OutboxTable { name: config.source.table.clone(), oid: table };
-    let start =
-        Start { confirmed, copied, form, lineage, server_started, mappings, partitions, table, refusal };
-    Ok(Opened { stream, holder, sql, server: server.address, history, start, copy, committed })
+    let start = InitialState {
+        confirmed,
+        snapshot_cursor: copied,
+        form,
+        lineage,
+        server_started,
+        mappings,
+        partitions,
+        table,
+        refusal,
+    };
+    Ok(OpenSession { stream, holder, sql, server: server.address, history, start, copy, committed })
 }
 
 fn just_behind(lsn: EndLsn) -> EndLsn {
@@ -240,9 +251,14 @@ fn just_behind(lsn: EndLsn) -> EndLsn {
 }
 
 /// The mapping to deliver under: the configured one, with what was stored for the rows it may have sent.
-fn mappings_of(config: &Config, stored: Option<Mappings>, confirmed: EndLsn, horizon: EndLsn) -> Mappings {
+fn mappings_of(
+    config: &Config,
+    stored: Option<RoutingHistory>,
+    confirmed: EndLsn,
+    horizon: EndLsn,
+) -> RoutingHistory {
     let rule = Rule::of(config);
-    let Some(stored) = stored else { return Mappings::first(rule) };
+    let Some(stored) = stored else { return RoutingHistory::first(rule) };
     let version = stored.version;
     let mappings = stored.without_what_is_confirmed(confirmed).under(rule, horizon);
     if mappings.version != version {
@@ -256,7 +272,7 @@ fn mappings_of(config: &Config, stored: Option<Mappings>, confirmed: EndLsn, hor
 }
 
 /// What a session that began now would do first, in a sentence; looked at without taking the slot.
-pub async fn foresee(sql: &mut PgConnection, config: &Config, address: &Host) -> Result<String, Trouble> {
+pub async fn plan(sql: &mut PgConnection, config: &Config, address: &Host) -> Result<String, RelayError> {
     let access = connection::access(&config.source)?;
     let there = Access { hosts: vec![address.clone()], ..access.clone() };
     let mut client = connection::connect_replication(&config.source, there).await?;
@@ -265,44 +281,50 @@ pub async fn foresee(sql: &mut PgConnection, config: &Config, address: &Host) ->
     }
     let identity = client.identify_system().await?;
     let timelines = client.timeline_history(identity.timeline).await?;
-    let server =
-        Server { system_identifier: identity.system_id, timelines, reached: None, address: address.clone() };
+    let server = ServerInfo {
+        system_identifier: identity.system_id,
+        timelines,
+        reached: None,
+        address: address.clone(),
+    };
     source::check_same_server(sql, server.history()).await?;
-    Ok(match judge_now(sql, config, &server).await?.verdict {
-        Verdict::CreateSlot => "a relay would create the slot".to_owned(),
-        Verdict::RecreateSlot => "a relay would create the slot anew: it was not finished".to_owned(),
-        Verdict::Copy { from } => format!("a relay would deliver the rows that were there before {from}"),
-        Verdict::Stream { confirmed, .. } => format!("a relay would go on from {confirmed}"),
+    Ok(match decide_now(sql, config, &server).await?.verdict {
+        StartDecision::CreateSlot => "a relay would create the slot".to_owned(),
+        StartDecision::RecreateSlot => "a relay would create the slot anew: it was not finished".to_owned(),
+        StartDecision::Copy { from } => {
+            format!("a relay would deliver the rows that were there before {from}")
+        }
+        StartDecision::Stream { confirmed, .. } => format!("a relay would go on from {confirmed}"),
     })
 }
 
 /// The server, as the replication connection shows it.
-struct Server {
+struct ServerInfo {
     system_identifier: u64,
     timelines: TimelineHistory,
     /// What this process had confirmed when it last streamed.
-    reached: Option<(History, EndLsn)>,
+    reached: Option<(ClusterTimeline, EndLsn)>,
     /// Where it is.
     address: Host,
 }
 
-impl Server {
-    fn history(&self) -> History {
-        History { system_identifier: self.system_identifier, timeline: self.timelines.timeline() }
+impl ServerInfo {
+    fn history(&self) -> ClusterTimeline {
+        ClusterTimeline { system_identifier: self.system_identifier, timeline: self.timelines.timeline() }
     }
 }
 
 /// A verdict with the checkpoint it rests on.
-struct Judged {
-    verdict: Verdict,
+struct Decision {
+    verdict: StartDecision,
     checkpoint: Option<Checkpoint>,
 }
 
-impl Judged {
+impl Decision {
     /// Which rows are still to be copied.
     fn copy(&self) -> Option<Backfill> {
         match &self.checkpoint.as_ref()?.progress {
-            Progressed::Copying { snapshot, cursor, .. } => {
+            CheckpointPhase::Snapshotting { snapshot, cursor, .. } => {
                 Some(Backfill { snapshot: snapshot.clone(), after: *cursor })
             }
             _ => None,
@@ -310,11 +332,15 @@ impl Judged {
     }
 }
 
-async fn judge_now(sql: &mut PgConnection, config: &Config, server: &Server) -> Result<Judged, Trouble> {
+async fn decide_now(
+    sql: &mut PgConnection,
+    config: &Config,
+    server: &ServerInfo,
+) -> Result<Decision, RelayError> {
     // The slot first: while another relay holds it, both move on, and the slot is never ahead of the checkpoint.
     let slot = source::slot_state(sql, &config.source.slot.name).await?;
     let checkpoint = checkpoint::load(sql, config).await?;
-    let verdict = judge(&Findings {
+    let verdict = decide(&StartInputs {
         system_identifier: server.system_identifier,
         timelines: &server.timelines,
         flush: source::flush_lsn(sql).await?,
@@ -323,11 +349,11 @@ async fn judge_now(sql: &mut PgConnection, config: &Config, server: &Server) -> 
         checkpoint: checkpoint.as_ref(),
         slot: slot.as_ref(),
     })?;
-    Ok(Judged { verdict, checkpoint })
+    Ok(Decision { verdict, checkpoint })
 }
 
-fn creates(verdict: Verdict) -> bool {
-    matches!(verdict, Verdict::CreateSlot | Verdict::RecreateSlot)
+fn creates(verdict: StartDecision) -> bool {
+    matches!(verdict, StartDecision::CreateSlot | StartDecision::RecreateSlot)
 }
 
 /// Creates the slot, unless another relay did so before this one had the lock.
@@ -335,18 +361,18 @@ async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
     context: &Context,
-    server: &Server,
+    server: &ServerInfo,
     memory: &mut Memory,
     own: &Own,
-) -> Result<(), Trouble> {
+) -> Result<(), RelayError> {
     let config = &*context.config;
     start::lock(sql, &config.source.slot.name, memory).await?;
-    memory.takes(own.clone(), true);
-    start::notice_the_end(sql, client).await?;
-    let verdict = judge_now(sql, config, server).await?.verdict;
+    memory.on_slot_taken(own.clone(), true);
+    start::watch_client_connection(sql, client).await?;
+    let verdict = decide_now(sql, config, server).await?.verdict;
     if creates(verdict) {
         let history = server.history();
-        if verdict == Verdict::RecreateSlot {
+        if verdict == StartDecision::RecreateSlot {
             start::drop_leftover(sql, &config.source.slot.name).await?;
         }
         if config.source.start == StartAt::Table {
@@ -360,13 +386,13 @@ async fn create_slot(
 
 /// Puts the checkpoint's row on the server's history: a new one, or the one that a promotion or a restore has left
 /// behind. The slot is held.
-async fn go_on_from(
+async fn adopt_checkpoint(
     sql: &mut PgConnection,
     config: &Config,
-    judged: &Judged,
-    history: History,
+    judged: &Decision,
+    history: ClusterTimeline,
     confirmed: EndLsn,
-) -> Result<(), Trouble> {
+) -> Result<(), RelayError> {
     let Some(checkpoint) = &judged.checkpoint else {
         if publication::may_be_newer_than_slot(sql, config).await? {
             let (slot, publication) = (&config.source.slot.name, &config.source.publication.name);
@@ -377,7 +403,7 @@ async fn go_on_from(
         }
         return checkpoint::register(sql, config, history).await;
     };
-    let diverged = matches!(judged.verdict, Verdict::Stream { diverged: true, .. });
+    let diverged = matches!(judged.verdict, StartDecision::Stream { diverged: true, .. });
     if diverged {
         tracing::warn!(
             %confirmed,
@@ -390,20 +416,20 @@ async fn go_on_from(
     }
     let was = checkpoint.history;
     tracing::info!(from = was.timeline, to = history.timeline, "the server's timeline is another one since");
-    checkpoint::adopt(sql, config, was, history, confirmed).await
+    checkpoint::move_to_timeline(sql, config, was, history, confirmed).await
 }
 
 async fn stream(
     context: &Context,
-    opened: Opened,
+    opened: OpenSession,
     memory: &mut Memory,
     shutdown: &mut watch::Receiver<bool>,
-    report: &mut impl FnMut(&Trouble),
-) -> Result<Ended, Trouble> {
+    report: &mut impl FnMut(&RelayError),
+) -> Result<SessionEnd, RelayError> {
     let history = opened.history;
     // Before the status says that it streams.
     let mut desk = context.desk.open();
-    let mut pump = pump(context, opened).await.inspect_err(|trouble| report(trouble))?;
+    let mut pump = event_loop(context, opened).await.inspect_err(|trouble| report(trouble))?;
     context.metrics.streaming.set(1);
     let stop = shutdown.clone();
     let ended = tokio::select! {
@@ -418,8 +444,11 @@ async fn stream(
     let ended = if let Err(trouble) = ended {
         // Before anything else that takes time: when the slot is free, another relay may send, and nothing new must come
         // from here. If it may be sending already, nothing is sent again either.
-        pump.give_up(matches!(trouble.reason, Reason::ProcessPaused | Reason::SlotActive | Reason::SlotLost));
-        Err(pump.explained(trouble).await)
+        pump.give_up(matches!(
+            trouble.kind,
+            ErrorKind::ProcessPaused | ErrorKind::SlotActive | ErrorKind::SlotLost
+        ));
+        Err(pump.explain(trouble).await)
     } else {
         ended
     };
@@ -431,36 +460,36 @@ async fn stream(
     let ended = match ended {
         Ok(ended) => Ok(ended::finish(stream, ended).await),
         Err(trouble) => {
-            ended::last_word(stream, &trouble).await;
+            ended::send_final_status(stream, &trouble).await;
             let server = context.status.server();
-            let trouble = publication::told_apart(trouble, &context.config, server.as_ref()).await;
+            let trouble = publication::refine_slot_error(trouble, &context.config, server.as_ref()).await;
             report(&trouble);
             Err(trouble)
         }
     };
     drop(writer);
-    drop(tokio::task::spawn_blocking(move || producers.settle()).await);
+    drop(tokio::task::spawn_blocking(move || producers.close()).await);
     ended
 }
 
 /// All that belongs to a stream, ready to run.
-async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
+async fn event_loop(context: &Context, mut opened: OpenSession) -> Result<EventLoop, RelayError> {
     let config = &*context.config;
-    let Start { table, mappings, form, .. } = &opened.start;
+    let InitialState { table, mappings, form, .. } = &opened.start;
     opened.stream.limit_memory(memory_limit(table, mappings, *form));
-    let tenure = Tenure::new(opened.stream.silence_limit(), opened.holder, Now::read());
+    let tenure = SlotGuard::new(opened.stream.silence_limit(), opened.holder, Now::read());
     let refused =
-        |error| Trouble::new(Reason::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));
+        |error| RelayError::new(ErrorKind::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));
     let acks = Arc::new(AckQueue::default());
     let largest_batch = opened.start.mappings.smallest_limit();
     let producers = Producers::new(&config.sink, config.delivery.max_in_flight_events, largest_batch, &acks)
         .map_err(refused)?;
     let lineage = opened.start.lineage.clone();
     let started = opened.start.server_started;
-    let searcher = Searcher::new(&config.sink, config.source.event_source(), lineage, started);
-    let (jobs, answers) = Jobs::new(Arc::new(searcher.map_err(refused)?), context.status.clone());
+    let searcher = PartitionScanner::new(&config.sink, config.source.event_source(), lineage, started);
+    let (jobs, answers) = KafkaQueries::new(Arc::new(searcher.map_err(refused)?), context.status.clone());
     let writer = Writer::start(opened.sql, config, opened.history, opened.committed, context.status.clone());
-    let Start { confirmed, copied, lineage, mappings, .. } = &opened.start;
+    let InitialState { confirmed, snapshot_cursor: copied, lineage, mappings, .. } = &opened.start;
     let pages = match opened.copy {
         None => {
             tracing::info!(%confirmed, horizon = %lineage.end(), "streaming");
@@ -484,9 +513,9 @@ async fn pump(context: &Context, mut opened: Opened) -> Result<Pump, Trouble> {
         context.status.clone(),
         context.metrics.clone(),
     )?;
-    let mut pump = Pump::new(opened.stream, delivery, acks, answers, writer, tenure, context);
+    let mut pump = EventLoop::new(opened.stream, delivery, acks, answers, writer, tenure, context);
     if let Some(pages) = pages {
-        pump = pump.copying(pages);
+        pump = pump.with_snapshot(pages);
     }
     Ok(pump)
 }

@@ -25,16 +25,18 @@ use pg_replication::{EndLsn, Host};
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 
-pub use self::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase, SilentPartition, WaitsFor};
+pub use self::facts::{
+    Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason, WaitsFor,
+};
 use self::heartbeat::Heartbeat;
-use self::state::{About, DeadLetters, Past, Shown, State};
-use self::unread::Unread;
+use self::state::{DeadLetters, LastProblem, Problem, RelayInfo, State};
+use self::unread::UnreadLag;
 use crate::config::Config;
-use crate::dead_letter::Note;
+use crate::dead_letter::DeadLetterSummary;
 use crate::kafka::scan::Phantoms;
 use crate::postgres::source::SlotState;
-use crate::session::tenure::SlotSeen;
-use crate::trouble::{Reason, Trouble};
+use crate::session::tenure::LastSlotLook;
+use crate::trouble::{ErrorKind, RelayError};
 
 /// How often a standby looks whether the slot is free: it takes over within about a second.
 pub const STANDBY_LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -45,7 +47,7 @@ pub struct Status(Arc<Mutex<State>>);
 
 impl Default for Status {
     fn default() -> Self {
-        Status::about(About::default(), Heartbeat::default())
+        Status::about(RelayInfo::default(), Heartbeat::default())
     }
 }
 
@@ -53,7 +55,7 @@ impl Status {
     /// The status of a relay that starts.
     pub fn new(config: &Config) -> Status {
         let source = &config.source;
-        let about = About {
+        let about = RelayInfo {
             name: config.name.clone(),
             host: source.host.clone(),
             port: source.port,
@@ -66,7 +68,7 @@ impl Status {
         Status::about(about, Heartbeat::new(config))
     }
 
-    fn about(about: About, heartbeat: Heartbeat) -> Status {
+    fn about(about: RelayInfo, heartbeat: Heartbeat) -> Status {
         let (now, time) = (Instant::now(), SystemTime::now());
         Status(Arc::new(Mutex::new(State {
             about,
@@ -78,12 +80,12 @@ impl Status {
             poison: None,
             missing: BTreeMap::new(),
             last: None,
-            numbers: Numbers::default(),
+            numbers: SessionStats::default(),
             ticked: now,
             acknowledged_moved: now,
             acknowledged_at: None,
             received_moved: now,
-            unread: Unread::default(),
+            unread: UnreadLag::default(),
             slot: None,
             slot_seen: None,
             slot_idle: None,
@@ -116,36 +118,36 @@ impl Status {
             state.trouble = state.unproven.clone();
             state.kafka = None;
             (state.ticked, state.acknowledged_moved, state.received_moved) = (now, now, now);
-            state.heartbeat.stream_opened(now);
+            state.heartbeat.on_stream_opened(now);
         }
         if phase != Phase::Draining {
-            state.unblock();
+            state.clear_session();
         }
     }
 
     /// Kafka holds everything that is remembered of it.
-    pub fn kafka_is_whole(&self) {
-        self.state().is_over(|shown| shown.reason == Reason::KafkaLostRecords);
+    pub fn on_kafka_verified(&self) {
+        self.state().clear_unresolved(|shown| shown.reason == ErrorKind::KafkaLostRecords);
     }
 
     /// The trouble that ended the stream before this one, and may end this one as well: the row that has to be
     /// delivered first, where one is known.
-    pub fn unproven(&self) -> Option<Option<Position>> {
+    pub fn unresolved_error(&self) -> Option<Option<Position>> {
         self.state().unproven.as_ref().map(|shown| shown.at)
     }
 
     /// Delivery has got past the trouble that ended the stream before this one.
-    pub fn proven(&self) {
+    pub fn on_error_resolved(&self) {
         // A new session does not bring records back: it has to look first.
-        self.state().is_over(|shown| shown.reason != Reason::KafkaLostRecords);
+        self.state().clear_unresolved(|shown| shown.reason != ErrorKind::KafkaLostRecords);
     }
 
     /// Moves to `phase` because of `trouble`. Answers whether it is one that was not shown already: the stream was
     /// open before, or the reason was another.
-    pub fn trouble(&self, phase: Phase, trouble: &Trouble) -> bool {
+    pub fn on_error(&self, phase: Phase, trouble: &RelayError) -> bool {
         let mut state = self.state();
         let since = match &state.trouble {
-            Some(shown) if shown.reason == trouble.reason => Some(shown.since),
+            Some(shown) if shown.reason == trouble.kind => Some(shown.since),
             _ => None,
         };
         let was_open = state.is_open();
@@ -154,28 +156,28 @@ impl Status {
         if phase != Phase::Starting {
             (state.server, state.session_answered, state.standby_awaited) = (None, None, None);
         }
-        let shown = Shown {
-            reason: trouble.reason,
-            what: trouble.what.clone(),
+        let shown = Problem {
+            reason: trouble.kind,
+            what: trouble.detail.clone(),
             since: since.unwrap_or_else(SystemTime::now),
             at: trouble.at,
         };
-        match trouble.reason {
+        match trouble.kind {
             // Whatever this process did not deliver is another relay's business now.
             _ if phase == Phase::Standby => state.unproven = None,
-            Reason::CredentialsRotated | Reason::TopicChanged => {}
-            Reason::KafkaLostRecords => state.doubt(shown.clone()),
-            _ if was_open => state.doubt(shown.clone()),
+            ErrorKind::CredentialsRotated | ErrorKind::TopicChanged => {}
+            ErrorKind::KafkaLostRecords => state.set_unresolved(shown.clone()),
+            _ if was_open => state.set_unresolved(shown.clone()),
             _ => {}
         }
         state.trouble = Some(shown);
-        state.unblock();
+        state.clear_session();
         // The clients of the session are gone. What was read and not acknowledged waits on, unless it is another
         // relay's business now.
         state.kafka = None;
         state.numbers = match phase {
-            Phase::Standby => Numbers::default(),
-            _ => Numbers {
+            Phase::Standby => SessionStats::default(),
+            _ => SessionStats {
                 in_flight_events: 0,
                 in_flight_bytes: 0,
                 hold_up: None,
@@ -187,18 +189,19 @@ impl Status {
     }
 
     /// A row cannot be delivered; `None` when it is sent after all. Kafka may still refuse it.
-    pub fn poisoned(&self, trouble: Option<Trouble>) {
+    pub fn set_poison(&self, trouble: Option<RelayError>) {
         let mut state = self.state();
         let sent = state.poison.take();
-        state.poison = trouble.map(|t| Shown { at: t.at, ..Shown::new(t.reason, t.what, Duration::ZERO) });
+        state.poison =
+            trouble.map(|t| Problem { at: t.at, ..Problem::new(t.kind, t.detail, Duration::ZERO) });
         if let Some(sent) = sent.filter(|sent| sent.at.is_some() && state.poison.is_none()) {
-            state.doubt(sent);
+            state.set_unresolved(sent);
             state.trouble = state.unproven.clone();
         }
     }
 
     /// Whether a topic is missing that is written to.
-    pub fn topic_missing(&self, topic: &str, missing: bool) {
+    pub fn set_topic_missing(&self, topic: &str, missing: bool) {
         let topics = &mut self.state().missing;
         if missing {
             topics.entry(topic.to_owned()).or_insert_with(SystemTime::now);
@@ -208,7 +211,7 @@ impl Status {
     }
 
     /// The session's numbers; called at every tick.
-    pub fn numbers(&self, numbers: Numbers) {
+    pub fn set_session_stats(&self, numbers: SessionStats) {
         let mut state = self.state();
         let now = Instant::now();
         state.ticked = now;
@@ -216,7 +219,7 @@ impl Status {
             state.acknowledged_at = Some(SystemTime::now());
         }
         // A row that Kafka has already is as good as acknowledged.
-        let settled = |numbers: &Numbers| (numbers.acknowledged_events, numbers.suppressed_events);
+        let settled = |numbers: &SessionStats| (numbers.acknowledged_events, numbers.suppressed_events);
         if settled(&numbers) != settled(&state.numbers) || numbers.oldest_commit.is_none() {
             state.acknowledged_moved = now;
         }
@@ -225,28 +228,28 @@ impl Status {
             state.standby_awaited = None;
         }
         state.numbers = numbers;
-        state.unread.acknowledged(numbers.acknowledged);
+        state.unread.on_acknowledged(numbers.acknowledged);
     }
 
     /// Events were found in Kafka that are not of the server's history.
-    pub fn phantoms(&self, found: Phantoms) {
+    pub fn add_phantoms(&self, found: Phantoms) {
         self.state().phantoms.add(found);
     }
 
     /// Partitions were maintained, or could not be.
-    pub fn maintained(&self, maintained: Maintained) {
+    pub fn set_maintenance(&self, maintained: Maintenance) {
         self.state().maintained = Some(maintained);
     }
 
     /// Kafka has a dead letter.
-    pub fn dead_letter(&self, note: Note) {
+    pub fn on_dead_letter(&self, note: DeadLetterSummary) {
         let letters = &mut self.state().dead_letters;
         letters.count += 1;
         letters.last = Some((note, SystemTime::now()));
     }
 
     /// Whether Kafka answers: it acknowledged something, or was asked; and what the client said of it last.
-    pub fn kafka(&self, connected: Option<bool>, says: Option<String>) {
+    pub fn set_kafka_answers(&self, connected: Option<bool>, says: Option<String>) {
         let mut state = self.state();
         state.kafka_says = says;
         if state.kafka != connected {
@@ -256,7 +259,7 @@ impl Status {
     }
 
     /// Partitions that make no progress; called at every tick.
-    pub fn silent_partitions(&self, silent: Vec<SilentPartition>) {
+    pub fn set_silent_partitions(&self, silent: Vec<SilentPartition>) {
         self.state().silent = silent;
     }
 
@@ -269,22 +272,22 @@ impl Status {
 
     /// The observer asked for the slot at `asked`, and this is what the server shows. `checkpoint` is what it showed of
     /// the checkpoint.
-    pub fn slot(&self, asked: Instant, slot: Option<SlotState>, checkpoint: Option<CheckpointSeen>) {
+    pub fn set_slot(&self, asked: Instant, slot: Option<SlotState>, checkpoint: Option<ObservedCheckpoint>) {
         let mut state = self.state();
         state.looks_fail = None;
         state.checkpoint = checkpoint.map(|checkpoint| (asked, checkpoint));
-        state.slot_shows(asked, slot, checkpoint.map(|checkpoint| checkpoint.age));
+        state.set_slot(asked, slot, checkpoint.map(|checkpoint| checkpoint.age));
     }
 
     /// The same over the session's own connection, which goes on while the observer cannot connect.
-    pub fn slot_by_session(&self, asked: Instant, slot: Option<SlotState>) {
+    pub fn set_slot_by_session(&self, asked: Instant, slot: Option<SlotState>) {
         let mut state = self.state();
         state.session_answered = Some(asked);
-        state.slot_shows(asked, slot, None);
+        state.set_slot(asked, slot, None);
     }
 
     /// The session is connected to this address. Other connections go straight there.
-    pub fn connected_to(&self, server: &Host) {
+    pub fn set_server(&self, server: &Host) {
         self.state().server = Some(server.clone());
     }
 
@@ -294,7 +297,7 @@ impl Status {
     }
 
     /// The server said over the stream that it waits for a standby.
-    pub fn standby_awaited(&self, notice: &str) {
+    pub fn set_awaited_standby(&self, notice: &str) {
         let mut state = self.state();
         if state.standby_awaited.as_deref() != Some(notice) {
             tracing::warn!("PostgreSQL says: {notice}");
@@ -303,7 +306,7 @@ impl Status {
     }
 
     /// The slot as the server shows it, all zero where it has none; `None` while that is not known.
-    pub fn slot_now(&self) -> Option<SlotState> {
+    pub fn slot(&self) -> Option<SlotState> {
         let state = self.state();
         state.slot_is_known(Instant::now()).then(|| state.slot.clone().unwrap_or_default())
     }
@@ -314,7 +317,7 @@ impl Status {
     }
 
     /// Whether another relay holds the slot.
-    pub fn stands_by(&self) -> bool {
+    pub fn is_standby(&self) -> bool {
         self.state().phase == Phase::Standby
     }
 
@@ -334,14 +337,14 @@ impl Status {
     }
 
     /// The observer asked at `asked` and got no answer.
-    pub fn unseen(&self, asked: Instant, why: String) {
+    pub fn on_observer_failed(&self, asked: Instant, why: String) {
         let mut state = self.state();
         let since = state.looks_fail.as_ref().map_or(asked, |(since, _)| *since);
         state.looks_fail = Some((since, why));
     }
 
     /// Has `judge` look at what is known of the slot.
-    pub fn with_slot_seen<T>(&self, judge: impl FnOnce(SlotSeen<'_>) -> T) -> T {
+    pub fn with_slot_seen<T>(&self, judge: impl FnOnce(LastSlotLook<'_>) -> T) -> T {
         let state = self.state();
         judge(state.slot_seen.map(|asked| (asked, state.slot.as_ref())))
     }
@@ -352,7 +355,7 @@ impl Status {
         if state.phase != Phase::Streaming {
             return None;
         }
-        let content = state.heartbeat.due(Instant::now())?;
+        let content = state.heartbeat.take_due(Instant::now())?;
         Some((state.heartbeat.prefix().to_owned(), content))
     }
 
@@ -378,12 +381,12 @@ impl Status {
 
     /// The heartbeat could not be sent.
     pub fn heartbeat_not_sent(&self) {
-        self.state().heartbeat.not_sent();
+        self.state().heartbeat.on_send_failed();
     }
 
     /// A message came through the stream.
-    pub fn message(&self, prefix: &str, content: &[u8]) {
-        self.state().heartbeat.returned(prefix, content);
+    pub fn on_stream_message(&self, prefix: &str, content: &[u8]) {
+        self.state().heartbeat.on_returned(prefix, content);
     }
 
     /// Age of the newest heartbeat that came back; `None` while none is expected.
@@ -392,7 +395,7 @@ impl Status {
     }
 
     /// For how long nobody has held the slot.
-    pub fn slot_inactive(&self) -> Duration {
+    pub fn slot_inactive_for(&self) -> Duration {
         self.state().slot_inactive(Instant::now())
     }
 
@@ -420,7 +423,7 @@ impl Status {
     }
 
     /// Remembers what is wrong now, and when what was wrong is over, for people who look later. Called regularly.
-    pub fn remember(&self) {
+    pub fn record_problem(&self) {
         let mut state = self.state();
         let problem = state.problem(Instant::now());
         let current = state.last.as_ref().filter(|past| past.until.is_none());
@@ -432,7 +435,7 @@ impl Status {
                     let reason = shown.reason.name();
                     tracing::warn!(reason, "not ready: {}; {}", shown.what, shown.reason.remedy());
                 }
-                state.last = Some(Past { shown, until: None });
+                state.last = Some(LastProblem { shown, until: None });
             }
             (None, Some(past)) => {
                 let reason = past.shown.reason.name();

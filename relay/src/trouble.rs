@@ -28,7 +28,7 @@ pub enum Action {
 
 /// Why delivery does not go on. The names are shown in `/status`, logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Reason {
+pub enum ErrorKind {
     /// No connection to Postgres, or it ended.
     DatabaseUnreachable,
     /// Postgres does not accept role or password.
@@ -129,28 +129,28 @@ pub enum Reason {
     DatabaseError,
 }
 
-impl Reason {
+impl ErrorKind {
     /// What the relay does about it.
     pub fn action(self) -> Action {
         match self {
-            Reason::DatabaseUnreachable
-            | Reason::NoWritableHost
-            | Reason::DifferentServers
-            | Reason::TopicChanged
-            | Reason::CheckpointStalled
-            | Reason::StreamFormChanged
-            | Reason::StreamStalled
-            | Reason::SlotOrphaned
-            | Reason::SlotCreationWaits
-            | Reason::WaitingForStandby
-            | Reason::ProcessPaused
-            | Reason::KafkaUnreachable
-            | Reason::NoAcknowledgement
-            | Reason::CredentialsRotated
-            | Reason::DeliveryFailed
-            | Reason::ProtocolViolation
-            | Reason::DatabaseError => Action::Retry,
-            Reason::SlotActive => Action::StandBy,
+            ErrorKind::DatabaseUnreachable
+            | ErrorKind::NoWritableHost
+            | ErrorKind::DifferentServers
+            | ErrorKind::TopicChanged
+            | ErrorKind::CheckpointStalled
+            | ErrorKind::StreamFormChanged
+            | ErrorKind::StreamStalled
+            | ErrorKind::SlotOrphaned
+            | ErrorKind::SlotCreationWaits
+            | ErrorKind::WaitingForStandby
+            | ErrorKind::ProcessPaused
+            | ErrorKind::KafkaUnreachable
+            | ErrorKind::NoAcknowledgement
+            | ErrorKind::CredentialsRotated
+            | ErrorKind::DeliveryFailed
+            | ErrorKind::ProtocolViolation
+            | ErrorKind::DatabaseError => Action::Retry,
+            ErrorKind::SlotActive => Action::StandBy,
             _ => Action::Stop,
         }
     }
@@ -161,149 +161,149 @@ impl Reason {
     }
 
     /// The reasons that say so.
-    pub const GAPS: [Reason; 5] = [
-        Reason::SlotLost,
-        Reason::SlotAhead,
-        Reason::HistoryChanged,
-        Reason::PublicationChanged,
-        Reason::KafkaLostRecords,
+    pub const GAPS: [ErrorKind; 5] = [
+        ErrorKind::SlotLost,
+        ErrorKind::SlotAhead,
+        ErrorKind::HistoryChanged,
+        ErrorKind::PublicationChanged,
+        ErrorKind::KafkaLostRecords,
     ];
 
     /// What the person on call should do.
     pub fn remedy(self) -> &'static str {
         match self {
-            Reason::DatabaseUnreachable => {
+            ErrorKind::DatabaseUnreachable => {
                 "check that Postgres runs and that source.host and source.port lead to it"
             }
-            Reason::AuthenticationFailed => {
+            ErrorKind::AuthenticationFailed => {
                 "check source.user and its password, source.tls.certFile if the server asks for one, and pg_hba.conf"
             }
-            Reason::CredentialsUnreadable => "put the file right; it is read again at each attempt",
-            Reason::TlsNotOffered => {
+            ErrorKind::CredentialsUnreadable => "put the file right; it is read again at each attempt",
+            ErrorKind::TlsNotOffered => {
                 "set ssl = on in Postgres; only on a network you trust, set source.tls.mode to disable instead"
             }
-            Reason::CertificateNotTrusted => {
+            ErrorKind::CertificateNotTrusted => {
                 "put the certificate of the authority that issued the server's, or a self-signed one itself, into source.tls.caFile, or renew the server's"
             }
-            Reason::CertificateForOtherHost => {
+            ErrorKind::CertificateForOtherHost => {
                 "set source.host to a name in the server's certificate, or have one issued for this name"
             }
-            Reason::TlsFailed => {
+            ErrorKind::TlsFailed => {
                 "check that Postgres itself answers there, its TLS versions, and source.tls.certFile and keyFile"
             }
-            Reason::NoWritableHost => {
+            ErrorKind::NoWritableHost => {
                 "wait for the fail-over to end, or name the primary in source.host, too; check default_transaction_read_only"
             }
-            Reason::DifferentServers => {
+            ErrorKind::DifferentServers => {
                 "source.host leads to more than one server: list their names one by one, so that each leads to one"
             }
-            Reason::ConnectionPooler => {
+            ErrorKind::ConnectionPooler => {
                 "set source.host and source.port to PostgreSQL itself: replication and the relay's sessions do not work through a pooler"
             }
-            Reason::PermissionDenied => "grant the relay's role what docs/OUTBOX.md lists",
-            Reason::DatabaseMissing => "check source.database",
-            Reason::WalLevelTooLow => "set wal_level = logical in Postgres and restart it",
-            Reason::ServerTooOld => "use Postgres 15 or newer",
-            Reason::TableMissing => "apply the migrations, or check source.table",
-            Reason::TableUnsuitable => "correct the table: see docs/OUTBOX.md, 'What the table may be'",
-            Reason::StreamFormChanged => "nothing; the stream is opened again with values in text form",
-            Reason::CheckpointTableMissing => {
+            ErrorKind::PermissionDenied => "grant the relay's role what docs/OUTBOX.md lists",
+            ErrorKind::DatabaseMissing => "check source.database",
+            ErrorKind::WalLevelTooLow => "set wal_level = logical in Postgres and restart it",
+            ErrorKind::ServerTooOld => "use Postgres 15 or newer",
+            ErrorKind::TableMissing => "apply the migrations, or check source.table",
+            ErrorKind::TableUnsuitable => "correct the table: see docs/OUTBOX.md, 'What the table may be'",
+            ErrorKind::StreamFormChanged => "nothing; the stream is opened again with values in text form",
+            ErrorKind::CheckpointTableMissing => {
                 "apply migrations/0002_outbox_checkpoint.sql in the schema of the outbox table"
             }
-            Reason::PublicationMissing => {
+            ErrorKind::PublicationMissing => {
                 "create the publication, or set source.publication.creationPolicy to IfMissing"
             }
-            Reason::PublicationUnsuitable => {
+            ErrorKind::PublicationUnsuitable => {
                 "alter the publication so that it publishes the inserts of the outbox table via its root"
             }
-            Reason::StartRefused => {
+            ErrorKind::StartRefused => {
                 "do what the message says, or set source.start to Now: see docs/OUTBOX.md, 'The first start'"
             }
-            Reason::PublicationChanged => {
+            ErrorKind::PublicationChanged => {
                 "rows committed since the last checkpoint may be missing in Kafka: see docs/OPERATIONS.md, 'The publication was changed'"
             }
-            Reason::SlotActive => {
+            ErrorKind::SlotActive => {
                 "nothing, if another relay is meant to hold the slot; this one takes over when it is released"
             }
-            Reason::SlotInUse => "end that client, or choose another source.slot.name for the relay",
-            Reason::SlotOrphaned => {
+            ErrorKind::SlotInUse => "end that client, or choose another source.slot.name for the relay",
+            ErrorKind::SlotOrphaned => {
                 "nothing: the relay ends that walsender; if it may not, end it with pg_terminate_backend() as a superuser"
             }
-            Reason::SlotCreationWaits => {
+            ErrorKind::SlotCreationWaits => {
                 "wait for these transactions, or end them: pg_terminate_backend() for a session, ROLLBACK PREPARED or COMMIT PREPARED, in its database, for a prepared one"
             }
-            Reason::SlotMissing => "create the slot, or set source.slot.creationPolicy to IfMissing",
-            Reason::SlotUnsuitable => {
+            ErrorKind::SlotMissing => "create the slot, or set source.slot.creationPolicy to IfMissing",
+            ErrorKind::SlotUnsuitable => {
                 "choose another source.slot.name, or drop the slot if nothing else reads it, so that the relay creates its own"
             }
-            Reason::SlotLost => {
+            ErrorKind::SlotLost => {
                 "rows committed since the last checkpoint may be missing in Kafka: see docs/OPERATIONS.md, 'The slot was lost'"
             }
-            Reason::SlotAhead => {
+            ErrorKind::SlotAhead => {
                 "rows between checkpoint and slot may be missing in Kafka: see docs/OPERATIONS.md, 'The slot was advanced'"
             }
-            Reason::HistoryChanged => {
+            ErrorKind::HistoryChanged => {
                 "the database was restored or replaced, or is an old primary: see docs/OPERATIONS.md, 'Another history'"
             }
-            Reason::CheckpointLost => {
+            ErrorKind::CheckpointLost => {
                 "make sure that only one relay has this name; restart it to go on from the checkpoint as it is"
             }
-            Reason::CheckpointStalled => {
+            ErrorKind::CheckpointStalled => {
                 "find what holds a lock on outbox_checkpoint: pg_blocking_pids() of the relay's session in pg_stat_activity"
             }
-            Reason::StreamStalled => {
+            ErrorKind::StreamStalled => {
                 "a large transaction is decoded first: wait for it, and look at pg_stat_replication and pg_stat_replication_slots; without one, look at the Postgres log"
             }
-            Reason::WaitingForStandby => {
+            ErrorKind::WaitingForStandby => {
                 "start the standbys whose slots synchronized_standby_slots lists, or take the slots of those that are gone out of that setting"
             }
-            Reason::ProcessPaused => {
+            ErrorKind::ProcessPaused => {
                 "nothing, if the process or its machine was paused on purpose; otherwise give it CPU: look at limits, throttling and swap"
             }
-            Reason::NoAcknowledgement => {
+            ErrorKind::NoAcknowledgement => {
                 "compare min.insync.replicas with the replicas in sync, and look at quotas and the brokers' logs"
             }
-            Reason::KafkaUnreachable => "check that Kafka runs and that sink.bootstrapServers leads to it",
-            Reason::KafkaAuthenticationFailed => {
+            ErrorKind::KafkaUnreachable => "check that Kafka runs and that sink.bootstrapServers leads to it",
+            ErrorKind::KafkaAuthenticationFailed => {
                 "check the relay's credentials for Kafka, and the certificates of both sides"
             }
-            Reason::KafkaPermissionDenied => {
+            ErrorKind::KafkaPermissionDenied => {
                 "allow the relay Write, Describe and Read on its topics, as docs/OUTBOX.md lists"
             }
-            Reason::TopicChanged | Reason::CredentialsRotated => "nothing; the producers are made anew",
-            Reason::TopicMissing => "create the topic, or correct the routing",
-            Reason::KafkaLostRecords => {
+            ErrorKind::TopicChanged | ErrorKind::CredentialsRotated => "nothing; the producers are made anew",
+            ErrorKind::TopicMissing => "create the topic, or correct the routing",
+            ErrorKind::KafkaLostRecords => {
                 "records that were acknowledged are gone: see docs/OPERATIONS.md, 'Kafka lost records'"
             }
-            Reason::EventSourceShared => {
+            ErrorKind::EventSourceShared => {
                 "give every outbox a source.eventSource of its own: see docs/OPERATIONS.md, 'Another outbox under the same name'"
             }
-            Reason::DeliveryFailed => {
+            ErrorKind::DeliveryFailed => {
                 "the producers are rebuilt and the rows sent again; if it goes on, check the topic's limits and the relay's permissions"
             }
-            Reason::PoisonRow => {
+            ErrorKind::PoisonRow => {
                 "correct the routing or the limits; a row that can never be delivered: see docs/OPERATIONS.md, 'A poison row'"
             }
-            Reason::ProtocolViolation => {
+            ErrorKind::ProtocolViolation => {
                 "the stream is opened again; if it goes on, report it with the relay's log"
             }
-            Reason::DatabaseError => "look at the Postgres log",
+            ErrorKind::DatabaseError => "look at the Postgres log",
         }
     }
 
     /// Which side it is on, for metrics.
     pub fn side(self) -> &'static str {
         match self {
-            Reason::KafkaUnreachable
-            | Reason::KafkaAuthenticationFailed
-            | Reason::KafkaPermissionDenied
-            | Reason::NoAcknowledgement
-            | Reason::CredentialsRotated
-            | Reason::TopicMissing
-            | Reason::TopicChanged
-            | Reason::KafkaLostRecords
-            | Reason::EventSourceShared
-            | Reason::DeliveryFailed => "kafka",
+            ErrorKind::KafkaUnreachable
+            | ErrorKind::KafkaAuthenticationFailed
+            | ErrorKind::KafkaPermissionDenied
+            | ErrorKind::NoAcknowledgement
+            | ErrorKind::CredentialsRotated
+            | ErrorKind::TopicMissing
+            | ErrorKind::TopicChanged
+            | ErrorKind::KafkaLostRecords
+            | ErrorKind::EventSourceShared
+            | ErrorKind::DeliveryFailed => "kafka",
             _ => "postgres",
         }
     }
@@ -314,9 +314,9 @@ impl Reason {
     }
 
     /// The reason of this name, if this version has it.
-    pub fn from_name(name: &str) -> Option<Reason> {
+    pub fn from_name(name: &str) -> Option<ErrorKind> {
         let name: StrDeserializer<'_, Error> = name.into_deserializer();
-        Reason::deserialize(name).ok()
+        ErrorKind::deserialize(name).ok()
     }
 }
 
@@ -333,31 +333,31 @@ pub fn excerpt(text: &str) -> String {
 
 /// A trouble with the words for it.
 #[derive(Debug)]
-pub struct Trouble {
+pub struct RelayError {
     /// The entry of the table.
-    pub reason: Reason,
+    pub kind: ErrorKind,
     /// What happened, to what.
-    pub what: String,
+    pub detail: String,
     /// The row that has to be delivered before it is over, where one is known.
     pub at: Option<Position>,
 }
 
-impl Trouble {
+impl RelayError {
     /// A trouble for `reason`; `what` says what happened, to what.
-    pub fn new(reason: Reason, what: impl Into<String>) -> Self {
-        Trouble { reason, what: what.into(), at: None }
+    pub fn new(reason: ErrorKind, what: impl Into<String>) -> Self {
+        RelayError { kind: reason, detail: what.into(), at: None }
     }
 
     /// It is not over before the row at `position` is delivered.
     #[must_use]
     pub fn at(self, position: Position) -> Self {
-        Trouble { at: Some(position), ..self }
+        RelayError { at: Some(position), ..self }
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for RelayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; {}", self.what, self.reason.remedy())
+        write!(f, "{}; {}", self.detail, self.kind.remedy())
     }
 }
 
@@ -367,8 +367,8 @@ mod tests {
 
     #[test]
     fn a_reason_is_found_by_its_name() {
-        assert_eq!(Reason::from_name(&Reason::SlotLost.name()), Some(Reason::SlotLost));
-        assert_eq!(Reason::from_name("Slotlost"), None);
+        assert_eq!(ErrorKind::from_name(&ErrorKind::SlotLost.name()), Some(ErrorKind::SlotLost));
+        assert_eq!(ErrorKind::from_name("Slotlost"), None);
     }
 
     #[test]

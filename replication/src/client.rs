@@ -10,9 +10,9 @@ use crate::connection::Connection;
 use crate::hosts::Route;
 use crate::report::{Notices, server_error};
 use crate::socket::Socket;
-use crate::startup::{self, Greeting};
+use crate::startup::{self, ServerParameters};
 use crate::timeline::TimelineHistory;
-use crate::wire::{Flaw, Reader};
+use crate::wire::{Reader, WireError};
 use crate::{ConnectOptions, EndLsn, Error, Host, Lsn, Notice, Stream, Target, hosts, settings};
 
 /// What initdb starts with.
@@ -50,8 +50,8 @@ pub type Row = Vec<Option<String>>;
 pub struct Client {
     connection: Connection,
     route: Route,
-    greeting: Greeting,
-    /// The server process is another than the greeting said.
+    parameters: ServerParameters,
+    /// The server process is another than the parameters said.
     pooled: bool,
     notices: Notices,
     answer_limit: Duration,
@@ -81,24 +81,24 @@ impl Client {
     ) -> Result<Self, Error> {
         let mut connection = Connection::new(socket);
         let mut notices = Notices::default();
-        let greeting = startup::start(&mut connection, options, with_settings, &mut notices).await?;
+        let parameters = startup::start(&mut connection, options, with_settings, &mut notices).await?;
         if options.target == Target::ReadWrite {
-            writable(&greeting).map_err(|why| Error::ReadOnly { server: route.host.to_string(), why })?;
+            writable(&parameters).map_err(|why| Error::ReadOnly { server: route.host.to_string(), why })?;
         }
-        let session = Session { route, greeting, pooled: false, answer_limit: options.connect_timeout };
+        let session = Session { route, parameters, pooled: false, answer_limit: options.connect_timeout };
         let mut client = Client::resume(connection, notices, session);
-        for statement in settings::statements(client.greeting.version) {
+        for statement in settings::statements(client.parameters.version) {
             client.simple_query(&statement).await?;
         }
         let process = command::process_id(client.simple_query(command::PROCESS_ID).await?);
-        client.pooled = process != Some(client.greeting.process_id);
-        client.greeting.process_id = process.unwrap_or_default();
+        client.pooled = process != Some(client.parameters.process_id);
+        client.parameters.process_id = process.unwrap_or_default();
         Ok(client)
     }
 
     pub(crate) fn resume(connection: Connection, notices: Notices, session: Session) -> Self {
-        let Session { route, greeting, pooled, answer_limit } = session;
-        Client { connection, route, greeting, pooled, notices, answer_limit, busy: false }
+        let Session { route, parameters, pooled, answer_limit } = session;
+        Client { connection, route, parameters, pooled, notices, answer_limit, busy: false }
     }
 
     /// Which of the hosts this is a connection to.
@@ -119,12 +119,12 @@ impl Client {
 
     /// The server's major version, such as 18.
     pub fn server_version(&self) -> u32 {
-        self.greeting.version
+        self.parameters.version
     }
 
     /// The server process behind this connection, as in `pg_stat_replication.pid`.
     pub fn process_id(&self) -> u32 {
-        self.greeting.process_id
+        self.parameters.process_id
     }
 
     /// The notices that came since the last call.
@@ -137,7 +137,7 @@ impl Client {
     /// # Errors
     /// [`Error::Timeout`] after `connect_timeout`.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity, Error> {
-        let rows = self.prompt_answer("IDENTIFY_SYSTEM", "identify itself").await?;
+        let rows = self.query_with_timeout("IDENTIFY_SYSTEM", "identify itself").await?;
         command::identity(rows)
             .ok_or_else(|| Error::protocol("an answer to IDENTIFY_SYSTEM without its columns"))
     }
@@ -154,7 +154,7 @@ impl Client {
             return Ok(TimelineHistory::first(timeline));
         }
         let command = format!("TIMELINE_HISTORY {timeline}");
-        let rows = self.prompt_answer(&command, "tell the history of its timeline").await?;
+        let rows = self.query_with_timeout(&command, "tell the history of its timeline").await?;
         let content = command::history(rows)
             .ok_or_else(|| Error::protocol("an answer to TIMELINE_HISTORY without its columns"))?;
         TimelineHistory::parse(timeline, &content)
@@ -167,14 +167,14 @@ impl Client {
     /// [`Error::Server`]; the connection can be used again after it, unless the severity is FATAL.
     pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
         let mut rows = Vec::new();
-        self.ask(sql)?;
+        self.send_query(sql)?;
         loop {
             let frame = self.connection.receive().await?;
             match frame.tag {
                 b'D' => rows.push(row(&frame.body)?),
                 b'T' | b'C' | b'I' => {}
                 b'Z' => break,
-                tag => self.attend(tag, &frame.body).await?,
+                tag => self.handle_async(tag, &frame.body).await?,
             }
         }
         self.busy = false;
@@ -190,7 +190,7 @@ impl Client {
     /// [`SqlState::DUPLICATE_OBJECT`](crate::SqlState::DUPLICATE_OBJECT) when it exists, `53400` when
     /// `max_replication_slots` are in use, and [`Error::Unsupported`] for a failover slot before PostgreSQL 17.
     pub async fn create_slot(&mut self, name: &str, options: &SlotOptions) -> Result<CreatedSlot, Error> {
-        let command = command::create_slot(name, options, self.greeting.version)?;
+        let command = command::create_slot(name, options, self.parameters.version)?;
         let rows = self.simple_query(&command).await?;
         command::created_slot(rows)
             .ok_or_else(|| Error::protocol("an answer to CREATE_REPLICATION_SLOT without its columns"))
@@ -220,8 +220,8 @@ impl Client {
         timeout(limit, self.start_copy(&command::start_replication(slot, start, output)))
             .await
             .map_err(late)??;
-        let Client { route, greeting, pooled, answer_limit, .. } = self;
-        let session = Session { route, greeting, pooled, answer_limit };
+        let Client { route, parameters, pooled, answer_limit, .. } = self;
+        let session = Session { route, parameters, pooled, answer_limit };
         Ok(Stream::new(self.connection, self.notices, session, wal_sender_timeout, start))
     }
 
@@ -229,24 +229,24 @@ impl Client {
     /// set for this connection: at 0 the server would keep the slot for a client that is gone.
     async fn settle_timeout(&mut self) -> Result<Duration, Error> {
         let what = "tell its wal_sender_timeout";
-        let rows = self.prompt_answer(command::WAL_SENDER_TIMEOUT, what).await?;
+        let rows = self.query_with_timeout(command::WAL_SENDER_TIMEOUT, what).await?;
         let configured = command::milliseconds(&rows)
             .ok_or_else(|| Error::protocol("an answer without a wal_sender_timeout"))?;
         let settled = command::useful_timeout(configured);
         if settled != configured {
             let set = format!("SET wal_sender_timeout = {}", settled.as_millis());
-            self.prompt_answer(&set, "set wal_sender_timeout").await?;
+            self.query_with_timeout(&set, "set wal_sender_timeout").await?;
         }
         Ok(settled)
     }
 
     async fn start_copy(&mut self, command: &str) -> Result<(), Error> {
-        self.ask(command)?;
+        self.send_query(command)?;
         loop {
             let frame = self.connection.receive().await?;
             match frame.tag {
                 b'W' => return Ok(()),
-                tag => self.attend(tag, &frame.body).await?,
+                tag => self.handle_async(tag, &frame.body).await?,
             }
         }
     }
@@ -261,12 +261,12 @@ impl Client {
     }
 
     /// Runs a command that the server answers at once, or is not well.
-    async fn prompt_answer(&mut self, sql: &str, what: &'static str) -> Result<Vec<Row>, Error> {
+    async fn query_with_timeout(&mut self, sql: &str, what: &'static str) -> Result<Vec<Row>, Error> {
         let limit = self.answer_limit;
         timeout(limit, self.simple_query(sql)).await.map_err(|_| Error::Timeout { what, limit })?
     }
 
-    fn ask(&mut self, sql: &str) -> Result<(), Error> {
+    fn send_query(&mut self, sql: &str) -> Result<(), Error> {
         if self.busy {
             return Err(Error::Interrupted);
         }
@@ -276,14 +276,14 @@ impl Client {
     }
 
     /// Deals with a message that may come in the midst of any answer.
-    async fn attend(&mut self, tag: u8, body: &[u8]) -> Result<(), Error> {
+    async fn handle_async(&mut self, tag: u8, body: &[u8]) -> Result<(), Error> {
         match tag {
             b'N' => Ok(self.notices.receive(body)?),
             b'S' => Ok(()),
             b'E' => {
                 let error = server_error(body)?;
                 if error.severity == "ERROR" {
-                    self.until_ready().await?;
+                    self.wait_until_ready().await?;
                 }
                 Err(error.into())
             }
@@ -292,7 +292,7 @@ impl Client {
     }
 
     /// After an error the server says when it takes commands again.
-    async fn until_ready(&mut self) -> Result<(), Error> {
+    async fn wait_until_ready(&mut self) -> Result<(), Error> {
         while self.connection.receive().await?.tag != b'Z' {}
         self.busy = false;
         Ok(())
@@ -302,21 +302,21 @@ impl Client {
 /// What a stream keeps of its client, to become one again.
 pub(crate) struct Session {
     route: Route,
-    greeting: Greeting,
+    parameters: ServerParameters,
     pooled: bool,
     answer_limit: Duration,
 }
 
 /// Whether transactions can write there; if not, why not.
-fn writable(greeting: &Greeting) -> Result<(), &'static str> {
-    match greeting {
-        Greeting { standby: true, .. } => Err("is a standby"),
-        Greeting { read_only: true, .. } => Err("is read-only (default_transaction_read_only)"),
+fn writable(parameters: &ServerParameters) -> Result<(), &'static str> {
+    match parameters {
+        ServerParameters { standby: true, .. } => Err("is a standby"),
+        ServerParameters { read_only: true, .. } => Err("is read-only (default_transaction_read_only)"),
         _ => Ok(()),
     }
 }
 
-fn row(body: &[u8]) -> Result<Row, Flaw> {
+fn row(body: &[u8]) -> Result<Row, WireError> {
     let mut reader = Reader::new(body);
     let count = reader.u16()?;
     let mut row = Row::with_capacity(usize::from(count));
@@ -325,7 +325,7 @@ fn row(body: &[u8]) -> Result<Row, Flaw> {
             ..0 => None,
             length => {
                 let bytes = reader.bytes(usize::try_from(length).unwrap_or(usize::MAX))?;
-                Some(String::from_utf8(bytes.to_vec()).map_err(|_| Flaw("has text that is not UTF-8"))?)
+                Some(String::from_utf8(bytes.to_vec()).map_err(|_| WireError("has text that is not UTF-8"))?)
             }
         });
     }

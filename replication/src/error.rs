@@ -4,8 +4,8 @@ use std::io;
 use std::time::Duration;
 
 use crate::report::ServerError;
-use crate::wire::Flaw;
-use crate::{EndLsn, Lsn, Skipped, SqlState, TlsError};
+use crate::wire::WireError;
+use crate::{EndLsn, FailedHost, Lsn, SqlState, TlsError};
 
 /// Why a connection or stream failed.
 ///
@@ -40,7 +40,7 @@ pub enum Error {
     #[error("no server can be used: {}", list(skipped))]
     NoServer {
         /// Each one, in the order in which they were tried, and why it was skipped.
-        skipped: Vec<Skipped>,
+        skipped: Vec<FailedHost>,
     },
     /// The server refused or failed; [`SqlState`] tells what to do.
     #[error(transparent)]
@@ -117,11 +117,11 @@ impl Error {
     }
 }
 
-fn list(skipped: &[Skipped]) -> String {
+fn list(skipped: &[FailedHost]) -> String {
     if skipped.is_empty() {
         return "no host was given".to_owned();
     }
-    let all: Vec<String> = skipped.iter().map(Skipped::to_string).collect();
+    let all: Vec<String> = skipped.iter().map(FailedHost::to_string).collect();
     all.join(" | ")
 }
 
@@ -147,8 +147,8 @@ impl From<TlsError> for Error {
     }
 }
 
-impl From<Flaw> for Error {
-    fn from(flaw: Flaw) -> Self {
+impl From<WireError> for Error {
+    fn from(flaw: WireError) -> Self {
         Error::protocol(format!("a message {}", flaw.0))
     }
 }

@@ -41,11 +41,11 @@ pub(crate) struct Feedback {
     /// The longest time without a status.
     interval: Duration,
     /// The silence after which an answer is asked for, and again the time the server has for it.
-    patience: Duration,
+    probe_interval: Duration,
     received: Lsn,
     confirmed: EndLsn,
     /// What the last status said, written or not.
-    told: EndLsn,
+    last_sent: EndLsn,
     last_status: Instant,
     reply_wanted: bool,
     silent_since: Option<Instant>,
@@ -61,10 +61,10 @@ impl Feedback {
         Feedback {
             // The server asks for a reply at half of its timeout; three chances before it has to.
             interval: (timeout / 6).min(MAX_INTERVAL),
-            patience: timeout / 4,
+            probe_interval: timeout / 4,
             received: start.lsn(),
             confirmed: EndLsn::ZERO,
-            told: EndLsn::ZERO,
+            last_sent: EndLsn::ZERO,
             last_status: now,
             reply_wanted: false,
             silent_since: None,
@@ -73,7 +73,7 @@ impl Feedback {
     }
 
     pub(crate) fn silence_limit(&self) -> Duration {
-        self.patience * 2
+        self.probe_interval * 2
     }
 
     pub(crate) fn received(&self) -> Lsn {
@@ -110,7 +110,9 @@ impl Feedback {
     pub(crate) fn on_empty(&mut self, now: Instant) -> Result<(), Error> {
         let since = *self.silent_since.get_or_insert(now);
         match self.probed_at {
-            Some(probed) if now >= probed + self.patience => Err(Error::Silent { silence: now - since }),
+            Some(probed) if now >= probed + self.probe_interval => {
+                Err(Error::Silent { silence: now - since })
+            }
             _ => Ok(()),
         }
     }
@@ -129,7 +131,7 @@ impl Feedback {
 
     /// The status as of now; it counts as said.
     pub(crate) fn status(&mut self, now: Instant, reply: bool) -> Status {
-        self.told = self.confirmed;
+        self.last_sent = self.confirmed;
         self.last_status = now;
         self.reply_wanted = false;
         Status { write: self.received, flush: self.confirmed, reply }
@@ -137,7 +139,7 @@ impl Feedback {
 
     /// When to look again although nothing arrives, while reading.
     pub(crate) fn wake_reader_at(&self, unsent: bool) -> Option<Instant> {
-        let judged_at = self.probed_at.map(|at| at + self.patience);
+        let judged_at = self.probed_at.map(|at| at + self.probe_interval);
         let status_at = self.wake_writer_at(unsent);
         [self.probe_at(), judged_at, status_at].into_iter().flatten().min()
     }
@@ -148,7 +150,7 @@ impl Feedback {
     }
 
     fn status_at(&self) -> Instant {
-        let news = self.confirmed > self.told;
+        let news = self.confirmed > self.last_sent;
         let wait = match (self.reply_wanted, news) {
             (true, true) => Duration::ZERO,
             (true, false) => REPLY_EVERY,
@@ -161,7 +163,7 @@ impl Feedback {
     fn probe_at(&self) -> Option<Instant> {
         match self.probed_at {
             Some(_) => None,
-            None => self.silent_since.map(|since| since + self.patience),
+            None => self.silent_since.map(|since| since + self.probe_interval),
         }
     }
 }

@@ -14,14 +14,14 @@ use crate::{Client, ConnectOptions, Error, Host};
 
 /// A server that could not be used.
 #[derive(Debug)]
-pub struct Skipped {
+pub struct FailedHost {
     /// Host and port with the address that was tried, or the path of the socket.
     pub server: String,
     /// Why not.
     pub error: Error,
 }
 
-impl fmt::Display for Skipped {
+impl fmt::Display for FailedHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.server, self.error)?;
         let mut source = std::error::Error::source(&self.error);
@@ -39,14 +39,14 @@ pub(crate) async fn connect(options: &ConnectOptions) -> Result<Client, Error> {
         let places = match host.resolve(options.connect_timeout).await {
             Ok(places) => places,
             Err(error) => {
-                skipped.push(Skipped { server: host.to_string(), error });
+                skipped.push(FailedHost { server: host.to_string(), error });
                 continue;
             }
         };
         for place in places {
             match attempt(host, &place, options).await {
                 Ok(client) => return Ok(client),
-                Err(error) => skipped.push(Skipped { server: place.to_string(), error }),
+                Err(error) => skipped.push(FailedHost { server: place.to_string(), error }),
             }
         }
     }
@@ -111,7 +111,7 @@ pub(crate) struct Route {
 }
 
 /// With one server there is one error; with several, all of them count.
-fn one_error(mut skipped: Vec<Skipped>) -> Error {
+fn one_error(mut skipped: Vec<FailedHost>) -> Error {
     match skipped.pop() {
         Some(only) if skipped.is_empty() => only.error,
         last => {

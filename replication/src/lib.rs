@@ -28,7 +28,7 @@ pub use client::{Client, CreatedSlot, Row, SystemIdentity};
 pub use command::{FAILOVER_SINCE, PgOutput, SlotOptions, Snapshot};
 pub use error::Error;
 pub use framing::MemoryLimit;
-pub use hosts::Skipped;
+pub use hosts::FailedHost;
 pub use lsn::{CommitLsn, EndLsn, Lsn, ParseLsnError};
 pub use options::{ConnectOptions, DEFAULT_CONNECT_TIMEOUT, Host, Password, Target};
 pub use report::{Notice, ServerError};

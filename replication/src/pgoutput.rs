@@ -22,7 +22,7 @@ pub use relation::{Relation, RelationColumn, RelationColumns, ReplicaIdentity};
 pub use tuple::{Column, Columns, Tuple};
 pub(crate) use tuple::{OVERSIZED, UNKNOWN_COLUMN};
 
-use crate::wire::{Flaw, Reader, SHORT};
+use crate::wire::{Reader, SHORT, WireError};
 use crate::{CommitLsn, EndLsn, Lsn, PgTime};
 
 /// The bytes are not a pgoutput message of protocol version 1.
@@ -206,14 +206,14 @@ impl<'a> Message<'a> {
 fn named<'a, T>(
     message: &'static str,
     mut reader: Reader<'a>,
-    read: impl FnOnce(&mut Reader<'a>) -> Result<T, Flaw>,
+    read: impl FnOnce(&mut Reader<'a>) -> Result<T, WireError>,
 ) -> Result<T, DecodeError> {
     read(&mut reader)
         .and_then(|value| reader.finish().map(|()| value))
-        .map_err(|Flaw(what)| DecodeError::Malformed { message, what })
+        .map_err(|WireError(what)| DecodeError::Malformed { message, what })
 }
 
-fn begin(r: &mut Reader<'_>) -> Result<Begin, Flaw> {
+fn begin(r: &mut Reader<'_>) -> Result<Begin, WireError> {
     Ok(Begin {
         final_lsn: CommitLsn::new(Lsn::from(r.u64()?)),
         commit_time: PgTime::from_micros(r.i64()?),
@@ -221,7 +221,7 @@ fn begin(r: &mut Reader<'_>) -> Result<Begin, Flaw> {
     })
 }
 
-fn commit(r: &mut Reader<'_>) -> Result<Commit, Flaw> {
+fn commit(r: &mut Reader<'_>) -> Result<Commit, WireError> {
     let _flags = r.u8()?; // unused in every version so far
     Ok(Commit {
         commit_lsn: CommitLsn::new(Lsn::from(r.u64()?)),
@@ -230,19 +230,19 @@ fn commit(r: &mut Reader<'_>) -> Result<Commit, Flaw> {
     })
 }
 
-fn update<'a>(r: &mut Reader<'a>) -> Result<Update<'a>, Flaw> {
+fn update<'a>(r: &mut Reader<'a>) -> Result<Update<'a>, WireError> {
     let relation = r.u32()?;
     let old = Tuple::old_row(r)?;
     Ok(Update { relation, old, new: Tuple::new_row(r)? })
 }
 
-fn delete<'a>(r: &mut Reader<'a>) -> Result<Delete<'a>, Flaw> {
+fn delete<'a>(r: &mut Reader<'a>) -> Result<Delete<'a>, WireError> {
     let relation = r.u32()?;
-    let old = Tuple::old_row(r)?.ok_or(Flaw("has no old row"))?;
+    let old = Tuple::old_row(r)?.ok_or(WireError("has no old row"))?;
     Ok(Delete { relation, old })
 }
 
-fn truncate<'a>(r: &mut Reader<'a>) -> Result<Truncate<'a>, Flaw> {
+fn truncate<'a>(r: &mut Reader<'a>) -> Result<Truncate<'a>, WireError> {
     let count = r.u32()?;
     let flags = r.u8()?;
     let bytes = usize::try_from(count).ok().and_then(|count| count.checked_mul(4)).ok_or(SHORT)?;
@@ -250,12 +250,12 @@ fn truncate<'a>(r: &mut Reader<'a>) -> Result<Truncate<'a>, Flaw> {
     Ok(Truncate { cascade: flags & 1 != 0, restart_identity: flags & 2 != 0, oids })
 }
 
-fn logical<'a>(r: &mut Reader<'a>) -> Result<LogicalMessage<'a>, Flaw> {
+fn logical<'a>(r: &mut Reader<'a>) -> Result<LogicalMessage<'a>, WireError> {
     Ok(LogicalMessage {
         transactional: r.u8()? & 1 != 0,
         lsn: Lsn::from(r.u64()?),
         prefix: r.text()?,
-        content: r.counted()?,
+        content: r.length_prefixed()?,
     })
 }
 

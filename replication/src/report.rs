@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::SqlState;
-use crate::wire::{Flaw, Reader};
+use crate::wire::{Reader, WireError};
 
 /// Distinct notices kept until the owner takes them; a server that floods must not fill the memory.
 const MAX_NOTICES: usize = 256;
@@ -116,7 +116,7 @@ impl fmt::Display for Notice {
 pub(crate) struct Notices(Vec<Notice>);
 
 impl Notices {
-    pub(crate) fn receive(&mut self, body: &[u8]) -> Result<(), Flaw> {
+    pub(crate) fn receive(&mut self, body: &[u8]) -> Result<(), WireError> {
         let Fields { severity, code, message, detail, hint, source_file } = Fields::parse(body)?;
         let notice = Notice { severity, code, message, detail, hint, source_file };
         // A walsender repeats its warning for every transaction.
@@ -131,7 +131,7 @@ impl Notices {
     }
 }
 
-pub(crate) fn server_error(body: &[u8]) -> Result<ServerError, Flaw> {
+pub(crate) fn server_error(body: &[u8]) -> Result<ServerError, WireError> {
     let Fields { severity, code, message, detail, hint, .. } = Fields::parse(body)?;
     Ok(ServerError { code, severity, message, detail, hint })
 }
@@ -147,7 +147,7 @@ struct Fields {
 }
 
 impl Fields {
-    fn parse(body: &[u8]) -> Result<Self, Flaw> {
+    fn parse(body: &[u8]) -> Result<Self, WireError> {
         let mut fields = Fields {
             severity: String::new(),
             code: SqlState::UNKNOWN,

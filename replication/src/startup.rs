@@ -1,4 +1,4 @@
-//! From an open socket to a connection that takes commands: startup message, authentication, greeting.
+//! From an open socket to a connection that takes commands: startup message, authentication, parameters.
 
 use postgres_protocol::message::frontend;
 
@@ -10,7 +10,7 @@ use crate::{ConnectOptions, Error, settings};
 
 /// What the server tells about itself before it is ready.
 #[derive(Debug, Default)]
-pub(crate) struct Greeting {
+pub(crate) struct ServerParameters {
     /// The major version, such as 18.
     pub(crate) version: u32,
     /// The process that serves this connection.
@@ -26,7 +26,7 @@ pub(crate) async fn start(
     options: &ConnectOptions,
     with_settings: bool,
     notices: &mut Notices,
-) -> Result<Greeting, Error> {
+) -> Result<ServerParameters, Error> {
     frontend::startup_message(parameters(options, with_settings), connection.output())?;
     authenticate(connection, options, notices).await?;
     greet(connection, notices).await
@@ -45,22 +45,22 @@ fn parameters(options: &ConnectOptions, with_settings: bool) -> Vec<(&str, &str)
 }
 
 /// Reads what the server tells about itself until it is ready.
-async fn greet(connection: &mut Connection, notices: &mut Notices) -> Result<Greeting, Error> {
-    let mut greeting = Greeting::default();
+async fn greet(connection: &mut Connection, notices: &mut Notices) -> Result<ServerParameters, Error> {
+    let mut parameters = ServerParameters::default();
     loop {
         let frame = connection.receive().await?;
         let mut reader = Reader::new(&frame.body);
         match frame.tag {
             b'S' => match (reader.text()?, reader.text()?) {
-                ("server_version", version) => greeting.version = major(version)?,
-                ("in_hot_standby", value) => greeting.standby = value == "on",
-                ("default_transaction_read_only", value) => greeting.read_only = value == "on",
+                ("server_version", version) => parameters.version = major(version)?,
+                ("in_hot_standby", value) => parameters.standby = value == "on",
+                ("default_transaction_read_only", value) => parameters.read_only = value == "on",
                 _ => {}
             },
-            b'K' => greeting.process_id = reader.u32()?,
+            b'K' => parameters.process_id = reader.u32()?,
             b'N' => notices.receive(&frame.body)?,
             b'E' => return Err(server_error(&frame.body)?.into()),
-            b'Z' => return Ok(greeting),
+            b'Z' => return Ok(parameters),
             tag => return Err(Error::protocol(format!("message {tag:#04x} while starting"))),
         }
     }
@@ -90,11 +90,11 @@ mod tests {
     }
 
     /// Lets the client meet a server that says `bytes`, whatever it is told, and then hangs up.
-    fn meet(bytes: &[u8]) -> Result<Greeting, Error> {
-        meet_demanding(ChannelBinding::Prefer, bytes)
+    fn connect_to(bytes: &[u8]) -> Result<ServerParameters, Error> {
+        connect_demanding(ChannelBinding::Prefer, bytes)
     }
 
-    fn meet_demanding(demand: ChannelBinding, bytes: &[u8]) -> Result<Greeting, Error> {
+    fn connect_demanding(demand: ChannelBinding, bytes: &[u8]) -> Result<ServerParameters, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -118,8 +118,8 @@ mod tests {
 
     #[test]
     fn a_server_that_trusts_is_taken_at_its_word() {
-        let greeting = meet(&[&request(0, b"")[..], VERSION, READY].concat()).unwrap();
-        assert_eq!(greeting.version, 18);
+        let parameters = connect_to(&[&request(0, b"")[..], VERSION, READY].concat()).unwrap();
+        assert_eq!(parameters.version, 18);
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
             [b"S", &(body.len() as u32 + 4).to_be_bytes()[..], body.as_bytes()].concat()
         };
         let greeted = |settings: &[Vec<u8>]| {
-            meet(&[&request(0, b"")[..], VERSION, &settings.concat(), READY].concat()).unwrap()
+            connect_to(&[&request(0, b"")[..], VERSION, &settings.concat(), READY].concat()).unwrap()
         };
         let primary = greeted(&[says("in_hot_standby", "off"), says("default_transaction_read_only", "off")]);
         assert!(!primary.standby && !primary.read_only);
@@ -143,7 +143,7 @@ mod tests {
         let md5 = request(5, b"salt");
         let scram = request(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
         for login in [welcome, md5, scram] {
-            let refused = meet_demanding(ChannelBinding::Require, &login);
+            let refused = connect_demanding(ChannelBinding::Require, &login);
             assert!(matches!(refused, Err(Error::Auth { .. })), "{refused:?}");
         }
     }
@@ -151,23 +151,23 @@ mod tests {
     #[test]
     fn a_welcome_without_proof_is_refused() {
         let offer = request(10, b"SCRAM-SHA-256\0\0");
-        let refused = meet(&[&offer[..], &request(0, b""), VERSION, READY].concat());
+        let refused = connect_to(&[&offer[..], &request(0, b""), VERSION, READY].concat());
         assert!(matches!(refused, Err(Error::Auth { .. })));
     }
 
     #[test]
     fn requests_that_are_not_supported_are_refused() {
         for kind in [2, 3, 6, 7, 9, 99] {
-            assert!(matches!(meet(&request(kind, b"")), Err(Error::Auth { .. })), "{kind}");
+            assert!(matches!(connect_to(&request(kind, b"")), Err(Error::Auth { .. })), "{kind}");
         }
         let unknown = request(10, b"SCRAM-SHA-512\0\0");
-        assert!(matches!(meet(&unknown), Err(Error::Auth { .. })));
+        assert!(matches!(connect_to(&unknown), Err(Error::Auth { .. })));
     }
 
     #[test]
     fn a_server_that_hangs_up_is_closed() {
-        assert!(matches!(meet(b""), Err(Error::Closed)));
-        assert!(matches!(meet(&request(0, b"")), Err(Error::Closed)));
+        assert!(matches!(connect_to(b""), Err(Error::Closed)));
+        assert!(matches!(connect_to(&request(0, b"")), Err(Error::Closed)));
     }
 
     proptest! {
@@ -185,7 +185,7 @@ mod tests {
                     message
                 })
                 .collect();
-            let _ = meet(&bytes);
+            let _ = connect_to(&bytes);
         }
     }
 }

@@ -12,7 +12,7 @@ use outbox_relay::config::{self, quote};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
 use outbox_relay::postgres::source;
-use outbox_relay::trouble::{Reason, Trouble};
+use outbox_relay::trouble::{ErrorKind, RelayError};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
@@ -90,7 +90,7 @@ pub enum Pending {
     NotPermitted(String),
     /// The database refused.
     #[error("database: {0}")]
-    Database(Trouble),
+    Database(RelayError),
     /// Kafka refused.
     #[error(transparent)]
     Kafka(#[from] crate::topics::KafkaError),
@@ -110,8 +110,8 @@ pub enum Pending {
     Kubernetes(#[from] kube::Error),
 }
 
-impl From<Trouble> for Pending {
-    fn from(trouble: Trouble) -> Self {
+impl From<RelayError> for Pending {
+    fn from(trouble: RelayError) -> Self {
         Pending::Database(trouble)
     }
 }
@@ -216,7 +216,7 @@ async fn end_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) 
     if !is_ours(sql, source, relay).await? {
         return Ok(());
     }
-    let state = source::slot_state(sql, &source.slot.name).await.map_err(Trouble::from)?;
+    let state = source::slot_state(sql, &source.slot.name).await.map_err(RelayError::from)?;
     let state = state.filter(|state| state.database.as_ref() == Some(&source.database));
     if state.is_some_and(|state| state.active_pid.is_some()) {
         return Err(Pending::SlotHeld(source.slot.name.clone()));
@@ -228,20 +228,20 @@ async fn end_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) 
 }
 
 /// Whether a relay of this resource has registered for the slot: what it never had is not its own to drop.
-async fn is_ours(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<bool, Trouble> {
+async fn is_ours(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<bool, RelayError> {
     let table = source.table.sibling(checkpoint::TABLE);
     let select = format!("SELECT EXISTS (SELECT FROM {table} WHERE relay = $1 AND slot = $2)");
     let ours =
         sqlx::query_scalar(AssertSqlSafe(select)).bind(relay).bind(&source.slot.name).fetch_one(sql).await;
-    match ours.map_err(Trouble::from) {
+    match ours.map_err(RelayError::from) {
         // The table is gone, and with it everything that rests on it.
-        Err(trouble) if trouble.reason == Reason::TableMissing => Ok(false),
+        Err(trouble) if trouble.kind == ErrorKind::TableMissing => Ok(false),
         ours => ours,
     }
 }
 
 /// Only one with the mark of this resource: what it did not make is not its own to drop.
-async fn drop_publication(sql: &mut PgConnection, name: &str) -> Result<(), Trouble> {
+async fn drop_publication(sql: &mut PgConnection, name: &str) -> Result<(), RelayError> {
     let drop = format!("DROP PUBLICATION IF EXISTS {}", quote(name));
     sqlx::query(AssertSqlSafe(drop)).execute(sql).await?;
     tracing::info!(publication = name, "dropped the publication");
@@ -251,7 +251,7 @@ async fn drop_publication(sql: &mut PgConnection, name: &str) -> Result<(), Trou
 /// The slot, if it is one of this database, and the row by which retention waits for this relay. Slots are the server's: another database's
 /// relay may use the name of one that was lost. The row is deleted first, in a transaction that ends after the slot is gone: where one of
 /// them cannot go, both stay, and the next try finds them.
-async fn drop_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<(), Trouble> {
+async fn drop_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<(), RelayError> {
     let slot = &source.slot.name;
     let mut transaction = sql.begin().await?;
     let table = source.table.sibling(checkpoint::TABLE);

@@ -7,7 +7,7 @@ use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
 use outbox_relay::postgres::source::{self, PublicationState};
 use outbox_relay::postgres::table;
-use outbox_relay::trouble::{self, Trouble};
+use outbox_relay::trouble::{self, RelayError};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
@@ -30,7 +30,7 @@ impl Pass<'_> {
         let looked = tokio::time::timeout(WITHIN, self.look_at_database(config, &source, secrets)).await;
         looked.unwrap_or_else(|_| {
             let what = format!("{} did not answer within {WITHIN:?}", source.host);
-            self.database_is_not_reachable(&Trouble::new(trouble::Reason::DatabaseUnreachable, what));
+            self.database_is_not_reachable(&RelayError::new(trouble::ErrorKind::DatabaseUnreachable, what));
             false
         })
     }
@@ -59,10 +59,10 @@ impl Pass<'_> {
         &self,
         source: &config::Source,
         secrets: &PostgresSecrets,
-    ) -> Result<Database, Trouble> {
+    ) -> Result<Database, RelayError> {
         let access = Access::read_with(source, &|file| secrets.files.read(file));
         let access = access
-            .map_err(|error| Trouble::new(trouble::Reason::CredentialsUnreadable, error.to_string()))?;
+            .map_err(|error| RelayError::new(trouble::ErrorKind::CredentialsUnreadable, error.to_string()))?;
         self.context.connections.database(source, &access, &secrets.files.digest()).await
     }
 
@@ -121,7 +121,7 @@ impl Pass<'_> {
         config: &Config,
         source: &config::Source,
         secrets: &PostgresSecrets,
-    ) -> Result<(Database, String), Trouble> {
+    ) -> Result<(Database, String), RelayError> {
         let connecting = self.connect(source, secrets);
         let mut database = self.context.metrics.request("postgres", "connect", connecting).await?;
         source::check_preconditions(&mut database.sql, source).await?;
@@ -136,8 +136,8 @@ impl Pass<'_> {
     }
 
     /// Makes sure that the publication is there and suits; marks one that is made as this resource's.
-    async fn publish(&self, sql: &mut PgConnection, source: &config::Source) -> Result<(), Trouble> {
-        if source::look_at_publication(sql, source).await? == PublicationState::Suitable {
+    async fn publish(&self, sql: &mut PgConnection, source: &config::Source) -> Result<(), RelayError> {
+        if source::publication_state(sql, source).await? == PublicationState::Suitable {
             return Ok(());
         }
         let name = &source.publication.name;
@@ -155,12 +155,13 @@ impl Pass<'_> {
         Ok(())
     }
 
-    async fn slot(&self, sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+    async fn slot(&self, sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
         let name = &config.source.slot.name;
         let slot = source::slot_state(sql, name).await?;
         let told = self.findings.holds(Aspect::Streaming);
         self.context.metrics.slot(self.relay, slot.as_ref().filter(|_| !told));
-        let lost = |how: &str| no(&Trouble::new(trouble::Reason::SlotLost, format!("slot {name}: {how}")));
+        let lost =
+            |how: &str| no(&RelayError::new(trouble::ErrorKind::SlotLost, format!("slot {name}: {how}")));
         Ok(match slot {
             Some(slot)
                 if slot.database.as_ref().is_some_and(|database| *database != config.source.database) =>
@@ -169,13 +170,13 @@ impl Pass<'_> {
                 let what = format!(
                     "slot {name} belongs to database {database}: choose another name, slots are the server's"
                 );
-                Finding::no(trouble::Reason::SlotUnsuitable, what)
+                Finding::no(trouble::ErrorKind::SlotUnsuitable, what)
             }
             Some(slot) if slot.plugin.as_deref() != Some("pgoutput") => {
                 let what = format!("slot {name} has another plugin: choose another name");
-                Finding::no(trouble::Reason::SlotUnsuitable, what)
+                Finding::no(trouble::ErrorKind::SlotUnsuitable, what)
             }
-            Some(slot) if slot.is_lost() => lost(&slot.loss()),
+            Some(slot) if slot.is_lost() => lost(&slot.loss_reason()),
             Some(_) => Finding::yes(Reason::Present, ""),
             None if had_slot(sql, config).await? => {
                 lost("it is gone, and rows that were committed since the checkpoint with it")
@@ -184,28 +185,28 @@ impl Pass<'_> {
         })
     }
 
-    fn database_is_not_reachable(&mut self, trouble: &Trouble) {
+    fn database_is_not_reachable(&mut self, trouble: &RelayError) {
         self.findings.set(Aspect::DatabaseReachable, no(trouble));
     }
 }
 
-fn no(trouble: &Trouble) -> Finding {
-    Finding::no(trouble.reason, trouble.to_string())
+fn no(trouble: &RelayError) -> Finding {
+    Finding::no(trouble.kind, trouble.to_string())
 }
 
 /// Before there are pods that could only say the same.
-async fn check_grants(sql: &mut PgConnection, source: &config::Source) -> Result<(), Trouble> {
+async fn check_grants(sql: &mut PgConnection, source: &config::Source) -> Result<(), RelayError> {
     let missing = grants::missing(sql, source, &source.user).await?;
     if missing.is_empty() {
         return Ok(());
     }
     let (role, database) = (&source.user, &source.database);
     let what = format!("role {role} lacks rights; run in database {database}: {}", missing.join("; "));
-    Err(Trouble::new(trouble::Reason::PermissionDenied, what))
+    Err(RelayError::new(trouble::ErrorKind::PermissionDenied, what))
 }
 
 /// Whether the relay's checkpoint rests on a slot. A role that may not look is not told.
-async fn had_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Trouble> {
+async fn had_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, RelayError> {
     let table = config.source.table.sibling(checkpoint::TABLE);
     let rests = "relay = $1 AND slot = $2 AND confirmed_lsn IS NOT NULL";
     let had = sqlx::query_scalar(AssertSqlSafe(format!("SELECT EXISTS (SELECT FROM {table} WHERE {rests})")))
@@ -213,14 +214,14 @@ async fn had_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Troub
         .bind(&config.source.slot.name)
         .fetch_one(sql)
         .await;
-    match had.map_err(Trouble::from) {
-        Err(trouble) if trouble.reason == trouble::Reason::PermissionDenied => Ok(false),
+    match had.map_err(RelayError::from) {
+        Err(trouble) if trouble.kind == trouble::ErrorKind::PermissionDenied => Ok(false),
         had => had,
     }
 }
 
 /// Whether the relay will find room for its slot.
-async fn room(sql: &mut PgConnection, slot: &str) -> Result<Finding, Trouble> {
+async fn room(sql: &mut PgConnection, slot: &str) -> Result<Finding, RelayError> {
     let (used, most): (i64, i64) = sqlx::query_as(
         "SELECT count(*), current_setting('max_replication_slots')::bigint FROM pg_replication_slots",
     )
@@ -245,7 +246,7 @@ pub(super) async fn is_marked(
     sql: &mut PgConnection,
     name: &str,
     relay: &OutboxRelay,
-) -> Result<bool, Trouble> {
+) -> Result<bool, RelayError> {
     let comment: Option<String> = sqlx::query_scalar(
         "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = $1",
     )

@@ -3,7 +3,7 @@
 
 use outbox_relay::config;
 use outbox_relay::postgres::grants;
-use outbox_relay::trouble::Trouble;
+use outbox_relay::trouble::RelayError;
 use sqlx::postgres::PgConnection;
 
 use super::Pass;
@@ -35,7 +35,7 @@ impl Pass<'_> {
         &self,
         sql: &mut PgConnection,
         source: &config::Source,
-    ) -> Result<Option<String>, Trouble> {
+    ) -> Result<Option<String>, RelayError> {
         if !cleanup::deletes_slot(&self.relay.spec) {
             return Ok(None);
         }
@@ -46,7 +46,7 @@ impl Pass<'_> {
         &self,
         sql: &mut PgConnection,
         source: &config::Source,
-    ) -> Result<Option<String>, Trouble> {
+    ) -> Result<Option<String>, RelayError> {
         let name = &source.publication.name;
         if !cleanup::deletes_publication(&self.relay.spec) || !is_marked(sql, name, self.relay).await? {
             return Ok(None);

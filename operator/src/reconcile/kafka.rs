@@ -174,7 +174,7 @@ pub(super) const FAILED: Reason = Reason::TopicFailed;
 fn unreachable(error: &KafkaError) -> Finding {
     if error.is_distrust {
         let remedy = "check sink.kafka.sasl, sink.kafka.tls and the Secrets they refer to";
-        let reason = trouble::Reason::KafkaAuthenticationFailed;
+        let reason = trouble::ErrorKind::KafkaAuthenticationFailed;
         return Finding::no(reason, format!("{error}; {remedy}"));
     }
     let remedy = "check that Kafka runs, and that sink.kafka leads to it";

@@ -66,7 +66,7 @@ pub enum Reason {
     /// The resource is being deleted, and something has to be done before.
     Deleting,
     /// One of the relay's own.
-    Relay(trouble::Reason),
+    Relay(trouble::ErrorKind),
     /// In the words of a relay or of Kubernetes.
     Said(String),
 }
@@ -237,8 +237,8 @@ impl Display for Reason {
     }
 }
 
-impl From<trouble::Reason> for Reason {
-    fn from(reason: trouble::Reason) -> Self {
+impl From<trouble::ErrorKind> for Reason {
+    fn from(reason: trouble::ErrorKind) -> Self {
         Reason::Relay(reason)
     }
 }

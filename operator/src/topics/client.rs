@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use outbox_relay::kafka::client::why_not_trusted;
+use outbox_relay::kafka::client::auth_failure;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
@@ -68,7 +68,7 @@ impl SharedClient {
         if is_due && let Ok(client) = create(&self.config) {
             self.current.lock().unwrap_or_else(PoisonError::into_inner).0 = Arc::new(client);
         }
-        match why_not_trusted(&self.config, DIAGNOSIS_WITHIN) {
+        match auth_failure(&self.config, DIAGNOSIS_WITHIN) {
             Some(why) => error.not_trusted(why),
             None => error,
         }

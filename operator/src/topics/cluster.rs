@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use kafka_admin::{Alteration, TopicDescription};
+use kafka_admin::{ConfigChange, TopicDescription};
 use rdkafka::admin::{
     AdminOptions, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
@@ -223,11 +223,15 @@ async fn carry_out(client: &Arc<Client>, topic: &str, step: &Step) -> Result<(),
             let (client, set, given_back) = (Arc::clone(client), set.clone(), given_back.clone());
             let (topic, doing) = (topic.to_owned(), format!("configuring topic {topic}"));
             let configuring = tokio::task::spawn_blocking(move || {
-                let set = set.iter().map(|(key, value)| (key.as_str(), Alteration::Set(value)));
-                let given_back = given_back.iter().map(|key| (key.as_str(), Alteration::Delete));
+                let set = set.iter().map(|(key, value)| (key.as_str(), ConfigChange::Set(value)));
+                let given_back = given_back.iter().map(|key| (key.as_str(), ConfigChange::Delete));
                 let alterations = set.chain(given_back).collect();
-                let altered =
-                    kafka_admin::alter(admin(&client)?.inner(), &topic, &alterations, REQUEST_WITHIN);
+                let altered = kafka_admin::alter_topic_config(
+                    admin(&client)?.inner(),
+                    &topic,
+                    &alterations,
+                    REQUEST_WITHIN,
+                );
                 altered.map_err(|error| KafkaError::asked(&doing, &error))
             });
             configuring.await.unwrap_or_else(|join| Err(KafkaError::new(LOOKING, join.to_string(), None)))

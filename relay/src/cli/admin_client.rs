@@ -11,7 +11,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// There is no answer.
 #[derive(Debug, thiserror::Error)]
-pub enum AskError {
+pub enum RequestError {
     /// Nobody listens.
     #[error("no relay answers at {address} (admin.listen): {source}")]
     NoRelay {
@@ -37,14 +37,14 @@ pub enum AskError {
 }
 
 /// Makes a request and returns the lines of the answer as they come.
-pub fn ask(
+pub fn request(
     listen: SocketAddr,
     method: &str,
     path: &str,
     body: &str,
-) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>, AskError> {
-    let address = SocketAddr::new(reachable(listen.ip()), listen.port());
-    let failed = |source| AskError::NoRelay { address, source };
+) -> Result<impl Iterator<Item = std::io::Result<String>> + use<>, RequestError> {
+    let address = SocketAddr::new(loopback_of(listen.ip()), listen.port());
+    let failed = |source| RequestError::NoRelay { address, source };
     let mut stream = TcpStream::connect_timeout(&address, CONNECT_WITHIN).map_err(failed)?;
     stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
     let length = body.len();
@@ -53,13 +53,13 @@ pub fn ask(
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut lines = BufReader::new(stream).lines();
     let status = lines.next().and_then(Result::ok).and_then(|line| status(&line));
-    let status = status.ok_or(AskError::NotARelay { address })?;
+    let status = status.ok_or(RequestError::NotARelay { address })?;
     let mut lines = lines.skip_while(|line| line.as_ref().is_ok_and(|line| !line.is_empty())).skip(1);
     if status == 200 {
         return Ok(lines);
     }
     let message = lines.next().and_then(Result::ok).unwrap_or_else(|| format!("status {status}"));
-    Err(AskError::Refused { address, message })
+    Err(RequestError::Refused { address, message })
 }
 
 fn status(line: &str) -> Option<u16> {
@@ -67,7 +67,7 @@ fn status(line: &str) -> Option<u16> {
 }
 
 /// A listener on every address is reached over the loopback.
-fn reachable(ip: IpAddr) -> IpAddr {
+fn loopback_of(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -97,11 +97,11 @@ mod tests {
     #[test]
     fn an_answer_is_its_lines_and_a_refusal_its_sentence() {
         let lines =
-            ask(answering("HTTP/1.0 200 OK\r\nx: y\r\n\r\n{\"a\":1}\n\nend\n"), "GET", "/", "").unwrap();
+            request(answering("HTTP/1.0 200 OK\r\nx: y\r\n\r\n{\"a\":1}\n\nend\n"), "GET", "/", "").unwrap();
         assert_eq!(lines.map(Result::unwrap).collect::<Vec<_>>(), ["{\"a\":1}", "", "end"]);
-        let refused = ask(answering("HTTP/1.1 409 Conflict\r\n\r\nbusy\n"), "POST", "/", "").map(drop);
+        let refused = request(answering("HTTP/1.1 409 Conflict\r\n\r\nbusy\n"), "POST", "/", "").map(drop);
         assert!(refused.unwrap_err().to_string().ends_with("says: busy"));
-        let other = ask(answering("SSH-2.0\r\n"), "GET", "/", "").map(drop);
-        assert!(matches!(other, Err(AskError::NotARelay { .. })));
+        let other = request(answering("SSH-2.0\r\n"), "GET", "/", "").map(drop);
+        assert!(matches!(other, Err(RequestError::NotARelay { .. })));
     }
 }

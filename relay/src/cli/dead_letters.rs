@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use super::admin_client::{AskError, ask};
+use super::admin_client::{RequestError, request};
 use super::{Format, print};
 use crate::config::Config;
-use crate::dead_letter::replay::{Fate, Line, Replayed, Summary};
+use crate::dead_letter::replay::{ReplayLine, ReplayOutcome, Replayed, Summary};
 use crate::dead_letter::topic::{ReadError, Reader};
 
 /// Path of the admin listener that sends dead letters again.
@@ -26,7 +26,7 @@ pub enum CommandError {
     Read(#[from] ReadError),
     /// The running relay does not do it.
     #[error("{0}; dead letters are sent again by the running relay, because it knows where they go")]
-    Ask(#[from] AskError),
+    Ask(#[from] RequestError),
     /// The answer broke off.
     #[error("the answer broke off: what was printed was done, and more may have been")]
     BrokeOff,
@@ -68,35 +68,37 @@ pub fn replay(
 ) -> Result<(), CommandError> {
     let selection = json!({"ids": ids, "all": all, "since": since}).to_string();
     let mut refused = 0;
-    for line in ask(config.admin.listen, "POST", REPLAY_PATH, &selection)? {
+    for line in request(config.admin.listen, "POST", REPLAY_PATH, &selection)? {
         let line = line.map_err(|_| CommandError::BrokeOff)?;
-        let line: Line = serde_json::from_str(&line).map_err(|_| CommandError::BrokeOff)?;
+        let line: ReplayLine = serde_json::from_str(&line).map_err(|_| CommandError::BrokeOff)?;
         print(format, || text(&line), || json!(line));
         match line {
-            Line::Replayed(replayed) => refused += u64::from(replayed.outcome != Fate::Sent),
-            Line::Summary(Summary { error: Some(error), .. }) => return Err(CommandError::Incomplete(error)),
-            Line::Summary(_) if refused > 0 => return Err(CommandError::Refused(refused)),
-            Line::Summary(_) => return Ok(()),
+            ReplayLine::Replayed(replayed) => refused += u64::from(replayed.outcome != ReplayOutcome::Sent),
+            ReplayLine::Summary(Summary { error: Some(error), .. }) => {
+                return Err(CommandError::Incomplete(error));
+            }
+            ReplayLine::Summary(_) if refused > 0 => return Err(CommandError::Refused(refused)),
+            ReplayLine::Summary(_) => return Ok(()),
         }
     }
     // The summary is the last line.
     Err(CommandError::BrokeOff)
 }
 
-fn text(line: &Line) -> String {
+fn text(line: &ReplayLine) -> String {
     let Replayed { id, outcome, topic, partition, error } = match line {
-        Line::Summary(summary) => return format!("{} sent, {} refused", summary.sent, summary.refused),
-        Line::Replayed(replayed) => replayed,
+        ReplayLine::Summary(summary) => return format!("{} sent, {} refused", summary.sent, summary.refused),
+        ReplayLine::Replayed(replayed) => replayed,
     };
     let id = id.as_deref().unwrap_or("-");
     let error = error.as_deref().unwrap_or("-");
     match outcome {
-        Fate::Sent => {
+        ReplayOutcome::Sent => {
             let topic = topic.as_deref().unwrap_or("-");
             format!("sent     {id} to {topic}/{}", partition.unwrap_or_default())
         }
-        Fate::Refused => format!("refused  {id}: {error}"),
-        Fate::Missing => format!("missing  {id}: {error}"),
-        Fate::Unknown => format!("unknown  {id}: {error}"),
+        ReplayOutcome::Refused => format!("refused  {id}: {error}"),
+        ReplayOutcome::Missing => format!("missing  {id}: {error}"),
+        ReplayOutcome::Unknown => format!("unknown  {id}: {error}"),
     }
 }

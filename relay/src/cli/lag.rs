@@ -8,13 +8,13 @@ use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::admin_client::ask;
+use super::admin_client::request;
 use super::{Format, print};
 use crate::config::Config;
 use crate::postgres::checkpoint::TABLE;
 use crate::postgres::connection;
 use crate::postgres::source::{self, SlotState};
-use crate::trouble::{Trouble, chain};
+use crate::trouble::{RelayError, chain};
 
 /// Looking for the oldest row may read the table.
 const LOOK_WITHIN: &str = "10s";
@@ -37,7 +37,7 @@ enum Oldest {
 }
 
 /// Prints how far behind delivery is.
-pub async fn lag(config: &Config, format: Format) -> Result<(), Trouble> {
+pub async fn lag(config: &Config, format: Format) -> Result<(), RelayError> {
     let mut sql = connection::connect(&config.source, "lag").await?;
     let database = InDatabase {
         slot: source::slot_state(&mut sql, &config.source.slot.name).await?,
@@ -52,7 +52,7 @@ pub async fn lag(config: &Config, format: Format) -> Result<(), Trouble> {
     Ok(())
 }
 
-async fn checkpoint(sql: &mut PgConnection, config: &Config) -> Result<Option<EndLsn>, Trouble> {
+async fn checkpoint(sql: &mut PgConnection, config: &Config) -> Result<Option<EndLsn>, RelayError> {
     let table = config.source.table.sibling(TABLE);
     let select = format!("SELECT confirmed_lsn::text FROM {table} WHERE relay = $1");
     let found: Option<Option<String>> =
@@ -87,7 +87,7 @@ async fn oldest(sql: &mut PgConnection, config: &Config) -> Oldest {
 }
 
 fn status(listen: std::net::SocketAddr) -> Result<Value, String> {
-    let lines = ask(listen, "GET", "/status", "").map_err(|error| error.to_string())?;
+    let lines = request(listen, "GET", "/status", "").map_err(|error| error.to_string())?;
     let body: Result<String, _> = lines.collect();
     let body = body.map_err(|error| error.to_string())?;
     serde_json::from_str(&body).map_err(|_| format!("{listen} (admin.listen) did not answer as a relay does"))

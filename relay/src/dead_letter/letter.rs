@@ -4,10 +4,10 @@ use outbox::{Position, column, header};
 use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
 
-use super::{Note, Poison};
+use super::{DeadLetterSummary, Poison};
 use crate::config::Config;
 use crate::event::record::{Prepared, rfc3339};
-use crate::event::row::{Attributes, Remains};
+use crate::event::row::{Attributes, PartialRow};
 
 /// Longest error text in a record: a sentence, not a document. What an error quotes may be of any length.
 const MAX_ERROR_BYTES: usize = 1024;
@@ -23,21 +23,21 @@ const HEADER_OVERHEAD_BYTES: usize = 10;
 
 /// What all dead letters of one outbox have in common.
 #[derive(Debug)]
-pub struct DeadLetterStyle {
+pub struct DeadLetterEncoder {
     table: String,
     source: String,
 }
 
-impl DeadLetterStyle {
+impl DeadLetterEncoder {
     /// For the outbox of a configuration.
-    pub fn new(config: &Config) -> DeadLetterStyle {
-        DeadLetterStyle { table: config.source.table.to_string(), source: config.source.event_source() }
+    pub fn new(config: &Config) -> DeadLetterEncoder {
+        DeadLetterEncoder { table: config.source.table.to_string(), source: config.source.event_source() }
     }
 
     /// The dead letter of a row, of at most `limit` bytes: a pure function, as every record is.
-    pub fn record<'a>(
+    pub fn encode<'a>(
         &self,
-        row: Remains<'a>,
+        row: PartialRow<'a>,
         poison: Poison,
         position: Position,
         time: PgTime,
@@ -45,7 +45,7 @@ impl DeadLetterStyle {
     ) -> Prepared<'a> {
         let id = row.id.as_ref().map(|id| id.as_bytes());
         let Attributes { content_type, subject, data_schema, traceparent, tracestate } = row.attributes;
-        let mut letter = Letter::new(limit, &row.unreadable)
+        let mut letter = SizedRecord::new(limit, &row.unreadable)
             .always(header::CE_SPECVERSION, header::SPEC_VERSION.as_bytes())
             .always(header::CE_SOURCE, self.source.as_bytes())
             .always(header::CE_SEQUENCE, &position.encode())
@@ -67,7 +67,7 @@ impl DeadLetterStyle {
             letter = letter.if_room("content-type", header::CONTENT_TYPE, content_type.map(str::as_bytes));
         }
         letter = letter.if_room(column::HEADERS, header::DEAD_LETTER_HEADERS, row.headers);
-        let note = Note {
+        let note = DeadLetterSummary {
             kind: poison.kind,
             id: id.map(|id| String::from_utf8_lossy(id).chars().take(MAX_SHOWN_ID_CHARS).collect()),
             position,
@@ -81,16 +81,16 @@ impl DeadLetterStyle {
 }
 
 /// A record that is filled as far as it goes: what matters most first.
-struct Letter<'a> {
+struct SizedRecord<'a> {
     headers: OwnedHeaders,
     left: usize,
     omitted: Vec<&'a str>,
 }
 
-impl<'a> Letter<'a> {
-    fn new(limit: usize, unreadable: &[&'a str]) -> Letter<'a> {
+impl<'a> SizedRecord<'a> {
+    fn new(limit: usize, unreadable: &[&'a str]) -> SizedRecord<'a> {
         let left = limit.saturating_sub(OVERHEAD_BYTES);
-        Letter { headers: OwnedHeaders::new(), left, omitted: unreadable.to_vec() }
+        SizedRecord { headers: OwnedHeaders::new(), left, omitted: unreadable.to_vec() }
     }
 
     /// Short, and without it the record would not be found again.
@@ -158,8 +158,8 @@ mod tests {
 
     const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 3 };
 
-    fn style() -> DeadLetterStyle {
-        DeadLetterStyle { table: "public.outbox".into(), source: "/shop/public.outbox".into() }
+    fn style() -> DeadLetterEncoder {
+        DeadLetterEncoder { table: "public.outbox".into(), source: "/shop/public.outbox".into() }
     }
 
     fn poison(error: &str) -> Poison {
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_dead_letter_keeps_the_row_and_says_why() {
-        let row = Remains {
+        let row = PartialRow {
             id: Some(EventId::Text(b"e-1")),
             key: Some(Cow::Borrowed(b"k")),
             event_type: Some("a.v1"),
@@ -181,9 +181,9 @@ mod tests {
             payload: Some(Cow::Borrowed(b"{}")),
             headers: Some(br#"{"n":{}}"#),
             attributes: Attributes { content_type: Some("application/json"), ..Attributes::default() },
-            ..Remains::default()
+            ..PartialRow::default()
         };
-        let letter = style().record(row, poison("too large"), POSITION, PgTime::default(), 10_000);
+        let letter = style().encode(row, poison("too large"), POSITION, PgTime::default(), 10_000);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), Some(&b"{}"[..])));
         for (name, value) in [
             ("ce_id", "e-1"),
@@ -204,13 +204,13 @@ mod tests {
 
     #[test]
     fn a_payload_that_does_not_fit_is_left_out_and_the_table_named() {
-        let row = Remains {
+        let row = PartialRow {
             id: Some(EventId::Text(b"e-1")),
             key: Some(Cow::Borrowed(b"k")),
             payload: Some(Cow::Owned(vec![b'x'; 2_000])),
-            ..Remains::default()
+            ..PartialRow::default()
         };
-        let letter = style().record(row, poison("e"), POSITION, PgTime::default(), 2_000);
+        let letter = style().encode(row, poison("e"), POSITION, PgTime::default(), 2_000);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), None));
         assert_eq!(header_of(&letter, "dead_letter_omitted").as_deref(), Some("payload"));
         assert_eq!(header_of(&letter, "dead_letter_table").as_deref(), Some("public.outbox"));
@@ -224,7 +224,7 @@ mod tests {
         ) {
             let texts = sizes.map(|size| "ä".repeat(size));
             let [id, key, kind, route, payload, headers, trace, error] = &texts;
-            let row = Remains {
+            let row = PartialRow {
                 id: Some(EventId::Text(id.as_bytes())),
                 key: Some(Cow::Borrowed(key.as_bytes())),
                 event_type: Some(kind),
@@ -242,7 +242,7 @@ mod tests {
                 unreadable: vec![column::HEADERS, column::PAYLOAD],
                 left_out: 0,
             };
-            let letter = style().record(row, poison(error), POSITION, PgTime::default(), max_bytes);
+            let letter = style().encode(row, poison(error), POSITION, PgTime::default(), max_bytes);
             let headers: usize =
                 letter.headers.iter().map(|h| size(h.key, h.value.unwrap_or_default())).sum();
             let body = letter.key.as_deref().map_or(0, <[u8]>::len) + letter.value.as_ref().map_or(0, |v| v.len());

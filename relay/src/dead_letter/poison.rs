@@ -8,10 +8,10 @@ use outbox::Position;
 use rdkafka::message::OwnedHeaders;
 
 use crate::event::record::RecordError;
-use crate::event::row::{EventId, OutboxRow, Remains, RowError};
-use crate::routing::mapping::Unplaceable;
+use crate::event::row::{EventId, OutboxRow, PartialRow, RowError};
+use crate::routing::mapping::RoutingError;
 use crate::routing::router::Unroutable;
-use crate::trouble::{Reason, Trouble, excerpt};
+use crate::trouble::{ErrorKind, RelayError, excerpt};
 
 /// Why a row cannot be delivered, as a metric's label and a header's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,27 +101,27 @@ impl From<&RowError> for Poison {
     }
 }
 
-impl From<Unplaceable> for Poison {
-    fn from(error: Unplaceable) -> Self {
+impl From<RoutingError> for Poison {
+    fn from(error: RoutingError) -> Self {
         let topic: Option<Arc<str>> = match &error {
-            Unplaceable::TooLarge { topic, .. }
-            | Unplaceable::NoKey { topic }
-            | Unplaceable::Refused { topic, .. }
-            | Unplaceable::Unroutable(
+            RoutingError::TooLarge { topic, .. }
+            | RoutingError::NoKey { topic }
+            | RoutingError::Refused { topic, .. }
+            | RoutingError::Unroutable(
                 Unroutable::IllegalTopic { topic }
                 | Unroutable::InternalTopic { topic }
                 | Unroutable::DeadLetterTopic { topic },
             ) => Some(topic.as_str().into()),
-            Unplaceable::Unroutable(Unroutable::NoValue | Unroutable::NoMatch { .. }) => None,
-            Unplaceable::Flawed(poison) => return poison.clone(),
-            Unplaceable::NoDeadLetter { first, .. } => {
+            RoutingError::Unroutable(Unroutable::NoValue | Unroutable::NoMatch { .. }) => None,
+            RoutingError::Flawed(poison) => return poison.clone(),
+            RoutingError::NoDeadLetter { first, .. } => {
                 return Poison { error: error.to_string(), ..Poison::from((**first).clone()) };
             }
         };
         let kind = match &error {
-            Unplaceable::TooLarge { .. } => PoisonKind::TooLarge,
-            Unplaceable::NoKey { .. } => PoisonKind::NoKey,
-            Unplaceable::Refused { .. } => PoisonKind::Refused,
+            RoutingError::TooLarge { .. } => PoisonKind::TooLarge,
+            RoutingError::NoKey { .. } => PoisonKind::NoKey,
+            RoutingError::Refused { .. } => PoisonKind::Refused,
             _ => PoisonKind::Unroutable,
         };
         Poison { topic, ..Poison::new(kind, error) }
@@ -129,35 +129,35 @@ impl From<Unplaceable> for Poison {
 }
 
 /// A row as it came: the record it would be, or why it can be none wherever it goes.
-pub enum Arrival<'a> {
+pub enum DecodedRow<'a> {
     /// It can be a record.
-    Event(OutboxRow<'a>, OwnedHeaders),
+    Valid(OutboxRow<'a>, OwnedHeaders),
     /// It cannot.
-    Flawed(Remains<'a>, Poison),
+    Invalid(PartialRow<'a>, Poison),
 }
 
-impl<'a> Arrival<'a> {
+impl<'a> DecodedRow<'a> {
     /// Event id.
     pub fn id(&self) -> Option<&EventId<'_>> {
         match self {
-            Arrival::Event(row, _) => Some(&row.id),
-            Arrival::Flawed(row, _) => row.id.as_ref(),
+            DecodedRow::Valid(row, _) => Some(&row.id),
+            DecodedRow::Invalid(row, _) => row.id.as_ref(),
         }
     }
 
     /// Value of the column that selects the topic.
-    pub fn route_by(&self) -> Option<&'a str> {
+    pub fn routing_value(&self) -> Option<&'a str> {
         match self {
-            Arrival::Event(row, _) => row.route_by,
-            Arrival::Flawed(row, _) => row.route_by,
+            DecodedRow::Valid(row, _) => row.route_by,
+            DecodedRow::Invalid(row, _) => row.route_by,
         }
     }
 
     /// What the partition is chosen by: the key, or what stands in for it.
-    pub fn spread_by(&self, position: Position) -> Cow<'_, [u8]> {
+    pub fn partition_key(&self, position: Position) -> Cow<'_, [u8]> {
         let key = match self {
-            Arrival::Event(row, _) => row.key.as_deref(),
-            Arrival::Flawed(row, _) => row.key.as_deref(),
+            DecodedRow::Valid(row, _) => row.key.as_deref(),
+            DecodedRow::Invalid(row, _) => row.key.as_deref(),
         };
         match (key, self.id()) {
             (Some(key), _) => Cow::Borrowed(key),
@@ -169,21 +169,21 @@ impl<'a> Arrival<'a> {
     /// Whether its record has a key.
     pub fn has_key(&self) -> bool {
         match self {
-            Arrival::Event(row, _) => row.key.is_some(),
-            Arrival::Flawed(row, _) => row.key.is_some(),
+            DecodedRow::Valid(row, _) => row.key.is_some(),
+            DecodedRow::Invalid(row, _) => row.key.is_some(),
         }
     }
 
     /// Why it can be no record.
-    pub fn flaw(&self) -> Option<&Poison> {
+    pub fn error(&self) -> Option<&Poison> {
         match self {
-            Arrival::Event(..) => None,
-            Arrival::Flawed(_, poison) => Some(poison),
+            DecodedRow::Valid(..) => None,
+            DecodedRow::Invalid(_, poison) => Some(poison),
         }
     }
 
     /// The trouble it is where poison stops delivery.
-    pub fn trouble(&self, error: impl fmt::Display, position: Position) -> Trouble {
+    pub fn poison_error(&self, error: impl fmt::Display, position: Position) -> RelayError {
         let what = match self.id() {
             Some(id) => {
                 let id = excerpt(&String::from_utf8_lossy(id.as_bytes()));
@@ -191,7 +191,7 @@ impl<'a> Arrival<'a> {
             }
             None => format!("the row at {position}: {error}"),
         };
-        Trouble::new(Reason::PoisonRow, what).at(position)
+        RelayError::new(ErrorKind::PoisonRow, what).at(position)
     }
 }
 
@@ -203,14 +203,16 @@ mod tests {
 
     use super::*;
     use crate::config::Routing;
-    use crate::routing::mapping::{Mapper, Mappings, Place, Rule, Subject, TopicShape};
+    use crate::routing::mapping::{
+        Destination, RoutingHistory, RoutingInput, RoutingTable, Rule, TopicShape,
+    };
 
     fn rule(dead_letter_topic: Option<&str>) -> Rule {
         let dead_letter_topic = dead_letter_topic.map(str::to_owned);
         Rule { routing: Routing::default(), max_message_bytes: 1_000, dead_letter_topic }
     }
 
-    fn with_topics(mut mappings: Mappings, topics: &[&str]) -> Mappings {
+    fn with_topics(mut mappings: RoutingHistory, topics: &[&str]) -> RoutingHistory {
         let shape = TopicShape { partitions: 1, max_message_bytes: None, compacted: false };
         let topics: BTreeMap<_, _> = topics.iter().map(|topic| ((*topic).to_owned(), shape)).collect();
         mappings.current.topics = topics;
@@ -219,25 +221,26 @@ mod tests {
 
     /// Topic, and why it is a dead letter there; or why it has no place.
     fn place(
-        mapper: &mut Mapper,
+        mapper: &mut RoutingTable,
         route: Option<&str>,
         bytes: usize,
         flaw: Option<&Poison>,
         commit: u64,
-    ) -> Result<(String, Option<Poison>), Unplaceable> {
+    ) -> Result<(String, Option<Poison>), RoutingError> {
         let commit = CommitLsn::new(commit.into());
         let column = |_: &str| route;
-        let subject = Subject { key: b"k", bytes, has_key: true, position: None, flaw, commit, column };
-        mapper.place(&subject).map(|place| match place {
-            Place::Partition { topic, poison, .. } => (topic.to_owned(), poison),
-            Place::NewTopic(topic) => (format!("new {topic}"), None),
+        let subject = RoutingInput { key: b"k", bytes, has_key: true, position: None, flaw, commit, column };
+        mapper.destination(&subject).map(|place| match place {
+            Destination::Partition { topic, poison, .. } => (topic.to_owned(), poison),
+            Destination::NewTopic(topic) => (format!("new {topic}"), None),
         })
     }
 
     #[test]
     fn every_kind_of_poison_goes_to_the_dead_letter_topic_and_nothing_else_does() {
         let topics = ["outbox.event.a", "dead"];
-        let mut mapper = Mapper::new(with_topics(Mappings::first(rule(Some("dead"))), &topics)).unwrap();
+        let mut mapper =
+            RoutingTable::new(with_topics(RoutingHistory::first(rule(Some("dead"))), &topics)).unwrap();
         let headers = Poison::new(PoisonKind::Headers, "bad headers");
         for (route, bytes, flaw, kind, topic) in [
             (Some("a b"), 10, None, PoisonKind::Unroutable, Some("outbox.event.a b")),
@@ -250,7 +253,7 @@ mod tests {
             assert_eq!((place.as_str(), poison.kind, poison.topic.as_deref()), ("dead", kind, topic));
         }
         assert_eq!(place(&mut mapper, Some("a"), 1_000, None, 1).unwrap(), ("outbox.event.a".into(), None));
-        let mut stops = Mapper::new(with_topics(Mappings::first(rule(None)), &topics)).unwrap();
+        let mut stops = RoutingTable::new(with_topics(RoutingHistory::first(rule(None)), &topics)).unwrap();
         assert!(place(&mut stops, Some("a b"), 10, None, 1).is_err());
         assert!(place(&mut stops, Some("a"), 10, Some(&headers), 1).is_err());
     }
@@ -259,18 +262,18 @@ mod tests {
     fn a_dead_letter_stays_one_for_a_row_that_may_have_been_sent_as_one() {
         let horizon = EndLsn::new(100.into());
         let larger = |dead| Rule { max_message_bytes: 5_000, ..rule(dead) };
-        let before = with_topics(Mappings::first(rule(Some("dead"))), &["outbox.event.a", "dead"]);
+        let before = with_topics(RoutingHistory::first(rule(Some("dead"))), &["outbox.event.a", "dead"]);
         // The limit was raised: what was a dead letter before the horizon is judged where dead letters are.
-        let mut mapper = Mapper::new(before.clone().under(larger(Some("dead")), horizon)).unwrap();
-        let at = |mapper: &mut Mapper, commit| place(mapper, Some("a"), 2_000, None, commit).unwrap().0;
+        let mut mapper = RoutingTable::new(before.clone().under(larger(Some("dead")), horizon)).unwrap();
+        let at = |mapper: &mut RoutingTable, commit| place(mapper, Some("a"), 2_000, None, commit).unwrap().0;
         assert_eq!((at(&mut mapper, 99).as_str(), at(&mut mapper, 100).as_str()), ("dead", "outbox.event.a"));
         // Dead letters were switched off.
-        let mut mapper = Mapper::new(before.under(rule(None), horizon)).unwrap();
+        let mut mapper = RoutingTable::new(before.under(rule(None), horizon)).unwrap();
         assert_eq!(at(&mut mapper, 99), "dead");
         assert!(place(&mut mapper, Some("a"), 2_000, None, 100).is_err());
         // They were switched on: a row that waited has no place in the mapping before, so it was not sent.
-        let before = with_topics(Mappings::first(rule(None)), &["outbox.event.a"]);
-        let mut mapper = Mapper::new(before.under(rule(Some("dead")), horizon)).unwrap();
+        let before = with_topics(RoutingHistory::first(rule(None)), &["outbox.event.a"]);
+        let mut mapper = RoutingTable::new(before.under(rule(Some("dead")), horizon)).unwrap();
         assert_eq!(at(&mut mapper, 99), "new dead");
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::topic::{DeadLetter, Reader};
 use crate::config::Config;
 use crate::kafka::credentials;
-use crate::trouble::Trouble;
+use crate::trouble::RelayError;
 
 /// Answers that wait for the one who asked.
 const ANSWERS: usize = 16;
@@ -37,14 +37,14 @@ pub struct Selection {
 }
 
 impl Selection {
-    fn takes(&self, letter: &DeadLetter) -> bool {
+    fn matches(&self, letter: &DeadLetter) -> bool {
         self.all || letter.id.as_ref().is_some_and(|id| self.ids.contains(id))
     }
 }
 
 /// Why nothing is sent again.
 #[derive(Debug, thiserror::Error)]
-pub enum Declined {
+pub enum ReplayRejected {
     /// Neither ids nor all.
     #[error("nothing selected: give 'ids', or 'all': true")]
     NothingSelected,
@@ -58,7 +58,7 @@ pub enum Declined {
     NotStreaming,
     /// The files with the credentials for Kafka cannot be read.
     #[error("{0}")]
-    Credentials(Trouble),
+    Credentials(RelayError),
     /// One at a time.
     #[error("dead letters are being sent again already")]
     Busy,
@@ -66,7 +66,7 @@ pub enum Declined {
 
 /// What became of a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum SendOutcome {
     /// Kafka has the event again.
     Sent {
         /// In this topic.
@@ -83,7 +83,7 @@ pub enum Outcome {
 /// One line of the answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub enum Line {
+pub enum ReplayLine {
     /// What became of one dead letter.
     Replayed(Replayed),
     /// The last line.
@@ -96,7 +96,7 @@ pub struct Replayed {
     /// Event id.
     pub id: Option<String>,
     /// In a word.
-    pub outcome: Fate,
+    pub outcome: ReplayOutcome,
     /// Where it went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
@@ -111,7 +111,7 @@ pub struct Replayed {
 /// What became of a dead letter, in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Fate {
+pub enum ReplayOutcome {
     /// Kafka has the event again.
     Sent,
     /// It still cannot be delivered.
@@ -135,7 +135,7 @@ pub struct Summary {
 }
 
 impl Replayed {
-    fn new(id: Option<String>, outcome: Option<Outcome>) -> Replayed {
+    fn new(id: Option<String>, outcome: Option<SendOutcome>) -> Replayed {
         let not_sent = |outcome, error| Replayed {
             id: id.clone(),
             outcome,
@@ -144,51 +144,51 @@ impl Replayed {
             error: Some(error),
         };
         match outcome {
-            Some(Outcome::Sent { topic, partition }) => Replayed {
+            Some(SendOutcome::Sent { topic, partition }) => Replayed {
                 id,
-                outcome: Fate::Sent,
+                outcome: ReplayOutcome::Sent,
                 topic: Some(topic),
                 partition: Some(partition),
                 error: None,
             },
-            Some(Outcome::Refused(error)) => not_sent(Fate::Refused, error),
-            Some(Outcome::UnknownTopic(topic)) => {
-                not_sent(Fate::Refused, format!("topic {topic} does not exist"))
+            Some(SendOutcome::Refused(error)) => not_sent(ReplayOutcome::Refused, error),
+            Some(SendOutcome::UnknownTopic(topic)) => {
+                not_sent(ReplayOutcome::Refused, format!("topic {topic} does not exist"))
             }
             None => {
                 let error = "the relay's session ended meanwhile; look into the topic before trying again";
-                not_sent(Fate::Unknown, error.to_owned())
+                not_sent(ReplayOutcome::Unknown, error.to_owned())
             }
         }
     }
 }
 
 /// A dead letter on its way to the session.
-pub struct Candidate {
+pub struct ReplayRequest {
     /// It.
     pub letter: DeadLetter,
     /// The topic it goes to was looked for and exists.
     pub topic_exists: bool,
     /// Who waits for what becomes of it.
-    pub answer: oneshot::Sender<Outcome>,
+    pub answer: oneshot::Sender<SendOutcome>,
 }
 
 /// Where the admin listener hands in what the session of the moment takes out.
 #[derive(Clone)]
-pub struct Desk {
-    session: Arc<Mutex<Option<mpsc::Sender<Candidate>>>>,
+pub struct ReplayHandle {
+    session: Arc<Mutex<Option<mpsc::Sender<ReplayRequest>>>>,
     one_at_a_time: Arc<Semaphore>,
 }
 
-impl Default for Desk {
+impl Default for ReplayHandle {
     fn default() -> Self {
-        Desk { session: Arc::default(), one_at_a_time: Arc::new(Semaphore::new(1)) }
+        ReplayHandle { session: Arc::default(), one_at_a_time: Arc::new(Semaphore::new(1)) }
     }
 }
 
-impl Desk {
+impl ReplayHandle {
     /// A session begins to take candidates. Dropping the receiver ends that.
-    pub fn open(&self) -> mpsc::Receiver<Candidate> {
+    pub fn open(&self) -> mpsc::Receiver<ReplayRequest> {
         let (sender, candidates) = mpsc::channel(1);
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
         candidates
@@ -199,16 +199,16 @@ impl Desk {
         &self,
         config: &Arc<Config>,
         selection: Selection,
-    ) -> Result<mpsc::Receiver<Value>, Declined> {
+    ) -> Result<mpsc::Receiver<Value>, ReplayRejected> {
         if selection.ids.is_empty() && !selection.all {
-            return Err(Declined::NothingSelected);
+            return Err(ReplayRejected::NothingSelected);
         }
-        let topic = config.delivery.dead_letter_topic.clone().ok_or(Declined::NoTopic)?;
+        let topic = config.delivery.dead_letter_topic.clone().ok_or(ReplayRejected::NoTopic)?;
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let session = session.filter(|session| !session.is_closed()).ok_or(Declined::NotStreaming)?;
+        let session = session.filter(|session| !session.is_closed()).ok_or(ReplayRejected::NotStreaming)?;
         // They may be others than at the start of the process.
-        let config = Arc::new(credentials::current(config).map_err(Declined::Credentials)?);
-        let permit = Arc::clone(&self.one_at_a_time).try_acquire_owned().map_err(|_| Declined::Busy)?;
+        let config = Arc::new(credentials::current(config).map_err(ReplayRejected::Credentials)?);
+        let permit = Arc::clone(&self.one_at_a_time).try_acquire_owned().map_err(|_| ReplayRejected::Busy)?;
         let (lines, answer) = mpsc::channel(ANSWERS);
         let replay = Replay {
             missing: selection.ids.clone(),
@@ -233,7 +233,7 @@ struct Replay {
     source: String,
     topic: String,
     selection: Selection,
-    session: mpsc::Sender<Candidate>,
+    session: mpsc::Sender<ReplayRequest>,
     lines: mpsc::Sender<Value>,
     summary: Summary,
     /// Ids that were asked for and not met yet.
@@ -246,19 +246,19 @@ impl Replay {
     fn run(mut self) {
         let since = self.selection.since;
         let read = Reader::new(&self.config.sink, &self.topic)
-            .and_then(|reader| reader.read(since, |letter| self.consider(&reader, letter)));
+            .and_then(|reader| reader.read(since, |letter| self.replay_one(&reader, letter)));
         match read {
-            Ok(()) => self.say_what_is_missing(),
+            Ok(()) => self.report_missing(),
             Err(error) => self.summary.error = Some(error.to_string()),
         }
         let Summary { sent, refused, .. } = self.summary;
         tracing::info!(sent, refused, "dead letters were sent again");
-        let _ = self.say(Line::Summary(self.summary.clone()));
+        let _ = self.write_line(ReplayLine::Summary(self.summary.clone()));
     }
 
     /// A dead letter of another outbox is another relay's.
-    fn consider(&mut self, reader: &Reader, letter: DeadLetter) -> ControlFlow<()> {
-        if letter.source.as_ref() != Some(&self.source) || !self.selection.takes(&letter) {
+    fn replay_one(&mut self, reader: &Reader, letter: DeadLetter) -> ControlFlow<()> {
+        if letter.source.as_ref() != Some(&self.source) || !self.selection.matches(&letter) {
             return ControlFlow::Continue(());
         }
         let id = letter.id.clone();
@@ -267,49 +267,54 @@ impl Replay {
         }
         let replayed = Replayed::new(id, self.send(reader, letter));
         let outcome = replayed.outcome;
-        let heard = self.say(Line::Replayed(replayed));
+        let heard = self.write_line(ReplayLine::Replayed(replayed));
         match outcome {
-            Fate::Sent => self.summary.sent += 1,
-            Fate::Refused | Fate::Missing => self.summary.refused += 1,
-            Fate::Unknown => return ControlFlow::Break(()),
+            ReplayOutcome::Sent => self.summary.sent += 1,
+            ReplayOutcome::Refused | ReplayOutcome::Missing => self.summary.refused += 1,
+            ReplayOutcome::Unknown => return ControlFlow::Break(()),
         }
         heard
     }
 
-    fn say_what_is_missing(&mut self) {
+    fn report_missing(&mut self) {
         for id in std::mem::take(&mut self.missing) {
             let error = Some("there is no such dead letter of this outbox".to_owned());
-            let missing =
-                Replayed { id: Some(id), outcome: Fate::Missing, topic: None, partition: None, error };
-            if self.say(Line::Replayed(missing)).is_break() {
+            let missing = Replayed {
+                id: Some(id),
+                outcome: ReplayOutcome::Missing,
+                topic: None,
+                partition: None,
+                error,
+            };
+            if self.write_line(ReplayLine::Replayed(missing)).is_break() {
                 return;
             }
         }
     }
 
-    fn send(&self, reader: &Reader, letter: DeadLetter) -> Option<Outcome> {
+    fn send(&self, reader: &Reader, letter: DeadLetter) -> Option<SendOutcome> {
         let letter = match self.runtime.block_on(letter.restored(&self.config)) {
             Ok(letter) => letter,
-            Err(error) => return Some(Outcome::Refused(error.to_string())),
+            Err(error) => return Some(SendOutcome::Refused(error.to_string())),
         };
-        let outcome = self.hand_over(letter.clone(), false)?;
-        let Outcome::UnknownTopic(topic) = &outcome else { return Some(outcome) };
+        let outcome = self.send_to_session(letter.clone(), false)?;
+        let SendOutcome::UnknownTopic(topic) = &outcome else { return Some(outcome) };
         match reader.partitions(topic) {
             Ok(0) => Some(outcome),
-            Ok(_) => self.hand_over(letter, true),
-            Err(error) => Some(Outcome::Refused(error.to_string())),
+            Ok(_) => self.send_to_session(letter, true),
+            Err(error) => Some(SendOutcome::Refused(error.to_string())),
         }
     }
 
     /// `None` when the session ends.
-    fn hand_over(&self, letter: DeadLetter, topic_exists: bool) -> Option<Outcome> {
+    fn send_to_session(&self, letter: DeadLetter, topic_exists: bool) -> Option<SendOutcome> {
         let (answer, outcome) = oneshot::channel();
-        self.session.blocking_send(Candidate { letter, topic_exists, answer }).ok()?;
+        self.session.blocking_send(ReplayRequest { letter, topic_exists, answer }).ok()?;
         outcome.blocking_recv().ok()
     }
 
     /// Breaks off when nobody listens any more.
-    fn say(&self, line: Line) -> ControlFlow<()> {
+    fn write_line(&self, line: ReplayLine) -> ControlFlow<()> {
         match self.lines.blocking_send(json!(line)) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
@@ -326,10 +331,12 @@ mod tests {
         let letter = |id: Option<&str>| DeadLetter { id: id.map(Into::into), ..DeadLetter::default() };
         let some: Selection = serde_json::from_value(json!({"ids": ["a"]})).unwrap();
         assert!(
-            some.takes(&letter(Some("a"))) && !some.takes(&letter(Some("b"))) && !some.takes(&letter(None))
+            some.matches(&letter(Some("a")))
+                && !some.matches(&letter(Some("b")))
+                && !some.matches(&letter(None))
         );
         let all: Selection = serde_json::from_value(json!({"all": true})).unwrap();
-        assert!(all.takes(&letter(None)));
+        assert!(all.matches(&letter(None)));
         assert!(
             serde_json::from_value::<Selection>(json!({"id": "a"})).is_err(),
             "a typing error is no selection"
@@ -345,11 +352,14 @@ mod tests {
             "delivery": {"deadLetterTopic": "dead"},
         }))
         .unwrap();
-        let (desk, config) = (Desk::default(), Arc::new(config));
+        let (desk, config) = (ReplayHandle::default(), Arc::new(config));
         let all = || Selection { all: true, ..Selection::default() };
-        assert!(matches!(desk.replay(&config, all()), Err(Declined::NotStreaming)));
+        assert!(matches!(desk.replay(&config, all()), Err(ReplayRejected::NotStreaming)));
         drop(desk.open());
-        assert!(matches!(desk.replay(&config, all()), Err(Declined::NotStreaming)), "its session has ended");
-        assert!(matches!(desk.replay(&config, Selection::default()), Err(Declined::NothingSelected)));
+        assert!(
+            matches!(desk.replay(&config, all()), Err(ReplayRejected::NotStreaming)),
+            "its session has ended"
+        );
+        assert!(matches!(desk.replay(&config, Selection::default()), Err(ReplayRejected::NothingSelected)));
     }
 }

@@ -10,7 +10,7 @@ use crate::event::column_type::ColumnType;
 use crate::event::row::JSON_MEDIA_TYPE;
 use crate::postgres::columns::{self, text_form};
 use crate::postgres::connection;
-use crate::trouble::Trouble;
+use crate::trouble::RelayError;
 
 /// What of a row may be of any size.
 const PARTS: [&str; 10] = [
@@ -45,7 +45,7 @@ pub enum RestoreError {
     },
     /// The database does not answer, or refuses; the role needs SELECT on the outbox table for this.
     #[error("parts of it are only in the table: {0}")]
-    Database(Trouble),
+    Database(RelayError),
 }
 
 impl DeadLetter {

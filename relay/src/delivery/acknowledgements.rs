@@ -5,65 +5,65 @@ use std::time::{Duration, Instant};
 use pg_replication::{EndLsn, PgTime};
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::replays::replayed;
+use super::replays::answer_replay;
 use super::{CAUSE_START, Delivery, LostRecords};
 use crate::event::record::kafka_timestamp;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::sink::Ack;
-use crate::kafka::watchdog::{Activity, Suspicion};
-use crate::progress::high_mark::{Hole, Landed};
+use crate::kafka::watchdog::{Activity, WatchdogAction};
+use crate::progress::high_mark::{Landed, OffsetGap};
 use crate::progress::ledger::Completed;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// How often a broker is complained of that cannot be used.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
 impl Delivery {
     /// Takes in what Kafka acknowledged. A failed delivery ends the session.
-    pub fn settle_acks(&mut self) -> Result<(), Trouble> {
-        let mut taken = std::mem::take(&mut self.taken);
+    pub fn process_acks(&mut self) -> Result<(), RelayError> {
+        let mut taken = std::mem::take(&mut self.drained_acks);
         self.acks.take(&mut taken);
-        self.settled += taken.len();
+        self.acked_since_tick += taken.len();
         let now = Instant::now();
         self.in_flight.on_turn(now);
         self.clock = kafka_timestamp(PgTime::now());
         let mut acks = taken.drain(..);
-        let settled = acks.try_for_each(|ack| self.settle(ack, now));
-        self.unsettled.extend(acks);
-        self.taken = taken;
+        let settled = acks.try_for_each(|ack| self.on_ack(ack, now));
+        self.unprocessed_acks.extend(acks);
+        self.drained_acks = taken;
         settled?;
-        if let Some(why) = self.acks.distrust().take() {
-            self.on_distrust(why, now);
+        if let Some(why) = self.acks.auth_errors().take() {
+            self.on_auth_error(why, now);
         }
         if self.acks.producer_failed() {
             self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
-            return Err(Trouble::new(Reason::DeliveryFailed, "a producer has failed for good"));
+            return Err(RelayError::new(ErrorKind::DeliveryFailed, "a producer has failed for good"));
         }
         Ok(())
     }
 
     /// A broker and a producer do not trust each other. If no other broker answers either, the session ends with the answer
     /// to the question that is asked here.
-    fn on_distrust(&mut self, why: String, now: Instant) {
-        if self.distrust_logged.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY) {
-            self.distrust_logged = Some(now);
+    fn on_auth_error(&mut self, why: String, now: Instant) {
+        if self.auth_error_logged.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY) {
+            self.auth_error_logged = Some(now);
             tracing::warn!(
                 "no connection to one of Kafka's brokers: {why}; check its certificate, and the relay's login there"
             );
         }
-        self.distrusted = Some(why);
-        if self.watchdog.asks() {
-            self.jobs.reach(None);
+        self.auth_error = Some(why);
+        if self.watchdog.claim_probe() {
+            self.jobs.query_reachability(None);
         }
     }
 
-    fn settle(&mut self, ack: Ack, now: Instant) -> Result<(), Trouble> {
+    fn on_ack(&mut self, ack: Ack, now: Instant) -> Result<(), RelayError> {
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
-        let Some(sent) = self.in_flight.settled(partition) else { return Ok(()) };
-        let Some((topic, number)) = self.partitions.place(partition) else { return Ok(()) };
+        let Some(sent) = self.in_flight.on_acked(partition) else { return Ok(()) };
+        let Some((topic, number)) = self.partitions.name_of(partition) else { return Ok(()) };
         if ack.tag.is_replay() {
-            replayed(self.replaying.take(), topic, number, &ack.outcome);
+            answer_replay(self.replay.take(), topic, number, &ack.outcome);
         }
         let offset = match ack.outcome {
             Ok(offset) => offset,
@@ -81,49 +81,50 @@ impl Delivery {
             None => Boundary::PartlyAcknowledged,
             Some(_) => Boundary::AllAcknowledged,
         });
-        if self.cursor.is_some() {
+        if self.snapshot.is_some() {
             self.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]).inc();
         } else {
-            self.observe(completed);
+            self.observe_latency(completed);
         }
         self.counters.count(partition, || self.metrics.events_total.with_label_values(&[topic]));
         self.metrics.bytes_total.inc_by(sent.bytes as u64);
-        self.dead_letters.acknowledged(partition);
-        let landed = self.partitions.mark(partition).map(|mark| mark.acknowledged(offset, now));
+        self.dead_letters.on_acknowledged(partition);
+        let landed = self.partitions.dedup(partition).map(|mark| mark.on_acknowledged(offset, now));
         match landed {
-            Some(Landed::BehindHole(hole)) => self.on_gap(partition, hole),
+            Some(Landed::AfterGap(hole)) => self.on_gap(partition, hole),
             Some(Landed::Backwards { expected }) => {
-                let (topic, number) = self.partitions.place(partition).unwrap_or_default();
+                let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
                 let what = format!(
                     "{topic}/{number} took a record at offset {offset}, but {expected} was reached before; rows that are not \
                      confirmed are sent again"
                 );
                 self.lost = Some(LostRecords { topic: topic.to_owned(), partition: number, offset });
                 self.metrics.duplicates_detected_total.inc();
-                return Err(Trouble::new(Reason::KafkaLostRecords, what));
+                return Err(RelayError::new(ErrorKind::KafkaLostRecords, what));
             }
             Some(Landed::InOrder) | None => {}
         }
         if let Some(position) = sent.position {
-            self.partitions.acknowledged(partition, entry, position, offset);
+            self.partitions.on_acknowledged(partition, entry, position, offset);
         }
         self.resume(partition)
     }
 
     /// Other producers have filled a gap before a record of ours. Rows wait for the one before the probe.
-    fn on_gap(&mut self, partition: PartitionId, hole: Hole) {
+    fn on_gap(&mut self, partition: PartitionId, hole: OffsetGap) {
         let is_before_probe =
-            self.partitions.mark(partition).and_then(|mark| mark.hold_from(EndLsn::ZERO)) == Some(hole.from);
-        let Some((topic, number)) = self.partitions.place(partition) else { return };
+            self.partitions.dedup(partition).and_then(|mark| mark.retain_from(EndLsn::ZERO))
+                == Some(hole.from);
+        let Some((topic, number)) = self.partitions.name_of(partition) else { return };
         if is_before_probe {
-            self.jobs.read_hole(partition, topic, number, hole);
+            self.jobs.scan_gap_before_probe(partition, topic, number, hole);
         } else {
-            let skipped = self.jobs.read_gap(partition, topic, number, (hole.from, hole.until));
+            let skipped = self.jobs.scan_gap_later(partition, topic, number, (hole.from, hole.until));
             self.metrics.offset_gaps_skipped_total.inc_by(skipped);
         }
     }
 
-    pub(super) fn observe(&self, completed: Option<Completed>) {
+    pub(super) fn observe_latency(&self, completed: Option<Completed>) {
         let Some(Completed { commit_time }) = completed else { return };
         let micros = PgTime::now().as_micros().saturating_sub(commit_time.as_micros());
         self.metrics.transactions_total.inc();
@@ -131,26 +132,26 @@ impl Delivery {
         self.metrics.commit_to_ack_seconds.observe(micros.max(0) as f64 / 1e6);
     }
 
-    pub(super) fn watch_producers(&mut self) -> Result<(), Trouble> {
-        let activity = match std::mem::take(&mut self.settled) {
+    pub(super) fn watch_producers(&mut self) -> Result<(), RelayError> {
+        let activity = match std::mem::take(&mut self.acked_since_tick) {
             0 if self.in_flight.events == 0 => Activity::Idle,
             0 => Activity::Waiting,
             _ => Activity::Acknowledged,
         };
         if activity == Activity::Acknowledged {
-            self.kafka = Some(true);
+            self.kafka_answers = Some(true);
         }
         match self.watchdog.tick(Instant::now(), activity, self.acks.take_brokers_down()) {
-            Suspicion::None => Ok(()),
-            Suspicion::Ask => {
+            WatchdogAction::None => Ok(()),
+            WatchdogAction::Probe => {
                 // While producers get acknowledgements, or have nothing to send, nobody minds.
-                let producers = (activity == Activity::Waiting).then(|| self.producers.roster(None));
-                self.jobs.reach(producers);
+                let producers = (activity == Activity::Waiting).then(|| self.producers.handles(None));
+                self.jobs.query_reachability(producers);
                 Ok(())
             }
-            Suspicion::Stuck => {
+            WatchdogAction::Rebuild => {
                 let what = "Kafka can be reached, but acknowledges nothing of what was sent";
-                Err(Trouble::new(Reason::DeliveryFailed, what))
+                Err(RelayError::new(ErrorKind::DeliveryFailed, what))
             }
         }
     }

@@ -12,7 +12,7 @@ use super::Delivery;
 use crate::kafka::scan::Stray;
 use crate::progress::found::Writer;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// Records that wait until the stream has reached their position; there should be none.
 const MAX_WAITING: usize = 1024;
@@ -39,7 +39,7 @@ impl Delivery {
         partition: PartitionId,
         strays: Vec<Stray>,
         more: u64,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), RelayError> {
         self.count_duplicates(more);
         let now = Instant::now();
         self.strays.waiting.extend(strays.into_iter().map(|stray| (partition, stray, now)));
@@ -49,7 +49,7 @@ impl Delivery {
 
     /// Another relay process of this outbox sends rows of this database: events that are there twice. Anything else is
     /// another outbox's.
-    pub(super) fn judge_strays(&mut self) -> Result<(), Trouble> {
+    pub(super) fn judge_strays(&mut self) -> Result<(), RelayError> {
         let mut twice = 0;
         for (partition, stray, since) in std::mem::take(&mut self.strays.waiting) {
             let Stray { position, fingerprint } = stray;
@@ -73,25 +73,25 @@ impl Delivery {
         end.is_some_and(|end| !end.covers(CommitLsn::new(Lsn::from(position.commit_lsn))))
     }
 
-    fn stray(&self, partition: PartitionId, position: Position) -> Trouble {
-        let (topic, number) = self.partitions.place(partition).unwrap_or_default();
-        let source = &self.style.source;
+    fn stray(&self, partition: PartitionId, position: Position) -> RelayError {
+        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
+        let source = &self.encoder.source;
         let what = format!(
             "{topic}/{number} got an event of source {source} at {position}, and this database has no such row: another \
              outbox writes to the topic under this name"
         );
-        Trouble::new(Reason::EventSourceShared, what)
+        RelayError::new(ErrorKind::EventSourceShared, what)
     }
 
     /// A partition holds events that come after a row, and not the row.
-    pub(super) fn not_ours(&self, partition: PartitionId, position: Position) -> Trouble {
-        let (topic, number) = self.partitions.place(partition).unwrap_or_default();
-        let source = &self.style.source;
+    pub(super) fn not_ours(&self, partition: PartitionId, position: Position) -> RelayError {
+        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
+        let source = &self.encoder.source;
         let what = format!(
             "{topic}/{number} holds events of source {source} behind {position}, but not the event of that position: another \
              outbox writes to the topic under this name, or Kafka has lost records"
         );
-        Trouble::new(Reason::EventSourceShared, what)
+        RelayError::new(ErrorKind::EventSourceShared, what)
     }
 
     pub(super) fn ahead(
@@ -99,9 +99,9 @@ impl Delivery {
         partition: PartitionId,
         position: Position,
         by_another_server: bool,
-    ) -> Trouble {
-        let (topic, number) = self.partitions.place(partition).unwrap_or_default();
-        ahead(topic, number, position, by_another_server, &self.style.source)
+    ) -> RelayError {
+        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
+        ahead(topic, number, position, by_another_server, &self.encoder.source)
     }
 }
 
@@ -112,18 +112,18 @@ pub(super) fn ahead(
     position: Position,
     by_another_server: bool,
     source: &str,
-) -> Trouble {
+) -> RelayError {
     let holds = format!("{topic}/{partition} holds an event of source {source} at {position}");
     if by_another_server {
         let what = format!(
             "{holds}, which is beyond the end of the server's log, and was written while this server was running: another \
              outbox writes to the topic under this name"
         );
-        return Trouble::new(Reason::EventSourceShared, what);
+        return RelayError::new(ErrorKind::EventSourceShared, what);
     }
     let what = format!(
         "{holds}: Kafka has events of the server's own timeline beyond the end of its log: the database was put back to an \
          earlier state without a new timeline, or another outbox writes to the topic under this name"
     );
-    Trouble::new(Reason::HistoryChanged, what)
+    RelayError::new(ErrorKind::HistoryChanged, what)
 }

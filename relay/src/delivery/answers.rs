@@ -5,72 +5,74 @@ use std::time::Instant;
 use super::another_outbox::ahead;
 use super::{Delivery, code_of};
 use crate::kafka;
-use crate::kafka::jobs::Answer;
+use crate::kafka::jobs::QueryResult;
 use crate::kafka::scan::Phantoms;
-use crate::kafka::search::{Reach, SearchError};
-use crate::progress::high_mark::{Hole, Searched};
+use crate::kafka::search::{QueryError, Reachability};
+use crate::progress::high_mark::{OffsetGap, ScanResult};
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 impl Delivery {
     /// Takes in the answer to a question.
-    pub fn answer(&mut self, answer: Answer) -> Result<(), Trouble> {
+    pub fn on_query_result(&mut self, answer: QueryResult) -> Result<(), RelayError> {
         match answer {
-            Answer::Topic { name, found } => self.found(&name, &found),
-            Answer::Grown { name, found } => self.has_grown(name, &found),
-            Answer::Settings { topic, settings } => self.settings(&topic, settings)?,
-            Answer::Inspected { partition, search } => {
-                self.partitions.inspected(partition, search);
-                self.say_whether_kafka_is_whole();
+            QueryResult::Topic { name, found } => self.on_topic_found(&name, &found),
+            QueryResult::Grown { name, found } => self.on_topic_grown(name, &found),
+            QueryResult::Settings { topic, settings } => self.on_settings(&topic, settings)?,
+            QueryResult::Inspected { partition, search } => {
+                self.partitions.mark_verified(partition, search);
+                self.update_integrity();
                 self.resume(partition)?;
             }
-            Answer::Looked(seen) => self.looked(seen)?,
-            Answer::Searched { partition, found, records, phantoms } => {
+            QueryResult::Looked(seen) => self.on_topic_states(seen)?,
+            QueryResult::Searched { partition, found, records, phantoms } => {
                 if let Some(position) = phantoms.ahead {
                     let by_another_server = phantoms.by_another_server;
                     if !by_another_server {
-                        self.report(partition, phantoms);
+                        self.report_phantoms(partition, phantoms);
                     }
                     return Err(self.ahead(partition, position, by_another_server));
                 }
-                self.report(partition, phantoms);
+                self.report_phantoms(partition, phantoms);
                 self.partitions.set_found(partition, records);
-                if let Some(mark) = self.partitions.mark(partition) {
-                    mark.searched(found);
+                if let Some(mark) = self.partitions.dedup(partition) {
+                    mark.on_scanned(found);
                 }
                 self.resume(partition)?;
             }
-            Answer::HoleRead { partition, hole, found, records } => {
+            QueryResult::HoleRead { partition, hole, found, records } => {
                 self.partitions.set_found(partition, records);
-                self.hole_read(partition, hole, found);
+                self.on_gap_scanned(partition, hole, found);
                 self.resume(partition)?;
             }
-            Answer::Strays { partition, strays, more } => self.on_strays(partition, strays, more)?,
-            Answer::Examined { partition, ailment } => self.on_examined(partition, ailment)?,
-            Answer::Reached(Reach::NotByOurClients) => {
+            QueryResult::Strays { partition, strays, more } => self.on_strays(partition, strays, more)?,
+            QueryResult::Examined { partition, ailment } => self.on_diagnosed(partition, ailment)?,
+            QueryResult::Reached(Reachability::ClientStranded) => {
                 let what = "Kafka can be reached, but a client of this session has no broker left to ask";
-                return Err(Trouble::new(Reason::DeliveryFailed, what));
+                return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
             }
-            Answer::Reached(reach) => {
-                let there = reach == Reach::There;
-                self.kafka = Some(there);
-                self.watchdog.looked(Instant::now(), there);
-                if let Some(why) = self.distrusted.take().filter(|_| !there) {
-                    return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
+            QueryResult::Reached(reach) => {
+                let there = reach == Reachability::Up;
+                self.kafka_answers = Some(there);
+                self.watchdog.on_probed(Instant::now(), there);
+                if let Some(why) = self.auth_error.take().filter(|_| !there) {
+                    return Err(RelayError::new(ErrorKind::KafkaAuthenticationFailed, why));
                 }
             }
             // An unanswered call is made again where it is made.
-            Answer::Failed(SearchError::Cancelled | SearchError::Unanswered(_)) => {}
-            Answer::Failed(SearchError::Ahead { topic, partition, position, by_another_server, .. }) => {
-                return Err(ahead(&topic, partition, position, by_another_server, &self.style.source));
+            QueryResult::Failed(QueryError::Cancelled | QueryError::Unanswered(_)) => {}
+            QueryResult::Failed(QueryError::Ahead {
+                topic, partition, position, by_another_server, ..
+            }) => {
+                return Err(ahead(&topic, partition, position, by_another_server, &self.encoder.source));
             }
-            Answer::Failed(SearchError::Distrusted(why)) => {
-                return Err(Trouble::new(Reason::KafkaAuthenticationFailed, why));
+            QueryResult::Failed(QueryError::Distrusted(why)) => {
+                return Err(RelayError::new(ErrorKind::KafkaAuthenticationFailed, why));
             }
-            Answer::Failed(error @ SearchError::Lost { .. }) => {
-                return Err(Trouble::new(Reason::KafkaLostRecords, error.to_string()));
+            QueryResult::Failed(error @ QueryError::Lost { .. }) => {
+                return Err(RelayError::new(ErrorKind::KafkaLostRecords, error.to_string()));
             }
-            Answer::Failed(SearchError::Refused(error)) => {
+            QueryResult::Failed(QueryError::Refused(error)) => {
                 return Err(kafka::error::trouble("Kafka refused a search", code_of(&error)));
             }
         }
@@ -78,11 +80,11 @@ impl Delivery {
     }
 
     /// Events whose rows this server does not have cannot be taken out of Kafka: a person has to know which they are.
-    fn report(&self, partition: PartitionId, phantoms: Phantoms) {
+    fn report_phantoms(&self, partition: PartitionId, phantoms: Phantoms) {
         if phantoms.count == 0 {
             return;
         }
-        let topic = self.partitions.place(partition).map_or("", |(topic, _)| topic);
+        let topic = self.partitions.name_of(partition).map_or("", |(topic, _)| topic);
         tracing::warn!(
             topic,
             events = phantoms.count,
@@ -90,11 +92,11 @@ impl Delivery {
             "Kafka has events that are not of this server's history: it was restored, or took over without them"
         );
         self.metrics.phantom_events_total.inc_by(phantoms.count);
-        self.status.phantoms(phantoms);
+        self.status.add_phantoms(phantoms);
     }
 
-    fn hole_read(&mut self, partition: PartitionId, hole: Hole, found: Searched) {
-        let twice = self.partitions.mark(partition).map_or(0, |mark| mark.hole_read(hole, found));
+    fn on_gap_scanned(&mut self, partition: PartitionId, hole: OffsetGap, found: ScanResult) {
+        let twice = self.partitions.dedup(partition).map_or(0, |mark| mark.on_gap_scanned(hole, found));
         self.count_duplicates(twice);
     }
 

@@ -18,7 +18,7 @@ pub(super) struct SentRecord {
 
 /// A partition of which nothing is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Silent {
+pub(super) struct SilentQueue {
     pub(super) partition: PartitionId,
     pub(super) records: usize,
     /// Since when the oldest of them waits.
@@ -62,7 +62,7 @@ impl InFlight {
         self.now
     }
 
-    pub(super) fn sent(&mut self, partition: PartitionId, bytes: usize, position: Option<Position>) {
+    pub(super) fn on_sent(&mut self, partition: PartitionId, bytes: usize, position: Option<Position>) {
         let (index, now) = (partition.0 as usize, self.now);
         if self.queues.len() <= index {
             self.queues.resize_with(index + 1, || Queue { records: VecDeque::new(), moved: now });
@@ -78,7 +78,7 @@ impl InFlight {
     }
 
     /// Answers which record it was.
-    pub(super) fn settled(&mut self, partition: PartitionId) -> Option<SentRecord> {
+    pub(super) fn on_acked(&mut self, partition: PartitionId) -> Option<SentRecord> {
         let queue = self.queues.get_mut(partition.0 as usize)?;
         let record = queue.records.pop_front()?;
         queue.moved = self.now;
@@ -93,11 +93,11 @@ impl InFlight {
     }
 
     /// The partitions of which nothing was acknowledged for `within`, though something waits.
-    pub(super) fn silent(&self, within: Duration) -> Vec<Silent> {
+    pub(super) fn silent(&self, within: Duration) -> Vec<SilentQueue> {
         let waiting = self.queues.iter().enumerate().filter_map(|(index, queue)| {
             let partition = PartitionId(u32::try_from(index).ok()?);
             let (oldest, since) = (queue.records.front()?.at, queue.moved);
-            Some(Silent { partition, records: queue.records.len(), oldest, since })
+            Some(SilentQueue { partition, records: queue.records.len(), oldest, since })
         });
         waiting.filter(|silent| self.now.saturating_duration_since(silent.since) >= within).collect()
     }
@@ -113,11 +113,11 @@ mod tests {
     fn each_partition_gives_back_what_it_got_in_order() {
         let mut in_flight = InFlight::default();
         for (partition, bytes) in [(0, 10), (3, 30), (0, 11)] {
-            in_flight.sent(PartitionId(partition), bytes, None);
+            in_flight.on_sent(PartitionId(partition), bytes, None);
         }
         assert_eq!((in_flight.events, in_flight.bytes), (3, 51));
         let settled =
-            [0, 0, 3].map(|partition| in_flight.settled(PartitionId(partition)).map(|record| record.bytes));
+            [0, 0, 3].map(|partition| in_flight.on_acked(PartitionId(partition)).map(|record| record.bytes));
         assert_eq!(settled, [Some(10), Some(11), Some(30)]);
         assert_eq!((in_flight.events, in_flight.bytes), (0, 0));
         assert!(in_flight.is_empty(PartitionId(0)) && in_flight.is_empty(PartitionId(9)));
@@ -128,28 +128,28 @@ mod tests {
         let (mut in_flight, start) = (InFlight::default(), Instant::now());
         let second = |n| start + Duration::from_secs(n);
         in_flight.on_turn(start);
-        in_flight.sent(PartitionId(1), 1, None);
-        in_flight.sent(PartitionId(1), 1, None);
+        in_flight.on_sent(PartitionId(1), 1, None);
+        in_flight.on_sent(PartitionId(1), 1, None);
         for n in 0..=5 {
             assert_eq!(in_flight.silent(WITHIN), []);
             in_flight.on_turn(second(n));
-            in_flight.sent(PartitionId(0), 1, None);
-            in_flight.settled(PartitionId(0));
+            in_flight.on_sent(PartitionId(0), 1, None);
+            in_flight.on_acked(PartitionId(0));
         }
         let (oldest, since) = (start, start);
-        let silent = Silent { partition: PartitionId(1), records: 2, oldest, since };
+        let silent = SilentQueue { partition: PartitionId(1), records: 2, oldest, since };
         assert_eq!(in_flight.silent(WITHIN), [silent]);
-        in_flight.settled(PartitionId(1));
+        in_flight.on_acked(PartitionId(1));
         assert_eq!(in_flight.silent(WITHIN), [], "slow, but not silent");
         in_flight.on_turn(second(10));
         let since = second(5);
         assert_eq!(
             in_flight.silent(WITHIN),
-            [Silent { partition: PartitionId(1), records: 1, oldest, since }]
+            [SilentQueue { partition: PartitionId(1), records: 1, oldest, since }]
         );
-        in_flight.settled(PartitionId(1));
+        in_flight.on_acked(PartitionId(1));
         in_flight.on_turn(second(60));
-        in_flight.sent(PartitionId(1), 1, None);
+        in_flight.on_sent(PartitionId(1), 1, None);
         assert_eq!(in_flight.silent(WITHIN), [], "it was idle meanwhile");
     }
 }

@@ -30,13 +30,13 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::topics::partitions::Floor;
+    use crate::topics::partitions::ScanStart;
 
     #[test]
     fn the_search_begins_behind_the_record_that_showed_the_loss_unless_confirmed_ones_are_lost() {
         let lost = LostRecords { topic: "t".into(), partition: 3, offset: 10 };
         for (search, expected) in [(10, 11), (7, 11), (11, 11), (20, 20)] {
-            let floor = Floor { search, last: None };
+            let floor = ScanStart { search, last: None };
             let mut offsets = Offsets::from([("t".into(), BTreeMap::from([(3, floor.clone()), (4, floor)]))]);
             lost.apply(&mut offsets);
             assert_eq!(offsets["t"][&3].search, expected);

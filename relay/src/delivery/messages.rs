@@ -14,8 +14,8 @@ use crate::event::value::HEX_PREFIX;
 use crate::failpoint::{self, Boundary};
 use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::Inconsistent;
-use crate::routing::mapping::Mappings;
-use crate::trouble::{Reason, Trouble};
+use crate::routing::mapping::RoutingHistory;
+use crate::trouble::{ErrorKind, RelayError};
 
 /// The transaction that is being read.
 pub(super) struct Transaction {
@@ -29,7 +29,7 @@ pub(super) struct Transaction {
 
 /// What is needed of large rows and messages of the stream: values of the outbox that fit into a record. Bytes take two
 /// digits each in text form.
-pub fn memory_limit(table: &OutboxTable, mappings: &Mappings, form: StreamForm) -> MemoryLimit {
+pub fn memory_limit(table: &OutboxTable, mappings: &RoutingHistory, form: StreamForm) -> MemoryLimit {
     let (table, mappings) = (table.clone(), mappings.clone());
     MemoryLimit {
         largest_value: match form {
@@ -60,14 +60,14 @@ impl OutboxTable {
 
 impl Delivery {
     /// Deals with one pgoutput message. A row that cannot be delivered becomes a dead letter; where it may not, it is
-    /// [`Reason::PoisonRow`]: nothing has changed then, and what came before it goes on.
+    /// [`ErrorKind::PoisonRow`]: nothing has changed then, and what came before it goes on.
     /// `stored` is the revision of the mapping in the committed checkpoint.
-    pub fn message(&mut self, data: &[u8], stored: u64) -> Result<Flow, Trouble> {
+    pub fn on_message(&mut self, data: &[u8], stored: u64) -> Result<Flow, RelayError> {
         match Message::parse(data).map_err(|error| violation(error.to_string()))? {
-            Message::Begin(begin) => return self.begin(begin.final_lsn, begin.commit_time),
-            Message::Insert(insert) => return self.insert(&insert, stored),
-            Message::Commit(commit) => self.commit(commit.end_lsn)?,
-            Message::Relation(relation) => self.relation(&relation),
+            Message::Begin(begin) => return self.on_begin(begin.final_lsn, begin.commit_time),
+            Message::Insert(insert) => return self.on_insert(&insert, stored),
+            Message::Commit(commit) => self.on_commit(commit.end_lsn)?,
+            Message::Relation(relation) => self.on_relation(&relation),
             // The publication has inserts only; what else it may get some day is not an event.
             Message::Update(_) | Message::Delete(_) | Message::Truncate(_) => {}
             Message::Type(announced) => {
@@ -76,13 +76,13 @@ impl Delivery {
             }
             Message::Origin(_) => {}
             // Nothing to confirm: the keepalive behind it, or the Commit around it, has the place in the ledger.
-            Message::Logical(message) => self.status.message(message.prefix, message.content),
+            Message::Logical(message) => self.status.on_stream_message(message.prefix, message.content),
         }
         Ok(Flow::Next)
     }
 
     /// A keepalive: everything before `end` has been sent.
-    pub fn keepalive(&mut self, end: EndLsn) {
+    pub fn on_keepalive(&mut self, end: EndLsn) {
         self.strays.on_passed(end);
         self.ledger.keepalive(end);
     }
@@ -90,7 +90,12 @@ impl Delivery {
     /// Deals with a row that was in the table before the slot. Such rows come before anything of the stream, in the
     /// order of `seq`. Their position is the byte before the slot's beginning, where no commit can be, with `seq` as
     /// index, so they keep the order of positions. A former process may have sent any of them.
-    pub fn copied(&mut self, layout: &Layout, row: &StoredRow, stored: u64) -> Result<Flow, Trouble> {
+    pub fn on_snapshot_row(
+        &mut self,
+        layout: &Layout,
+        row: &StoredRow,
+        stored: u64,
+    ) -> Result<Flow, RelayError> {
         let (seq, commit) = (row.seq()?, self.before_start());
         let position = self.lineage.position(commit, seq.cast_unsigned());
         let origin = Origin { position, commit, commit_time: PgTime::now(), copied: Some(seq) };
@@ -98,21 +103,21 @@ impl Delivery {
     }
 
     /// While rows are copied: up to which `seq` they are all in Kafka.
-    pub fn copied_up_to(&mut self) -> Option<i64> {
+    pub fn snapshot_cursor(&mut self) -> Option<i64> {
         let first_unconfirmed = self.ledger.first_unconfirmed();
-        self.cursor.as_mut().map(|cursor| cursor.reached(first_unconfirmed))
+        self.snapshot.as_mut().map(|cursor| cursor.advance(first_unconfirmed))
     }
 
     /// All rows to copy were dealt with and are in Kafka: the stream can begin.
-    pub fn copy_is_done(&mut self) {
-        self.cursor = None;
+    pub fn finish_snapshot(&mut self) {
+        self.snapshot = None;
     }
 
-    fn begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<Flow, Trouble> {
+    fn on_begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<Flow, RelayError> {
         // Rows before the horizon may have been sent, and are judged by where they went.
         if !self.lineage.end().covers(commit) {
-            self.spread_over_grown()?;
-            if !self.inquiries.grown.is_empty() {
+            self.apply_growth()?;
+            if !self.discovery.grown.is_empty() {
                 return Ok(Flow::Blocked);
             }
         }
@@ -123,22 +128,22 @@ impl Delivery {
         Ok(Flow::Next)
     }
 
-    fn commit(&mut self, end: EndLsn) -> Result<(), Trouble> {
+    fn on_commit(&mut self, end: EndLsn) -> Result<(), RelayError> {
         failpoint::pass(Boundary::AllSent);
         self.transaction = None;
         self.strays.on_passed(end);
         let completed = self.ledger.commit(end)?;
-        self.observe(completed);
+        self.observe_latency(completed);
         Ok(())
     }
 
-    fn relation(&mut self, relation: &Relation<'_>) {
+    fn on_relation(&mut self, relation: &Relation<'_>) {
         let is_outbox = self.table.is(relation);
         // A type that is not announced is PostgreSQL's own.
         let kind = |oid| self.types.get(&oid).cloned().unwrap_or_else(|| ColumnType::built_in(oid));
         let columns = relation.columns().map(|column| (column.name, kind(column.type_oid)));
         let layout = is_outbox.then(|| {
-            let layout = Layout::new(columns, self.mapper.by_field())?;
+            let layout = Layout::new(columns, self.routing.by_field())?;
             Ok(Rc::new(match self.form {
                 StreamForm::Binary => layout,
                 StreamForm::Text { largest_value } => layout.in_text_form(largest_value),
@@ -147,7 +152,7 @@ impl Delivery {
         self.layouts.insert(relation.oid, layout);
     }
 
-    fn insert(&mut self, insert: &Insert<'_>, stored: u64) -> Result<Flow, Trouble> {
+    fn on_insert(&mut self, insert: &Insert<'_>, stored: u64) -> Result<Flow, RelayError> {
         let transaction = self.transaction.as_ref().ok_or(Inconsistent::NoTransaction)?;
         let layout = match self.layouts.get(&insert.relation) {
             Some(Some(layout)) => layout.clone(),
@@ -163,11 +168,11 @@ impl Delivery {
         let layout = layout.map_err(|error| {
             // Where the log has it so, whatever the table looks like by now.
             let what = format!("in the transaction whose commit is at {}: {error}", commit.lsn());
-            Trouble::new(Reason::TableUnsuitable, what)
+            RelayError::new(ErrorKind::TableUnsuitable, what)
         })?;
         if self.form == StreamForm::Binary && layout.needs_text() {
             let what = "the outbox table has a column whose type is read in text form now";
-            return Err(Trouble::new(Reason::StreamFormChanged, what));
+            return Err(RelayError::new(ErrorKind::StreamFormChanged, what));
         }
         let position = self.lineage.position(commit, transaction.index);
         let origin = Origin { position, commit, commit_time, copied: None };

@@ -2,7 +2,7 @@
 //!
 //! A refused record ends the session, because its producer sends nothing more. The next session reads the settings of
 //! topics again and sends the row alone. If the broker refuses it then for a reason that lies in the record, it would
-//! refuse it each time: the row is poison, and the mapping remembers that (see [`crate::routing::mapping::Refusals`]).
+//! refuse it each time: the row is poison, and the mapping remembers that (see [`crate::routing::mapping::RefusedRows`]).
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::Delivery;
 use crate::kafka::error::{Fault, explained, fault_of, reason_of_kafka, trouble};
-use crate::routing::mapping::Refused;
+use crate::routing::mapping::RefusedRow;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// How long to wait for the answer that ended a producer: librdkafka reports the end before the answer.
 const CAUSE_WITHIN: Duration = Duration::from_millis(500);
@@ -34,8 +34,8 @@ pub struct Refusal {
 
 impl Refusal {
     /// What the mapping remembers of it.
-    pub fn refused(&self) -> Refused {
-        Refused { position: self.position, topic: self.topic.clone(), cause: explained(self.code) }
+    pub fn refused(&self) -> RefusedRow {
+        RefusedRow { position: self.position, topic: self.topic.clone(), cause: explained(self.code) }
     }
 }
 
@@ -61,7 +61,7 @@ impl RefusalWatch {
     }
 
     /// The row at `position` has no place, because Kafka refused it.
-    pub(super) fn waits(&mut self, position: Position) {
+    pub(super) fn on_unplaced(&mut self, position: Position) {
         if self.waiting.is_none_or(|(known, _)| known != position) {
             self.waiting = Some((position, Instant::now()));
         }
@@ -95,7 +95,7 @@ impl Delivery {
         partition: PartitionId,
         position: Option<Position>,
         code: Code,
-    ) -> Trouble {
+    ) -> RelayError {
         if matches!(code, Code::PurgeQueue | Code::PurgeInflight) {
             self.refusals.purged.insert(partition.0);
         }
@@ -103,7 +103,7 @@ impl Delivery {
         let alone = self.in_flight.is_empty(partition) && !self.refusals.purged.contains(&partition.0);
         let fault = fault_of(code);
         self.refusals.answered |= fault != Fault::Producer;
-        let (topic, number) = self.partitions.place(partition).unwrap_or_default();
+        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
         let Some(position) = position else {
             return trouble(
                 &format!("Kafka refused a dead letter that was sent again to {topic}/{number}"),
@@ -119,29 +119,29 @@ impl Delivery {
     }
 
     /// What ended this session, for the next one.
-    pub fn refusal(&mut self) -> Option<Refusal> {
+    pub fn take_refusal(&mut self) -> Option<Refusal> {
         self.refusals.now.take()
     }
 
     /// Looks for the answer of a broker behind a producer that takes nothing more.
-    pub async fn cause_of(&mut self, trouble: Trouble) -> Trouble {
-        if trouble.reason != Reason::DeliveryFailed || self.refusals.answered {
+    pub async fn find_cause(&mut self, trouble: RelayError) -> RelayError {
+        if trouble.kind != ErrorKind::DeliveryFailed || self.refusals.answered {
             return trouble;
         }
         if let Some((code, why)) = self.producers.failure()
             && fault_of(code) != Fault::Producer
         {
             let what = format!("a producer has failed for good: {why}: {}", explained(code));
-            return Trouble { reason: reason_of_kafka(code), what, at: trouble.at };
+            return RelayError { kind: reason_of_kafka(code), detail: what, at: trouble.at };
         }
         let deadline = tokio::time::Instant::now() + CAUSE_WITHIN;
         loop {
-            let mut acks = std::mem::take(&mut self.taken);
+            let mut acks = std::mem::take(&mut self.drained_acks);
             self.acks.take(&mut acks);
-            let before = std::mem::take(&mut self.unsettled);
+            let before = std::mem::take(&mut self.unprocessed_acks);
             for ack in before.into_iter().chain(acks) {
                 let partition = ack.tag.partition();
-                let position = self.in_flight.settled(partition).and_then(|sent| sent.position);
+                let position = self.in_flight.on_acked(partition).and_then(|sent| sent.position);
                 let Err(code) = ack.outcome else { continue };
                 let refused = self.on_refusal(partition, position, code);
                 if fault_of(code) != Fault::Producer {
@@ -157,17 +157,17 @@ impl Delivery {
 
     /// Says which row has to be delivered before `trouble` is over: one that could not go on when the session ended, or
     /// the oldest that Kafka has not acknowledged.
-    pub fn began(&mut self, trouble: Trouble, blocked: bool) -> Trouble {
-        if trouble.at.is_some() || !(blocked || trouble.reason.side() == "kafka") {
+    pub fn on_session_error(&mut self, trouble: RelayError, blocked: bool) -> RelayError {
+        if trouble.at.is_some() || !(blocked || trouble.kind.side() == "kafka") {
             return trouble;
         }
-        let unfinished = match self.copied_up_to() {
+        let unfinished = match self.snapshot_cursor() {
             Some(seq) => Some((self.before_start(), seq.saturating_add(1).cast_unsigned())),
             None if blocked => Some((self.last_commit, 0)),
             None => self.ledger.commit_lsn(self.ledger.first_unconfirmed()).map(|commit| (commit, 0)),
         };
         let at = unfinished.map(|(commit, index)| self.lineage.position(commit, index));
-        Trouble { at, ..trouble }
+        RelayError { at, ..trouble }
     }
 
     /// Whether delivery has got past a failure that ended a session before: the row at `at` is in Kafka. Where no row is
@@ -182,15 +182,15 @@ impl Delivery {
 
     fn has_delivered(&mut self, position: Position) -> bool {
         let commit = CommitLsn::new(position.commit_lsn.into());
-        match self.copied_up_to() {
+        match self.snapshot_cursor() {
             Some(seq) if commit == self.before_start() => position.index.cast_signed() <= seq,
             _ => self.ledger.confirmed().covers(commit),
         }
     }
 
     fn is_caught_up(&self) -> bool {
-        let answers = self.kafka == Some(true) && self.partitions.all_inspected();
-        answers && self.cursor.is_none() && self.ledger.confirmed() >= self.lineage.end()
+        let answers = self.kafka_answers == Some(true) && self.partitions.all_verified();
+        answers && self.snapshot.is_none() && self.ledger.confirmed() >= self.lineage.end()
     }
 
     /// A row that has no place because Kafka refused it is sent again now and then: the broker may take it by now.
@@ -198,7 +198,7 @@ impl Delivery {
         let due = self.refusals.waiting.take_if(|(_, since)| since.elapsed() >= TRY_AGAIN_EVERY);
         if let Some((position, _)) = due {
             self.refusals.tried_again = Some(position);
-            self.mapper.try_again(position);
+            self.routing.try_again(position);
         }
     }
 }

@@ -7,18 +7,18 @@ use rdkafka::error::KafkaError;
 
 use super::waiting::{Placed, WaitingRow};
 use super::{Delivery, Flow, code_of, violation};
-use crate::dead_letter::{Arrival, Poison, PoisonKind};
+use crate::dead_letter::{DecodedRow, Poison, PoisonKind};
 use crate::event::record::{Prepared, kafka_timestamp};
 use crate::event::row::{EventId, Layout, RowError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka;
-use crate::kafka::sink::{Outgoing, Tag};
+use crate::kafka::sink::{ProducerRecord, Tag};
 use crate::progress::found::fingerprint;
 use crate::progress::high_mark::Admission;
 use crate::progress::ledger::EntryId;
-use crate::routing::mapping::{Place, Subject, Unplaceable};
+use crate::routing::mapping::{Destination, RoutingError, RoutingInput};
 use crate::topics::partitions::PartitionId;
-use crate::trouble::Trouble;
+use crate::trouble::RelayError;
 
 /// Where a row comes from.
 #[derive(Clone, Copy)]
@@ -31,7 +31,7 @@ pub(super) struct Origin {
 }
 
 /// Commit of a row that goes where the mapping of now sends it: none before has a say.
-pub(super) fn after_everything() -> CommitLsn {
+pub(super) fn current_routing_commit() -> CommitLsn {
     CommitLsn::new(u64::MAX.into())
 }
 
@@ -44,172 +44,178 @@ impl Delivery {
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
         stored: u64,
-    ) -> Result<Flow, Trouble> {
-        if self.settles_first && self.in_flight().0 > 0 {
+    ) -> Result<Flow, RelayError> {
+        if self.rerouted_row_in_flight && self.in_flight().0 > 0 {
             return Ok(Flow::Blocked);
         }
-        self.settles_first = false;
-        let (arrival, time) = self.read(layout, values.clone(), origin)?;
+        self.rerouted_row_in_flight = false;
+        let (arrival, time) = self.decode(layout, values.clone(), origin)?;
         failpoint::pass(match origin.position.index {
             0 => Boundary::AfterDecode,
             _ => Boundary::InTransaction,
         });
-        let route_by = arrival.route_by();
+        let route_by = arrival.routing_value();
         let column = |name: &str| {
             if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
         };
         let bytes = match &arrival {
-            Arrival::Event(row, _) => self.style.size(row),
-            Arrival::Flawed(..) => 0,
+            DecodedRow::Valid(row, _) => self.encoder.size(row),
+            DecodedRow::Invalid(..) => 0,
         };
-        let Some((partition, poison)) = self.place(&arrival, bytes, origin, column, stored)? else {
+        let Some((partition, poison)) = self.destination(&arrival, bytes, origin, column, stored)? else {
             return Ok(Flow::Blocked);
         };
-        let takes = |(topic, _)| self.mapper.takes_now(topic, bytes, arrival.has_key());
-        let fits = self.partitions.place(partition).is_some_and(takes);
+        let takes = |(topic, _)| self.routing.takes_now(topic, bytes, arrival.has_key());
+        let fits = self.partitions.name_of(partition).is_some_and(takes);
         let fingerprint = fingerprint(origin.position, arrival.id().map(EventId::as_bytes));
         let is_dead = poison.is_some();
         let placed = Placed { partition, position: origin.position, fingerprint, is_dead, fits };
         let admission = match self.waiting.has(partition) {
             true => Admission::Wait,
-            false => self.judge(placed)?,
+            false => self.admit(placed)?,
         };
         let waits = matches!(admission, Admission::Wait | Admission::Search { .. });
         let is_tried_again = self.refusals.is_tried_again(origin.position);
         if waits && (is_tried_again || !placed.goes_there()) {
-            return Ok(self.wait_for(partition));
+            return Ok(self.block_on(partition));
         }
         if admission == Admission::AlreadyThere {
-            self.count_already_there();
-            if let (Some(seq), Some(cursor)) = (origin.copied, &mut self.cursor) {
-                cursor.already_there(seq);
+            self.count_suppressed();
+            if let (Some(seq), Some(cursor)) = (origin.copied, &mut self.snapshot) {
+                cursor.on_duplicate(seq);
             }
         } else if !placed.goes_there() {
             // A mapping before this one would have sent it there, and did not.
-            let origin = Origin { commit: after_everything(), ..origin };
+            let origin = Origin { commit: current_routing_commit(), ..origin };
             let flow = self.deliver(layout, values, origin, stored)?;
-            self.settles_first = flow == Flow::Next;
+            self.rerouted_row_in_flight = flow == Flow::Next;
             return Ok(flow);
         } else {
             if let Some(Poison {
                 kind: PoisonKind::TooLarge | PoisonKind::NoKey, topic: Some(topic), ..
             }) = &poison
             {
-                self.was_unfit_for(topic);
+                self.watch_settings(topic);
             }
-            self.settles_first |= is_tried_again;
+            self.rerouted_row_in_flight |= is_tried_again;
             let prepared = self.prepare((arrival, bytes), poison, placed, time);
-            let entry = self.enter(origin, prepared.time)?;
+            let entry = self.ledger_entry(origin, prepared.time)?;
             if waits {
                 let row = WaitingRow { placed, prepared: prepared.into_owned(), entry };
-                self.waiting.set_aside(row, self.in_flight.now());
+                self.waiting.push(row, self.in_flight.now());
             } else {
                 self.send(prepared, entry, placed)?;
             }
         }
-        self.held = None;
+        self.blocked_on = None;
         self.recent.on_row(origin.position, fingerprint);
         self.counts.received += 1;
         Ok(Flow::Next)
     }
 
     /// Where a row goes, as a dead letter where it cannot be delivered; `None` where that is not known yet.
-    fn place<'a>(
+    fn destination<'a>(
         &mut self,
-        arrival: &Arrival<'_>,
+        arrival: &DecodedRow<'_>,
         bytes: usize,
         Origin { position, commit, .. }: Origin,
         column: impl Fn(&str) -> Option<&'a str>,
         stored: u64,
-    ) -> Result<Option<(PartitionId, Option<Poison>)>, Trouble> {
-        let spread_by = arrival.spread_by(position);
-        let subject = Subject {
+    ) -> Result<Option<(PartitionId, Option<Poison>)>, RelayError> {
+        let spread_by = arrival.partition_key(position);
+        let subject = RoutingInput {
             key: &spread_by,
             bytes,
             has_key: arrival.has_key(),
             position: Some(position),
-            flaw: arrival.flaw(),
+            flaw: arrival.error(),
             commit,
             column: |name: &str| column(name),
         };
-        match self.mapper.place(&subject) {
-            Ok(Place::Partition { topic, number, revision, poison }) if revision <= stored => {
+        match self.routing.destination(&subject) {
+            Ok(Destination::Partition { topic, number, revision, poison }) if revision <= stored => {
                 let partition = self.partitions.id(topic, number);
                 let partition =
                     partition.ok_or_else(|| violation(format!("{topic} has no partition {number}")))?;
                 Ok(Some((partition, poison)))
             }
-            Ok(Place::Partition { .. }) => Ok(None),
-            Ok(Place::NewTopic(name)) => {
+            Ok(Destination::Partition { .. }) => Ok(None),
+            Ok(Destination::NewTopic(name)) => {
                 let name = name.to_owned();
-                self.want(&name);
+                self.request_topic(&name);
                 Ok(None)
             }
-            Err(error) => Err(self.unplaceable(arrival, position, error)),
+            Err(error) => Err(self.routing_error(arrival, position, error)),
         }
     }
 
     /// Reads a row, with its time. What is wrong with its values is the row's; a row of another shape than its table
     /// is the stream's.
-    fn read<'a>(
+    fn decode<'a>(
         &self,
         layout: &Layout,
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
-    ) -> Result<(Arrival<'a>, PgTime), Trouble> {
+    ) -> Result<(DecodedRow<'a>, PgTime), RelayError> {
         let (row, flaw) = match layout.read(values.clone()) {
             Ok(row) => {
                 let time = row.occurred_at.unwrap_or(origin.commit_time);
-                let headers = self.style.headers(&row, Some(origin.position), time);
+                let headers = self.encoder.headers(&row, Some(origin.position), time);
                 match headers {
-                    Ok(headers) => return Ok((Arrival::Event(row, headers), time)),
+                    Ok(headers) => return Ok((DecodedRow::Valid(row, headers), time)),
                     Err(error) => (row.into(), Poison::from(&error)),
                 }
             }
             Err(error @ RowError::ColumnCount { .. }) => return Err(violation(error.to_string())),
             Err(RowError::Oversized { .. }) => {
-                let row = layout.salvage(values);
-                let bytes = self.style.size_with_left_out(&row);
+                let row = layout.decode_lenient(values);
+                let bytes = self.encoder.size_with_left_out(&row);
                 (row, Poison::oversized(bytes, self.sink.max_message_bytes))
             }
-            Err(error) => (layout.salvage(values), Poison::from(&error)),
+            Err(error) => (layout.decode_lenient(values), Poison::from(&error)),
         };
         let time = row.occurred_at.unwrap_or(origin.commit_time);
-        Ok((Arrival::Flawed(row, flaw), time))
+        Ok((DecodedRow::Invalid(row, flaw), time))
     }
 
     fn prepare<'a>(
         &self,
-        (arrival, bytes): (Arrival<'a>, usize),
+        (arrival, bytes): (DecodedRow<'a>, usize),
         poison: Option<Poison>,
         placed: Placed,
         time: PgTime,
     ) -> Prepared<'a> {
         let (row, poison) = match (arrival, poison) {
-            (Arrival::Event(row, headers), None) => return Prepared::event(row, headers, bytes, time),
-            (Arrival::Event(row, _), Some(poison)) => (row.into(), poison),
-            (Arrival::Flawed(row, flaw), poison) => (row, poison.unwrap_or(flaw)),
+            (DecodedRow::Valid(row, headers), None) => return Prepared::event(row, headers, bytes, time),
+            (DecodedRow::Valid(row, _), Some(poison)) => (row.into(), poison),
+            (DecodedRow::Invalid(row, flaw), poison) => (row, poison.unwrap_or(flaw)),
         };
-        let limit = self.partitions.place(placed.partition).map_or(0, |(topic, _)| self.mapper.limit(topic));
-        self.dead_letter_style.record(row, poison, placed.position, time, limit)
+        let limit =
+            self.partitions.name_of(placed.partition).map_or(0, |(topic, _)| self.routing.limit(topic));
+        self.dead_letter_encoder.encode(row, poison, placed.position, time, limit)
     }
 
     /// A row waits for the settings to be changed that keep it from its topic, or for the broker to change its mind.
-    fn unplaceable(&mut self, arrival: &Arrival<'_>, position: Position, error: Unplaceable) -> Trouble {
+    fn routing_error(
+        &mut self,
+        arrival: &DecodedRow<'_>,
+        position: Position,
+        error: RoutingError,
+    ) -> RelayError {
         if let Some(topic) = error.decided_by_settings_of() {
-            self.was_unfit_for(topic);
+            self.watch_settings(topic);
         }
         if error.is_refusal() {
-            self.refusals.waits(position);
+            self.refusals.on_unplaced(position);
         }
-        arrival.trouble(error, position)
+        arrival.poison_error(error, position)
     }
 
     /// The ledger's entry for a row, which is done when the row is in Kafka.
-    fn enter(&mut self, origin: Origin, time: PgTime) -> Result<EntryId, Trouble> {
+    fn ledger_entry(&mut self, origin: Origin, time: PgTime) -> Result<EntryId, RelayError> {
         let Some(seq) = origin.copied else { return Ok(self.ledger.row()?) };
-        let entry = self.ledger.lone_row(self.before_start(), time, self.start)?;
-        self.cursor.iter_mut().for_each(|cursor| cursor.sent(entry, seq));
+        let entry = self.ledger.single_row_transaction(self.before_start(), time, self.start)?;
+        self.snapshot.iter_mut().for_each(|cursor| cursor.on_sent(entry, seq));
         Ok(entry)
     }
 
@@ -218,33 +224,33 @@ impl Delivery {
         mut prepared: Prepared<'_>,
         entry: EntryId,
         placed: Placed,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), RelayError> {
         let Placed { partition, position, .. } = placed;
         let dead = prepared.dead.take();
-        self.hand_over(prepared, Tag::new(entry, partition), Some(position))
-            .map_err(|error| not_accepted(&format!("the event at {position}"), &error))?;
+        self.produce(prepared, Tag::new(entry, partition), Some(position))
+            .map_err(|error| produce_failed(&format!("the event at {position}"), &error))?;
         if let Some(note) = dead {
-            self.dead_letters.sent(partition, note);
+            self.dead_letters.on_sent(partition, note);
             failpoint::pass(Boundary::DeadLetterSent);
         }
-        if let Some(mark) = self.partitions.mark(partition) {
-            mark.sent(position, self.in_flight.now());
+        if let Some(mark) = self.partitions.dedup(partition) {
+            mark.on_sent(position, self.in_flight.now());
         }
         Ok(())
     }
 
-    pub(super) fn count_already_there(&mut self) {
+    pub(super) fn count_suppressed(&mut self) {
         self.counts.suppressed += 1;
         self.metrics.duplicates_suppressed_total.inc();
     }
 
-    pub(super) fn hand_over(
+    pub(super) fn produce(
         &mut self,
         prepared: Prepared<'_>,
         tag: Tag,
         position: Option<Position>,
     ) -> Result<(), KafkaError> {
-        let Some((topic, number)) = self.partitions.place(tag.partition()) else { return Ok(()) };
+        let Some((topic, number)) = self.partitions.name_of(tag.partition()) else { return Ok(()) };
         let now = self.clock;
         let mut timestamp = kafka_timestamp(prepared.time);
         let settings = self.partitions.settings(topic).copied().unwrap_or_default();
@@ -254,7 +260,7 @@ impl Delivery {
             timestamp = now;
             self.metrics.timestamps_replaced_total.inc();
         }
-        let record = Outgoing {
+        let record = ProducerRecord {
             topic,
             partition: number,
             key: prepared.key.as_deref(),
@@ -266,11 +272,11 @@ impl Delivery {
         // After a refused record a producer takes no more: this can be the first that is heard of it.
         sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
         self.counts.sent += 1;
-        self.in_flight.sent(tag.partition(), prepared.bytes, position);
+        self.in_flight.on_sent(tag.partition(), prepared.bytes, position);
         Ok(())
     }
 }
 
-pub(super) fn not_accepted(what: &str, error: &KafkaError) -> Trouble {
+pub(super) fn produce_failed(what: &str, error: &KafkaError) -> RelayError {
     kafka::error::trouble(&format!("the producer did not take {what}"), code_of(error))
 }

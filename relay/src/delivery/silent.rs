@@ -3,62 +3,62 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::in_flight::Silent;
+use super::in_flight::SilentQueue;
 use super::{Delivery, Flow};
-use crate::kafka::health::Ailment;
+use crate::kafka::health::Diagnosis;
 use crate::status::{SilentPartition, WaitsFor};
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// A partition that is silent for so long is examined, so that the cause is known when it is shown.
-const EXAMINE_AFTER: Duration = Duration::from_millis(2500);
+const DIAGNOSE_AFTER: Duration = Duration::from_millis(2500);
 /// A record that waits for so long is given up with its session: at twice that brokers forget its producer by default
 /// (`producer.id.expiration.ms`), and would take what is behind it without it.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
 /// How often.
-const EXAMINE_EVERY: Duration = Duration::from_secs(3);
+const DIAGNOSE_EVERY: Duration = Duration::from_secs(3);
 
 /// The next row waits for its partition and is one that cannot be set aside.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
+pub(super) struct BlockedOn {
     partition: PartitionId,
     since: Instant,
 }
 
 /// What was found out about silent partitions.
 #[derive(Debug, Default)]
-pub(super) struct Examinations {
-    found: HashMap<PartitionId, (Instant, Ailment)>,
+pub(super) struct Diagnoses {
+    found: HashMap<PartitionId, (Instant, Diagnosis)>,
     asked: Option<PartitionId>,
 }
 
 impl Delivery {
     /// The next row waits for this partition, and cannot be set aside.
-    pub(super) fn wait_for(&mut self, partition: PartitionId) -> Flow {
-        if self.held.is_none_or(|held| held.partition != partition) {
-            self.held = Some(Held { partition, since: Instant::now() });
+    pub(super) fn block_on(&mut self, partition: PartitionId) -> Flow {
+        if self.blocked_on.is_none_or(|held| held.partition != partition) {
+            self.blocked_on = Some(BlockedOn { partition, since: Instant::now() });
         }
         Flow::Blocked
     }
 
     /// Shows partitions of which nothing is acknowledged, and has one examined.
-    pub(super) fn watch_silent_partitions(&mut self) -> Result<(), Trouble> {
+    pub(super) fn watch_silent_partitions(&mut self) -> Result<(), RelayError> {
         let now = Instant::now();
         self.in_flight.on_turn(now);
         if let Some(partition) = self.in_flight.silent(GIVE_UP_AFTER).first().map(|silent| silent.partition) {
-            return Err(self.gave_up(partition));
+            return Err(self.waited_too_long(partition));
         }
-        let sent = self.in_flight.silent(EXAMINE_AFTER).into_iter().map(|silent| {
+        let sent = self.in_flight.silent(DIAGNOSE_AFTER).into_iter().map(|silent| {
             let records = silent.records + self.waiting.count(silent.partition);
-            (Silent { records, ..silent }, WaitsFor::Acknowledgement)
+            (SilentQueue { records, ..silent }, WaitsFor::Acknowledgement)
         });
-        let mut silent: Vec<(Silent, WaitsFor)> = sent.collect();
-        let held = self.held.map(|Held { partition, since }| {
+        let mut silent: Vec<(SilentQueue, WaitsFor)> = sent.collect();
+        let held = self.blocked_on.map(|BlockedOn { partition, since }| {
             let records = self.waiting.count(partition);
-            Silent { partition, records, oldest: since, since }
+            SilentQueue { partition, records, oldest: since, since }
         });
-        let unsent = self.waiting.silent().chain(held).filter(|Silent { partition, since, .. }| {
-            let is_late = now.saturating_duration_since(*since) >= EXAMINE_AFTER;
+        let unsent = self.waiting.silent().chain(held).filter(|SilentQueue { partition, since, .. }| {
+            let is_late = now.saturating_duration_since(*since) >= DIAGNOSE_AFTER;
             is_late && self.in_flight.is_empty(*partition)
         });
         for waiting in unsent {
@@ -67,11 +67,11 @@ impl Delivery {
             }
         }
         silent.sort_by_key(|(silent, _)| silent.since);
-        self.examinations.found.retain(|id, _| silent.iter().any(|(silent, _)| silent.partition == *id));
-        self.examine(now, &silent);
+        self.diagnoses.found.retain(|id, _| silent.iter().any(|(silent, _)| silent.partition == *id));
+        self.diagnose(now, &silent);
         let shown = silent.iter().filter_map(|(silent, waits_for)| {
-            let (topic, number) = self.partitions.place(silent.partition)?;
-            let found = self.examinations.found.get(&silent.partition);
+            let (topic, number) = self.partitions.name_of(silent.partition)?;
+            let found = self.diagnoses.found.get(&silent.partition);
             Some(SilentPartition {
                 topic: topic.to_owned(),
                 partition: number,
@@ -82,46 +82,50 @@ impl Delivery {
                 cause: found.and_then(|(_, ailment)| ailment.what.clone()),
             })
         });
-        self.status.silent_partitions(shown.collect());
+        self.status.set_silent_partitions(shown.collect());
         Ok(())
     }
 
-    fn gave_up(&self, partition: PartitionId) -> Trouble {
-        let (topic, number) = self.partitions.place(partition).unwrap_or_default();
+    fn waited_too_long(&self, partition: PartitionId) -> RelayError {
+        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
         let what = format!(
             "{topic}/{number} has acknowledged nothing for {} h; a new session sends what waits for it again, before brokers forget the producer",
             GIVE_UP_AFTER.as_secs() / 3600
         );
-        Trouble::new(Reason::DeliveryFailed, what)
+        RelayError::new(ErrorKind::DeliveryFailed, what)
     }
 
     /// Has the partition examined that was examined longest ago.
-    fn examine(&mut self, now: Instant, silent: &[(Silent, WaitsFor)]) {
-        if self.examinations.asked.is_some() {
+    fn diagnose(&mut self, now: Instant, silent: &[(SilentQueue, WaitsFor)]) {
+        if self.diagnoses.asked.is_some() {
             return;
         }
-        let examined = |id: &PartitionId| self.examinations.found.get(id).map(|(at, _)| *at);
+        let examined = |id: &PartitionId| self.diagnoses.found.get(id).map(|(at, _)| *at);
         let next = silent.iter().map(|(silent, _)| silent.partition).min_by_key(examined);
         let is_due = |id: &PartitionId| {
-            examined(id).is_none_or(|at| now.saturating_duration_since(at) >= EXAMINE_EVERY)
+            examined(id).is_none_or(|at| now.saturating_duration_since(at) >= DIAGNOSE_EVERY)
         };
         let Some(id) = next.filter(is_due) else { return };
-        let Some((topic, number)) = self.partitions.place(id) else { return };
+        let Some((topic, number)) = self.partitions.name_of(id) else { return };
         let min_in_sync = self.partitions.settings(topic).and_then(|settings| settings.min_in_sync_replicas);
-        self.jobs.examine(id, topic, number, min_in_sync, self.producers.roster(Some(number)));
-        self.examinations.asked = Some(id);
+        self.jobs.diagnose(id, topic, number, min_in_sync, self.producers.handles(Some(number)));
+        self.diagnoses.asked = Some(id);
     }
 
-    pub(super) fn on_examined(&mut self, partition: PartitionId, ailment: Ailment) -> Result<(), Trouble> {
-        self.examinations.asked = None;
+    pub(super) fn on_diagnosed(
+        &mut self,
+        partition: PartitionId,
+        ailment: Diagnosis,
+    ) -> Result<(), RelayError> {
+        self.diagnoses.asked = None;
         if ailment.producer_is_lost {
-            let (topic, number) = self.partitions.place(partition).unwrap_or_default();
+            let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
             let what = format!(
                 "{topic}/{number} can be reached, but the producer that sends to it has no broker left to ask"
             );
-            return Err(Trouble::new(Reason::DeliveryFailed, what));
+            return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
         }
-        self.examinations.found.insert(partition, (Instant::now(), ailment));
+        self.diagnoses.found.insert(partition, (Instant::now(), ailment));
         Ok(())
     }
 }

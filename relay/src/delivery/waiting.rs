@@ -9,12 +9,12 @@ use std::time::Instant;
 use outbox::Position;
 
 use super::Delivery;
-use super::in_flight::Silent;
+use super::in_flight::SilentQueue;
 use crate::event::record::Prepared;
 use crate::progress::high_mark::Admission;
 use crate::progress::ledger::EntryId;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::Trouble;
+use crate::trouble::RelayError;
 
 /// A row with the place where it goes.
 #[derive(Clone, Copy, Debug)]
@@ -68,18 +68,18 @@ impl WaitingRows {
         self.queues.get(&partition).map_or(0, |queue| queue.rows.len())
     }
 
-    pub(super) fn set_aside(&mut self, row: WaitingRow, now: Instant) {
+    pub(super) fn push(&mut self, row: WaitingRow, now: Instant) {
         self.events += 1;
         self.bytes += row.prepared.bytes;
         let empty = || Queue { rows: VecDeque::new(), since: now };
         self.queues.entry(row.placed.partition).or_insert_with(empty).rows.push_back(row);
     }
 
-    fn first(&self, partition: PartitionId) -> Option<Placed> {
+    fn front(&self, partition: PartitionId) -> Option<Placed> {
         self.queues.get(&partition)?.rows.front().map(|row| row.placed)
     }
 
-    fn take(&mut self, partition: PartitionId) -> Option<WaitingRow> {
+    fn pop(&mut self, partition: PartitionId) -> Option<WaitingRow> {
         let queue = self.queues.get_mut(&partition)?;
         let row = queue.rows.pop_front()?;
         if queue.rows.is_empty() {
@@ -91,8 +91,8 @@ impl WaitingRows {
     }
 
     /// The partitions that rows wait for, and since when.
-    pub(super) fn silent(&self) -> impl Iterator<Item = Silent> {
-        self.queues.iter().map(|(partition, Queue { rows, since })| Silent {
+    pub(super) fn silent(&self) -> impl Iterator<Item = SilentQueue> {
+        self.queues.iter().map(|(partition, Queue { rows, since })| SilentQueue {
             partition: *partition,
             records: rows.len(),
             oldest: *since,
@@ -103,13 +103,13 @@ impl WaitingRows {
 
 impl Delivery {
     /// Whether a row can go to its partition now, and has to.
-    pub(super) fn judge(&mut self, row: Placed) -> Result<Admission, Trouble> {
+    pub(super) fn admit(&mut self, row: Placed) -> Result<Admission, RelayError> {
         let Placed { partition, position, fingerprint, is_dead, fits } = row;
         let replayed = self.lineage.holds(position);
-        let mark = self.partitions.is_inspected(partition).then(|| self.partitions.mark(partition)).flatten();
+        let mark = self.partitions.is_verified(partition).then(|| self.partitions.dedup(partition)).flatten();
         let admission = mark.map_or(Admission::Wait, |mark| mark.admit(position, replayed));
         if let Admission::Search { from } = admission {
-            self.search(partition, from);
+            self.scan(partition, from);
         }
         if admission != Admission::AlreadyThere || !self.partitions.lacks(partition, position, fingerprint) {
             return Ok(admission);
@@ -123,31 +123,31 @@ impl Delivery {
         }
     }
 
-    fn search(&self, partition: PartitionId, from: i64) {
-        let Some((topic, number)) = self.partitions.place(partition) else { return };
+    fn scan(&self, partition: PartitionId, from: i64) {
+        let Some((topic, number)) = self.partitions.name_of(partition) else { return };
         let min_in_sync = self.partitions.settings(topic).and_then(|settings| settings.min_in_sync_replicas);
-        self.jobs.search(partition, topic, number, from, min_in_sync);
+        self.jobs.scan(partition, topic, number, from, min_in_sync);
     }
 
     /// Something has changed for a partition: rows that wait for it go on as far as they can.
-    pub(super) fn resume(&mut self, partition: PartitionId) -> Result<(), Trouble> {
+    pub(super) fn resume(&mut self, partition: PartitionId) -> Result<(), RelayError> {
         if self.waiting.events == 0 {
             return Ok(());
         }
-        while let Some(placed) = self.waiting.first(partition) {
-            let admission = self.judge(placed)?;
+        while let Some(placed) = self.waiting.front(partition) {
+            let admission = self.admit(placed)?;
             if !matches!(admission, Admission::Send | Admission::AlreadyThere) {
                 return Ok(());
             }
-            let Some(WaitingRow { prepared, entry, .. }) = self.waiting.take(partition) else {
+            let Some(WaitingRow { prepared, entry, .. }) = self.waiting.pop(partition) else {
                 return Ok(());
             };
             if admission == Admission::Send {
                 self.send(prepared, entry, placed)?;
             } else {
-                self.count_already_there();
+                self.count_suppressed();
                 let completed = self.ledger.withdraw(entry)?;
-                self.observe(completed);
+                self.observe_latency(completed);
             }
         }
         Ok(())

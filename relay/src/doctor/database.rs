@@ -15,7 +15,7 @@ use crate::postgres::holder::{self, Holder};
 use crate::postgres::source::{self, PublicationState};
 use crate::postgres::{awaited, columns, connection, grants, publication, table};
 use crate::session::{self, occupied};
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// A clock that differs by more makes lags and times of events look wrong.
 const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
@@ -66,7 +66,7 @@ pub async fn examine(config: &Config) -> Examined {
     Examined { findings, topics }
 }
 
-async fn server(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn server(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     let row = sqlx::query(
         "SELECT current_setting('server_version') AS version,
                 coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS tls",
@@ -80,14 +80,14 @@ async fn server(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trou
     Ok(Finding::ok("database", format!("{place} lets in role {}, {how}", from.user)))
 }
 
-async fn preconditions(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn preconditions(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     source::check_preconditions(sql, &config.source).await?;
     let table = &config.source.table;
     Ok(Finding::ok("server and tables", format!("wal_level is logical, {table} and {TABLE} are there")))
 }
 
 /// Whether what the table shows is what the stream has.
-async fn rows(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn rows(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "rows";
     let name = &config.source.table;
     table::check(sql, config).await?;
@@ -99,14 +99,14 @@ async fn rows(sql: &mut PgConnection, config: &Config) -> Result<Finding, Troubl
     })
 }
 
-async fn columns(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn columns(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     let columns = columns::of(sql, &config.source).await?;
     let layout = columns::layout(&columns, &config.routing.by_field)?;
     let form = if layout.needs_text() { "text" } else { "binary" };
     Ok(Finding::ok("columns", format!("rows can be read; the stream has their values in {form} form")))
 }
 
-async fn role(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn role(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "replication role";
     let name = &config.source.user;
     Ok(match grants::replication(sql, name).await? {
@@ -117,7 +117,7 @@ async fn role(sql: &mut PgConnection, config: &Config) -> Result<Finding, Troubl
     })
 }
 
-async fn clock(sql: &mut PgConnection) -> Result<Finding, Trouble> {
+async fn clock(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     const CHECK: &str = "clock";
     let (asked, before) = (Instant::now(), Utc::now());
     let there: DateTime<Utc> = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(sql).await?;
@@ -131,7 +131,7 @@ async fn clock(sql: &mut PgConnection) -> Result<Finding, Trouble> {
     Ok(Finding::warn(CHECK, message, "synchronise both; until then lag and latency are wrong by that much"))
 }
 
-async fn checkpoint_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn checkpoint_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "checkpoint grants";
     Ok(match grants::on_checkpoint(sql, &config.source, &config.source.user).await? {
         None => Finding::ok(CHECK, format!("SELECT, INSERT and UPDATE on {TABLE}")),
@@ -142,7 +142,7 @@ async fn checkpoint_grants(sql: &mut PgConnection, config: &Config) -> Result<Fi
     })
 }
 
-async fn outbox_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn outbox_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "outbox grants";
     let table = &config.source.table;
     let Some(remedy) = grants::on_outbox(sql, &config.source, &config.source.user).await? else {
@@ -156,7 +156,7 @@ async fn outbox_grants(sql: &mut PgConnection, config: &Config) -> Result<Findin
 }
 
 /// Without them delivery goes on, but the table grows.
-async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "outbox_maintain";
     for function in ["outbox_maintain(interval, interval)", "outbox_partition_state()"] {
         let schema = quote(&config.source.table.schema);
@@ -186,10 +186,10 @@ async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Tr
     Ok(Finding::ok(CHECK, "it and outbox_partition_state may be executed"))
 }
 
-async fn published(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn published(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "publication";
     let name = &config.source.publication.name;
-    match source::look_at_publication(sql, &config.source).await? {
+    match source::publication_state(sql, &config.source).await? {
         PublicationState::Suitable if taken_late(sql, config).await => Ok(Finding::warn(
             CHECK,
             format!(
@@ -213,7 +213,7 @@ async fn taken_late(sql: &mut PgConnection, config: &Config) -> bool {
 }
 
 /// The relay may make it, if its role owns the table.
-async fn creatable_publication(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn creatable_publication(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "publication";
     let name = &config.source.publication.name;
     let owns: bool = sqlx::query_scalar(
@@ -230,14 +230,14 @@ async fn creatable_publication(sql: &mut PgConnection, config: &Config) -> Resul
     Ok(Finding::problem(CHECK, message, "create it as the table's owner, as docs/OUTBOX.md shows"))
 }
 
-async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "slot";
     let name = &config.source.slot.name;
     let Some(slot) = source::slot_state(sql, name).await? else {
         return Ok(match config.source.slot.creation_policy {
             CreationPolicy::IfMissing => Finding::ok(CHECK, format!("{name} does not exist yet")),
             CreationPolicy::Never => {
-                let trouble = Trouble::new(Reason::SlotMissing, format!("slot {name} does not exist"));
+                let trouble = RelayError::new(ErrorKind::SlotMissing, format!("slot {name} does not exist"));
                 troubled(CHECK, &trouble)
             }
         });
@@ -258,39 +258,39 @@ async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, Troubl
     }
 }
 
-async fn held(sql: &mut PgConnection, config: &Config, holder: &Holder) -> Result<Finding, Trouble> {
+async fn held(sql: &mut PgConnection, config: &Config, holder: &Holder) -> Result<Finding, RelayError> {
     const CHECK: &str = "slot";
-    let held = occupied::held(config, holder);
-    Ok(match held.reason {
-        Reason::SlotActive if holder.creating => {
-            let open = awaited::by(sql, holder.backend.pid).await?;
+    let held = occupied::slot_held(config, holder);
+    Ok(match held.kind {
+        ErrorKind::SlotActive if holder.creating => {
+            let open = awaited::blocking(sql, holder.backend.pid).await?;
             if open.is_empty() {
-                return Ok(Finding::ok(CHECK, held.what));
+                return Ok(Finding::ok(CHECK, held.detail));
             }
             let source = &config.source;
             let what = awaited::sentence(&source.slot.name, &open, &source.user, Utc::now());
-            troubled(CHECK, &Trouble::new(Reason::SlotCreationWaits, what))
+            troubled(CHECK, &RelayError::new(ErrorKind::SlotCreationWaits, what))
         }
-        Reason::SlotActive => Finding::ok(CHECK, held.what),
-        Reason::SlotOrphaned => Finding::warn(CHECK, held.what, held.reason.remedy()),
+        ErrorKind::SlotActive => Finding::ok(CHECK, held.detail),
+        ErrorKind::SlotOrphaned => Finding::warn(CHECK, held.detail, held.kind.remedy()),
         _ => troubled(CHECK, &held),
     })
 }
 
 /// What a relay would decide now, from checkpoint, slot and server. Needs a replication connection, so it also tells
 /// whether one is let in.
-async fn verdict(sql: &mut PgConnection, config: &Config, server: &Host) -> Result<Finding, Trouble> {
+async fn verdict(sql: &mut PgConnection, config: &Config, server: &Host) -> Result<Finding, RelayError> {
     const CHECK: &str = "delivery";
-    Ok(match session::foresee(sql, config, server).await {
+    Ok(match session::plan(sql, config, server).await {
         Ok(plan) => Finding::ok(CHECK, plan),
-        Err(held) if held.reason == Reason::SlotActive => {
+        Err(held) if held.kind == ErrorKind::SlotActive => {
             Finding::ok(CHECK, "the slot is being created; a relay that starts now would stand by")
         }
         Err(trouble) => return Err(trouble),
     })
 }
 
-async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, Trouble> {
+async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     const CHECK: &str = "WAL limit";
     let row = sqlx::query(
         "SELECT current_setting('max_slot_wal_keep_size') AS size, setting::bigint < 0 AS unlimited
@@ -310,7 +310,7 @@ async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, Trouble> {
     Ok(Finding::ok(CHECK, format!("a slot keeps {size} at most")))
 }
 
-async fn places(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+async fn places(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "places";
     let row = sqlx::query(
         "SELECT current_setting('max_replication_slots')::bigint

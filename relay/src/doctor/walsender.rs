@@ -5,9 +5,9 @@ use pg_replication::FAILOVER_SINCE;
 use sqlx::postgres::PgConnection;
 
 use crate::config::{Config, Failover};
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
-pub async fn timeout(sql: &mut PgConnection) -> Result<Finding, Trouble> {
+pub async fn timeout(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     const CHECK: &str = "walsender timeout";
     let (milliseconds, shown): (i64, String) = sqlx::query_as(
         "SELECT setting::bigint, current_setting(name) FROM pg_settings WHERE name = 'wal_sender_timeout'",
@@ -31,7 +31,7 @@ struct StandbySlot {
 }
 
 /// Whether the stream of a failover slot would wait for standbys that are not there (PostgreSQL 17 and newer).
-pub async fn standbys(sql: &mut PgConnection, config: &Config) -> Result<Finding, Trouble> {
+pub async fn standbys(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "standbys";
     if !is_failover_slot(sql, config).await? {
         return Ok(Finding::ok(CHECK, "the slot is no failover slot: delivery waits for none"));
@@ -58,7 +58,7 @@ pub async fn standbys(sql: &mut PgConnection, config: &Config) -> Result<Finding
     let texts: Vec<&str> = faults.iter().map(|(text, _)| text.as_str()).collect();
     let message =
         format!("delivery waits for standbys: synchronized_standby_slots lists {}", texts.join(", "));
-    let remedy = Reason::WaitingForStandby.remedy();
+    let remedy = ErrorKind::WaitingForStandby.remedy();
     Ok(if faults.iter().any(|(_, lasting)| *lasting) {
         Finding::problem(CHECK, message, remedy)
     } else {
@@ -81,7 +81,7 @@ impl StandbySlot {
 }
 
 /// What the relay's slot is, or would be.
-async fn is_failover_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Trouble> {
+async fn is_failover_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, RelayError> {
     let (version, failover): (i32, Option<bool>) = sqlx::query_as(
         "SELECT current_setting('server_version_num')::int / 10000,
                 (SELECT coalesce((to_jsonb(s) ->> 'failover')::boolean, false)

@@ -8,8 +8,8 @@ use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
-use crate::dead_letter::Note;
-use crate::event::row::{Attributes, JSON_MEDIA_TYPE, OutboxRow, Remains};
+use crate::dead_letter::DeadLetterSummary;
+use crate::event::row::{Attributes, JSON_MEDIA_TYPE, OutboxRow, PartialRow};
 use crate::trouble::excerpt;
 
 /// Headers of every record and a few of the row's own: one allocation instead of four.
@@ -35,12 +35,12 @@ pub enum RecordError {
 
 /// What all records of one outbox have in common.
 #[derive(Debug)]
-pub struct RecordStyle {
+pub struct RecordEncoder {
     /// `ce_source`.
     pub source: String,
 }
 
-impl RecordStyle {
+impl RecordEncoder {
     /// About how many bytes the record of a row has, rather more than fewer: the row's own headers count as the JSON
     /// they are.
     pub fn size(&self, row: &OutboxRow<'_>) -> usize {
@@ -50,7 +50,7 @@ impl RecordStyle {
     }
 
     /// The same for a row of which values were left out.
-    pub fn size_with_left_out(&self, row: &Remains<'_>) -> usize {
+    pub fn size_with_left_out(&self, row: &PartialRow<'_>) -> usize {
         let body = len(row.payload.as_deref()) + len(row.key.as_deref()) + len(row.headers);
         let id = row.id.as_ref().map_or(0, |id| id.as_bytes().len());
         let texts = id + len(row.event_type) + size_of(&row.attributes);
@@ -111,7 +111,7 @@ pub struct Prepared<'a> {
     /// Its time.
     pub time: PgTime,
     /// Set when it is a dead letter.
-    pub dead: Option<Note>,
+    pub dead: Option<DeadLetterSummary>,
 }
 
 impl<'a> Prepared<'a> {
@@ -215,8 +215,8 @@ mod tests {
         }
     }
 
-    fn style() -> RecordStyle {
-        RecordStyle { source: "/shop/public.outbox".into() }
+    fn style() -> RecordEncoder {
+        RecordEncoder { source: "/shop/public.outbox".into() }
     }
 
     #[test]

@@ -189,7 +189,7 @@ impl Layout {
         Layout { largest_value, ..self }
     }
 
-    fn fitting<'a>(&self, value: Column<'a>, kind: &ColumnType) -> Column<'a> {
+    fn within_limit<'a>(&self, value: Column<'a>, kind: &ColumnType) -> Column<'a> {
         match value {
             Column::Text(text) if value::size(text.len(), kind) > self.largest_value => {
                 Column::Oversized(text.len())
@@ -212,7 +212,7 @@ impl Layout {
     pub fn text<'a>(&self, values: impl IntoIterator<Item = Column<'a>>, column: &str) -> Option<&'a str> {
         let index = self.names.iter().position(|name| name == column)?;
         let (_, kind) = self.columns.get(index).filter(|(_, kind)| kind.is_text())?;
-        value::text(self.fitting(values.into_iter().nth(index)?, kind), ROUTING_COLUMN).ok()?
+        value::text(self.within_limit(values.into_iter().nth(index)?, kind), ROUTING_COLUMN).ok()?
     }
 
     /// Reads one row, given its values in the order of the columns.
@@ -222,7 +222,7 @@ impl Layout {
         for (index, value) in values.into_iter().enumerate() {
             found += 1;
             let Some((role, kind)) = self.columns.get(index) else { continue };
-            let value = self.fitting(value, kind);
+            let value = self.within_limit(value, kind);
             if index == self.route_by {
                 row.route_by = value::text(value, ROUTING_COLUMN)?;
             }
@@ -235,26 +235,26 @@ impl Layout {
     }
 
     /// Reads what can be read of a row that [`Layout::read`] refuses.
-    pub fn salvage<'a>(&self, values: impl IntoIterator<Item = Column<'a>>) -> Remains<'a> {
+    pub fn decode_lenient<'a>(&self, values: impl IntoIterator<Item = Column<'a>>) -> PartialRow<'a> {
         let mut row = self.blank();
         for (index, (value, (role, kind))) in values.into_iter().zip(&self.columns).enumerate() {
-            let value = self.fitting(value, kind);
+            let value = self.within_limit(value, kind);
             if index == self.route_by {
                 match value::text(value, ROUTING_COLUMN) {
                     Ok(text) => row.route_by = text,
-                    Err(error) => row.lack(&error),
+                    Err(error) => row.on_missing(&error),
                 }
             }
             if let Err(error) = row.set(*role, kind, value) {
-                row.lack(&error);
+                row.on_missing(&error);
             }
         }
         row
     }
 
-    fn blank<'a>(&self) -> Remains<'a> {
+    fn blank<'a>(&self) -> PartialRow<'a> {
         let attributes = Attributes { content_type: self.content_type, ..Attributes::default() };
-        Remains { attributes, ..Remains::default() }
+        PartialRow { attributes, ..PartialRow::default() }
     }
 }
 
@@ -317,7 +317,7 @@ fn role(name: &str) -> Role {
 
 /// A row as far as it could be read; texts borrow from the message.
 #[derive(Debug, Default)]
-pub struct Remains<'a> {
+pub struct PartialRow<'a> {
     /// Event id.
     pub id: Option<EventId<'a>>,
     /// Kafka key.
@@ -340,9 +340,9 @@ pub struct Remains<'a> {
     pub left_out: usize,
 }
 
-impl<'a> From<OutboxRow<'a>> for Remains<'a> {
+impl<'a> From<OutboxRow<'a>> for PartialRow<'a> {
     fn from(row: OutboxRow<'a>) -> Self {
-        Remains {
+        PartialRow {
             id: Some(row.id),
             key: row.key,
             event_type: Some(row.event_type),
@@ -357,7 +357,7 @@ impl<'a> From<OutboxRow<'a>> for Remains<'a> {
     }
 }
 
-impl<'a> Remains<'a> {
+impl<'a> PartialRow<'a> {
     fn set(&mut self, role: Role, kind: &ColumnType, value: Column<'a>) -> Result<(), RowError> {
         let attributes = &mut self.attributes;
         match role {
@@ -380,7 +380,7 @@ impl<'a> Remains<'a> {
     }
 
     /// Takes note of a value that is not there.
-    fn lack(&mut self, error: &RowError) {
+    fn on_missing(&mut self, error: &RowError) {
         match error {
             RowError::Malformed(column) | RowError::Attribute { column, .. } => self.unreadable.push(column),
             RowError::Oversized { column, bytes } => {

@@ -10,7 +10,7 @@ use rdkafka::error::KafkaError;
 
 use crate::config::Sink;
 use crate::kafka::error::reason_of_kafka;
-use crate::trouble::Reason;
+use crate::trouble::ErrorKind;
 
 /// A change of leaders that no error told of is noticed within this, in place of librdkafka's five minutes: one request for
 /// the topics in use.
@@ -50,13 +50,13 @@ pub fn reader_config(sink: &Sink, purpose: &str) -> ClientConfig {
 
 /// Keeps what librdkafka says of certificates and logins: requests themselves only end without an answer.
 #[derive(Default)]
-pub struct Distrust(Mutex<Option<String>>);
+pub struct AuthErrors(Mutex<Option<String>>);
 
-impl Distrust {
+impl AuthErrors {
     /// Whether an error was of that kind; it is kept then.
-    pub fn hear(&self, error: &KafkaError, reason: &str) -> bool {
+    pub fn record(&self, error: &KafkaError, reason: &str) -> bool {
         let code = error.rdkafka_error_code();
-        let heard = code.is_some_and(|code| reason_of_kafka(code) == Reason::KafkaAuthenticationFailed);
+        let heard = code.is_some_and(|code| reason_of_kafka(code) == ErrorKind::KafkaAuthenticationFailed);
         if heard {
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
         }
@@ -69,22 +69,22 @@ impl Distrust {
     }
 }
 
-impl ClientContext for Distrust {
+impl ClientContext for AuthErrors {
     fn error(&self, error: KafkaError, reason: &str) {
-        self.hear(&error, reason);
+        self.record(&error, reason);
         tracing::debug!(%error, reason, "Kafka client");
     }
 }
 
-impl ConsumerContext for Distrust {}
+impl ConsumerContext for AuthErrors {}
 
 /// Why brokers and a client with this configuration do not trust each other, in librdkafka's words; `None` where they do, or no broker can
 /// be reached. For a request that got no answer, because the request itself does not tell. Blocks for `within` at most.
-pub fn why_not_trusted(config: &ClientConfig, within: Duration) -> Option<String> {
+pub fn auth_failure(config: &ClientConfig, within: Duration) -> Option<String> {
     let mut config = config.clone();
     // A consumer tells of errors of its connections; it joins no group, and has to have the name of one.
     config.set("group.id", "outbox-diagnosis").set("enable.metrics.push", "false");
-    let client: BaseConsumer<Distrust> = config.create_with_context(Distrust::default()).ok()?;
+    let client: BaseConsumer<AuthErrors> = config.create_with_context(AuthErrors::default()).ok()?;
     let began = Instant::now();
     while began.elapsed() < within {
         if kafka_admin::cluster_id(client.client(), DIAGNOSIS_STEP).is_ok() {

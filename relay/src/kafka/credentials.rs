@@ -8,28 +8,29 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::{Config, Sink, SinkAccess};
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// A secret's new content reaches a pod within a minute or so, and the old one is accepted for a while: a few seconds
 /// more are nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// `config` with the credentials for Kafka as their files have them now.
-pub fn current(config: &Config) -> Result<Config, Trouble> {
-    let unreadable =
-        |error: crate::config::ConfigError| Trouble::new(Reason::CredentialsUnreadable, error.to_string());
+pub fn current(config: &Config) -> Result<Config, RelayError> {
+    let unreadable = |error: crate::config::ConfigError| {
+        RelayError::new(ErrorKind::CredentialsUnreadable, error.to_string())
+    };
     let access = SinkAccess::read(&config.sink).map_err(unreadable)?;
     Ok(Config { sink: Sink { access, ..config.sink.clone() }, ..config.clone() })
 }
 
 /// Returns when the files hold something else than `sink` was made with. One that cannot be read is being written.
-pub async fn rotated(sink: &Sink, stop: watch::Receiver<bool>) -> Trouble {
+pub async fn rotated(sink: &Sink, stop: watch::Receiver<bool>) -> RelayError {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         // One that is stopping goes on with what it has.
         if !*stop.borrow() && SinkAccess::read(sink).is_ok_and(|now| now != sink.access) {
-            return Trouble::new(
-                Reason::CredentialsRotated,
+            return RelayError::new(
+                ErrorKind::CredentialsRotated,
                 "the files with the credentials for Kafka hold others now",
             );
         }

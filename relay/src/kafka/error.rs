@@ -2,7 +2,7 @@
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// Whose fault an error code is, which decides what the relay does when a record gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Fault {
 /// What is known of a code.
 struct Entry {
     fault: Fault,
-    reason: Reason,
+    reason: ErrorKind,
     /// What happened and what to do, where the name of the code does not say it.
     meaning: &'static str,
 }
@@ -29,7 +29,7 @@ struct Entry {
 ///
 /// librdkafka retries what is transient, so such a code gets here only when it lasts. What ends a producer is answered by
 /// new producers, a search and a replay, which is what every retry does.
-pub fn reason_of_kafka(code: Code) -> Reason {
+pub fn reason_of_kafka(code: Code) -> ErrorKind {
     entry(code).reason
 }
 
@@ -45,19 +45,19 @@ pub fn explained(code: Code) -> String {
 }
 
 /// The trouble with `doing`, for example "Kafka refused a record for orders/3".
-pub fn trouble(doing: &str, code: Code) -> Trouble {
-    Trouble::new(reason_of_kafka(code), format!("{doing}: {}", explained(code)))
+pub fn trouble(doing: &str, code: Code) -> RelayError {
+    RelayError::new(reason_of_kafka(code), format!("{doing}: {}", explained(code)))
 }
 
 /// A code that a newer librdkafka adds is retried, as a server error is.
 fn entry(code: Code) -> Entry {
     let entries = [of_record, of_topic, of_producer, of_cluster, of_other_requests];
     let known = entries.iter().find_map(|known| known(code));
-    let (fault, reason, meaning) = known.unwrap_or((Fault::Cluster, Reason::DeliveryFailed, ""));
+    let (fault, reason, meaning) = known.unwrap_or((Fault::Cluster, ErrorKind::DeliveryFailed, ""));
     Entry { fault, reason, meaning }
 }
 
-type Known = Option<(Fault, Reason, &'static str)>;
+type Known = Option<(Fault, ErrorKind, &'static str)>;
 
 fn of_record(code: Code) -> Known {
     let meaning = match code {
@@ -83,25 +83,27 @@ fn of_record(code: Code) -> Known {
         }
         _ => return None,
     };
-    Some((Fault::Row, Reason::DeliveryFailed, meaning))
+    Some((Fault::Row, ErrorKind::DeliveryFailed, meaning))
 }
 
 fn of_topic(code: Code) -> Known {
     let (reason, meaning) = match code {
-        Code::TopicAuthorizationFailed => (Reason::KafkaPermissionDenied, "the relay may not use the topic"),
+        Code::TopicAuthorizationFailed => {
+            (ErrorKind::KafkaPermissionDenied, "the relay may not use the topic")
+        }
         Code::UnknownTopicOrPartition
         | Code::UnknownTopic
         | Code::UnknownTopicId
-        | Code::UnknownPartition => (Reason::TopicMissing, ""),
+        | Code::UnknownPartition => (ErrorKind::TopicMissing, ""),
         Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend | Code::ISRInsufficient => (
-            Reason::DeliveryFailed,
+            ErrorKind::DeliveryFailed,
             "fewer replicas are in sync than min.insync.replicas; start the brokers that have them",
         ),
         Code::UnsupportedCompressionType => {
-            (Reason::DeliveryFailed, "the broker does not know sink.compression; choose another")
+            (ErrorKind::DeliveryFailed, "the broker does not know sink.compression; choose another")
         }
         Code::LogTruncation => {
-            (Reason::KafkaLostRecords, "the partition was cut off behind records that were read")
+            (ErrorKind::KafkaLostRecords, "the partition was cut off behind records that were read")
         }
         _ => return None,
     };
@@ -143,19 +145,19 @@ fn of_producer(code: Code) -> Known {
         }
         _ => return None,
     };
-    Some((Fault::Producer, Reason::DeliveryFailed, meaning))
+    Some((Fault::Producer, ErrorKind::DeliveryFailed, meaning))
 }
 
 fn of_cluster(code: Code) -> Known {
     let (reason, meaning) = match code {
         Code::ClusterAuthorizationFailed => (
-            Reason::KafkaPermissionDenied,
+            ErrorKind::KafkaPermissionDenied,
             "the relay may write to no topic; brokers before 2.8 ask for IdempotentWrite on the cluster as well",
         ),
-        Code::TransactionalIdAuthorizationFailed => (Reason::KafkaPermissionDenied, ""),
+        Code::TransactionalIdAuthorizationFailed => (ErrorKind::KafkaPermissionDenied, ""),
         // librdkafka asks for the group that a consumer has to have a name of. The relay joins none, so it needs no
         // permission.
-        Code::GroupAuthorizationFailed => (Reason::DeliveryFailed, ""),
+        Code::GroupAuthorizationFailed => (ErrorKind::DeliveryFailed, ""),
         Code::Authentication
         | Code::SaslAuthenticationFailed
         | Code::UnsupportedSASLMechanism
@@ -167,7 +169,7 @@ fn of_cluster(code: Code) -> Known {
         | Code::DelegationTokenRequestNotAllowed
         | Code::DelegationTokenAuthorizationFailed
         | Code::DelegationTokenExpired
-        | Code::SSL => (Reason::KafkaAuthenticationFailed, ""),
+        | Code::SSL => (ErrorKind::KafkaAuthenticationFailed, ""),
         Code::BrokerTransportFailure
         | Code::AllBrokersDown
         | Code::Resolve
@@ -184,16 +186,16 @@ fn of_cluster(code: Code) -> Known {
         | Code::BrokerDestroy
         | Code::DestroyBroker
         | Code::UnknownBroker
-        | Code::NodeUpdate => (Reason::KafkaUnreachable, ""),
+        | Code::NodeUpdate => (ErrorKind::KafkaUnreachable, ""),
         Code::KafkaStorageError | Code::LogDirNotFound => {
-            (Reason::DeliveryFailed, "the broker cannot write to its disk; look at its log")
+            (ErrorKind::DeliveryFailed, "the broker cannot write to its disk; look at its log")
         }
         Code::ThrottlingQuotaExceeded => {
-            (Reason::DeliveryFailed, "a quota of the brokers is used up; raise it, or wait")
+            (ErrorKind::DeliveryFailed, "a quota of the brokers is used up; raise it, or wait")
         }
-        Code::Unknown => (Reason::DeliveryFailed, "the broker met an error of its own; look at its log"),
+        Code::Unknown => (ErrorKind::DeliveryFailed, "the broker met an error of its own; look at its log"),
         Code::FencedLeaderEpoch | Code::UnknownLeaderEpoch | Code::OffsetNotAvailable | Code::Retry => {
-            (Reason::DeliveryFailed, "a new leader is not ready yet")
+            (ErrorKind::DeliveryFailed, "a new leader is not ready yet")
         }
         _ => return None,
     };
@@ -288,7 +290,7 @@ fn of_other_requests(code: Code) -> Known {
         | Code::UnsupportedAssignor
         | Code::StaleMemberEpoch
         | Code::UnknownSubscriptionId
-        | Code::TelemetryTooLarge => Some((Fault::Cluster, Reason::DeliveryFailed, "")),
+        | Code::TelemetryTooLarge => Some((Fault::Cluster, ErrorKind::DeliveryFailed, "")),
         _ => None,
     }
 }
@@ -303,42 +305,52 @@ mod tests {
     #[test]
     fn every_code_leads_to_what_can_be_done_about_it() {
         let table = [
-            (Code::TopicAuthorizationFailed, Fault::Topic, Reason::KafkaPermissionDenied, Action::Stop),
-            (Code::ClusterAuthorizationFailed, Fault::Cluster, Reason::KafkaPermissionDenied, Action::Stop),
+            (Code::TopicAuthorizationFailed, Fault::Topic, ErrorKind::KafkaPermissionDenied, Action::Stop),
+            (
+                Code::ClusterAuthorizationFailed,
+                Fault::Cluster,
+                ErrorKind::KafkaPermissionDenied,
+                Action::Stop,
+            ),
             // It joins no group.
-            (Code::GroupAuthorizationFailed, Fault::Cluster, Reason::DeliveryFailed, Action::Retry),
-            (Code::SaslAuthenticationFailed, Fault::Cluster, Reason::KafkaAuthenticationFailed, Action::Stop),
-            (Code::Authentication, Fault::Cluster, Reason::KafkaAuthenticationFailed, Action::Stop),
-            (Code::SSL, Fault::Cluster, Reason::KafkaAuthenticationFailed, Action::Stop),
-            (Code::UnknownTopicOrPartition, Fault::Topic, Reason::TopicMissing, Action::Stop),
-            (Code::UnknownTopic, Fault::Topic, Reason::TopicMissing, Action::Stop),
-            (Code::UnknownPartition, Fault::Topic, Reason::TopicMissing, Action::Stop),
-            (Code::BrokerTransportFailure, Fault::Cluster, Reason::KafkaUnreachable, Action::Retry),
-            (Code::AllBrokersDown, Fault::Cluster, Reason::KafkaUnreachable, Action::Retry),
-            (Code::NotLeaderForPartition, Fault::Cluster, Reason::KafkaUnreachable, Action::Retry),
-            (Code::LogTruncation, Fault::Topic, Reason::KafkaLostRecords, Action::Stop),
-            (Code::MessageSizeTooLarge, Fault::Row, Reason::DeliveryFailed, Action::Retry),
-            (Code::MessageBatchTooLarge, Fault::Row, Reason::DeliveryFailed, Action::Retry),
-            (Code::InvalidRecord, Fault::Row, Reason::DeliveryFailed, Action::Retry),
-            (Code::InvalidTimestamp, Fault::Row, Reason::DeliveryFailed, Action::Retry),
-            (Code::PolicyViolation, Fault::Row, Reason::DeliveryFailed, Action::Retry),
-            (Code::UnsupportedForMessageFormat, Fault::Row, Reason::DeliveryFailed, Action::Retry),
-            (Code::InvalidTopic, Fault::Row, Reason::DeliveryFailed, Action::Retry),
-            (Code::NotEnoughReplicas, Fault::Topic, Reason::DeliveryFailed, Action::Retry),
-            (Code::UnsupportedCompressionType, Fault::Topic, Reason::DeliveryFailed, Action::Retry),
+            (Code::GroupAuthorizationFailed, Fault::Cluster, ErrorKind::DeliveryFailed, Action::Retry),
+            (
+                Code::SaslAuthenticationFailed,
+                Fault::Cluster,
+                ErrorKind::KafkaAuthenticationFailed,
+                Action::Stop,
+            ),
+            (Code::Authentication, Fault::Cluster, ErrorKind::KafkaAuthenticationFailed, Action::Stop),
+            (Code::SSL, Fault::Cluster, ErrorKind::KafkaAuthenticationFailed, Action::Stop),
+            (Code::UnknownTopicOrPartition, Fault::Topic, ErrorKind::TopicMissing, Action::Stop),
+            (Code::UnknownTopic, Fault::Topic, ErrorKind::TopicMissing, Action::Stop),
+            (Code::UnknownPartition, Fault::Topic, ErrorKind::TopicMissing, Action::Stop),
+            (Code::BrokerTransportFailure, Fault::Cluster, ErrorKind::KafkaUnreachable, Action::Retry),
+            (Code::AllBrokersDown, Fault::Cluster, ErrorKind::KafkaUnreachable, Action::Retry),
+            (Code::NotLeaderForPartition, Fault::Cluster, ErrorKind::KafkaUnreachable, Action::Retry),
+            (Code::LogTruncation, Fault::Topic, ErrorKind::KafkaLostRecords, Action::Stop),
+            (Code::MessageSizeTooLarge, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::MessageBatchTooLarge, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::InvalidRecord, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::InvalidTimestamp, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::PolicyViolation, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::UnsupportedForMessageFormat, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::InvalidTopic, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::NotEnoughReplicas, Fault::Topic, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::UnsupportedCompressionType, Fault::Topic, ErrorKind::DeliveryFailed, Action::Retry),
             // Fatal to an idempotent producer: rebuilt, searched, replayed.
-            (Code::OutOfOrderSequenceNumber, Fault::Producer, Reason::DeliveryFailed, Action::Retry),
-            (Code::UnknownProducerId, Fault::Producer, Reason::DeliveryFailed, Action::Retry),
-            (Code::InvalidProducerEpoch, Fault::Producer, Reason::DeliveryFailed, Action::Retry),
-            (Code::ProducerFenced, Fault::Producer, Reason::DeliveryFailed, Action::Retry),
-            (Code::Fenced, Fault::Producer, Reason::DeliveryFailed, Action::Retry),
-            (Code::Fatal, Fault::Producer, Reason::DeliveryFailed, Action::Retry),
-            (Code::GaplessGuarantee, Fault::Producer, Reason::DeliveryFailed, Action::Retry),
-            (Code::InvalidRequiredAcks, Fault::Producer, Reason::DeliveryFailed, Action::Retry),
-            (Code::KafkaStorageError, Fault::Cluster, Reason::DeliveryFailed, Action::Retry),
-            (Code::ThrottlingQuotaExceeded, Fault::Cluster, Reason::DeliveryFailed, Action::Retry),
+            (Code::OutOfOrderSequenceNumber, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::UnknownProducerId, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::InvalidProducerEpoch, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::ProducerFenced, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::Fenced, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::Fatal, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::GaplessGuarantee, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::InvalidRequiredAcks, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::KafkaStorageError, Fault::Cluster, ErrorKind::DeliveryFailed, Action::Retry),
+            (Code::ThrottlingQuotaExceeded, Fault::Cluster, ErrorKind::DeliveryFailed, Action::Retry),
             // Whatever makes a broker fail is not the row's fault as long as the broker does not say so.
-            (Code::Unknown, Fault::Cluster, Reason::DeliveryFailed, Action::Retry),
+            (Code::Unknown, Fault::Cluster, ErrorKind::DeliveryFailed, Action::Retry),
         ];
         for (code, fault, reason, action) in table {
             assert_eq!((fault_of(code), reason_of_kafka(code)), (fault, reason), "{code:?}");
@@ -364,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_sentence_names_the_code_and_what_it_means() {
-        let text = trouble("Kafka refused a record for t/0", Code::MessageSizeTooLarge).what;
+        let text = trouble("Kafka refused a record for t/0", Code::MessageSizeTooLarge).detail;
         let said = "Kafka refused a record for t/0: MessageSizeTooLarge: it is larger than max.message.bytes";
         assert!(text.starts_with(said), "{text}");
     }

@@ -3,41 +3,43 @@
 use rdkafka::consumer::Consumer;
 use rdkafka::metadata::Metadata;
 
-use crate::kafka::search::{REQUEST, Searcher};
-use crate::kafka::sink::Roster;
+use crate::kafka::search::{PartitionScanner, REQUEST};
+use crate::kafka::sink::ProducerHandles;
 
 /// What is wrong with a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Ailment {
+pub struct Diagnosis {
     /// In words, where it could be found out.
     pub what: Option<String>,
     /// The partition is well, but the producer that sends to it has no broker left to ask.
     pub producer_is_lost: bool,
 }
 
-impl Searcher {
+impl PartitionScanner {
     /// Asks what is wrong with a partition; `producers` are those that send to it.
-    pub fn examine(
+    pub fn diagnose(
         &self,
         topic: &str,
         partition: i32,
         min_in_sync: Option<usize>,
-        producers: &Roster,
-    ) -> Ailment {
+        producers: &ProducerHandles,
+    ) -> Diagnosis {
         let Ok(metadata) = self.consumer.fetch_metadata(Some(topic), REQUEST) else {
-            return Ailment::default();
+            return Diagnosis::default();
         };
-        let Some(state) = PartitionState::of(&metadata, topic, partition) else { return Ailment::default() };
+        let Some(state) = PartitionState::of(&metadata, topic, partition) else {
+            return Diagnosis::default();
+        };
         if let Some(what) = state.obstacle(min_in_sync) {
-            return Ailment { what: Some(what), producer_is_lost: false };
+            return Diagnosis { what: Some(what), producer_is_lost: false };
         }
         if self.watermarks(topic, partition).is_err() {
-            return Ailment {
+            return Diagnosis {
                 what: Some(format!("its leader, {}, does not answer", state.leader_name)),
                 producer_is_lost: false,
             };
         }
-        Ailment {
+        Diagnosis {
             what: Some(format!("its leader, {}, answers", state.leader_name)),
             producer_is_lost: producers.has_no_broker(),
         }

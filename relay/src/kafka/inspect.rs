@@ -14,12 +14,12 @@ use rdkafka::metadata::MetadataTopic;
 
 use crate::kafka::error::reason_of_kafka;
 use crate::kafka::search::{
-    POLL, REQUEST, SearchError, Searcher, Turn, is_of, is_out_of_range, is_refusal, position_of,
+    FairShare, POLL, PartitionScanner, QueryError, REQUEST, is_of, is_out_of_range, is_refusal, position_of,
 };
-use crate::topics::partitions::Floor;
+use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
-use crate::topics::watch::Seen;
-use crate::trouble::Reason;
+use crate::topics::watch::TopicState;
+use crate::trouble::ErrorKind;
 
 /// So many topics are asked for by their names; more, in one request for all there are.
 const FEW_TOPICS: usize = 16;
@@ -27,15 +27,15 @@ const FEW_TOPICS: usize = 16;
 static SETTINGS_UNREADABLE: Once = Once::new();
 static FEW_REPLICAS: Once = Once::new();
 
-impl Searcher {
+impl PartitionScanner {
     /// What lies at an offset; `None` when nothing came for a while and others wait.
     pub fn record_at(
         &self,
         topic: &str,
         partition: i32,
         offset: i64,
-        turn: &Turn,
-    ) -> Result<Option<Found>, SearchError> {
+        turn: &FairShare,
+    ) -> Result<Option<RecordAt>, QueryError> {
         self.reading_from(topic, partition, offset, || self.read_record(topic, partition, offset, turn))
     }
 
@@ -44,8 +44,8 @@ impl Searcher {
         topic: &str,
         partition: i32,
         offset: i64,
-        turn: &Turn,
-    ) -> Result<Option<Found>, SearchError> {
+        turn: &FairShare,
+    ) -> Result<Option<RecordAt>, QueryError> {
         let asked = Instant::now();
         while !self.is_cancelled() {
             match self.consumer.poll(POLL) {
@@ -53,52 +53,48 @@ impl Searcher {
                 None => {}
                 // Left over from the partition that was read before.
                 Some(Ok(message)) if !is_of(&message, topic, partition) => {}
-                Some(Ok(message)) if message.offset() == offset => return Ok(Some(self.found(&message))),
+                Some(Ok(message)) if message.offset() == offset => {
+                    return Ok(Some(self.inspect_record(&message)));
+                }
                 Some(Err(KafkaError::PartitionEOF(other))) if other != partition => {}
-                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Some(Found::Nothing)),
-                Some(Err(error)) if is_out_of_range(&error) => return Ok(Some(Found::Removed)),
-                Some(Err(error)) if is_refusal(&error) => return Err(SearchError::Refused(error)),
+                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Some(RecordAt::Nothing)),
+                Some(Err(error)) if is_out_of_range(&error) => return Ok(Some(RecordAt::Removed)),
+                Some(Err(error)) if is_refusal(&error) => return Err(QueryError::Refused(error)),
                 Some(Err(error)) => tracing::debug!(%error, "inspecting Kafka"),
             }
         }
-        Err(SearchError::Cancelled)
+        Err(QueryError::Cancelled)
     }
 
-    fn found(&self, message: &BorrowedMessage<'_>) -> Found {
-        let Some(position) = position_of(message) else { return Found::Foreign };
+    fn inspect_record(&self, message: &BorrowedMessage<'_>) -> RecordAt {
+        let Some(position) = position_of(message) else { return RecordAt::Foreign };
         let is_ours = self.position(message).is_some();
-        Found::Event { position, is_ours, of_this_run: self.is_of_this_run(message) }
+        RecordAt::Event { position, is_ours, of_this_run: self.is_of_this_run(message) }
     }
 
     /// Refuses a record that this server cannot have written: it lies on its timeline, beyond its end.
-    pub fn refuse_ahead(
+    pub fn check_not_ahead(
         &self,
         topic: &str,
         partition: i32,
         offset: i64,
-        found: Found,
-    ) -> Result<(), SearchError> {
+        found: RecordAt,
+    ) -> Result<(), QueryError> {
         match found {
-            Found::Event { position, is_ours: true, of_this_run }
+            RecordAt::Event { position, is_ours: true, of_this_run }
                 if self.lineage.is_on_line(position) && !self.lineage.holds(position) =>
             {
                 let by_another_server = of_this_run;
-                Err(SearchError::Ahead {
-                    topic: topic.into(),
-                    partition,
-                    offset,
-                    position,
-                    by_another_server,
-                })
+                Err(QueryError::Ahead { topic: topic.into(), partition, offset, position, by_another_server })
             }
             _ => Ok(()),
         }
     }
 
     /// What the metadata says of topics; `None` while Kafka does not answer.
-    pub fn look(&self, topics: &[String]) -> Option<BTreeMap<String, Seen>> {
+    pub fn topic_states(&self, topics: &[String]) -> Option<BTreeMap<String, TopicState>> {
         if topics.len() <= FEW_TOPICS {
-            return topics.iter().map(|name| Some((name.clone(), self.look_at(name)?))).collect();
+            return topics.iter().map(|name| Some((name.clone(), self.topic_state(name)?))).collect();
         }
         let metadata = self.consumer.fetch_metadata(None, REQUEST).ok()?;
         let by_name: BTreeMap<&str, _> =
@@ -107,20 +103,22 @@ impl Searcher {
         topics
             .iter()
             .map(|name| match by_name.get(name.as_str()) {
-                Some(topic) => Some((name.clone(), seen(topic))),
-                None => Some((name.clone(), self.look_at(name)?)),
+                Some(topic) => Some((name.clone(), state_of(topic))),
+                None => Some((name.clone(), self.topic_state(name)?)),
             })
             .collect()
     }
 
-    fn look_at(&self, name: &str) -> Option<Seen> {
+    fn topic_state(&self, name: &str) -> Option<TopicState> {
         let metadata = self.consumer.fetch_metadata(Some(name), REQUEST).ok()?;
-        Some(metadata.topics().iter().find(|topic| topic.name() == name).map_or(Seen::Missing, seen))
+        Some(
+            metadata.topics().iter().find(|topic| topic.name() == name).map_or(TopicState::Missing, state_of),
+        )
     }
 
     /// The replicas of a partition. Brokers before 4.0 show records that fewer replicas have than an acknowledgement needs.
     /// While that is so nothing could be delivered either, so to wait for it costs nothing, on any broker.
-    pub fn replicas(&self, topic: &str, partition: i32) -> Result<Option<Replicas>, SearchError> {
+    pub fn replicas(&self, topic: &str, partition: i32) -> Result<Option<Replicas>, QueryError> {
         self.ask(|| {
             let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST)?;
             let mut found = metadata.topics().iter().flat_map(|topic| topic.partitions());
@@ -157,11 +155,11 @@ impl Searcher {
     }
 }
 
-fn seen(topic: &MetadataTopic) -> Seen {
+fn state_of(topic: &MetadataTopic) -> TopicState {
     match topic.error().map(RDKafkaErrorCode::from) {
-        Some(code) if reason_of_kafka(code) == Reason::TopicMissing => Seen::Missing,
-        Some(_) => Seen::Unclear,
-        None => Seen::There(topic.partitions().iter().map(|partition| partition.leader()).collect()),
+        Some(code) if reason_of_kafka(code) == ErrorKind::TopicMissing => TopicState::Missing,
+        Some(_) => TopicState::Unknown,
+        None => TopicState::Present(topic.partitions().iter().map(|partition| partition.leader()).collect()),
     }
 }
 
@@ -181,7 +179,7 @@ pub async fn read_settings(
 
 /// What was found at an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum RecordAt {
     /// A record with a position.
     Event {
         /// Its position.
@@ -201,12 +199,12 @@ pub enum Found {
 
 /// Whether a partition from `low` to `high`, with `found` where the evidence should be, is the one that is
 /// remembered: where a search of it starts, or what is wrong. `compacted` is the topic's policy, where it is known.
-pub(super) fn judge(
+pub(super) fn is_same_partition(
     topic: &str,
-    floor: &Floor,
+    floor: &ScanStart,
     low: i64,
     high: i64,
-    found: Option<Found>,
+    found: Option<RecordAt>,
     compacted: Option<bool>,
 ) -> Result<i64, String> {
     let Some(last) = floor.last else {
@@ -220,12 +218,12 @@ pub(super) fn judge(
     match found {
         // Retention took it, or the partition would not begin behind it.
         None if low > offset => Ok(floor.search),
-        Some(Found::Removed) => Ok(floor.search),
+        Some(RecordAt::Removed) => Ok(floor.search),
         // Whatever its source is called now: `source.eventSource` may have changed.
-        Some(Found::Event { position, .. }) if last.is_at(position) => Ok(floor.search),
+        Some(RecordAt::Event { position, .. }) if last.is_at(position) => Ok(floor.search),
         // Compaction keeps offsets, and takes a record of which a later one of its key is there.
-        Some(Found::Nothing) if compacted == Some(true) => Ok(floor.search),
-        Some(Found::Nothing) if compacted.is_none() => {
+        Some(RecordAt::Nothing) if compacted == Some(true) => Ok(floor.search),
+        Some(RecordAt::Nothing) if compacted.is_none() => {
             tracing::warn!(
                 topic,
                 offset,
@@ -234,11 +232,11 @@ pub(super) fn judge(
             );
             Ok(floor.search)
         }
-        Some(Found::Event { position, .. }) => {
+        Some(RecordAt::Event { position, .. }) => {
             Err(format!("offset {offset} holds the event at {position} now"))
         }
-        Some(Found::Foreign) => Err(format!("offset {offset} holds somebody else's record now")),
-        Some(Found::Nothing) | None => Err(format!("the record at offset {offset} is gone")),
+        Some(RecordAt::Foreign) => Err(format!("offset {offset} holds somebody else's record now")),
+        Some(RecordAt::Nothing) | None => Err(format!("the record at offset {offset} is gone")),
     }
 }
 
@@ -262,24 +260,24 @@ pub(super) fn counts_as_acknowledged(replicas: Option<Replicas>, min_in_sync: Op
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::topics::partitions::Evidence;
+    use crate::topics::partitions::LastRecord;
 
-    const LAST: Evidence = Evidence { offset: 41, timeline: 1, commit: 100, index: Some(3) };
-    const FLOOR: Floor = Floor { search: 42, last: Some(LAST) };
+    const LAST: LastRecord = LastRecord { offset: 41, timeline: 1, commit: 100, index: Some(3) };
+    const FLOOR: ScanStart = ScanStart { search: 42, last: Some(LAST) };
 
-    fn event(commit_lsn: u64, index: u64) -> Option<Found> {
+    fn event(commit_lsn: u64, index: u64) -> Option<RecordAt> {
         let position = Position { timeline: 1, commit_lsn, index };
-        Some(Found::Event { position, is_ours: true, of_this_run: true })
+        Some(RecordAt::Event { position, is_ours: true, of_this_run: true })
     }
 
-    fn judged(low: i64, high: i64, found: Option<Found>, compacted: Option<bool>) -> Result<i64, String> {
-        judge("t", &FLOOR, low, high, found, compacted)
+    fn judged(low: i64, high: i64, found: Option<RecordAt>, compacted: Option<bool>) -> Result<i64, String> {
+        is_same_partition("t", &FLOOR, low, high, found, compacted)
     }
 
     #[test]
     fn the_record_that_is_remembered_has_to_be_where_it_was() {
         assert_eq!(judged(0, 60, event(100, 3), Some(false)), Ok(42));
-        let others = [event(99, 3), event(100, 2), Some(Found::Foreign), Some(Found::Nothing)];
+        let others = [event(99, 3), event(100, 2), Some(RecordAt::Foreign), Some(RecordAt::Nothing)];
         for (high, found) in others.map(|found| (60, found)).into_iter().chain([(41, None), (0, None)]) {
             assert!(judged(0, high, found, Some(false)).is_err(), "{high} {found:?}");
         }
@@ -287,24 +285,24 @@ mod tests {
 
     #[test]
     fn evidence_of_a_version_that_stored_no_index_is_compared_without_it() {
-        let floor = Floor { search: 42, last: Some(Evidence { index: None, ..LAST }) };
-        assert_eq!(judge("t", &floor, 0, 60, event(100, 7), Some(false)), Ok(42));
+        let floor = ScanStart { search: 42, last: Some(LastRecord { index: None, ..LAST }) };
+        assert_eq!(is_same_partition("t", &floor, 0, 60, event(100, 7), Some(false)), Ok(42));
     }
 
     #[test]
     fn retention_and_compaction_explain_what_is_not_there() {
         assert_eq!(judged(42, 42, None, Some(false)), Ok(42));
         assert_eq!(judged(50, 60, None, Some(false)), Ok(42));
-        assert_eq!(judged(0, 60, Some(Found::Removed), Some(false)), Ok(42));
-        assert_eq!(judged(0, 60, Some(Found::Nothing), Some(true)), Ok(42));
-        assert!(judged(0, 60, Some(Found::Foreign), Some(true)).is_err());
+        assert_eq!(judged(0, 60, Some(RecordAt::Removed), Some(false)), Ok(42));
+        assert_eq!(judged(0, 60, Some(RecordAt::Nothing), Some(true)), Ok(42));
+        assert!(judged(0, 60, Some(RecordAt::Foreign), Some(true)).is_err());
         assert!(judged(10, 10, None, Some(false)).is_err(), "recreated and emptied");
     }
 
     #[test]
     fn an_unknown_policy_proves_no_loss_where_compaction_explains_it() {
-        assert_eq!(judged(0, 60, Some(Found::Nothing), None), Ok(42));
-        for found in [Some(Found::Foreign), event(99, 3)] {
+        assert_eq!(judged(0, 60, Some(RecordAt::Nothing), None), Ok(42));
+        for found in [Some(RecordAt::Foreign), event(99, 3)] {
             assert!(judged(0, 60, found, None).is_err(), "{found:?}");
         }
         assert!(judged(0, 41, None, None).is_err());
@@ -312,9 +310,9 @@ mod tests {
 
     #[test]
     fn a_topic_that_got_nothing_of_ours_can_have_lost_nothing() {
-        let floor = Floor { search: 42, last: None };
-        assert_eq!(judge("t", &floor, 0, 50, None, Some(false)), Ok(42));
-        assert_eq!(judge("t", &floor, 0, 5, None, Some(false)), Ok(0));
+        let floor = ScanStart { search: 42, last: None };
+        assert_eq!(is_same_partition("t", &floor, 0, 50, None, Some(false)), Ok(42));
+        assert_eq!(is_same_partition("t", &floor, 0, 5, None, Some(false)), Ok(0));
     }
 
     #[test]

@@ -8,30 +8,30 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::kafka::gaps::{self, OffsetGaps, PartitionGaps};
-use crate::kafka::health::Ailment;
+use crate::kafka::health::Diagnosis;
 use crate::kafka::inspect;
 use crate::kafka::lanes::{Caller, Lane, PAUSE};
 use crate::kafka::scan::{Phantoms, Range, Scan, Step, Stray};
-use crate::kafka::search::{FoundTopic, Reach, SearchError, Searcher, Turn};
-use crate::kafka::sink::Roster;
+use crate::kafka::search::{FairShare, FoundTopic, PartitionScanner, QueryError, Reachability};
+use crate::kafka::sink::ProducerHandles;
 use crate::progress::found::FoundRecords;
-use crate::progress::high_mark::{Hole, Searched};
+use crate::progress::high_mark::{OffsetGap, ScanResult};
 use crate::status::Status;
-use crate::topics::partitions::{Floor, PartitionId, ToInspect};
+use crate::topics::partitions::{PartitionId, ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
-use crate::topics::watch::Seen;
-use crate::trouble::Reason;
+use crate::topics::watch::TopicState;
+use crate::trouble::ErrorKind;
 
 /// How often a topic that does not exist is looked for.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const FIND_TOPIC_EVERY: Duration = Duration::from_secs(1);
 /// A partition that seems too short is looked at so often, this far apart: a leader that was just elected may not yet
 /// know how far its followers are.
-const LOOKS: u32 = 3;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(700);
+const VERIFY_ATTEMPTS: u32 = 3;
+const VERIFY_PAUSE: Duration = Duration::from_millis(700);
 
 /// The answer to a question.
 #[derive(Debug)]
-pub enum Answer {
+pub enum QueryResult {
     /// A topic was found.
     Topic {
         /// Its name.
@@ -61,13 +61,13 @@ pub enum Answer {
         search: i64,
     },
     /// What the metadata says of topics; `None` while Kafka does not answer.
-    Looked(Option<BTreeMap<String, Seen>>),
+    Looked(Option<BTreeMap<String, TopicState>>),
     /// A partition was searched.
     Searched {
         /// Which.
         partition: PartitionId,
         /// What it holds.
-        found: Searched,
+        found: ScanResult,
         /// Which records of ours.
         records: FoundRecords,
         /// What it holds of another history.
@@ -78,9 +78,9 @@ pub enum Answer {
         /// In which partition.
         partition: PartitionId,
         /// Which.
-        hole: Hole,
+        hole: OffsetGap,
         /// What it holds.
-        found: Searched,
+        found: ScanResult,
         /// Which records of ours.
         records: FoundRecords,
     },
@@ -94,69 +94,72 @@ pub enum Answer {
         more: u64,
     },
     /// Whether Kafka could be reached.
-    Reached(Reach),
+    Reached(Reachability),
     /// Why a partition acknowledges nothing.
     Examined {
         /// Which.
         partition: PartitionId,
         /// What is wrong with it.
-        ailment: Ailment,
+        ailment: Diagnosis,
     },
     /// There is no answer.
-    Failed(SearchError),
+    Failed(QueryError),
 }
 
 /// Asks questions and queues the answers.
-pub struct Jobs {
+pub struct KafkaQueries {
     caller: Caller,
-    answers: mpsc::UnboundedSender<Answer>,
+    answers: mpsc::UnboundedSender<QueryResult>,
     gaps: Arc<Mutex<OffsetGaps>>,
     status: Status,
 }
 
-impl Jobs {
+impl KafkaQueries {
     /// Questions go to `searcher`; a topic that does not exist is shown in `status`.
-    pub fn new(searcher: Arc<Searcher>, status: Status) -> (Jobs, mpsc::UnboundedReceiver<Answer>) {
+    pub fn new(
+        searcher: Arc<PartitionScanner>,
+        status: Status,
+    ) -> (KafkaQueries, mpsc::UnboundedReceiver<QueryResult>) {
         // Unbounded: there are at most a few questions per topic and partition.
         let (answers, queue) = mpsc::unbounded_channel();
         let gaps = Arc::new(Mutex::new(OffsetGaps::new(Instant::now())));
-        (Jobs { caller: Caller::new(searcher), answers, gaps, status }, queue)
+        (KafkaQueries { caller: Caller::new(searcher), answers, gaps, status }, queue)
     }
 
     /// Looks for a topic, until it exists.
     pub fn find_topic(&self, name: &str) {
         let (name, status) = (name.to_owned(), self.status.clone());
-        self.ask(async move |caller| {
+        self.submit(async move |caller| {
             wait_for_topic(&caller, &name, &status).await?;
             let found = topic(&caller, &name).await?;
-            Ok(Answer::Topic { name, found })
+            Ok(QueryResult::Topic { name, found })
         });
     }
 
     /// Looks at a topic that has more partitions than before, until the producers know of them as well: they would not
     /// take records for them.
-    pub fn look_at_growth(&self, name: &str, producers: Roster) {
+    pub fn query_growth(&self, name: &str, producers: ProducerHandles) {
         let name = name.to_owned();
         let producers = Arc::new(producers);
-        self.ask(async move |caller| {
+        self.submit(async move |caller| {
             let found = topic(&caller, &name).await?;
             loop {
                 let (producers, name) = (Arc::clone(&producers), name.clone());
-                let know = move |_: &Searcher| producers.know(&name, found.partitions);
+                let know = move |_: &PartitionScanner| producers.know_partitions(&name, found.partitions);
                 if caller.call(Lane::Health, know).await? {
                     break;
                 }
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(FIND_TOPIC_EVERY).await;
             }
-            Ok(Answer::Grown { name, found })
+            Ok(QueryResult::Grown { name, found })
         });
     }
 
     /// Reads the settings of a topic, and compares its partitions with what is remembered of them. A topic that does
     /// not exist is waited for. `at_start`: this session has sent nothing yet.
-    pub fn inspect(&self, topic: &str, partitions: Vec<ToInspect>, at_start: bool) {
+    pub fn verify(&self, topic: &str, partitions: Vec<ToVerify>, at_start: bool) {
         let (name, status, answers) = (topic.to_owned(), self.status.clone(), self.answers.clone());
-        self.ask(async move |caller| {
+        self.submit(async move |caller| {
             wait_for_topic(&caller, &name, &status).await?;
             let settings = describe(&caller, &name).await;
             let compacted = settings.map(|settings| settings.compacted);
@@ -165,33 +168,36 @@ impl Jobs {
             for partition in partitions {
                 let topic = Arc::clone(&topic);
                 spawn(&caller, &answers, async move |caller| {
-                    let ToInspect { id, number, floor } = partition;
-                    let search = inspect(&caller, &topic, number, floor, compacted, at_start).await?;
-                    Ok(Answer::Inspected { partition: id, search })
+                    let ToVerify { id, number, floor } = partition;
+                    let search =
+                        verify_partition(&caller, &topic, number, floor, compacted, at_start).await?;
+                    Ok(QueryResult::Inspected { partition: id, search })
                 });
             }
-            Ok(Answer::Settings { topic: name, settings })
+            Ok(QueryResult::Settings { topic: name, settings })
         });
     }
 
     /// Reads the settings of a topic.
     pub fn describe(&self, topic: &str) {
         let topic = topic.to_owned();
-        self.ask(async move |caller| {
+        self.submit(async move |caller| {
             let settings = describe(&caller, &topic).await;
-            Ok(Answer::Settings { topic, settings })
+            Ok(QueryResult::Settings { topic, settings })
         });
     }
 
     /// Looks at the metadata of topics.
-    pub fn look(&self, topics: Vec<String>) {
-        self.ask(async move |caller| {
-            Ok(Answer::Looked(caller.call(Lane::Health, move |searcher| searcher.look(&topics)).await?))
+    pub fn query_topic_states(&self, topics: Vec<String>) {
+        self.submit(async move |caller| {
+            Ok(QueryResult::Looked(
+                caller.call(Lane::Health, move |searcher| searcher.topic_states(&topics)).await?,
+            ))
         });
     }
 
     /// Searches a partition from `from` to its end, once its end is as good as acknowledged.
-    pub fn search(
+    pub fn scan(
         &self,
         partition: PartitionId,
         topic: &str,
@@ -200,55 +206,55 @@ impl Jobs {
         min_in_sync: Option<usize>,
     ) {
         let topic: Arc<str> = topic.into();
-        self.ask(async move |caller| {
-            let scan = search(&caller, &topic, number, from, min_in_sync).await?;
+        self.submit(async move |caller| {
+            let scan = scan_partition(&caller, &topic, number, from, min_in_sync).await?;
             let Scan { found, records, phantoms, .. } = scan;
-            Ok(Answer::Searched { partition, found, records, phantoms })
+            Ok(QueryResult::Searched { partition, found, records, phantoms })
         });
     }
 
     /// Asks whether Kafka can be reached, also by these producers.
-    pub fn reach(&self, producers: Option<Roster>) {
-        self.ask(async move |caller| {
+    pub fn query_reachability(&self, producers: Option<ProducerHandles>) {
+        self.submit(async move |caller| {
             let reach = caller.call(Lane::Health, move |searcher| {
-                let reach = searcher.reach()?;
+                let reach = searcher.reachability()?;
                 let lost =
-                    reach == Reach::There && producers.is_some_and(|producers| producers.has_no_broker());
-                Ok(if lost { Reach::NotByOurClients } else { reach })
+                    reach == Reachability::Up && producers.is_some_and(|producers| producers.has_no_broker());
+                Ok(if lost { Reachability::ClientStranded } else { reach })
             });
-            Ok(Answer::Reached(reach.await??))
+            Ok(QueryResult::Reached(reach.await??))
         });
     }
 
     /// Asks why a partition acknowledges nothing of what `producers` have sent to it.
-    pub fn examine(
+    pub fn diagnose(
         &self,
         partition: PartitionId,
         topic: &str,
         number: i32,
         min_in_sync: Option<usize>,
-        producers: Roster,
+        producers: ProducerHandles,
     ) {
         let topic = topic.to_owned();
-        self.ask(async move |caller| {
+        self.submit(async move |caller| {
             let examine =
-                move |searcher: &Searcher| searcher.examine(&topic, number, min_in_sync, &producers);
-            Ok(Answer::Examined { partition, ailment: caller.call(Lane::Health, examine).await? })
+                move |searcher: &PartitionScanner| searcher.diagnose(&topic, number, min_in_sync, &producers);
+            Ok(QueryResult::Examined { partition, ailment: caller.call(Lane::Health, examine).await? })
         });
     }
 
     /// Reads the gap before the probe, which rows wait for.
-    pub fn read_hole(&self, partition: PartitionId, topic: &str, number: i32, hole: Hole) {
+    pub fn scan_gap_before_probe(&self, partition: PartitionId, topic: &str, number: i32, hole: OffsetGap) {
         let topic: Arc<str> = topic.into();
-        self.ask(async move |caller| {
+        self.submit(async move |caller| {
             let scan = Scan::new(&topic, number, Range::BeforeProbe(hole), hole.from, hole.until);
-            let Scan { found, records, .. } = read(&caller, scan, Turn::first()).await?;
-            Ok(Answer::HoleRead { partition, hole, found, records })
+            let Scan { found, records, .. } = read(&caller, scan, FairShare::first()).await?;
+            Ok(QueryResult::HoleRead { partition, hole, found, records })
         });
     }
 
     /// Reads a gap between records of ours some time. Answers how many gaps are skipped in exchange.
-    pub fn read_gap(&self, partition: PartitionId, topic: &str, number: i32, gap: (i64, i64)) -> u64 {
+    pub fn scan_gap_later(&self, partition: PartitionId, topic: &str, number: i32, gap: (i64, i64)) -> u64 {
         let added =
             self.gaps.lock().unwrap_or_else(PoisonError::into_inner).add(partition, topic, number, gap);
         if added.begins {
@@ -257,7 +263,7 @@ impl Jobs {
             tokio::spawn(async move {
                 tokio::select! {
                     read = read_gaps(&caller, &gaps, &answers) => {
-                        read.unwrap_or_else(|error| drop(answers.send(Answer::Failed(error))));
+                        read.unwrap_or_else(|error| drop(answers.send(QueryResult::Failed(error))));
                     }
                     () = answers.closed() => {}
                 }
@@ -266,7 +272,7 @@ impl Jobs {
         added.skipped
     }
 
-    fn ask<F: Future<Output = Result<Answer, SearchError>> + Send + 'static>(
+    fn submit<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
         &self,
         question: impl FnOnce(Caller) -> F,
     ) {
@@ -274,47 +280,47 @@ impl Jobs {
     }
 }
 
-impl Drop for Jobs {
+impl Drop for KafkaQueries {
     fn drop(&mut self) {
         self.caller.searcher.cancel();
     }
 }
 
 /// Asks a question until it is answered, or the session ends.
-fn spawn<F: Future<Output = Result<Answer, SearchError>> + Send + 'static>(
+fn spawn<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
     caller: &Caller,
-    answers: &mpsc::UnboundedSender<Answer>,
+    answers: &mpsc::UnboundedSender<QueryResult>,
     question: impl FnOnce(Caller) -> F,
 ) {
     let (question, answers) = (question(caller.clone()), answers.clone());
     tokio::spawn(async move {
         tokio::select! {
-            answer = question => drop(answers.send(answer.unwrap_or_else(Answer::Failed))),
+            answer = question => drop(answers.send(answer.unwrap_or_else(QueryResult::Failed))),
             () = answers.closed() => {}
         }
     });
 }
 
 /// Waits until a topic exists, and says so meanwhile.
-async fn wait_for_topic(caller: &Caller, name: &str, status: &Status) -> Result<(), SearchError> {
+async fn wait_for_topic(caller: &Caller, name: &str, status: &Status) -> Result<(), QueryError> {
     let mut said = false;
     while partition_count(caller, name).await? == 0 {
         if !std::mem::replace(&mut said, true) {
-            tracing::warn!(topic = %name, "the topic does not exist; {}", Reason::TopicMissing.remedy());
+            tracing::warn!(topic = %name, "the topic does not exist; {}", ErrorKind::TopicMissing.remedy());
         }
-        status.topic_missing(name, true);
-        tokio::time::sleep(LOOK_AGAIN).await;
+        status.set_topic_missing(name, true);
+        tokio::time::sleep(FIND_TOPIC_EVERY).await;
     }
-    status.topic_missing(name, false);
+    status.set_topic_missing(name, false);
     Ok(())
 }
 
-async fn partition_count(caller: &Caller, name: &str) -> Result<i32, SearchError> {
+async fn partition_count(caller: &Caller, name: &str) -> Result<i32, QueryError> {
     let name = name.to_owned();
     caller.persist(Lane::Metadata, move |searcher| searcher.partition_count(&name)).await
 }
 
-async fn watermarks(caller: &Caller, topic: &Arc<str>, number: i32) -> Result<(i64, i64), SearchError> {
+async fn watermarks(caller: &Caller, topic: &Arc<str>, number: i32) -> Result<(i64, i64), QueryError> {
     let topic = Arc::clone(topic);
     caller.persist(Lane::Offsets, move |searcher| searcher.watermarks(&topic, number)).await
 }
@@ -325,7 +331,7 @@ async fn describe(caller: &Caller, topic: &str) -> Option<TopicSettings> {
 }
 
 /// Partition count, ends and settings of a topic that exists.
-async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, SearchError> {
+async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, QueryError> {
     let mut partitions = partition_count(caller, name).await?;
     // A topic that was just made is not known to every broker yet.
     while partitions == 0 {
@@ -335,27 +341,27 @@ async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, SearchError> {
     let (topic, mut ends) = (Arc::from(name), BTreeMap::new());
     for partition in 0..partitions {
         let (_, search) = watermarks(caller, &topic, partition).await?;
-        ends.insert(partition, Floor { search, last: None });
+        ends.insert(partition, ScanStart { search, last: None });
     }
     Ok(FoundTopic { partitions, ends, settings: describe(caller, name).await })
 }
 
 /// Compares a partition with what is remembered of it; answers where a search of it starts.
-async fn inspect(
+async fn verify_partition(
     caller: &Caller,
     topic: &Arc<str>,
     number: i32,
-    floor: Floor,
+    floor: ScanStart,
     compacted: Option<bool>,
     at_start: bool,
-) -> Result<i64, SearchError> {
+) -> Result<i64, QueryError> {
     let reached = floor.last.map_or(0, |last| last.offset + 1).max(floor.search);
     let (mut low, mut high) = watermarks(caller, topic, number).await?;
-    for _ in 1..LOOKS {
+    for _ in 1..VERIFY_ATTEMPTS {
         if high >= reached {
             break;
         }
-        tokio::time::sleep(BETWEEN_LOOKS).await;
+        tokio::time::sleep(VERIFY_PAUSE).await;
         (low, high) = watermarks(caller, topic, number).await?;
     }
     let found = match floor.last {
@@ -364,12 +370,12 @@ async fn inspect(
         }
         _ => None,
     };
-    let lost = |what| SearchError::Lost { topic: topic.to_string(), partition: number, what };
-    let search = inspect::judge(topic, &floor, low, high, found, compacted).map_err(lost)?;
+    let lost = |what| QueryError::Lost { topic: topic.to_string(), partition: number, what };
+    let search = inspect::is_same_partition(topic, &floor, low, high, found, compacted).map_err(lost)?;
     // A database that was put back shows by records beyond its end: one is enough, before anything is sent.
     if at_start && high > reached && high > low {
         let newest = record_at(caller, topic, number, high - 1).await?;
-        caller.searcher.refuse_ahead(topic, number, high - 1, newest)?;
+        caller.searcher.check_not_ahead(topic, number, high - 1, newest)?;
     }
     Ok(search)
 }
@@ -380,11 +386,11 @@ async fn record_at(
     topic: &Arc<str>,
     number: i32,
     offset: i64,
-) -> Result<inspect::Found, SearchError> {
-    let mut turn = Turn::first();
+) -> Result<inspect::RecordAt, QueryError> {
+    let mut turn = FairShare::first();
     loop {
         let name = Arc::clone(topic);
-        let look = move |searcher: &Searcher| searcher.record_at(&name, number, offset, &turn);
+        let look = move |searcher: &PartitionScanner| searcher.record_at(&name, number, offset, &turn);
         if let Some(found) = caller.call(Lane::Records, look).await?? {
             return Ok(found);
         }
@@ -397,27 +403,27 @@ async fn record_at(
 
 /// Reads a partition from `from` to its end, and reports our own records. What is seen counts as acknowledged only while
 /// as many replicas are in sync as an acknowledgement needs, before the search and after it.
-async fn search(
+async fn scan_partition(
     caller: &Caller,
     topic: &Arc<str>,
     number: i32,
     from: i64,
     mut min_in_sync: Option<usize>,
-) -> Result<Scan, SearchError> {
+) -> Result<Scan, QueryError> {
     loop {
         while !is_replicated(caller, topic, number, min_in_sync).await? {
             tracing::debug!(%topic, number, "fewer replicas in sync than min.insync.replicas");
-            tokio::time::sleep(BETWEEN_LOOKS).await;
+            tokio::time::sleep(VERIFY_PAUSE).await;
             // Lowering it is what a person does to let delivery continue.
             min_in_sync = describe(caller, topic).await.and_then(|settings| settings.min_in_sync_replicas);
         }
         let (_, high) = watermarks(caller, topic, number).await?;
         if high < from {
             let what = format!("it ends at offset {high}, but {from} was reached before");
-            return Err(SearchError::Lost { topic: topic.to_string(), partition: number, what });
+            return Err(QueryError::Lost { topic: topic.to_string(), partition: number, what });
         }
         let scan = Scan::new(topic, number, Range::ToEnd, from, high);
-        let scan = read(caller, scan, Turn::first()).await?;
+        let scan = read(caller, scan, FairShare::first()).await?;
         if is_replicated(caller, topic, number, min_in_sync).await? {
             return Ok(scan);
         }
@@ -429,36 +435,36 @@ async fn is_replicated(
     topic: &Arc<str>,
     number: i32,
     min_in_sync: Option<usize>,
-) -> Result<bool, SearchError> {
+) -> Result<bool, QueryError> {
     let topic = Arc::clone(topic);
-    let replicas = move |searcher: &Searcher| searcher.replicas(&topic, number);
+    let replicas = move |searcher: &PartitionScanner| searcher.replicas(&topic, number);
     let replicas = caller.persist(Lane::Metadata, replicas).await?;
     Ok(inspect::counts_as_acknowledged(replicas, min_in_sync))
 }
 
 /// Reads all of `scan`.
-async fn read(caller: &Caller, mut scan: Scan, mut turn: Turn) -> Result<Scan, SearchError> {
+async fn read(caller: &Caller, mut scan: Scan, mut turn: FairShare) -> Result<Scan, QueryError> {
     let (topic, number) = (Arc::clone(&scan.topic), scan.partition);
     let mut looks = 1;
     loop {
         let (low, high) = watermarks(caller, &topic, number).await?;
         if high < scan.end() {
             let what = format!("it ends at offset {high}, but {} was reached before", scan.end());
-            return Err(SearchError::Lost { topic: topic.to_string(), partition: number, what });
+            return Err(QueryError::Lost { topic: topic.to_string(), partition: number, what });
         }
         scan.skip_to(low);
         if scan.is_done() {
             break;
         }
         let step;
-        let on = move |searcher: &Searcher| searcher.scan(&mut scan, &turn).map(|step| (step, scan));
+        let on = move |searcher: &PartitionScanner| searcher.scan(&mut scan, &turn).map(|step| (step, scan));
         (step, scan) = caller.call(Lane::Records, on).await??;
         match step {
             Step::Done => break,
-            Step::Short if looks >= LOOKS => break,
+            Step::Short if looks >= VERIFY_ATTEMPTS => break,
             Step::Short => {
                 looks += 1;
-                tokio::time::sleep(BETWEEN_LOOKS).await;
+                tokio::time::sleep(VERIFY_PAUSE).await;
             }
             Step::GaveWay => {
                 turn = turn.longer();
@@ -475,8 +481,8 @@ async fn read(caller: &Caller, mut scan: Scan, mut turn: Turn) -> Result<Scan, S
 async fn read_gaps(
     caller: &Caller,
     gaps: &Mutex<OffsetGaps>,
-    answers: &mpsc::UnboundedSender<Answer>,
-) -> Result<(), SearchError> {
+    answers: &mpsc::UnboundedSender<QueryResult>,
+) -> Result<(), QueryError> {
     loop {
         let next = gaps.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((partition, PartitionGaps { topic, number, gaps: ranges, .. })) = next else {
@@ -488,10 +494,10 @@ async fn read_gaps(
         };
         let began = Instant::now();
         let scan = Scan::new(&topic, number, Range::Gaps(ranges.into()), from, until);
-        let scan = read(caller, scan, Turn::brief(gaps::BRIEF_TURN)).await?;
+        let scan = read(caller, scan, FairShare::brief(gaps::BRIEF_TURN)).await?;
         if !scan.strays.is_empty() {
             let Scan { strays, more_strays: more, .. } = scan;
-            drop(answers.send(Answer::Strays { partition, strays, more }));
+            drop(answers.send(QueryResult::Strays { partition, strays, more }));
         }
         let (took, now) = (began.elapsed(), Instant::now());
         let pause = gaps.lock().unwrap_or_else(PoisonError::into_inner).pause_after(took, now);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::kafka::search::{SearchError, Searcher};
+use crate::kafka::search::{PartitionScanner, QueryError};
 
 /// Pause before a request that failed is made again; each lasts twice as long as the one before, so that partitions whose
 /// leader is away leave the threads to others.
@@ -45,12 +45,12 @@ impl Default for Lanes {
 /// A searcher and the threads it may use.
 #[derive(Clone)]
 pub(super) struct Caller {
-    pub(super) searcher: Arc<Searcher>,
+    pub(super) searcher: Arc<PartitionScanner>,
     lanes: Arc<Lanes>,
 }
 
 impl Caller {
-    pub(super) fn new(searcher: Arc<Searcher>) -> Caller {
+    pub(super) fn new(searcher: Arc<PartitionScanner>) -> Caller {
         Caller { searcher, lanes: Arc::default() }
     }
 
@@ -58,8 +58,8 @@ impl Caller {
     pub(super) async fn call<T: Send + 'static>(
         &self,
         lane: Lane,
-        call: impl FnOnce(&Searcher) -> T + Send + 'static,
-    ) -> Result<T, SearchError> {
+        call: impl FnOnce(&PartitionScanner) -> T + Send + 'static,
+    ) -> Result<T, QueryError> {
         let threads = match lane {
             Lane::Health => &self.lanes.health,
             Lane::Metadata => &self.lanes.metadata,
@@ -67,7 +67,7 @@ impl Caller {
             Lane::Records => &self.lanes.records,
         };
         let waits = matches!(lane, Lane::Records).then(|| Waits::new(Arc::clone(&self.searcher)));
-        let thread = Arc::clone(threads).acquire_owned().await.map_err(|_| SearchError::Cancelled)?;
+        let thread = Arc::clone(threads).acquire_owned().await.map_err(|_| QueryError::Cancelled)?;
         drop(waits);
         let searcher = Arc::clone(&self.searcher);
         let called = tokio::task::spawn_blocking(move || {
@@ -75,20 +75,20 @@ impl Caller {
             let _thread = thread;
             call(&searcher)
         });
-        called.await.map_err(|_| SearchError::Cancelled)
+        called.await.map_err(|_| QueryError::Cancelled)
     }
 
     /// Makes a blocking call until Kafka answers it.
     pub(super) async fn persist<T: Send + 'static>(
         &self,
         lane: Lane,
-        call: impl Fn(&Searcher) -> Result<T, SearchError> + Send + Sync + 'static,
-    ) -> Result<T, SearchError> {
+        call: impl Fn(&PartitionScanner) -> Result<T, QueryError> + Send + Sync + 'static,
+    ) -> Result<T, QueryError> {
         let (call, mut pause) = (Arc::new(call), PAUSE);
         loop {
             let attempt = Arc::clone(&call);
             match self.call(lane, move |searcher| attempt(searcher)).await? {
-                Err(SearchError::Unanswered(error)) => tracing::debug!(%error, "asking Kafka"),
+                Err(QueryError::Unanswered(error)) => tracing::debug!(%error, "asking Kafka"),
                 answer => return answer,
             }
             tokio::time::sleep(pause).await;
@@ -103,10 +103,10 @@ impl Caller {
 }
 
 /// Counts one that waits to read records, so that the one that reads gives way.
-struct Waits(Arc<Searcher>);
+struct Waits(Arc<PartitionScanner>);
 
 impl Waits {
-    fn new(searcher: Arc<Searcher>) -> Waits {
+    fn new(searcher: Arc<PartitionScanner>) -> Waits {
         searcher.waiting.fetch_add(1, Ordering::Relaxed);
         Waits(searcher)
     }

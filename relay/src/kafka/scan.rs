@@ -5,9 +5,9 @@ use std::sync::Arc;
 use outbox::{Position, header};
 use rdkafka::message::{BorrowedMessage, Message};
 
-use crate::kafka::search::{Searcher, value_of};
+use crate::kafka::search::{PartitionScanner, value_of};
 use crate::progress::found::{FoundRecords, fingerprint};
-use crate::progress::high_mark::{Hole, Searched};
+use crate::progress::high_mark::{OffsetGap, ScanResult};
 
 /// Records of ours in gaps that are remembered of one reading: there should be none.
 const MAX_STRAYS: usize = 1024;
@@ -68,7 +68,7 @@ pub enum Range {
     ToEnd,
     /// The gap before the probe. It was appended during this session, by a process that may know more of the log than the
     /// server had at the session's beginning.
-    BeforeProbe(Hole),
+    BeforeProbe(OffsetGap),
     /// Gaps between records of ours, in order: (first offset, first offset behind it).
     Gaps(Vec<(i64, i64)>),
 }
@@ -84,7 +84,7 @@ pub struct Scan {
     /// The first offset that need not be read.
     pub until: i64,
     /// What was found.
-    pub found: Searched,
+    pub found: ScanResult,
     /// Which records of ours.
     pub records: FoundRecords,
     /// Records of another history.
@@ -103,7 +103,7 @@ impl Scan {
             partition,
             range,
             until,
-            found: Searched::nothing(from),
+            found: ScanResult::nothing(from),
             records: FoundRecords::default(),
             phantoms: Phantoms::default(),
             strays: Vec::new(),
@@ -129,7 +129,7 @@ impl Scan {
     }
 
     /// Takes in a record; answers whether it is the last that counts.
-    pub(super) fn take_in(&mut self, searcher: &Searcher, message: &BorrowedMessage<'_>) -> bool {
+    pub(super) fn on_record(&mut self, searcher: &PartitionScanner, message: &BorrowedMessage<'_>) -> bool {
         let offset = message.offset();
         self.records.has_missing_offsets |= offset > self.found.end;
         if offset >= self.until {
@@ -138,21 +138,26 @@ impl Scan {
         }
         self.found.end = offset + 1;
         if let Some(position) = searcher.position(message) {
-            self.take_in_ours(searcher, message, position);
+            self.on_own_record(searcher, message, position);
         }
         self.is_done()
     }
 
-    fn take_in_ours(&mut self, searcher: &Searcher, message: &BorrowedMessage<'_>, position: Position) {
+    fn on_own_record(
+        &mut self,
+        searcher: &PartitionScanner,
+        message: &BorrowedMessage<'_>,
+        position: Position,
+    ) {
         let is_on_line = searcher.lineage.is_on_line(position);
         let id = value_of(message, header::CE_ID);
         let known = match &self.range {
             Range::ToEnd if searcher.lineage.holds(position) => None,
-            Range::ToEnd => return self.take_in_phantom(searcher, message, position, is_on_line),
+            Range::ToEnd => return self.on_phantom(searcher, message, position, is_on_line),
             Range::BeforeProbe(hole) if is_on_line => hole.known,
             Range::Gaps(gaps) if is_on_line => {
                 if is_within(gaps, message.offset()) {
-                    self.take_in_stray(Stray { position, fingerprint: fingerprint(position, id) });
+                    self.on_stray(Stray { position, fingerprint: fingerprint(position, id) });
                 }
                 return;
             }
@@ -164,7 +169,7 @@ impl Scan {
         self.records.add(position, id);
     }
 
-    fn take_in_stray(&mut self, stray: Stray) {
+    fn on_stray(&mut self, stray: Stray) {
         if self.strays.len() < MAX_STRAYS {
             self.strays.push(stray);
         } else {
@@ -172,9 +177,9 @@ impl Scan {
         }
     }
 
-    fn take_in_phantom(
+    fn on_phantom(
         &mut self,
-        searcher: &Searcher,
+        searcher: &PartitionScanner,
         message: &BorrowedMessage<'_>,
         position: Position,
         is_on_line: bool,

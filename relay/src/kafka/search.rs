@@ -18,20 +18,20 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
-use crate::kafka::client::{Distrust, client_config, reader_config};
+use crate::kafka::client::{AuthErrors, client_config, reader_config};
 use crate::kafka::error::reason_of_kafka;
 use crate::kafka::scan::{Scan, Step};
 use crate::progress::lineage::Lineage;
-use crate::topics::partitions::Floor;
+use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
-use crate::trouble::Reason;
+use crate::trouble::ErrorKind;
 
 /// One poll; also how soon the end of a session is noticed.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// One request for metadata or watermarks.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
 /// A broker that is connected answers within this.
-const ANOTHER_WITHIN: Duration = Duration::from_secs(1);
+const SECOND_BROKER_WITHIN: Duration = Duration::from_secs(1);
 /// A request that only the leader of a partition can answer.
 const LEADER_REQUEST: Duration = Duration::from_secs(3);
 /// How long a partition that gives nothing keeps others that wait from being read: its leader may be away. Each turn of one
@@ -45,7 +45,7 @@ const LARGEST_ANSWER: &str = "2147483647";
 
 /// Why a look into Kafka gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SearchError {
+pub enum QueryError {
     /// Records that were acknowledged are gone.
     #[error("{topic}/{partition}: {what}")]
     Lost {
@@ -86,15 +86,15 @@ pub enum SearchError {
 
 /// Whether Kafka can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
+pub enum Reachability {
     /// Nobody answers.
-    Away,
+    Down,
     /// It answers.
-    There,
+    Up,
     /// It answers, and a client of the session has no broker left to ask. A broker that has just come back, and that the
     /// controller still takes for dead, answers with an empty list of brokers; librdkafka forgets all it had then, and asks
     /// nobody any more (confluentinc/librdkafka#5301).
-    NotByOurClients,
+    ClientStranded,
 }
 
 /// A topic as it is in Kafka.
@@ -103,16 +103,16 @@ pub struct FoundTopic {
     /// Number of partitions.
     pub partitions: i32,
     /// partition -> where its next record goes: nothing before it is ours.
-    pub ends: BTreeMap<i32, Floor>,
+    pub ends: BTreeMap<i32, ScanStart>,
     /// Its settings, where they may be read.
     pub settings: Option<TopicSettings>,
 }
 
 /// Looks into Kafka on behalf of one session.
-pub struct Searcher {
+pub struct PartitionScanner {
     /// One for all questions: to end it takes a tenth of a second.
     pub(crate) admin: AdminClient<DefaultClientContext>,
-    pub(crate) consumer: BaseConsumer<Distrust>,
+    pub(crate) consumer: BaseConsumer<AuthErrors>,
     sink: Sink,
     /// Held by whoever reads records: there is one assignment.
     reading: Mutex<()>,
@@ -125,7 +125,7 @@ pub struct Searcher {
     cancelled: AtomicBool,
 }
 
-impl Searcher {
+impl PartitionScanner {
     /// A searcher for records whose `ce_source` is `source`, of the past that is `lineage`, of a database server that was
     /// started at `server_started`, in milliseconds since 1970.
     pub fn new(
@@ -133,8 +133,8 @@ impl Searcher {
         source: String,
         lineage: Lineage,
         server_started: i64,
-    ) -> Result<Searcher, KafkaError> {
-        let consumer: BaseConsumer<Distrust> = reader_config(sink, "search")
+    ) -> Result<PartitionScanner, KafkaError> {
+        let consumer: BaseConsumer<AuthErrors> = reader_config(sink, "search")
             .set("auto.offset.reset", "error")
             // A record of an open transaction of another producer must not hide ours behind it.
             .set("isolation.level", "read_uncommitted")
@@ -143,10 +143,10 @@ impl Searcher {
             .set("queued.max.messages.kbytes", "2048")
             .set("fetch.message.max.bytes", "1048576")
             .set("receive.message.max.bytes", LARGEST_ANSWER)
-            .create_with_context(Distrust::default())?;
+            .create_with_context(AuthErrors::default())?;
         let (reading, waiting, cancelled) = (Mutex::new(()), AtomicUsize::new(0), AtomicBool::new(false));
         let admin = client_config(sink).create()?;
-        Ok(Searcher {
+        Ok(PartitionScanner {
             admin,
             consumer,
             sink: sink.clone(),
@@ -167,43 +167,43 @@ impl Searcher {
     /// Whether Kafka answers: this client, or else one that is made for the question. A client that asked a broker which
     /// does not answer, because it is suspended for example, has others to ask; one that waited all the time for a broker to
     /// ask has none.
-    pub fn reach(&self) -> Result<Reach, SearchError> {
+    pub fn reachability(&self) -> Result<Reachability, QueryError> {
         let began = Instant::now();
-        let Err(error) = self.consumer.fetch_metadata(None, REQUEST) else { return Ok(Reach::There) };
+        let Err(error) = self.consumer.fetch_metadata(None, REQUEST) else { return Ok(Reachability::Up) };
         let no_broker = error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure);
         let waited = began.elapsed() >= REQUEST;
-        self.trusted()?;
+        self.check_trust()?;
         let another: Result<BaseConsumer, _> = reader_config(&self.sink, "search").create();
         let answered = another.and_then(|client| client.fetch_metadata(None, REQUEST)).is_ok();
         Ok(match answered {
-            false => Reach::Away,
-            true if no_broker && waited => Reach::NotByOurClients,
-            true => Reach::There,
+            false => Reachability::Down,
+            true if no_broker && waited => Reachability::ClientStranded,
+            true => Reachability::Up,
         })
     }
 
     /// Whether it is a lack of trust that a request failed for. One broker with a bad certificate or login is like one that
     /// is away: while others answer, the session goes on for their partitions.
-    fn trusted(&self) -> Result<(), SearchError> {
+    fn check_trust(&self) -> Result<(), QueryError> {
         // Whoever reads records meanwhile gets the errors.
         if let Ok(_reading) = self.reading.try_lock() {
             while self.consumer.poll(Duration::ZERO).is_some() {}
         }
         let Some(why) = self.consumer.context().take() else { return Ok(()) };
-        match self.consumer.fetch_metadata(None, ANOTHER_WITHIN) {
+        match self.consumer.fetch_metadata(None, SECOND_BROKER_WITHIN) {
             Ok(_) => Ok(()),
-            Err(_) => Err(SearchError::Distrusted(why)),
+            Err(_) => Err(QueryError::Distrusted(why)),
         }
     }
 
     /// How many partitions a topic has; 0 if it does not exist.
-    pub fn partition_count(&self, name: &str) -> Result<i32, SearchError> {
+    pub fn partition_count(&self, name: &str) -> Result<i32, QueryError> {
         self.ask(|| {
             let metadata = self.consumer.fetch_metadata(Some(name), REQUEST)?;
             let topic = metadata.topics().iter().find(|topic| topic.name() == name);
             let count = topic.map_or(Ok(0), |topic| match topic.error().map(RDKafkaErrorCode::from) {
                 None => Ok(topic.partitions().len()),
-                Some(code) if reason_of_kafka(code) == Reason::TopicMissing => Ok(0),
+                Some(code) if reason_of_kafka(code) == ErrorKind::TopicMissing => Ok(0),
                 Some(code) => Err(KafkaError::MetadataFetch(code)),
             })?;
             Ok(i32::try_from(count).unwrap_or(i32::MAX))
@@ -211,7 +211,7 @@ impl Searcher {
     }
 
     /// First and last offset of a partition.
-    pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), SearchError> {
+    pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), QueryError> {
         self.ask(|| self.consumer.fetch_watermarks(topic, partition, LEADER_REQUEST))
     }
 
@@ -221,17 +221,17 @@ impl Searcher {
     }
 
     /// Makes a request once.
-    pub(crate) fn ask<T>(&self, request: impl FnOnce() -> Result<T, KafkaError>) -> Result<T, SearchError> {
+    pub(crate) fn ask<T>(&self, request: impl FnOnce() -> Result<T, KafkaError>) -> Result<T, QueryError> {
         if self.is_cancelled() {
-            return Err(SearchError::Cancelled);
+            return Err(QueryError::Cancelled);
         }
         let error = match request() {
             Ok(answer) => return Ok(answer),
-            Err(error) if is_refusal(&error) => return Err(SearchError::Refused(error)),
+            Err(error) if is_refusal(&error) => return Err(QueryError::Refused(error)),
             Err(error) => error,
         };
-        self.trusted()?;
-        Err(SearchError::Unanswered(error))
+        self.check_trust()?;
+        Err(QueryError::Unanswered(error))
     }
 
     /// Runs `read` with the consumer at an offset.
@@ -240,29 +240,29 @@ impl Searcher {
         topic: &str,
         partition: i32,
         start: i64,
-        read: impl FnOnce() -> Result<T, SearchError>,
-    ) -> Result<T, SearchError> {
+        read: impl FnOnce() -> Result<T, QueryError>,
+    ) -> Result<T, QueryError> {
         if self.is_cancelled() {
-            return Err(SearchError::Cancelled);
+            return Err(QueryError::Cancelled);
         }
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         let mut assignment = TopicPartitionList::new();
         assignment
             .add_partition_offset(topic, partition, Offset::Offset(start))
-            .map_err(SearchError::Refused)?;
-        self.consumer.assign(&assignment).map_err(SearchError::Refused)?;
+            .map_err(QueryError::Refused)?;
+        self.consumer.assign(&assignment).map_err(QueryError::Refused)?;
         let found = read();
         drop(self.consumer.unassign());
         found
     }
 
     /// Reads on in a partition, for one turn at most.
-    pub fn scan(&self, scan: &mut Scan, turn: &Turn) -> Result<Step, SearchError> {
+    pub fn scan(&self, scan: &mut Scan, turn: &FairShare) -> Result<Step, QueryError> {
         let topic = Arc::clone(&scan.topic);
         self.reading_from(&topic, scan.partition, scan.end(), || self.read(scan, turn))
     }
 
-    fn read(&self, scan: &mut Scan, turn: &Turn) -> Result<Step, SearchError> {
+    fn read(&self, scan: &mut Scan, turn: &FairShare) -> Result<Step, QueryError> {
         let (began, mut heard) = (Instant::now(), Instant::now());
         while !self.is_cancelled() {
             if turn.is_over(self, began, heard) {
@@ -275,7 +275,7 @@ impl Searcher {
                 Some(Ok(message)) => {
                     failpoint::pass(Boundary::InSearch);
                     heard = Instant::now();
-                    if scan.take_in(self, &message) {
+                    if scan.on_record(self, &message) {
                         return Ok(Step::Done);
                     }
                 }
@@ -283,11 +283,11 @@ impl Searcher {
                     return Ok(scan.on_partition_end(self.read_up_to(&scan.topic, partition)));
                 }
                 Some(Err(error)) if is_out_of_range(&error) => return Ok(Step::OutOfRange),
-                Some(Err(error)) if is_refusal(&error) => return Err(SearchError::Refused(error)),
+                Some(Err(error)) if is_refusal(&error) => return Err(QueryError::Refused(error)),
                 Some(Err(error)) => tracing::debug!(%error, "searching Kafka"),
             }
         }
-        Err(SearchError::Cancelled)
+        Err(QueryError::Cancelled)
     }
 
     /// The offset behind everything the consumer was given, control records included.
@@ -318,32 +318,32 @@ impl Searcher {
 
 /// How long one reading may keep others from theirs.
 #[derive(Clone, Copy, Debug)]
-pub struct Turn {
+pub struct FairShare {
     /// Without anything.
     quiet: Duration,
     /// In all.
     busy: Option<Duration>,
 }
 
-impl Turn {
+impl FairShare {
     /// For a reading that rows wait for.
     pub fn first() -> Self {
-        Turn { quiet: FIRST_TURN, busy: None }
+        FairShare { quiet: FIRST_TURN, busy: None }
     }
 
     /// For a reading that nothing waits for.
     pub fn brief(busy: Duration) -> Self {
-        Turn { quiet: FIRST_TURN, busy: Some(busy) }
+        FairShare { quiet: FIRST_TURN, busy: Some(busy) }
     }
 
     /// The next turn of the same reading.
     #[must_use]
     pub fn longer(self) -> Self {
-        Turn { quiet: (self.quiet * 2).min(LONGEST_TURN), ..self }
+        FairShare { quiet: (self.quiet * 2).min(LONGEST_TURN), ..self }
     }
 
     /// Whether it is over for a reading that began at `began` and has heard nothing since `heard`.
-    pub(crate) fn is_over(&self, searcher: &Searcher, began: Instant, heard: Instant) -> bool {
+    pub(crate) fn is_over(&self, searcher: &PartitionScanner, began: Instant, heard: Instant) -> bool {
         let quiet = heard.elapsed() >= self.quiet;
         let busy = self.busy.is_some_and(|busy| began.elapsed() >= busy);
         (quiet || busy) && searcher.waiting.load(Ordering::Relaxed) > 0
@@ -372,6 +372,9 @@ pub(crate) fn is_out_of_range(error: &KafkaError) -> bool {
 pub(crate) fn is_refusal(error: &KafkaError) -> bool {
     let code = error.rdkafka_error_code();
     code.is_some_and(|code| {
-        matches!(reason_of_kafka(code), Reason::KafkaPermissionDenied | Reason::KafkaAuthenticationFailed)
+        matches!(
+            reason_of_kafka(code),
+            ErrorKind::KafkaPermissionDenied | ErrorKind::KafkaAuthenticationFailed
+        )
     })
 }

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
-use crate::kafka::client::{Distrust, client_config};
+use crate::kafka::client::{AuthErrors, client_config};
 use crate::progress::ledger::EntryId;
 use crate::topics::partitions::PartitionId;
 
@@ -87,7 +87,7 @@ pub struct AckQueue {
     arrived: Notify,
     brokers_down: AtomicBool,
     failed: AtomicBool,
-    distrust: Distrust,
+    distrust: AuthErrors,
     complaint: Mutex<Option<String>>,
 }
 
@@ -114,13 +114,13 @@ impl AckQueue {
     }
 
     /// Why a broker and this process do not trust each other, in librdkafka's words.
-    pub fn distrust(&self) -> &Distrust {
+    pub fn auth_errors(&self) -> &AuthErrors {
         &self.distrust
     }
 
     /// What librdkafka said last of a connection that failed. It may be over; it is for the words beside a fault that is
     /// not.
-    pub fn complaint(&self) -> Option<String> {
+    pub fn last_connection_error(&self) -> Option<String> {
         self.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -135,9 +135,9 @@ impl AckQueue {
     }
 }
 
-struct Delivery(Arc<AckQueue>);
+struct DeliveryReports(Arc<AckQueue>);
 
-impl ClientContext for Delivery {
+impl ClientContext for DeliveryReports {
     /// Not every failed connection is an error to librdkafka; its log has them all.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         if kafka_admin::is_halt(line) {
@@ -158,14 +158,14 @@ impl ClientContext for Delivery {
                 self.0.failed.store(true, Ordering::Relaxed);
                 self.0.arrived.notify_one();
             }
-            _ if self.0.distrust.hear(&error, reason) => self.0.arrived.notify_one(),
+            _ if self.0.distrust.record(&error, reason) => self.0.arrived.notify_one(),
             _ => {}
         }
         tracing::debug!(%error, reason, "Kafka client");
     }
 }
 
-impl ProducerContext for Delivery {
+impl ProducerContext for DeliveryReports {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
@@ -183,7 +183,7 @@ impl ProducerContext for Delivery {
 
 /// One record to send.
 #[derive(Debug)]
-pub struct Outgoing<'a> {
+pub struct ProducerRecord<'a> {
     /// Topic.
     pub topic: &'a str,
     /// Partition number.
@@ -200,16 +200,16 @@ pub struct Outgoing<'a> {
 
 /// The producers of one session.
 pub struct Producers {
-    producers: Vec<Arc<ThreadedProducer<Delivery>>>,
+    producers: Vec<Arc<ThreadedProducer<DeliveryReports>>>,
     largest_batch: usize,
 }
 
 /// Producers that can be asked a question where blocking is allowed.
-pub struct Roster(Vec<Arc<ThreadedProducer<Delivery>>>);
+pub struct ProducerHandles(Vec<Arc<ThreadedProducer<DeliveryReports>>>);
 
-impl Roster {
+impl ProducerHandles {
     /// Whether each of them knows so many partitions of a topic. What a producer is told, it keeps.
-    pub fn know(&self, topic: &str, partitions: i32) -> bool {
+    pub fn know_partitions(&self, topic: &str, partitions: i32) -> bool {
         let expected = usize::try_from(partitions).unwrap_or(0);
         self.0.iter().all(|producer| {
             let told = producer.client().fetch_metadata(Some(topic), BROKER_WITHIN);
@@ -245,8 +245,8 @@ impl Producers {
         let largest_batch = limit.unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH);
         let mut config = producer_config(sink, max_in_flight);
         config.set("batch.size", largest_batch.to_string());
-        let producers =
-            (0..sink.producers).map(|_| config.create_with_context(Delivery(Arc::clone(acks))).map(Arc::new));
+        let producers = (0..sink.producers)
+            .map(|_| config.create_with_context(DeliveryReports(Arc::clone(acks))).map(Arc::new));
         Ok(Producers { producers: producers.collect::<Result<_, _>>()?, largest_batch })
     }
 
@@ -261,18 +261,18 @@ impl Producers {
     }
 
     /// The same producers, or the one that sends to `partition`, to be asked a question.
-    pub fn roster(&self, partition: Option<i32>) -> Roster {
+    pub fn handles(&self, partition: Option<i32>) -> ProducerHandles {
         let of_one = partition.map(|partition| self.of(partition).cloned().into_iter().collect());
-        Roster(of_one.unwrap_or_else(|| self.producers.clone()))
+        ProducerHandles(of_one.unwrap_or_else(|| self.producers.clone()))
     }
 
     /// The producer of a partition, so that order within a partition holds.
-    fn of(&self, partition: i32) -> Option<&Arc<ThreadedProducer<Delivery>>> {
+    fn of(&self, partition: i32) -> Option<&Arc<ThreadedProducer<DeliveryReports>>> {
         self.producers.get(partition.unsigned_abs() as usize % self.producers.len().max(1))
     }
 
     /// Hands a record over to the producer of its partition.
-    pub fn send(&self, record: Outgoing<'_>, tag: Tag) -> Result<(), KafkaError> {
+    pub fn send(&self, record: ProducerRecord<'_>, tag: Tag) -> Result<(), KafkaError> {
         let producer = self.of(record.partition).ok_or(KafkaError::Canceled)?;
         let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, tag.0)
             .partition(record.partition)
@@ -289,7 +289,7 @@ impl Producers {
 
     /// Gives up what was not sent, and what would have to be sent again: a record behind one that was given up must not
     /// be appended.
-    pub fn give_up_unsent(&self) {
+    pub fn purge_queued(&self) {
         for producer in &self.producers {
             kafka_admin::halt(producer.client());
             producer.purge(PurgeConfig::default().queue());
@@ -297,7 +297,7 @@ impl Producers {
     }
 
     /// Gives up what was sent, too: nothing of it is sent again.
-    pub fn give_up_all(&self) {
+    pub fn purge_all(&self) {
         for producer in &self.producers {
             kafka_admin::halt(producer.client());
             producer.purge(PurgeConfig::default().queue().inflight());
@@ -306,11 +306,11 @@ impl Producers {
 
     /// Ends the producers. What was sent gets a little time to be answered, so that a search that follows sees
     /// it. Blocks: call it where blocking is allowed.
-    pub fn settle(self) {
+    pub fn close(self) {
         let deadline = Instant::now() + SETTLE_WITHIN;
         loop {
             // What is refused for the moment is back in the queue.
-            self.give_up_unsent();
+            self.purge_queued();
             let settled = self.producers.iter().all(|producer| producer.in_flight_count() == 0);
             if settled || Instant::now() >= deadline {
                 break;
@@ -430,7 +430,7 @@ mod tests {
         stream.write_all(&response)
     }
 
-    /// When this fails because the client has found its way back, [`Reach::NotByOurClients`] can go.
+    /// When this fails because the client has found its way back, [`Reachability::ClientStranded`] can go.
     #[test]
     fn a_client_that_was_told_of_no_broker_has_nobody_to_ask() {
         let fenced = Arc::new(AtomicBool::new(false));
@@ -439,9 +439,10 @@ mod tests {
         // Without the question which versions there are.
         config.set("api.version.request", "false").set("broker.version.fallback", "0.9.0.1");
         let acks = Arc::new(AckQueue::default());
-        let producer: ThreadedProducer<Delivery> = config.create_with_context(Delivery(acks)).unwrap();
+        let producer: ThreadedProducer<DeliveryReports> =
+            config.create_with_context(DeliveryReports(acks)).unwrap();
         let producer = Arc::new(producer);
-        let roster = Roster(vec![Arc::clone(&producer)]);
+        let roster = ProducerHandles(vec![Arc::clone(&producer)]);
         let brokers =
             || producer.client().fetch_metadata(None, Duration::from_secs(30)).unwrap().brokers().len();
         // It goes on by the bootstrap server while it still holds that beside the broker it has learnt of.

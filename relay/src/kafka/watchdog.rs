@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 
 /// Silence this long is looked into, idle or not: with the time a question may take, an outage shows within 10 s.
 /// Retries and leader changes take a second or two.
-const ASK_AFTER: Duration = Duration::from_millis(2500);
+const PROBE_AFTER: Duration = Duration::from_millis(2500);
 /// So many looks in a row have to find Kafka there, without one acknowledgement between them: 50 s, because a
 /// partition without enough replicas looks the same, and there waiting is right for a while.
-const LOOKS: u32 = 20;
+const STUCK_AFTER_PROBES: u32 = 20;
 
 /// What the pump should do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Suspicion {
+pub enum WatchdogAction {
     /// Nothing.
     None,
-    /// Ask whether Kafka can be reached, and say [`Watchdog::looked`].
-    Ask,
+    /// Ask whether Kafka can be reached, and say [`Watchdog::on_probed`].
+    Probe,
     /// Throw the producers away.
-    Stuck,
+    Rebuild,
 }
 
 /// What happened since the last tick.
@@ -40,42 +40,42 @@ pub enum Activity {
 #[derive(Debug, Default)]
 pub struct Watchdog {
     /// The last sign of Kafka, good or bad.
-    heard: Option<Instant>,
-    asked: bool,
+    last_heard: Option<Instant>,
+    probing: bool,
     found_there: u32,
 }
 
 impl Watchdog {
     /// Called at every tick; `brokers_down` when the client has said since the last that it has lost all brokers.
-    pub fn tick(&mut self, now: Instant, activity: Activity, brokers_down: bool) -> Suspicion {
+    pub fn tick(&mut self, now: Instant, activity: Activity, brokers_down: bool) -> WatchdogAction {
         match activity {
             Activity::Idle => self.found_there = 0,
             Activity::Waiting => {}
             Activity::Acknowledged => {
                 self.found_there = 0;
-                self.heard = Some(now);
+                self.last_heard = Some(now);
             }
         }
-        if self.found_there >= LOOKS {
-            return Suspicion::Stuck;
+        if self.found_there >= STUCK_AFTER_PROBES {
+            return WatchdogAction::Rebuild;
         }
-        let quiet = self.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= ASK_AFTER);
-        if self.asked || !(quiet || brokers_down) {
-            return Suspicion::None;
+        let quiet = self.last_heard.is_none_or(|heard| now.saturating_duration_since(heard) >= PROBE_AFTER);
+        if self.probing || !(quiet || brokers_down) {
+            return WatchdogAction::None;
         }
-        self.asked = true;
-        Suspicion::Ask
+        self.probing = true;
+        WatchdogAction::Probe
     }
 
     /// Somebody else has a reason to ask. Answers whether they may: there is one question at a time.
-    pub fn asks(&mut self) -> bool {
-        !std::mem::replace(&mut self.asked, true)
+    pub fn claim_probe(&mut self) -> bool {
+        !std::mem::replace(&mut self.probing, true)
     }
 
     /// The answer to a look.
-    pub fn looked(&mut self, now: Instant, there: bool) {
-        self.asked = false;
-        self.heard = Some(now);
+    pub fn on_probed(&mut self, now: Instant, there: bool) {
+        self.probing = false;
+        self.last_heard = Some(now);
         self.found_there = if there { self.found_there + 1 } else { 0 };
     }
 }
@@ -92,12 +92,12 @@ mod tests {
         for tick in 0..seconds * 10 {
             let now = start + Duration::from_millis(100 * tick);
             match watchdog.tick(now, activity, false) {
-                Suspicion::None => {}
-                Suspicion::Ask => {
+                WatchdogAction::None => {}
+                WatchdogAction::Probe => {
                     looks += 1;
-                    watchdog.looked(now, there);
+                    watchdog.on_probed(now, there);
                 }
-                Suspicion::Stuck => return (looks, true),
+                WatchdogAction::Rebuild => return (looks, true),
             }
         }
         (looks, false)
@@ -121,18 +121,22 @@ mod tests {
     fn one_question_at_a_time_and_lost_brokers_are_asked_for_at_once() {
         let now = Instant::now();
         let mut watchdog = Watchdog::default();
-        assert_eq!(watchdog.tick(now, Activity::Idle, false), Suspicion::Ask);
-        assert_eq!(watchdog.tick(now + ASK_AFTER, Activity::Idle, true), Suspicion::None, "it was asked");
-        watchdog.looked(now + ASK_AFTER, true);
-        assert_eq!(watchdog.tick(now + ASK_AFTER, Activity::Idle, false), Suspicion::None);
-        assert_eq!(watchdog.tick(now + ASK_AFTER, Activity::Idle, true), Suspicion::Ask);
+        assert_eq!(watchdog.tick(now, Activity::Idle, false), WatchdogAction::Probe);
+        assert_eq!(
+            watchdog.tick(now + PROBE_AFTER, Activity::Idle, true),
+            WatchdogAction::None,
+            "it was asked"
+        );
+        watchdog.on_probed(now + PROBE_AFTER, true);
+        assert_eq!(watchdog.tick(now + PROBE_AFTER, Activity::Idle, false), WatchdogAction::None);
+        assert_eq!(watchdog.tick(now + PROBE_AFTER, Activity::Idle, true), WatchdogAction::Probe);
     }
 
     #[test]
     fn one_acknowledgement_ends_the_suspicion() {
         let now = Instant::now();
         let mut watchdog = Watchdog::default();
-        (0..LOOKS).for_each(|_| watchdog.looked(now, true));
-        assert_eq!(watchdog.tick(now, Activity::Acknowledged, false), Suspicion::None);
+        (0..STUCK_AFTER_PROBES).for_each(|_| watchdog.on_probed(now, true));
+        assert_eq!(watchdog.tick(now, Activity::Acknowledged, false), WatchdogAction::None);
     }
 }

@@ -14,22 +14,22 @@ const NAMED: usize = 3;
 
 /// A transaction that is open.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Open {
-    who: Who,
+pub struct OpenTransaction {
+    who: Owner,
     database: String,
     role: String,
     since: Option<DateTime<Utc>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Who {
+enum Owner {
     Session { pid: i32, application: String },
     Prepared { gid: String },
 }
 
 /// The transactions that the walsender with this pid waits for while it creates a slot; first the one it waits for at this
 /// moment. Locks are shown to every role, and so are a session's application, database and role; since when it lasts is not.
-pub async fn by(sql: &mut PgConnection, walsender: i32) -> Result<Vec<Open>, sqlx::Error> {
+pub async fn blocking(sql: &mut PgConnection, walsender: i32) -> Result<Vec<OpenTransaction>, sqlx::Error> {
     let rows = sqlx::query(
         "WITH creation AS (
              SELECT a.query_start, w.transactionid AS awaited FROM pg_stat_activity a
@@ -54,23 +54,28 @@ pub async fn by(sql: &mut PgConnection, walsender: i32) -> Result<Vec<Open>, sql
 }
 
 /// One that has ended while it was looked at is none.
-fn open(row: &PgRow) -> Result<Option<Open>, sqlx::Error> {
+fn open(row: &PgRow) -> Result<Option<OpenTransaction>, sqlx::Error> {
     let text = |name| row.try_get::<Option<String>, _>(name).map(Option::unwrap_or_default);
     let who = match (row.try_get("pid")?, row.try_get("gid")?) {
-        (Some(pid), _) => Who::Session { pid, application: text("application")? },
-        (None, Some(gid)) => Who::Prepared { gid },
+        (Some(pid), _) => Owner::Session { pid, application: text("application")? },
+        (None, Some(gid)) => Owner::Prepared { gid },
         (None, None) => return Ok(None),
     };
-    Ok(Some(Open { who, database: text("database")?, role: text("role")?, since: row.try_get("since")? }))
+    Ok(Some(OpenTransaction {
+        who,
+        database: text("database")?,
+        role: text("role")?,
+        since: row.try_get("since")?,
+    }))
 }
 
 /// Tells two transactions apart, whatever else is known of them.
-pub fn same(some: &[Open], others: &[Open]) -> bool {
+pub fn are_same(some: &[OpenTransaction], others: &[OpenTransaction]) -> bool {
     some.iter().map(|open| &open.who).eq(others.iter().map(|open| &open.who))
 }
 
 /// What is said of a creation that waits for `open`; `asking` is the role that looks.
-pub fn sentence(slot: &str, open: &[Open], asking: &str, now: DateTime<Utc>) -> String {
+pub fn sentence(slot: &str, open: &[OpenTransaction], asking: &str, now: DateTime<Utc>) -> String {
     let named: Vec<String> = open.iter().take(NAMED).map(|open| open.describe(asking, now)).collect();
     let more = match open.len().saturating_sub(NAMED) {
         0 => String::new(),
@@ -82,7 +87,7 @@ pub fn sentence(slot: &str, open: &[Open], asking: &str, now: DateTime<Utc>) -> 
     )
 }
 
-impl Open {
+impl OpenTransaction {
     fn describe(&self, asking: &str, now: DateTime<Utc>) -> String {
         let age = self.since.map(|since| now.signed_duration_since(since).num_seconds().max(0));
         let age = age.map(|age| format!("open for {age} s, ")).unwrap_or_default();
@@ -91,12 +96,12 @@ impl Open {
     }
 }
 
-impl fmt::Display for Who {
+impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Who::Session { pid, application } if application.is_empty() => write!(f, "pid {pid}"),
-            Who::Session { pid, application } => write!(f, "pid {pid}, application {application}"),
-            Who::Prepared { gid } => write!(f, "prepared transaction '{gid}'"),
+            Owner::Session { pid, application } if application.is_empty() => write!(f, "pid {pid}"),
+            Owner::Session { pid, application } => write!(f, "pid {pid}, application {application}"),
+            Owner::Prepared { gid } => write!(f, "prepared transaction '{gid}'"),
         }
     }
 }
@@ -105,16 +110,16 @@ impl fmt::Display for Who {
 mod tests {
     use super::*;
 
-    fn session(pid: i32, since: Option<DateTime<Utc>>) -> Open {
-        let who = Who::Session { pid, application: "psql".into() };
-        Open { who, database: "other".into(), role: "bob".into(), since }
+    fn session(pid: i32, since: Option<DateTime<Utc>>) -> OpenTransaction {
+        let who = Owner::Session { pid, application: "psql".into() };
+        OpenTransaction { who, database: "other".into(), role: "bob".into(), since }
     }
 
     #[test]
     fn a_few_are_named_with_their_age_and_the_rest_counted() {
         let at = DateTime::UNIX_EPOCH;
-        let mut all: Vec<Open> = (1..=4).map(|pid| session(pid, Some(at))).collect();
-        all.push(Open { who: Who::Prepared { gid: "g".into() }, ..session(5, None) });
+        let mut all: Vec<OpenTransaction> = (1..=4).map(|pid| session(pid, Some(at))).collect();
+        all.push(OpenTransaction { who: Owner::Prepared { gid: "g".into() }, ..session(5, None) });
         let text = sentence("s", &all, "r", at + chrono::TimeDelta::seconds(75));
         assert!(text.contains(
             "before: pid 1, application psql (database other, role bob, open for 75 s, since 1970-01-01T00:00:00Z), pid 2"
@@ -129,7 +134,7 @@ mod tests {
 
     #[test]
     fn age_does_not_make_another_transaction() {
-        assert!(same(&[session(1, None)], &[session(1, Some(DateTime::UNIX_EPOCH))]));
-        assert!(!same(&[session(1, None)], &[session(2, None)]));
+        assert!(are_same(&[session(1, None)], &[session(1, Some(DateTime::UNIX_EPOCH))]));
+        assert!(!are_same(&[session(1, None)], &[session(2, None)]));
     }
 }

@@ -16,11 +16,11 @@ use tokio::sync::mpsc;
 use crate::config::Source;
 use crate::event::column_type::ColumnType;
 use crate::event::row::{Layout, is_read};
-use crate::postgres::checkpoint::History;
+use crate::postgres::checkpoint::ClusterTimeline;
 use crate::postgres::columns::{self, TableColumn, text_form};
 use crate::postgres::{connection, source};
-use crate::routing::mapping::Mappings;
-use crate::trouble::{Reason, Trouble};
+use crate::routing::mapping::RoutingHistory;
+use crate::trouble::{ErrorKind, RelayError};
 
 /// A page ends beyond this many bytes. Up to three are in memory: one being delivered, one ready, one being read.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -74,7 +74,7 @@ impl StoredRow {
 
 /// Reads pages in the background, one ahead.
 pub struct Pages {
-    pages: mpsc::Receiver<Result<Vec<StoredRow>, Trouble>>,
+    pages: mpsc::Receiver<Result<Vec<StoredRow>, RelayError>>,
     layout: Layout,
     task: tokio::task::JoinHandle<()>,
 }
@@ -84,10 +84,10 @@ impl Pages {
     pub async fn start(
         source: &Source,
         server: &Host,
-        history: History,
-        mappings: &Mappings,
+        history: ClusterTimeline,
+        mappings: &RoutingHistory,
         backfill: Backfill,
-    ) -> Result<Pages, Trouble> {
+    ) -> Result<Pages, RelayError> {
         let access = connection::access(source)?;
         let mut sql = connection::connect_to(source, &access, server, "start").await?;
         source::check_same_server(&mut sql, history).await?;
@@ -95,8 +95,8 @@ impl Pages {
         let route_by = &mappings.current.rule.routing.by_field;
         let read = columns.iter().map(|column| (column.name.as_str(), read_as(&column.kind)));
         let layout = Layout::new(read, route_by)
-            .map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))?;
-        let reading = Reading {
+            .map_err(|error| RelayError::new(ErrorKind::TableUnsuitable, error.to_string()))?;
+        let reading = ReaderTask {
             process: connection::process(&mut sql).await?,
             source: source.clone(),
             server: server.clone(),
@@ -116,7 +116,7 @@ impl Pages {
     }
 
     /// The next page; `None` after the last. Cancel-safe.
-    pub async fn next(&mut self) -> Result<Option<Vec<StoredRow>>, Trouble> {
+    pub async fn next(&mut self) -> Result<Option<Vec<StoredRow>>, RelayError> {
         self.pages.recv().await.transpose()
     }
 }
@@ -132,8 +132,8 @@ impl Drop for Pages {
 async fn columns(
     sql: &mut PgConnection,
     source: &Source,
-    mappings: &Mappings,
-) -> Result<Vec<TableColumn>, Trouble> {
+    mappings: &RoutingHistory,
+) -> Result<Vec<TableColumn>, RelayError> {
     let columns = columns::of(sql, source).await?.into_iter().filter(|column| column.published);
     Ok(columns.filter(|column| is_read(&column.name) || mappings.read(&column.name)).collect())
 }
@@ -151,7 +151,7 @@ fn read_as(kind: &ColumnType) -> ColumnType {
 ///
 /// Behind the values come the sizes of those that are too large to be read. A document is turned into text once, behind
 /// the LIMIT; the size of a text or of bytes is known without reading them.
-fn statement(source: &Source, columns: &[TableColumn], mappings: &Mappings) -> String {
+fn statement(source: &Source, columns: &[TableColumn], mappings: &RoutingHistory) -> String {
     let (mut read, mut texts, mut values, mut sizes) = (vec![], vec![], vec![], vec![]);
     for (index, column) in columns.iter().enumerate() {
         let name = format!("c{index}");
@@ -191,7 +191,7 @@ fn statement(source: &Source, columns: &[TableColumn], mappings: &Mappings) -> S
     )
 }
 
-struct Reading {
+struct ReaderTask {
     sql: PgConnection,
     /// The server's, for this connection.
     process: i32,
@@ -202,8 +202,8 @@ struct Reading {
     page_rows: i64,
 }
 
-impl Reading {
-    async fn run(mut self, pages: mpsc::Sender<Result<Vec<StoredRow>, Trouble>>) {
+impl ReaderTask {
+    async fn run(mut self, pages: mpsc::Sender<Result<Vec<StoredRow>, RelayError>>) {
         loop {
             let page = self.page().await;
             let last = page.as_ref().is_ok_and(Vec::is_empty);
@@ -215,7 +215,7 @@ impl Reading {
     }
 
     /// Reads a page; an empty one is the last.
-    async fn page(&mut self) -> Result<Vec<StoredRow>, Trouble> {
+    async fn page(&mut self) -> Result<Vec<StoredRow>, RelayError> {
         let mut rows = sqlx::query(AssertSqlSafe(self.statement.as_str()))
             .bind(self.backfill.after)
             .bind(&self.backfill.snapshot)
@@ -224,14 +224,14 @@ impl Reading {
         let (source, server, process) = (&self.source, &self.server, self.process);
         let (mut page, mut bytes, mut last, mut known) = (Vec::new(), 0, self.backfill.after, true);
         while bytes < PAGE_BYTES
-            && let Some(row) = awaited(&mut rows, source, server, process).await?
+            && let Some(row) = next_row(&mut rows, source, server, process).await?
         {
             let row = StoredRow(row);
             let seq = row.seq()?;
             if seq == last {
                 if !std::mem::take(&mut known) {
                     let what = format!("the table has two rows with seq {seq}, so they have no order");
-                    return Err(Trouble::new(Reason::StartRefused, what));
+                    return Err(RelayError::new(ErrorKind::StartRefused, what));
                 }
                 continue;
             }
@@ -254,36 +254,36 @@ impl Reading {
 }
 
 /// The next row. While none comes, it is asked now and then whether to wait on.
-async fn awaited(
+async fn next_row(
     rows: &mut (impl Stream<Item = Result<PgRow, sqlx::Error>> + Unpin),
     source: &Source,
     server: &Host,
     process: i32,
-) -> Result<Option<PgRow>, Trouble> {
+) -> Result<Option<PgRow>, RelayError> {
     loop {
         match tokio::time::timeout(ASK_AFTER, rows.try_next()).await {
             Ok(row) => return Ok(row?),
-            Err(_) => check_at_work(source, server, process).await?,
+            Err(_) => check_server_busy(source, server, process).await?,
         }
     }
 }
 
 /// A connection that a firewall or a proxy has forgotten stays silent for ever. The server is at work for it, or has answered, or
 /// has lost it. Where that cannot be seen, nothing is concluded.
-async fn check_at_work(source: &Source, server: &Host, process: i32) -> Result<(), Trouble> {
+async fn check_server_busy(source: &Source, server: &Host, process: i32) -> Result<(), RelayError> {
     let is_at_work = async {
         let access = connection::access(source)?;
         let mut sql = connection::connect_to(source, &access, server, "copy check").await?;
         let at_work = "SELECT EXISTS (SELECT FROM pg_stat_activity
              WHERE pid = $1 AND state = 'active' AND wait_event_type IS DISTINCT FROM 'Client')";
-        Ok::<bool, Trouble>(sqlx::query_scalar(at_work).bind(process).fetch_one(&mut sql).await?)
+        Ok::<bool, RelayError>(sqlx::query_scalar(at_work).bind(process).fetch_one(&mut sql).await?)
     };
     match tokio::time::timeout(ASK_AFTER, is_at_work).await {
         Ok(Ok(false)) => {
             let what = format!(
                 "the connection over which rows are copied is silent, and server process {process} is not at work for it"
             );
-            Err(Trouble::new(Reason::DatabaseUnreachable, what))
+            Err(RelayError::new(ErrorKind::DatabaseUnreachable, what))
         }
         Ok(Ok(true)) | Err(_) => Ok(()),
         Ok(Err(trouble)) => {

@@ -15,16 +15,16 @@ use sqlx::{AssertSqlSafe, Row};
 use self::statement::Statement;
 pub use self::writer::Writer;
 use crate::config::Config;
-use crate::routing::mapping::Mappings;
+use crate::routing::mapping::RoutingHistory;
 use crate::topics::partitions::Offsets;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// Name of the table, in the schema of the outbox table.
 pub const TABLE: &str = "outbox_checkpoint";
 
 /// The cluster and timeline LSNs belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct History {
+pub struct ClusterTimeline {
     /// System identifier of the cluster.
     pub system_identifier: u64,
     /// Timeline.
@@ -37,24 +37,24 @@ pub struct Checkpoint {
     /// Slot the row speaks of.
     pub slot: String,
     /// What the LSNs of `progress` belong to.
-    pub history: History,
+    pub history: ClusterTimeline,
     /// How far the relay has come.
-    pub progress: Progressed,
+    pub progress: CheckpointPhase,
     /// Where rows go; `None` before the first start.
-    pub mappings: Option<Mappings>,
+    pub mappings: Option<RoutingHistory>,
     /// What is known of the partitions.
     pub offsets: Offsets,
 }
 
 /// How far a relay has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Progressed {
+pub enum CheckpointPhase {
     /// It has a row and nothing else.
     Registered,
     /// It means to create the slot and store the snapshot that goes with it; whether it did is not known.
     Creating,
     /// It delivers the rows that were in the table before the slot.
-    Copying {
+    Snapshotting {
         /// The slot's consistent point: where the stream begins after the copy.
         from: EndLsn,
         /// Shows which rows will not be in the stream, as `pg_snapshot` writes it.
@@ -70,33 +70,33 @@ pub enum Progressed {
 }
 
 /// The cursor of a copy that has delivered nothing: no row has a negative `seq`.
-pub const NOTHING_COPIED: i64 = -1;
+pub const SNAPSHOT_NOT_STARTED: i64 = -1;
 
 /// What to write next.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub struct CheckpointUpdate {
     /// Every commit before it is in Kafka; while rows are copied, where the stream will begin.
     pub confirmed: EndLsn,
     /// While rows are copied: up to which `seq` they are in Kafka.
     pub copied: Option<i64>,
     /// Where rows go.
-    pub mappings: Mappings,
+    pub mappings: RoutingHistory,
     /// Which revision of the mapper `mappings` is.
     pub revision: u64,
     /// What is known of the partitions.
     pub offsets: Offsets,
 }
 
-impl Progress {
+impl CheckpointUpdate {
     /// What it says once transaction `xid` has written it.
-    pub fn committed(&self, xid: u64) -> Committed {
-        Committed { confirmed: self.confirmed, copied: self.copied, revision: self.revision, xid }
+    pub fn committed(&self, xid: u64) -> CommittedCheckpoint {
+        CommittedCheckpoint { confirmed: self.confirmed, copied: self.copied, revision: self.revision, xid }
     }
 }
 
 /// What the last committed row says.
 #[derive(Clone, Copy, Debug)]
-pub struct Committed {
+pub struct CommittedCheckpoint {
     /// Its LSN: what may be confirmed to Postgres.
     pub confirmed: EndLsn,
     /// Its cursor, while rows are copied.
@@ -108,7 +108,7 @@ pub struct Committed {
 }
 
 /// Reads the row of this relay.
-pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Checkpoint>, Trouble> {
+pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Checkpoint>, RelayError> {
     let table = config.source.table.sibling(TABLE);
     let select = format!(
         "SELECT slot::text, system_identifier, timeline, confirmed_lsn::text AS confirmed,
@@ -119,44 +119,48 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
     let row = sqlx::query(AssertSqlSafe(select)).bind(&config.name).fetch_optional(&mut *sql).await?;
     let Some(row) = row else { return Ok(None) };
     let version = row.try_get("mapping_version")?;
-    let mappings: Option<Json<Mappings>> = row.try_get("mapping")?;
+    let mappings: Option<Json<RoutingHistory>> = row.try_get("mapping")?;
     Ok(Some(Checkpoint {
         slot: row.try_get("slot")?,
-        history: History {
+        history: ClusterTimeline {
             system_identifier: row.try_get::<i64, _>("system_identifier")?.cast_unsigned(),
             timeline: row.try_get::<i32, _>("timeline")?.cast_unsigned(),
         },
-        progress: progressed(&row)?,
-        mappings: mappings.map(|Json(mappings)| Mappings { version, ..mappings }),
+        progress: phase_of(&row)?,
+        mappings: mappings.map(|Json(mappings)| RoutingHistory { version, ..mappings }),
         offsets: row.try_get::<Json<_>, _>("kafka_offsets")?.0,
     }))
 }
 
-fn progressed(row: &PgRow) -> Result<Progressed, Trouble> {
+fn phase_of(row: &PgRow) -> Result<CheckpointPhase, RelayError> {
     let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok()).map(EndLsn::new);
     if let Some(confirmed) = lsn(row.try_get("confirmed")?) {
-        return Ok(Progressed::Delivered { confirmed });
+        return Ok(CheckpointPhase::Delivered { confirmed });
     }
     let phase: Option<String> = row.try_get("start_phase")?;
     let stored = lsn(row.try_get("start")?).zip(row.try_get::<Option<String>, _>("snapshot")?);
     match (phase.as_deref(), stored) {
-        (None, _) => Ok(Progressed::Registered),
+        (None, _) => Ok(CheckpointPhase::Registered),
         (Some("copying"), Some((from, snapshot))) => {
-            let cursor = row.try_get::<Option<i64>, _>("start_cursor")?.unwrap_or(NOTHING_COPIED);
-            Ok(Progressed::Copying { from, snapshot, cursor })
+            let cursor = row.try_get::<Option<i64>, _>("start_cursor")?.unwrap_or(SNAPSHOT_NOT_STARTED);
+            Ok(CheckpointPhase::Snapshotting { from, snapshot, cursor })
         }
         (Some("copying"), None) => {
             let what = "the checkpoint row says that a copy is under way, and not of which rows";
-            Err(Trouble::new(Reason::CheckpointLost, what))
+            Err(RelayError::new(ErrorKind::CheckpointLost, what))
         }
         // Created, or about to be: nothing was stored about the slot, so it is of no use.
-        (Some(_), _) => Ok(Progressed::Creating),
+        (Some(_), _) => Ok(CheckpointPhase::Creating),
     }
 }
 
 /// Writes the row of a relay that has none, before its slot is created: its delivered snapshot is the empty one, so
 /// from then on nobody drops rows this relay has not confirmed.
-pub async fn register(sql: &mut PgConnection, config: &Config, history: History) -> Result<(), Trouble> {
+pub async fn register(
+    sql: &mut PgConnection,
+    config: &Config,
+    history: ClusterTimeline,
+) -> Result<(), RelayError> {
     insert(
         sql,
         config,
@@ -174,9 +178,9 @@ pub async fn register(sql: &mut PgConnection, config: &Config, history: History)
 async fn insert(
     sql: &mut PgConnection,
     config: &Config,
-    history: History,
+    history: ClusterTimeline,
     insert: &str,
-) -> Result<u64, Trouble> {
+) -> Result<u64, RelayError> {
     let insert = format!("INSERT INTO {} AS c {insert}", config.source.table.sibling(TABLE));
     let written = sqlx::query(AssertSqlSafe(insert))
         .bind(&config.name)
@@ -190,7 +194,11 @@ async fn insert(
 
 /// Registers, and says that the slot is about to be created for a copy. Until [`begin_copy`] a slot of the
 /// configured name is the relay's own to drop.
-pub async fn intend_slot(sql: &mut PgConnection, config: &Config, history: History) -> Result<(), Trouble> {
+pub async fn begin_slot_creation(
+    sql: &mut PgConnection,
+    config: &Config,
+    history: ClusterTimeline,
+) -> Result<(), RelayError> {
     let written = insert(
         sql,
         config,
@@ -202,11 +210,11 @@ pub async fn intend_slot(sql: &mut PgConnection, config: &Config, history: Histo
          WHERE c.confirmed_lsn IS NULL AND c.start_snapshot IS NULL AND c.system_identifier = $3",
     )
     .await?;
-    only_row(written, config)
+    check_one_row(written, config)
 }
 
 /// The slot of the intent does not exist: whoever makes one of that name, it is not the relay's to drop.
-pub async fn give_up_slot(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
+pub async fn abort_slot_creation(sql: &mut PgConnection, config: &Config) -> Result<(), RelayError> {
     let table = config.source.table.sibling(TABLE);
     let update =
         format!("UPDATE {table} SET start_phase = NULL WHERE relay = $1 AND start_phase = 'creating'");
@@ -215,16 +223,16 @@ pub async fn give_up_slot(sql: &mut PgConnection, config: &Config) -> Result<(),
 }
 
 /// Stores what a copy needs to go on after a crash: from now on the slot and these rows belong together.
-pub async fn begin_copy(
+pub async fn begin_snapshot(
     sql: &mut PgConnection,
     config: &Config,
     from: EndLsn,
     snapshot: &str,
-) -> Result<(), Trouble> {
+) -> Result<(), RelayError> {
     let table = config.source.table.sibling(TABLE);
     let update = format!(
         "UPDATE {table} SET start_phase = 'copying', start_lsn = $2::pg_lsn, start_snapshot = $3::pg_snapshot,
-                start_cursor = {NOTHING_COPIED}, updated_at = clock_timestamp()
+                start_cursor = {SNAPSHOT_NOT_STARTED}, updated_at = clock_timestamp()
          WHERE relay = $1 AND start_phase = 'creating'"
     );
     let written = sqlx::query(AssertSqlSafe(update))
@@ -233,18 +241,18 @@ pub async fn begin_copy(
         .bind(snapshot)
         .execute(&mut *sql)
         .await?;
-    only_row(written.rows_affected(), config)
+    check_one_row(written.rows_affected(), config)
 }
 
 /// Moves the row to the server's present history: its timeline, and no LSN that this server never reached. The slot
 /// must be held.
-pub async fn adopt(
+pub async fn move_to_timeline(
     sql: &mut PgConnection,
     config: &Config,
-    from: History,
-    to: History,
+    from: ClusterTimeline,
+    to: ClusterTimeline,
     reached: EndLsn,
-) -> Result<(), Trouble> {
+) -> Result<(), RelayError> {
     let table = config.source.table.sibling(TABLE);
     let update = format!(
         "UPDATE {table} SET timeline = $4, updated_at = clock_timestamp(),
@@ -259,24 +267,24 @@ pub async fn adopt(
         .bind(reached.to_string())
         .execute(&mut *sql)
         .await?;
-    only_row(written.rows_affected(), config)
+    check_one_row(written.rows_affected(), config)
 }
 
-fn only_row(written: u64, config: &Config) -> Result<(), Trouble> {
+fn check_one_row(written: u64, config: &Config) -> Result<(), RelayError> {
     if written == 1 {
         return Ok(());
     }
     let what = format!("the checkpoint row of relay '{}' was changed by somebody else", config.name);
-    Err(Trouble::new(Reason::CheckpointLost, what))
+    Err(RelayError::new(ErrorKind::CheckpointLost, what))
 }
 
 /// Writes one checkpoint and waits for it: used while no writer runs, by a session that has just taken the slot.
 pub async fn write_now(
     sql: &mut PgConnection,
     config: &Config,
-    history: History,
-    progress: &Progress,
-) -> Result<Committed, Trouble> {
+    history: ClusterTimeline,
+    progress: &CheckpointUpdate,
+) -> Result<CommittedCheckpoint, RelayError> {
     let xid = Statement::new(config, history).execute(sql, progress, None, None).await?;
     Ok(progress.committed(xid))
 }

@@ -8,7 +8,7 @@ use crate::config::{Source, quote};
 use crate::event::column_type::ColumnType;
 use crate::event::row::Layout;
 use crate::postgres::table::GENERATED_SINCE;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// A column of the outbox table.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub fn text_form(value: &str) -> String {
 }
 
 /// The columns of the outbox table, in order.
-pub async fn of(sql: &mut PgConnection, source: &Source) -> Result<Vec<TableColumn>, Trouble> {
+pub async fn of(sql: &mut PgConnection, source: &Source) -> Result<Vec<TableColumn>, RelayError> {
     let rows = sqlx::query(
         "WITH RECURSIVE typed AS (
              SELECT a.attnum, a.attname, a.attgenerated, a.atttypid AS type
@@ -61,7 +61,7 @@ pub async fn of(sql: &mut PgConnection, source: &Source) -> Result<Vec<TableColu
     .await?;
     if rows.is_empty() {
         let what = format!("table {} does not exist in database {}", source.table, source.database);
-        return Err(Trouble::new(Reason::TableMissing, what));
+        return Err(RelayError::new(ErrorKind::TableMissing, what));
     }
     let column = |row: &sqlx::postgres::PgRow| {
         let kind = ColumnType::named(row.try_get("namespace")?, row.try_get("type")?);
@@ -71,8 +71,8 @@ pub async fn of(sql: &mut PgConnection, source: &Source) -> Result<Vec<TableColu
 }
 
 /// How rows that are written now will be read from the stream, or why they cannot be.
-pub fn layout(columns: &[TableColumn], route_by: &str) -> Result<Layout, Trouble> {
+pub fn layout(columns: &[TableColumn], route_by: &str) -> Result<Layout, RelayError> {
     let published = columns.iter().filter(|column| column.published);
     Layout::new(published.map(|column| (column.name.as_str(), column.kind.clone())), route_by)
-        .map_err(|error| Trouble::new(Reason::TableUnsuitable, error.to_string()))
+        .map_err(|error| RelayError::new(ErrorKind::TableUnsuitable, error.to_string()))
 }

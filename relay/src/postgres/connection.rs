@@ -10,18 +10,18 @@ use sqlx::{AssertSqlSafe, Row};
 use super::holder::STREAM;
 use super::{encrypted, grants};
 use crate::config::{Access, Source};
-use crate::trouble::{Reason, Trouble, chain, reason_of_all, reason_of_connection};
+use crate::trouble::{ErrorKind, RelayError, chain, reason_of_all, reason_of_connection};
 
 /// How long one address may take. One that swallows packets must not delay the reason being shown.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Reads the files again, for each attempt to connect.
-pub fn access(source: &Source) -> Result<Access, Trouble> {
-    Access::read(source).map_err(|error| Trouble::new(Reason::CredentialsUnreadable, error.to_string()))
+pub fn access(source: &Source) -> Result<Access, RelayError> {
+    Access::read(source).map_err(|error| RelayError::new(ErrorKind::CredentialsUnreadable, error.to_string()))
 }
 
 /// Opens the replication connection, to the first of the hosts in `access` that can be used.
-pub async fn connect_replication(source: &Source, access: Access) -> Result<Client, Trouble> {
+pub async fn connect_replication(source: &Source, access: Access) -> Result<Client, RelayError> {
     let options = pg_replication::ConnectOptions {
         hosts: access.hosts,
         target: Target::ReadWrite,
@@ -35,21 +35,25 @@ pub async fn connect_replication(source: &Source, access: Access) -> Result<Clie
     Client::connect(&options).await.map_err(|error| {
         let reason = reason_of_connection(&error);
         let mut what = refused(&source.host, source, reason, &chain(&error));
-        if reason == Reason::PermissionDenied {
-            let ways = grants::ways_to_replicate(&source.user);
+        if reason == ErrorKind::PermissionDenied {
+            let ways = grants::replication_grants(&source.user);
             what.push_str(&format!("; if the role may not replicate: {ways}"));
         }
-        Trouble::new(reason, what)
+        RelayError::new(reason, what)
     })
 }
 
 /// Opens an SQL connection to the first host that takes writes; `purpose` is shown in `pg_stat_activity`.
-pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, Trouble> {
+pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, RelayError> {
     connect_with(source, &access(source)?, purpose).await
 }
 
 /// As [`connect`], with what the files held when `access` was read.
-pub async fn connect_with(source: &Source, access: &Access, purpose: &str) -> Result<PgConnection, Trouble> {
+pub async fn connect_with(
+    source: &Source,
+    access: &Access,
+    purpose: &str,
+) -> Result<PgConnection, RelayError> {
     Ok(first(source, access, purpose, None).await?.0)
 }
 
@@ -58,7 +62,7 @@ pub async fn connect_first(
     source: &Source,
     purpose: &str,
     preferred: Option<&Host>,
-) -> Result<(PgConnection, Host), Trouble> {
+) -> Result<(PgConnection, Host), RelayError> {
     first(source, &access(source)?, purpose, preferred).await
 }
 
@@ -67,14 +71,14 @@ async fn first(
     access: &Access,
     purpose: &str,
     preferred: Option<&Host>,
-) -> Result<(PgConnection, Host), Trouble> {
+) -> Result<(PgConnection, Host), RelayError> {
     let mut troubles = Vec::new();
     for host in preferred.into_iter().chain(&access.hosts) {
         let addresses = match host.resolve(CONNECT_WITHIN).await {
             Ok(addresses) => addresses,
             Err(error) => {
                 let reason = reason_of_connection(&error);
-                troubles.push(Trouble::new(reason, refused(host, source, reason, &chain(&error))));
+                troubles.push(RelayError::new(reason, refused(host, source, reason, &chain(&error))));
                 continue;
             }
         };
@@ -86,9 +90,9 @@ async fn first(
             }
         }
     }
-    let reason = reason_of_all(troubles.iter().map(|trouble| trouble.reason));
-    let all: Vec<String> = troubles.into_iter().map(|trouble| trouble.what).collect();
-    Err(Trouble::new(reason, all.join(" | ")))
+    let reason = reason_of_all(troubles.iter().map(|trouble| trouble.kind));
+    let all: Vec<String> = troubles.into_iter().map(|trouble| trouble.detail).collect();
+    Err(RelayError::new(reason, all.join(" | ")))
 }
 
 /// Opens an SQL connection to one host, which must take writes.
@@ -97,24 +101,24 @@ pub async fn connect_to(
     access: &Access,
     host: &Host,
     purpose: &str,
-) -> Result<PgConnection, Trouble> {
+) -> Result<PgConnection, RelayError> {
     let connecting = async {
         let mut sql = log_in(source, access, host, purpose).await?;
         check_writable(&mut sql).await?;
         Ok(sql)
     };
     let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
-    let late = |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
-    connected
-        .map_err(late)
-        .flatten()
-        .map_err(|trouble| Trouble::new(trouble.reason, refused(host, source, trouble.reason, &trouble.what)))
+    let late =
+        |_| RelayError::new(ErrorKind::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
+    connected.map_err(late).flatten().map_err(|trouble| {
+        RelayError::new(trouble.kind, refused(host, source, trouble.kind, &trouble.detail))
+    })
 }
 
-fn refused(host: impl std::fmt::Display, source: &Source, reason: Reason, why: &str) -> String {
+fn refused(host: impl std::fmt::Display, source: &Source, reason: ErrorKind, why: &str) -> String {
     let place = format!("{host}, database {}", source.database);
     match reason {
-        Reason::ConnectionPooler => {
+        ErrorKind::ConnectionPooler => {
             format!(
                 "a connection pooler, such as PgBouncer, answers at {place} in place of PostgreSQL: {why}"
             )
@@ -162,7 +166,7 @@ fn connect_options(source: &Source, access: &Access, purpose: &str) -> PgConnect
     }
 }
 
-async fn check_writable(sql: &mut PgConnection) -> Result<(), Trouble> {
+async fn check_writable(sql: &mut PgConnection) -> Result<(), RelayError> {
     let row = sqlx::query(
         "SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only') = 'on' AS read_only,
                 (SELECT s.source FROM pg_settings s WHERE s.name = 'default_transaction_read_only') AS set_by",
@@ -177,7 +181,7 @@ async fn check_writable(sql: &mut PgConnection) -> Result<(), Trouble> {
     } else {
         return Ok(());
     };
-    Err(Trouble::new(Reason::NoWritableHost, format!("it is a standby, or set read-only: {why}")))
+    Err(RelayError::new(ErrorKind::NoWritableHost, format!("it is a standby, or set read-only: {why}")))
 }
 
 /// Demands that a session has a server process to itself. A pooler in transaction mode gives each transaction any process
@@ -188,7 +192,7 @@ pub async fn check_not_shared(
     access: &Access,
     host: &Host,
     sql: &mut PgConnection,
-) -> Result<(), Trouble> {
+) -> Result<(), RelayError> {
     let mut other = connect_to(source, access, host, "pooler check").await?;
     let first = process(sql).await?;
     sqlx::raw_sql("BEGIN").execute(&mut other).await?;
@@ -200,8 +204,8 @@ pub async fn check_not_shared(
         return Ok(());
     }
     let why = "statements of one session reach different server processes, as in transaction pooling";
-    let what = refused(host, source, Reason::ConnectionPooler, why);
-    Err(Trouble::new(Reason::ConnectionPooler, what))
+    let what = refused(host, source, ErrorKind::ConnectionPooler, why);
+    Err(RelayError::new(ErrorKind::ConnectionPooler, what))
 }
 
 /// The server's process for a connection.

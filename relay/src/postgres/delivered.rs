@@ -26,7 +26,7 @@ const TAKE_EVERY: Duration = Duration::from_secs(1);
 
 /// A snapshot as it was taken.
 #[derive(Clone, Debug)]
-pub struct Taken {
+pub struct Snapshot {
     /// In Postgres' text form.
     pub snapshot: String,
     /// Its xmin: no older transaction is invisible in it.
@@ -37,7 +37,7 @@ pub struct Taken {
 
 /// What goes into the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
+pub struct DurableSnapshot {
     /// The snapshot.
     pub snapshot: String,
     /// Its offsets; `None`: those stored with an older snapshot, which fit a newer one as well.
@@ -46,8 +46,8 @@ pub struct Stored {
 
 /// See the module's text.
 #[derive(Debug, Default)]
-pub struct Delivered {
-    pending: Option<(Stored, EndLsn)>,
+pub struct DeliveredSnapshots {
+    pending: Option<(DurableSnapshot, EndLsn)>,
     taken: Option<Instant>,
     /// Offsets known to fit.
     fitting: Option<Offsets>,
@@ -55,14 +55,14 @@ pub struct Delivered {
     candidate: Option<(u64, Offsets)>,
 }
 
-impl Delivered {
+impl DeliveredSnapshots {
     /// The pending snapshot, if a checkpoint at `confirmed` makes it true.
-    pub fn ripe(&mut self, confirmed: EndLsn) -> Option<Stored> {
+    pub fn take_confirmed(&mut self, confirmed: EndLsn) -> Option<DurableSnapshot> {
         self.pending.take_if(|(_, until)| *until <= confirmed).map(|(stored, _)| stored)
     }
 
     /// Transaction `xid` has stored a checkpoint with `offsets`.
-    pub fn written(&mut self, xid: u64, offsets: &Offsets) {
+    pub fn on_written(&mut self, xid: u64, offsets: &Offsets) {
         self.candidate.get_or_insert_with(|| (xid, offsets.clone()));
     }
 
@@ -72,11 +72,11 @@ impl Delivered {
     }
 
     /// A snapshot was taken.
-    pub fn take(&mut self, taken: Taken) {
+    pub fn on_taken(&mut self, taken: Snapshot) {
         if let Some((_, offsets)) = self.candidate.take_if(|(xid, _)| *xid < taken.xmin) {
             self.fitting = Some(offsets);
         }
-        let stored = Stored { snapshot: taken.snapshot, offsets: self.fitting.clone() };
+        let stored = DurableSnapshot { snapshot: taken.snapshot, offsets: self.fitting.clone() };
         self.pending = Some((stored, taken.until));
         self.taken = Some(Instant::now());
     }
@@ -89,40 +89,43 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::topics::partitions::Floor;
+    use crate::topics::partitions::ScanStart;
 
     fn lsn(value: u64) -> EndLsn {
         EndLsn::new(pg_replication::Lsn::from(value))
     }
     fn at(offset: i64) -> Offsets {
-        let floor = Floor { search: offset, last: None };
+        let floor = ScanStart { search: offset, last: None };
         Offsets::from([("t".into(), BTreeMap::from([(0, floor)]))])
     }
-    fn taken(snapshot: &str, xmin: u64, until: u64) -> Taken {
-        Taken { snapshot: snapshot.into(), xmin, until: lsn(until) }
+    fn taken(snapshot: &str, xmin: u64, until: u64) -> Snapshot {
+        Snapshot { snapshot: snapshot.into(), xmin, until: lsn(until) }
     }
 
     #[test]
     fn a_snapshot_is_stored_only_when_its_lsn_is_confirmed() {
-        let mut delivered = Delivered::default();
+        let mut delivered = DeliveredSnapshots::default();
         assert!(delivered.is_due());
-        delivered.take(taken("s", 10, 100));
+        delivered.on_taken(taken("s", 10, 100));
         assert!(!delivered.is_due(), "one at a time");
-        assert_eq!(delivered.ripe(lsn(99)), None);
-        assert_eq!(delivered.ripe(lsn(100)).unwrap().snapshot, "s");
-        assert_eq!(delivered.ripe(lsn(200)), None, "stored once");
+        assert_eq!(delivered.take_confirmed(lsn(99)), None);
+        assert_eq!(delivered.take_confirmed(lsn(100)).unwrap().snapshot, "s");
+        assert_eq!(delivered.take_confirmed(lsn(200)), None, "stored once");
     }
 
     /// R11: a transaction waits for a synchronous standby, is in the stream and in Kafka, and still invisible.
     #[test]
     fn r11_offsets_of_a_checkpoint_that_an_open_transaction_is_older_than_do_not_fit() {
-        let mut delivered = Delivered::default();
+        let mut delivered = DeliveredSnapshots::default();
         // 7 waits, its record is at offset 4; the checkpoint is transaction 8 and knows offset 5.
-        delivered.written(8, &at(5));
-        delivered.take(taken("7:9:7", 7, 100));
-        assert_eq!(delivered.ripe(lsn(100)), Some(Stored { snapshot: "7:9:7".into(), offsets: None }));
-        delivered.take(taken("9:9:", 9, 200));
-        assert_eq!(delivered.ripe(lsn(200)).unwrap().offsets, Some(at(5)));
+        delivered.on_written(8, &at(5));
+        delivered.on_taken(taken("7:9:7", 7, 100));
+        assert_eq!(
+            delivered.take_confirmed(lsn(100)),
+            Some(DurableSnapshot { snapshot: "7:9:7".into(), offsets: None })
+        );
+        delivered.on_taken(taken("9:9:", 9, 200));
+        assert_eq!(delivered.take_confirmed(lsn(200)).unwrap().offsets, Some(at(5)));
     }
 
     /// A server, a stream and a partition in small. Transactions become known to the stream when their commit record
@@ -174,13 +177,13 @@ mod tests {
         fn is_visible(&self, xid: u64) -> bool {
             xid <= self.last_completed && !self.running.contains(&xid) && !self.waiting.contains(&xid)
         }
-        fn snapshot(&self) -> Taken {
+        fn snapshot(&self) -> Snapshot {
             let open = self.running.iter().chain(&self.waiting).min().copied();
             let xmax = self.last_completed + 1;
             let xmin = open.map_or(xmax, |open| open.min(xmax));
             let visible = (1..=self.last_xid).filter(|xid| self.is_visible(*xid));
             let visible: Vec<String> = visible.map(|xid| xid.to_string()).collect();
-            Taken { snapshot: visible.join(","), xmin, until: lsn(self.wal) }
+            Snapshot { snapshot: visible.join(","), xmin, until: lsn(self.wal) }
         }
     }
 
@@ -190,7 +193,7 @@ mod tests {
         #[test]
         fn r5_r11_what_is_stored_is_true(steps in prop::collection::vec((0..5_u8, any::<usize>()), 1..200)) {
             let mut world = World::default();
-            let mut delivered = Delivered::default();
+            let mut delivered = DeliveredSnapshots::default();
             let mut offsets_in_row = 0;
             for (step, which) in steps {
                 match step {
@@ -204,7 +207,7 @@ mod tests {
                     _ => {
                         // A checkpoint, as the writer does it.
                         let offsets = at(world.partition.len() as i64);
-                        let stored = delivered.ripe(lsn(world.confirmed));
+                        let stored = delivered.take_confirmed(lsn(world.confirmed));
                         let xid = world.begin();
                         world.last_completed = world.last_completed.max(xid);
                         if let Some(stored) = stored {
@@ -221,10 +224,10 @@ mod tests {
                                 prop_assert!(visible.contains(xid), "{xid} is invisible and before the offsets");
                             }
                         }
-                        delivered.written(xid, &offsets);
+                        delivered.on_written(xid, &offsets);
                         delivered.taken = None;
                         if delivered.is_due() {
-                            delivered.take(world.snapshot());
+                            delivered.on_taken(world.snapshot());
                         }
                     }
                 }

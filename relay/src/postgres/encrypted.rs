@@ -35,9 +35,9 @@ pub async fn connect(
         Host::Unix { directory, port } => options.socket(directory).port(*port).connect().await,
         Host::Address { host, address } => {
             let server = open_socket(host, *address, tls).await.map_err(failed)?;
-            let way = Way::new().map_err(sqlx::Error::Io)?;
+            let way = LocalSocket::new().map_err(sqlx::Error::Io)?;
             let options = options.socket(&way.directory).port(PORT);
-            let leading = async { way.lead_to(server).await.map_err(sqlx::Error::Io) };
+            let leading = async { way.forward_to(server).await.map_err(sqlx::Error::Io) };
             Ok(tokio::try_join!(leading, options.connect())?.1)
         }
         Host::Tcp { .. } => Err(sqlx::Error::Io(io::ErrorKind::AddrNotAvailable.into())),
@@ -49,25 +49,28 @@ fn failed(error: pg_replication::Error) -> sqlx::Error {
 }
 
 /// A socket that takes one connection.
-struct Way {
+struct LocalSocket {
     listener: UnixListener,
     /// What stands for the socket's folder.
     directory: String,
 }
 
-impl Way {
-    fn new() -> io::Result<Way> {
+impl LocalSocket {
+    fn new() -> io::Result<LocalSocket> {
         let directory = format!("\0outbox-relay-{}", Uuid::new_v4());
         let listener = UnixListener::bind(format!("{directory}/.s.PGSQL.{PORT}"))?;
-        Ok(Way { listener, directory })
+        Ok(LocalSocket { listener, directory })
     }
 
     /// Joins the first connection of this process to the server.
-    async fn lead_to(self, server: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> io::Result<()> {
+    async fn forward_to(
+        self,
+        server: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> io::Result<()> {
         loop {
             let (driver, _) = self.listener.accept().await?;
             if driver.peer_cred()?.pid() == i32::try_from(std::process::id()).ok() {
-                tokio::spawn(carry(driver, server));
+                tokio::spawn(copy_both_ways(driver, server));
                 return Ok(());
             }
         }
@@ -75,7 +78,7 @@ impl Way {
 }
 
 /// Until either side ends: a connection to PostgreSQL that is half open is of no use.
-async fn carry(driver: UnixStream, server: impl AsyncRead + AsyncWrite) {
+async fn copy_both_ways(driver: UnixStream, server: impl AsyncRead + AsyncWrite) {
     let (mut from_driver, mut to_driver) = tokio::io::split(driver);
     let (mut from_server, mut to_server) = tokio::io::split(server);
     tokio::select! {

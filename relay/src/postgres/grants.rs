@@ -5,13 +5,13 @@ use sqlx::postgres::PgConnection;
 
 use crate::config::{Source, StartAt, quote};
 use crate::postgres::checkpoint;
-use crate::trouble::Trouble;
+use crate::trouble::RelayError;
 
 /// Everything that `role` lacks and cannot do without; nothing where it lacks nothing.
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, Trouble> {
+pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, RelayError> {
     let mut missing = Vec::new();
     missing.extend(replication(sql, role).await?);
     missing.extend(entry(sql, source, role).await?);
@@ -26,7 +26,7 @@ pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Res
 ///
 /// # Errors
 /// The database does not answer.
-pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<String>, Trouble> {
+pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<String>, RelayError> {
     // On Amazon RDS no role gets the attribute; membership in this one stands for it.
     let may: Option<(bool, bool)> = sqlx::query_as(
         "SELECT rolcanlogin, rolsuper OR rolreplication OR EXISTS (
@@ -40,9 +40,9 @@ pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<St
     Ok(match may {
         Some((true, true)) => None,
         Some((false, true)) => Some(format!("ALTER ROLE {role} LOGIN")),
-        Some((true, false)) => Some(provider.way_to_replicate("ALTER", &role, "")),
-        Some((false, false)) => Some(provider.way_to_replicate("ALTER", &role, "LOGIN ")),
-        None => Some(provider.way_to_replicate("CREATE", &role, "LOGIN ")),
+        Some((true, false)) => Some(provider.replication_grant("ALTER", &role, "")),
+        Some((false, false)) => Some(provider.replication_grant("ALTER", &role, "LOGIN ")),
+        None => Some(provider.replication_grant("CREATE", &role, "LOGIN ")),
     })
 }
 
@@ -58,7 +58,7 @@ enum Provider {
 impl Provider {
     /// `role` is quoted; `login` is an attribute with a space behind it, or nothing. Who may run the statement is in a comment, so that all of
     /// it can be pasted.
-    fn way_to_replicate(self, verb: &str, role: &str, login: &str) -> String {
+    fn replication_grant(self, verb: &str, role: &str, login: &str) -> String {
         match self {
             Provider::SelfManaged => format!("{verb} ROLE {role} {login}REPLICATION"),
             Provider::AmazonRds if login.is_empty() => format!("GRANT rds_replication TO {role}"),
@@ -74,7 +74,7 @@ impl Provider {
 }
 
 /// Each provider has an administrators' role of its own in every server.
-async fn provider(sql: &mut PgConnection) -> Result<Provider, Trouble> {
+async fn provider(sql: &mut PgConnection) -> Result<Provider, RelayError> {
     let (amazon, google, azure): (bool, bool, bool) = sqlx::query_as(
         "SELECT to_regrole('rds_replication') IS NOT NULL,
                 to_regrole('cloudsqlsuperuser') IS NOT NULL OR to_regrole('alloydbsuperuser') IS NOT NULL,
@@ -91,7 +91,7 @@ async fn provider(sql: &mut PgConnection) -> Result<Provider, Trouble> {
 }
 
 /// How a role gets the right to open replication connections, on a server of one's own and on managed ones.
-pub fn ways_to_replicate(role: &str) -> String {
+pub fn replication_grants(role: &str) -> String {
     let role = quote(role);
     format!(
         "ALTER ROLE {role} REPLICATION as a superuser (Cloud SQL, AlloyDB and Azure: as the administrator); \
@@ -100,7 +100,7 @@ pub fn ways_to_replicate(role: &str) -> String {
 }
 
 /// To get into the database and to the tables.
-async fn entry(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, Trouble> {
+async fn entry(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, RelayError> {
     let (role, schema) = (quote(role), quote(&source.table.schema));
     let (connect, usage): (bool, bool) = sqlx::query_as(
         "SELECT coalesce(has_database_privilege(to_regrole($1), current_database(), 'CONNECT'), false),
@@ -124,7 +124,7 @@ pub async fn on_checkpoint(
     sql: &mut PgConnection,
     source: &Source,
     role: &str,
-) -> Result<Option<String>, Trouble> {
+) -> Result<Option<String>, RelayError> {
     on_table(sql, &source.table.sibling(checkpoint::TABLE), role, &["SELECT", "INSERT", "UPDATE"]).await
 }
 
@@ -136,7 +136,7 @@ pub async fn to_drop_slot(
     sql: &mut PgConnection,
     source: &Source,
     role: &str,
-) -> Result<Option<String>, Trouble> {
+) -> Result<Option<String>, RelayError> {
     let checkpoint = source.table.sibling(checkpoint::TABLE);
     let replication = replication(sql, role).await?;
     let row = on_table(sql, &checkpoint, role, &["SELECT", "DELETE"]).await?;
@@ -152,7 +152,7 @@ pub async fn to_drop_publication(
     sql: &mut PgConnection,
     publication: &str,
     role: &str,
-) -> Result<Option<String>, Trouble> {
+) -> Result<Option<String>, RelayError> {
     let role = quote(role);
     let may: Option<bool> = sqlx::query_scalar(
         "SELECT coalesce(pg_has_role(to_regrole($2), pubowner, 'USAGE'), false)
@@ -174,7 +174,7 @@ pub async fn on_outbox(
     sql: &mut PgConnection,
     source: &Source,
     role: &str,
-) -> Result<Option<String>, Trouble> {
+) -> Result<Option<String>, RelayError> {
     let table = source.table.quoted();
     let select = on_table(sql, &table, role, &["SELECT"]).await?;
     let missing: Vec<String> = select.into_iter().chain(past_policies(sql, &table, role).await?).collect();
@@ -182,7 +182,11 @@ pub async fn on_outbox(
 }
 
 /// To see every row where the table has row-level security: a policy would hide some of them without a word.
-async fn past_policies(sql: &mut PgConnection, table: &str, role: &str) -> Result<Option<String>, Trouble> {
+async fn past_policies(
+    sql: &mut PgConnection,
+    table: &str,
+    role: &str,
+) -> Result<Option<String>, RelayError> {
     let role = quote(role);
     let bound: Option<bool> = sqlx::query_scalar(
         "SELECT c.relrowsecurity AND NOT (r.rolsuper OR r.rolbypassrls)
@@ -201,7 +205,7 @@ async fn on_table(
     table: &str,
     role: &str,
     wanted: &[&str],
-) -> Result<Option<String>, Trouble> {
+) -> Result<Option<String>, RelayError> {
     let role = quote(role);
     let missing: Vec<String> = sqlx::query_scalar(
         "SELECT privilege FROM unnest($3::text[]) WITH ORDINALITY AS wanted(privilege, place)

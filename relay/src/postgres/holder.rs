@@ -135,14 +135,14 @@ impl Holder {
 }
 
 /// A time as it is shown.
-pub fn shown(time: DateTime<Utc>) -> String {
+pub fn format_time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 /// Since when something lasts; the server hides it from roles that may not know.
 pub fn since(since: Option<DateTime<Utc>>, asking: &str) -> String {
     match since {
-        Some(since) => format!("since {}", shown(since)),
+        Some(since) => format!("since {}", format_time(since)),
         None => format!("GRANT pg_read_all_stats TO {} shows since when", crate::config::quote(asking)),
     }
 }
@@ -215,7 +215,7 @@ async fn locker(
 
 /// Says, for as long as `sql` is connected, that the walsender with this pid belongs to it. To be said before the walsender
 /// takes or creates a slot.
-pub async fn accompany(sql: &mut PgConnection, walsender: i32) -> Result<Own, sqlx::Error> {
+pub async fn announce_companion(sql: &mut PgConnection, walsender: i32) -> Result<Own, sqlx::Error> {
     sqlx::query("SELECT pg_try_advisory_lock_shared($1, $2)")
         .bind(WALSENDERS)
         .bind(walsender)

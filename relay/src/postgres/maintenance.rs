@@ -9,8 +9,8 @@ use sqlx::{AssertSqlSafe, Connection};
 
 use crate::config::Config;
 use crate::postgres::connection;
-use crate::status::{Maintained, Status};
-use crate::trouble::Trouble;
+use crate::status::{Maintenance, Status};
+use crate::trouble::RelayError;
 
 /// Partitions are a day wide and made days ahead.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(3600);
@@ -36,7 +36,7 @@ pub async fn maintain(config: Config, status: Status) {
         let called = tokio::time::timeout(CALL_WITHIN, call_until_done(&config, &status)).await;
         let (held, error) = match called {
             Ok(Ok(held)) => (held, None),
-            Ok(Err(trouble)) => (None, Some(trouble.what)),
+            Ok(Err(trouble)) => (None, Some(trouble.detail)),
             Err(_) => (None, Some(format!("outbox_maintain has not returned within {CALL_WITHIN:?}"))),
         };
         let problem = error.as_ref().or(held.as_ref()).cloned();
@@ -44,14 +44,14 @@ pub async fn maintain(config: Config, status: Status) {
             log(held.as_deref(), error.as_deref());
             last_logged.clone_from(&problem);
         }
-        status.maintained(Maintained { at: SystemTime::now(), held, error });
+        status.set_maintenance(Maintenance { at: SystemTime::now(), held, error });
         tokio::time::sleep(if problem.is_none() { MAINTAIN_EVERY } else { TRY_AGAIN_AFTER }).await;
     }
 }
 
 /// Calls again as long as a call did something: each does a small part, because it keeps its locks until it ends.
 /// Returns what could not be done.
-async fn call_until_done(config: &Config, status: &Status) -> Result<Option<String>, Trouble> {
+async fn call_until_done(config: &Config, status: &Status) -> Result<Option<String>, RelayError> {
     let function = config.source.table.sibling("outbox_maintain");
     let call = format!("SELECT * FROM {function}(make_interval(hours => $1), make_interval(hours => $2))");
     let hours = |hours: u32| i32::try_from(hours).unwrap_or(i32::MAX);

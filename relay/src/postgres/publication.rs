@@ -14,7 +14,7 @@ use crate::postgres::checkpoint;
 use crate::postgres::connection;
 use crate::postgres::source;
 use crate::postgres::table;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// An SQL expression for what the rows of the table depend on: the publication and the table, which the two named
 /// parameters name (the table as SQL does), and the entry by which the one publishes the other. `xmin` is there
@@ -34,25 +34,25 @@ pub fn fingerprint(publication: &str, table: &str) -> String {
 
 /// Makes sure that the publication is there and suits, and that it is the one of the checkpoint. One that is gone
 /// is not made again over a gap. Returns the OID of the table, if it is the one of the checkpoint.
-pub async fn settle(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, Trouble> {
-    let table = unchanged(sql, config).await?;
+pub async fn ensure(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, RelayError> {
+    let table = verify_fingerprint(sql, config).await?;
     source::ensure_publication(sql, &config.source).await?;
     Ok(table)
 }
 
 /// Postgres 15 to 17 end the stream with the same code for a publication that is gone as for a slot.
-pub async fn told_apart(trouble: Trouble, config: &Config, server: Option<&Host>) -> Trouble {
-    if trouble.reason != Reason::SlotLost {
+pub async fn refine_slot_error(trouble: RelayError, config: &Config, server: Option<&Host>) -> RelayError {
+    if trouble.kind != ErrorKind::SlotLost {
         return trouble;
     }
     let connected = connection::connect_first(&config.source, "session", server).await;
     let Ok((mut sql, _)) = connected else { return trouble };
-    unchanged(&mut sql, config).await.err().unwrap_or(trouble)
+    verify_fingerprint(&mut sql, config).await.err().unwrap_or(trouble)
 }
 
 /// Compares the publication with what the checkpoint says of it, and returns the OID of the table if both are the same. A
 /// checkpoint that says nothing takes them as they are.
-pub async fn unchanged(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, Trouble> {
+pub async fn verify_fingerprint(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, RelayError> {
     let Source { publication, table: outbox, .. } = &config.source;
     let compare = format!(
         "SELECT publication_fingerprint = live AS same, live IS NOT NULL AS found
@@ -72,8 +72,8 @@ pub async fn unchanged(sql: &mut PgConnection, config: &Config) -> Result<Option
         return table::oid(sql, config).await;
     }
     let name = &publication.name;
-    Err(Trouble::new(
-        Reason::PublicationChanged,
+    Err(RelayError::new(
+        ErrorKind::PublicationChanged,
         if row.try_get("found")? {
             format!(
                 "publication {name} or its entry for table {outbox} was changed since the last checkpoint"
@@ -86,7 +86,7 @@ pub async fn unchanged(sql: &mut PgConnection, config: &Config) -> Result<Option
 
 /// For a slot that is taken as it is, without a checkpoint: whether it may be older than the publication or its entry for the
 /// table. PostgreSQL leaves out of the stream what was committed before the table was published.
-pub async fn may_be_newer_than_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Trouble> {
+pub async fn may_be_newer_than_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, RelayError> {
     let Source { publication, table: outbox, slot, .. } = &config.source;
     let newer: Option<Option<bool>> = sqlx::query_scalar(
         "SELECT age(s.catalog_xmin) >= least(

@@ -10,16 +10,16 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::config::{CreationPolicy, Source, quote};
-use crate::postgres::checkpoint::History;
+use crate::postgres::checkpoint::ClusterTimeline;
 use crate::postgres::table::GENERATED_SINCE;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
 const OLDEST_SERVER: i32 = 150_000;
 
 /// Demands that an SQL connection leads to the server that the stream comes from: a name may have the addresses of
 /// several, and a checkpoint written on one says nothing about the other.
-pub async fn check_same_server(sql: &mut PgConnection, history: History) -> Result<(), Trouble> {
+pub async fn check_same_server(sql: &mut PgConnection, history: ClusterTimeline) -> Result<(), RelayError> {
     let (system, file): (String, String) = sqlx::query_as(
         "SELECT system_identifier::text, pg_walfile_name(pg_current_wal_lsn()) FROM pg_control_system()",
     )
@@ -34,11 +34,11 @@ pub async fn check_same_server(sql: &mut PgConnection, history: History) -> Resu
         "the replication connection leads to system {} on timeline {}, the SQL connection to {system} with log file {file}",
         history.system_identifier, history.timeline
     );
-    Err(Trouble::new(Reason::DifferentServers, what))
+    Err(RelayError::new(ErrorKind::DifferentServers, what))
 }
 
 /// Checks what has to be there before anything is created: server version, `wal_level`, the tables.
-pub async fn check_preconditions(sql: &mut PgConnection, source: &Source) -> Result<(), Trouble> {
+pub async fn check_preconditions(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
     let row = sqlx::query(
         "SELECT current_setting('server_version_num')::int AS version, current_setting('wal_level') AS wal_level,
                 to_regclass($1) IS NOT NULL AS has_table, to_regclass($2) IS NOT NULL AS has_checkpoint",
@@ -49,22 +49,22 @@ pub async fn check_preconditions(sql: &mut PgConnection, source: &Source) -> Res
     .await?;
     let version: i32 = row.try_get("version")?;
     if version < OLDEST_SERVER {
-        return Err(Trouble::new(
-            Reason::ServerTooOld,
+        return Err(RelayError::new(
+            ErrorKind::ServerTooOld,
             format!("the server has version {}", version / 10_000),
         ));
     }
     let wal_level: String = row.try_get("wal_level")?;
     if wal_level != "logical" {
-        return Err(Trouble::new(Reason::WalLevelTooLow, format!("wal_level is '{wal_level}'")));
+        return Err(RelayError::new(ErrorKind::WalLevelTooLow, format!("wal_level is '{wal_level}'")));
     }
     if !row.try_get::<bool, _>("has_table")? {
         let what = format!("table {} does not exist in database {}", source.table, source.database);
-        return Err(Trouble::new(Reason::TableMissing, what));
+        return Err(RelayError::new(ErrorKind::TableMissing, what));
     }
     if !row.try_get::<bool, _>("has_checkpoint")? {
         let what = format!("table {}.outbox_checkpoint does not exist", source.table.schema);
-        return Err(Trouble::new(Reason::CheckpointTableMissing, what));
+        return Err(RelayError::new(ErrorKind::CheckpointTableMissing, what));
     }
     Ok(())
 }
@@ -81,8 +81,8 @@ pub enum PublicationState {
 /// Makes sure the publication exists and publishes the inserts of the outbox table through its root. It has to be
 /// committed before the slot is created, and it has to be looked at before every start: from Postgres 18 on a
 /// missing publication is only a warning in the stream, and its rows are skipped in silence.
-pub async fn ensure_publication(sql: &mut PgConnection, source: &Source) -> Result<(), Trouble> {
-    if look_at_publication(sql, source).await? == PublicationState::Suitable {
+pub async fn ensure_publication(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
+    if publication_state(sql, source).await? == PublicationState::Suitable {
         return Ok(());
     }
     let name = &source.publication.name;
@@ -104,22 +104,22 @@ pub async fn ensure_publication(sql: &mut PgConnection, source: &Source) -> Resu
 }
 
 /// Looks whether the publication is one the relay can start with.
-pub async fn look_at_publication(
+pub async fn publication_state(
     sql: &mut PgConnection,
     source: &Source,
-) -> Result<PublicationState, Trouble> {
+) -> Result<PublicationState, RelayError> {
     let name = &source.publication.name;
     let Some(publication) = find_publication(sql, source).await? else {
         if source.publication.creation_policy == CreationPolicy::Never {
-            return Err(Trouble::new(
-                Reason::PublicationMissing,
+            return Err(RelayError::new(
+                ErrorKind::PublicationMissing,
                 format!("publication {name} does not exist"),
             ));
         }
         return Ok(PublicationState::Missing);
     };
     let unsuitable = |problem: &str| {
-        Err(Trouble::new(Reason::PublicationUnsuitable, format!("publication {name} {problem}")))
+        Err(RelayError::new(ErrorKind::PublicationUnsuitable, format!("publication {name} {problem}")))
     };
     if !publication.inserts {
         return unsuitable("does not publish inserts");
@@ -147,7 +147,7 @@ struct FoundPublication {
 async fn find_publication(
     sql: &mut PgConnection,
     source: &Source,
-) -> Result<Option<FoundPublication>, Trouble> {
+) -> Result<Option<FoundPublication>, RelayError> {
     let row = sqlx::query(
         "SELECT p.pubinsert, p.pubviaroot, c.relkind = 'p' AS partitioned,
                 t.tablename IS NOT NULL AS has_table,
@@ -222,7 +222,7 @@ impl SlotState {
     }
 
     /// Why it was given up, as a sentence.
-    pub fn loss(&self) -> String {
+    pub fn loss_reason(&self) -> String {
         let cause = self.invalidation_reason.as_deref().unwrap_or("its WAL was removed");
         format!("the slot is invalidated: {cause}")
     }
@@ -267,20 +267,20 @@ pub async fn slot_state(sql: &mut PgConnection, slot: &str) -> Result<Option<Slo
 }
 
 /// When the server was started, in milliseconds since 1970.
-pub async fn started(sql: &mut PgConnection) -> Result<i64, Trouble> {
+pub async fn server_start_time(sql: &mut PgConnection) -> Result<i64, RelayError> {
     let milliseconds = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint";
     Ok(sqlx::query_scalar(milliseconds).fetch_one(&mut *sql).await?)
 }
 
 /// The server's flush LSN: nothing committed at or beyond it has left the server.
-pub async fn flush_lsn(sql: &mut PgConnection) -> Result<EndLsn, Trouble> {
+pub async fn flush_lsn(sql: &mut PgConnection) -> Result<EndLsn, RelayError> {
     let text: String =
         sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text").fetch_one(&mut *sql).await?;
     lsn(&text)
 }
 
 /// An LSN as the server writes it.
-pub(super) fn lsn(text: &str) -> Result<EndLsn, Trouble> {
+pub(super) fn lsn(text: &str) -> Result<EndLsn, RelayError> {
     let lsn = text.parse().map(EndLsn::new);
-    lsn.map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{text}' is not an LSN")))
+    lsn.map_err(|_| RelayError::new(ErrorKind::DatabaseError, format!("'{text}' is not an LSN")))
 }

@@ -13,7 +13,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::postgres::types::Oid;
 
 use crate::config::Config;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// Columns that become part of a record, besides the one that selects the topic.
 const COLUMNS: [&str; 12] = [
@@ -108,7 +108,7 @@ fn tree(table: &str) -> String {
 pub const GENERATED_SINCE: i32 = 180_000;
 
 /// Refuses a table that has rows or values the stream does not have.
-pub async fn check(sql: &mut PgConnection, config: &Config) -> Result<(), Trouble> {
+pub async fn check(sql: &mut PgConnection, config: &Config) -> Result<(), RelayError> {
     let source = &config.source;
     let select = format!(
         "SELECT place, name, parent, kind, persistence FROM ({}) AS hidden ORDER BY place, name",
@@ -123,7 +123,7 @@ pub async fn check(sql: &mut PgConnection, config: &Config) -> Result<(), Troubl
 }
 
 /// The table's OID, which stays what it is when the table gets another name or schema.
-pub async fn oid(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, Trouble> {
+pub async fn oid(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, RelayError> {
     let oid: Option<Oid> = sqlx::query_scalar("SELECT to_regclass($1)::oid")
         .bind(config.source.table.quoted())
         .fetch_one(sql)
@@ -132,7 +132,7 @@ pub async fn oid(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>,
 }
 
 /// What may hide rows, and cannot be told from outside: sentences that name it and say how to find out.
-pub async fn doubts(sql: &mut PgConnection, config: &Config) -> Result<Vec<String>, Trouble> {
+pub async fn doubts(sql: &mut PgConnection, config: &Config) -> Result<Vec<String>, RelayError> {
     let select = format!(
         "WITH RECURSIVE {}
          SELECT format('%s.%I is stored by access method %I', c.relnamespace::regnamespace, c.relname, m.amname)
@@ -149,19 +149,19 @@ pub async fn doubts(sql: &mut PgConnection, config: &Config) -> Result<Vec<Strin
 }
 
 /// Each kind of what is hidden as a sentence with its remedy.
-fn judge(found: &[Hidden], table: &str, publication: &str) -> Option<Trouble> {
+fn judge(found: &[Hidden], table: &str, publication: &str) -> Option<RelayError> {
     let mut kinds: BTreeMap<(&str, &str, &str), Vec<&Hidden>> = BTreeMap::new();
     for hidden in found {
         let key = (hidden.place.as_str(), hidden.kind.as_str(), hidden.persistence.as_str());
         kinds.entry(key).or_default().push(hidden);
     }
     let reason = match found.iter().all(|hidden| hidden.place == "ancestor") {
-        true => Reason::PublicationUnsuitable,
-        false => Reason::TableUnsuitable,
+        true => ErrorKind::PublicationUnsuitable,
+        false => ErrorKind::TableUnsuitable,
     };
     let sentences = kinds.values().filter_map(|alike| sentence(alike, table, publication));
     let sentences: Vec<String> = sentences.collect();
-    (!sentences.is_empty()).then(|| Trouble::new(reason, sentences.join("; ")))
+    (!sentences.is_empty()).then(|| RelayError::new(reason, sentences.join("; ")))
 }
 
 fn sentence(alike: &[&Hidden], table: &str, publication: &str) -> Option<String> {
@@ -243,9 +243,9 @@ mod tests {
         }
     }
 
-    fn said(found: &[Hidden]) -> (Reason, String) {
+    fn said(found: &[Hidden]) -> (ErrorKind, String) {
         let trouble = judge(found, "public.outbox", "pub").unwrap();
-        (trouble.reason, trouble.what)
+        (trouble.kind, trouble.detail)
     }
 
     #[test]
@@ -269,11 +269,11 @@ mod tests {
             (hidden("column", "payload", "v", ""), "virtual generated column"),
         ] {
             let (reason, what) = said(std::slice::from_ref(&found));
-            assert_eq!(reason, Reason::TableUnsuitable, "{found:?}");
+            assert_eq!(reason, ErrorKind::TableUnsuitable, "{found:?}");
             assert!(what.contains(words), "{what}");
         }
         let (reason, what) = said(&[hidden("ancestor", "public.grand", "p", "p")]);
-        assert_eq!(reason, Reason::PublicationUnsuitable);
+        assert_eq!(reason, ErrorKind::PublicationUnsuitable);
         assert!(what.contains("under the name of public.grand"), "{what}");
     }
 

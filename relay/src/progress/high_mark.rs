@@ -23,21 +23,21 @@ use pg_replication::{CommitLsn, EndLsn, Lsn};
 
 /// What a search of a partition found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Searched {
+pub struct ScanResult {
     /// Highest position among our own records in the searched range.
     pub highest: Option<Position>,
     /// Number of our own records in the range.
     pub own_records: u64,
-    /// Of them, those of a hole that lie at or below what was known before: [`Hole::known`].
+    /// Of them, those of a hole that lie at or below what was known before: [`OffsetGap::known`].
     pub repeated: u64,
     /// Offset the next record appended after the search would get.
     pub end: i64,
 }
 
-impl Searched {
+impl ScanResult {
     /// A search that begins at `start`.
-    pub fn nothing(start: i64) -> Searched {
-        Searched { highest: None, own_records: 0, repeated: 0, end: start }
+    pub fn nothing(start: i64) -> ScanResult {
+        ScanResult { highest: None, own_records: 0, repeated: 0, end: start }
     }
 }
 
@@ -62,8 +62,8 @@ pub enum Admission {
 pub enum Landed {
     /// Where it was expected, or anywhere if nothing is known.
     InOrder,
-    /// Behind a hole, which is to be read and given to [`HighMark::hole_read`].
-    BehindHole(Hole),
+    /// Behind a hole, which is to be read and given to [`PartitionDedup::on_gap_scanned`].
+    AfterGap(OffsetGap),
     /// Before records that were there already: the partition was cut off or made anew.
     Backwards {
         /// The lowest offset it could have had.
@@ -73,7 +73,7 @@ pub enum Landed {
 
 /// A range of offsets that somebody else filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hole {
+pub struct OffsetGap {
     /// First offset.
     pub from: i64,
     /// First offset after it.
@@ -110,7 +110,7 @@ enum State {
 
 /// One partition's mark.
 #[derive(Debug)]
-pub struct HighMark {
+pub struct PartitionDedup {
     state: State,
     /// Where a search starts: everything before this offset is known to be confirmed or somebody else's.
     floor: i64,
@@ -122,13 +122,13 @@ pub struct HighMark {
     /// When a record was last acknowledged.
     acknowledged_at: Option<Instant>,
     /// The hole before the probe, and the highest position in it once it was read.
-    before_probe: Option<(Hole, Option<Position>)>,
+    before_probe: Option<(OffsetGap, Option<Position>)>,
 }
 
-impl HighMark {
+impl PartitionDedup {
     /// The mark of a partition whose records before offset `floor` need no search.
     pub fn new(floor: i64) -> Self {
-        HighMark {
+        PartitionDedup {
             state: State::Unsearched,
             floor,
             highest: None,
@@ -141,14 +141,14 @@ impl HighMark {
 
     /// Where the hole before the probe begins, while it holds rows, or may hold some, that are not confirmed by `confirmed`. This process
     /// does not send them, and one that follows it has to find them.
-    pub fn hold_from(&self, confirmed: EndLsn) -> Option<i64> {
+    pub fn retain_from(&self, confirmed: EndLsn) -> Option<i64> {
         let (hole, highest) = self.before_probe?;
         let is_over = |position: Position| confirmed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
         (!highest.is_some_and(is_over)).then_some(hole.from)
     }
 
     /// Judges the next row for this partition. Rows come in position order; `replayed` says whether the row was
-    /// committed before the horizon. A row that is sent then is to be given to [`HighMark::sent`].
+    /// committed before the horizon. A row that is sent then is to be given to [`PartitionDedup::on_sent`].
     pub fn admit(&mut self, position: Position, replayed: bool) -> Admission {
         match self.state {
             State::Unsearched if replayed => {
@@ -163,7 +163,7 @@ impl HighMark {
     }
 
     /// The row that was admitted last was handed to a producer.
-    pub fn sent(&mut self, position: Position, now: Instant) {
+    pub fn on_sent(&mut self, position: Position, now: Instant) {
         self.state = match self.state {
             State::Searched { end } => State::Probing { end: Some(end), probe: position },
             State::Unsearched => State::Probing { end: None, probe: position },
@@ -180,7 +180,7 @@ impl HighMark {
     }
 
     /// The search that `admit` asked for is done.
-    pub fn searched(&mut self, found: Searched) {
+    pub fn on_scanned(&mut self, found: ScanResult) {
         if matches!(self.state, State::Searching) {
             self.highest = self.highest.max(found.highest);
             self.state = State::Searched { end: found.end };
@@ -188,7 +188,7 @@ impl HighMark {
     }
 
     /// A record of ours was acknowledged at `offset`.
-    pub fn acknowledged(&mut self, offset: i64, now: Instant) -> Landed {
+    pub fn on_acknowledged(&mut self, offset: i64, now: Instant) -> Landed {
         let expected = match self.state {
             State::Probing { end: Some(end), .. } => Some(end),
             _ => self.next,
@@ -201,7 +201,7 @@ impl HighMark {
         self.acknowledged_at = Some(now);
         self.next = Some(offset + 1);
         let hole = expected.filter(|from| *from < offset);
-        let hole = hole.map(|from| Hole { from, until: offset, known: self.highest });
+        let hole = hole.map(|from| OffsetGap { from, until: offset, known: self.highest });
         if let State::Probing { end, probe } = self.state {
             // A hole before a probe that no search preceded is like any later one.
             let searched = hole.filter(|_| end.is_some());
@@ -210,11 +210,11 @@ impl HighMark {
             }
             self.state = if searched.is_some() { State::ReadingHole { probe } } else { State::Open };
         }
-        hole.map_or(Landed::InOrder, Landed::BehindHole)
+        hole.map_or(Landed::InOrder, Landed::AfterGap)
     }
 
     /// A hole was read. Returns how many events it shows to be in the partition twice.
-    pub fn hole_read(&mut self, hole: Hole, found: Searched) -> u64 {
+    pub fn on_gap_scanned(&mut self, hole: OffsetGap, found: ScanResult) -> u64 {
         let State::ReadingHole { probe } = self.state else {
             // Our records in a hole behind the probe were sent by another process, after this one sent them or
             // before it will: either way they are there twice. They do not raise the mark: who else is writing may
@@ -242,56 +242,56 @@ mod tests {
         EndLsn::new(Lsn::from(lsn))
     }
     /// Admits, and sends what may be sent.
-    fn offer(mark: &mut HighMark, lsn: u64, replayed: bool) -> Admission {
+    fn offer(mark: &mut PartitionDedup, lsn: u64, replayed: bool) -> Admission {
         let admission = mark.admit(at(lsn), replayed);
         if admission == Admission::Send {
-            mark.sent(at(lsn), Instant::now());
+            mark.on_sent(at(lsn), Instant::now());
         }
         admission
     }
-    fn found(highest: Option<u64>, own_records: u64, end: i64) -> Searched {
-        Searched { highest: highest.map(at), own_records, repeated: 0, end }
+    fn found(highest: Option<u64>, own_records: u64, end: i64) -> ScanResult {
+        ScanResult { highest: highest.map(at), own_records, repeated: 0, end }
     }
 
     #[test]
     fn rows_beyond_the_horizon_need_no_search_and_the_first_goes_alone() {
-        let mut mark = HighMark::new(0);
+        let mut mark = PartitionDedup::new(0);
         assert_eq!(offer(&mut mark, 10, false), Admission::Send);
         assert_eq!(offer(&mut mark, 20, false), Admission::Wait, "the broker may not know the producer");
-        assert_eq!(mark.acknowledged(3, Instant::now()), Landed::InOrder);
+        assert_eq!(mark.on_acknowledged(3, Instant::now()), Landed::InOrder);
         assert_eq!(offer(&mut mark, 20, false), Admission::Send);
         assert_eq!(offer(&mut mark, 30, false), Admission::Send);
     }
 
     #[test]
     fn after_an_idle_time_one_record_goes_alone_again() {
-        let mut mark = HighMark::new(0);
+        let mut mark = PartitionDedup::new(0);
         let start = Instant::now();
-        mark.sent(at(10), start);
-        mark.acknowledged(3, start);
-        mark.sent(at(20), start + MAX_IDLE / 2);
+        mark.on_sent(at(10), start);
+        mark.on_acknowledged(3, start);
+        mark.on_sent(at(20), start + MAX_IDLE / 2);
         assert_eq!(mark.admit(at(30), false), Admission::Send, "it is not idle");
-        mark.acknowledged(4, start + MAX_IDLE / 2);
-        mark.sent(at(30), start + MAX_IDLE * 2);
+        mark.on_acknowledged(4, start + MAX_IDLE / 2);
+        mark.on_sent(at(30), start + MAX_IDLE * 2);
         assert_eq!(mark.admit(at(40), false), Admission::Wait, "the broker may have forgotten the producer");
-        let hole = Hole { from: 5, until: 9, known: None };
-        assert_eq!(mark.acknowledged(9, start + MAX_IDLE * 2), Landed::BehindHole(hole));
+        let hole = OffsetGap { from: 5, until: 9, known: None };
+        assert_eq!(mark.on_acknowledged(9, start + MAX_IDLE * 2), Landed::AfterGap(hole));
         assert_eq!(
             mark.admit(at(40), false),
             Admission::Send,
             "a hole that no search preceded holds up nothing"
         );
-        assert_eq!(mark.hold_from(end(0)), None);
+        assert_eq!(mark.retain_from(end(0)), None);
     }
 
     #[test]
     fn what_is_in_flight_for_long_is_not_idle() {
-        let mut mark = HighMark::new(0);
+        let mut mark = PartitionDedup::new(0);
         let start = Instant::now();
-        mark.sent(at(10), start);
-        mark.acknowledged(3, start);
-        mark.sent(at(20), start);
-        mark.sent(at(30), start + MAX_IDLE * 2);
+        mark.on_sent(at(10), start);
+        mark.on_acknowledged(3, start);
+        mark.on_sent(at(20), start);
+        mark.on_sent(at(30), start + MAX_IDLE * 2);
         assert_eq!(
             mark.admit(at(40), false),
             Admission::Send,
@@ -301,31 +301,31 @@ mod tests {
 
     #[test]
     fn replayed_rows_wait_for_the_search_and_one_probe() {
-        let mut mark = HighMark::new(7);
+        let mut mark = PartitionDedup::new(7);
         assert_eq!(offer(&mut mark, 10, true), Admission::Search { from: 7 });
         assert_eq!(offer(&mut mark, 10, true), Admission::Wait);
-        mark.searched(found(Some(10), 3, 42));
+        mark.on_scanned(found(Some(10), 3, 42));
         assert_eq!(offer(&mut mark, 10, true), Admission::AlreadyThere);
         assert_eq!(offer(&mut mark, 20, true), Admission::Send);
         assert_eq!(offer(&mut mark, 30, false), Admission::Wait);
-        assert_eq!(mark.acknowledged(42, Instant::now()), Landed::InOrder);
+        assert_eq!(mark.on_acknowledged(42, Instant::now()), Landed::InOrder);
         assert_eq!(offer(&mut mark, 30, false), Admission::Send);
     }
 
     #[test]
     fn a_hole_before_the_probe_is_read_before_anything_follows() {
-        let mut mark = HighMark::new(0);
+        let mut mark = PartitionDedup::new(0);
         offer(&mut mark, 10, true);
-        mark.searched(found(None, 0, 5));
+        mark.on_scanned(found(None, 0, 5));
         assert_eq!(offer(&mut mark, 10, true), Admission::Send);
-        let hole = Hole { from: 5, until: 8, known: None };
-        assert_eq!(mark.acknowledged(8, Instant::now()), Landed::BehindHole(hole));
-        assert_eq!(mark.hold_from(end(90)), Some(5), "nobody knows what is in it");
+        let hole = OffsetGap { from: 5, until: 8, known: None };
+        assert_eq!(mark.on_acknowledged(8, Instant::now()), Landed::AfterGap(hole));
+        assert_eq!(mark.retain_from(end(90)), Some(5), "nobody knows what is in it");
         assert_eq!(offer(&mut mark, 20, true), Admission::Wait);
         // The dead process's last request: rows 10, 20 and 30. The probe, row 10, is there twice.
-        assert_eq!(mark.hole_read(hole, found(Some(30), 3, 8)), 1);
-        assert_eq!(mark.hold_from(end(25)), Some(5), "row 30 is in it, and not confirmed");
-        assert_eq!(mark.hold_from(end(35)), None);
+        assert_eq!(mark.on_gap_scanned(hole, found(Some(30), 3, 8)), 1);
+        assert_eq!(mark.retain_from(end(25)), Some(5), "row 30 is in it, and not confirmed");
+        assert_eq!(mark.retain_from(end(35)), None);
         assert_eq!(offer(&mut mark, 20, true), Admission::AlreadyThere);
         assert_eq!(offer(&mut mark, 30, true), Admission::AlreadyThere);
         assert_eq!(offer(&mut mark, 40, true), Admission::Send);
@@ -333,46 +333,46 @@ mod tests {
 
     #[test]
     fn what_the_search_had_seen_already_is_there_twice() {
-        let mut mark = HighMark::new(0);
+        let mut mark = PartitionDedup::new(0);
         offer(&mut mark, 10, true);
-        mark.searched(found(Some(20), 2, 5));
+        mark.on_scanned(found(Some(20), 2, 5));
         assert_eq!(offer(&mut mark, 30, true), Admission::Send);
-        let hole = Hole { from: 5, until: 7, known: Some(at(20)) };
-        assert_eq!(mark.acknowledged(7, Instant::now()), Landed::BehindHole(hole));
+        let hole = OffsetGap { from: 5, until: 7, known: Some(at(20)) };
+        assert_eq!(mark.on_acknowledged(7, Instant::now()), Landed::AfterGap(hole));
         // Row 20 once more, and row 25, which is new.
-        let read = Searched { repeated: 1, ..found(Some(25), 2, 7) };
-        assert_eq!(mark.hole_read(hole, read), 1);
+        let read = ScanResult { repeated: 1, ..found(Some(25), 2, 7) };
+        assert_eq!(mark.on_gap_scanned(hole, read), 1);
     }
 
     #[test]
     fn our_records_in_a_later_hole_are_counted() {
-        let mut mark = HighMark::new(0);
+        let mut mark = PartitionDedup::new(0);
         offer(&mut mark, 10, false);
-        assert_eq!(mark.acknowledged(3, Instant::now()), Landed::InOrder);
-        let hole = Hole { from: 4, until: 6, known: None };
-        assert_eq!(mark.acknowledged(6, Instant::now()), Landed::BehindHole(hole));
-        assert_eq!(mark.hole_read(hole, found(Some(50), 1, 6)), 1);
+        assert_eq!(mark.on_acknowledged(3, Instant::now()), Landed::InOrder);
+        let hole = OffsetGap { from: 4, until: 6, known: None };
+        assert_eq!(mark.on_acknowledged(6, Instant::now()), Landed::AfterGap(hole));
+        assert_eq!(mark.on_gap_scanned(hole, found(Some(50), 1, 6)), 1);
         assert_eq!(mark.admit(at(20), false), Admission::Send, "nobody has sent it");
     }
 
     #[test]
     fn an_offset_that_goes_back_is_noticed() {
-        let mut mark = HighMark::new(10);
+        let mut mark = PartitionDedup::new(10);
         offer(&mut mark, 10, false);
         assert_eq!(
-            mark.acknowledged(0, Instant::now()),
+            mark.on_acknowledged(0, Instant::now()),
             Landed::Backwards { expected: 10 },
             "below the floor"
         );
-        assert_eq!(mark.acknowledged(10, Instant::now()), Landed::InOrder);
-        assert_eq!(mark.acknowledged(10, Instant::now()), Landed::Backwards { expected: 11 });
+        assert_eq!(mark.on_acknowledged(10, Instant::now()), Landed::InOrder);
+        assert_eq!(mark.on_acknowledged(10, Instant::now()), Landed::Backwards { expected: 11 });
     }
 
     #[test]
     fn what_is_not_sent_after_all_leaves_the_mark_as_it_was() {
-        let mut mark = HighMark::new(0);
+        let mut mark = PartitionDedup::new(0);
         assert_eq!(mark.admit(at(10), true), Admission::Search { from: 0 });
-        mark.searched(found(None, 0, 5));
+        mark.on_scanned(found(None, 0, 5));
         assert_eq!(mark.admit(at(10), true), Admission::Send);
         assert_eq!(mark.admit(at(10), true), Admission::Send, "no probe is under way");
     }
@@ -386,20 +386,20 @@ mod tests {
             // Nothing beyond the horizon can be in Kafka.
             let horizon = horizon.max(appended);
             let mut log: Vec<u64> = (0..appended).collect();
-            let mut mark = HighMark::new(0);
+            let mut mark = PartitionDedup::new(0);
             for row in 0..rows {
                 loop {
                     match offer(&mut mark, row, row < horizon) {
                         Admission::Send => {
                             log.push(row);
-                            let hole = mark.acknowledged(log.len() as i64 - 1, Instant::now());
+                            let hole = mark.on_acknowledged(log.len() as i64 - 1, Instant::now());
                             prop_assert_eq!(hole, Landed::InOrder);
                             break;
                         }
                         Admission::AlreadyThere => break,
                         Admission::Search { from } => {
                             let range = &log[from as usize..];
-                            mark.searched(found(range.iter().max().copied(), range.len() as u64, log.len() as i64));
+                            mark.on_scanned(found(range.iter().max().copied(), range.len() as u64, log.len() as i64));
                         }
                         Admission::Wait => prop_assert!(false, "nothing is under way"),
                     }

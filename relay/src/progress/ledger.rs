@@ -91,7 +91,7 @@ impl Ledger {
     }
 
     /// A row that is a transaction by itself was handed to a producer; returns the entry its acknowledgement names.
-    pub fn lone_row(
+    pub fn single_row_transaction(
         &mut self,
         commit: CommitLsn,
         commit_time: PgTime,
@@ -253,7 +253,8 @@ mod tests {
     #[test]
     fn rows_that_were_there_before_the_stream_confirm_nothing_beyond_its_beginning() {
         let mut ledger = Ledger::new(end(100));
-        let rows = [0; 3].map(|_| ledger.lone_row(commit_at(99), PgTime::default(), end(100)).unwrap());
+        let rows = [0; 3]
+            .map(|_| ledger.single_row_transaction(commit_at(99), PgTime::default(), end(100)).unwrap());
         ledger.acknowledge(rows[1]).unwrap();
         assert_eq!(ledger.first_unconfirmed(), rows[0]);
         ledger.acknowledge(rows[0]).unwrap();

@@ -44,17 +44,17 @@ impl Lineage {
 }
 
 /// Where the log left `timeline`; `None` when it is the current one, an error when the server was never on it.
-pub fn left_at(timelines: &TimelineHistory, timeline: u32) -> Result<Option<Lsn>, NeverThere> {
+pub fn left_at(timelines: &TimelineHistory, timeline: u32) -> Result<Option<Lsn>, UnknownTimeline> {
     if timeline == timelines.timeline() {
         return Ok(None);
     }
     let left = timelines.switch_points().iter().find(|(ancestor, _)| *ancestor == timeline);
-    left.map(|(_, end)| Some(*end)).ok_or(NeverThere)
+    left.map(|(_, end)| Some(*end)).ok_or(UnknownTimeline)
 }
 
 /// A timeline is none of the server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NeverThere;
+pub struct UnknownTimeline;
 
 #[cfg(test)]
 mod tests {
@@ -92,8 +92,8 @@ mod tests {
         let Lineage { timelines, .. } = lineage();
         assert_eq!(left_at(&timelines, 1), Ok(Some(Lsn::from(0x100))));
         assert_eq!(left_at(&timelines, 4), Ok(None));
-        assert_eq!(left_at(&timelines, 3), Err(NeverThere));
-        assert_eq!(left_at(&timelines, 5), Err(NeverThere));
+        assert_eq!(left_at(&timelines, 3), Err(UnknownTimeline));
+        assert_eq!(left_at(&timelines, 5), Err(UnknownTimeline));
     }
 
     proptest! {

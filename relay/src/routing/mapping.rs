@@ -17,7 +17,7 @@
 //! Rows are delivered in stream order and a row without a place holds up everything behind it, so each partition
 //! still gets a prefix of *its* rows in position order, across any number of changes and crashes.
 //!
-//! A row that Kafka refused for a topic has no place there, in whichever mapping: see [`Refusals`].
+//! A row that Kafka refused for a topic has no place there, in whichever mapping: see [`RefusedRows`].
 
 mod generation;
 mod refused;
@@ -28,15 +28,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn};
 
-use self::generation::Generation;
-pub use self::refused::{Refusals, Refused};
-pub use self::stored::{Earlier, Mapping, Mappings, Rule, TopicShape};
+use self::generation::CompiledRouting;
+pub use self::refused::{RefusedRow, RefusedRows};
+pub use self::stored::{RoutingConfig, RoutingHistory, Rule, Superseded, TopicShape};
 use crate::dead_letter::Poison;
 use crate::routing::router::{InvalidRule, Unroutable};
 
 /// Why the mapping has no place for a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unplaceable {
+pub enum RoutingError {
     /// No topic.
     #[error(transparent)]
     Unroutable(#[from] Unroutable),
@@ -73,27 +73,27 @@ pub enum Unplaceable {
     #[error("{first}; and it cannot become a dead letter: {dead_letter}")]
     NoDeadLetter {
         /// Why it should.
-        first: Box<Unplaceable>,
+        first: Box<RoutingError>,
         /// Why it cannot.
-        dead_letter: Box<Unplaceable>,
+        dead_letter: Box<RoutingError>,
     },
 }
 
-impl Unplaceable {
+impl RoutingError {
     /// The topic whose settings decide, where they do.
     pub fn decided_by_settings_of(&self) -> Option<&str> {
         match self {
-            Unplaceable::TooLarge { topic, .. } | Unplaceable::NoKey { topic } => Some(topic),
-            Unplaceable::NoDeadLetter { dead_letter, .. } => dead_letter.decided_by_settings_of(),
-            Unplaceable::Unroutable(_) | Unplaceable::Refused { .. } | Unplaceable::Flawed(_) => None,
+            RoutingError::TooLarge { topic, .. } | RoutingError::NoKey { topic } => Some(topic),
+            RoutingError::NoDeadLetter { dead_letter, .. } => dead_letter.decided_by_settings_of(),
+            RoutingError::Unroutable(_) | RoutingError::Refused { .. } | RoutingError::Flawed(_) => None,
         }
     }
 
     /// Whether it was a broker that refused, and may take the row when it is asked again.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Unplaceable::Refused { .. } => true,
-            Unplaceable::NoDeadLetter { first, dead_letter } => {
+            RoutingError::Refused { .. } => true,
+            RoutingError::NoDeadLetter { first, dead_letter } => {
                 first.is_refusal() || dead_letter.is_refusal()
             }
             _ => false,
@@ -103,7 +103,7 @@ impl Unplaceable {
 
 /// Where a row goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place<'m> {
+pub enum Destination<'m> {
     /// Into a partition.
     Partition {
         /// Topic.
@@ -120,7 +120,7 @@ pub enum Place<'m> {
 }
 
 /// What decides where a row goes.
-pub struct Subject<'a, F> {
+pub struct RoutingInput<'a, F> {
     /// What the partition is chosen by: the key, or what stands in for it.
     pub key: &'a [u8],
     /// Size of its record.
@@ -138,26 +138,26 @@ pub struct Subject<'a, F> {
 }
 
 /// Answers where rows go, and keeps what is to be stored.
-pub struct Mapper {
+pub struct RoutingTable {
     version: i32,
-    current: Generation,
-    previous: Vec<(EndLsn, Generation)>,
-    refused: Refusals,
+    current: CompiledRouting,
+    previous: Vec<(EndLsn, CompiledRouting)>,
+    refused: RefusedRows,
     /// Counts what has to be stored; larger numbers hold more.
     revision: u64,
     /// Topics of the current mapping that were added or changed here, and the revision that has it.
     news: HashMap<String, u64>,
 }
 
-impl Mapper {
+impl RoutingTable {
     /// Goes on from what is stored.
-    pub fn new(stored: Mappings) -> Result<Mapper, InvalidRule> {
+    pub fn new(stored: RoutingHistory) -> Result<RoutingTable, InvalidRule> {
         let previous = stored.previous.into_iter();
-        Ok(Mapper {
+        Ok(RoutingTable {
             version: stored.version,
-            current: Generation::new(stored.current)?,
+            current: CompiledRouting::new(stored.current)?,
             previous: previous
-                .map(|earlier| Ok((earlier.until, Generation::new(earlier.mapping)?)))
+                .map(|earlier| Ok((earlier.until, CompiledRouting::new(earlier.mapping)?)))
                 .collect::<Result<_, _>>()?,
             refused: stored.refused,
             revision: 0,
@@ -166,24 +166,24 @@ impl Mapper {
     }
 
     /// Where a row goes.
-    pub fn place<'a, F: Fn(&str) -> Option<&'a str>>(
+    pub fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
         &mut self,
-        subject: &Subject<'a, F>,
-    ) -> Result<Place<'_>, Unplaceable> {
+        subject: &RoutingInput<'a, F>,
+    ) -> Result<Destination<'_>, RoutingError> {
         for (until, earlier) in &mut self.previous {
             // A topic that is not in it got nothing under it.
             if until.covers(subject.commit)
-                && let Ok((topic, Some(number), poison)) = earlier.place(subject, &self.refused)
+                && let Ok((topic, Some(number), poison)) = earlier.destination(subject, &self.refused)
             {
                 let revision = self.news.get(topic).copied().unwrap_or(0);
-                return Ok(Place::Partition { topic, number, revision, poison });
+                return Ok(Destination::Partition { topic, number, revision, poison });
             }
         }
-        let (topic, number, poison) = self.current.place(subject, &self.refused)?;
+        let (topic, number, poison) = self.current.destination(subject, &self.refused)?;
         let revision = self.news.get(topic).copied().unwrap_or(0);
         Ok(match number {
-            Some(number) => Place::Partition { topic, number, revision, poison },
-            None => Place::NewTopic(topic),
+            Some(number) => Destination::Partition { topic, number, revision, poison },
+            None => Destination::NewTopic(topic),
         })
     }
 
@@ -209,21 +209,21 @@ impl Mapper {
     }
 
     /// Adds a topic. This changes the destination of no row that was sent: there was none for this topic.
-    pub fn add(&mut self, topic: &str, shape: TopicShape) {
+    pub fn add_topic(&mut self, topic: &str, shape: TopicShape) {
         self.revision += 1;
         self.current.mapping.topics.insert(topic.to_owned(), shape);
         self.news.insert(topic.to_owned(), self.revision);
     }
 
     /// Changes topics; no row committed at or beyond `until` was sent before.
-    pub fn change(
+    pub fn change_topics(
         &mut self,
         shapes: &BTreeMap<String, TopicShape>,
         until: EndLsn,
     ) -> Result<(), InvalidRule> {
         let mut mapping = self.current.mapping.clone();
         mapping.topics.extend(shapes.iter().map(|(name, shape)| (name.clone(), *shape)));
-        let earlier = std::mem::replace(&mut self.current, Generation::new(mapping)?);
+        let earlier = std::mem::replace(&mut self.current, CompiledRouting::new(mapping)?);
         self.previous.push((until, earlier));
         self.version += 1;
         self.revision += 1;
@@ -233,7 +233,7 @@ impl Mapper {
     }
 
     /// Everything before `confirmed` is confirmed: what only concerns rows before it is forgotten.
-    pub fn confirm(&mut self, confirmed: EndLsn) {
+    pub fn on_confirmed(&mut self, confirmed: EndLsn) {
         let before = self.previous.len();
         self.previous.retain(|(until, _)| *until > confirmed);
         if self.refused.confirm(confirmed) || self.previous.len() < before {
@@ -264,12 +264,12 @@ impl Mapper {
     }
 
     /// What is to be stored.
-    pub fn stored(&self) -> Mappings {
-        let earlier = |(until, generation): &(EndLsn, Generation)| Earlier {
+    pub fn stored(&self) -> RoutingHistory {
+        let earlier = |(until, generation): &(EndLsn, CompiledRouting)| Superseded {
             until: *until,
             mapping: generation.mapping.clone(),
         };
-        Mappings {
+        RoutingHistory {
             version: self.version,
             current: self.current.mapping.clone(),
             previous: self.previous.iter().map(earlier).collect(),
@@ -304,21 +304,22 @@ mod tests {
     fn shape(partitions: i32) -> TopicShape {
         TopicShape { partitions, max_message_bytes: None, compacted: false }
     }
-    fn topic_of(mapper: &mut Mapper, commit: u64, bytes: usize) -> Result<String, Unplaceable> {
+    fn topic_of(mapper: &mut RoutingTable, commit: u64, bytes: usize) -> Result<String, RoutingError> {
         let commit = CommitLsn::new(Lsn::from(commit));
         let column = |_: &str| Some("x");
-        let subject = Subject { key: b"k", bytes, has_key: true, position: None, flaw: None, commit, column };
-        Ok(match mapper.place(&subject)? {
-            Place::Partition { topic, .. } => topic.to_owned(),
-            Place::NewTopic(topic) => format!("{topic}, new"),
+        let subject =
+            RoutingInput { key: b"k", bytes, has_key: true, position: None, flaw: None, commit, column };
+        Ok(match mapper.destination(&subject)? {
+            Destination::Partition { topic, .. } => topic.to_owned(),
+            Destination::NewTopic(topic) => format!("{topic}, new"),
         })
     }
 
     #[test]
     fn rows_before_the_change_go_where_they_would_have_gone() {
-        let mut old = Mappings::first(rule("old.${routedByValue}", 100));
+        let mut old = RoutingHistory::first(rule("old.${routedByValue}", 100));
         old.current.topics.insert("old.x".into(), shape(3));
-        let mut mapper = Mapper::new(old.under(rule("new.${routedByValue}", 200), end(50))).unwrap();
+        let mut mapper = RoutingTable::new(old.under(rule("new.${routedByValue}", 200), end(50))).unwrap();
         assert_eq!(topic_of(&mut mapper, 49, 80).unwrap(), "old.x");
         assert_eq!(topic_of(&mut mapper, 50, 80).unwrap(), "new.x, new");
         assert_eq!(
@@ -327,33 +328,33 @@ mod tests {
             "too large for the old rule: never sent"
         );
         assert!(topic_of(&mut mapper, 49, 250).is_err());
-        mapper.confirm(end(50));
+        mapper.on_confirmed(end(50));
         assert_eq!(topic_of(&mut mapper, 49, 80).unwrap(), "new.x, new", "forgotten");
     }
 
     #[test]
     fn a_topic_the_old_mapping_did_not_know_got_nothing_under_it() {
-        let old = Mappings::first(rule("old.${routedByValue}", 100));
-        let mut mapper = Mapper::new(old.under(rule("new.${routedByValue}", 100), end(50))).unwrap();
+        let old = RoutingHistory::first(rule("old.${routedByValue}", 100));
+        let mut mapper = RoutingTable::new(old.under(rule("new.${routedByValue}", 100), end(50))).unwrap();
         assert_eq!(topic_of(&mut mapper, 10, 1).unwrap(), "new.x, new");
     }
 
     #[test]
     fn no_batch_is_too_large_for_a_topic_that_only_an_earlier_mapping_knows() {
-        let mut old = Mappings::first(rule("old.${routedByValue}", 100));
+        let mut old = RoutingHistory::first(rule("old.${routedByValue}", 100));
         old.current.topics.insert("old.x".into(), TopicShape { max_message_bytes: Some(50), ..shape(3) });
         let both = old.under(rule("new.${routedByValue}", 200), end(50));
         assert_eq!(both.smallest_limit(), Some(50));
-        let mut mapper = Mapper::new(both).unwrap();
-        mapper.add("new.x", TopicShape { max_message_bytes: Some(70), ..shape(3) });
+        let mut mapper = RoutingTable::new(both).unwrap();
+        mapper.add_topic("new.x", TopicShape { max_message_bytes: Some(70), ..shape(3) });
         assert_eq!(mapper.smallest_limit(), Some(50));
-        mapper.confirm(end(50));
+        mapper.on_confirmed(end(50));
         assert_eq!(mapper.smallest_limit(), Some(70), "forgotten");
     }
 
     #[test]
     fn values_without_end_do_not_fill_the_memory() {
-        let mut mapper = Mapper::new(Mappings::first(Rule {
+        let mut mapper = RoutingTable::new(RoutingHistory::first(Rule {
             routing: Routing { regex: "x.*".into(), replacement: "t".into(), ..Routing::default() },
             max_message_bytes: 100,
             dead_letter_topic: None,
@@ -363,21 +364,34 @@ mod tests {
             let value = format!("x{n}");
             let commit = CommitLsn::new(Lsn::from(1));
             let column = |_: &str| Some(value.as_str());
-            let subject =
-                Subject { key: b"k", bytes: 1, has_key: true, position: None, flaw: None, commit, column };
-            mapper.place(&subject).unwrap();
+            let subject = RoutingInput {
+                key: b"k",
+                bytes: 1,
+                has_key: true,
+                position: None,
+                flaw: None,
+                commit,
+                column,
+            };
+            mapper.destination(&subject).unwrap();
         }
         assert!(mapper.current.remembered() < 20_000);
     }
 
     /// Topic of a row without a key at that position, and why it is a dead letter there.
-    fn keyless(mapper: &mut Mapper, position: Position) -> Result<(String, Option<PoisonKind>), Unplaceable> {
+    fn keyless(
+        mapper: &mut RoutingTable,
+        position: Position,
+    ) -> Result<(String, Option<PoisonKind>), RoutingError> {
         let commit = CommitLsn::new(Lsn::from(position.commit_lsn));
         let (position, column) = (Some(position), |_: &str| Some("x"));
-        let subject = Subject { key: b"id", bytes: 1, has_key: false, position, flaw: None, commit, column };
-        Ok(match mapper.place(&subject)? {
-            Place::Partition { topic, poison, .. } => (topic.to_owned(), poison.map(|poison| poison.kind)),
-            Place::NewTopic(topic) => (format!("{topic}, new"), None),
+        let subject =
+            RoutingInput { key: b"id", bytes: 1, has_key: false, position, flaw: None, commit, column };
+        Ok(match mapper.destination(&subject)? {
+            Destination::Partition { topic, poison, .. } => {
+                (topic.to_owned(), poison.map(|poison| poison.kind))
+            }
+            Destination::NewTopic(topic) => (format!("{topic}, new"), None),
         })
     }
 
@@ -388,17 +402,18 @@ mod tests {
     #[test]
     fn a_compacted_topic_takes_no_row_without_a_key() {
         let dead = Some("dead".to_owned());
-        let mut first = Mappings::first(Rule { dead_letter_topic: dead, ..rule("t.${routedByValue}", 100) });
+        let mut first =
+            RoutingHistory::first(Rule { dead_letter_topic: dead, ..rule("t.${routedByValue}", 100) });
         first.current.topics.insert("t.x".into(), shape(3));
         first.current.topics.insert("dead".into(), shape(1));
-        let mut mapper = Mapper::new(first).unwrap();
+        let mut mapper = RoutingTable::new(first).unwrap();
         assert_eq!(keyless(&mut mapper, at(1)).unwrap(), ("t.x".into(), None));
         let compacted = TopicShape { compacted: true, ..shape(3) };
-        mapper.change(&BTreeMap::from([("t.x".into(), compacted)]), end(50)).unwrap();
+        mapper.change_topics(&BTreeMap::from([("t.x".into(), compacted)]), end(50)).unwrap();
         assert_eq!(keyless(&mut mapper, at(49)).unwrap(), ("t.x".into(), None), "may have been sent");
         assert!(!mapper.takes_now("t.x", 1, false) && mapper.takes_now("t.x", 1, true));
         assert_eq!(keyless(&mut mapper, at(50)).unwrap(), ("dead".into(), Some(PoisonKind::NoKey)));
-        mapper.change(&BTreeMap::from([("dead".into(), compacted)]), end(60)).unwrap();
+        mapper.change_topics(&BTreeMap::from([("dead".into(), compacted)]), end(60)).unwrap();
         let error = keyless(&mut mapper, at(60)).unwrap_err();
         assert_eq!(error.decided_by_settings_of(), Some("dead"), "{error}");
         assert!(
@@ -409,23 +424,25 @@ mod tests {
 
     #[test]
     fn a_refused_row_has_no_place_in_that_topic_under_any_mapping_and_is_tried_again_once_that_is_stored() {
-        let mut old = Mappings::first(rule("old.${routedByValue}", 100));
+        let mut old = RoutingHistory::first(rule("old.${routedByValue}", 100));
         old.current.topics.insert("old.x".into(), shape(3));
         let mut both = old.under(rule("new.${routedByValue}", 100), end(50));
         both.current.topics.insert("new.x".into(), shape(3));
-        let refused = |topic: &str| Refused { position: at(10), topic: topic.into(), cause: "no".into() };
+        let refused = |topic: &str| RefusedRow { position: at(10), topic: topic.into(), cause: "no".into() };
         assert!(both.refused.add(refused("old.x")));
-        let mut mapper = Mapper::new(both.clone()).unwrap();
+        let mut mapper = RoutingTable::new(both.clone()).unwrap();
         assert_eq!(keyless(&mut mapper, at(11)).unwrap().0, "old.x");
         assert_eq!(keyless(&mut mapper, at(10)).unwrap().0, "new.x", "it was not sent there");
         assert!(both.refused.add(refused("new.x")));
-        let mut mapper = Mapper::new(both).unwrap();
+        let mut mapper = RoutingTable::new(both).unwrap();
         assert!(keyless(&mut mapper, at(10)).unwrap_err().is_refusal());
         mapper.try_again(at(10));
         let commit = CommitLsn::new(Lsn::from(10));
         let (position, column) = (Some(at(10)), |_: &str| Some("x"));
-        let subject = Subject { key: b"k", bytes: 1, has_key: true, position, flaw: None, commit, column };
-        let Place::Partition { topic: "old.x", revision, .. } = mapper.place(&subject).unwrap() else {
+        let subject =
+            RoutingInput { key: b"k", bytes: 1, has_key: true, position, flaw: None, commit, column };
+        let Destination::Partition { topic: "old.x", revision, .. } = mapper.destination(&subject).unwrap()
+        else {
             panic!("elsewhere");
         };
         assert_eq!((revision, mapper.revision()), (1, 1));
@@ -437,31 +454,31 @@ mod tests {
         let json = serde_json::json!({"current": {
             "routing": Routing::default(), "maxMessageBytes": 100, "topics": {"t": {"partitions": 3}},
         }});
-        let mappings: Mappings = serde_json::from_value(json).unwrap();
+        let mappings: RoutingHistory = serde_json::from_value(json).unwrap();
         assert_eq!(mappings.current.topics["t"], shape(3));
         assert!(mappings.refused.is_empty());
     }
 
     #[test]
     fn what_is_stored_is_read_back_and_an_unchanged_rule_is_no_change() {
-        let mut first = Mappings::first(rule("old.${routedByValue}", 100));
+        let mut first = RoutingHistory::first(rule("old.${routedByValue}", 100));
         first.current.topics.insert("old.x".into(), shape(3));
         let changed = first.clone().under(rule("new.${routedByValue}", 100), end(0x16_B374_D848));
         assert_eq!((first.version, changed.version), (1, 2));
         let json = serde_json::to_value(&changed).unwrap();
         assert_eq!(json["previous"][0]["until"], "16/B374D848");
         assert_eq!(json["previous"][0]["topics"]["old.x"]["partitions"], 3);
-        let back: Mappings = serde_json::from_value(json).unwrap();
-        assert_eq!(Mappings { version: 2, ..back }, changed);
+        let back: RoutingHistory = serde_json::from_value(json).unwrap();
+        assert_eq!(RoutingHistory { version: 2, ..back }, changed);
         let rule = changed.current.rule.clone();
         assert_eq!(changed.clone().under(rule, end(1)), changed);
     }
 
     #[test]
     fn a_limit_alone_keeps_the_topics_and_a_topics_own_limit_holds() {
-        let mut first = Mappings::first(rule("t.${routedByValue}", 100));
+        let mut first = RoutingHistory::first(rule("t.${routedByValue}", 100));
         first.current.topics.insert("t.x".into(), TopicShape { max_message_bytes: Some(50), ..shape(3) });
-        let mut mapper = Mapper::new(first.under(rule("t.${routedByValue}", 200), end(9))).unwrap();
+        let mut mapper = RoutingTable::new(first.under(rule("t.${routedByValue}", 200), end(9))).unwrap();
         assert_eq!(mapper.shape("t.x").map(|shape| shape.partitions), Some(3));
         assert_eq!((mapper.limit("t.x"), mapper.limit("t.y")), (50, 200));
         let refused = topic_of(&mut mapper, 10, 60).unwrap_err().to_string();

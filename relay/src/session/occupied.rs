@@ -20,10 +20,10 @@ use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::delivery::{LostRecords, Refusal};
-use crate::postgres::checkpoint::History;
+use crate::postgres::checkpoint::ClusterTimeline;
 use crate::postgres::connection;
-use crate::postgres::holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, shown};
-use crate::trouble::{Reason, Trouble, reason_of_sqlstate};
+use crate::postgres::holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, format_time};
+use crate::trouble::{ErrorKind, RelayError, reason_of_sqlstate};
 
 /// How long a stream may be without its session before it counts as an orphan: a relay notices the end of its session within
 /// a second, and one that leads nowhere within six.
@@ -36,7 +36,7 @@ const END_CREATION_WITHIN: Duration = Duration::from_secs(8);
 #[derive(Debug, Default)]
 pub struct Memory {
     /// What its sessions have confirmed, and on which history.
-    pub reached: Option<(History, EndLsn)>,
+    pub reached: Option<(ClusterTimeline, EndLsn)>,
     /// What ended the last of them, if Kafka refused a record.
     pub refusal: Option<Refusal>,
     /// Also, if Kafka lost records.
@@ -54,7 +54,7 @@ pub struct Memory {
 
 impl Memory {
     /// A session takes the slot or, with `creating`, begins to create it: no other process of this relay's can hold it now.
-    pub fn takes(&mut self, own: Own, creating: bool) {
+    pub fn on_slot_taken(&mut self, own: Own, creating: bool) {
         let before = std::mem::take(self);
         *self = Memory { own: Some(own), creating, alone: None, ..before };
     }
@@ -65,13 +65,13 @@ impl Memory {
         let Some(own) = self.own.take().filter(|_| self.creating) else { return };
         let ending = async {
             let mut sql = connection::connect(&config.source, "end of creation").await?;
-            Ok::<bool, Trouble>(holder::end(&mut sql, &own.walsender).await?)
+            Ok::<bool, RelayError>(holder::end(&mut sql, &own.walsender).await?)
         };
         let slot = &config.source.slot.name;
         let why = match timeout(END_CREATION_WITHIN, ending).await {
             Ok(Ok(true)) => return tracing::info!(%slot, "the creation of the slot was broken off"),
             Ok(Ok(false)) => "it is still there".to_owned(),
-            Ok(Err(trouble)) => trouble.what,
+            Ok(Err(trouble)) => trouble.detail,
             Err(_) => format!("no answer within {END_CREATION_WITHIN:?}"),
         };
         let pid = own.walsender.pid;
@@ -79,7 +79,7 @@ impl Memory {
     }
 
     /// For how long `holder` still has to be left alone.
-    fn patience(&mut self, holder: &Holder, orphan: Orphan, now: Instant) -> Duration {
+    fn wait_left(&mut self, holder: &Holder, orphan: Orphan, now: Instant) -> Duration {
         match orphan {
             Orphan::Own => return Duration::ZERO,
             Orphan::Alone if holder.creating => return Duration::ZERO,
@@ -96,16 +96,20 @@ impl Memory {
 }
 
 /// Returns when the slot is free, and ends an orphan for that; otherwise says what holds it.
-pub async fn until_free(sql: &mut PgConnection, config: &Config, memory: &mut Memory) -> Result<(), Trouble> {
+pub async fn until_free(
+    sql: &mut PgConnection,
+    config: &Config,
+    memory: &mut Memory,
+) -> Result<(), RelayError> {
     let slot = &config.source.slot.name;
     while let Some(holder) = holder::of(sql, slot).await? {
         let orphan = match holder.kind(memory.own.as_ref()) {
             Kind::Orphan(orphan) => orphan,
-            Kind::Relay | Kind::Foreign => return Err(held(config, &holder)),
+            Kind::Relay | Kind::Foreign => return Err(slot_held(config, &holder)),
         };
-        let what = left(config, &holder, orphan);
-        if !memory.patience(&holder, orphan, Instant::now()).is_zero() {
-            return Err(Trouble::new(Reason::SlotOrphaned, what));
+        let what = orphan_message(config, &holder, orphan);
+        if !memory.wait_left(&holder, orphan, Instant::now()).is_zero() {
+            return Err(RelayError::new(ErrorKind::SlotOrphaned, what));
         }
         end(sql, config, &holder, &what).await?;
     }
@@ -113,23 +117,28 @@ pub async fn until_free(sql: &mut PgConnection, config: &Config, memory: &mut Me
 }
 
 /// What is said of a slot that is held, by whatever it is.
-pub fn held(config: &Config, holder: &Holder) -> Trouble {
+pub fn slot_held(config: &Config, holder: &Holder) -> RelayError {
     let slot = &config.source.slot.name;
     let who = holder.describe(&config.source.user);
     match holder.kind(None) {
         Kind::Relay if holder.creating => {
-            Trouble::new(Reason::SlotActive, format!("another relay creates slot {slot}: {who}"))
+            RelayError::new(ErrorKind::SlotActive, format!("another relay creates slot {slot}: {who}"))
         }
-        Kind::Relay => Trouble::new(Reason::SlotActive, format!("another relay holds slot {slot}: {who}")),
-        Kind::Foreign => {
-            Trouble::new(Reason::SlotInUse, format!("a client that is no relay holds slot {slot}: {who}"))
+        Kind::Relay => {
+            RelayError::new(ErrorKind::SlotActive, format!("another relay holds slot {slot}: {who}"))
         }
-        Kind::Orphan(orphan) => Trouble::new(Reason::SlotOrphaned, left(config, holder, orphan)),
+        Kind::Foreign => RelayError::new(
+            ErrorKind::SlotInUse,
+            format!("a client that is no relay holds slot {slot}: {who}"),
+        ),
+        Kind::Orphan(orphan) => {
+            RelayError::new(ErrorKind::SlotOrphaned, orphan_message(config, holder, orphan))
+        }
     }
 }
 
 /// What is said of an orphan. The same as long as it lasts, so that it is logged once.
-fn left(config: &Config, holder: &Holder, orphan: Orphan) -> String {
+fn orphan_message(config: &Config, holder: &Holder, orphan: Orphan) -> String {
     let slot = &config.source.slot.name;
     let who = holder.describe(&config.source.user);
     let of = match orphan {
@@ -139,19 +148,23 @@ fn left(config: &Config, holder: &Holder, orphan: Orphan) -> String {
             format!("whose relay is gone, and which is ended after {} s", ALONE_FOR.as_secs())
         }
         Orphan::Silent(Silence { since, until, .. }) => {
-            format!("whose relay is silent since {}, and which is ended at {}", shown(since), shown(until))
+            format!(
+                "whose relay is silent since {}, and which is ended at {}",
+                format_time(since),
+                format_time(until)
+            )
         }
     };
     format!("slot {slot} is held by a walsender {of}: {who}")
 }
 
-async fn end(sql: &mut PgConnection, config: &Config, holder: &Holder, what: &str) -> Result<(), Trouble> {
-    let refused = |why| Trouble::new(Reason::SlotOrphaned, format!("{what}; {why}"));
+async fn end(sql: &mut PgConnection, config: &Config, holder: &Holder, what: &str) -> Result<(), RelayError> {
+    let refused = |why| RelayError::new(ErrorKind::SlotOrphaned, format!("{what}; {why}"));
     for backend in holder.backends() {
         match holder::end(sql, backend).await {
             Ok(true) => {}
             Ok(false) => return Err(refused("it was told to end, and is still there".to_owned())),
-            Err(error) if reason(&error) == Some(Reason::PermissionDenied) => {
+            Err(error) if reason(&error) == Some(ErrorKind::PermissionDenied) => {
                 return Err(refused(format!("role {} may not end it", config.source.user)));
             }
             Err(error) => return Err(error.into()),
@@ -161,13 +174,13 @@ async fn end(sql: &mut PgConnection, config: &Config, holder: &Holder, what: &st
     Ok(())
 }
 
-fn reason(error: &sqlx::Error) -> Option<Reason> {
+fn reason(error: &sqlx::Error) -> Option<ErrorKind> {
     error.as_database_error()?.code().map(|code| reason_of_sqlstate(&code))
 }
 
 /// Ends the session that holds the lock on the slot's creation, if it is what is left of this process's own or of a relay
 /// that is gone. Answers whether it did.
-pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) -> Result<bool, Trouble> {
+pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) -> Result<bool, RelayError> {
     let Some(session) = holder::of_lock(sql, lock).await? else { return Ok(true) };
     let own = memory.own.as_ref().is_some_and(|own| own.session == session.backend);
     let pid = session.backend.pid;
@@ -176,9 +189,9 @@ pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) ->
         None => return Ok(false),
         Some(Silence { left: Duration::ZERO, .. }) => {}
         Some(Silence { since, .. }) => {
-            let since = shown(since);
+            let since = format_time(since);
             let what = format!("the relay that was creating the slot is silent since {since}: pid {pid}");
-            return Err(Trouble::new(Reason::SlotOrphaned, what));
+            return Err(RelayError::new(ErrorKind::SlotOrphaned, what));
         }
     }
     tracing::warn!(pid, "what is left of a session that was creating the slot is ended");
@@ -196,15 +209,15 @@ mod tests {
         let mut memory = Memory::default();
         let start = Instant::now();
         let stream = Holder::for_tests(7, false);
-        assert_eq!(memory.patience(&stream, Orphan::Own, start), Duration::ZERO);
+        assert_eq!(memory.wait_left(&stream, Orphan::Own, start), Duration::ZERO);
         let at = chrono::DateTime::UNIX_EPOCH;
         let silence = Silence { since: at, until: at, left: SECOND };
-        assert_eq!(memory.patience(&stream, Orphan::Silent(silence), start), SECOND);
-        assert_eq!(memory.patience(&Holder::for_tests(7, true), Orphan::Alone, start), Duration::ZERO);
-        assert_eq!(memory.patience(&stream, Orphan::Alone, start), ALONE_FOR);
-        assert_eq!(memory.patience(&stream, Orphan::Alone, start + 4 * SECOND), ALONE_FOR - 4 * SECOND);
+        assert_eq!(memory.wait_left(&stream, Orphan::Silent(silence), start), SECOND);
+        assert_eq!(memory.wait_left(&Holder::for_tests(7, true), Orphan::Alone, start), Duration::ZERO);
+        assert_eq!(memory.wait_left(&stream, Orphan::Alone, start), ALONE_FOR);
+        assert_eq!(memory.wait_left(&stream, Orphan::Alone, start + 4 * SECOND), ALONE_FOR - 4 * SECOND);
         let later = Holder::for_tests(8, false);
-        assert_eq!(memory.patience(&later, Orphan::Alone, start + 9 * SECOND), ALONE_FOR, "another one");
-        assert_eq!(memory.patience(&later, Orphan::Alone, start + 19 * SECOND), Duration::ZERO);
+        assert_eq!(memory.wait_left(&later, Orphan::Alone, start + 9 * SECOND), ALONE_FOR, "another one");
+        assert_eq!(memory.wait_left(&later, Orphan::Alone, start + 19 * SECOND), Duration::ZERO);
     }
 }

@@ -13,20 +13,20 @@ use prometheus::IntCounter;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use self::copy::{Copy, CopyStep, next_page};
-use self::gulps::Gulps;
-use crate::dead_letter::replay::Candidate;
+use self::copy::{SnapshotRows, SnapshotStep, next_page};
+use self::gulps::ReadPacing;
+use crate::dead_letter::replay::ReplayRequest;
 use crate::delivery::{CAUSE_START, Delivery, Flow, LostRecords, Refusal};
 use crate::failpoint::{self, Boundary};
-use crate::kafka::jobs::Answer;
+use crate::kafka::jobs::QueryResult;
 use crate::kafka::sink::AckQueue;
-use crate::postgres::checkpoint::{Committed, Progress, Writer};
+use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint, Writer};
 use crate::session::Context;
-use crate::session::ended::Ended;
-use crate::session::tenure::{Now, Tenure};
+use crate::session::ended::SessionEnd;
+use crate::session::tenure::{Now, SlotGuard};
 use crate::status::metrics::Metrics;
-use crate::status::{HoldUp, Numbers, Phase, Status};
-use crate::trouble::{Reason, Trouble};
+use crate::status::{Phase, SessionStats, StallReason, Status};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// Pace of checkpoints under load, and of status and metrics: a crash replays this much, and drops it again.
 const TICK: Duration = Duration::from_millis(100);
@@ -39,17 +39,17 @@ const IDLE_CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
 const BURST: usize = 512;
 
 /// See the module's text.
-pub struct Pump {
+pub struct EventLoop {
     stream: Stream,
     delivery: Delivery,
     acks: std::sync::Arc<AckQueue>,
-    answers: mpsc::UnboundedReceiver<Answer>,
+    answers: mpsc::UnboundedReceiver<QueryResult>,
     writer: Writer,
     /// What has to be delivered before the stream is read.
-    copy: Option<Copy>,
+    copy: Option<SnapshotRows>,
     /// A dead letter that waits to be sent again.
-    replay: Option<Candidate>,
-    tenure: Tenure,
+    replay: Option<ReplayRequest>,
+    tenure: SlotGuard,
     drain_within: Duration,
     status: Status,
     metrics: Metrics,
@@ -57,13 +57,13 @@ pub struct Pump {
     parked: Option<Bytes>,
     /// The parked message is a row that can never be delivered.
     poisoned: bool,
-    requested: Requested,
-    gulps: Gulps,
+    requested: LastRequested,
+    gulps: ReadPacing,
     copied_rows: IntCounter,
 }
 
 /// The last checkpoint asked for.
-struct Requested {
+struct LastRequested {
     confirmed: EndLsn,
     copied: Option<i64>,
     /// Of the mapping.
@@ -73,27 +73,27 @@ struct Requested {
     transactions: u64,
 }
 
-impl Pump {
+impl EventLoop {
     /// A pump for a stream that has just been opened.
     pub fn new(
         stream: Stream,
         delivery: Delivery,
         acks: std::sync::Arc<AckQueue>,
-        answers: mpsc::UnboundedReceiver<Answer>,
+        answers: mpsc::UnboundedReceiver<QueryResult>,
         writer: Writer,
-        tenure: Tenure,
+        tenure: SlotGuard,
         context: &Context,
-    ) -> Pump {
+    ) -> EventLoop {
         let committed = writer.committed();
         let copied_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
-        let requested = Requested {
+        let requested = LastRequested {
             confirmed: committed.confirmed,
             copied: committed.copied,
             revision: committed.revision,
             at: Instant::now(),
             transactions: context.metrics.transactions_total.get(),
         };
-        Pump {
+        EventLoop {
             stream,
             delivery,
             acks,
@@ -108,7 +108,7 @@ impl Pump {
             parked: None,
             poisoned: false,
             requested,
-            gulps: Gulps::default(),
+            gulps: ReadPacing::default(),
             copied_rows,
         }
     }
@@ -118,26 +118,26 @@ impl Pump {
     pub async fn run(
         &mut self,
         shutdown: &mut watch::Receiver<bool>,
-        replays: &mut mpsc::Receiver<Candidate>,
-    ) -> Result<Ended, Trouble> {
+        replays: &mut mpsc::Receiver<ReplayRequest>,
+    ) -> Result<SessionEnd, RelayError> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining: Option<Instant> = None;
         loop {
             // Before anything else: after a pause nothing more may be sent.
-            self.tenure.turn(Now::read())?;
-            self.delivery.settle_acks()?;
+            self.tenure.on_loop_turn(Now::read())?;
+            self.delivery.process_acks()?;
             self.confirm()?;
             let may_read = draining.is_none() || self.delivery.in_transaction();
             let (wants_input, wants_page, goes_on) = match self.copy {
                 Some(_) if may_read => {
-                    let step = self.copy_rows()?;
-                    (false, step == CopyStep::NeedsPage, step == CopyStep::HasMore)
+                    let step = self.process_snapshot()?;
+                    (false, step == SnapshotStep::NeedsPage, step == SnapshotStep::HasMore)
                 }
-                _ => (self.copy.is_none() && may_read && self.work_off()?, false, false),
+                _ => (self.copy.is_none() && may_read && self.process_buffered()?, false, false),
             };
             if let Some(candidate) = self.replay.take() {
-                self.replay = self.delivery.replay(candidate, self.writer.committed().revision)?;
+                self.replay = self.delivery.on_replay_request(candidate, self.writer.committed().revision)?;
             }
             if let Some(since) = draining
                 && let Some(ended) = self.drained(since).await?
@@ -158,16 +158,16 @@ impl Pump {
                 _ = ticks.tick() => self.tick()?,
                 () = self.acks.arrived() => {}
                 changed = self.writer.changed() => changed?,
-                Some(answer) = self.answers.recv() => self.delivery.answer(answer)?,
+                Some(answer) = self.answers.recv() => self.delivery.on_query_result(answer)?,
                 Some(candidate) = replays.recv(), if draining.is_none() && self.takes_replays() => {
                     self.replay = Some(candidate);
                 }
                 () = std::future::ready(()), if goes_on => {}
-                page = next_page(&mut self.copy), if wants_page => self.take_page(page?),
+                page = next_page(&mut self.copy), if wants_page => self.on_page(page?),
                 filled = fill_or_idle(&mut self.stream, wants_input) => {
                     filled?;
                     failpoint::pass(Boundary::AfterRead);
-                    self.gulps.read(self.stream.last_read_len());
+                    self.gulps.on_read(self.stream.last_read_len());
                 }
             }
         }
@@ -178,25 +178,25 @@ impl Pump {
         self.writer.committed().confirmed
     }
 
-    /// Sends nothing more: see [`Delivery::give_up`].
+    /// Sends nothing more: see [`Delivery::purge`].
     pub fn give_up(&self, all: bool) {
-        self.delivery.give_up(all);
+        self.delivery.purge(all);
     }
 
     /// Says what ended the session as far as it can be known: the answer of a broker behind it, and the row it is about.
-    pub async fn explained(&mut self, trouble: Trouble) -> Trouble {
-        let trouble = self.delivery.cause_of(trouble).await;
-        self.delivery.began(trouble, self.parked.is_some())
+    pub async fn explain(&mut self, trouble: RelayError) -> RelayError {
+        let trouble = self.delivery.find_cause(trouble).await;
+        self.delivery.on_session_error(trouble, self.parked.is_some())
     }
 
     /// A record that Kafka refused, if that ended the session.
     pub fn refusal(&mut self) -> Option<Refusal> {
-        self.delivery.refusal()
+        self.delivery.take_refusal()
     }
 
     /// What ended the session, if Kafka lost records.
     pub fn lost(&mut self) -> Option<LostRecords> {
-        self.delivery.lost()
+        self.delivery.take_lost()
     }
 
     /// Gives back what the session has to end: the stream, the producers within `Delivery`, and the writer with its connection.
@@ -205,7 +205,7 @@ impl Pump {
     }
 
     /// Deals with what is buffered, a burst at most. Answers whether it is time to read more.
-    fn work_off(&mut self) -> Result<bool, Trouble> {
+    fn process_buffered(&mut self) -> Result<bool, RelayError> {
         for _ in 0..BURST {
             if !self.delivery.has_room() {
                 return Ok(false);
@@ -215,18 +215,18 @@ impl Pump {
                 None => match self.next_frame()? {
                     None => return Ok(true),
                     Some(Frame::Keepalive { wal_end, .. }) => {
-                        self.delivery.keepalive(wal_end);
+                        self.delivery.on_keepalive(wal_end);
                         continue;
                     }
                     Some(Frame::XLogData { data, .. }) => data,
                 },
             };
-            let flow = match self.delivery.message(&data, self.writer.committed().revision) {
-                Err(trouble) if trouble.reason == Reason::PoisonRow => self.poisoned(trouble),
+            let flow = match self.delivery.on_message(&data, self.writer.committed().revision) {
+                Err(trouble) if trouble.kind == ErrorKind::PoisonRow => self.on_poison(trouble),
                 flow => flow?,
             };
             if flow == Flow::Next {
-                self.not_poisoned();
+                self.on_poison_cleared();
             }
             if flow == Flow::Blocked {
                 self.parked = Some(data);
@@ -240,18 +240,18 @@ impl Pump {
 
     /// A row that can never be delivered stops what is behind it, and nothing else: what was sent before it is
     /// acknowledged, stored and confirmed as ever.
-    fn poisoned(&mut self, trouble: Trouble) -> Flow {
+    fn on_poison(&mut self, trouble: RelayError) -> Flow {
         if !std::mem::replace(&mut self.poisoned, true) {
-            tracing::error!(reason = trouble.reason.name(), "delivery stopped: {trouble}");
-            self.status.poisoned(Some(trouble));
+            tracing::error!(reason = trouble.kind.name(), "delivery stopped: {trouble}");
+            self.status.set_poison(Some(trouble));
         }
         Flow::Blocked
     }
 
-    fn not_poisoned(&mut self) {
+    fn on_poison_cleared(&mut self) {
         if std::mem::take(&mut self.poisoned) {
             tracing::info!("the row that stopped delivery can be delivered now");
-            self.status.poisoned(None);
+            self.status.set_poison(None);
         }
     }
 
@@ -261,7 +261,7 @@ impl Pump {
     }
 
     /// Tells Postgres what the committed checkpoint says. A stream replayed from before it gets there later.
-    fn confirm(&mut self) -> Result<(), Trouble> {
+    fn confirm(&mut self) -> Result<(), RelayError> {
         let received = EndLsn::new(self.stream.received());
         Ok(self.stream.confirm(self.writer.committed().confirmed.min(received))?)
     }
@@ -275,42 +275,42 @@ impl Pump {
         let idle_due =
             advanced >= IDLE_CHECKPOINT_BYTES || self.requested.at.elapsed() >= IDLE_CHECKPOINT_EVERY;
         let due = advanced > 0 && (force || transactions != self.requested.transactions || idle_due);
-        let copied = self.delivery.copied_up_to();
+        let copied = self.delivery.snapshot_cursor();
         if !due && revision == self.requested.revision && copied == self.requested.copied {
             return;
         }
-        self.requested = Requested { confirmed, copied, revision, at: Instant::now(), transactions };
+        self.requested = LastRequested { confirmed, copied, revision, at: Instant::now(), transactions };
         let first_unconfirmed = self.delivery.ledger().first_unconfirmed();
         let mappings = self.delivery.mapper().stored();
-        let offsets = self.delivery.partitions().offsets(first_unconfirmed, confirmed);
-        self.writer.write(Progress { confirmed, copied, mappings, revision, offsets });
+        let offsets = self.delivery.partitions().take_offsets(first_unconfirmed, confirmed);
+        self.writer.write(CheckpointUpdate { confirmed, copied, mappings, revision, offsets });
     }
 
-    fn tick(&mut self) -> Result<(), Trouble> {
-        self.delivery.watch(self.writer.committed().revision)?;
-        let reading = self.hold_up().is_none();
+    fn tick(&mut self) -> Result<(), RelayError> {
+        self.delivery.on_tick(self.writer.committed().revision)?;
+        let reading = self.stall_reason().is_none();
         self.status.with_slot_seen(|seen| self.tenure.check(Instant::now(), reading, seen))?;
         if self.stream.confirmed_sent() == self.requested.confirmed {
             failpoint::pass(Boundary::StatusSent);
         }
         self.request_checkpoint(false);
         self.report();
-        if self.status.unproven().is_some_and(|at| self.delivery.is_past(at)) {
-            self.status.proven();
+        if self.status.unresolved_error().is_some_and(|at| self.delivery.is_past(at)) {
+            self.status.on_error_resolved();
         }
         Ok(())
     }
 
     /// Why nothing is read.
-    fn hold_up(&self) -> Option<HoldUp> {
+    fn stall_reason(&self) -> Option<StallReason> {
         if self.poisoned {
-            Some(HoldUp::PoisonRow)
+            Some(StallReason::PoisonRow)
         } else if self.copy.is_some() {
-            Some(HoldUp::Copy)
+            Some(StallReason::Copy)
         } else if !self.delivery.has_room() {
-            Some(HoldUp::Budget)
+            Some(StallReason::Budget)
         } else if self.parked.is_some() {
-            Some(if self.delivery.waits_for_topic() { HoldUp::Topic } else { HoldUp::Search })
+            Some(if self.delivery.waits_for_topic() { StallReason::Topic } else { StallReason::Search })
         } else {
             None
         }
@@ -320,7 +320,7 @@ impl Pump {
         let (in_flight_events, in_flight_bytes) = self.delivery.in_flight();
         let ledger = self.delivery.ledger();
         let counts = self.delivery.counts();
-        let numbers = Numbers {
+        let numbers = SessionStats {
             received: EndLsn::new(self.stream.received()),
             received_events: counts.received,
             sent_events: counts.sent,
@@ -332,10 +332,10 @@ impl Pump {
             in_flight_bytes,
             oldest_commit: ledger.oldest_commit_time(),
             copied_rows: (self.copied_rows.get() > 0 || self.copy.is_some()).then(|| self.copied_rows.get()),
-            hold_up: self.hold_up(),
+            hold_up: self.stall_reason(),
             writing_since: self.writer.waits_since(),
         };
-        self.status.numbers(numbers);
+        self.status.set_session_stats(numbers);
         let metrics = &self.metrics;
         metrics.in_flight_events.set(gauge(in_flight_events as u64));
         metrics.in_flight_bytes.set(gauge(in_flight_bytes as u64));
@@ -343,12 +343,12 @@ impl Pump {
         metrics.acknowledged_lsn.set(gauge(numbers.acknowledged.lsn().as_u64()));
         metrics.confirmed_lsn.set(gauge(numbers.confirmed.lsn().as_u64()));
         let kafka = self.delivery.kafka_answers();
-        self.status.kafka(kafka, self.acks.complaint());
+        self.status.set_kafka_answers(kafka, self.acks.last_connection_error());
         metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == Some(true)));
     }
 
     /// The next message, unless the server said something before it that makes it worthless.
-    fn next_frame(&mut self) -> Result<Option<Frame>, Trouble> {
+    fn next_frame(&mut self) -> Result<Option<Frame>, RelayError> {
         let frame = self.stream.next_frame()?;
         self.refuse_notices()?;
         Ok(frame)
@@ -356,13 +356,13 @@ impl Pump {
 
     /// Postgres 18 and newer skip the rows of a publication they do not find, with no more than a warning. What
     /// comes behind it must not move the position past them.
-    fn refuse_notices(&mut self) -> Result<(), Trouble> {
+    fn refuse_notices(&mut self) -> Result<(), RelayError> {
         for notice in self.stream.take_notices() {
             if notice.skipped_publication() {
-                return Err(Trouble::new(Reason::PublicationMissing, notice.to_string()));
+                return Err(RelayError::new(ErrorKind::PublicationMissing, notice.to_string()));
             }
             if notice.waits_for_standby() {
-                self.status.standby_awaited(&notice.to_string());
+                self.status.set_awaited_standby(&notice.to_string());
             } else {
                 tracing::warn!("PostgreSQL says: {notice}");
             }
@@ -371,7 +371,7 @@ impl Pump {
     }
 
     /// Whether a graceful stop is through.
-    async fn drained(&mut self, since: Instant) -> Result<Option<Ended>, Trouble> {
+    async fn drained(&mut self, since: Instant) -> Result<Option<SessionEnd>, RelayError> {
         failpoint::pass(Boundary::InDrain);
         let late = since.elapsed() > self.drain_within;
         // A transaction is read to its end, unless it holds a row that only a person can help on.
@@ -381,26 +381,26 @@ impl Pump {
             return Ok(None);
         }
         self.request_checkpoint(true);
-        let Requested { confirmed, copied, .. } = self.requested;
-        let stored = |row: Committed| row.confirmed >= confirmed && row.copied == copied;
+        let LastRequested { confirmed, copied, .. } = self.requested;
+        let stored = |row: CommittedCheckpoint| row.confirmed >= confirmed && row.copied == copied;
         while !stored(self.writer.committed()) {
             let left = self.drain_within.saturating_sub(since.elapsed()).max(TICK);
             match tokio::time::timeout(left, self.writer.changed()).await {
                 Ok(changed) => changed?,
-                Err(_) => return Ok(Some(Ended::Late)),
+                Err(_) => return Ok(Some(SessionEnd::Late)),
             }
         }
         self.confirm()?;
         Ok(Some(match (settled, stuck) {
-            (true, true) => Ended::Blocked,
-            (true, false) if self.delivery.ledger().is_empty() => Ended::Drained,
-            _ => Ended::Late,
+            (true, true) => SessionEnd::Blocked,
+            (true, false) if self.delivery.ledger().is_empty() => SessionEnd::Drained,
+            _ => SessionEnd::Late,
         }))
     }
 }
 
 /// Reads, or only keeps confirmations going. Both are cancel-safe.
-async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<(), Trouble> {
+async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<(), RelayError> {
     if read { Ok(stream.fill().await?) } else { match stream.idle().await? {} }
 }
 

@@ -18,15 +18,15 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::{Failover, Source};
 use crate::failpoint::{self, Boundary};
-use crate::postgres::awaited::{self, Open};
-use crate::postgres::checkpoint::{self, History, Progress};
+use crate::postgres::awaited::{self, OpenTransaction};
+use crate::postgres::checkpoint::{self, CheckpointUpdate, ClusterTimeline};
 use crate::postgres::connection::CONNECT_WITHIN;
-use crate::routing::mapping::{Mappings, Rule};
+use crate::routing::mapping::{RoutingHistory, Rule};
 use crate::session::Context;
 use crate::session::occupied::{self, Memory};
 use crate::status::Phase;
 use crate::topics::partitions::Offsets;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// How often it is looked for whom the creation waits. Another relay takes a session that asks nothing for silent.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -36,24 +36,24 @@ const SHOW_AFTER: Duration = Duration::from_secs(5);
 
 /// Makes this the only relay that creates the slot, as long as `sql` is connected. Everything about the creation is
 /// written over that connection, so a relay that lost the lock can write nothing more.
-pub async fn lock(sql: &mut PgConnection, slot: &str, memory: &Memory) -> Result<(), Trouble> {
+pub async fn lock(sql: &mut PgConnection, slot: &str, memory: &Memory) -> Result<(), RelayError> {
     let name = lock_name(slot);
     if try_lock(sql, &name).await?
         || (occupied::end_creator(sql, &name, memory).await? && try_lock(sql, &name).await?)
     {
         return Ok(());
     }
-    Err(Trouble::new(Reason::SlotActive, format!("another relay is creating slot {slot}")))
+    Err(RelayError::new(ErrorKind::SlotActive, format!("another relay is creating slot {slot}")))
 }
 
-async fn try_lock(sql: &mut PgConnection, name: &str) -> Result<bool, Trouble> {
+async fn try_lock(sql: &mut PgConnection, name: &str) -> Result<bool, RelayError> {
     let taken = sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtextextended($1, 0))").bind(name);
     Ok(taken.fetch_one(sql).await?)
 }
 
 /// Has the server look every second whether this relay is still connected, on both connections: while it waits for
 /// transactions or reads a large table it would not notice otherwise. The timer begins with a statement and outlives it.
-pub async fn notice_the_end(sql: &mut PgConnection, client: &mut Client) -> Result<(), Trouble> {
+pub async fn watch_client_connection(sql: &mut PgConnection, client: &mut Client) -> Result<(), RelayError> {
     const EVERY_SECOND: &str = "SET client_connection_check_interval = 1000";
     // A platform on which the server cannot look refuses the setting.
     let refused = |error: pg_replication::Error| match error {
@@ -69,7 +69,7 @@ pub async fn notice_the_end(sql: &mut PgConnection, client: &mut Client) -> Resu
 }
 
 /// Lets other relays look at the slot that was created.
-pub async fn unlock(sql: &mut PgConnection, slot: &str) -> Result<(), Trouble> {
+pub async fn unlock(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError> {
     sqlx::query("SELECT pg_advisory_unlock(hashtextextended($1, 0))")
         .bind(lock_name(slot))
         .execute(&mut *sql)
@@ -82,7 +82,7 @@ fn lock_name(slot: &str) -> String {
 }
 
 /// Drops the slot that an unfinished start may have left.
-pub async fn drop_leftover(sql: &mut PgConnection, slot: &str) -> Result<(), Trouble> {
+pub async fn drop_leftover(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError> {
     tracing::warn!(%slot, "an earlier start ended before it knew which rows come before this slot; it is made anew");
     drop_slot(sql, slot).await
 }
@@ -93,13 +93,14 @@ pub async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
     context: &Context,
-    history: History,
-) -> Result<(), Trouble> {
+    history: ClusterTimeline,
+) -> Result<(), RelayError> {
     let config = &*context.config;
     checkpoint::register(sql, config, history).await?;
     let confirmed = create(sql, client, context, Snapshot::Nothing).await?.0;
-    let mappings = Mappings::first(Rule::of(config));
-    let progress = Progress { confirmed, copied: None, mappings, revision: 0, offsets: Offsets::new() };
+    let mappings = RoutingHistory::first(Rule::of(config));
+    let progress =
+        CheckpointUpdate { confirmed, copied: None, mappings, revision: 0, offsets: Offsets::new() };
     checkpoint::write_now(sql, config, history, &progress).await?;
     let slot = &config.source.slot.name;
     tracing::info!(%slot, lsn = %confirmed, "created the slot; events committed from here on are delivered");
@@ -111,19 +112,22 @@ pub async fn create_slot_with_snapshot(
     sql: &mut PgConnection,
     client: &mut Client,
     context: &Context,
-    history: History,
-) -> Result<(), Trouble> {
+    history: ClusterTimeline,
+) -> Result<(), RelayError> {
     let config = &*context.config;
     let (source, slot) = (&config.source, &config.source.slot.name);
     check_table(sql, source).await?;
-    checkpoint::intend_slot(sql, config, history).await?;
+    checkpoint::begin_slot_creation(sql, config, history).await?;
     let (from, snapshot) = match create(sql, client, context, Snapshot::Export).await {
         Ok((from, Some(snapshot))) => (from, snapshot),
         Ok((_, None)) => {
-            return Err(Trouble::new(Reason::ProtocolViolation, "the slot was created without a snapshot"));
+            return Err(RelayError::new(
+                ErrorKind::ProtocolViolation,
+                "the slot was created without a snapshot",
+            ));
         }
         Err(CreateError::Exists(trouble)) => {
-            checkpoint::give_up_slot(sql, config).await?;
+            checkpoint::abort_slot_creation(sql, config).await?;
             return Err(trouble);
         }
         Err(error) => return Err(error.into()),
@@ -131,21 +135,21 @@ pub async fn create_slot_with_snapshot(
     let (snapshot, order) = describe(sql, source, &snapshot).await?;
     if let Err(refused) = order.check(source) {
         drop_slot(sql, slot).await?;
-        checkpoint::give_up_slot(sql, config).await?;
+        checkpoint::abort_slot_creation(sql, config).await?;
         return Err(refused);
     }
-    checkpoint::begin_copy(sql, config, from, &snapshot).await?;
+    checkpoint::begin_snapshot(sql, config, from, &snapshot).await?;
     tracing::info!(%slot, lsn = %from, "created the slot; the rows that were there before it are delivered first");
     Ok(())
 }
 
 enum CreateError {
     /// Somebody else made it.
-    Exists(Trouble),
-    Other(Trouble),
+    Exists(RelayError),
+    Other(RelayError),
 }
 
-impl From<CreateError> for Trouble {
+impl From<CreateError> for RelayError {
     fn from(error: CreateError) -> Self {
         match error {
             CreateError::Exists(trouble) | CreateError::Other(trouble) => trouble,
@@ -172,9 +176,9 @@ async fn create(
             created = &mut creating => break created,
             () = sleep(LOOK_EVERY) => {}
         }
-        let open = look_at_the_wait(sql, walsender).await.map_err(CreateError::Other)?;
+        let open = blocking_transactions(sql, walsender).await.map_err(CreateError::Other)?;
         if began.elapsed() >= SHOW_AFTER && !open.is_empty() {
-            show_the_wait(context, &open, &shown);
+            report_blocking_transactions(context, &open, &shown);
             shown = open;
         }
     };
@@ -185,33 +189,36 @@ async fn create(
         }
         Err(pg_replication::Error::Server(error)) if error.code == SqlState::DUPLICATE_OBJECT => {
             let what = format!("slot {slot} was created by somebody else at this moment");
-            Err(CreateError::Exists(Trouble::new(Reason::SlotActive, what)))
+            Err(CreateError::Exists(RelayError::new(ErrorKind::SlotActive, what)))
         }
         Err(error) => Err(CreateError::Other(error.into())),
     }
 }
 
-async fn look_at_the_wait(sql: &mut PgConnection, walsender: i32) -> Result<Vec<Open>, Trouble> {
+async fn blocking_transactions(
+    sql: &mut PgConnection,
+    walsender: i32,
+) -> Result<Vec<OpenTransaction>, RelayError> {
     let late = |_| {
         let what = format!("no answer within {CONNECT_WITHIN:?} while the slot is being created");
-        Trouble::new(Reason::DatabaseUnreachable, what)
+        RelayError::new(ErrorKind::DatabaseUnreachable, what)
     };
-    Ok(timeout(CONNECT_WITHIN, awaited::by(sql, walsender)).await.map_err(late)??)
+    Ok(timeout(CONNECT_WITHIN, awaited::blocking(sql, walsender)).await.map_err(late)??)
 }
 
 /// Shows whom the creation waits for, and logs it when that is not who was `shown` last.
-fn show_the_wait(context: &Context, open: &[Open], shown: &[Open]) {
+fn report_blocking_transactions(context: &Context, open: &[OpenTransaction], shown: &[OpenTransaction]) {
     let source = &context.config.source;
     let what = awaited::sentence(&source.slot.name, open, &source.user, Utc::now());
-    let trouble = Trouble::new(Reason::SlotCreationWaits, what);
-    context.status.trouble(Phase::Starting, &trouble);
-    if !awaited::same(open, shown) {
-        tracing::warn!(reason = trouble.reason.name(), "{trouble}");
+    let trouble = RelayError::new(ErrorKind::SlotCreationWaits, what);
+    context.status.on_error(Phase::Starting, &trouble);
+    if !awaited::are_same(open, shown) {
+        tracing::warn!(reason = trouble.kind.name(), "{trouble}");
     }
 }
 
 /// Only one that nobody holds: the one that a relay left.
-async fn drop_slot(sql: &mut PgConnection, slot: &str) -> Result<(), Trouble> {
+async fn drop_slot(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError> {
     sqlx::query(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
          WHERE slot_name = $1 AND plugin = 'pgoutput' AND database = current_database()",
@@ -227,7 +234,7 @@ async fn describe(
     sql: &mut PgConnection,
     source: &Source,
     exported: &str,
-) -> Result<(String, Order), Trouble> {
+) -> Result<(String, RowOrder), RelayError> {
     let begin = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}'",
         exported.replace('\'', "''")
@@ -235,13 +242,13 @@ async fn describe(
     sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *sql).await?;
     let snapshot: String =
         sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *sql).await?;
-    let order = Order::of(sql, source).await?;
+    let order = RowOrder::of(sql, source).await?;
     sqlx::raw_sql("COMMIT").execute(&mut *sql).await?;
     Ok((snapshot, order))
 }
 
 /// Checks that the rows of the table can be read, and told by snapshot and `seq`. Before anything is made.
-async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), Trouble> {
+async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
     let table = source.table.quoted();
     let row = sqlx::query(
         "SELECT count(*) FILTER (WHERE attname = 'seq' AND atttypid = 'bigint'::regtype AND attnotnull) = 1
@@ -262,7 +269,7 @@ async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), Trou
              the slot are found and put in order, so source.start: Table is not possible",
             source.table
         );
-        return Err(Trouble::new(Reason::StartRefused, what));
+        return Err(RelayError::new(ErrorKind::StartRefused, what));
     }
     if !row.try_get::<bool, _>("dated")? {
         let what = format!(
@@ -270,27 +277,27 @@ async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), Trou
              before the slot, and source.start: Table is not possible",
             source.table
         );
-        return Err(Trouble::new(Reason::StartRefused, what));
+        return Err(RelayError::new(ErrorKind::StartRefused, what));
     }
     if !row.try_get::<bool, _>("readable")? {
         let what = format!(
             "role {role} may not read table {}, whose rows are delivered first: GRANT SELECT ON {table} TO {role}",
             source.table
         );
-        return Err(Trouble::new(Reason::PermissionDenied, what));
+        return Err(RelayError::new(ErrorKind::PermissionDenied, what));
     }
     if row.try_get::<bool, _>("secured")? {
         let what = format!(
             "row-level security hides rows of table {} from role {role}: ALTER ROLE {role} BYPASSRLS",
             source.table
         );
-        return Err(Trouble::new(Reason::PermissionDenied, what));
+        return Err(RelayError::new(ErrorKind::PermissionDenied, what));
     }
-    Order::of(sql, source).await?.check(source)
+    RowOrder::of(sql, source).await?.check(source)
 }
 
 /// What could make snapshot and `seq` miss a row.
-struct Order {
+struct RowOrder {
     /// Rows that are here and carry a transaction that the snapshot does not show: of another cluster.
     foreign: bool,
     /// Rows before the first place of a copy.
@@ -299,9 +306,9 @@ struct Order {
     undated: bool,
 }
 
-impl Order {
+impl RowOrder {
     /// Looks at every row that the connection's snapshot shows.
-    async fn of(sql: &mut PgConnection, source: &Source) -> Result<Order, Trouble> {
+    async fn of(sql: &mut PgConnection, source: &Source) -> Result<RowOrder, RelayError> {
         let select = format!(
             "SELECT coalesce(bool_or(NOT pg_visible_in_snapshot(xid, s)), false) AS foreign_xid,
                     coalesce(bool_or(seq < 0), false) AS negative,
@@ -311,14 +318,14 @@ impl Order {
             source.table.quoted()
         );
         let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *sql).await?;
-        Ok(Order {
+        Ok(RowOrder {
             foreign: row.try_get("foreign_xid")?,
             negative: row.try_get("negative")?,
             undated: row.try_get("undated")?,
         })
     }
 
-    fn check(&self, source: &Source) -> Result<(), Trouble> {
+    fn check(&self, source: &Source) -> Result<(), RelayError> {
         let table = source.table.quoted();
         if self.foreign {
             let what = format!(
@@ -326,11 +333,11 @@ impl Order {
                  UPDATE {table} SET xid = DEFAULT WHERE NOT pg_visible_in_snapshot(xid, pg_current_snapshot())",
                 source.table
             );
-            return Err(Trouble::new(Reason::StartRefused, what));
+            return Err(RelayError::new(ErrorKind::StartRefused, what));
         }
         if self.negative {
             let what = format!("table {} has rows whose seq is negative", source.table);
-            return Err(Trouble::new(Reason::StartRefused, what));
+            return Err(RelayError::new(ErrorKind::StartRefused, what));
         }
         if self.undated {
             let what = format!(
@@ -338,7 +345,7 @@ impl Order {
                  give them another",
                 source.table
             );
-            return Err(Trouble::new(Reason::StartRefused, what));
+            return Err(RelayError::new(ErrorKind::StartRefused, what));
         }
         Ok(())
     }

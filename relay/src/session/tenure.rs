@@ -18,18 +18,18 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::postgres::source::SlotState;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// The server is asked every second, and a busy machine asks late: a shorter silence says nothing, however short
 /// `wal_sender_timeout` is.
 const SILENT_FOR: Duration = Duration::from_secs(5);
 
 /// When the server was last asked for the slot and answered, over whichever connection, and what it showed.
-pub type SlotSeen<'a> = Option<(Instant, Option<&'a SlotState>)>;
+pub type LastSlotLook<'a> = Option<(Instant, Option<&'a SlotState>)>;
 
 /// See the module's text.
 #[derive(Debug)]
-pub struct Tenure {
+pub struct SlotGuard {
     /// Half of the server's `wal_sender_timeout`.
     limit: Duration,
     /// The server process that serves the stream.
@@ -59,14 +59,14 @@ impl Now {
     }
 }
 
-impl Tenure {
+impl SlotGuard {
     /// The slot was taken at `now`, by the server process `holder`.
-    pub fn new(limit: Duration, holder: Option<i64>, now: Now) -> Tenure {
-        Tenure { limit, holder, began: now.monotonic, turned: now }
+    pub fn new(limit: Duration, holder: Option<i64>, now: Now) -> SlotGuard {
+        SlotGuard { limit, holder, began: now.monotonic, turned: now }
     }
 
     /// Called at every turn of the loop, before anything is sent.
-    pub fn turn(&mut self, now: Now) -> Result<(), Trouble> {
+    pub fn on_loop_turn(&mut self, now: Now) -> Result<(), RelayError> {
         let pause = now.since(self.turned);
         self.turned = now;
         if pause < self.limit {
@@ -74,16 +74,16 @@ impl Tenure {
         }
         let what =
             format!("this process did not run for {} s, so another may hold the slot", pause.as_secs());
-        Err(Trouble::new(Reason::ProcessPaused, what))
+        Err(RelayError::new(ErrorKind::ProcessPaused, what))
     }
 
     /// Called regularly with the server's last answer. While the stream is read, it notices a silent server itself.
-    pub fn check(&self, now: Instant, reading: bool, seen: SlotSeen<'_>) -> Result<(), Trouble> {
+    pub fn check(&self, now: Instant, reading: bool, seen: LastSlotLook<'_>) -> Result<(), RelayError> {
         // What was asked before the slot was taken says nothing of this tenure.
         let seen = seen.filter(|(asked, _)| *asked > self.began);
         match seen {
             Some((_, None)) => {
-                return Err(Trouble::new(Reason::SlotLost, "the slot is gone while it was in use"));
+                return Err(RelayError::new(ErrorKind::SlotLost, "the slot is gone while it was in use"));
             }
             Some((_, Some(slot))) => self.check_holder(slot)?,
             None => {}
@@ -93,21 +93,24 @@ impl Tenure {
             return Ok(());
         }
         let what = format!("no answer for {} s, and nothing is read from the stream", silence.as_secs());
-        Err(Trouble::new(Reason::DatabaseUnreachable, what))
+        Err(RelayError::new(ErrorKind::DatabaseUnreachable, what))
     }
 
-    fn check_holder(&self, slot: &SlotState) -> Result<(), Trouble> {
+    fn check_holder(&self, slot: &SlotState) -> Result<(), RelayError> {
         if slot.is_lost() {
-            return Err(Trouble::new(Reason::SlotLost, slot.loss()));
+            return Err(RelayError::new(ErrorKind::SlotLost, slot.loss_reason()));
         }
         if self.holder.is_none() || slot.active_pid == self.holder {
             return Ok(());
         }
         Err(match slot.active_pid {
-            Some(pid) => {
-                Trouble::new(Reason::SlotActive, format!("the slot was taken over by server process {pid}"))
+            Some(pid) => RelayError::new(
+                ErrorKind::SlotActive,
+                format!("the slot was taken over by server process {pid}"),
+            ),
+            None => {
+                RelayError::new(ErrorKind::DatabaseUnreachable, "the server has ended this relay's stream")
             }
-            None => Trouble::new(Reason::DatabaseUnreachable, "the server has ended this relay's stream"),
         })
     }
 }
@@ -119,8 +122,8 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(30);
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn reason(result: Result<(), Trouble>) -> Option<Reason> {
-        result.err().map(|trouble| trouble.reason)
+    fn reason(result: Result<(), RelayError>) -> Option<ErrorKind> {
+        result.err().map(|trouble| trouble.kind)
     }
 
     /// Both clocks, after so long.
@@ -128,29 +131,30 @@ mod tests {
         Now { monotonic: start.monotonic + monotonic, wall: start.wall + wall }
     }
 
-    fn begun() -> (Tenure, Instant) {
+    fn begun() -> (SlotGuard, Instant) {
         let start = Now::read();
-        (Tenure::new(LIMIT, Some(7), start), start.monotonic)
+        (SlotGuard::new(LIMIT, Some(7), start), start.monotonic)
     }
 
     #[test]
     fn a_process_that_did_not_run_for_long_gives_the_slot_up() {
         let start = Now::read();
-        let mut tenure = Tenure::new(LIMIT, Some(7), start);
-        let mut turn = |seconds| reason(tenure.turn(after(start, seconds * SECOND, seconds * SECOND)));
+        let mut tenure = SlotGuard::new(LIMIT, Some(7), start);
+        let mut turn =
+            |seconds| reason(tenure.on_loop_turn(after(start, seconds * SECOND, seconds * SECOND)));
         assert_eq!(turn(29), None);
         assert_eq!(turn(58), None, "it counts from the last turn");
-        assert_eq!(turn(88), Some(Reason::ProcessPaused));
+        assert_eq!(turn(88), Some(ErrorKind::ProcessPaused));
     }
 
     #[test]
     fn a_suspended_machine_stops_one_clock_only() {
         let start = Now::read();
-        let mut tenure = Tenure::new(LIMIT, Some(7), start);
+        let mut tenure = SlotGuard::new(LIMIT, Some(7), start);
         let suspended = after(start, SECOND, 31 * SECOND);
-        assert_eq!(reason(tenure.turn(suspended)), Some(Reason::ProcessPaused));
+        assert_eq!(reason(tenure.on_loop_turn(suspended)), Some(ErrorKind::ProcessPaused));
         let set_back = Now { wall: start.wall - 100 * SECOND, ..suspended };
-        assert_eq!(reason(tenure.turn(set_back)), None, "a wall clock that is set back is no pause");
+        assert_eq!(reason(tenure.on_loop_turn(set_back)), None, "a wall clock that is set back is no pause");
     }
 
     #[test]
@@ -160,11 +164,11 @@ mod tests {
         let held_by = |pid| SlotState { active_pid: pid, ..SlotState::default() };
         let seen = |slot: Option<&SlotState>| reason(tenure.check(later, true, Some((later, slot))));
         assert_eq!(seen(Some(&held_by(Some(7)))), None);
-        assert_eq!(seen(Some(&held_by(Some(8)))), Some(Reason::SlotActive));
-        assert_eq!(seen(Some(&held_by(None))), Some(Reason::DatabaseUnreachable));
-        assert_eq!(seen(None), Some(Reason::SlotLost));
+        assert_eq!(seen(Some(&held_by(Some(8)))), Some(ErrorKind::SlotActive));
+        assert_eq!(seen(Some(&held_by(None))), Some(ErrorKind::DatabaseUnreachable));
+        assert_eq!(seen(None), Some(ErrorKind::SlotLost));
         let lost = SlotState { wal_status: Some("lost".into()), ..held_by(Some(7)) };
-        assert_eq!(seen(Some(&lost)), Some(Reason::SlotLost));
+        assert_eq!(seen(Some(&lost)), Some(ErrorKind::SlotLost));
     }
 
     #[test]
@@ -179,17 +183,17 @@ mod tests {
         let slot = SlotState { active_pid: Some(7), ..SlotState::default() };
         let answered = Some((start + SECOND, Some(&slot)));
         let now = start + 40 * SECOND;
-        assert_eq!(reason(tenure.check(now, false, answered)), Some(Reason::DatabaseUnreachable));
+        assert_eq!(reason(tenure.check(now, false, answered)), Some(ErrorKind::DatabaseUnreachable));
         assert_eq!(reason(tenure.check(now, true, answered)), None, "the stream judges by itself");
     }
 
     #[test]
     fn a_short_timeout_does_not_make_a_late_answer_a_silence() {
         let start = Now::read();
-        let tenure = Tenure::new(SECOND, Some(7), start);
+        let tenure = SlotGuard::new(SECOND, Some(7), start);
         let at = |seconds| start.monotonic + seconds * SECOND;
         assert_eq!(reason(tenure.check(at(4), false, None)), None);
-        assert_eq!(reason(tenure.check(at(5), false, None)), Some(Reason::DatabaseUnreachable));
+        assert_eq!(reason(tenure.check(at(5), false, None)), Some(ErrorKind::DatabaseUnreachable));
     }
 
     #[test]
@@ -201,7 +205,7 @@ mod tests {
             assert_eq!(reason(tenure.check(start + 29 * SECOND, false, seen)), None);
             assert_eq!(
                 reason(tenure.check(start + 30 * SECOND, false, seen)),
-                Some(Reason::DatabaseUnreachable)
+                Some(ErrorKind::DatabaseUnreachable)
             );
         }
     }

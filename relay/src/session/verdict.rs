@@ -17,14 +17,14 @@
 use pg_replication::{EndLsn, TimelineHistory};
 
 use crate::config::{CreationPolicy, Source, StartAt};
-use crate::postgres::checkpoint::{Checkpoint, History, Progressed};
+use crate::postgres::checkpoint::{Checkpoint, CheckpointPhase, ClusterTimeline};
 use crate::postgres::source::SlotState;
 use crate::progress::lineage::left_at;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// What is known at a start.
 #[derive(Clone, Debug)]
-pub struct Findings<'a> {
+pub struct StartInputs<'a> {
     /// System identifier of the server.
     pub system_identifier: u64,
     /// Its timelines.
@@ -32,7 +32,7 @@ pub struct Findings<'a> {
     /// The end of its log.
     pub flush: EndLsn,
     /// What this process had confirmed when it last streamed, and on which history.
-    pub reached: Option<(History, EndLsn)>,
+    pub reached: Option<(ClusterTimeline, EndLsn)>,
     /// The relay's settings.
     pub source: &'a Source,
     /// The relay's checkpoint.
@@ -43,7 +43,7 @@ pub struct Findings<'a> {
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum StartDecision {
     /// There never was a slot: register and create it.
     CreateSlot,
     /// The slot was created and the snapshot that goes with it was lost: drop it and create it again.
@@ -63,7 +63,7 @@ pub enum Verdict {
 }
 
 /// What the checkpoint says that still holds on this server.
-enum Known {
+enum CheckpointState {
     Nothing,
     Creating,
     Copying { from: EndLsn },
@@ -71,75 +71,79 @@ enum Known {
 }
 
 /// Judges `found`.
-pub fn judge(found: &Findings<'_>) -> Result<Verdict, Trouble> {
-    let known = found.checkpoint.map_or(Ok(Known::Nothing), |checkpoint| known(found, checkpoint))?;
+pub fn decide(found: &StartInputs<'_>) -> Result<StartDecision, RelayError> {
+    let known = found
+        .checkpoint
+        .map_or(Ok(CheckpointState::Nothing), |checkpoint| checkpoint_state(found, checkpoint))?;
     let Some(slot) = found.slot else { return without_slot(found, &known) };
     check_suitable(found.source, slot)?;
     let name = &found.source.slot.name;
     match known {
         // It may be lost by now, too: nothing was taken from it.
-        Known::Creating => match slot.active_pid {
-            None => Ok(Verdict::RecreateSlot),
-            Some(pid) => Err(Trouble::new(
-                Reason::SlotActive,
+        CheckpointState::Creating => match slot.active_pid {
+            None => Ok(StartDecision::RecreateSlot),
+            Some(pid) => Err(RelayError::new(
+                ErrorKind::SlotActive,
                 format!("slot {name} is being created, or held, by the process with pid {pid}"),
             )),
         },
-        Known::Nothing if found.source.start == StartAt::Table => Err(Trouble::new(
-            Reason::StartRefused,
+        CheckpointState::Nothing if found.source.start == StartAt::Table => Err(RelayError::new(
+            ErrorKind::StartRefused,
             format!(
                 "slot {name} exists already and this relay has no checkpoint, so which rows of {} it will stream is not known; \
                  source.start: Now takes it as it is, and without the slot the relay makes one and delivers the whole table",
                 found.source.table
             ),
         )),
-        Known::Nothing => {
+        CheckpointState::Nothing => {
             alive(name, slot)?;
-            Ok(Verdict::Stream { confirmed: slot.confirmed.unwrap_or_default(), diverged: false })
+            Ok(StartDecision::Stream { confirmed: slot.confirmed.unwrap_or_default(), diverged: false })
         }
-        Known::Copying { from } => {
+        CheckpointState::Copying { from } => {
             alive(name, slot)?;
             not_ahead(name, slot, from)?;
-            Ok(Verdict::Copy { from })
+            Ok(StartDecision::Copy { from })
         }
-        Known::Delivered { confirmed, diverged } => {
+        CheckpointState::Delivered { confirmed, diverged } => {
             alive(name, slot)?;
             not_ahead(name, slot, confirmed)?;
-            Ok(Verdict::Stream { confirmed, diverged })
+            Ok(StartDecision::Stream { confirmed, diverged })
         }
     }
 }
 
-fn without_slot(found: &Findings<'_>, known: &Known) -> Result<Verdict, Trouble> {
+fn without_slot(found: &StartInputs<'_>, known: &CheckpointState) -> Result<StartDecision, RelayError> {
     let name = &found.source.slot.name;
     let delivered_before = found.checkpoint.is_some_and(|checkpoint| !checkpoint.offsets.is_empty());
     match known {
         // Somebody took the LSN away, so that it begins anew after a gap.
-        Known::Nothing if delivered_before && found.source.start == StartAt::Table => Err(Trouble::new(
-            Reason::StartRefused,
-            format!(
-                "slot {name} does not exist, and this relay has delivered before: source.start: Table would send the whole \
+        CheckpointState::Nothing if delivered_before && found.source.start == StartAt::Table => {
+            Err(RelayError::new(
+                ErrorKind::StartRefused,
+                format!(
+                    "slot {name} does not exist, and this relay has delivered before: source.start: Table would send the whole \
                  table again; set Now, or delete the relay's row of outbox_checkpoint if that is meant"
-            ),
-        )),
-        Known::Copying { from: lsn } | Known::Delivered { confirmed: lsn, .. } => {
-            Err(Trouble::new(Reason::SlotLost, format!("slot {name} is gone; the checkpoint is at {lsn}")))
+                ),
+            ))
         }
-        Known::Nothing | Known::Creating
+        CheckpointState::Copying { from: lsn } | CheckpointState::Delivered { confirmed: lsn, .. } => Err(
+            RelayError::new(ErrorKind::SlotLost, format!("slot {name} is gone; the checkpoint is at {lsn}")),
+        ),
+        CheckpointState::Nothing | CheckpointState::Creating
             if found.source.slot.creation_policy == CreationPolicy::IfMissing =>
         {
-            Ok(Verdict::CreateSlot)
+            Ok(StartDecision::CreateSlot)
         }
-        Known::Nothing | Known::Creating => {
-            Err(Trouble::new(Reason::SlotMissing, format!("slot {name} does not exist")))
+        CheckpointState::Nothing | CheckpointState::Creating => {
+            Err(RelayError::new(ErrorKind::SlotMissing, format!("slot {name} does not exist")))
         }
     }
 }
 
 /// What of the checkpoint holds on this server.
-fn known(found: &Findings<'_>, checkpoint: &Checkpoint) -> Result<Known, Trouble> {
-    let changed = |what| Err(Trouble::new(Reason::HistoryChanged, what));
-    let History { system_identifier, timeline } = checkpoint.history;
+fn checkpoint_state(found: &StartInputs<'_>, checkpoint: &Checkpoint) -> Result<CheckpointState, RelayError> {
+    let changed = |what| Err(RelayError::new(ErrorKind::HistoryChanged, what));
+    let ClusterTimeline { system_identifier, timeline } = checkpoint.history;
     if found.system_identifier != system_identifier {
         return changed(format!(
             "the server has system identifier {}, the checkpoint {system_identifier}",
@@ -161,25 +165,27 @@ fn known(found: &Findings<'_>, checkpoint: &Checkpoint) -> Result<Known, Trouble
     // How far the server's log and the checkpoint's are one.
     let common = left.map_or(found.flush, EndLsn::new);
     match checkpoint.progress {
-        Progressed::Registered => Ok(Known::Nothing),
-        Progressed::Creating => Ok(Known::Creating),
-        Progressed::Copying { from, .. } if from > common => changed(format!(
+        CheckpointPhase::Registered => Ok(CheckpointState::Nothing),
+        CheckpointPhase::Creating => Ok(CheckpointState::Creating),
+        CheckpointPhase::Snapshotting { from, .. } if from > common => changed(format!(
             "the slot was created at {from}, but the server's log and the checkpoint's part at {common}"
         )),
-        Progressed::Copying { from, .. } => Ok(Known::Copying { from }),
-        Progressed::Delivered { confirmed } if went_back(found, checkpoint, confirmed) => changed(format!(
-            "the checkpoint is at {confirmed}, where it was before: the database was put back to an earlier state without a new \
+        CheckpointPhase::Snapshotting { from, .. } => Ok(CheckpointState::Copying { from }),
+        CheckpointPhase::Delivered { confirmed } if went_back(found, checkpoint, confirmed) => {
+            changed(format!(
+                "the checkpoint is at {confirmed}, where it was before: the database was put back to an earlier state without a new \
              timeline, so the same positions will stand for other events"
-        )),
-        Progressed::Delivered { confirmed } => {
-            Ok(Known::Delivered { confirmed: confirmed.min(common), diverged: confirmed > common })
+            ))
+        }
+        CheckpointPhase::Delivered { confirmed } => {
+            Ok(CheckpointState::Delivered { confirmed: confirmed.min(common), diverged: confirmed > common })
         }
     }
 }
 
 /// Whether the checkpoint was further once. It never goes back by itself; a promotion may take it back, and begins a new
 /// timeline. Without offsets it is a person who wants it so: nothing in Kafka counts then.
-fn went_back(found: &Findings<'_>, checkpoint: &Checkpoint, confirmed: EndLsn) -> bool {
+fn went_back(found: &StartInputs<'_>, checkpoint: &Checkpoint, confirmed: EndLsn) -> bool {
     let here = checkpoint.history;
     let same_line = here.timeline == found.timelines.timeline();
     let further = found.reached.is_some_and(|(history, reached)| history == here && confirmed < reached);
@@ -187,10 +193,10 @@ fn went_back(found: &Findings<'_>, checkpoint: &Checkpoint, confirmed: EndLsn) -
 }
 
 /// Checks that it is a slot that a relay can use at all.
-pub fn check_suitable(source: &Source, slot: &SlotState) -> Result<(), Trouble> {
+pub fn check_suitable(source: &Source, slot: &SlotState) -> Result<(), RelayError> {
     let Source { slot: config, database, .. } = source;
     let name = &config.name;
-    let unsuitable = |what| Err(Trouble::new(Reason::SlotUnsuitable, what));
+    let unsuitable = |what| Err(RelayError::new(ErrorKind::SlotUnsuitable, what));
     let plugin = slot.plugin.as_deref().unwrap_or("none (a physical slot)");
     let of = slot.database.as_deref().unwrap_or("none");
     if plugin != "pgoutput" || of != database {
@@ -207,15 +213,15 @@ pub fn check_suitable(source: &Source, slot: &SlotState) -> Result<(), Trouble> 
     Ok(())
 }
 
-fn alive(name: &str, slot: &SlotState) -> Result<(), Trouble> {
+fn alive(name: &str, slot: &SlotState) -> Result<(), RelayError> {
     if !slot.is_lost() {
         return Ok(());
     }
     let cause = slot.invalidation_reason.as_deref().unwrap_or("its WAL was removed");
-    Err(Trouble::new(Reason::SlotLost, format!("slot {name} is invalidated: {cause}")))
+    Err(RelayError::new(ErrorKind::SlotLost, format!("slot {name} is invalidated: {cause}")))
 }
 
-fn not_ahead(name: &str, slot: &SlotState, known: EndLsn) -> Result<(), Trouble> {
+fn not_ahead(name: &str, slot: &SlotState, known: EndLsn) -> Result<(), RelayError> {
     let at = slot.confirmed.unwrap_or_default();
     if at <= known {
         return Ok(());
@@ -223,7 +229,7 @@ fn not_ahead(name: &str, slot: &SlotState, known: EndLsn) -> Result<(), Trouble>
     let what = format!(
         "slot {name} is at {at}, ahead of the checkpoint at {known}: somebody advanced it, or dropped it and made it anew"
     );
-    Err(Trouble::new(Reason::SlotAhead, what))
+    Err(RelayError::new(ErrorKind::SlotAhead, what))
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ impl Phase {
 
 /// Why nothing is read from the stream although it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HoldUp {
+pub enum StallReason {
     /// As much is sent and not acknowledged as may be.
     Budget,
     /// A row waits for its topic to exist.
@@ -52,23 +52,23 @@ pub enum HoldUp {
     Copy,
 }
 
-impl HoldUp {
+impl StallReason {
     pub(super) fn text(self) -> &'static str {
         match self {
-            HoldUp::Budget => "the budget is used up: Kafka has to acknowledge first",
-            HoldUp::Topic => "a row waits for its topic",
-            HoldUp::Search => {
+            StallReason::Budget => "the budget is used up: Kafka has to acknowledge first",
+            StallReason::Topic => "a row waits for its topic",
+            StallReason::Search => {
                 "a row waits for its partition, and cannot be set aside: Kafka refused it before, or it goes elsewhere than its mapping said"
             }
-            HoldUp::PoisonRow => "a row cannot be delivered",
-            HoldUp::Copy => "the rows that were there before the slot are delivered first",
+            StallReason::PoisonRow => "a row cannot be delivered",
+            StallReason::Copy => "the rows that were there before the slot are delivered first",
         }
     }
 }
 
 /// Numbers the session reports at every tick. Events are counted since the stream was opened.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Numbers {
+pub struct SessionStats {
     /// Last LSN read from the stream.
     pub received: EndLsn,
     /// Rows read.
@@ -92,7 +92,7 @@ pub struct Numbers {
     /// Rows of the first copy this process has delivered; `None` when it had none to do.
     pub copied_rows: Option<u64>,
     /// Why nothing is read.
-    pub hold_up: Option<HoldUp>,
+    pub hold_up: Option<StallReason>,
     /// Since when a checkpoint is being written.
     pub writing_since: Option<Instant>,
 }
@@ -144,7 +144,7 @@ impl SilentPartition {
 
 /// How the last maintenance of the table's partitions went.
 #[derive(Clone, Debug)]
-pub struct Maintained {
+pub struct Maintenance {
     /// When it ended.
     pub at: SystemTime,
     /// What is due and was not done, and why.
@@ -155,7 +155,7 @@ pub struct Maintained {
 
 /// The relay's row in the checkpoint table, as seen by the observer.
 #[derive(Clone, Copy, Debug)]
-pub struct CheckpointSeen {
+pub struct ObservedCheckpoint {
     /// Every commit before it is in Kafka.
     pub confirmed: Option<EndLsn>,
     /// How long ago it was written, by the server's clock.

@@ -53,13 +53,13 @@ impl Heartbeat {
     }
 
     /// A stream was opened. What was under way before may lie behind where it begins.
-    pub fn stream_opened(&mut self, now: Instant) {
+    pub fn on_stream_opened(&mut self, now: Instant) {
         self.under_way = None;
         self.newest.get_or_insert(now);
     }
 
     /// The content of the message to send now, if one is due; it counts as sent.
-    pub fn due(&mut self, now: Instant) -> Option<String> {
+    pub fn take_due(&mut self, now: Instant) -> Option<String> {
         let early = self.next.is_some_and(|next| now < next);
         if self.every.is_zero() || self.under_way.is_some() || early {
             return None;
@@ -71,7 +71,7 @@ impl Heartbeat {
     }
 
     /// The one under way could not be sent.
-    pub fn not_sent(&mut self) {
+    pub fn on_send_failed(&mut self) {
         self.under_way = None;
     }
 
@@ -81,7 +81,7 @@ impl Heartbeat {
     }
 
     /// A message came through the stream.
-    pub fn returned(&mut self, prefix: &str, content: &[u8]) {
+    pub fn on_returned(&mut self, prefix: &str, content: &[u8]) {
         if let Some((number, sent_at)) = self.under_way
             && prefix == self.prefix
             && content == self.content(number).as_bytes()
@@ -112,7 +112,7 @@ mod tests {
     fn heartbeat(now: Instant) -> Heartbeat {
         let mut heartbeat =
             Heartbeat { every: INTERVAL, prefix: "outbox-relay:s".into(), run: 7, ..Heartbeat::default() };
-        heartbeat.stream_opened(now);
+        heartbeat.on_stream_opened(now);
         heartbeat
     }
 
@@ -121,26 +121,26 @@ mod tests {
         let start = Instant::now();
         let second = Duration::from_secs(1);
         let mut heartbeat = heartbeat(start);
-        let content = heartbeat.due(start + second).unwrap();
+        let content = heartbeat.take_due(start + second).unwrap();
         assert_eq!(heartbeat.age(start + 3 * second), Some(3 * second), "none has come back");
-        heartbeat.returned("outbox-relay:s", content.as_bytes());
+        heartbeat.on_returned("outbox-relay:s", content.as_bytes());
         assert_eq!(heartbeat.age(start + 3 * second), Some(2 * second));
-        assert_eq!(heartbeat.due(start + 10 * second), None, "too early");
-        assert!(heartbeat.due(start + 11 * second).is_some());
-        assert_eq!(heartbeat.due(start + 100 * second), None, "one is under way");
+        assert_eq!(heartbeat.take_due(start + 10 * second), None, "too early");
+        assert!(heartbeat.take_due(start + 11 * second).is_some());
+        assert_eq!(heartbeat.take_due(start + 100 * second), None, "one is under way");
     }
 
     #[test]
     fn what_others_send_is_passed_over() {
         let start = Instant::now();
         let mut heartbeat = heartbeat(start);
-        let content = heartbeat.due(start).unwrap();
+        let content = heartbeat.take_due(start).unwrap();
         for (prefix, content) in
             [("outbox-relay:t", &*content), ("outbox-relay:s", "8/1"), ("outbox-relay:s", "")]
         {
-            heartbeat.returned(prefix, content.as_bytes());
+            heartbeat.on_returned(prefix, content.as_bytes());
             assert_eq!(
-                heartbeat.due(start + INTERVAL),
+                heartbeat.take_due(start + INTERVAL),
                 None,
                 "{prefix} {content} was taken for the one under way"
             );
@@ -151,18 +151,18 @@ mod tests {
     fn a_new_stream_does_not_wait_for_what_may_lie_behind_it() {
         let start = Instant::now();
         let mut heartbeat = heartbeat(start);
-        let lost = heartbeat.due(start).unwrap();
-        heartbeat.stream_opened(start + INTERVAL);
-        assert!(heartbeat.due(start + INTERVAL).is_some());
-        heartbeat.returned("outbox-relay:s", lost.as_bytes());
+        let lost = heartbeat.take_due(start).unwrap();
+        heartbeat.on_stream_opened(start + INTERVAL);
+        assert!(heartbeat.take_due(start + INTERVAL).is_some());
+        heartbeat.on_returned("outbox-relay:s", lost.as_bytes());
         assert_eq!(heartbeat.age(start + INTERVAL), Some(INTERVAL));
     }
 
     #[test]
     fn switched_off_it_sends_nothing_and_has_no_age() {
         let mut heartbeat = Heartbeat::default();
-        heartbeat.stream_opened(Instant::now());
-        assert_eq!(heartbeat.due(Instant::now()), None);
+        heartbeat.on_stream_opened(Instant::now());
+        assert_eq!(heartbeat.take_due(Instant::now()), None);
         assert_eq!(heartbeat.age(Instant::now()), None);
     }
 }

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::dead_letter::PoisonKind;
 use crate::postgres::source::SlotState;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::Reason;
+use crate::trouble::ErrorKind;
 
 /// Prefix of every name.
 const NAMESPACE: &str = "outbox_relay";
@@ -236,7 +236,7 @@ impl Metrics {
     }
 
     /// Says whose metrics these are: a rule can join it to any other, and needs no relabelling.
-    pub fn introduce(&self, config: &Config) {
+    pub fn set_relay_info(&self, config: &Config) {
         let source = &config.source;
         let table = source.table.to_string();
         self.info.with_label_values(&[&config.name, &source.slot.name, &source.database, &table]).set(1);
@@ -248,7 +248,7 @@ impl Metrics {
     }
 
     /// Shows the slot as it was seen.
-    pub fn show_slot(&self, slot: &SlotState, inactive: Duration) {
+    pub fn set_slot(&self, slot: &SlotState, inactive: Duration) {
         let bytes = |bytes: Option<u64>| i64::try_from(bytes.unwrap_or(0)).unwrap_or(i64::MAX);
         only(&self.unconfirmed_wal_bytes).set(bytes(slot.behind(slot.confirmed)));
         only(&self.retained_wal_bytes).set(bytes(slot.behind(slot.restart)));
@@ -265,7 +265,7 @@ impl Metrics {
     }
 
     /// Takes the slot's series away: what was seen last may no longer be so.
-    pub fn forget_slot(&self) {
+    pub fn clear_slot(&self) {
         self.unconfirmed_wal_bytes.reset();
         self.retained_wal_bytes.reset();
         self.slot_safe_wal_bytes.reset();
@@ -275,7 +275,7 @@ impl Metrics {
     }
 
     /// Shows the age of the newest heartbeat that came back; `None` while none is expected.
-    pub fn show_heartbeat(&self, age: Option<Duration>) {
+    pub fn set_heartbeat(&self, age: Option<Duration>) {
         match age {
             Some(age) => self.heartbeat_age_seconds.with_label_values::<&str>(&[]).set(age.as_secs_f64()),
             None => self.heartbeat_age_seconds.reset(),
@@ -283,7 +283,7 @@ impl Metrics {
     }
 
     /// Shows the state of the partitions; `None` while it is not known.
-    pub fn show_partitions(&self, state: Option<(i64, f64)>) {
+    pub fn set_partitions(&self, state: Option<(i64, f64)>) {
         let Some((default_rows, oldest_age)) = state else {
             self.default_partition_rows.reset();
             self.oldest_partition_age_seconds.reset();
@@ -340,7 +340,7 @@ fn counted<M: Collector + Clone + 'static>(
 }
 
 fn with_causes(counters: IntCounterVec) -> IntCounterVec {
-    from_zero(counters, Reason::GAPS.map(Reason::name))
+    from_zero(counters, ErrorKind::GAPS.map(ErrorKind::name))
 }
 
 /// Counters that are there from the start, at 0: the first of a process must be an increase.
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn a_relay_says_which_it_is_and_which_build() {
         let metrics = Metrics::new().unwrap();
-        metrics.introduce(
+        metrics.set_relay_info(
             &serde_json::from_value(serde_json::json!({
                 "version": 1, "name": "orders",
                 "source": {"host": "h", "database": "shop", "user": "u", "publication": {"name": "p"}, "slot": {"name": "s"}},
@@ -396,11 +396,11 @@ mod tests {
             "outbox_relay_slot_safe_wal_bytes",
         ];
         assert!(optional.iter().all(|name| !shown(name)), "before anything was seen");
-        metrics.show_heartbeat(Some(Duration::ZERO));
-        metrics.show_partitions(Some((0, 0.0)));
+        metrics.set_heartbeat(Some(Duration::ZERO));
+        metrics.set_partitions(Some((0, 0.0)));
         assert!(optional[..3].iter().all(|name| shown(name)), "nothing is a value, too");
-        metrics.show_heartbeat(None);
-        metrics.show_partitions(None);
+        metrics.set_heartbeat(None);
+        metrics.set_partitions(None);
         assert!(optional.iter().all(|name| !shown(name)));
     }
 

@@ -19,25 +19,25 @@ use crate::postgres::connection;
 use crate::postgres::maintenance;
 use crate::postgres::source;
 use crate::status::metrics::Metrics;
-use crate::status::{CheckpointSeen, STANDBY_LOOK_EVERY, Status};
-use crate::trouble::Trouble;
+use crate::status::{ObservedCheckpoint, STANDBY_LOOK_EVERY, Status};
+use crate::trouble::RelayError;
 
 /// Truth within 10 s, at the price of one cheap statement a second.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 /// A look that takes longer is given up: the server does not answer. Connecting has separate limits.
-const LOOK_WITHIN: Duration = Duration::from_secs(3);
+const OBSERVE_WITHIN: Duration = Duration::from_secs(3);
 /// A statement that waits for a lock this long shows nothing, and the next one can.
 const WAIT_FOR_LOCKS: &str = "SET lock_timeout = '1s'";
 /// Truth within 10 s here, too; the look counts rows of the DEFAULT partition.
-const LOOK_AT_PARTITIONS_EVERY: Duration = Duration::from_secs(5);
+const OBSERVE_PARTITIONS_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs until the process ends.
 pub async fn observe(config: Config, status: Status, metrics: Metrics) {
     let mut observer =
         Observer { config, status, metrics, link: Link::Down, partitions_seen: None, blind: false };
     loop {
-        observer.turn().await;
-        let pause = if observer.status.stands_by() { STANDBY_LOOK_EVERY } else { LOOK_EVERY };
+        observer.on_tick().await;
+        let pause = if observer.status.is_standby() { STANDBY_LOOK_EVERY } else { OBSERVE_EVERY };
         tokio::time::sleep(pause).await;
     }
 }
@@ -52,7 +52,7 @@ struct Observer {
     blind: bool,
 }
 
-type Connected = Result<(PgConnection, Host), Trouble>;
+type Connected = Result<(PgConnection, Host), RelayError>;
 
 enum Link {
     Down,
@@ -63,38 +63,38 @@ enum Link {
 }
 
 impl Observer {
-    async fn turn(&mut self) {
+    async fn on_tick(&mut self) {
         let began = Instant::now();
-        let looked = self.look().await;
+        let looked = self.observe_slot().await;
         if let Err(why) = &looked {
-            self.status.unseen(began, why.clone());
+            self.status.on_observer_failed(began, why.clone());
         }
-        self.tell(looked.err());
+        self.log_change(looked.err());
         self.show();
-        self.status.remember();
+        self.status.record_problem();
         if self.link.sql().is_some() {
-            self.beat().await;
-            self.look_at_partitions().await;
+            self.send_heartbeat().await;
+            self.observe_partitions().await;
         } else {
-            self.metrics.show_partitions(None);
+            self.metrics.set_partitions(None);
         }
     }
 
-    async fn look(&mut self) -> Result<(), String> {
+    async fn observe_slot(&mut self) -> Result<(), String> {
         self.connect().await?;
         let Some(sql) = self.link.sql() else { return Err("not connected".to_owned()) };
         let asked = Instant::now();
         let looking = async {
             let slot = source::slot_state(sql, &self.config.source.slot.name).await?;
-            Ok::<_, sqlx::Error>((slot, look_at_checkpoint(&self.config, sql).await?))
+            Ok::<_, sqlx::Error>((slot, read_checkpoint(&self.config, sql).await?))
         };
-        let why = match timeout(LOOK_WITHIN, looking).await {
+        let why = match timeout(OBSERVE_WITHIN, looking).await {
             Ok(Ok((slot, checkpoint))) => {
-                self.status.slot(asked, slot, checkpoint);
+                self.status.set_slot(asked, slot, checkpoint);
                 return Ok(());
             }
-            Ok(Err(error)) => Trouble::from(error).what,
-            Err(_) => format!("nothing within {LOOK_WITHIN:?}"),
+            Ok(Err(error)) => RelayError::from(error).detail,
+            Err(_) => format!("nothing within {OBSERVE_WITHIN:?}"),
         };
         self.link = Link::Down;
         Err(why)
@@ -113,7 +113,7 @@ impl Observer {
             self.link = Link::Connecting(wanted, Box::pin(connecting));
         }
         let Link::Connecting(to, connecting) = &mut self.link else { return Ok(()) };
-        let connected = match timeout(LOOK_EVERY, connecting).await {
+        let connected = match timeout(OBSERVE_EVERY, connecting).await {
             Ok(connected) => connected,
             Err(_) => {
                 let place = to.as_ref().map_or_else(|| self.config.source.host.clone(), Host::to_string);
@@ -121,13 +121,13 @@ impl Observer {
             }
         };
         self.link = Link::Down;
-        let (sql, host) = connected.map_err(|trouble| trouble.what)?;
+        let (sql, host) = connected.map_err(|trouble| trouble.detail)?;
         self.link = Link::Up(sql, host);
         Ok(())
     }
 
     /// Says in the log that the session goes on without the observer, and when that is over.
-    fn tell(&mut self, why: Option<String>) {
+    fn log_change(&mut self, why: Option<String>) {
         let blind = why.is_some() && self.status.is_connected() && self.status.server().is_some();
         let was = std::mem::replace(&mut self.blind, blind);
         match why {
@@ -144,17 +144,17 @@ impl Observer {
     fn show(&self) {
         let (status, metrics) = (&self.status, &self.metrics);
         metrics.connected.with_label_values(&["postgres"]).set(i64::from(status.is_connected()));
-        match status.slot_now() {
-            Some(slot) => metrics.show_slot(&slot, status.slot_inactive()),
-            None => metrics.forget_slot(),
+        match status.slot() {
+            Some(slot) => metrics.set_slot(&slot, status.slot_inactive_for()),
+            None => metrics.clear_slot(),
         }
         metrics.lag_seconds.set(status.lag_seconds());
-        metrics.show_heartbeat(status.heartbeat_age());
+        metrics.set_heartbeat(status.heartbeat_age());
     }
 
-    async fn beat(&mut self) {
+    async fn send_heartbeat(&mut self) {
         let Some(sql) = self.link.sql() else { return };
-        match timeout(LOOK_WITHIN, self.status.send_heartbeat(sql)).await {
+        match timeout(OBSERVE_WITHIN, self.status.send_heartbeat(sql)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => self.link = Link::Down,
             Err(_) => {
@@ -164,13 +164,13 @@ impl Observer {
         }
     }
 
-    async fn look_at_partitions(&mut self) {
-        if self.partitions_seen.is_some_and(|at| at.elapsed() < LOOK_AT_PARTITIONS_EVERY) {
+    async fn observe_partitions(&mut self) {
+        if self.partitions_seen.is_some_and(|at| at.elapsed() < OBSERVE_PARTITIONS_EVERY) {
             return;
         }
         let Some(sql) = self.link.sql() else { return };
         self.partitions_seen = Some(Instant::now());
-        let state = match timeout(LOOK_WITHIN, maintenance::partition_state(&self.config, sql)).await {
+        let state = match timeout(OBSERVE_WITHIN, maintenance::partition_state(&self.config, sql)).await {
             Ok(Ok(state)) => state,
             Ok(Err(sqlx::Error::Database(_))) => None,
             Ok(Err(_)) | Err(_) => {
@@ -178,7 +178,7 @@ impl Observer {
                 None
             }
         };
-        self.metrics.show_partitions(state);
+        self.metrics.set_partitions(state);
     }
 }
 
@@ -204,10 +204,10 @@ async fn connect(source: Source, server: Option<Host>) -> Connected {
 }
 
 /// The relay's row, if there is one. That the table is missing, locked, or may not be read, is the session's to say.
-async fn look_at_checkpoint(
+async fn read_checkpoint(
     config: &Config,
     sql: &mut PgConnection,
-) -> Result<Option<CheckpointSeen>, sqlx::Error> {
+) -> Result<Option<ObservedCheckpoint>, sqlx::Error> {
     let table = config.source.table.sibling(checkpoint::TABLE);
     let select = format!(
         "SELECT confirmed_lsn::text AS confirmed, extract(epoch FROM clock_timestamp() - updated_at)::float8 AS age
@@ -220,7 +220,7 @@ async fn look_at_checkpoint(
     };
     let confirmed: Option<String> = row.try_get("confirmed")?;
     let age: f64 = row.try_get("age")?;
-    Ok(Some(CheckpointSeen {
+    Ok(Some(ObservedCheckpoint {
         confirmed: confirmed.and_then(|text| text.parse().ok()).map(EndLsn::new),
         age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or_default(),
     }))

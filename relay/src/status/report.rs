@@ -7,7 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use pg_replication::EndLsn;
 use serde_json::{Value, json};
 
-use super::{HoldUp, Phase, Shown, SilentPartition, State, WaitsFor};
+use super::{Phase, Problem, SilentPartition, StallReason, State, WaitsFor};
 use crate::postgres::source::SlotState;
 
 pub(super) fn json(state: &State, now: Instant) -> Value {
@@ -36,7 +36,7 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         "copiedRows": numbers.copied_rows,
         "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
         "deadLetters": dead_letters(state),
-        "budgetFull": numbers.hold_up == Some(HoldUp::Budget),
+        "budgetFull": numbers.hold_up == Some(StallReason::Budget),
         "notReadingBecause": not_reading(state),
         "source": source(state, now),
         "slot": slot(state, now),
@@ -91,7 +91,7 @@ fn dead_letters(state: &State) -> Value {
 
 fn not_reading(state: &State) -> Option<&'static str> {
     match state.phase {
-        Phase::Copying | Phase::Streaming | Phase::Draining => state.numbers.hold_up.map(HoldUp::text),
+        Phase::Copying | Phase::Streaming | Phase::Draining => state.numbers.hold_up.map(StallReason::text),
         _ => Some("the stream is not open"),
     }
 }
@@ -139,7 +139,7 @@ fn checkpoint(state: &State, now: Instant) -> Option<Value> {
 }
 
 /// With `until`, one that may be over.
-fn trouble(shown: &Shown, until: Option<Option<SystemTime>>) -> Value {
+fn trouble(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
     let mut value = json!({
         "reason": shown.reason,
         "message": shown.what,

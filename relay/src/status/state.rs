@@ -6,13 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 use outbox::Position;
 use pg_replication::{Host, PgTime};
 
-use super::facts::{CheckpointSeen, HoldUp, Maintained, Numbers, Phase, SilentPartition};
+use super::facts::{Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason};
 use super::heartbeat::Heartbeat;
-use super::unread::Unread;
-use crate::dead_letter::Note;
+use super::unread::UnreadLag;
+use crate::dead_letter::DeadLetterSummary;
 use crate::kafka::scan::Phantoms;
 use crate::postgres::source::SlotState;
-use crate::trouble::Reason;
+use crate::trouble::ErrorKind;
 
 /// What stands still this long makes the relay not ready: a fault shows within 10 s, and a leader change or a
 /// checkpoint of the server is none.
@@ -28,19 +28,19 @@ const KNOWN_FOR: Duration = Duration::from_secs(10);
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(15);
 
 pub(super) struct State {
-    pub(super) about: About,
+    pub(super) about: RelayInfo,
     pub(super) started: SystemTime,
     pub(super) phase: Phase,
     pub(super) phase_since: SystemTime,
-    pub(super) trouble: Option<Shown>,
+    pub(super) trouble: Option<Problem>,
     /// What ended an open stream, until delivery has got past it.
-    pub(super) unproven: Option<Shown>,
+    pub(super) unproven: Option<Problem>,
     /// A row that cannot be delivered.
-    pub(super) poison: Option<Shown>,
+    pub(super) poison: Option<Problem>,
     /// Topics that do not exist, and since when that is known.
     pub(super) missing: BTreeMap<String, SystemTime>,
-    pub(super) last: Option<Past>,
-    pub(super) numbers: Numbers,
+    pub(super) last: Option<LastProblem>,
+    pub(super) numbers: SessionStats,
     /// When the session last reported.
     pub(super) ticked: Instant,
     /// Last time Kafka acknowledged something, or nothing waited.
@@ -48,7 +48,7 @@ pub(super) struct State {
     pub(super) acknowledged_at: Option<SystemTime>,
     /// Last time the stream brought something new.
     pub(super) received_moved: Instant,
-    pub(super) unread: Unread,
+    pub(super) unread: UnreadLag,
     pub(super) slot: Option<SlotState>,
     /// When the slot was asked for.
     pub(super) slot_seen: Option<Instant>,
@@ -62,7 +62,7 @@ pub(super) struct State {
     pub(super) server: Option<Host>,
     /// What the server said of a standby it waits for, since the stream last brought something.
     pub(super) standby_awaited: Option<String>,
-    pub(super) checkpoint: Option<(Instant, CheckpointSeen)>,
+    pub(super) checkpoint: Option<(Instant, ObservedCheckpoint)>,
     /// Whether Kafka answered last; `None` while it was not asked.
     pub(super) kafka: Option<bool>,
     pub(super) kafka_changed: Instant,
@@ -71,7 +71,7 @@ pub(super) struct State {
     pub(super) silent: Vec<SilentPartition>,
     pub(super) heartbeat: Heartbeat,
     pub(super) phantoms: Phantoms,
-    pub(super) maintained: Option<Maintained>,
+    pub(super) maintained: Option<Maintenance>,
     pub(super) dead_letters: DeadLetters,
 }
 
@@ -83,17 +83,17 @@ impl State {
         }
     }
 
-    pub(super) fn is_ready(&self, problem: Option<&Shown>) -> bool {
+    pub(super) fn is_ready(&self, problem: Option<&Problem>) -> bool {
         problem.is_none() && matches!(self.phase, Phase::Copying | Phase::Streaming | Phase::Standby)
     }
 
     /// What keeps delivery from going on. A standby has nothing to deliver: that it stands by is no problem.
-    pub(super) fn problem(&self, now: Instant) -> Option<Shown> {
+    pub(super) fn problem(&self, now: Instant) -> Option<Problem> {
         match self.phase {
             Phase::Standby => None,
             Phase::Copying | Phase::Streaming | Phase::Draining => {
                 let blocked = self.poison.clone().or_else(|| self.topic_missing());
-                let standing = blocked.or_else(|| self.slot_gone()).or_else(|| self.stands_still(now));
+                let standing = blocked.or_else(|| self.slot_gone()).or_else(|| self.stall(now));
                 standing.or_else(|| self.trouble.clone())
             }
             Phase::Starting | Phase::Waiting | Phase::Stopped => self.trouble.clone(),
@@ -106,14 +106,14 @@ impl State {
     }
 
     /// Remembers what ended an open stream. Until delivery has got past what ended those before it as well, neither is over.
-    pub(super) fn doubt(&mut self, shown: Shown) {
+    pub(super) fn set_unresolved(&mut self, shown: Problem) {
         let before = self.unproven.as_ref().and_then(|before| before.at);
         let blocked = self.poison.as_ref().and_then(|poison| poison.at);
-        self.unproven = Some(Shown { at: shown.at.max(before).max(blocked), ..shown });
+        self.unproven = Some(Problem { at: shown.at.max(before).max(blocked), ..shown });
     }
 
     /// Forgets what ended the stream before this one, if it is of that kind.
-    pub(super) fn is_over(&mut self, kind: impl Fn(&Shown) -> bool) {
+    pub(super) fn clear_unresolved(&mut self, kind: impl Fn(&Problem) -> bool) {
         if self.unproven.as_ref().is_some_and(kind) {
             self.unproven = None;
             self.trouble = None;
@@ -121,50 +121,50 @@ impl State {
     }
 
     /// What the session has met outside is another session's to find out again.
-    pub(super) fn unblock(&mut self) {
+    pub(super) fn clear_session(&mut self) {
         self.poison = None;
         self.silent.clear();
         self.missing.clear();
     }
 
-    fn topic_missing(&self) -> Option<Shown> {
+    fn topic_missing(&self) -> Option<Problem> {
         let (topic, since) = self.missing.iter().min_by_key(|(_, since)| **since)?;
         let what = match self.missing.len() {
             1 => format!("topic {topic} does not exist"),
             more => format!("topic {topic} does not exist, and {} more", more - 1),
         };
-        Some(Shown { reason: Reason::TopicMissing, what, since: *since, at: None })
+        Some(Problem { reason: ErrorKind::TopicMissing, what, since: *since, at: None })
     }
 
     /// The server has given the slot up, while the stream from it may still look open.
-    fn slot_gone(&self) -> Option<Shown> {
+    fn slot_gone(&self) -> Option<Problem> {
         let lost = self.slot.as_ref().filter(|slot| slot.is_lost())?;
-        Some(Shown::new(Reason::SlotLost, lost.loss(), Duration::ZERO))
+        Some(Problem::new(ErrorKind::SlotLost, lost.loss_reason(), Duration::ZERO))
     }
 
     /// Since when is beside the words: a text that changes each second is written to every place that keeps it, each second.
-    fn stands_still(&self, now: Instant) -> Option<Shown> {
+    fn stall(&self, now: Instant) -> Option<Problem> {
         let stalled = |since: Instant| {
             let lasted = now.saturating_duration_since(since);
             (lasted > STALLED_AFTER).then_some(lasted)
         };
         if let Some(lasted) = stalled(self.ticked) {
             let what = "the relay's loop does not turn";
-            return Some(Shown::new(Reason::StreamStalled, what, lasted));
+            return Some(Problem::new(ErrorKind::StreamStalled, what, lasted));
         }
         if let Some((unseen, why)) = self.unanswered(now) {
             let what = format!("no answer from PostgreSQL: {why}");
-            return Some(Shown::new(Reason::DatabaseUnreachable, what, unseen));
+            return Some(Problem::new(ErrorKind::DatabaseUnreachable, what, unseen));
         }
         if let Some(lasted) = self.numbers.writing_since.and_then(stalled) {
             let what = "the checkpoint is not written";
-            return Some(Shown::new(Reason::CheckpointStalled, what, lasted));
+            return Some(Problem::new(ErrorKind::CheckpointStalled, what, lasted));
         }
         if self.kafka == Some(false) {
             let lasted = now.saturating_duration_since(self.kafka_changed);
             let says = self.kafka_says.as_ref().map(|says| format!(": {says}")).unwrap_or_default();
-            return Some(Shown::new(
-                Reason::KafkaUnreachable,
+            return Some(Problem::new(
+                ErrorKind::KafkaUnreachable,
                 format!("Kafka does not answer{says}"),
                 lasted,
             ));
@@ -176,11 +176,11 @@ impl State {
             && let Some(lasted) = stalled(self.acknowledged_moved)
         {
             let rows = match self.numbers.hold_up {
-                Some(HoldUp::Search) => "rows wait for their partition",
+                Some(StallReason::Search) => "rows wait for their partition",
                 _ => "rows wait",
             };
             let what = format!("{rows}, and Kafka acknowledges nothing");
-            return Some(Shown::new(Reason::NoAcknowledgement, what, lasted));
+            return Some(Problem::new(ErrorKind::NoAcknowledgement, what, lasted));
         }
         let beyond = self.unread.beyond(self.numbers.received, now);
         if self.numbers.hold_up.is_none()
@@ -190,15 +190,15 @@ impl State {
         {
             let what = "the server has more to send, and nothing arrives";
             return Some(match self.standby_waited_for() {
-                Some(why) => Shown::new(Reason::WaitingForStandby, format!("{what}: {why}"), lasted),
-                None => Shown::new(Reason::StreamStalled, what, lasted),
+                Some(why) => Problem::new(ErrorKind::WaitingForStandby, format!("{what}: {why}"), lasted),
+                None => Problem::new(ErrorKind::StreamStalled, what, lasted),
             });
         }
         None
     }
 
     /// The partition that is silent for longest, whatever the others do.
-    fn silent_partition(&self, now: Instant) -> Option<Shown> {
+    fn silent_partition(&self, now: Instant) -> Option<Problem> {
         let lasted = |silent: &SilentPartition| now.saturating_duration_since(silent.since);
         let mut silent = self.silent.iter().filter(|silent| lasted(silent) > STALLED_AFTER);
         let first = silent.next()?;
@@ -206,7 +206,7 @@ impl State {
             0 => first.text(now),
             more => format!("{}, and {more} more", first.text(now)),
         };
-        Some(Shown::new(Reason::NoAcknowledgement, what, lasted(first)))
+        Some(Problem::new(ErrorKind::NoAcknowledgement, what, lasted(first)))
     }
 
     /// What the server waits for before it sends more, if it is a standby.
@@ -241,7 +241,7 @@ impl State {
     }
 
     /// The server showed this of the slot when it was asked at `asked`.
-    pub(super) fn slot_shows(
+    pub(super) fn set_slot(
         &mut self,
         asked: Instant,
         slot: Option<SlotState>,
@@ -251,9 +251,9 @@ impl State {
         let idle = slot.as_ref().is_some_and(|slot| slot.active_pid.is_none());
         self.slot_idle = if idle { Some(self.slot_idle.unwrap_or(asked)) } else { None };
         if let Some(slot) = &slot {
-            self.unread.acknowledged(slot.confirmed.unwrap_or_default());
+            self.unread.on_acknowledged(slot.confirmed.unwrap_or_default());
             if let Some(current) = slot.current {
-                self.unread.seen(current, asked, checkpoint_age);
+                self.unread.on_observed(current, asked, checkpoint_age);
             }
         }
         self.slot = slot;
@@ -286,30 +286,30 @@ impl State {
 
 /// Why delivery does not go on, as shown.
 #[derive(Clone, Debug)]
-pub(super) struct Shown {
-    pub(super) reason: Reason,
+pub(super) struct Problem {
+    pub(super) reason: ErrorKind,
     pub(super) what: String,
     pub(super) since: SystemTime,
     /// The row that has to be delivered before it is over, where one is known.
     pub(super) at: Option<Position>,
 }
 
-impl Shown {
-    pub(super) fn new(reason: Reason, what: impl Into<String>, lasted: Duration) -> Shown {
-        Shown { reason, what: what.into(), since: SystemTime::now() - lasted, at: None }
+impl Problem {
+    pub(super) fn new(reason: ErrorKind, what: impl Into<String>, lasted: Duration) -> Problem {
+        Problem { reason, what: what.into(), since: SystemTime::now() - lasted, at: None }
     }
 }
 
 /// The last problem, whether it is over or not.
 #[derive(Clone, Debug)]
-pub(super) struct Past {
-    pub(super) shown: Shown,
+pub(super) struct LastProblem {
+    pub(super) shown: Problem,
     pub(super) until: Option<SystemTime>,
 }
 
 /// Names from the configuration that are shown.
 #[derive(Clone, Debug, Default)]
-pub(super) struct About {
+pub(super) struct RelayInfo {
     pub(super) name: String,
     pub(super) host: String,
     pub(super) port: u16,
@@ -324,5 +324,5 @@ pub(super) struct About {
 #[derive(Default)]
 pub(super) struct DeadLetters {
     pub(super) count: u64,
-    pub(super) last: Option<(Note, SystemTime)>,
+    pub(super) last: Option<(DeadLetterSummary, SystemTime)>,
 }

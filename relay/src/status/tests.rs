@@ -16,7 +16,7 @@ fn slot_at(current: u64) -> SlotState {
 fn streaming() -> Status {
     let status = Status::default();
     status.enter(Phase::Streaming);
-    status.numbers(Numbers { received: lsn(100), ..Numbers::default() });
+    status.set_session_stats(SessionStats { received: lsn(100), ..SessionStats::default() });
     status
 }
 
@@ -37,62 +37,65 @@ fn reason(status: &Status) -> Option<String> {
 #[test]
 fn a_trouble_makes_it_not_ready_and_streaming_clears_it() {
     let status = Status::default();
-    assert!(status.trouble(Phase::Stopped, &Trouble::new(Reason::SlotLost, "slot s is gone")));
-    assert!(!status.trouble(Phase::Stopped, &Trouble::new(Reason::SlotLost, "slot s is gone")), "no news");
+    assert!(status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "slot s is gone")));
+    assert!(
+        !status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "slot s is gone")),
+        "no news"
+    );
     let Readiness::NotReady(text) = status.readiness() else { panic!("ready in trouble") };
     assert!(text.starts_with("SlotLost: slot s is gone; rows committed since"), "{text}");
     assert_eq!(reason(&status).as_deref(), Some("SlotLost"));
-    status.remember();
+    status.record_problem();
     status.enter(Phase::Streaming);
     assert_eq!(status.readiness(), Readiness::Ready("streaming".into()));
     assert_eq!(reason(&status), None);
-    status.remember();
+    status.record_problem();
     let last = &status.json()["lastTrouble"];
     assert_eq!(last["reason"], "SlotLost");
     assert!(last["until"].is_string(), "{last}");
-    assert!(status.trouble(Phase::Stopped, &Trouble::new(Reason::SlotLost, "again")), "another one");
+    assert!(status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "again")), "another one");
 }
 
 #[test]
 fn what_ended_a_stream_is_over_when_delivery_has_got_past_it_and_not_before() {
     let at = |commit_lsn| outbox::Position { timeline: 1, commit_lsn, index: 0 };
-    let refused = |commit| Trouble::new(Reason::DeliveryFailed, "refused").at(at(commit));
+    let refused = |commit| RelayError::new(ErrorKind::DeliveryFailed, "refused").at(at(commit));
     let status = streaming();
-    assert!(status.trouble(Phase::Waiting, &refused(200)));
-    status.remember();
+    assert!(status.on_error(Phase::Waiting, &refused(200)));
+    status.record_problem();
     for _ in 0..3 {
         status.enter(Phase::Streaming);
         assert_eq!(reason(&status).as_deref(), Some("DeliveryFailed"));
-        status.remember();
-        assert!(status.trouble(Phase::Waiting, &refused(100)), "counted each time");
+        status.record_problem();
+        assert!(status.on_error(Phase::Waiting, &refused(100)), "counted each time");
     }
     assert!(status.json()["lastTrouble"]["until"].is_null());
     // Something else is in the way for a while.
-    assert!(status.trouble(Phase::Waiting, &Trouble::new(Reason::DatabaseUnreachable, "away")));
+    assert!(status.on_error(Phase::Waiting, &RelayError::new(ErrorKind::DatabaseUnreachable, "away")));
     assert_eq!(reason(&status).as_deref(), Some("DatabaseUnreachable"));
     status.enter(Phase::Streaming);
     assert_eq!(reason(&status).as_deref(), Some("DeliveryFailed"));
-    assert_eq!(status.unproven(), Some(Some(at(200))), "the furthest of all");
-    status.proven();
-    assert_eq!((reason(&status), status.unproven()), (None, None));
+    assert_eq!(status.unresolved_error(), Some(Some(at(200))), "the furthest of all");
+    status.on_error_resolved();
+    assert_eq!((reason(&status), status.unresolved_error()), (None, None));
 }
 
 #[test]
 fn a_poison_row_that_is_sent_after_all_is_over_when_it_is_acknowledged() {
     let at = outbox::Position { timeline: 1, commit_lsn: 100, index: 0 };
     let status = streaming();
-    status.poisoned(Some(Trouble::new(Reason::PoisonRow, "row 1").at(at)));
-    status.poisoned(None);
+    status.set_poison(Some(RelayError::new(ErrorKind::PoisonRow, "row 1").at(at)));
+    status.set_poison(None);
     assert_eq!(reason(&status).as_deref(), Some("PoisonRow"));
-    assert_eq!(status.unproven(), Some(Some(at)));
-    status.proven();
+    assert_eq!(status.unresolved_error(), Some(Some(at)));
+    status.on_error_resolved();
     assert_eq!(reason(&status), None);
 }
 
 #[test]
 fn producers_that_are_rebuilt_on_purpose_leave_nothing_behind() {
     let status = streaming();
-    status.trouble(Phase::Waiting, &Trouble::new(Reason::CredentialsRotated, "another file"));
+    status.on_error(Phase::Waiting, &RelayError::new(ErrorKind::CredentialsRotated, "another file"));
     status.enter(Phase::Streaming);
     assert_eq!(reason(&status), None);
 }
@@ -100,7 +103,7 @@ fn producers_that_are_rebuilt_on_purpose_leave_nothing_behind() {
 #[test]
 fn a_standby_is_ready() {
     let status = Status::default();
-    status.trouble(Phase::Standby, &Trouble::new(Reason::SlotActive, "held by pid 7"));
+    status.on_error(Phase::Standby, &RelayError::new(ErrorKind::SlotActive, "held by pid 7"));
     assert_eq!(status.readiness(), Readiness::Ready("standby".into()));
     assert_eq!(status.json()["role"], "standby");
 }
@@ -108,48 +111,50 @@ fn a_standby_is_ready() {
 #[test]
 fn rows_that_wait_without_an_acknowledgement_make_it_not_ready() {
     let status = streaming();
-    let waiting = Numbers { received: lsn(100), oldest_commit: Some(PgTime::now()), ..Numbers::default() };
-    status.numbers(waiting);
+    let waiting =
+        SessionStats { received: lsn(100), oldest_commit: Some(PgTime::now()), ..SessionStats::default() };
+    status.set_session_stats(waiting);
     assert_eq!(reason(&status), None);
     grow_old(&status, LONG);
     assert_eq!(reason(&status).as_deref(), Some("NoAcknowledgement"));
-    status.kafka(Some(false), Some("refused".into()));
+    status.set_kafka_answers(Some(false), Some("refused".into()));
     assert_eq!(reason(&status).as_deref(), Some("KafkaUnreachable"), "it is known why");
-    status.kafka(Some(true), None);
+    status.set_kafka_answers(Some(true), None);
     // In the midst of a large transaction nothing is acknowledged as a whole, and yet it goes on.
-    status.numbers(Numbers { acknowledged_events: 1, ..waiting });
+    status.set_session_stats(SessionStats { acknowledged_events: 1, ..waiting });
     assert_eq!(reason(&status), None);
     // Or is found there, row by row, after a crash in its midst.
     grow_old(&status, LONG);
     assert_eq!(reason(&status).as_deref(), Some("NoAcknowledgement"));
-    status.numbers(Numbers { acknowledged_events: 1, suppressed_events: 1, ..waiting });
+    status.set_session_stats(SessionStats { acknowledged_events: 1, suppressed_events: 1, ..waiting });
     assert_eq!(reason(&status), None);
 }
 
 #[test]
 fn a_checkpoint_that_is_not_written_makes_it_not_ready() {
     let status = streaming();
-    let since = |age| Numbers { writing_since: Instant::now().checked_sub(age), ..Numbers::default() };
-    status.numbers(since(Duration::ZERO));
+    let since =
+        |age| SessionStats { writing_since: Instant::now().checked_sub(age), ..SessionStats::default() };
+    status.set_session_stats(since(Duration::ZERO));
     assert_eq!(reason(&status), None);
-    status.numbers(since(LONG));
+    status.set_session_stats(since(LONG));
     assert_eq!(reason(&status).as_deref(), Some("CheckpointStalled"));
-    status.numbers(Numbers::default());
+    status.set_session_stats(SessionStats::default());
     assert_eq!(reason(&status), None);
 }
 
 #[test]
 fn a_topic_that_is_found_clears_neither_another_nor_a_poison_row() {
     let status = streaming();
-    status.topic_missing("a", true);
-    status.topic_missing("b", true);
+    status.set_topic_missing("a", true);
+    status.set_topic_missing("b", true);
     assert_eq!(status.json()["trouble"]["message"], "topic a does not exist, and 1 more");
-    status.topic_missing("a", false);
+    status.set_topic_missing("a", false);
     assert_eq!(status.json()["trouble"]["message"], "topic b does not exist");
-    status.poisoned(Some(Trouble::new(Reason::PoisonRow, "row 1")));
-    status.topic_missing("b", false);
+    status.set_poison(Some(RelayError::new(ErrorKind::PoisonRow, "row 1")));
+    status.set_topic_missing("b", false);
     assert_eq!(reason(&status).as_deref(), Some("PoisonRow"));
-    status.poisoned(None);
+    status.set_poison(None);
     assert_eq!(reason(&status), None);
 }
 
@@ -157,28 +162,29 @@ fn a_topic_that_is_found_clears_neither_another_nor_a_poison_row() {
 fn a_stream_that_brings_nothing_of_what_there_is_makes_it_not_ready() {
     let status = streaming();
     let long_ago = Instant::now().checked_sub(LONG).unwrap();
-    status.slot(long_ago, Some(slot_at(100)), None);
+    status.set_slot(long_ago, Some(slot_at(100)), None);
     grow_old(&status, LONG);
     assert_eq!(reason(&status), None, "there is nothing to move");
-    status.slot(long_ago, Some(slot_at(200)), None);
+    status.set_slot(long_ago, Some(slot_at(200)), None);
     assert_eq!(reason(&status).as_deref(), Some("StreamStalled"));
-    let full = Numbers { received: lsn(100), hold_up: Some(HoldUp::Budget), ..Numbers::default() };
-    status.numbers(full);
+    let full =
+        SessionStats { received: lsn(100), hold_up: Some(StallReason::Budget), ..SessionStats::default() };
+    status.set_session_stats(full);
     assert_eq!(reason(&status), None, "it is not the stream's fault");
     assert_eq!(status.json()["budgetFull"], true);
-    status.numbers(Numbers { received: lsn(200), ..Numbers::default() });
+    status.set_session_stats(SessionStats { received: lsn(200), ..SessionStats::default() });
     assert_eq!(reason(&status), None);
 }
 
 #[test]
 fn a_database_that_does_not_answer_makes_it_not_ready_unless_the_stream_moves() {
     let status = streaming();
-    status.unseen(Instant::now().checked_sub(LONG).unwrap(), "timeout".into());
+    status.on_observer_failed(Instant::now().checked_sub(LONG).unwrap(), "timeout".into());
     assert_eq!(reason(&status), None, "the stream has just brought something");
     grow_old(&status, LONG);
     assert_eq!(reason(&status).as_deref(), Some("DatabaseUnreachable"));
     assert_eq!(status.json()["source"]["connected"], false);
-    status.slot(Instant::now(), Some(slot_at(100)), None);
+    status.set_slot(Instant::now(), Some(slot_at(100)), None);
     assert_eq!(reason(&status), None);
 }
 
@@ -186,25 +192,29 @@ fn a_database_that_does_not_answer_makes_it_not_ready_unless_the_stream_moves() 
 fn an_invalidated_slot_shows_while_the_stream_still_looks_open() {
     let status = streaming();
     let lost = SlotState { wal_status: Some("lost".into()), ..slot_at(100) };
-    status.slot(Instant::now(), Some(lost), None);
+    status.set_slot(Instant::now(), Some(lost), None);
     assert_eq!(reason(&status).as_deref(), Some("SlotLost"));
 }
 
 #[test]
 fn lag_counts_what_was_not_read_until_it_is_acknowledged() {
     let status = Status::default();
-    status.slot(Instant::now(), Some(slot_at(100)), None);
+    status.set_slot(Instant::now(), Some(slot_at(100)), None);
     assert!(status.lag_seconds() > 0.0);
-    status.numbers(Numbers { received: lsn(100), acknowledged: lsn(100), ..Numbers::default() });
+    status.set_session_stats(SessionStats {
+        received: lsn(100),
+        acknowledged: lsn(100),
+        ..SessionStats::default()
+    });
     assert_eq!(status.lag_seconds(), 0.0);
 }
 
 #[test]
 fn what_another_relay_has_confirmed_is_not_this_ones_lag() {
     let status = Status::default();
-    status.trouble(Phase::Standby, &Trouble::new(Reason::SlotActive, "held by pid 7"));
-    status.slot(Instant::now(), Some(slot_at(100)), None);
-    status.slot(Instant::now(), Some(SlotState { confirmed: Some(lsn(100)), ..slot_at(100) }), None);
+    status.on_error(Phase::Standby, &RelayError::new(ErrorKind::SlotActive, "held by pid 7"));
+    status.set_slot(Instant::now(), Some(slot_at(100)), None);
+    status.set_slot(Instant::now(), Some(SlotState { confirmed: Some(lsn(100)), ..slot_at(100) }), None);
     assert_eq!(status.lag_seconds(), 0.0);
 }
 
@@ -213,21 +223,21 @@ fn a_slot_nobody_holds_is_idle_by_the_servers_account_or_our_own() {
     let status = Status::default();
     let long_ago = Instant::now().checked_sub(LONG).unwrap();
     let idle = SlotState { active_pid: None, ..slot_at(100) };
-    status.slot(long_ago, Some(idle.clone()), None);
-    assert!(status.slot_inactive() >= LONG);
+    status.set_slot(long_ago, Some(idle.clone()), None);
+    assert!(status.slot_inactive_for() >= LONG);
     let told = SlotState { inactive_for: Some(LONG * 10), ..idle };
-    status.slot(Instant::now(), Some(told), None);
-    assert!(status.slot_inactive() >= LONG * 10);
-    status.slot(Instant::now(), Some(slot_at(100)), None);
-    assert_eq!(status.slot_inactive(), Duration::ZERO);
+    status.set_slot(Instant::now(), Some(told), None);
+    assert!(status.slot_inactive_for() >= LONG * 10);
+    status.set_slot(Instant::now(), Some(slot_at(100)), None);
+    assert_eq!(status.slot_inactive_for(), Duration::ZERO);
 }
 
 #[test]
 fn lost_records_are_shown_until_kafka_was_looked_at() {
     let status = Status::default();
-    status.trouble(Phase::Stopped, &Trouble::new(Reason::KafkaLostRecords, "t/0 ends early"));
+    status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::KafkaLostRecords, "t/0 ends early"));
     status.enter(Phase::Streaming);
     assert_eq!(reason(&status).as_deref(), Some("KafkaLostRecords"));
-    status.kafka_is_whole();
+    status.on_kafka_verified();
     assert_eq!(reason(&status), None);
 }

@@ -18,17 +18,17 @@ struct Sample {
 
 /// See the module's text.
 #[derive(Debug, Default)]
-pub(super) struct Unread {
+pub(super) struct UnreadLag {
     samples: Vec<Sample>,
     acknowledged: EndLsn,
     /// Something was acknowledged, or seen, in this process's life.
     begun: bool,
 }
 
-impl Unread {
+impl UnreadLag {
     /// The server's log was at `lsn` at `now`. `checkpoint_age` is how long ago the relay stored that it had delivered
     /// all there was: what was there before the first look of this process is at most that old, and taken to be.
-    pub(super) fn seen(&mut self, lsn: EndLsn, now: Instant, checkpoint_age: Option<Duration>) {
+    pub(super) fn on_observed(&mut self, lsn: EndLsn, now: Instant, checkpoint_age: Option<Duration>) {
         let before = if self.begun { Duration::ZERO } else { checkpoint_age.unwrap_or_default() };
         self.begun = true;
         let news = self.samples.last().is_none_or(|last| last.lsn < lsn);
@@ -41,7 +41,7 @@ impl Unread {
     }
 
     /// Everything up to `lsn` is in Kafka, sent by this relay or by the one that holds the slot.
-    pub(super) fn acknowledged(&mut self, lsn: EndLsn) {
+    pub(super) fn on_acknowledged(&mut self, lsn: EndLsn) {
         self.acknowledged = self.acknowledged.max(lsn);
         let acknowledged = self.acknowledged;
         self.samples.retain(|sample| sample.lsn > acknowledged);
@@ -73,38 +73,38 @@ mod tests {
     #[test]
     fn it_is_as_old_as_the_first_look_that_found_it_and_gone_when_acknowledged() {
         let start = Instant::now();
-        let mut unread = Unread::default();
-        unread.acknowledged(lsn(100));
-        unread.seen(lsn(100), start, None);
+        let mut unread = UnreadLag::default();
+        unread.on_acknowledged(lsn(100));
+        unread.on_observed(lsn(100), start, None);
         assert_eq!(unread.age(start + SECOND), Duration::ZERO, "caught up");
-        unread.seen(lsn(200), start + SECOND, None);
-        unread.seen(lsn(300), start + 2 * SECOND, None);
+        unread.on_observed(lsn(200), start + SECOND, None);
+        unread.on_observed(lsn(300), start + 2 * SECOND, None);
         assert_eq!(unread.age(start + 4 * SECOND), 3 * SECOND);
         assert_eq!(unread.beyond(lsn(200), start + 4 * SECOND), 2 * SECOND);
-        unread.acknowledged(lsn(200));
+        unread.on_acknowledged(lsn(200));
         assert_eq!(unread.age(start + 4 * SECOND), 2 * SECOND);
-        unread.acknowledged(lsn(300));
+        unread.on_acknowledged(lsn(300));
         assert_eq!(unread.age(start + 4 * SECOND), Duration::ZERO);
     }
 
     #[test]
     fn what_was_there_before_the_process_is_as_old_as_the_checkpoint() {
         let start = Instant::now();
-        let mut unread = Unread::default();
-        unread.seen(lsn(100), start, Some(3600 * SECOND));
-        unread.seen(lsn(200), start + SECOND, Some(3601 * SECOND));
+        let mut unread = UnreadLag::default();
+        unread.on_observed(lsn(100), start, Some(3600 * SECOND));
+        unread.on_observed(lsn(200), start + SECOND, Some(3601 * SECOND));
         assert_eq!(unread.age(start + SECOND), 3601 * SECOND);
         assert_eq!(unread.beyond(lsn(0), start + SECOND), SECOND, "it could not be read before");
-        unread.acknowledged(lsn(100));
+        unread.on_acknowledged(lsn(100));
         assert_eq!(unread.age(start + SECOND), Duration::ZERO);
     }
 
     #[test]
     fn memory_is_bounded_and_the_oldest_is_kept() {
         let start = Instant::now();
-        let mut unread = Unread::default();
+        let mut unread = UnreadLag::default();
         for second in 0..2 * MOST_SAMPLES as u32 {
-            unread.seen(lsn(u64::from(second) + 1), start + second * SECOND, None);
+            unread.on_observed(lsn(u64::from(second) + 1), start + second * SECOND, None);
         }
         assert_eq!(unread.samples.len(), MOST_SAMPLES);
         assert_eq!(unread.age(start + 10_000 * SECOND), 10_000 * SECOND);

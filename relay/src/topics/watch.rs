@@ -7,18 +7,18 @@ const MISSING_LOOKS: u32 = 2;
 
 /// A topic in one look at the metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Seen {
+pub enum TopicState {
     /// It exists; the leader of each partition, -1 while there is none.
-    There(Vec<i32>),
+    Present(Vec<i32>),
     /// It does not exist.
     Missing,
     /// The brokers could not say.
-    Unclear,
+    Unknown,
 }
 
 /// Something has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum TopicChange {
     /// The topic does not exist any more.
     Missing,
     /// It has more partitions than events are spread over.
@@ -29,7 +29,7 @@ pub enum News {
         partitions: usize,
     },
     /// A partition has another leader, or Kafka was away: what was acknowledged has to be still there.
-    Moved,
+    LeaderChanged,
 }
 
 /// Remembers the look before.
@@ -42,48 +42,48 @@ pub struct TopicWatch {
 
 impl TopicWatch {
     /// Kafka did not answer a look.
-    pub fn away(&mut self) {
+    pub fn on_unavailable(&mut self) {
         self.was_away = true;
     }
 
     /// Takes in a look. `known` says how many partitions of a topic are known.
-    pub fn look(
+    pub fn on_states(
         &mut self,
-        looked: BTreeMap<String, Seen>,
+        looked: BTreeMap<String, TopicState>,
         known: impl Fn(&str) -> usize,
-    ) -> Vec<(String, News)> {
+    ) -> Vec<(String, TopicChange)> {
         let was_away = std::mem::take(&mut self.was_away);
-        let news = |(topic, seen): (String, Seen)| {
+        let news = |(topic, seen): (String, TopicState)| {
             let news = self.topic(&topic, seen, known(&topic), was_away)?;
             Some((topic, news))
         };
         looked.into_iter().filter_map(news).collect()
     }
 
-    fn topic(&mut self, topic: &str, seen: Seen, known: usize, was_away: bool) -> Option<News> {
+    fn topic(&mut self, topic: &str, seen: TopicState, known: usize, was_away: bool) -> Option<TopicChange> {
         let leaders = match seen {
-            Seen::Unclear => return None,
-            Seen::Missing => {
+            TopicState::Unknown => return None,
+            TopicState::Missing => {
                 let looks = self.missing.entry(topic.to_owned()).or_default();
                 *looks += 1;
-                return (*looks == MISSING_LOOKS).then_some(News::Missing);
+                return (*looks == MISSING_LOOKS).then_some(TopicChange::Missing);
             }
-            Seen::There(leaders) => leaders,
+            TopicState::Present(leaders) => leaders,
         };
         self.missing.remove(topic);
         let partitions = leaders.len();
         if partitions < known {
-            return Some(News::Shrunk { partitions });
+            return Some(TopicChange::Shrunk { partitions });
         }
         if leaders.iter().any(|leader| *leader < 0) {
             return None;
         }
         let before = self.leaders.insert(topic.to_owned(), leaders.clone());
         if partitions > known {
-            return Some(News::Grown);
+            return Some(TopicChange::Grown);
         }
         let moved = before.is_some_and(|before| before != leaders);
-        (moved || was_away).then_some(News::Moved)
+        (moved || was_away).then_some(TopicChange::LeaderChanged)
     }
 }
 
@@ -91,37 +91,40 @@ impl TopicWatch {
 mod tests {
     use super::*;
 
-    fn look(watch: &mut TopicWatch, seen: Seen) -> Option<News> {
-        watch.look(BTreeMap::from([("t".to_owned(), seen)]), |_| 2).pop().map(|(_, news)| news)
+    fn look(watch: &mut TopicWatch, seen: TopicState) -> Option<TopicChange> {
+        watch.on_states(BTreeMap::from([("t".to_owned(), seen)]), |_| 2).pop().map(|(_, news)| news)
     }
 
     #[test]
     fn a_topic_is_missing_when_two_looks_say_so() {
         let mut watch = TopicWatch::default();
-        assert_eq!(look(&mut watch, Seen::Missing), None);
-        assert_eq!(look(&mut watch, Seen::There(vec![1, 1])), None);
-        assert_eq!(look(&mut watch, Seen::Missing), None);
-        assert_eq!(look(&mut watch, Seen::Unclear), None);
-        assert_eq!(look(&mut watch, Seen::Missing), Some(News::Missing));
-        assert_eq!(look(&mut watch, Seen::Missing), None, "said once");
+        assert_eq!(look(&mut watch, TopicState::Missing), None);
+        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 1])), None);
+        assert_eq!(look(&mut watch, TopicState::Missing), None);
+        assert_eq!(look(&mut watch, TopicState::Unknown), None);
+        assert_eq!(look(&mut watch, TopicState::Missing), Some(TopicChange::Missing));
+        assert_eq!(look(&mut watch, TopicState::Missing), None, "said once");
     }
 
     #[test]
     fn growth_counts_once_every_partition_has_a_leader_and_shrinking_at_once() {
         let mut watch = TopicWatch::default();
-        assert_eq!(look(&mut watch, Seen::There(vec![1, 2, -1])), None);
-        assert_eq!(look(&mut watch, Seen::There(vec![1, 2, 3])), Some(News::Grown));
-        assert_eq!(look(&mut watch, Seen::There(vec![1])), Some(News::Shrunk { partitions: 1 }));
+        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 2, -1])), None);
+        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 2, 3])), Some(TopicChange::Grown));
+        assert_eq!(
+            look(&mut watch, TopicState::Present(vec![1])),
+            Some(TopicChange::Shrunk { partitions: 1 })
+        );
     }
 
     #[test]
     fn another_leader_and_an_outage_call_for_an_inspection() {
         let mut watch = TopicWatch::default();
-        assert_eq!(look(&mut watch, Seen::There(vec![1, 2])), None);
-        assert_eq!(look(&mut watch, Seen::There(vec![1, 3])), Some(News::Moved));
-        assert_eq!(look(&mut watch, Seen::There(vec![1, 3])), None);
-        watch.away();
-        assert_eq!(look(&mut watch, Seen::There(vec![1, 3])), Some(News::Moved));
-        assert_eq!(look(&mut watch, Seen::There(vec![1, 3])), None);
+        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 2])), None);
+        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 3])), Some(TopicChange::LeaderChanged));
+        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 3])), None);
+        watch.on_unavailable();
+        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 3])), Some(TopicChange::LeaderChanged));
+        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 3])), None);
     }
 }

@@ -2,66 +2,68 @@
 
 use pg_replication::SqlState;
 
-use super::{Reason, Trouble};
+use super::{ErrorKind, RelayError};
 
 /// The reason behind an SQLSTATE. Classes 08, 53 and 57 are the server coming and going.
-pub fn reason_of_sqlstate(code: &str) -> Reason {
+pub fn reason_of_sqlstate(code: &str) -> ErrorKind {
     match code {
-        "55006" => Reason::SlotActive,
-        "3D000" => Reason::DatabaseMissing,
-        "42501" => Reason::PermissionDenied,
-        "42P01" => Reason::TableMissing,
+        "55006" => ErrorKind::SlotActive,
+        "3D000" => ErrorKind::DatabaseMissing,
+        "42501" => ErrorKind::PermissionDenied,
+        "42P01" => ErrorKind::TableMissing,
         // A transaction that is read-only: the setting was changed, or the server became a standby.
-        "25006" => Reason::NoWritableHost,
+        "25006" => ErrorKind::NoWritableHost,
         // PostgreSQL says so of no valid message; poolers say so of what they do not support, and lose prepared
         // statements or mix up those of their clients.
-        "08P01" | "26000" | "42P05" => Reason::ConnectionPooler,
-        _ if code.starts_with("28") => Reason::AuthenticationFailed,
-        _ if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => Reason::DatabaseUnreachable,
-        _ => Reason::DatabaseError,
+        "08P01" | "26000" | "42P05" => ErrorKind::ConnectionPooler,
+        _ if code.starts_with("28") => ErrorKind::AuthenticationFailed,
+        _ if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => ErrorKind::DatabaseUnreachable,
+        _ => ErrorKind::DatabaseError,
     }
 }
 
-impl From<pg_replication::Error> for Trouble {
+impl From<pg_replication::Error> for RelayError {
     fn from(error: pg_replication::Error) -> Self {
         let reason = match &error {
             pg_replication::Error::Server(server) => reason_of_slot_error(&server.code),
             other => reason_of_connection(other),
         };
-        Trouble::new(reason, format!("replication connection: {}", chain(&error)))
+        RelayError::new(reason, format!("replication connection: {}", chain(&error)))
     }
 }
 
 /// The reason behind an error while connecting, when there is no slot yet to speak of.
-pub fn reason_of_connection(error: &pg_replication::Error) -> Reason {
+pub fn reason_of_connection(error: &pg_replication::Error) -> ErrorKind {
     use pg_replication::{Error, TlsError};
     match error {
         Error::Server(server) => reason_of_sqlstate(server.code.as_str()),
-        Error::Protocol { .. } => Reason::ProtocolViolation,
-        Error::Auth { .. } => Reason::AuthenticationFailed,
-        Error::Tls(TlsError::NotOffered) => Reason::TlsNotOffered,
-        Error::Tls(TlsError::NotTrusted { .. }) => Reason::CertificateNotTrusted,
-        Error::Tls(TlsError::WrongHost { .. }) => Reason::CertificateForOtherHost,
-        Error::Tls(TlsError::Authorities { .. } | TlsError::Identity { .. }) => Reason::CredentialsUnreadable,
-        Error::Tls(_) => Reason::TlsFailed,
-        Error::ReadOnly { .. } => Reason::NoWritableHost,
+        Error::Protocol { .. } => ErrorKind::ProtocolViolation,
+        Error::Auth { .. } => ErrorKind::AuthenticationFailed,
+        Error::Tls(TlsError::NotOffered) => ErrorKind::TlsNotOffered,
+        Error::Tls(TlsError::NotTrusted { .. }) => ErrorKind::CertificateNotTrusted,
+        Error::Tls(TlsError::WrongHost { .. }) => ErrorKind::CertificateForOtherHost,
+        Error::Tls(TlsError::Authorities { .. } | TlsError::Identity { .. }) => {
+            ErrorKind::CredentialsUnreadable
+        }
+        Error::Tls(_) => ErrorKind::TlsFailed,
+        Error::ReadOnly { .. } => ErrorKind::NoWritableHost,
         Error::NoServer { skipped } => {
             reason_of_all(skipped.iter().map(|server| reason_of_connection(&server.error)))
         }
-        _ => Reason::DatabaseUnreachable,
+        _ => ErrorKind::DatabaseUnreachable,
     }
 }
 
 /// The one reason for several hosts: what a person has to cure goes before what may pass by itself, and a host that
 /// answered before those that did not.
-pub fn reason_of_all(reasons: impl IntoIterator<Item = Reason>) -> Reason {
-    let weight = |reason: &Reason| match reason {
-        Reason::DatabaseUnreachable => 0,
-        Reason::NoWritableHost => 1,
+pub fn reason_of_all(reasons: impl IntoIterator<Item = ErrorKind>) -> ErrorKind {
+    let weight = |reason: &ErrorKind| match reason {
+        ErrorKind::DatabaseUnreachable => 0,
+        ErrorKind::NoWritableHost => 1,
         _ => 2,
     };
     // The first of the weightiest: hosts are listed in the order of their importance.
-    let mut weightiest = Reason::DatabaseUnreachable;
+    let mut weightiest = ErrorKind::DatabaseUnreachable;
     for reason in reasons {
         if weight(&reason) > weight(&weightiest) {
             weightiest = reason;
@@ -71,15 +73,15 @@ pub fn reason_of_all(reasons: impl IntoIterator<Item = Reason>) -> Reason {
 }
 
 /// On a replication connection two codes speak of the slot: 42704 it does not exist, 55000 it is invalidated.
-fn reason_of_slot_error(code: &SqlState) -> Reason {
+fn reason_of_slot_error(code: &SqlState) -> ErrorKind {
     match code.as_str() {
-        "42704" | "55000" => Reason::SlotLost,
-        "08P01" => Reason::ProtocolViolation,
+        "42704" | "55000" => ErrorKind::SlotLost,
+        "08P01" => ErrorKind::ProtocolViolation,
         other => reason_of_sqlstate(other),
     }
 }
 
-impl From<sqlx::Error> for Trouble {
+impl From<sqlx::Error> for RelayError {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
         let (reason, what) = match (error, code) {
@@ -89,13 +91,13 @@ impl From<sqlx::Error> for Trouble {
                 let error = pg_replication::Error::from(error);
                 (reason_of_connection(&error), chain(&error))
             }
-            (error @ sqlx::Error::Tls(_), None) => (Reason::TlsFailed, chain(&error)),
+            (error @ sqlx::Error::Tls(_), None) => (ErrorKind::TlsFailed, chain(&error)),
             (error @ (sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_)), None) => {
-                (Reason::DatabaseUnreachable, chain(&error))
+                (ErrorKind::DatabaseUnreachable, chain(&error))
             }
-            (error, None) => (Reason::DatabaseError, chain(&error)),
+            (error, None) => (ErrorKind::DatabaseError, chain(&error)),
         };
-        Trouble::new(reason, format!("SQL connection: {what}"))
+        RelayError::new(reason, format!("SQL connection: {what}"))
     }
 }
 
@@ -130,7 +132,7 @@ mod tests {
 
     #[test]
     fn of_several_hosts_the_one_that_can_be_cured_gives_the_reason() {
-        use Reason::{AuthenticationFailed, CertificateNotTrusted, DatabaseUnreachable, NoWritableHost};
+        use ErrorKind::{AuthenticationFailed, CertificateNotTrusted, DatabaseUnreachable, NoWritableHost};
         let cases = [
             (vec![DatabaseUnreachable, DatabaseUnreachable], DatabaseUnreachable),
             (vec![DatabaseUnreachable, NoWritableHost], NoWritableHost),
@@ -140,7 +142,7 @@ mod tests {
         for (reasons, expected) in cases {
             assert_eq!(reason_of_all(reasons.clone()), expected, "{reasons:?}");
         }
-        let skipped = |error| pg_replication::Skipped { server: "db".into(), error };
+        let skipped = |error| pg_replication::FailedHost { server: "db".into(), error };
         let read_only = pg_replication::Error::ReadOnly { server: "db".into(), why: "is a standby" };
         let all = vec![skipped(pg_replication::Error::Closed), skipped(read_only)];
         assert_eq!(reason_of_connection(&pg_replication::Error::NoServer { skipped: all }), NoWritableHost);

@@ -1,8 +1,8 @@
 //! A list of hosts: those that are dead or take no writes are passed over.
 
-use outbox_relay::postgres::checkpoint::History;
+use outbox_relay::postgres::checkpoint::ClusterTimeline;
 use outbox_relay::postgres::source::check_same_server;
-use outbox_relay::trouble::Reason;
+use outbox_relay::trouble::ErrorKind;
 use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::{net, shared};
 
@@ -49,16 +49,16 @@ async fn a_standby_is_refused_until_it_is_promoted() {
 async fn two_connections_that_lead_to_different_servers_are_noticed() {
     let site = Site::shared().await;
     let system = site.value("SELECT system_identifier FROM pg_control_system()").await.unwrap();
-    let here = History { system_identifier: system.parse().unwrap(), timeline: 1 };
+    let here = ClusterTimeline { system_identifier: system.parse().unwrap(), timeline: 1 };
     let mut sql = site.sql().await;
     check_same_server(&mut sql, here).await.unwrap();
     let elsewhere = [
-        History { system_identifier: here.system_identifier + 1, ..here },
+        ClusterTimeline { system_identifier: here.system_identifier + 1, ..here },
         // The old primary, which is still up.
-        History { timeline: 2, ..here },
+        ClusterTimeline { timeline: 2, ..here },
     ];
     for history in elsewhere {
         let trouble = check_same_server(&mut sql, history).await.unwrap_err();
-        assert_eq!(trouble.reason, Reason::DifferentServers, "{trouble}");
+        assert_eq!(trouble.kind, ErrorKind::DifferentServers, "{trouble}");
     }
 }

@@ -7,7 +7,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::Frame;
 use crate::pgoutput::{Message, OVERSIZED, Relation, RelationColumn, UNKNOWN_COLUMN};
-use crate::wire::{Flaw, LONG, NEGATIVE, Reader, SHORT};
+use crate::wire::{LONG, NEGATIVE, Reader, SHORT, WireError};
 
 /// XLogData's own header: its kind, two LSNs, a time.
 const XLOG_HEADER_BYTES: usize = 1 + 3 * 8;
@@ -127,7 +127,7 @@ enum Step {
 
 impl Large {
     /// Takes what has arrived out of `buffer`. Answers whether that was the end of the message.
-    pub(super) fn digest(&mut self, buffer: &mut BytesMut) -> Result<bool, Flaw> {
+    pub(super) fn digest(&mut self, buffer: &mut BytesMut) -> Result<bool, WireError> {
         let arrived = buffer.len().min(self.left);
         let mut input = Input { kept: &mut self.kept, left: &mut self.left, buffer, arrived };
         match &mut self.step {
@@ -183,7 +183,7 @@ impl Input<'_> {
     }
 
     /// The next `count` bytes, not taken yet; `None` until they have arrived.
-    fn peek(&self, count: usize) -> Result<Option<&[u8]>, Flaw> {
+    fn peek(&self, count: usize) -> Result<Option<&[u8]>, WireError> {
         if count > *self.left {
             return Err(SHORT);
         }
@@ -204,7 +204,7 @@ struct Row {
 }
 
 impl Row {
-    fn digest(&mut self, input: &mut Input<'_>) -> Result<(), Flaw> {
+    fn digest(&mut self, input: &mut Input<'_>) -> Result<(), WireError> {
         loop {
             if let Some((left, kept)) = &mut self.value {
                 *left -= if *kept { input.keep(*left) } else { input.discard(*left) };
@@ -226,11 +226,11 @@ impl Row {
     }
 
     /// Reads the row's header; answers whether it has arrived.
-    fn begin(&mut self, input: &mut Input<'_>) -> Result<bool, Flaw> {
+    fn begin(&mut self, input: &mut Input<'_>) -> Result<bool, WireError> {
         let Some(header) = input.peek(ROW_HEADER_BYTES)? else { return Ok(false) };
         let mut reader = Reader::new(header.get(ROW_HEADER_BYTES - 3..).unwrap_or_default());
         if reader.u8()? != b'N' {
-            return Err(Flaw("has no new row"));
+            return Err(WireError("has no new row"));
         }
         self.columns = Some(usize::from(reader.u16()?));
         input.keep(ROW_HEADER_BYTES);
@@ -238,7 +238,7 @@ impl Row {
     }
 
     /// Reads the header of a column, and decides about its value; answers whether it has arrived.
-    fn column(&mut self, input: &mut Input<'_>) -> Result<bool, Flaw> {
+    fn column(&mut self, input: &mut Input<'_>) -> Result<bool, WireError> {
         let Some(&[kind]) = input.peek(1)? else { return Ok(false) };
         match kind {
             b't' | b'b' => {}

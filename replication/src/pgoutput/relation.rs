@@ -1,7 +1,7 @@
 //! Tables as pgoutput describes them. Match columns by name: after DDL their order and number change, and a
 //! catalog read on another connection may already show a later shape than the rows have.
 
-use crate::wire::{Flaw, Reader};
+use crate::wire::{Reader, WireError};
 
 /// The shape of a table's rows from here on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl<'a> Relation<'a> {
         RelationColumns { left: self.count, reader: Reader::new(self.bytes) }
     }
 
-    pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, Flaw> {
+    pub(super) fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let oid = reader.u32()?;
         let namespace = reader.text()?;
         let name = reader.text()?;
@@ -60,7 +60,7 @@ impl<'a> Relation<'a> {
             b'n' => ReplicaIdentity::Nothing,
             b'f' => ReplicaIdentity::Full,
             b'i' => ReplicaIdentity::Index,
-            _ => return Err(Flaw("has an unknown replica identity")),
+            _ => return Err(WireError("has an unknown replica identity")),
         };
         let count = reader.u16()?;
         let before = reader.rest();
@@ -72,7 +72,7 @@ impl<'a> Relation<'a> {
     }
 }
 
-fn column<'a>(reader: &mut Reader<'a>) -> Result<RelationColumn<'a>, Flaw> {
+fn column<'a>(reader: &mut Reader<'a>) -> Result<RelationColumn<'a>, WireError> {
     Ok(RelationColumn {
         key: reader.u8()? & 1 != 0,
         name: reader.text()?,

@@ -1,11 +1,11 @@
 //! Rows: checked once when parsed, then walked without allocation and without failure.
 
-use crate::wire::{Flaw, Reader};
+use crate::wire::{Reader, WireError};
 
 /// The kind of a column whose value was larger than [`MemoryLimit`](crate::MemoryLimit) allows; four bytes of size
 /// follow. The server has no such kind: it is written where the row is read.
 pub(crate) const OVERSIZED: u8 = 0xFF;
-pub(crate) const UNKNOWN_COLUMN: Flaw = Flaw("has a column of unknown kind");
+pub(crate) const UNKNOWN_COLUMN: WireError = WireError("has a column of unknown kind");
 
 /// One column's value in a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,15 +49,15 @@ impl<'a> Tuple<'a> {
 
     /// Reads the marker of a new row and the row.
     #[inline]
-    pub(super) fn new_row(reader: &mut Reader<'a>) -> Result<Self, Flaw> {
+    pub(super) fn new_row(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         match reader.u8()? {
             b'N' => Self::read(reader),
-            _ => Err(Flaw("has no new row")),
+            _ => Err(WireError("has no new row")),
         }
     }
 
     /// Reads an old row or key, if one follows.
-    pub(super) fn old_row(reader: &mut Reader<'a>) -> Result<Option<Self>, Flaw> {
+    pub(super) fn old_row(reader: &mut Reader<'a>) -> Result<Option<Self>, WireError> {
         match reader.rest().first() {
             Some(b'K' | b'O') => {
                 reader.u8()?;
@@ -68,7 +68,7 @@ impl<'a> Tuple<'a> {
     }
 
     #[inline]
-    fn read(reader: &mut Reader<'a>) -> Result<Self, Flaw> {
+    fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = reader.u16()?;
         let before = reader.rest();
         for _ in 0..count {
@@ -80,10 +80,10 @@ impl<'a> Tuple<'a> {
 }
 
 #[inline]
-fn column<'a>(reader: &mut Reader<'a>) -> Result<Column<'a>, Flaw> {
+fn column<'a>(reader: &mut Reader<'a>) -> Result<Column<'a>, WireError> {
     match reader.u8()? {
-        b'b' => reader.counted().map(Column::Binary),
-        b't' => reader.counted().map(Column::Text),
+        b'b' => reader.length_prefixed().map(Column::Binary),
+        b't' => reader.length_prefixed().map(Column::Text),
         b'n' => Ok(Column::Null),
         b'u' => Ok(Column::Unchanged),
         OVERSIZED => Ok(Column::Oversized(usize::try_from(reader.u32()?).unwrap_or(usize::MAX))),

@@ -61,7 +61,7 @@ async fn a_server_that_vanishes_in_the_midst_has_closed() {
 }
 
 /// What the client makes of a server that answers the request for TLS with `answer` and hangs up.
-async fn meet(answer: &'static [u8]) -> Error {
+async fn connect_to(answer: &'static [u8]) -> Error {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut theirs, _) = listener.accept().await.unwrap();
@@ -83,10 +83,10 @@ async fn meet(answer: &'static [u8]) -> Error {
 
 #[tokio::test]
 async fn every_answer_but_yes_ends_the_connection() {
-    assert!(matches!(meet(b"N").await, Error::Tls(TlsError::NotOffered)));
-    assert!(matches!(meet(b"").await, Error::Closed));
-    assert!(matches!(meet(b"H").await, Error::Protocol { .. }));
-    let error = meet(b"E\0\0\0\x0aMtrust me\0\0").await;
+    assert!(matches!(connect_to(b"N").await, Error::Tls(TlsError::NotOffered)));
+    assert!(matches!(connect_to(b"").await, Error::Closed));
+    assert!(matches!(connect_to(b"H").await, Error::Protocol { .. }));
+    let error = connect_to(b"E\0\0\0\x0aMtrust me\0\0").await;
     assert!(
         matches!(error, Error::Tls(TlsError::Handshake { .. })) && !error.to_string().contains("trust me")
     );
@@ -95,10 +95,10 @@ async fn every_answer_but_yes_ends_the_connection() {
 #[tokio::test]
 async fn plain_text_behind_the_yes_is_never_taken_for_the_servers() {
     // A welcome and a query result that somebody in between would like to be believed.
-    let error = meet(b"SR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await;
+    let error = connect_to(b"SR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await;
     assert!(matches!(error, Error::Tls(TlsError::Handshake { .. })), "{error}");
     // The connection ends in the midst of the handshake: a server that shuts down.
-    assert!(matches!(meet(b"S").await, Error::Closed));
+    assert!(matches!(connect_to(b"S").await, Error::Closed));
 }
 
 #[test]

@@ -6,11 +6,11 @@ use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 use sqlx::types::Json;
 
-use super::{History, Progress, TABLE};
+use super::{CheckpointUpdate, ClusterTimeline, TABLE};
 use crate::config::Config;
-use crate::postgres::delivered::Stored;
+use crate::postgres::delivered::DurableSnapshot;
 use crate::postgres::{publication, table};
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// How often a checkpoint looks at the table, too: the catalog is read for it, which is too much for each of ten a second.
 const LOOK_AT_TABLE_EVERY: Duration = Duration::from_secs(5);
@@ -20,14 +20,14 @@ pub(super) struct Statement {
     sql: String,
     looked_at_table: Option<Instant>,
     config: Config,
-    history: History,
+    history: ClusterTimeline,
 }
 
 impl Statement {
     /// The WHERE clause is a guard: the row must still be of this history, in the cluster the stream comes from,
     /// and must not go back; nobody may have written it since this session did; and the publication must be what it
     /// was, and the table must have no rows that the stream does not have. While rows are copied there is no confirmed LSN; once there is, no copy begins again.
-    pub(super) fn new(config: &Config, history: History) -> Statement {
+    pub(super) fn new(config: &Config, history: ClusterTimeline) -> Statement {
         let checkpoint = config.source.table.sibling(TABLE);
         let sql = format!(
             "UPDATE {checkpoint} AS c SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
@@ -59,10 +59,10 @@ impl Statement {
     pub(super) async fn execute(
         &mut self,
         sql: &mut PgConnection,
-        progress: &Progress,
-        delivered: Option<&Stored>,
+        progress: &CheckpointUpdate,
+        delivered: Option<&DurableSnapshot>,
         previous: Option<u64>,
-    ) -> Result<u64, Trouble> {
+    ) -> Result<u64, RelayError> {
         let looks_at_table = self.looked_at_table.is_none_or(|at| at.elapsed() >= LOOK_AT_TABLE_EVERY);
         if looks_at_table {
             self.looked_at_table = Some(Instant::now());
@@ -88,12 +88,12 @@ impl Statement {
             return xid(&written);
         }
         table::check(sql, &self.config).await?;
-        publication::unchanged(sql, &self.config).await?;
+        publication::verify_fingerprint(sql, &self.config).await?;
         Err(self.refused(sql).await?)
     }
 
     /// Why the row was not written. One that is there and of this history goes on from what it says now.
-    async fn refused(&self, sql: &mut PgConnection) -> Result<Trouble, Trouble> {
+    async fn refused(&self, sql: &mut PgConnection) -> Result<RelayError, RelayError> {
         let table = self.config.source.table.sibling(TABLE);
         let select = format!(
             "SELECT EXISTS (SELECT FROM {table} WHERE relay = $1 AND system_identifier = $2 AND timeline = $3)"
@@ -108,10 +108,10 @@ impl Statement {
         Ok(if there {
             let what =
                 format!("the checkpoint row of relay '{name}' was written by another process meanwhile");
-            Trouble::new(Reason::SlotActive, what)
+            RelayError::new(ErrorKind::SlotActive, what)
         } else {
             let what = format!("the checkpoint row of relay '{name}' is gone, or of another history");
-            Trouble::new(Reason::CheckpointLost, what)
+            RelayError::new(ErrorKind::CheckpointLost, what)
         })
     }
 }
@@ -121,6 +121,7 @@ fn row_version(xid: u64) -> String {
     (xid & u64::from(u32::MAX)).to_string()
 }
 
-pub(super) fn xid(text: &str) -> Result<u64, Trouble> {
-    text.parse().map_err(|_| Trouble::new(Reason::DatabaseError, format!("'{text}' is not a transaction id")))
+pub(super) fn xid(text: &str) -> Result<u64, RelayError> {
+    text.parse()
+        .map_err(|_| RelayError::new(ErrorKind::DatabaseError, format!("'{text}' is not a transaction id")))
 }

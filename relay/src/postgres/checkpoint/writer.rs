@@ -9,29 +9,29 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::statement::{Statement, xid};
-use super::{Committed, History, Progress};
+use super::{CheckpointUpdate, ClusterTimeline, CommittedCheckpoint};
 use crate::config::Config;
 use crate::failpoint::{self, Boundary};
 use crate::postgres::connection::CONNECT_WITHIN;
-use crate::postgres::delivered::{Delivered, Taken};
+use crate::postgres::delivered::{DeliveredSnapshots, Snapshot};
 use crate::postgres::source::{self, lsn};
 use crate::status::Status;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// How often the connection is asked for the slot.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long one checkpoint may take. The server may be slow, or somebody may hold a lock on the row, which shows as
-/// [`Reason::CheckpointStalled`] long before; what takes longer is a connection that leads nowhere any more.
+/// [`ErrorKind::CheckpointStalled`] long before; what takes longer is a connection that leads nowhere any more.
 const WRITE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Writes checkpoints in the background, one at a time, always the newest.
 pub struct Writer {
-    progress: watch::Sender<Option<Progress>>,
-    committed: watch::Receiver<Committed>,
+    progress: watch::Sender<Option<CheckpointUpdate>>,
+    committed: watch::Receiver<CommittedCheckpoint>,
     /// Since when the server has not answered.
     waits: watch::Receiver<Option<Instant>>,
-    task: tokio::task::JoinHandle<Result<(), Trouble>>,
+    task: tokio::task::JoinHandle<Result<(), RelayError>>,
 }
 
 impl Writer {
@@ -39,8 +39,8 @@ impl Writer {
     pub fn start(
         sql: PgConnection,
         config: &Config,
-        history: History,
-        committed: Committed,
+        history: ClusterTimeline,
+        committed: CommittedCheckpoint,
         status: Status,
     ) -> Writer {
         let (progress, wanted) = watch::channel(None);
@@ -50,17 +50,17 @@ impl Writer {
         let statement = Statement::new(config, history);
         let slot = config.source.slot.name.clone();
         let writing =
-            Writing { sql, statement, slot, status, asked: Instant::now(), previous, done, waiting };
+            WriterTask { sql, statement, slot, status, asked: Instant::now(), previous, done, waiting };
         Writer { progress, committed, waits, task: tokio::spawn(writing.run(wanted)) }
     }
 
     /// Asks for `progress` to be written, in place of anything asked for and not begun.
-    pub fn write(&self, progress: Progress) {
+    pub fn write(&self, progress: CheckpointUpdate) {
         self.progress.send_replace(Some(progress));
     }
 
     /// What the last committed row says.
-    pub fn committed(&self) -> Committed {
+    pub fn committed(&self) -> CommittedCheckpoint {
         *self.committed.borrow()
     }
 
@@ -70,18 +70,18 @@ impl Writer {
     }
 
     /// Waits until another row was committed, or for the reason why none can be.
-    pub async fn changed(&mut self) -> Result<(), Trouble> {
+    pub async fn changed(&mut self) -> Result<(), RelayError> {
         if self.committed.changed().await.is_ok() {
             return Ok(());
         }
         match (&mut self.task).await {
             Ok(Err(trouble)) => Err(trouble),
-            _ => Err(Trouble::new(Reason::CheckpointLost, "the checkpoint writer ended")),
+            _ => Err(RelayError::new(ErrorKind::CheckpointLost, "the checkpoint writer ended")),
         }
     }
 }
 
-struct Writing {
+struct WriterTask {
     sql: PgConnection,
     statement: Statement,
     slot: String,
@@ -90,14 +90,14 @@ struct Writing {
     asked: Instant,
     /// The transaction that wrote the row last.
     previous: u64,
-    done: watch::Sender<Committed>,
+    done: watch::Sender<CommittedCheckpoint>,
     waiting: watch::Sender<Option<Instant>>,
 }
 
-impl Writing {
-    async fn run(mut self, mut wanted: watch::Receiver<Option<Progress>>) -> Result<(), Trouble> {
+impl WriterTask {
+    async fn run(mut self, mut wanted: watch::Receiver<Option<CheckpointUpdate>>) -> Result<(), RelayError> {
         // Lives and dies with the session: see its text.
-        let mut delivered = Delivered::default();
+        let mut delivered = DeliveredSnapshots::default();
         loop {
             match timeout(ASK_EVERY, wanted.changed()).await {
                 Ok(Ok(())) => {}
@@ -123,46 +123,54 @@ impl Writing {
     /// Asks for the slot: a server that is stopping says so on this connection, and then waits for the stream to be
     /// closed, which nothing else would notice while the stream is not read. And the session sees itself who holds the
     /// slot, whether the observer can connect or not.
-    async fn ask(&mut self) -> Result<(), Trouble> {
+    async fn ask(&mut self) -> Result<(), RelayError> {
         self.asked = Instant::now();
-        let late =
-            |_| Trouble::new(Reason::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
+        let late = |_| {
+            RelayError::new(ErrorKind::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"))
+        };
         let asking = async {
             let slot = source::slot_state(&mut self.sql, &self.slot).await?;
-            self.status.slot_by_session(self.asked, slot);
+            self.status.set_slot_by_session(self.asked, slot);
             self.status.send_heartbeat(&mut self.sql).await
         };
         Ok(timeout(CONNECT_WITHIN, asking).await.map_err(late)??)
     }
 
-    async fn write(&mut self, progress: &Progress, delivered: &mut Delivered) -> Result<(), Trouble> {
-        let ripe = delivered.ripe(progress.confirmed);
+    async fn write(
+        &mut self,
+        progress: &CheckpointUpdate,
+        delivered: &mut DeliveredSnapshots,
+    ) -> Result<(), RelayError> {
+        let ripe = delivered.take_confirmed(progress.confirmed);
         self.previous =
             self.statement.execute(&mut self.sql, progress, ripe.as_ref(), Some(self.previous)).await?;
         failpoint::pass(Boundary::CheckpointStored);
         self.done.send_replace(progress.committed(self.previous));
-        delivered.written(self.previous, &progress.offsets);
+        delivered.on_written(self.previous, &progress.offsets);
         // While rows are copied nothing of the table counts as delivered.
         if progress.copied.is_none() && delivered.is_due() {
-            delivered.take(take_snapshot(&mut self.sql).await?);
+            delivered.on_taken(take_snapshot(&mut self.sql).await?);
         }
         Ok(())
     }
 }
 
-fn late(_: Elapsed) -> Trouble {
-    Trouble::new(Reason::DatabaseUnreachable, format!("a checkpoint was not written within {WRITE_WITHIN:?}"))
+fn late(_: Elapsed) -> RelayError {
+    RelayError::new(
+        ErrorKind::DatabaseUnreachable,
+        format!("a checkpoint was not written within {WRITE_WITHIN:?}"),
+    )
 }
 
 /// One statement: its snapshot is older than the LSN, which is read while it runs.
-async fn take_snapshot(sql: &mut PgConnection) -> Result<Taken, Trouble> {
+async fn take_snapshot(sql: &mut PgConnection) -> Result<Snapshot, RelayError> {
     let row = sqlx::query(
         "SELECT pg_current_snapshot()::text AS snapshot, pg_snapshot_xmin(pg_current_snapshot())::text AS xmin,
                 pg_current_wal_insert_lsn()::text AS until",
     )
     .fetch_one(&mut *sql)
     .await?;
-    Ok(Taken {
+    Ok(Snapshot {
         snapshot: row.try_get("snapshot")?,
         xmin: xid(&row.try_get::<String, _>("xmin")?)?,
         until: lsn(&row.try_get::<String, _>("until")?)?,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Mapping, Refusals, Subject, Unplaceable};
+use super::{RefusedRows, RoutingConfig, RoutingError, RoutingInput};
 use crate::dead_letter::Poison;
 use crate::routing::router::{InvalidRule, Router, Unroutable, partition};
 
@@ -20,17 +20,17 @@ struct Routes {
 }
 
 /// A mapping at work.
-pub(super) struct Generation {
-    pub(super) mapping: Mapping,
+pub(super) struct CompiledRouting {
+    pub(super) mapping: RoutingConfig,
     router: Router,
     routes: Routes,
 }
 
-impl Generation {
-    pub(super) fn new(mapping: Mapping) -> Result<Generation, InvalidRule> {
+impl CompiledRouting {
+    pub(super) fn new(mapping: RoutingConfig) -> Result<CompiledRouting, InvalidRule> {
         let rule = &mapping.rule;
         let router = Router::new(&rule.routing)?.keeping_clear_of(rule.dead_letter_topic.as_deref());
-        Ok(Generation { mapping, router, routes: Routes::default() })
+        Ok(CompiledRouting { mapping, router, routes: Routes::default() })
     }
 
     #[cfg(test)]
@@ -39,12 +39,12 @@ impl Generation {
     }
 
     /// Where a row goes: its topic, the partition if the topic is known, and why it goes there as a dead letter.
-    pub(super) fn place<'a, F: Fn(&str) -> Option<&'a str>>(
+    pub(super) fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
         &mut self,
-        subject: &Subject<'a, F>,
-        refused: &Refusals,
-    ) -> Result<(&str, Option<i32>, Option<Poison>), Unplaceable> {
-        let Generation { mapping, router, routes } = self;
+        subject: &RoutingInput<'a, F>,
+        refused: &RefusedRows,
+    ) -> Result<(&str, Option<i32>, Option<Poison>), RoutingError> {
+        let CompiledRouting { mapping, router, routes } = self;
         let (topic, poison) = match as_event(mapping, router, routes, subject, refused) {
             Ok(topic) => (topic, None),
             Err(first) => match &mapping.rule.dead_letter_topic {
@@ -52,7 +52,7 @@ impl Generation {
                     Ok(()) => (topic.as_str(), Some(first.into())),
                     Err(why) => {
                         let dead_letter = Box::new(why);
-                        return Err(Unplaceable::NoDeadLetter { first: Box::new(first), dead_letter });
+                        return Err(RoutingError::NoDeadLetter { first: Box::new(first), dead_letter });
                     }
                 },
                 None => return Err(first),
@@ -64,16 +64,16 @@ impl Generation {
 }
 
 fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
-    mapping: &Mapping,
+    mapping: &RoutingConfig,
     router: &Router,
     routes: &'m mut Routes,
-    subject: &Subject<'a, F>,
-    refused: &Refusals,
-) -> Result<&'m str, Unplaceable> {
+    subject: &RoutingInput<'a, F>,
+    refused: &RefusedRows,
+) -> Result<&'m str, RoutingError> {
     let routed = route(mapping, router, routes, subject);
     if let Some(flaw) = subject.flaw {
         let topic = routed.ok().map(Into::into);
-        return Err(Unplaceable::Flawed(Poison { topic, ..flaw.clone() }));
+        return Err(RoutingError::Flawed(Poison { topic, ..flaw.clone() }));
     }
     let topic = routed?;
     mapping.fits(topic, subject.bytes)?;
@@ -82,10 +82,10 @@ fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
 }
 
 fn route<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
-    mapping: &Mapping,
+    mapping: &RoutingConfig,
     router: &Router,
     routes: &'m mut Routes,
-    subject: &Subject<'a, F>,
+    subject: &RoutingInput<'a, F>,
 ) -> Result<&'m str, Unroutable> {
     let value = (subject.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
     if !routes.topics.contains_key(value) {
@@ -99,7 +99,7 @@ fn route<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
     Ok(routes.topics.get(value).map_or("", String::as_str))
 }
 
-impl Mapping {
+impl RoutingConfig {
     pub(super) fn smallest_limit(&self) -> Option<usize> {
         self.topics.values().filter_map(|shape| shape.max_message_bytes).min()
     }
@@ -116,17 +116,22 @@ impl Mapping {
     }
 
     /// Whether a topic takes the record, apart from its size: a dead letter is cut to the size it may have.
-    fn takes<F>(&self, topic: &str, subject: &Subject<'_, F>, refused: &Refusals) -> Result<(), Unplaceable> {
+    fn takes<F>(
+        &self,
+        topic: &str,
+        subject: &RoutingInput<'_, F>,
+        refused: &RefusedRows,
+    ) -> Result<(), RoutingError> {
         if !subject.has_key && self.is_compacted(topic) {
-            return Err(Unplaceable::NoKey { topic: topic.to_owned() });
+            return Err(RoutingError::NoKey { topic: topic.to_owned() });
         }
         match subject.position.and_then(|position| refused.cause(position, topic)) {
             None => Ok(()),
-            Some(cause) => Err(Unplaceable::Refused { topic: topic.to_owned(), cause: cause.to_owned() }),
+            Some(cause) => Err(RoutingError::Refused { topic: topic.to_owned(), cause: cause.to_owned() }),
         }
     }
 
-    fn fits(&self, topic: &str, bytes: usize) -> Result<(), Unplaceable> {
+    fn fits(&self, topic: &str, bytes: usize) -> Result<(), RoutingError> {
         let (limit, of_topic) = self.limit(topic);
         if bytes <= limit {
             return Ok(());
@@ -136,6 +141,6 @@ impl Mapping {
         } else {
             "sink.maxMessageBytes".to_owned()
         };
-        Err(Unplaceable::TooLarge { bytes, topic: topic.to_owned(), limit, whose })
+        Err(RoutingError::TooLarge { bytes, topic: topic.to_owned(), limit, whose })
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::Routing;
-use crate::progress::high_mark::{Admission, HighMark, Searched};
+use crate::progress::high_mark::{Admission, PartitionDedup, ScanResult};
 
 #[derive(Clone, Debug)]
 struct Row {
@@ -80,7 +80,7 @@ impl Kafka {
 struct World {
     rows: Vec<Row>,
     kafka: Kafka,
-    stored: Option<Mappings>,
+    stored: Option<RoutingHistory>,
     confirmed: usize,
 }
 
@@ -89,13 +89,13 @@ impl World {
         let horizon = run.horizon.max(self.confirmed).max(self.kafka.holds().last().map_or(0, |row| row + 1));
         let rule = rules()[run.rule].clone();
         let mappings = match self.stored.take() {
-            None => Mappings::first(rule),
+            None => RoutingHistory::first(rule),
             Some(stored) => {
                 stored.without_what_is_confirmed(end_before(self.confirmed)).under(rule, end_before(horizon))
             }
         };
-        let mut mapper = Mapper::new(mappings).unwrap();
-        let mut marks: BTreeMap<(String, i32), HighMark> = BTreeMap::new();
+        let mut mapper = RoutingTable::new(mappings).unwrap();
+        let mut marks: BTreeMap<(String, i32), PartitionDedup> = BTreeMap::new();
         let mut sent: BTreeMap<(String, i32), Vec<usize>> = BTreeMap::new();
         for row in (self.confirmed..self.rows.len()).take(run.reads) {
             if run.grows_at == Some(row) && row >= horizon {
@@ -104,32 +104,32 @@ impl World {
                 let shapes = mapper.stored().current.topics.into_iter();
                 let partitions = self.kafka.partitions;
                 let grown = shapes.map(|(name, shape)| (name, TopicShape { partitions, ..shape })).collect();
-                mapper.change(&grown, end_before(row)).unwrap();
-                mapper.confirm(end_before(row));
+                mapper.change_topics(&grown, end_before(row)).unwrap();
+                mapper.on_confirmed(end_before(row));
                 self.confirmed = row;
             }
             if let Some((_, limit)) = run.limit_at.filter(|(at, _)| *at == row) {
                 let shapes = mapper.stored().current.topics.into_iter();
                 let limited = |(name, shape)| (name, TopicShape { max_message_bytes: Some(limit), ..shape });
-                mapper.change(&shapes.map(limited).collect(), end_before(row.max(horizon))).unwrap();
+                mapper.change_topics(&shapes.map(limited).collect(), end_before(row.max(horizon))).unwrap();
             }
             if let Some((_, compacted)) = run.compacted_at.filter(|(at, _)| *at == row) {
                 let shapes = mapper.stored().current.topics.into_iter();
                 let changed = shapes.map(|(name, shape)| (name, TopicShape { compacted, ..shape })).collect();
-                mapper.change(&changed, end_before(row.max(horizon))).unwrap();
+                mapper.change_topics(&changed, end_before(row.max(horizon))).unwrap();
             }
             let Some(place) = self.place(&mut mapper, row) else { break };
             let log = self.kafka.logs.entry(place.clone()).or_default();
-            let mark = marks.entry(place.clone()).or_insert_with(|| HighMark::new(0));
+            let mark = marks.entry(place.clone()).or_insert_with(|| PartitionDedup::new(0));
             let mut admission = mark.admit(position(row), row < horizon);
             if let Admission::Search { .. } = admission {
                 let highest = log.iter().max().map(|row| position(*row));
-                let found = Searched {
+                let found = ScanResult {
                     highest,
                     own_records: log.len() as u64,
-                    ..Searched::nothing(log.len() as i64)
+                    ..ScanResult::nothing(log.len() as i64)
                 };
-                mark.searched(found);
+                mark.on_scanned(found);
                 admission = mark.admit(position(row), true);
             }
             if admission == Admission::Send {
@@ -137,10 +137,10 @@ impl World {
                 if !mapper.takes_now(&place.0, bytes, has_key) {
                     break;
                 }
-                mark.sent(position(row), Instant::now());
+                mark.on_sent(position(row), Instant::now());
                 sent.entry(place.clone()).or_default().push(row);
                 let waiting = sent[&place].len() as i64;
-                mark.acknowledged(self.kafka.logs[&place].len() as i64 + waiting - 1, Instant::now());
+                mark.on_acknowledged(self.kafka.logs[&place].len() as i64 + waiting - 1, Instant::now());
             }
         }
         self.append(&mut sent, run.appended);
@@ -151,11 +151,11 @@ impl World {
         self.stored = Some(mapper.stored());
     }
 
-    fn place(&self, mapper: &mut Mapper, row: usize) -> Option<(String, i32)> {
+    fn place(&self, mapper: &mut RoutingTable, row: usize) -> Option<(String, i32)> {
         let Row { value, key, has_key, bytes } = &self.rows[row];
         loop {
             let key = [*key];
-            let subject = Subject {
+            let subject = RoutingInput {
                 key: &key,
                 bytes: *bytes,
                 has_key: *has_key,
@@ -164,12 +164,12 @@ impl World {
                 commit: commit_of(row),
                 column: |_: &str| Some(*value),
             };
-            let new = match mapper.place(&subject).ok()? {
-                Place::Partition { topic, number, .. } => return Some((topic.to_owned(), number)),
-                Place::NewTopic(topic) => topic.to_owned(),
+            let new = match mapper.destination(&subject).ok()? {
+                Destination::Partition { topic, number, .. } => return Some((topic.to_owned(), number)),
+                Destination::NewTopic(topic) => topic.to_owned(),
             };
             let partitions = self.kafka.partitions;
-            mapper.add(&new, TopicShape { partitions, max_message_bytes: None, compacted: false });
+            mapper.add_topic(&new, TopicShape { partitions, max_message_bytes: None, compacted: false });
         }
     }
 

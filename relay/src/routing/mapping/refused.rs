@@ -15,7 +15,7 @@ const MAX_REFUSED: usize = 1_000;
 /// A row that Kafka refused for a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Refused {
+pub struct RefusedRow {
     /// Position of the row.
     #[serde(with = "position_text")]
     pub position: Position,
@@ -28,16 +28,16 @@ pub struct Refused {
 /// All of them that may be replayed, by position.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Refusals(Vec<Refused>);
+pub struct RefusedRows(Vec<RefusedRow>);
 
-impl Refusals {
+impl RefusedRows {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// Adds one. Answers whether there was room.
-    pub fn add(&mut self, refused: Refused) -> bool {
+    pub fn add(&mut self, refused: RefusedRow) -> bool {
         if self.cause(refused.position, &refused.topic).is_some() {
             return true;
         }
@@ -87,9 +87,9 @@ mod position_text {
 mod tests {
     use super::*;
 
-    fn refused(commit_lsn: u64, topic: &str) -> Refused {
+    fn refused(commit_lsn: u64, topic: &str) -> RefusedRow {
         let position = Position { timeline: 1, commit_lsn, index: 0 };
-        Refused { position, topic: topic.into(), cause: "InvalidRecord".into() }
+        RefusedRow { position, topic: topic.into(), cause: "InvalidRecord".into() }
     }
 
     fn end(lsn: u64) -> EndLsn {
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_row_is_refused_for_its_topic_only_until_it_is_confirmed_or_forgotten() {
-        let mut refusals = Refusals::default();
+        let mut refusals = RefusedRows::default();
         for (commit, topic) in [(80, "b"), (40, "a"), (40, "dead"), (80, "b")] {
             assert!(refusals.add(refused(commit, topic)));
         }
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(refusals.cause(at(40), "b"), None);
         let json = serde_json::to_value(&refusals).unwrap();
         assert_eq!(json[0]["position"], "00000001-0000000000000028-0000000000000000");
-        assert_eq!(serde_json::from_value::<Refusals>(json).unwrap(), refusals);
+        assert_eq!(serde_json::from_value::<RefusedRows>(json).unwrap(), refusals);
         assert!(!refusals.confirm(end(41)), "a row that is copied before the stream at 41");
         assert!(refusals.confirm(end(48)) && refusals.cause(at(40), "a").is_none());
         assert_eq!(refusals.forget(at(80)), ["b"]);
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn their_number_is_bounded() {
-        let mut refusals = Refusals::default();
+        let mut refusals = RefusedRows::default();
         let added = (0..2_000).filter(|commit| refusals.add(refused(*commit, "t"))).count();
         assert_eq!(added, MAX_REFUSED);
         assert!(refusals.add(refused(7, "t")), "known already");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pg_replication::{EndLsn, Lsn};
 use serde::{Deserialize, Serialize};
 
-use super::Refusals;
+use super::RefusedRows;
 use crate::config::{Config, Routing};
 
 /// With smaller limits, too, rows of this size are read whole: dead letters then have what fits of them.
@@ -52,7 +52,7 @@ pub struct TopicShape {
 /// One mapping, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Mapping {
+pub struct RoutingConfig {
     /// What was configured.
     #[serde(flatten)]
     pub rule: Rule,
@@ -64,60 +64,60 @@ pub struct Mapping {
 /// A mapping that is no longer the current one, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Earlier {
+pub struct Superseded {
     /// No row committed at or beyond it was sent under this mapping.
     #[serde(with = "lsn_text")]
     pub until: EndLsn,
     /// The mapping.
     #[serde(flatten)]
-    pub mapping: Mapping,
+    pub mapping: RoutingConfig,
 }
 
 /// The mapping and those before it, as the checkpoint has them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mappings {
+pub struct RoutingHistory {
     /// Counts changes. It has a column of its own, so that a person sees it without reading JSON.
     #[serde(skip)]
     pub version: i32,
     /// Where rows go.
-    pub current: Mapping,
+    pub current: RoutingConfig,
     /// Where rows went that may be replayed; oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub previous: Vec<Earlier>,
+    pub previous: Vec<Superseded>,
     /// Rows that do not go where the mappings would send them, because Kafka refused them there.
-    #[serde(default, skip_serializing_if = "Refusals::is_empty")]
-    pub refused: Refusals,
+    #[serde(default, skip_serializing_if = "RefusedRows::is_empty")]
+    pub refused: RefusedRows,
 }
 
-impl Mappings {
+impl RoutingHistory {
     /// The first mapping of a relay.
-    pub fn first(rule: Rule) -> Mappings {
-        let current = Mapping { rule, topics: BTreeMap::new() };
-        Mappings { version: 1, current, previous: Vec::new(), refused: Refusals::default() }
+    pub fn first(rule: Rule) -> RoutingHistory {
+        let current = RoutingConfig { rule, topics: BTreeMap::new() };
+        RoutingHistory { version: 1, current, previous: Vec::new(), refused: RefusedRows::default() }
     }
 
     /// Without what only concerns rows before `confirmed`.
-    pub fn without_what_is_confirmed(mut self, confirmed: EndLsn) -> Mappings {
+    pub fn without_what_is_confirmed(mut self, confirmed: EndLsn) -> RoutingHistory {
         self.previous.retain(|earlier| earlier.until > confirmed);
         self.refused.confirm(confirmed);
         self
     }
 
     /// What holds from now on under `rule`; nothing committed at or beyond `horizon` was sent yet.
-    pub fn under(mut self, rule: Rule, horizon: EndLsn) -> Mappings {
+    pub fn under(mut self, rule: Rule, horizon: EndLsn) -> RoutingHistory {
         if self.current.rule == rule {
             return self;
         }
         // With other routes other topics may be in use. One that still is will be found again.
         let same_routes = self.current.rule.routing == rule.routing;
         let topics = if same_routes { self.current.topics.clone() } else { BTreeMap::new() };
-        self.replace(Mapping { rule, topics }, horizon);
+        self.replace(RoutingConfig { rule, topics }, horizon);
         self
     }
 
-    fn replace(&mut self, mapping: Mapping, until: EndLsn) {
+    fn replace(&mut self, mapping: RoutingConfig, until: EndLsn) {
         let mapping = std::mem::replace(&mut self.current, mapping);
-        self.previous.push(Earlier { until, mapping });
+        self.previous.push(Superseded { until, mapping });
         self.version += 1;
     }
 
@@ -144,10 +144,10 @@ impl Mappings {
 
     /// The smallest limit of any topic: no batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
-        self.all().filter_map(Mapping::smallest_limit).min()
+        self.all().filter_map(RoutingConfig::smallest_limit).min()
     }
 
-    fn all(&self) -> impl Iterator<Item = &Mapping> {
+    fn all(&self) -> impl Iterator<Item = &RoutingConfig> {
         self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current])
     }
 }

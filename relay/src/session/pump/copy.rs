@@ -3,14 +3,14 @@
 
 use std::collections::VecDeque;
 
-use super::{BURST, Pump};
+use super::{BURST, EventLoop};
 use crate::delivery::Flow;
 use crate::postgres::backfill::{Pages, StoredRow};
 use crate::status::Phase;
-use crate::trouble::{Reason, Trouble};
+use crate::trouble::{ErrorKind, RelayError};
 
 /// Rows that were there before the slot.
-pub(super) struct Copy {
+pub(super) struct SnapshotRows {
     pages: Pages,
     page: VecDeque<StoredRow>,
     /// Every page was read.
@@ -19,7 +19,7 @@ pub(super) struct Copy {
 
 /// What a copy needs next.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum CopyStep {
+pub(super) enum SnapshotStep {
     NeedsPage,
     /// Only its turn.
     HasMore,
@@ -27,58 +27,58 @@ pub(super) enum CopyStep {
     Waits,
 }
 
-impl Pump {
+impl EventLoop {
     /// Delivers the rows of `pages` before anything of the stream.
-    pub fn copying(mut self, pages: Pages) -> Pump {
-        self.copy = Some(Copy { pages, page: VecDeque::new(), exhausted: false });
+    pub fn with_snapshot(mut self, pages: Pages) -> EventLoop {
+        self.copy = Some(SnapshotRows { pages, page: VecDeque::new(), exhausted: false });
         self
     }
 
     /// Deals with rows that were there before the slot, a burst at most.
-    pub(super) fn copy_rows(&mut self) -> Result<CopyStep, Trouble> {
+    pub(super) fn process_snapshot(&mut self) -> Result<SnapshotStep, RelayError> {
         let stored = self.writer.committed().revision;
         for _ in 0..BURST {
-            let Some(copy) = &mut self.copy else { return Ok(CopyStep::HasMore) };
+            let Some(copy) = &mut self.copy else { return Ok(SnapshotStep::HasMore) };
             let Some(row) = copy.page.front() else {
-                return if copy.exhausted { self.end_copy() } else { Ok(CopyStep::NeedsPage) };
+                return if copy.exhausted { self.finish_snapshot() } else { Ok(SnapshotStep::NeedsPage) };
             };
             if !self.delivery.has_room() {
-                return Ok(CopyStep::Waits);
+                return Ok(SnapshotStep::Waits);
             }
-            let flow = match self.delivery.copied(copy.pages.layout(), row, stored) {
+            let flow = match self.delivery.on_snapshot_row(copy.pages.layout(), row, stored) {
                 Ok(Flow::Next) => {
                     copy.page.pop_front();
-                    self.not_poisoned();
+                    self.on_poison_cleared();
                     continue;
                 }
-                Err(trouble) if trouble.reason == Reason::PoisonRow => self.poisoned(trouble),
+                Err(trouble) if trouble.kind == ErrorKind::PoisonRow => self.on_poison(trouble),
                 flow => flow?,
             };
             if flow == Flow::Blocked {
                 self.request_checkpoint(false);
-                return Ok(CopyStep::Waits);
+                return Ok(SnapshotStep::Waits);
             }
         }
-        Ok(CopyStep::HasMore)
+        Ok(SnapshotStep::HasMore)
     }
 
     /// Once everything copied is in Kafka, says so in the checkpoint, and reads the stream when that is written.
-    fn end_copy(&mut self) -> Result<CopyStep, Trouble> {
+    fn finish_snapshot(&mut self) -> Result<SnapshotStep, RelayError> {
         if !self.delivery.ledger().is_empty() {
-            return Ok(CopyStep::Waits);
+            return Ok(SnapshotStep::Waits);
         }
-        self.delivery.copy_is_done();
+        self.delivery.finish_snapshot();
         self.request_checkpoint(true);
         if self.writer.committed().copied.is_some() {
-            return Ok(CopyStep::Waits);
+            return Ok(SnapshotStep::Waits);
         }
         self.copy = None;
         self.status.enter(Phase::Streaming);
         tracing::info!("the rows that were there before the slot are delivered; streaming");
-        Ok(CopyStep::HasMore)
+        Ok(SnapshotStep::HasMore)
     }
 
-    pub(super) fn take_page(&mut self, page: Option<Vec<StoredRow>>) {
+    pub(super) fn on_page(&mut self, page: Option<Vec<StoredRow>>) {
         let Some(copy) = &mut self.copy else { return };
         match page {
             Some(rows) => copy.page.extend(rows),
@@ -88,7 +88,7 @@ impl Pump {
 }
 
 /// The next page to come. Cancel-safe.
-pub(super) async fn next_page(copy: &mut Option<Copy>) -> Result<Option<Vec<StoredRow>>, Trouble> {
+pub(super) async fn next_page(copy: &mut Option<SnapshotRows>) -> Result<Option<Vec<StoredRow>>, RelayError> {
     match copy {
         Some(copy) => copy.pages.next().await,
         None => std::future::pending().await,

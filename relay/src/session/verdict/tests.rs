@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::postgres::checkpoint::NOTHING_COPIED;
+use crate::postgres::checkpoint::SNAPSHOT_NOT_STARTED;
 use crate::topics::partitions::Offsets;
 
 const SYSTEM: u64 = 7;
@@ -23,10 +23,10 @@ fn source(start: StartAt) -> Source {
     source
 }
 
-fn checkpoint(progress: Progressed) -> Checkpoint {
+fn checkpoint(progress: CheckpointPhase) -> Checkpoint {
     Checkpoint {
         slot: "s".into(),
-        history: History { system_identifier: SYSTEM, timeline: 1 },
+        history: ClusterTimeline { system_identifier: SYSTEM, timeline: 1 },
         progress,
         mappings: None,
         offsets: Offsets::new(),
@@ -34,11 +34,15 @@ fn checkpoint(progress: Progressed) -> Checkpoint {
 }
 
 fn delivered(confirmed: u64) -> Checkpoint {
-    checkpoint(Progressed::Delivered { confirmed: lsn(confirmed) })
+    checkpoint(CheckpointPhase::Delivered { confirmed: lsn(confirmed) })
 }
 
 fn copying(from: u64) -> Checkpoint {
-    checkpoint(Progressed::Copying { from: lsn(from), snapshot: "3:3:".into(), cursor: NOTHING_COPIED })
+    checkpoint(CheckpointPhase::Snapshotting {
+        from: lsn(from),
+        snapshot: "3:3:".into(),
+        cursor: SNAPSHOT_NOT_STARTED,
+    })
 }
 
 fn slot(confirmed: u64) -> SlotState {
@@ -65,9 +69,9 @@ impl Server {
         checkpoint: Option<&Checkpoint>,
         slot: Option<&SlotState>,
         source: &Source,
-    ) -> Result<Verdict, Reason> {
+    ) -> Result<StartDecision, ErrorKind> {
         let timelines = TimelineHistory::parse(self.timeline, self.history).unwrap();
-        let found = Findings {
+        let found = StartInputs {
             system_identifier: SYSTEM,
             timelines: &timelines,
             flush: lsn(self.end),
@@ -76,57 +80,57 @@ impl Server {
             checkpoint,
             slot,
         };
-        judge(&found).map_err(|trouble| trouble.reason)
+        decide(&found).map_err(|trouble| trouble.kind)
     }
 }
 
-fn ask(checkpoint: Option<&Checkpoint>, slot: Option<&SlotState>) -> Result<Verdict, Reason> {
+fn ask(checkpoint: Option<&Checkpoint>, slot: Option<&SlotState>) -> Result<StartDecision, ErrorKind> {
     PRIMARY.judge(checkpoint, slot, &source(StartAt::Table))
 }
 
-fn goes_on(confirmed: u64) -> Result<Verdict, Reason> {
-    Ok(Verdict::Stream { confirmed: lsn(confirmed), diverged: false })
+fn goes_on(confirmed: u64) -> Result<StartDecision, ErrorKind> {
+    Ok(StartDecision::Stream { confirmed: lsn(confirmed), diverged: false })
 }
 
 #[test]
 fn a_first_start_creates_the_slot_where_it_may() {
-    assert_eq!(ask(None, None), Ok(Verdict::CreateSlot));
-    assert_eq!(ask(Some(&checkpoint(Progressed::Registered)), None), Ok(Verdict::CreateSlot));
+    assert_eq!(ask(None, None), Ok(StartDecision::CreateSlot));
+    assert_eq!(ask(Some(&checkpoint(CheckpointPhase::Registered)), None), Ok(StartDecision::CreateSlot));
     let mut never = source(StartAt::Now);
     never.slot.creation_policy = CreationPolicy::Never;
-    assert_eq!(PRIMARY.judge(None, None, &never), Err(Reason::SlotMissing));
+    assert_eq!(PRIMARY.judge(None, None, &never), Err(ErrorKind::SlotMissing));
 }
 
 #[test]
 fn a_relay_that_has_delivered_before_does_not_send_the_whole_table_again() {
     let known = BTreeMap::from([("topic".to_owned(), BTreeMap::new())]);
-    let emptied = Checkpoint { offsets: known, ..checkpoint(Progressed::Registered) };
-    assert_eq!(ask(Some(&emptied), None), Err(Reason::StartRefused));
-    assert_eq!(PRIMARY.judge(Some(&emptied), None, &source(StartAt::Now)), Ok(Verdict::CreateSlot));
+    let emptied = Checkpoint { offsets: known, ..checkpoint(CheckpointPhase::Registered) };
+    assert_eq!(ask(Some(&emptied), None), Err(ErrorKind::StartRefused));
+    assert_eq!(PRIMARY.judge(Some(&emptied), None, &source(StartAt::Now)), Ok(StartDecision::CreateSlot));
 }
 
 #[test]
 fn a_slot_that_was_there_is_where_now_begins_and_table_cannot() {
-    let registered = checkpoint(Progressed::Registered);
+    let registered = checkpoint(CheckpointPhase::Registered);
     for checkpoint in [None, Some(&registered)] {
         assert_eq!(PRIMARY.judge(checkpoint, Some(&slot(5)), &source(StartAt::Now)), goes_on(5));
-        assert_eq!(ask(checkpoint, Some(&slot(5))), Err(Reason::StartRefused));
+        assert_eq!(ask(checkpoint, Some(&slot(5))), Err(ErrorKind::StartRefused));
     }
 }
 
 #[test]
 fn a_slot_without_its_snapshot_is_made_anew_unless_somebody_holds_it() {
-    let creating = checkpoint(Progressed::Creating);
-    assert_eq!(ask(Some(&creating), None), Ok(Verdict::CreateSlot));
-    assert_eq!(ask(Some(&creating), Some(&slot(5))), Ok(Verdict::RecreateSlot));
+    let creating = checkpoint(CheckpointPhase::Creating);
+    assert_eq!(ask(Some(&creating), None), Ok(StartDecision::CreateSlot));
+    assert_eq!(ask(Some(&creating), Some(&slot(5))), Ok(StartDecision::RecreateSlot));
     let held = SlotState { active_pid: Some(1), ..slot(5) };
-    assert_eq!(ask(Some(&creating), Some(&held)), Err(Reason::SlotActive));
+    assert_eq!(ask(Some(&creating), Some(&held)), Err(ErrorKind::SlotActive));
     let lost = SlotState { wal_status: Some("lost".into()), ..slot(5) };
-    assert_eq!(ask(Some(&creating), Some(&lost)), Ok(Verdict::RecreateSlot));
+    assert_eq!(ask(Some(&creating), Some(&lost)), Ok(StartDecision::RecreateSlot));
     let foreign = SlotState { plugin: Some("wal2json".into()), ..slot(5) };
     assert_eq!(
         ask(Some(&creating), Some(&foreign)),
-        Err(Reason::SlotUnsuitable),
+        Err(ErrorKind::SlotUnsuitable),
         "it is not the relay's to drop"
     );
 }
@@ -134,9 +138,9 @@ fn a_slot_without_its_snapshot_is_made_anew_unless_somebody_holds_it() {
 #[test]
 fn a_copy_goes_on_while_its_slot_is_where_it_was() {
     let copying = copying(5);
-    assert_eq!(ask(Some(&copying), Some(&slot(5))), Ok(Verdict::Copy { from: lsn(5) }));
-    assert_eq!(ask(Some(&copying), Some(&slot(6))), Err(Reason::SlotAhead));
-    assert_eq!(ask(Some(&copying), None), Err(Reason::SlotLost));
+    assert_eq!(ask(Some(&copying), Some(&slot(5))), Ok(StartDecision::Copy { from: lsn(5) }));
+    assert_eq!(ask(Some(&copying), Some(&slot(6))), Err(ErrorKind::SlotAhead));
+    assert_eq!(ask(Some(&copying), None), Err(ErrorKind::SlotLost));
 }
 
 #[test]
@@ -144,17 +148,17 @@ fn a_slot_behind_the_checkpoint_is_normal_and_one_ahead_is_a_gap() {
     let at_10 = delivered(10);
     assert_eq!(ask(Some(&at_10), Some(&slot(8))), goes_on(10));
     assert_eq!(ask(Some(&at_10), Some(&slot(10))), goes_on(10));
-    assert_eq!(ask(Some(&at_10), Some(&slot(11))), Err(Reason::SlotAhead));
+    assert_eq!(ask(Some(&at_10), Some(&slot(11))), Err(ErrorKind::SlotAhead));
 }
 
 #[test]
 fn a_slot_that_is_gone_or_invalidated_is_never_made_anew_in_silence() {
     for checkpoint in [delivered(10), copying(10)] {
-        assert_eq!(ask(Some(&checkpoint), None), Err(Reason::SlotLost));
+        assert_eq!(ask(Some(&checkpoint), None), Err(ErrorKind::SlotLost));
         let lost = SlotState { wal_status: Some("lost".into()), ..slot(8) };
-        assert_eq!(ask(Some(&checkpoint), Some(&lost)), Err(Reason::SlotLost));
+        assert_eq!(ask(Some(&checkpoint), Some(&lost)), Err(ErrorKind::SlotLost));
         let invalid = SlotState { invalidation_reason: Some("idle_timeout".into()), ..slot(8) };
-        assert_eq!(ask(Some(&checkpoint), Some(&invalid)), Err(Reason::SlotLost));
+        assert_eq!(ask(Some(&checkpoint), Some(&invalid)), Err(ErrorKind::SlotLost));
     }
 }
 
@@ -168,8 +172,8 @@ fn a_slot_of_another_kind_is_a_wrong_setting() {
         SlotState { two_phase: true, ..slot(8) },
     ];
     for other in others {
-        assert_eq!(ask(Some(&delivered(10)), Some(&other)), Err(Reason::SlotUnsuitable), "{other:?}");
-        assert_eq!(ask(None, Some(&other)), Err(Reason::SlotUnsuitable), "{other:?}");
+        assert_eq!(ask(Some(&delivered(10)), Some(&other)), Err(ErrorKind::SlotUnsuitable), "{other:?}");
+        assert_eq!(ask(None, Some(&other)), Err(ErrorKind::SlotUnsuitable), "{other:?}");
     }
 }
 
@@ -177,16 +181,16 @@ fn a_slot_of_another_kind_is_a_wrong_setting() {
 fn another_cluster_another_slot_and_a_line_the_server_was_never_on_stop_delivery() {
     let at_10 = delivered(10);
     let elsewhere =
-        Checkpoint { history: History { system_identifier: 8, ..at_10.history }, ..at_10.clone() };
-    assert_eq!(ask(Some(&elsewhere), Some(&slot(8))), Err(Reason::HistoryChanged));
+        Checkpoint { history: ClusterTimeline { system_identifier: 8, ..at_10.history }, ..at_10.clone() };
+    assert_eq!(ask(Some(&elsewhere), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
     let renamed = Checkpoint { slot: "t".into(), ..at_10.clone() };
-    assert_eq!(ask(Some(&renamed), Some(&slot(8))), Err(Reason::HistoryChanged));
+    assert_eq!(ask(Some(&renamed), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
     // An old primary, and a server that was restored to before the other's promotion.
-    let promoted = Checkpoint { history: History { timeline: 2, ..at_10.history }, ..at_10 };
-    assert_eq!(ask(Some(&promoted), Some(&slot(8))), Err(Reason::HistoryChanged));
+    let promoted = Checkpoint { history: ClusterTimeline { timeline: 2, ..at_10.history }, ..at_10 };
+    assert_eq!(ask(Some(&promoted), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
     let sibling = Server { timeline: 3, history: "1\t0/5\n", end: END };
     let table = source(StartAt::Table);
-    assert_eq!(sibling.judge(Some(&promoted), Some(&slot(4)), &table), Err(Reason::HistoryChanged));
+    assert_eq!(sibling.judge(Some(&promoted), Some(&slot(4)), &table), Err(ErrorKind::HistoryChanged));
 }
 
 #[test]
@@ -197,11 +201,11 @@ fn a_promotion_beyond_the_checkpoint_is_normal_and_one_before_it_leaves_phantoms
         assert_eq!(promoted(beyond).judge(Some(&at_16), Some(&slot(8)), &table), goes_on(16));
     }
     let before = promoted("1\t0/F\n").judge(Some(&at_16), Some(&slot(8)), &table);
-    assert_eq!(before, Ok(Verdict::Stream { confirmed: lsn(15), diverged: true }));
-    assert_eq!(promoted("1\t0/F\n").judge(Some(&at_16), Some(&slot(16)), &table), Err(Reason::SlotAhead));
+    assert_eq!(before, Ok(StartDecision::Stream { confirmed: lsn(15), diverged: true }));
+    assert_eq!(promoted("1\t0/F\n").judge(Some(&at_16), Some(&slot(16)), &table), Err(ErrorKind::SlotAhead));
     assert_eq!(
         promoted("1\t0/F\n").judge(Some(&copying(16)), Some(&slot(15)), &table),
-        Err(Reason::HistoryChanged)
+        Err(ErrorKind::HistoryChanged)
     );
 }
 
@@ -209,7 +213,7 @@ fn a_promotion_beyond_the_checkpoint_is_normal_and_one_before_it_leaves_phantoms
 fn a_log_that_ends_before_the_checkpoint_leaves_phantoms() {
     let restored = Server { end: 12, ..PRIMARY };
     let verdict = restored.judge(Some(&delivered(16)), Some(&slot(8)), &source(StartAt::Table));
-    assert_eq!(verdict, Ok(Verdict::Stream { confirmed: lsn(12), diverged: true }));
+    assert_eq!(verdict, Ok(StartDecision::Stream { confirmed: lsn(12), diverged: true }));
 }
 
 #[test]
@@ -221,7 +225,7 @@ fn a_checkpoint_that_went_back_on_its_timeline_stops_delivery() {
     let ask = |timelines, checkpoint: &Checkpoint, reached| {
         let reached = Some((at_10.history, lsn(reached)));
         let (checkpoint, slot) = (Some(checkpoint), Some(&slot));
-        let found = Findings {
+        let found = StartInputs {
             system_identifier: SYSTEM,
             timelines,
             flush: lsn(END),
@@ -230,24 +234,24 @@ fn a_checkpoint_that_went_back_on_its_timeline_stops_delivery() {
             checkpoint,
             slot,
         };
-        judge(&found).map_err(|trouble| trouble.reason)
+        decide(&found).map_err(|trouble| trouble.kind)
     };
     assert_eq!(ask(&timelines, &at_10, 10), goes_on(10));
-    assert_eq!(ask(&timelines, &at_10, 11), Err(Reason::HistoryChanged));
+    assert_eq!(ask(&timelines, &at_10, 11), Err(ErrorKind::HistoryChanged));
     assert_eq!(ask(&promoted, &at_10, 11), goes_on(10), "a standby that was behind took over");
     assert_eq!(ask(&timelines, &delivered(10), 11), goes_on(10), "nothing in Kafka counts");
 }
 
 fn any_progress() -> impl Strategy<Value = Option<Checkpoint>> {
     let progress = prop_oneof![
-        Just(Progressed::Registered),
-        Just(Progressed::Creating),
+        Just(CheckpointPhase::Registered),
+        Just(CheckpointPhase::Creating),
         (0u64..40).prop_map(|from| copying(from).progress),
-        (0u64..40).prop_map(|confirmed| Progressed::Delivered { confirmed: lsn(confirmed) }),
+        (0u64..40).prop_map(|confirmed| CheckpointPhase::Delivered { confirmed: lsn(confirmed) }),
     ];
     prop::option::of((progress, 1u32..4).prop_map(|(progress, timeline)| {
         let row = checkpoint(progress);
-        Checkpoint { history: History { timeline, ..row.history }, ..row }
+        Checkpoint { history: ClusterTimeline { timeline, ..row.history }, ..row }
     }))
 }
 
@@ -268,23 +272,23 @@ proptest! {
         let verdict = server.judge(checkpoint.as_ref(), slot.as_ref(), &source);
         let progress = checkpoint.map(|row| row.progress);
         match (verdict, &progress) {
-            (Ok(Verdict::Stream { confirmed, diverged }), Some(Progressed::Delivered { confirmed: known })) => {
+            (Ok(StartDecision::Stream { confirmed, diverged }), Some(CheckpointPhase::Delivered { confirmed: known })) => {
                 prop_assert!(confirmed <= *known && confirmed <= lsn(end) && Some(confirmed) >= at.map(lsn));
                 prop_assert_eq!(diverged, confirmed < *known);
             }
-            (Ok(Verdict::Stream { confirmed, .. }), _) => {
+            (Ok(StartDecision::Stream { confirmed, .. }), _) => {
                 prop_assert!(now && Some(confirmed) == at.map(lsn));
-                prop_assert!(matches!(progress, None | Some(Progressed::Registered)));
+                prop_assert!(matches!(progress, None | Some(CheckpointPhase::Registered)));
             }
-            (Ok(Verdict::Copy { from }), Some(Progressed::Copying { from: known, .. })) => {
+            (Ok(StartDecision::Copy { from }), Some(CheckpointPhase::Snapshotting { from: known, .. })) => {
                 prop_assert!(from == *known && from <= lsn(end) && Some(from) >= at.map(lsn));
             }
-            (Ok(Verdict::CreateSlot), _) => {
+            (Ok(StartDecision::CreateSlot), _) => {
                 prop_assert!(at.is_none());
-                prop_assert!(matches!(progress, None | Some(Progressed::Registered | Progressed::Creating)));
+                prop_assert!(matches!(progress, None | Some(CheckpointPhase::Registered | CheckpointPhase::Creating)));
             }
-            (Ok(Verdict::RecreateSlot), _) => prop_assert_eq!(&progress, &Some(Progressed::Creating)),
-            (Ok(Verdict::Copy { .. }), _) => prop_assert!(false, "there is nothing to copy"),
+            (Ok(StartDecision::RecreateSlot), _) => prop_assert_eq!(&progress, &Some(CheckpointPhase::Creating)),
+            (Ok(StartDecision::Copy { .. }), _) => prop_assert!(false, "there is nothing to copy"),
             (Err(_), _) => {}
         }
     }
