@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outbox_relay::trouble::{ErrorKind, RelayError};
+use outbox_relay::error::{ErrorKind, RelayError};
 
 /// How long an answer counts for others before the next one asks.
 const COUNTS: Duration = Duration::from_secs(5);

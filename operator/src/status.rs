@@ -266,7 +266,7 @@ fn progress(ready: &Finding, lasts: bool) -> [Finding; 2] {
 
 #[cfg(test)]
 mod tests {
-    use outbox_relay::trouble;
+    use outbox_relay::error;
 
     use super::*;
 
@@ -342,9 +342,9 @@ mod tests {
         let missing = with(Aspect::ReferencesResolved, Finding::no(Reason::SecretUnusable, "no Secret"));
         assert_eq!(of(&missing, 0, 29), "InProgress", "it may be on its way");
         assert_eq!(of(&missing, 0, 30), "Failed");
-        let away = with(Aspect::DatabaseReachable, Finding::no(trouble::ErrorKind::DatabaseUnreachable, ""));
+        let away = with(Aspect::DatabaseReachable, Finding::no(error::ErrorKind::DatabaseUnreachable, ""));
         assert_eq!(of(&away, 0, 1000), "InProgress");
-        let lost = with(Aspect::Streaming, Finding::no(trouble::ErrorKind::SlotLost, ""));
+        let lost = with(Aspect::Streaming, Finding::no(error::ErrorKind::SlotLost, ""));
         assert_eq!(of(&lost, 0, 1000), "Failed");
         let mut suspended = Findings::new(true);
         assert_eq!(of(&suspended, 0, 1000), "InProgress", "pods are left");

@@ -7,18 +7,18 @@
 //! `refusals`. `topics` and `answers` take in what is found out about Kafka meanwhile; `replays` sends dead letters again.
 //! `silent` and `another_outbox` notice what is wrong outside.
 
-mod acknowledgements;
+mod acks;
 mod another_outbox;
-mod answers;
+mod dispatch;
 mod in_flight;
-mod lost;
-mod messages;
+mod ingest;
+mod lost_records;
+mod query_results;
 mod refusals;
 mod replays;
-mod rows;
-mod silent;
-mod topics;
-mod waiting;
+mod silent_partitions;
+mod topic_discovery;
+mod waiting_rows;
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -31,32 +31,32 @@ use tokio::sync::oneshot;
 
 use self::another_outbox::Strays;
 use self::in_flight::InFlight;
-pub use self::lost::LostRecords;
-use self::messages::Transaction;
-pub use self::messages::{OutboxTable, memory_limit};
+use self::ingest::Transaction;
+pub use self::ingest::{OutboxTable, memory_limit};
+pub use self::lost_records::LostRecords;
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
-use self::silent::{BlockedOn, Diagnoses};
-use self::topics::TopicDiscovery;
-use self::waiting::WaitingRows;
+use self::silent_partitions::{BlockedOn, Diagnoses};
+use self::topic_discovery::TopicDiscovery;
+use self::waiting_rows::WaitingRows;
 use crate::config::{Config, Sink};
 use crate::dead_letter::replay::SendOutcome;
 use crate::dead_letter::{DeadLetterEncoder, InFlightDeadLetters};
+use crate::error::{ErrorKind, RelayError};
 use crate::event::column_type::ColumnType;
 use crate::event::record::{RecordEncoder, kafka_timestamp};
 use crate::event::row::{Layout, RowError};
-use crate::kafka::jobs::KafkaQueries;
-use crate::kafka::sink::{Ack, AckQueue, Producers};
+use crate::kafka::producers::{Ack, AckQueue, Producers};
+use crate::kafka::queries::KafkaQueries;
 use crate::kafka::watchdog::Watchdog;
-use crate::progress::cursor::SnapshotCursor;
-use crate::progress::found::RecentRows;
+use crate::progress::fingerprints::RecentRows;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
+use crate::progress::snapshot_cursor::SnapshotCursor;
 use crate::routing::mapping::{RoutingHistory, RoutingTable};
 use crate::status::Status;
 use crate::status::metrics::{Metrics, TopicCounters};
 use crate::topics::partitions::Partitions;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// Transactions read and not confirmed at most. An entry is small, but one partition that stands still must not
 /// let the others fill the memory with what is behind it.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use admin::Finding;
 
 use crate::config::Config;
-use crate::trouble::RelayError;
+use crate::error::RelayError;
 
 /// topic -> number of partitions that were written to.
 type Topics = BTreeMap<String, i32>;
@@ -29,9 +29,9 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
 
 /// What a check found, where asking may fail.
 fn found(check: &'static str, looked: Result<Finding, RelayError>) -> Finding {
-    looked.unwrap_or_else(|trouble| troubled(check, &trouble))
+    looked.unwrap_or_else(|error| problem(check, &error))
 }
 
-fn troubled(check: &'static str, trouble: &RelayError) -> Finding {
-    Finding::problem(check, trouble.detail.clone(), trouble.kind.remedy())
+fn problem(check: &'static str, error: &RelayError) -> Finding {
+    Finding::problem(check, error.detail.clone(), error.kind.remedy())
 }

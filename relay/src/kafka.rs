@@ -5,15 +5,15 @@
 //! of it ([`inspect`]), and why a partition acknowledges nothing ([`health`]). [`watchdog`] notices producers that are
 //! stuck, [`credentials`] files that changed; [`error`] says what an error code means.
 
+mod call_pool;
 pub mod client;
 pub mod credentials;
+pub mod diagnosis;
 pub mod error;
-mod gaps;
-pub mod health;
-pub mod inspect;
-pub mod jobs;
-mod lanes;
+mod offset_gaps;
+pub mod producers;
+pub mod queries;
 pub mod scan;
-pub mod search;
-pub mod sink;
+pub mod scanner;
+pub mod verify;
 pub mod watchdog;

@@ -5,13 +5,13 @@
 //!
 //! | folder | concern | in it |
 //! |---|---|---|
-//! | [`relay`], [`session`] | sessions one after another; each judges what it finds, takes the slot and pumps the stream | [`session::verdict`], [`session::start`], [`session::pump`], [`session::tenure`] |
+//! | [`relay`], [`session`] | sessions one after another; each judges what it finds, takes the slot and pumps the stream | [`session::decision`], [`session::bootstrap`], [`session::event_loop`], [`session::slot_guard`] |
 //! | [`delivery`] | strings the middle together: message to record, acknowledgement to progress | |
 //! | [`dead_letter`] | what cannot be delivered | |
-//! | [`kafka`] | I/O: records out, questions about what Kafka has | [`kafka::sink`], [`kafka::search`], [`kafka::inspect`], [`kafka::jobs`], [`kafka::watchdog`] |
-//! | [`postgres`] | I/O: what is true of the database, what is stored in it, rows from before the slot | [`postgres::source`], [`postgres::publication`], [`postgres::checkpoint`], [`postgres::delivered`], [`postgres::backfill`], [`postgres::maintenance`] |
+//! | [`kafka`] | I/O: records out, questions about what Kafka has | [`kafka::producers`], [`kafka::scanner`], [`kafka::verify`], [`kafka::queries`], [`kafka::watchdog`] |
+//! | [`postgres`] | I/O: what is true of the database, what is stored in it, rows from before the slot | [`postgres::preconditions`], [`postgres::publication`], [`postgres::checkpoint`], [`postgres::delivered_snapshots`], [`postgres::backfill`], [`postgres::maintenance`] |
 //! | [`topics`] | pure: topics and partitions as the relay knows them | [`topics::partitions`], [`topics::settings`], [`topics::watch`] |
-//! | [`progress`] | pure: what is safely in Kafka | [`progress::ledger`], [`progress::high_mark`], [`progress::cursor`], [`progress::lineage`] |
+//! | [`progress`] | pure: what is safely in Kafka | [`progress::ledger`], [`progress::partition_dedup`], [`progress::snapshot_cursor`], [`progress::lineage`] |
 //! | [`event`], [`routing`] | pure: row to record; row to topic and partition | [`event::row`], [`event::record`], [`routing::mapping`], [`routing::router`] |
 //! | [`status`] | what people see | [`status::metrics`], [`status::observer`], [`status::heartbeat`] |
 //! | [`trouble`], [`config`] | what can go wrong, and what to do; what is configured | |
@@ -24,6 +24,7 @@ pub mod config;
 pub mod dead_letter;
 pub mod delivery;
 pub mod doctor;
+pub mod error;
 pub mod event;
 pub mod failpoint;
 pub mod kafka;
@@ -31,9 +32,8 @@ pub mod kafka;
 mod model;
 pub mod postgres;
 pub mod progress;
-pub mod relay;
 pub mod routing;
 pub mod session;
 pub mod status;
+pub mod supervisor;
 pub mod topics;
-pub mod trouble;

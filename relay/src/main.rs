@@ -16,10 +16,10 @@ use outbox_relay::cli::{self, Format};
 use outbox_relay::config::Config;
 use outbox_relay::dead_letter::replay::{ReplayHandle, ReplayRejected, Selection};
 use outbox_relay::postgres::maintenance;
-use outbox_relay::relay;
-use outbox_relay::session::ended::SessionEnd;
+use outbox_relay::session::end::SessionEnd;
 use outbox_relay::status::metrics::Metrics;
 use outbox_relay::status::{Status, observer};
+use outbox_relay::supervisor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -222,7 +222,7 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     shared.spawn(observer::observe(Config::clone(&config), status.clone(), metrics.clone()));
     shared.spawn(maintenance::maintain(Config::clone(&config), status.clone()));
     shared.spawn(stop_on_signal(stop, config.shutdown.grace()));
-    let ended = own.block_on(relay::run(config, status, metrics, desk, shutdown));
+    let ended = own.block_on(supervisor::run(config, status, metrics, desk, shutdown));
     if ended.is_clean() {
         tracing::info!("{ended}");
     } else {

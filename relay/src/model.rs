@@ -14,8 +14,8 @@ use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 use proptest::prelude::*;
 
-use crate::progress::high_mark::{Admission, Landed, OffsetGap, ScanResult};
 use crate::progress::ledger::{EntryId, Ledger};
+use crate::progress::partition_dedup::{Admission, Landed, OffsetGap, ScanResult};
 use crate::routing::router::partition;
 use crate::topics::partitions::{Offsets, PartitionId, Partitions};
 

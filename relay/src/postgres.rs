@@ -6,16 +6,16 @@
 //! that says what may be dropped, [`delivered`]), and the two things done to the table: its old rows are read
 //! ([`backfill`]), its partitions are made and dropped ([`maintenance`]).
 
-pub mod awaited;
 pub mod backfill;
+pub mod blocking_transactions;
 pub mod checkpoint;
 pub mod columns;
 pub mod connection;
-pub mod delivered;
-mod encrypted;
+pub mod delivered_snapshots;
 pub mod grants;
-pub mod holder;
 pub mod maintenance;
+pub mod preconditions;
 pub mod publication;
-pub mod source;
+pub mod slot_holder;
+mod sql_over_tls;
 pub mod table;

@@ -3,8 +3,8 @@
 //! [`ledger`] knows it of the stream's transactions, [`cursor`] of rows that are copied, [`high_mark`] of one partition.
 //! [`found`] which events were seen. [`lineage`] says which positions are of the server's own past.
 
-pub mod cursor;
-pub mod found;
-pub mod high_mark;
+pub mod fingerprints;
 pub mod ledger;
 pub mod lineage;
+pub mod partition_dedup;
+pub mod snapshot_cursor;

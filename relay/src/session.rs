@@ -1,12 +1,12 @@
 //! One session: from connecting to the first trouble. A start, a reconnect and a rebuild after a failed delivery
 //! are the same code, so that there is only one way in which delivery can begin.
 
-pub mod ended;
-pub mod occupied;
-pub mod pump;
-pub mod start;
-pub mod tenure;
-pub mod verdict;
+pub mod bootstrap;
+pub mod decision;
+pub mod end;
+pub mod event_loop;
+pub mod slot_guard;
+pub mod slot_wait;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,30 +15,30 @@ use pg_replication::{Client, EndLsn, Host, Lsn, PgOutput, Stream, TimelineHistor
 use sqlx::postgres::PgConnection;
 use tokio::sync::watch;
 
-use self::ended::SessionEnd;
-use self::occupied::Memory;
-use self::pump::EventLoop;
-use self::tenure::{Now, SlotGuard};
-use self::verdict::{StartDecision, StartInputs, decide};
+use self::decision::{StartDecision, StartInputs, decide};
+use self::end::SessionEnd;
+use self::event_loop::EventLoop;
+use self::slot_guard::{Now, SlotGuard};
+use self::slot_wait::Memory;
 use crate::config::{Access, Config, StartAt};
 use crate::dead_letter::replay::ReplayHandle;
 use crate::delivery::{Delivery, InitialState, OutboxTable, StreamForm, memory_limit};
+use crate::error::{ErrorKind, RelayError};
 use crate::kafka::credentials;
-use crate::kafka::jobs::KafkaQueries;
-use crate::kafka::search::PartitionScanner;
-use crate::kafka::sink::{AckQueue, Producers};
+use crate::kafka::producers::{AckQueue, Producers};
+use crate::kafka::queries::KafkaQueries;
+use crate::kafka::scanner::PartitionScanner;
 use crate::postgres::backfill::{Backfill, Pages};
 use crate::postgres::checkpoint::{
     self, Checkpoint, CheckpointPhase, CheckpointUpdate, ClusterTimeline, CommittedCheckpoint, Writer,
 };
-use crate::postgres::holder::{self, Own};
-use crate::postgres::{columns, connection, publication, source, table};
+use crate::postgres::slot_holder::{self, Own};
+use crate::postgres::{columns, connection, preconditions, publication, table};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{RoutingHistory, Rule};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
 use crate::topics::partitions::Partitions;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// How long the checkpoint may take to be read and written while the slot is held and its stream is not read: half of what
 /// the server's default `wal_sender_timeout` allows.
@@ -81,17 +81,17 @@ pub async fn run(
     report: &mut impl FnMut(&RelayError),
 ) -> Result<SessionEnd, RelayError> {
     let context = &Context {
-        config: Arc::new(credentials::current(&context.config).inspect_err(|trouble| report(trouble))?),
+        config: Arc::new(credentials::current(&context.config).inspect_err(|error| report(error))?),
         ..context.clone()
     };
     let mut asked = shutdown.clone();
     let opened = tokio::select! {
-        opened = open(context, memory) => opened.inspect_err(|trouble| report(trouble))?,
+        opened = open(context, memory) => opened.inspect_err(|error| report(error))?,
         // Nothing was sent: there is nothing to drain, and nothing is known of what is not confirmed.
         _ = asked.wait_for(|stop| *stop) => return Ok(SessionEnd::NotStreaming),
     };
     let ended = stream(context, opened, memory, shutdown, report).await;
-    memory.text_form |= ended.as_ref().is_err_and(|trouble| trouble.kind == ErrorKind::StreamFormChanged);
+    memory.text_form |= ended.as_ref().is_err_and(|error| error.kind == ErrorKind::StreamFormChanged);
     ended
 }
 
@@ -110,12 +110,12 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<OpenSession, Rel
     context.status.set_server(&address);
     let server =
         ServerInfo { system_identifier: identity.system_id, timelines, reached: memory.reached, address };
-    source::check_same_server(&mut sql, server.history()).await?;
-    source::check_preconditions(&mut sql, &config.source).await?;
+    preconditions::check_same_server(&mut sql, server.history()).await?;
+    preconditions::check_preconditions(&mut sql, &config.source).await?;
     // Asked first: START_REPLICATION would be an error in the server's log at each try.
-    occupied::until_free(&mut sql, config, memory).await?;
+    slot_wait::until_free(&mut sql, config, memory).await?;
     table::check(&mut sql, config).await?;
-    let own = holder::announce_companion(&mut sql, client.process_id().cast_signed()).await?;
+    let own = slot_holder::announce_companion(&mut sql, client.process_id().cast_signed()).await?;
     let judged = answered(decide_now(&mut sql, config, &server)).await?;
     let binary = reads_binary(&mut sql, config, memory, &judged).await?;
     let mut table = answered(publication::ensure(&mut sql, config)).await?;
@@ -171,11 +171,11 @@ async fn reads_binary(
     let goes_on = matches!(judged.verdict, StartDecision::Stream { .. }) && judged.checkpoint.is_some();
     match columns::layout(&columns, &config.routing.by_field) {
         Ok(layout) => Ok(binary && !layout.needs_text()),
-        Err(trouble) if goes_on => {
-            tracing::warn!("rows written from now on stop delivery: {trouble}");
+        Err(error) if goes_on => {
+            tracing::warn!("rows written from now on stop delivery: {error}");
             Ok(binary)
         }
-        Err(trouble) => Err(trouble),
+        Err(error) => Err(error),
     }
 }
 
@@ -190,7 +190,7 @@ async fn claim_checkpoint(
     memory: &mut Memory,
 ) -> Result<OpenSession, RelayError> {
     let holder =
-        source::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
+        preconditions::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
     let judged = decide_now(&mut sql, config, &server).await?;
     let (confirmed, copy) = match (judged.verdict, judged.copy()) {
         (StartDecision::Copy { from }, Some(backfill)) => (from, Some(backfill)),
@@ -202,8 +202,8 @@ async fn claim_checkpoint(
         tracing::warn!("{doubt}");
     }
     adopt_checkpoint(&mut sql, config, &judged, history, confirmed).await?;
-    let server_started = source::server_start_time(&mut sql).await?;
-    let flush = source::flush_lsn(&mut sql).await?;
+    let server_started = preconditions::server_start_time(&mut sql).await?;
+    let flush = preconditions::flush_lsn(&mut sql).await?;
     let copied = copy.as_ref().map(|backfill| backfill.after);
     // Rows that are copied lie right before the slot's beginning, and may have been sent.
     let end = if copied.is_some() { flush.max(just_behind(confirmed)) } else { flush };
@@ -287,7 +287,7 @@ pub async fn plan(sql: &mut PgConnection, config: &Config, address: &Host) -> Re
         reached: None,
         address: address.clone(),
     };
-    source::check_same_server(sql, server.history()).await?;
+    preconditions::check_same_server(sql, server.history()).await?;
     Ok(match decide_now(sql, config, &server).await?.verdict {
         StartDecision::CreateSlot => "a relay would create the slot".to_owned(),
         StartDecision::RecreateSlot => "a relay would create the slot anew: it was not finished".to_owned(),
@@ -338,12 +338,12 @@ async fn decide_now(
     server: &ServerInfo,
 ) -> Result<Decision, RelayError> {
     // The slot first: while another relay holds it, both move on, and the slot is never ahead of the checkpoint.
-    let slot = source::slot_state(sql, &config.source.slot.name).await?;
+    let slot = preconditions::slot_state(sql, &config.source.slot.name).await?;
     let checkpoint = checkpoint::load(sql, config).await?;
     let verdict = decide(&StartInputs {
         system_identifier: server.system_identifier,
         timelines: &server.timelines,
-        flush: source::flush_lsn(sql).await?,
+        flush: preconditions::flush_lsn(sql).await?,
         reached: server.reached,
         source: &config.source,
         checkpoint: checkpoint.as_ref(),
@@ -366,22 +366,22 @@ async fn create_slot(
     own: &Own,
 ) -> Result<(), RelayError> {
     let config = &*context.config;
-    start::lock(sql, &config.source.slot.name, memory).await?;
+    bootstrap::lock(sql, &config.source.slot.name, memory).await?;
     memory.on_slot_taken(own.clone(), true);
-    start::watch_client_connection(sql, client).await?;
+    bootstrap::watch_client_connection(sql, client).await?;
     let verdict = decide_now(sql, config, server).await?.verdict;
     if creates(verdict) {
         let history = server.history();
         if verdict == StartDecision::RecreateSlot {
-            start::drop_leftover(sql, &config.source.slot.name).await?;
+            bootstrap::drop_leftover(sql, &config.source.slot.name).await?;
         }
         if config.source.start == StartAt::Table {
-            start::create_slot_with_snapshot(sql, client, context, history).await?;
+            bootstrap::create_slot_with_snapshot(sql, client, context, history).await?;
         } else {
-            start::create_slot(sql, client, context, history).await?;
+            bootstrap::create_slot(sql, client, context, history).await?;
         }
     }
-    start::unlock(sql, &config.source.slot.name).await
+    bootstrap::unlock(sql, &config.source.slot.name).await
 }
 
 /// Puts the checkpoint's row on the server's history: a new one, or the one that a promotion or a restore has left
@@ -429,26 +429,26 @@ async fn stream(
     let history = opened.history;
     // Before the status says that it streams.
     let mut desk = context.desk.open();
-    let mut pump = event_loop(context, opened).await.inspect_err(|trouble| report(trouble))?;
+    let mut pump = event_loop(context, opened).await.inspect_err(|error| report(error))?;
     context.metrics.streaming.set(1);
     let stop = shutdown.clone();
     let ended = tokio::select! {
         ended = pump.run(shutdown, &mut desk) => ended,
-        trouble = credentials::rotated(&context.config.sink, stop) => Err(trouble),
+        error = credentials::rotated(&context.config.sink, stop) => Err(error),
     };
     memory.reached = Some((history, pump.confirmed()));
     context.metrics.streaming.set(0);
     context.metrics.in_flight_events.set(0);
     context.metrics.in_flight_bytes.set(0);
     context.metrics.connected.with_label_values(&["kafka"]).set(0);
-    let ended = if let Err(trouble) = ended {
+    let ended = if let Err(error) = ended {
         // Before anything else that takes time: when the slot is free, another relay may send, and nothing new must come
         // from here. If it may be sending already, nothing is sent again either.
         pump.give_up(matches!(
-            trouble.kind,
+            error.kind,
             ErrorKind::ProcessPaused | ErrorKind::SlotActive | ErrorKind::SlotLost
         ));
-        Err(pump.explain(trouble).await)
+        Err(pump.explain(error).await)
     } else {
         ended
     };
@@ -458,13 +458,13 @@ async fn stream(
     let (stream, delivery, writer) = pump.into_parts();
     let producers = delivery.into_producers();
     let ended = match ended {
-        Ok(ended) => Ok(ended::finish(stream, ended).await),
-        Err(trouble) => {
-            ended::send_final_status(stream, &trouble).await;
+        Ok(ended) => Ok(end::finish(stream, ended).await),
+        Err(error) => {
+            end::send_final_status(stream, &error).await;
             let server = context.status.server();
-            let trouble = publication::refine_slot_error(trouble, &context.config, server.as_ref()).await;
-            report(&trouble);
-            Err(trouble)
+            let error = publication::refine_slot_error(error, &context.config, server.as_ref()).await;
+            report(&error);
+            Err(error)
         }
     };
     drop(writer);

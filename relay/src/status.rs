@@ -7,13 +7,13 @@
 //! stream is not over when another stream is open: that stream may end in the same way a moment later. It is over
 //! when delivery has got past it.
 
-mod facts;
 pub mod heartbeat;
 pub mod metrics;
 pub mod observer;
 mod report;
+mod signals;
 mod state;
-mod unread;
+mod unread_lag;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,18 +25,18 @@ use pg_replication::{EndLsn, Host};
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 
-pub use self::facts::{
+use self::heartbeat::Heartbeat;
+pub use self::signals::{
     Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason, WaitsFor,
 };
-use self::heartbeat::Heartbeat;
 use self::state::{DeadLetters, LastProblem, Problem, RelayInfo, State};
-use self::unread::UnreadLag;
+use self::unread_lag::UnreadLag;
 use crate::config::Config;
 use crate::dead_letter::DeadLetterSummary;
+use crate::error::{ErrorKind, RelayError};
 use crate::kafka::scan::Phantoms;
-use crate::postgres::source::SlotState;
-use crate::session::tenure::LastSlotLook;
-use crate::trouble::{ErrorKind, RelayError};
+use crate::postgres::preconditions::SlotState;
+use crate::session::slot_guard::LastSlotLook;
 
 /// How often a standby looks whether the slot is free: it takes over within about a second.
 pub const STANDBY_LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -75,7 +75,7 @@ impl Status {
             started: time,
             phase: Phase::Starting,
             phase_since: time,
-            trouble: None,
+            error: None,
             unproven: None,
             poison: None,
             missing: BTreeMap::new(),
@@ -115,7 +115,7 @@ impl Status {
         state.move_to(phase);
         if matches!(phase, Phase::Copying | Phase::Streaming) {
             let now = Instant::now();
-            state.trouble = state.unproven.clone();
+            state.error = state.unproven.clone();
             state.kafka = None;
             (state.ticked, state.acknowledged_moved, state.received_moved) = (now, now, now);
             state.heartbeat.on_stream_opened(now);
@@ -144,10 +144,10 @@ impl Status {
 
     /// Moves to `phase` because of `trouble`. Answers whether it is one that was not shown already: the stream was
     /// open before, or the reason was another.
-    pub fn on_error(&self, phase: Phase, trouble: &RelayError) -> bool {
+    pub fn on_error(&self, phase: Phase, error: &RelayError) -> bool {
         let mut state = self.state();
-        let since = match &state.trouble {
-            Some(shown) if shown.reason == trouble.kind => Some(shown.since),
+        let since = match &state.error {
+            Some(shown) if shown.reason == error.kind => Some(shown.since),
             _ => None,
         };
         let was_open = state.is_open();
@@ -157,12 +157,12 @@ impl Status {
             (state.server, state.session_answered, state.standby_awaited) = (None, None, None);
         }
         let shown = Problem {
-            reason: trouble.kind,
-            what: trouble.detail.clone(),
+            reason: error.kind,
+            what: error.detail.clone(),
             since: since.unwrap_or_else(SystemTime::now),
-            at: trouble.at,
+            at: error.at,
         };
-        match trouble.kind {
+        match error.kind {
             // Whatever this process did not deliver is another relay's business now.
             _ if phase == Phase::Standby => state.unproven = None,
             ErrorKind::CredentialsRotated | ErrorKind::TopicChanged => {}
@@ -170,7 +170,7 @@ impl Status {
             _ if was_open => state.set_unresolved(shown.clone()),
             _ => {}
         }
-        state.trouble = Some(shown);
+        state.error = Some(shown);
         state.clear_session();
         // The clients of the session are gone. What was read and not acknowledged waits on, unless it is another
         // relay's business now.
@@ -189,14 +189,13 @@ impl Status {
     }
 
     /// A row cannot be delivered; `None` when it is sent after all. Kafka may still refuse it.
-    pub fn set_poison(&self, trouble: Option<RelayError>) {
+    pub fn set_poison(&self, error: Option<RelayError>) {
         let mut state = self.state();
         let sent = state.poison.take();
-        state.poison =
-            trouble.map(|t| Problem { at: t.at, ..Problem::new(t.kind, t.detail, Duration::ZERO) });
+        state.poison = error.map(|t| Problem { at: t.at, ..Problem::new(t.kind, t.detail, Duration::ZERO) });
         if let Some(sent) = sent.filter(|sent| sent.at.is_some() && state.poison.is_none()) {
             state.set_unresolved(sent);
-            state.trouble = state.unproven.clone();
+            state.error = state.unproven.clone();
         }
     }
 
@@ -431,7 +430,7 @@ impl Status {
             (Some(now), Some(past)) if now.reason == past.shown.reason => {}
             (Some(shown), _) => {
                 // A trouble that ended a session is in the log already.
-                if state.trouble.is_none() {
+                if state.error.is_none() {
                     let reason = shown.reason.name();
                     tracing::warn!(reason, "not ready: {}; {}", shown.what, shown.reason.remedy());
                 }

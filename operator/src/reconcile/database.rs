@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use outbox_relay::config::{self, Access, Config, quote};
+use outbox_relay::error::{self, RelayError};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
-use outbox_relay::postgres::source::{self, PublicationState};
+use outbox_relay::postgres::preconditions::{self, PublicationState};
 use outbox_relay::postgres::table;
-use outbox_relay::trouble::{self, RelayError};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
@@ -30,7 +30,7 @@ impl Pass<'_> {
         let looked = tokio::time::timeout(WITHIN, self.look_at_database(config, &source, secrets)).await;
         looked.unwrap_or_else(|_| {
             let what = format!("{} did not answer within {WITHIN:?}", source.host);
-            self.database_is_not_reachable(&RelayError::new(trouble::ErrorKind::DatabaseUnreachable, what));
+            self.database_is_not_reachable(&RelayError::new(error::ErrorKind::DatabaseUnreachable, what));
             false
         })
     }
@@ -62,7 +62,7 @@ impl Pass<'_> {
     ) -> Result<Database, RelayError> {
         let access = Access::read_with(source, &|file| secrets.files.read(file));
         let access = access
-            .map_err(|error| RelayError::new(trouble::ErrorKind::CredentialsUnreadable, error.to_string()))?;
+            .map_err(|error| RelayError::new(error::ErrorKind::CredentialsUnreadable, error.to_string()))?;
         self.context.connections.database(source, &access, &secrets.files.digest()).await
     }
 
@@ -124,7 +124,7 @@ impl Pass<'_> {
     ) -> Result<(Database, String), RelayError> {
         let connecting = self.connect(source, secrets);
         let mut database = self.context.metrics.request("postgres", "connect", connecting).await?;
-        source::check_preconditions(&mut database.sql, source).await?;
+        preconditions::check_preconditions(&mut database.sql, source).await?;
         table::check(&mut database.sql, config).await?;
         check_grants(&mut database.sql, &config.source).await?;
         let identity = sqlx::query_scalar(
@@ -137,12 +137,12 @@ impl Pass<'_> {
 
     /// Makes sure that the publication is there and suits; marks one that is made as this resource's.
     async fn publish(&self, sql: &mut PgConnection, source: &config::Source) -> Result<(), RelayError> {
-        if source::publication_state(sql, source).await? == PublicationState::Suitable {
+        if preconditions::publication_state(sql, source).await? == PublicationState::Suitable {
             return Ok(());
         }
         let name = &source.publication.name;
         let mut transaction = sql.begin().await?;
-        source::ensure_publication(&mut transaction, source).await?;
+        preconditions::ensure_publication(&mut transaction, source).await?;
         let mark = format!("COMMENT ON PUBLICATION {} IS {}", quote(name), literal(&mark(self.relay)));
         sqlx::query(AssertSqlSafe(mark)).execute(&mut *transaction).await?;
         transaction.commit().await?;
@@ -157,11 +157,11 @@ impl Pass<'_> {
 
     async fn slot(&self, sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
         let name = &config.source.slot.name;
-        let slot = source::slot_state(sql, name).await?;
+        let slot = preconditions::slot_state(sql, name).await?;
         let told = self.findings.holds(Aspect::Streaming);
         self.context.metrics.slot(self.relay, slot.as_ref().filter(|_| !told));
         let lost =
-            |how: &str| no(&RelayError::new(trouble::ErrorKind::SlotLost, format!("slot {name}: {how}")));
+            |how: &str| no(&RelayError::new(error::ErrorKind::SlotLost, format!("slot {name}: {how}")));
         Ok(match slot {
             Some(slot)
                 if slot.database.as_ref().is_some_and(|database| *database != config.source.database) =>
@@ -170,11 +170,11 @@ impl Pass<'_> {
                 let what = format!(
                     "slot {name} belongs to database {database}: choose another name, slots are the server's"
                 );
-                Finding::no(trouble::ErrorKind::SlotUnsuitable, what)
+                Finding::no(error::ErrorKind::SlotUnsuitable, what)
             }
             Some(slot) if slot.plugin.as_deref() != Some("pgoutput") => {
                 let what = format!("slot {name} has another plugin: choose another name");
-                Finding::no(trouble::ErrorKind::SlotUnsuitable, what)
+                Finding::no(error::ErrorKind::SlotUnsuitable, what)
             }
             Some(slot) if slot.is_lost() => lost(&slot.loss_reason()),
             Some(_) => Finding::yes(Reason::Present, ""),
@@ -202,7 +202,7 @@ async fn check_grants(sql: &mut PgConnection, source: &config::Source) -> Result
     }
     let (role, database) = (&source.user, &source.database);
     let what = format!("role {role} lacks rights; run in database {database}: {}", missing.join("; "));
-    Err(RelayError::new(trouble::ErrorKind::PermissionDenied, what))
+    Err(RelayError::new(error::ErrorKind::PermissionDenied, what))
 }
 
 /// Whether the relay's checkpoint rests on a slot. A role that may not look is not told.
@@ -215,7 +215,7 @@ async fn had_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Relay
         .fetch_one(sql)
         .await;
     match had.map_err(RelayError::from) {
-        Err(trouble) if trouble.kind == trouble::ErrorKind::PermissionDenied => Ok(false),
+        Err(trouble) if trouble.kind == error::ErrorKind::PermissionDenied => Ok(false),
         had => had,
     }
 }

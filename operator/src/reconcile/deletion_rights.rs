@@ -2,8 +2,8 @@
 //! resource is deleted would keep it until the operator gives up.
 
 use outbox_relay::config;
+use outbox_relay::error::RelayError;
 use outbox_relay::postgres::grants;
-use outbox_relay::trouble::RelayError;
 use sqlx::postgres::PgConnection;
 
 use super::Pass;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use outbox_relay::config::{Sink, SinkAccess};
-use outbox_relay::trouble;
+use outbox_relay::error;
 
 use super::Pass;
 use crate::desired::files::KAFKA;
@@ -174,7 +174,7 @@ pub(super) const FAILED: Reason = Reason::TopicFailed;
 fn unreachable(error: &KafkaError) -> Finding {
     if error.is_distrust {
         let remedy = "check sink.kafka.sasl, sink.kafka.tls and the Secrets they refer to";
-        let reason = trouble::ErrorKind::KafkaAuthenticationFailed;
+        let reason = error::ErrorKind::KafkaAuthenticationFailed;
         return Finding::no(reason, format!("{error}; {remedy}"));
     }
     let remedy = "check that Kafka runs, and that sink.kafka leads to it";

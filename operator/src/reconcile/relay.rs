@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::Uri;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, ResourceExt};
-use outbox_relay::trouble::{self, excerpt};
+use outbox_relay::error::{self, excerpt};
 use serde::Deserialize;
 
 use super::Pass;
@@ -145,7 +145,7 @@ fn shortened(words: &str) -> &str {
 
 /// A relay's reason, of this version or another. What answers in its place need not be a relay.
 fn said(reason: &str) -> Reason {
-    if let Some(known) = trouble::ErrorKind::from_name(reason) {
+    if let Some(known) = error::ErrorKind::from_name(reason) {
         return known.into();
     }
     let is_word = (1..=64).contains(&reason.len()) && reason.bytes().all(|byte| byte.is_ascii_alphabetic());
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_answers_in_a_relays_place_gives_no_reason_of_its_own_making() {
-        assert_eq!(said("SlotLost"), Reason::Relay(trouble::ErrorKind::SlotLost));
+        assert_eq!(said("SlotLost"), Reason::Relay(error::ErrorKind::SlotLost));
         assert_eq!(said("OfANewerRelay"), Reason::Said("OfANewerRelay".into()));
         for made_up in ["", "no word", &"R".repeat(65), "R1"] {
             assert_eq!(said(made_up), Reason::Said("RelayProblem".into()), "{made_up}");

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Write};
 
-use outbox_relay::trouble::{self, Action};
+use outbox_relay::error::{self, Action};
 
 /// A condition's reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub enum Reason {
     /// The resource is being deleted, and something has to be done before.
     Deleting,
     /// One of the relay's own.
-    Relay(trouble::ErrorKind),
+    Relay(error::ErrorKind),
     /// In the words of a relay or of Kubernetes.
     Said(String),
 }
@@ -237,8 +237,8 @@ impl Display for Reason {
     }
 }
 
-impl From<trouble::ErrorKind> for Reason {
-    fn from(reason: trouble::ErrorKind) -> Self {
+impl From<error::ErrorKind> for Reason {
+    fn from(reason: error::ErrorKind) -> Self {
         Reason::Relay(reason)
     }
 }

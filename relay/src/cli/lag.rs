@@ -11,10 +11,10 @@ use sqlx::{AssertSqlSafe, Row};
 use super::admin_client::request;
 use super::{Format, print};
 use crate::config::Config;
+use crate::error::{RelayError, chain};
 use crate::postgres::checkpoint::TABLE;
 use crate::postgres::connection;
-use crate::postgres::source::{self, SlotState};
-use crate::trouble::{RelayError, chain};
+use crate::postgres::preconditions::{self, SlotState};
 
 /// Looking for the oldest row may read the table.
 const LOOK_WITHIN: &str = "10s";
@@ -40,7 +40,7 @@ enum Oldest {
 pub async fn lag(config: &Config, format: Format) -> Result<(), RelayError> {
     let mut sql = connection::connect(&config.source, "lag").await?;
     let database = InDatabase {
-        slot: source::slot_state(&mut sql, &config.source.slot.name).await?,
+        slot: preconditions::slot_state(&mut sql, &config.source.slot.name).await?,
         checkpoint: checkpoint(&mut sql, config).await?,
         oldest: oldest(&mut sql, config).await,
     };

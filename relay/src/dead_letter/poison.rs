@@ -7,11 +7,11 @@ use std::sync::Arc;
 use outbox::Position;
 use rdkafka::message::OwnedHeaders;
 
+use crate::error::{ErrorKind, RelayError, excerpt};
 use crate::event::record::RecordError;
 use crate::event::row::{EventId, OutboxRow, PartialRow, RowError};
 use crate::routing::mapping::RoutingError;
 use crate::routing::router::Unroutable;
-use crate::trouble::{ErrorKind, RelayError, excerpt};
 
 /// Why a row cannot be delivered, as a metric's label and a header's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

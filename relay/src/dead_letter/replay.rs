@@ -15,8 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::topic::{DeadLetter, Reader};
 use crate::config::Config;
+use crate::error::RelayError;
 use crate::kafka::credentials;
-use crate::trouble::RelayError;
 
 /// Answers that wait for the one who asked.
 const ANSWERS: usize = 16;

@@ -6,11 +6,11 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::topic::DeadLetter;
 use crate::config::Config;
+use crate::error::RelayError;
 use crate::event::column_type::ColumnType;
 use crate::event::row::JSON_MEDIA_TYPE;
 use crate::postgres::columns::{self, text_form};
 use crate::postgres::connection;
-use crate::trouble::RelayError;
 
 /// What of a row may be of any size.
 const PARTS: [&str; 10] = [

@@ -9,10 +9,10 @@ use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn};
 
 use super::Delivery;
+use crate::error::{ErrorKind, RelayError};
 use crate::kafka::scan::Stray;
-use crate::progress::found::Writer;
+use crate::progress::fingerprints::Writer;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// Records that wait until the stream has reached their position; there should be none.
 const MAX_WAITING: usize = 1024;

@@ -12,10 +12,10 @@ use pg_replication::CommitLsn;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::Delivery;
-use crate::kafka::error::{Fault, explained, fault_of, reason_of_kafka, trouble};
+use crate::error::{ErrorKind, RelayError};
+use crate::kafka::error::{Fault, error_of, explained, fault_of, reason_of_kafka};
 use crate::routing::mapping::RefusedRow;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// How long to wait for the answer that ended a producer: librdkafka reports the end before the answer.
 const CAUSE_WITHIN: Duration = Duration::from_millis(500);
@@ -105,7 +105,7 @@ impl Delivery {
         self.refusals.answered |= fault != Fault::Producer;
         let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
         let Some(position) = position else {
-            return trouble(
+            return error_of(
                 &format!("Kafka refused a dead letter that was sent again to {topic}/{number}"),
                 code,
             );
@@ -114,7 +114,7 @@ impl Delivery {
             let is_poison = alone && self.refusals.has_done_what_it_can(topic, code);
             self.refusals.now = Some(Refusal { position, topic: topic.to_owned(), code, is_poison });
         }
-        trouble(&format!("Kafka refused a record for {topic}/{number}, the row at {position}"), code)
+        error_of(&format!("Kafka refused a record for {topic}/{number}, the row at {position}"), code)
             .at(position)
     }
 
@@ -124,15 +124,15 @@ impl Delivery {
     }
 
     /// Looks for the answer of a broker behind a producer that takes nothing more.
-    pub async fn find_cause(&mut self, trouble: RelayError) -> RelayError {
-        if trouble.kind != ErrorKind::DeliveryFailed || self.refusals.answered {
-            return trouble;
+    pub async fn find_cause(&mut self, error: RelayError) -> RelayError {
+        if error.kind != ErrorKind::DeliveryFailed || self.refusals.answered {
+            return error;
         }
         if let Some((code, why)) = self.producers.failure()
             && fault_of(code) != Fault::Producer
         {
             let what = format!("a producer has failed for good: {why}: {}", explained(code));
-            return RelayError { kind: reason_of_kafka(code), detail: what, at: trouble.at };
+            return RelayError { kind: reason_of_kafka(code), detail: what, at: error.at };
         }
         let deadline = tokio::time::Instant::now() + CAUSE_WITHIN;
         loop {
@@ -150,16 +150,16 @@ impl Delivery {
                 }
             }
             if tokio::time::timeout_at(deadline, self.acks.arrived()).await.is_err() {
-                return trouble;
+                return error;
             }
         }
     }
 
     /// Says which row has to be delivered before `trouble` is over: one that could not go on when the session ended, or
     /// the oldest that Kafka has not acknowledged.
-    pub fn on_session_error(&mut self, trouble: RelayError, blocked: bool) -> RelayError {
-        if trouble.at.is_some() || !(blocked || trouble.kind.side() == "kafka") {
-            return trouble;
+    pub fn on_session_error(&mut self, error: RelayError, blocked: bool) -> RelayError {
+        if error.at.is_some() || !(blocked || error.kind.side() == "kafka") {
+            return error;
         }
         let unfinished = match self.snapshot_cursor() {
             Some(seq) => Some((self.before_start(), seq.saturating_add(1).cast_unsigned())),
@@ -167,7 +167,7 @@ impl Delivery {
             None => self.ledger.commit_lsn(self.ledger.first_unconfirmed()).map(|commit| (commit, 0)),
         };
         let at = unfinished.map(|(commit, index)| self.lineage.position(commit, index));
-        RelayError { at, ..trouble }
+        RelayError { at, ..error }
     }
 
     /// Whether delivery has got past a failure that ended a session before: the row at `at` is in Kafka. Where no row is

@@ -5,13 +5,13 @@ use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
 use super::Delivery;
-use super::rows::{current_routing_commit, produce_failed};
+use super::dispatch::{current_routing_commit, produce_failed};
 use crate::dead_letter::Poison;
 use crate::dead_letter::replay::{ReplayRequest, SendOutcome};
+use crate::error::RelayError;
 use crate::event::record::Prepared;
-use crate::kafka::sink::Tag;
+use crate::kafka::producers::Tag;
 use crate::routing::mapping::{Destination, RoutingInput};
-use crate::trouble::RelayError;
 
 impl Delivery {
     /// Sends a dead letter again, by the mapping of now. Gives it back when it has to be offered again.

@@ -8,14 +8,14 @@ use pg_replication::Host;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use super::{Topics, found, troubled, walsender};
+use super::{Topics, found, problem, walsender};
 use crate::config::{Config, CreationPolicy, StartAt, quote};
+use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::{self, TABLE};
-use crate::postgres::holder::{self, Holder};
-use crate::postgres::source::{self, PublicationState};
-use crate::postgres::{awaited, columns, connection, grants, publication, table};
-use crate::session::{self, occupied};
-use crate::trouble::{ErrorKind, RelayError};
+use crate::postgres::preconditions::{self, PublicationState};
+use crate::postgres::slot_holder::{self, Holder};
+use crate::postgres::{blocking_transactions, columns, connection, grants, publication, table};
+use crate::session::{self, slot_wait};
 
 /// A clock that differs by more makes lags and times of events look wrong.
 const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
@@ -35,7 +35,7 @@ pub async fn examine(config: &Config) -> Examined {
     let mut topics = Topics::new();
     let (mut sql, server_address) = match connection::connect_first(&config.source, "doctor", None).await {
         Ok(connected) => connected,
-        Err(trouble) => return Examined { findings: vec![troubled("database", &trouble)], topics },
+        Err(error) => return Examined { findings: vec![problem("database", &error)], topics },
     };
     let sql = &mut sql;
     let mut findings = vec![
@@ -61,7 +61,7 @@ pub async fn examine(config: &Config) -> Examined {
             let mappings = checkpoint.and_then(|checkpoint| checkpoint.mappings);
             topics.extend(mappings.iter().flat_map(|m| m.topics()).map(|(name, n)| (name.to_owned(), n)));
         }
-        Err(trouble) => findings.push(troubled("checkpoint", &trouble)),
+        Err(error) => findings.push(problem("checkpoint", &error)),
     }
     Examined { findings, topics }
 }
@@ -81,7 +81,7 @@ async fn server(sql: &mut PgConnection, config: &Config) -> Result<Finding, Rela
 }
 
 async fn preconditions(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
-    source::check_preconditions(sql, &config.source).await?;
+    preconditions::check_preconditions(sql, &config.source).await?;
     let table = &config.source.table;
     Ok(Finding::ok("server and tables", format!("wal_level is logical, {table} and {TABLE} are there")))
 }
@@ -189,7 +189,7 @@ async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Re
 async fn published(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "publication";
     let name = &config.source.publication.name;
-    match source::publication_state(sql, &config.source).await? {
+    match preconditions::publication_state(sql, &config.source).await? {
         PublicationState::Suitable if taken_late(sql, config).await => Ok(Finding::warn(
             CHECK,
             format!(
@@ -233,16 +233,16 @@ async fn creatable_publication(sql: &mut PgConnection, config: &Config) -> Resul
 async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "slot";
     let name = &config.source.slot.name;
-    let Some(slot) = source::slot_state(sql, name).await? else {
+    let Some(slot) = preconditions::slot_state(sql, name).await? else {
         return Ok(match config.source.slot.creation_policy {
             CreationPolicy::IfMissing => Finding::ok(CHECK, format!("{name} does not exist yet")),
             CreationPolicy::Never => {
-                let trouble = RelayError::new(ErrorKind::SlotMissing, format!("slot {name} does not exist"));
-                troubled(CHECK, &trouble)
+                let error = RelayError::new(ErrorKind::SlotMissing, format!("slot {name} does not exist"));
+                problem(CHECK, &error)
             }
         });
     };
-    session::verdict::check_suitable(&config.source, &slot)?;
+    session::decision::check_suitable(&config.source, &slot)?;
     let wal = slot.wal_status.as_deref().unwrap_or("unknown");
     if wal == "unreserved" {
         let message = format!("{name} will be lost at the next checkpoint: its WAL status is unreserved");
@@ -252,7 +252,7 @@ async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayE
             "let the relay catch up, or raise max_slot_wal_keep_size now",
         ));
     }
-    match holder::of(sql, name).await? {
+    match slot_holder::of(sql, name).await? {
         Some(holder) => held(sql, config, &holder).await,
         None => Ok(Finding::ok(CHECK, format!("{name} is free, WAL status {wal}"))),
     }
@@ -260,20 +260,20 @@ async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayE
 
 async fn held(sql: &mut PgConnection, config: &Config, holder: &Holder) -> Result<Finding, RelayError> {
     const CHECK: &str = "slot";
-    let held = occupied::slot_held(config, holder);
+    let held = slot_wait::slot_held(config, holder);
     Ok(match held.kind {
         ErrorKind::SlotActive if holder.creating => {
-            let open = awaited::blocking(sql, holder.backend.pid).await?;
+            let open = blocking_transactions::blocking(sql, holder.backend.pid).await?;
             if open.is_empty() {
                 return Ok(Finding::ok(CHECK, held.detail));
             }
             let source = &config.source;
-            let what = awaited::sentence(&source.slot.name, &open, &source.user, Utc::now());
-            troubled(CHECK, &RelayError::new(ErrorKind::SlotCreationWaits, what))
+            let what = blocking_transactions::sentence(&source.slot.name, &open, &source.user, Utc::now());
+            problem(CHECK, &RelayError::new(ErrorKind::SlotCreationWaits, what))
         }
         ErrorKind::SlotActive => Finding::ok(CHECK, held.detail),
         ErrorKind::SlotOrphaned => Finding::warn(CHECK, held.detail, held.kind.remedy()),
-        _ => troubled(CHECK, &held),
+        _ => problem(CHECK, &held),
     })
 }
 
@@ -286,7 +286,7 @@ async fn verdict(sql: &mut PgConnection, config: &Config, server: &Host) -> Resu
         Err(held) if held.kind == ErrorKind::SlotActive => {
             Finding::ok(CHECK, "the slot is being created; a relay that starts now would stand by")
         }
-        Err(trouble) => return Err(trouble),
+        Err(error) => return Err(error),
     })
 }
 

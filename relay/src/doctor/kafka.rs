@@ -10,13 +10,13 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{Topics, troubled};
+use super::{Topics, problem};
 use crate::config::{Config, Routing, Sink};
+use crate::error::{ErrorKind, RelayError};
 use crate::kafka::client::{client_config, reader_config};
-use crate::kafka::inspect::read_settings;
+use crate::kafka::verify::read_settings;
 use crate::routing::router::{is_internal, is_topic_name};
 use crate::topics::settings::TopicSettings;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// One request; a person waits for it.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -88,7 +88,7 @@ fn compacted_dead_letters(topic: &str) -> Finding {
 fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
     const CHECK: &str = "Kafka";
     let unreachable = |error: KafkaError| {
-        troubled(CHECK, &RelayError::new(ErrorKind::KafkaUnreachable, format!("no answer: {error}")))
+        problem(CHECK, &RelayError::new(ErrorKind::KafkaUnreachable, format!("no answer: {error}")))
     };
     let consumer: BaseConsumer = match reader_config(sink, "doctor").create() {
         Ok(consumer) => consumer,
@@ -120,8 +120,8 @@ fn exists(metadata: &Metadata, topic: &str, count: i32) -> Finding {
     let partitions =
         found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len());
     if partitions == 0 {
-        let trouble = RelayError::new(ErrorKind::TopicMissing, format!("topic {topic} does not exist"));
-        return troubled(CHECK, &trouble);
+        let error = RelayError::new(ErrorKind::TopicMissing, format!("topic {topic} does not exist"));
+        return problem(CHECK, &error);
     }
     if i32::try_from(partitions).is_ok_and(|partitions| partitions < count) {
         let message = format!("{topic} has {partitions} partitions, the checkpoint knows {count}");

@@ -5,7 +5,7 @@ use pg_replication::FAILOVER_SINCE;
 use sqlx::postgres::PgConnection;
 
 use crate::config::{Config, Failover};
-use crate::trouble::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RelayError};
 
 pub async fn timeout(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     const CHECK: &str = "walsender timeout";

@@ -9,8 +9,8 @@ use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
 use crate::dead_letter::DeadLetterSummary;
+use crate::error::excerpt;
 use crate::event::row::{Attributes, JSON_MEDIA_TYPE, OutboxRow, PartialRow};
-use crate::trouble::excerpt;
 
 /// Headers of every record and a few of the row's own: one allocation instead of four.
 const USUAL_HEADERS: usize = 12;

@@ -9,8 +9,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaError;
 
 use crate::config::Sink;
+use crate::error::ErrorKind;
 use crate::kafka::error::reason_of_kafka;
-use crate::trouble::ErrorKind;
 
 /// A change of leaders that no error told of is noticed within this, in place of librdkafka's five minutes: one request for
 /// the topics in use.

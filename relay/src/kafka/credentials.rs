@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::{Config, Sink, SinkAccess};
-use crate::trouble::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RelayError};
 
 /// A secret's new content reaches a pod within a minute or so, and the old one is accepted for a while: a few seconds
 /// more are nothing.

@@ -2,7 +2,7 @@
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use crate::trouble::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RelayError};
 
 /// Whose fault an error code is, which decides what the relay does when a record gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub fn explained(code: Code) -> String {
 }
 
 /// The trouble with `doing`, for example "Kafka refused a record for orders/3".
-pub fn trouble(doing: &str, code: Code) -> RelayError {
+pub fn error_of(doing: &str, code: Code) -> RelayError {
     RelayError::new(reason_of_kafka(code), format!("{doing}: {}", explained(code)))
 }
 
@@ -300,7 +300,7 @@ mod tests {
     use rdkafka::types::RDKafkaRespErr;
 
     use super::*;
-    use crate::trouble::Action;
+    use crate::error::Action;
 
     #[test]
     fn every_code_leads_to_what_can_be_done_about_it() {
@@ -376,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_sentence_names_the_code_and_what_it_means() {
-        let text = trouble("Kafka refused a record for t/0", Code::MessageSizeTooLarge).detail;
+        let text = error_of("Kafka refused a record for t/0", Code::MessageSizeTooLarge).detail;
         let said = "Kafka refused a record for t/0: MessageSizeTooLarge: it is larger than max.message.bytes";
         assert!(text.starts_with(said), "{text}");
     }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use outbox::{Position, header};
 use rdkafka::message::{BorrowedMessage, Message};
 
-use crate::kafka::search::{PartitionScanner, value_of};
-use crate::progress::found::{FoundRecords, fingerprint};
-use crate::progress::high_mark::{OffsetGap, ScanResult};
+use crate::kafka::scanner::{PartitionScanner, value_of};
+use crate::progress::fingerprints::{FoundRecords, fingerprint};
+use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 
 /// Records of ours in gaps that are remembered of one reading: there should be none.
 const MAX_STRAYS: usize = 1024;

@@ -14,13 +14,13 @@ use sqlx::{AssertSqlSafe, Row, ValueRef};
 use tokio::sync::mpsc;
 
 use crate::config::Source;
+use crate::error::{ErrorKind, RelayError};
 use crate::event::column_type::ColumnType;
 use crate::event::row::{Layout, is_read};
 use crate::postgres::checkpoint::ClusterTimeline;
 use crate::postgres::columns::{self, TableColumn, text_form};
-use crate::postgres::{connection, source};
+use crate::postgres::{connection, preconditions};
 use crate::routing::mapping::RoutingHistory;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// A page ends beyond this many bytes. Up to three are in memory: one being delivered, one ready, one being read.
 const PAGE_BYTES: usize = 1024 * 1024;
@@ -90,7 +90,7 @@ impl Pages {
     ) -> Result<Pages, RelayError> {
         let access = connection::access(source)?;
         let mut sql = connection::connect_to(source, &access, server, "start").await?;
-        source::check_same_server(&mut sql, history).await?;
+        preconditions::check_same_server(&mut sql, history).await?;
         let columns = columns(&mut sql, source, mappings).await?;
         let route_by = &mappings.current.rule.routing.by_field;
         let read = columns.iter().map(|column| (column.name.as_str(), read_as(&column.kind)));
@@ -286,8 +286,8 @@ async fn check_server_busy(source: &Source, server: &Host, process: i32) -> Resu
             Err(RelayError::new(ErrorKind::DatabaseUnreachable, what))
         }
         Ok(Ok(true)) | Err(_) => Ok(()),
-        Ok(Err(trouble)) => {
-            tracing::warn!("cannot see whether the server still reads rows to copy: {trouble}");
+        Ok(Err(error)) => {
+            tracing::warn!("cannot see whether the server still reads rows to copy: {error}");
             Ok(())
         }
     }

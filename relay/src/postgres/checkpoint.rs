@@ -15,9 +15,9 @@ use sqlx::{AssertSqlSafe, Row};
 use self::statement::Statement;
 pub use self::writer::Writer;
 use crate::config::Config;
+use crate::error::{ErrorKind, RelayError};
 use crate::routing::mapping::RoutingHistory;
 use crate::topics::partitions::Offsets;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// Name of the table, in the schema of the outbox table.
 pub const TABLE: &str = "outbox_checkpoint";

@@ -5,10 +5,10 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use crate::config::{Source, quote};
+use crate::error::{ErrorKind, RelayError};
 use crate::event::column_type::ColumnType;
 use crate::event::row::Layout;
 use crate::postgres::table::GENERATED_SINCE;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// A column of the outbox table.
 #[derive(Clone, Debug)]

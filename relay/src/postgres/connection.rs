@@ -7,10 +7,10 @@ use pg_replication::{Client, Host, Password, Target, settings};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::holder::STREAM;
-use super::{encrypted, grants};
+use super::slot_holder::STREAM;
+use super::{grants, sql_over_tls};
 use crate::config::{Access, Source};
-use crate::trouble::{ErrorKind, RelayError, chain, reason_of_all, reason_of_connection};
+use crate::error::{ErrorKind, RelayError, chain, reason_of_all, reason_of_connection};
 
 /// How long one address may take. One that swallows packets must not delay the reason being shown.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -72,13 +72,13 @@ async fn first(
     purpose: &str,
     preferred: Option<&Host>,
 ) -> Result<(PgConnection, Host), RelayError> {
-    let mut troubles = Vec::new();
+    let mut errors = Vec::new();
     for host in preferred.into_iter().chain(&access.hosts) {
         let addresses = match host.resolve(CONNECT_WITHIN).await {
             Ok(addresses) => addresses,
             Err(error) => {
                 let reason = reason_of_connection(&error);
-                troubles.push(RelayError::new(reason, refused(host, source, reason, &chain(&error))));
+                errors.push(RelayError::new(reason, refused(host, source, reason, &chain(&error))));
                 continue;
             }
         };
@@ -86,12 +86,12 @@ async fn first(
         for address in addresses.into_iter().filter(|address| !known(address)) {
             match connect_to(source, access, &address, purpose).await {
                 Ok(sql) => return Ok((sql, address)),
-                Err(trouble) => troubles.push(trouble),
+                Err(error) => errors.push(error),
             }
         }
     }
-    let reason = reason_of_all(troubles.iter().map(|trouble| trouble.kind));
-    let all: Vec<String> = troubles.into_iter().map(|trouble| trouble.detail).collect();
+    let reason = reason_of_all(errors.iter().map(|error| error.kind));
+    let all: Vec<String> = errors.into_iter().map(|error| error.detail).collect();
     Err(RelayError::new(reason, all.join(" | ")))
 }
 
@@ -110,9 +110,10 @@ pub async fn connect_to(
     let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
     let late =
         |_| RelayError::new(ErrorKind::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));
-    connected.map_err(late).flatten().map_err(|trouble| {
-        RelayError::new(trouble.kind, refused(host, source, trouble.kind, &trouble.detail))
-    })
+    connected
+        .map_err(late)
+        .flatten()
+        .map_err(|error| RelayError::new(error.kind, refused(host, source, error.kind, &error.detail)))
 }
 
 fn refused(host: impl std::fmt::Display, source: &Source, reason: ErrorKind, why: &str) -> String {
@@ -137,7 +138,7 @@ async fn log_in(
 ) -> Result<PgConnection, sqlx::Error> {
     let plain = connect_options(source, access, purpose);
     let at_startup = settings::at_startup().map(|setting| (setting.name, setting.value));
-    let open = |options| Box::pin(encrypted::connect(options, host, &access.tls));
+    let open = |options| Box::pin(sql_over_tls::connect(options, host, &access.tls));
     let mut sql = match open(plain.clone().extra_float_digits(3).options(at_startup)).await {
         Err(error) if refuses_settings(&error) => open(plain).await?,
         opened => opened?,

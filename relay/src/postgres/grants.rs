@@ -4,8 +4,8 @@
 use sqlx::postgres::PgConnection;
 
 use crate::config::{Source, StartAt, quote};
+use crate::error::RelayError;
 use crate::postgres::checkpoint;
-use crate::trouble::RelayError;
 
 /// Everything that `role` lacks and cannot do without; nothing where it lacks nothing.
 ///

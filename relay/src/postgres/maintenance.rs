@@ -8,9 +8,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
 use crate::config::Config;
+use crate::error::RelayError;
 use crate::postgres::connection;
 use crate::status::{Maintenance, Status};
-use crate::trouble::RelayError;
 
 /// Partitions are a day wide and made days ahead.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(3600);
@@ -36,7 +36,7 @@ pub async fn maintain(config: Config, status: Status) {
         let called = tokio::time::timeout(CALL_WITHIN, call_until_done(&config, &status)).await;
         let (held, error) = match called {
             Ok(Ok(held)) => (held, None),
-            Ok(Err(trouble)) => (None, Some(trouble.detail)),
+            Ok(Err(error)) => (None, Some(error.detail)),
             Err(_) => (None, Some(format!("outbox_maintain has not returned within {CALL_WITHIN:?}"))),
         };
         let problem = error.as_ref().or(held.as_ref()).cloned();

@@ -10,11 +10,11 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::config::{Config, Source};
+use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint;
 use crate::postgres::connection;
-use crate::postgres::source;
+use crate::postgres::preconditions;
 use crate::postgres::table;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// An SQL expression for what the rows of the table depend on: the publication and the table, which the two named
 /// parameters name (the table as SQL does), and the entry by which the one publishes the other. `xmin` is there
@@ -36,18 +36,18 @@ pub fn fingerprint(publication: &str, table: &str) -> String {
 /// is not made again over a gap. Returns the OID of the table, if it is the one of the checkpoint.
 pub async fn ensure(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, RelayError> {
     let table = verify_fingerprint(sql, config).await?;
-    source::ensure_publication(sql, &config.source).await?;
+    preconditions::ensure_publication(sql, &config.source).await?;
     Ok(table)
 }
 
 /// Postgres 15 to 17 end the stream with the same code for a publication that is gone as for a slot.
-pub async fn refine_slot_error(trouble: RelayError, config: &Config, server: Option<&Host>) -> RelayError {
-    if trouble.kind != ErrorKind::SlotLost {
-        return trouble;
+pub async fn refine_slot_error(error: RelayError, config: &Config, server: Option<&Host>) -> RelayError {
+    if error.kind != ErrorKind::SlotLost {
+        return error;
     }
     let connected = connection::connect_first(&config.source, "session", server).await;
-    let Ok((mut sql, _)) = connected else { return trouble };
-    verify_fingerprint(&mut sql, config).await.err().unwrap_or(trouble)
+    let Ok((mut sql, _)) = connected else { return error };
+    verify_fingerprint(&mut sql, config).await.err().unwrap_or(error)
 }
 
 /// Compares the publication with what the checkpoint says of it, and returns the OID of the table if both are the same. A

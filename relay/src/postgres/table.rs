@@ -13,7 +13,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::postgres::types::Oid;
 
 use crate::config::Config;
-use crate::trouble::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RelayError};
 
 /// Columns that become part of a record, besides the one that selects the topic.
 const COLUMNS: [&str; 12] = [
@@ -244,8 +244,8 @@ mod tests {
     }
 
     fn said(found: &[Hidden]) -> (ErrorKind, String) {
-        let trouble = judge(found, "public.outbox", "pub").unwrap();
-        (trouble.kind, trouble.detail)
+        let error = judge(found, "public.outbox", "pub").unwrap();
+        (error.kind, error.detail)
     }
 
     #[test]

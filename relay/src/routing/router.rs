@@ -3,7 +3,7 @@
 use regex::Regex;
 
 use crate::config::Routing;
-use crate::trouble::excerpt;
+use crate::error::excerpt;
 
 /// Longest topic name Kafka takes.
 const MAX_TOPIC_BYTES: usize = 249;

@@ -11,9 +11,9 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::Config;
 use crate::dead_letter::PoisonKind;
-use crate::postgres::source::SlotState;
+use crate::error::ErrorKind;
+use crate::postgres::preconditions::SlotState;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::ErrorKind;
 
 /// Prefix of every name.
 const NAMESPACE: &str = "outbox_relay";

@@ -14,13 +14,13 @@ use sqlx::{AssertSqlSafe, Row};
 use tokio::time::timeout;
 
 use crate::config::{Config, Source};
+use crate::error::RelayError;
 use crate::postgres::checkpoint;
 use crate::postgres::connection;
 use crate::postgres::maintenance;
-use crate::postgres::source;
+use crate::postgres::preconditions;
 use crate::status::metrics::Metrics;
 use crate::status::{ObservedCheckpoint, STANDBY_LOOK_EVERY, Status};
-use crate::trouble::RelayError;
 
 /// Truth within 10 s, at the price of one cheap statement a second.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
@@ -85,7 +85,7 @@ impl Observer {
         let Some(sql) = self.link.sql() else { return Err("not connected".to_owned()) };
         let asked = Instant::now();
         let looking = async {
-            let slot = source::slot_state(sql, &self.config.source.slot.name).await?;
+            let slot = preconditions::slot_state(sql, &self.config.source.slot.name).await?;
             Ok::<_, sqlx::Error>((slot, read_checkpoint(&self.config, sql).await?))
         };
         let why = match timeout(OBSERVE_WITHIN, looking).await {
@@ -121,7 +121,7 @@ impl Observer {
             }
         };
         self.link = Link::Down;
-        let (sql, host) = connected.map_err(|trouble| trouble.detail)?;
+        let (sql, host) = connected.map_err(|error| error.detail)?;
         self.link = Link::Up(sql, host);
         Ok(())
     }

@@ -8,7 +8,7 @@ use pg_replication::EndLsn;
 use serde_json::{Value, json};
 
 use super::{Phase, Problem, SilentPartition, StallReason, State, WaitsFor};
-use crate::postgres::source::SlotState;
+use crate::postgres::preconditions::SlotState;
 
 pub(super) fn json(state: &State, now: Instant) -> Value {
     let problem = state.problem(now);
@@ -21,8 +21,8 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         "phase": state.phase.name(),
         "phaseSince": time(state.phase_since),
         "ready": state.is_ready(problem.as_ref()),
-        "trouble": problem.as_ref().or(state.trouble.as_ref()).map(|shown| trouble(shown, None)),
-        "lastTrouble": state.last.as_ref().map(|past| trouble(&past.shown, Some(past.until))),
+        "trouble": problem.as_ref().or(state.error.as_ref()).map(|shown| problem_json(shown, None)),
+        "lastTrouble": state.last.as_ref().map(|past| problem_json(&past.shown, Some(past.until))),
         "lagSeconds": seconds(state.lag(now)),
         "receivedLsn": numbers.received.to_string(),
         "receivedEvents": numbers.received_events,
@@ -139,7 +139,7 @@ fn checkpoint(state: &State, now: Instant) -> Option<Value> {
 }
 
 /// With `until`, one that may be over.
-fn trouble(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
+fn problem_json(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
     let mut value = json!({
         "reason": shown.reason,
         "message": shown.what,

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant, SystemTime};
 use outbox::Position;
 use pg_replication::{Host, PgTime};
 
-use super::facts::{Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason};
 use super::heartbeat::Heartbeat;
-use super::unread::UnreadLag;
+use super::signals::{Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason};
+use super::unread_lag::UnreadLag;
 use crate::dead_letter::DeadLetterSummary;
+use crate::error::ErrorKind;
 use crate::kafka::scan::Phantoms;
-use crate::postgres::source::SlotState;
-use crate::trouble::ErrorKind;
+use crate::postgres::preconditions::SlotState;
 
 /// What stands still this long makes the relay not ready: a fault shows within 10 s, and a leader change or a
 /// checkpoint of the server is none.
@@ -32,7 +32,7 @@ pub(super) struct State {
     pub(super) started: SystemTime,
     pub(super) phase: Phase,
     pub(super) phase_since: SystemTime,
-    pub(super) trouble: Option<Problem>,
+    pub(super) error: Option<Problem>,
     /// What ended an open stream, until delivery has got past it.
     pub(super) unproven: Option<Problem>,
     /// A row that cannot be delivered.
@@ -94,9 +94,9 @@ impl State {
             Phase::Copying | Phase::Streaming | Phase::Draining => {
                 let blocked = self.poison.clone().or_else(|| self.topic_missing());
                 let standing = blocked.or_else(|| self.slot_gone()).or_else(|| self.stall(now));
-                standing.or_else(|| self.trouble.clone())
+                standing.or_else(|| self.error.clone())
             }
-            Phase::Starting | Phase::Waiting | Phase::Stopped => self.trouble.clone(),
+            Phase::Starting | Phase::Waiting | Phase::Stopped => self.error.clone(),
         }
     }
 
@@ -116,7 +116,7 @@ impl State {
     pub(super) fn clear_unresolved(&mut self, kind: impl Fn(&Problem) -> bool) {
         if self.unproven.as_ref().is_some_and(kind) {
             self.unproven = None;
-            self.trouble = None;
+            self.error = None;
         }
     }
 

@@ -6,9 +6,9 @@ use outbox::Position;
 use pg_replication::EndLsn;
 use serde::{Deserialize, Serialize};
 
-use crate::progress::found::FoundRecords;
-use crate::progress::high_mark::PartitionDedup;
+use crate::progress::fingerprints::FoundRecords;
 use crate::progress::ledger::EntryId;
+use crate::progress::partition_dedup::PartitionDedup;
 use crate::routing::mapping::RoutingHistory;
 use crate::topics::settings::TopicSettings;
 

@@ -1,8 +1,8 @@
 //! A list of hosts: those that are dead or take no writes are passed over.
 
+use outbox_relay::error::ErrorKind;
 use outbox_relay::postgres::checkpoint::ClusterTimeline;
-use outbox_relay::postgres::source::check_same_server;
-use outbox_relay::trouble::ErrorKind;
+use outbox_relay::postgres::preconditions::check_same_server;
 use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::{net, shared};
 
@@ -58,7 +58,7 @@ async fn two_connections_that_lead_to_different_servers_are_noticed() {
         ClusterTimeline { timeline: 2, ..here },
     ];
     for history in elsewhere {
-        let trouble = check_same_server(&mut sql, history).await.unwrap_err();
-        assert_eq!(trouble.kind, ErrorKind::DifferentServers, "{trouble}");
+        let error = check_same_server(&mut sql, history).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::DifferentServers, "{error}");
     }
 }

@@ -8,9 +8,9 @@ use sqlx::types::Json;
 
 use super::{CheckpointUpdate, ClusterTimeline, TABLE};
 use crate::config::Config;
-use crate::postgres::delivered::DurableSnapshot;
+use crate::error::{ErrorKind, RelayError};
+use crate::postgres::delivered_snapshots::DurableSnapshot;
 use crate::postgres::{publication, table};
-use crate::trouble::{ErrorKind, RelayError};
 
 /// How often a checkpoint looks at the table, too: the catalog is read for it, which is too much for each of ten a second.
 const LOOK_AT_TABLE_EVERY: Duration = Duration::from_secs(5);

@@ -11,12 +11,12 @@ use tokio::time::timeout;
 use super::statement::{Statement, xid};
 use super::{CheckpointUpdate, ClusterTimeline, CommittedCheckpoint};
 use crate::config::Config;
+use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::connection::CONNECT_WITHIN;
-use crate::postgres::delivered::{DeliveredSnapshots, Snapshot};
-use crate::postgres::source::{self, lsn};
+use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
+use crate::postgres::preconditions::{self, lsn};
 use crate::status::Status;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// How often the connection is asked for the slot.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -75,7 +75,7 @@ impl Writer {
             return Ok(());
         }
         match (&mut self.task).await {
-            Ok(Err(trouble)) => Err(trouble),
+            Ok(Err(error)) => Err(error),
             _ => Err(RelayError::new(ErrorKind::CheckpointLost, "the checkpoint writer ended")),
         }
     }
@@ -129,7 +129,7 @@ impl WriterTask {
             RelayError::new(ErrorKind::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"))
         };
         let asking = async {
-            let slot = source::slot_state(&mut self.sql, &self.slot).await?;
+            let slot = preconditions::slot_state(&mut self.sql, &self.slot).await?;
             self.status.set_slot_by_session(self.asked, slot);
             self.status.send_heartbeat(&mut self.sql).await
         };

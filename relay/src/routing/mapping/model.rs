@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::Routing;
-use crate::progress::high_mark::{Admission, PartitionDedup, ScanResult};
+use crate::progress::partition_dedup::{Admission, PartitionDedup, ScanResult};
 
 #[derive(Clone, Debug)]
 struct Row {

@@ -7,12 +7,12 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::dead_letter::replay::ReplayHandle;
-use crate::session::ended::SessionEnd;
-use crate::session::occupied::Memory;
+use crate::error::{Action, Backoff, ErrorKind, RelayError};
+use crate::session::end::SessionEnd;
+use crate::session::slot_wait::Memory;
 use crate::session::{self, Context};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
-use crate::trouble::{Action, Backoff, ErrorKind, RelayError};
 
 /// Runs sessions until `shutdown` turns true.
 pub async fn run(
@@ -38,11 +38,11 @@ async fn sessions(
     let mut last_logged = None;
     loop {
         let started = Instant::now();
-        let mut report = |trouble: &RelayError| report_error(context, trouble, &mut last_logged);
-        let trouble = match session::run(context, memory, shutdown, &mut report).await {
+        let mut report = |error: &RelayError| report_error(context, error, &mut last_logged);
+        let error = match session::run(context, memory, shutdown, &mut report).await {
             Ok(SessionEnd::NotStreaming) => return between_sessions(last_logged.as_ref()),
             Ok(ended) => return ended,
-            Err(trouble) => trouble,
+            Err(error) => error,
         };
         // It was told to stop, and something else ended it: what was under way was not finished.
         if *shutdown.borrow() {
@@ -52,7 +52,7 @@ async fn sessions(
         if memory.refusal.as_ref().is_some_and(|refusal| refusal.is_poison) {
             backoff = Backoff::default();
         }
-        let action = trouble.kind.action();
+        let action = error.kind.action();
         let pause = backoff.pause(action, started.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -71,33 +71,33 @@ fn between_sessions(last: Option<&(ErrorKind, String)>) -> SessionEnd {
 }
 
 /// Shows a trouble. Counters and log get it once, not at every try.
-fn report_error(context: &Context, trouble: &RelayError, last_logged: &mut Option<(ErrorKind, String)>) {
-    let action = trouble.kind.action();
+fn report_error(context: &Context, error: &RelayError, last_logged: &mut Option<(ErrorKind, String)>) {
+    let action = error.kind.action();
     let phase = match action {
         Action::Retry => Phase::Waiting,
         Action::StandBy => Phase::Standby,
         Action::Stop => Phase::Stopped,
     };
-    let news = context.status.on_error(phase, trouble);
-    let reason = trouble.kind.name();
-    let side = trouble.kind.side();
+    let news = context.status.on_error(phase, error);
+    let reason = error.kind.name();
+    let side = error.kind.side();
     if news {
         context.metrics.reconnects_total.with_label_values(&[side, &reason]).inc();
     }
     if side == "kafka" {
         context.metrics.producer_rebuilds_total.with_label_values(&[&reason]).inc();
     }
-    let said = (trouble.kind, trouble.detail.clone());
+    let said = (error.kind, error.detail.clone());
     if last_logged.as_ref() == Some(&said) {
         return;
     }
     match action {
-        Action::StandBy => tracing::info!(reason, "standing by: {}", trouble.detail),
-        Action::Retry => tracing::warn!(reason, "{trouble}"),
-        Action::Stop => tracing::error!(reason, "delivery stopped: {trouble}"),
+        Action::StandBy => tracing::info!(reason, "standing by: {}", error.detail),
+        Action::Retry => tracing::warn!(reason, "{error}"),
+        Action::Stop => tracing::error!(reason, "delivery stopped: {error}"),
     }
     // Counted once, not at every look.
-    if trouble.kind.is_gap() {
+    if error.kind.is_gap() {
         context.metrics.gap_total.with_label_values(&[&reason]).inc();
     }
     *last_logged = Some(said);

@@ -80,7 +80,7 @@ impl Server {
             checkpoint,
             slot,
         };
-        decide(&found).map_err(|trouble| trouble.kind)
+        decide(&found).map_err(|error| error.kind)
     }
 }
 
@@ -234,7 +234,7 @@ fn a_checkpoint_that_went_back_on_its_timeline_stops_delivery() {
             checkpoint,
             slot,
         };
-        decide(&found).map_err(|trouble| trouble.kind)
+        decide(&found).map_err(|error| error.kind)
     };
     assert_eq!(ask(&timelines, &at_10, 10), goes_on(10));
     assert_eq!(ask(&timelines, &at_10, 11), Err(ErrorKind::HistoryChanged));

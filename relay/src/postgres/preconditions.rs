@@ -10,9 +10,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::config::{CreationPolicy, Source, quote};
+use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::ClusterTimeline;
 use crate::postgres::table::GENERATED_SINCE;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
 const OLDEST_SERVER: i32 = 150_000;

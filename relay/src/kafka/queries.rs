@@ -1,4 +1,4 @@
-//! Questions to Kafka that take a while. Each is a task that makes blocking calls on the threads of [`lanes`](super::lanes);
+//! Questions to Kafka that take a while. Each is a task that makes blocking calls on the threads of [`lanes`](super::call_pool);
 //! the answer comes back through a queue, and the rows that need it wait meanwhile.
 
 use std::collections::BTreeMap;
@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::kafka::gaps::{self, OffsetGaps, PartitionGaps};
-use crate::kafka::health::Diagnosis;
-use crate::kafka::inspect;
-use crate::kafka::lanes::{Caller, Lane, PAUSE};
+use crate::error::ErrorKind;
+use crate::kafka::call_pool::{Caller, Lane, PAUSE};
+use crate::kafka::diagnosis::Diagnosis;
+use crate::kafka::offset_gaps::{self, OffsetGaps, PartitionGaps};
+use crate::kafka::producers::ProducerHandles;
 use crate::kafka::scan::{Phantoms, Range, Scan, Step, Stray};
-use crate::kafka::search::{FairShare, FoundTopic, PartitionScanner, QueryError, Reachability};
-use crate::kafka::sink::ProducerHandles;
-use crate::progress::found::FoundRecords;
-use crate::progress::high_mark::{OffsetGap, ScanResult};
+use crate::kafka::scanner::{FairShare, FoundTopic, PartitionScanner, QueryError, Reachability};
+use crate::kafka::verify;
+use crate::progress::fingerprints::FoundRecords;
+use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::status::Status;
 use crate::topics::partitions::{PartitionId, ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
-use crate::trouble::ErrorKind;
 
 /// How often a topic that does not exist is looked for.
 const FIND_TOPIC_EVERY: Duration = Duration::from_secs(1);
@@ -371,7 +371,7 @@ async fn verify_partition(
         _ => None,
     };
     let lost = |what| QueryError::Lost { topic: topic.to_string(), partition: number, what };
-    let search = inspect::is_same_partition(topic, &floor, low, high, found, compacted).map_err(lost)?;
+    let search = verify::is_same_partition(topic, &floor, low, high, found, compacted).map_err(lost)?;
     // A database that was put back shows by records beyond its end: one is enough, before anything is sent.
     if at_start && high > reached && high > low {
         let newest = record_at(caller, topic, number, high - 1).await?;
@@ -386,7 +386,7 @@ async fn record_at(
     topic: &Arc<str>,
     number: i32,
     offset: i64,
-) -> Result<inspect::RecordAt, QueryError> {
+) -> Result<verify::RecordAt, QueryError> {
     let mut turn = FairShare::first();
     loop {
         let name = Arc::clone(topic);
@@ -439,7 +439,7 @@ async fn is_replicated(
     let topic = Arc::clone(topic);
     let replicas = move |searcher: &PartitionScanner| searcher.replicas(&topic, number);
     let replicas = caller.persist(Lane::Metadata, replicas).await?;
-    Ok(inspect::counts_as_acknowledged(replicas, min_in_sync))
+    Ok(verify::counts_as_acknowledged(replicas, min_in_sync))
 }
 
 /// Reads all of `scan`.
@@ -494,7 +494,7 @@ async fn read_gaps(
         };
         let began = Instant::now();
         let scan = Scan::new(&topic, number, Range::Gaps(ranges.into()), from, until);
-        let scan = read(caller, scan, FairShare::brief(gaps::BRIEF_TURN)).await?;
+        let scan = read(caller, scan, FairShare::brief(offset_gaps::BRIEF_TURN)).await?;
         if !scan.strays.is_empty() {
             let Scan { strays, more_strays: more, .. } = scan;
             drop(answers.send(QueryResult::Strays { partition, strays, more }));

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use pg_replication::EndLsn;
 
 use super::Delivery;
-use crate::kafka::search::FoundTopic;
+use crate::error::{ErrorKind, RelayError};
+use crate::kafka::scanner::FoundTopic;
 use crate::routing::mapping::TopicShape;
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::{TopicChange, TopicState, TopicWatch};
-use crate::trouble::{ErrorKind, RelayError};
 
 /// How often the metadata of the topics in use is looked at: what happens to them shows within seconds.
 const METADATA_EVERY: Duration = Duration::from_secs(2);

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::in_flight::SilentQueue;
 use super::{Delivery, Flow};
-use crate::kafka::health::Diagnosis;
+use crate::error::{ErrorKind, RelayError};
+use crate::kafka::diagnosis::Diagnosis;
 use crate::status::{SilentPartition, WaitsFor};
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// A partition that is silent for so long is examined, so that the cause is known when it is shown.
 const DIAGNOSE_AFTER: Duration = Duration::from_millis(2500);

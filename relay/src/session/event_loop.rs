@@ -2,8 +2,8 @@
 //! checkpoints written, and confirms to Postgres what a committed checkpoint says. It never waits for Kafka: when
 //! the budget is used up it stops reading, and confirmations go on by their own timer.
 
-mod copy;
-mod gulps;
+mod read_pacing;
+mod snapshot;
 
 use std::time::{Duration, Instant};
 
@@ -13,20 +13,20 @@ use prometheus::IntCounter;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
-use self::copy::{SnapshotRows, SnapshotStep, next_page};
-use self::gulps::ReadPacing;
+use self::read_pacing::ReadPacing;
+use self::snapshot::{SnapshotRows, SnapshotStep, next_page};
 use crate::dead_letter::replay::ReplayRequest;
 use crate::delivery::{CAUSE_START, Delivery, Flow, LostRecords, Refusal};
+use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
-use crate::kafka::jobs::QueryResult;
-use crate::kafka::sink::AckQueue;
+use crate::kafka::producers::AckQueue;
+use crate::kafka::queries::QueryResult;
 use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint, Writer};
 use crate::session::Context;
-use crate::session::ended::SessionEnd;
-use crate::session::tenure::{Now, SlotGuard};
+use crate::session::end::SessionEnd;
+use crate::session::slot_guard::{Now, SlotGuard};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, SessionStats, StallReason, Status};
-use crate::trouble::{ErrorKind, RelayError};
 
 /// Pace of checkpoints under load, and of status and metrics: a crash replays this much, and drops it again.
 const TICK: Duration = Duration::from_millis(100);
@@ -184,9 +184,9 @@ impl EventLoop {
     }
 
     /// Says what ended the session as far as it can be known: the answer of a broker behind it, and the row it is about.
-    pub async fn explain(&mut self, trouble: RelayError) -> RelayError {
-        let trouble = self.delivery.find_cause(trouble).await;
-        self.delivery.on_session_error(trouble, self.parked.is_some())
+    pub async fn explain(&mut self, error: RelayError) -> RelayError {
+        let error = self.delivery.find_cause(error).await;
+        self.delivery.on_session_error(error, self.parked.is_some())
     }
 
     /// A record that Kafka refused, if that ended the session.
@@ -222,7 +222,7 @@ impl EventLoop {
                 },
             };
             let flow = match self.delivery.on_message(&data, self.writer.committed().revision) {
-                Err(trouble) if trouble.kind == ErrorKind::PoisonRow => self.on_poison(trouble),
+                Err(error) if error.kind == ErrorKind::PoisonRow => self.on_poison(error),
                 flow => flow?,
             };
             if flow == Flow::Next {
@@ -240,10 +240,10 @@ impl EventLoop {
 
     /// A row that can never be delivered stops what is behind it, and nothing else: what was sent before it is
     /// acknowledged, stored and confirmed as ever.
-    fn on_poison(&mut self, trouble: RelayError) -> Flow {
+    fn on_poison(&mut self, error: RelayError) -> Flow {
         if !std::mem::replace(&mut self.poisoned, true) {
-            tracing::error!(reason = trouble.kind.name(), "delivery stopped: {trouble}");
-            self.status.set_poison(Some(trouble));
+            tracing::error!(reason = error.kind.name(), "delivery stopped: {error}");
+            self.status.set_poison(Some(error));
         }
         Flow::Blocked
     }

@@ -3,8 +3,8 @@
 use rdkafka::consumer::Consumer;
 use rdkafka::metadata::Metadata;
 
-use crate::kafka::search::{PartitionScanner, REQUEST};
-use crate::kafka::sink::ProducerHandles;
+use crate::kafka::producers::ProducerHandles;
+use crate::kafka::scanner::{PartitionScanner, REQUEST};
 
 /// What is wrong with a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

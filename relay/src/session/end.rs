@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pg_replication::Stream;
 
-use crate::trouble::{ErrorKind, RelayError, chain};
+use crate::error::{ErrorKind, RelayError, chain};
 
 /// How long the server may take to end the stream after everything was confirmed.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
@@ -65,8 +65,8 @@ impl fmt::Display for SessionEnd {
 
 /// A server that is stopping ends SQL connections first, and waits for its streams to confirm: it hears what is stored,
 /// and that there is nothing more. In any other trouble the stream is only let go.
-pub(super) async fn send_final_status(stream: Stream, trouble: &RelayError) {
-    if trouble.kind == ErrorKind::DatabaseUnreachable {
+pub(super) async fn send_final_status(stream: Stream, error: &RelayError) {
+    if error.kind == ErrorKind::DatabaseUnreachable {
         drop(stream.finish(FINAL_STATUS_WITHIN).await);
     }
 }

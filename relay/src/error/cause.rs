@@ -119,7 +119,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trouble::Action;
+    use crate::error::Action;
 
     #[test]
     fn the_server_coming_and_going_is_retried_and_bad_credentials_are_not() {

@@ -5,9 +5,10 @@ use std::rc::Rc;
 use pg_replication::pgoutput::{Insert, Message, Relation};
 use pg_replication::{CommitLsn, EndLsn, Lsn, MemoryLimit, PgTime};
 
-use super::rows::Origin;
+use super::dispatch::Origin;
 use super::{Delivery, Flow, StreamForm, violation};
 use crate::config::TableName;
+use crate::error::{ErrorKind, RelayError};
 use crate::event::column_type::ColumnType;
 use crate::event::row::{Layout, is_read};
 use crate::event::value::HEX_PREFIX;
@@ -15,7 +16,6 @@ use crate::failpoint::{self, Boundary};
 use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::Inconsistent;
 use crate::routing::mapping::RoutingHistory;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// The transaction that is being read.
 pub(super) struct Transaction {

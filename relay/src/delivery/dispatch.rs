@@ -5,20 +5,20 @@ use pg_replication::pgoutput::Column;
 use pg_replication::{CommitLsn, PgTime};
 use rdkafka::error::KafkaError;
 
-use super::waiting::{Placed, WaitingRow};
+use super::waiting_rows::{Placed, WaitingRow};
 use super::{Delivery, Flow, code_of, violation};
 use crate::dead_letter::{DecodedRow, Poison, PoisonKind};
+use crate::error::RelayError;
 use crate::event::record::{Prepared, kafka_timestamp};
 use crate::event::row::{EventId, Layout, RowError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka;
-use crate::kafka::sink::{ProducerRecord, Tag};
-use crate::progress::found::fingerprint;
-use crate::progress::high_mark::Admission;
+use crate::kafka::producers::{ProducerRecord, Tag};
+use crate::progress::fingerprints::fingerprint;
 use crate::progress::ledger::EntryId;
+use crate::progress::partition_dedup::Admission;
 use crate::routing::mapping::{Destination, RoutingError, RoutingInput};
 use crate::topics::partitions::PartitionId;
-use crate::trouble::RelayError;
 
 /// Where a row comes from.
 #[derive(Clone, Copy)]
@@ -278,5 +278,5 @@ impl Delivery {
 }
 
 pub(super) fn produce_failed(what: &str, error: &KafkaError) -> RelayError {
-    kafka::error::trouble(&format!("the producer did not take {what}"), code_of(error))
+    kafka::error::error_of(&format!("the producer did not take {what}"), code_of(error))
 }

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use super::another_outbox::ahead;
 use super::{Delivery, code_of};
+use crate::error::{ErrorKind, RelayError};
 use crate::kafka;
-use crate::kafka::jobs::QueryResult;
+use crate::kafka::queries::QueryResult;
 use crate::kafka::scan::Phantoms;
-use crate::kafka::search::{QueryError, Reachability};
-use crate::progress::high_mark::{OffsetGap, ScanResult};
+use crate::kafka::scanner::{QueryError, Reachability};
+use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{ErrorKind, RelayError};
 
 impl Delivery {
     /// Takes in the answer to a question.
@@ -73,7 +73,7 @@ impl Delivery {
                 return Err(RelayError::new(ErrorKind::KafkaLostRecords, error.to_string()));
             }
             QueryResult::Failed(QueryError::Refused(error)) => {
-                return Err(kafka::error::trouble("Kafka refused a search", code_of(&error)));
+                return Err(kafka::error::error_of("Kafka refused a search", code_of(&error)));
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Looking into Kafka: which topics exist, where partitions end, and which of our records they hold.
 //!
-//! All calls block, and end soon: within a request's time, or at the end of a turn. [`jobs`](super::jobs) makes them, and
+//! All calls block, and end soon: within a request's time, or at the end of a turn. [`jobs`](super::queries) makes them, and
 //! repeats those that Kafka did not answer.
 
 use std::collections::BTreeMap;
@@ -17,6 +17,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Sink;
+use crate::error::ErrorKind;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::client::{AuthErrors, client_config, reader_config};
 use crate::kafka::error::reason_of_kafka;
@@ -24,7 +25,6 @@ use crate::kafka::scan::{Scan, Step};
 use crate::progress::lineage::Lineage;
 use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
-use crate::trouble::ErrorKind;
 
 /// One poll; also how soon the end of a session is noticed.
 pub(crate) const POLL: Duration = Duration::from_millis(100);

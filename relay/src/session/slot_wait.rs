@@ -20,10 +20,10 @@ use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::delivery::{LostRecords, Refusal};
+use crate::error::{ErrorKind, RelayError, reason_of_sqlstate};
 use crate::postgres::checkpoint::ClusterTimeline;
 use crate::postgres::connection;
-use crate::postgres::holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, format_time};
-use crate::trouble::{ErrorKind, RelayError, reason_of_sqlstate};
+use crate::postgres::slot_holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, format_time};
 
 /// How long a stream may be without its session before it counts as an orphan: a relay notices the end of its session within
 /// a second, and one that leads nowhere within six.
@@ -65,13 +65,13 @@ impl Memory {
         let Some(own) = self.own.take().filter(|_| self.creating) else { return };
         let ending = async {
             let mut sql = connection::connect(&config.source, "end of creation").await?;
-            Ok::<bool, RelayError>(holder::end(&mut sql, &own.walsender).await?)
+            Ok::<bool, RelayError>(slot_holder::end(&mut sql, &own.walsender).await?)
         };
         let slot = &config.source.slot.name;
         let why = match timeout(END_CREATION_WITHIN, ending).await {
             Ok(Ok(true)) => return tracing::info!(%slot, "the creation of the slot was broken off"),
             Ok(Ok(false)) => "it is still there".to_owned(),
-            Ok(Err(trouble)) => trouble.detail,
+            Ok(Err(error)) => error.detail,
             Err(_) => format!("no answer within {END_CREATION_WITHIN:?}"),
         };
         let pid = own.walsender.pid;
@@ -102,7 +102,7 @@ pub async fn until_free(
     memory: &mut Memory,
 ) -> Result<(), RelayError> {
     let slot = &config.source.slot.name;
-    while let Some(holder) = holder::of(sql, slot).await? {
+    while let Some(holder) = slot_holder::of(sql, slot).await? {
         let orphan = match holder.kind(memory.own.as_ref()) {
             Kind::Orphan(orphan) => orphan,
             Kind::Relay | Kind::Foreign => return Err(slot_held(config, &holder)),
@@ -161,7 +161,7 @@ fn orphan_message(config: &Config, holder: &Holder, orphan: Orphan) -> String {
 async fn end(sql: &mut PgConnection, config: &Config, holder: &Holder, what: &str) -> Result<(), RelayError> {
     let refused = |why| RelayError::new(ErrorKind::SlotOrphaned, format!("{what}; {why}"));
     for backend in holder.backends() {
-        match holder::end(sql, backend).await {
+        match slot_holder::end(sql, backend).await {
             Ok(true) => {}
             Ok(false) => return Err(refused("it was told to end, and is still there".to_owned())),
             Err(error) if reason(&error) == Some(ErrorKind::PermissionDenied) => {
@@ -181,7 +181,7 @@ fn reason(error: &sqlx::Error) -> Option<ErrorKind> {
 /// Ends the session that holds the lock on the slot's creation, if it is what is left of this process's own or of a relay
 /// that is gone. Answers whether it did.
 pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) -> Result<bool, RelayError> {
-    let Some(session) = holder::of_lock(sql, lock).await? else { return Ok(true) };
+    let Some(session) = slot_holder::of_lock(sql, lock).await? else { return Ok(true) };
     let own = memory.own.as_ref().is_some_and(|own| own.session == session.backend);
     let pid = session.backend.pid;
     match session.silence {
@@ -195,7 +195,7 @@ pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) ->
         }
     }
     tracing::warn!(pid, "what is left of a session that was creating the slot is ended");
-    Ok(holder::end(sql, &session.backend).await?)
+    Ok(slot_holder::end(sql, &session.backend).await?)
 }
 
 #[cfg(test)]

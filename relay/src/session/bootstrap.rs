@@ -17,16 +17,16 @@ use sqlx::{AssertSqlSafe, Row};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::{Failover, Source};
+use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
-use crate::postgres::awaited::{self, OpenTransaction};
+use crate::postgres::blocking_transactions::{self, OpenTransaction};
 use crate::postgres::checkpoint::{self, CheckpointUpdate, ClusterTimeline};
 use crate::postgres::connection::CONNECT_WITHIN;
 use crate::routing::mapping::{RoutingHistory, Rule};
 use crate::session::Context;
-use crate::session::occupied::{self, Memory};
+use crate::session::slot_wait::{self, Memory};
 use crate::status::Phase;
 use crate::topics::partitions::Offsets;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// How often it is looked for whom the creation waits. Another relay takes a session that asks nothing for silent.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -39,7 +39,7 @@ const SHOW_AFTER: Duration = Duration::from_secs(5);
 pub async fn lock(sql: &mut PgConnection, slot: &str, memory: &Memory) -> Result<(), RelayError> {
     let name = lock_name(slot);
     if try_lock(sql, &name).await?
-        || (occupied::end_creator(sql, &name, memory).await? && try_lock(sql, &name).await?)
+        || (slot_wait::end_creator(sql, &name, memory).await? && try_lock(sql, &name).await?)
     {
         return Ok(());
     }
@@ -126,9 +126,9 @@ pub async fn create_slot_with_snapshot(
                 "the slot was created without a snapshot",
             ));
         }
-        Err(CreateError::Exists(trouble)) => {
+        Err(CreateError::Exists(error)) => {
             checkpoint::abort_slot_creation(sql, config).await?;
-            return Err(trouble);
+            return Err(error);
         }
         Err(error) => return Err(error.into()),
     };
@@ -152,7 +152,7 @@ enum CreateError {
 impl From<CreateError> for RelayError {
     fn from(error: CreateError) -> Self {
         match error {
-            CreateError::Exists(trouble) | CreateError::Other(trouble) => trouble,
+            CreateError::Exists(error) | CreateError::Other(error) => error,
         }
     }
 }
@@ -203,17 +203,17 @@ async fn blocking_transactions(
         let what = format!("no answer within {CONNECT_WITHIN:?} while the slot is being created");
         RelayError::new(ErrorKind::DatabaseUnreachable, what)
     };
-    Ok(timeout(CONNECT_WITHIN, awaited::blocking(sql, walsender)).await.map_err(late)??)
+    Ok(timeout(CONNECT_WITHIN, blocking_transactions::blocking(sql, walsender)).await.map_err(late)??)
 }
 
 /// Shows whom the creation waits for, and logs it when that is not who was `shown` last.
 fn report_blocking_transactions(context: &Context, open: &[OpenTransaction], shown: &[OpenTransaction]) {
     let source = &context.config.source;
-    let what = awaited::sentence(&source.slot.name, open, &source.user, Utc::now());
-    let trouble = RelayError::new(ErrorKind::SlotCreationWaits, what);
-    context.status.on_error(Phase::Starting, &trouble);
-    if !awaited::are_same(open, shown) {
-        tracing::warn!(reason = trouble.kind.name(), "{trouble}");
+    let what = blocking_transactions::sentence(&source.slot.name, open, &source.user, Utc::now());
+    let error = RelayError::new(ErrorKind::SlotCreationWaits, what);
+    context.status.on_error(Phase::Starting, &error);
+    if !blocking_transactions::are_same(open, shown) {
+        tracing::warn!(reason = error.kind.name(), "{error}");
     }
 }
 

@@ -10,11 +10,11 @@ use outbox::Position;
 
 use super::Delivery;
 use super::in_flight::SilentQueue;
+use crate::error::RelayError;
 use crate::event::record::Prepared;
-use crate::progress::high_mark::Admission;
 use crate::progress::ledger::EntryId;
+use crate::progress::partition_dedup::Admission;
 use crate::topics::partitions::PartitionId;
-use crate::trouble::RelayError;
 
 /// A row with the place where it goes.
 #[derive(Clone, Copy, Debug)]

@@ -17,10 +17,10 @@
 use pg_replication::{EndLsn, TimelineHistory};
 
 use crate::config::{CreationPolicy, Source, StartAt};
+use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::{Checkpoint, CheckpointPhase, ClusterTimeline};
-use crate::postgres::source::SlotState;
+use crate::postgres::preconditions::SlotState;
 use crate::progress::lineage::left_at;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// What is known at a start.
 #[derive(Clone, Debug)]

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
-use super::holder::since;
+use super::slot_holder::since;
 
 /// This many are named; the others are counted.
 const NAMED: usize = 3;

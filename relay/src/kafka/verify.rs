@@ -12,14 +12,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::metadata::MetadataTopic;
 
+use crate::error::ErrorKind;
 use crate::kafka::error::reason_of_kafka;
-use crate::kafka::search::{
+use crate::kafka::scanner::{
     FairShare, POLL, PartitionScanner, QueryError, REQUEST, is_of, is_out_of_range, is_refusal, position_of,
 };
 use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
-use crate::trouble::ErrorKind;
 
 /// So many topics are asked for by their names; more, in one request for all there are.
 const FEW_TOPICS: usize = 16;

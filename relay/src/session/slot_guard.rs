@@ -17,8 +17,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::postgres::source::SlotState;
-use crate::trouble::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RelayError};
+use crate::postgres::preconditions::SlotState;
 
 /// The server is asked every second, and a busy machine asks late: a shorter silence says nothing, however short
 /// `wal_sender_timeout` is.
@@ -123,7 +123,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn reason(result: Result<(), RelayError>) -> Option<ErrorKind> {
-        result.err().map(|trouble| trouble.kind)
+        result.err().map(|error| error.kind)
     }
 
     /// Both clocks, after so long.

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 
 use super::{BURST, EventLoop};
 use crate::delivery::Flow;
+use crate::error::{ErrorKind, RelayError};
 use crate::postgres::backfill::{Pages, StoredRow};
 use crate::status::Phase;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// Rows that were there before the slot.
 pub(super) struct SnapshotRows {
@@ -51,7 +51,7 @@ impl EventLoop {
                     self.on_poison_cleared();
                     continue;
                 }
-                Err(trouble) if trouble.kind == ErrorKind::PoisonRow => self.on_poison(trouble),
+                Err(error) if error.kind == ErrorKind::PoisonRow => self.on_poison(error),
                 flow => flow?,
             };
             if flow == Flow::Blocked {

@@ -7,14 +7,14 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::replays::answer_replay;
 use super::{CAUSE_START, Delivery, LostRecords};
+use crate::error::{ErrorKind, RelayError};
 use crate::event::record::kafka_timestamp;
 use crate::failpoint::{self, Boundary};
-use crate::kafka::sink::Ack;
+use crate::kafka::producers::Ack;
 use crate::kafka::watchdog::{Activity, WatchdogAction};
-use crate::progress::high_mark::{Landed, OffsetGap};
 use crate::progress::ledger::Completed;
+use crate::progress::partition_dedup::{Landed, OffsetGap};
 use crate::topics::partitions::PartitionId;
-use crate::trouble::{ErrorKind, RelayError};
 
 /// How often a broker is complained of that cannot be used.
 const WARN_EVERY: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use crate::kafka::search::{PartitionScanner, QueryError};
+use crate::kafka::scanner::{PartitionScanner, QueryError};
 
 /// Pause before a request that failed is made again; each lasts twice as long as the one before, so that partitions whose
 /// leader is away leave the threads to others.
