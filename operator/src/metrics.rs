@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
-use outbox_relay::postgres::preconditions::SlotState;
+use outbox_relay::status::SlotState;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };

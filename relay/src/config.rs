@@ -14,6 +14,8 @@ pub use kafka_access::{Sasl, SaslMechanism, SinkAccess, SinkTls};
 pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV, SINK_PASSWORD_ENV};
 pub use model::{
     AdminConfig, Compression, Config, CreationPolicy, Delivery, Failover, HeartbeatConfig, OnPoison,
-    Publication, Retention, Routing, Shutdown, Sink, Slot, Source, StartAt, TableName, quote,
+    Publication, Retention, Shutdown, Sink, Slot, Source, StartAt, TableName, quote,
 };
 pub use secret::Secret;
+
+pub use crate::routing::rule::Routing;

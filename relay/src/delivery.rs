@@ -9,14 +9,18 @@
 
 mod acks;
 mod another_outbox;
+mod dead_letters;
 mod dispatch;
 mod in_flight;
 mod ingest;
 mod lost_records;
+#[cfg(test)]
+mod model;
 mod query_results;
 mod refusals;
 mod replays;
 mod silent_partitions;
+mod topic_counters;
 mod topic_discovery;
 mod waiting_rows;
 
@@ -30,6 +34,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
 
 use self::another_outbox::Strays;
+use self::dead_letters::InFlightDeadLetters;
 use self::in_flight::InFlight;
 use self::ingest::Transaction;
 pub use self::ingest::{OutboxTable, memory_limit};
@@ -37,13 +42,14 @@ pub use self::lost_records::LostRecords;
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
 use self::silent_partitions::{BlockedOn, Diagnoses};
+use self::topic_counters::TopicCounters;
 use self::topic_discovery::TopicDiscovery;
 use self::waiting_rows::WaitingRows;
 use crate::config::{Config, Sink};
-use crate::dead_letter::replay::SendOutcome;
-use crate::dead_letter::{DeadLetterEncoder, InFlightDeadLetters};
+use crate::dead_letters::replay::SendOutcome;
 use crate::error::{ErrorKind, RelayError};
 use crate::event::column_type::ColumnType;
+use crate::event::dead_letter::DeadLetterEncoder;
 use crate::event::record::{RecordEncoder, kafka_timestamp};
 use crate::event::row::{Layout, RowError};
 use crate::kafka::producers::{Ack, AckQueue, Producers};
@@ -55,7 +61,7 @@ use crate::progress::lineage::Lineage;
 use crate::progress::snapshot_cursor::SnapshotCursor;
 use crate::routing::mapping::{RoutingHistory, RoutingTable};
 use crate::status::Status;
-use crate::status::metrics::{Metrics, TopicCounters};
+use crate::status::metrics::Metrics;
 use crate::topics::partitions::Partitions;
 
 /// Transactions read and not confirmed at most. An entry is small, but one partition that stands still must not
@@ -203,7 +209,10 @@ impl Delivery {
             sink: config.sink.clone(),
             routing: mapper,
             encoder: RecordEncoder { source: config.source.event_source() },
-            dead_letter_encoder: DeadLetterEncoder::new(config),
+            dead_letter_encoder: DeadLetterEncoder::new(
+                config.source.table.to_string(),
+                config.source.event_source(),
+            ),
             dead_letters: InFlightDeadLetters::new(metrics.clone(), status.clone()),
             replay: None,
             max_events: config.delivery.max_in_flight_events,

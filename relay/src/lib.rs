@@ -3,25 +3,27 @@
 //!
 //! A folder is one concern. docs/ARCHITECTURE.md shows which names which, and follows one event through them.
 //!
-//! | folder | concern | in it |
+//! | folder | concern | start with |
 //! |---|---|---|
-//! | [`relay`], [`session`] | sessions one after another; each judges what it finds, takes the slot and pumps the stream | [`session::decision`], [`session::bootstrap`], [`session::event_loop`], [`session::slot_guard`] |
-//! | [`delivery`] | strings the middle together: message to record, acknowledgement to progress | |
-//! | [`dead_letter`] | what cannot be delivered | |
-//! | [`kafka`] | I/O: records out, questions about what Kafka has | [`kafka::producers`], [`kafka::scanner`], [`kafka::verify`], [`kafka::queries`], [`kafka::watchdog`] |
-//! | [`postgres`] | I/O: what is true of the database, what is stored in it, rows from before the slot | [`postgres::preconditions`], [`postgres::publication`], [`postgres::checkpoint`], [`postgres::delivered_snapshots`], [`postgres::backfill`], [`postgres::maintenance`] |
+//! | [`supervisor`], [`session`] | one session after another: decide how to start, take the slot, run the event loop | [`session::decision`], [`session::bootstrap`], [`session::event_loop`], [`session::slot_guard`] |
+//! | [`delivery`] | the pipeline: stream messages become records, acknowledgements become progress | |
+//! | [`dead_letters`] | dead letters read back and sent again | [`dead_letters::reader`], [`dead_letters::replay`] |
+//! | [`monitor`] | tasks beside the sessions: the observer, partition maintenance | [`monitor::observer`], [`monitor::maintenance`] |
+//! | [`kafka`] | I/O: records out, queries about what Kafka holds | [`kafka::producers`], [`kafka::scanner`], [`kafka::verify`], [`kafka::queries`], [`kafka::watchdog`] |
+//! | [`postgres`] | I/O: preconditions, publication, slot, checkpoint, the initial snapshot | [`postgres::preconditions`], [`postgres::publication`], [`postgres::checkpoint`], [`postgres::delivered_snapshots`], [`postgres::backfill`] |
+//! | [`status`] | what users see: `/status`, `/readyz`, metrics | [`status::metrics`], [`status::heartbeat`] |
 //! | [`topics`] | pure: topics and partitions as the relay knows them | [`topics::partitions`], [`topics::settings`], [`topics::watch`] |
+//! | [`config`] | the configuration file | |
+//! | [`routing`], [`event`] | pure: row to topic and partition; row to record | [`routing::mapping`], [`routing::router`], [`event::row`], [`event::record`] |
 //! | [`progress`] | pure: what is safely in Kafka | [`progress::ledger`], [`progress::partition_dedup`], [`progress::snapshot_cursor`], [`progress::lineage`] |
-//! | [`event`], [`routing`] | pure: row to record; row to topic and partition | [`event::row`], [`event::record`], [`routing::mapping`], [`routing::router`] |
-//! | [`status`] | what people see | [`status::metrics`], [`status::observer`], [`status::heartbeat`] |
-//! | [`trouble`], [`config`] | what can go wrong, and what to do; what is configured | |
+//! | [`error`] | every error kind with its action and remedy | |
 //! | [`cli`], [`doctor`] | the commands besides `run` | |
 //!
 //! At a [`failpoint`] a test makes the process die.
 
 pub mod cli;
 pub mod config;
-pub mod dead_letter;
+pub mod dead_letters;
 pub mod delivery;
 pub mod doctor;
 pub mod error;
@@ -29,7 +31,8 @@ pub mod event;
 pub mod failpoint;
 pub mod kafka;
 #[cfg(test)]
-mod model;
+mod layers;
+pub mod monitor;
 pub mod postgres;
 pub mod progress;
 pub mod routing;

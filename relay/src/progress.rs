@@ -7,4 +7,5 @@ pub mod fingerprints;
 pub mod ledger;
 pub mod lineage;
 pub mod partition_dedup;
+pub mod phantoms;
 pub mod snapshot_cursor;

@@ -21,7 +21,7 @@ use self::event_loop::EventLoop;
 use self::slot_guard::{Now, SlotGuard};
 use self::slot_wait::Memory;
 use crate::config::{Access, Config, StartAt};
-use crate::dead_letter::replay::ReplayHandle;
+use crate::dead_letters::replay::ReplayHandle;
 use crate::delivery::{Delivery, InitialState, OutboxTable, StreamForm, memory_limit};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::credentials;
@@ -33,9 +33,9 @@ use crate::postgres::checkpoint::{
     self, Checkpoint, CheckpointPhase, CheckpointUpdate, ClusterTimeline, CommittedCheckpoint, Writer,
 };
 use crate::postgres::slot_holder::{self, Own};
-use crate::postgres::{columns, connection, preconditions, publication, table};
+use crate::postgres::{columns, connection, preconditions, publication, slot, table};
 use crate::progress::lineage::Lineage;
-use crate::routing::mapping::{RoutingHistory, Rule};
+use crate::routing::mapping::RoutingHistory;
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
 use crate::topics::partitions::Partitions;
@@ -189,8 +189,7 @@ async fn claim_checkpoint(
     table: Option<u32>,
     memory: &mut Memory,
 ) -> Result<OpenSession, RelayError> {
-    let holder =
-        preconditions::slot_state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
+    let holder = slot::state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
     let judged = decide_now(&mut sql, config, &server).await?;
     let (confirmed, copy) = match (judged.verdict, judged.copy()) {
         (StartDecision::Copy { from }, Some(backfill)) => (from, Some(backfill)),
@@ -202,8 +201,8 @@ async fn claim_checkpoint(
         tracing::warn!("{doubt}");
     }
     adopt_checkpoint(&mut sql, config, &judged, history, confirmed).await?;
-    let server_started = preconditions::server_start_time(&mut sql).await?;
-    let flush = preconditions::flush_lsn(&mut sql).await?;
+    let server_started = slot::server_start_time(&mut sql).await?;
+    let flush = slot::flush_lsn(&mut sql).await?;
     let copied = copy.as_ref().map(|backfill| backfill.after);
     // Rows that are copied lie right before the slot's beginning, and may have been sent.
     let end = if copied.is_some() { flush.max(just_behind(confirmed)) } else { flush };
@@ -257,7 +256,7 @@ fn mappings_of(
     confirmed: EndLsn,
     horizon: EndLsn,
 ) -> RoutingHistory {
-    let rule = Rule::of(config);
+    let rule = config.routing_rule();
     let Some(stored) = stored else { return RoutingHistory::first(rule) };
     let version = stored.version;
     let mappings = stored.without_what_is_confirmed(confirmed).under(rule, horizon);
@@ -338,12 +337,12 @@ async fn decide_now(
     server: &ServerInfo,
 ) -> Result<Decision, RelayError> {
     // The slot first: while another relay holds it, both move on, and the slot is never ahead of the checkpoint.
-    let slot = preconditions::slot_state(sql, &config.source.slot.name).await?;
+    let slot = slot::state(sql, &config.source.slot.name).await?;
     let checkpoint = checkpoint::load(sql, config).await?;
     let verdict = decide(&StartInputs {
         system_identifier: server.system_identifier,
         timelines: &server.timelines,
-        flush: preconditions::flush_lsn(sql).await?,
+        flush: slot::flush_lsn(sql).await?,
         reached: server.reached,
         source: &config.source,
         checkpoint: checkpoint.as_ref(),
@@ -487,7 +486,7 @@ async fn event_loop(context: &Context, mut opened: OpenSession) -> Result<EventL
     let lineage = opened.start.lineage.clone();
     let started = opened.start.server_started;
     let searcher = PartitionScanner::new(&config.sink, config.source.event_source(), lineage, started);
-    let (jobs, answers) = KafkaQueries::new(Arc::new(searcher.map_err(refused)?), context.status.clone());
+    let (jobs, answers) = KafkaQueries::new(Arc::new(searcher.map_err(refused)?));
     let writer = Writer::start(opened.sql, config, opened.history, opened.committed, context.status.clone());
     let InitialState { confirmed, snapshot_cursor: copied, lineage, mappings, .. } = &opened.start;
     let pages = match opened.copy {

@@ -9,9 +9,9 @@
 
 pub mod heartbeat;
 pub mod metrics;
-pub mod observer;
 mod report;
 mod signals;
+mod slot_state;
 mod state;
 mod unread_lag;
 
@@ -29,14 +29,13 @@ use self::heartbeat::Heartbeat;
 pub use self::signals::{
     Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason, WaitsFor,
 };
+pub use self::slot_state::{LastSlotLook, SlotState};
 use self::state::{DeadLetters, LastProblem, Problem, RelayInfo, State};
 use self::unread_lag::UnreadLag;
 use crate::config::Config;
-use crate::dead_letter::DeadLetterSummary;
 use crate::error::{ErrorKind, RelayError};
-use crate::kafka::scan::Phantoms;
-use crate::postgres::preconditions::SlotState;
-use crate::session::slot_guard::LastSlotLook;
+use crate::event::dead_letter::DeadLetterSummary;
+use crate::progress::phantoms::Phantoms;
 
 /// How often a standby looks whether the slot is free: it takes over within about a second.
 pub const STANDBY_LOOK_EVERY: Duration = Duration::from_millis(500);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::dead_letter::replay::ReplayHandle;
+use crate::dead_letters::replay::ReplayHandle;
 use crate::error::{Action, Backoff, ErrorKind, RelayError};
 use crate::session::end::SessionEnd;
 use crate::session::slot_wait::Memory;

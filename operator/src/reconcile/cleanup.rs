@@ -12,7 +12,7 @@ use outbox_relay::config::{self, quote};
 use outbox_relay::error::{ErrorKind, RelayError};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
-use outbox_relay::postgres::preconditions;
+use outbox_relay::postgres::slot;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
@@ -216,7 +216,7 @@ async fn end_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) 
     if !is_ours(sql, source, relay).await? {
         return Ok(());
     }
-    let state = preconditions::slot_state(sql, &source.slot.name).await.map_err(RelayError::from)?;
+    let state = slot::state(sql, &source.slot.name).await.map_err(RelayError::from)?;
     let state = state.filter(|state| state.database.as_ref() == Some(&source.database));
     if state.is_some_and(|state| state.active_pid.is_some()) {
         return Err(Pending::SlotHeld(source.slot.name.clone()));

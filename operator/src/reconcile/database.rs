@@ -6,7 +6,9 @@ use outbox_relay::config::{self, Access, Config, quote};
 use outbox_relay::error::{self, RelayError};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
-use outbox_relay::postgres::preconditions::{self, PublicationState};
+use outbox_relay::postgres::preconditions;
+use outbox_relay::postgres::publication::{self, PublicationState};
+use outbox_relay::postgres::slot as slot_query;
 use outbox_relay::postgres::table;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
@@ -137,12 +139,12 @@ impl Pass<'_> {
 
     /// Makes sure that the publication is there and suits; marks one that is made as this resource's.
     async fn publish(&self, sql: &mut PgConnection, source: &config::Source) -> Result<(), RelayError> {
-        if preconditions::publication_state(sql, source).await? == PublicationState::Suitable {
+        if publication::state(sql, source).await? == PublicationState::Suitable {
             return Ok(());
         }
         let name = &source.publication.name;
         let mut transaction = sql.begin().await?;
-        preconditions::ensure_publication(&mut transaction, source).await?;
+        publication::create_if_missing(&mut transaction, source).await?;
         let mark = format!("COMMENT ON PUBLICATION {} IS {}", quote(name), literal(&mark(self.relay)));
         sqlx::query(AssertSqlSafe(mark)).execute(&mut *transaction).await?;
         transaction.commit().await?;
@@ -157,7 +159,7 @@ impl Pass<'_> {
 
     async fn slot(&self, sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
         let name = &config.source.slot.name;
-        let slot = preconditions::slot_state(sql, name).await?;
+        let slot = slot_query::state(sql, name).await?;
         let told = self.findings.holds(Aspect::Streaming);
         self.context.metrics.slot(self.relay, slot.as_ref().filter(|_| !told));
         let lost =

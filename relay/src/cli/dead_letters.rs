@@ -9,8 +9,8 @@ use serde_json::json;
 use super::admin_client::{RequestError, request};
 use super::{Format, print};
 use crate::config::Config;
-use crate::dead_letter::replay::{ReplayLine, ReplayOutcome, Replayed, Summary};
-use crate::dead_letter::topic::{ReadError, Reader};
+use crate::dead_letters::reader::{ReadError, Reader};
+use crate::dead_letters::replay::{ReplayLine, ReplayOutcome, Replayed, Summary};
 
 /// Path of the admin listener that sends dead letters again.
 pub const REPLAY_PATH: &str = "/dead-letters/replay";

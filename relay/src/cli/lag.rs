@@ -14,7 +14,8 @@ use crate::config::Config;
 use crate::error::{RelayError, chain};
 use crate::postgres::checkpoint::TABLE;
 use crate::postgres::connection;
-use crate::postgres::preconditions::{self, SlotState};
+use crate::postgres::slot;
+use crate::status::SlotState;
 
 /// Looking for the oldest row may read the table.
 const LOOK_WITHIN: &str = "10s";
@@ -40,7 +41,7 @@ enum Oldest {
 pub async fn lag(config: &Config, format: Format) -> Result<(), RelayError> {
     let mut sql = connection::connect(&config.source, "lag").await?;
     let database = InDatabase {
-        slot: preconditions::slot_state(&mut sql, &config.source.slot.name).await?,
+        slot: slot::state(&mut sql, &config.source.slot.name).await?,
         checkpoint: checkpoint(&mut sql, config).await?,
         oldest: oldest(&mut sql, config).await,
     };

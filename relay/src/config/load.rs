@@ -6,10 +6,11 @@ use std::path::Path;
 use outbox::attribute;
 use serde_json::{Map, Value};
 
+use super::Routing;
 use super::access::Access;
 use super::files;
 use super::kafka_access::SinkAccess;
-use super::model::{Config, Delivery, OnPoison, Routing};
+use super::model::{Config, Delivery, OnPoison};
 use super::secret::Secret;
 use crate::routing::router::{Router, is_internal, is_topic_name};
 

@@ -9,6 +9,7 @@ use outbox::attribute::percent_encoded;
 use serde::{Deserialize, Serialize};
 
 use super::{Sasl, Secret, SinkAccess, SinkTls, SourceTls};
+use crate::routing::rule::{Routing, Rule};
 
 /// Delivered but unacknowledged records at most. A few thousand keep a broker busy at any round-trip time worth
 /// having, and each costs librdkafka about 1.5 KB besides its payload (measured), so this caps memory as well.
@@ -55,6 +56,17 @@ pub struct Config {
     /// Health, metrics, status.
     #[serde(default)]
     pub admin: AdminConfig,
+}
+
+impl Config {
+    /// What decides where events go.
+    pub fn routing_rule(&self) -> Rule {
+        Rule {
+            routing: self.routing.clone(),
+            max_message_bytes: self.sink.max_message_bytes,
+            dead_letter_topic: self.delivery.dead_letters().map(str::to_owned),
+        }
+    }
 }
 
 /// The Postgres side.
@@ -200,28 +212,6 @@ impl Compression {
             Compression::None => "none",
             Compression::Lz4 => "lz4",
             Compression::Zstd => "zstd",
-        }
-    }
-}
-
-/// Which topic an event goes to: Debezium's outbox router rule.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Routing {
-    /// Column whose text selects the topic.
-    pub by_field: String,
-    /// Regular expression over that text; it must match the whole of it.
-    pub regex: String,
-    /// The topic, with `${name}` for the groups of `regex`.
-    pub replacement: String,
-}
-
-impl Default for Routing {
-    fn default() -> Self {
-        Routing {
-            by_field: outbox::column::AGGREGATE_TYPE.into(),
-            regex: "(?<routedByValue>.*)".into(),
-            replacement: "outbox.event.${routedByValue}".into(),
         }
     }
 }

@@ -7,8 +7,9 @@ use rdkafka::error::KafkaError;
 
 use super::waiting_rows::{Placed, WaitingRow};
 use super::{Delivery, Flow, code_of, violation};
-use crate::dead_letter::{DecodedRow, Poison, PoisonKind};
 use crate::error::RelayError;
+use crate::event::decoded_row::DecodedRow;
+use crate::event::poison::{Poison, PoisonKind};
 use crate::event::record::{Prepared, kafka_timestamp};
 use crate::event::row::{EventId, Layout, RowError};
 use crate::failpoint::{self, Boundary};
@@ -17,7 +18,8 @@ use crate::kafka::producers::{ProducerRecord, Tag};
 use crate::progress::fingerprints::fingerprint;
 use crate::progress::ledger::EntryId;
 use crate::progress::partition_dedup::Admission;
-use crate::routing::mapping::{Destination, RoutingError, RoutingInput};
+use crate::routing::error::RoutingError;
+use crate::routing::mapping::{Destination, RoutingInput};
 use crate::topics::partitions::PartitionId;
 
 /// Where a row comes from.

@@ -7,9 +7,9 @@ use super::{Delivery, code_of};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka;
 use crate::kafka::queries::QueryResult;
-use crate::kafka::scan::Phantoms;
 use crate::kafka::scanner::{QueryError, Reachability};
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
+use crate::progress::phantoms::Phantoms;
 use crate::topics::partitions::PartitionId;
 
 impl Delivery {
@@ -17,6 +17,7 @@ impl Delivery {
     pub fn on_query_result(&mut self, answer: QueryResult) -> Result<(), RelayError> {
         match answer {
             QueryResult::Topic { name, found } => self.on_topic_found(&name, &found),
+            QueryResult::TopicMissing { name, missing } => self.status.set_topic_missing(&name, missing),
             QueryResult::Grown { name, found } => self.on_topic_grown(name, &found),
             QueryResult::Settings { topic, settings } => self.on_settings(&topic, settings)?,
             QueryResult::Inspected { partition, search } => {

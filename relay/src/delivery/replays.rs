@@ -6,9 +6,9 @@ use tokio::sync::oneshot;
 
 use super::Delivery;
 use super::dispatch::{current_routing_commit, produce_failed};
-use crate::dead_letter::Poison;
-use crate::dead_letter::replay::{ReplayRequest, SendOutcome};
+use crate::dead_letters::replay::{ReplayRequest, SendOutcome};
 use crate::error::RelayError;
+use crate::event::poison::Poison;
 use crate::event::record::Prepared;
 use crate::kafka::producers::Tag;
 use crate::routing::mapping::{Destination, RoutingInput};

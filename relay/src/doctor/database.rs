@@ -12,9 +12,12 @@ use super::{Topics, found, problem, walsender};
 use crate::config::{Config, CreationPolicy, StartAt, quote};
 use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::{self, TABLE};
-use crate::postgres::preconditions::{self, PublicationState};
+use crate::postgres::preconditions;
+use crate::postgres::publication::PublicationState;
 use crate::postgres::slot_holder::{self, Holder};
-use crate::postgres::{blocking_transactions, columns, connection, grants, publication, table};
+use crate::postgres::{
+    blocking_transactions, columns, connection, grants, publication, slot as slot_query, table,
+};
 use crate::session::{self, slot_wait};
 
 /// A clock that differs by more makes lags and times of events look wrong.
@@ -189,7 +192,7 @@ async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Re
 async fn published(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "publication";
     let name = &config.source.publication.name;
-    match preconditions::publication_state(sql, &config.source).await? {
+    match publication::state(sql, &config.source).await? {
         PublicationState::Suitable if taken_late(sql, config).await => Ok(Finding::warn(
             CHECK,
             format!(
@@ -233,7 +236,7 @@ async fn creatable_publication(sql: &mut PgConnection, config: &Config) -> Resul
 async fn slot(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "slot";
     let name = &config.source.slot.name;
-    let Some(slot) = preconditions::slot_state(sql, name).await? else {
+    let Some(slot) = slot_query::state(sql, name).await? else {
         return Ok(match config.source.slot.creation_policy {
             CreationPolicy::IfMissing => Finding::ok(CHECK, format!("{name} does not exist yet")),
             CreationPolicy::Never => {

@@ -8,8 +8,8 @@ use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
-use crate::dead_letter::DeadLetterSummary;
 use crate::error::excerpt;
+use crate::event::dead_letter::DeadLetterSummary;
 use crate::event::row::{Attributes, JSON_MEDIA_TYPE, OutboxRow, PartialRow};
 
 /// Headers of every record and a few of the row's own: one allocation instead of four.

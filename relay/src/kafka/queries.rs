@@ -12,12 +12,12 @@ use crate::kafka::call_pool::{Caller, Lane, PAUSE};
 use crate::kafka::diagnosis::Diagnosis;
 use crate::kafka::offset_gaps::{self, OffsetGaps, PartitionGaps};
 use crate::kafka::producers::ProducerHandles;
-use crate::kafka::scan::{Phantoms, Range, Scan, Step, Stray};
+use crate::kafka::scan::{Range, Scan, Step, Stray};
 use crate::kafka::scanner::{FairShare, FoundTopic, PartitionScanner, QueryError, Reachability};
 use crate::kafka::verify;
 use crate::progress::fingerprints::FoundRecords;
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
-use crate::status::Status;
+use crate::progress::phantoms::Phantoms;
 use crate::topics::partitions::{PartitionId, ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
@@ -38,6 +38,13 @@ pub enum QueryResult {
         name: String,
         /// What it looks like.
         found: FoundTopic,
+    },
+    /// A topic does not exist, or does now.
+    TopicMissing {
+        /// Its name.
+        name: String,
+        /// Whether it is missing.
+        missing: bool,
     },
     /// A topic that has grown was looked at.
     Grown {
@@ -111,26 +118,22 @@ pub struct KafkaQueries {
     caller: Caller,
     answers: mpsc::UnboundedSender<QueryResult>,
     gaps: Arc<Mutex<OffsetGaps>>,
-    status: Status,
 }
 
 impl KafkaQueries {
-    /// Questions go to `searcher`; a topic that does not exist is shown in `status`.
-    pub fn new(
-        searcher: Arc<PartitionScanner>,
-        status: Status,
-    ) -> (KafkaQueries, mpsc::UnboundedReceiver<QueryResult>) {
+    /// Questions go to `searcher`.
+    pub fn new(searcher: Arc<PartitionScanner>) -> (KafkaQueries, mpsc::UnboundedReceiver<QueryResult>) {
         // Unbounded: there are at most a few questions per topic and partition.
         let (answers, queue) = mpsc::unbounded_channel();
         let gaps = Arc::new(Mutex::new(OffsetGaps::new(Instant::now())));
-        (KafkaQueries { caller: Caller::new(searcher), answers, gaps, status }, queue)
+        (KafkaQueries { caller: Caller::new(searcher), answers, gaps }, queue)
     }
 
     /// Looks for a topic, until it exists.
     pub fn find_topic(&self, name: &str) {
-        let (name, status) = (name.to_owned(), self.status.clone());
+        let (name, answers) = (name.to_owned(), self.answers.clone());
         self.submit(async move |caller| {
-            wait_for_topic(&caller, &name, &status).await?;
+            wait_for_topic(&caller, &name, &answers).await?;
             let found = topic(&caller, &name).await?;
             Ok(QueryResult::Topic { name, found })
         });
@@ -158,9 +161,9 @@ impl KafkaQueries {
     /// Reads the settings of a topic, and compares its partitions with what is remembered of them. A topic that does
     /// not exist is waited for. `at_start`: this session has sent nothing yet.
     pub fn verify(&self, topic: &str, partitions: Vec<ToVerify>, at_start: bool) {
-        let (name, status, answers) = (topic.to_owned(), self.status.clone(), self.answers.clone());
+        let (name, answers) = (topic.to_owned(), self.answers.clone());
         self.submit(async move |caller| {
-            wait_for_topic(&caller, &name, &status).await?;
+            wait_for_topic(&caller, &name, &answers).await?;
             let settings = describe(&caller, &name).await;
             let compacted = settings.map(|settings| settings.compacted);
             let topic: Arc<str> = name.as_str().into();
@@ -301,17 +304,23 @@ fn spawn<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
     });
 }
 
-/// Waits until a topic exists, and says so meanwhile.
-async fn wait_for_topic(caller: &Caller, name: &str, status: &Status) -> Result<(), QueryError> {
-    let mut said = false;
+/// Waits until a topic exists, and reports that it is missing meanwhile.
+async fn wait_for_topic(
+    caller: &Caller,
+    name: &str,
+    answers: &mpsc::UnboundedSender<QueryResult>,
+) -> Result<(), QueryError> {
+    let report = |missing| drop(answers.send(QueryResult::TopicMissing { name: name.to_owned(), missing }));
+    let mut logged = false;
     while partition_count(caller, name).await? == 0 {
-        if !std::mem::replace(&mut said, true) {
+        if !std::mem::replace(&mut logged, true) {
             tracing::warn!(topic = %name, "the topic does not exist; {}", ErrorKind::TopicMissing.remedy());
         }
-        status.set_topic_missing(name, true);
+        // Each time: another phase of the session forgets what was reported before.
+        report(true);
         tokio::time::sleep(FIND_TOPIC_EVERY).await;
     }
-    status.set_topic_missing(name, false);
+    report(false);
     Ok(())
 }
 

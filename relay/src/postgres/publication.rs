@@ -9,12 +9,11 @@ use pg_replication::Host;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use crate::config::{Config, Source};
+use crate::config::{Config, CreationPolicy, Source, quote};
 use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint;
 use crate::postgres::connection;
-use crate::postgres::preconditions;
-use crate::postgres::table;
+use crate::postgres::table::{self, GENERATED_SINCE};
 
 /// An SQL expression for what the rows of the table depend on: the publication and the table, which the two named
 /// parameters name (the table as SQL does), and the entry by which the one publishes the other. `xmin` is there
@@ -36,7 +35,7 @@ pub fn fingerprint(publication: &str, table: &str) -> String {
 /// is not made again over a gap. Returns the OID of the table, if it is the one of the checkpoint.
 pub async fn ensure(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, RelayError> {
     let table = verify_fingerprint(sql, config).await?;
-    preconditions::ensure_publication(sql, &config.source).await?;
+    create_if_missing(sql, &config.source).await?;
     Ok(table)
 }
 
@@ -103,4 +102,107 @@ pub async fn may_be_newer_than_slot(sql: &mut PgConnection, config: &Config) -> 
     .fetch_optional(sql)
     .await?;
     Ok(newer.flatten().unwrap_or_default())
+}
+
+/// A publication that does no harm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublicationState {
+    /// It publishes the inserts of the outbox table through its root.
+    Suitable,
+    /// It does not exist, and may be created.
+    Missing,
+}
+
+/// Makes sure the publication exists and publishes the inserts of the outbox table through its root. It has to be
+/// committed before the slot is created, and it has to be looked at before every start: from Postgres 18 on a
+/// missing publication is only a warning in the stream, and its rows are skipped in silence.
+pub async fn create_if_missing(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
+    if state(sql, source).await? == PublicationState::Suitable {
+        return Ok(());
+    }
+    let name = &source.publication.name;
+    let version: i32 =
+        sqlx::query_scalar("SELECT current_setting('server_version_num')::int").fetch_one(&mut *sql).await?;
+    let generated = match version {
+        GENERATED_SINCE.. => ", publish_generated_columns = stored",
+        _ => "",
+    };
+    let create = format!(
+        "CREATE PUBLICATION {} FOR TABLE {}
+         WITH (publish = 'insert', publish_via_partition_root = true{generated})",
+        quote(name),
+        source.table.quoted()
+    );
+    sqlx::query(AssertSqlSafe(create)).execute(&mut *sql).await?;
+    tracing::info!(publication = %name, table = %source.table, "created the publication");
+    Ok(())
+}
+
+/// Looks whether the publication is one the relay can start with.
+pub async fn state(sql: &mut PgConnection, source: &Source) -> Result<PublicationState, RelayError> {
+    let name = &source.publication.name;
+    let Some(publication) = find(sql, source).await? else {
+        if source.publication.creation_policy == CreationPolicy::Never {
+            return Err(RelayError::new(
+                ErrorKind::PublicationMissing,
+                format!("publication {name} does not exist"),
+            ));
+        }
+        return Ok(PublicationState::Missing);
+    };
+    let unsuitable = |problem: &str| {
+        Err(RelayError::new(ErrorKind::PublicationUnsuitable, format!("publication {name} {problem}")))
+    };
+    if !publication.inserts {
+        return unsuitable("does not publish inserts");
+    }
+    if !publication.has_table {
+        return unsuitable(&format!("does not publish table {}", source.table));
+    }
+    if publication.partitioned && !publication.via_root {
+        return unsuitable("publishes partitions instead of their root");
+    }
+    if publication.filtered {
+        return unsuitable("has a row filter or column list on the table: rows or columns would be missing");
+    }
+    Ok(PublicationState::Suitable)
+}
+
+struct FoundPublication {
+    inserts: bool,
+    via_root: bool,
+    has_table: bool,
+    partitioned: bool,
+    filtered: bool,
+}
+
+async fn find(sql: &mut PgConnection, source: &Source) -> Result<Option<FoundPublication>, RelayError> {
+    let row = sqlx::query(
+        "SELECT p.pubinsert, p.pubviaroot, c.relkind = 'p' AS partitioned,
+                t.tablename IS NOT NULL AS has_table,
+                coalesce(t.rowfilter IS NOT NULL
+                         OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid
+                                    AND r.prattrs IS NOT NULL), false) AS filtered
+         FROM pg_publication p
+         CROSS JOIN pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         LEFT JOIN pg_publication_tables t
+                ON t.pubname = p.pubname AND t.schemaname = n.nspname AND t.tablename = c.relname
+         WHERE p.pubname = $1 AND n.nspname = $2 AND c.relname = $3",
+    )
+    .bind(&source.publication.name)
+    .bind(&source.table.schema)
+    .bind(&source.table.table)
+    .fetch_optional(&mut *sql)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    let partitioned: bool = row.try_get("partitioned")?;
+    let via_root: bool = row.try_get("pubviaroot")?;
+    Ok(Some(FoundPublication {
+        inserts: row.try_get("pubinsert")?,
+        via_root,
+        // Without publish_via_partition_root the view lists the partitions, not the root.
+        has_table: row.try_get::<bool, _>("has_table")? || (partitioned && !via_root),
+        partitioned,
+        filtered: row.try_get("filtered")?,
+    }))
 }

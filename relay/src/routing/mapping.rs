@@ -30,76 +30,10 @@ use pg_replication::{CommitLsn, EndLsn};
 
 use self::generation::CompiledRouting;
 pub use self::refused::{RefusedRow, RefusedRows};
-pub use self::stored::{RoutingConfig, RoutingHistory, Rule, Superseded, TopicShape};
-use crate::dead_letter::Poison;
-use crate::routing::router::{InvalidRule, Unroutable};
-
-/// Why the mapping has no place for a row.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RoutingError {
-    /// No topic.
-    #[error(transparent)]
-    Unroutable(#[from] Unroutable),
-    /// Larger than the limit.
-    #[error("the record would have {bytes} bytes, {whose} is {limit}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The topic.
-        topic: String,
-        /// The limit.
-        limit: usize,
-        /// The setting that sets it.
-        whose: String,
-    },
-    /// It has no key, and a compacted topic takes no such record.
-    #[error("topic {topic} is compacted (cleanup.policy) and takes no record without a key")]
-    NoKey {
-        /// The topic.
-        topic: String,
-    },
-    /// Kafka refused it.
-    #[error("Kafka refused it for topic {topic}: {cause}")]
-    Refused {
-        /// The topic.
-        topic: String,
-        /// The error code, and what it means.
-        cause: String,
-    },
-    /// The row cannot be a record at all.
-    #[error("{}", .0.error)]
-    Flawed(Poison),
-    /// It should become a dead letter, and cannot be one.
-    #[error("{first}; and it cannot become a dead letter: {dead_letter}")]
-    NoDeadLetter {
-        /// Why it should.
-        first: Box<RoutingError>,
-        /// Why it cannot.
-        dead_letter: Box<RoutingError>,
-    },
-}
-
-impl RoutingError {
-    /// The topic whose settings decide, where they do.
-    pub fn decided_by_settings_of(&self) -> Option<&str> {
-        match self {
-            RoutingError::TooLarge { topic, .. } | RoutingError::NoKey { topic } => Some(topic),
-            RoutingError::NoDeadLetter { dead_letter, .. } => dead_letter.decided_by_settings_of(),
-            RoutingError::Unroutable(_) | RoutingError::Refused { .. } | RoutingError::Flawed(_) => None,
-        }
-    }
-
-    /// Whether it was a broker that refused, and may take the row when it is asked again.
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            RoutingError::Refused { .. } => true,
-            RoutingError::NoDeadLetter { first, dead_letter } => {
-                first.is_refusal() || dead_letter.is_refusal()
-            }
-            _ => false,
-        }
-    }
-}
+pub use self::stored::{RoutingConfig, RoutingHistory, Superseded, TopicShape};
+use crate::event::poison::Poison;
+use crate::routing::error::RoutingError;
+use crate::routing::router::InvalidRule;
 
 /// Where a row goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -291,8 +225,8 @@ mod tests {
     use pg_replication::Lsn;
 
     use super::*;
-    use crate::config::Routing;
-    use crate::dead_letter::PoisonKind;
+    use crate::event::poison::PoisonKind;
+    use crate::routing::rule::{Routing, Rule};
 
     fn rule(replacement: &str, max_message_bytes: usize) -> Rule {
         let routing = Routing { replacement: replacement.into(), ..Routing::default() };

@@ -2,8 +2,8 @@
 
 use regex::Regex;
 
-use crate::config::Routing;
 use crate::error::excerpt;
+use crate::routing::rule::Routing;
 
 /// Longest topic name Kafka takes.
 const MAX_TOPIC_BYTES: usize = 249;

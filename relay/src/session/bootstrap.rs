@@ -22,7 +22,7 @@ use crate::failpoint::{self, Boundary};
 use crate::postgres::blocking_transactions::{self, OpenTransaction};
 use crate::postgres::checkpoint::{self, CheckpointUpdate, ClusterTimeline};
 use crate::postgres::connection::CONNECT_WITHIN;
-use crate::routing::mapping::{RoutingHistory, Rule};
+use crate::routing::mapping::RoutingHistory;
 use crate::session::Context;
 use crate::session::slot_wait::{self, Memory};
 use crate::status::Phase;
@@ -98,7 +98,7 @@ pub async fn create_slot(
     let config = &*context.config;
     checkpoint::register(sql, config, history).await?;
     let confirmed = create(sql, client, context, Snapshot::Nothing).await?.0;
-    let mappings = RoutingHistory::first(Rule::of(config));
+    let mappings = RoutingHistory::first(config.routing_rule());
     let progress =
         CheckpointUpdate { confirmed, copied: None, mappings, revision: 0, offsets: Offsets::new() };
     checkpoint::write_now(sql, config, history, &progress).await?;

@@ -19,8 +19,8 @@ use pg_replication::{EndLsn, TimelineHistory};
 use crate::config::{CreationPolicy, Source, StartAt};
 use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::{Checkpoint, CheckpointPhase, ClusterTimeline};
-use crate::postgres::preconditions::SlotState;
 use crate::progress::lineage::left_at;
+use crate::status::SlotState;
 
 /// What is known at a start.
 #[derive(Clone, Debug)]

@@ -15,7 +15,7 @@ use tokio::time::MissedTickBehavior;
 
 use self::read_pacing::ReadPacing;
 use self::snapshot::{SnapshotRows, SnapshotStep, next_page};
-use crate::dead_letter::replay::ReplayRequest;
+use crate::dead_letters::replay::ReplayRequest;
 use crate::delivery::{CAUSE_START, Delivery, Flow, LostRecords, Refusal};
 use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};

@@ -18,14 +18,11 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::{ErrorKind, RelayError};
-use crate::postgres::preconditions::SlotState;
+use crate::status::{LastSlotLook, SlotState};
 
 /// The server is asked every second, and a busy machine asks late: a shorter silence says nothing, however short
 /// `wal_sender_timeout` is.
 const SILENT_FOR: Duration = Duration::from_secs(5);
-
-/// When the server was last asked for the slot and answered, over whichever connection, and what it showed.
-pub type LastSlotLook<'a> = Option<(Instant, Option<&'a SlotState>)>;
 
 /// See the module's text.
 #[derive(Debug)]

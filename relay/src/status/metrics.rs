@@ -10,10 +10,9 @@ use prometheus::{
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::Config;
-use crate::dead_letter::PoisonKind;
 use crate::error::ErrorKind;
-use crate::postgres::preconditions::SlotState;
-use crate::topics::partitions::PartitionId;
+use crate::event::poison::PoisonKind;
+use crate::status::SlotState;
 
 /// Prefix of every name.
 const NAMESPACE: &str = "outbox_relay";
@@ -291,23 +290,6 @@ impl Metrics {
         };
         only(&self.default_partition_rows).set(default_rows);
         self.oldest_partition_age_seconds.with_label_values::<&str>(&[]).set(oldest_age);
-    }
-}
-
-/// `events_total` of each partition's topic: to look a series up by its labels costs more than to count.
-#[derive(Default)]
-pub struct TopicCounters(Vec<Option<IntCounter>>);
-
-impl TopicCounters {
-    /// One event more; `find` looks the counter up the first time.
-    pub fn count(&mut self, partition: PartitionId, find: impl FnOnce() -> IntCounter) {
-        let index = partition.0 as usize;
-        if self.0.len() <= index {
-            self.0.resize_with(index + 1, || None);
-        }
-        if let Some(counter) = self.0.get_mut(index) {
-            counter.get_or_insert_with(find).inc();
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use pg_replication::EndLsn;
 use serde_json::{Value, json};
 
 use super::{Phase, Problem, SilentPartition, StallReason, State, WaitsFor};
-use crate::postgres::preconditions::SlotState;
+use crate::status::SlotState;
 
 pub(super) fn json(state: &State, now: Instant) -> Value {
     let problem = state.problem(now);

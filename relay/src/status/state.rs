@@ -9,10 +9,10 @@ use pg_replication::{Host, PgTime};
 use super::heartbeat::Heartbeat;
 use super::signals::{Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason};
 use super::unread_lag::UnreadLag;
-use crate::dead_letter::DeadLetterSummary;
 use crate::error::ErrorKind;
-use crate::kafka::scan::Phantoms;
-use crate::postgres::preconditions::SlotState;
+use crate::event::dead_letter::DeadLetterSummary;
+use crate::progress::phantoms::Phantoms;
+use crate::status::SlotState;
 
 /// What stands still this long makes the relay not ready: a fault shows within 10 s, and a leader change or a
 /// checkpoint of the server is none.

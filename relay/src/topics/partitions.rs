@@ -268,7 +268,8 @@ impl Partitions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::routing::mapping::{Rule, TopicShape};
+    use crate::routing::mapping::TopicShape;
+    use crate::routing::rule::Rule;
 
     fn at(search: i64) -> ScanStart {
         ScanStart { search, last: None }

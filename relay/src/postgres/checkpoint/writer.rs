@@ -15,7 +15,7 @@ use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::connection::CONNECT_WITHIN;
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
-use crate::postgres::preconditions::{self, lsn};
+use crate::postgres::slot::{self, lsn};
 use crate::status::Status;
 
 /// How often the connection is asked for the slot.
@@ -129,7 +129,7 @@ impl WriterTask {
             RelayError::new(ErrorKind::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"))
         };
         let asking = async {
-            let slot = preconditions::slot_state(&mut self.sql, &self.slot).await?;
+            let slot = slot::state(&mut self.sql, &self.slot).await?;
             self.status.set_slot_by_session(self.asked, slot);
             self.status.send_heartbeat(&mut self.sql).await
         };

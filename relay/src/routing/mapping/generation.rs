@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{RefusedRows, RoutingConfig, RoutingError, RoutingInput};
-use crate::dead_letter::Poison;
+use crate::event::poison::Poison;
 use crate::routing::router::{InvalidRule, Router, Unroutable, partition};
 
 /// Routes that are remembered: far more than there are topics, and bounded, because a regular expression may take any number

@@ -9,8 +9,8 @@ use pg_replication::Lsn;
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::Routing;
 use crate::progress::partition_dedup::{Admission, PartitionDedup, ScanResult};
+use crate::routing::rule::{Routing, Rule};
 
 #[derive(Clone, Debug)]
 struct Row {

@@ -6,34 +6,10 @@ use pg_replication::{EndLsn, Lsn};
 use serde::{Deserialize, Serialize};
 
 use super::RefusedRows;
-use crate::config::{Config, Routing};
+use crate::routing::rule::Rule;
 
 /// With smaller limits, too, rows of this size are read whole: dead letters then have what fits of them.
 const LARGEST_VALUE_AT_LEAST: usize = 1024 * 1024;
-
-/// What the configuration says about destinations.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Rule {
-    /// Which topic an event goes to.
-    pub routing: Routing,
-    /// Largest record in bytes.
-    pub max_message_bytes: usize,
-    /// The topic of rows that have no other place; without one they stop delivery.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dead_letter_topic: Option<String>,
-}
-
-impl Rule {
-    /// The rule of a configuration.
-    pub fn of(config: &Config) -> Rule {
-        Rule {
-            routing: config.routing.clone(),
-            max_message_bytes: config.sink.max_message_bytes,
-            dead_letter_topic: config.delivery.dead_letters().map(str::to_owned),
-        }
-    }
-}
 
 /// What the mapping knows of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

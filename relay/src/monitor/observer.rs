@@ -15,10 +15,10 @@ use tokio::time::timeout;
 
 use crate::config::{Config, Source};
 use crate::error::RelayError;
+use crate::monitor::maintenance;
 use crate::postgres::checkpoint;
 use crate::postgres::connection;
-use crate::postgres::maintenance;
-use crate::postgres::preconditions;
+use crate::postgres::slot;
 use crate::status::metrics::Metrics;
 use crate::status::{ObservedCheckpoint, STANDBY_LOOK_EVERY, Status};
 
@@ -85,7 +85,7 @@ impl Observer {
         let Some(sql) = self.link.sql() else { return Err("not connected".to_owned()) };
         let asked = Instant::now();
         let looking = async {
-            let slot = preconditions::slot_state(sql, &self.config.source.slot.name).await?;
+            let slot = slot::state(sql, &self.config.source.slot.name).await?;
             Ok::<_, sqlx::Error>((slot, read_checkpoint(&self.config, sql).await?))
         };
         let why = match timeout(OBSERVE_WITHIN, looking).await {

@@ -1,11 +1,13 @@
 //! What a dead letter looks like: a record that is filled as far as it goes.
 
+use std::fmt;
+use std::sync::Arc;
+
 use outbox::{Position, column, header};
 use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
 
-use super::{DeadLetterSummary, Poison};
-use crate::config::Config;
+use crate::event::poison::{Poison, PoisonKind};
 use crate::event::record::{Prepared, rfc3339};
 use crate::event::row::{Attributes, PartialRow};
 
@@ -29,9 +31,9 @@ pub struct DeadLetterEncoder {
 }
 
 impl DeadLetterEncoder {
-    /// For the outbox of a configuration.
-    pub fn new(config: &Config) -> DeadLetterEncoder {
-        DeadLetterEncoder { table: config.source.table.to_string(), source: config.source.event_source() }
+    /// For rows of `table`, whose events have the `ce_source` that `source` says.
+    pub fn new(table: String, source: String) -> DeadLetterEncoder {
+        DeadLetterEncoder { table, source }
     }
 
     /// The dead letter of a row, of at most `limit` bytes: a pure function, as every record is.
@@ -77,6 +79,30 @@ impl DeadLetterEncoder {
         };
         let bytes = limit.saturating_sub(letter.left);
         Prepared { key, value, headers: letter.finish(&self.table), bytes, time, dead: Some(note) }
+    }
+}
+
+/// What `/status` and the log say of a dead letter: no payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetterSummary {
+    /// Why.
+    pub kind: PoisonKind,
+    /// The event's id, as far as it is known and not longer than an id should be.
+    pub id: Option<String>,
+    /// Where the row stands.
+    pub position: Position,
+    /// The topic it was meant for.
+    pub topic: Option<Arc<str>>,
+}
+
+impl fmt::Display for DeadLetterSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.id.as_deref().unwrap_or("without an id");
+        write!(f, "event {id} at {} is a dead letter", self.position)?;
+        match &self.topic {
+            Some(topic) => write!(f, "; it was meant for topic {topic}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -153,7 +179,7 @@ mod tests {
     use rdkafka::message::Headers;
 
     use super::*;
-    use crate::dead_letter::PoisonKind;
+    use crate::event::poison::PoisonKind;
     use crate::event::row::EventId;
 
     const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 3 };

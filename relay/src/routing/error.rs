@@ -1,103 +1,74 @@
-//! Why a row cannot be delivered.
+//! Why a row has no destination, and the dead letter it becomes because of it.
 
-use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
-use outbox::Position;
-use rdkafka::message::OwnedHeaders;
-
-use crate::error::{ErrorKind, RelayError, excerpt};
-use crate::event::record::RecordError;
-use crate::event::row::{EventId, OutboxRow, PartialRow, RowError};
-use crate::routing::mapping::RoutingError;
+use crate::event::poison::{Poison, PoisonKind};
 use crate::routing::router::Unroutable;
 
-/// Why a row cannot be delivered, as a metric's label and a header's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PoisonKind {
-    /// The record would be larger than `sink.maxMessageBytes`.
-    TooLarge,
-    /// The routing gives it no topic.
-    Unroutable,
-    /// Its column `headers` cannot become Kafka headers.
-    Headers,
-    /// A column is NULL that must not be, or has a value that cannot be read.
-    Unreadable,
-    /// It has no key, and its topic is compacted.
-    NoKey,
-    /// Kafka refused its record.
-    Refused,
-    /// A column has a value that an attribute of a CloudEvent may not have.
-    Attribute,
+/// Why the mapping has no place for a row.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RoutingError {
+    /// No topic.
+    #[error(transparent)]
+    Unroutable(#[from] Unroutable),
+    /// Larger than the limit.
+    #[error("the record would have {bytes} bytes, {whose} is {limit}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The topic.
+        topic: String,
+        /// The limit.
+        limit: usize,
+        /// The setting that sets it.
+        whose: String,
+    },
+    /// It has no key, and a compacted topic takes no such record.
+    #[error("topic {topic} is compacted (cleanup.policy) and takes no record without a key")]
+    NoKey {
+        /// The topic.
+        topic: String,
+    },
+    /// Kafka refused it.
+    #[error("Kafka refused it for topic {topic}: {cause}")]
+    Refused {
+        /// The topic.
+        topic: String,
+        /// The error code, and what it means.
+        cause: String,
+    },
+    /// The row cannot be a record at all.
+    #[error("{}", .0.error)]
+    Flawed(Poison),
+    /// It should become a dead letter, and cannot be one.
+    #[error("{first}; and it cannot become a dead letter: {dead_letter}")]
+    NoDeadLetter {
+        /// Why it should.
+        first: Box<RoutingError>,
+        /// Why it cannot.
+        dead_letter: Box<RoutingError>,
+    },
 }
 
-impl PoisonKind {
-    /// All of them.
-    pub const ALL: [PoisonKind; 7] = [
-        PoisonKind::TooLarge,
-        PoisonKind::Unroutable,
-        PoisonKind::Headers,
-        PoisonKind::Unreadable,
-        PoisonKind::NoKey,
-        PoisonKind::Refused,
-        PoisonKind::Attribute,
-    ];
-
-    /// The label.
-    pub fn label(self) -> &'static str {
+impl RoutingError {
+    /// The topic whose settings decide, where they do.
+    pub fn decided_by_settings_of(&self) -> Option<&str> {
         match self {
-            PoisonKind::TooLarge => "too_large",
-            PoisonKind::Unroutable => "unroutable",
-            PoisonKind::Headers => "headers",
-            PoisonKind::Unreadable => "unreadable",
-            PoisonKind::NoKey => "no_key",
-            PoisonKind::Refused => "refused",
-            PoisonKind::Attribute => "attribute",
+            RoutingError::TooLarge { topic, .. } | RoutingError::NoKey { topic } => Some(topic),
+            RoutingError::NoDeadLetter { dead_letter, .. } => dead_letter.decided_by_settings_of(),
+            RoutingError::Unroutable(_) | RoutingError::Refused { .. } | RoutingError::Flawed(_) => None,
         }
     }
-}
 
-/// Why a row cannot be delivered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Poison {
-    /// In one word.
-    pub kind: PoisonKind,
-    /// In a sentence.
-    pub error: String,
-    /// The topic it was meant for, when the routing gave one.
-    pub topic: Option<Arc<str>>,
-}
-
-impl Poison {
-    fn new(kind: PoisonKind, error: impl fmt::Display) -> Poison {
-        Poison { kind, error: error.to_string(), topic: None }
-    }
-
-    /// Of a row with a value that is larger than any record may be.
-    pub fn oversized(bytes: usize, limit: usize) -> Poison {
-        let error = format!("the record would have {bytes} bytes, sink.maxMessageBytes is {limit}");
-        Poison::new(PoisonKind::TooLarge, error)
-    }
-}
-
-impl From<&RecordError> for Poison {
-    fn from(error: &RecordError) -> Self {
-        match error {
-            RecordError::Headers | RecordError::ReservedHeader(_) | RecordError::ContentType => {
-                Poison::new(PoisonKind::Headers, error)
+    /// Whether it was a broker that refused, and may take the row when it is asked again.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            RoutingError::Refused { .. } => true,
+            RoutingError::NoDeadLetter { first, dead_letter } => {
+                first.is_refusal() || dead_letter.is_refusal()
             }
+            _ => false,
         }
-    }
-}
-
-impl From<&RowError> for Poison {
-    fn from(error: &RowError) -> Self {
-        let kind = match error {
-            RowError::Attribute { .. } => PoisonKind::Attribute,
-            _ => PoisonKind::Unreadable,
-        };
-        Poison::new(kind, error)
     }
 }
 
@@ -128,73 +99,6 @@ impl From<RoutingError> for Poison {
     }
 }
 
-/// A row as it came: the record it would be, or why it can be none wherever it goes.
-pub enum DecodedRow<'a> {
-    /// It can be a record.
-    Valid(OutboxRow<'a>, OwnedHeaders),
-    /// It cannot.
-    Invalid(PartialRow<'a>, Poison),
-}
-
-impl<'a> DecodedRow<'a> {
-    /// Event id.
-    pub fn id(&self) -> Option<&EventId<'_>> {
-        match self {
-            DecodedRow::Valid(row, _) => Some(&row.id),
-            DecodedRow::Invalid(row, _) => row.id.as_ref(),
-        }
-    }
-
-    /// Value of the column that selects the topic.
-    pub fn routing_value(&self) -> Option<&'a str> {
-        match self {
-            DecodedRow::Valid(row, _) => row.route_by,
-            DecodedRow::Invalid(row, _) => row.route_by,
-        }
-    }
-
-    /// What the partition is chosen by: the key, or what stands in for it.
-    pub fn partition_key(&self, position: Position) -> Cow<'_, [u8]> {
-        let key = match self {
-            DecodedRow::Valid(row, _) => row.key.as_deref(),
-            DecodedRow::Invalid(row, _) => row.key.as_deref(),
-        };
-        match (key, self.id()) {
-            (Some(key), _) => Cow::Borrowed(key),
-            (None, Some(id)) => Cow::Borrowed(id.as_bytes()),
-            (None, None) => Cow::Owned(position.encode().to_vec()),
-        }
-    }
-
-    /// Whether its record has a key.
-    pub fn has_key(&self) -> bool {
-        match self {
-            DecodedRow::Valid(row, _) => row.key.is_some(),
-            DecodedRow::Invalid(row, _) => row.key.is_some(),
-        }
-    }
-
-    /// Why it can be no record.
-    pub fn error(&self) -> Option<&Poison> {
-        match self {
-            DecodedRow::Valid(..) => None,
-            DecodedRow::Invalid(_, poison) => Some(poison),
-        }
-    }
-
-    /// The trouble it is where poison stops delivery.
-    pub fn poison_error(&self, error: impl fmt::Display, position: Position) -> RelayError {
-        let what = match self.id() {
-            Some(id) => {
-                let id = excerpt(&String::from_utf8_lossy(id.as_bytes()));
-                format!("event {id} at {position}: {error}")
-            }
-            None => format!("the row at {position}: {error}"),
-        };
-        RelayError::new(ErrorKind::PoisonRow, what).at(position)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -202,10 +106,8 @@ mod tests {
     use pg_replication::{CommitLsn, EndLsn};
 
     use super::*;
-    use crate::config::Routing;
-    use crate::routing::mapping::{
-        Destination, RoutingHistory, RoutingInput, RoutingTable, Rule, TopicShape,
-    };
+    use crate::routing::mapping::{Destination, RoutingHistory, RoutingInput, RoutingTable, TopicShape};
+    use crate::routing::rule::{Routing, Rule};
 
     fn rule(dead_letter_topic: Option<&str>) -> Rule {
         let dead_letter_topic = dead_letter_topic.map(str::to_owned);

@@ -4,7 +4,7 @@ use outbox::column;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::topic::DeadLetter;
+use super::reader::DeadLetter;
 use crate::config::Config;
 use crate::error::RelayError;
 use crate::event::column_type::ColumnType;

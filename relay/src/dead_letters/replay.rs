@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::topic::{DeadLetter, Reader};
+use super::reader::{DeadLetter, Reader};
 use crate::config::Config;
 use crate::error::RelayError;
 use crate::kafka::credentials;
