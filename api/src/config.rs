@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
 use crate::auth::{KeySource, SetUpError, TokenRules, TokenVerifier};
+use crate::bus::UnitOfWorkMode;
 use crate::http::Authentication;
 
 /// Environment variable with the database's address.
@@ -84,6 +85,9 @@ pub struct Serve {
     /// How log lines look.
     #[arg(long, env = "BASKET_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+    /// How a command is written to the database: as a transaction with one statement per step, or in two statements.
+    #[arg(long, env = "BASKET_UNIT_OF_WORK", default_value = "transaction")]
+    pub unit_of_work: UnitOfWorkMode,
     /// Who may call.
     #[command(flatten)]
     pub access: Access,

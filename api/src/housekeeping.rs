@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use basket::application::commands::AbandonBasket;
 use basket::application::ports::PortError;
-use basket::application::{Bus, BusError, CommandEnvelope, CommandId, CommandMetadata};
+use basket::application::{
+    BasketChange, BasketCommand, CommandContext, CommandEnvelope, CommandId, Dispatch, DispatchError, Outcome,
+};
 use basket::domain::{AbandonReason, Principal};
 use chrono::{SubsecRound, TimeDelta, Utc};
 use uuid::Uuid;
@@ -13,14 +14,14 @@ use uuid::Uuid;
 use crate::config::Retention;
 use crate::postgres::{Housekeeping, Idle};
 
-/// As whom baskets are abandoned.
-const EXPIRY: Principal = Principal::Service("expiry");
+/// The principal that abandons baskets.
+const EXPIRY: &str = "expiry";
 
 /// Keeps house for ever. What fails is tried again at the next round.
-pub async fn keep_house(house: Housekeeping, bus: Arc<Bus>, retention: Retention) {
+pub async fn keep_house(house: Housekeeping, bus: Arc<dyn Dispatch>, retention: Retention) {
     loop {
         tokio::time::sleep(retention.housekeeping_every).await;
-        if let Err(error) = round(&house, &bus, &retention).await {
+        if let Err(error) = round(&house, &*bus, &retention).await {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "housekeeping failed; it is tried again"
@@ -29,7 +30,7 @@ pub async fn keep_house(house: Housekeeping, bus: Arc<Bus>, retention: Retention
     }
 }
 
-async fn round(house: &Housekeeping, bus: &Bus, retention: &Retention) -> Result<(), BusError> {
+async fn round(house: &Housekeeping, bus: &dyn Dispatch, retention: &Retention) -> Result<(), DispatchError> {
     let Some(turn) = house.turn().await? else { return Ok(()) };
     let abandoned = abandon(house, bus, retention).await?;
     let keys = house.expire_keys(retention.keep_keys).await?;
@@ -41,7 +42,11 @@ async fn round(house: &Housekeeping, bus: &Bus, retention: &Retention) -> Result
     Ok(())
 }
 
-async fn abandon(house: &Housekeeping, bus: &Bus, retention: &Retention) -> Result<u64, BusError> {
+async fn abandon(
+    house: &Housekeeping,
+    bus: &dyn Dispatch,
+    retention: &Retention,
+) -> Result<u64, DispatchError> {
     let age = TimeDelta::from_std(retention.abandon_after).unwrap_or(TimeDelta::MAX);
     let Some(before) = Utc::now().checked_sub_signed(age) else { return Ok(0) };
     let (mut abandoned, mut after) = (0, None);
@@ -57,27 +62,25 @@ async fn abandon(house: &Housekeeping, bus: &Bus, retention: &Retention) -> Resu
 
 /// A command like every other: in the log, with its event in the outbox. A basket that was touched since it was seen
 /// has another version and stays.
-async fn abandon_one(bus: &Bus, idle: Idle) -> Result<bool, BusError> {
+async fn abandon_one(bus: &dyn Dispatch, idle: Idle) -> Result<bool, DispatchError> {
     let id = CommandId(Uuid::now_v7());
-    let command = AbandonBasket {
+    let command = BasketCommand::Change {
         basket_id: idle.id,
-        reason: AbandonReason::Expired,
         expected_version: Some(idle.version),
+        change: BasketChange::Abandon { reason: AbandonReason::Expired },
     };
-    let cause = CommandMetadata {
-        command: id,
-        principal: EXPIRY,
+    let context = CommandContext {
+        principal: Principal::service(EXPIRY),
         correlation_id: id.to_string(),
         traceparent: None,
         tracestate: None,
     };
     let received_at = Utc::now().trunc_subsecs(6);
-    let wish =
-        CommandEnvelope { command, cause, idempotency_key: None, fingerprint: String::new(), received_at };
-    let answer = match bus.dispatch(&wish).await {
-        Ok(answer) => answer,
-        Err(BusError::Conflict | BusError::Port(PortError::Conflict(_))) => return Ok(false),
+    let envelope = CommandEnvelope { id, command, context, idempotency_key: None, received_at };
+    let result = match bus.dispatch(&envelope).await {
+        Ok(result) => result,
+        Err(DispatchError::Port(PortError::Conflict(_))) => return Ok(false),
         Err(error) => return Err(error),
     };
-    Ok(answer.outcome.name() == "accepted")
+    Ok(matches!(result.outcome, Outcome::Accepted(_)))
 }

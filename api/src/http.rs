@@ -9,6 +9,7 @@ mod body;
 mod commands;
 mod conditions;
 mod contract;
+mod dto;
 mod idempotency;
 mod limits;
 pub mod openapi;

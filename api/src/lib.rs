@@ -1,7 +1,9 @@
-//! The basket service around the `basket` crate: [`http`] brings wishes in, [`postgres`] keeps what comes of them,
-//! [`config`] says where and how, [`service`] wires it all together, and [`doctor`] looks whether it can work.
+//! The basket service around the `basket` crate: [`http`] accepts requests, [`postgres`] persists their results,
+//! [`config`] reads the settings, [`service`] and [`bus`] wire the parts together, and [`doctor`] checks whether the
+//! service can work.
 
 pub mod auth;
+pub mod bus;
 pub mod config;
 pub mod doctor;
 pub mod housekeeping;

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use basket::application::middleware::{Middleware, Next, Wish};
 use basket::application::ports::BoxFuture;
-use basket::application::{BusError, CommandResult};
+use basket::application::{CommandEnvelope, CommandResult, CommandType, Dispatch, DispatchError};
 use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 use sqlx::PgPool;
 
@@ -81,6 +80,25 @@ impl Metrics {
         self.outbox_rows.with_label_values(&[event_type]).inc();
     }
 
+    fn command(
+        &self,
+        command_type: CommandType,
+        result: &Result<CommandResult, DispatchError>,
+        took: Duration,
+    ) {
+        let outcome = match result {
+            Ok(result) if result.replayed => {
+                self.replays.inc();
+                "replayed"
+            }
+            Ok(result) => result.outcome.kind().into_str(),
+            Err(DispatchError::InProgress | DispatchError::KeyReused) => "conflict",
+            Err(DispatchError::Port(_) | DispatchError::SerializationFailed(_)) => "failed",
+        };
+        self.commands.with_label_values(&[command_type.into_str(), outcome]).inc();
+        self.command_seconds.with_label_values(&[command_type.into_str()]).observe(took.as_secs_f64());
+    }
+
     /// The pool as it is now.
     pub fn pool(&self, pool: &PgPool) {
         let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
@@ -89,25 +107,29 @@ impl Metrics {
     }
 }
 
-/// Counts and times commands. Outermost of the middleware: a command that was tried again counts once.
-impl Middleware for Metrics {
-    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<CommandResult, BusError>> {
+/// Counts and times commands.
+pub struct Metered<D> {
+    inner: D,
+    metrics: Metrics,
+}
+
+impl<D: Dispatch> Metered<D> {
+    /// Around `inner`.
+    pub fn new(inner: D, metrics: Metrics) -> Metered<D> {
+        Metered { inner, metrics }
+    }
+}
+
+impl<D: Dispatch> Dispatch for Metered<D> {
+    fn dispatch<'a>(
+        &'a self,
+        command: &'a CommandEnvelope,
+    ) -> BoxFuture<'a, Result<CommandResult, DispatchError>> {
         Box::pin(async move {
             let started = Instant::now();
-            let answer = next.run(wish).await;
-            let outcome = match &answer {
-                Ok(answer) if answer.replayed => "replayed",
-                Ok(answer) => answer.outcome.name(),
-                Err(BusError::InProgress | BusError::KeyReused) => "conflict",
-                Err(BusError::Conflict | BusError::Port(_) | BusError::SerializationFailed(_)) => "failed",
-            };
-            let command_type = wish.record.command_type;
-            self.commands.with_label_values(&[command_type, outcome]).inc();
-            self.command_seconds.with_label_values(&[command_type]).observe(started.elapsed().as_secs_f64());
-            if outcome == "replayed" {
-                self.replays.inc();
-            }
-            answer
+            let result = self.inner.dispatch(command).await;
+            self.metrics.command(command.command.command_type(), &result, started.elapsed());
+            result
         })
     }
 }

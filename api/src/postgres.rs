@@ -3,14 +3,16 @@
 mod basket_row;
 mod baskets;
 mod command_log;
+mod documents;
 mod housekeeping;
-pub mod statements;
+mod single_statement;
 mod unit_of_work;
 
 pub use baskets::PostgresBaskets;
 pub use command_log::PostgresCommandLog;
 pub use housekeeping::{Housekeeping, Idle};
-pub use unit_of_work::PostgresUnitsOfWork;
+pub use single_statement::SingleStatementUnitsOfWork;
+pub use unit_of_work::{PostgresUnitOfWork, PostgresUnitsOfWork};
 
 use basket::application::ports::PortError;
 use sqlx::migrate::Migrator;
@@ -24,7 +26,7 @@ const AWAY: [&str; 3] = ["08", "53", "57"];
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// Transactions that got in each other's way and of which this one was rolled back: serialization failure, deadlock.
 const ROLLED_BACK: &str = "40";
-/// A twin took the key between look-up and commit.
+/// A concurrent duplicate stored the key first.
 const UNIQUE_VIOLATION: &str = "23505";
 
 /// Sorts a driver's error: what the next attempt cures, what a later one may cure, and what is a bug.

@@ -6,19 +6,17 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use admin::{Admin, BindError, LogLevel, Readiness};
-use basket::application::Bus;
-use basket::application::middleware::Retry;
-use basket::application::reactions::{IntegrationEvents, ReadModel};
+use basket::application::Dispatch;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgPool};
 
+use crate::bus::bus;
 use crate::config::{Bounds, ConfigError, Serve};
 use crate::housekeeping::keep_house;
 use crate::http::{App, Authentication, RequestLimits, Rules, filter};
 use crate::metrics::Metrics;
-use crate::postgres::{Housekeeping, PostgresBaskets, PostgresCommandLog, PostgresUnitsOfWork};
+use crate::postgres::{Housekeeping, PostgresBaskets, PostgresCommandLog};
 use crate::server::{self, Limits};
-use crate::spans::Spans;
 
 /// A request that finds no free connection for this long is told to come back later.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(2);
@@ -67,7 +65,7 @@ pub async fn serve(
     options.retention.check()?;
     let metrics = Metrics::new()?;
     let pool = pool(&options.bounds, database);
-    let bus = Arc::new(bus(&pool, &metrics));
+    let bus = bus(&pool, &metrics, options.unit_of_work);
     let app = app(&options, authentication.clone(), Arc::clone(&bus), &pool, &metrics);
     let state = Arc::new(AtomicU8::new(AWAY));
     let admin = Admin::new(metrics.registry.clone(), log_level).readiness(readiness(&state));
@@ -118,19 +116,10 @@ fn pool(bounds: &Bounds, database: PgConnectOptions) -> PgPool {
         .connect_lazy_with(database)
 }
 
-fn bus(pool: &PgPool, metrics: &Metrics) -> Bus {
-    Bus::new(Arc::new(PostgresUnitsOfWork::new(pool.clone(), metrics.clone())))
-        .reacting(ReadModel)
-        .reacting(IntegrationEvents)
-        .with(metrics.clone())
-        .with(Retry)
-        .with(Spans)
-}
-
 fn app(
     options: &Serve,
     authentication: Authentication,
-    bus: Arc<Bus>,
+    bus: Arc<dyn Dispatch>,
     pool: &PgPool,
     metrics: &Metrics,
 ) -> Arc<App> {

@@ -1,33 +1,38 @@
 //! Lets every log line of a command say which command it belongs to.
 
-use basket::application::middleware::{Middleware, Next, Wish};
 use basket::application::ports::{BoxFuture, PortError};
-use basket::application::{BusError, CommandResult};
+use basket::application::{CommandEnvelope, CommandResult, Dispatch, DispatchError};
 use tracing::Instrument;
 
-/// Puts a span around each attempt, and says why one had to be repeated.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Spans;
+/// Puts a span around each attempt, and says why one has to be repeated.
+pub struct Traced<D> {
+    inner: D,
+}
 
-impl Middleware for Spans {
-    fn call<'a>(&'a self, wish: Wish<'a>, next: Next<'a>) -> BoxFuture<'a, Result<CommandResult, BusError>> {
-        let record = wish.record;
+impl<D: Dispatch> Traced<D> {
+    /// Around `inner`.
+    pub fn new(inner: D) -> Traced<D> {
+        Traced { inner }
+    }
+}
+
+impl<D: Dispatch> Dispatch for Traced<D> {
+    fn dispatch<'a>(
+        &'a self,
+        command: &'a CommandEnvelope,
+    ) -> BoxFuture<'a, Result<CommandResult, DispatchError>> {
         let span = tracing::info_span!(
             "command",
-            command.id = %record.cause.command,
-            command.r#type = record.command_type,
-            correlation.id = record.cause.correlation_id,
+            command.id = %command.id,
+            command.r#type = command.command.command_type().into_str(),
+            correlation.id = command.context.correlation_id,
         );
         let attempt = async move {
-            let answer = next.run(wish).await;
-            match &answer {
-                Err(BusError::Conflict) => tracing::debug!("another command was faster"),
-                Err(BusError::Port(PortError::Conflict(error))) => {
-                    tracing::debug!(error = %error, "Postgres gave way to another command");
-                }
-                _ => {}
+            let result = self.inner.dispatch(command).await;
+            if let Err(DispatchError::Port(PortError::Conflict(error))) = &result {
+                tracing::debug!(error = %error, "the command met another one");
             }
-            answer
+            result
         };
         Box::pin(attempt.instrument(span))
     }

@@ -1,19 +1,26 @@
 //! What can be asked of baskets.
 //!
-//! Commands change a basket and go through the [`Bus`], each in one unit of work with its record, the state, the
-//! read model and the outgoing events. [`queries`] read the read model and never see the bus. What the application
-//! needs of the world is described in [`ports`].
+//! Commands change a basket. They go through the [`Bus`], each in one unit of work with its log entry, the state, the
+//! read model and the outgoing events. [`queries`] read the read model and do not go through the bus. What the
+//! application needs from outside is in [`ports`]; [`in_memory`] implements them without a database.
 
+mod basket_view;
 mod bus;
 mod command;
-pub mod commands;
+mod dispatch;
+pub mod in_memory;
 pub mod integration_events;
-pub mod middleware;
 pub mod ports;
 pub mod queries;
-pub mod reactions;
-mod read_model;
+mod reaction;
+mod retry;
 
-pub use bus::{Bus, BusError, CommandResult};
-pub use command::{Change, Command, CommandEnvelope, CommandId, CommandMetadata, CommandRecord, Outcome};
-pub use read_model::{BasketView, CommandView, LineView};
+pub use basket_view::{BasketStatus, BasketView, LineView, MoneyView};
+pub use bus::Bus;
+pub use command::{
+    BasketChange, BasketCommand, CommandContext, CommandEnvelope, CommandId, CommandType, IdempotencyKey,
+    Outcome, OutcomeKind,
+};
+pub use dispatch::{CommandResult, Dispatch, DispatchError};
+pub use reaction::Reaction;
+pub use retry::Retry;

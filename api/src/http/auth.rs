@@ -38,9 +38,11 @@ impl fmt::Debug for Authentication {
     }
 }
 
-/// Whoever sent a request.
+/// The sender of a request.
 #[derive(Clone, Debug)]
 pub struct Caller {
+    /// The principal it acts as.
+    pub principal: Principal,
     /// Its name.
     pub name: String,
     /// Whether it may read everybody's commands.
@@ -48,13 +50,11 @@ pub struct Caller {
 }
 
 impl Caller {
-    fn named(name: &str) -> Caller {
-        Caller { name: name.to_owned(), auditor: false }
-    }
-
-    /// As whom it acts.
-    pub fn principal(&self) -> Principal {
-        Principal::Caller(self.name.clone())
+    /// A name of a part of the service is refused: its commands are not the caller's.
+    fn new(name: &str, auditor: bool) -> Result<Caller, Problem> {
+        let refused = |_| Problem::unauthenticated(Some("its subject cannot be used"));
+        let principal = Principal::caller(name).map_err(refused)?;
+        Ok(Caller { principal, name: name.to_owned(), auditor })
     }
 }
 
@@ -62,16 +62,18 @@ impl Authentication {
     /// The caller of a request.
     pub async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
         match self {
-            Authentication::Nobody => Ok(Caller::named(ANONYMOUS)),
+            Authentication::Nobody => Caller::new(ANONYMOUS, false),
             Authentication::StaticToken(expected) => {
                 let right = same(bearer(headers)?.as_bytes(), expected.as_bytes());
-                let wrong = || Problem::unauthenticated(Some("the token is not valid"));
-                right.then(|| Caller::named(DEVELOPER)).ok_or_else(wrong)
+                if !right {
+                    return Err(Problem::unauthenticated(Some("the token is not valid")));
+                }
+                Caller::new(DEVELOPER, false)
             }
             Authentication::Tokens(verifier) => match verifier.verify(bearer(headers)?).await {
                 Ok(identity) => {
                     let auditor = identity.roles.iter().any(|role| role == AUDITOR);
-                    Ok(Caller { name: identity.subject, auditor })
+                    Caller::new(&identity.subject, auditor)
                 }
                 Err(TokenError::Invalid(reason)) => Err(Problem::unauthenticated(Some(reason))),
                 Err(TokenError::KeysUnavailable) => {

@@ -1,15 +1,8 @@
-//! Baskets over HTTP: each handler takes a request apart, sends one command or query, and writes the answer down.
+//! Baskets over HTTP: each handler reads a request, sends one command or query, and writes the answer.
 
-use basket::application::commands::{
-    AbandonBasket, AddItem, ChangeQuantity, CheckOut, ClearBasket, CreateBasket, RemoveItem,
-};
 use basket::application::queries::{BasketFilter, PageRequest};
-use basket::application::{BasketView, Command, CommandResult, Outcome};
-use basket::domain::{
-    AbandonReason, BasketId, BuyerId, Line, Name, PaymentMethod, Price, Quantity, Sku, Status, Version,
-};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use basket::application::{BasketChange, BasketCommand, BasketStatus, BasketView, CommandResult, Outcome};
+use basket::domain::{AbandonReason, BasketId, BuyerId, Line, Sku, Version};
 use uuid::Uuid;
 use warp::http::header::{ETAG, LOCATION};
 use warp::http::{HeaderName, HeaderValue, StatusCode};
@@ -17,59 +10,13 @@ use warp::reply::{Reply, Response};
 
 use super::auth::Caller;
 use super::conditions::{has_already, if_match};
-use super::idempotency::{Key, identify};
+use super::dto::{Basket, BasketPage, NewBasket, NewItem, NewQuantity, Payment};
+use super::idempotency::{Key, envelope};
 use super::pages::Listing;
 use super::problem::Problem;
 use super::request::Request;
 use super::routes::App;
 use super::{body, routes};
-
-/// A wish for a new basket.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewBasket {
-    /// For whom.
-    buyer_id: BuyerId,
-}
-
-/// An article, as the shop offers it now. The line keeps this snapshot.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewItem {
-    /// Article number.
-    sku: Sku,
-    /// Name.
-    name: Name,
-    /// How many.
-    quantity: Quantity,
-    /// Price of one piece.
-    unit_price: Price,
-}
-
-/// Another number of pieces.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NewQuantity {
-    /// How many there shall be.
-    quantity: Quantity,
-}
-
-/// How a basket is paid.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Payment {
-    /// The method.
-    payment_method: PaymentMethod,
-}
-
-/// A page of baskets, newest first.
-#[derive(Serialize, JsonSchema)]
-pub struct BasketPage {
-    /// The baskets.
-    baskets: Vec<BasketView>,
-    /// Where the next page begins; null on the last one.
-    next_page_token: Option<String>,
-}
 
 /// A request that was let in.
 pub struct Call<'a> {
@@ -77,15 +24,15 @@ pub struct Call<'a> {
     pub app: &'a App,
     /// The request.
     pub request: &'a Request,
-    /// Who sent it.
+    /// The sender.
     pub caller: &'a Caller,
 }
 
 impl Call<'_> {
     /// `POST /v1/baskets`
     pub async fn create_basket(&self) -> Result<Response, Problem> {
-        let NewBasket { buyer_id } = body::json(self.request)?;
-        let command = CreateBasket { id: BasketId(Uuid::now_v7()), buyer_id };
+        let NewBasket { buyer_id: buyer } = body::json(self.request)?;
+        let command = BasketCommand::Create { basket_id: BasketId(Uuid::now_v7()), buyer };
         self.dispatch(command, Key::Required, StatusCode::CREATED).await
     }
 
@@ -93,43 +40,43 @@ impl Call<'_> {
     pub async fn add_item(&self, basket_id: BasketId) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
         let NewItem { sku, name, quantity, unit_price } = body::json(self.request)?;
-        let line = Line { sku, name, quantity, unit_price };
-        self.dispatch(AddItem { basket_id, line, expected_version }, Key::Required, StatusCode::OK).await
+        let change = BasketChange::AddItem { line: Line { sku, name, quantity, unit_price } };
+        self.change(basket_id, expected_version, change, Key::Required).await
     }
 
     /// `PATCH /v1/baskets/{id}/items/{sku}`
     pub async fn change_quantity(&self, basket_id: BasketId, sku: Sku) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
         let NewQuantity { quantity } = body::json(self.request)?;
-        let command = ChangeQuantity { basket_id, sku, quantity, expected_version };
-        self.dispatch(command, Key::Optional, StatusCode::OK).await
+        let change = BasketChange::ChangeQuantity { sku, quantity };
+        self.change(basket_id, expected_version, change, Key::Optional).await
     }
 
     /// `DELETE /v1/baskets/{id}/items/{sku}`
     pub async fn remove_item(&self, basket_id: BasketId, sku: Sku) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
-        self.dispatch(RemoveItem { basket_id, sku, expected_version }, Key::Optional, StatusCode::OK).await
+        self.change(basket_id, expected_version, BasketChange::RemoveItem { sku }, Key::Optional).await
     }
 
     /// `DELETE /v1/baskets/{id}/items`
     pub async fn clear(&self, basket_id: BasketId) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
-        self.dispatch(ClearBasket { basket_id, expected_version }, Key::Optional, StatusCode::OK).await
+        self.change(basket_id, expected_version, BasketChange::Clear, Key::Optional).await
     }
 
     /// `POST /v1/baskets/{id}/checkout`
     pub async fn check_out(&self, basket_id: BasketId) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
         let Payment { payment_method } = body::json(self.request)?;
-        let command = CheckOut { basket_id, payment_method, expected_version };
-        self.dispatch(command, Key::Required, StatusCode::OK).await
+        let change = BasketChange::CheckOut { payment_method };
+        self.change(basket_id, expected_version, change, Key::Required).await
     }
 
     /// `DELETE /v1/baskets/{id}`
     pub async fn abandon(&self, basket_id: BasketId) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
-        let command = AbandonBasket { basket_id, reason: AbandonReason::Requested, expected_version };
-        self.dispatch(command, Key::Optional, StatusCode::OK).await
+        let change = BasketChange::Abandon { reason: AbandonReason::Requested };
+        self.change(basket_id, expected_version, change, Key::Optional).await
     }
 
     /// `GET /v1/baskets/{id}`
@@ -138,22 +85,23 @@ impl Call<'_> {
         let view = view.ok_or_else(Problem::basket_not_found)?;
         if has_already(&self.request.headers, view.version)? {
             let mut response = StatusCode::NOT_MODIFIED.into_response();
-            tag(&mut response, view.version);
+            set_etag(&mut response, view.version);
             return Ok(response);
         }
-        Ok(shown(&view, StatusCode::OK))
+        Ok(basket_response(view, StatusCode::OK))
     }
 
     /// `GET /v1/baskets?buyer_id=&status=&limit=&page_token=`
     pub async fn list_baskets(&self) -> Result<Response, Problem> {
         let listing = Listing::of(self.request, &self.caller.name)?;
         let filter = filter(&listing.filters)?;
-        let portion =
+        let request =
             PageRequest { after: listing.portion.after.map(BasketId), limit: listing.portion.limit };
-        let page = self.app.baskets.list(&self.caller.name, &filter, portion).await?;
+        let page = self.app.baskets.list(&self.caller.name, &filter, request).await?;
         let last = page.entries.last().filter(|_| page.more);
         let next = last.map(|basket| listing.token(basket.id.0));
-        let mut response = routes::json(&BasketPage { baskets: page.entries, next_page_token: next.clone() });
+        let baskets = page.entries.into_iter().map(Basket::from).collect();
+        let mut response = routes::json(&BasketPage { baskets, next_page_token: next.clone() });
         listing.link(&mut response, next.as_deref());
         Ok(response)
     }
@@ -162,19 +110,36 @@ impl Call<'_> {
         if_match(&self.request.headers, self.app.rules.require_if_match)
     }
 
-    async fn dispatch<C: Command>(
+    async fn change(
         &self,
-        command: C,
+        basket_id: BasketId,
+        expected_version: Option<Version>,
+        change: BasketChange,
+        key: Key,
+    ) -> Result<Response, Problem> {
+        let command = BasketCommand::Change { basket_id, expected_version, change };
+        self.dispatch(command, key, StatusCode::OK).await
+    }
+
+    async fn dispatch(
+        &self,
+        command: BasketCommand,
         key: Key,
         accepted: StatusCode,
     ) -> Result<Response, Problem> {
-        let wish = identify(self.request, self.caller.principal(), command, key)?;
-        let answer = self.app.bus.dispatch(&wish).await?;
-        let mut response = match &answer.outcome {
-            Outcome::Accepted(view) => shown(view, accepted),
-            Outcome::Refused(refusal) => Problem::from(refusal).into_response(&answer.command.to_string()),
+        let envelope = envelope(self.request, self.caller.principal.clone(), command, key)?;
+        let CommandResult { command, outcome, replayed } = self.app.bus.dispatch(&envelope).await?;
+        let mut response = match outcome {
+            Outcome::Accepted(view) => basket_response(view, accepted),
+            Outcome::Refused(refusal) => Problem::from(&refusal).into_response(&command.to_string()),
         };
-        mark(&mut response, &answer);
+        let headers = response.headers_mut();
+        if let Ok(id) = HeaderValue::from_str(&command.to_string()) {
+            headers.insert(HeaderName::from_static("command-id"), id);
+        }
+        if replayed {
+            headers.insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
+        }
         Ok(response)
     }
 }
@@ -196,34 +161,23 @@ fn filter(parameters: &[(String, String)]) -> Result<BasketFilter, Problem> {
     Ok(filter)
 }
 
-fn status(value: &str) -> Result<Status, Problem> {
-    let status = serde_json::from_value(value.into());
-    status.map_err(|_| Problem::malformed("status must be open, checked_out or abandoned"))
+fn status(value: &str) -> Result<BasketStatus, Problem> {
+    value.parse().map_err(|_| Problem::malformed("status must be open, checked_out or abandoned"))
 }
 
-/// What only answers to commands have.
-fn mark(response: &mut Response, answer: &CommandResult) {
-    let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&answer.command.to_string()) {
-        headers.insert(HeaderName::from_static("command-id"), id);
-    }
-    if answer.replayed {
-        headers.insert(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"));
-    }
-}
-
-fn shown(view: &BasketView, status: StatusCode) -> Response {
-    let mut response = warp::reply::with_status(routes::json(view), status).into_response();
-    tag(&mut response, view.version);
+fn basket_response(view: BasketView, status: StatusCode) -> Response {
+    let (id, version) = (view.id, view.version);
+    let mut response = warp::reply::with_status(routes::json(&Basket::from(view)), status).into_response();
+    set_etag(&mut response, version);
     if status == StatusCode::CREATED
-        && let Ok(location) = HeaderValue::from_str(&format!("/v1/baskets/{}", view.id))
+        && let Ok(location) = HeaderValue::from_str(&format!("/v1/baskets/{id}"))
     {
         response.headers_mut().insert(LOCATION, location);
     }
     response
 }
 
-fn tag(response: &mut Response, Version(version): Version) {
+fn set_etag(response: &mut Response, Version(version): Version) {
     if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
         response.headers_mut().insert(ETAG, tag);
     }

@@ -1,15 +1,13 @@
 //! The log of commands over HTTP: one's own for everybody, everybody's for auditors.
 
-use basket::application::commands::TYPES;
 use basket::application::queries::{CommandFilter, PageRequest};
-use basket::application::{CommandId, CommandView};
+use basket::application::{CommandId, CommandType};
 use chrono::{DateTime, Utc};
-use schemars::JsonSchema;
-use serde::Serialize;
 use warp::reply::Response;
 
 use super::auth::Caller;
 use super::baskets::Call;
+use super::dto::{Command, CommandPage};
 use super::pages::Listing;
 use super::problem::{Problem, kinds};
 use super::routes;
@@ -17,21 +15,12 @@ use super::routes;
 /// Longest name of a principal.
 const MAX_NAME: usize = 200;
 
-/// A page of commands, newest first.
-#[derive(Serialize, JsonSchema)]
-pub struct CommandPage {
-    /// The commands.
-    commands: Vec<CommandView>,
-    /// Where the next page begins; null on the last one.
-    next_page_token: Option<String>,
-}
-
 impl Call<'_> {
     /// `GET /v1/commands/{id}`
     pub async fn get_command(&self, id: CommandId) -> Result<Response, Problem> {
         let own = (!self.caller.auditor).then_some(self.caller.name.as_str());
-        let view = self.app.log.get(own, id).await?.ok_or_else(not_found)?;
-        Ok(routes::json(&view))
+        let command = self.app.log.get(own, id).await?.ok_or_else(not_found)?;
+        Ok(routes::json(&Command::from(command)))
     }
 
     /// `GET /v1/commands?principal=&type=&outcome=&from=&until=&limit=&page_token=`
@@ -43,8 +32,8 @@ impl Call<'_> {
         let page = self.app.log.list(whose.as_deref(), &filter, portion).await?;
         let last = page.entries.last().filter(|_| page.more);
         let next = last.map(|command| listing.token(command.id.0));
-        let mut response =
-            routes::json(&CommandPage { commands: page.entries, next_page_token: next.clone() });
+        let commands = page.entries.into_iter().map(Command::from).collect();
+        let mut response = routes::json(&CommandPage { commands, next_page_token: next.clone() });
         listing.link(&mut response, next.as_deref());
         Ok(response)
     }
@@ -65,10 +54,11 @@ fn filter(
     for (name, value) in parameters {
         match name.as_str() {
             "principal" => whose = Some(principal(value, caller)?),
-            "type" if TYPES.contains(&value.as_str()) => filter.command_type = Some(value.clone()),
-            "type" => return Err(Problem::malformed(format!("type must be one of {}", TYPES.join(", ")))),
-            "outcome" if value == "accepted" || value == "refused" => filter.outcome = Some(value.clone()),
-            "outcome" => return Err(Problem::malformed("outcome must be accepted or refused")),
+            "type" => filter.command_type = Some(value.parse().map_err(|_| unknown_type())?),
+            "outcome" => {
+                let wrong = |_| Problem::malformed("outcome must be accepted or refused");
+                filter.outcome = Some(value.parse().map_err(wrong)?);
+            }
             "from" => filter.from = Some(time(name, value)?),
             "until" => filter.until = Some(time(name, value)?),
             _ => {
@@ -78,6 +68,10 @@ fn filter(
         }
     }
     Ok((whose, filter))
+}
+
+fn unknown_type() -> Problem {
+    Problem::malformed(format!("type must be one of {}", CommandType::names().join(", ")))
 }
 
 fn principal(value: &str, caller: &Caller) -> Result<String, Problem> {

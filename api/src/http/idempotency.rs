@@ -3,7 +3,7 @@
 //! Idempotency-Key follows the IETF draft "The Idempotency-Key HTTP Header Field": a quoted string; a bare token is
 //! taken too, because most clients send one.
 
-use basket::application::{Command, CommandEnvelope, CommandId, CommandMetadata};
+use basket::application::{BasketCommand, CommandContext, CommandEnvelope, CommandId, IdempotencyKey};
 use basket::domain::Principal;
 use chrono::{SubsecRound, Utc};
 use serde_json::Value;
@@ -31,29 +31,31 @@ pub enum Key {
     Optional,
 }
 
-/// The command a request means, identified.
-pub fn identify<C: Command>(
+/// The command of a request, with what identifies it.
+pub fn envelope(
     request: &Request,
     principal: Principal,
-    command: C,
+    command: BasketCommand,
     key: Key,
-) -> Result<CommandEnvelope<C>, Problem> {
+) -> Result<CommandEnvelope, Problem> {
     let headers = &request.headers;
     let id = CommandId(Uuid::now_v7());
     let traceparent = traceparent(headers);
     let tracestate = single(headers, "tracestate").filter(|state| state.len() <= MAX_TRACESTATE);
-    let cause = CommandMetadata {
-        command: id,
+    let context = CommandContext {
         principal,
         correlation_id: text(headers, CORRELATION_ID)?.unwrap_or_else(|| id.to_string()),
         tracestate: traceparent.as_ref().and(tracestate),
         traceparent,
     };
+    let idempotency_key = named(headers, key)?;
+    let idempotency_key =
+        idempotency_key.map(|key| IdempotencyKey { key, fingerprint: fingerprint(request) });
     Ok(CommandEnvelope {
+        id,
         command,
-        cause,
-        idempotency_key: named(headers, key)?,
-        fingerprint: fingerprint(request),
+        context,
+        idempotency_key,
         // What Postgres keeps: an answer must not change when it is read back.
         received_at: Utc::now().trunc_subsecs(6),
     })

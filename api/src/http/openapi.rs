@@ -6,12 +6,10 @@
 mod examples;
 mod operations;
 
-use basket::application::{BasketView, CommandView};
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::baskets::{BasketPage, NewBasket, NewItem, NewQuantity, Payment};
-use super::commands::CommandPage;
+use super::dto::{Basket, BasketPage, Command, CommandPage, NewBasket, NewItem, NewQuantity, Payment};
 use super::problem::{Body, kinds};
 
 /// The document.
@@ -47,9 +45,9 @@ fn schemas() -> Map<String, Value> {
     let settings =
         |of: SchemaSettings| of.with(|settings| settings.definitions_path = "/components/schemas".into());
     let mut sent = settings(SchemaSettings::draft2020_12().for_serialize()).into_generator();
-    add::<BasketView>(&mut sent);
+    add::<Basket>(&mut sent);
     add::<BasketPage>(&mut sent);
-    add::<CommandView>(&mut sent);
+    add::<Command>(&mut sent);
     add::<CommandPage>(&mut sent);
     add::<Body<'_>>(&mut sent);
     let mut received = settings(SchemaSettings::draft2020_12().for_deserialize()).into_generator();

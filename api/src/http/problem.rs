@@ -5,7 +5,7 @@
 
 pub mod kinds;
 
-use basket::application::BusError;
+use basket::application::DispatchError;
 use basket::application::ports::PortError;
 use basket::domain::Refusal;
 use kinds::Kind;
@@ -151,22 +151,22 @@ impl From<&Refusal> for Problem {
     }
 }
 
-impl From<BusError> for Problem {
-    fn from(error: BusError) -> Problem {
+impl From<DispatchError> for Problem {
+    fn from(error: DispatchError) -> Problem {
         match error {
-            BusError::InProgress => Problem::later(
+            DispatchError::InProgress => Problem::later(
                 &kinds::KEY_IN_PROGRESS,
                 "a request with this Idempotency-Key is under way; repeat it in a moment to get its answer",
             ),
-            BusError::KeyReused => Problem::new(
+            DispatchError::KeyReused => Problem::new(
                 &kinds::KEY_REUSED,
                 "use a new Idempotency-Key for a request that is not a repetition",
             ),
-            BusError::Conflict => {
+            DispatchError::Port(PortError::Conflict(_)) => {
                 Problem::later(&kinds::UNAVAILABLE, "too many commands change this basket at once; repeat it")
             }
-            BusError::Port(error) => Problem::from(error),
-            BusError::SerializationFailed(error) => bug(&error),
+            DispatchError::Port(error) => Problem::from(error),
+            DispatchError::SerializationFailed(error) => bug(&error),
         }
     }
 }

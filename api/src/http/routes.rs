@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use basket::application::queries::{BasketQueries, CommandQueries};
-use basket::application::{Bus, CommandId};
+use basket::application::{CommandId, Dispatch};
 use basket::domain::{BasketId, Sku};
 use bytes::Buf;
 use futures::Stream;
@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 /// What the handlers need.
 pub struct App {
     /// Commands.
-    pub bus: Arc<Bus>,
+    pub bus: Arc<dyn Dispatch>,
     /// Baskets.
     pub baskets: Arc<dyn BasketQueries>,
     /// The log of commands.

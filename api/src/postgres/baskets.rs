@@ -1,4 +1,4 @@
-//! Reading the read model.
+//! Reads the read model.
 
 use basket::application::BasketView;
 use basket::application::ports::{BoxFuture, PortError};
@@ -7,7 +7,7 @@ use basket::domain::BasketId;
 use sqlx::PgPool;
 use sqlx::types::Json;
 
-use super::basket_row::word;
+use super::documents::BasketDocument;
 use super::port_error;
 
 /// Queries over a pool.
@@ -29,14 +29,14 @@ impl BasketQueries for PostgresBaskets {
         id: BasketId,
     ) -> BoxFuture<'a, Result<Option<BasketView>, PortError>> {
         Box::pin(async move {
-            let view: Option<Json<BasketView>> =
+            let view: Option<Json<BasketDocument>> =
                 sqlx::query_scalar("SELECT view FROM basket_view WHERE id = $1 AND owner = $2")
                     .bind(id.0)
                     .bind(owner)
                     .fetch_optional(&self.pool)
                     .await
                     .map_err(port_error)?;
-            Ok(view.map(|Json(view)| view))
+            view.map(|Json(view)| view.try_into()).transpose()
         })
     }
 
@@ -44,10 +44,10 @@ impl BasketQueries for PostgresBaskets {
         &'a self,
         owner: &'a str,
         filter: &'a BasketFilter,
-        portion: PageRequest<BasketId>,
+        request: PageRequest<BasketId>,
     ) -> BoxFuture<'a, Result<Page<BasketView>, PortError>> {
         Box::pin(async move {
-            let found: Vec<Json<BasketView>> = sqlx::query_scalar(
+            let found: Vec<Json<BasketDocument>> = sqlx::query_scalar(
                 "SELECT view FROM basket_view
                  WHERE owner = $1 AND ($2::text IS NULL OR buyer_id = $2) AND ($3::text IS NULL OR status = $3)
                    AND ($4::uuid IS NULL OR id < $4)
@@ -55,18 +55,20 @@ impl BasketQueries for PostgresBaskets {
             )
             .bind(owner)
             .bind(filter.buyer_id.as_ref().map(|buyer| buyer.as_str()))
-            .bind(filter.status.map(|status| word(&status)).transpose()?)
-            .bind(portion.after.map(|id| id.0))
-            .bind(i64::from(portion.limit) + 1)
+            .bind(filter.status.map(|status| status.into_str()))
+            .bind(request.after.map(|id| id.0))
+            .bind(i64::from(request.limit) + 1)
             .fetch_all(&self.pool)
             .await
             .map_err(port_error)?;
-            Ok(page(found.into_iter().map(|Json(view)| view).collect(), portion.limit))
+            let views: Result<Vec<BasketView>, PortError> =
+                found.into_iter().map(|Json(view)| view.try_into()).collect();
+            Ok(page(views?, request.limit))
         })
     }
 }
 
-/// A page of the entries, of which one more than asked for was read: it tells whether there is a next page.
+/// A page of the entries. One more than asked for was read: it tells whether there is a next page.
 pub(super) fn page<T>(mut entries: Vec<T>, limit: u32) -> Page<T> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = entries.len() > limit;

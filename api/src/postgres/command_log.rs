@@ -1,8 +1,8 @@
-//! Reading the log of commands.
+//! Reads the command log.
 
+use basket::application::CommandId;
 use basket::application::ports::{BoxFuture, PortError};
-use basket::application::queries::{CommandFilter, CommandQueries, Page, PageRequest};
-use basket::application::{CommandId, CommandView};
+use basket::application::queries::{CommandFilter, CommandQueries, LoggedCommand, Page, PageRequest};
 use basket::domain::{BasketId, Version};
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
@@ -28,18 +28,20 @@ impl CommandQueries for PostgresCommandLog {
         &'a self,
         principal: Option<&'a str>,
         id: CommandId,
-    ) -> BoxFuture<'a, Result<Option<CommandView>, PortError>> {
+    ) -> BoxFuture<'a, Result<Option<LoggedCommand>, PortError>> {
         Box::pin(async move {
             let row = sqlx::query(
-                "SELECT *, result -> 'refused' ->> 'refusal' AS refusal FROM command_log
-                 WHERE id = $1 AND ($2::text IS NULL OR principal = $2)",
+                "SELECT id, command_type, principal, idempotency_key, correlation_id, traceparent, payload,
+                        received_at, completed_at, outcome, result -> 'refused' ->> 'refusal' AS refusal,
+                        basket_id, basket_version, event_ids
+                 FROM command_log WHERE id = $1 AND ($2::text IS NULL OR principal = $2)",
             )
             .bind(id.0)
             .bind(principal)
             .fetch_optional(&self.pool)
             .await
             .map_err(port_error)?;
-            row.map(|row| view(&row).map_err(port_error)).transpose()
+            row.map(|row| logged_command(&row).map_err(port_error)).transpose()
         })
     }
 
@@ -47,11 +49,14 @@ impl CommandQueries for PostgresCommandLog {
         &'a self,
         principal: Option<&'a str>,
         filter: &'a CommandFilter,
-        portion: PageRequest<CommandId>,
-    ) -> BoxFuture<'a, Result<Page<CommandView>, PortError>> {
+        request: PageRequest<CommandId>,
+    ) -> BoxFuture<'a, Result<Page<LoggedCommand>, PortError>> {
         Box::pin(async move {
             let rows = sqlx::query(
-                "SELECT *, result -> 'refused' ->> 'refusal' AS refusal FROM command_log
+                "SELECT id, command_type, principal, idempotency_key, correlation_id, traceparent, payload,
+                        received_at, completed_at, outcome, result -> 'refused' ->> 'refusal' AS refusal,
+                        basket_id, basket_version, event_ids
+                 FROM command_log
                  WHERE ($1::text IS NULL OR principal = $1) AND ($2::text IS NULL OR command_type = $2)
                    AND ($3::text IS NULL OR outcome = $3)
                    AND ($4::timestamptz IS NULL OR received_at >= $4)
@@ -60,26 +65,26 @@ impl CommandQueries for PostgresCommandLog {
                  ORDER BY id DESC LIMIT $7",
             )
             .bind(principal)
-            .bind(&filter.command_type)
-            .bind(&filter.outcome)
+            .bind(filter.command_type.map(|command_type| command_type.into_str()))
+            .bind(filter.outcome.map(|outcome| outcome.into_str()))
             .bind(filter.from)
             .bind(filter.until)
-            .bind(portion.after.map(|id| id.0))
-            .bind(i64::from(portion.limit) + 1)
+            .bind(request.after.map(|id| id.0))
+            .bind(i64::from(request.limit) + 1)
             .fetch_all(&self.pool)
             .await
             .map_err(port_error)?;
-            let entries: Result<Vec<CommandView>, sqlx::Error> = rows.iter().map(view).collect();
-            Ok(page(entries.map_err(port_error)?, portion.limit))
+            let entries: Result<Vec<LoggedCommand>, sqlx::Error> = rows.iter().map(logged_command).collect();
+            Ok(page(entries.map_err(port_error)?, request.limit))
         })
     }
 }
 
-fn view(row: &PgRow) -> Result<CommandView, sqlx::Error> {
+fn logged_command(row: &PgRow) -> Result<LoggedCommand, sqlx::Error> {
     let Json(payload) = row.try_get("payload")?;
     let basket_id: Option<uuid::Uuid> = row.try_get("basket_id")?;
     let basket_version: Option<i64> = row.try_get("basket_version")?;
-    Ok(CommandView {
+    Ok(LoggedCommand {
         id: CommandId(row.try_get("id")?),
         command_type: row.try_get("command_type")?,
         principal: row.try_get("principal")?,

@@ -10,7 +10,8 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool, Row};
 use uuid::Uuid;
 
-use super::basket_row::restore;
+use super::basket_row::basket;
+use super::documents::BasketDocument;
 use super::port_error;
 
 /// Baskets or keys worked on at once.
@@ -115,7 +116,7 @@ impl Housekeeping {
             let mut transaction = self.pool.begin().await.map_err(port_error)?;
             let baskets = portion(&mut transaction, after).await?;
             let Some(last) = baskets.last() else { break };
-            after = Some(last.id());
+            after = Some(last.snapshot().id);
             rebuilt += u64::try_from(baskets.len()).unwrap_or(u64::MAX);
             write(&mut transaction, &baskets).await?;
             transaction.commit().await.map_err(port_error)?;
@@ -135,11 +136,12 @@ async fn portion(transaction: &mut PgConnection, after: Option<BasketId>) -> Res
     .fetch_all(transaction)
     .await
     .map_err(port_error)?;
-    rows.iter().filter_map(|row| restore(row).transpose()).collect()
+    rows.iter().map(basket).collect()
 }
 
 async fn write(transaction: &mut PgConnection, baskets: &[Basket]) -> Result<(), PortError> {
-    let views: Vec<Json<BasketView>> = baskets.iter().map(|basket| Json(BasketView::from(basket))).collect();
+    let view = |basket: &Basket| Json(BasketDocument::from(BasketView::from(basket)));
+    let views: Vec<Json<BasketDocument>> = baskets.iter().map(view).collect();
     sqlx::query(
         "INSERT INTO basket_view (id, owner, buyer_id, status, view)
          SELECT b.id, b.owner, b.buyer_id, b.status, v.view
@@ -147,7 +149,7 @@ async fn write(transaction: &mut PgConnection, baskets: &[Basket]) -> Result<(),
          ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, buyer_id = excluded.buyer_id,
                                         status = excluded.status, view = excluded.view",
     )
-    .bind(baskets.iter().map(|basket| basket.id().0).collect::<Vec<Uuid>>())
+    .bind(baskets.iter().map(|basket| basket.snapshot().id.0).collect::<Vec<Uuid>>())
     .bind(views)
     .execute(transaction)
     .await

@@ -4,58 +4,67 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Row;
 
-use crate::service::{Service, problem, tea};
+use crate::service::{Service, UNITS_OF_WORK, problem, tea};
 
 #[tokio::test]
 async fn a_basket_is_created_filled_and_checked_out() {
-    let service = Service::start().await;
-    let created = service.command("/v1/baskets", &json!({"buyer_id": "ann"})).await;
-    assert_eq!(created.status(), 201);
-    assert_eq!(created.headers()["etag"], "\"1\"");
-    let location = created.headers()["location"].to_str().unwrap().to_owned();
-    let basket: Value = created.json().await.unwrap();
-    assert_eq!(location, format!("/v1/baskets/{}", basket["id"].as_str().unwrap()));
-    assert_eq!(
-        (&basket["status"], &basket["lines"], &basket["total"]),
-        (&json!("open"), &json!([]), &Value::Null)
-    );
+    for unit_of_work in UNITS_OF_WORK {
+        let service = Service::writing(unit_of_work).await;
+        let created = service.command("/v1/baskets", &json!({"buyer_id": "ann"})).await;
+        assert_eq!(created.status(), 201);
+        assert_eq!(created.headers()["etag"], "\"1\"");
+        let location = created.headers()["location"].to_str().unwrap().to_owned();
+        let basket: Value = created.json().await.unwrap();
+        assert_eq!(location, format!("/v1/baskets/{}", basket["id"].as_str().unwrap()));
+        assert_eq!(
+            (&basket["status"], &basket["lines"], &basket["total"]),
+            (&json!("open"), &json!([]), &Value::Null)
+        );
 
-    let filled = service.command(&format!("{location}/items"), &tea(2)).await;
-    assert_eq!((filled.status().as_u16(), &filled.headers()["etag"]), (200, &"\"2\"".parse().unwrap()));
-    let ordered = service.command(&format!("{location}/checkout"), &json!({"payment_method": "card"})).await;
-    assert_eq!(ordered.status(), 200);
-    let ordered: Value = ordered.json().await.unwrap();
-    assert_eq!(ordered["status"], "checked_out");
-    assert_eq!(ordered["total"], json!({"amount": 700, "currency": "EUR"}));
+        let filled = service.command(&format!("{location}/items"), &tea(2)).await;
+        assert_eq!((filled.status().as_u16(), &filled.headers()["etag"]), (200, &"\"2\"".parse().unwrap()));
+        let ordered =
+            service.command(&format!("{location}/checkout"), &json!({"payment_method": "card"})).await;
+        assert_eq!(ordered.status(), 200);
+        let ordered: Value = ordered.json().await.unwrap();
+        assert_eq!(ordered["status"], "checked_out");
+        assert_eq!(ordered["total"], json!({"amount": 700, "currency": "EUR"}));
 
-    let read = service.get(&location).await;
-    assert_eq!(read.headers()["etag"], "\"3\"");
-    assert_eq!(read.json::<Value>().await.unwrap(), ordered, "a reader sees what the command answered");
+        let read = service.get(&location).await;
+        assert_eq!(read.headers()["etag"], "\"3\"");
+        assert_eq!(read.json::<Value>().await.unwrap(), ordered, "a reader sees what the command answered");
+    }
 }
 
 #[tokio::test]
 async fn every_change_is_an_event_in_the_outbox_with_its_cause() {
-    let service = Service::start().await;
-    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-    let id = service.basket().await;
-    let add = service.request(Method::POST, &format!("/v1/baskets/{id}/items"));
-    let add = add.header("Idempotency-Key", "k").header("traceparent", trace).header("Correlation-Id", "c-7");
-    let added = add.json(&tea(1)).send().await.unwrap();
-    let command = added.headers()["command-id"].to_str().unwrap().to_owned();
-    service.command(&format!("/v1/baskets/{id}/checkout"), &json!({"payment_method": "invoice"})).await;
+    for unit_of_work in UNITS_OF_WORK {
+        let service = Service::writing(unit_of_work).await;
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let id = service.basket().await;
+        let add = service.request(Method::POST, &format!("/v1/baskets/{id}/items"));
+        let add =
+            add.header("Idempotency-Key", "k").header("traceparent", trace).header("Correlation-Id", "c-7");
+        let added = add.json(&tea(1)).send().await.unwrap();
+        let command = added.headers()["command-id"].to_str().unwrap().to_owned();
+        service.command(&format!("/v1/baskets/{id}/checkout"), &json!({"payment_method": "invoice"})).await;
 
-    let outbox = service.outbox().await;
-    let types: Vec<&str> = outbox.iter().map(|(event_type, ..)| event_type.as_str()).collect();
-    assert_eq!(types, ["basket.created.v1", "basket.item_added.v1", "basket.checked_out.v1"]);
-    assert!(outbox.iter().all(|(_, key, payload, _)| *key == id && payload["basket_id"] == id.as_str()));
-    let (_, _, payload, headers) = &outbox[1];
-    assert_eq!(headers, &json!({"correlation-id": "c-7", "causation-id": command}));
-    assert_eq!((&payload["version"], &payload["line"]["sku"]), (&json!(2), &json!("tea")));
-    assert_eq!(outbox[2].2["basket"]["lines"][0]["quantity"], 1, "checkout carries a full snapshot");
-    let traced = service.count("SELECT count(*) FROM outbox WHERE traceparent LIKE '00-4bf92f%'").await;
-    assert_eq!(traced, 1);
-    let metrics = service.metrics().await;
-    assert!(metrics.contains("basket_api_outbox_rows_total{type=\"basket.item_added.v1\"} 1"), "{metrics}");
+        let outbox = service.outbox().await;
+        let types: Vec<&str> = outbox.iter().map(|(event_type, ..)| event_type.as_str()).collect();
+        assert_eq!(types, ["basket.created.v1", "basket.item_added.v1", "basket.checked_out.v1"]);
+        assert!(outbox.iter().all(|(_, key, payload, _)| *key == id && payload["basket_id"] == id.as_str()));
+        let (_, _, payload, headers) = &outbox[1];
+        assert_eq!(headers, &json!({"correlation-id": "c-7", "causation-id": command}));
+        assert_eq!((&payload["version"], &payload["line"]["sku"]), (&json!(2), &json!("tea")));
+        assert_eq!(outbox[2].2["basket"]["lines"][0]["quantity"], 1, "checkout carries a full snapshot");
+        let traced = service.count("SELECT count(*) FROM outbox WHERE traceparent LIKE '00-4bf92f%'").await;
+        assert_eq!(traced, 1);
+        let metrics = service.metrics().await;
+        assert!(
+            metrics.contains("basket_api_outbox_rows_total{type=\"basket.item_added.v1\"} 1"),
+            "{metrics}"
+        );
+    }
 }
 
 #[tokio::test]

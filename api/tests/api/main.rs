@@ -19,5 +19,6 @@ mod idempotency;
 mod items;
 mod limits;
 mod service;
+mod stored;
 mod tokens;
 mod wire;

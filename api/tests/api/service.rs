@@ -25,6 +25,11 @@ impl Service {
         Service::over(Database::fresh("api").await.unwrap()).await
     }
 
+    /// On the shared Postgres, writing commands in this way.
+    pub async fn writing(unit_of_work: &str) -> Service {
+        Service::with(&[&format!("--unit-of-work={unit_of_work}")]).await
+    }
+
     /// Over a database that may be anywhere.
     pub async fn over(database: Database) -> Service {
         Service::launch(database, &["--auth=static-token"]).await
@@ -152,6 +157,9 @@ fn start(database: &Database, port: u16, admin_port: u16, arguments: &[&str]) ->
     }
     launch.start().unwrap()
 }
+
+/// Every way of writing commands; tests of what a command writes run over each.
+pub const UNITS_OF_WORK: [&str; 2] = ["transaction", "single-statement"];
 
 /// An article.
 pub fn tea(quantity: u32) -> Value {

@@ -1,5 +1,5 @@
-//! The basket API against `pgbench` running the same statements on the same database: what HTTP, JSON and the domain
-//! cost on top of what Postgres costs.
+//! The basket API, in both of its units of work, against `pgbench` doing the same reads and writes on the same database in
+//! its best known form: what HTTP, JSON, the domain and the round trips cost on top of what PostgreSQL costs.
 
 mod client;
 mod script;
@@ -39,16 +39,26 @@ pub struct Options {
     rounds: u32,
 }
 
+/// How the service writes: `--unit-of-work`.
+const MODES: [&str; 2] = ["transaction", "single-statement"];
+
 #[derive(Serialize)]
 struct Round {
-    commands_per_second: f64,
-    command_p50_ms: f64,
-    command_p99_ms: f64,
+    commands: Vec<Commands>,
     pgbench_per_second: f64,
-    ratio: f64,
     queries_per_second: f64,
     query_p50_ms: f64,
     query_p99_ms: f64,
+}
+
+#[derive(Serialize)]
+struct Commands {
+    unit_of_work: &'static str,
+    per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// To pgbench of the same round.
+    ratio: f64,
 }
 
 /// Measures.
@@ -58,51 +68,69 @@ pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
         Postgres::start(PostgresOptions { fsync: true, settings, ..PostgresOptions::default() }).await?;
     let database = Database::on(&postgres.url("postgres"), "bench").await?;
     database.execute(&script::baskets()).await?;
-    let (api, address) = service(options, programs, &database).await?;
+    let mut services = Vec::new();
+    for mode in MODES {
+        services.push((mode, service(options, programs, &database, mode).await?));
+    }
     let mut rounds = Vec::new();
     for number in 0..options.rounds {
-        rounds.push(round(options, &database, &address, number % 2 == 0).await?);
+        rounds.push(round(options, &database, &services, number % 2 == 0).await?);
     }
-    drop(api);
-    let mut table =
-        String::from("  commands/s      p50      p99   pgbench/s   ratio   queries/s      p50      p99\n");
-    for round in &rounds {
-        table.push_str(&format!(
-            "  {:>10.0} {:>5.2} ms {:>5.2} ms {:>11.0} {:>7.2} {:>11.0} {:>5.2} ms {:>5.2} ms\n",
-            round.commands_per_second,
-            round.command_p50_ms,
-            round.command_p99_ms,
-            round.pgbench_per_second,
-            round.ratio,
-            round.queries_per_second,
-            round.query_p50_ms,
-            round.query_p99_ms,
-        ));
-    }
-    report("api", &table, &rounds)
+    drop(services);
+    report("api", &table(&rounds), &rounds)
 }
 
-/// Who goes first alternates.
+fn table(rounds: &[Round]) -> String {
+    let mut table = String::from("  unit of work       commands/s      p50      p99   pgbench/s   ratio\n");
+    for round in rounds {
+        for commands in &round.commands {
+            table.push_str(&format!(
+                "  {:<17} {:>11.0} {:>5.2} ms {:>5.2} ms {:>11.0} {:>7.2}\n",
+                commands.unit_of_work,
+                commands.per_second,
+                commands.p50_ms,
+                commands.p99_ms,
+                round.pgbench_per_second,
+                commands.ratio,
+            ));
+        }
+        table.push_str(&format!(
+            "  queries/s {:.0}, p50 {:.2} ms, p99 {:.2} ms\n",
+            round.queries_per_second, round.query_p50_ms, round.query_p99_ms
+        ));
+    }
+    table
+}
+
+/// The order alternates from round to round.
 async fn round(
     options: &Options,
     database: &Database,
-    address: &str,
-    api_first: bool,
+    services: &[(&'static str, (Program, String))],
+    pgbench_last: bool,
 ) -> Result<Round, Failure> {
-    let (commands, pgbench) = if api_first {
-        let commands = load(options, address, Request::Command).await?;
-        (commands, script::pgbench(database, options.connections, options.seconds).await?)
-    } else {
-        let pgbench = script::pgbench(database, options.connections, options.seconds).await?;
-        (load(options, address, Request::Command).await?, pgbench)
+    let pgbench = async || script::pgbench(database, options.connections, options.seconds).await;
+    let before = if pgbench_last { None } else { Some(pgbench().await?) };
+    let mut measured = Vec::new();
+    for (mode, (_, address)) in services {
+        measured.push((*mode, load(options, address, Request::Command).await?));
+    }
+    let pgbench_per_second = match before {
+        Some(rate) => rate,
+        None => pgbench().await?,
     };
+    let Some((_, (_, address))) = services.first() else { return Err("there is no service".into()) };
     let queries = load(options, address, Request::Query).await?;
+    let commands = measured.into_iter().map(|(unit_of_work, measured)| Commands {
+        unit_of_work,
+        per_second: measured.per_second,
+        p50_ms: measured.at(50.0),
+        p99_ms: measured.at(99.0),
+        ratio: measured.per_second / pgbench_per_second,
+    });
     Ok(Round {
-        commands_per_second: commands.per_second,
-        command_p50_ms: commands.at(50.0),
-        command_p99_ms: commands.at(99.0),
-        pgbench_per_second: pgbench,
-        ratio: commands.per_second / pgbench,
+        commands: commands.collect(),
+        pgbench_per_second,
         queries_per_second: queries.per_second,
         query_p50_ms: queries.at(50.0),
         query_p99_ms: queries.at(99.0),
@@ -150,6 +178,7 @@ async fn service(
     options: &Options,
     programs: &Path,
     database: &Database,
+    unit_of_work: &str,
 ) -> Result<(Program, String), Failure> {
     let (port, admin) = (net::free_port()?, net::free_port()?);
     let program = Launch::new("basket-api", programs.join("basket-api"))
@@ -158,6 +187,7 @@ async fn service(
         .arg(format!("--admin-listen=127.0.0.1:{admin}"))
         .arg("--auth=static-token")
         .arg("--rate-limit=0")
+        .arg(format!("--unit-of-work={unit_of_work}"))
         .arg(format!("--database-connections={}", options.connections))
         .env("BASKET_DATABASE_URL", database.url())
         .env("BASKET_STATIC_TOKEN", TOKEN)

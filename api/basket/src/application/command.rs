@@ -1,17 +1,193 @@
-//! Commands, and what identifies one.
+//! Commands: what can be asked of a basket, and what identifies one request for it.
 
 use chrono::{DateTime, Utc};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
+use strum::VariantArray;
 use uuid::Uuid;
 
-use super::read_model::BasketView;
-use crate::domain::{Basket, BasketId, Principal, Refusal, Version};
+use super::basket_view::BasketView;
+use crate::domain::{
+    AbandonReason, Basket, BasketId, BuyerId, Line, PaymentMethod, Principal, Quantity, Refusal, Sku, Version,
+};
 
-/// Identity of a command in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(transparent)]
+/// Everything that can be asked of a basket: a closed set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BasketCommand {
+    /// Create a basket.
+    Create {
+        /// Identity of the new basket; not used before.
+        basket_id: BasketId,
+        /// The buyer.
+        buyer: BuyerId,
+    },
+    /// Change a basket that exists.
+    Change {
+        /// Which basket.
+        basket_id: BasketId,
+        /// The version the caller has seen, if it matters.
+        expected_version: Option<Version>,
+        /// What to change.
+        change: BasketChange,
+    },
+}
+
+/// A change of a basket that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BasketChange {
+    /// Add an article.
+    AddItem {
+        /// The article, as the shop offers it now.
+        line: Line,
+    },
+    /// Set the number of pieces of an article.
+    ChangeQuantity {
+        /// Which article.
+        sku: Sku,
+        /// The new number.
+        quantity: Quantity,
+    },
+    /// Remove an article.
+    RemoveItem {
+        /// Which article.
+        sku: Sku,
+    },
+    /// Remove all articles.
+    Clear,
+    /// Order the basket.
+    CheckOut {
+        /// How it is paid.
+        payment_method: PaymentMethod,
+    },
+    /// Give the basket up.
+    Abandon {
+        /// Why.
+        reason: AbandonReason,
+    },
+}
+
+/// The type of a command, by its name in the command log and in metrics.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, strum::EnumString, strum::IntoStaticStr, strum::VariantArray,
+)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+#[allow(missing_docs, reason = "each is the command of that name")]
+pub enum CommandType {
+    CreateBasket,
+    AddItem,
+    ChangeQuantity,
+    RemoveItem,
+    ClearBasket,
+    CheckOut,
+    AbandonBasket,
+}
+
+impl CommandType {
+    /// The names of all types.
+    pub fn names() -> Vec<&'static str> {
+        CommandType::VARIANTS.iter().map(|command_type| command_type.into_str()).collect()
+    }
+}
+
+impl BasketCommand {
+    /// Its type.
+    pub fn command_type(&self) -> CommandType {
+        match self {
+            BasketCommand::Create { .. } => CommandType::CreateBasket,
+            BasketCommand::Change { change, .. } => match change {
+                BasketChange::AddItem { .. } => CommandType::AddItem,
+                BasketChange::ChangeQuantity { .. } => CommandType::ChangeQuantity,
+                BasketChange::RemoveItem { .. } => CommandType::RemoveItem,
+                BasketChange::Clear => CommandType::ClearBasket,
+                BasketChange::CheckOut { .. } => CommandType::CheckOut,
+                BasketChange::Abandon { .. } => CommandType::AbandonBasket,
+            },
+        }
+    }
+
+    /// The basket that has to be loaded for it; `None` for a command that creates one.
+    pub fn loads(&self) -> Option<BasketId> {
+        match self {
+            BasketCommand::Create { .. } => None,
+            BasketCommand::Change { basket_id, .. } => Some(*basket_id),
+        }
+    }
+
+    /// The decision: the basket after the command, with the events that led there, or a refusal. It does no I/O.
+    pub fn handle(
+        &self,
+        basket: Option<Basket>,
+        by: &Principal,
+        now: DateTime<Utc>,
+    ) -> Result<Basket, Refusal> {
+        match self {
+            BasketCommand::Create { basket_id, buyer } => {
+                Ok(Basket::create(*basket_id, by.clone(), buyer.clone(), now))
+            }
+            BasketCommand::Change { expected_version, change, .. } => {
+                let accessible = basket.filter(|basket| by.can_access(&basket.snapshot().owner));
+                let mut basket = accessible.ok_or(Refusal::BasketNotFound)?;
+                basket.require_version(*expected_version)?;
+                change.apply(&mut basket, now)?;
+                Ok(basket)
+            }
+        }
+    }
+
+    /// Its content, as the command log keeps it.
+    pub fn payload(&self) -> Value {
+        match self {
+            BasketCommand::Create { basket_id, buyer } => {
+                json!({ "id": basket_id.0, "buyer_id": buyer.as_str() })
+            }
+            BasketCommand::Change { basket_id, expected_version, change } => {
+                let mut payload = change.payload();
+                payload["basket_id"] = json!(basket_id.0);
+                payload["expected_version"] = json!(expected_version.map(|version| version.0));
+                payload
+            }
+        }
+    }
+}
+
+impl BasketChange {
+    /// Changes the basket. A refusal leaves it as it was.
+    fn apply(&self, basket: &mut Basket, now: DateTime<Utc>) -> Result<(), Refusal> {
+        match self {
+            BasketChange::AddItem { line } => basket.add_item(line.clone(), now),
+            BasketChange::ChangeQuantity { sku, quantity } => basket.change_quantity(sku, *quantity, now),
+            BasketChange::RemoveItem { sku } => basket.remove_item(sku, now),
+            BasketChange::Clear => basket.clear(now),
+            BasketChange::CheckOut { payment_method } => basket.check_out(*payment_method, now),
+            BasketChange::Abandon { reason } => basket.abandon(*reason, now),
+        }
+    }
+
+    fn payload(&self) -> Value {
+        match self {
+            BasketChange::AddItem { line } => {
+                let price = line.unit_price.money();
+                json!({ "line": {
+                    "sku": line.sku.as_str(),
+                    "name": line.name.as_str(),
+                    "quantity": line.quantity.pieces(),
+                    "unit_price": { "amount": price.amount, "currency": price.currency.code() },
+                } })
+            }
+            BasketChange::ChangeQuantity { sku, quantity } => {
+                json!({ "sku": sku.as_str(), "quantity": quantity.pieces() })
+            }
+            BasketChange::RemoveItem { sku } => json!({ "sku": sku.as_str() }),
+            BasketChange::Clear => json!({}),
+            BasketChange::CheckOut { payment_method } => {
+                json!({ "payment_method": payment_method.into_str() })
+            }
+            BasketChange::Abandon { reason } => json!({ "reason": reason.into_str() }),
+        }
+    }
+}
+
+/// Identity of a command in the command log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommandId(pub Uuid);
 
 impl std::fmt::Display for CommandId {
@@ -20,58 +196,27 @@ impl std::fmt::Display for CommandId {
     }
 }
 
-/// A wish, with the way to fulfil it. A command reads and writes nothing itself: it decides, and the bus does the
-/// rest. That makes it as easy to test as a sum.
-pub trait Command: Serialize + Send + Sync {
-    /// Its name in the log and in metrics.
-    const TYPE: &'static str;
-
-    /// The basket it needs to see; none for a command that makes one.
-    fn basket_id(&self) -> Option<BasketId>;
-
-    /// Decides: the basket as it shall be, with the events that led there, or a refusal.
-    fn decide(&self, basket: Option<Basket>, by: &Principal, now: DateTime<Utc>) -> Result<Basket, Refusal>;
+/// A command with all that identifies it.
+#[derive(Clone, Debug)]
+pub struct CommandEnvelope {
+    /// Identity.
+    pub id: CommandId,
+    /// What is asked.
+    pub command: BasketCommand,
+    /// By whom, and as part of what.
+    pub context: CommandContext,
+    /// The caller's key for it: the same key is the same command. `None` if it may be executed again.
+    pub idempotency_key: Option<IdempotencyKey>,
+    /// When it arrived.
+    pub received_at: DateTime<Utc>,
 }
 
-/// A command about a basket that exists.
-pub trait Change: Serialize + Send + Sync {
-    /// Its name in the log and in metrics.
-    const TYPE: &'static str;
-
-    /// Which basket.
-    fn basket_id(&self) -> BasketId;
-
-    /// The version the caller knows, if it matters.
-    fn expected_version(&self) -> Option<Version>;
-
-    /// Changes it. A refusal MUST leave it as it was.
-    fn apply(&self, basket: &mut Basket, now: DateTime<Utc>) -> Result<(), Refusal>;
-}
-
-impl<C: Change> Command for C {
-    const TYPE: &'static str = <C as Change>::TYPE;
-
-    fn basket_id(&self) -> Option<BasketId> {
-        Some(Change::basket_id(self))
-    }
-
-    fn decide(&self, basket: Option<Basket>, by: &Principal, now: DateTime<Utc>) -> Result<Basket, Refusal> {
-        let mut basket =
-            basket.filter(|basket| by.can_access(basket.owner())).ok_or(Refusal::BasketNotFound)?;
-        basket.require_version(self.expected_version())?;
-        self.apply(&mut basket, now)?;
-        Ok(basket)
-    }
-}
-
-/// Who caused something, and as part of what: written beside everything that follows from it.
+/// Who caused a command, and as part of what. It is written beside everything that follows from the command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandMetadata {
-    /// The command.
-    pub command: CommandId,
-    /// Who sent it.
+pub struct CommandContext {
+    /// The sender.
     pub principal: Principal,
-    /// The conversation it belongs to; the command's own id where the caller names none.
+    /// The conversation it belongs to; the command's id if the caller names none.
     pub correlation_id: String,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
@@ -79,71 +224,39 @@ pub struct CommandMetadata {
     pub tracestate: Option<String>,
 }
 
-/// A command with all that identifies it.
-#[derive(Clone, Debug)]
-pub struct CommandEnvelope<C> {
-    /// What is wished.
-    pub command: C,
-    /// By whom, as part of what.
-    pub cause: CommandMetadata,
-    /// The caller's name for this wish, within its own commands of this type: the same key is the same wish.
-    pub idempotency_key: Option<String>,
-    /// Tells the same wish from another one under the same key.
+/// A key makes a command of its sender and type unique.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The caller's text.
+    pub key: String,
+    /// Digest of the request: tells another request under the same key.
     pub fingerprint: String,
-    /// When it arrived.
-    pub received_at: DateTime<Utc>,
 }
 
-/// What the log keeps of a command.
-#[derive(Clone, Debug)]
-pub struct CommandRecord<'a> {
-    /// Type of the command.
-    pub command_type: &'static str,
-    /// Its content.
-    pub payload: Value,
-    /// The basket it needs to see.
-    pub basket_id: Option<BasketId>,
-    /// By whom, as part of what.
-    pub cause: &'a CommandMetadata,
-    /// The caller's name for it.
-    pub idempotency_key: Option<&'a str>,
-    /// Tells the same wish from another one under the same key.
-    pub fingerprint: &'a str,
-    /// When it arrived.
-    pub received_at: DateTime<Utc>,
-}
-
-impl<'a> CommandRecord<'a> {
-    /// The record of a command.
-    pub fn of<C: Command>(wish: &'a CommandEnvelope<C>) -> Result<CommandRecord<'a>, serde_json::Error> {
-        Ok(CommandRecord {
-            command_type: C::TYPE,
-            payload: serde_json::to_value(&wish.command)?,
-            basket_id: wish.command.basket_id(),
-            cause: &wish.cause,
-            idempotency_key: wish.idempotency_key.as_deref(),
-            fingerprint: &wish.fingerprint,
-            received_at: wish.received_at,
-        })
-    }
-}
-
-/// How a command ended. Recorded with it; a repeated command gets it again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// How a command ended. It is recorded, and a repeated command gets it again.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The basket as it was after the change.
+    /// The basket as it was after the command.
     Accepted(BasketView),
     /// Nothing was changed.
     Refused(Refusal),
 }
 
+/// The two ways in which a command ends, by their names in the command log and in metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case", const_into_str)]
+#[allow(missing_docs, reason = "each is the outcome of that name")]
+pub enum OutcomeKind {
+    Accepted,
+    Refused,
+}
+
 impl Outcome {
-    /// Its name in the log and in metrics.
-    pub fn name(&self) -> &'static str {
+    /// Which of the two it is.
+    pub fn kind(&self) -> OutcomeKind {
         match self {
-            Outcome::Accepted(_) => "accepted",
-            Outcome::Refused(_) => "refused",
+            Outcome::Accepted(_) => OutcomeKind::Accepted,
+            Outcome::Refused(_) => OutcomeKind::Refused,
         }
     }
 }

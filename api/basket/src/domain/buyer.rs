@@ -1,40 +1,41 @@
-//! Who buys, and how they pay.
+//! The buyer, and how an order is paid.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::validation::{PRINTABLE, ValidationError, bounded};
+use super::validation::{ValidationError, bounded};
 
-/// The shop's own name for a buyer; means nothing to us.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(extend("minLength" = 1, "maxLength" = 100, "pattern" = PRINTABLE, "examples" = ["buyer-17"]))]
+/// The shop's id of a buyer. It has no meaning in this service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct BuyerId(String);
 
 impl TryFrom<String> for BuyerId {
     type Error = ValidationError;
 
     fn try_from(text: String) -> Result<Self, ValidationError> {
-        bounded("buyer_id", text, 100).map(BuyerId)
-    }
-}
-
-impl From<BuyerId> for String {
-    fn from(buyer: BuyerId) -> String {
-        buyer.0
+        bounded("buyer_id", text, BuyerId::MAX_CHARACTERS).map(BuyerId)
     }
 }
 
 impl BuyerId {
+    /// Longest id.
+    pub const MAX_CHARACTERS: usize = 100;
+
+    /// The id that was stored, under whatever rules held then.
+    pub fn from_stored(text: String) -> BuyerId {
+        BuyerId(text)
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// How a basket is paid. Only the kind: no card number ever comes near this service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// How a basket is paid. Only the kind: no card number ever reaches this service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, strum::EnumString, strum::IntoStaticStr)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum PaymentMethod {
     /// Credit or debit card.
     Card,

@@ -1,62 +1,80 @@
-//! What has happened to a basket. Internal: other services see integration events, which are made of these and
-//! versioned on their own.
+//! What has happened to a basket. Internal: other services get integration events, which have their own types and
+//! versions.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use chrono::{DateTime, Utc};
 
 use super::buyer::{BuyerId, PaymentMethod};
+use super::identity::Version;
 use super::line::{Line, Quantity};
+use super::money::Money;
 
-/// Raised by the aggregate, handled in the transaction that changes it.
+/// One change of a basket, raised by the aggregate and handled in the transaction that stores the change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DomainEvent {
+pub struct DomainEvent {
+    /// The basket's version after this event. Each event is one version.
+    pub version: Version,
+    /// When it happened: never before the event of the version before.
+    pub occurred_at: DateTime<Utc>,
+    /// What happened.
+    pub change: BasketChanged,
+}
+
+/// What happened to a basket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BasketChanged {
     /// It was created.
-    BasketCreated {
-        /// For whom.
+    Created {
+        /// The buyer.
         buyer: BuyerId,
     },
-    /// An article was put in, or more of one that was there.
+    /// An article was added, or more pieces of one that was there.
     ItemAdded {
-        /// What was added; the quantity is the addition.
+        /// The line that was added; its quantity is the addition.
         added: Line,
-        /// The line as it is now.
+        /// The line after it.
         line: Line,
+        /// Sum of all lines after it.
+        total: Option<Money>,
     },
-    /// There are more or fewer pieces of an article.
+    /// The number of pieces of an article was changed.
     ItemQuantityChanged {
         /// Pieces before.
         previous: Quantity,
-        /// The line as it is now.
+        /// The line after it.
         line: Line,
+        /// Sum of all lines after it.
+        total: Option<Money>,
     },
-    /// An article was taken out.
+    /// An article was removed.
     ItemRemoved {
         /// The line as it was.
         line: Line,
+        /// Sum of the lines that are left.
+        total: Option<Money>,
     },
-    /// Everything was taken out.
-    BasketCleared {
+    /// All lines were removed.
+    Cleared {
         /// The lines as they were.
         lines: Vec<Line>,
     },
-    /// It was checked out.
-    BasketCheckedOut {
+    /// It was ordered.
+    CheckedOut {
         /// How it is paid.
         payment_method: PaymentMethod,
     },
-    /// Nobody will order it any more.
-    BasketAbandoned {
+    /// It was given up.
+    Abandoned {
         /// Why.
         reason: AbandonReason,
     },
 }
 
 /// Why a basket was abandoned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum AbandonReason {
     /// Its owner asked for it.
     Requested,
-    /// Nobody touched it for too long.
+    /// It was not changed for too long.
     Expired,
 }

@@ -1,19 +1,14 @@
-//! One line of a basket: a snapshot of what the shop offered when it was put in.
+//! One line of a basket: a snapshot of the shop's offer at the time it was added.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
+use super::limits::MAX_QUANTITY;
 use super::money::{Money, Price};
-use super::validation::{PRINTABLE, ValidationError, bounded};
+use super::validation::{ValidationError, bounded};
 
-/// Most pieces of one article. A shop that sells more at once does not use a basket.
-pub const MAX_QUANTITY: u32 = 1_000;
-
-/// The shop's article number. It is part of a path, so it cannot be one of the two names that a path resolves.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(extend("minLength" = 1, "maxLength" = 64, "pattern" = PRINTABLE, "not" = { "enum": [".", ".."] },
-                  "examples" = ["tea-250"]))]
+/// The shop's article number. The two relative path names are rejected: an address could not hold them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Sku(String);
 
 impl TryFrom<String> for Sku {
@@ -23,40 +18,46 @@ impl TryFrom<String> for Sku {
         if text == "." || text == ".." {
             return Err(ValidationError::new("sku", "must not be '.' or '..'"));
         }
-        bounded("sku", text, 64).map(Sku)
+        bounded("sku", text, Sku::MAX_CHARACTERS).map(Sku)
     }
 }
 
-impl From<Sku> for String {
-    fn from(sku: Sku) -> String {
-        sku.0
+impl Sku {
+    /// Longest article number.
+    pub const MAX_CHARACTERS: usize = 64;
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
 /// The article's name, for people.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(extend("minLength" = 1, "maxLength" = 200, "pattern" = PRINTABLE, "examples" = ["Green tea, 250 g"]))]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Name(String);
 
 impl TryFrom<String> for Name {
     type Error = ValidationError;
 
     fn try_from(text: String) -> Result<Self, ValidationError> {
-        bounded("name", text, 200).map(Name)
+        bounded("name", text, Name::MAX_CHARACTERS).map(Name)
     }
 }
 
-impl From<Name> for String {
-    fn from(name: Name) -> String {
-        name.0
+impl Name {
+    /// Longest name.
+    pub const MAX_CHARACTERS: usize = 200;
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
-/// How many: 1 to [`MAX_QUANTITY`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "u32", into = "u32")]
-#[schemars(extend("minimum" = 1, "maximum" = MAX_QUANTITY))]
+/// Number of pieces: 1 to [`MAX_QUANTITY`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u32")]
 pub struct Quantity(u32);
 
 impl TryFrom<u32> for Quantity {
@@ -70,35 +71,40 @@ impl TryFrom<u32> for Quantity {
     }
 }
 
-impl From<Quantity> for u32 {
-    fn from(quantity: Quantity) -> u32 {
-        quantity.0
-    }
-}
-
 impl Quantity {
-    /// With `more` pieces; `None` above [`MAX_QUANTITY`].
-    pub(super) fn plus(self, more: Quantity) -> Option<Quantity> {
+    /// Number of pieces.
+    pub fn pieces(self) -> u32 {
+        self.0
+    }
+
+    /// The sum; `None` above [`MAX_QUANTITY`].
+    pub(super) fn checked_add(self, more: Quantity) -> Option<Quantity> {
         self.0.checked_add(more.0).and_then(|pieces| Quantity::try_from(pieces).ok())
     }
 }
 
 /// A line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// Article number.
     pub sku: Sku,
     /// Name.
     pub name: Name,
-    /// How many.
+    /// Number of pieces.
     pub quantity: Quantity,
     /// Price of one piece.
     pub unit_price: Price,
 }
 
 impl Line {
+    /// The line that was stored, under whatever rules held then.
+    pub fn from_stored(sku: String, name: String, pieces: u32, unit_price: Money) -> Line {
+        let unit_price = Price::from_stored(unit_price);
+        Line { sku: Sku(sku), name: Name(name), quantity: Quantity(pieces), unit_price }
+    }
+
     /// Unit price times quantity.
     pub fn total(&self) -> Money {
-        self.unit_price.times(self.quantity)
+        self.unit_price.money().times(self.quantity.pieces())
     }
 }

@@ -1,25 +1,13 @@
 //! Amounts in minor units: cents, not floating-point euros.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::basket::MAX_LINES;
-use super::line::{MAX_QUANTITY, Quantity};
+use super::limits::MAX_PRICE;
 use super::validation::ValidationError;
 
-/// Highest price of one piece, in minor units: a hundred million of a currency with cents.
-pub const MAX_PRICE: i64 = 10_000_000_000;
-
-/// Largest integer that every JSON reader keeps exactly (RFC 8259, section 6).
-const MAX_EXACT: i64 = (1 << 53) - 1;
-
-// The fullest basket at the highest price still has an exact total: sums need no check while they are made.
-const _: () = assert!(MAX_PRICE <= MAX_EXACT / MAX_QUANTITY as i64 / MAX_LINES as i64);
-
 /// An ISO 4217 code, such as EUR. Its form is checked, not its place in the list, which changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schemars(extend("pattern" = "^[A-Z]{3}$", "examples" = ["EUR"]))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub struct Currency([u8; 3]);
 
 impl TryFrom<String> for Currency {
@@ -28,54 +16,48 @@ impl TryFrom<String> for Currency {
     fn try_from(text: String) -> Result<Self, ValidationError> {
         let code =
             <[u8; 3]>::try_from(text.as_bytes()).ok().filter(|code| code.iter().all(u8::is_ascii_uppercase));
-        code.map(Currency).ok_or_else(|| {
-            ValidationError::new("currency", "must be three capital letters (ISO 4217), such as EUR")
-        })
+        let problem = "must be three capital letters (ISO 4217), such as EUR";
+        code.map(Currency).ok_or_else(|| ValidationError::new("currency", problem))
     }
 }
 
-impl From<Currency> for String {
-    fn from(currency: Currency) -> String {
-        currency.0.iter().copied().map(char::from).collect()
+impl Currency {
+    /// The currency that was stored, under whatever rules held then.
+    pub fn from_stored(code: [u8; 3]) -> Currency {
+        Currency(code)
+    }
+
+    /// Its three letters.
+    pub fn code(&self) -> String {
+        self.0.iter().copied().map(char::from).collect()
     }
 }
 
 /// An amount in one currency, in minor units.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Money {
     /// Minor units, such as cents.
-    #[schemars(range(min = 0, max = MAX_EXACT))]
-    amount: i64,
-    currency: Currency,
+    pub amount: i64,
+    /// Currency.
+    pub currency: Currency,
 }
 
 impl Money {
-    /// Minor units.
-    pub fn amount(&self) -> i64 {
-        self.amount
-    }
-
-    /// Currency.
-    pub fn currency(&self) -> Currency {
-        self.currency
-    }
-
     /// The sum with an amount of the same currency.
     pub(super) fn plus(self, other: Money) -> Money {
         Money { amount: self.amount.saturating_add(other.amount), ..self }
     }
+
+    /// A multiple.
+    pub(super) fn times(self, factor: u32) -> Money {
+        Money { amount: self.amount.saturating_mul(i64::from(factor)), ..self }
+    }
 }
 
 /// The price of one piece: 0 to [`MAX_PRICE`] minor units.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(try_from = "Money", into = "Money")]
-#[schemars(inline, extend("properties" = {
-    "amount": {
-        "description": "Minor units, such as cents.", "type": "integer", "minimum": 0, "maximum": MAX_PRICE
-    },
-    "currency": { "type": "string", "pattern": "^[A-Z]{3}$", "examples": ["EUR"] }
-}))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Money")]
 pub struct Price(Money);
 
 impl Price {
@@ -87,14 +69,18 @@ impl Price {
         Err(ValidationError::new("amount", format!("must be 0 to {MAX_PRICE} minor units")))
     }
 
+    pub(super) fn from_stored(money: Money) -> Price {
+        Price(money)
+    }
+
+    /// The amount with its currency.
+    pub fn money(&self) -> Money {
+        self.0
+    }
+
     /// Currency.
     pub fn currency(&self) -> Currency {
         self.0.currency
-    }
-
-    /// What that many pieces cost.
-    pub fn times(&self, pieces: Quantity) -> Money {
-        Money { amount: self.0.amount.saturating_mul(i64::from(u32::from(pieces))), ..self.0 }
     }
 }
 
@@ -103,11 +89,5 @@ impl TryFrom<Money> for Price {
 
     fn try_from(money: Money) -> Result<Self, ValidationError> {
         Price::new(money.amount, money.currency)
-    }
-}
-
-impl From<Price> for Money {
-    fn from(price: Price) -> Money {
-        price.0
     }
 }

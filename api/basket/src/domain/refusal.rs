@@ -1,16 +1,12 @@
-//! Why the business says no.
+//! Why the business says no. *Refusal* is the word for it everywhere: in code, log, metrics and documents.
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use super::limits::{MAX_LINES, MAX_QUANTITY};
 
-use super::basket::MAX_LINES;
-use super::line::MAX_QUANTITY;
-
-/// A refusal is an outcome: it is recorded, and a repeated command gets it again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
-#[serde(tag = "refusal", rename_all = "snake_case")]
+/// A refusal is an outcome: it is recorded under its name, and a repeated command gets it again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, strum::EnumString, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case", const_into_str)]
 pub enum Refusal {
-    /// There is no such basket, or it is somebody else's: a caller cannot tell which.
+    /// There is no such basket, or it belongs to another caller: a caller cannot tell which.
     #[error("there is no basket with this id")]
     BasketNotFound,
     /// The article is not in the basket.
@@ -19,7 +15,7 @@ pub enum Refusal {
     /// It was checked out or abandoned.
     #[error("the basket is closed and cannot be changed")]
     BasketClosed,
-    /// Nothing to order.
+    /// There is nothing to order.
     #[error("an empty basket cannot be checked out")]
     BasketEmpty,
     /// All items of a basket have one currency.
@@ -34,10 +30,10 @@ pub enum Refusal {
     /// Too many pieces of one article.
     #[error("a line has at most {MAX_QUANTITY} pieces")]
     TooManyPieces,
-    /// The caller knew another version.
+    /// The caller expected another version.
     #[error("the basket has changed: its version is {current}")]
     VersionMismatch {
-        /// What it is now.
+        /// The version it has.
         current: i64,
     },
 }

@@ -2,7 +2,7 @@
 
 #![allow(clippy::indexing_slicing, reason = "members of JSON objects that were made a few lines above")]
 
-use basket::application::commands::TYPES;
+use basket::application::CommandType;
 use serde_json::{Map, Value, json};
 
 use super::examples;
@@ -139,7 +139,7 @@ fn commands() -> Vec<Operation> {
     let time = || json!({ "type": "string", "format": "date-time" });
     let filters = vec![
         query("principal", "Only this principal's; another one's for auditors only.", name),
-        query("type", "Only those of this type.", json!({ "enum": TYPES })),
+        query("type", "Only those of this type.", json!({ "enum": CommandType::names() })),
         query("outcome", "Only those that ended like this.", json!({ "enum": ["accepted", "refused"] })),
         query("from", "Only those received at this time or later.", time()),
         query("until", "Only those received before this time.", time()),

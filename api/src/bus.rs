@@ -1,0 +1,33 @@
+//! The command bus of the service: the units of work it writes with, and what surrounds every command.
+
+use std::sync::Arc;
+
+use basket::application::{Bus, Dispatch, Retry};
+use clap::ValueEnum;
+use sqlx::PgPool;
+
+use crate::metrics::{Metered, Metrics};
+use crate::postgres::{PostgresUnitsOfWork, SingleStatementUnitsOfWork};
+use crate::spans::Traced;
+
+/// How a command is written to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnitOfWorkMode {
+    /// A transaction with one statement per step.
+    Transaction,
+    /// Two statements in all: fewer round trips. The reactions of a bus cannot write tables of their own.
+    SingleStatement,
+}
+
+/// The bus over `pool`. Metrics are outside of the retry and count a command once; spans are inside and see each attempt.
+pub fn bus(pool: &PgPool, metrics: &Metrics, mode: UnitOfWorkMode) -> Arc<dyn Dispatch> {
+    let transactions = Bus::new(PostgresUnitsOfWork::new(pool.clone(), metrics.clone()));
+    let transactions: Arc<dyn Dispatch> = Arc::new(Traced::new(transactions));
+    let first: Arc<dyn Dispatch> = match mode {
+        UnitOfWorkMode::Transaction => Arc::clone(&transactions),
+        UnitOfWorkMode::SingleStatement => {
+            Arc::new(Traced::new(Bus::new(SingleStatementUnitsOfWork::new(pool.clone(), metrics.clone()))))
+        }
+    };
+    Arc::new(Metered::new(Retry::new(first, transactions), metrics.clone()))
+}
