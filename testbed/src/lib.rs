@@ -27,6 +27,7 @@ pub mod kubernetes;
 pub mod load;
 pub mod lua;
 pub mod net;
+pub mod node;
 pub mod other_producer;
 mod packages;
 pub mod postgres;

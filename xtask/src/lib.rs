@@ -2,6 +2,7 @@
 //!
 //! Every command does its own set-up, shows what it does, and leaves nothing running.
 
+pub mod asyncapi;
 pub mod audit;
 pub mod bench;
 pub mod build;

@@ -37,7 +37,7 @@ enum Command {
     Audit(audit::Options),
     /// Write what each program is built from into target/sbom (CycloneDX).
     Sbom,
-    /// Write docs/openapi.json and docs/events again.
+    /// Write docs/openapi.json, docs/events and docs/asyncapi.json again.
     Openapi,
     /// Write crds/, its copy in the chart, and the tables of fields and reasons again.
     Crds,

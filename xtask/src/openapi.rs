@@ -1,12 +1,13 @@
-//! `cargo xtask openapi`: what the service promises, written down: its OpenAPI document and the schema of every event.
+//! `cargo xtask openapi`: the contracts of the service: its OpenAPI document, the schema of every event, and the AsyncAPI
+//! document of the topic.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::Failure;
 use crate::build::{self, Profile};
+use crate::{Failure, asyncapi};
 
 /// Writes the files again from the program.
 pub fn run() -> Result<(), Failure> {
@@ -18,7 +19,7 @@ pub fn run() -> Result<(), Failure> {
     for (event_type, schema) in &schemas {
         write(&docs.join(format!("events/{event_type}.json")), schema)?;
     }
-    Ok(())
+    write(&docs.join("asyncapi.json"), &asyncapi::document(&schemas))
 }
 
 fn printed(program: &Path, what: &str) -> Result<Value, Failure> {

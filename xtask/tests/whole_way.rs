@@ -78,7 +78,7 @@ async fn every_type_of_event_arrives_as_its_published_schema_says() {
     let mut stack = Stack::servers(StackOptions::default(), programs, quiet).await.unwrap();
     stack.programs(quiet).await.unwrap();
     let shop = Shop::of(&stack);
-    let schemas = published_schemas();
+    let (schemas, headers) = (published_schemas(), published_headers());
     shop.everything().await.unwrap();
     let records = wait::until("every type of event", SOON, async || {
         let records =
@@ -94,6 +94,11 @@ async fn every_type_of_event_arrives_as_its_published_schema_says() {
         let wrong: Vec<String> =
             validator.iter_errors(&value(record)).map(|error| error.to_string()).collect();
         assert!(wrong.is_empty(), "{}: {wrong:?}", value(record));
+        let text = record.headers.iter().map(|(name, _)| (name.clone(), json!(record.header(name))));
+        let sent = Value::Object(text.collect());
+        let wrong: Vec<String> =
+            headers[event_type(record)].iter_errors(&sent).map(|error| error.to_string()).collect();
+        assert!(wrong.is_empty(), "{sent}: {wrong:?}");
     }
 }
 
@@ -112,4 +117,22 @@ fn published_schemas() -> BTreeMap<String, jsonschema::Validator> {
         (path.file_stem().unwrap().to_str().unwrap().to_owned(), options.build(&schema).unwrap())
     };
     files.map(schema).collect()
+}
+
+/// The headers of each type by `docs/asyncapi.json`, which refuse what they do not name.
+fn published_headers() -> BTreeMap<String, jsonschema::Validator> {
+    let file = std::fs::read(build::repository().join("docs/asyncapi.json")).unwrap();
+    let document: Value = serde_json::from_slice(&file).unwrap();
+    let types = document["components"]["messages"].as_object().unwrap().keys();
+    let schema = |event_type: &String| {
+        let pointer = format!("#/components/messages/{event_type}/headers");
+        let schema = json!({
+            "components": document["components"],
+            "$ref": pointer,
+            "unevaluatedProperties": false,
+        });
+        let options = jsonschema::options().should_validate_formats(true);
+        (event_type.clone(), options.build(&schema).unwrap())
+    };
+    types.map(schema).collect()
 }
