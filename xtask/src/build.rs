@@ -89,6 +89,11 @@ pub fn programs(profile: Profile) -> Result<PathBuf, Failure> {
     build(profile, &["basket-api", "outbox-relay"], None)
 }
 
+/// Builds the relay and the examples in Rust; returns the folder they are in.
+pub fn examples(profile: Profile) -> Result<PathBuf, Failure> {
+    build(profile, &["outbox-relay", "example-writer", "example-consumer"], None)
+}
+
 /// Builds the operator; returns the folder it is in.
 pub fn operator(profile: Profile) -> Result<PathBuf, Failure> {
     build(profile, &["outbox-operator"], None)

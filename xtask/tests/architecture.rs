@@ -102,7 +102,9 @@ fn names_application(path: &Path) -> bool {
 fn documents_name_no_file_that_is_not_there() {
     let root = repository();
     let mut files = Vec::new();
-    for folder in ["admin", "api", "operator", "outbox", "relay", "replication", "testbed", "xtask"] {
+    for folder in
+        ["admin", "api", "examples", "operator", "outbox", "relay", "replication", "testbed", "xtask"]
+    {
         sources(&root.join(folder), &mut files);
     }
     let mut named = 0;
