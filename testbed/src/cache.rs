@@ -83,14 +83,19 @@ pub(crate) fn fetch_with_dependencies(artifacts: &[(&str, &str, &str)], to: &Pat
          <dependencies>{dependencies}</dependencies></project>"
     );
     fs::write(&pom, text).map_err(Error::file("write", &pom))?;
+    copy_dependencies(&pom, &to.join("lib"), "fetching the Kafka libraries")
+}
+
+/// Copies what a `pom.xml` depends on into `to`.
+pub(crate) fn copy_dependencies(pom: &Path, to: &Path, doing: &str) -> Result<(), Error> {
     let mut maven = maven();
     maven
         .arg("-f")
-        .arg(&pom)
+        .arg(pom)
         .arg(format!("{MAVEN_DEPENDENCY_PLUGIN}:copy-dependencies"))
-        .arg(format!("-DoutputDirectory={}", to.join("lib").display()))
+        .arg(format!("-DoutputDirectory={}", to.display()))
         .arg("-DincludeScope=runtime");
-    run(&mut maven, "mvn", "Maven 3 (package 'maven')", "fetching the Kafka libraries")
+    run(&mut maven, "mvn", "Maven 3 (package 'maven')", doing)
 }
 
 fn maven() -> Command {

@@ -22,6 +22,7 @@ mod error;
 mod go;
 pub mod guard;
 pub mod images;
+pub mod java;
 pub mod kafka;
 pub mod kubernetes;
 pub mod load;

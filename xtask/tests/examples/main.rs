@@ -10,6 +10,7 @@
 
 mod contract;
 mod env;
+mod languages;
 mod records;
 mod rust;
 mod sql;
