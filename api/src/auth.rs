@@ -1,7 +1,10 @@
-//! Bearer tokens of an OpenID Connect issuer: [`TokenVerifier`] says whose a token is, by the issuer's published keys.
+//! Who callers are: access tokens of an OIDC issuer, and the issuer's keys.
 
+mod claims;
 mod jwt;
+mod key_set;
+mod key_source;
 mod keys;
 
-pub use jwt::{Identity, TokenError, TokenRules, TokenVerifier};
-pub use keys::{KeySource, SetUpError};
+pub use jwt::{ClaimNames, Identity, TokenError, TokenRules, TokenVerifier};
+pub use key_source::{KeySource, SetUpError};

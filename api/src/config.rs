@@ -12,9 +12,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
-use crate::auth::{KeySource, SetUpError, TokenRules, TokenVerifier};
+use crate::auth::{ClaimNames, KeySource, SetUpError, TokenRules, TokenVerifier};
 use crate::bus::UnitOfWorkMode;
-use crate::http::Authentication;
+use crate::http::{Authentication, Capacity};
+use crate::server::{Limits, Timeouts};
 
 /// Environment variable with the database's address.
 const DATABASE_URL: &str = "BASKET_DATABASE_URL";
@@ -34,7 +35,7 @@ const SHORTEST_KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
     after_help = "Environment:\n  BASKET_DATABASE_URL       postgres://user:password@host:port/database (required)\n  \
                   BASKET_STATIC_TOKEN       the bearer token of --auth static-token, 16 characters or more\n\
                   Durations are a number with a unit: 500ms, 30s, 15m, 72h, 30d.\n\
-                  Exit codes: 0 stopped in order, 64 invalid configuration, 69 the database is away or 'doctor' found a problem, 70 a bug."
+                  Exit codes: 0 stopped gracefully, 64 invalid configuration, 69 the database is away or 'doctor' found a problem, 70 a bug."
 )]
 pub struct Arguments {
     /// What to do.
@@ -45,7 +46,7 @@ pub struct Arguments {
 /// What to do.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Serve until stopped. SIGTERM finishes the requests under way and exits 0.
+    /// Serve until stopped. SIGTERM finishes the requests in flight and exits 0.
     Serve(Box<Serve>),
     /// Bring the database's schema up to date. Safe to repeat.
     Migrate,
@@ -109,19 +110,35 @@ pub struct Access {
     /// jwt: issuer of the tokens, exactly as in their claim `iss`.
     #[arg(long, env = "BASKET_JWT_ISSUER")]
     pub jwt_issuer: Option<String>,
-    /// jwt: this service's name in the tokens' claim `aud`.
+    /// jwt: this service's name in the tokens' audience claim.
     #[arg(long, env = "BASKET_JWT_AUDIENCE")]
     pub jwt_audience: Option<String>,
-    /// jwt: claim with the caller's roles; dots lead into objects, such as realm_access.roles.
-    #[arg(long, env = "BASKET_JWT_ROLES_CLAIM", default_value = "roles")]
-    pub jwt_roles_claim: String,
+    /// jwt: claim with the audience; client_id with issuers that put no aud into access tokens (Cognito). Names of claims may be
+    /// paths with dots, such as realm_access.roles.
+    #[arg(long, env = "BASKET_JWT_AUDIENCE_CLAIM", default_value = "aud")]
+    pub jwt_audience_claim: String,
+    /// jwt: claim with the caller's name, the principal.
+    #[arg(long, env = "BASKET_JWT_SUBJECT_CLAIM", default_value = "sub")]
+    pub jwt_subject_claim: String,
+    /// jwt: claims with the caller's roles, comma separated; each is a list, or words in a text such as scope.
+    #[arg(long, env = "BASKET_JWT_ROLES_CLAIM", default_value = "roles", value_delimiter = ',')]
+    pub jwt_roles_claim: Vec<String>,
+    /// jwt: the role that may read the commands of all principals.
+    #[arg(long, env = "BASKET_JWT_AUDITOR_ROLE", default_value = "auditor")]
+    pub jwt_auditor_role: String,
+    /// jwt: accept only tokens of the type at+jwt (RFC 9068).
+    #[arg(long, env = "BASKET_JWT_REQUIRE_AT_JWT")]
+    pub jwt_require_at_jwt: bool,
+    /// jwt: how far the issuer's clock and this one may be apart; 5m at most.
+    #[arg(long, env = "BASKET_JWT_LEEWAY", default_value = "30s", value_parser = leeway)]
+    pub jwt_leeway: Duration,
     /// jwt: file with the issuer's key set (JWKS). Read again when it changes.
     #[arg(long, env = "BASKET_JWKS_FILE")]
     pub jwks_file: Option<PathBuf>,
     /// jwt: address of the issuer's key set (JWKS), in place of a file.
     #[arg(long, env = "BASKET_JWKS_URL", conflicts_with = "jwks_file")]
     pub jwks_url: Option<Url>,
-    /// jwt: file with the certificate authority (PEM) of that address, in place of those of the web.
+    /// jwt: file with CA certificates (PEM) for that address, instead of the public root CAs.
     #[arg(long, env = "BASKET_JWKS_CA_FILE", requires = "jwks_url")]
     pub jwks_ca_file: Option<PathBuf>,
     /// static-token: file with the token, in place of BASKET_STATIC_TOKEN.
@@ -139,24 +156,64 @@ pub struct Bounds {
     /// Database connections at most. A few per CPU of the database are as fast as many.
     #[arg(long, env = "BASKET_DATABASE_CONNECTIONS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=500))]
     pub database_connections: u32,
-    /// Client connections at most; more wait until one closes.
+    /// Client connections at most. One more closes the one that has waited the longest for its client; while none waits, it
+    /// is queued.
     #[arg(long, env = "BASKET_MAX_CONNECTIONS", default_value_t = 1024, value_parser = at_least_one)]
     pub max_connections: usize,
-    /// Requests under way at most; more are answered 429.
+    /// Requests in flight at most; more are answered 503.
     #[arg(long, env = "BASKET_MAX_REQUESTS", default_value_t = 512, value_parser = at_least_one)]
     pub max_requests: usize,
-    /// Requests a second of one principal at most, more are answered 429; 0 for any number.
+    /// Requests in flight of one principal at most, more are answered 429; 0 for any number, on all database connections.
+    #[arg(long, env = "BASKET_MAX_REQUESTS_PER_PRINCIPAL", default_value_t = 64)]
+    pub max_requests_per_principal: usize,
+    /// Requests per second of one principal at most, more are answered 429; 0 for any number.
     #[arg(long, env = "BASKET_RATE_LIMIT", default_value_t = 5000)]
     pub rate_limit: u32,
     /// How long a request may take.
     #[arg(long, env = "BASKET_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub request_timeout: Duration,
-    /// How long a request's head may take to arrive, and a connection may be idle.
-    #[arg(long, env = "BASKET_HEADER_TIMEOUT", default_value = "15s", value_parser = duration)]
+    /// How long a request's head may take to arrive, from its first byte.
+    #[arg(long, env = "BASKET_HEADER_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub header_timeout: Duration,
-    /// How long requests under way may take to end after SIGTERM.
+    /// How long a connection may be without a request. Longer than load balancers keep theirs, so that none of them sends a
+    /// request on a connection that is being closed.
+    #[arg(long, env = "BASKET_IDLE_TIMEOUT", default_value = "75s", value_parser = duration)]
+    pub idle_timeout: Duration,
+    /// How long a client may read nothing of its answer.
+    #[arg(long, env = "BASKET_SEND_TIMEOUT", default_value = "15s", value_parser = duration)]
+    pub send_timeout: Duration,
+    /// How long to serve after SIGTERM, while load balancers still send requests. /readyz is 503 from the start of it.
+    #[arg(long, env = "BASKET_STOP_DELAY", default_value = "0s", value_parser = duration)]
+    pub stop_delay: Duration,
+    /// How long requests in flight may take to end after that.
     #[arg(long, env = "BASKET_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration)]
     pub drain_timeout: Duration,
+}
+
+impl Bounds {
+    /// Those of connections.
+    pub fn of_server(&self) -> Limits {
+        Limits {
+            connections: self.max_connections,
+            timeouts: Timeouts {
+                head: self.header_timeout,
+                idle: self.idle_timeout,
+                send: self.send_timeout,
+            },
+            stop_delay: self.stop_delay,
+            drain: self.drain_timeout,
+        }
+    }
+
+    /// Those of requests.
+    pub fn of_requests(&self) -> Capacity {
+        Capacity {
+            requests: self.max_requests,
+            requests_per_principal: self.max_requests_per_principal,
+            rate: self.rate_limit,
+            database_connections: usize::try_from(self.database_connections).unwrap_or(usize::MAX),
+        }
+    }
 }
 
 /// What is kept how long.
@@ -180,12 +237,28 @@ pub struct Retention {
 /// How callers prove who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum AuthMode {
-    /// By an OIDC access token (JWT, RS256 or ES256).
+    /// By an OIDC access token (JWT signed with RSA, ECDSA or Ed25519).
     Jwt,
-    /// One bearer token for everybody: for development.
+    /// One bearer token for all callers: for development.
     StaticToken,
-    /// Not at all; everybody is the principal `anonymous`.
+    /// Not at all; every caller is the principal `anonymous`.
     None,
+}
+
+impl AuthMode {
+    /// Whether callers have baskets of their own.
+    pub fn tells_callers_apart(self) -> bool {
+        self == AuthMode::Jwt
+    }
+
+    /// As in arguments.
+    pub fn name(self) -> &'static str {
+        match self {
+            AuthMode::Jwt => "jwt",
+            AuthMode::StaticToken => "static-token",
+            AuthMode::None => "none",
+        }
+    }
 }
 
 /// The configuration cannot be used.
@@ -250,7 +323,13 @@ impl Access {
         let rules = TokenRules {
             issuer: needed(&self.jwt_issuer, "--jwt-issuer (needed by --auth jwt)")?,
             audience: needed(&self.jwt_audience, "--jwt-audience (needed by --auth jwt)")?,
-            roles_claim: self.jwt_roles_claim.clone(),
+            claims: ClaimNames {
+                audience: self.jwt_audience_claim.clone(),
+                subject: self.jwt_subject_claim.clone(),
+                roles: self.jwt_roles_claim.clone(),
+            },
+            require_at_jwt: self.jwt_require_at_jwt,
+            leeway: self.jwt_leeway,
         };
         let source = match (&self.jwks_file, &self.jwks_url) {
             (Some(file), _) => KeySource::File(file.clone()),
@@ -260,7 +339,10 @@ impl Access {
             }
         };
         let verifier = TokenVerifier::new(rules, source).map_err(ConfigError::Keys)?;
-        Ok(Authentication::Tokens(Arc::new(verifier)))
+        Ok(Authentication::Tokens {
+            verifier: Arc::new(verifier),
+            auditor_role: self.jwt_auditor_role.clone(),
+        })
     }
 }
 
@@ -297,6 +379,12 @@ fn plain_http(text: &str) -> Result<Url, String> {
     };
     url.filter(takes)
         .ok_or_else(|| "must be an address such as http://shop-basket-api:80, without a login".to_owned())
+}
+
+/// RFC 7519, section 4.1.4: "usually no more than a few minutes".
+fn leeway(text: &str) -> Result<Duration, String> {
+    let leeway = duration(text)?;
+    if leeway <= Duration::from_secs(300) { Ok(leeway) } else { Err("must be 5m or less".to_owned()) }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -117,5 +117,5 @@ async fn stop_signal() {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("stopping: finishing the requests under way");
+    tracing::info!("stopping: finishing the requests in flight");
 }

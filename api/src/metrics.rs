@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use basket::application::ports::BoxFuture;
 use basket::application::{CommandEnvelope, CommandResult, CommandType, Dispatch, DispatchError};
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 use sqlx::PgPool;
 
 const NAMESPACE: &str = "basket_api";
@@ -19,6 +21,9 @@ pub struct Metrics {
     pub registry: Registry,
     http_requests: IntCounterVec,
     http_seconds: HistogramVec,
+    connections: IntGauge,
+    connections_closed: IntCounterVec,
+    token_key_reads: IntCounterVec,
     commands: IntCounterVec,
     command_seconds: HistogramVec,
     outbox_rows: IntCounterVec,
@@ -41,6 +46,15 @@ impl Metrics {
                 &["route", "method", "status"],
             )?,
             http_seconds: seconds("http_request_duration_seconds", "From request to answer", "route")?,
+            connections: IntGauge::with_opts(opts("http_connections", "Open client connections"))?,
+            connections_closed: IntCounterVec::new(
+                opts("http_connections_closed_total", "Client connections that the service closed"),
+                &["reason"],
+            )?,
+            token_key_reads: IntCounterVec::new(
+                opts("token_key_reads_total", "Attempts to read the token issuer's keys"),
+                &["outcome"],
+            )?,
             commands: IntCounterVec::new(
                 opts("commands_total", "Commands by how they ended"),
                 &["type", "outcome"],
@@ -61,6 +75,9 @@ impl Metrics {
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         registry.register(Box::new(metrics.http_requests.clone()))?;
         registry.register(Box::new(metrics.http_seconds.clone()))?;
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.connections_closed.clone()))?;
+        registry.register(Box::new(metrics.token_key_reads.clone()))?;
         registry.register(Box::new(metrics.commands.clone()))?;
         registry.register(Box::new(metrics.command_seconds.clone()))?;
         registry.register(Box::new(metrics.outbox_rows.clone()))?;
@@ -73,6 +90,22 @@ impl Metrics {
     pub fn request(&self, route: &str, method: &str, status: u16, took: Duration) {
         self.http_requests.with_label_values(&[route, method, &status.to_string()]).inc();
         self.http_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+    }
+
+    /// A client connected; until the returned value is dropped.
+    pub fn connection_opened(&self) -> OpenConnection {
+        self.connections.inc();
+        OpenConnection(self.connections.clone())
+    }
+
+    /// The service closed a client's connection: the client was too slow, or others needed the room.
+    pub fn connection_closed(&self, reason: &str) {
+        self.connections_closed.with_label_values(&[reason]).inc();
+    }
+
+    /// The token issuer's keys were read, or could not be.
+    pub fn token_keys_read(&self, read: bool) {
+        self.token_key_reads.with_label_values(&[if read { "read" } else { "failed" }]).inc();
     }
 
     /// A row of the outbox was committed.
@@ -104,6 +137,15 @@ impl Metrics {
         let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
         self.pool_connections.with_label_values(&["idle"]).set(idle);
         self.pool_connections.with_label_values(&["used"]).set(i64::from(pool.size()) - idle);
+    }
+}
+
+/// One open connection of a client.
+pub struct OpenConnection(IntGauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

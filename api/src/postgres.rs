@@ -6,6 +6,7 @@ mod command_log;
 mod documents;
 mod housekeeping;
 mod single_statement;
+mod summary;
 mod unit_of_work;
 
 pub use baskets::PostgresBaskets;

@@ -1,42 +1,56 @@
-//! The accept loop: hyper's connections around warp's service, with the bounds warp's own server lacks.
+//! The accept loop: hyper's connections around warp's service, with the limits warp's own server lacks.
 //!
-//! Nobody can hold a connection by being slow, nobody can open any number of them, and a stop takes no longer than it
-//! was given. What a request's body and its answer may take is the service's business.
+//! A slow client cannot keep a connection, in either direction; many connections of some cannot keep out others; and a
+//! stop serves until load balancers have noticed it, and then takes no longer than it was given. What a request's body
+//! and its execution may take is the service's business.
 
+mod activity;
+mod connection;
+mod stream;
+
+use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use warp::Filter;
 use warp::reply::Response;
 
-use crate::http::Problem;
+pub use activity::Timeouts;
+use activity::{Activity, Waiting};
+use connection::End;
 
-/// Room for a request's head. Above what the service refuses with an answer of its own, so that its answers are seen;
-/// what does not even fit in here gets hyper's empty 431.
-const HEAD_BYTES: usize = 64 * 1024;
+use crate::metrics::Metrics;
+
 /// How long to wait after an accept that failed: mostly the process has no file descriptor left, and only time helps.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 
-/// Bounds of a server.
+/// What is served.
+pub trait Handler:
+    Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+impl<F> Handler for F where
+    F: Filter<Extract = (Response,), Error = Infallible, Future: Send> + Clone + Send + Sync + 'static
+{
+}
+
+/// Limits of a server.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once. Others wait in the kernel's queue until one closes.
+    /// Connections at once. One more closes the one that has waited the longest for its client; while none waits, it
+    /// stays in the kernel's queue.
     pub connections: usize,
-    /// How long a request's head may take to arrive, counted from the connection's start or the answer before: also how
-    /// long a connection may be idle.
-    pub header_read: Duration,
-    /// How long requests under way may take to end once the server is stopped.
+    /// How long a client may keep a connection waiting.
+    pub timeouts: Timeouts,
+    /// How long to accept connections after the stop: load balancers send requests until they have noticed it.
+    pub stop_delay: Duration,
+    /// How long requests in flight may take to end after that.
     pub drain: Duration,
 }
 
@@ -47,49 +61,47 @@ pub struct Drained {
     pub cut: usize,
 }
 
-/// Serves `filter` until `stop` completes; then accepts nothing more, lets requests under way end, and returns.
-pub async fn serve<F>(
+/// How far a stop has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    /// Answers ask their clients to connect elsewhere next time.
+    Leaving,
+    /// Requests in flight are finished; no connection takes another one.
+    Draining,
+}
+
+/// Serves `filter` until `stop` completes, and then as [`Limits`] say.
+pub async fn serve<F: Handler>(
     listener: TcpListener,
     filter: F,
     limits: Limits,
+    metrics: Metrics,
     stop: impl Future<Output = ()>,
-) -> Drained
-where
-    F: Filter<Extract = (Response,), Error = std::convert::Infallible> + Clone + Send + Sync + 'static,
-    F::Future: Send,
-{
-    let (stopping, stopped) = watch::channel(false);
-    let mut connections = JoinSet::new();
-    let room = Arc::new(Semaphore::new(limits.connections));
-    let accepting = async {
-        loop {
-            // Before the accept: a connection that cannot be served is better off in the queue.
-            let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
-            let stream = accept(&listener).await;
-            let connection = connection(stream, filter.clone(), limits.header_read, stopped.clone());
-            connections.spawn(async move {
-                connection.await;
-                drop(permit);
-            });
-            while connections.try_join_next().is_some() {}
+) -> Drained {
+    let (stage, current) = watch::channel(Stage::Serving);
+    let mut open = Connections::new(limits, metrics, current);
+    {
+        let mut accepting = std::pin::pin!(async {
+            loop {
+                let stream = accept(&listener).await;
+                open.make_room().await;
+                open.start(stream, filter.clone());
+            }
+        });
+        tokio::select! {
+            () = accepting.as_mut() => {}
+            () = stop => {}
         }
-    };
-    tokio::select! {
-        () = accepting => {}
-        () = stop => {}
+        stage.send_replace(Stage::Leaving);
+        tokio::select! {
+            () = accepting => {}
+            () = sleep(limits.stop_delay) => {}
+        }
     }
     drop(listener);
-    stopping.send_replace(true);
-    let ended = timeout(limits.drain, async { while connections.join_next().await.is_some() {} }).await;
-    let cut = if ended.is_ok() { 0 } else { connections.len() };
-    if cut > 0 {
-        tracing::warn!(
-            cut,
-            "requests did not end in time and were cut; their clients repeat them by their keys"
-        );
-    }
-    connections.shutdown().await;
-    Drained { cut }
+    stage.send_replace(Stage::Draining);
+    open.drain().await
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
@@ -104,44 +116,91 @@ async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// One connection, to its end. Its errors are its client's: a cut line, or something that is not HTTP.
-async fn connection<F>(
-    stream: TcpStream,
-    filter: F,
-    header_read: Duration,
-    mut stopped: watch::Receiver<bool>,
-) where
-    F: Filter<Extract = (Response,), Error = std::convert::Infallible> + Clone + Send + Sync + 'static,
-    F::Future: Send,
-{
-    // Answers are small and complete: there is nothing to wait for.
-    drop(stream.set_nodelay(true));
-    let routed = TowerToHyperService::new(warp::service(filter));
-    let service = service_fn(move |request: Request<Incoming>| {
-        // warp takes it for granted that a URI has a path, and panics at "CONNECT host:443".
-        let has_path = request.uri().path_and_query().is_some();
-        let answer = has_path.then(|| routed.call(request));
-        async move {
-            match answer {
-                Some(answer) => answer.await,
-                None => Ok(Problem::malformed("a request names a path").into_response("none")),
+/// The open connections.
+struct Connections {
+    limits: Limits,
+    metrics: Metrics,
+    stage: watch::Receiver<Stage>,
+    tasks: JoinSet<()>,
+    open: Vec<Open>,
+    /// Told when a connection begins to wait for its client, and so could be closed.
+    waits: Arc<Notify>,
+}
+
+struct Open {
+    activity: Arc<Activity>,
+    task: AbortHandle,
+}
+
+impl Connections {
+    fn new(limits: Limits, metrics: Metrics, stage: watch::Receiver<Stage>) -> Connections {
+        Connections { limits, metrics, stage, tasks: JoinSet::new(), open: Vec::new(), waits: Arc::default() }
+    }
+
+    /// Returns when one more connection is within the limit.
+    async fn make_room(&mut self) {
+        loop {
+            while self.tasks.try_join_next().is_some() {}
+            self.open.retain(|open| !open.task.is_finished());
+            if self.open.len() < self.limits.connections {
+                return;
+            }
+            if let Some(longest) = self.longest_waiting() {
+                self.open.swap_remove(longest).task.abort();
+                self.metrics.connection_closed("limit");
+                return;
+            }
+            tokio::select! {
+                _ = self.tasks.join_next() => {}
+                () = self.waits.notified() => {}
             }
         }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(header_read)
-        .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    }
+
+    /// The connection whose client deserves it the least: one that is slow before one that is idle, and of these the
+    /// one that has waited the longest.
+    fn longest_waiting(&self) -> Option<usize> {
+        let waiting = self.open.iter().enumerate();
+        let waiting = waiting.filter_map(|(index, open)| Some((open.activity.waiting()?, index)));
+        let is_idle = |waiting| waiting == Waiting::Idle;
+        waiting.min_by_key(|((waiting, since), _)| (is_idle(*waiting), *since)).map(|(_, index)| index)
+    }
+
+    fn start<F: Handler>(&mut self, stream: TcpStream, filter: F) {
+        let activity = Arc::new(Activity::new(Arc::clone(&self.waits)));
+        let connection = connection::serve(
+            stream,
+            filter,
+            Arc::clone(&activity),
+            self.limits.timeouts,
+            self.stage.clone(),
+        );
+        let metrics = self.metrics.clone();
+        let counted = metrics.connection_opened();
+        let task = self.tasks.spawn(async move {
+            match connection.await {
+                End::TooSlow(Waiting::Reader) => metrics.connection_closed("send_timeout"),
+                End::TooSlow(Waiting::Head) => metrics.connection_closed("header_timeout"),
+                End::TooSlow(Waiting::Idle) => metrics.connection_closed("idle_timeout"),
+                End::Closed => {}
+            }
+            drop(counted);
+        });
+        self.open.push(Open { activity, task });
+    }
+
+    /// Lets requests in flight end, and cuts those that do not within the limit.
+    async fn drain(mut self) -> Drained {
+        let tasks = &mut self.tasks;
+        let ended = timeout(self.limits.drain, async { while tasks.join_next().await.is_some() {} }).await;
+        let cut = if ended.is_ok() { 0 } else { self.tasks.len() };
+        if cut > 0 {
+            tracing::warn!(
+                cut,
+                "requests did not end in time and were cut; their clients repeat them by their keys"
+            );
         }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended");
+        self.tasks.shutdown().await;
+        Drained { cut }
     }
 }

@@ -13,10 +13,10 @@ use sqlx::{Connection, PgPool};
 use crate::bus::bus;
 use crate::config::{Bounds, ConfigError, Serve};
 use crate::housekeeping::keep_house;
-use crate::http::{App, Authentication, RequestLimits, Rules, filter};
+use crate::http::{App, Authentication, RequestLimits, Rules, filter, openapi};
 use crate::metrics::Metrics;
 use crate::postgres::{Housekeeping, PostgresBaskets, PostgresCommandLog};
-use crate::server::{self, Limits};
+use crate::server;
 
 /// A request that finds no free connection for this long is told to come back later.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(2);
@@ -28,6 +28,8 @@ const LOCK_TIMEOUT_MS: &str = "3000";
 const IDLE_IN_TRANSACTION_MS: &str = "10000";
 /// A connection that was used so lately is taken to be there still.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
+/// How long to say good-bye to the database at a stop.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 /// How often readiness is looked at, and how long that may take: a database that is away is seen within two seconds.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
@@ -68,29 +70,32 @@ pub async fn serve(
     let bus = bus(&pool, &metrics, options.unit_of_work);
     let app = app(&options, authentication.clone(), Arc::clone(&bus), &pool, &metrics);
     let state = Arc::new(AtomicU8::new(AWAY));
-    let admin = Admin::new(metrics.registry.clone(), log_level).readiness(readiness(&state));
+    let admin =
+        Admin::new(metrics.registry.clone(), log_level).readiness(readiness(&state, authentication.clone()));
     let (admin_address, listener) = admin.bind(options.admin_listen).await?;
     let address = options.listen;
     let socket = admin::listen(address).await.map_err(|source| StartError::Listen { address, source })?;
     tokio::spawn(listener);
-    tokio::spawn(watch_database(pool.clone(), metrics, Arc::clone(&state)));
+    tokio::spawn(watch_database(pool.clone(), metrics.clone(), Arc::clone(&state)));
     tokio::spawn(keep_house(Housekeeping::new(pool.clone()), bus, options.retention));
-    if let Authentication::Tokens(verifier) = authentication {
-        tokio::spawn(verifier.keep_fresh());
+    if let Authentication::Tokens { verifier, .. } = authentication {
+        tokio::spawn(verifier.keep_fresh(metrics.clone()));
     }
     tracing::info!(%address, admin = %admin_address, version = admin::version(), "basket-api serves");
+    if !address.ip().is_loopback() && !options.access.auth.tells_callers_apart() {
+        tracing::warn!(
+            auth = options.access.auth.name(),
+            "every caller that can connect has the same rights: this mode of authentication is for development"
+        );
+    }
     let stop = async {
         stop.await;
         state.store(STOPPING, Ordering::Relaxed);
     };
-    let limits = Limits {
-        connections: options.bounds.max_connections,
-        header_read: options.bounds.header_timeout,
-        drain: options.bounds.drain_timeout,
-    };
-    let drained = server::serve(socket, filter(app), limits, stop).await;
-    pool.close().await;
-    tracing::info!(cut = drained.cut, "stopped in order");
+    let drained = server::serve(socket, filter(app), options.bounds.of_server(), metrics, stop).await;
+    // A connection whose server is gone without a word would keep it waiting; the process ends with it anyway.
+    let _ = tokio::time::timeout(CLOSE_WITHIN, pool.close()).await;
+    tracing::info!(cut = drained.cut, "stopped gracefully");
     Ok(())
 }
 
@@ -129,8 +134,9 @@ fn app(
         baskets: Arc::new(PostgresBaskets::new(pool.clone())),
         log: Arc::new(PostgresCommandLog::new(pool.clone())),
         authentication,
-        limits: RequestLimits::new(bounds.max_requests, bounds.rate_limit),
+        limits: RequestLimits::new(bounds.of_requests()),
         rules: Rules { require_if_match: access.require_if_match, timeout: bounds.request_timeout },
+        document: openapi::document().to_string(),
         metrics: metrics.clone(),
     })
 }
@@ -141,13 +147,19 @@ const AWAY: u8 = 0;
 const SERVING: u8 = 1;
 const STOPPING: u8 = 2;
 
-fn readiness(state: &State) -> impl Fn() -> Readiness + Send + Sync + 'static {
+fn readiness(
+    state: &State,
+    authentication: Authentication,
+) -> impl Fn() -> Readiness + Send + Sync + 'static {
     let state = Arc::clone(state);
     move || match state.load(Ordering::Relaxed) {
-        SERVING => Readiness::Ready("serving".into()),
-        STOPPING => {
-            Readiness::NotReady("stopping: requests under way are finished, new ones are refused".into())
+        SERVING if !authentication.is_ready() => {
+            Readiness::NotReady("the token issuer's keys could not be read yet; the log says why".into())
         }
+        SERVING => Readiness::Ready("serving".into()),
+        STOPPING => Readiness::NotReady(
+            "stopping: requests in flight are finished, and clients asked to connect elsewhere".into(),
+        ),
         _ => Readiness::NotReady(
             "the database does not answer, or its schema is missing; run 'basket-api migrate'".into(),
         ),

@@ -4,6 +4,7 @@
 //! read model and the outgoing events. [`queries`] read the read model and do not go through the bus. What the
 //! application needs from outside is in [`ports`]; [`in_memory`] implements them without a database.
 
+mod basket_summary;
 mod basket_view;
 mod bus;
 mod command;
@@ -15,6 +16,7 @@ pub mod queries;
 mod reaction;
 mod retry;
 
+pub use basket_summary::BasketSummary;
 pub use basket_view::{BasketStatus, BasketView, LineView, MoneyView};
 pub use bus::Bus;
 pub use command::{

@@ -14,15 +14,18 @@ use crate::auth::{TokenError, TokenVerifier};
 const DEVELOPER: &str = "developer";
 /// The principal without authentication.
 const ANONYMOUS: &str = "anonymous";
-/// The role that may read everybody's commands.
-const AUDITOR: &str = "auditor";
 
 /// How requests are authenticated.
 #[derive(Clone)]
 pub enum Authentication {
     /// By OIDC access tokens.
-    Tokens(Arc<TokenVerifier>),
-    /// By one bearer token for everybody: for development.
+    Tokens {
+        /// Verifies them.
+        verifier: Arc<TokenVerifier>,
+        /// The role that may read the commands of all principals.
+        auditor_role: String,
+    },
+    /// By one bearer token for all callers: for development.
     StaticToken(String),
     /// Not at all.
     Nobody,
@@ -31,7 +34,7 @@ pub enum Authentication {
 impl fmt::Debug for Authentication {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Authentication::Tokens(_) => "Tokens",
+            Authentication::Tokens { .. } => "Tokens",
             Authentication::StaticToken(_) => "StaticToken([redacted])",
             Authentication::Nobody => "Nobody",
         })
@@ -59,6 +62,14 @@ impl Caller {
 }
 
 impl Authentication {
+    /// Whether any caller can be recognised.
+    pub fn is_ready(&self) -> bool {
+        match self {
+            Authentication::Tokens { verifier, .. } => verifier.has_keys(),
+            Authentication::StaticToken(_) | Authentication::Nobody => true,
+        }
+    }
+
     /// The caller of a request.
     pub async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
         match self {
@@ -70,17 +81,23 @@ impl Authentication {
                 }
                 Caller::new(DEVELOPER, false)
             }
-            Authentication::Tokens(verifier) => match verifier.verify(bearer(headers)?).await {
-                Ok(identity) => {
-                    let auditor = identity.roles.iter().any(|role| role == AUDITOR);
-                    Caller::new(&identity.subject, auditor)
+            Authentication::Tokens { verifier, auditor_role } => {
+                match verifier.verify(bearer(headers)?).await {
+                    Ok(identity) => {
+                        let auditor = identity.roles.iter().any(|role| role == auditor_role);
+                        Caller::new(&identity.subject, auditor)
+                    }
+                    Err(TokenError::Invalid(reason)) => {
+                        tracing::info!(reason, "a token was refused");
+                        Err(Problem::unauthenticated(Some(reason)))
+                    }
+                    Err(TokenError::KeysUnavailable) => {
+                        let detail =
+                            "the keys of the token issuer have not been read yet; repeat it in a moment";
+                        Err(Problem::later(&kinds::UNAVAILABLE, detail))
+                    }
                 }
-                Err(TokenError::Invalid(reason)) => Err(Problem::unauthenticated(Some(reason))),
-                Err(TokenError::KeysUnavailable) => {
-                    let detail = "the keys of the token issuer cannot be read; repeat it in a moment";
-                    Err(Problem::later(&kinds::UNAVAILABLE, detail))
-                }
-            },
+            }
         }
     }
 }

@@ -8,32 +8,20 @@ use warp::http::header::{ETAG, LOCATION};
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::{Reply, Response};
 
-use super::auth::Caller;
 use super::conditions::{has_already, if_match};
-use super::dto::{Basket, BasketPage, NewBasket, NewItem, NewQuantity, Payment};
-use super::idempotency::{Key, envelope};
+use super::context::RequestContext;
+use super::dto::{Basket, BasketPage, BasketSummary, NewBasket, NewItem, NewQuantity, Payment};
+use super::idempotency::envelope;
 use super::pages::Listing;
 use super::problem::Problem;
-use super::request::Request;
-use super::routes::App;
-use super::{body, routes};
+use super::{body, reply};
 
-/// A request that was let in.
-pub struct Call<'a> {
-    /// What handlers need.
-    pub app: &'a App,
-    /// The request.
-    pub request: &'a Request,
-    /// The sender.
-    pub caller: &'a Caller,
-}
-
-impl Call<'_> {
+impl RequestContext<'_> {
     /// `POST /v1/baskets`
     pub async fn create_basket(&self) -> Result<Response, Problem> {
         let NewBasket { buyer_id: buyer } = body::json(self.request)?;
         let command = BasketCommand::Create { basket_id: BasketId(Uuid::now_v7()), buyer };
-        self.dispatch(command, Key::Required, StatusCode::CREATED).await
+        self.dispatch(command).await
     }
 
     /// `POST /v1/baskets/{id}/items`
@@ -41,7 +29,7 @@ impl Call<'_> {
         let expected_version = self.expected_version()?;
         let NewItem { sku, name, quantity, unit_price } = body::json(self.request)?;
         let change = BasketChange::AddItem { line: Line { sku, name, quantity, unit_price } };
-        self.change(basket_id, expected_version, change, Key::Required).await
+        self.change(basket_id, expected_version, change).await
     }
 
     /// `PATCH /v1/baskets/{id}/items/{sku}`
@@ -49,19 +37,19 @@ impl Call<'_> {
         let expected_version = self.expected_version()?;
         let NewQuantity { quantity } = body::json(self.request)?;
         let change = BasketChange::ChangeQuantity { sku, quantity };
-        self.change(basket_id, expected_version, change, Key::Optional).await
+        self.change(basket_id, expected_version, change).await
     }
 
     /// `DELETE /v1/baskets/{id}/items/{sku}`
     pub async fn remove_item(&self, basket_id: BasketId, sku: Sku) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
-        self.change(basket_id, expected_version, BasketChange::RemoveItem { sku }, Key::Optional).await
+        self.change(basket_id, expected_version, BasketChange::RemoveItem { sku }).await
     }
 
     /// `DELETE /v1/baskets/{id}/items`
     pub async fn clear(&self, basket_id: BasketId) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
-        self.change(basket_id, expected_version, BasketChange::Clear, Key::Optional).await
+        self.change(basket_id, expected_version, BasketChange::Clear).await
     }
 
     /// `POST /v1/baskets/{id}/checkout`
@@ -69,14 +57,14 @@ impl Call<'_> {
         let expected_version = self.expected_version()?;
         let Payment { payment_method } = body::json(self.request)?;
         let change = BasketChange::CheckOut { payment_method };
-        self.change(basket_id, expected_version, change, Key::Required).await
+        self.change(basket_id, expected_version, change).await
     }
 
     /// `DELETE /v1/baskets/{id}`
     pub async fn abandon(&self, basket_id: BasketId) -> Result<Response, Problem> {
         let expected_version = self.expected_version()?;
         let change = BasketChange::Abandon { reason: AbandonReason::Requested };
-        self.change(basket_id, expected_version, change, Key::Optional).await
+        self.change(basket_id, expected_version, change).await
     }
 
     /// `GET /v1/baskets/{id}`
@@ -100,8 +88,8 @@ impl Call<'_> {
         let page = self.app.baskets.list(&self.caller.name, &filter, request).await?;
         let last = page.entries.last().filter(|_| page.more);
         let next = last.map(|basket| listing.token(basket.id.0));
-        let baskets = page.entries.into_iter().map(Basket::from).collect();
-        let mut response = routes::json(&BasketPage { baskets, next_page_token: next.clone() });
+        let baskets = page.entries.into_iter().map(BasketSummary::from).collect();
+        let mut response = reply::json(&BasketPage { baskets, next_page_token: next.clone() });
         listing.link(&mut response, next.as_deref());
         Ok(response)
     }
@@ -115,22 +103,17 @@ impl Call<'_> {
         basket_id: BasketId,
         expected_version: Option<Version>,
         change: BasketChange,
-        key: Key,
     ) -> Result<Response, Problem> {
         let command = BasketCommand::Change { basket_id, expected_version, change };
-        self.dispatch(command, key, StatusCode::OK).await
+        self.dispatch(command).await
     }
 
-    async fn dispatch(
-        &self,
-        command: BasketCommand,
-        key: Key,
-        accepted: StatusCode,
-    ) -> Result<Response, Problem> {
+    async fn dispatch(&self, command: BasketCommand) -> Result<Response, Problem> {
+        let key = self.operation.class.key();
         let envelope = envelope(self.request, self.caller.principal.clone(), command, key)?;
         let CommandResult { command, outcome, replayed } = self.app.bus.dispatch(&envelope).await?;
         let mut response = match outcome {
-            Outcome::Accepted(view) => basket_response(view, accepted),
+            Outcome::Accepted(view) => basket_response(view, self.operation.answer.status),
             Outcome::Refused(refusal) => Problem::from(&refusal).into_response(&command.to_string()),
         };
         let headers = response.headers_mut();
@@ -167,7 +150,7 @@ fn status(value: &str) -> Result<BasketStatus, Problem> {
 
 fn basket_response(view: BasketView, status: StatusCode) -> Response {
     let (id, version) = (view.id, view.version);
-    let mut response = warp::reply::with_status(routes::json(&Basket::from(view)), status).into_response();
+    let mut response = warp::reply::with_status(reply::json(&Basket::from(view)), status).into_response();
     set_etag(&mut response, version);
     if status == StatusCode::CREATED
         && let Ok(location) = HeaderValue::from_str(&format!("/v1/baskets/{id}"))

@@ -1,4 +1,4 @@
-//! The log of commands over HTTP: one's own for everybody, everybody's for auditors.
+//! The command log over HTTP: callers see their own commands, auditors those of all principals.
 
 use basket::application::queries::{CommandFilter, PageRequest};
 use basket::application::{CommandId, CommandType};
@@ -6,21 +6,21 @@ use chrono::{DateTime, Utc};
 use warp::reply::Response;
 
 use super::auth::Caller;
-use super::baskets::Call;
+use super::context::RequestContext;
 use super::dto::{Command, CommandPage};
 use super::pages::Listing;
 use super::problem::{Problem, kinds};
-use super::routes;
+use super::reply;
 
 /// Longest name of a principal.
 const MAX_NAME: usize = 200;
 
-impl Call<'_> {
+impl RequestContext<'_> {
     /// `GET /v1/commands/{id}`
     pub async fn get_command(&self, id: CommandId) -> Result<Response, Problem> {
         let own = (!self.caller.auditor).then_some(self.caller.name.as_str());
-        let command = self.app.log.get(own, id).await?.ok_or_else(not_found)?;
-        Ok(routes::json(&Command::from(command)))
+        let command = self.app.log.get(own, id).await?.ok_or_else(Problem::command_not_found)?;
+        Ok(reply::json(&Command::from(command)))
     }
 
     /// `GET /v1/commands?principal=&type=&outcome=&from=&until=&limit=&page_token=`
@@ -33,15 +33,10 @@ impl Call<'_> {
         let last = page.entries.last().filter(|_| page.more);
         let next = last.map(|command| listing.token(command.id.0));
         let commands = page.entries.into_iter().map(Command::from).collect();
-        let mut response = routes::json(&CommandPage { commands, next_page_token: next.clone() });
+        let mut response = reply::json(&CommandPage { commands, next_page_token: next.clone() });
         listing.link(&mut response, next.as_deref());
         Ok(response)
     }
-}
-
-/// 404 for a command. The same for one that never was and one that is somebody else's.
-pub fn not_found() -> Problem {
-    Problem::new(&kinds::COMMAND_NOT_FOUND, "there is no command with this id")
 }
 
 /// Whose commands, and which.
@@ -82,7 +77,7 @@ fn principal(value: &str, caller: &Caller) -> Result<String, Problem> {
     if caller.auditor || value == caller.name {
         return Ok(value.to_owned());
     }
-    let detail = "another principal's commands can be read with the role 'auditor' only";
+    let detail = "another principal's commands can be read with the auditor role only";
     Err(Problem::new(&kinds::FORBIDDEN, detail))
 }
 

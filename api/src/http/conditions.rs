@@ -10,24 +10,39 @@ use super::problem::{Problem, kinds};
 /// A tag this service never gave out matches no version.
 const NEVER: Version = Version(0);
 
-/// The version a caller expects. `*` means any, and a weak tag never matches.
+/// The version a caller expects: of a list, the one that can match. `*` means any, and a weak tag never matches.
 pub fn if_match(headers: &HeaderMap, required: bool) -> Result<Option<Version>, Problem> {
-    if headers.get_all(IF_MATCH).iter().count() > 1 {
-        return Err(Problem::malformed("If-Match must be given once, with one entity tag"));
-    }
-    let Some(value) = headers.get(IF_MATCH) else {
+    if !headers.contains_key(IF_MATCH) {
         let demanded = || Problem::new(&kinds::PRECONDITION_REQUIRED, "send the basket's ETag as If-Match");
         return if required { Err(demanded()) } else { Ok(None) };
-    };
-    let value = value.to_str().unwrap_or_default().trim();
-    if value == "*" {
+    }
+    let tags: Vec<&str> = elements(headers, IF_MATCH).filter(|tag| !tag.is_empty()).collect();
+    if tags == ["*"] {
         return Ok(None);
     }
-    let (tag, weak) = value.strip_prefix("W/").map_or((value, false), |tag| (tag, true));
-    let quoted = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')).filter(|tag| !tag.contains('"'));
-    let tag =
-        quoted.ok_or_else(|| Problem::malformed("If-Match must be an entity tag such as \"3\", or *"))?;
-    Ok(Some(tag.parse().map(Version).ok().filter(|_| !weak).unwrap_or(NEVER)))
+    if tags.is_empty() || !tags.iter().all(|tag| is_entity_tag(tag)) {
+        return Err(Problem::malformed("If-Match must be an entity tag such as \"3\", or *"));
+    }
+    let mut versions: Vec<Version> = tags.iter().filter_map(|tag| version(tag)).collect();
+    versions.dedup();
+    match versions.as_slice() {
+        [] => Ok(Some(NEVER)),
+        [version] => Ok(Some(*version)),
+        // A command names one version. Which of several is the current one, only the client's next read tells.
+        _ => Err(Problem::malformed("If-Match must name one version")),
+    }
+}
+
+/// The version of a strong tag as this service writes it: `"+3"` and `"03"` are other tags (RFC 9110, section 8.8.3.2).
+fn version(tag: &str) -> Option<Version> {
+    let number = tag.strip_prefix('"')?.strip_suffix('"')?;
+    number.parse().ok().filter(|version: &i64| version.to_string() == number).map(Version)
+}
+
+fn is_entity_tag(tag: &str) -> bool {
+    let strong = tag.strip_prefix("W/").unwrap_or(tag);
+    let opaque = strong.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+    opaque.is_some_and(|opaque| !opaque.contains('"'))
 }
 
 /// Whether the caller has this version already. Weak comparison, as RFC 9110 asks for If-None-Match.
@@ -35,12 +50,10 @@ pub fn has_already(headers: &HeaderMap, Version(version): Version) -> Result<boo
     let current = format!("\"{version}\"");
     let mut known = false;
     for tag in elements(headers, IF_NONE_MATCH) {
-        let strong = tag.strip_prefix("W/").unwrap_or(tag);
-        let is_tag = strong.len() >= 2 && strong.starts_with('"') && strong.ends_with('"');
-        if tag != "*" && !is_tag {
+        if tag != "*" && !is_entity_tag(tag) {
             return Err(Problem::malformed("If-None-Match must be entity tags such as \"3\", or *"));
         }
-        known |= tag == "*" || strong == current;
+        known |= tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == current;
     }
     Ok(known)
 }
@@ -109,8 +122,13 @@ mod tests {
         assert_eq!(expected("\"3\""), Some(Some(Version(3))));
         assert_eq!(expected("*"), Some(None));
         assert_eq!(expected("W/\"3\""), Some(Some(NEVER)));
-        assert_eq!(expected("\"x\""), Some(Some(NEVER)));
-        assert_eq!((expected("3"), expected("\"1\", \"2\"")), (None, None));
+        for other in ["\"x\"", "\"+3\"", "\"03\"", "\"\""] {
+            assert_eq!(expected(other), Some(Some(NEVER)), "{other}");
+        }
+        assert_eq!(expected("W/\"2\", \"x\", \"3\""), Some(Some(Version(3))));
+        for malformed in ["3", "\"1\", \"2\"", "\"1\", *", "", "\"3", "\"3\" \"4\""] {
+            assert_eq!(expected(malformed), None, "{malformed}");
+        }
         assert!(if_match(&HeaderMap::new(), true).is_err() && if_match(&HeaderMap::new(), false).is_ok());
     }
 }

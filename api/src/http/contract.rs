@@ -1,21 +1,17 @@
-//! What says how to use the service: its OpenAPI document, and a page for each problem type.
+//! Serves the OpenAPI document and the problem-type pages.
 
-use std::sync::LazyLock;
-
-use warp::http::header::CONTENT_TYPE;
+use warp::http::header::CACHE_CONTROL;
 use warp::http::{HeaderMap, HeaderValue};
-use warp::reply::{Reply, Response};
+use warp::reply::Response;
 
 use super::conditions::check_accept;
-use super::openapi;
 use super::problem::{Problem, kinds};
-
-static DOCUMENT: LazyLock<String> = LazyLock::new(|| openapi::document().to_string());
+use super::reply;
 
 /// `GET /openapi.json`
-pub fn document(headers: &HeaderMap) -> Result<Response, Problem> {
+pub fn document(document: &str, headers: &HeaderMap) -> Result<Response, Problem> {
     check_accept(headers, &["application/json"])?;
-    Ok(typed("application/json", DOCUMENT.clone()))
+    Ok(cached(reply::typed("application/json", document.to_owned())))
 }
 
 /// `GET /problems/{type}`
@@ -30,11 +26,11 @@ pub fn problem_page(slug: &str, headers: &HeaderMap) -> Result<Response, Problem
          <h1>{title}</h1>\n<p>HTTP status {status}</p>\n<p>{}</p>\n</html>\n",
         kind.meaning
     );
-    Ok(typed("text/html; charset=utf-8", page))
+    Ok(cached(reply::typed("text/html; charset=utf-8", page)))
 }
 
-fn typed(media_type: &'static str, body: String) -> Response {
-    let mut response = body.into_response();
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+/// It changes with the version of the service only.
+fn cached(mut response: Response) -> Response {
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=300"));
     response
 }

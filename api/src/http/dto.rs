@@ -2,19 +2,22 @@
 //! for anything else.
 
 mod schemas;
+mod summary;
 
 use basket::application::queries::LoggedCommand;
 use basket::application::{BasketView, LineView, MoneyView};
 use basket::domain::{BuyerId, MAX_EXACT, Name, PaymentMethod, Price, Quantity, Sku};
 use chrono::{DateTime, Utc};
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
+pub use summary::BasketSummary;
+
 /// A new basket.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct NewBasket {
     /// The shop's id of the buyer.
     #[schemars(with = "schemas::BuyerId")]
@@ -22,8 +25,8 @@ pub struct NewBasket {
 }
 
 /// An article, as the shop offers it now. The line keeps this snapshot.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct NewItem {
     /// Article number.
     #[schemars(with = "schemas::Sku")]
@@ -40,8 +43,8 @@ pub struct NewItem {
 }
 
 /// Another number of pieces.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct NewQuantity {
     /// The new number of pieces.
     #[schemars(with = "schemas::Quantity")]
@@ -49,8 +52,8 @@ pub struct NewQuantity {
 }
 
 /// How a basket is paid.
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Payment {
     /// The method.
     #[schemars(with = "schemas::PaymentMethod")]
@@ -117,7 +120,7 @@ struct Money {
 #[derive(Serialize, JsonSchema)]
 pub struct BasketPage {
     /// The baskets.
-    pub baskets: Vec<Basket>,
+    pub baskets: Vec<BasketSummary>,
     /// Where the next page begins; null on the last one.
     pub next_page_token: Option<String>,
 }

@@ -1,102 +1,174 @@
-//! How much one caller, and all of them, may ask for at once.
+//! How much one principal, one basket, and all of them may ask for at once.
+//!
+//! What is refused says whose load it is: 429 is the principal's own, 503 the service's. No principal can keep all of
+//! the database's connections, and no basket all of a principal's, so that a slow query or a row that is locked stops
+//! nothing else.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+mod keyed;
+mod rate;
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use basket::domain::BasketId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::problem::{Problem, kinds};
+use keyed::{Keyed, Permit};
+use rate::Rate;
 
-/// Callers whose rate is remembered. Beyond that, those that have been quiet the longest start afresh.
-const MAX_CALLERS: usize = 10_000;
+/// Commands of one basket at a time. They change the same row, so that more of them would only wait for its lock, each
+/// with a database connection.
+const COMMANDS_PER_BASKET: usize = 4;
+/// How long a request waits for its turn at the database.
+const TURN_WITHIN: Duration = Duration::from_secs(2);
+
+/// The configured limits; 0 stands for no limit where that is allowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Requests in flight, of all principals.
+    pub requests: usize,
+    /// Requests in flight of one principal; 0 for no limit, also of its database connections.
+    pub requests_per_principal: usize,
+    /// Requests per second of one principal; 0 for no limit.
+    pub rate: u32,
+    /// Database connections.
+    pub database_connections: usize,
+}
 
 /// The limits of the service.
 pub struct RequestLimits {
-    under_way: Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
+    of_principals: Option<Arc<Keyed<String>>>,
     rate: Option<Rate>,
+    database_shares: Arc<Keyed<String>>,
+    baskets: Arc<Keyed<BasketId>>,
 }
 
-struct Rate {
-    per_second: f64,
-    callers: Mutex<HashMap<String, Bucket>>,
+/// A request that was let in. Held until its answer was sent: what a client does not read takes memory, too.
+pub struct Admission {
+    _in_flight: OwnedSemaphorePermit,
+    principal: Option<Permit<String>>,
 }
 
-/// A token bucket that holds a second's worth.
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
+/// A turn at the database.
+pub struct Turn {
+    _basket: Option<Permit<BasketId>>,
+    _share: Permit<String>,
 }
 
 impl RequestLimits {
-    /// At most `under_way` requests at once, and `per_second` of one principal; 0 for any number.
-    pub fn new(under_way: usize, per_second: u32) -> RequestLimits {
-        let rate = Rate { per_second: f64::from(per_second), callers: Mutex::default() };
+    /// Limits for this capacity.
+    pub fn new(capacity: Capacity) -> RequestLimits {
+        let per_principal = capacity.requests_per_principal;
+        let connections = capacity.database_connections;
+        // Three quarters, so that there are always connections for others, if there can be others.
+        let share = if per_principal > 0 { (connections * 3 / 4).max(1) } else { connections };
         RequestLimits {
-            under_way: Arc::new(Semaphore::new(under_way)),
-            rate: (per_second > 0).then_some(rate),
+            in_flight: Arc::new(Semaphore::new(capacity.requests)),
+            of_principals: (per_principal > 0).then(|| Keyed::new(per_principal)),
+            rate: (capacity.rate > 0).then(|| Rate::new(capacity.rate)),
+            database_shares: Keyed::new(share),
+            baskets: Keyed::new(COMMANDS_PER_BASKET),
         }
     }
 
-    /// Room for one more request, until the permit is dropped.
-    pub fn room(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let full =
-            |_| Problem::later(&kinds::TOO_MANY, "too many requests are under way; repeat it in a moment");
-        Arc::clone(&self.under_way).try_acquire_owned().map_err(full)
+    /// Lets in one more request.
+    pub fn admit(&self) -> Result<Admission, Problem> {
+        let full = |_| {
+            Problem::later(&kinds::UNAVAILABLE, "the service has as many requests as it can take; repeat it")
+        };
+        let in_flight = Arc::clone(&self.in_flight).try_acquire_owned().map_err(full)?;
+        Ok(Admission { _in_flight: in_flight, principal: None })
     }
 
-    /// Counts a request of `principal`.
-    pub fn count(&self, principal: &str, now: Instant) -> Result<(), Problem> {
-        let Some(rate) = &self.rate else { return Ok(()) };
-        if rate.takes(principal, now) {
-            return Ok(());
+    /// Counts an admitted request as one of `principal`.
+    pub fn admit_principal(&self, admission: &mut Admission, principal: &str) -> Result<(), Problem> {
+        if let Some(rate) = &self.rate
+            && !rate.allows(principal, Instant::now())
+        {
+            let detail =
+                format!("more than {} requests per second; repeat it in a moment", rate.per_second());
+            return Err(Problem::later(&kinds::TOO_MANY, detail));
         }
-        let detail = format!("more than {} requests a second; repeat it in a moment", rate.per_second);
-        Err(Problem::later(&kinds::TOO_MANY, detail))
+        if let Some(of_principals) = &self.of_principals {
+            let permit = of_principals.try_acquire(principal.to_owned()).ok_or_else(|| {
+                let detail =
+                    format!("{} requests are in flight; repeat it in a moment", of_principals.each());
+                Problem::later(&kinds::TOO_MANY, detail)
+            })?;
+            admission.principal = Some(permit);
+        }
+        Ok(())
     }
-}
 
-impl Rate {
-    fn takes(&self, principal: &str, now: Instant) -> bool {
-        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
-        if callers.len() >= MAX_CALLERS && !callers.contains_key(principal) {
-            // A full bucket is as good as none.
-            callers.retain(|_, bucket| now.duration_since(bucket.filled).as_secs_f64() < 1.0);
-        }
-        let fresh = || Bucket { tokens: self.per_second, filled: now };
-        let bucket = callers.entry(principal.to_owned()).or_insert_with(fresh);
-        let refill = now.duration_since(bucket.filled).as_secs_f64() * self.per_second;
-        bucket.tokens = (bucket.tokens + refill).min(self.per_second);
-        bucket.filled = now;
-        let enough = bucket.tokens >= 1.0;
-        if enough {
-            bucket.tokens -= 1.0;
-        }
-        enough
+    /// Waits until `principal` may use the database, for a command about `basket` if there is one.
+    pub async fn turn(&self, principal: &str, basket: Option<BasketId>) -> Result<Turn, Problem> {
+        let turn = async {
+            // In this order: a request that waits for its basket keeps no share from another one.
+            let basket = match basket {
+                Some(id) => Some(self.baskets.acquire(id).await),
+                None => None,
+            };
+            Turn { _basket: basket, _share: self.database_shares.acquire(principal.to_owned()).await }
+        };
+        timeout(TURN_WITHIN, turn).await.map_err(|_| {
+            let detail =
+                "too many requests of this principal or about this basket wait for the database; repeat it";
+            Problem::later(&kinds::UNAVAILABLE, detail)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use futures::FutureExt;
+    use uuid::Uuid;
 
-    #[test]
-    fn a_caller_has_its_own_rate_which_fills_up_again() {
-        let (limits, start) = (RequestLimits::new(1, 2), Instant::now());
-        assert!(limits.count("ann", start).is_ok() && limits.count("ann", start).is_ok());
-        assert!(limits.count("ann", start).is_err());
-        assert!(limits.count("bob", start).is_ok());
-        assert!(limits.count("ann", start + Duration::from_millis(500)).is_ok());
-        assert!(limits.count("ann", start + Duration::from_millis(500)).is_err());
+    fn limits(requests: usize, requests_per_principal: usize, database_connections: usize) -> RequestLimits {
+        RequestLimits::new(Capacity { requests, requests_per_principal, rate: 0, database_connections })
     }
 
     #[test]
-    fn room_is_given_back() {
-        let limits = RequestLimits::new(1, 0);
-        let first = limits.room().unwrap();
-        assert!(limits.room().is_err());
+    fn a_request_in_flight_takes_room_until_it_is_dropped() {
+        let limits = limits(1, 0, 1);
+        let first = limits.admit().unwrap();
+        assert!(limits.admit().is_err());
         drop(first);
-        assert!(limits.room().is_ok());
+        assert!(limits.admit().is_ok());
+    }
+
+    #[test]
+    fn a_principal_has_a_part_of_the_room_which_is_given_back() {
+        let limits = limits(3, 1, 1);
+        let admit = |principal| {
+            let mut admission = limits.admit().unwrap();
+            limits.admit_principal(&mut admission, principal).map(|()| admission)
+        };
+        let first = admit("ann").unwrap();
+        assert!(admit("ann").is_err());
+        assert!(admit("bob").is_ok());
+        drop(first);
+        assert!(admit("ann").is_ok());
+    }
+
+    #[tokio::test]
+    async fn neither_a_principal_nor_a_basket_has_all_of_the_database() {
+        let limits = limits(100, 50, 16);
+        let basket = BasketId(Uuid::now_v7());
+        let mut turns = Vec::new();
+        for _ in 0..COMMANDS_PER_BASKET {
+            turns.push(limits.turn("ann", Some(basket)).await.unwrap());
+        }
+        assert!(limits.turn("ann", Some(basket)).now_or_never().is_none(), "it waits");
+        for _ in 0..12 - COMMANDS_PER_BASKET {
+            turns.push(limits.turn("ann", None).await.unwrap());
+        }
+        assert!(limits.turn("ann", None).now_or_never().is_none(), "it waits");
+        assert!(limits.turn("bob", None).await.is_ok());
+        turns.clear();
+        assert!(limits.turn("ann", Some(basket)).await.is_ok());
     }
 }

@@ -1,19 +1,22 @@
-//! The OpenAPI 3.1 document: operations as one table, schemas from the types themselves, so that neither can say
-//! something the service does not do.
+//! The OpenAPI 3.1 document, made from the table of routes and the types themselves, so that neither can say something
+//! the service does not do.
 
 #![allow(clippy::indexing_slicing, reason = "members of JSON objects that were made a few lines above")]
 
-mod examples;
-mod operations;
+mod parameters;
+mod responses;
 
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::dto::{Basket, BasketPage, Command, CommandPage, NewBasket, NewItem, NewQuantity, Payment};
-use super::problem::{Body, kinds};
+use super::operation::{Class, Content, Schema, Tag};
+use super::problem::Body;
+use super::routes::{ROUTES, Route};
 
 /// The document.
 pub fn document() -> Value {
+    let mut schemas = Schemas::new();
+    let paths = paths(&mut schemas);
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -21,83 +24,124 @@ pub fn document() -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "summary": "Baskets of a shop, with events through a transactional outbox.",
             "description": "Every write is a command: under an Idempotency-Key it is executed once, however often it \
-                            is sent, and the log of commands says what came of it. Errors are problem details \
+                            is sent, and the command log says what came of it. Errors are problem details \
                             (RFC 9457).",
+            "contact": { "name": "The team that runs this service" },
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
         },
         "servers": [{ "url": "/" }],
         "security": [{ "bearer": [] }],
-        "tags": [
-            { "name": "baskets", "description": "Commands and queries about baskets." },
-            { "name": "commands", "description": "The log of commands." },
-        ],
-        "paths": operations::paths(),
+        "tags": Tag::ALL.map(|(tag, description)| json!({ "name": tag.name(), "description": description })),
+        "paths": paths,
         "components": {
-            "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer", "bearerFormat": "JWT" } },
-            "schemas": schemas(),
-            "responses": responses(),
+            "securitySchemes": { "bearer": {
+                "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
+                "description": "An access token of the configured issuer. A configurable role, auditor if nothing \
+                                else is set, reads the commands of all principals.",
+            } },
+            "parameters": parameters::shared(),
+            "schemas": schemas.all(),
+            "responses": responses::problems(),
         },
     })
 }
 
-/// Schemas of everything that is sent or received.
-fn schemas() -> Map<String, Value> {
-    let settings =
-        |of: SchemaSettings| of.with(|settings| settings.definitions_path = "/components/schemas".into());
-    let mut sent = settings(SchemaSettings::draft2020_12().for_serialize()).into_generator();
-    add::<Basket>(&mut sent);
-    add::<BasketPage>(&mut sent);
-    add::<Command>(&mut sent);
-    add::<CommandPage>(&mut sent);
-    add::<Body<'_>>(&mut sent);
-    let mut received = settings(SchemaSettings::draft2020_12().for_deserialize()).into_generator();
-    add::<NewBasket>(&mut received);
-    add::<NewItem>(&mut received);
-    add::<NewQuantity>(&mut received);
-    add::<Payment>(&mut received);
-    let mut schemas = received.take_definitions(true);
-    schemas.extend(sent.take_definitions(true));
-    schemas
-}
-
-fn add<T: schemars::JsonSchema>(generator: &mut SchemaGenerator) {
-    generator.subschema_for::<T>();
-}
-
-/// One response for each status that is a problem, with an example of each type it can be.
-fn responses() -> Map<String, Value> {
-    let mut responses = Map::new();
-    for kind in kinds::ALL {
-        let name = kind.status.as_str();
-        let response = responses.entry(name).or_insert_with(|| problem_response(kind.status.as_u16()));
-        let example = examples::problem(kind);
-        let key = kind.slug.unwrap_or("about-blank");
-        if let Some(examples) = response.pointer_mut("/content/application~1problem+json/examples") {
-            examples[key] = json!({ "summary": kind.meaning, "value": example });
+fn paths(schemas: &mut Schemas) -> Map<String, Value> {
+    let mut paths = Map::new();
+    for route in &ROUTES {
+        let path = paths.entry(route.template).or_insert_with(|| json!({}));
+        path[route.method.as_str().to_ascii_lowercase()] = operation(route, schemas);
+        if route.method == warp::http::Method::GET {
+            path["head"] = head(route, schemas);
         }
     }
-    responses
+    paths
 }
 
-fn problem_response(status: u16) -> Value {
-    let mut headers =
-        json!({ "X-Request-Id": operations::header("Finds the request in the service's log.") });
-    match status {
-        401 => headers["WWW-Authenticate"] = operations::header("How to authenticate (RFC 6750)."),
-        405 => headers["Allow"] = operations::header("Methods of the resource."),
-        412 => headers["ETag"] = operations::header("The basket's current version."),
-        429 | 503 => headers["Retry-After"] = operations::header("Seconds to wait before the next attempt."),
-        _ => {}
+fn operation(route: &Route, schemas: &mut Schemas) -> Value {
+    let operation = &route.operation;
+    let mut described = json!({
+        "operationId": operation.id,
+        "tags": [operation.tag.name()],
+        "summary": operation.summary,
+        "description": operation.description,
+        "parameters": parameters::of(route),
+        "responses": responses::of(operation, schemas),
+    });
+    if operation.class == Class::Public {
+        described["security"] = json!([]);
     }
-    let reason = warp::http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-    json!({
-        "description": reason.unwrap_or("Problem"),
-        "headers": headers,
-        "content": { "application/problem+json": {
-            "schema": { "$ref": "#/components/schemas/Problem" },
-            "examples": {},
-        } },
-    })
+    if let Some(body) = &operation.request {
+        let schema = schemas.received(body);
+        described["requestBody"] =
+            json!({ "required": true, "content": { "application/json": content(body, &schema) } });
+    }
+    described
+}
+
+/// HEAD: as GET, without the bodies.
+fn head(route: &Route, schemas: &mut Schemas) -> Value {
+    let mut described = operation(route, schemas);
+    let operation = &route.operation;
+    described["operationId"] = format!("{}_head", operation.id).into();
+    described["summary"] = format!("{}: the headers only", operation.summary).into();
+    let statuses = operation.problem_statuses();
+    for status in statuses {
+        described["responses"][status.to_string()] = json!({ "description": "As GET, without a body." });
+    }
+    if let Some(answer) = described["responses"][operation.answer.status.as_str()].as_object_mut() {
+        answer.remove("content");
+    }
+    described
+}
+
+fn content(schema: &Schema, reference: &Value) -> Value {
+    json!({ "schema": reference, "examples": { "example": { "value": (schema.example)() } } })
+}
+
+/// Schemas of everything that is sent or received.
+struct Schemas {
+    sent: SchemaGenerator,
+    received: SchemaGenerator,
+}
+
+impl Schemas {
+    fn new() -> Schemas {
+        let settings = |contract: fn(SchemaSettings) -> SchemaSettings| {
+            let settings = contract(SchemaSettings::draft2020_12());
+            let settings = settings.with(|settings| settings.definitions_path = "/components/schemas".into());
+            settings.into_generator()
+        };
+        let mut sent = settings(SchemaSettings::for_serialize);
+        sent.subschema_for::<Body<'_>>();
+        Schemas { sent, received: settings(SchemaSettings::for_deserialize) }
+    }
+
+    fn sent(&mut self, schema: &Schema) -> Value {
+        (schema.of)(&mut self.sent).to_value()
+    }
+
+    fn received(&mut self, schema: &Schema) -> Value {
+        (schema.of)(&mut self.received).to_value()
+    }
+
+    fn all(mut self) -> Map<String, Value> {
+        let mut all = self.received.take_definitions(true);
+        all.extend(self.sent.take_definitions(true));
+        all
+    }
+
+    /// The content of an answer, by its media type.
+    fn answer(&mut self, answer: &Content) -> Value {
+        match answer {
+            Content::Json(schema) => {
+                let reference = self.sent(schema);
+                json!({ "application/json": content(schema, &reference) })
+            }
+            Content::JsonObject => json!({ "application/json": { "schema": { "type": "object" } } }),
+            Content::Html => json!({ "text/html": { "schema": { "type": "string" } } }),
+        }
+    }
 }
 
 #[cfg(test)]

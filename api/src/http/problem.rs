@@ -12,7 +12,7 @@ use kinds::Kind;
 use schemars::JsonSchema;
 use serde::Serialize;
 use warp::http::header::{ALLOW, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
-use warp::http::{HeaderName, HeaderValue};
+use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::{Reply, Response};
 
 /// How long a client should wait for a twin of its command to end, for room, or for the database to come back.
@@ -28,7 +28,7 @@ pub struct Problem {
 }
 
 /// What is wrong with one field.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FieldError {
     /// What is wrong and what is allowed.
     pub detail: String,
@@ -41,11 +41,12 @@ pub struct FieldError {
 #[schemars(rename = "Problem")]
 pub struct Body<'a> {
     /// What kind of problem: a URI, relative to the service, with a page that explains it.
-    #[schemars(with = "String")]
+    #[schemars(extend("format" = "uri-reference"))]
     r#type: String,
     /// Title of the type.
     title: &'a str,
     /// HTTP status.
+    #[schemars(range(min = 400, max = 599))]
     status: u16,
     /// What to do about this one.
     detail: &'a str,
@@ -53,7 +54,7 @@ pub struct Body<'a> {
     instance: String,
     /// What is wrong with which field.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    #[schemars(with = "Option<Vec<FieldError>>")]
+    #[schemars(with = "Vec<FieldError>")]
     errors: &'a [FieldError],
 }
 
@@ -93,17 +94,31 @@ impl Problem {
         Problem::from(&Refusal::BasketNotFound)
     }
 
+    /// 404 for a command. The same for one that does not exist and one of another principal.
+    pub fn command_not_found() -> Problem {
+        Problem::new(&kinds::COMMAND_NOT_FOUND, "there is no command with this id")
+    }
+
     /// 405.
     pub fn method_not_allowed(allowed: &str) -> Problem {
         Problem::new(&kinds::METHOD_NOT_ALLOWED, format!("this resource allows {allowed}"))
             .with_header(ALLOW, allowed)
     }
 
-    /// 422: a value that is not allowed.
-    pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Problem {
-        let mut problem = Problem::new(&kinds::INVALID, "a value of the request is not allowed");
-        problem.errors.push(FieldError { detail: detail.into(), pointer: pointer.into() });
-        problem
+    /// 422: values that are not allowed.
+    pub fn invalid(errors: Vec<FieldError>) -> Problem {
+        let detail = "values of the request are not allowed; see errors";
+        Problem { errors, ..Problem::new(&kinds::INVALID, detail) }
+    }
+
+    /// HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.kind.status
+    }
+
+    /// What is wrong with which field.
+    pub fn errors(&self) -> &[FieldError] {
+        &self.errors
     }
 
     /// The body; `request_id` lets an operator find the log lines.

@@ -34,6 +34,10 @@ impl Request {
     /// The query's parameters; none may be given twice.
     pub fn parameters(&self) -> Result<Vec<(String, String)>, Problem> {
         let mut parameters: Vec<(String, String)> = Vec::new();
+        // The parser below replaces what is not UTF-8, and the list would be of something else.
+        if percent_decoded(&self.query).is_none() {
+            return Err(Problem::malformed("the query must be percent-encoded UTF-8"));
+        }
         for (name, value) in form_urlencoded::parse(self.query.as_bytes()) {
             if parameters.iter().any(|(known, _)| *known == name) {
                 return Err(Problem::malformed("a query parameter is given twice"));
@@ -44,8 +48,23 @@ impl Request {
     }
 }
 
+/// A part of a URI, decoded once.
+pub fn percent_decoded(part: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.bytes();
+    while let Some(byte) = rest.next() {
+        let digit =
+            |digit: Option<u8>| char::from(digit?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        bytes.push(if byte == b'%' { digit(rest.next())? * 16 + digit(rest.next())? } else { byte });
+    }
+    String::from_utf8(bytes).ok()
+}
+
 /// Refuses a head that is larger than any honest one, or that two servers could read in two ways.
-pub fn check_head(path: &str, query: &str, headers: &HeaderMap) -> Result<(), Problem> {
+pub fn check_head(method: &Method, path: &str, query: &str, headers: &HeaderMap) -> Result<(), Problem> {
+    if method == Method::CONNECT {
+        return Err(Problem::malformed("CONNECT is for proxies; a request names a path"));
+    }
     if path.len() + query.len() > MAX_URI_BYTES {
         return Err(Problem::new(&kinds::URI_TOO_LONG, format!("a URI has at most {MAX_URI_BYTES} bytes")));
     }

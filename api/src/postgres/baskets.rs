@@ -1,14 +1,15 @@
 //! Reads the read model.
 
-use basket::application::BasketView;
 use basket::application::ports::{BoxFuture, PortError};
 use basket::application::queries::{BasketFilter, BasketQueries, Page, PageRequest};
+use basket::application::{BasketSummary, BasketView};
 use basket::domain::BasketId;
 use sqlx::PgPool;
 use sqlx::types::Json;
 
 use super::documents::BasketDocument;
 use super::port_error;
+use super::summary::SummaryDocument;
 
 /// Queries over a pool.
 pub struct PostgresBaskets {
@@ -45,10 +46,12 @@ impl BasketQueries for PostgresBaskets {
         owner: &'a str,
         filter: &'a BasketFilter,
         request: PageRequest<BasketId>,
-    ) -> BoxFuture<'a, Result<Page<BasketView>, PortError>> {
+    ) -> BoxFuture<'a, Result<Page<BasketSummary>, PortError>> {
         Box::pin(async move {
-            let found: Vec<Json<BasketDocument>> = sqlx::query_scalar(
-                "SELECT view FROM basket_view
+            let found: Vec<Json<SummaryDocument>> = sqlx::query_scalar(
+                // The lines stay in the database: those of a page are some 24 MB at most.
+                "SELECT view - 'lines' || jsonb_build_object('line_count', jsonb_array_length(view -> 'lines'))
+                 FROM basket_view
                  WHERE owner = $1 AND ($2::text IS NULL OR buyer_id = $2) AND ($3::text IS NULL OR status = $3)
                    AND ($4::uuid IS NULL OR id < $4)
                  ORDER BY id DESC LIMIT $5",
@@ -61,9 +64,9 @@ impl BasketQueries for PostgresBaskets {
             .fetch_all(&self.pool)
             .await
             .map_err(port_error)?;
-            let views: Result<Vec<BasketView>, PortError> =
-                found.into_iter().map(|Json(view)| view.try_into()).collect();
-            Ok(page(views?, request.limit))
+            let summaries: Result<Vec<BasketSummary>, PortError> =
+                found.into_iter().map(|Json(summary)| summary.try_into()).collect();
+            Ok(page(summaries?, request.limit))
         })
     }
 }

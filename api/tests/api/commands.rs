@@ -129,5 +129,5 @@ async fn sigterm_finishes_and_exits_0() {
     service.program.terminate().unwrap();
     let status = service.program.wait(std::time::Duration::from_secs(30)).await.unwrap();
     assert_eq!(status.code(), Some(0));
-    assert!(service.program.log().contains("stopped in order"));
+    assert!(service.program.log().contains("stopped gracefully"));
 }

@@ -28,9 +28,9 @@ async fn bad_bodies() {
         (b"\xef\xbb\xbf{}".to_vec(), 400),
         (b"{\"sku\":\"\xff\"}".to_vec(), 400),
         (b"{\"sku\":\"\\ud800\"}".to_vec(), 400),
-        (b"{} {}".to_vec(), 422),
+        (b"{} {}".to_vec(), 400),
         (deep.clone(), 400),
-        ([b"{\"sku\":", deep.as_slice(), b"}"].concat(), 422),
+        ([b"{\"sku\":", deep.as_slice(), b"}"].concat(), 400),
         (b"null".to_vec(), 400),
         (b"[]".to_vec(), 400),
         (b"{\"sku\":\"a\",\"sku\":\"b\"}".to_vec(), 400),
@@ -39,6 +39,12 @@ async fn bad_bodies() {
         (b"{\"sku\":\"a\",\"name\":\"A\",\"quantity\":-0}".to_vec(), 422),
         (b"{\"sku\":\"a\",\"name\":\"A\",\"quantity\":9223372036854775808}".to_vec(), 422),
         (b"{\"sku\":\"a\",\"name\":\"A\",\"quantity\":18446744073709551616}".to_vec(), 422),
+        (item("unit_price", json!([350, "EUR"])), 422),
+        (
+            br#"{"sku":"a","name":"A","quantity":1,"unit_price":{"amount":1,"amount":2,"currency":"EUR"}}"#
+                .to_vec(),
+            400,
+        ),
         (item("quantity", json!(0)), 422),
         (item("quantity", json!(-1)), 422),
         (item("quantity", json!(1.5)), 422),
@@ -69,14 +75,18 @@ async fn bad_bodies() {
 }
 
 #[tokio::test]
-async fn a_field_is_named_by_its_pointer() {
+async fn all_errors_of_a_body_are_told_at_once_by_their_pointers_and_repeat_no_value() {
     let service = Service::start().await;
     let path = format!("/v1/baskets/{}/items", service.basket().await);
+    let long = "a value that is no number ".repeat(1000);
     let item =
-        json!({"sku": "a", "name": "A", "quantity": 1, "unit_price": {"amount": 1, "currency": "euro"}});
+        json!({"sku": "a", "quantity": long, "unit_price": {"amount": -1, "currency": "euro"}, "id": 7});
     let body = problem(service.command(&path, &item).await, 422).await;
-    assert_eq!(body["errors"][0]["pointer"], "/unit_price/currency");
-    assert!(body["errors"][0]["detail"].as_str().unwrap().contains("three capital letters"), "{body}");
+    let errors = body["errors"].as_array().unwrap();
+    let pointers: Vec<&str> = errors.iter().map(|error| error["pointer"].as_str().unwrap()).collect();
+    assert_eq!(pointers, ["/name", "/quantity", "/unit_price/currency", "/unit_price/amount", "/id"]);
+    assert!(errors[2]["detail"].as_str().unwrap().contains("three capital letters"), "{body}");
+    assert!(!body.to_string().contains("no number"), "{body}");
 }
 
 #[tokio::test]
@@ -97,10 +107,34 @@ async fn bad_paths_methods_and_headers() {
     let no_key =
         service.request(Method::POST, "/v1/baskets").json(&json!({"buyer_id": "a"})).send().await.unwrap();
     assert_eq!(problem(no_key, 400).await["type"], "/problems/idempotency-key-missing");
+    problem(service.get("/v1/baskets?buyer_id=%FF").await, 400).await;
     let long = "k".repeat(256);
     problem(service.post("/v1/baskets", &long, &json!({"buyer_id": "a"})).await, 400).await;
     let text = service.request(Method::POST, "/v1/baskets").header("Idempotency-Key", "k").body("{}");
     problem(text.send().await.unwrap(), 415).await;
+    for name in ["Content-Type", "Content-Encoding"] {
+        let request = service.request(Method::POST, "/v1/baskets").header("Idempotency-Key", "k");
+        let request =
+            request.header("Content-Type", "application/json").header("Content-Encoding", "identity");
+        let second = if name == "Content-Type" { "text/plain" } else { "gzip" };
+        let doubled = request.header(name, second).body(r#"{"buyer_id":"a"}"#).send().await.unwrap();
+        problem(doubled, 415).await;
+    }
+}
+
+#[tokio::test]
+async fn answers_say_who_may_cache_them() {
+    let service = Service::start().await;
+    let basket = format!("/v1/baskets/{}", service.basket().await);
+    for (path, cached) in [
+        (basket.as_str(), "private, no-cache"),
+        ("/nowhere", "private, no-cache"),
+        ("/openapi.json", "public, max-age=300"),
+    ] {
+        let answer = service.get(path).await;
+        assert_eq!(answer.headers()["cache-control"], cached, "{path}");
+        assert_eq!(answer.headers()["x-content-type-options"], "nosniff", "{path}");
+    }
 }
 
 #[tokio::test]

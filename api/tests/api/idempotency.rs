@@ -87,6 +87,8 @@ async fn of_many_concurrent_duplicates_one_changes_something() {
                     duplicate.headers()["etag"].clone(),
                     duplicate.json::<Value>().await.unwrap(),
                 )),
+                // No turn at the database in time, on a slow machine.
+                503 => assert_eq!(duplicate.headers()["retry-after"], "1"),
                 _ => {
                     assert_eq!(duplicate.headers()["retry-after"], "1");
                     assert_eq!(

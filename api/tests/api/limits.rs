@@ -5,18 +5,21 @@ use std::time::Duration;
 use serde_json::json;
 use sqlx::Connection;
 use testbed::{unique, wait};
-use tokio::io::AsyncWriteExt;
 
-use crate::service::{Service, TOKEN, problem, tea};
+use crate::service::{Service, problem, tea};
 
 const SOON: Duration = Duration::from_secs(60);
 const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event_type = 'Lock'";
 
 async fn until_a_command_waits(service: &Service) {
-    wait::until("a command that waits for the basket", SOON, async || {
+    until_commands_wait(service, 1).await;
+}
+
+async fn until_commands_wait(service: &Service, number: i64) {
+    wait::until("commands that wait for the basket", SOON, async || {
         let waiting = service.count(WAITING).await;
-        if waiting == 1 { Ok(()) } else { Err(waiting) }
+        if waiting == number { Ok(()) } else { Err(waiting) }
     })
     .await
     .unwrap();
@@ -56,10 +59,34 @@ async fn more_requests_than_there_is_room_for_are_sent_away() {
         until_a_command_waits(&service).await;
         let full = service.get("/v1/baskets").await;
         assert_eq!(full.headers()["retry-after"], "1");
-        problem(full, 429).await;
+        problem(full, 503).await;
         lock.rollback().await.unwrap();
     });
     assert_eq!(waiting.status(), 200);
+}
+
+/// All connections of the pool would wait for the row.
+#[tokio::test]
+async fn a_basket_that_is_locked_stops_nothing_else() {
+    let service = Service::start().await;
+    let items = format!("/v1/baskets/{}/items", service.basket().await);
+    let mut holder = service.sql().await;
+    let mut lock = holder.begin().await.unwrap();
+    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let item = tea(1);
+    let of_one_basket = futures::future::join_all((0..40).map(|_| service.command(&items, &item)));
+    let (answers, ()) = tokio::join!(of_one_basket, async {
+        until_commands_wait(&service, 4).await;
+        for _ in 0..20 {
+            assert_eq!(service.get("/v1/baskets").await.status(), 200);
+            assert_eq!(service.command("/v1/baskets", &json!({"buyer_id": "ann"})).await.status(), 201);
+        }
+        assert_eq!(service.count(WAITING).await, 4, "the others wait without a connection");
+        lock.rollback().await.unwrap();
+    });
+    for answer in answers {
+        assert!([200, 503].contains(&answer.status().as_u16()), "{}", answer.status());
+    }
 }
 
 #[tokio::test]
@@ -140,44 +167,4 @@ async fn a_change_without_its_precondition_is_refused_where_one_is_demanded() {
     assert_eq!(problem(refused, 428).await["type"], "/problems/precondition-required");
     let request = service.request(reqwest::Method::POST, &items).header("Idempotency-Key", unique("k"));
     assert_eq!(request.header("If-Match", "\"1\"").json(&tea(1)).send().await.unwrap().status(), 200);
-}
-
-#[tokio::test]
-async fn a_stop_lets_requests_under_way_end() {
-    let mut service = Service::start().await;
-    let items = format!("/v1/baskets/{}/items", service.basket().await);
-    let mut holder = service.sql().await;
-    let mut lock = holder.begin().await.unwrap();
-    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
-    let item = tea(1);
-    let (under_way, ()) = tokio::join!(service.post(&items, "k", &item), async {
-        until_a_command_waits(&service).await;
-        service.program.terminate().unwrap();
-        wait::until("no new connections", SOON, async || {
-            match tokio::net::TcpStream::connect(service.address()).await {
-                Ok(_) => Err("connected"),
-                Err(_) => Ok(()),
-            }
-        })
-        .await
-        .unwrap();
-        lock.rollback().await.unwrap();
-    });
-    assert_eq!(under_way.status(), 200);
-    assert_eq!(service.program.wait(SOON).await.unwrap().code(), Some(0));
-}
-
-#[tokio::test]
-async fn a_stop_does_not_wait_for_ever() {
-    let mut service = Service::with(&["--drain-timeout=200ms", "--request-timeout=1h"]).await;
-    let mut slow = tokio::net::TcpStream::connect(service.address()).await.unwrap();
-    let unfinished = format!(
-        "POST /v1/baskets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
-    );
-    slow.write_all(unfinished.as_bytes()).await.unwrap();
-    // Its head is read by the time that a later request was answered.
-    service.get("/v1/baskets").await;
-    service.program.terminate().unwrap();
-    assert_eq!(service.program.wait(SOON).await.unwrap().code(), Some(0));
-    assert!(service.program.log().contains("were cut"), "{}", service.program.log());
 }

@@ -11,6 +11,7 @@
 mod audit;
 mod chart;
 mod commands;
+mod connections;
 mod contract;
 mod doctor;
 mod errors;
@@ -18,6 +19,7 @@ mod housekeeping;
 mod idempotency;
 mod items;
 mod limits;
+mod memory;
 mod service;
 mod stored;
 mod tokens;

@@ -27,7 +27,8 @@ impl Service {
 
     /// On the shared Postgres, writing commands in this way.
     pub async fn writing(unit_of_work: &str) -> Service {
-        Service::with(&[&format!("--unit-of-work={unit_of_work}")]).await
+        // As many at once as a test sends.
+        Service::with(&[&format!("--unit-of-work={unit_of_work}"), "--max-requests-per-principal=0"]).await
     }
 
     /// Over a database that may be anywhere.
@@ -43,11 +44,16 @@ impl Service {
 
     /// With these arguments only.
     pub async fn launch(database: Database, arguments: &[&str]) -> Service {
-        let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
-        let program = start(&database, port, admin_port, arguments);
-        let service = Service::around(database, program, port, admin_port);
+        let service = Service::launch_unready(database, arguments);
         service.until_ready(200).await;
         service
+    }
+
+    /// The same, without waiting until it serves.
+    pub fn launch_unready(database: Database, arguments: &[&str]) -> Service {
+        let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
+        let program = start(&database, port, admin_port, arguments);
+        Service::around(database, program, port, admin_port)
     }
 
     /// A program that was started elsewhere.

@@ -80,6 +80,8 @@ struct Issuer {
     url: String,
     keys: Arc<Mutex<Value>>,
     fetched: Arc<AtomicUsize>,
+    /// How long it takes to answer.
+    delay: Arc<Mutex<Duration>>,
 }
 
 impl Issuer {
@@ -100,9 +102,10 @@ impl Issuer {
     async fn listen(scheme: &str, tls: Option<TlsAcceptor>, keys: &[&Pair]) -> Issuer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("{scheme}://{}/keys", listener.local_addr().unwrap());
-        let issuer = Issuer { url, keys: Arc::default(), fetched: Arc::default() };
+        let issuer = Issuer { url, keys: Arc::default(), fetched: Arc::default(), delay: Arc::default() };
         issuer.publish(keys);
         let (keys, fetched) = (Arc::clone(&issuer.keys), Arc::clone(&issuer.fetched));
+        let delay = Arc::clone(&issuer.delay);
         tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -110,13 +113,16 @@ impl Issuer {
                     None => Box::new(stream),
                     Some(tls) => match tls.accept(stream).await {
                         Ok(stream) => Box::new(stream),
-                        // Whoever does not trust the certificate asks nothing.
+                        // A client that does not trust the certificate asks nothing.
                         Err(_) => continue,
                     },
                 };
                 fetched.fetch_add(1, Ordering::SeqCst);
-                let body = keys.lock().unwrap().to_string();
-                answer(stream, &body).await;
+                let (body, delay) = (keys.lock().unwrap().to_string(), *delay.lock().unwrap());
+                tokio::spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    answer(stream, &body).await;
+                });
             }
         });
         issuer
@@ -132,12 +138,17 @@ impl Issuer {
     }
 
     async fn service_with(&self, more: &[&str]) -> Service {
+        let service = self.unready_service_with(more).await;
+        service.until_ready(200).await;
+        service
+    }
+
+    async fn unready_service_with(&self, more: &[&str]) -> Service {
         let source = format!("--jwks-url={}", self.url);
         let issuer = format!("--jwt-issuer={ISSUER}");
-        let arguments =
-            [&source, &issuer, "--jwt-audience=basket-api", "--jwt-roles-claim=realm_access.roles"];
+        let arguments = [source.as_str(), &issuer, "--jwt-audience=basket-api"];
         let arguments = [&arguments, more].concat();
-        Service::launch(Database::fresh("tokens").await.unwrap(), &arguments).await
+        Service::launch_unready(Database::fresh("tokens").await.unwrap(), &arguments)
     }
 }
 
@@ -255,7 +266,14 @@ async fn without_keys_there_is_no_service_until_they_come() {
     let ec = elliptic("ec");
     let (issuer, source) = (format!("--jwt-issuer={ISSUER}"), format!("--jwks-file={}", file.display()));
     let arguments = [issuer.as_str(), "--jwt-audience=basket-api", &source];
-    let service = Service::launch(Database::fresh("tokens").await.unwrap(), &arguments).await;
+    let service = Service::launch_unready(Database::fresh("tokens").await.unwrap(), &arguments);
+    wait::until("the reason in the log", SOON, async || {
+        let log = service.program.log();
+        if log.contains("keys cannot be read") { Ok(()) } else { Err(log) }
+    })
+    .await
+    .unwrap();
+    service.until_ready(503).await;
     let away = list(&service, &ec.token(&claims())).await;
     assert_eq!(away.headers()["retry-after"], "1");
     assert_eq!(problem(away, 503).await["type"], "/problems/unavailable");
@@ -266,6 +284,130 @@ async fn without_keys_there_is_no_service_until_they_come() {
     })
     .await
     .unwrap();
+    service.until_ready(200).await;
+}
+
+/// Clients that leave while the set is read, and an issuer that takes its time.
+#[tokio::test]
+async fn clients_that_leave_do_not_keep_the_keys_from_being_read() {
+    let (old, new, made_up) = (elliptic("old"), elliptic("new"), elliptic("made-up"));
+    let issuer = Issuer::start(&[&old]).await;
+    let service = issuer.service().await;
+    *issuer.delay.lock().unwrap() = Duration::from_millis(200);
+    issuer.publish(&[&new]);
+    let token = made_up.token(&claims());
+    let request = format!("GET /v1/baskets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    let leave = async {
+        loop {
+            let mut stream = tokio::net::TcpStream::connect(service.address()).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let read = wait::until("the new key to be known and the old one to be withdrawn", SOON, async || {
+        let (new, old) = (new.token(&claims()), old.token(&claims()));
+        let (new, old) = (list(&service, &new).await.status(), list(&service, &old).await.status());
+        if new == 200 && old == 401 { Ok(()) } else { Err(format!("{new} {old}")) }
+    });
+    tokio::select! {
+        () = leave => {}
+        read = read => read.unwrap(),
+    }
+}
+
+/// Requests with unknown keys would take all the room.
+#[tokio::test]
+async fn an_issuer_that_does_not_answer_holds_up_no_request_with_a_known_key() {
+    let (known, made_up) = (elliptic("known"), elliptic("made-up"));
+    let issuer = Issuer::start(&[&known]).await;
+    let service = issuer.service_with(&["--max-requests=24"]).await;
+    *issuer.delay.lock().unwrap() = Duration::from_secs(3600);
+    let (known, made_up) = (known.token(&claims()), made_up.token(&claims()));
+    let before = issuer.fetched.load(Ordering::SeqCst);
+    wait::until("a reading that does not end", SOON, async || {
+        list(&service, &made_up).await;
+        if issuer.fetched.load(Ordering::SeqCst) > before { Ok(()) } else { Err("none") }
+    })
+    .await
+    .unwrap();
+    let unknown = futures::future::join_all((0..100).map(|_| list(&service, &made_up)));
+    let known = async {
+        for _ in 0..10 {
+            assert_eq!(list(&service, &known).await.status(), 200);
+        }
+    };
+    let (unknown, ()) = tokio::join!(unknown, known);
+    for response in unknown {
+        assert_eq!(response.headers()["retry-after"], "1");
+        problem(response, 503).await;
+    }
+}
+
+#[tokio::test]
+async fn types_and_times_of_tokens_are_those_of_the_rfcs() {
+    let ec = elliptic("ec");
+    let issuer = Issuer::start(&[&ec]).await;
+    let (any, strict) = tokio::join!(issuer.service(), issuer.service_with(&["--jwt-require-at-jwt"]));
+    let typed = |media_type: Option<&str>| {
+        let mut header = Header::new(Algorithm::ES256);
+        (header.typ, header.kid) = (media_type.map(str::to_owned), Some("ec".to_owned()));
+        encode(&header, &claims(), &ec.signs).unwrap()
+    };
+    let cases = [
+        (None, 200, 401),
+        (Some("JWT"), 200, 401),
+        (Some("application/jwt"), 200, 401),
+        (Some("at+jwt"), 200, 200),
+        (Some("AT+JWT"), 200, 200),
+        (Some("application/at+jwt"), 200, 200),
+        (Some("dpop+jwt"), 401, 401),
+        (Some("logout+jwt"), 401, 401),
+    ];
+    for (media_type, by_default, with_required) in cases {
+        let token = typed(media_type);
+        assert_eq!(list(&any, &token).await.status(), by_default, "{media_type:?}");
+        assert_eq!(list(&strict, &token).await.status(), with_required, "{media_type:?}, at+jwt required");
+    }
+    let at = |name: &str, time: Value| {
+        let mut claims = claims();
+        claims[name] = time;
+        ec.token(&claims)
+    };
+    let soon = now() as f64 + 600.25;
+    for token in [at("exp", json!(soon)), at("exp", json!(4.1e9)), at("nbf", json!(soon - 1200.0))] {
+        assert_eq!(list(&any, &token).await.status(), 200);
+    }
+    let expired = list(&any, &at("exp", json!(soon - 7200.0))).await;
+    let challenge = expired.headers()["www-authenticate"].to_str().unwrap().to_owned();
+    assert!(challenge.contains("it has expired"), "{challenge}");
+}
+
+/// As Cognito issues them: no audience, the client instead; groups and scopes in claims of their own.
+#[tokio::test]
+async fn claims_are_found_under_the_names_that_the_issuer_gives_them() {
+    let ec = elliptic("ec");
+    let issuer = Issuer::start(&[&ec]).await;
+    let names = ["--jwt-audience-claim=client_id", "--jwt-subject-claim=username"];
+    let roles = ["--jwt-roles-claim=cognito:groups,scope", "--jwt-auditor-role=shop/audit"];
+    let service = issuer.service_with(&[names, roles].concat()).await;
+    let token = |more: Value| {
+        let mut claims = json!({"iss": ISSUER, "exp": now() + 600, "sub": "opaque", "username": "ann",
+                                "client_id": AUDIENCE, "token_use": "access"});
+        claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        ec.token(&claims)
+    };
+    let commands = async |token: &str| {
+        let url = format!("http://{}/v1/commands?principal=bob", service.address());
+        service.client.get(url).bearer_auth(token).send().await.unwrap().status()
+    };
+    assert_eq!(commands(&token(json!({}))).await, 403);
+    assert_eq!(commands(&token(json!({"scope": "openid shop/audit"}))).await, 200);
+    assert_eq!(commands(&token(json!({"cognito:groups": ["shop/audit"]}))).await, 200);
+    assert_eq!(commands(&token(json!({"client_id": "other"}))).await, 401);
+    let created = service.client.post(format!("http://{}/v1/baskets", service.address()));
+    let created = created.bearer_auth(token(json!({}))).header("Idempotency-Key", "k");
+    assert_eq!(created.json(&json!({"buyer_id": "b"})).send().await.unwrap().status(), 201);
+    assert_eq!(service.count("SELECT count(*) FROM basket WHERE owner = 'ann'").await, 1);
 }
 
 /// A certificate of the trusted authority for the issuer's address opens the way, and no other does: another
@@ -291,12 +433,18 @@ async fn keys_over_https_come_from_whom_the_authority_vouches_for() {
     ];
     for (case, certificate, trust) in cases {
         let issuer = Issuer::secure(&certificate.unwrap(), &[&ec]).await;
-        let service = issuer.service_with(&trust).await;
+        let service = issuer.unready_service_with(&trust).await;
+        wait::until("the reason in the log", SOON, async || {
+            let log = service.program.log();
+            if log.contains("keys cannot be read") { Ok(()) } else { Err(log) }
+        })
+        .await
+        .unwrap();
         let refused = problem(list(&service, &ec.token(&claims())).await, 503).await;
         assert_eq!(refused["type"], "/problems/unavailable", "{case}");
         assert_eq!(issuer.fetched.load(Ordering::SeqCst), 0, "{case}: it was asked for its keys");
         let log = service.program.log();
-        assert!(log.contains("keys cannot be read") && !log.contains("panicked"), "{case}: {log}");
+        assert!(!log.contains("panicked"), "{case}: {log}");
     }
 }
 
@@ -304,7 +452,7 @@ async fn keys_over_https_come_from_whom_the_authority_vouches_for() {
 async fn everybody_has_baskets_and_commands_of_their_own_and_an_auditor_reads_all_commands() {
     let ec = elliptic("ec");
     let issuer = Issuer::start(&[&ec]).await;
-    let service = issuer.service().await;
+    let service = issuer.service_with(&["--jwt-roles-claim=realm_access.roles"]).await;
     let token = |subject: &str, roles: &[&str]| {
         let mut claims = claims();
         claims["sub"] = json!(subject);

@@ -32,8 +32,18 @@
   value: {{ required "auth.jwt.issuer is not set, and auth.mode is jwt" .jwt.issuer | quote }}
 - name: BASKET_JWT_AUDIENCE
   value: {{ required "auth.jwt.audience is not set, and auth.mode is jwt" .jwt.audience | quote }}
+- name: BASKET_JWT_AUDIENCE_CLAIM
+  value: {{ .jwt.audienceClaim | quote }}
+- name: BASKET_JWT_SUBJECT_CLAIM
+  value: {{ .jwt.subjectClaim | quote }}
 - name: BASKET_JWT_ROLES_CLAIM
   value: {{ .jwt.rolesClaim | quote }}
+- name: BASKET_JWT_AUDITOR_ROLE
+  value: {{ .jwt.auditorRole | quote }}
+- name: BASKET_JWT_REQUIRE_AT_JWT
+  value: {{ .jwt.requireAtJwt | quote }}
+- name: BASKET_JWT_LEEWAY
+  value: {{ .jwt.leeway | quote }}
 - name: BASKET_JWKS_URL
   value: {{ required "auth.jwt.jwksUrl is not set, and auth.mode is jwt" .jwt.jwksUrl | quote }}
 {{- if .jwt.caSecret }}
@@ -53,12 +63,20 @@
   value: {{ .connections | quote }}
 - name: BASKET_MAX_REQUESTS
   value: {{ .requests | quote }}
+- name: BASKET_MAX_REQUESTS_PER_PRINCIPAL
+  value: {{ .requestsPerPrincipal | quote }}
 - name: BASKET_RATE_LIMIT
   value: {{ .rate | quote }}
 - name: BASKET_REQUEST_TIMEOUT
   value: {{ .requestTimeout | quote }}
 - name: BASKET_HEADER_TIMEOUT
   value: {{ .headerTimeout | quote }}
+- name: BASKET_IDLE_TIMEOUT
+  value: {{ .idleTimeout | quote }}
+- name: BASKET_SEND_TIMEOUT
+  value: {{ .sendTimeout | quote }}
+- name: BASKET_STOP_DELAY
+  value: {{ printf "%vs" .stopDelaySeconds | quote }}
 - name: BASKET_DRAIN_TIMEOUT
   value: {{ printf "%vs" .drainTimeoutSeconds | quote }}
 {{- end }}

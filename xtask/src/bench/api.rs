@@ -187,6 +187,7 @@ async fn service(
         .arg(format!("--admin-listen=127.0.0.1:{admin}"))
         .arg("--auth=static-token")
         .arg("--rate-limit=0")
+        .arg("--max-requests-per-principal=0")
         .arg(format!("--unit-of-work={unit_of_work}"))
         .arg(format!("--database-connections={}", options.connections))
         .env("BASKET_DATABASE_URL", database.url())

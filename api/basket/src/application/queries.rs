@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::basket_summary::BasketSummary;
 use super::basket_view::{BasketStatus, BasketView};
 use super::command::{CommandId, CommandType, OutcomeKind};
 use super::ports::{BoxFuture, PortError};
@@ -103,7 +104,7 @@ pub trait BasketQueries: Send + Sync {
         owner: &'a str,
         filter: &'a BasketFilter,
         page: PageRequest<BasketId>,
-    ) -> BoxFuture<'a, Result<Page<BasketView>, PortError>>;
+    ) -> BoxFuture<'a, Result<Page<BasketSummary>, PortError>>;
 }
 
 /// The command log: one principal's commands, or all if none is named.

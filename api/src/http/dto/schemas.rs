@@ -32,7 +32,7 @@ schemas! {
     Sku = {
         "description": "The shop's article number.",
         "type": "string", "minLength": 1, "maxLength": domain::Sku::MAX_CHARACTERS, "pattern": PRINTABLE,
-        "not": { "enum": [".", ".."] }, "examples": ["tea-250"]
+        "not": { "type": "string", "enum": [".", ".."] }, "examples": ["tea-250"]
     };
     Name = {
         "description": "The article's name, for people.",

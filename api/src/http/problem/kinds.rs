@@ -178,7 +178,7 @@ pub static PRECONDITION_REQUIRED: Kind = Kind::named(
 pub static TOO_MANY: Kind = Kind::blank(
     S::TOO_MANY_REQUESTS,
     "Too Many Requests",
-    "Too many requests from this principal or under way at once. Repeat after Retry-After.",
+    "Too many requests of this principal, per second or in flight. Repeat after Retry-After.",
 );
 /// Too large a header.
 pub static HEADERS_TOO_LARGE: Kind = Kind::blank(
