@@ -8,6 +8,7 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod alerts;
 mod audit;
 mod chart;
 mod commands;

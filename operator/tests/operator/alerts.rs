@@ -109,9 +109,11 @@ async fn each_has_a_test_a_page_and_metrics_that_there_are() {
     let pages = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/runbooks");
     let pages: Vec<PathBuf> = fs::read_dir(pages).unwrap().map(|page| page.unwrap().path()).collect();
     let page_of = |path: &PathBuf| path.file_stem().unwrap().to_string_lossy().into_owned();
-    let of_alerts: BTreeSet<String> = pages.iter().map(page_of).filter(|name| name != "README").collect();
+    // Others are of the chart of the basket API.
+    let pages: Vec<PathBuf> = pages.into_iter().filter(|page| page_of(page).starts_with("Outbox")).collect();
+    let of_alerts: BTreeSet<String> = pages.iter().map(page_of).collect();
     assert_eq!(of_alerts, names);
-    for page in pages.iter().filter(|page| page_of(page) != "README") {
+    for page in &pages {
         let text = fs::read_to_string(page).unwrap();
         for part in ["## What it means", "## Impact", "## Diagnosis", "## Mitigation"] {
             assert!(text.contains(part), "{}: no part '{part}'", page.display());
