@@ -19,3 +19,15 @@ pub fn libraries(name: &str, project: &Path) -> Result<PathBuf, Error> {
     })?;
     Ok(folder.join("lib"))
 }
+
+/// The jar of `group:artifact:version`, which holds all that it needs.
+///
+/// # Errors
+/// Maven is missing, or the repository cannot be reached.
+pub fn jar(group: &str, artifact: &str, version: &str) -> Result<PathBuf, Error> {
+    let name = format!("{artifact}-{version}");
+    let folder = cache::entry(&name, &format!("fetching {name}"), |folder| {
+        cache::fetch_artifact(&format!("{group}:{artifact}:{version}"), folder)
+    })?;
+    Ok(folder.join(format!("{name}.jar")))
+}

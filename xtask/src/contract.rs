@@ -1,5 +1,8 @@
 //! `cargo xtask contract`: the running service against its own OpenAPI document, by Schemathesis: requests made from
-//! the schemas, valid and invalid ones, alone and in sequences, and every answer checked.
+//! the schemas, valid and invalid ones, alone and in sequences, and every answer checked. With `--clients`, also the
+//! document by a linter, and the service by a generated client.
+
+mod clients;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,6 +32,9 @@ pub struct Options {
     /// Many more requests, others each time: minutes in place of seconds.
     #[arg(long)]
     long: bool,
+    /// Also lints the document, and generates, compiles and runs a client. Needs Node.js; part of --long.
+    #[arg(long)]
+    clients: bool,
     /// Makes the requests of a run again, whose seed its last lines name.
     #[arg(long)]
     seed: Option<String>,
@@ -44,6 +50,10 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let only_api = StackOptions { relay: false, ..StackOptions::default() };
     let mut stack = Stack::servers(only_api, programs, quiet).await?;
     stack.programs(quiet).await?;
+    if options.clients || is_long(options) {
+        let api = stack.api_url();
+        tokio::task::spawn_blocking(move || clients::check(&api)).await??;
+    }
     // It keeps what it found where it runs.
     let scratch = Folder::new("contract")?;
     let mut check = command(&[&packages, &folder], scratch.path(), &stack.api_url(), options)?;
@@ -58,8 +68,12 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
+fn is_long(options: &Options) -> bool {
+    options.long || testbed::long_matrix()
+}
+
 fn command(modules: &[&PathBuf], scratch: &Path, api: &str, options: &Options) -> Result<Command, Failure> {
-    let long = options.long || testbed::long_matrix();
+    let long = is_long(options);
     let mut command = Command::new(PYTHON);
     let config = build::repository().join(FOLDER).join("schemathesis.toml");
     command

@@ -77,7 +77,7 @@ mod tests {
         let path = format!("/v1/baskets/{id}/items/tea%20250");
         let parameters = matches(template, &path).unwrap();
         assert_eq!(parameters.basket().unwrap().to_string(), id);
-        assert_eq!(String::from(parameters.sku().unwrap()), "tea 250");
+        assert_eq!(parameters.sku().unwrap().as_str(), "tea 250");
         for other in [
             "/v1/baskets/1/items",
             "/v1/baskets/1/items/a/b",
