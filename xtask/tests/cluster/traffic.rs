@@ -86,9 +86,12 @@ impl<'a> Traffic<'a> {
     }
 
     pub async fn until_ready(&self) {
-        let ready = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
-        let question = ["get", "obr", self.name, "--namespace", self.name, "-o", ready];
-        until(&self.site.cluster, &question, |status| status == "True").await;
+        // All conditions, so that a test that gives up says why.
+        let conditions =
+            "jsonpath={range .status.conditions[*]}{.type}={.status} {.reason}: {.message}{'\\n'}{end}";
+        let question = ["get", "obr", self.name, "--namespace", self.name, "-o", conditions];
+        until(&self.site.cluster, &question, |all| all.lines().any(|line| line.starts_with("Ready=True ")))
+            .await;
     }
 
     /// A field of the relay's only pod.
