@@ -14,7 +14,7 @@ CREATE TABLE basket (
     CONSTRAINT basket_paid_when_checked_out CHECK ((status = 'checked_out') = (payment_method IS NOT NULL))
 );
 
--- Finds baskets nobody touched for long, oldest first. Not on updated_at: an index on a column that every change
+-- Finds baskets that were not changed for long, oldest first. Not on updated_at: an index on a column that every change
 -- writes would make every change write the index, too.
 CREATE INDEX basket_open ON basket (id) WHERE status = 'open';
 
@@ -28,6 +28,9 @@ CREATE TABLE basket_view (
     view     jsonb NOT NULL
 );
 
--- Newest first, for one owner, and for one buyer of one owner.
+-- Newest first, one index for each combination of filters: an owner may be a shop with millions of baskets, and a buyer
+-- the one that a shop uses for all its guests.
 CREATE INDEX basket_view_by_owner ON basket_view (owner, id DESC);
 CREATE INDEX basket_view_by_buyer ON basket_view (owner, buyer_id, id DESC);
+CREATE INDEX basket_view_by_status ON basket_view (owner, status, id DESC);
+CREATE INDEX basket_view_by_buyer_and_status ON basket_view (owner, buyer_id, status, id DESC);

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use basket::application::{Bus, Dispatch, Retry};
 use clap::ValueEnum;
-use sqlx::PgPool;
 
 use crate::metrics::{Metered, Metrics};
-use crate::postgres::{PostgresUnitsOfWork, SingleStatementUnitsOfWork};
+use crate::postgres::{Database, PostgresUnitsOfWork, SingleStatementUnitsOfWork};
 use crate::spans::Traced;
 
 /// How a command is written to the database.
@@ -19,15 +18,16 @@ pub enum UnitOfWorkMode {
     SingleStatement,
 }
 
-/// The bus over `pool`. Metrics are outside of the retry and count a command once; spans are inside and see each attempt.
-pub fn bus(pool: &PgPool, metrics: &Metrics, mode: UnitOfWorkMode) -> Arc<dyn Dispatch> {
-    let transactions = Bus::new(PostgresUnitsOfWork::new(pool.clone(), metrics.clone()));
+/// The bus over `database`. Metrics are outside of the retry and count a command once; spans are inside and see each attempt.
+pub fn bus(database: &Database, metrics: &Metrics, mode: UnitOfWorkMode) -> Arc<dyn Dispatch> {
+    let transactions = Bus::new(PostgresUnitsOfWork::new(database.clone(), metrics.clone()));
     let transactions: Arc<dyn Dispatch> = Arc::new(Traced::new(transactions));
     let first: Arc<dyn Dispatch> = match mode {
         UnitOfWorkMode::Transaction => Arc::clone(&transactions),
-        UnitOfWorkMode::SingleStatement => {
-            Arc::new(Traced::new(Bus::new(SingleStatementUnitsOfWork::new(pool.clone(), metrics.clone()))))
-        }
+        UnitOfWorkMode::SingleStatement => Arc::new(Traced::new(Bus::new(SingleStatementUnitsOfWork::new(
+            database.clone(),
+            metrics.clone(),
+        )))),
     };
     Arc::new(Metered::new(Retry::new(first, transactions), metrics.clone()))
 }

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use admin::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
 use crate::auth::{ClaimNames, KeySource, SetUpError, TokenRules, TokenVerifier};
 use crate::bus::UnitOfWorkMode;
 use crate::http::{Authentication, Capacity};
+use crate::postgres::{Servers, for_commands};
 use crate::server::{Limits, Timeouts};
 
 /// Environment variable with the database's address.
@@ -32,7 +32,7 @@ const SHORTEST_KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
     name = "basket-api",
     version = admin::version(),
     about,
-    after_help = "Environment:\n  BASKET_DATABASE_URL       postgres://user:password@host:port/database (required)\n  \
+    after_help = "Environment:\n  BASKET_DATABASE_URL       postgres://user:password@host:port/database (required);\n                            several hosts, separated by commas, where a failover moves the primary\n  \
                   BASKET_STATIC_TOKEN       the bearer token of --auth static-token, 16 characters or more\n\
                   Durations are a number with a unit: 500ms, 30s, 15m, 72h, 30d.\n\
                   Exit codes: 0 stopped gracefully, 64 invalid configuration, 69 the database is away or 'doctor' found a problem, 70 a bug."
@@ -49,7 +49,7 @@ pub enum Command {
     /// Serve until stopped. SIGTERM finishes the requests in flight and exits 0.
     Serve(Box<Serve>),
     /// Bring the database's schema up to date. Safe to repeat.
-    Migrate,
+    Migrate(Migrate),
     /// Make the read model again from the state. Safe while the service runs.
     RebuildReadModel,
     /// Check what the service meets, one line each: ok, warn or problem, and what to do. Changes nothing.
@@ -61,6 +61,14 @@ pub enum Command {
     Openapi,
     /// Print the JSON Schema of every event type.
     EventSchemas,
+}
+
+/// How to migrate.
+#[derive(Args)]
+pub struct Migrate {
+    /// Grant this role, with which the service runs, what it needs. The schema belongs to the role that migrates.
+    #[arg(long, env = "BASKET_GRANT_TO", value_name = "ROLE")]
+    pub grant_to: Option<String>,
 }
 
 /// What to look at.
@@ -153,8 +161,9 @@ pub struct Access {
 #[derive(Args)]
 #[command(next_help_heading = "Bounds")]
 pub struct Bounds {
-    /// Database connections at most. A few per CPU of the database are as fast as many.
-    #[arg(long, env = "BASKET_DATABASE_CONNECTIONS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=500))]
+    /// Database connections for requests at most, one in four of them for lists; the probe and each job of housekeeping have
+    /// one more. A few per CPU of the database are as fast as many.
+    #[arg(long, env = "BASKET_DATABASE_CONNECTIONS", default_value_t = 16, value_parser = clap::value_parser!(u32).range(2..=500))]
     pub database_connections: u32,
     /// Client connections at most. One more closes the one that has waited the longest for its client; while none waits, it
     /// is queued.
@@ -211,7 +220,8 @@ impl Bounds {
             requests: self.max_requests,
             requests_per_principal: self.max_requests_per_principal,
             rate: self.rate_limit,
-            database_connections: usize::try_from(self.database_connections).unwrap_or(usize::MAX),
+            database_connections: usize::try_from(for_commands(self.database_connections))
+                .unwrap_or(usize::MAX),
         }
     }
 }
@@ -281,15 +291,10 @@ pub enum ConfigError {
 }
 
 /// Where the database is.
-pub fn database() -> Result<PgConnectOptions, ConfigError> {
-    let url = std::env::var(DATABASE_URL).map_err(|_| ConfigError::Missing(DATABASE_URL))?;
-    // The driver takes any scheme, and would then look for a Postgres where a MySQL is.
-    let is_postgres = ["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
-    let options = PgConnectOptions::from_str(&url).ok().filter(|_| is_postgres);
-    options.map(|options| options.application_name("basket-api")).ok_or_else(|| {
-        let problem = "is not an address such as postgres://user:password@host:5432/database".to_owned();
-        ConfigError::Invalid { field: DATABASE_URL, problem }
-    })
+pub fn database() -> Result<Servers, ConfigError> {
+    let address = std::env::var(DATABASE_URL).map_err(|_| ConfigError::Missing(DATABASE_URL))?;
+    Servers::from_str(&address)
+        .map_err(|error| ConfigError::Invalid { field: DATABASE_URL, problem: error.to_string() })
 }
 
 impl Access {

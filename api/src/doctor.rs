@@ -12,12 +12,12 @@ use hyper::StatusCode;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection, FromRow};
+use sqlx::FromRow;
+use sqlx::postgres::PgConnection;
 use url::Url;
 
 use crate::http::openapi;
-use crate::postgres::MIGRATIONS;
+use crate::postgres::{Lacking, Limits, MIGRATIONS, PATIENT, Servers, Session, check, place};
 
 /// Database and service; a person waits for it.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
@@ -30,11 +30,14 @@ const INSUFFICIENT_PRIVILEGE: &str = "42501";
 type Failed = Box<dyn Error + Send + Sync>;
 
 /// Makes every check that can be made; of the service that runs, where its address is known.
-pub async fn examine(database: &PgConnectOptions, service: Option<&Url>) -> Vec<Finding> {
-    let connected = within(PgConnection::connect_with(database)).await;
-    let mut findings = match connected {
-        Ok(mut sql) => vec![self::database(&mut sql, database).await, schema(&mut sql).await],
-        Err(error) => vec![unreachable(database, error.as_ref())],
+pub async fn examine(servers: &Servers, service: Option<&Url>) -> Vec<Finding> {
+    let mut findings = match servers.connect(Limits::COMMANDS, PATIENT).await {
+        Ok(mut session) => {
+            let mut findings = vec![database(&mut session).await, schema(&mut session.sql).await];
+            findings.extend(privileges(&mut session.sql).await);
+            findings
+        }
+        Err(error) => vec![Finding::problem(DATABASE, error.to_string(), CHECK_SERVER)],
     };
     if let Some(url) = service {
         findings.push(answers(url).await);
@@ -49,25 +52,38 @@ async fn within<T, E: Into<Failed>>(asked: impl Future<Output = Result<T, E>>) -
     }
 }
 
-fn place(database: &PgConnectOptions) -> String {
-    let name = database.get_database().unwrap_or_else(|| database.get_username());
-    format!("{}:{}, database {name}", database.get_host(), database.get_port())
-}
+const DATABASE: &str = "database";
+const CHECK_SERVER: &str = "check that it runs, and BASKET_DATABASE_URL";
 
-fn unreachable(database: &PgConnectOptions, error: &(dyn Error + 'static)) -> Finding {
-    let message = format!("PostgreSQL at {} cannot be used: {}", place(database), root_cause(error));
-    Finding::problem("database", message, "check that it runs, and BASKET_DATABASE_URL")
-}
-
-async fn database(sql: &mut PgConnection, database: &PgConnectOptions) -> Finding {
-    let version = sqlx::query_scalar::<_, String>("SELECT current_setting('server_version')").fetch_one(sql);
-    match within(version).await {
+async fn database(session: &mut Session) -> Finding {
+    let version = sqlx::query_scalar::<_, String>("SELECT current_setting('server_version')");
+    let (place, role) = (place(&session.server), session.server.get_username().to_owned());
+    match within(version.fetch_one(&mut session.sql)).await {
         Ok(version) => {
-            let (place, role) = (place(database), database.get_username());
-            Finding::ok("database", format!("PostgreSQL {version} at {place} lets in role {role}"))
+            let message = format!("PostgreSQL {version} at {place} accepts role {role}, and writes");
+            Finding::ok(DATABASE, message)
         }
-        Err(error) => unreachable(database, error.as_ref()),
+        Err(error) => {
+            let message = format!("PostgreSQL at {place} cannot be used: {}", root_cause(error.as_ref()));
+            Finding::problem(DATABASE, message, CHECK_SERVER)
+        }
     }
+}
+
+/// A schema that is not migrated has a finding of its own.
+async fn privileges(sql: &mut PgConnection) -> Option<Finding> {
+    const CHECK: &str = "privileges";
+    let checked = tokio::time::timeout(ANSWERS_WITHIN, check(sql)).await;
+    Some(match checked {
+        Ok(Ok(())) => Finding::ok(CHECK, "the role may do what the service does"),
+        Ok(Err(Lacking::Objects(_))) => return None,
+        Ok(Err(Lacking::Grants(grants))) => {
+            let message = format!("{} privileges are missing: the service cannot become ready", grants.len());
+            Finding::problem(CHECK, message, format!("as the owner of the tables: {}", grants.join("; ")))
+        }
+        Ok(Err(error)) => Finding::problem(CHECK, error.to_string(), CHECK_SERVER),
+        Err(_) => Finding::problem(CHECK, "the database does not answer", CHECK_SERVER),
+    })
 }
 
 /// A migration as the database has noted it.

@@ -1,86 +1,162 @@
-//! The housekeeper: abandons baskets nobody touches any more, forgets old idempotency keys, keeps the log's
-//! partitions. One replica at a time does it, in small portions.
+//! Housekeeping: jobs that do not depend on each other. Each has a session of its own, is done by one replica at a time,
+//! and counts what it does; one that fails is tried again at its next run and keeps no other from running.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use basket::application::Dispatch;
+use basket::application::expire_baskets::ExpireBaskets;
 use basket::application::ports::PortError;
-use basket::application::{
-    BasketChange, BasketCommand, CommandContext, CommandEnvelope, CommandId, Dispatch, DispatchError, Outcome,
-};
-use basket::domain::{AbandonReason, Principal};
-use chrono::{SubsecRound, TimeDelta, Utc};
-use uuid::Uuid;
+use chrono::{TimeDelta, Utc};
+use sqlx::PgConnection;
 
 use crate::config::Retention;
-use crate::postgres::{Housekeeping, Idle};
+use crate::metrics::{Metrics, RunOutcome};
+use crate::postgres::housekeeping::{PostgresIdleBaskets, expire_keys, maintain_log, try_lock};
+use crate::postgres::{Limits, NoServer, PATIENT, Servers};
 
-/// The principal that abandons baskets.
-const EXPIRY: &str = "expiry";
+/// A job failed.
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error(transparent)]
+    NoServer(#[from] NoServer),
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// What could not be done, although the rest was.
+    #[error("{0}")]
+    Incomplete(String),
+}
 
-/// Keeps house for ever. What fails is tried again at the next round.
-pub async fn keep_house(house: Housekeeping, bus: Arc<dyn Dispatch>, retention: Retention) {
-    loop {
-        tokio::time::sleep(retention.housekeeping_every).await;
-        if let Err(error) = round(&house, &*bus, &retention).await {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "housekeeping failed; it is tried again"
-            );
+/// A job of housekeeping.
+trait Job: Send + 'static {
+    /// Its name in metrics and log lines.
+    const NAME: &str;
+    /// Its number among the locks of housekeeping.
+    const LOCK: i32;
+
+    /// Does what is due; returns how much that was.
+    fn run(&mut self, sql: &mut PgConnection) -> impl Future<Output = Result<u64, JobError>> + Send;
+}
+
+struct AbandonBaskets {
+    use_case: ExpireBaskets,
+    bus: Arc<dyn Dispatch>,
+    after: Duration,
+    metrics: Metrics,
+}
+
+impl Job for AbandonBaskets {
+    const NAME: &str = "abandon_baskets";
+    const LOCK: i32 = 1;
+
+    async fn run(&mut self, sql: &mut PgConnection) -> Result<u64, JobError> {
+        let after = TimeDelta::from_std(self.after).unwrap_or(TimeDelta::MAX);
+        let mut idle = PostgresIdleBaskets(sql);
+        let expired = self.use_case.run(&*self.bus, &mut idle, Utc::now(), after).await?;
+        for (basket, error) in &expired.failed {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(basket.id = %basket, error, "an idle basket could not be abandoned; it is tried again later");
+        }
+        self.metrics.baskets_not_abandoned(expired.failed.len());
+        Ok(expired.abandoned)
+    }
+}
+
+struct ExpireKeys {
+    keep: Duration,
+}
+
+impl Job for ExpireKeys {
+    const NAME: &str = "expire_keys";
+    const LOCK: i32 = 2;
+
+    async fn run(&mut self, sql: &mut PgConnection) -> Result<u64, JobError> {
+        let mut expired = 0;
+        loop {
+            let batch = expire_keys(sql, self.keep).await?;
+            expired += batch;
+            if batch == 0 {
+                return Ok(expired);
+            }
         }
     }
 }
 
-async fn round(house: &Housekeeping, bus: &dyn Dispatch, retention: &Retention) -> Result<(), DispatchError> {
-    let Some(turn) = house.turn().await? else { return Ok(()) };
-    let abandoned = abandon(house, bus, retention).await?;
-    let keys = house.expire_keys(retention.keep_keys).await?;
-    house.maintain_log(retention.keep_commands).await?;
-    drop(turn);
-    if abandoned + keys > 0 {
-        tracing::info!(abandoned, keys, "housekeeping is done");
-    }
-    Ok(())
+struct MaintainLog {
+    keep: Option<Duration>,
 }
 
-async fn abandon(
-    house: &Housekeeping,
-    bus: &dyn Dispatch,
-    retention: &Retention,
-) -> Result<u64, DispatchError> {
-    let age = TimeDelta::from_std(retention.abandon_after).unwrap_or(TimeDelta::MAX);
-    let Some(before) = Utc::now().checked_sub_signed(age) else { return Ok(0) };
-    let (mut abandoned, mut after) = (0, None);
-    loop {
-        let idle = house.idle_baskets(before, after).await?;
-        let Some(last) = idle.last() else { return Ok(abandoned) };
-        after = Some(last.id);
-        for basket in &idle {
-            abandoned += u64::from(abandon_one(bus, *basket).await?);
+impl Job for MaintainLog {
+    const NAME: &str = "maintain_log";
+    const LOCK: i32 = 3;
+
+    async fn run(&mut self, sql: &mut PgConnection) -> Result<u64, JobError> {
+        let mut changed = 0;
+        loop {
+            let done = maintain_log(sql, self.keep).await?;
+            let now =
+                [done.created, done.dropped, done.deleted].iter().map(|n| n.unsigned_abs()).sum::<u32>();
+            changed += u64::from(now);
+            match done.held {
+                Some(held) if now == 0 => return Err(JobError::Incomplete(held)),
+                None if now == 0 => return Ok(changed),
+                _ => {}
+            }
         }
     }
 }
 
-/// A command like every other: in the log, with its event in the outbox. A basket that was touched since it was seen
-/// has another version and stays.
-async fn abandon_one(bus: &dyn Dispatch, idle: Idle) -> Result<bool, DispatchError> {
-    let id = CommandId(Uuid::now_v7());
-    let command = BasketCommand::Change {
-        basket_id: idle.id,
-        expected_version: Some(idle.version),
-        change: BasketChange::Abandon { reason: AbandonReason::Expired },
+/// Starts every job; they run until the program ends.
+pub fn start(servers: &Servers, bus: Arc<dyn Dispatch>, retention: &Retention, metrics: &Metrics) {
+    let worker =
+        Worker { servers: servers.clone(), every: retention.housekeeping_every, metrics: metrics.clone() };
+    let baskets = AbandonBaskets {
+        use_case: ExpireBaskets::default(),
+        bus,
+        after: retention.abandon_after,
+        metrics: metrics.clone(),
     };
-    let context = CommandContext {
-        principal: Principal::service(EXPIRY),
-        correlation_id: id.to_string(),
-        traceparent: None,
-        tracestate: None,
-    };
-    let received_at = Utc::now().trunc_subsecs(6);
-    let envelope = CommandEnvelope { id, command, context, idempotency_key: None, received_at };
-    let result = match bus.dispatch(&envelope).await {
-        Ok(result) => result,
-        Err(DispatchError::Port(PortError::Conflict(_))) => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    Ok(matches!(result.outcome, Outcome::Accepted(_)))
+    tokio::spawn(worker.clone().run(baskets));
+    tokio::spawn(worker.clone().run(ExpireKeys { keep: retention.keep_keys }));
+    tokio::spawn(worker.run(MaintainLog { keep: retention.keep_commands }));
+}
+
+#[derive(Clone)]
+struct Worker {
+    servers: Servers,
+    every: Duration,
+    metrics: Metrics,
+}
+
+impl Worker {
+    async fn run<J: Job>(self, mut job: J) {
+        self.metrics.housekeeping_up_to_date(J::NAME);
+        loop {
+            tokio::time::sleep(self.every).await;
+            let outcome = match self.run_once(&mut job).await {
+                Ok(None) => RunOutcome::Elsewhere,
+                Ok(Some(done)) => {
+                    if done > 0 {
+                        tracing::info!(job = J::NAME, done, "housekeeping");
+                    }
+                    RunOutcome::Done(done)
+                }
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(job = J::NAME, error, "housekeeping failed; it is tried again");
+                    RunOutcome::Failed
+                }
+            };
+            self.metrics.housekeeping(J::NAME, outcome);
+        }
+    }
+
+    /// `None` while another replica does the job. The lock ends with the session.
+    async fn run_once<J: Job>(&self, job: &mut J) -> Result<Option<u64>, JobError> {
+        let mut session = self.servers.connect(Limits::HOUSEKEEPING, PATIENT).await?;
+        let ours = try_lock(&mut session.sql, J::LOCK).await?;
+        let done = if ours { Some(job.run(&mut session.sql).await?) } else { None };
+        session.close().await;
+        Ok(done)
+    }
 }

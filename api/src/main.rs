@@ -8,10 +8,9 @@ use basket::application::integration_events::schemas;
 use basket_api::config::{self, Arguments, Command, Serve};
 use basket_api::doctor;
 use basket_api::http::openapi;
-use basket_api::postgres::{Housekeeping, MIGRATIONS};
+use basket_api::postgres::{Limits, PATIENT, Servers, migrate, rebuild_read_model};
 use basket_api::service::{StartError, serve};
 use serde_json::Value;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() {
@@ -19,25 +18,25 @@ fn main() {
     match arguments.command {
         Command::Openapi => print(&openapi::document()),
         Command::EventSchemas => print(&event_schemas()),
-        Command::Serve(_) | Command::Migrate | Command::RebuildReadModel | Command::Doctor(_) => {}
+        Command::Serve(_) | Command::Migrate(_) | Command::RebuildReadModel | Command::Doctor(_) => {}
     }
     let format = match &arguments.command {
         Command::Serve(options) => options.log_format,
         _ => LogFormat::Text,
     };
-    let log_level = init_logging("info,sqlx=warn", format);
+    let log_level = init_logging("info,sqlx=warn,sqlx_core::pool=off", format);
     admin::exit_on_panic();
-    let database = config::database().unwrap_or_else(|error| refuse(&error));
+    let servers = config::database().unwrap_or_else(|error| refuse(&error));
     let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().enable_all().build() else {
         tracing::error!("cannot start the runtime");
         exit(EXIT_BUG)
     };
     exit(match arguments.command {
-        Command::Serve(options) => runtime.block_on(run(*options, database, log_level)),
-        Command::Migrate => runtime.block_on(migrate(database)),
-        Command::RebuildReadModel => runtime.block_on(rebuild(database)),
+        Command::Serve(options) => runtime.block_on(run(*options, servers, log_level)),
+        Command::Migrate(options) => runtime.block_on(bring_up_to_date(servers, options.grant_to)),
+        Command::RebuildReadModel => runtime.block_on(rebuild(servers)),
         Command::Doctor(options) => {
-            let findings = runtime.block_on(doctor::examine(&database, options.url.as_ref()));
+            let findings = runtime.block_on(doctor::examine(&servers, options.url.as_ref()));
             admin::report(&findings, options.json)
         }
         Command::Openapi | Command::EventSchemas => 0,
@@ -58,8 +57,8 @@ fn refuse(error: &dyn Error) -> ! {
     exit(EXIT_CONFIG)
 }
 
-async fn run(options: Serve, database: PgConnectOptions, log_level: admin::LogLevel) -> i32 {
-    match serve(options, database, log_level, stop_signal()).await {
+async fn run(options: Serve, servers: Servers, log_level: admin::LogLevel) -> i32 {
+    match serve(options, servers, log_level, stop_signal()).await {
         Ok(()) => 0,
         Err(StartError::Metrics(error)) => {
             tracing::error!(%error, "cannot register metrics");
@@ -69,11 +68,10 @@ async fn run(options: Serve, database: PgConnectOptions, log_level: admin::LogLe
     }
 }
 
-async fn migrate(database: PgConnectOptions) -> i32 {
+async fn bring_up_to_date(servers: Servers, grant_to: Option<String>) -> i32 {
     let migrated = async {
-        let pool = PgPoolOptions::new().max_connections(1).connect_with(database).await?;
-        MIGRATIONS.run(&pool).await?;
-        Ok::<_, Box<dyn Error>>(())
+        let mut session = servers.connect(Limits::MIGRATION, PATIENT).await?;
+        Ok::<_, Box<dyn Error>>(migrate(&mut session.sql, grant_to.as_deref()).await?)
     };
     match migrated.await {
         Ok(()) => {
@@ -87,10 +85,10 @@ async fn migrate(database: PgConnectOptions) -> i32 {
     }
 }
 
-async fn rebuild(database: PgConnectOptions) -> i32 {
+async fn rebuild(servers: Servers) -> i32 {
     let rebuilt = async {
-        let pool = PgPoolOptions::new().max_connections(1).connect_with(database).await?;
-        Ok::<_, Box<dyn Error>>(Housekeeping::new(pool).rebuild_read_model().await?)
+        let mut session = servers.connect(Limits::HOUSEKEEPING, PATIENT).await?;
+        Ok::<_, Box<dyn Error>>(rebuild_read_model(&mut session.sql).await?)
     };
     match rebuilt.await {
         Ok(baskets) => {

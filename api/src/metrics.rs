@@ -1,13 +1,14 @@
 //! The service's metrics. Names are API: docs/METRICS.md lists them.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use basket::application::ports::BoxFuture;
 use basket::application::{CommandEnvelope, CommandResult, CommandType, Dispatch, DispatchError};
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
-use sqlx::PgPool;
+
+use crate::postgres::Connections;
 
 const NAMESPACE: &str = "basket_api";
 
@@ -29,6 +30,21 @@ pub struct Metrics {
     outbox_rows: IntCounterVec,
     replays: IntCounter,
     pool_connections: IntGaugeVec,
+    housekeeping_runs: IntCounterVec,
+    housekeeping_items: IntCounterVec,
+    housekeeping_success: GaugeVec,
+    baskets_failed: IntCounter,
+}
+
+/// How a run of a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunOutcome {
+    /// It did so much.
+    Done(u64),
+    /// Another replica does the job.
+    Elsewhere,
+    /// It was not completed.
+    Failed,
 }
 
 impl Metrics {
@@ -69,6 +85,25 @@ impl Metrics {
                 opts("db_pool_connections", "Database connections"),
                 &["state"],
             )?,
+            housekeeping_runs: IntCounterVec::new(
+                opts("housekeeping_runs_total", "Runs of the jobs of housekeeping by how they ended"),
+                &["task", "outcome"],
+            )?,
+            housekeeping_items: IntCounterVec::new(
+                opts(
+                    "housekeeping_items_total",
+                    "Baskets abandoned, keys forgotten, partitions and rows changed",
+                ),
+                &["task"],
+            )?,
+            housekeeping_success: GaugeVec::new(
+                opts("housekeeping_last_success_timestamp_seconds", "When this process last completed a job"),
+                &["task"],
+            )?,
+            baskets_failed: IntCounter::with_opts(opts(
+                "baskets_not_abandoned_total",
+                "Failed attempts to abandon an idle basket",
+            ))?,
         };
         let registry = &metrics.registry;
         registry.register(Box::new(admin::build_info(NAMESPACE)?))?;
@@ -83,6 +118,10 @@ impl Metrics {
         registry.register(Box::new(metrics.outbox_rows.clone()))?;
         registry.register(Box::new(metrics.replays.clone()))?;
         registry.register(Box::new(metrics.pool_connections.clone()))?;
+        registry.register(Box::new(metrics.housekeeping_runs.clone()))?;
+        registry.register(Box::new(metrics.housekeeping_items.clone()))?;
+        registry.register(Box::new(metrics.housekeeping_success.clone()))?;
+        registry.register(Box::new(metrics.baskets_failed.clone()))?;
         Ok(metrics)
     }
 
@@ -132,11 +171,37 @@ impl Metrics {
         self.command_seconds.with_label_values(&[command_type.into_str()]).observe(took.as_secs_f64());
     }
 
-    /// The pool as it is now.
-    pub fn pool(&self, pool: &PgPool) {
-        let idle = i64::try_from(pool.num_idle()).unwrap_or(i64::MAX);
-        self.pool_connections.with_label_values(&["idle"]).set(idle);
-        self.pool_connections.with_label_values(&["used"]).set(i64::from(pool.size()) - idle);
+    /// A job of housekeeping is up to date: it was completed, or waits for its first run.
+    pub fn housekeeping_up_to_date(&self, task: &str) {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        self.housekeeping_success.with_label_values(&[task]).set(now.as_secs_f64());
+    }
+
+    /// A run of a job of housekeeping.
+    pub fn housekeeping(&self, task: &str, outcome: RunOutcome) {
+        let name = match outcome {
+            RunOutcome::Done(_) => "done",
+            RunOutcome::Elsewhere => "elsewhere",
+            RunOutcome::Failed => "failed",
+        };
+        self.housekeeping_runs.with_label_values(&[task, name]).inc();
+        if let RunOutcome::Done(items) = outcome {
+            self.housekeeping_items.with_label_values(&[task]).inc_by(items);
+            self.housekeeping_up_to_date(task);
+        }
+    }
+
+    /// Idle baskets that a run could not abandon.
+    pub fn baskets_not_abandoned(&self, failed: usize) {
+        self.baskets_failed.inc_by(u64::try_from(failed).unwrap_or(u64::MAX));
+    }
+
+    /// The connections to the database as they are now.
+    pub fn database_connections(&self, connections: Connections) {
+        for (state, open) in [("idle", connections.idle), ("used", connections.used)] {
+            let open = i64::try_from(open).unwrap_or(i64::MAX);
+            self.pool_connections.with_label_values(&[state]).set(open);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod basket_view;
 mod bus;
 mod command;
 mod dispatch;
+pub mod expire_baskets;
 pub mod in_memory;
 pub mod integration_events;
 pub mod ports;

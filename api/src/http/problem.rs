@@ -191,8 +191,13 @@ impl From<PortError> for Problem {
         match error {
             PortError::Unavailable(_) | PortError::Conflict(_) => {
                 tracing::warn!(error = chain(&error), "the database is not available");
-                let detail =
-                    "the service cannot reach its database; repeat the request with the same Idempotency-Key";
+                let detail = "the database is away or busy; repeat the request with the same Idempotency-Key";
+                Problem::later(&kinds::UNAVAILABLE, detail)
+            }
+            PortError::TimedOut(_) => {
+                tracing::warn!(error = chain(&error), "the database did not finish in time");
+                let detail = "the database did not finish in time, mostly because another request holds what this one \
+                              needs; repeat the request with the same Idempotency-Key";
                 Problem::later(&kinds::UNAVAILABLE, detail)
             }
             PortError::Failed(_) => bug(&error),

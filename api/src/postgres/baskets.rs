@@ -4,22 +4,22 @@ use basket::application::ports::{BoxFuture, PortError};
 use basket::application::queries::{BasketFilter, BasketQueries, Page, PageRequest};
 use basket::application::{BasketSummary, BasketView};
 use basket::domain::BasketId;
-use sqlx::PgPool;
 use sqlx::types::Json;
+use sqlx::{Postgres, QueryBuilder};
 
 use super::documents::BasketDocument;
-use super::port_error;
 use super::summary::SummaryDocument;
+use super::{Database, port_error};
 
-/// Queries over a pool.
+/// Queries over a database.
 pub struct PostgresBaskets {
-    pool: PgPool,
+    database: Database,
 }
 
 impl PostgresBaskets {
-    /// Over `pool`.
-    pub fn new(pool: PgPool) -> PostgresBaskets {
-        PostgresBaskets { pool }
+    /// Over `database`.
+    pub fn new(database: Database) -> PostgresBaskets {
+        PostgresBaskets { database }
     }
 }
 
@@ -34,7 +34,7 @@ impl BasketQueries for PostgresBaskets {
                 sqlx::query_scalar("SELECT view FROM basket_view WHERE id = $1 AND owner = $2")
                     .bind(id.0)
                     .bind(owner)
-                    .fetch_optional(&self.pool)
+                    .fetch_optional(&self.database.pool())
                     .await
                     .map_err(port_error)?;
             view.map(|Json(view)| view.try_into()).transpose()
@@ -48,28 +48,32 @@ impl BasketQueries for PostgresBaskets {
         request: PageRequest<BasketId>,
     ) -> BoxFuture<'a, Result<Page<BasketSummary>, PortError>> {
         Box::pin(async move {
-            let found: Vec<Json<SummaryDocument>> = sqlx::query_scalar(
-                // The lines stay in the database: those of a page are some 24 MB at most.
-                "SELECT view - 'lines' || jsonb_build_object('line_count', jsonb_array_length(view -> 'lines'))
-                 FROM basket_view
-                 WHERE owner = $1 AND ($2::text IS NULL OR buyer_id = $2) AND ($3::text IS NULL OR status = $3)
-                   AND ($4::uuid IS NULL OR id < $4)
-                 ORDER BY id DESC LIMIT $5",
-            )
-            .bind(owner)
-            .bind(filter.buyer_id.as_ref().map(|buyer| buyer.as_str()))
-            .bind(filter.status.map(|status| status.into_str()))
-            .bind(request.after.map(|id| id.0))
-            .bind(i64::from(request.limit) + 1)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(port_error)?;
+            // A statement for each combination of filters: a plan for all of them could use no index.
+            let mut list = QueryBuilder::<Postgres>::new(SELECT);
+            list.push_bind(owner);
+            if let Some(buyer) = &filter.buyer_id {
+                list.push(" AND buyer_id = ").push_bind(buyer.as_str());
+            }
+            if let Some(status) = filter.status {
+                list.push(" AND status = ").push_bind(status.into_str());
+            }
+            if let Some(after) = request.after {
+                list.push(" AND id < ").push_bind(after.0);
+            }
+            list.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(request.limit) + 1);
+            let found: Vec<Json<SummaryDocument>> =
+                list.build_query_scalar().fetch_all(&self.database.lists()).await.map_err(port_error)?;
             let summaries: Result<Vec<BasketSummary>, PortError> =
                 found.into_iter().map(|Json(summary)| summary.try_into()).collect();
             Ok(page(summaries?, request.limit))
         })
     }
 }
+
+/// The lines stay in the database: those of a page are some 24 MB at most.
+const SELECT: &str = "
+    SELECT view - 'lines' || jsonb_build_object('line_count', jsonb_array_length(view -> 'lines'))
+    FROM basket_view WHERE owner = ";
 
 /// A page of the entries. One more than asked for was read: it tells whether there is a next page.
 pub(super) fn page<T>(mut entries: Vec<T>, limit: u32) -> Page<T> {

@@ -1,158 +1,98 @@
-//! What has to be done to the tables from time to time, each in small portions, so that nothing waits for it long.
+//! The statements of housekeeping: each works on one batch, so that nothing waits for it long.
 
 use std::time::Duration;
 
-use basket::application::BasketView;
-use basket::application::ports::PortError;
-use basket::domain::{Basket, BasketId, Version};
+use basket::application::expire_baskets::{IdleBasket, IdleBaskets};
+use basket::application::ports::{BoxFuture, PortError};
+use basket::domain::{BasketId, Version};
 use chrono::{DateTime, Utc};
-use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool, Row};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::basket_row::basket;
-use super::documents::BasketDocument;
+use super::ids::first_id_at;
 use super::port_error;
 
-/// Baskets or keys worked on at once.
-const PORTION: i64 = 500;
-/// Tells this job from others that use advisory locks on the database: "basket" in ASCII.
-const LOCK: i64 = 0x6261_736b_6574;
+/// Baskets or keys of one batch.
+const BATCH: i64 = 500;
+/// Longer than a statement may take: an answer that is later was lost on its way.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(35);
 
-/// A basket that nobody touched for long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Idle {
-    /// Which.
-    pub id: BasketId,
-    /// In which state it was seen.
-    pub version: Version,
+/// Waits for an answer of the database, but not for longer than it can take.
+async fn bounded<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, PortError> {
+    let answered = tokio::time::timeout(ANSWERS_WITHIN, answer).await;
+    answered.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))).map_err(port_error)
 }
 
-/// Work on the tables, over a pool.
-#[derive(Clone)]
-pub struct Housekeeping {
-    pool: PgPool,
+/// Takes the lock of a job for as long as the session lasts, so that one replica at a time does it, and one that dies
+/// does not keep it.
+pub async fn try_lock(sql: &mut PgConnection, job: i32) -> Result<bool, PortError> {
+    /// Tells these locks from others in the database: "bskt" in ASCII.
+    const LOCKS: i32 = 0x6273_6b74;
+    let taken = sqlx::query_scalar("SELECT pg_try_advisory_lock($1, $2)").bind(LOCKS).bind(job);
+    bounded(taken.fetch_one(sql)).await
 }
 
-impl Housekeeping {
-    /// Over `pool`.
-    pub fn new(pool: PgPool) -> Housekeeping {
-        Housekeeping { pool }
-    }
+/// Finds open baskets over one session.
+pub struct PostgresIdleBaskets<'a>(pub &'a mut PgConnection);
 
-    /// Takes the turn to keep house, or `None` while another replica has it. It ends with the transaction, so a
-    /// replica that dies does not keep it.
-    pub async fn turn(&self) -> Result<Option<sqlx::Transaction<'static, sqlx::Postgres>>, PortError> {
-        let mut transaction = self.pool.begin().await.map_err(port_error)?;
-        let ours: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
-            .bind(LOCK)
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(port_error)?;
-        // It is idle while the work is done in other transactions.
-        let patient = "SET LOCAL idle_in_transaction_session_timeout = 0";
-        sqlx::query(patient).execute(&mut *transaction).await.map_err(port_error)?;
-        Ok(ours.then_some(transaction))
-    }
-
-    /// Open baskets that were last touched before `before`, the oldest first, after `after`.
-    pub async fn idle_baskets(
-        &self,
+impl IdleBaskets for PostgresIdleBaskets<'_> {
+    fn find(
+        &mut self,
         before: DateTime<Utc>,
         after: Option<BasketId>,
-    ) -> Result<Vec<Idle>, PortError> {
-        let rows = sqlx::query(
-            "SELECT id, version FROM basket
-             WHERE status = 'open' AND updated_at < $1 AND ($2::uuid IS NULL OR id > $2) ORDER BY id LIMIT $3",
-        )
-        .bind(before)
-        .bind(after.map(|id| id.0))
-        .bind(PORTION)
-        .fetch_all(&self.pool)
-        .await
-        .map_err(port_error)?;
-        let idle = |row: &sqlx::postgres::PgRow| {
-            Ok(Idle { id: BasketId(row.try_get("id")?), version: Version(row.try_get("version")?) })
-        };
-        rows.iter().map(idle).collect::<Result<_, sqlx::Error>>().map_err(port_error)
-    }
-
-    /// Forgets idempotency keys older than `keep`; returns how many. The commands stay in the log.
-    pub async fn expire_keys(&self, keep: Duration) -> Result<u64, PortError> {
-        let mut expired = 0;
-        loop {
-            let portion = sqlx::query(
-                "DELETE FROM idempotency_key WHERE ctid = ANY (ARRAY(
-                     SELECT ctid FROM idempotency_key WHERE received_at < now() - make_interval(secs => $1)
-                     ORDER BY received_at LIMIT $2))",
+    ) -> BoxFuture<'_, Result<Vec<IdleBasket>, PortError>> {
+        Box::pin(async move {
+            // A basket is not changed before it is created, and its id tells when that was: the bound on the id ends
+            // the scan at the first basket that is too young.
+            let rows = sqlx::query_as(
+                "SELECT id, version FROM basket
+                 WHERE status = 'open' AND updated_at < $1 AND id < $2 AND ($3::uuid IS NULL OR id > $3)
+                 ORDER BY id LIMIT $4",
             )
-            .bind(keep.as_secs_f64())
-            .bind(PORTION)
-            .execute(&self.pool)
-            .await
-            .map_err(port_error)?
-            .rows_affected();
-            expired += portion;
-            if portion == 0 {
-                return Ok(expired);
-            }
-        }
-    }
-
-    /// Makes the log's coming partitions and drops those that ended longer than `keep` ago; returns how many.
-    pub async fn maintain_log(&self, keep: Option<Duration>) -> Result<i32, PortError> {
-        sqlx::query_scalar("SELECT command_log_maintain(make_interval(secs => $1))")
-            .bind(keep.map(|keep| keep.as_secs_f64()))
-            .fetch_one(&self.pool)
-            .await
-            .map_err(port_error)
-    }
-
-    /// Makes the read model again from the state; returns how many baskets there are. Safe while commands run: each
-    /// portion is locked against them while it is rewritten.
-    pub async fn rebuild_read_model(&self) -> Result<u64, PortError> {
-        let (mut rebuilt, mut after) = (0, None);
-        loop {
-            let mut transaction = self.pool.begin().await.map_err(port_error)?;
-            let baskets = portion(&mut transaction, after).await?;
-            let Some(last) = baskets.last() else { break };
-            after = Some(last.snapshot().id);
-            rebuilt += u64::try_from(baskets.len()).unwrap_or(u64::MAX);
-            write(&mut transaction, &baskets).await?;
-            transaction.commit().await.map_err(port_error)?;
-        }
-        let orphans = "DELETE FROM basket_view v WHERE NOT EXISTS (SELECT FROM basket b WHERE b.id = v.id)";
-        sqlx::query(orphans).execute(&self.pool).await.map_err(port_error)?;
-        Ok(rebuilt)
+            .bind(before)
+            .bind(first_id_at(before))
+            .bind(after.map(|id| id.0))
+            .bind(BATCH);
+            let found: Vec<(Uuid, i64)> = bounded(rows.fetch_all(&mut *self.0)).await?;
+            let idle = |(id, version)| IdleBasket { id: BasketId(id), version: Version(version) };
+            Ok(found.into_iter().map(idle).collect())
+        })
     }
 }
 
-async fn portion(transaction: &mut PgConnection, after: Option<BasketId>) -> Result<Vec<Basket>, PortError> {
-    let rows = sqlx::query(
-        "SELECT * FROM basket WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2 FOR NO KEY UPDATE",
+/// Forgets a batch of idempotency keys older than `keep`; returns how many. The commands stay in the log.
+pub async fn expire_keys(sql: &mut PgConnection, keep: Duration) -> Result<u64, PortError> {
+    let expired = sqlx::query(
+        "DELETE FROM idempotency_key WHERE ctid = ANY (ARRAY(
+             SELECT ctid FROM idempotency_key WHERE received_at < now() - make_interval(secs => $1)
+             ORDER BY received_at LIMIT $2))",
     )
-    .bind(after.map(|id| id.0))
-    .bind(PORTION)
-    .fetch_all(transaction)
-    .await
-    .map_err(port_error)?;
-    rows.iter().map(basket).collect()
+    .bind(keep.as_secs_f64())
+    .bind(BATCH);
+    Ok(bounded(expired.execute(sql)).await?.rows_affected())
 }
 
-async fn write(transaction: &mut PgConnection, baskets: &[Basket]) -> Result<(), PortError> {
-    let view = |basket: &Basket| Json(BasketDocument::from(BasketView::from(basket)));
-    let views: Vec<Json<BasketDocument>> = baskets.iter().map(view).collect();
-    sqlx::query(
-        "INSERT INTO basket_view (id, owner, buyer_id, status, view)
-         SELECT b.id, b.owner, b.buyer_id, b.status, v.view
-         FROM unnest($1::uuid[], $2::jsonb[]) AS v (id, view) JOIN basket b ON b.id = v.id
-         ON CONFLICT (id) DO UPDATE SET owner = excluded.owner, buyer_id = excluded.buyer_id,
-                                        status = excluded.status, view = excluded.view",
+/// What a call of `command_log_maintain` did.
+#[derive(Debug, sqlx::FromRow)]
+pub struct LogMaintenance {
+    /// Partitions created.
+    pub created: i32,
+    /// Partitions dropped.
+    pub dropped: i32,
+    /// Rows of the default partition deleted.
+    pub deleted: i32,
+    /// Why something that is due was not done.
+    pub held: Option<String>,
+}
+
+/// Creates the partitions of the log that are due, and drops what ended longer than `keep` ago.
+pub async fn maintain_log(
+    sql: &mut PgConnection,
+    keep: Option<Duration>,
+) -> Result<LogMaintenance, PortError> {
+    let maintained = sqlx::query_as(
+        "SELECT created, dropped, deleted, held FROM command_log_maintain(make_interval(secs => $1))",
     )
-    .bind(baskets.iter().map(|basket| basket.snapshot().id.0).collect::<Vec<Uuid>>())
-    .bind(views)
-    .execute(transaction)
-    .await
-    .map_err(port_error)?;
-    Ok(())
+    .bind(keep.map(|keep| keep.as_secs_f64()));
+    bounded(maintained.fetch_one(sql)).await
 }

@@ -10,26 +10,26 @@ use basket::application::{BasketView, CommandEnvelope, Outcome};
 use basket::domain::{Basket, BasketId, BasketSnapshot, Version};
 use outbox::Event;
 use sqlx::types::Json;
-use sqlx::{PgPool, Postgres, QueryBuilder, Row};
+use sqlx::{Postgres, QueryBuilder, Row};
 use uuid::Uuid;
 
 use super::basket_row::{basket, payment_method, status};
 use super::documents::{BasketDocument, OutcomeDocument, line_documents};
-use super::port_error;
 use super::unit_of_work::{completed_command, outbox_events};
+use super::{Database, port_error};
 use crate::metrics::Metrics;
 
 /// Begins units of work.
 #[derive(Clone)]
 pub struct SingleStatementUnitsOfWork {
-    pool: PgPool,
+    database: Database,
     metrics: Metrics,
 }
 
 impl SingleStatementUnitsOfWork {
-    /// Over `pool`; `metrics` count what was committed.
-    pub fn new(pool: PgPool, metrics: Metrics) -> SingleStatementUnitsOfWork {
-        SingleStatementUnitsOfWork { pool, metrics }
+    /// Over `database`; `metrics` count what was committed.
+    pub fn new(database: Database, metrics: Metrics) -> SingleStatementUnitsOfWork {
+        SingleStatementUnitsOfWork { database, metrics }
     }
 }
 
@@ -37,9 +37,9 @@ impl UnitOfWorkFactory for SingleStatementUnitsOfWork {
     type Unit = SingleStatementUnitOfWork;
 
     async fn begin(&self) -> Result<SingleStatementUnitOfWork, PortError> {
-        let SingleStatementUnitsOfWork { pool, metrics } = self.clone();
+        let SingleStatementUnitsOfWork { database, metrics } = self.clone();
         Ok(SingleStatementUnitOfWork {
-            pool,
+            database,
             metrics,
             loaded: None,
             saved: None,
@@ -53,7 +53,7 @@ impl UnitOfWorkFactory for SingleStatementUnitsOfWork {
 
 /// Collects what a command writes until the commit.
 pub struct SingleStatementUnitOfWork {
-    pool: PgPool,
+    database: Database,
     metrics: Metrics,
     loaded: Option<Basket>,
     saved: Option<(Option<Version>, BasketSnapshot)>,
@@ -67,18 +67,17 @@ impl UnitOfWork for SingleStatementUnitOfWork {
     /// Finds the command that has the key, and loads the basket on the way.
     async fn claim(&mut self, command: &CommandEnvelope) -> Result<Claim, PortError> {
         let row = sqlx::query(
-            "SELECT k.command_id, c.fingerprint, c.result, b.id, b.owner, b.buyer_id, b.status, b.lines,
+            "SELECT k.command_id, k.fingerprint, k.result, b.id, b.owner, b.buyer_id, b.status, b.lines,
                     b.payment_method, b.version, b.created_at, b.updated_at
              FROM (VALUES (0)) AS always
              LEFT JOIN idempotency_key k ON k.principal = $1 AND k.command_type = $2 AND k.key = $3
-             LEFT JOIN command_log c ON c.id = k.command_id AND c.received_at = k.received_at
              LEFT JOIN basket b ON b.id = $4",
         )
         .bind(command.context.principal.as_str())
         .bind(command.command.command_type().into_str())
         .bind(command.idempotency_key.as_ref().map(|key| key.key.as_str()))
         .bind(command.command.loads().map(|id| id.0))
-        .fetch_one(&self.pool)
+        .fetch_one(&self.database.pool())
         .await
         .map_err(port_error)?;
         if let Some(first) = completed_command(&row)? {
@@ -137,7 +136,7 @@ impl UnitOfWork for SingleStatementUnitOfWork {
             statement.push(")");
         }
         statement.push(COMPLETE);
-        let row = statement.build().fetch_one(&self.pool).await.map_err(port_error)?;
+        let row = statement.build().fetch_one(&self.database.pool()).await.map_err(port_error)?;
         let done: bool = row.try_get("done").map_err(port_error)?;
         if !done {
             // The retry finds out which of the two, and says so.
@@ -163,7 +162,7 @@ fn push_command(
     statement
         .push(
             "command (id, received_at, command_type, principal, correlation_id, traceparent, payload,
-                      idempotency_key, fingerprint, outcome, result, basket_id, basket_version, event_ids)
+                      idempotency_key, fingerprint, outcome, refusal, result, basket_id, basket_version, event_ids)
              AS (VALUES (",
         )
         .push_bind(command.id.0)
@@ -185,6 +184,8 @@ fn push_command(
         .push_bind(key.map_or("", |key| key.fingerprint.as_str()))
         .push(", ")
         .push_bind(outcome.kind().into_str())
+        .push(", ")
+        .push_bind(outcome.refusal().map(|refusal| refusal.into_str()))
         .push(", ")
         .push_bind(Json(OutcomeDocument::from(outcome)))
         .push(", ")
@@ -284,12 +285,12 @@ const COMPLETE: &str = "
     , logged AS (
         INSERT INTO command_log
             (id, received_at, completed_at, command_type, principal, correlation_id, traceparent, payload,
-             idempotency_key, fingerprint, outcome, result, basket_id, basket_version, event_ids)
+             idempotency_key, outcome, refusal, basket_id, basket_version, event_ids)
         SELECT id, received_at, clock_timestamp(), command_type, principal, correlation_id, traceparent, payload,
-               idempotency_key, fingerprint, outcome, result, basket_id, basket_version, event_ids
+               idempotency_key, outcome, refusal, basket_id, basket_version, event_ids
         FROM command WHERE EXISTS (SELECT FROM changed)),
     claimed AS (
-        INSERT INTO idempotency_key (principal, command_type, key, command_id, received_at)
-        SELECT principal, command_type, idempotency_key, id, received_at
+        INSERT INTO idempotency_key (principal, command_type, key, command_id, received_at, fingerprint, result)
+        SELECT principal, command_type, idempotency_key, id, received_at, fingerprint, result
         FROM command WHERE idempotency_key IS NOT NULL AND EXISTS (SELECT FROM changed))
     SELECT EXISTS (SELECT FROM changed) AS done";

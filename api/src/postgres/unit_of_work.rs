@@ -12,25 +12,25 @@ use basket::application::integration_events::IntegrationEvent;
 use basket::application::ports::{Claim, PortError, UnitOfWork, UnitOfWorkFactory};
 use basket::application::{CommandEnvelope, Outcome};
 use basket::domain::{Basket, BasketId};
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::{Postgres, Transaction};
 
 pub(super) use append_events::outbox_events;
 pub(super) use claim_key::completed_command;
 
-use super::port_error;
+use super::{Database, port_error};
 use crate::metrics::Metrics;
 
 /// Begins units of work.
 #[derive(Clone)]
 pub struct PostgresUnitsOfWork {
-    pool: PgPool,
+    database: Database,
     metrics: Metrics,
 }
 
 impl PostgresUnitsOfWork {
-    /// Over `pool`; `metrics` count what was committed.
-    pub fn new(pool: PgPool, metrics: Metrics) -> PostgresUnitsOfWork {
-        PostgresUnitsOfWork { pool, metrics }
+    /// Over `database`; `metrics` count what was committed.
+    pub fn new(database: Database, metrics: Metrics) -> PostgresUnitsOfWork {
+        PostgresUnitsOfWork { database, metrics }
     }
 }
 
@@ -38,7 +38,7 @@ impl UnitOfWorkFactory for PostgresUnitsOfWork {
     type Unit = PostgresUnitOfWork;
 
     async fn begin(&self) -> Result<PostgresUnitOfWork, PortError> {
-        let transaction = self.pool.begin().await.map_err(port_error)?;
+        let transaction = self.database.begin().await.map_err(port_error)?;
         Ok(PostgresUnitOfWork { transaction, appended: Vec::new(), metrics: self.metrics.clone() })
     }
 }

@@ -92,9 +92,11 @@ async fn the_tests_fail_when_an_alert_is_missing_late_deaf_or_nervous() {
         broken.push(format!("{name}.enabled=false"));
         broken.push(format!("{name}.for=10h"));
     }
-    for (name, deaf, nervous) in
-        [("BasketApiErrors.share", "0.9", "0.01"), ("BasketApiSlow.seconds", "9", "0.1")]
-    {
+    for (name, deaf, nervous) in [
+        ("BasketApiErrors.share", "0.9", "0.01"),
+        ("BasketApiSlow.seconds", "9", "0.1"),
+        ("BasketApiHousekeepingBehind.seconds", "99999", "1"),
+    ] {
         broken.extend([format!("{name}={deaf}"), format!("{name}={nervous}")]);
     }
     for value in broken {

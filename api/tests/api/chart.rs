@@ -97,7 +97,7 @@ async fn a_pod_of_the_chart_migrates_serves_and_is_found_well() {
     let mut doctor = launch(&test, secret).start().unwrap();
     assert_eq!(doctor.wait(SOON).await.unwrap().code(), Some(0), "{}", doctor.log());
     let checks = doctor.log();
-    assert!(checks.lines().count() == 3 && checks.lines().all(|line| line.starts_with("ok ")), "{checks}");
+    assert!(checks.lines().count() == 4 && checks.lines().all(|line| line.starts_with("ok ")), "{checks}");
 }
 
 /// A variable that the program does not know would be a value that does nothing.

@@ -134,6 +134,9 @@ async fn migrations_that_may_not_be_read_are_worth_a_look() {
     let database = migrated().await;
     let role = unique("doctor");
     database.execute(&format!("CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")).await.unwrap();
+    let granted = program(database.url()).arg("migrate").arg("--grant-to").arg(&role);
+    assert_eq!(ended(granted).await.0, Some(0));
+    database.execute(&format!("REVOKE SELECT ON _sqlx_migrations FROM {role}")).await.unwrap();
     let server = database.url().rsplit_once('@').unwrap().1;
     let as_role = program(&format!("postgres://{role}:{PASSWORD}@{server}"));
     let (code, lines) = ended(as_role.arg("doctor")).await;

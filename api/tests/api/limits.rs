@@ -114,7 +114,7 @@ async fn a_twin_of_a_command_under_way_is_answered_at_once() {
 
 #[tokio::test]
 async fn a_full_pool_and_a_lock_that_is_held_are_503_and_nothing_is_half_done() {
-    let service = Service::with(&["--database-connections=1"]).await;
+    let service = Service::with(&["--database-connections=2"]).await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
     let mut holder = service.sql().await;
     let mut lock = holder.begin().await.unwrap();

@@ -44,15 +44,27 @@ impl Service {
 
     /// With these arguments only.
     pub async fn launch(database: Database, arguments: &[&str]) -> Service {
-        let service = Service::launch_unready(database, arguments);
+        let url = database.url().to_owned();
+        Service::through(database, &url, arguments).await
+    }
+
+    /// Over another address of the database: of a proxy, or of several servers.
+    pub async fn through(database: Database, url: &str, arguments: &[&str]) -> Service {
+        let service = Service::unready(database, url, arguments);
         service.until_ready(200).await;
         service
     }
 
     /// The same, without waiting until it serves.
     pub fn launch_unready(database: Database, arguments: &[&str]) -> Service {
+        let url = database.url().to_owned();
+        Service::unready(database, &url, arguments)
+    }
+
+    /// Does not wait until it is ready.
+    pub fn unready(database: Database, url: &str, arguments: &[&str]) -> Service {
         let (port, admin_port) = (net::free_port().unwrap(), net::free_port().unwrap());
-        let program = start(&database, port, admin_port, arguments);
+        let program = start(url, port, admin_port, arguments);
         Service::around(database, program, port, admin_port)
     }
 
@@ -69,7 +81,7 @@ impl Service {
 
     /// Another replica on the same database; stopped when dropped.
     pub fn replica(&self, arguments: &[&str]) -> Program {
-        start(&self.database, net::free_port().unwrap(), net::free_port().unwrap(), arguments)
+        start(self.database.url(), net::free_port().unwrap(), net::free_port().unwrap(), arguments)
     }
 
     /// Waits for an answer of `/readyz`.
@@ -79,6 +91,22 @@ impl Service {
             let response = self.client.get(&url).send().await.map_err(|error| error.to_string())?;
             let seen = response.status().as_u16();
             if seen == status { Ok(()) } else { Err(format!("{seen}")) }
+        })
+        .await
+        .unwrap_or_else(|error| panic!("{error}\n{}", self.program.log()));
+    }
+
+    /// What `/readyz` says.
+    pub async fn readiness(&self) -> String {
+        let said = self.client.get(format!("{}/readyz", self.admin)).send().await.unwrap().text().await;
+        said.unwrap().trim_end().to_owned()
+    }
+
+    /// Waits until a basket can be created.
+    pub async fn until_created(&self) {
+        wait::until("a basket", SOON, async || {
+            let status = self.command("/v1/baskets", &json!({"buyer_id": "ann"})).await.status();
+            if status == 201 { Ok(()) } else { Err(status) }
         })
         .await
         .unwrap_or_else(|error| panic!("{error}\n{}", self.program.log()));
@@ -151,12 +179,12 @@ impl Service {
     }
 }
 
-fn start(database: &Database, port: u16, admin_port: u16, arguments: &[&str]) -> Program {
+fn start(url: &str, port: u16, admin_port: u16, arguments: &[&str]) -> Program {
     let mut launch = Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api"))
         .arg("serve")
         .arg(format!("--listen=127.0.0.1:{port}"))
         .arg(format!("--admin-listen=127.0.0.1:{admin_port}"))
-        .env("BASKET_DATABASE_URL", database.url())
+        .env("BASKET_DATABASE_URL", url)
         .env("BASKET_STATIC_TOKEN", TOKEN);
     for argument in arguments {
         launch = launch.arg(argument);

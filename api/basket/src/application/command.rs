@@ -259,4 +259,12 @@ impl Outcome {
             Outcome::Refused(_) => OutcomeKind::Refused,
         }
     }
+
+    /// Why it was refused, if it was.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Outcome::Accepted(_) => None,
+            Outcome::Refused(refusal) => Some(refusal),
+        }
+    }
 }

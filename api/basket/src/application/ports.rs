@@ -17,7 +17,10 @@ pub enum PortError {
     /// Another command changed the same data. Nothing was written; the next attempt may succeed.
     #[error("the store gave way to another command")]
     Conflict(#[source] Box<dyn Error + Send + Sync>),
-    /// The store is away, full or too slow. A later attempt may succeed.
+    /// The store did not finish in time, because of a lock or of its load. A later attempt may succeed.
+    #[error("the store did not finish in time")]
+    TimedOut(#[source] Box<dyn Error + Send + Sync>),
+    /// The store is away or full. A later attempt may succeed.
     #[error("the store is not available")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
     /// The store rejected something valid: a bug.

@@ -20,10 +20,9 @@ pub async fn claim_key(
     let Some(key) = &command.idempotency_key else { return Ok(Claim::New) };
     let row = sqlx::query(
         "SELECT pg_try_advisory_xact_lock(hashtextextended(concat_ws(chr(31), $1, $2, $3), 0)) AS lock_acquired,
-                k.command_id, c.fingerprint, c.result
+                k.command_id, k.fingerprint, k.result
          FROM (VALUES (0)) AS always
-         LEFT JOIN idempotency_key k ON k.principal = $1 AND k.command_type = $2 AND k.key = $3
-         LEFT JOIN command_log c ON c.id = k.command_id AND c.received_at = k.received_at",
+         LEFT JOIN idempotency_key k ON k.principal = $1 AND k.command_type = $2 AND k.key = $3",
     )
     .bind(command.context.principal.as_str())
     .bind(command.command.command_type().into_str())

@@ -1,6 +1,6 @@
 \set n random(1, {baskets})
 \set r random(1, 9000000000000000)
-SELECT k.command_id, c.fingerprint, c.result, b.id, b.owner, b.buyer_id, b.status, b.lines, b.payment_method, b.version, b.created_at, b.updated_at FROM (VALUES (0)) AS always LEFT JOIN idempotency_key k ON k.principal = 'developer' AND k.command_type = 'change_quantity' AND k.key = :r::text LEFT JOIN command_log c ON c.id = k.command_id AND c.received_at = k.received_at LEFT JOIN basket b ON b.id = lpad(to_hex(:n::bigint), 32, '0')::uuid \gset
+SELECT k.command_id, k.fingerprint, k.result, b.id, b.owner, b.buyer_id, b.status, b.lines, b.payment_method, b.version, b.created_at, b.updated_at FROM (VALUES (0)) AS always LEFT JOIN idempotency_key k ON k.principal = 'developer' AND k.command_type = 'change_quantity' AND k.key = :r::text LEFT JOIN basket b ON b.id = lpad(to_hex(:n::bigint), 32, '0')::uuid \gset
 WITH claim AS MATERIALIZED (
     SELECT pg_try_advisory_xact_lock(hashtextextended(
                concat_ws(chr(31), 'developer', 'change_quantity', :r::text), 0))
@@ -25,12 +25,14 @@ appended AS (
 logged AS (
     INSERT INTO command_log
         (id, received_at, completed_at, command_type, principal, correlation_id, traceparent, payload,
-         idempotency_key, fingerprint, outcome, result, basket_id, basket_version, event_ids)
+         idempotency_key, outcome, refusal, basket_id, basket_version, event_ids)
     SELECT md5(:r::text)::uuid, now(), clock_timestamp(), 'change_quantity', 'developer', :r::text, NULL,
-           '{payload}'::jsonb, :r::text, repeat('0', 64), 'accepted', '{"accepted": {view}}'::jsonb, id, version,
+           '{payload}'::jsonb, :r::text, 'accepted', NULL, id, version,
            ARRAY[md5(:r::text)::uuid]
     FROM changed),
 claimed AS (
-    INSERT INTO idempotency_key (principal, command_type, key, command_id, received_at)
-    SELECT 'developer', 'change_quantity', :r::text, md5(:r::text)::uuid, now() FROM changed)
+    INSERT INTO idempotency_key (principal, command_type, key, command_id, received_at, fingerprint, result)
+    SELECT 'developer', 'change_quantity', :r::text, md5(:r::text)::uuid, now(), repeat('0', 64),
+           '{"accepted": {view}}'::jsonb
+    FROM changed)
 SELECT EXISTS (SELECT FROM changed) AS done;
