@@ -140,10 +140,9 @@ impl BasketCommand {
                 json!({ "id": basket_id.0, "buyer_id": buyer.as_str() })
             }
             BasketCommand::Change { basket_id, expected_version, change } => {
-                let mut payload = change.payload();
-                payload["basket_id"] = json!(basket_id.0);
-                payload["expected_version"] = json!(expected_version.map(|version| version.0));
-                payload
+                let version = expected_version.map(|version| version.0);
+                let target = [("basket_id", json!(basket_id.0)), ("expected_version", json!(version))];
+                change.content().into_iter().chain(target).collect()
             }
         }
     }
@@ -162,26 +161,30 @@ impl BasketChange {
         }
     }
 
-    fn payload(&self) -> Value {
+    /// The members of its own in the payload.
+    fn content(&self) -> Vec<(&'static str, Value)> {
         match self {
             BasketChange::AddItem { line } => {
                 let price = line.unit_price.money();
-                json!({ "line": {
-                    "sku": line.sku.as_str(),
-                    "name": line.name.as_str(),
-                    "quantity": line.quantity.pieces(),
-                    "unit_price": { "amount": price.amount, "currency": price.currency.code() },
-                } })
+                vec![(
+                    "line",
+                    json!({
+                        "sku": line.sku.as_str(),
+                        "name": line.name.as_str(),
+                        "quantity": line.quantity.pieces(),
+                        "unit_price": { "amount": price.amount, "currency": price.currency.code() },
+                    }),
+                )]
             }
             BasketChange::ChangeQuantity { sku, quantity } => {
-                json!({ "sku": sku.as_str(), "quantity": quantity.pieces() })
+                vec![("sku", json!(sku.as_str())), ("quantity", json!(quantity.pieces()))]
             }
-            BasketChange::RemoveItem { sku } => json!({ "sku": sku.as_str() }),
-            BasketChange::Clear => json!({}),
+            BasketChange::RemoveItem { sku } => vec![("sku", json!(sku.as_str()))],
+            BasketChange::Clear => vec![],
             BasketChange::CheckOut { payment_method } => {
-                json!({ "payment_method": payment_method.into_str() })
+                vec![("payment_method", json!(payment_method.into_str()))]
             }
-            BasketChange::Abandon { reason } => json!({ "reason": reason.into_str() }),
+            BasketChange::Abandon { reason } => vec![("reason", json!(reason.into_str()))],
         }
     }
 }
