@@ -1,5 +1,5 @@
 //! The unit of work in two statements: a look-up, and one commit that writes everything. A statement is as atomic as a
-//! transaction, and two round trips in place of eight are worth it under load: docs/PERFORMANCE.md has the measurement.
+//! transaction, and has two round trips in place of nine. `cargo xtask bench api` measures both.
 //! [`PostgresUnitsOfWork`](super::PostgresUnitsOfWork) is the adapter to copy; it also takes over after a conflict.
 //!
 //! The look-up takes no lock. The commit changes nothing if another command was faster.
