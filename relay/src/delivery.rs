@@ -1,11 +1,11 @@
-//! From messages of the stream to records in Kafka and entries in the ledger: the path every event takes.
+//! The path of every event: from stream messages to Kafka records and ledger entries.
 //!
-//! Nothing here waits. A row that cannot go on yet (its topic is unknown, its partition is being searched) makes
-//! [`Delivery::on_message`] answer [`Flow::Blocked`]; the caller keeps the message and offers it again.
+//! Nothing here blocks the event loop. If a row cannot be sent yet, because its topic is unknown or its partition is
+//! being scanned, [`Delivery::on_message`] returns [`Flow::Blocked`]. The caller keeps the message and offers it again.
 //!
-//! A row comes in through `messages`, leaves through `rows`, perhaps after a stay in `waiting`, and is done in `acknowledgements`, or Kafka refuses it, see
-//! `refusals`. `topics` and `answers` take in what is found out about Kafka meanwhile; `replays` sends dead letters again.
-//! `silent` and `another_outbox` notice what is wrong outside.
+//! A row enters through `ingest` and leaves through `dispatch`, perhaps after a stay in `waiting_rows`. It is done in
+//! `acks`, or refused by Kafka, see `refusals`. `topic_discovery` and `query_results` process what queries to Kafka
+//! return; `replays` sends dead letters again. `silent_partitions` and `another_outbox` detect external faults.
 
 mod acks;
 mod another_outbox;
@@ -64,28 +64,28 @@ use crate::status::Status;
 use crate::status::metrics::Metrics;
 use crate::topics::partitions::Partitions;
 
-/// Transactions read and not confirmed at most. An entry is small, but one partition that stands still must not
-/// let the others fill the memory with what is behind it.
+/// Maximum number of transactions that are read but not confirmed. An entry is small, but while one partition makes no
+/// progress, the transactions after it must not fill the memory.
 const MAX_UNCONFIRMED_TRANSACTIONS: usize = 65_536;
 
-/// `refilled_rows_total`'s label for rows that were there before the first start.
+/// Label value of `refilled_rows_total` for the rows of the initial snapshot.
 pub const CAUSE_START: &str = "start";
 
-/// Whether the stream can go on.
+/// Whether the next message can be processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flow {
-    /// The message is dealt with.
+    /// The message is processed.
     Next,
-    /// Offer it again when something has changed.
+    /// The message is not processed: offer it again when something has changed.
     Blocked,
 }
 
-/// In which form a stream has values.
+/// The format of values in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamForm {
-    /// In binary form, where their types have one.
+    /// Binary, for the types that have a binary format.
     Binary,
-    /// In text form.
+    /// Text.
     Text {
         /// The largest value that a record may have.
         largest_value: usize,
@@ -94,40 +94,40 @@ pub enum StreamForm {
 
 /// What a session starts with.
 pub struct InitialState {
-    /// Everything before it is in Kafka, or will be copied.
+    /// Every row before this position is in Kafka, or belongs to the initial snapshot.
     pub confirmed: EndLsn,
-    /// While rows are copied that were there before `confirmed`: up to which `seq` they are in Kafka.
+    /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
     pub snapshot_cursor: Option<i64>,
-    /// In which form the stream has values.
+    /// The format of values in the stream.
     pub form: StreamForm,
-    /// The server's past. Nothing committed at or beyond its end can be in Kafka.
+    /// The server's timelines. Nothing committed at or after their end can be in Kafka yet.
     pub lineage: Lineage,
     /// When the server was started, in milliseconds since 1970.
     pub server_started: i64,
-    /// Where rows go.
+    /// How rows are routed, now and by earlier versions.
     pub mappings: RoutingHistory,
-    /// What the checkpoint knows of Kafka.
+    /// The Kafka partitions as the checkpoint knows them.
     pub partitions: Partitions,
-    /// Whose rows are delivered.
+    /// The table whose rows are delivered.
     pub table: OutboxTable,
-    /// What ended the session before.
+    /// The refusal that ended the previous session, if one did.
     pub refusal: Option<Refusal>,
 }
 
-/// Events of this session.
+/// Event counts of this session.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
     /// Rows read.
     pub received: u64,
     /// Records handed to a producer.
     pub sent: u64,
-    /// Rows not sent, because Kafka had them.
+    /// Rows that were not sent because Kafka has them.
     pub suppressed: u64,
     /// Records acknowledged by Kafka.
     pub acknowledged: u64,
 }
 
-/// See the module's text.
+/// See the module documentation.
 pub struct Delivery {
     table: OutboxTable,
     sink: Sink,
@@ -135,23 +135,22 @@ pub struct Delivery {
     encoder: RecordEncoder,
     dead_letter_encoder: DeadLetterEncoder,
     dead_letters: InFlightDeadLetters,
-    /// Who waits for the outcome of the dead letter that is being sent again.
+    /// Receives the outcome of the replay in flight.
     replay: Option<oneshot::Sender<SendOutcome>>,
     max_events: usize,
     max_bytes: usize,
     start: EndLsn,
     lineage: Lineage,
-    /// While rows are copied.
+    /// Set during the initial snapshot.
     snapshot: Option<SnapshotCursor>,
-    /// By relation OID; `None` for a table that is not the outbox. One that cannot be read is no trouble until a row of it
-    /// is to be delivered.
+    /// By relation OID; `None` for a table that is not the outbox. A layout error is reported only when a row of that
+    /// relation has to be delivered.
     layouts: HashMap<u32, Option<Result<Rc<Layout>, RowError>>>,
-    /// Types that were announced, by OID.
+    /// Types announced in the stream, by OID.
     types: HashMap<u32, ColumnType>,
     form: StreamForm,
-    /// What is being found out about topics.
     discovery: TopicDiscovery,
-    /// The last commit that was begun.
+    /// The commit LSN of the last transaction that began in the stream.
     last_commit: CommitLsn,
     transaction: Option<Transaction>,
     ledger: Ledger,
@@ -159,30 +158,30 @@ pub struct Delivery {
     producers: Producers,
     acks: Arc<AckQueue>,
     drained_acks: Vec<Ack>,
-    /// Taken, and not looked at because of a failure before them.
+    /// Acknowledgements that were drained but not processed, because one before them was a failure.
     unprocessed_acks: Vec<Ack>,
     refusals: RefusalWatch,
     lost: Option<LostRecords>,
-    /// Why a broker cannot be used, until another answers.
+    /// Why authentication with a broker failed, until another broker responds.
     auth_error: Option<String>,
-    /// When the log last said so.
+    /// When this was last logged.
     auth_error_logged: Option<Instant>,
     watchdog: Watchdog,
-    /// Acknowledged since the watchdog last looked.
+    /// Acknowledgements since the last tick of the watchdog.
     acked_since_tick: usize,
-    /// Whether Kafka answers; `None` until it was asked.
+    /// Whether Kafka responds; `None` before the first query.
     kafka_answers: Option<bool>,
     counts: Counters,
     counters: TopicCounters,
-    /// The time of this turn, in Kafka's milliseconds.
-    clock: i64,
-    jobs: KafkaQueries,
-    /// A row went elsewhere than its mapping said when it was first read. Until that is in Kafka nothing follows: a later
-    /// row in the partition it would have gone to would make a replay take it for delivered.
+    /// The time of this turn of the event loop, in milliseconds since 1970.
+    now_millis: i64,
+    queries: KafkaQueries,
+    /// The last row was re-routed from its original partition. Block until it is acknowledged: if a later row reached
+    /// that partition first, a restart would find the higher position there and skip this row.
     rerouted_row_in_flight: bool,
     in_flight: InFlight,
     waiting: WaitingRows,
-    /// The partition that the next row waits for, where it cannot be set aside.
+    /// The partition that the next row waits for, if the row cannot be queued.
     blocked_on: Option<BlockedOn>,
     diagnoses: Diagnoses,
     recent: RecentRows,
@@ -192,22 +191,22 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Delivery for one session.
+    /// The delivery of one session.
     pub fn new(
         config: &Config,
         start: InitialState,
         producers: Producers,
         acks: Arc<AckQueue>,
-        jobs: KafkaQueries,
+        queries: KafkaQueries,
         status: Status,
         metrics: Metrics,
     ) -> Result<Delivery, RelayError> {
-        let mapper = RoutingTable::new(start.mappings)
+        let routing = RoutingTable::new(start.mappings)
             .map_err(|error| RelayError::new(ErrorKind::PoisonRow, error.to_string()))?;
         let delivery = Delivery {
             table: start.table,
             sink: config.sink.clone(),
-            routing: mapper,
+            routing,
             encoder: RecordEncoder { source: config.source.event_source() },
             dead_letter_encoder: DeadLetterEncoder::new(
                 config.source.table.to_string(),
@@ -241,8 +240,8 @@ impl Delivery {
             kafka_answers: None,
             counts: Counters::default(),
             counters: TopicCounters::default(),
-            clock: kafka_timestamp(PgTime::now()),
-            jobs,
+            now_millis: kafka_timestamp(PgTime::now()),
+            queries,
             rerouted_row_in_flight: false,
             in_flight: InFlight::default(),
             waiting: WaitingRows::default(),
@@ -254,7 +253,7 @@ impl Delivery {
             metrics,
         };
         for topic in delivery.routing.topics() {
-            delivery.jobs.verify(topic, delivery.partitions.to_verify(topic), true);
+            delivery.queries.verify(topic, delivery.partitions.to_verify(topic), true);
         }
         delivery.update_integrity();
         Ok(delivery)
@@ -266,14 +265,14 @@ impl Delivery {
         }
     }
 
-    /// Whether the budget lets another message in. One record may always be under way, however large.
+    /// Whether the budget allows another message. A single record may always be in flight, however large.
     pub fn has_room(&self) -> bool {
         let (events, bytes) = self.in_flight();
         let within = events < self.max_events && bytes < self.max_bytes;
         (within || events == 0) && self.ledger.len() < MAX_UNCONFIRMED_TRANSACTIONS
     }
 
-    /// Whether a transaction has been read in part.
+    /// Whether a transaction has been read only in part.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
     }
@@ -283,8 +282,8 @@ impl Delivery {
         &self.ledger
     }
 
-    /// Where rows go, to be stored; without what only concerns rows that are confirmed.
-    pub fn mapper(&mut self) -> &mut RoutingTable {
+    /// The routing to store, without the earlier versions that only concern confirmed rows.
+    pub fn pruned_routing(&mut self) -> &mut RoutingTable {
         self.routing.on_confirmed(self.ledger.confirmed());
         &mut self.routing
     }
@@ -294,50 +293,51 @@ impl Delivery {
         &mut self.partitions
     }
 
-    /// Events and bytes that are to be acknowledged by Kafka: sent, or waiting for their partition.
+    /// Events and bytes that Kafka has not acknowledged: sent, or waiting for their partition.
     pub fn in_flight(&self) -> (usize, usize) {
         (self.in_flight.events + self.waiting.events, self.in_flight.bytes + self.waiting.bytes)
     }
 
-    /// Whether Kafka answers; `None` until it was asked.
+    /// Whether Kafka responds; `None` before the first query.
     pub fn kafka_answers(&self) -> Option<bool> {
         self.kafka_answers
     }
 
-    /// Events of this session.
+    /// Event counts of this session.
     pub fn counts(&self) -> Counters {
         self.counts
     }
 
-    /// Looks whether something has to be done that no message brings about; called at every tick. `stored` is the
-    /// revision of the mapping in the committed checkpoint.
-    pub fn on_tick(&mut self, stored: u64) -> Result<(), RelayError> {
+    /// Called at every tick for the work that no message triggers.
+    pub fn on_tick(&mut self, committed_revision: u64) -> Result<(), RelayError> {
         self.watch_topics();
-        self.try_refused_again();
+        self.retry_refused_row();
         if self.ledger.confirmed() >= self.lineage.end() {
             self.apply_growth()?;
         }
-        let limit = self.routing.smallest_limit().filter(|_| stored >= self.routing.revision());
-        if let Some(limit) = limit.filter(|limit| !self.producers.keep_to(*limit)) {
-            let what = format!("a topic takes no more than {limit} bytes now");
+        let limit = self.routing.smallest_limit().filter(|_| committed_revision >= self.routing.revision());
+        if let Some(limit) = limit.filter(|limit| !self.producers.respect_limit(*limit)) {
+            let what = format!(
+                "a topic now limits messages to {limit} bytes (max.message.bytes), less than the producers' batches"
+            );
             return Err(RelayError::new(ErrorKind::TopicChanged, what));
         }
-        self.judge_strays()?;
+        self.check_strays()?;
         self.watch_silent_partitions()?;
         self.watch_producers()
     }
 
-    /// Sends nothing more; with `all`, nothing that was sent is sent again either.
+    /// Stops sending; with `all`, records in flight are not retried either.
     pub fn purge(&self, all: bool) {
         if all { self.producers.purge_all() } else { self.producers.purge_queued() }
     }
 
-    /// What ended the session, if Kafka lost records.
+    /// The records that Kafka lost, if that ended the session.
     pub fn take_lost(&mut self) -> Option<LostRecords> {
         self.lost.take()
     }
 
-    /// The producers, to be ended.
+    /// The producers, to be closed.
     pub fn into_producers(self) -> Producers {
         self.producers
     }

@@ -1,9 +1,9 @@
-//! Everything that talks to Kafka.
+//! All communication with Kafka.
 //!
-//! [`client`] is how every client is made. Records go out through [`sink`]. Questions block, so [`jobs`] asks them on the
-//! threads of [`lanes`]: what a partition holds ([`search`], [`scan`], [`gaps`]), whether Kafka still is what is remembered
-//! of it ([`inspect`]), and why a partition acknowledges nothing ([`health`]). [`watchdog`] notices producers that are
-//! stuck, [`credentials`] files that changed; [`error`] says what an error code means.
+//! [`client`] configures every client. [`producers`] send records. Queries block, so [`queries`] runs them on the
+//! threads of [`call_pool`]: what a partition contains ([`scanner`], [`scan`], [`offset_gaps`]), whether topics and
+//! partitions still match the checkpoint ([`verify`]), and why a partition acknowledges nothing ([`diagnosis`]).
+//! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error`] explains error codes.
 
 mod call_pool;
 pub mod client;

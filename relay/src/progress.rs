@@ -1,7 +1,9 @@
-//! What is safely in Kafka. Pure: nothing here reads a clock, a socket or a file.
+//! What is safely in Kafka. Pure: no clock, no socket, no file.
 //!
-//! [`ledger`] knows it of the stream's transactions, [`cursor`] of rows that are copied, [`high_mark`] of one partition.
-//! [`found`] which events were seen. [`lineage`] says which positions are of the server's own past.
+//! [`ledger`] tracks the stream's transactions, [`snapshot_cursor`] the rows of the initial snapshot,
+//! [`partition_dedup`] the rows of one partition. [`fingerprints`] identify events that were seen in Kafka or in the
+//! stream. [`lineage`] decides which positions belong to the server's timelines; [`phantoms`] are records at other
+//! positions.
 
 pub mod fingerprints;
 pub mod ledger;

@@ -1,7 +1,7 @@
-//! Where an event goes. Pure.
+//! Which topic and partition an event goes to. Pure.
 //!
-//! [`router`] is the configured rule: topic and partition of a row. [`mapping`] is the rule as it holds across changes:
-//! where a row goes now, and where it went when it may have been sent before.
+//! [`router`] is the configured rule: topic and partition of a row. [`mapping`] applies it across changes: a row that
+//! may have been sent already is routed by the version of the routing that was valid then.
 
 pub mod error;
 pub mod mapping;

@@ -1,5 +1,5 @@
-//! One session: from connecting to the first trouble. A start, a reconnect and a rebuild after a failed delivery
-//! are the same code, so that there is only one way in which delivery can begin.
+//! One session: from connecting to the first error. Starting, reconnecting and rebuilding the producers after a failed
+//! delivery all run this code, so delivery can begin in one way only.
 
 pub mod bootstrap;
 pub mod decision;
@@ -40,40 +40,36 @@ use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
 use crate::topics::partitions::Partitions;
 
-/// How long the checkpoint may take to be read and written while the slot is held and its stream is not read: half of what
-/// the server's default `wal_sender_timeout` allows.
-const TAKE_OVER_WITHIN: Duration = Duration::from_secs(30);
+/// Limit for reading and writing the checkpoint while this session holds the slot and does not read its stream: half of
+/// the default `wal_sender_timeout`.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What all sessions of a process share.
+/// Shared by all sessions of the process.
 #[derive(Clone)]
 pub struct Context {
-    /// The configuration.
     pub config: Arc<Config>,
-    /// What is shown.
     pub status: Status,
-    /// What is counted.
     pub metrics: Metrics,
-    /// Dead letters to send again.
-    pub desk: ReplayHandle,
+    pub replays: ReplayHandle,
 }
 
-/// An open stream with what belongs to it.
+/// An open stream and everything that runs on it.
 struct OpenSession {
     stream: Stream,
-    /// The server process at its other end.
-    holder: Option<i64>,
+    /// Process id of the walsender that serves the stream.
+    walsender_pid: Option<i64>,
     sql: PgConnection,
-    /// Where both connections lead to.
+    /// The host both connections use.
     server: Host,
     history: ClusterTimeline,
     start: InitialState,
-    /// Rows to deliver before the stream.
-    copy: Option<Backfill>,
+    /// The initial snapshot, if its rows are still to be delivered before the stream.
+    snapshot: Option<Backfill>,
     committed: CommittedCheckpoint,
 }
 
-/// Runs one session. `Ok` means that `shutdown` was asked for. A trouble goes to `report` as soon as it is known: what
-/// follows it, such as waiting for the last acknowledgements, may take a while.
+/// Runs one session. `Ok` means that `shutdown` was requested. An error goes to `report` as soon as it is known,
+/// because the cleanup after it, such as waiting for the last acknowledgements, may take a while.
 pub async fn run(
     context: &Context,
     memory: &mut Memory,
@@ -84,11 +80,11 @@ pub async fn run(
         config: Arc::new(credentials::current(&context.config).inspect_err(|error| report(error))?),
         ..context.clone()
     };
-    let mut asked = shutdown.clone();
+    let mut requested = shutdown.clone();
     let opened = tokio::select! {
         opened = open(context, memory) => opened.inspect_err(|error| report(error))?,
-        // Nothing was sent: there is nothing to drain, and nothing is known of what is not confirmed.
-        _ = asked.wait_for(|stop| *stop) => return Ok(SessionEnd::NotStreaming),
+        // This session sent nothing, so there is nothing to drain. What earlier sessions left unconfirmed is unknown.
+        _ = requested.wait_for(|stop| *stop) => return Ok(SessionEnd::NotStreaming),
     };
     let ended = stream(context, opened, memory, shutdown, report).await;
     memory.text_form |= ended.as_ref().is_err_and(|error| error.kind == ErrorKind::StreamFormChanged);
@@ -98,7 +94,7 @@ pub async fn run(
 async fn open(context: &Context, memory: &mut Memory) -> Result<OpenSession, RelayError> {
     let config = &*context.config;
     let access = connection::access(&config.source)?;
-    // The stream first: it finds the host and its address.
+    // The replication connection comes first: it selects the host and address that the SQL connection has to use.
     let mut client = connection::connect_replication(&config.source, access.clone()).await?;
     let identity = client.identify_system().await?;
     let timelines = client.timeline_history(identity.timeline).await?;
@@ -112,74 +108,78 @@ async fn open(context: &Context, memory: &mut Memory) -> Result<OpenSession, Rel
         ServerInfo { system_identifier: identity.system_id, timelines, reached: memory.reached, address };
     preconditions::check_same_server(&mut sql, server.history()).await?;
     preconditions::check_preconditions(&mut sql, &config.source).await?;
-    // Asked first: START_REPLICATION would be an error in the server's log at each try.
+    // Check before START_REPLICATION, which would write an error into the server log at every attempt.
     slot_wait::until_free(&mut sql, config, memory).await?;
     table::check(&mut sql, config).await?;
     let own = slot_holder::announce_companion(&mut sql, client.process_id().cast_signed()).await?;
-    let judged = answered(decide_now(&mut sql, config, &server)).await?;
-    let binary = reads_binary(&mut sql, config, memory, &judged).await?;
-    let mut table = answered(publication::ensure(&mut sql, config)).await?;
-    if creates(judged.verdict) {
+    let decided = within_limit(decide_now(&mut sql, config, &server)).await?;
+    let binary = reads_binary(&mut sql, config, memory, &decided).await?;
+    let mut table = within_limit(publication::ensure(&mut sql, config)).await?;
+    if creates(decided.decision) {
         create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
-        // The slot has nothing from before the current table.
+        // The new slot streams only the current table, which may have been recreated while the slot creation waited.
         table = table::oid(&mut sql, config).await?;
     }
     memory.on_slot_taken(own, false);
     let output = PgOutput {
         publications: vec![config.source.publication.name.clone()],
         binary,
-        // Heartbeats.
+        // Heartbeats are logical decoding messages.
         messages: true,
     };
-    // From zero: the slot's own position. Never beyond it, because what the slot has not confirmed is only known to
-    // be in Kafka once the checkpoint has been read while the slot is held.
+    // Zero means the slot's confirmed position. Never start beyond it: only a checkpoint that was read while this
+    // session holds the slot proves that rows after that position are in Kafka.
     let stream = client.start_replication(&config.source.slot.name, EndLsn::ZERO, &output).await?;
-    tracing::info!(slot = %config.source.slot.name, "the slot is held");
-    // The stream is not read meanwhile.
-    let taking = claim_checkpoint(config, server, stream, binary, sql, table, memory);
-    let taken = tokio::time::timeout(TAKE_OVER_WITHIN, taking).await;
-    taken.map_err(|_| {
+    tracing::info!(slot = %config.source.slot.name, "this relay holds the slot");
+    // The stream is not read until this completes, hence the limit.
+    let claiming = claim_checkpoint(config, server, stream, binary, sql, table, memory);
+    let claimed = tokio::time::timeout(CHECKPOINT_TIMEOUT, claiming).await;
+    claimed.map_err(|_| {
         let what = format!(
-            "the slot was taken, and the checkpoint could not be read and written within {TAKE_OVER_WITHIN:?}: somebody \
-             may hold a lock on it"
+            "the relay holds slot {}, but could not read and write its checkpoint within {CHECKPOINT_TIMEOUT:?}: \
+             another session may hold a lock on outbox_checkpoint",
+            config.source.slot.name
         );
         RelayError::new(ErrorKind::CheckpointStalled, what)
     })?
 }
 
-/// What waits for a lock, or for a server that is silent, is given up and tried again, so that the reason is shown.
-async fn answered<T>(asking: impl Future<Output = Result<T, RelayError>>) -> Result<T, RelayError> {
-    tokio::time::timeout(TAKE_OVER_WITHIN, asking).await.map_err(|_| {
+/// Gives up a query that waits for a lock or a silent server, so that the reason is shown before the next attempt.
+async fn within_limit<T>(query: impl Future<Output = Result<T, RelayError>>) -> Result<T, RelayError> {
+    tokio::time::timeout(CHECKPOINT_TIMEOUT, query).await.map_err(|_| {
         let what = format!(
-            "checkpoint and publication could not be read within {TAKE_OVER_WITHIN:?}: another session may hold a lock on \
-             outbox_checkpoint or the outbox table"
+            "checkpoint and publication could not be read within {CHECKPOINT_TIMEOUT:?}: another session may hold a \
+             lock on outbox_checkpoint or the outbox table"
         );
         RelayError::new(ErrorKind::CheckpointStalled, what)
     })?
 }
 
-/// Whether the stream is to have values in binary form: it is faster, and what most tables allow. Before anything is
-/// delivered, the table has to be one whose rows can be read; later the rows tell, which may be of an earlier table.
+/// Whether to request values in binary form, which is faster and works for most tables. Before the first delivery an
+/// unreadable column layout is an error. Later it is only a warning: the rows in the stream may belong to an earlier
+/// layout, and each of them carries its own.
 async fn reads_binary(
     sql: &mut PgConnection,
     config: &Config,
     memory: &Memory,
-    judged: &Decision,
+    decided: &Decided,
 ) -> Result<bool, RelayError> {
     let binary = !memory.text_form;
     let columns = columns::of(sql, &config.source).await?;
-    let goes_on = matches!(judged.verdict, StartDecision::Stream { .. }) && judged.checkpoint.is_some();
+    let continues = matches!(decided.decision, StartDecision::Stream { .. }) && decided.checkpoint.is_some();
     match columns::layout(&columns, &config.routing.by_field) {
         Ok(layout) => Ok(binary && !layout.needs_text()),
-        Err(error) if goes_on => {
-            tracing::warn!("rows written from now on stop delivery: {error}");
+        Err(error) if continues => {
+            tracing::warn!(
+                "rows written with the current columns of the outbox table will stop delivery: {error}"
+            );
             Ok(binary)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Makes the checkpoint this session's own. The slot is held: nobody else has anything to write there.
+/// Takes the checkpoint over. This session holds the slot, so no other relay writes the checkpoint now.
 async fn claim_checkpoint(
     config: &Config,
     server: ServerInfo,
@@ -189,24 +189,28 @@ async fn claim_checkpoint(
     table: Option<u32>,
     memory: &mut Memory,
 ) -> Result<OpenSession, RelayError> {
-    let holder = slot::state(&mut sql, &config.source.slot.name).await?.and_then(|slot| slot.active_pid);
-    let judged = decide_now(&mut sql, config, &server).await?;
-    let (confirmed, copy) = match (judged.verdict, judged.copy()) {
-        (StartDecision::Copy { from }, Some(backfill)) => (from, Some(backfill)),
+    let slot_name = &config.source.slot.name;
+    let walsender_pid = slot::state(&mut sql, slot_name).await?.and_then(|slot| slot.active_pid);
+    let decided = decide_now(&mut sql, config, &server).await?;
+    let (confirmed, snapshot) = match (decided.decision, decided.snapshot()) {
+        (StartDecision::Snapshot { from }, Some(backfill)) => (from, Some(backfill)),
         (StartDecision::Stream { confirmed, .. }, _) => (confirmed, None),
-        _ => return Err(RelayError::new(ErrorKind::SlotLost, "the slot vanished while it was being taken")),
+        _ => {
+            let what = format!("slot {slot_name} disappeared while the relay was starting to stream from it");
+            return Err(RelayError::new(ErrorKind::SlotLost, what));
+        }
     };
     let history = server.history();
     for doubt in table::doubts(&mut sql, config).await? {
         tracing::warn!("{doubt}");
     }
-    adopt_checkpoint(&mut sql, config, &judged, history, confirmed).await?;
+    adopt_checkpoint(&mut sql, config, &decided, history, confirmed).await?;
     let server_started = slot::server_start_time(&mut sql).await?;
     let flush = slot::flush_lsn(&mut sql).await?;
-    let copied = copy.as_ref().map(|backfill| backfill.after);
-    // Rows that are copied lie right before the slot's beginning, and may have been sent.
-    let end = if copied.is_some() { flush.max(just_behind(confirmed)) } else { flush };
-    let (stored, mut offsets) = judged
+    let snapshot_cursor = snapshot.as_ref().map(|backfill| backfill.after);
+    // Snapshot rows get positions right before the slot's start, and an earlier session may have sent some of them.
+    let end = if snapshot_cursor.is_some() { flush.max(just_behind(confirmed)) } else { flush };
+    let (stored, mut offsets) = decided
         .checkpoint
         .map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
     if let Some(lost) = &memory.lost {
@@ -217,10 +221,10 @@ async fn claim_checkpoint(
     if let Some(refusal) = refusal.as_ref().filter(|refusal| refusal.is_poison)
         && !mappings.refused.add(refusal.refused())
     {
-        let what = "Kafka refuses row after row, and too many of them are not confirmed to remember one more";
+        let what = "Kafka refuses row after row: the checkpoint already holds as many refused, unconfirmed rows as it can";
         return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
     }
-    let progress = CheckpointUpdate { confirmed, copied, mappings, revision: 0, offsets };
+    let progress = CheckpointUpdate { confirmed, copied: snapshot_cursor, mappings, revision: 0, offsets };
     let committed = checkpoint::write_now(&mut sql, config, history, &progress).await?;
     memory.lost = None;
     let CheckpointUpdate { mappings, offsets, .. } = progress;
@@ -233,7 +237,7 @@ async fn claim_checkpoint(
     let table = OutboxTable { name: config.source.table.clone(), oid: table };
     let start = InitialState {
         confirmed,
-        snapshot_cursor: copied,
+        snapshot_cursor,
         form,
         lineage,
         server_started,
@@ -242,14 +246,24 @@ async fn claim_checkpoint(
         table,
         refusal,
     };
-    Ok(OpenSession { stream, holder, sql, server: server.address, history, start, copy, committed })
+    Ok(OpenSession {
+        stream,
+        walsender_pid,
+        sql,
+        server: server.address,
+        history,
+        start,
+        snapshot,
+        committed,
+    })
 }
 
 fn just_behind(lsn: EndLsn) -> EndLsn {
     EndLsn::new(Lsn::from(lsn.lsn().as_u64().saturating_add(1)))
 }
 
-/// The mapping to deliver under: the configured one, with what was stored for the rows it may have sent.
+/// The routing to deliver with: the configured one, plus the earlier ones from the checkpoint for rows that an earlier
+/// session may have sent already.
 fn mappings_of(
     config: &Config,
     stored: Option<RoutingHistory>,
@@ -259,22 +273,22 @@ fn mappings_of(
     let rule = config.routing_rule();
     let Some(stored) = stored else { return RoutingHistory::first(rule) };
     let version = stored.version;
-    let mappings = stored.without_what_is_confirmed(confirmed).under(rule, horizon);
+    let mappings = stored.prune_confirmed(confirmed).with_rule(rule, horizon);
     if mappings.version != version {
         tracing::info!(
             version = mappings.version,
             until = %horizon,
-            "the routing or a limit has changed; rows committed before that LSN go where they would have gone"
+            "the routing or a limit has changed; rows committed before that LSN are still routed by the earlier version"
         );
     }
     mappings
 }
 
-/// What a session that began now would do first, in a sentence; looked at without taking the slot.
+/// One sentence on what a session would do first if it started now. Does not take the slot.
 pub async fn plan(sql: &mut PgConnection, config: &Config, address: &Host) -> Result<String, RelayError> {
     let access = connection::access(&config.source)?;
-    let there = Access { hosts: vec![address.clone()], ..access.clone() };
-    let mut client = connection::connect_replication(&config.source, there).await?;
+    let same_host = Access { hosts: vec![address.clone()], ..access.clone() };
+    let mut client = connection::connect_replication(&config.source, same_host).await?;
     if client.is_pooled() {
         connection::check_not_shared(&config.source, &access, address, sql).await?;
     }
@@ -287,23 +301,24 @@ pub async fn plan(sql: &mut PgConnection, config: &Config, address: &Host) -> Re
         address: address.clone(),
     };
     preconditions::check_same_server(sql, server.history()).await?;
-    Ok(match decide_now(sql, config, &server).await?.verdict {
+    Ok(match decide_now(sql, config, &server).await?.decision {
         StartDecision::CreateSlot => "a relay would create the slot".to_owned(),
-        StartDecision::RecreateSlot => "a relay would create the slot anew: it was not finished".to_owned(),
-        StartDecision::Copy { from } => {
-            format!("a relay would deliver the rows that were there before {from}")
+        StartDecision::RecreateSlot => {
+            "a relay would drop and recreate the slot: its creation was not completed".to_owned()
         }
-        StartDecision::Stream { confirmed, .. } => format!("a relay would go on from {confirmed}"),
+        StartDecision::Snapshot { from } => {
+            format!("a relay would deliver the initial snapshot, the rows from before {from}")
+        }
+        StartDecision::Stream { confirmed, .. } => format!("a relay would continue from {confirmed}"),
     })
 }
 
-/// The server, as the replication connection shows it.
+/// The server, as the replication connection describes it.
 struct ServerInfo {
     system_identifier: u64,
     timelines: TimelineHistory,
-    /// What this process had confirmed when it last streamed.
+    /// The position this process had confirmed when it last streamed.
     reached: Option<(ClusterTimeline, EndLsn)>,
-    /// Where it is.
     address: Host,
 }
 
@@ -313,15 +328,15 @@ impl ServerInfo {
     }
 }
 
-/// A verdict with the checkpoint it rests on.
-struct Decision {
-    verdict: StartDecision,
+/// A decision and the checkpoint it is based on.
+struct Decided {
+    decision: StartDecision,
     checkpoint: Option<Checkpoint>,
 }
 
-impl Decision {
-    /// Which rows are still to be copied.
-    fn copy(&self) -> Option<Backfill> {
+impl Decided {
+    /// The rows of the initial snapshot that are still to be delivered.
+    fn snapshot(&self) -> Option<Backfill> {
         match &self.checkpoint.as_ref()?.progress {
             CheckpointPhase::Snapshotting { snapshot, cursor, .. } => {
                 Some(Backfill { snapshot: snapshot.clone(), after: *cursor })
@@ -335,11 +350,12 @@ async fn decide_now(
     sql: &mut PgConnection,
     config: &Config,
     server: &ServerInfo,
-) -> Result<Decision, RelayError> {
-    // The slot first: while another relay holds it, both move on, and the slot is never ahead of the checkpoint.
+) -> Result<Decided, RelayError> {
+    // Read the slot before the checkpoint: another relay may be advancing both, and in this order the slot is never
+    // seen ahead of the checkpoint.
     let slot = slot::state(sql, &config.source.slot.name).await?;
     let checkpoint = checkpoint::load(sql, config).await?;
-    let verdict = decide(&StartInputs {
+    let decision = decide(&StartInputs {
         system_identifier: server.system_identifier,
         timelines: &server.timelines,
         flush: slot::flush_lsn(sql).await?,
@@ -348,14 +364,14 @@ async fn decide_now(
         checkpoint: checkpoint.as_ref(),
         slot: slot.as_ref(),
     })?;
-    Ok(Decision { verdict, checkpoint })
+    Ok(Decided { decision, checkpoint })
 }
 
-fn creates(verdict: StartDecision) -> bool {
-    matches!(verdict, StartDecision::CreateSlot | StartDecision::RecreateSlot)
+fn creates(decision: StartDecision) -> bool {
+    matches!(decision, StartDecision::CreateSlot | StartDecision::RecreateSlot)
 }
 
-/// Creates the slot, unless another relay did so before this one had the lock.
+/// Creates the slot, unless another relay created it before this one got the lock.
 async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
@@ -368,10 +384,10 @@ async fn create_slot(
     bootstrap::lock(sql, &config.source.slot.name, memory).await?;
     memory.on_slot_taken(own.clone(), true);
     bootstrap::watch_client_connection(sql, client).await?;
-    let verdict = decide_now(sql, config, server).await?.verdict;
-    if creates(verdict) {
+    let decision = decide_now(sql, config, server).await?.decision;
+    if creates(decision) {
         let history = server.history();
-        if verdict == StartDecision::RecreateSlot {
+        if decision == StartDecision::RecreateSlot {
             bootstrap::drop_leftover(sql, &config.source.slot.name).await?;
         }
         if config.source.start == StartAt::Table {
@@ -383,38 +399,43 @@ async fn create_slot(
     bootstrap::unlock(sql, &config.source.slot.name).await
 }
 
-/// Puts the checkpoint's row on the server's history: a new one, or the one that a promotion or a restore has left
-/// behind. The slot is held.
+/// Moves the checkpoint to the server's current timeline: registers a new checkpoint, or carries one over a promotion
+/// or a restore. This session holds the slot.
 async fn adopt_checkpoint(
     sql: &mut PgConnection,
     config: &Config,
-    judged: &Decision,
+    decided: &Decided,
     history: ClusterTimeline,
     confirmed: EndLsn,
 ) -> Result<(), RelayError> {
-    let Some(checkpoint) = &judged.checkpoint else {
+    let Some(checkpoint) = &decided.checkpoint else {
         if publication::may_be_newer_than_slot(sql, config).await? {
             let (slot, publication) = (&config.source.slot.name, &config.source.publication.name);
             tracing::warn!(
                 %slot, %publication,
-                "the slot may be older than the publication: rows from before the table was published are not in the stream"
+                "the slot may be older than the publication: the stream does not contain rows that were written \
+                 before the table was published"
             );
         }
         return checkpoint::register(sql, config, history).await;
     };
-    let diverged = matches!(judged.verdict, StartDecision::Stream { diverged: true, .. });
+    let diverged = matches!(decided.decision, StartDecision::Stream { diverged: true, .. });
     if diverged {
         tracing::warn!(
             %confirmed,
-            "the checkpoint is ahead of this server's history; going on from where they part. Events that were delivered \
-             beyond it are in Kafka and not in this database"
+            "the checkpoint is ahead of this server's history; continuing from the last common position. Events that \
+             were delivered beyond it are in Kafka, but not in this database"
         );
     }
     if checkpoint.history == history && !diverged {
         return Ok(());
     }
     let was = checkpoint.history;
-    tracing::info!(from = was.timeline, to = history.timeline, "the server's timeline is another one since");
+    tracing::info!(
+        from = was.timeline,
+        to = history.timeline,
+        "moving the checkpoint to the server's timeline"
+    );
     checkpoint::move_to_timeline(sql, config, was, history, confirmed).await
 }
 
@@ -426,35 +447,35 @@ async fn stream(
     report: &mut impl FnMut(&RelayError),
 ) -> Result<SessionEnd, RelayError> {
     let history = opened.history;
-    // Before the status says that it streams.
-    let mut desk = context.desk.open();
-    let mut pump = event_loop(context, opened).await.inspect_err(|error| report(error))?;
+    // Opened before the status shows "Streaming", so that a replay is accepted from then on.
+    let mut replays = context.replays.open();
+    let mut event_loop = event_loop(context, opened).await.inspect_err(|error| report(error))?;
     context.metrics.streaming.set(1);
     let stop = shutdown.clone();
     let ended = tokio::select! {
-        ended = pump.run(shutdown, &mut desk) => ended,
+        ended = event_loop.run(shutdown, &mut replays) => ended,
         error = credentials::rotated(&context.config.sink, stop) => Err(error),
     };
-    memory.reached = Some((history, pump.confirmed()));
+    memory.reached = Some((history, event_loop.confirmed()));
     context.metrics.streaming.set(0);
     context.metrics.in_flight_events.set(0);
     context.metrics.in_flight_bytes.set(0);
     context.metrics.connected.with_label_values(&["kafka"]).set(0);
     let ended = if let Err(error) = ended {
-        // Before anything else that takes time: when the slot is free, another relay may send, and nothing new must come
-        // from here. If it may be sending already, nothing is sent again either.
-        pump.give_up(matches!(
+        // First of all, because the rest takes time: once the slot is free another relay may send, so this one must not
+        // send anything new. If another relay may be sending already, records in flight are not retried either.
+        event_loop.purge(matches!(
             error.kind,
             ErrorKind::ProcessPaused | ErrorKind::SlotActive | ErrorKind::SlotLost
         ));
-        Err(pump.explain(error).await)
+        Err(event_loop.explain(error).await)
     } else {
         ended
     };
-    memory.refusal = pump.refusal();
-    memory.lost = pump.lost();
-    // The session outlives the stream: a stream without one is taken for an orphan.
-    let (stream, delivery, writer) = pump.into_parts();
+    memory.refusal = event_loop.refusal();
+    memory.lost = event_loop.lost();
+    // The SQL session must outlive the stream: other relays treat a stream without its session as orphaned.
+    let (stream, delivery, writer) = event_loop.into_parts();
     let producers = delivery.into_producers();
     let ended = match ended {
         Ok(ended) => Ok(end::finish(stream, ended).await),
@@ -471,25 +492,29 @@ async fn stream(
     ended
 }
 
-/// All that belongs to a stream, ready to run.
+/// The event loop of an open session, ready to run.
 async fn event_loop(context: &Context, mut opened: OpenSession) -> Result<EventLoop, RelayError> {
     let config = &*context.config;
     let InitialState { table, mappings, form, .. } = &opened.start;
     opened.stream.limit_memory(memory_limit(table, mappings, *form));
-    let tenure = SlotGuard::new(opened.stream.silence_limit(), opened.holder, Now::read());
-    let refused =
-        |error| RelayError::new(ErrorKind::KafkaUnreachable, format!("cannot make a Kafka client: {error}"));
+    let slot_guard = SlotGuard::new(opened.stream.silence_limit(), opened.walsender_pid, Now::read());
+    let refused = |error| {
+        RelayError::new(
+            ErrorKind::KafkaUnreachable,
+            format!("the Kafka client could not be created: {error}"),
+        )
+    };
     let acks = Arc::new(AckQueue::default());
     let largest_batch = opened.start.mappings.smallest_limit();
     let producers = Producers::new(&config.sink, config.delivery.max_in_flight_events, largest_batch, &acks)
         .map_err(refused)?;
     let lineage = opened.start.lineage.clone();
     let started = opened.start.server_started;
-    let searcher = PartitionScanner::new(&config.sink, config.source.event_source(), lineage, started);
-    let (jobs, answers) = KafkaQueries::new(Arc::new(searcher.map_err(refused)?));
+    let scanner = PartitionScanner::new(&config.sink, config.source.event_source(), lineage, started);
+    let (queries, query_results) = KafkaQueries::new(Arc::new(scanner.map_err(refused)?));
     let writer = Writer::start(opened.sql, config, opened.history, opened.committed, context.status.clone());
-    let InitialState { confirmed, snapshot_cursor: copied, lineage, mappings, .. } = &opened.start;
-    let pages = match opened.copy {
+    let InitialState { confirmed, snapshot_cursor, lineage, mappings, .. } = &opened.start;
+    let pages = match opened.snapshot {
         None => {
             tracing::info!(%confirmed, horizon = %lineage.end(), "streaming");
             context.status.enter(Phase::Streaming);
@@ -498,7 +523,7 @@ async fn event_loop(context: &Context, mut opened: OpenSession) -> Result<EventL
         Some(backfill) => {
             let pages =
                 Pages::start(&config.source, &opened.server, opened.history, mappings, backfill).await?;
-            tracing::info!(start = %confirmed, cursor = copied, "delivering the rows that were there before the slot");
+            tracing::info!(start = %confirmed, cursor = snapshot_cursor, "delivering the initial snapshot");
             context.status.enter(Phase::Copying);
             Some(pages)
         }
@@ -508,13 +533,14 @@ async fn event_loop(context: &Context, mut opened: OpenSession) -> Result<EventL
         opened.start,
         producers,
         Arc::clone(&acks),
-        jobs,
+        queries,
         context.status.clone(),
         context.metrics.clone(),
     )?;
-    let mut pump = EventLoop::new(opened.stream, delivery, acks, answers, writer, tenure, context);
-    if let Some(pages) = pages {
-        pump = pump.with_snapshot(pages);
-    }
-    Ok(pump)
+    let event_loop =
+        EventLoop::new(opened.stream, delivery, acks, query_results, writer, slot_guard, context);
+    Ok(match pages {
+        Some(pages) => event_loop.with_snapshot(pages),
+        None => event_loop,
+    })
 }

@@ -1,4 +1,4 @@
-//! The relay process: sessions one after another until it is told to stop.
+//! The relay process: runs one session after another until shutdown is requested.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,10 +19,10 @@ pub async fn run(
     config: Arc<Config>,
     status: Status,
     metrics: Metrics,
-    desk: ReplayHandle,
+    replays: ReplayHandle,
     mut shutdown: watch::Receiver<bool>,
 ) -> SessionEnd {
-    let context = Context { config, status, metrics, desk };
+    let context = Context { config, status, metrics, replays };
     let mut memory = Memory::default();
     let ended = sessions(&context, &mut memory, &mut shutdown).await;
     memory.end_creation(&context.config).await;
@@ -44,11 +44,11 @@ async fn sessions(
             Ok(ended) => return ended,
             Err(error) => error,
         };
-        // It was told to stop, and something else ended it: what was under way was not finished.
+        // Shutdown was requested, but an error ended the session first: what was in flight is unfinished.
         if *shutdown.borrow() {
             return SessionEnd::Interrupted;
         }
-        // The next one goes further.
+        // The next session knows the refused record and gets past it, so it does not have to wait.
         if memory.refusal.as_ref().is_some_and(|refusal| refusal.is_poison) {
             backoff = Backoff::default();
         }
@@ -62,7 +62,7 @@ async fn sessions(
     }
 }
 
-/// What a stop without an open stream is: `last` ended the last session.
+/// How a relay ends that is stopped while no stream is open. `last` is the error that ended the previous session.
 fn between_sessions(last: Option<&(ErrorKind, String)>) -> SessionEnd {
     match last {
         Some((reason, _)) if reason.action() == Action::StandBy => SessionEnd::Standby,
@@ -70,7 +70,7 @@ fn between_sessions(last: Option<&(ErrorKind, String)>) -> SessionEnd {
     }
 }
 
-/// Shows a trouble. Counters and log get it once, not at every try.
+/// Shows an error in `/status`. Log and counters record it once, not at every retry.
 fn report_error(context: &Context, error: &RelayError, last_logged: &mut Option<(ErrorKind, String)>) {
     let action = error.kind.action();
     let phase = match action {
@@ -78,17 +78,17 @@ fn report_error(context: &Context, error: &RelayError, last_logged: &mut Option<
         Action::StandBy => Phase::Standby,
         Action::Stop => Phase::Stopped,
     };
-    let news = context.status.on_error(phase, error);
+    let is_new = context.status.on_error(phase, error);
     let reason = error.kind.name();
     let side = error.kind.side();
-    if news {
+    if is_new {
         context.metrics.reconnects_total.with_label_values(&[side, &reason]).inc();
     }
     if side == "kafka" {
         context.metrics.producer_rebuilds_total.with_label_values(&[&reason]).inc();
     }
-    let said = (error.kind, error.detail.clone());
-    if last_logged.as_ref() == Some(&said) {
+    let current = (error.kind, error.detail.clone());
+    if last_logged.as_ref() == Some(&current) {
         return;
     }
     match action {
@@ -96,9 +96,9 @@ fn report_error(context: &Context, error: &RelayError, last_logged: &mut Option<
         Action::Retry => tracing::warn!(reason, "{error}"),
         Action::Stop => tracing::error!(reason, "delivery stopped: {error}"),
     }
-    // Counted once, not at every look.
+    // One gap counts once, not at every retry.
     if error.kind.is_gap() {
         context.metrics.gap_total.with_label_values(&[&reason]).inc();
     }
-    *last_logged = Some(said);
+    *last_logged = Some(current);
 }

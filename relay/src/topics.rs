@@ -1,5 +1,6 @@
-//! The topics events are written to, as the relay knows them: their [`partitions`] and high marks, the [`settings`]
-//! that matter to a record, and what becomes of them while it runs ([`watch`]). Nothing here asks Kafka.
+//! The topics that events are written to, as the relay knows them: their [`partitions`] with the deduplication state,
+//! the [`settings`] that matter to a record, and changes while the relay runs ([`watch`]). Pure: nothing here queries
+//! Kafka.
 
 pub mod partitions;
 pub mod settings;

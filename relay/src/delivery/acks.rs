@@ -1,11 +1,11 @@
-//! What Kafka acknowledged, and what it means that it acknowledges nothing.
+//! Kafka's acknowledgements, and what follows when there are none.
 
 use std::time::{Duration, Instant};
 
 use pg_replication::{EndLsn, PgTime};
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::replays::answer_replay;
+use super::replays::complete_replay;
 use super::{CAUSE_START, Delivery, LostRecords};
 use crate::error::{ErrorKind, RelayError};
 use crate::event::record::kafka_timestamp;
@@ -16,45 +16,46 @@ use crate::progress::ledger::Completed;
 use crate::progress::partition_dedup::{Landed, OffsetGap};
 use crate::topics::partitions::PartitionId;
 
-/// How often a broker is complained of that cannot be used.
+/// How often to log that authentication with a broker fails.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
 impl Delivery {
-    /// Takes in what Kafka acknowledged. A failed delivery ends the session.
+    /// Processes the acknowledgements that have arrived. A failed delivery ends the session.
     pub fn process_acks(&mut self) -> Result<(), RelayError> {
-        let mut taken = std::mem::take(&mut self.drained_acks);
-        self.acks.take(&mut taken);
-        self.acked_since_tick += taken.len();
+        let mut drained = std::mem::take(&mut self.drained_acks);
+        self.acks.take(&mut drained);
+        self.acked_since_tick += drained.len();
         let now = Instant::now();
         self.in_flight.on_turn(now);
-        self.clock = kafka_timestamp(PgTime::now());
-        let mut acks = taken.drain(..);
-        let settled = acks.try_for_each(|ack| self.on_ack(ack, now));
+        self.now_millis = kafka_timestamp(PgTime::now());
+        let mut acks = drained.drain(..);
+        let processed = acks.try_for_each(|ack| self.on_ack(ack, now));
         self.unprocessed_acks.extend(acks);
-        self.drained_acks = taken;
-        settled?;
+        self.drained_acks = drained;
+        processed?;
         if let Some(why) = self.acks.auth_errors().take() {
             self.on_auth_error(why, now);
         }
         if self.acks.producer_failed() {
             self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
-            return Err(RelayError::new(ErrorKind::DeliveryFailed, "a producer has failed for good"));
+            return Err(RelayError::new(ErrorKind::DeliveryFailed, "a producer has failed permanently"));
         }
         Ok(())
     }
 
-    /// A broker and a producer do not trust each other. If no other broker answers either, the session ends with the answer
-    /// to the question that is asked here.
+    /// TLS or SASL with one broker failed. If no other broker responds either, the result of the query started here
+    /// ends the session.
     fn on_auth_error(&mut self, why: String, now: Instant) {
         if self.auth_error_logged.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY) {
             self.auth_error_logged = Some(now);
             tracing::warn!(
-                "no connection to one of Kafka's brokers: {why}; check its certificate, and the relay's login there"
+                "authentication with a Kafka broker failed: {why}; check the broker's certificate and the relay's \
+                 Kafka credentials"
             );
         }
         self.auth_error = Some(why);
         if self.watchdog.claim_probe() {
-            self.jobs.query_reachability(None);
+            self.queries.query_reachability(None);
         }
     }
 
@@ -63,7 +64,7 @@ impl Delivery {
         let Some(sent) = self.in_flight.on_acked(partition) else { return Ok(()) };
         let Some((topic, number)) = self.partitions.name_of(partition) else { return Ok(()) };
         if ack.tag.is_replay() {
-            answer_replay(self.replay.take(), topic, number, &ack.outcome);
+            complete_replay(self.replay.take(), topic, number, &ack.outcome);
         }
         let offset = match ack.outcome {
             Ok(offset) => offset,
@@ -89,14 +90,14 @@ impl Delivery {
         self.counters.count(partition, || self.metrics.events_total.with_label_values(&[topic]));
         self.metrics.bytes_total.inc_by(sent.bytes as u64);
         self.dead_letters.on_acknowledged(partition);
-        let landed = self.partitions.dedup(partition).map(|mark| mark.on_acknowledged(offset, now));
+        let landed = self.partitions.dedup(partition).map(|dedup| dedup.on_acknowledged(offset, now));
         match landed {
-            Some(Landed::AfterGap(hole)) => self.on_gap(partition, hole),
+            Some(Landed::AfterGap(gap)) => self.on_gap(partition, gap),
             Some(Landed::Backwards { expected }) => {
                 let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
                 let what = format!(
-                    "{topic}/{number} took a record at offset {offset}, but {expected} was reached before; rows that are not \
-                     confirmed are sent again"
+                    "{topic}/{number} stored a record at offset {offset}, but it had already reached offset \
+                     {expected}, so Kafka has lost records; the relay sends all unconfirmed rows again"
                 );
                 self.lost = Some(LostRecords { topic: topic.to_owned(), partition: number, offset });
                 self.metrics.duplicates_detected_total.inc();
@@ -110,16 +111,17 @@ impl Delivery {
         self.resume(partition)
     }
 
-    /// Other producers have filled a gap before a record of ours. Rows wait for the one before the probe.
-    fn on_gap(&mut self, partition: PartitionId, hole: OffsetGap) {
+    /// There is a gap of offsets before a record of this process: other producers wrote there. Rows wait only for the
+    /// scan of the gap before the probe.
+    fn on_gap(&mut self, partition: PartitionId, gap: OffsetGap) {
         let is_before_probe =
-            self.partitions.dedup(partition).and_then(|mark| mark.retain_from(EndLsn::ZERO))
-                == Some(hole.from);
+            self.partitions.dedup(partition).and_then(|dedup| dedup.retain_from(EndLsn::ZERO))
+                == Some(gap.from);
         let Some((topic, number)) = self.partitions.name_of(partition) else { return };
         if is_before_probe {
-            self.jobs.scan_gap_before_probe(partition, topic, number, hole);
+            self.queries.scan_gap_before_probe(partition, topic, number, gap);
         } else {
-            let skipped = self.jobs.scan_gap_later(partition, topic, number, (hole.from, hole.until));
+            let skipped = self.queries.scan_gap_later(partition, topic, number, (gap.from, gap.until));
             self.metrics.offset_gaps_skipped_total.inc_by(skipped);
         }
     }
@@ -144,13 +146,13 @@ impl Delivery {
         match self.watchdog.tick(Instant::now(), activity, self.acks.take_brokers_down()) {
             WatchdogAction::None => Ok(()),
             WatchdogAction::Probe => {
-                // While producers get acknowledgements, or have nothing to send, nobody minds.
+                // A stranded producer matters only while it has records to send and gets no acknowledgements.
                 let producers = (activity == Activity::Waiting).then(|| self.producers.handles(None));
-                self.jobs.query_reachability(producers);
+                self.queries.query_reachability(producers);
                 Ok(())
             }
             WatchdogAction::Rebuild => {
-                let what = "Kafka can be reached, but acknowledges nothing of what was sent";
+                let what = "Kafka is reachable, but acknowledges none of the records in flight";
                 Err(RelayError::new(ErrorKind::DeliveryFailed, what))
             }
         }

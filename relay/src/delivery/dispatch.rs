@@ -1,4 +1,4 @@
-//! From a row to a record that is handed to a producer: where it goes, whether Kafka has it, what it looks like there.
+//! From a row to a record in a producer: decides the partition, whether Kafka already has the record, and its content.
 
 use outbox::Position;
 use pg_replication::pgoutput::Column;
@@ -22,74 +22,74 @@ use crate::routing::error::RoutingError;
 use crate::routing::mapping::{Destination, RoutingInput};
 use crate::topics::partitions::PartitionId;
 
-/// Where a row comes from.
+/// The source of a row.
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
     pub(super) position: Position,
     pub(super) commit: CommitLsn,
     pub(super) commit_time: PgTime,
-    /// Its `seq`, if it comes from the table; else it is of the stream's open transaction.
-    pub(super) copied: Option<i64>,
+    /// The row's `seq`, if it comes from the initial snapshot. Otherwise the row is of the stream's open transaction.
+    pub(super) snapshot_seq: Option<i64>,
 }
 
-/// Commit of a row that goes where the mapping of now sends it: none before has a say.
+/// A commit LSN after those of all earlier routing versions, so that only the current version applies.
 pub(super) fn current_routing_commit() -> CommitLsn {
     CommitLsn::new(u64::MAX.into())
 }
 
 impl Delivery {
-    /// Sends a row, drops it because Kafka has it, or sets it aside until its partition takes it; [`Flow::Blocked`] where it cannot be said yet
-    /// where it goes.
+    /// Sends a row, skips it because Kafka has it, or queues it until its partition accepts it. Returns
+    /// [`Flow::Blocked`] if its partition cannot be determined yet, or if the row must not be queued.
     pub(super) fn deliver<'a>(
         &mut self,
         layout: &Layout,
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
-        stored: u64,
+        committed_revision: u64,
     ) -> Result<Flow, RelayError> {
         if self.rerouted_row_in_flight && self.in_flight().0 > 0 {
             return Ok(Flow::Blocked);
         }
         self.rerouted_row_in_flight = false;
-        let (arrival, time) = self.decode(layout, values.clone(), origin)?;
+        let (decoded, time) = self.decode(layout, values.clone(), origin)?;
         failpoint::pass(match origin.position.index {
             0 => Boundary::AfterDecode,
             _ => Boundary::InTransaction,
         });
-        let route_by = arrival.routing_value();
+        let route_by = decoded.routing_value();
         let column = |name: &str| {
             if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
         };
-        let bytes = match &arrival {
+        let bytes = match &decoded {
             DecodedRow::Valid(row, _) => self.encoder.size(row),
             DecodedRow::Invalid(..) => 0,
         };
-        let Some((partition, poison)) = self.destination(&arrival, bytes, origin, column, stored)? else {
-            return Ok(Flow::Blocked);
-        };
-        let takes = |(topic, _)| self.routing.takes_now(topic, bytes, arrival.has_key());
-        let fits = self.partitions.name_of(partition).is_some_and(takes);
-        let fingerprint = fingerprint(origin.position, arrival.id().map(EventId::as_bytes));
-        let is_dead = poison.is_some();
-        let placed = Placed { partition, position: origin.position, fingerprint, is_dead, fits };
+        let destination = self.destination(&decoded, bytes, origin, column, committed_revision)?;
+        let Some((partition, poison)) = destination else { return Ok(Flow::Blocked) };
+        let accepts = |(topic, _)| self.routing.accepts(topic, bytes, decoded.has_key());
+        let fits = self.partitions.name_of(partition).is_some_and(accepts);
+        let fingerprint = fingerprint(origin.position, decoded.id().map(EventId::as_bytes));
+        let is_dead_letter = poison.is_some();
+        let placed = Placed { partition, position: origin.position, fingerprint, is_dead_letter, fits };
         let admission = match self.waiting.has(partition) {
             true => Admission::Wait,
             false => self.admit(placed)?,
         };
-        let waits = matches!(admission, Admission::Wait | Admission::Search { .. });
-        let is_tried_again = self.refusals.is_tried_again(origin.position);
-        if waits && (is_tried_again || !placed.goes_there()) {
+        let waits = matches!(admission, Admission::Wait | Admission::Scan { .. });
+        let is_retry = self.refusals.is_retry(origin.position);
+        if waits && (is_retry || !placed.keeps_partition()) {
             return Ok(self.block_on(partition));
         }
         if admission == Admission::AlreadyThere {
             self.count_suppressed();
-            if let (Some(seq), Some(cursor)) = (origin.copied, &mut self.snapshot) {
+            if let (Some(seq), Some(cursor)) = (origin.snapshot_seq, &mut self.snapshot) {
                 cursor.on_duplicate(seq);
             }
-        } else if !placed.goes_there() {
-            // A mapping before this one would have sent it there, and did not.
+        } else if !placed.keeps_partition() {
+            // An earlier routing version chose this partition, but the row was not sent there. Route it by the current
+            // one.
             let origin = Origin { commit: current_routing_commit(), ..origin };
-            let flow = self.deliver(layout, values, origin, stored)?;
+            let flow = self.deliver(layout, values, origin, committed_revision)?;
             self.rerouted_row_in_flight = flow == Flow::Next;
             return Ok(flow);
         } else {
@@ -99,8 +99,8 @@ impl Delivery {
             {
                 self.watch_settings(topic);
             }
-            self.rerouted_row_in_flight |= is_tried_again;
-            let prepared = self.prepare((arrival, bytes), poison, placed, time);
+            self.rerouted_row_in_flight |= is_retry;
+            let prepared = self.prepare((decoded, bytes), poison, placed, time);
             let entry = self.ledger_entry(origin, prepared.time)?;
             if waits {
                 let row = WaitingRow { placed, prepared: prepared.into_owned(), entry };
@@ -115,30 +115,32 @@ impl Delivery {
         Ok(Flow::Next)
     }
 
-    /// Where a row goes, as a dead letter where it cannot be delivered; `None` where that is not known yet.
+    /// The partition of a row, with the poison if it goes there as a dead letter; `None` while that is not known.
     fn destination<'a>(
         &mut self,
-        arrival: &DecodedRow<'_>,
+        decoded: &DecodedRow<'_>,
         bytes: usize,
         Origin { position, commit, .. }: Origin,
         column: impl Fn(&str) -> Option<&'a str>,
-        stored: u64,
+        committed_revision: u64,
     ) -> Result<Option<(PartitionId, Option<Poison>)>, RelayError> {
-        let spread_by = arrival.partition_key(position);
-        let subject = RoutingInput {
-            key: &spread_by,
+        let partition_key = decoded.partition_key(position);
+        let input = RoutingInput {
+            key: &partition_key,
             bytes,
-            has_key: arrival.has_key(),
+            has_key: decoded.has_key(),
             position: Some(position),
-            flaw: arrival.error(),
+            invalid: decoded.error(),
             commit,
             column: |name: &str| column(name),
         };
-        match self.routing.destination(&subject) {
-            Ok(Destination::Partition { topic, number, revision, poison }) if revision <= stored => {
+        match self.routing.destination(&input) {
+            Ok(Destination::Partition { topic, number, revision, poison })
+                if revision <= committed_revision =>
+            {
                 let partition = self.partitions.id(topic, number);
                 let partition =
-                    partition.ok_or_else(|| violation(format!("{topic} has no partition {number}")))?;
+                    partition.ok_or_else(|| violation(format!("topic {topic} has no partition {number}")))?;
                 Ok(Some((partition, poison)))
             }
             Ok(Destination::Partition { .. }) => Ok(None),
@@ -147,19 +149,19 @@ impl Delivery {
                 self.request_topic(&name);
                 Ok(None)
             }
-            Err(error) => Err(self.routing_error(arrival, position, error)),
+            Err(error) => Err(self.routing_error(decoded, position, error)),
         }
     }
 
-    /// Reads a row, with its time. What is wrong with its values is the row's; a row of another shape than its table
-    /// is the stream's.
+    /// Decodes a row and its time. A bad value makes the row invalid. A row that does not match its relation is a
+    /// protocol violation.
     fn decode<'a>(
         &self,
         layout: &Layout,
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
     ) -> Result<(DecodedRow<'a>, PgTime), RelayError> {
-        let (row, flaw) = match layout.read(values.clone()) {
+        let (row, error) = match layout.read(values.clone()) {
             Ok(row) => {
                 let time = row.occurred_at.unwrap_or(origin.commit_time);
                 let headers = self.encoder.headers(&row, Some(origin.position), time);
@@ -177,30 +179,31 @@ impl Delivery {
             Err(error) => (layout.decode_lenient(values), Poison::from(&error)),
         };
         let time = row.occurred_at.unwrap_or(origin.commit_time);
-        Ok((DecodedRow::Invalid(row, flaw), time))
+        Ok((DecodedRow::Invalid(row, error), time))
     }
 
     fn prepare<'a>(
         &self,
-        (arrival, bytes): (DecodedRow<'a>, usize),
+        (decoded, bytes): (DecodedRow<'a>, usize),
         poison: Option<Poison>,
         placed: Placed,
         time: PgTime,
     ) -> Prepared<'a> {
-        let (row, poison) = match (arrival, poison) {
+        let (row, poison) = match (decoded, poison) {
             (DecodedRow::Valid(row, headers), None) => return Prepared::event(row, headers, bytes, time),
             (DecodedRow::Valid(row, _), Some(poison)) => (row.into(), poison),
-            (DecodedRow::Invalid(row, flaw), poison) => (row, poison.unwrap_or(flaw)),
+            (DecodedRow::Invalid(row, error), poison) => (row, poison.unwrap_or(error)),
         };
         let limit =
             self.partitions.name_of(placed.partition).map_or(0, |(topic, _)| self.routing.limit(topic));
         self.dead_letter_encoder.encode(row, poison, placed.position, time, limit)
     }
 
-    /// A row waits for the settings to be changed that keep it from its topic, or for the broker to change its mind.
+    /// The error for a row that cannot be routed. Delivery continues once the topic's settings allow the row, or once
+    /// the broker accepts it.
     fn routing_error(
         &mut self,
-        arrival: &DecodedRow<'_>,
+        decoded: &DecodedRow<'_>,
         position: Position,
         error: RoutingError,
     ) -> RelayError {
@@ -208,14 +211,14 @@ impl Delivery {
             self.watch_settings(topic);
         }
         if error.is_refusal() {
-            self.refusals.on_unplaced(position);
+            self.refusals.on_unroutable(position);
         }
-        arrival.poison_error(error, position)
+        decoded.poison_error(error, position)
     }
 
-    /// The ledger's entry for a row, which is done when the row is in Kafka.
+    /// The ledger entry of a row, which is completed when the row is in Kafka.
     fn ledger_entry(&mut self, origin: Origin, time: PgTime) -> Result<EntryId, RelayError> {
-        let Some(seq) = origin.copied else { return Ok(self.ledger.row()?) };
+        let Some(seq) = origin.snapshot_seq else { return Ok(self.ledger.row()?) };
         let entry = self.ledger.single_row_transaction(self.before_start(), time, self.start)?;
         self.snapshot.iter_mut().for_each(|cursor| cursor.on_sent(entry, seq));
         Ok(entry)
@@ -228,15 +231,15 @@ impl Delivery {
         placed: Placed,
     ) -> Result<(), RelayError> {
         let Placed { partition, position, .. } = placed;
-        let dead = prepared.dead.take();
+        let dead_letter = prepared.dead.take();
         self.produce(prepared, Tag::new(entry, partition), Some(position))
             .map_err(|error| produce_failed(&format!("the event at {position}"), &error))?;
-        if let Some(note) = dead {
-            self.dead_letters.on_sent(partition, note);
+        if let Some(summary) = dead_letter {
+            self.dead_letters.on_sent(partition, summary);
             failpoint::pass(Boundary::DeadLetterSent);
         }
-        if let Some(mark) = self.partitions.dedup(partition) {
-            mark.on_sent(position, self.in_flight.now());
+        if let Some(dedup) = self.partitions.dedup(partition) {
+            dedup.on_sent(position, self.in_flight.now());
         }
         Ok(())
     }
@@ -253,12 +256,12 @@ impl Delivery {
         position: Option<Position>,
     ) -> Result<(), KafkaError> {
         let Some((topic, number)) = self.partitions.name_of(tag.partition()) else { return Ok(()) };
-        let now = self.clock;
+        let now = self.now_millis;
         let mut timestamp = kafka_timestamp(prepared.time);
         let settings = self.partitions.settings(topic).copied().unwrap_or_default();
-        // Kafka has no time before 1970, and librdkafka takes 0 for none.
-        let unfit = settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now);
-        if timestamp <= 0 || unfit || self.refusals.were_of_timestamps(topic) {
+        // Kafka has no timestamps before 1970, and librdkafka treats 0 as no timestamp.
+        let outside_limits = settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now);
+        if timestamp <= 0 || outside_limits || self.refusals.timestamps_were_refused(topic) {
             timestamp = now;
             self.metrics.timestamps_replaced_total.inc();
         }
@@ -271,7 +274,7 @@ impl Delivery {
             timestamp,
         };
         let sent = self.producers.send(record, tag);
-        // After a refused record a producer takes no more: this can be the first that is heard of it.
+        // A producer accepts nothing after a refused record, so this call may be the first sign of the refusal.
         sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
         self.counts.sent += 1;
         self.in_flight.on_sent(tag.partition(), prepared.bytes, position);
@@ -280,5 +283,5 @@ impl Delivery {
 }
 
 pub(super) fn produce_failed(what: &str, error: &KafkaError) -> RelayError {
-    kafka::error::error_of(&format!("the producer did not take {what}"), code_of(error))
+    kafka::error::error_of(&format!("the producer did not accept {what}"), code_of(error))
 }

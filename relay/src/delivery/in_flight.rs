@@ -1,4 +1,5 @@
-//! What is sent and not acknowledged, in records and bytes: what the budget is about. And which partition makes no progress.
+//! Records that are sent but not acknowledged: their number and bytes, for the budget, and which partitions make no
+//! progress.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,41 +8,41 @@ use outbox::Position;
 
 use crate::topics::partitions::PartitionId;
 
-/// A record that is sent and not acknowledged.
+/// A record that is sent but not acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SentRecord {
     pub(super) bytes: usize,
-    /// `None` for a dead letter that is sent again.
+    /// `None` for a replayed dead letter.
     pub(super) position: Option<Position>,
     at: Instant,
 }
 
-/// A partition of which nothing is acknowledged.
+/// A partition with records waiting and without progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SilentQueue {
     pub(super) partition: PartitionId,
     pub(super) records: usize,
-    /// Since when the oldest of them waits.
+    /// When the oldest of the records began to wait.
     pub(super) oldest: Instant,
-    /// Since when there is no progress.
+    /// The time of the last progress.
     pub(super) since: Instant,
 }
 
 #[derive(Debug)]
 struct Queue {
     records: VecDeque<SentRecord>,
-    /// Of the last acknowledgement, or of the first record that was sent after it.
-    moved: Instant,
+    /// When the last acknowledgement arrived, or the first record was sent to the empty queue.
+    last_progress: Instant,
 }
 
-/// See the module's text. A partition's records are acknowledged in the order in which they were sent.
+/// See the module documentation. Kafka acknowledges the records of a partition in the order of sending.
 #[derive(Debug)]
 pub(super) struct InFlight {
     pub(super) events: usize,
     pub(super) bytes: usize,
     /// By partition.
     queues: Vec<Queue>,
-    /// Set at each turn of the loop: a clock for each record would cost more than the rest.
+    /// Set once per turn of the event loop, because reading the clock for each record would cost more than the rest.
     now: Instant,
 }
 
@@ -52,7 +53,7 @@ impl Default for InFlight {
 }
 
 impl InFlight {
-    /// What follows happens at `now`.
+    /// A turn of the event loop begins at `now`.
     pub(super) fn on_turn(&mut self, now: Instant) {
         self.now = now;
     }
@@ -65,11 +66,11 @@ impl InFlight {
     pub(super) fn on_sent(&mut self, partition: PartitionId, bytes: usize, position: Option<Position>) {
         let (index, now) = (partition.0 as usize, self.now);
         if self.queues.len() <= index {
-            self.queues.resize_with(index + 1, || Queue { records: VecDeque::new(), moved: now });
+            self.queues.resize_with(index + 1, || Queue { records: VecDeque::new(), last_progress: now });
         }
         if let Some(queue) = self.queues.get_mut(index) {
             if queue.records.is_empty() {
-                queue.moved = now;
+                queue.last_progress = now;
             }
             queue.records.push_back(SentRecord { bytes, position, at: now });
         }
@@ -77,29 +78,29 @@ impl InFlight {
         self.bytes += bytes;
     }
 
-    /// Answers which record it was.
+    /// Returns the acknowledged record.
     pub(super) fn on_acked(&mut self, partition: PartitionId) -> Option<SentRecord> {
         let queue = self.queues.get_mut(partition.0 as usize)?;
         let record = queue.records.pop_front()?;
-        queue.moved = self.now;
+        queue.last_progress = self.now;
         self.events = self.events.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(record.bytes);
         Some(record)
     }
 
-    /// Whether nothing of a partition is in flight.
+    /// Whether no record of the partition is in flight.
     pub(super) fn is_empty(&self, partition: PartitionId) -> bool {
         self.queues.get(partition.0 as usize).is_none_or(|queue| queue.records.is_empty())
     }
 
-    /// The partitions of which nothing was acknowledged for `within`, though something waits.
-    pub(super) fn silent(&self, within: Duration) -> Vec<SilentQueue> {
+    /// The partitions with records in flight that have acknowledged nothing for `duration`.
+    pub(super) fn silent(&self, duration: Duration) -> Vec<SilentQueue> {
         let waiting = self.queues.iter().enumerate().filter_map(|(index, queue)| {
             let partition = PartitionId(u32::try_from(index).ok()?);
-            let (oldest, since) = (queue.records.front()?.at, queue.moved);
+            let (oldest, since) = (queue.records.front()?.at, queue.last_progress);
             Some(SilentQueue { partition, records: queue.records.len(), oldest, since })
         });
-        waiting.filter(|silent| self.now.saturating_duration_since(silent.since) >= within).collect()
+        waiting.filter(|silent| self.now.saturating_duration_since(silent.since) >= duration).collect()
     }
 }
 
@@ -110,21 +111,21 @@ mod tests {
     const WITHIN: Duration = Duration::from_secs(5);
 
     #[test]
-    fn each_partition_gives_back_what_it_got_in_order() {
+    fn each_partition_is_acknowledged_in_the_order_of_sending() {
         let mut in_flight = InFlight::default();
         for (partition, bytes) in [(0, 10), (3, 30), (0, 11)] {
             in_flight.on_sent(PartitionId(partition), bytes, None);
         }
         assert_eq!((in_flight.events, in_flight.bytes), (3, 51));
-        let settled =
+        let acked =
             [0, 0, 3].map(|partition| in_flight.on_acked(PartitionId(partition)).map(|record| record.bytes));
-        assert_eq!(settled, [Some(10), Some(11), Some(30)]);
+        assert_eq!(acked, [Some(10), Some(11), Some(30)]);
         assert_eq!((in_flight.events, in_flight.bytes), (0, 0));
         assert!(in_flight.is_empty(PartitionId(0)) && in_flight.is_empty(PartitionId(9)));
     }
 
     #[test]
-    fn a_partition_is_silent_whatever_the_others_do() {
+    fn a_partition_is_silent_even_while_others_make_progress() {
         let (mut in_flight, start) = (InFlight::default(), Instant::now());
         let second = |n| start + Duration::from_secs(n);
         in_flight.on_turn(start);
@@ -150,6 +151,6 @@ mod tests {
         in_flight.on_acked(PartitionId(1));
         in_flight.on_turn(second(60));
         in_flight.on_sent(PartitionId(1), 1, None);
-        assert_eq!(in_flight.silent(WITHIN), [], "it was idle meanwhile");
+        assert_eq!(in_flight.silent(WITHIN), [], "the partition was idle in between");
     }
 }

@@ -1,4 +1,4 @@
-//! Messages of the stream, and rows that were in the table before it: which row it is, and where it stands.
+//! Stream messages and rows of the initial snapshot: decodes them and assigns each row its position.
 
 use std::rc::Rc;
 
@@ -21,14 +21,14 @@ use crate::routing::mapping::RoutingHistory;
 pub(super) struct Transaction {
     commit: CommitLsn,
     commit_time: PgTime,
-    /// Inserts of the outbox table seen so far: the index of the next row's position.
+    /// The number of inserts into the outbox table so far, which is the index in the next row's position.
     index: u64,
-    /// It lies before the confirmed LSN: Kafka has it.
+    /// The transaction lies before the confirmed LSN, so Kafka has it.
     delivered: bool,
 }
 
-/// What is needed of large rows and messages of the stream: values of the outbox that fit into a record. Bytes take two
-/// digits each in text form.
+/// Which values of large rows and messages to keep in memory: those of the outbox that fit into a record. In text form
+/// a byte of a bytea takes two digits.
 pub fn memory_limit(table: &OutboxTable, mappings: &RoutingHistory, form: StreamForm) -> MemoryLimit {
     let (table, mappings) = (table.clone(), mappings.clone());
     MemoryLimit {
@@ -37,84 +37,86 @@ pub fn memory_limit(table: &OutboxTable, mappings: &RoutingHistory, form: Stream
             StreamForm::Text { largest_value } => 2 * largest_value + HEX_PREFIX.len(),
         },
         is_wanted: Box::new(move |relation, column| {
-            table.is(relation) && (is_read(column.name) || mappings.read(column.name))
+            table.is(relation) && (is_read(column.name) || mappings.routes_by(column.name))
         }),
     }
 }
 
-/// Which table of the stream is the outbox.
+/// Identifies the outbox table in the stream.
 #[derive(Clone, Debug)]
 pub struct OutboxTable {
-    /// Its name.
+    /// The table's name.
     pub name: TableName,
-    /// OID of the table that the checkpoint is about: its rows count under whatever name it had when they were written.
+    /// The OID of the table that the checkpoint belongs to. Its rows are delivered even if they were written while the
+    /// table had another name.
     pub oid: Option<u32>,
 }
 
 impl OutboxTable {
     fn is(&self, relation: &Relation<'_>) -> bool {
-        let named = relation.namespace == self.name.schema && relation.name == self.name.table;
-        named || self.oid == Some(relation.oid)
+        let has_name = relation.namespace == self.name.schema && relation.name == self.name.table;
+        has_name || self.oid == Some(relation.oid)
     }
 }
 
 impl Delivery {
-    /// Deals with one pgoutput message. A row that cannot be delivered becomes a dead letter; where it may not, it is
-    /// [`ErrorKind::PoisonRow`]: nothing has changed then, and what came before it goes on.
-    /// `stored` is the revision of the mapping in the committed checkpoint.
-    pub fn on_message(&mut self, data: &[u8], stored: u64) -> Result<Flow, RelayError> {
+    /// Processes one pgoutput message. A row that cannot be delivered becomes a dead letter. If dead letters are
+    /// disabled, the result is [`ErrorKind::PoisonRow`]: no state has changed, and delivery of earlier rows continues.
+    /// `committed_revision` is the routing revision in the committed checkpoint.
+    pub fn on_message(&mut self, data: &[u8], committed_revision: u64) -> Result<Flow, RelayError> {
         match Message::parse(data).map_err(|error| violation(error.to_string()))? {
             Message::Begin(begin) => return self.on_begin(begin.final_lsn, begin.commit_time),
-            Message::Insert(insert) => return self.on_insert(&insert, stored),
+            Message::Insert(insert) => return self.on_insert(&insert, committed_revision),
             Message::Commit(commit) => self.on_commit(commit.end_lsn)?,
             Message::Relation(relation) => self.on_relation(&relation),
-            // The publication has inserts only; what else it may get some day is not an event.
+            // The publication publishes inserts only. Anything else it may publish later is not an event.
             Message::Update(_) | Message::Delete(_) | Message::Truncate(_) => {}
             Message::Type(announced) => {
                 let kind = ColumnType::named(announced.namespace, announced.name);
                 self.types.insert(announced.oid, kind);
             }
             Message::Origin(_) => {}
-            // Nothing to confirm: the keepalive behind it, or the Commit around it, has the place in the ledger.
+            // Needs no ledger entry: the following keepalive, or the surrounding Commit, has one.
             Message::Logical(message) => self.status.on_stream_message(message.prefix, message.content),
         }
         Ok(Flow::Next)
     }
 
-    /// A keepalive: everything before `end` has been sent.
+    /// A keepalive: the server has sent everything before `end`.
     pub fn on_keepalive(&mut self, end: EndLsn) {
         self.strays.on_passed(end);
         self.ledger.keepalive(end);
     }
 
-    /// Deals with a row that was in the table before the slot. Such rows come before anything of the stream, in the
-    /// order of `seq`. Their position is the byte before the slot's beginning, where no commit can be, with `seq` as
-    /// index, so they keep the order of positions. A former process may have sent any of them.
+    /// Processes a row of the initial snapshot. These rows come before the stream, in the order of `seq`. Their
+    /// position is the byte before the slot's start, where no commit can be, with `seq` as the index, so positions stay
+    /// in order. An earlier process may have sent any of them.
     pub fn on_snapshot_row(
         &mut self,
         layout: &Layout,
         row: &StoredRow,
-        stored: u64,
+        committed_revision: u64,
     ) -> Result<Flow, RelayError> {
         let (seq, commit) = (row.seq()?, self.before_start());
         let position = self.lineage.position(commit, seq.cast_unsigned());
-        let origin = Origin { position, commit, commit_time: PgTime::now(), copied: Some(seq) };
-        self.deliver(layout, row.values(), origin, stored)
+        let origin = Origin { position, commit, commit_time: PgTime::now(), snapshot_seq: Some(seq) };
+        self.deliver(layout, row.values(), origin, committed_revision)
     }
 
-    /// While rows are copied: up to which `seq` they are all in Kafka.
+    /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
     pub fn snapshot_cursor(&mut self) -> Option<i64> {
         let first_unconfirmed = self.ledger.first_unconfirmed();
         self.snapshot.as_mut().map(|cursor| cursor.advance(first_unconfirmed))
     }
 
-    /// All rows to copy were dealt with and are in Kafka: the stream can begin.
+    /// All rows of the snapshot are in Kafka: the stream can be read.
     pub fn finish_snapshot(&mut self) {
         self.snapshot = None;
     }
 
     fn on_begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<Flow, RelayError> {
-        // Rows before the horizon may have been sent, and are judged by where they went.
+        // Rows before the horizon may have been sent, so they are routed to the partitions they would have gone to
+        // then.
         if !self.lineage.end().covers(commit) {
             self.apply_growth()?;
             if !self.discovery.grown.is_empty() {
@@ -152,12 +154,15 @@ impl Delivery {
         self.layouts.insert(relation.oid, layout);
     }
 
-    fn on_insert(&mut self, insert: &Insert<'_>, stored: u64) -> Result<Flow, RelayError> {
+    fn on_insert(&mut self, insert: &Insert<'_>, committed_revision: u64) -> Result<Flow, RelayError> {
         let transaction = self.transaction.as_ref().ok_or(Inconsistent::NoTransaction)?;
         let layout = match self.layouts.get(&insert.relation) {
             Some(Some(layout)) => layout.clone(),
             Some(None) => return Ok(Flow::Next),
-            None => return Err(violation(format!("a row of unannounced relation {}", insert.relation))),
+            None => {
+                let what = format!("a row arrived before its relation with OID {}", insert.relation);
+                return Err(violation(what));
+            }
         };
         if transaction.delivered {
             self.counts.received += 1;
@@ -166,17 +171,17 @@ impl Delivery {
         }
         let (commit, commit_time) = (transaction.commit, transaction.commit_time);
         let layout = layout.map_err(|error| {
-            // Where the log has it so, whatever the table looks like by now.
+            // Name the transaction: the table may look different by now.
             let what = format!("in the transaction whose commit is at {}: {error}", commit.lsn());
             RelayError::new(ErrorKind::TableUnsuitable, what)
         })?;
         if self.form == StreamForm::Binary && layout.needs_text() {
-            let what = "the outbox table has a column whose type is read in text form now";
+            let what = "a column of the outbox table has a type that the relay reads in text form";
             return Err(RelayError::new(ErrorKind::StreamFormChanged, what));
         }
         let position = self.lineage.position(commit, transaction.index);
-        let origin = Origin { position, commit, commit_time, copied: None };
-        let flow = self.deliver(&layout, insert.tuple.columns(), origin, stored)?;
+        let origin = Origin { position, commit, commit_time, snapshot_seq: None };
+        let flow = self.deliver(&layout, insert.tuple.columns(), origin, committed_revision)?;
         if flow == Flow::Next
             && let Some(transaction) = &mut self.transaction
         {
@@ -185,7 +190,8 @@ impl Delivery {
         Ok(flow)
     }
 
-    /// A commit record needs more than one byte, and begins at a multiple of eight.
+    /// The byte before the slot's start. No commit can be there: a commit record starts at a multiple of eight bytes
+    /// and is longer than one byte.
     pub(super) fn before_start(&self) -> CommitLsn {
         CommitLsn::new(Lsn::from(self.start.lsn().as_u64().saturating_sub(1)))
     }

@@ -1,26 +1,26 @@
-//! Records that Kafka had acknowledged and has lost: one that was sent later came to lie before them.
+//! Records that Kafka acknowledged and then lost: a record sent later got a lower offset than they had.
 
 use crate::topics::partitions::Offsets;
 
-/// What the next session has to know of them.
+/// What the next session has to know about the loss.
 #[derive(Clone, Debug)]
 pub struct LostRecords {
     /// The topic.
     pub topic: String,
-    /// The number of the partition.
+    /// The partition number.
     pub partition: i32,
-    /// Where the record lies that showed the loss.
+    /// The offset of the record that revealed the loss.
     pub offset: i64,
 }
 
 impl LostRecords {
-    /// Lets a search of the partition begin behind that record. It has a higher position than the lost ones, which are to
-    /// be sent again, and would make them seem delivered. Where confirmed records are lost as well nothing is changed: the
-    /// inspection of the partition stops delivery.
+    /// Makes the next scan of the partition start after that record. Its position is higher than that of the lost
+    /// records, so a scan that found it would treat them as delivered, although they must be sent again. If confirmed
+    /// records are lost as well, nothing changes: the verification of the partition stops delivery.
     pub fn apply(&self, offsets: &mut Offsets) {
         let known = offsets.get_mut(&self.topic).and_then(|partitions| partitions.get_mut(&self.partition));
-        if let Some(floor) = known.filter(|floor| floor.search <= self.offset) {
-            floor.search = self.offset + 1;
+        if let Some(start) = known.filter(|start| start.search <= self.offset) {
+            start.search = self.offset + 1;
         }
     }
 }
@@ -33,11 +33,11 @@ mod tests {
     use crate::topics::partitions::ScanStart;
 
     #[test]
-    fn the_search_begins_behind_the_record_that_showed_the_loss_unless_confirmed_ones_are_lost() {
+    fn the_scan_starts_after_the_record_that_revealed_the_loss_unless_confirmed_records_are_lost() {
         let lost = LostRecords { topic: "t".into(), partition: 3, offset: 10 };
         for (search, expected) in [(10, 11), (7, 11), (11, 11), (20, 20)] {
-            let floor = ScanStart { search, last: None };
-            let mut offsets = Offsets::from([("t".into(), BTreeMap::from([(3, floor.clone()), (4, floor)]))]);
+            let start = ScanStart { search, last: None };
+            let mut offsets = Offsets::from([("t".into(), BTreeMap::from([(3, start.clone()), (4, start)]))]);
             lost.apply(&mut offsets);
             assert_eq!(offsets["t"][&3].search, expected);
             assert_eq!(offsets["t"][&4].search, search, "another partition");

@@ -1,11 +1,11 @@
-//! A model of the way between the stream and Kafka: the real ledger, high marks and partitions, in a world of a few
-//! vectors where everything that can happen between two steps does. Processes die, with requests on the way that the
-//! broker appends at once, late, or never; acknowledgements and searches take their time; others write into the same
-//! partitions; checkpoints are stored, told to Postgres, or not.
+//! A model of the path between the stream and Kafka: the real ledger, deduplication and partitions, in a simulated
+//! environment where everything that can happen between two steps does. Processes die with requests in flight, which
+//! the broker appends immediately, late, or never. Acknowledgements and scans are delayed. Other producers write to the
+//! same partitions. Checkpoints are stored and confirmed to PostgreSQL, or not.
 //!
-//! The broker refuses records, for a moment or for good, and has Kafka's rule for what is behind a refused record: where
-//! it has state of the producer it refuses that, too; where it has none it appends it, whatever its sequence number.
-//! librdkafka then reports the first record as delivered, without an offset.
+//! The broker refuses records, temporarily or permanently, and follows Kafka's rule for the records after a refused
+//! one: if it has state of the producer, it refuses them, too; if it has none, it appends them with any sequence
+//! number. librdkafka then reports the refused record as delivered, without an offset.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -25,31 +25,31 @@ const TIMELINE: u32 = 1;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A transaction with a row for each of these keys is committed.
+    /// A transaction with one row for each of these keys commits.
     Commit(Vec<u8>),
-    /// The relay deals with the next message, if it can.
+    /// The relay processes the next message, if it can.
     Read,
     Keepalive,
-    /// The broker appends the oldest record on the way to a partition.
+    /// The broker appends the oldest record in flight to a partition.
     Append(usize),
-    /// The broker refuses the oldest record on the way to a partition. librdkafka sends it again, and this session goes on.
-    RefuseOnce(usize),
-    /// The broker refuses it for good: the session ends.
-    RefuseForGood(usize),
-    /// The relay takes in the oldest acknowledgement of a partition.
+    /// The broker refuses the oldest record in flight to a partition. librdkafka retries it, and the session continues.
+    RefuseTemporarily(usize),
+    /// The broker refuses the record permanently: the session ends.
+    RefusePermanently(usize),
+    /// The relay processes the oldest acknowledgement of a partition.
     Acknowledge(usize),
-    /// The brokers forget producers that have sent nothing for this long.
+    /// An hour passes, after which brokers forget producers that have sent nothing.
     Hour,
-    /// A search or the reading of a hole comes to its end.
-    Answer,
-    Store,
-    Tell,
-    /// The process dies. So many records that were on the way to each partition are appended at once.
+    /// A scan of a partition or of a gap completes.
+    CompleteScan,
+    StoreCheckpoint,
+    ConfirmToPostgres,
+    /// The process dies. This many records in flight to each partition are appended immediately.
     Crash([usize; PARTITIONS]),
     /// The broker appends a record of the dead process.
-    Late(usize),
-    /// Somebody else appends a record.
-    Foreign(usize),
+    AppendLate(usize),
+    /// Another producer appends a record.
+    AppendForeign(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -59,25 +59,25 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         16 => Just(Step::Read),
         1 => Just(Step::Keepalive),
         8 => partition().prop_map(Step::Append),
-        1 => partition().prop_map(Step::RefuseOnce),
-        1 => partition().prop_map(Step::RefuseForGood),
+        1 => partition().prop_map(Step::RefuseTemporarily),
+        1 => partition().prop_map(Step::RefusePermanently),
         1 => Just(Step::Hour),
         8 => partition().prop_map(Step::Acknowledge),
-        4 => Just(Step::Answer),
-        2 => Just(Step::Store),
-        2 => Just(Step::Tell),
+        4 => Just(Step::CompleteScan),
+        2 => Just(Step::StoreCheckpoint),
+        2 => Just(Step::ConfirmToPostgres),
         1 => [0usize..4, 0usize..4, 0usize..4].prop_map(Step::Crash),
-        2 => partition().prop_map(Step::Late),
-        1 => partition().prop_map(Step::Foreign),
+        2 => partition().prop_map(Step::AppendLate),
+        1 => partition().prop_map(Step::AppendForeign),
     ];
     prop::collection::vec(step, 0..400)
 }
 
 proptest! {
-    /// A dead process's requests are appended before the next process looks, or never: every committed row is in
-    /// Kafka once, in commit order, whatever dies when.
+    /// If a dead process's requests are appended before the next process scans, or never, then every committed row is
+    /// in Kafka exactly once and in commit order, whenever a process dies.
     #[test]
-    fn every_row_is_there_once_and_in_order(steps in steps()) {
+    fn every_row_is_in_kafka_once_and_in_order(steps in steps()) {
         let mut world = World::new(Requests::EndWithTheirProcess);
         steps.into_iter().for_each(|step| world.step(step));
         world.finish();
@@ -87,11 +87,11 @@ proptest! {
         prop_assert_eq!(world.process.detected, 0);
     }
 
-    /// They may come at any time: still nothing is lost, the first records of all rows are in order, and what the last
-    /// process could see to be there twice it has counted.
+    /// If a dead process's requests may be appended at any time, still no row is lost, the first records of all rows
+    /// are in order, and the last process has counted every duplicate that it could see.
     #[test]
     fn late_requests_of_a_dead_process_lose_nothing_and_are_counted(steps in steps()) {
-        let mut world = World::new(Requests::MayComeLate);
+        let mut world = World::new(Requests::MayArriveLate);
         steps.into_iter().for_each(|step| world.step(step));
         world.finish();
         for (partition, expected) in world.expected().into_iter().enumerate() {
@@ -104,37 +104,38 @@ proptest! {
     }
 }
 
-/// The checkpoint must not pass a hole that was not read: what is in it may be rows that the next process would send again.
+/// The checkpoint must not pass a gap that was not scanned: the gap may contain rows that the next process would send
+/// again.
 #[test]
-fn a_process_that_dies_before_it_has_read_a_hole() {
+fn a_process_that_dies_before_it_has_scanned_a_gap_causes_no_duplicate_of_its_probe() {
     let row = || Step::Commit(vec![0]);
-    let lies_in = partition(b"key-0", PARTITIONS as i32) as usize;
+    let target = partition(b"key-0", PARTITIONS as i32) as usize;
     let mut crash = [0; PARTITIONS];
-    crash[lies_in] = 1;
+    crash[target] = 1;
     let steps = [&[row(), row(), row()][..], &vec![Step::Read; 9]].concat();
-    let mut world = World::new(Requests::MayComeLate);
+    let mut world = World::new(Requests::MayArriveLate);
     steps.into_iter().for_each(|step| world.step(step));
-    // The first was appended; the other two come after the next process has looked, and before its probe.
+    // The first record was appended; the other two arrive after the next process has scanned, and before its probe.
     world.step(Step::Crash(crash));
-    let looks = [&vec![Step::Read; 2][..], &[Step::Answer]].concat();
-    let late = [Step::Late(lies_in), Step::Late(lies_in)];
-    let probes = [&vec![Step::Read; 5][..], &[Step::Append(lies_in), Step::Acknowledge(lies_in)]].concat();
-    [&looks[..], &late, &probes, &[Step::Store, Step::Crash([0; PARTITIONS])]]
+    let scan = [&vec![Step::Read; 2][..], &[Step::CompleteScan]].concat();
+    let late = [Step::AppendLate(target), Step::AppendLate(target)];
+    let probe = [&vec![Step::Read; 5][..], &[Step::Append(target), Step::Acknowledge(target)]].concat();
+    [&scan[..], &late, &probe, &[Step::StoreCheckpoint, Step::Crash([0; PARTITIONS])]]
         .concat()
         .into_iter()
         .for_each(|step| world.step(step));
     world.finish();
-    // The probe is there twice, the last row is not.
+    // The probe is in Kafka twice, the last row is not.
     let third = world.stream.get(2).map(|transaction| transaction.position(0));
-    let times = world.own(lies_in).into_iter().filter(|position| Some(*position) == third).count();
+    let times = world.own(target).into_iter().filter(|position| Some(*position) == third).count();
     assert_eq!(times, 1);
 }
 
-/// What becomes of a dead process's requests that were not appended when it died.
+/// What happens to a dead process's requests that were not appended when it died.
 #[derive(Clone, Copy, PartialEq)]
 enum Requests {
     EndWithTheirProcess,
-    MayComeLate,
+    MayArriveLate,
 }
 
 struct Transaction {
@@ -164,27 +165,27 @@ struct Checkpoint {
 struct World {
     requests: Requests,
     stream: Vec<Transaction>,
-    /// `None`: somebody else's record.
+    /// `None` is a record of another producer.
     kafka: [Vec<Option<Position>>; PARTITIONS],
     stored: Checkpoint,
-    /// What Postgres was told.
-    told: EndLsn,
+    /// The position confirmed to PostgreSQL.
+    confirmed: EndLsn,
     late: [VecDeque<Position>; PARTITIONS],
     /// Whether the broker has state of this process's producer.
     knows_producer: [bool; PARTITIONS],
     now: Instant,
-    /// Rows that were found twice by a process that is dead: those that follow cannot see the first of the two.
-    seen_by_the_dead: HashSet<Position>,
+    /// Duplicates that only a dead process could see, because later processes cannot see the first of the two records.
+    seen_by_dead_processes: HashSet<Position>,
     process: Process,
 }
 
-enum Question {
-    Search { from: i64 },
-    Hole(OffsetGap),
+enum ScanRange {
+    Partition { from: i64 },
+    Gap(OffsetGap),
 }
 
 /// An offset, and the record that was sent.
-type Answered = (Option<i64>, Position, PartitionId, EntryId);
+type Acknowledgement = (Option<i64>, Position, PartitionId, EntryId);
 
 struct Process {
     start: EndLsn,
@@ -194,39 +195,42 @@ struct Process {
     /// The next transaction, and the next row once its Begin was read.
     transaction: usize,
     row: Option<usize>,
-    /// Set aside until their partition takes them.
+    /// Rows that wait for their partition.
     waiting: [VecDeque<(Position, CommitLsn, PartitionId, EntryId)>; PARTITIONS],
     sent: [VecDeque<(Position, PartitionId, EntryId)>; PARTITIONS],
-    /// Acknowledgements on their way back; without an offset where librdkafka only concludes it.
-    appended: [VecDeque<Answered>; PARTITIONS],
-    questions: VecDeque<(usize, PartitionId, Question)>,
-    /// Offsets it knows about in each partition: from the end of its search or its first record, to its last one.
+    /// Acknowledgements that have not arrived yet; without an offset where librdkafka only infers the delivery.
+    appended: [VecDeque<Acknowledgement>; PARTITIONS],
+    scans: VecDeque<(usize, PartitionId, ScanRange)>,
+    /// The offsets that the process knows in each partition: from the end of its scan or its first record, to its last.
     known: [Option<(i64, i64)>; PARTITIONS],
     detected: u64,
-    /// Holes behind the probe, which it alone has counted.
-    later_holes: Vec<(usize, OffsetGap)>,
+    /// Gaps after the probe, which only this process has counted.
+    later_gaps: Vec<(usize, OffsetGap)>,
 }
 
 impl Process {
-    fn start(checkpoint: &Checkpoint, told: EndLsn, stream: &[Transaction]) -> Process {
+    fn start(checkpoint: &Checkpoint, confirmed: EndLsn, stream: &[Transaction]) -> Process {
         let mut partitions = Partitions::default();
-        let floors = checkpoint.offsets.get(TOPIC);
-        partitions.add(TOPIC, PARTITIONS as i32, floors.unwrap_or(&BTreeMap::new()));
+        let scan_starts = checkpoint.offsets.get(TOPIC);
+        partitions.add(TOPIC, PARTITIONS as i32, scan_starts.unwrap_or(&BTreeMap::new()));
         Process {
             start: checkpoint.confirmed,
             horizon: stream.last().map_or(EndLsn::ZERO, Transaction::end),
             ledger: Ledger::new(checkpoint.confirmed),
             partitions,
-            // Postgres sends what it was not told about.
-            transaction: stream.iter().take_while(|transaction| told.covers(transaction.commit())).count(),
+            // PostgreSQL sends everything that is not confirmed.
+            transaction: stream
+                .iter()
+                .take_while(|transaction| confirmed.covers(transaction.commit()))
+                .count(),
             row: None,
             waiting: Default::default(),
             sent: Default::default(),
             appended: Default::default(),
-            questions: VecDeque::new(),
+            scans: VecDeque::new(),
             known: [None; PARTITIONS],
             detected: 0,
-            later_holes: Vec::new(),
+            later_gaps: Vec::new(),
         }
     }
 
@@ -239,7 +243,7 @@ impl Process {
         };
         match transaction.keys.get(row) {
             Some(key) if !self.start.covers(transaction.commit()) => {
-                self.deal_with(key, transaction.position(row), transaction.commit(), now);
+                self.process_row(key, transaction.position(row), transaction.commit(), now);
                 self.row = Some(row + 1);
             }
             Some(_) => self.row = Some(row + 1),
@@ -250,25 +254,25 @@ impl Process {
         }
     }
 
-    fn deal_with(&mut self, key: &str, position: Position, commit: CommitLsn, now: Instant) {
+    fn process_row(&mut self, key: &str, position: Position, commit: CommitLsn, now: Instant) {
         let number = partition(key.as_bytes(), PARTITIONS as i32);
         let id = self.partitions.id(TOPIC, number).unwrap();
         let number = number as usize;
         let entry = self.ledger.row().unwrap();
         self.waiting[number].push_back((position, commit, id, entry));
-        // Rows that wait go before it, and no event has freed them.
+        // Rows that already wait go first, and nothing has changed for them.
         if self.waiting[number].len() == 1 {
             self.resume(number, now);
         }
     }
 
-    /// Sends the rows that wait for a partition, as far as it takes them.
+    /// Sends the rows that wait for a partition, as far as it accepts them.
     fn resume(&mut self, number: usize, now: Instant) {
         while let Some((position, commit, id, entry)) = self.waiting[number].pop_front() {
-            let mark = self.partitions.dedup(id).unwrap();
-            match mark.admit(position, self.horizon.covers(commit)) {
+            let dedup = self.partitions.dedup(id).unwrap();
+            match dedup.admit(position, self.horizon.covers(commit)) {
                 Admission::Send => {
-                    mark.on_sent(position, now);
+                    dedup.on_sent(position, now);
                     self.sent[number].push_back((position, id, entry));
                     continue;
                 }
@@ -276,8 +280,8 @@ impl Process {
                     self.ledger.withdraw(entry).unwrap();
                     continue;
                 }
-                Admission::Search { from } => {
-                    self.questions.push_back((number, id, Question::Search { from }));
+                Admission::Scan { from } => {
+                    self.scans.push_back((number, id, ScanRange::Partition { from }));
                 }
                 Admission::Wait => {}
             }
@@ -286,17 +290,17 @@ impl Process {
         }
     }
 
-    /// False when the session ends: an acknowledgement without an offset is none.
-    fn acknowledge(&mut self, partition: usize, now: Instant) -> bool {
+    /// Returns false when the session ends: an acknowledgement without an offset does not count.
+    fn process_ack(&mut self, partition: usize, now: Instant) -> bool {
         let Some((offset, position, id, entry)) = self.appended[partition].pop_front() else { return true };
         let Some(offset) = offset else { return false };
         self.ledger.acknowledge(entry).unwrap();
         match self.partitions.dedup(id).unwrap().on_acknowledged(offset, now) {
             Landed::InOrder => {}
-            Landed::AfterGap(hole) => {
-                self.questions.push_back((partition, id, Question::Hole(hole)));
-                if self.partitions.dedup(id).unwrap().retain_from(EndLsn::ZERO) != Some(hole.from) {
-                    self.later_holes.push((partition, hole));
+            Landed::AfterGap(gap) => {
+                self.scans.push_back((partition, id, ScanRange::Gap(gap)));
+                if self.partitions.dedup(id).unwrap().retain_from(EndLsn::ZERO) != Some(gap.from) {
+                    self.later_gaps.push((partition, gap));
                 }
             }
             Landed::Backwards { expected } => panic!("offset {offset} after {expected}"),
@@ -307,28 +311,28 @@ impl Process {
         true
     }
 
-    fn answer(&mut self, kafka: &[Vec<Option<Position>>; PARTITIONS], now: Instant) {
-        let Some((partition, id, question)) = self.questions.pop_front() else { return };
+    fn complete_scan(&mut self, kafka: &[Vec<Option<Position>>; PARTITIONS], now: Instant) {
+        let Some((partition, id, range)) = self.scans.pop_front() else { return };
         let log = &kafka[partition];
-        let mark = self.partitions.dedup(id).unwrap();
-        match question {
-            Question::Search { from } => {
-                mark.on_scanned(look(log, from, log.len() as i64, None));
+        let dedup = self.partitions.dedup(id).unwrap();
+        match range {
+            ScanRange::Partition { from } => {
+                dedup.on_scanned(scan(log, from, log.len() as i64, None));
                 self.known[partition].get_or_insert((log.len() as i64, log.len() as i64));
             }
-            Question::Hole(hole) => {
-                self.detected += mark.on_gap_scanned(hole, look(log, hole.from, hole.until, hole.known))
+            ScanRange::Gap(gap) => {
+                self.detected += dedup.on_gap_scanned(gap, scan(log, gap.from, gap.until, gap.known))
             }
         }
         self.resume(partition, now);
     }
 
     fn is_done(&self, stream: &[Transaction]) -> bool {
-        self.transaction == stream.len() && self.ledger.is_empty() && self.questions.is_empty()
+        self.transaction == stream.len() && self.ledger.is_empty() && self.scans.is_empty()
     }
 }
 
-fn look(log: &[Option<Position>], from: i64, until: i64, known: Option<Position>) -> ScanResult {
+fn scan(log: &[Option<Position>], from: i64, until: i64, known: Option<Position>) -> ScanResult {
     let own: Vec<Position> = log[from as usize..until as usize].iter().copied().flatten().collect();
     let repeated =
         own.iter().filter(|position| known.is_some_and(|known| **position <= known)).count() as u64;
@@ -344,11 +348,11 @@ impl World {
             stream: Vec::new(),
             kafka: Default::default(),
             stored,
-            told: EndLsn::ZERO,
+            confirmed: EndLsn::ZERO,
             late: Default::default(),
             knows_producer: [false; PARTITIONS],
             now: Instant::now(),
-            seen_by_the_dead: HashSet::new(),
+            seen_by_dead_processes: HashSet::new(),
             process,
         }
     }
@@ -365,8 +369,8 @@ impl World {
                 }
             }
             Step::Append(partition) => self.append(partition),
-            Step::RefuseOnce(partition) => self.refuse_once(partition),
-            Step::RefuseForGood(partition) => self.refuse_for_good(partition),
+            Step::RefuseTemporarily(partition) => self.refuse_temporarily(partition),
+            Step::RefusePermanently(partition) => self.refuse_permanently(partition),
             Step::Acknowledge(partition) => self.acknowledge(partition),
             Step::Hour => {
                 self.now += Duration::from_secs(3600);
@@ -376,15 +380,15 @@ impl World {
                     *knows &= !idle;
                 }
             }
-            Step::Answer => self.process.answer(&self.kafka, self.now),
-            Step::Store => self.store(),
-            Step::Tell => self.told = self.told.max(self.stored.confirmed),
+            Step::CompleteScan => self.process.complete_scan(&self.kafka, self.now),
+            Step::StoreCheckpoint => self.store(),
+            Step::ConfirmToPostgres => self.confirmed = self.confirmed.max(self.stored.confirmed),
             Step::Crash(appended) => self.crash(appended),
-            Step::Late(partition) => {
+            Step::AppendLate(partition) => {
                 let record = self.late[partition].pop_front();
                 self.kafka[partition].extend(record.map(Some));
             }
-            Step::Foreign(partition) => self.kafka[partition].push(None),
+            Step::AppendForeign(partition) => self.kafka[partition].push(None),
         }
     }
 
@@ -402,37 +406,38 @@ impl World {
         self.knows_producer[partition] = true;
     }
 
-    fn refuse_once(&mut self, partition: usize) {
+    fn refuse_temporarily(&mut self, partition: usize) {
         if self.knows_producer[partition] || self.process.sent[partition].len() < 2 {
             return;
         }
-        // It has no state of the producer: it appends the second record. librdkafka takes the first for delivered.
+        // The broker has no state of the producer, so it appends the second record. librdkafka infers that the first
+        // was delivered.
         let Some((position, id, entry)) = self.process.sent[partition].pop_front() else { return };
         self.process.appended[partition].push_back((None, position, id, entry));
         self.append(partition);
     }
 
-    fn refuse_for_good(&mut self, partition: usize) {
+    fn refuse_permanently(&mut self, partition: usize) {
         if self.process.sent[partition].is_empty() {
             return;
         }
         self.process.sent[partition].pop_front();
         if !self.knows_producer[partition] {
-            // What was sent without waiting.
+            // Records that were sent without waiting for the acknowledgement.
             (0..4).for_each(|_| self.append(partition));
         }
         self.crash([0; PARTITIONS]);
-        // What is behind a refused record is out of sequence, or was never sent (`enable.gapless.guarantee`).
+        // The records after a refused one are out of sequence, or were never sent (`enable.gapless.guarantee`).
         self.late[partition].clear();
     }
 
     fn acknowledge(&mut self, partition: usize) {
-        if !self.process.acknowledge(partition, self.now) {
+        if !self.process.process_ack(partition, self.now) {
             self.crash([0; PARTITIONS]);
         }
     }
 
-    /// I6: what is stored, and so may be told to Postgres, is in Kafka.
+    /// Everything before the stored position, which may then be confirmed to PostgreSQL, must be in Kafka.
     fn store(&mut self) {
         let process = &mut self.process;
         let first_unconfirmed = process.ledger.first_unconfirmed();
@@ -440,12 +445,12 @@ impl World {
             confirmed: process.ledger.confirmed(),
             offsets: process.partitions.take_offsets(first_unconfirmed, process.ledger.confirmed()),
         };
-        let there: HashSet<Position> = self.kafka.iter().flatten().copied().flatten().collect();
+        let in_kafka: HashSet<Position> = self.kafka.iter().flatten().copied().flatten().collect();
         let confirmed =
             self.stream.iter().take_while(|transaction| self.stored.confirmed.covers(transaction.commit()));
         for transaction in confirmed {
             for index in 0..transaction.keys.len() {
-                assert!(there.contains(&transaction.position(index)), "confirmed, but not in Kafka");
+                assert!(in_kafka.contains(&transaction.position(index)), "confirmed, but not in Kafka");
             }
         }
     }
@@ -455,19 +460,19 @@ impl World {
             (0..count).for_each(|_| self.append(partition));
             let sent = self.process.sent[partition].drain(..).map(|(position, ..)| position);
             self.late[partition].clear();
-            if self.requests == Requests::MayComeLate {
+            if self.requests == Requests::MayArriveLate {
                 self.late[partition].extend(sent);
             }
         }
-        for (partition, hole) in &self.process.later_holes {
-            let found = &self.kafka[*partition][hole.from as usize..hole.until as usize];
-            self.seen_by_the_dead.extend(found.iter().copied().flatten());
+        for (partition, gap) in &self.process.later_gaps {
+            let found = &self.kafka[*partition][gap.from as usize..gap.until as usize];
+            self.seen_by_dead_processes.extend(found.iter().copied().flatten());
         }
-        self.process = Process::start(&self.stored, self.told, &self.stream);
+        self.process = Process::start(&self.stored, self.confirmed, &self.stream);
         self.knows_producer = [false; PARTITIONS];
     }
 
-    /// The last process delivers the rest, and then one more row of every key, behind all that came late.
+    /// The last process delivers the rest, and then one more row of every key, after all late records.
     fn finish(&mut self) {
         self.deliver_all();
         for partition in 0..PARTITIONS {
@@ -487,12 +492,12 @@ impl World {
                 self.append(partition);
                 self.acknowledge(partition);
             }
-            self.process.answer(&self.kafka, self.now);
+            self.process.complete_scan(&self.kafka, self.now);
         }
-        panic!("delivery does not come to its end");
+        panic!("delivery does not complete");
     }
 
-    /// What each partition should hold.
+    /// The expected content of each partition.
     fn expected(&self) -> [Vec<Position>; PARTITIONS] {
         let mut expected: [Vec<Position>; PARTITIONS] = Default::default();
         for transaction in &self.stream {
@@ -508,7 +513,7 @@ impl World {
         self.kafka[partition].iter().copied().flatten().collect()
     }
 
-    /// Second records of a row among the offsets the last process knew about.
+    /// Duplicates among the offsets that the last process knew.
     fn visible_duplicates(&self) -> u64 {
         let mut duplicates = 0;
         for (log, known) in self.kafka.iter().zip(self.process.known) {
@@ -516,7 +521,7 @@ impl World {
             for (offset, record) in log.iter().enumerate() {
                 let Some(position) = record else { continue };
                 let visible = known.is_some_and(|(from, last)| (from..=last).contains(&(offset as i64)));
-                let counted_before = self.seen_by_the_dead.contains(position);
+                let counted_before = self.seen_by_dead_processes.contains(position);
                 duplicates += u64::from(!seen.insert(*position) && visible && !counted_before);
             }
         }

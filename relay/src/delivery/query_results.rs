@@ -1,8 +1,8 @@
-//! What Kafka answered to the questions that delivery has had asked.
+//! Processes the results of queries to Kafka that delivery started.
 
 use std::time::Instant;
 
-use super::another_outbox::ahead;
+use super::another_outbox::record_ahead_error;
 use super::{Delivery, code_of};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka;
@@ -13,74 +13,81 @@ use crate::progress::phantoms::Phantoms;
 use crate::topics::partitions::PartitionId;
 
 impl Delivery {
-    /// Takes in the answer to a question.
-    pub fn on_query_result(&mut self, answer: QueryResult) -> Result<(), RelayError> {
-        match answer {
+    /// Processes the result of a query.
+    pub fn on_query_result(&mut self, result: QueryResult) -> Result<(), RelayError> {
+        match result {
             QueryResult::Topic { name, found } => self.on_topic_found(&name, &found),
             QueryResult::TopicMissing { name, missing } => self.status.set_topic_missing(&name, missing),
             QueryResult::Grown { name, found } => self.on_topic_grown(name, &found),
             QueryResult::Settings { topic, settings } => self.on_settings(&topic, settings)?,
-            QueryResult::Inspected { partition, search } => {
+            QueryResult::Verified { partition, search } => {
                 self.partitions.mark_verified(partition, search);
                 self.update_integrity();
                 self.resume(partition)?;
             }
-            QueryResult::Looked(seen) => self.on_topic_states(seen)?,
-            QueryResult::Searched { partition, found, records, phantoms } => {
+            QueryResult::TopicStates(states) => self.on_topic_states(states)?,
+            QueryResult::Scanned { partition, found, records, phantoms } => {
                 if let Some(position) = phantoms.ahead {
                     let by_another_server = phantoms.by_another_server;
                     if !by_another_server {
                         self.report_phantoms(partition, phantoms);
                     }
-                    return Err(self.ahead(partition, position, by_another_server));
+                    return Err(self.record_ahead_error(partition, position, by_another_server));
                 }
                 self.report_phantoms(partition, phantoms);
                 self.partitions.set_found(partition, records);
-                if let Some(mark) = self.partitions.dedup(partition) {
-                    mark.on_scanned(found);
+                if let Some(dedup) = self.partitions.dedup(partition) {
+                    dedup.on_scanned(found);
                 }
                 self.resume(partition)?;
             }
-            QueryResult::HoleRead { partition, hole, found, records } => {
+            QueryResult::GapScanned { partition, gap, found, records } => {
                 self.partitions.set_found(partition, records);
-                self.on_gap_scanned(partition, hole, found);
+                self.on_gap_scanned(partition, gap, found);
                 self.resume(partition)?;
             }
             QueryResult::Strays { partition, strays, more } => self.on_strays(partition, strays, more)?,
-            QueryResult::Examined { partition, ailment } => self.on_diagnosed(partition, ailment)?,
-            QueryResult::Reached(Reachability::ClientStranded) => {
-                let what = "Kafka can be reached, but a client of this session has no broker left to ask";
+            QueryResult::Diagnosed { partition, diagnosis } => self.on_diagnosed(partition, diagnosis)?,
+            QueryResult::Reachability(Reachability::ClientStranded) => {
+                let what = "Kafka is reachable, but a client of this session knows no broker address that still works";
                 return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
             }
-            QueryResult::Reached(reach) => {
-                let there = reach == Reachability::Up;
-                self.kafka_answers = Some(there);
-                self.watchdog.on_probed(Instant::now(), there);
-                if let Some(why) = self.auth_error.take().filter(|_| !there) {
+            QueryResult::Reachability(reachability) => {
+                let is_up = reachability == Reachability::Up;
+                self.kafka_answers = Some(is_up);
+                self.watchdog.on_probed(Instant::now(), is_up);
+                if let Some(why) = self.auth_error.take().filter(|_| !is_up) {
                     return Err(RelayError::new(ErrorKind::KafkaAuthenticationFailed, why));
                 }
             }
-            // An unanswered call is made again where it is made.
-            QueryResult::Failed(QueryError::Cancelled | QueryError::Unanswered(_)) => {}
+            // The caller of a query without a response retries it.
+            QueryResult::Failed(QueryError::Cancelled | QueryError::NoResponse(_)) => {}
             QueryResult::Failed(QueryError::Ahead {
                 topic, partition, position, by_another_server, ..
             }) => {
-                return Err(ahead(&topic, partition, position, by_another_server, &self.encoder.source));
+                return Err(record_ahead_error(
+                    &topic,
+                    partition,
+                    position,
+                    by_another_server,
+                    &self.encoder.source,
+                ));
             }
-            QueryResult::Failed(QueryError::Distrusted(why)) => {
+            QueryResult::Failed(QueryError::AuthenticationFailed(why)) => {
                 return Err(RelayError::new(ErrorKind::KafkaAuthenticationFailed, why));
             }
             QueryResult::Failed(error @ QueryError::Lost { .. }) => {
                 return Err(RelayError::new(ErrorKind::KafkaLostRecords, error.to_string()));
             }
             QueryResult::Failed(QueryError::Refused(error)) => {
-                return Err(kafka::error::error_of("Kafka refused a search", code_of(&error)));
+                return Err(kafka::error::error_of("Kafka refused the scan of a partition", code_of(&error)));
             }
         }
         Ok(())
     }
 
-    /// Events whose rows this server does not have cannot be taken out of Kafka: a person has to know which they are.
+    /// Events whose rows this server does not have cannot be removed from Kafka, so operators need to know which they
+    /// are.
     fn report_phantoms(&self, partition: PartitionId, phantoms: Phantoms) {
         if phantoms.count == 0 {
             return;
@@ -90,22 +97,22 @@ impl Delivery {
             topic,
             events = phantoms.count,
             ids = phantoms.ids.join(" "),
-            "Kafka has events that are not of this server's history: it was restored, or took over without them"
+            "Kafka has events whose rows this server does not have: it was restored, or promoted without them"
         );
         self.metrics.phantom_events_total.inc_by(phantoms.count);
         self.status.add_phantoms(phantoms);
     }
 
-    fn on_gap_scanned(&mut self, partition: PartitionId, hole: OffsetGap, found: ScanResult) {
-        let twice = self.partitions.dedup(partition).map_or(0, |mark| mark.on_gap_scanned(hole, found));
-        self.count_duplicates(twice);
+    fn on_gap_scanned(&mut self, partition: PartitionId, gap: OffsetGap, found: ScanResult) {
+        let duplicates = self.partitions.dedup(partition).map_or(0, |dedup| dedup.on_gap_scanned(gap, found));
+        self.count_duplicates(duplicates);
     }
 
-    pub(super) fn count_duplicates(&self, twice: u64) {
-        if twice > 0 {
-            self.metrics.duplicates_detected_total.inc_by(twice);
+    pub(super) fn count_duplicates(&self, duplicates: u64) {
+        if duplicates > 0 {
+            self.metrics.duplicates_detected_total.inc_by(duplicates);
             tracing::warn!(
-                events = twice,
+                events = duplicates,
                 "events are in a partition twice: another relay process was still sending"
             );
         }

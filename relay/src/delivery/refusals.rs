@@ -1,8 +1,9 @@
-//! What follows when Kafka refuses a record, and when a failure that ended a session is over.
+//! Records that Kafka refuses, and when the error that ended a session is resolved.
 //!
-//! A refused record ends the session, because its producer sends nothing more. The next session reads the settings of
-//! topics again and sends the row alone. If the broker refuses it then for a reason that lies in the record, it would
-//! refuse it each time: the row is poison, and the mapping remembers that (see [`crate::routing::mapping::RefusedRows`]).
+//! A refused record ends the session, because its producer sends nothing after it. The next session reads the topics'
+//! settings again and sends the row alone. If the broker refuses it again because of the record itself, it would refuse
+//! it every time. Then the row is poison, and the routing history records that (see
+//! [`crate::routing::mapping::RefusedRows`]).
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -17,10 +18,10 @@ use crate::kafka::error::{Fault, error_of, explained, fault_of, reason_of_kafka}
 use crate::routing::mapping::RefusedRow;
 use crate::topics::partitions::PartitionId;
 
-/// How long to wait for the answer that ended a producer: librdkafka reports the end before the answer.
+/// Time to wait for the broker's response that made a producer fail: librdkafka reports the fatal error before it.
 const CAUSE_WITHIN: Duration = Duration::from_millis(500);
-/// How often a row is sent again that Kafka refused and that has no other place. Each try costs a session.
-const TRY_AGAIN_EVERY: Duration = Duration::from_secs(10);
+/// How often to retry a row that Kafka refused and that cannot become a dead letter. Each retry costs a session.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A record that Kafka refused, for a reason that may lie in the record.
 #[derive(Clone, Debug)]
@@ -28,63 +29,65 @@ pub struct Refusal {
     position: Position,
     topic: String,
     code: Code,
-    /// It was refused alone, after the settings of its topic were read again.
+    /// The record was refused alone, after the settings of its topic were read again.
     pub is_poison: bool,
 }
 
 impl Refusal {
-    /// What the mapping remembers of it.
+    /// The entry for the routing history.
     pub fn refused(&self) -> RefusedRow {
         RefusedRow { position: self.position, topic: self.topic.clone(), cause: explained(self.code) }
     }
 }
 
-/// Refusals of this session, and of the one before.
+/// The refusals of this session and of the previous one.
 #[derive(Default)]
 pub(super) struct RefusalWatch {
-    /// What ended the session before. The settings of its topic were read since.
-    before: Option<Refusal>,
-    /// What ended this session.
-    now: Option<Refusal>,
-    /// Whether a broker's answer is known that ended this session.
-    answered: bool,
-    /// A row that Kafka refused and that has no other place, and since when it waits.
+    /// The refusal that ended the previous session. The settings of its topic were read since then.
+    previous: Option<Refusal>,
+    /// The refusal that ends this session.
+    current: Option<Refusal>,
+    /// Whether the broker's response that ends this session is known.
+    has_response: bool,
+    /// A row that Kafka refused and that cannot become a dead letter, and since when it waits.
     waiting: Option<(Position, Instant)>,
-    tried_again: Option<Position>,
-    /// Partitions of which records were given up: what was purged may be reported before the answer to one sent earlier.
+    /// The row that is being retried.
+    retry: Option<Position>,
+    /// Partitions with purged records: librdkafka may report a purged record before the response to an earlier one.
     purged: HashSet<u32>,
 }
 
 impl RefusalWatch {
-    pub(super) fn new(before: Option<Refusal>) -> RefusalWatch {
-        RefusalWatch { before, ..RefusalWatch::default() }
+    pub(super) fn new(previous: Option<Refusal>) -> RefusalWatch {
+        RefusalWatch { previous, ..RefusalWatch::default() }
     }
 
-    /// The row at `position` has no place, because Kafka refused it.
-    pub(super) fn on_unplaced(&mut self, position: Position) {
+    /// The row at `position` cannot be routed, because Kafka refused it.
+    pub(super) fn on_unroutable(&mut self, position: Position) {
         if self.waiting.is_none_or(|(known, _)| known != position) {
             self.waiting = Some((position, Instant::now()));
         }
     }
 
-    /// Whether the row at `position` is sent once more after it had no place.
-    pub(super) fn is_tried_again(&self, position: Position) -> bool {
-        self.tried_again == Some(position)
+    /// Whether the row at `position` is being retried after Kafka refused it.
+    pub(super) fn is_retry(&self, position: Position) -> bool {
+        self.retry == Some(position)
     }
 
-    /// Whether a session has begun since `topic` refused a record: its settings were read again, and records got the
-    /// current time if theirs was refused.
-    fn has_done_what_it_can(&self, topic: &str, code: Code) -> bool {
+    /// Whether this session already adapted to a refusal by `topic`: it read the topic's settings again, and sent
+    /// records with the current time if their timestamps were refused.
+    fn has_adapted(&self, topic: &str, code: Code) -> bool {
         if code == Code::InvalidTimestamp {
-            return self.were_of_timestamps(topic);
+            return self.timestamps_were_refused(topic);
         }
-        self.before.as_ref().is_some_and(|before| before.topic == topic)
+        self.previous.as_ref().is_some_and(|previous| previous.topic == topic)
     }
 
-    /// Whether the broker's limits of timestamps are others than those that could be read: records get the current
-    /// time then.
-    pub(super) fn were_of_timestamps(&self, topic: &str) -> bool {
-        self.before.as_ref().is_some_and(|known| known.code == Code::InvalidTimestamp && known.topic == topic)
+    /// Whether the broker refused a timestamp that the topic's settings allow. Its records then get the current time.
+    pub(super) fn timestamps_were_refused(&self, topic: &str) -> bool {
+        let of_timestamp =
+            |refusal: &Refusal| refusal.code == Code::InvalidTimestamp && refusal.topic == topic;
+        self.previous.as_ref().is_some_and(of_timestamp)
     }
 }
 
@@ -99,47 +102,44 @@ impl Delivery {
         if matches!(code, Code::PurgeQueue | Code::PurgeInflight) {
             self.refusals.purged.insert(partition.0);
         }
-        // Which row it is, and what else was in its request, is known only while answers come in the order of sending.
+        // The row and the rest of its request can be identified only while responses arrive in the order of sending.
         let alone = self.in_flight.is_empty(partition) && !self.refusals.purged.contains(&partition.0);
         let fault = fault_of(code);
-        self.refusals.answered |= fault != Fault::Producer;
+        self.refusals.has_response |= fault != Fault::Producer;
         let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
         let Some(position) = position else {
-            return error_of(
-                &format!("Kafka refused a dead letter that was sent again to {topic}/{number}"),
-                code,
-            );
+            return error_of(&format!("Kafka refused a replayed dead letter for {topic}/{number}"), code);
         };
         if fault == Fault::Row {
-            let is_poison = alone && self.refusals.has_done_what_it_can(topic, code);
-            self.refusals.now = Some(Refusal { position, topic: topic.to_owned(), code, is_poison });
+            let is_poison = alone && self.refusals.has_adapted(topic, code);
+            self.refusals.current = Some(Refusal { position, topic: topic.to_owned(), code, is_poison });
         }
         error_of(&format!("Kafka refused a record for {topic}/{number}, the row at {position}"), code)
             .at(position)
     }
 
-    /// What ended this session, for the next one.
+    /// The refusal that ended this session, for the next one.
     pub fn take_refusal(&mut self) -> Option<Refusal> {
-        self.refusals.now.take()
+        self.refusals.current.take()
     }
 
-    /// Looks for the answer of a broker behind a producer that takes nothing more.
+    /// Finds the broker's response that made a producer fail.
     pub async fn find_cause(&mut self, error: RelayError) -> RelayError {
-        if error.kind != ErrorKind::DeliveryFailed || self.refusals.answered {
+        if error.kind != ErrorKind::DeliveryFailed || self.refusals.has_response {
             return error;
         }
         if let Some((code, why)) = self.producers.failure()
             && fault_of(code) != Fault::Producer
         {
-            let what = format!("a producer has failed for good: {why}: {}", explained(code));
+            let what = format!("a producer has failed permanently: {why}: {}", explained(code));
             return RelayError { kind: reason_of_kafka(code), detail: what, at: error.at };
         }
         let deadline = tokio::time::Instant::now() + CAUSE_WITHIN;
         loop {
             let mut acks = std::mem::take(&mut self.drained_acks);
             self.acks.take(&mut acks);
-            let before = std::mem::take(&mut self.unprocessed_acks);
-            for ack in before.into_iter().chain(acks) {
+            let unprocessed = std::mem::take(&mut self.unprocessed_acks);
+            for ack in unprocessed.into_iter().chain(acks) {
                 let partition = ack.tag.partition();
                 let position = self.in_flight.on_acked(partition).and_then(|sent| sent.position);
                 let Err(code) = ack.outcome else { continue };
@@ -155,8 +155,8 @@ impl Delivery {
         }
     }
 
-    /// Says which row has to be delivered before `trouble` is over: one that could not go on when the session ended, or
-    /// the oldest that Kafka has not acknowledged.
+    /// Adds to the error the row that must be delivered before the error counts as resolved: the row that was blocked
+    /// when the session ended, or the oldest one that Kafka has not acknowledged.
     pub fn on_session_error(&mut self, error: RelayError, blocked: bool) -> RelayError {
         if error.at.is_some() || !(blocked || error.kind.side() == "kafka") {
             return error;
@@ -170,9 +170,8 @@ impl Delivery {
         RelayError { at, ..error }
     }
 
-    /// Whether delivery has got past a failure that ended a session before: the row at `at` is in Kafka. Where no row is
-    /// known, or the server has it no longer, one acknowledgement will do, or that nothing is left to send and Kafka
-    /// answers.
+    /// Whether an earlier session's error is resolved: the row at `at` is in Kafka. If no row is known, or the server
+    /// no longer has it, one acknowledgement is enough, or that everything is sent and Kafka responds.
     pub fn is_past(&mut self, at: Option<Position>) -> bool {
         match at.filter(|position| self.lineage.is_on_line(*position)) {
             Some(position) => self.has_delivered(position),
@@ -189,16 +188,16 @@ impl Delivery {
     }
 
     fn is_caught_up(&self) -> bool {
-        let answers = self.kafka_answers == Some(true) && self.partitions.all_verified();
-        answers && self.snapshot.is_none() && self.ledger.confirmed() >= self.lineage.end()
+        let kafka_is_well = self.kafka_answers == Some(true) && self.partitions.all_verified();
+        kafka_is_well && self.snapshot.is_none() && self.ledger.confirmed() >= self.lineage.end()
     }
 
-    /// A row that has no place because Kafka refused it is sent again now and then: the broker may take it by now.
-    pub(super) fn try_refused_again(&mut self) {
-        let due = self.refusals.waiting.take_if(|(_, since)| since.elapsed() >= TRY_AGAIN_EVERY);
+    /// Retries a refused row that cannot become a dead letter from time to time: the broker may accept it by now.
+    pub(super) fn retry_refused_row(&mut self) {
+        let due = self.refusals.waiting.take_if(|(_, since)| since.elapsed() >= RETRY_INTERVAL);
         if let Some((position, _)) = due {
-            self.refusals.tried_again = Some(position);
-            self.routing.try_again(position);
+            self.refusals.retry = Some(position);
+            self.routing.retry(position);
         }
     }
 }

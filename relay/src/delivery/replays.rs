@@ -1,4 +1,4 @@
-//! Dead letters that are sent again: outside the order of the stream, without a position, one at a time.
+//! Replays dead letters: outside the order of the stream, without a position, one at a time.
 
 use pg_replication::PgTime;
 use rdkafka::error::RDKafkaErrorCode;
@@ -14,46 +14,46 @@ use crate::kafka::producers::Tag;
 use crate::routing::mapping::{Destination, RoutingInput};
 
 impl Delivery {
-    /// Sends a dead letter again, by the mapping of now. Gives it back when it has to be offered again.
+    /// Replays a dead letter with the current routing. Returns the request if it must be offered again later.
     pub fn on_replay_request(
         &mut self,
-        candidate: ReplayRequest,
-        stored: u64,
+        request: ReplayRequest,
+        committed_revision: u64,
     ) -> Result<Option<ReplayRequest>, RelayError> {
         if self.replay.is_some() {
-            return Ok(Some(candidate));
+            return Ok(Some(request));
         }
-        let ReplayRequest { letter, topic_exists, answer } = candidate;
+        let ReplayRequest { letter, topic_exists, answer } = request;
         let prepared = letter.row().map_err(|error| Poison::from(&error)).and_then(|row| {
             let now = PgTime::now();
             let time = row.occurred_at.unwrap_or(now);
             let headers = self.encoder.headers(&row, None, time).map_err(|error| Poison::from(&error))?;
             let bytes = self.encoder.size(&row);
-            let subject = RoutingInput {
+            let input = RoutingInput {
                 key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),
                 bytes,
                 has_key: row.key.is_some(),
                 position: None,
-                flaw: None,
+                invalid: None,
                 commit: current_routing_commit(),
                 column: |_: &str| row.route_by,
             };
-            let place = match self.routing.destination(&subject)? {
+            let destination = match self.routing.destination(&input)? {
                 Destination::Partition { poison: Some(poison), .. } => return Err(poison),
                 Destination::Partition { topic, number, revision, poison: None } => {
-                    let id = self.partitions.id(topic, number).filter(|_| revision <= stored);
+                    let id = self.partitions.id(topic, number).filter(|_| revision <= committed_revision);
                     Ok(id.filter(|id| self.partitions.is_verified(*id)))
                 }
                 Destination::NewTopic(topic) => Err(topic.to_owned()),
             };
-            // A record as old as its event might be gone by the topic's retention as soon as it is there.
-            Ok((place, Prepared::event(row, headers, bytes, now)))
+            // The timestamp is the current time: retention could delete a record as old as its event immediately.
+            Ok((destination, Prepared::event(row, headers, bytes, now)))
         });
-        let (place, prepared) = match prepared {
-            Ok((place, prepared)) => (place, prepared),
+        let (destination, prepared) = match prepared {
+            Ok(routed) => routed,
             Err(poison) => return Ok(send_outcome(answer, SendOutcome::Refused(poison.error))),
         };
-        match place {
+        match destination {
             Ok(Some(partition)) => {
                 self.produce(prepared, Tag::replay(partition), None)
                     .map_err(|error| produce_failed("a dead letter", &error))?;
@@ -69,8 +69,9 @@ impl Delivery {
     }
 }
 
-/// High marks see the record of a replay as somebody else's: it has no position.
-pub(super) fn answer_replay(
+/// Reports the outcome of a replay. Its record has no position, so deduplication treats it as another producer's
+/// record.
+pub(super) fn complete_replay(
     answer: Option<oneshot::Sender<SendOutcome>>,
     topic: &str,
     partition: i32,
@@ -79,12 +80,14 @@ pub(super) fn answer_replay(
     let Some(answer) = answer else { return };
     let outcome = match outcome {
         Ok(_) => SendOutcome::Sent { topic: topic.to_owned(), partition },
-        Err(code) => SendOutcome::Refused(format!("Kafka refused it for {topic}/{partition}: {code:?}")),
+        Err(code) => {
+            SendOutcome::Refused(format!("Kafka refused the record for {topic}/{partition}: {code:?}"))
+        }
     };
     send_outcome(answer, outcome);
 }
 
-/// Who asked may have gone away.
+/// Ignores an error: the requester may be gone.
 fn send_outcome(answer: oneshot::Sender<SendOutcome>, outcome: SendOutcome) -> Option<ReplayRequest> {
     drop(answer.send(outcome));
     None

@@ -1,4 +1,4 @@
-//! Partitions that make no progress, whatever the others do: which, for how long, and why.
+//! Partitions that make no progress, even while others do: which, for how long, and why.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,38 +10,39 @@ use crate::kafka::diagnosis::Diagnosis;
 use crate::status::{SilentPartition, WaitsFor};
 use crate::topics::partitions::PartitionId;
 
-/// A partition that is silent for so long is examined, so that the cause is known when it is shown.
+/// A partition without progress for this long is diagnosed, so that the cause is known when `/status` shows it.
 const DIAGNOSE_AFTER: Duration = Duration::from_millis(2500);
-/// A record that waits for so long is given up with its session: at twice that brokers forget its producer by default
-/// (`producer.id.expiration.ms`), and would take what is behind it without it.
+/// A record unacknowledged for this long ends the session. After twice this time brokers by default forget its producer
+/// (`producer.id.expiration.ms`), and would accept the records after it without it.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
-/// How often.
+/// How often to diagnose one silent partition.
 const DIAGNOSE_EVERY: Duration = Duration::from_secs(3);
 
-/// The next row waits for its partition and is one that cannot be set aside.
+/// The partition that the next row waits for, if the row cannot be queued.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockedOn {
     partition: PartitionId,
     since: Instant,
 }
 
-/// What was found out about silent partitions.
+/// The diagnoses of silent partitions.
 #[derive(Debug, Default)]
 pub(super) struct Diagnoses {
     found: HashMap<PartitionId, (Instant, Diagnosis)>,
-    asked: Option<PartitionId>,
+    /// The partition whose diagnosis is running.
+    running: Option<PartitionId>,
 }
 
 impl Delivery {
-    /// The next row waits for this partition, and cannot be set aside.
+    /// The next row waits for this partition and cannot be queued.
     pub(super) fn block_on(&mut self, partition: PartitionId) -> Flow {
-        if self.blocked_on.is_none_or(|held| held.partition != partition) {
+        if self.blocked_on.is_none_or(|blocked| blocked.partition != partition) {
             self.blocked_on = Some(BlockedOn { partition, since: Instant::now() });
         }
         Flow::Blocked
     }
 
-    /// Shows partitions of which nothing is acknowledged, and has one examined.
+    /// Shows the partitions without progress, and starts the diagnosis of one of them.
     pub(super) fn watch_silent_partitions(&mut self) -> Result<(), RelayError> {
         let now = Instant::now();
         self.in_flight.on_turn(now);
@@ -53,14 +54,15 @@ impl Delivery {
             (SilentQueue { records, ..silent }, WaitsFor::Acknowledgement)
         });
         let mut silent: Vec<(SilentQueue, WaitsFor)> = sent.collect();
-        let held = self.blocked_on.map(|BlockedOn { partition, since }| {
+        let blocked = self.blocked_on.map(|BlockedOn { partition, since }| {
             let records = self.waiting.count(partition);
             SilentQueue { partition, records, oldest: since, since }
         });
-        let unsent = self.waiting.silent().chain(held).filter(|SilentQueue { partition, since, .. }| {
-            let is_late = now.saturating_duration_since(*since) >= DIAGNOSE_AFTER;
-            is_late && self.in_flight.is_empty(*partition)
-        });
+        let unsent =
+            self.waiting.silent().chain(blocked).filter(|SilentQueue { partition, since, .. }| {
+                let is_late = now.saturating_duration_since(*since) >= DIAGNOSE_AFTER;
+                is_late && self.in_flight.is_empty(*partition)
+            });
         for waiting in unsent {
             if !silent.iter().any(|(known, _)| known.partition == waiting.partition) {
                 silent.push((waiting, WaitsFor::Search));
@@ -71,7 +73,7 @@ impl Delivery {
         self.diagnose(now, &silent);
         let shown = silent.iter().filter_map(|(silent, waits_for)| {
             let (topic, number) = self.partitions.name_of(silent.partition)?;
-            let found = self.diagnoses.found.get(&silent.partition);
+            let diagnosis = self.diagnoses.found.get(&silent.partition);
             Some(SilentPartition {
                 topic: topic.to_owned(),
                 partition: number,
@@ -79,7 +81,7 @@ impl Delivery {
                 oldest: silent.oldest,
                 since: silent.since,
                 waits_for: *waits_for,
-                cause: found.and_then(|(_, ailment)| ailment.what.clone()),
+                cause: diagnosis.and_then(|(_, diagnosis)| diagnosis.what.clone()),
             })
         });
         self.status.set_silent_partitions(shown.collect());
@@ -89,43 +91,44 @@ impl Delivery {
     fn waited_too_long(&self, partition: PartitionId) -> RelayError {
         let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
         let what = format!(
-            "{topic}/{number} has acknowledged nothing for {} h; a new session sends what waits for it again, before brokers forget the producer",
+            "{topic}/{number} has acknowledged nothing for {} h; a new session sends its waiting records again, \
+             before brokers forget the producer",
             GIVE_UP_AFTER.as_secs() / 3600
         );
         RelayError::new(ErrorKind::DeliveryFailed, what)
     }
 
-    /// Has the partition examined that was examined longest ago.
+    /// Starts the diagnosis of the partition that was diagnosed longest ago.
     fn diagnose(&mut self, now: Instant, silent: &[(SilentQueue, WaitsFor)]) {
-        if self.diagnoses.asked.is_some() {
+        if self.diagnoses.running.is_some() {
             return;
         }
-        let examined = |id: &PartitionId| self.diagnoses.found.get(id).map(|(at, _)| *at);
-        let next = silent.iter().map(|(silent, _)| silent.partition).min_by_key(examined);
+        let diagnosed = |id: &PartitionId| self.diagnoses.found.get(id).map(|(at, _)| *at);
+        let next = silent.iter().map(|(silent, _)| silent.partition).min_by_key(diagnosed);
         let is_due = |id: &PartitionId| {
-            examined(id).is_none_or(|at| now.saturating_duration_since(at) >= DIAGNOSE_EVERY)
+            diagnosed(id).is_none_or(|at| now.saturating_duration_since(at) >= DIAGNOSE_EVERY)
         };
         let Some(id) = next.filter(is_due) else { return };
         let Some((topic, number)) = self.partitions.name_of(id) else { return };
         let min_in_sync = self.partitions.settings(topic).and_then(|settings| settings.min_in_sync_replicas);
-        self.jobs.diagnose(id, topic, number, min_in_sync, self.producers.handles(Some(number)));
-        self.diagnoses.asked = Some(id);
+        self.queries.diagnose(id, topic, number, min_in_sync, self.producers.handles(Some(number)));
+        self.diagnoses.running = Some(id);
     }
 
     pub(super) fn on_diagnosed(
         &mut self,
         partition: PartitionId,
-        ailment: Diagnosis,
+        diagnosis: Diagnosis,
     ) -> Result<(), RelayError> {
-        self.diagnoses.asked = None;
-        if ailment.producer_is_lost {
+        self.diagnoses.running = None;
+        if diagnosis.producer_is_lost {
             let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
             let what = format!(
-                "{topic}/{number} can be reached, but the producer that sends to it has no broker left to ask"
+                "{topic}/{number} is reachable, but its producer knows no broker address that still works"
             );
             return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
         }
-        self.diagnoses.found.insert(partition, (Instant::now(), ailment));
+        self.diagnoses.found.insert(partition, (Instant::now(), diagnosis));
         Ok(())
     }
 }

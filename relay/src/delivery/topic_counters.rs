@@ -1,15 +1,16 @@
-//! Counters of each partition's topic.
+//! The series of `events_total`, by partition.
 
 use prometheus::IntCounter;
 
 use crate::topics::partitions::PartitionId;
 
-/// `events_total` of each partition's topic: to look a series up by its labels costs more than to count.
+/// The `events_total` series of each partition's topic. Finding a series by its labels for each event would cost more
+/// than counting.
 #[derive(Default)]
 pub struct TopicCounters(Vec<Option<IntCounter>>);
 
 impl TopicCounters {
-    /// One event more; `find` looks the counter up the first time.
+    /// Counts one event. `find` is called the first time for each partition.
     pub fn count(&mut self, partition: PartitionId, find: impl FnOnce() -> IntCounter) {
         let index = partition.0 as usize;
         if self.0.len() <= index {

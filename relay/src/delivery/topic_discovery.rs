@@ -1,4 +1,4 @@
-//! Topics that are new, grow, change or vanish while events go to them.
+//! Topics that appear, grow, change or disappear while events are sent to them.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -12,98 +12,98 @@ use crate::routing::mapping::TopicShape;
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::{TopicChange, TopicState, TopicWatch};
 
-/// How often the metadata of the topics in use is looked at: what happens to them shows within seconds.
+/// How often to query the metadata of the topics in use, so that changes show within seconds.
 const METADATA_EVERY: Duration = Duration::from_secs(2);
-/// How often a topic's settings are read while they keep a row from it.
+/// How often to read the settings of a topic that rejects a row because of them.
 const READ_SETTINGS_EVERY: Duration = Duration::from_secs(5);
 
-/// What is being found out about topics.
+/// Queries about topics that are in progress or due.
 pub(super) struct TopicDiscovery {
-    /// Topics being looked for.
-    wanted: Vec<String>,
+    /// New topics that rows wait for.
+    requested: Vec<String>,
     watch: TopicWatch,
-    /// When the metadata was asked for last, and whether the answer is still to come.
-    looked: (Instant, bool),
-    /// Topics whose growth is being looked at.
+    /// When the last metadata query started, and whether it is still running.
+    metadata_query: (Instant, bool),
+    /// Topics with new partitions whose query is running.
     growing: HashSet<String>,
-    /// What topics have become; events are spread over all of it once everything before is acknowledged.
+    /// The new shapes of topics that have grown. They are used once all earlier records are acknowledged.
     pub(super) grown: BTreeMap<String, TopicShape>,
-    /// The topic whose settings keep a row from it, and when they were read last.
-    settings_wanted: Option<(String, Instant)>,
+    /// The topic that rejects a row because of its settings, and when these were last read.
+    watched_settings: Option<(String, Instant)>,
 }
 
 impl Default for TopicDiscovery {
     fn default() -> Self {
         TopicDiscovery {
-            wanted: Vec::new(),
+            requested: Vec::new(),
             watch: TopicWatch::default(),
-            looked: (Instant::now(), false),
+            metadata_query: (Instant::now(), false),
             growing: HashSet::new(),
             grown: BTreeMap::new(),
-            settings_wanted: None,
+            watched_settings: None,
         }
     }
 }
 
 impl Delivery {
-    /// Whether a row waits for a topic that somebody has to make.
+    /// Whether a row waits for a topic that does not exist or is not known yet.
     pub fn waits_for_topic(&self) -> bool {
-        !self.discovery.wanted.is_empty()
+        !self.discovery.requested.is_empty()
     }
 
-    /// Looks for a topic that is not part of the mapping yet.
+    /// Queries a topic that is not part of the routing yet.
     pub(super) fn request_topic(&mut self, topic: &str) {
-        if !self.discovery.wanted.iter().any(|wanted| wanted == topic) {
-            self.discovery.wanted.push(topic.to_owned());
-            self.jobs.find_topic(topic);
+        if !self.discovery.requested.iter().any(|requested| requested == topic) {
+            self.discovery.requested.push(topic.to_owned());
+            self.queries.find_topic(topic);
         }
     }
 
     pub(super) fn watch_topics(&mut self) {
-        let (at, answer_to_come) = self.discovery.looked;
-        if !answer_to_come && at.elapsed() >= METADATA_EVERY {
+        let (started, is_running) = self.discovery.metadata_query;
+        if !is_running && started.elapsed() >= METADATA_EVERY {
             let topics: Vec<String> = self.routing.topics().into_iter().map(str::to_owned).collect();
-            self.discovery.looked = (Instant::now(), !topics.is_empty());
+            self.discovery.metadata_query = (Instant::now(), !topics.is_empty());
             if !topics.is_empty() {
-                self.jobs.query_topic_states(topics);
+                self.queries.query_topic_states(topics);
             }
         }
-        if let Some((topic, read)) = &mut self.discovery.settings_wanted
+        if let Some((topic, read)) = &mut self.discovery.watched_settings
             && read.elapsed() >= READ_SETTINGS_EVERY
         {
             *read = Instant::now();
-            self.jobs.describe(topic);
+            self.queries.describe(topic);
         }
     }
 
-    /// From now on the settings of `topic` are read regularly.
+    /// Reads the settings of `topic` regularly from now on.
     pub(super) fn watch_settings(&mut self, topic: &str) {
-        if self.discovery.settings_wanted.as_ref().is_none_or(|(known, _)| known != topic) {
-            self.discovery.settings_wanted = Some((topic.to_owned(), Instant::now()));
+        if self.discovery.watched_settings.as_ref().is_none_or(|(known, _)| known != topic) {
+            self.discovery.watched_settings = Some((topic.to_owned(), Instant::now()));
         }
     }
 
-    /// A topic that was looked for exists.
+    /// A requested topic exists.
     pub(super) fn on_topic_found(&mut self, topic: &str, found: &FoundTopic) {
-        self.discovery.wanted.retain(|wanted| wanted != topic);
+        self.discovery.requested.retain(|requested| requested != topic);
         let shape = self.register_topic(topic, found);
         self.routing.add_topic(topic, shape);
     }
 
-    /// The growth of a topic was looked at.
+    /// The new partitions of a topic are known.
     pub(super) fn on_topic_grown(&mut self, topic: String, found: &FoundTopic) {
         self.discovery.growing.remove(&topic);
         let shape = self.register_topic(&topic, found);
         self.discovery.grown.insert(topic, shape);
     }
 
-    /// Takes in what a look at a new or grown topic has found.
+    /// Registers the partitions and settings of a new or grown topic.
     fn register_topic(&mut self, name: &str, found: &FoundTopic) -> TopicShape {
         let known = self.partitions.count(name);
         self.partitions.add(name, found.partitions, &found.ends);
         self.partitions.set_settings(name, found.settings);
         for new in self.partitions.to_verify(name).into_iter().skip(known) {
-            self.partitions.mark_verified(new.id, new.floor.search);
+            self.partitions.mark_verified(new.id, new.start.search);
         }
         let limit = found.settings.and_then(|settings| settings.lower_limit(&self.sink));
         let known = self.routing.shape(name).is_some_and(|shape| shape.compacted);
@@ -119,62 +119,64 @@ impl Delivery {
         self.partitions.set_settings(topic, settings);
         let (Some(settings), Some(shape)) = (settings, self.routing.shape(topic)) else { return Ok(()) };
         let limit = settings.lower_limit(&self.sink);
-        let now = TopicShape { max_message_bytes: limit, compacted: settings.compacted, ..shape };
-        if now == shape {
+        let current = TopicShape { max_message_bytes: limit, compacted: settings.compacted, ..shape };
+        if current == shape {
             return Ok(());
         }
         tracing::info!(
             topic,
             bytes = limit.unwrap_or(self.sink.max_message_bytes),
-            compacted = now.compacted,
-            "the topic has another max.message.bytes or cleanup.policy"
+            compacted = current.compacted,
+            "the topic's max.message.bytes or cleanup.policy has changed"
         );
-        let shapes = BTreeMap::from([(topic.to_owned(), now)]);
-        // Whatever was sent was committed before the horizon, or is of the last transaction or one before it.
+        let shapes = BTreeMap::from([(topic.to_owned(), current)]);
+        // Every row sent so far was committed before the horizon, or not after the last transaction that began.
         let behind_last = EndLsn::new((self.last_commit.lsn().as_u64() + 1).into());
         self.change_routing(&shapes, self.lineage.end().max(behind_last))
     }
 
-    /// The look at the metadata that was asked for; `None` if Kafka did not answer.
+    /// The result of a metadata query; `None` if Kafka did not respond.
     pub(super) fn on_topic_states(
         &mut self,
-        seen: Option<BTreeMap<String, TopicState>>,
+        states: Option<BTreeMap<String, TopicState>>,
     ) -> Result<(), RelayError> {
-        self.discovery.looked.1 = false;
-        let Some(seen) = seen else {
+        self.discovery.metadata_query.1 = false;
+        let Some(states) = states else {
             self.discovery.watch.on_unavailable();
-            // Producers may get their acknowledgements all the same.
+            // Producers may receive acknowledgements nevertheless.
             if self.watchdog.claim_probe() {
-                self.jobs.query_reachability(None);
+                self.queries.query_reachability(None);
             }
             return Ok(());
         };
         let partitions = &self.partitions;
-        let news = self.discovery.watch.on_states(seen, |topic| partitions.count(topic));
-        self.on_topic_changes(news)
+        let changes = self.discovery.watch.on_states(states, |topic| partitions.count(topic));
+        self.on_topic_changes(changes)
     }
 
-    fn on_topic_changes(&mut self, news: Vec<(String, TopicChange)>) -> Result<(), RelayError> {
-        for (topic, news) in news {
-            match news {
+    fn on_topic_changes(&mut self, changes: Vec<(String, TopicChange)>) -> Result<(), RelayError> {
+        for (topic, change) in changes {
+            match change {
                 TopicChange::Missing => {
-                    // It may come back as another topic under the same name.
+                    // The topic may be recreated under the same name, without its records.
                     let remembered = self.partitions.to_verify(&topic);
                     self.partitions.invalidate(&topic);
-                    self.jobs.verify(&topic, remembered, false);
+                    self.queries.verify(&topic, remembered, false);
                 }
                 TopicChange::LeaderChanged => {
-                    self.jobs.verify(&topic, self.partitions.to_verify(&topic), false)
+                    self.queries.verify(&topic, self.partitions.to_verify(&topic), false)
                 }
                 TopicChange::Grown => {
                     if self.discovery.growing.insert(topic.clone()) {
-                        self.jobs.query_growth(&topic, self.producers.handles(None));
+                        self.queries.query_growth(&topic, self.producers.handles(None));
                     }
                 }
                 TopicChange::Shrunk { partitions } => {
                     let known = self.partitions.count(&topic);
-                    let what =
-                        format!("topic {topic} has {partitions} partitions, but {known} were written to");
+                    let what = format!(
+                        "topic {topic} has {partitions} partitions, but the relay has written to {known}: the topic \
+                         was recreated"
+                    );
                     return Err(RelayError::new(ErrorKind::KafkaLostRecords, what));
                 }
             }
@@ -182,8 +184,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Spreads events over all partitions of topics that have grown. Nothing is under way then, so that no event of a
-    /// key can be in its new partition before an earlier one is in the old.
+    /// Starts to use all partitions of topics that have grown. It waits until nothing is in flight, so that no event
+    /// can reach its key's new partition before an earlier event of the key is in the old one.
     pub(super) fn apply_growth(&mut self) -> Result<(), RelayError> {
         if self.discovery.grown.is_empty() || self.transaction.is_some() || !self.ledger.is_empty() {
             return Ok(());
@@ -193,7 +195,7 @@ impl Delivery {
             tracing::info!(
                 topic,
                 partitions = shape.partitions,
-                "the topic has grown; events are spread over all of it"
+                "the topic has more partitions; events are now distributed over all of them"
             );
         }
         self.change_routing(&grown, self.ledger.confirmed())

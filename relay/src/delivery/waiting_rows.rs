@@ -1,7 +1,7 @@
-//! Rows that wait for their partition: until it is inspected or searched, or has taken the record that goes alone.
+//! Rows that wait for their partition: until it is verified or scanned, or has acknowledged its probe.
 //!
-//! They are set aside within the budget, so that a partition that takes nothing holds up no other until the budget is used up. Each has its
-//! entry in the ledger already, and a partition's rows stay in their order.
+//! They are queued within the in-flight budget, so a partition without progress blocks no other until the budget is
+//! used up. Each waiting row already has its ledger entry, and the rows of a partition keep their order.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -16,22 +16,23 @@ use crate::progress::ledger::EntryId;
 use crate::progress::partition_dedup::Admission;
 use crate::topics::partitions::PartitionId;
 
-/// A row with the place where it goes.
+/// A row with the partition it is routed to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Placed {
     pub(super) partition: PartitionId,
     pub(super) position: Position,
     pub(super) fingerprint: u64,
-    /// It goes to the dead-letter topic.
-    pub(super) is_dead: bool,
-    /// Its topic takes it by the settings of now.
+    /// The row goes to the dead-letter topic.
+    pub(super) is_dead_letter: bool,
+    /// The topic's current settings allow the row.
     pub(super) fits: bool,
 }
 
 impl Placed {
-    /// Whether it goes to that partition if Kafka does not have it: otherwise to another, by the mapping of now.
-    pub(super) fn goes_there(&self) -> bool {
-        self.is_dead || self.fits
+    /// Whether the row goes to this partition if Kafka does not have it there. Otherwise it is routed again, by the
+    /// current version.
+    pub(super) fn keeps_partition(&self) -> bool {
+        self.is_dead_letter || self.fits
     }
 }
 
@@ -46,11 +47,11 @@ pub(super) struct WaitingRow {
 #[derive(Debug)]
 struct Queue {
     rows: VecDeque<WaitingRow>,
-    /// When the first of them was set aside.
+    /// When the first of them was queued.
     since: Instant,
 }
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct WaitingRows {
     pub(super) events: usize,
@@ -59,7 +60,7 @@ pub(super) struct WaitingRows {
 }
 
 impl WaitingRows {
-    /// Whether rows wait for this partition: what comes later has to wait behind them.
+    /// Whether rows wait for this partition. Later rows must then wait behind them.
     pub(super) fn has(&self, partition: PartitionId) -> bool {
         self.events > 0 && self.queues.contains_key(&partition)
     }
@@ -102,34 +103,35 @@ impl WaitingRows {
 }
 
 impl Delivery {
-    /// Whether a row can go to its partition now, and has to.
+    /// Whether a row must be sent to its partition, is there already, or has to wait.
     pub(super) fn admit(&mut self, row: Placed) -> Result<Admission, RelayError> {
-        let Placed { partition, position, fingerprint, is_dead, fits } = row;
+        let Placed { partition, position, fingerprint, is_dead_letter, fits } = row;
         let replayed = self.lineage.holds(position);
-        let mark = self.partitions.is_verified(partition).then(|| self.partitions.dedup(partition)).flatten();
-        let admission = mark.map_or(Admission::Wait, |mark| mark.admit(position, replayed));
-        if let Admission::Search { from } = admission {
+        let dedup =
+            self.partitions.is_verified(partition).then(|| self.partitions.dedup(partition)).flatten();
+        let admission = dedup.map_or(Admission::Wait, |dedup| dedup.admit(position, replayed));
+        if let Admission::Scan { from } = admission {
             self.scan(partition, from);
         }
         if admission != Admission::AlreadyThere || !self.partitions.lacks(partition, position, fingerprint) {
             return Ok(admission);
         }
-        match (is_dead, fits) {
-            // Kafka may have refused it before it became poison, while later dead letters were taken.
+        match (is_dead_letter, fits) {
+            // Kafka may have refused the row before it became poison, while it accepted later dead letters.
             (true, _) => Ok(Admission::Send),
-            // It went where a later mapping sends it.
+            // The row was sent to the partition of a later routing version.
             (false, false) => Ok(Admission::AlreadyThere),
-            (false, true) => Err(self.not_ours(partition, position)),
+            (false, true) => Err(self.missing_event_error(partition, position)),
         }
     }
 
     fn scan(&self, partition: PartitionId, from: i64) {
         let Some((topic, number)) = self.partitions.name_of(partition) else { return };
         let min_in_sync = self.partitions.settings(topic).and_then(|settings| settings.min_in_sync_replicas);
-        self.jobs.scan(partition, topic, number, from, min_in_sync);
+        self.queries.scan(partition, topic, number, from, min_in_sync);
     }
 
-    /// Something has changed for a partition: rows that wait for it go on as far as they can.
+    /// Sends rows that wait for a partition, as far as possible, after the partition's state has changed.
     pub(super) fn resume(&mut self, partition: PartitionId) -> Result<(), RelayError> {
         if self.waiting.events == 0 {
             return Ok(());

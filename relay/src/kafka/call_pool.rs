@@ -1,5 +1,5 @@
-//! The threads on which one session waits for Kafka: few, and divided by what they wait for, so that no kind of question
-//! keeps another from being asked, however many there are.
+//! The threads for one session's blocking calls to Kafka: few, and divided by kind, so that calls of one kind never
+//! block those of another.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,25 +9,25 @@ use tokio::sync::Semaphore;
 
 use crate::kafka::scanner::{PartitionScanner, QueryError};
 
-/// Pause before a request that failed is made again; each lasts twice as long as the one before, so that partitions whose
-/// leader is away leave the threads to others.
+/// Pause before a failed request is retried. It doubles each time, so that partitions whose leader is down leave the
+/// threads to others.
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
-/// What a call waits for.
+/// The kind of a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Lane {
-    /// Whether Kafka and its partitions are well.
+    /// Reachability of Kafka, and diagnoses of partitions.
     Health,
-    /// Topics and their partitions: every broker knows them.
+    /// Topics and their partitions, which every broker knows.
     Metadata,
-    /// Where partitions end: only the leader knows, and it may be away.
+    /// Offsets of partitions, which only the leader knows, and it may be down.
     Offsets,
-    /// Records. The searcher's consumer has one assignment.
+    /// Records. One at a time, because the scanner's consumer has one assignment.
     Records,
 }
 
-/// See the module's text.
+/// See the module documentation.
 pub(super) struct Lanes {
     health: Arc<Semaphore>,
     metadata: Arc<Semaphore>,
@@ -42,16 +42,16 @@ impl Default for Lanes {
     }
 }
 
-/// A searcher and the threads it may use.
+/// A scanner and its threads.
 #[derive(Clone)]
 pub(super) struct Caller {
-    pub(super) searcher: Arc<PartitionScanner>,
+    pub(super) scanner: Arc<PartitionScanner>,
     lanes: Arc<Lanes>,
 }
 
 impl Caller {
-    pub(super) fn new(searcher: Arc<PartitionScanner>) -> Caller {
-        Caller { searcher, lanes: Arc::default() }
+    pub(super) fn new(scanner: Arc<PartitionScanner>) -> Caller {
+        Caller { scanner, lanes: Arc::default() }
     }
 
     /// Makes a blocking call once, when a thread is free.
@@ -66,19 +66,19 @@ impl Caller {
             Lane::Offsets => &self.lanes.offsets,
             Lane::Records => &self.lanes.records,
         };
-        let waits = matches!(lane, Lane::Records).then(|| Waits::new(Arc::clone(&self.searcher)));
+        let waits = matches!(lane, Lane::Records).then(|| Waits::new(Arc::clone(&self.scanner)));
         let thread = Arc::clone(threads).acquire_owned().await.map_err(|_| QueryError::Cancelled)?;
         drop(waits);
-        let searcher = Arc::clone(&self.searcher);
+        let scanner = Arc::clone(&self.scanner);
         let called = tokio::task::spawn_blocking(move || {
-            // Held until the call returns, even when its caller is gone.
+            // Held until the call returns, even if its caller is gone.
             let _thread = thread;
-            call(&searcher)
+            call(&scanner)
         });
         called.await.map_err(|_| QueryError::Cancelled)
     }
 
-    /// Makes a blocking call until Kafka answers it.
+    /// Repeats a blocking call until Kafka responds.
     pub(super) async fn persist<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -87,28 +87,28 @@ impl Caller {
         let (call, mut pause) = (Arc::new(call), PAUSE);
         loop {
             let attempt = Arc::clone(&call);
-            match self.call(lane, move |searcher| attempt(searcher)).await? {
-                Err(QueryError::Unanswered(error)) => tracing::debug!(%error, "asking Kafka"),
-                answer => return answer,
+            match self.call(lane, move |scanner| attempt(scanner)).await? {
+                Err(QueryError::NoResponse(error)) => tracing::debug!(%error, "querying Kafka"),
+                result => return result,
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
-    /// Waits for a place among the questions about topics, for a call that needs no thread.
-    pub(super) async fn metadata_place(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+    /// Waits for a permit of the metadata lane, for a call that needs no thread.
+    pub(super) async fn metadata_permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
         self.lanes.metadata.acquire().await.ok()
     }
 }
 
-/// Counts one that waits to read records, so that the one that reads gives way.
+/// Counts a scan that waits to read records, so that the running one yields.
 struct Waits(Arc<PartitionScanner>);
 
 impl Waits {
-    fn new(searcher: Arc<PartitionScanner>) -> Waits {
-        searcher.waiting.fetch_add(1, Ordering::Relaxed);
-        Waits(searcher)
+    fn new(scanner: Arc<PartitionScanner>) -> Waits {
+        scanner.waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(scanner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Why a partition acknowledges nothing of what was sent to it.
+//! Why a partition acknowledges none of the records sent to it.
 
 use rdkafka::consumer::Consumer;
 use rdkafka::metadata::Metadata;
@@ -6,17 +6,17 @@ use rdkafka::metadata::Metadata;
 use crate::kafka::producers::ProducerHandles;
 use crate::kafka::scanner::{PartitionScanner, REQUEST};
 
-/// What is wrong with a partition.
+/// The diagnosis of a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diagnosis {
-    /// In words, where it could be found out.
+    /// A description for `/status`, if the cause is known.
     pub what: Option<String>,
-    /// The partition is well, but the producer that sends to it has no broker left to ask.
+    /// The partition is healthy, but its producer knows no broker that it can query.
     pub producer_is_lost: bool,
 }
 
 impl PartitionScanner {
-    /// Asks what is wrong with a partition; `producers` are those that send to it.
+    /// Diagnoses a partition. `producers` are those that send to it.
     pub fn diagnose(
         &self,
         topic: &str,
@@ -35,12 +35,12 @@ impl PartitionScanner {
         }
         if self.watermarks(topic, partition).is_err() {
             return Diagnosis {
-                what: Some(format!("its leader, {}, does not answer", state.leader_name)),
+                what: Some(format!("its leader, {}, does not respond", state.leader_name)),
                 producer_is_lost: false,
             };
         }
         Diagnosis {
-            what: Some(format!("its leader, {}, answers", state.leader_name)),
+            what: Some(format!("its leader, {}, responds", state.leader_name)),
             producer_is_lost: producers.has_no_broker(),
         }
     }
@@ -68,17 +68,17 @@ impl PartitionState {
         Some(PartitionState { leader, leader_name, replicas, in_sync })
     }
 
-    /// What keeps any producer from being acknowledged.
+    /// What prevents acknowledgements to any producer.
     fn obstacle(&self, min_in_sync: Option<usize>) -> Option<String> {
         let replicas = self.replicas.len();
         if self.leader < 0 {
             let brokers: Vec<String> = self.replicas.iter().map(ToString::to_string).collect();
             return Some(format!("it has no leader; its replicas are on broker {}", brokers.join(", ")));
         }
-        // Never more than there are: see `counts_as_acknowledged`.
+        // Never more than the partition has: see `counts_as_acknowledged`.
         let needed = min_in_sync.filter(|needed| self.in_sync < (*needed).min(replicas))?;
         Some(format!(
-            "{} of its {replicas} replicas in sync, and min.insync.replicas is {needed}",
+            "{} of its {replicas} replicas in sync, but min.insync.replicas is {needed}",
             self.in_sync
         ))
     }
@@ -93,13 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_a_partition_from_acknowledging() {
-        let said = |leader, in_sync, needed| state(leader, in_sync).obstacle(needed);
-        assert_eq!(said(-1, 2, None).unwrap(), "it has no leader; its replicas are on broker 2, 3");
-        let few = "1 of its 2 replicas in sync, and min.insync.replicas is 2";
-        assert_eq!(said(2, 1, Some(2)).unwrap(), few);
-        assert_eq!(said(2, 2, Some(2)), None);
-        assert_eq!(said(2, 2, Some(3)), None, "there are no more replicas");
-        assert_eq!(said(2, 1, None), None, "not known");
+    fn a_missing_leader_and_too_few_replicas_prevent_acknowledgements() {
+        let obstacle = |leader, in_sync, needed| state(leader, in_sync).obstacle(needed);
+        assert_eq!(obstacle(-1, 2, None).unwrap(), "it has no leader; its replicas are on broker 2, 3");
+        let few = "1 of its 2 replicas in sync, but min.insync.replicas is 2";
+        assert_eq!(obstacle(2, 1, Some(2)).unwrap(), few);
+        assert_eq!(obstacle(2, 2, Some(2)), None);
+        assert_eq!(obstacle(2, 2, Some(3)), None, "there are no more replicas");
+        assert_eq!(obstacle(2, 1, None), None, "min.insync.replicas is unknown");
     }
 }

@@ -1,55 +1,55 @@
-//! What an error code of Kafka means: one table, for delivery reports, searches and metadata alike.
+//! The meaning of Kafka's error codes, in one table for delivery reports, scans and metadata.
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use crate::error::{ErrorKind, RelayError};
 
-/// Whose fault an error code is, which decides what the relay does when a record gets it.
+/// What an error code is caused by. It decides what the relay does when a record gets the code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The record's. If the broker refuses it alone, it refuses it again each time: the row is poison.
+    /// The record. If the broker refuses it when it is sent alone, it refuses it every time: the row is poison.
     Row,
-    /// The topic's: a person has to change the topic or the relay's permissions.
+    /// The topic, or the relay's permissions on it, which have to be changed.
     Topic,
-    /// The brokers', or the network's: the record is sent again until it is acknowledged.
+    /// The brokers or the network. The record is retried until it is acknowledged.
     Cluster,
-    /// The producer's: a new producer, a search and a replay replace it.
+    /// The producer. A new producer, a scan and a replay replace it.
     Producer,
 }
 
-/// What is known of a code.
+/// The meaning of a code.
 struct Entry {
     fault: Fault,
     reason: ErrorKind,
-    /// What happened and what to do, where the name of the code does not say it.
+    /// What happened and what to do, unless the name of the code is enough.
     meaning: &'static str,
 }
 
-/// The reason behind a code of Kafka's or librdkafka's.
+/// The error kind of a code from Kafka or librdkafka.
 ///
-/// librdkafka retries what is transient, so such a code gets here only when it lasts. What ends a producer is answered by
-/// new producers, a search and a replay, which is what every retry does.
+/// librdkafka retries transient errors, so such a code arrives here only if it persists. A code that ends a producer is
+/// handled with new producers, a scan and a replay, as every retry is.
 pub fn reason_of_kafka(code: Code) -> ErrorKind {
     entry(code).reason
 }
 
-/// Whose fault a refused record is.
+/// What the refusal of a record is caused by.
 pub fn fault_of(code: Code) -> Fault {
     entry(code).fault
 }
 
-/// The code with its meaning, for a person.
+/// The code with its meaning, for messages.
 pub fn explained(code: Code) -> String {
     let meaning = entry(code).meaning;
     if meaning.is_empty() { format!("{code:?}") } else { format!("{code:?}: {meaning}") }
 }
 
-/// The trouble with `doing`, for example "Kafka refused a record for orders/3".
-pub fn error_of(doing: &str, code: Code) -> RelayError {
-    RelayError::new(reason_of_kafka(code), format!("{doing}: {}", explained(code)))
+/// The error for a failed operation, for example "Kafka refused a record for orders/3".
+pub fn error_of(what_failed: &str, code: Code) -> RelayError {
+    RelayError::new(reason_of_kafka(code), format!("{what_failed}: {}", explained(code)))
 }
 
-/// A code that a newer librdkafka adds is retried, as a server error is.
+/// A code that is not in the table, as a newer librdkafka may add, is retried like a server error.
 fn entry(code: Code) -> Entry {
     let entries = [of_record, of_topic, of_producer, of_cluster, of_other_requests];
     let known = entries.iter().find_map(|known| known(code));
@@ -64,22 +64,25 @@ fn of_record(code: Code) -> Known {
         Code::MessageSizeTooLarge | Code::InvalidMessageSize => {
             "it is larger than max.message.bytes of the topic, or message.max.bytes of the broker; raise the limit"
         }
-        Code::MessageBatchTooLarge => "it is larger than segment.bytes of the topic; raise it",
+        Code::MessageBatchTooLarge => "it is larger than segment.bytes of the topic; raise that setting",
         Code::InvalidRecord => {
-            "the broker takes no such record; a compacted topic needs a key, and a broker that checks schemas needs a valid one"
+            "the broker does not accept the record; a compacted topic requires a key, and a broker that validates \
+             schemas requires a valid one"
         }
         Code::InvalidMessage => {
-            "the broker found the record corrupt; brokers before 2.4 say so of a record without a key in a compacted topic"
+            "the broker found the record corrupt; brokers before 2.4 also report this for a record without a key in a \
+             compacted topic"
         }
         Code::InvalidTimestamp => {
-            "its timestamp is outside what message.timestamp.*.max.ms of the topic allow; compare the clocks of brokers and relay"
+            "its timestamp is outside the limits message.timestamp.*.max.ms of the topic; compare the clocks of \
+             brokers and relay"
         }
-        Code::PolicyViolation => "a policy of the broker forbids it; ask who administers the cluster",
+        Code::PolicyViolation => "a policy of the broker forbids it; ask the administrators of the cluster",
         Code::UnsupportedForMessageFormat => {
             "the topic's message format is too old for headers; raise message.format.version"
         }
         Code::InvalidTopic => {
-            "Kafka takes no records of clients for a topic of that name; correct the routing"
+            "Kafka does not accept records from clients for a topic of this name; correct the routing"
         }
         _ => return None,
     };
@@ -89,7 +92,7 @@ fn of_record(code: Code) -> Known {
 fn of_topic(code: Code) -> Known {
     let (reason, meaning) = match code {
         Code::TopicAuthorizationFailed => {
-            (ErrorKind::KafkaPermissionDenied, "the relay may not use the topic")
+            (ErrorKind::KafkaPermissionDenied, "the relay lacks a permission on the topic")
         }
         Code::UnknownTopicOrPartition
         | Code::UnknownTopic
@@ -97,13 +100,15 @@ fn of_topic(code: Code) -> Known {
         | Code::UnknownPartition => (ErrorKind::TopicMissing, ""),
         Code::NotEnoughReplicas | Code::NotEnoughReplicasAfterAppend | Code::ISRInsufficient => (
             ErrorKind::DeliveryFailed,
-            "fewer replicas are in sync than min.insync.replicas; start the brokers that have them",
+            "fewer replicas are in sync than min.insync.replicas requires; start the brokers that have the other \
+             replicas",
         ),
-        Code::UnsupportedCompressionType => {
-            (ErrorKind::DeliveryFailed, "the broker does not know sink.compression; choose another")
-        }
+        Code::UnsupportedCompressionType => (
+            ErrorKind::DeliveryFailed,
+            "the broker does not support the codec of sink.compression; choose another",
+        ),
         Code::LogTruncation => {
-            (ErrorKind::KafkaLostRecords, "the partition was cut off behind records that were read")
+            (ErrorKind::KafkaLostRecords, "the partition was truncated before records that were read")
         }
         _ => return None,
     };
@@ -122,12 +127,13 @@ fn of_producer(code: Code) -> Known {
         | Code::ProducerFenced
         | Code::Fenced
         | Code::Fatal
-        | Code::Inconsistent => "the broker no longer knows this producer, so another takes its place",
+        | Code::Inconsistent => "the broker no longer knows this producer, so a new one replaces it",
         Code::GaplessGuarantee | Code::InvalidDifferentRecord | Code::PurgeQueue | Code::PurgeInflight => {
-            "another record of its partition or request was refused"
+            "Kafka refused another record of the same partition or request"
         }
         Code::NoOffset => {
-            "it was acknowledged without an offset, which does not prove that Kafka has it; the partition is searched for it"
+            "it was acknowledged without an offset, which does not prove that Kafka has it; the relay scans the \
+             partition for it"
         }
         Code::MessageTimedOut => "it was not acknowledged in time",
         Code::QueueFull => "the producer's queue is full",
@@ -141,7 +147,7 @@ fn of_producer(code: Code) -> Known {
         | Code::UnsupportedFeature
         | Code::UnsupportedVersion
         | Code::InvalidRequest => {
-            "the broker does not understand the relay's request; compare its version with docs/OUTBOX.md"
+            "the broker does not support the relay's request; compare its version with docs/OUTBOX.md"
         }
         _ => return None,
     };
@@ -152,11 +158,11 @@ fn of_cluster(code: Code) -> Known {
     let (reason, meaning) = match code {
         Code::ClusterAuthorizationFailed => (
             ErrorKind::KafkaPermissionDenied,
-            "the relay may write to no topic; brokers before 2.8 ask for IdempotentWrite on the cluster as well",
+            "the relay may not write to any topic; brokers before 2.8 also require IdempotentWrite on the cluster",
         ),
         Code::TransactionalIdAuthorizationFailed => (ErrorKind::KafkaPermissionDenied, ""),
-        // librdkafka asks for the group that a consumer has to have a name of. The relay joins none, so it needs no
-        // permission.
+        // librdkafka requires a group name for a consumer and queries that group. The relay joins no group, so it needs
+        // no permission.
         Code::GroupAuthorizationFailed => (ErrorKind::DeliveryFailed, ""),
         Code::Authentication
         | Code::SaslAuthenticationFailed
@@ -188,12 +194,14 @@ fn of_cluster(code: Code) -> Known {
         | Code::UnknownBroker
         | Code::NodeUpdate => (ErrorKind::KafkaUnreachable, ""),
         Code::KafkaStorageError | Code::LogDirNotFound => {
-            (ErrorKind::DeliveryFailed, "the broker cannot write to its disk; look at its log")
+            (ErrorKind::DeliveryFailed, "the broker cannot write to its disk; check the broker's log")
         }
         Code::ThrottlingQuotaExceeded => {
-            (ErrorKind::DeliveryFailed, "a quota of the brokers is used up; raise it, or wait")
+            (ErrorKind::DeliveryFailed, "a quota of the brokers is exceeded; raise it, or wait")
         }
-        Code::Unknown => (ErrorKind::DeliveryFailed, "the broker met an error of its own; look at its log"),
+        Code::Unknown => {
+            (ErrorKind::DeliveryFailed, "the broker had an internal error; check the broker's log")
+        }
         Code::FencedLeaderEpoch | Code::UnknownLeaderEpoch | Code::OffsetNotAvailable | Code::Retry => {
             (ErrorKind::DeliveryFailed, "a new leader is not ready yet")
         }
@@ -202,7 +210,7 @@ fn of_cluster(code: Code) -> Known {
     Some((Fault::Cluster, reason, meaning))
 }
 
-/// Codes that answer none of the relay's requests, or that are no errors of a record. Should one come, it is retried.
+/// Codes that no request of the relay returns, or that are not errors of a record. Such a code is retried.
 fn of_other_requests(code: Code) -> Known {
     match code {
         Code::Begin
@@ -303,7 +311,7 @@ mod tests {
     use crate::error::Action;
 
     #[test]
-    fn every_code_leads_to_what_can_be_done_about_it() {
+    fn every_code_has_the_right_fault_and_action() {
         let table = [
             (Code::TopicAuthorizationFailed, Fault::Topic, ErrorKind::KafkaPermissionDenied, Action::Stop),
             (
@@ -312,7 +320,7 @@ mod tests {
                 ErrorKind::KafkaPermissionDenied,
                 Action::Stop,
             ),
-            // It joins no group.
+            // The relay joins no group.
             (Code::GroupAuthorizationFailed, Fault::Cluster, ErrorKind::DeliveryFailed, Action::Retry),
             (
                 Code::SaslAuthenticationFailed,
@@ -338,7 +346,7 @@ mod tests {
             (Code::InvalidTopic, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::NotEnoughReplicas, Fault::Topic, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::UnsupportedCompressionType, Fault::Topic, ErrorKind::DeliveryFailed, Action::Retry),
-            // Fatal to an idempotent producer: rebuilt, searched, replayed.
+            // Fatal to an idempotent producer: it is rebuilt, the partition scanned, and the rows replayed.
             (Code::OutOfOrderSequenceNumber, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::UnknownProducerId, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::InvalidProducerEpoch, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
@@ -349,7 +357,7 @@ mod tests {
             (Code::InvalidRequiredAcks, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::KafkaStorageError, Fault::Cluster, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::ThrottlingQuotaExceeded, Fault::Cluster, ErrorKind::DeliveryFailed, Action::Retry),
-            // Whatever makes a broker fail is not the row's fault as long as the broker does not say so.
+            // A failure of the broker is not caused by the row, unless the broker says so.
             (Code::Unknown, Fault::Cluster, ErrorKind::DeliveryFailed, Action::Retry),
         ];
         for (code, fault, reason, action) in table {
@@ -359,9 +367,9 @@ mod tests {
         }
     }
 
-    /// The enum is not exhaustive to the compiler; so every number is asked for.
+    /// The enum is non-exhaustive for the compiler, so the test tries every number.
     #[test]
-    fn every_code_there_is_stands_in_one_place_of_the_table() {
+    fn every_code_is_in_exactly_one_part_of_the_table() {
         let mut codes = 0;
         for number in -1_000..1_000 {
             let Ok(code) = RDKafkaRespErr::try_from(number) else { continue };
@@ -375,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sentence_names_the_code_and_what_it_means() {
+    fn the_message_names_the_code_and_its_meaning() {
         let text = error_of("Kafka refused a record for t/0", Code::MessageSizeTooLarge).detail;
         let said = "Kafka refused a record for t/0: MessageSizeTooLarge: it is larger than max.message.bytes";
         assert!(text.starts_with(said), "{text}");

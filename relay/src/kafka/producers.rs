@@ -1,7 +1,7 @@
-//! The Kafka side: idempotent producers, and the queue their acknowledgements come back through.
+//! The idempotent producers, and the queue of their acknowledgements.
 //!
-//! Nothing here decides anything: a failed delivery is handed up like a good one, and the session is then ended and
-//! started anew, because a partition may get nothing more after a failed record but a replay that starts with it.
+//! Nothing here decides anything: a failed delivery is reported like a successful one. It ends the session, because
+//! after a failed record a partition must receive nothing but a replay that starts with that record.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,41 +21,40 @@ use crate::kafka::client::{AuthErrors, client_config};
 use crate::progress::ledger::EntryId;
 use crate::topics::partitions::PartitionId;
 
-/// A request that a broker has not answered within this is sent again; a leader change is noticed sooner than with
-/// librdkafka's 30 s.
+/// A request without a response within this time is retried. It is shorter than librdkafka's 30 s, so that a leader
+/// change is noticed sooner.
 const REQUEST_TIMEOUT_MS: &str = "10000";
-/// As large as librdkafka allows.
+/// The largest value that librdkafka allows.
 const LARGEST_QUEUE_KBYTES: &str = "2147483647";
-/// librdkafka's own default; a little below the brokers' default limit.
+/// librdkafka's default, a little below the brokers' default limit.
 const LARGEST_BATCH: usize = 1_000_000;
-/// How long a producer that was cut off may take to be connected again: its longest pause is 2 s, and a login takes a
-/// while.
+/// Time allowed for a disconnected producer to reconnect: its longest backoff is 2 s, and authentication takes a while.
 const BROKER_WITHIN: Duration = Duration::from_secs(5);
-/// How long producers may take to settle what they have sent before they are thrown away.
+/// Time allowed for producers to complete the requests in flight before they are dropped.
 const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
-/// Names a record in flight: its ledger entry and its partition, in the one integer librdkafka carries for us, so
-/// that a record costs no allocation for its acknowledgement.
+/// Identifies a record in flight: its ledger entry and its partition, in the one integer that librdkafka carries with
+/// each record. So an acknowledgement needs no allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(usize);
 
 impl Tag {
     const PARTITION_BITS: u32 = 20;
-    /// The last entry there could be.
+    /// The last possible entry.
     const REPLAY: EntryId = (1 << 44) - 1;
 
-    /// Packs both. Ledger entries get 44 bits, more than a process will ever read; a million partitions are more
-    /// than a Kafka cluster has.
+    /// Packs both. Ledger entries get 44 bits, more than a process will ever use. The other 20 bits are enough for a
+    /// million partitions, more than a Kafka cluster has.
     pub fn new(entry: EntryId, partition: PartitionId) -> Tag {
         Tag((entry as usize) << Self::PARTITION_BITS | partition.0 as usize)
     }
 
-    /// Names a dead letter that is sent again: it has no ledger entry.
+    /// The tag of a replayed dead letter, which has no ledger entry.
     pub fn replay(partition: PartitionId) -> Tag {
         Tag::new(Self::REPLAY, partition)
     }
 
-    /// Whether it was made by [`Tag::replay`].
+    /// Whether this is the tag of a replayed dead letter.
     pub fn is_replay(self) -> bool {
         self.entry() == Self::REPLAY
     }
@@ -71,57 +70,57 @@ impl Tag {
     }
 }
 
-/// What became of one record.
+/// The outcome of one record.
 #[derive(Debug)]
 pub struct Ack {
-    /// Which record.
+    /// The record.
     pub tag: Tag,
     /// Its offset, or why it may not be in Kafka.
     pub outcome: Result<i64, RDKafkaErrorCode>,
 }
 
-/// Acknowledgements on their way from librdkafka's threads to the one task that keeps the ledger.
+/// Passes acknowledgements from librdkafka's threads to the event loop.
 #[derive(Default)]
 pub struct AckQueue {
     acks: Mutex<Vec<Ack>>,
     arrived: Notify,
     brokers_down: AtomicBool,
     failed: AtomicBool,
-    distrust: AuthErrors,
-    complaint: Mutex<Option<String>>,
+    auth_errors: AuthErrors,
+    last_connection_error: Mutex<Option<String>>,
 }
 
 impl AckQueue {
-    /// Waits until there is something to take.
+    /// Waits for an acknowledgement or a failure.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
     }
 
-    /// Takes all there is into `taken`, which must be empty and keeps its memory between calls.
-    pub fn take(&self, taken: &mut Vec<Ack>) {
-        std::mem::swap(&mut *self.acks.lock().unwrap_or_else(PoisonError::into_inner), taken);
+    /// Moves all acknowledgements into `drained`, which must be empty. Its memory is reused between calls.
+    pub fn take(&self, drained: &mut Vec<Ack>) {
+        std::mem::swap(&mut *self.acks.lock().unwrap_or_else(PoisonError::into_inner), drained);
     }
 
-    /// Whether librdkafka has said since the last call that it lost all brokers. It says so of idle connections that a
-    /// broker has closed, too: a reason to ask, not an answer.
+    /// Whether librdkafka has reported since the last call that all brokers are down. It also does so when a broker
+    /// closes an idle connection, so this is only a reason to query Kafka.
     pub fn take_brokers_down(&self) -> bool {
         self.brokers_down.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether a producer has given up for good: it sends nothing any more.
+    /// Whether a producer has failed permanently and sends nothing any more.
     pub fn producer_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Why a broker and this process do not trust each other, in librdkafka's words.
+    /// The TLS and SASL errors that librdkafka reported.
     pub fn auth_errors(&self) -> &AuthErrors {
-        &self.distrust
+        &self.auth_errors
     }
 
-    /// What librdkafka said last of a connection that failed. It may be over; it is for the words beside a fault that is
-    /// not.
+    /// The last connection error that librdkafka logged. It may be stale: use it only to explain a failure that is
+    /// still ongoing.
     pub fn last_connection_error(&self) -> Option<String> {
-        self.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_connection_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn put(&self, ack: Ack) {
@@ -138,15 +137,16 @@ impl AckQueue {
 struct DeliveryReports(Arc<AckQueue>);
 
 impl ClientContext for DeliveryReports {
-    /// Not every failed connection is an error to librdkafka; its log has them all.
+    /// Reads failed connections from the log, because librdkafka does not report all of them as errors.
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         if kafka_admin::is_halt(line) {
             return;
         }
         if facility == "FAIL" {
-            // Behind the name of a thread.
-            let line = line.split_once("]: ").map_or(line, |(_, line)| line);
-            *self.0.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(line.to_owned());
+            // The message follows the name of a thread.
+            let message = line.split_once("]: ").map_or(line, |(_, message)| message);
+            let mut last = self.0.last_connection_error.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some(message.to_owned());
         }
         tracing::info!(target: "librdkafka", ?level, facility, "{line}");
     }
@@ -158,7 +158,7 @@ impl ClientContext for DeliveryReports {
                 self.0.failed.store(true, Ordering::Relaxed);
                 self.0.arrived.notify_one();
             }
-            _ if self.0.distrust.record(&error, reason) => self.0.arrived.notify_one(),
+            _ if self.0.auth_errors.record(&error, reason) => self.0.arrived.notify_one(),
             _ => {}
         }
         tracing::debug!(%error, reason, "Kafka client");
@@ -172,8 +172,8 @@ impl ProducerContext for DeliveryReports {
         failpoint::pass(Boundary::InCallback);
         let outcome = match result {
             Ok(message) if message.offset() >= 0 => Ok(message.offset()),
-            // librdkafka concludes it from the acknowledgement of a later record (`rd_kafka_dr_implicit_ack`). A broker
-            // that had no state of this producer may have refused this record and appended the later one.
+            // librdkafka infers this delivery from the acknowledgement of a later record (`rd_kafka_dr_implicit_ack`).
+            // But a broker that had no state of this producer may have refused this record and appended the later one.
             Ok(_) => Err(RDKafkaErrorCode::NoOffset),
             Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)),
         };
@@ -204,27 +204,28 @@ pub struct Producers {
     largest_batch: usize,
 }
 
-/// Producers that can be asked a question where blocking is allowed.
+/// Producers to query, where blocking is allowed.
 pub struct ProducerHandles(Vec<Arc<ThreadedProducer<DeliveryReports>>>);
 
 impl ProducerHandles {
-    /// Whether each of them knows so many partitions of a topic. What a producer is told, it keeps.
+    /// Whether every producer knows this many partitions of a topic. The query updates the producer's metadata.
     pub fn know_partitions(&self, topic: &str, partitions: i32) -> bool {
         let expected = usize::try_from(partitions).unwrap_or(0);
         self.0.iter().all(|producer| {
-            let told = producer.client().fetch_metadata(Some(topic), BROKER_WITHIN);
-            let count = |told: &Metadata| told.topics().iter().map(|topic| topic.partitions().len()).max();
-            told.ok().as_ref().and_then(count).is_some_and(|count| count >= expected)
+            let metadata = producer.client().fetch_metadata(Some(topic), BROKER_WITHIN);
+            let count =
+                |metadata: &Metadata| metadata.topics().iter().map(|topic| topic.partitions().len()).max();
+            metadata.ok().as_ref().and_then(count).is_some_and(|count| count >= expected)
         })
     }
 
-    /// Whether one of them knows no broker that it could ask. A broker that only answers late is another error, and one
-    /// whose connection breaks meanwhile gives the same error, but earlier.
+    /// Whether one of the producers knows no broker that it can query. A broker that responds late causes another
+    /// error. A connection that breaks during the query causes the same error, but earlier.
     pub fn has_no_broker(&self) -> bool {
         self.0.iter().any(|producer| {
             let began = Instant::now();
-            let asked = producer.client().fetch_metadata(None, BROKER_WITHIN);
-            let no_broker = asked.is_err_and(|error| {
+            let metadata = producer.client().fetch_metadata(None, BROKER_WITHIN);
+            let no_broker = metadata.is_err_and(|error| {
                 error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure)
             });
             no_broker && began.elapsed() >= BROKER_WITHIN
@@ -233,9 +234,9 @@ impl ProducerHandles {
 }
 
 impl Producers {
-    /// Makes `sink.producers` producers whose acknowledgements go to `acks`. Does not connect yet. No batch will be
-    /// larger than `limit`, the smallest of the topics': a topic's limit is one on batches, so that small records
-    /// together would be refused as well.
+    /// Creates `sink.producers` producers whose acknowledgements go to `acks`. Does not connect yet. No batch will be
+    /// larger than `limit`, the smallest limit of the topics: a topic's limit applies to batches, so a broker would
+    /// also refuse a batch of small records.
     pub fn new(
         sink: &Sink,
         max_in_flight: usize,
@@ -250,28 +251,28 @@ impl Producers {
         Ok(Producers { producers: producers.collect::<Result<_, _>>()?, largest_batch })
     }
 
-    /// Whether these producers keep to a topic's limit.
-    pub fn keep_to(&self, limit: usize) -> bool {
+    /// Whether these producers' batches stay within a topic's limit.
+    pub fn respect_limit(&self, limit: usize) -> bool {
         self.largest_batch <= limit
     }
 
-    /// Why one of them has failed for good.
+    /// Why one of the producers has failed permanently, if one has.
     pub fn failure(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.producers.iter().find_map(|producer| producer.client().fatal_error())
     }
 
-    /// The same producers, or the one that sends to `partition`, to be asked a question.
+    /// Handles to query these producers, or only the one that sends to `partition`.
     pub fn handles(&self, partition: Option<i32>) -> ProducerHandles {
         let of_one = partition.map(|partition| self.of(partition).cloned().into_iter().collect());
         ProducerHandles(of_one.unwrap_or_else(|| self.producers.clone()))
     }
 
-    /// The producer of a partition, so that order within a partition holds.
+    /// The producer of a partition. It is always the same one, which keeps the order within the partition.
     fn of(&self, partition: i32) -> Option<&Arc<ThreadedProducer<DeliveryReports>>> {
         self.producers.get(partition.unsigned_abs() as usize % self.producers.len().max(1))
     }
 
-    /// Hands a record over to the producer of its partition.
+    /// Passes a record to the producer of its partition.
     pub fn send(&self, record: ProducerRecord<'_>, tag: Tag) -> Result<(), KafkaError> {
         let producer = self.of(record.partition).ok_or(KafkaError::Canceled)?;
         let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, tag.0)
@@ -287,8 +288,8 @@ impl Producers {
         producer.send(message).map_err(|(error, _)| error)
     }
 
-    /// Gives up what was not sent, and what would have to be sent again: a record behind one that was given up must not
-    /// be appended.
+    /// Drops the records that are not in flight, including those that would have to be retried: a record after a
+    /// dropped one must not be appended.
     pub fn purge_queued(&self) {
         for producer in &self.producers {
             kafka_admin::halt(producer.client());
@@ -296,7 +297,7 @@ impl Producers {
         }
     }
 
-    /// Gives up what was sent, too: nothing of it is sent again.
+    /// Drops the records in flight as well, so that none of them is retried.
     pub fn purge_all(&self) {
         for producer in &self.producers {
             kafka_admin::halt(producer.client());
@@ -304,12 +305,12 @@ impl Producers {
         }
     }
 
-    /// Ends the producers. What was sent gets a little time to be answered, so that a search that follows sees
-    /// it. Blocks: call it where blocking is allowed.
+    /// Closes the producers. Requests in flight get a short time to complete, so that the next scan sees their records.
+    /// Blocks: call it where blocking is allowed.
     pub fn close(self) {
         let deadline = Instant::now() + SETTLE_WITHIN;
         loop {
-            // What is refused for the moment is back in the queue.
+            // A record that a broker refused temporarily is in the queue again.
             self.purge_queued();
             let settled = self.producers.iter().all(|producer| producer.in_flight_count() == 0);
             if settled || Instant::now() >= deadline {
@@ -325,15 +326,16 @@ impl Producers {
     }
 }
 
-/// librdkafka settings. The ones that carry a promise:
-/// - `enable.idempotence`, `acks=all`: a retry is not a second record, an acknowledgement is a replicated record.
-/// - `enable.gapless.guarantee`: nothing is appended behind a failed record; high marks rest on it.
-/// - `message.timeout.ms=0`: a record never expires in the queue, which would leave a hole; an outage is waited out.
+/// The producers' settings in librdkafka. The relay's guarantees depend on these:
+/// - `enable.idempotence`, `acks=all`: a retry does not duplicate a record; an acknowledged record is replicated.
+/// - `enable.gapless.guarantee`: nothing is appended after a failed record. Deduplication depends on it.
+/// - `message.timeout.ms=0`: a record never expires in the queue, because that would leave a gap. The relay waits for
+///   the end of an outage.
 /// - `allow.auto.create.topics=false`: a typing error must not create a topic.
 fn producer_config(sink: &Sink, max_in_flight: usize) -> ClientConfig {
     let mut config = client_config(sink);
     config
-        // With failed connections, for the words beside an outage.
+        // This level includes failed connections, which explain an outage.
         .set_log_level(RDKafkaLogLevel::Info)
         .set("enable.idempotence", "true")
         .set("acks", "all")
@@ -345,7 +347,7 @@ fn producer_config(sink: &Sink, max_in_flight: usize) -> ClientConfig {
         .set("request.timeout.ms", REQUEST_TIMEOUT_MS)
         .set("retry.backoff.ms", "20")
         .set("retry.backoff.max.ms", "500")
-        // The budget is ours, in records and bytes; librdkafka's own must never be the one that is full.
+        // The relay limits records and bytes itself, so librdkafka's queue must never be full.
         .set("queue.buffering.max.messages", (max_in_flight * 2 + 1000).to_string())
         .set("queue.buffering.max.kbytes", LARGEST_QUEUE_KBYTES);
     config
@@ -362,14 +364,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tag_gives_back_what_it_was_made_of(entry in 0u64..1 << 44, partition in 0u32..1 << 20) {
+        fn a_tag_returns_its_entry_and_partition(entry in 0u64..1 << 44, partition in 0u32..1 << 20) {
             let tag = Tag::new(entry, PartitionId(partition));
             prop_assert_eq!((tag.entry(), tag.partition()), (entry, PartitionId(partition)));
         }
     }
 
     #[test]
-    fn the_settings_that_carry_the_promises_are_set() {
+    fn the_settings_that_the_guarantees_depend_on_are_set() {
         let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
         let config = producer_config(&sink, 8192);
         for (key, value) in [
@@ -383,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_budget_that_can_be_configured_is_taken() {
+    fn librdkafka_accepts_the_largest_budget_that_can_be_configured() {
         let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
         assert!(Producers::new(&sink, 1_000_000, None, &Arc::default()).is_ok());
         let queue: u64 = LARGEST_QUEUE_KBYTES.parse().unwrap();
@@ -391,7 +393,7 @@ mod tests {
         assert!(queue * 1024 > 1 << 32);
     }
 
-    /// A broker that answers requests for metadata: with itself, and once it is fenced with no broker at all.
+    /// A broker that responds to metadata requests: with itself, and with no broker once it is fenced.
     fn broker(fenced: &Arc<AtomicBool>) -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -421,7 +423,8 @@ mod tests {
             response.extend(b"127.0.0.1");
             response.extend(u32::from(port).to_be_bytes());
         }
-        // A long name: librdkafka reserves memory for an answer by its length, and has none for a very short one.
+        // A long name, because librdkafka allocates memory by the length of the response, too little for a very short
+        // one.
         response.extend([0, 0, 0, 1, 0, 0, 0, 200]);
         response.extend([b't'; 200]);
         response.extend([0, 0, 0, 1]);
@@ -430,33 +433,37 @@ mod tests {
         stream.write_all(&response)
     }
 
-    /// When this fails because the client has found its way back, [`Reachability::ClientStranded`] can go.
+    /// If this fails because the client recovers, [`Reachability::ClientStranded`] can be removed.
     #[test]
-    fn a_client_that_was_told_of_no_broker_has_nobody_to_ask() {
+    fn a_client_that_got_an_empty_broker_list_has_no_broker_to_query() {
         let fenced = Arc::new(AtomicBool::new(false));
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", format!("127.0.0.1:{}", broker(&fenced)));
-        // Without the question which versions there are.
+        // Without an ApiVersions request, which the broker above does not support.
         config.set("api.version.request", "false").set("broker.version.fallback", "0.9.0.1");
         let acks = Arc::new(AckQueue::default());
         let producer: ThreadedProducer<DeliveryReports> =
             config.create_with_context(DeliveryReports(acks)).unwrap();
         let producer = Arc::new(producer);
-        let roster = ProducerHandles(vec![Arc::clone(&producer)]);
+        let handles = ProducerHandles(vec![Arc::clone(&producer)]);
         let brokers =
             || producer.client().fetch_metadata(None, Duration::from_secs(30)).unwrap().brokers().len();
-        // It goes on by the bootstrap server while it still holds that beside the broker it has learnt of.
+        // The client recovers through the bootstrap server while it still has that in addition to the discovered
+        // broker.
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             assert_eq!(brokers(), 1);
-            assert!(!roster.has_no_broker());
+            assert!(!handles.has_no_broker());
             fenced.store(true, Ordering::Relaxed);
             assert_eq!(brokers(), 0);
             fenced.store(false, Ordering::Relaxed);
-            if roster.has_no_broker() {
+            if handles.has_no_broker() {
                 return;
             }
-            assert!(Instant::now() < deadline, "told of no broker again and again, it always had one to ask");
+            assert!(
+                Instant::now() < deadline,
+                "after each empty broker list, it still had a broker to query"
+            );
         }
     }
 }

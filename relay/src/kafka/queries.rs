@@ -1,5 +1,5 @@
-//! Questions to Kafka that take a while. Each is a task that makes blocking calls on the threads of [`lanes`](super::call_pool);
-//! the answer comes back through a queue, and the rows that need it wait meanwhile.
+//! Queries to Kafka that take a while. Each runs as a task that makes blocking calls on the threads of
+//! [`call_pool`](super::call_pool). The result arrives through a queue; the rows that need it wait.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,125 +22,125 @@ use crate::topics::partitions::{PartitionId, ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
-/// How often a topic that does not exist is looked for.
+/// How often to query a topic that does not exist.
 const FIND_TOPIC_EVERY: Duration = Duration::from_secs(1);
-/// A partition that seems too short is looked at so often, this far apart: a leader that was just elected may not yet
-/// know how far its followers are.
+/// Number of attempts, and the pause between them, for a partition that seems too short: a leader that was just elected
+/// may not yet know how far its followers are.
 const VERIFY_ATTEMPTS: u32 = 3;
 const VERIFY_PAUSE: Duration = Duration::from_millis(700);
 
-/// The answer to a question.
+/// The result of a query.
 #[derive(Debug)]
 pub enum QueryResult {
-    /// A topic was found.
+    /// A requested topic exists.
     Topic {
-        /// Its name.
+        /// The topic.
         name: String,
-        /// What it looks like.
+        /// Its partitions and settings.
         found: FoundTopic,
     },
-    /// A topic does not exist, or does now.
+    /// Whether a topic is missing.
     TopicMissing {
-        /// Its name.
+        /// The topic.
         name: String,
         /// Whether it is missing.
         missing: bool,
     },
-    /// A topic that has grown was looked at.
+    /// A topic has more partitions, and the producers know them.
     Grown {
-        /// Its name.
+        /// The topic.
         name: String,
-        /// What it looks like now.
+        /// Its partitions and settings.
         found: FoundTopic,
     },
     /// The settings of a topic.
     Settings {
-        /// Its name.
+        /// The topic.
         topic: String,
-        /// `None` where they may not be read.
+        /// `None` if the relay may not read them.
         settings: Option<TopicSettings>,
     },
-    /// A partition holds what is remembered of it.
-    Inspected {
-        /// Which.
+    /// A partition matches the checkpoint.
+    Verified {
+        /// The partition.
         partition: PartitionId,
-        /// Where a search of it starts.
+        /// The offset at which a scan of it starts.
         search: i64,
     },
-    /// What the metadata says of topics; `None` while Kafka does not answer.
-    Looked(Option<BTreeMap<String, TopicState>>),
-    /// A partition was searched.
-    Searched {
-        /// Which.
+    /// The states of topics from the metadata; `None` if Kafka did not respond.
+    TopicStates(Option<BTreeMap<String, TopicState>>),
+    /// A partition was scanned.
+    Scanned {
+        /// The partition.
         partition: PartitionId,
-        /// What it holds.
+        /// The result.
         found: ScanResult,
-        /// Which records of ours.
+        /// This outbox's records in it.
         records: FoundRecords,
-        /// What it holds of another history.
+        /// Records whose rows the server does not have.
         phantoms: Phantoms,
     },
-    /// The gap before the probe was read.
-    HoleRead {
-        /// In which partition.
+    /// The gap before the probe was scanned.
+    GapScanned {
+        /// The partition.
         partition: PartitionId,
-        /// Which.
-        hole: OffsetGap,
-        /// What it holds.
+        /// The gap.
+        gap: OffsetGap,
+        /// The result.
         found: ScanResult,
-        /// Which records of ours.
+        /// This outbox's records in it.
         records: FoundRecords,
     },
-    /// Gaps between records of ours were read, and held other records under our name.
+    /// Gaps between records of this process were scanned, and contain other records with this outbox's `ce_source`.
     Strays {
-        /// In which partition.
+        /// The partition.
         partition: PartitionId,
-        /// Those that are remembered.
+        /// The records that were kept.
         strays: Vec<Stray>,
-        /// How many more.
+        /// The number of further records.
         more: u64,
     },
-    /// Whether Kafka could be reached.
-    Reached(Reachability),
+    /// Whether Kafka is reachable.
+    Reachability(Reachability),
     /// Why a partition acknowledges nothing.
-    Examined {
-        /// Which.
+    Diagnosed {
+        /// The partition.
         partition: PartitionId,
-        /// What is wrong with it.
-        ailment: Diagnosis,
+        /// The diagnosis.
+        diagnosis: Diagnosis,
     },
-    /// There is no answer.
+    /// The query failed.
     Failed(QueryError),
 }
 
-/// Asks questions and queues the answers.
+/// Starts queries and queues their results.
 pub struct KafkaQueries {
     caller: Caller,
-    answers: mpsc::UnboundedSender<QueryResult>,
+    results: mpsc::UnboundedSender<QueryResult>,
     gaps: Arc<Mutex<OffsetGaps>>,
 }
 
 impl KafkaQueries {
-    /// Questions go to `searcher`.
-    pub fn new(searcher: Arc<PartitionScanner>) -> (KafkaQueries, mpsc::UnboundedReceiver<QueryResult>) {
-        // Unbounded: there are at most a few questions per topic and partition.
-        let (answers, queue) = mpsc::unbounded_channel();
+    /// Returns the queries and the queue of their results.
+    pub fn new(scanner: Arc<PartitionScanner>) -> (KafkaQueries, mpsc::UnboundedReceiver<QueryResult>) {
+        // Unbounded is safe: there are at most a few queries per topic and partition.
+        let (results, queue) = mpsc::unbounded_channel();
         let gaps = Arc::new(Mutex::new(OffsetGaps::new(Instant::now())));
-        (KafkaQueries { caller: Caller::new(searcher), answers, gaps }, queue)
+        (KafkaQueries { caller: Caller::new(scanner), results, gaps }, queue)
     }
 
-    /// Looks for a topic, until it exists.
+    /// Queries a topic until it exists.
     pub fn find_topic(&self, name: &str) {
-        let (name, answers) = (name.to_owned(), self.answers.clone());
+        let (name, results) = (name.to_owned(), self.results.clone());
         self.submit(async move |caller| {
-            wait_for_topic(&caller, &name, &answers).await?;
+            wait_for_topic(&caller, &name, &results).await?;
             let found = topic(&caller, &name).await?;
             Ok(QueryResult::Topic { name, found })
         });
     }
 
-    /// Looks at a topic that has more partitions than before, until the producers know of them as well: they would not
-    /// take records for them.
+    /// Queries a topic with new partitions until the producers know the partitions, too: until then they would not
+    /// accept records for them.
     pub fn query_growth(&self, name: &str, producers: ProducerHandles) {
         let name = name.to_owned();
         let producers = Arc::new(producers);
@@ -148,8 +148,8 @@ impl KafkaQueries {
             let found = topic(&caller, &name).await?;
             loop {
                 let (producers, name) = (Arc::clone(&producers), name.clone());
-                let know = move |_: &PartitionScanner| producers.know_partitions(&name, found.partitions);
-                if caller.call(Lane::Health, know).await? {
+                let all_know = move |_: &PartitionScanner| producers.know_partitions(&name, found.partitions);
+                if caller.call(Lane::Health, all_know).await? {
                     break;
                 }
                 tokio::time::sleep(FIND_TOPIC_EVERY).await;
@@ -158,23 +158,23 @@ impl KafkaQueries {
         });
     }
 
-    /// Reads the settings of a topic, and compares its partitions with what is remembered of them. A topic that does
-    /// not exist is waited for. `at_start`: this session has sent nothing yet.
+    /// Reads the settings of a topic, and compares its partitions with the checkpoint. Waits for a topic that does not
+    /// exist. `at_start` is whether this session has sent nothing yet.
     pub fn verify(&self, topic: &str, partitions: Vec<ToVerify>, at_start: bool) {
-        let (name, answers) = (topic.to_owned(), self.answers.clone());
+        let (name, results) = (topic.to_owned(), self.results.clone());
         self.submit(async move |caller| {
-            wait_for_topic(&caller, &name, &answers).await?;
+            wait_for_topic(&caller, &name, &results).await?;
             let settings = describe(&caller, &name).await;
             let compacted = settings.map(|settings| settings.compacted);
             let topic: Arc<str> = name.as_str().into();
-            // One question for each: the leader of one may be away.
+            // One query for each partition, because a leader may be down.
             for partition in partitions {
                 let topic = Arc::clone(&topic);
-                spawn(&caller, &answers, async move |caller| {
-                    let ToVerify { id, number, floor } = partition;
+                spawn(&caller, &results, async move |caller| {
+                    let ToVerify { id, number, start } = partition;
                     let search =
-                        verify_partition(&caller, &topic, number, floor, compacted, at_start).await?;
-                    Ok(QueryResult::Inspected { partition: id, search })
+                        verify_partition(&caller, &topic, number, start, compacted, at_start).await?;
+                    Ok(QueryResult::Verified { partition: id, search })
                 });
             }
             Ok(QueryResult::Settings { topic: name, settings })
@@ -190,16 +190,17 @@ impl KafkaQueries {
         });
     }
 
-    /// Looks at the metadata of topics.
+    /// Queries the metadata of topics.
     pub fn query_topic_states(&self, topics: Vec<String>) {
         self.submit(async move |caller| {
-            Ok(QueryResult::Looked(
-                caller.call(Lane::Health, move |searcher| searcher.topic_states(&topics)).await?,
+            Ok(QueryResult::TopicStates(
+                caller.call(Lane::Health, move |scanner| scanner.topic_states(&topics)).await?,
             ))
         });
     }
 
-    /// Searches a partition from `from` to its end, once its end is as good as acknowledged.
+    /// Scans a partition from `from` to its end, once enough replicas are in sync for its records to count as
+    /// acknowledged.
     pub fn scan(
         &self,
         partition: PartitionId,
@@ -216,20 +217,20 @@ impl KafkaQueries {
         });
     }
 
-    /// Asks whether Kafka can be reached, also by these producers.
+    /// Queries whether Kafka is reachable, and whether these producers can reach it, too.
     pub fn query_reachability(&self, producers: Option<ProducerHandles>) {
         self.submit(async move |caller| {
-            let reach = caller.call(Lane::Health, move |searcher| {
-                let reach = searcher.reachability()?;
-                let lost =
-                    reach == Reachability::Up && producers.is_some_and(|producers| producers.has_no_broker());
-                Ok(if lost { Reachability::ClientStranded } else { reach })
+            let reachability = caller.call(Lane::Health, move |scanner| {
+                let reachability = scanner.reachability()?;
+                let stranded = reachability == Reachability::Up
+                    && producers.is_some_and(|producers| producers.has_no_broker());
+                Ok(if stranded { Reachability::ClientStranded } else { reachability })
             });
-            Ok(QueryResult::Reached(reach.await??))
+            Ok(QueryResult::Reachability(reachability.await??))
         });
     }
 
-    /// Asks why a partition acknowledges nothing of what `producers` have sent to it.
+    /// Finds out why a partition acknowledges nothing that `producers` have sent to it.
     pub fn diagnose(
         &self,
         partition: PartitionId,
@@ -240,35 +241,35 @@ impl KafkaQueries {
     ) {
         let topic = topic.to_owned();
         self.submit(async move |caller| {
-            let examine =
-                move |searcher: &PartitionScanner| searcher.diagnose(&topic, number, min_in_sync, &producers);
-            Ok(QueryResult::Examined { partition, ailment: caller.call(Lane::Health, examine).await? })
+            let diagnose =
+                move |scanner: &PartitionScanner| scanner.diagnose(&topic, number, min_in_sync, &producers);
+            Ok(QueryResult::Diagnosed { partition, diagnosis: caller.call(Lane::Health, diagnose).await? })
         });
     }
 
-    /// Reads the gap before the probe, which rows wait for.
-    pub fn scan_gap_before_probe(&self, partition: PartitionId, topic: &str, number: i32, hole: OffsetGap) {
+    /// Scans the gap before the probe, which rows wait for.
+    pub fn scan_gap_before_probe(&self, partition: PartitionId, topic: &str, number: i32, gap: OffsetGap) {
         let topic: Arc<str> = topic.into();
         self.submit(async move |caller| {
-            let scan = Scan::new(&topic, number, Range::BeforeProbe(hole), hole.from, hole.until);
+            let scan = Scan::new(&topic, number, Range::BeforeProbe(gap), gap.from, gap.until);
             let Scan { found, records, .. } = read(&caller, scan, FairShare::first()).await?;
-            Ok(QueryResult::HoleRead { partition, hole, found, records })
+            Ok(QueryResult::GapScanned { partition, gap, found, records })
         });
     }
 
-    /// Reads a gap between records of ours some time. Answers how many gaps are skipped in exchange.
+    /// Queues the scan of a gap between records of this process. Returns how many queued gaps are skipped for it.
     pub fn scan_gap_later(&self, partition: PartitionId, topic: &str, number: i32, gap: (i64, i64)) -> u64 {
         let added =
             self.gaps.lock().unwrap_or_else(PoisonError::into_inner).add(partition, topic, number, gap);
-        if added.begins {
-            let (gaps, answers) = (Arc::clone(&self.gaps), self.answers.clone());
+        if added.must_start {
+            let (gaps, results) = (Arc::clone(&self.gaps), self.results.clone());
             let caller = self.caller.clone();
             tokio::spawn(async move {
                 tokio::select! {
-                    read = read_gaps(&caller, &gaps, &answers) => {
-                        read.unwrap_or_else(|error| drop(answers.send(QueryResult::Failed(error))));
+                    read = read_gaps(&caller, &gaps, &results) => {
+                        read.unwrap_or_else(|error| drop(results.send(QueryResult::Failed(error))));
                     }
-                    () = answers.closed() => {}
+                    () = results.closed() => {}
                 }
             });
         }
@@ -277,46 +278,46 @@ impl KafkaQueries {
 
     fn submit<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
         &self,
-        question: impl FnOnce(Caller) -> F,
+        query: impl FnOnce(Caller) -> F,
     ) {
-        spawn(&self.caller, &self.answers, question);
+        spawn(&self.caller, &self.results, query);
     }
 }
 
 impl Drop for KafkaQueries {
     fn drop(&mut self) {
-        self.caller.searcher.cancel();
+        self.caller.scanner.cancel();
     }
 }
 
-/// Asks a question until it is answered, or the session ends.
+/// Runs a query until it completes, or the session ends.
 fn spawn<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
     caller: &Caller,
-    answers: &mpsc::UnboundedSender<QueryResult>,
-    question: impl FnOnce(Caller) -> F,
+    results: &mpsc::UnboundedSender<QueryResult>,
+    query: impl FnOnce(Caller) -> F,
 ) {
-    let (question, answers) = (question(caller.clone()), answers.clone());
+    let (query, results) = (query(caller.clone()), results.clone());
     tokio::spawn(async move {
         tokio::select! {
-            answer = question => drop(answers.send(answer.unwrap_or_else(QueryResult::Failed))),
-            () = answers.closed() => {}
+            result = query => drop(results.send(result.unwrap_or_else(QueryResult::Failed))),
+            () = results.closed() => {}
         }
     });
 }
 
-/// Waits until a topic exists, and reports that it is missing meanwhile.
+/// Waits until a topic exists. Reports that it is missing until then.
 async fn wait_for_topic(
     caller: &Caller,
     name: &str,
-    answers: &mpsc::UnboundedSender<QueryResult>,
+    results: &mpsc::UnboundedSender<QueryResult>,
 ) -> Result<(), QueryError> {
-    let report = |missing| drop(answers.send(QueryResult::TopicMissing { name: name.to_owned(), missing }));
+    let report = |missing| drop(results.send(QueryResult::TopicMissing { name: name.to_owned(), missing }));
     let mut logged = false;
     while partition_count(caller, name).await? == 0 {
         if !std::mem::replace(&mut logged, true) {
             tracing::warn!(topic = %name, "the topic does not exist; {}", ErrorKind::TopicMissing.remedy());
         }
-        // Each time: another phase of the session forgets what was reported before.
+        // Report it each time, because a new phase of the session clears earlier reports.
         report(true);
         tokio::time::sleep(FIND_TOPIC_EVERY).await;
     }
@@ -326,23 +327,23 @@ async fn wait_for_topic(
 
 async fn partition_count(caller: &Caller, name: &str) -> Result<i32, QueryError> {
     let name = name.to_owned();
-    caller.persist(Lane::Metadata, move |searcher| searcher.partition_count(&name)).await
+    caller.persist(Lane::Metadata, move |scanner| scanner.partition_count(&name)).await
 }
 
 async fn watermarks(caller: &Caller, topic: &Arc<str>, number: i32) -> Result<(i64, i64), QueryError> {
     let topic = Arc::clone(topic);
-    caller.persist(Lane::Offsets, move |searcher| searcher.watermarks(&topic, number)).await
+    caller.persist(Lane::Offsets, move |scanner| scanner.watermarks(&topic, number)).await
 }
 
 async fn describe(caller: &Caller, topic: &str) -> Option<TopicSettings> {
-    let _place = caller.metadata_place().await;
-    caller.searcher.describe(topic).await
+    let _permit = caller.metadata_permit().await;
+    caller.scanner.describe(topic).await
 }
 
-/// Partition count, ends and settings of a topic that exists.
+/// The partition count, end offsets and settings of an existing topic.
 async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, QueryError> {
     let mut partitions = partition_count(caller, name).await?;
-    // A topic that was just made is not known to every broker yet.
+    // Not every broker knows a topic that was just created.
     while partitions == 0 {
         tokio::time::sleep(PAUSE).await;
         partitions = partition_count(caller, name).await?;
@@ -355,16 +356,16 @@ async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, QueryError> {
     Ok(FoundTopic { partitions, ends, settings: describe(caller, name).await })
 }
 
-/// Compares a partition with what is remembered of it; answers where a search of it starts.
+/// Compares a partition with the checkpoint. Returns the offset at which a scan of it starts.
 async fn verify_partition(
     caller: &Caller,
     topic: &Arc<str>,
     number: i32,
-    floor: ScanStart,
+    start: ScanStart,
     compacted: Option<bool>,
     at_start: bool,
 ) -> Result<i64, QueryError> {
-    let reached = floor.last.map_or(0, |last| last.offset + 1).max(floor.search);
+    let reached = start.last.map_or(0, |last| last.offset + 1).max(start.search);
     let (mut low, mut high) = watermarks(caller, topic, number).await?;
     for _ in 1..VERIFY_ATTEMPTS {
         if high >= reached {
@@ -373,45 +374,46 @@ async fn verify_partition(
         tokio::time::sleep(VERIFY_PAUSE).await;
         (low, high) = watermarks(caller, topic, number).await?;
     }
-    let found = match floor.last {
+    let found = match start.last {
         Some(last) if low <= last.offset && last.offset < high => {
             Some(record_at(caller, topic, number, last.offset).await?)
         }
         _ => None,
     };
     let lost = |what| QueryError::Lost { topic: topic.to_string(), partition: number, what };
-    let search = verify::is_same_partition(topic, &floor, low, high, found, compacted).map_err(lost)?;
-    // A database that was put back shows by records beyond its end: one is enough, before anything is sent.
+    let search = verify::check_same_partition(topic, &start, low, high, found, compacted).map_err(lost)?;
+    // A record beyond the end of the server's WAL reveals that the database was restored. Checking the last record is
+    // enough, while this session has sent nothing.
     if at_start && high > reached && high > low {
         let newest = record_at(caller, topic, number, high - 1).await?;
-        caller.searcher.check_not_ahead(topic, number, high - 1, newest)?;
+        caller.scanner.check_not_ahead(topic, number, high - 1, newest)?;
     }
     Ok(search)
 }
 
-/// What lies at an offset.
+/// What is at an offset.
 async fn record_at(
     caller: &Caller,
     topic: &Arc<str>,
     number: i32,
     offset: i64,
 ) -> Result<verify::RecordAt, QueryError> {
-    let mut turn = FairShare::first();
+    let mut share = FairShare::first();
     loop {
         let name = Arc::clone(topic);
-        let look = move |searcher: &PartitionScanner| searcher.record_at(&name, number, offset, &turn);
-        if let Some(found) = caller.call(Lane::Records, look).await?? {
+        let read = move |scanner: &PartitionScanner| scanner.record_at(&name, number, offset, &share);
+        if let Some(found) = caller.call(Lane::Records, read).await?? {
             return Ok(found);
         }
-        turn = turn.longer();
+        share = share.longer();
         tokio::time::sleep(PAUSE).await;
-        // Only once its leader answers does it keep others waiting again.
+        // Do not make others wait again before the partition's leader responds.
         watermarks(caller, topic, number).await?;
     }
 }
 
-/// Reads a partition from `from` to its end, and reports our own records. What is seen counts as acknowledged only while
-/// as many replicas are in sync as an acknowledgement needs, before the search and after it.
+/// Scans a partition from `from` to its end for this outbox's records. The records found count as acknowledged only if
+/// enough replicas for an acknowledgement are in sync, both before and after the scan.
 async fn scan_partition(
     caller: &Caller,
     topic: &Arc<str>,
@@ -423,12 +425,12 @@ async fn scan_partition(
         while !is_replicated(caller, topic, number, min_in_sync).await? {
             tracing::debug!(%topic, number, "fewer replicas in sync than min.insync.replicas");
             tokio::time::sleep(VERIFY_PAUSE).await;
-            // Lowering it is what a person does to let delivery continue.
+            // Read the setting again: operators may lower it to let delivery continue.
             min_in_sync = describe(caller, topic).await.and_then(|settings| settings.min_in_sync_replicas);
         }
         let (_, high) = watermarks(caller, topic, number).await?;
         if high < from {
-            let what = format!("it ends at offset {high}, but {from} was reached before");
+            let what = format!("it ends at offset {high}, but it had already reached {from}");
             return Err(QueryError::Lost { topic: topic.to_string(), partition: number, what });
         }
         let scan = Scan::new(topic, number, Range::ToEnd, from, high);
@@ -446,19 +448,19 @@ async fn is_replicated(
     min_in_sync: Option<usize>,
 ) -> Result<bool, QueryError> {
     let topic = Arc::clone(topic);
-    let replicas = move |searcher: &PartitionScanner| searcher.replicas(&topic, number);
+    let replicas = move |scanner: &PartitionScanner| scanner.replicas(&topic, number);
     let replicas = caller.persist(Lane::Metadata, replicas).await?;
     Ok(verify::counts_as_acknowledged(replicas, min_in_sync))
 }
 
-/// Reads all of `scan`.
-async fn read(caller: &Caller, mut scan: Scan, mut turn: FairShare) -> Result<Scan, QueryError> {
+/// Completes `scan`.
+async fn read(caller: &Caller, mut scan: Scan, mut share: FairShare) -> Result<Scan, QueryError> {
     let (topic, number) = (Arc::clone(&scan.topic), scan.partition);
-    let mut looks = 1;
+    let mut attempts = 1;
     loop {
         let (low, high) = watermarks(caller, &topic, number).await?;
         if high < scan.end() {
-            let what = format!("it ends at offset {high}, but {} was reached before", scan.end());
+            let what = format!("it ends at offset {high}, but it had already reached {}", scan.end());
             return Err(QueryError::Lost { topic: topic.to_string(), partition: number, what });
         }
         scan.skip_to(low);
@@ -466,17 +468,17 @@ async fn read(caller: &Caller, mut scan: Scan, mut turn: FairShare) -> Result<Sc
             break;
         }
         let step;
-        let on = move |searcher: &PartitionScanner| searcher.scan(&mut scan, &turn).map(|step| (step, scan));
-        (step, scan) = caller.call(Lane::Records, on).await??;
+        let run = move |scanner: &PartitionScanner| scanner.scan(&mut scan, &share).map(|step| (step, scan));
+        (step, scan) = caller.call(Lane::Records, run).await??;
         match step {
             Step::Done => break,
-            Step::Short if looks >= VERIFY_ATTEMPTS => break,
-            Step::Short => {
-                looks += 1;
+            Step::EndedEarly if attempts >= VERIFY_ATTEMPTS => break,
+            Step::EndedEarly => {
+                attempts += 1;
                 tokio::time::sleep(VERIFY_PAUSE).await;
             }
-            Step::GaveWay => {
-                turn = turn.longer();
+            Step::Yielded => {
+                share = share.longer();
                 tokio::time::sleep(PAUSE).await;
             }
             Step::OutOfRange => {}
@@ -486,11 +488,11 @@ async fn read(caller: &Caller, mut scan: Scan, mut turn: FairShare) -> Result<Sc
     Ok(scan)
 }
 
-/// Reads the gaps that wait, until there are none.
+/// Scans the queued gaps, until there are none.
 async fn read_gaps(
     caller: &Caller,
     gaps: &Mutex<OffsetGaps>,
-    answers: &mpsc::UnboundedSender<QueryResult>,
+    results: &mpsc::UnboundedSender<QueryResult>,
 ) -> Result<(), QueryError> {
     loop {
         let next = gaps.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -506,7 +508,7 @@ async fn read_gaps(
         let scan = read(caller, scan, FairShare::brief(offset_gaps::BRIEF_TURN)).await?;
         if !scan.strays.is_empty() {
             let Scan { strays, more_strays: more, .. } = scan;
-            drop(answers.send(QueryResult::Strays { partition, strays, more }));
+            drop(results.send(QueryResult::Strays { partition, strays, more }));
         }
         let (took, now) = (began.elapsed(), Instant::now());
         let pause = gaps.lock().unwrap_or_else(PoisonError::into_inner).pause_after(took, now);

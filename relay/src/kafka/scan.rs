@@ -1,4 +1,4 @@
-//! One reading of a partition, or of gaps in it: what is read, and what was found so far.
+//! One scan of a partition, or of gaps in it: its range, and the result so far.
 
 use std::sync::Arc;
 
@@ -10,44 +10,44 @@ use crate::progress::fingerprints::{FoundRecords, fingerprint};
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
 
-/// Records of ours in gaps that are remembered of one reading: there should be none.
+/// Maximum number of strays that one scan keeps. Normally there are none.
 const MAX_STRAYS: usize = 1024;
 
-/// A record of ours where this process has sent none.
+/// A record with this outbox's `ce_source` that this process has not sent, between records that it has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stray {
-    /// Its position.
+    /// The position of the record.
     pub position: Position,
-    /// Of its position and event id.
+    /// Identifies its position and event id.
     pub fingerprint: u64,
 }
 
-/// How a turn of a reading ended.
+/// How one step of a scan ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Everything was read.
+    /// The scan is complete.
     Done,
-    /// Others wait.
-    GaveWay,
-    /// The partition seems to end before what should be in it.
-    Short,
-    /// The offset to read from is gone.
+    /// The scan yielded to others that wait.
+    Yielded,
+    /// The partition seems to end before the end of the range.
+    EndedEarly,
+    /// The offset to read from no longer exists.
     OutOfRange,
 }
 
-/// What is read.
+/// The range of a scan.
 #[derive(Clone, Debug)]
 pub enum Range {
-    /// Everything that was there when the search began, for rows of the time before this session.
+    /// To the end of the partition when the scan began, for rows from before this session.
     ToEnd,
-    /// The gap before the probe. It was appended during this session, by a process that may know more of the log than the
-    /// server had at the session's beginning.
+    /// The gap before the probe. Its records were appended during this session, by a process that may have received
+    /// more WAL than the server had when the session began.
     BeforeProbe(OffsetGap),
-    /// Gaps between records of ours, in order: (first offset, first offset behind it).
+    /// Gaps between records of this process, in order; each is the first offset, and the first offset after the gap.
     Gaps(Vec<(i64, i64)>),
 }
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Clone, Debug)]
 pub struct Scan {
     /// Topic.
@@ -55,22 +55,22 @@ pub struct Scan {
     /// Partition number.
     pub partition: i32,
     range: Range,
-    /// The first offset that need not be read.
+    /// The first offset after the range.
     pub until: i64,
-    /// What was found.
+    /// The result.
     pub found: ScanResult,
-    /// Which records of ours.
+    /// The records of this outbox.
     pub records: FoundRecords,
-    /// Records of another history.
+    /// Records whose rows the server does not have.
     pub phantoms: Phantoms,
-    /// Records of ours in gaps.
+    /// The strays in gaps, up to the maximum.
     pub strays: Vec<Stray>,
-    /// How many more there were than are remembered.
+    /// The number of further strays.
     pub more_strays: u64,
 }
 
 impl Scan {
-    /// A reading of `range`, which ends before `until`.
+    /// A scan of `range`, which ends before `until`.
     pub fn new(topic: &Arc<str>, partition: i32, range: Range, from: i64, until: i64) -> Scan {
         Scan {
             topic: Arc::clone(topic),
@@ -85,12 +85,12 @@ impl Scan {
         }
     }
 
-    /// The offset to read on from.
+    /// The offset to continue from.
     pub fn end(&self) -> i64 {
         self.found.end
     }
 
-    /// Retention has removed what lies before `low`. It was there, or the partition would not begin after it.
+    /// Retention has removed the records before `low`. They existed, or the partition would not begin after them.
     pub fn skip_to(&mut self, low: i64) {
         if low > self.found.end {
             self.found.end = low;
@@ -102,8 +102,8 @@ impl Scan {
         self.found.end >= self.until
     }
 
-    /// Takes in a record; answers whether it is the last that counts.
-    pub(super) fn on_record(&mut self, searcher: &PartitionScanner, message: &BorrowedMessage<'_>) -> bool {
+    /// Processes a record. Returns whether the scan is complete.
+    pub(super) fn on_record(&mut self, scanner: &PartitionScanner, message: &BorrowedMessage<'_>) -> bool {
         let offset = message.offset();
         self.records.has_missing_offsets |= offset > self.found.end;
         if offset >= self.until {
@@ -111,24 +111,24 @@ impl Scan {
             return true;
         }
         self.found.end = offset + 1;
-        if let Some(position) = searcher.position(message) {
-            self.on_own_record(searcher, message, position);
+        if let Some(position) = scanner.position(message) {
+            self.on_own_record(scanner, message, position);
         }
         self.is_done()
     }
 
     fn on_own_record(
         &mut self,
-        searcher: &PartitionScanner,
+        scanner: &PartitionScanner,
         message: &BorrowedMessage<'_>,
         position: Position,
     ) {
-        let is_on_line = searcher.lineage.is_on_line(position);
+        let is_on_line = scanner.lineage.is_on_line(position);
         let id = value_of(message, header::CE_ID);
         let known = match &self.range {
-            Range::ToEnd if searcher.lineage.holds(position) => None,
-            Range::ToEnd => return self.on_phantom(searcher, message, position, is_on_line),
-            Range::BeforeProbe(hole) if is_on_line => hole.known,
+            Range::ToEnd if scanner.lineage.holds(position) => None,
+            Range::ToEnd => return self.on_phantom(scanner, message, position, is_on_line),
+            Range::BeforeProbe(gap) if is_on_line => gap.known,
             Range::Gaps(gaps) if is_on_line => {
                 if is_within(gaps, message.offset()) {
                     self.on_stray(Stray { position, fingerprint: fingerprint(position, id) });
@@ -153,7 +153,7 @@ impl Scan {
 
     fn on_phantom(
         &mut self,
-        searcher: &PartitionScanner,
+        scanner: &PartitionScanner,
         message: &BorrowedMessage<'_>,
         position: Position,
         is_on_line: bool,
@@ -163,18 +163,18 @@ impl Scan {
             count: 1,
             ids: id.into_iter().collect(),
             ahead: is_on_line.then_some(position),
-            by_another_server: is_on_line && searcher.is_of_this_run(message),
+            by_another_server: is_on_line && scanner.is_after_server_start(message),
         });
     }
 
-    /// The consumer has reached the end of the partition, and everything before `read_up_to`. Offsets without a record
-    /// have been passed then.
+    /// The consumer has reached the end of the partition, and has read everything before `read_up_to`, including
+    /// offsets without a record.
     pub(super) fn on_partition_end(&mut self, read_up_to: Option<i64>) -> Step {
         if let Some(read_up_to) = read_up_to.filter(|offset| *offset > self.found.end) {
             self.records.has_missing_offsets = true;
             self.found.end = read_up_to;
         }
-        if self.is_done() { Step::Done } else { Step::Short }
+        if self.is_done() { Step::Done } else { Step::EndedEarly }
     }
 }
 
@@ -188,14 +188,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_offsets_in_gaps_count() {
+    fn only_offsets_within_gaps_count() {
         let gaps = [(3, 5), (8, 9)];
         let within: Vec<i64> = (0..12).filter(|offset| is_within(&gaps, *offset)).collect();
         assert_eq!(within, [3, 4, 8]);
     }
 
     #[test]
-    fn a_partition_that_ends_too_early_is_no_end() {
+    fn a_scan_is_not_done_if_the_partition_ends_too_early() {
         let mut scan = Scan::new(&"t".into(), 0, Range::ToEnd, 5, 10);
         assert_eq!(scan.on_partition_end(None), Step::Short);
         assert_eq!(scan.on_partition_end(Some(7)), Step::Short);
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_retention_removed_is_passed_over() {
+    fn records_that_retention_removed_are_skipped() {
         let mut scan = Scan::new(&"t".into(), 0, Range::ToEnd, 5, 10);
         scan.skip_to(3);
         assert!(!scan.records.begins_late);

@@ -1,7 +1,7 @@
-//! Looking into Kafka: which topics exist, where partitions end, and which of our records they hold.
+//! Reads from Kafka: which topics exist, where partitions end, and which records of this outbox they contain.
 //!
-//! All calls block, and end soon: within a request's time, or at the end of a turn. [`jobs`](super::queries) makes them, and
-//! repeats those that Kafka did not answer.
+//! All calls block, but return soon: within a request timeout, or when they yield to another scan.
+//! [`queries`](super::queries) makes the calls, and retries those without a response.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,24 +26,23 @@ use crate::progress::lineage::Lineage;
 use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
 
-/// One poll; also how soon the end of a session is noticed.
+/// Timeout of one poll, and the delay after which the end of a session is noticed.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
-/// One request for metadata or watermarks.
+/// Timeout of a metadata or watermark request.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
-/// A broker that is connected answers within this.
+/// A connected broker responds within this time.
 const SECOND_BROKER_WITHIN: Duration = Duration::from_secs(1);
-/// A request that only the leader of a partition can answer.
+/// Timeout of a request that only the leader of a partition can serve.
 const LEADER_REQUEST: Duration = Duration::from_secs(3);
-/// How long a partition that gives nothing keeps others that wait from being read: its leader may be away. Each turn of one
-/// reading lasts twice as long as the one before, because the connection may only be slow, and what was in flight is
-/// fetched again.
+/// A scan that receives nothing for this long yields to waiting scans; its leader may be down. The time doubles at each
+/// yield, because the connection may merely be slow, and data in flight is fetched again.
 const FIRST_TURN: Duration = Duration::from_secs(2);
 const LONGEST_TURN: Duration = Duration::from_secs(8);
-/// The largest answer that is taken. Another producer's record may be larger than librdkafka's default of 100 MB, and a
-/// reader that refuses it never gets past it.
-const LARGEST_ANSWER: &str = "2147483647";
+/// The largest response that is accepted. Another producer's record may be larger than librdkafka's default of 100 MB,
+/// and a scan that refused it would never get past it.
+const LARGEST_RESPONSE: &str = "2147483647";
 
-/// Why a look into Kafka gave nothing.
+/// Why a query to Kafka failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
     /// Records that were acknowledged are gone.
@@ -53,70 +52,72 @@ pub enum QueryError {
         topic: String,
         /// Partition number.
         partition: i32,
-        /// What is there instead of them.
+        /// What was found instead.
         what: String,
     },
-    /// A partition ends with a record of ours beyond the end of the server's log.
-    #[error("{topic}/{partition}: offset {offset} holds an event at {position}")]
+    /// A partition ends with a record of this outbox beyond the end of the server's WAL.
+    #[error(
+        "{topic}/{partition}: offset {offset} has the event at {position}, beyond the end of the server's WAL"
+    )]
     Ahead {
         /// Topic.
         topic: String,
         /// Partition number.
         partition: i32,
-        /// Its last offset.
+        /// The last offset of the partition.
         offset: i64,
         /// The position of the record there.
         position: Position,
-        /// It was written while this server was running.
+        /// The record was written while this server was running, so another server wrote it.
         by_another_server: bool,
     },
-    /// A broker and this process do not trust each other.
+    /// TLS or SASL with a broker failed.
     #[error("{0}")]
-    Distrusted(String),
+    AuthenticationFailed(String),
     /// The session is over.
-    #[error("the search was given up, because the session ended")]
+    #[error("the query was cancelled, because the session ended")]
     Cancelled,
-    /// Kafka refused.
-    #[error("Kafka refused a search: {0}")]
+    /// Kafka refused the request.
+    #[error("Kafka refused a query: {0}")]
     Refused(KafkaError),
-    /// Kafka did not answer: the call is made again.
-    #[error("Kafka did not answer: {0}")]
-    Unanswered(KafkaError),
+    /// Kafka did not respond. The call is retried.
+    #[error("Kafka did not respond: {0}")]
+    NoResponse(KafkaError),
 }
 
-/// Whether Kafka can be reached.
+/// Whether Kafka is reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reachability {
-    /// Nobody answers.
+    /// No broker responds.
     Down,
-    /// It answers.
+    /// Kafka responds.
     Up,
-    /// It answers, and a client of the session has no broker left to ask. A broker that has just come back, and that the
-    /// controller still takes for dead, answers with an empty list of brokers; librdkafka forgets all it had then, and asks
-    /// nobody any more (confluentinc/librdkafka#5301).
+    /// Kafka responds, but a client of the session knows no broker to query. A broker that has just restarted, and that
+    /// the controller still considers down, returns an empty broker list. librdkafka then drops all brokers it knew,
+    /// and never connects again (confluentinc/librdkafka#5301).
     ClientStranded,
 }
 
 /// A topic as it is in Kafka.
 #[derive(Debug)]
 pub struct FoundTopic {
-    /// Number of partitions.
+    /// The number of partitions.
     pub partitions: i32,
-    /// partition -> where its next record goes: nothing before it is ours.
+    /// The end offset of each partition. No record before it is from this outbox.
     pub ends: BTreeMap<i32, ScanStart>,
-    /// Its settings, where they may be read.
+    /// The topic's settings, if the relay may read them.
     pub settings: Option<TopicSettings>,
 }
 
-/// Looks into Kafka on behalf of one session.
+/// Reads from Kafka for one session.
 pub struct PartitionScanner {
-    /// One for all questions: to end it takes a tenth of a second.
+    /// One client for all queries, because closing a client takes a tenth of a second.
     pub(crate) admin: AdminClient<DefaultClientContext>,
     pub(crate) consumer: BaseConsumer<AuthErrors>,
     sink: Sink,
-    /// Held by whoever reads records: there is one assignment.
+    /// Held by the scan that reads records, because the consumer has one assignment.
     reading: Mutex<()>,
-    /// How many want to read records.
+    /// The number of scans that wait to read records.
     pub(crate) waiting: AtomicUsize,
     source: String,
     pub(crate) lineage: Lineage,
@@ -126,8 +127,8 @@ pub struct PartitionScanner {
 }
 
 impl PartitionScanner {
-    /// A searcher for records whose `ce_source` is `source`, of the past that is `lineage`, of a database server that was
-    /// started at `server_started`, in milliseconds since 1970.
+    /// A scanner for records whose `ce_source` is `source`. `lineage` and `server_started`, in milliseconds since 1970,
+    /// describe the database server.
     pub fn new(
         sink: &Sink,
         source: String,
@@ -136,13 +137,13 @@ impl PartitionScanner {
     ) -> Result<PartitionScanner, KafkaError> {
         let consumer: BaseConsumer<AuthErrors> = reader_config(sink, "search")
             .set("auto.offset.reset", "error")
-            // A record of an open transaction of another producer must not hide ours behind it.
+            // Another producer's open transaction must not hide this outbox's records after it.
             .set("isolation.level", "read_uncommitted")
             .set("fetch.wait.max.ms", "10")
-            // Memory of a search, whatever the length of the range; a single larger record is fetched all the same.
+            // Limits the memory of a scan of any length. A single larger record is fetched nevertheless.
             .set("queued.max.messages.kbytes", "2048")
             .set("fetch.message.max.bytes", "1048576")
-            .set("receive.message.max.bytes", LARGEST_ANSWER)
+            .set("receive.message.max.bytes", LARGEST_RESPONSE)
             .create_with_context(AuthErrors::default())?;
         let (reading, waiting, cancelled) = (Mutex::new(()), AtomicUsize::new(0), AtomicBool::new(false));
         let admin = client_config(sink).create()?;
@@ -159,46 +160,46 @@ impl PartitionScanner {
         })
     }
 
-    /// Makes every call return soon.
+    /// Makes all running calls return soon.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether Kafka answers: this client, or else one that is made for the question. A client that asked a broker which
-    /// does not answer, because it is suspended for example, has others to ask; one that waited all the time for a broker to
-    /// ask has none.
+    /// Whether Kafka responds to this client or, if not, to a new one. If this client queried a broker that does not
+    /// respond, for example because it is suspended, it still knows other brokers. If it waited the whole time for a
+    /// broker to query, it knows none.
     pub fn reachability(&self) -> Result<Reachability, QueryError> {
         let began = Instant::now();
         let Err(error) = self.consumer.fetch_metadata(None, REQUEST) else { return Ok(Reachability::Up) };
         let no_broker = error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure);
         let waited = began.elapsed() >= REQUEST;
-        self.check_trust()?;
-        let another: Result<BaseConsumer, _> = reader_config(&self.sink, "search").create();
-        let answered = another.and_then(|client| client.fetch_metadata(None, REQUEST)).is_ok();
-        Ok(match answered {
+        self.check_authentication()?;
+        let new_client: Result<BaseConsumer, _> = reader_config(&self.sink, "search").create();
+        let responded = new_client.and_then(|client| client.fetch_metadata(None, REQUEST)).is_ok();
+        Ok(match responded {
             false => Reachability::Down,
             true if no_broker && waited => Reachability::ClientStranded,
             true => Reachability::Up,
         })
     }
 
-    /// Whether it is a lack of trust that a request failed for. One broker with a bad certificate or login is like one that
-    /// is away: while others answer, the session goes on for their partitions.
-    fn check_trust(&self) -> Result<(), QueryError> {
-        // Whoever reads records meanwhile gets the errors.
+    /// Whether a request failed because of TLS or SASL. A broker that fails authentication is treated like one that is
+    /// down: while others respond, the session continues with their partitions.
+    fn check_authentication(&self) -> Result<(), QueryError> {
+        // If a scan is reading records, it polls the errors.
         if let Ok(_reading) = self.reading.try_lock() {
             while self.consumer.poll(Duration::ZERO).is_some() {}
         }
         let Some(why) = self.consumer.context().take() else { return Ok(()) };
         match self.consumer.fetch_metadata(None, SECOND_BROKER_WITHIN) {
             Ok(_) => Ok(()),
-            Err(_) => Err(QueryError::Distrusted(why)),
+            Err(_) => Err(QueryError::AuthenticationFailed(why)),
         }
     }
 
-    /// How many partitions a topic has; 0 if it does not exist.
+    /// The number of partitions of a topic; 0 if it does not exist.
     pub fn partition_count(&self, name: &str) -> Result<i32, QueryError> {
-        self.ask(|| {
+        self.request(|| {
             let metadata = self.consumer.fetch_metadata(Some(name), REQUEST)?;
             let topic = metadata.topics().iter().find(|topic| topic.name() == name);
             let count = topic.map_or(Ok(0), |topic| match topic.error().map(RDKafkaErrorCode::from) {
@@ -210,31 +211,34 @@ impl PartitionScanner {
         })
     }
 
-    /// First and last offset of a partition.
+    /// The first offset of a partition, and its end.
     pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), QueryError> {
-        self.ask(|| self.consumer.fetch_watermarks(topic, partition, LEADER_REQUEST))
+        self.request(|| self.consumer.fetch_watermarks(topic, partition, LEADER_REQUEST))
     }
 
-    /// The id of the cluster, where its brokers tell it.
+    /// The cluster id, if the brokers return one.
     pub fn cluster_id(&self) -> Option<String> {
         self.consumer.client().fetch_cluster_id(REQUEST)
     }
 
     /// Makes a request once.
-    pub(crate) fn ask<T>(&self, request: impl FnOnce() -> Result<T, KafkaError>) -> Result<T, QueryError> {
+    pub(crate) fn request<T>(
+        &self,
+        request: impl FnOnce() -> Result<T, KafkaError>,
+    ) -> Result<T, QueryError> {
         if self.is_cancelled() {
             return Err(QueryError::Cancelled);
         }
         let error = match request() {
-            Ok(answer) => return Ok(answer),
+            Ok(response) => return Ok(response),
             Err(error) if is_refusal(&error) => return Err(QueryError::Refused(error)),
             Err(error) => error,
         };
-        self.check_trust()?;
-        Err(QueryError::Unanswered(error))
+        self.check_authentication()?;
+        Err(QueryError::NoResponse(error))
     }
 
-    /// Runs `read` with the consumer at an offset.
+    /// Runs `read` with the consumer assigned at an offset.
     pub(crate) fn reading_from<T>(
         &self,
         topic: &str,
@@ -256,25 +260,25 @@ impl PartitionScanner {
         found
     }
 
-    /// Reads on in a partition, for one turn at most.
-    pub fn scan(&self, scan: &mut Scan, turn: &FairShare) -> Result<Step, QueryError> {
+    /// Continues a scan, until it is complete or has to yield.
+    pub fn scan(&self, scan: &mut Scan, share: &FairShare) -> Result<Step, QueryError> {
         let topic = Arc::clone(&scan.topic);
-        self.reading_from(&topic, scan.partition, scan.end(), || self.read(scan, turn))
+        self.reading_from(&topic, scan.partition, scan.end(), || self.read(scan, share))
     }
 
-    fn read(&self, scan: &mut Scan, turn: &FairShare) -> Result<Step, QueryError> {
-        let (began, mut heard) = (Instant::now(), Instant::now());
+    fn read(&self, scan: &mut Scan, share: &FairShare) -> Result<Step, QueryError> {
+        let (began, mut last_record) = (Instant::now(), Instant::now());
         while !self.is_cancelled() {
-            if turn.is_over(self, began, heard) {
-                return Ok(Step::GaveWay);
+            if share.must_yield(self, began, last_record) {
+                return Ok(Step::Yielded);
             }
             match self.consumer.poll(POLL) {
                 None => {}
-                // Left over from the partition that was read before.
+                // A leftover of the partition that was read before.
                 Some(Ok(message)) if !is_of(&message, &scan.topic, scan.partition) => {}
                 Some(Ok(message)) => {
                     failpoint::pass(Boundary::InSearch);
-                    heard = Instant::now();
+                    last_record = Instant::now();
                     if scan.on_record(self, &message) {
                         return Ok(Step::Done);
                     }
@@ -284,19 +288,19 @@ impl PartitionScanner {
                 }
                 Some(Err(error)) if is_out_of_range(&error) => return Ok(Step::OutOfRange),
                 Some(Err(error)) if is_refusal(&error) => return Err(QueryError::Refused(error)),
-                Some(Err(error)) => tracing::debug!(%error, "searching Kafka"),
+                Some(Err(error)) => tracing::debug!(%error, "scanning a partition"),
             }
         }
         Err(QueryError::Cancelled)
     }
 
-    /// The offset behind everything the consumer was given, control records included.
+    /// The offset after everything that the consumer received, including control records.
     fn read_up_to(&self, topic: &str, partition: i32) -> Option<i64> {
         let positions = self.consumer.position().ok()?;
         positions.find_partition(topic, partition)?.offset().to_raw().filter(|offset| *offset >= 0)
     }
 
-    /// The position of a record, if it is ours, of whatever history.
+    /// The position of a record, if it is of this outbox, on any timeline.
     pub(crate) fn position(&self, message: &BorrowedMessage<'_>) -> Option<Position> {
         if value_of(message, header::CE_SOURCE)? != self.source.as_bytes() {
             return None;
@@ -304,10 +308,10 @@ impl PartitionScanner {
         position_of(message)
     }
 
-    /// Whether a record of this time was written while the database server was running. A server that was put back to an
-    /// earlier state was started after everything it has forgotten; so such a record, if it lies beyond the server's end,
-    /// is another server's.
-    pub(crate) fn is_of_this_run(&self, message: &BorrowedMessage<'_>) -> bool {
+    /// Whether a record was written after the start of the database server, judging by its timestamp. A server that was
+    /// restored to an earlier state was started after it lost its later rows. So if such a record lies beyond the end
+    /// of the server's WAL, another server wrote it.
+    pub(crate) fn is_after_server_start(&self, message: &BorrowedMessage<'_>) -> bool {
         message.timestamp().to_millis().is_some_and(|time| time >= self.server_started)
     }
 
@@ -316,37 +320,42 @@ impl PartitionScanner {
     }
 }
 
-/// How long one reading may keep others from theirs.
+/// How long a scan may continue while others wait.
 #[derive(Clone, Copy, Debug)]
 pub struct FairShare {
-    /// Without anything.
+    /// Without receiving a record.
     quiet: Duration,
-    /// In all.
-    busy: Option<Duration>,
+    /// In total.
+    total: Option<Duration>,
 }
 
 impl FairShare {
-    /// For a reading that rows wait for.
+    /// For a scan that rows wait for.
     pub fn first() -> Self {
-        FairShare { quiet: FIRST_TURN, busy: None }
+        FairShare { quiet: FIRST_TURN, total: None }
     }
 
-    /// For a reading that nothing waits for.
-    pub fn brief(busy: Duration) -> Self {
-        FairShare { quiet: FIRST_TURN, busy: Some(busy) }
+    /// For a scan that no row waits for.
+    pub fn brief(total: Duration) -> Self {
+        FairShare { quiet: FIRST_TURN, total: Some(total) }
     }
 
-    /// The next turn of the same reading.
+    /// For the same scan, after it has yielded.
     #[must_use]
     pub fn longer(self) -> Self {
         FairShare { quiet: (self.quiet * 2).min(LONGEST_TURN), ..self }
     }
 
-    /// Whether it is over for a reading that began at `began` and has heard nothing since `heard`.
-    pub(crate) fn is_over(&self, searcher: &PartitionScanner, began: Instant, heard: Instant) -> bool {
-        let quiet = heard.elapsed() >= self.quiet;
-        let busy = self.busy.is_some_and(|busy| began.elapsed() >= busy);
-        (quiet || busy) && searcher.waiting.load(Ordering::Relaxed) > 0
+    /// Whether a scan must yield that began at `began` and received its last record at `last_record`.
+    pub(crate) fn must_yield(
+        &self,
+        scanner: &PartitionScanner,
+        began: Instant,
+        last_record: Instant,
+    ) -> bool {
+        let quiet = last_record.elapsed() >= self.quiet;
+        let used_up = self.total.is_some_and(|total| began.elapsed() >= total);
+        (quiet || used_up) && scanner.waiting.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -354,7 +363,7 @@ pub(crate) fn is_of(message: &BorrowedMessage<'_>, topic: &str, partition: i32) 
     message.partition() == partition && message.topic() == topic
 }
 
-/// The position in a record, whoever wrote it.
+/// The position in a record of any producer.
 pub(crate) fn position_of(message: &BorrowedMessage<'_>) -> Option<Position> {
     std::str::from_utf8(value_of(message, header::CE_SEQUENCE)?).ok()?.parse().ok()
 }
@@ -363,12 +372,12 @@ pub(crate) fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Opti
     message.headers()?.iter().find(|header| header.key == name).and_then(|header| header.value)
 }
 
-/// The offset is not there any more: retention, or another's DeleteRecords, was faster.
+/// Whether the offset no longer exists, because of retention or a DeleteRecords request.
 pub(crate) fn is_out_of_range(error: &KafkaError) -> bool {
     error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset)
 }
 
-/// Errors that asking again will not cure.
+/// Whether retrying cannot resolve the error.
 pub(crate) fn is_refusal(error: &KafkaError) -> bool {
     let code = error.rdkafka_error_code();
     code.is_some_and(|code| {

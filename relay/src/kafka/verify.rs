@@ -1,4 +1,4 @@
-//! Whether Kafka still is what is remembered of it: the records that were acknowledged, the topics, their settings.
+//! Verifies that Kafka still matches the checkpoint: the acknowledged records, the topics, and their settings.
 
 use std::collections::BTreeMap;
 use std::sync::Once;
@@ -21,22 +21,22 @@ use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
-/// So many topics are asked for by their names; more, in one request for all there are.
+/// Up to this many topics are queried by name. For more, one request queries all topics of the cluster.
 const FEW_TOPICS: usize = 16;
 
 static SETTINGS_UNREADABLE: Once = Once::new();
 static FEW_REPLICAS: Once = Once::new();
 
 impl PartitionScanner {
-    /// What lies at an offset; `None` when nothing came for a while and others wait.
+    /// What is at an offset; `None` if nothing arrived for a while and other scans wait.
     pub fn record_at(
         &self,
         topic: &str,
         partition: i32,
         offset: i64,
-        turn: &FairShare,
+        share: &FairShare,
     ) -> Result<Option<RecordAt>, QueryError> {
-        self.reading_from(topic, partition, offset, || self.read_record(topic, partition, offset, turn))
+        self.reading_from(topic, partition, offset, || self.read_record(topic, partition, offset, share))
     }
 
     fn read_record(
@@ -44,14 +44,14 @@ impl PartitionScanner {
         topic: &str,
         partition: i32,
         offset: i64,
-        turn: &FairShare,
+        share: &FairShare,
     ) -> Result<Option<RecordAt>, QueryError> {
-        let asked = Instant::now();
+        let began = Instant::now();
         while !self.is_cancelled() {
             match self.consumer.poll(POLL) {
-                None if turn.is_over(self, asked, asked) => return Ok(None),
+                None if share.must_yield(self, began, began) => return Ok(None),
                 None => {}
-                // Left over from the partition that was read before.
+                // A leftover of the partition that was read before.
                 Some(Ok(message)) if !is_of(&message, topic, partition) => {}
                 Some(Ok(message)) if message.offset() == offset => {
                     return Ok(Some(self.inspect_record(&message)));
@@ -60,7 +60,7 @@ impl PartitionScanner {
                 Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Some(RecordAt::Nothing)),
                 Some(Err(error)) if is_out_of_range(&error) => return Ok(Some(RecordAt::Removed)),
                 Some(Err(error)) if is_refusal(&error) => return Err(QueryError::Refused(error)),
-                Some(Err(error)) => tracing::debug!(%error, "inspecting Kafka"),
+                Some(Err(error)) => tracing::debug!(%error, "reading the record at an offset"),
             }
         }
         Err(QueryError::Cancelled)
@@ -68,11 +68,11 @@ impl PartitionScanner {
 
     fn inspect_record(&self, message: &BorrowedMessage<'_>) -> RecordAt {
         let Some(position) = position_of(message) else { return RecordAt::Foreign };
-        let is_ours = self.position(message).is_some();
-        RecordAt::Event { position, is_ours, of_this_run: self.is_of_this_run(message) }
+        let is_own = self.position(message).is_some();
+        RecordAt::Event { position, is_own, after_server_start: self.is_after_server_start(message) }
     }
 
-    /// Refuses a record that this server cannot have written: it lies on its timeline, beyond its end.
+    /// Fails if the record cannot come from this server: it is on the server's timeline, but beyond the end of its WAL.
     pub fn check_not_ahead(
         &self,
         topic: &str,
@@ -81,17 +81,17 @@ impl PartitionScanner {
         found: RecordAt,
     ) -> Result<(), QueryError> {
         match found {
-            RecordAt::Event { position, is_ours: true, of_this_run }
+            RecordAt::Event { position, is_own: true, after_server_start }
                 if self.lineage.is_on_line(position) && !self.lineage.holds(position) =>
             {
-                let by_another_server = of_this_run;
+                let by_another_server = after_server_start;
                 Err(QueryError::Ahead { topic: topic.into(), partition, offset, position, by_another_server })
             }
             _ => Ok(()),
         }
     }
 
-    /// What the metadata says of topics; `None` while Kafka does not answer.
+    /// The states of topics from the metadata; `None` if Kafka does not respond.
     pub fn topic_states(&self, topics: &[String]) -> Option<BTreeMap<String, TopicState>> {
         if topics.len() <= FEW_TOPICS {
             return topics.iter().map(|name| Some((name.clone(), self.topic_state(name)?))).collect();
@@ -99,7 +99,7 @@ impl PartitionScanner {
         let metadata = self.consumer.fetch_metadata(None, REQUEST).ok()?;
         let by_name: BTreeMap<&str, _> =
             metadata.topics().iter().map(|topic| (topic.name(), topic)).collect();
-        // One that is not shown is asked for by its name: it may only not be the relay's to see.
+        // A topic that is not listed is queried by name: the relay may only lack the permission to list it.
         topics
             .iter()
             .map(|name| match by_name.get(name.as_str()) {
@@ -116,10 +116,11 @@ impl PartitionScanner {
         )
     }
 
-    /// The replicas of a partition. Brokers before 4.0 show records that fewer replicas have than an acknowledgement needs.
-    /// While that is so nothing could be delivered either, so to wait for it costs nothing, on any broker.
+    /// The replicas of a partition. Brokers before 4.0 return records that fewer replicas have than an acknowledgement
+    /// needs. In that state nothing could be delivered either, so waiting for its end costs nothing, with brokers of
+    /// any version.
     pub fn replicas(&self, topic: &str, partition: i32) -> Result<Option<Replicas>, QueryError> {
-        self.ask(|| {
+        self.request(|| {
             let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST)?;
             let mut found = metadata.topics().iter().flat_map(|topic| topic.partitions());
             let found = found.find(|found| found.id() == partition);
@@ -127,7 +128,7 @@ impl PartitionScanner {
         })
     }
 
-    /// The settings of a topic; `None` where they may not be read.
+    /// The settings of a topic; `None` if the relay may not read them.
     pub async fn describe(&self, topic: &str) -> Option<TopicSettings> {
         match read_settings(&self.admin, topic, REQUEST).await {
             Ok(settings) => {
@@ -135,7 +136,8 @@ impl PartitionScanner {
                     FEW_REPLICAS.call_once(|| {
                         tracing::warn!(
                             topic,
-                            "min.insync.replicas is 1: a record that is acknowledged can be lost with one broker"
+                            "min.insync.replicas of the topic is 1, so the failure of one broker can lose \
+                             acknowledged records; set it to 2"
                         );
                     });
                 }
@@ -146,7 +148,8 @@ impl PartitionScanner {
                     tracing::info!(
                         topic,
                         %error,
-                        "the topic's settings cannot be read (DescribeConfigs); sink.maxMessageBytes is taken as its limit"
+                        "the relay cannot read the topic's settings and uses sink.maxMessageBytes as its limit; allow \
+                         the relay DescribeConfigs on its topics"
                     );
                 });
                 None
@@ -163,96 +166,97 @@ fn state_of(topic: &MetadataTopic) -> TopicState {
     }
 }
 
-/// Reads the settings of a topic from Kafka, which may take as long as `within`.
+/// Reads the settings of a topic from Kafka, with the timeout `within`.
 pub async fn read_settings(
     admin: &AdminClient<DefaultClientContext>,
     topic: &str,
     within: Duration,
 ) -> Result<TopicSettings, KafkaError> {
     let options = AdminOptions::new().request_timeout(Some(within));
-    let answer = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
-    let resource = answer.into_iter().next().ok_or(KafkaError::Canceled)?;
+    let response = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
+    let resource = response.into_iter().next().ok_or(KafkaError::Canceled)?;
     let resource = resource.map_err(KafkaError::AdminOp)?;
     let entries = resource.entry_map();
     Ok(TopicSettings::read(|name| entries.get(name).and_then(|entry| entry.value.as_deref())))
 }
 
-/// What was found at an offset.
+/// What is at an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordAt {
     /// A record with a position.
     Event {
-        /// Its position.
+        /// The position of the record.
         position: Position,
-        /// It has our `ce_source`.
-        is_ours: bool,
-        /// It was written while the database server was running.
-        of_this_run: bool,
+        /// The record has this outbox's `ce_source`.
+        is_own: bool,
+        /// The record was written after the start of the database server.
+        after_server_start: bool,
     },
-    /// Another record.
+    /// A record without a position.
     Foreign,
-    /// No record, though there are some behind it.
+    /// No record, although there are later ones.
     Nothing,
-    /// It was removed while it was asked for.
+    /// The record was removed during the query.
     Removed,
 }
 
-/// Whether a partition from `low` to `high`, with `found` where the evidence should be, is the one that is
-/// remembered: where a search of it starts, or what is wrong. `compacted` is the topic's policy, where it is known.
-pub(super) fn is_same_partition(
+/// Checks that a partition from `low` to `high` is the one that the checkpoint describes. `found` is what is at the
+/// offset of its last record. Returns the offset at which a scan starts, or what is wrong. `compacted` is the topic's
+/// policy, if known.
+pub(super) fn check_same_partition(
     topic: &str,
-    floor: &ScanStart,
+    start: &ScanStart,
     low: i64,
     high: i64,
     found: Option<RecordAt>,
     compacted: Option<bool>,
 ) -> Result<i64, String> {
-    let Some(last) = floor.last else {
-        // Nothing that is confirmed is in it. If it was made anew, it is searched as a whole.
-        return Ok(if high < floor.search { low } else { floor.search });
+    let Some(last) = start.last else {
+        // It has no confirmed record of this relay. If the topic was recreated, the whole partition is scanned.
+        return Ok(if high < start.search { low } else { start.search });
     };
     let offset = last.offset;
-    if high < floor.search || high <= offset {
-        return Err(format!("it ends at offset {high}, but {offset} was acknowledged"));
+    if high < start.search || high <= offset {
+        return Err(format!("it ends at offset {high}, but Kafka had acknowledged offset {offset}"));
     }
     match found {
-        // Retention took it, or the partition would not begin behind it.
-        None if low > offset => Ok(floor.search),
-        Some(RecordAt::Removed) => Ok(floor.search),
-        // Whatever its source is called now: `source.eventSource` may have changed.
-        Some(RecordAt::Event { position, .. }) if last.is_at(position) => Ok(floor.search),
-        // Compaction keeps offsets, and takes a record of which a later one of its key is there.
-        Some(RecordAt::Nothing) if compacted == Some(true) => Ok(floor.search),
+        // Retention removed the record, because the partition begins after it.
+        None if low > offset => Ok(start.search),
+        Some(RecordAt::Removed) => Ok(start.search),
+        // Its `ce_source` does not matter: `source.eventSource` may have changed.
+        Some(RecordAt::Event { position, .. }) if last.is_at(position) => Ok(start.search),
+        // Compaction keeps offsets, and removes a record once there is a later one with its key.
+        Some(RecordAt::Nothing) if compacted == Some(true) => Ok(start.search),
         Some(RecordAt::Nothing) if compacted.is_none() => {
             tracing::warn!(
                 topic,
                 offset,
-                "the last acknowledged record is gone; the topic's settings cannot be read (DescribeConfigs), and compaction \
-                 removes records in this way, so delivery goes on"
+                "the last acknowledged record is gone. Compaction may have removed it; the relay cannot read the \
+                 topic's settings (DescribeConfigs) to be sure. Delivery continues"
             );
-            Ok(floor.search)
+            Ok(start.search)
         }
         Some(RecordAt::Event { position, .. }) => {
-            Err(format!("offset {offset} holds the event at {position} now"))
+            Err(format!("offset {offset} now has another event, the one at {position}"))
         }
-        Some(RecordAt::Foreign) => Err(format!("offset {offset} holds somebody else's record now")),
+        Some(RecordAt::Foreign) => Err(format!("offset {offset} now has a record of another producer")),
         Some(RecordAt::Nothing) | None => Err(format!("the record at offset {offset} is gone")),
     }
 }
 
-/// Replicas of a partition.
+/// The replicas of a partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Replicas {
-    /// All of them.
+    /// The number of all replicas.
     pub all: usize,
-    /// Those that have everything.
+    /// The number of replicas in sync.
     pub in_sync: usize,
 }
 
-/// Whether a record that a search sees is as good as acknowledged: as many replicas are in sync as an
-/// acknowledgement needs. That is never more than there are (KIP-966: brokers from 4.0 on accept records for a topic
-/// with fewer replicas than `min.insync.replicas`; older ones refuse them, whatever is done here). Where either number
-/// is not known, the broker's own rule has to do.
+/// Whether a record that a scan finds counts as acknowledged: as many replicas are in sync as an acknowledgement needs,
+/// but never more than the partition has. (KIP-966: brokers from 4.0 on accept records for a topic with fewer replicas
+/// than `min.insync.replicas`. Older brokers always refuse them.) If either number is unknown, the broker's own rule
+/// applies.
 pub(super) fn counts_as_acknowledged(replicas: Option<Replicas>, min_in_sync: Option<usize>) -> bool {
     replicas.zip(min_in_sync).is_none_or(|(replicas, needed)| replicas.in_sync >= needed.min(replicas.all))
 }
@@ -263,56 +267,56 @@ mod tests {
     use crate::topics::partitions::LastRecord;
 
     const LAST: LastRecord = LastRecord { offset: 41, timeline: 1, commit: 100, index: Some(3) };
-    const FLOOR: ScanStart = ScanStart { search: 42, last: Some(LAST) };
+    const START: ScanStart = ScanStart { search: 42, last: Some(LAST) };
 
     fn event(commit_lsn: u64, index: u64) -> Option<RecordAt> {
         let position = Position { timeline: 1, commit_lsn, index };
-        Some(RecordAt::Event { position, is_ours: true, of_this_run: true })
+        Some(RecordAt::Event { position, is_own: true, after_server_start: true })
     }
 
-    fn judged(low: i64, high: i64, found: Option<RecordAt>, compacted: Option<bool>) -> Result<i64, String> {
-        is_same_partition("t", &FLOOR, low, high, found, compacted)
+    fn check(low: i64, high: i64, found: Option<RecordAt>, compacted: Option<bool>) -> Result<i64, String> {
+        check_same_partition("t", &START, low, high, found, compacted)
     }
 
     #[test]
-    fn the_record_that_is_remembered_has_to_be_where_it_was() {
-        assert_eq!(judged(0, 60, event(100, 3), Some(false)), Ok(42));
+    fn the_last_acknowledged_record_must_be_at_its_offset() {
+        assert_eq!(check(0, 60, event(100, 3), Some(false)), Ok(42));
         let others = [event(99, 3), event(100, 2), Some(RecordAt::Foreign), Some(RecordAt::Nothing)];
         for (high, found) in others.map(|found| (60, found)).into_iter().chain([(41, None), (0, None)]) {
-            assert!(judged(0, high, found, Some(false)).is_err(), "{high} {found:?}");
+            assert!(check(0, high, found, Some(false)).is_err(), "{high} {found:?}");
         }
     }
 
     #[test]
-    fn evidence_of_a_version_that_stored_no_index_is_compared_without_it() {
-        let floor = ScanStart { search: 42, last: Some(LastRecord { index: None, ..LAST }) };
-        assert_eq!(is_same_partition("t", &floor, 0, 60, event(100, 7), Some(false)), Ok(42));
+    fn a_last_record_stored_without_an_index_is_compared_without_it() {
+        let start = ScanStart { search: 42, last: Some(LastRecord { index: None, ..LAST }) };
+        assert_eq!(check_same_partition("t", &start, 0, 60, event(100, 7), Some(false)), Ok(42));
     }
 
     #[test]
-    fn retention_and_compaction_explain_what_is_not_there() {
-        assert_eq!(judged(42, 42, None, Some(false)), Ok(42));
-        assert_eq!(judged(50, 60, None, Some(false)), Ok(42));
-        assert_eq!(judged(0, 60, Some(RecordAt::Removed), Some(false)), Ok(42));
-        assert_eq!(judged(0, 60, Some(RecordAt::Nothing), Some(true)), Ok(42));
-        assert!(judged(0, 60, Some(RecordAt::Foreign), Some(true)).is_err());
-        assert!(judged(10, 10, None, Some(false)).is_err(), "recreated and emptied");
+    fn retention_and_compaction_explain_a_missing_record() {
+        assert_eq!(check(42, 42, None, Some(false)), Ok(42));
+        assert_eq!(check(50, 60, None, Some(false)), Ok(42));
+        assert_eq!(check(0, 60, Some(RecordAt::Removed), Some(false)), Ok(42));
+        assert_eq!(check(0, 60, Some(RecordAt::Nothing), Some(true)), Ok(42));
+        assert!(check(0, 60, Some(RecordAt::Foreign), Some(true)).is_err());
+        assert!(check(10, 10, None, Some(false)).is_err(), "recreated and emptied");
     }
 
     #[test]
-    fn an_unknown_policy_proves_no_loss_where_compaction_explains_it() {
-        assert_eq!(judged(0, 60, Some(RecordAt::Nothing), None), Ok(42));
+    fn with_an_unknown_policy_compaction_may_explain_a_missing_record() {
+        assert_eq!(check(0, 60, Some(RecordAt::Nothing), None), Ok(42));
         for found in [Some(RecordAt::Foreign), event(99, 3)] {
-            assert!(judged(0, 60, found, None).is_err(), "{found:?}");
+            assert!(check(0, 60, found, None).is_err(), "{found:?}");
         }
-        assert!(judged(0, 41, None, None).is_err());
+        assert!(check(0, 41, None, None).is_err());
     }
 
     #[test]
-    fn a_topic_that_got_nothing_of_ours_can_have_lost_nothing() {
-        let floor = ScanStart { search: 42, last: None };
-        assert_eq!(is_same_partition("t", &floor, 0, 50, None, Some(false)), Ok(42));
-        assert_eq!(is_same_partition("t", &floor, 0, 5, None, Some(false)), Ok(0));
+    fn a_topic_without_acknowledged_records_cannot_have_lost_any() {
+        let start = ScanStart { search: 42, last: None };
+        assert_eq!(check_same_partition("t", &start, 0, 50, None, Some(false)), Ok(42));
+        assert_eq!(check_same_partition("t", &start, 0, 5, None, Some(false)), Ok(0));
     }
 
     #[test]
@@ -321,8 +325,8 @@ mod tests {
         assert!(counts_as_acknowledged(of_three(2), Some(2)));
         assert!(counts_as_acknowledged(of_three(3), Some(2)));
         assert!(!counts_as_acknowledged(of_three(1), Some(2)));
-        assert!(counts_as_acknowledged(of_three(1), None), "not known");
+        assert!(counts_as_acknowledged(of_three(1), None), "min.insync.replicas is unknown");
         let only = Some(Replicas { all: 1, in_sync: 1 });
-        assert!(counts_as_acknowledged(only, Some(2)), "there are no more");
+        assert!(counts_as_acknowledged(only, Some(2)), "there are no more replicas");
     }
 }

@@ -135,7 +135,7 @@ async fn columns(
     mappings: &RoutingHistory,
 ) -> Result<Vec<TableColumn>, RelayError> {
     let columns = columns::of(sql, source).await?.into_iter().filter(|column| column.published);
-    Ok(columns.filter(|column| is_read(&column.name) || mappings.read(&column.name)).collect())
+    Ok(columns.filter(|column| is_read(&column.name) || mappings.routes_by(&column.name)).collect())
 }
 
 /// What a column is in the query: the text of JSON, and of a type whose binary form is not known.

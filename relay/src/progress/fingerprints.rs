@@ -1,41 +1,41 @@
-//! Which events were seen, by position and event id: what a search found in a partition, and what the stream brought last.
+//! Identifies events by position and event id: those a scan found in a partition, and the last rows of the stream.
 //!
-//! A position alone does not say whose record it is: another outbox may write to the same topic under the same
-//! `ce_source`, from another database whose LSNs overlap with ours. The event's id does.
+//! A position alone does not identify the writer of a record: another outbox may write to the same topic under the same
+//! `ce_source`, from another database with overlapping LSNs. The event id does.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use outbox::Position;
 
-/// Rows that a search remembers of one partition: 2 MB. Beyond it rows are judged by their positions alone.
+/// Maximum number of records that a scan of one partition remembers: 2 MB. With more, only positions are compared.
 const MAX_FOUND: usize = 250_000;
 
-/// Rows of the stream that are remembered: 1 MB.
+/// Number of rows of the stream that are remembered: 1 MB.
 const MAX_RECENT: usize = 32_768;
 
-/// One event at one position. A record without an id, as a dead letter can be, has `None`.
+/// Identifies one event at one position. `id` is `None` for a record without an id, which a dead letter can be.
 pub fn fingerprint(position: Position, id: Option<&[u8]>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (position, id).hash(&mut hasher);
     hasher.finish()
 }
 
-/// Our records in a range of a partition.
+/// This outbox's records in a range of a partition.
 #[derive(Clone, Debug, Default)]
 pub struct FoundRecords {
     fingerprints: Vec<u64>,
     is_sorted: bool,
     lowest: Option<Position>,
     overflowed: bool,
-    /// Retention removed the beginning of the range.
+    /// Retention removed the start of the range.
     pub begins_late: bool,
-    /// Some offsets of the range hold no record: control records, or what compaction removed.
+    /// Some offsets of the range have no record: control records, or records that compaction removed.
     pub has_missing_offsets: bool,
 }
 
 impl FoundRecords {
-    /// A record of ours was found.
+    /// A record of this outbox was found.
     pub fn add(&mut self, position: Position, id: Option<&[u8]>) {
         if self.fingerprints.len() >= MAX_FOUND {
             self.overflowed = true;
@@ -46,45 +46,45 @@ impl FoundRecords {
         self.lowest = Some(self.lowest.map_or(position, |lowest| lowest.min(position)));
     }
 
-    /// Nothing is added any more.
+    /// Called after the last record was added.
     pub fn sort(&mut self) {
         self.fingerprints.sort_unstable();
         self.fingerprints.shrink_to_fit();
         self.is_sorted = true;
     }
 
-    /// Whether the row at `position` with the fingerprint `row`, which lies at or below the highest position of the range, is proved not to be in
-    /// it. `compacted`: the topic's policy, where it is known.
+    /// Whether the row at `position` with the fingerprint `row`, which is at or below the highest position of the
+    /// range, is certainly not in it. `compacted` is the topic's policy, if known.
     pub fn lacks(&self, position: Position, row: u64, compacted: Option<bool>) -> bool {
         let removed_by_compaction = self.has_missing_offsets && compacted != Some(false);
         let removed_by_retention = self.begins_late && self.lowest.is_none_or(|lowest| position < lowest);
         if !self.is_sorted || self.overflowed || removed_by_compaction || removed_by_retention {
             return false;
         }
-        let holds = |fingerprint| self.fingerprints.binary_search(&fingerprint).is_ok();
-        !holds(row) && !holds(fingerprint(position, None))
+        let contains = |fingerprint| self.fingerprints.binary_search(&fingerprint).is_ok();
+        !contains(row) && !contains(fingerprint(position, None))
     }
 }
 
-/// The rows that the stream brought last, in its order.
+/// The last rows of the stream, in its order.
 #[derive(Debug, Default)]
 pub struct RecentRows(VecDeque<(Position, u64)>);
 
-/// Whose record it is that lies at a position of our line.
+/// The writer of a record at a position on the server's timelines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
-    /// A row of this database.
+    /// The record is a row of this database.
     ThisOutbox,
-    /// The stream has passed that position, and there was no such row.
+    /// The stream has passed the position and has no such row.
     AnotherOutbox,
-    /// The stream passed it too long ago to tell.
+    /// The stream passed the position too long ago to know.
     Unknown,
-    /// The stream has not reached it.
+    /// The stream has not reached the position.
     NotReached,
 }
 
 impl RecentRows {
-    /// The stream brought a row.
+    /// A row was read from the stream.
     pub fn on_row(&mut self, position: Position, fingerprint: u64) {
         if self.0.len() >= MAX_RECENT {
             self.0.pop_front();
@@ -92,7 +92,8 @@ impl RecentRows {
         self.0.push_back((position, fingerprint));
     }
 
-    /// Who wrote the record with this position and fingerprint; `passed` when the stream is known to be beyond it.
+    /// The writer of the record with this position and fingerprint. `passed` is whether the stream has passed the
+    /// position.
     pub fn writer_of(&self, position: Position, fingerprint: u64, passed: bool) -> Writer {
         let Some((first, _)) = self.0.front() else {
             return if passed { Writer::Unknown } else { Writer::NotReached };
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_there_only_under_its_own_id() {
+    fn a_row_is_found_only_by_its_own_id() {
         let found = found(&[(10, b"a"), (30, b"b")]);
         assert!(!found.lacks(at(10), fingerprint(at(10), Some(b"a")), Some(false)));
         assert!(
@@ -134,7 +135,7 @@ mod tests {
         );
         assert!(
             found.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)),
-            "only another outbox lies behind it"
+            "the later record is of another outbox"
         );
     }
 
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_compaction_or_retention_may_have_removed_is_not_missed() {
+    fn a_row_that_compaction_or_retention_may_have_removed_is_not_reported_missing() {
         let whole = found(&[(10, b"a"), (30, b"b")]);
         let compacted = FoundRecords { has_missing_offsets: true, ..whole.clone() };
         assert!(
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_beyond_the_limit_proves_nothing() {
+    fn a_scan_beyond_the_limit_proves_nothing() {
         let mut found = FoundRecords::default();
         (0..=MAX_FOUND as u64).for_each(|lsn| found.add(at(lsn), Some(b"a")));
         found.sort();

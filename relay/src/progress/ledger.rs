@@ -1,39 +1,39 @@
 //! The acknowledgement ledger: which part of the stream is safely in Kafka.
 //!
-//! Every transaction read from the stream has an entry, in the order of reading. What may be confirmed to Postgres
-//! is the end of the last transaction of the *contiguous* prefix whose rows are all acknowledged: a later
-//! transaction that is done waits for an earlier one that is not, because Postgres forgets everything before the
-//! LSN it is told.
+//! Every transaction read from the stream has an entry, in the order of reading. The position that may be confirmed to
+//! PostgreSQL is the end of the last transaction in the *contiguous* prefix of fully acknowledged transactions. A
+//! complete transaction waits for an earlier incomplete one, because PostgreSQL never sends again what lies before the
+//! confirmed LSN.
 //!
-//! A keepalive says that everything before its LSN has been sent. It counts as a transaction without rows: it
-//! takes its place behind the last finished transaction and before an open one, so that an idle outbox in a busy
-//! cluster never holds WAL, and an unfinished transaction is never passed.
+//! A keepalive states that the server has sent everything before its LSN. It counts as a transaction without rows,
+//! after the last finished transaction and before an open one. So an idle outbox in a busy cluster never retains WAL,
+//! and an unfinished transaction is never passed.
 
 use std::collections::VecDeque;
 
 use pg_replication::{CommitLsn, EndLsn, PgTime};
 
-/// Names an entry for as long as the ledger lives.
+/// Identifies an entry during the life of the ledger.
 pub type EntryId = u64;
 
-/// An acknowledgement or message that does not fit the ledger: a bug, never a state of the world.
+/// An acknowledgement or message that contradicts the ledger. It indicates a bug, not an external fault.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Inconsistent {
     /// A row outside a transaction.
-    #[error("the stream has a row or commit outside a transaction")]
+    #[error("the stream has a row or a Commit outside a transaction")]
     NoTransaction,
     /// A Begin inside a transaction.
     #[error("the stream begins a transaction inside another")]
     Nested,
-    /// An acknowledgement for something that is not outstanding.
-    #[error("an acknowledgement names ledger entry {0}, which has nothing outstanding")]
+    /// An acknowledgement for an entry without outstanding rows.
+    #[error("ledger entry {0} was acknowledged, but has no outstanding rows")]
     NotOutstanding(EntryId),
 }
 
 /// A transaction whose last outstanding row was acknowledged.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Completed {
-    /// When it was committed, by the database's clock.
+    /// The commit time, by the database's clock.
     pub commit_time: PgTime,
 }
 
@@ -43,7 +43,7 @@ struct Entry {
     commit: CommitLsn,
     commit_time: PgTime,
     outstanding: u64,
-    /// A row of it was acknowledged.
+    /// At least one of its rows was sent and acknowledged.
     was_acknowledged: bool,
 }
 
@@ -53,7 +53,7 @@ impl Entry {
     }
 }
 
-/// See the module's text.
+/// See the module documentation.
 pub struct Ledger {
     entries: VecDeque<Entry>,
     first: EntryId,
@@ -61,12 +61,12 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger that starts where everything before `confirmed` is known to be in Kafka.
+    /// A ledger that starts at `confirmed`: everything before it is in Kafka.
     pub fn new(confirmed: EndLsn) -> Self {
         Ledger { entries: VecDeque::new(), first: 0, confirmed }
     }
 
-    /// Begin message.
+    /// A Begin message was read.
     pub fn begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<(), Inconsistent> {
         if self.open().is_some() {
             return Err(Inconsistent::Nested);
@@ -81,7 +81,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// A row of the open transaction was handed to a producer; returns the entry its acknowledgement names.
+    /// Adds an outstanding row to the open transaction. Returns the entry to acknowledge it with.
     pub fn row(&mut self) -> Result<EntryId, Inconsistent> {
         let id = self.first + self.entries.len() as u64;
         let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
@@ -90,7 +90,7 @@ impl Ledger {
         Ok(id - 1)
     }
 
-    /// A row that is a transaction by itself was handed to a producer; returns the entry its acknowledgement names.
+    /// Adds a transaction with a single outstanding row. Returns the entry to acknowledge it with.
     pub fn single_row_transaction(
         &mut self,
         commit: CommitLsn,
@@ -103,7 +103,7 @@ impl Ledger {
         Ok(id)
     }
 
-    /// Commit message. Returns the transaction if it had rows and all of them are acknowledged already.
+    /// A Commit message was read. Returns the transaction if it had rows and all of them are already acknowledged.
     pub fn commit(&mut self, end: EndLsn) -> Result<Option<Completed>, Inconsistent> {
         let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
         let open = open.ok_or(Inconsistent::NoTransaction)?;
@@ -114,26 +114,27 @@ impl Ledger {
         Ok(completed)
     }
 
-    /// Keepalive: everything before `end` has been sent.
+    /// A keepalive was read: the server has sent everything before `end`.
     pub fn keepalive(&mut self, end: EndLsn) {
         let passes_open = self.open().is_some_and(|open| end.covers(open.commit));
         if passes_open {
             return;
         }
-        // Raising the end of the last finished transaction is the same as an entry without rows behind it.
+        // Raising the end of the last finished transaction is equivalent to adding an entry without rows.
         let last_finished = self.entries.iter_mut().rev().find_map(|entry| entry.end.as_mut());
         let last_finished = last_finished.unwrap_or(&mut self.confirmed);
         *last_finished = (*last_finished).max(end);
     }
 
-    /// One row of entry `id` is in Kafka. Returns the transaction if that was its last row.
+    /// A row of entry `id` was acknowledged by Kafka. Returns the transaction if it was the last outstanding row.
     pub fn acknowledge(&mut self, id: EntryId) -> Result<Option<Completed>, Inconsistent> {
         let entry = self.outstanding(id)?;
         entry.was_acknowledged = true;
         self.withdraw(id)
     }
 
-    /// One row of entry `id` was in Kafka already. Returns the transaction if that was its last row, and others were sent.
+    /// A row of entry `id` was in Kafka already, so it was not sent. Returns the transaction if it was the last
+    /// outstanding row and other rows were sent.
     pub fn withdraw(&mut self, id: EntryId) -> Result<Option<Completed>, Inconsistent> {
         let entry = self.outstanding(id)?;
         entry.outstanding -= 1;
@@ -149,33 +150,33 @@ impl Ledger {
         entry.ok_or(Inconsistent::NotOutstanding(id))
     }
 
-    /// Where the commit record of entry `id` begins, while it waits.
+    /// The commit LSN of entry `id`, while the entry is not confirmed.
     pub fn commit_lsn(&self, id: EntryId) -> Option<CommitLsn> {
         let index = usize::try_from(id.checked_sub(self.first)?).ok()?;
         self.entries.get(index).map(|entry| entry.commit)
     }
 
-    /// The end of the contiguous acknowledged prefix: what may be confirmed to Postgres.
+    /// The end of the contiguous acknowledged prefix: the position that may be confirmed to PostgreSQL.
     pub fn confirmed(&self) -> EndLsn {
         self.confirmed
     }
 
-    /// Every entry before this one is in the confirmed prefix.
+    /// The oldest entry that is not in the confirmed prefix.
     pub fn first_unconfirmed(&self) -> EntryId {
         self.first
     }
 
-    /// Transactions read and not confirmed.
+    /// The number of transactions that are read but not confirmed.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether all that was read is confirmed.
+    /// Whether everything that was read is confirmed.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Commit time of the oldest transaction that waits.
+    /// The commit time of the oldest unconfirmed transaction.
     pub fn oldest_commit_time(&self) -> Option<PgTime> {
         self.entries.front().map(|entry| entry.commit_time)
     }
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keepalive_advances_an_idle_ledger_and_waits_behind_rows() {
+    fn a_keepalive_advances_an_idle_ledger_and_waits_for_outstanding_rows() {
         let mut ledger = Ledger::new(end(0));
         ledger.keepalive(end(50));
         assert_eq!(ledger.confirmed(), end(50));
@@ -245,13 +246,17 @@ mod tests {
         ledger.keepalive(end(500));
         assert_eq!(ledger.confirmed(), end(0));
         ledger.keepalive(end(100));
-        assert_eq!(ledger.confirmed(), end(100), "what ends where the commit record begins is before it");
+        assert_eq!(
+            ledger.confirmed(),
+            end(100),
+            "a position that ends where the commit record begins is before it"
+        );
         ledger.commit(end(108)).unwrap();
         assert_eq!(ledger.confirmed(), end(108));
     }
 
     #[test]
-    fn rows_that_were_there_before_the_stream_confirm_nothing_beyond_its_beginning() {
+    fn snapshot_rows_confirm_nothing_beyond_the_start_of_the_stream() {
         let mut ledger = Ledger::new(end(100));
         let rows = [0; 3]
             .map(|_| ledger.single_row_transaction(commit_at(99), PgTime::default(), end(100)).unwrap());
@@ -263,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_too_many_is_an_error_and_changes_nothing() {
+    fn a_second_acknowledgement_is_an_error_and_changes_nothing() {
         let mut ledger = Ledger::new(end(0));
         let rows = transaction(&mut ledger, 100, 1);
         ledger.acknowledge(rows[0]).unwrap();
@@ -273,8 +278,9 @@ mod tests {
     }
 
     proptest! {
-        /// Any mix of transactions, keepalives and acknowledgements in any order: what is confirmed never passes a
-        /// transaction with an outstanding row, never goes back, and reaches the end once all is acknowledged.
+        /// For any mix of transactions, keepalives and acknowledgements in any order, the confirmed position never
+        /// passes a transaction with an outstanding row, never goes back, and reaches the end once everything is
+        /// acknowledged.
         #[test]
         fn confirmed_is_always_safe(
             sizes in prop::collection::vec(0usize..4, 1..40),

@@ -1,13 +1,13 @@
-//! Which positions are of the server's own past.
+//! Which positions belong to the server's timelines.
 //!
 //! After a promotion the same LSN stands for different commits on the old and the new timeline, and after a restore
-//! even on the same one. A position counts only if the server's log really went through it. Records at other
-//! positions are *phantoms*: events in Kafka whose rows this server does not have.
+//! even on the same one. A position counts only if it is part of the server's WAL history. Records at other positions
+//! are *phantoms*: events in Kafka whose rows this server does not have.
 
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn, TimelineHistory};
 
-/// The server's past, up to an end.
+/// The server's WAL history, up to an end.
 #[derive(Clone, Debug)]
 pub struct Lineage {
     timelines: TimelineHistory,
@@ -15,35 +15,36 @@ pub struct Lineage {
 }
 
 impl Lineage {
-    /// The past of a server with these timelines. `end` is its flush LSN once the slot was held: nothing committed
-    /// at or beyond it had left the server then.
+    /// The history of a server with these timelines. `end` is its flush LSN after the slot was acquired: no relay had
+    /// received a commit at or after it then.
     pub fn new(timelines: TimelineHistory, end: EndLsn) -> Self {
         Lineage { timelines, end }
     }
 
-    /// The end of the past: what lies beyond it cannot have been sent by anybody before.
+    /// The end of the history. No earlier relay process can have sent a row committed at or after it.
     pub fn end(&self) -> EndLsn {
         self.end
     }
 
-    /// The position of a row: the timeline is the one on which its commit was written, whatever the current one is.
+    /// The position of a row. Its timeline is the one on which the commit was written, not the current one.
     pub fn position(&self, commit: CommitLsn, index: u64) -> Position {
         let timeline = self.timelines.timeline_of(commit.lsn());
         Position { timeline, commit_lsn: commit.lsn().as_u64(), index }
     }
 
-    /// Whether a position lies on the server's line of timelines, however far ahead.
+    /// Whether a position is on the server's timelines, even if it is beyond the end.
     pub fn is_on_line(&self, position: Position) -> bool {
         self.timelines.timeline_of(Lsn::from(position.commit_lsn)) == position.timeline
     }
 
-    /// Whether the server's log went through a position.
+    /// Whether a position is part of the server's WAL history.
     pub fn holds(&self, position: Position) -> bool {
         self.is_on_line(position) && self.end.covers(CommitLsn::new(Lsn::from(position.commit_lsn)))
     }
 }
 
-/// Where the log left `timeline`; `None` when it is the current one, an error when the server was never on it.
+/// The LSN at which the server left `timeline`; `None` if it is the current one, an error if the server was never on
+/// it.
 pub fn left_at(timelines: &TimelineHistory, timeline: u32) -> Result<Option<Lsn>, UnknownTimeline> {
     if timeline == timelines.timeline() {
         return Ok(None);
@@ -52,7 +53,7 @@ pub fn left_at(timelines: &TimelineHistory, timeline: u32) -> Result<Option<Lsn>
     left.map(|(_, end)| Some(*end)).ok_or(UnknownTimeline)
 }
 
-/// A timeline is none of the server's.
+/// The server was never on a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownTimeline;
 
@@ -78,13 +79,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_behind_a_switch_or_beyond_the_end_is_not_held() {
+    fn a_position_after_a_timeline_switch_or_beyond_the_end_is_not_held() {
         let at = |timeline, commit_lsn| Position { timeline, commit_lsn, index: 0 };
         let held = [at(1, 0xff), at(2, 0x100), at(4, 0x200), at(4, 0x2ff)];
         let phantoms = [at(1, 0x100), at(2, 0xff), at(2, 0x200), at(3, 0x1ff), at(4, 0x300), at(5, 0x2ff)];
         assert!(held.into_iter().all(|position| lineage().holds(position)));
         assert!(phantoms.into_iter().all(|position| !lineage().holds(position)));
-        assert!(lineage().is_on_line(at(4, 0x300)), "only the end is against it");
+        assert!(lineage().is_on_line(at(4, 0x300)), "it is on the timeline, but beyond the end");
     }
 
     #[test]
@@ -97,9 +98,9 @@ mod tests {
     }
 
     proptest! {
-        /// Along one history the order of positions is the order of LSNs, across all switches.
+        /// Within one history, positions are ordered like LSNs, across all timeline switches.
         #[test]
-        fn positions_are_ordered_as_the_log_is(a in 0u64..0x300, b in 0u64..0x300) {
+        fn positions_are_ordered_like_lsns(a in 0u64..0x300, b in 0u64..0x300) {
             let (one, other) = (lineage().position(commit(a), 0), lineage().position(commit(b), 0));
             prop_assert_eq!(one.cmp(&other), a.cmp(&b));
             prop_assert!(lineage().holds(one));

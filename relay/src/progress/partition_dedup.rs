@@ -1,41 +1,43 @@
-//! High marks: how a restarted relay knows which rows Kafka already has, with no store besides Postgres and Kafka.
+//! Deduplication per partition: how a restarted relay knows which rows Kafka already has, with no store besides
+//! PostgreSQL and Kafka.
 //!
 //! Each partition holds a gap-free prefix of this relay's events in position order (idempotent producer, gapless
-//! guarantee, explicit partitions). So the highest position found in a partition says it all: a replayed row at or
-//! below it is there, a row above it is not. Rows committed beyond the *horizon*, the server's flush LSN at the
-//! time the slot was acquired, cannot be in Kafka, so their partitions are never searched.
+//! guarantee, explicit partitions). So the highest position found in a partition, its high-water mark, is enough: a
+//! replayed row at or below it is in Kafka, a row above it is not. Rows committed after the *horizon*, the server's
+//! flush LSN at the time the slot was acquired, cannot be in Kafka, so partitions are never scanned for them.
 //!
-//! One thing a search cannot see is a request the dead process had sent and the broker had not yet appended. So
-//! after a search one row goes alone, as a probe: when its offset is the end the search saw, nothing came in
-//! between; when it is not, the hole is read before anything else follows. Later holes are read as well; what is
-//! found there is a duplicate already and is counted.
+//! A scan cannot see a request that the dead process had sent and the broker had not yet appended. So after a scan one
+//! row is sent alone, as a probe. If its offset is the end of the scan, nothing was appended in between. If not, the
+//! gap is scanned before any other row is sent. Later gaps are scanned as well; a record of this outbox in one of them
+//! is a duplicate, and is counted.
 //!
-//! The first record of a producer session in a partition goes alone for another reason, too: a broker that has no
+//! The first record of a producer session in a partition is sent alone for another reason, too: a broker that has no
 //! state of a producer accepts any first sequence number (KAFKA-15591). If it refused the first record and then
-//! received the second, which librdkafka sends without waiting, it would append the second, and the prefix would
-//! have a gap. Once one record is acknowledged, the broker refuses whatever does not follow it. It forgets that after
-//! `producer.id.expiration.ms` without a record, so a partition that was idle for [`MAX_IDLE`] starts over.
+//! received the second, which librdkafka sends without waiting, it would append the second, and the prefix would have a
+//! gap. Once one record is acknowledged, the broker refuses a record that does not follow it. It forgets that state
+//! after `producer.id.expiration.ms` without a record, so a partition that was idle for [`MAX_IDLE`] starts again with
+//! a probe.
 
 use std::time::{Duration, Instant};
 
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn};
 
-/// What a search of a partition found.
+/// The result of scanning a partition or a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanResult {
-    /// Highest position among our own records in the searched range.
+    /// The highest position among this outbox's records in the range.
     pub highest: Option<Position>,
-    /// Number of our own records in the range.
+    /// The number of this outbox's records in the range.
     pub own_records: u64,
-    /// Of them, those of a hole that lie at or below what was known before: [`OffsetGap::known`].
+    /// How many of them are at or below the position known before the scan of a gap: [`OffsetGap::known`].
     pub repeated: u64,
-    /// Offset the next record appended after the search would get.
+    /// The offset of the next record appended after the scan.
     pub end: i64,
 }
 
 impl ScanResult {
-    /// A search that begins at `start`.
+    /// The result of a scan from `start` that found no records.
     pub fn nothing(start: i64) -> ScanResult {
         ScanResult { highest: None, own_records: 0, repeated: 0, end: start }
     }
@@ -46,91 +48,92 @@ impl ScanResult {
 pub enum Admission {
     /// Send it.
     Send,
-    /// Kafka has it: drop it.
+    /// Kafka has it: skip it.
     AlreadyThere,
-    /// The partition has to be searched from this offset on before anything can be said.
-    Search {
-        /// First offset to read.
+    /// The partition must be scanned first.
+    Scan {
+        /// The first offset to read.
         from: i64,
     },
-    /// A search or a probe is under way: ask again later.
+    /// A scan or a probe is in progress: ask again later.
     Wait,
 }
 
-/// Where a record came to lie.
+/// Where Kafka appended a record, compared with the expected offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Landed {
-    /// Where it was expected, or anywhere if nothing is known.
+    /// At the expected offset, or at any offset if none was expected.
     InOrder,
-    /// Behind a hole, which is to be read and given to [`PartitionDedup::on_gap_scanned`].
+    /// After a gap. Scan the gap and pass the result to [`PartitionDedup::on_gap_scanned`].
     AfterGap(OffsetGap),
-    /// Before records that were there already: the partition was cut off or made anew.
+    /// Before records that were already appended: the partition was truncated, or the topic was recreated.
     Backwards {
-        /// The lowest offset it could have had.
+        /// The lowest possible offset.
         expected: i64,
     },
 }
 
-/// A range of offsets that somebody else filled.
+/// A range of offsets that other producers filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffsetGap {
-    /// First offset.
+    /// The first offset of the gap.
     pub from: i64,
-    /// First offset after it.
+    /// The first offset after the gap.
     pub until: i64,
-    /// The highest position that is known to be in the partition apart from it: records of ours at or below are there twice.
+    /// The highest position known to be in the partition outside of the gap. This outbox's records in the gap at or
+    /// below it are duplicates.
     pub known: Option<Position>,
 }
 
-/// After this long without an acknowledgement a broker is no longer trusted to know the producer: far below the
-/// 24 h of `producer.id.expiration.ms`, because that is a setting. It costs one round trip for a partition that has
-/// nothing in flight.
+/// After this time without an acknowledgement the relay assumes that the broker may have forgotten the producer. It is
+/// far below the default of `producer.id.expiration.ms`, 24 h, because that can be configured. The price is one round
+/// trip for a partition that has nothing in flight.
 pub const MAX_IDLE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug)]
 enum State {
-    Unsearched,
-    Searching,
-    /// Searched up to `end`; the next row sent is the probe.
-    Searched {
+    Unscanned,
+    Scanning,
+    /// Scanned up to `end`; the next row sent is the probe.
+    Scanned {
         end: i64,
     },
-    /// One record is in flight, and nothing may follow before it is acknowledged. `end` is where a search ended right
-    /// before it.
+    /// One record is in flight, and nothing may be sent before it is acknowledged. `end` is the end of the scan right
+    /// before it, if there was one.
     Probing {
         end: Option<i64>,
         probe: Position,
     },
-    /// The probe came back with a hole before it, which is being read.
-    ReadingHole {
+    /// The probe was appended after a gap, which is being scanned.
+    ScanningGap {
         probe: Position,
     },
     Open,
 }
 
-/// One partition's mark.
+/// The deduplication state of one partition.
 #[derive(Debug)]
 pub struct PartitionDedup {
     state: State,
-    /// Where a search starts: everything before this offset is known to be confirmed or somebody else's.
-    floor: i64,
+    /// Where a scan starts: every record before this offset is confirmed, or of another producer.
+    scan_from: i64,
     highest: Option<Position>,
-    /// The offset our next record gets if nobody else writes here. Unknown before the first acknowledgement.
+    /// The offset of the next record if no other producer writes. Unknown before the first acknowledgement.
     next: Option<i64>,
-    /// Records sent and not acknowledged.
+    /// The number of records that are sent but not acknowledged.
     in_flight: usize,
     /// When a record was last acknowledged.
     acknowledged_at: Option<Instant>,
-    /// The hole before the probe, and the highest position in it once it was read.
+    /// The gap before the probe, and the highest position in it once it is scanned.
     before_probe: Option<(OffsetGap, Option<Position>)>,
 }
 
 impl PartitionDedup {
-    /// The mark of a partition whose records before offset `floor` need no search.
-    pub fn new(floor: i64) -> Self {
+    /// The state of a partition whose records before offset `scan_from` need no scan.
+    pub fn new(scan_from: i64) -> Self {
         PartitionDedup {
-            state: State::Unsearched,
-            floor,
+            state: State::Unscanned,
+            scan_from,
             highest: None,
             next: None,
             in_flight: 0,
@@ -139,34 +142,35 @@ impl PartitionDedup {
         }
     }
 
-    /// Where the hole before the probe begins, while it holds rows, or may hold some, that are not confirmed by `confirmed`. This process
-    /// does not send them, and one that follows it has to find them.
+    /// The offset that the checkpoint must not advance past: the start of the gap before the probe, until every row in
+    /// it is confirmed. This process will not send those rows, so its successor must be able to find them.
     pub fn retain_from(&self, confirmed: EndLsn) -> Option<i64> {
-        let (hole, highest) = self.before_probe?;
-        let is_over = |position: Position| confirmed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
-        (!highest.is_some_and(is_over)).then_some(hole.from)
+        let (gap, highest) = self.before_probe?;
+        let is_confirmed =
+            |position: Position| confirmed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
+        (!highest.is_some_and(is_confirmed)).then_some(gap.from)
     }
 
-    /// Judges the next row for this partition. Rows come in position order; `replayed` says whether the row was
-    /// committed before the horizon. A row that is sent then is to be given to [`PartitionDedup::on_sent`].
+    /// Decides what to do with the next row of this partition. Rows arrive in position order. `replayed` is whether the
+    /// row was committed before the horizon. After sending the row, call [`PartitionDedup::on_sent`].
     pub fn admit(&mut self, position: Position, replayed: bool) -> Admission {
         match self.state {
-            State::Unsearched if replayed => {
-                self.state = State::Searching;
-                Admission::Search { from: self.floor }
+            State::Unscanned if replayed => {
+                self.state = State::Scanning;
+                Admission::Scan { from: self.scan_from }
             }
-            State::Unsearched => Admission::Send,
-            State::Searching | State::Probing { .. } | State::ReadingHole { .. } => Admission::Wait,
-            State::Searched { .. } | State::Open if self.highest >= Some(position) => Admission::AlreadyThere,
-            State::Searched { .. } | State::Open => Admission::Send,
+            State::Unscanned => Admission::Send,
+            State::Scanning | State::Probing { .. } | State::ScanningGap { .. } => Admission::Wait,
+            State::Scanned { .. } | State::Open if self.highest >= Some(position) => Admission::AlreadyThere,
+            State::Scanned { .. } | State::Open => Admission::Send,
         }
     }
 
-    /// The row that was admitted last was handed to a producer.
+    /// The last admitted row was passed to a producer.
     pub fn on_sent(&mut self, position: Position, now: Instant) {
         self.state = match self.state {
-            State::Searched { end } => State::Probing { end: Some(end), probe: position },
-            State::Unsearched => State::Probing { end: None, probe: position },
+            State::Scanned { end } => State::Probing { end: Some(end), probe: position },
+            State::Unscanned => State::Probing { end: None, probe: position },
             State::Open if self.is_idle(now) => State::Probing { end: None, probe: position },
             state => state,
         };
@@ -179,53 +183,53 @@ impl PartitionDedup {
         self.in_flight == 0 && since.is_none_or(|since| since >= MAX_IDLE)
     }
 
-    /// The search that `admit` asked for is done.
+    /// The scan that `admit` requested is complete.
     pub fn on_scanned(&mut self, found: ScanResult) {
-        if matches!(self.state, State::Searching) {
+        if matches!(self.state, State::Scanning) {
             self.highest = self.highest.max(found.highest);
-            self.state = State::Searched { end: found.end };
+            self.state = State::Scanned { end: found.end };
         }
     }
 
-    /// A record of ours was acknowledged at `offset`.
+    /// A record of this process was acknowledged at `offset`.
     pub fn on_acknowledged(&mut self, offset: i64, now: Instant) -> Landed {
         let expected = match self.state {
             State::Probing { end: Some(end), .. } => Some(end),
             _ => self.next,
         };
-        let lowest = expected.unwrap_or(self.floor);
+        let lowest = expected.unwrap_or(self.scan_from);
         if offset < lowest {
             return Landed::Backwards { expected: lowest };
         }
         self.in_flight = self.in_flight.saturating_sub(1);
         self.acknowledged_at = Some(now);
         self.next = Some(offset + 1);
-        let hole = expected.filter(|from| *from < offset);
-        let hole = hole.map(|from| OffsetGap { from, until: offset, known: self.highest });
+        let gap = expected.filter(|from| *from < offset);
+        let gap = gap.map(|from| OffsetGap { from, until: offset, known: self.highest });
         if let State::Probing { end, probe } = self.state {
-            // A hole before a probe that no search preceded is like any later one.
-            let searched = hole.filter(|_| end.is_some());
-            if let Some(hole) = searched {
-                self.before_probe = Some((hole, None));
+            // A gap before a probe without a preceding scan is treated like a later gap.
+            let after_scan = gap.filter(|_| end.is_some());
+            if let Some(gap) = after_scan {
+                self.before_probe = Some((gap, None));
             }
-            self.state = if searched.is_some() { State::ReadingHole { probe } } else { State::Open };
+            self.state = if after_scan.is_some() { State::ScanningGap { probe } } else { State::Open };
         }
-        hole.map_or(Landed::InOrder, Landed::AfterGap)
+        gap.map_or(Landed::InOrder, Landed::AfterGap)
     }
 
-    /// A hole was read. Returns how many events it shows to be in the partition twice.
-    pub fn on_gap_scanned(&mut self, hole: OffsetGap, found: ScanResult) -> u64 {
-        let State::ReadingHole { probe } = self.state else {
-            // Our records in a hole behind the probe were sent by another process, after this one sent them or
-            // before it will: either way they are there twice. They do not raise the mark: who else is writing may
-            // be behind or ahead of this process, and what lies between was sent by neither.
+    /// A gap was scanned. Returns the number of duplicates that it reveals.
+    pub fn on_gap_scanned(&mut self, gap: OffsetGap, found: ScanResult) -> u64 {
+        let State::ScanningGap { probe } = self.state else {
+            // This outbox's records in a gap after the probe were sent by another process. This process has sent the
+            // same rows or will send them, so they are duplicates. They do not raise the high-water mark: the other
+            // process may be behind or ahead of this one, and neither has sent the rows in between.
             return found.own_records;
         };
         self.highest = self.highest.max(found.highest);
-        self.before_probe = found.highest.map(|highest| (hole, Some(highest)));
+        self.before_probe = found.highest.map(|highest| (gap, Some(highest)));
         self.state = State::Open;
-        // Between what the search saw and the probe they are rows that this process has not sent, and will now drop. Those before, and
-        // the probe itself if it is in the hole, are there twice.
+        // Records between the scan's highest position and the probe are rows that this process has not sent, and will
+        // now skip. Records at or below that position are duplicates, and so is the probe if the gap contains it.
         found.repeated + u64::from(found.highest >= Some(probe))
     }
 }
@@ -241,11 +245,11 @@ mod tests {
     fn end(lsn: u64) -> EndLsn {
         EndLsn::new(Lsn::from(lsn))
     }
-    /// Admits, and sends what may be sent.
-    fn offer(mark: &mut PartitionDedup, lsn: u64, replayed: bool) -> Admission {
-        let admission = mark.admit(at(lsn), replayed);
+    /// Admits a row, and sends it if it may be sent.
+    fn offer(dedup: &mut PartitionDedup, lsn: u64, replayed: bool) -> Admission {
+        let admission = dedup.admit(at(lsn), replayed);
         if admission == Admission::Send {
-            mark.on_sent(at(lsn), Instant::now());
+            dedup.on_sent(at(lsn), Instant::now());
         }
         admission
     }
@@ -254,154 +258,154 @@ mod tests {
     }
 
     #[test]
-    fn rows_beyond_the_horizon_need_no_search_and_the_first_goes_alone() {
-        let mut mark = PartitionDedup::new(0);
-        assert_eq!(offer(&mut mark, 10, false), Admission::Send);
-        assert_eq!(offer(&mut mark, 20, false), Admission::Wait, "the broker may not know the producer");
-        assert_eq!(mark.on_acknowledged(3, Instant::now()), Landed::InOrder);
-        assert_eq!(offer(&mut mark, 20, false), Admission::Send);
-        assert_eq!(offer(&mut mark, 30, false), Admission::Send);
+    fn rows_beyond_the_horizon_need_no_scan_and_the_first_is_sent_alone() {
+        let mut dedup = PartitionDedup::new(0);
+        assert_eq!(offer(&mut dedup, 10, false), Admission::Send);
+        assert_eq!(offer(&mut dedup, 20, false), Admission::Wait, "the broker may not know the producer");
+        assert_eq!(dedup.on_acknowledged(3, Instant::now()), Landed::InOrder);
+        assert_eq!(offer(&mut dedup, 20, false), Admission::Send);
+        assert_eq!(offer(&mut dedup, 30, false), Admission::Send);
     }
 
     #[test]
-    fn after_an_idle_time_one_record_goes_alone_again() {
-        let mut mark = PartitionDedup::new(0);
+    fn after_an_idle_time_one_record_is_sent_alone_again() {
+        let mut dedup = PartitionDedup::new(0);
         let start = Instant::now();
-        mark.on_sent(at(10), start);
-        mark.on_acknowledged(3, start);
-        mark.on_sent(at(20), start + MAX_IDLE / 2);
-        assert_eq!(mark.admit(at(30), false), Admission::Send, "it is not idle");
-        mark.on_acknowledged(4, start + MAX_IDLE / 2);
-        mark.on_sent(at(30), start + MAX_IDLE * 2);
-        assert_eq!(mark.admit(at(40), false), Admission::Wait, "the broker may have forgotten the producer");
-        let hole = OffsetGap { from: 5, until: 9, known: None };
-        assert_eq!(mark.on_acknowledged(9, start + MAX_IDLE * 2), Landed::AfterGap(hole));
+        dedup.on_sent(at(10), start);
+        dedup.on_acknowledged(3, start);
+        dedup.on_sent(at(20), start + MAX_IDLE / 2);
+        assert_eq!(dedup.admit(at(30), false), Admission::Send, "the partition is not idle");
+        dedup.on_acknowledged(4, start + MAX_IDLE / 2);
+        dedup.on_sent(at(30), start + MAX_IDLE * 2);
+        assert_eq!(dedup.admit(at(40), false), Admission::Wait, "the broker may have forgotten the producer");
+        let gap = OffsetGap { from: 5, until: 9, known: None };
+        assert_eq!(dedup.on_acknowledged(9, start + MAX_IDLE * 2), Landed::AfterGap(gap));
         assert_eq!(
-            mark.admit(at(40), false),
+            dedup.admit(at(40), false),
             Admission::Send,
-            "a hole that no search preceded holds up nothing"
+            "a gap without a preceding scan blocks nothing"
         );
-        assert_eq!(mark.retain_from(end(0)), None);
+        assert_eq!(dedup.retain_from(end(0)), None);
     }
 
     #[test]
-    fn what_is_in_flight_for_long_is_not_idle() {
-        let mut mark = PartitionDedup::new(0);
+    fn a_partition_with_a_record_in_flight_for_long_is_not_idle() {
+        let mut dedup = PartitionDedup::new(0);
         let start = Instant::now();
-        mark.on_sent(at(10), start);
-        mark.on_acknowledged(3, start);
-        mark.on_sent(at(20), start);
-        mark.on_sent(at(30), start + MAX_IDLE * 2);
+        dedup.on_sent(at(10), start);
+        dedup.on_acknowledged(3, start);
+        dedup.on_sent(at(20), start);
+        dedup.on_sent(at(30), start + MAX_IDLE * 2);
         assert_eq!(
-            mark.admit(at(40), false),
+            dedup.admit(at(40), false),
             Admission::Send,
-            "librdkafka sends both, whatever is asked for here"
+            "librdkafka already has both records and sends them"
         );
     }
 
     #[test]
-    fn replayed_rows_wait_for_the_search_and_one_probe() {
-        let mut mark = PartitionDedup::new(7);
-        assert_eq!(offer(&mut mark, 10, true), Admission::Search { from: 7 });
-        assert_eq!(offer(&mut mark, 10, true), Admission::Wait);
-        mark.on_scanned(found(Some(10), 3, 42));
-        assert_eq!(offer(&mut mark, 10, true), Admission::AlreadyThere);
-        assert_eq!(offer(&mut mark, 20, true), Admission::Send);
-        assert_eq!(offer(&mut mark, 30, false), Admission::Wait);
-        assert_eq!(mark.on_acknowledged(42, Instant::now()), Landed::InOrder);
-        assert_eq!(offer(&mut mark, 30, false), Admission::Send);
+    fn replayed_rows_wait_for_the_scan_and_one_probe() {
+        let mut dedup = PartitionDedup::new(7);
+        assert_eq!(offer(&mut dedup, 10, true), Admission::Scan { from: 7 });
+        assert_eq!(offer(&mut dedup, 10, true), Admission::Wait);
+        dedup.on_scanned(found(Some(10), 3, 42));
+        assert_eq!(offer(&mut dedup, 10, true), Admission::AlreadyThere);
+        assert_eq!(offer(&mut dedup, 20, true), Admission::Send);
+        assert_eq!(offer(&mut dedup, 30, false), Admission::Wait);
+        assert_eq!(dedup.on_acknowledged(42, Instant::now()), Landed::InOrder);
+        assert_eq!(offer(&mut dedup, 30, false), Admission::Send);
     }
 
     #[test]
-    fn a_hole_before_the_probe_is_read_before_anything_follows() {
-        let mut mark = PartitionDedup::new(0);
-        offer(&mut mark, 10, true);
-        mark.on_scanned(found(None, 0, 5));
-        assert_eq!(offer(&mut mark, 10, true), Admission::Send);
-        let hole = OffsetGap { from: 5, until: 8, known: None };
-        assert_eq!(mark.on_acknowledged(8, Instant::now()), Landed::AfterGap(hole));
-        assert_eq!(mark.retain_from(end(90)), Some(5), "nobody knows what is in it");
-        assert_eq!(offer(&mut mark, 20, true), Admission::Wait);
-        // The dead process's last request: rows 10, 20 and 30. The probe, row 10, is there twice.
-        assert_eq!(mark.on_gap_scanned(hole, found(Some(30), 3, 8)), 1);
-        assert_eq!(mark.retain_from(end(25)), Some(5), "row 30 is in it, and not confirmed");
-        assert_eq!(mark.retain_from(end(35)), None);
-        assert_eq!(offer(&mut mark, 20, true), Admission::AlreadyThere);
-        assert_eq!(offer(&mut mark, 30, true), Admission::AlreadyThere);
-        assert_eq!(offer(&mut mark, 40, true), Admission::Send);
+    fn a_gap_before_the_probe_is_scanned_before_anything_is_sent() {
+        let mut dedup = PartitionDedup::new(0);
+        offer(&mut dedup, 10, true);
+        dedup.on_scanned(found(None, 0, 5));
+        assert_eq!(offer(&mut dedup, 10, true), Admission::Send);
+        let gap = OffsetGap { from: 5, until: 8, known: None };
+        assert_eq!(dedup.on_acknowledged(8, Instant::now()), Landed::AfterGap(gap));
+        assert_eq!(dedup.retain_from(end(90)), Some(5), "the gap is not scanned yet");
+        assert_eq!(offer(&mut dedup, 20, true), Admission::Wait);
+        // The dead process's last request: rows 10, 20 and 30. The probe, row 10, is in Kafka twice.
+        assert_eq!(dedup.on_gap_scanned(gap, found(Some(30), 3, 8)), 1);
+        assert_eq!(dedup.retain_from(end(25)), Some(5), "the gap contains row 30, which is not confirmed");
+        assert_eq!(dedup.retain_from(end(35)), None);
+        assert_eq!(offer(&mut dedup, 20, true), Admission::AlreadyThere);
+        assert_eq!(offer(&mut dedup, 30, true), Admission::AlreadyThere);
+        assert_eq!(offer(&mut dedup, 40, true), Admission::Send);
     }
 
     #[test]
-    fn what_the_search_had_seen_already_is_there_twice() {
-        let mut mark = PartitionDedup::new(0);
-        offer(&mut mark, 10, true);
-        mark.on_scanned(found(Some(20), 2, 5));
-        assert_eq!(offer(&mut mark, 30, true), Admission::Send);
-        let hole = OffsetGap { from: 5, until: 7, known: Some(at(20)) };
-        assert_eq!(mark.on_acknowledged(7, Instant::now()), Landed::AfterGap(hole));
-        // Row 20 once more, and row 25, which is new.
+    fn a_record_in_the_gap_that_the_scan_had_seen_is_a_duplicate() {
+        let mut dedup = PartitionDedup::new(0);
+        offer(&mut dedup, 10, true);
+        dedup.on_scanned(found(Some(20), 2, 5));
+        assert_eq!(offer(&mut dedup, 30, true), Admission::Send);
+        let gap = OffsetGap { from: 5, until: 7, known: Some(at(20)) };
+        assert_eq!(dedup.on_acknowledged(7, Instant::now()), Landed::AfterGap(gap));
+        // The gap contains row 20 again, and row 25, which is new.
         let read = ScanResult { repeated: 1, ..found(Some(25), 2, 7) };
-        assert_eq!(mark.on_gap_scanned(hole, read), 1);
+        assert_eq!(dedup.on_gap_scanned(gap, read), 1);
     }
 
     #[test]
-    fn our_records_in_a_later_hole_are_counted() {
-        let mut mark = PartitionDedup::new(0);
-        offer(&mut mark, 10, false);
-        assert_eq!(mark.on_acknowledged(3, Instant::now()), Landed::InOrder);
-        let hole = OffsetGap { from: 4, until: 6, known: None };
-        assert_eq!(mark.on_acknowledged(6, Instant::now()), Landed::AfterGap(hole));
-        assert_eq!(mark.on_gap_scanned(hole, found(Some(50), 1, 6)), 1);
-        assert_eq!(mark.admit(at(20), false), Admission::Send, "nobody has sent it");
+    fn own_records_in_a_later_gap_are_counted() {
+        let mut dedup = PartitionDedup::new(0);
+        offer(&mut dedup, 10, false);
+        assert_eq!(dedup.on_acknowledged(3, Instant::now()), Landed::InOrder);
+        let gap = OffsetGap { from: 4, until: 6, known: None };
+        assert_eq!(dedup.on_acknowledged(6, Instant::now()), Landed::AfterGap(gap));
+        assert_eq!(dedup.on_gap_scanned(gap, found(Some(50), 1, 6)), 1);
+        assert_eq!(dedup.admit(at(20), false), Admission::Send, "no process has sent it");
     }
 
     #[test]
-    fn an_offset_that_goes_back_is_noticed() {
-        let mut mark = PartitionDedup::new(10);
-        offer(&mut mark, 10, false);
+    fn an_offset_that_goes_back_is_detected() {
+        let mut dedup = PartitionDedup::new(10);
+        offer(&mut dedup, 10, false);
         assert_eq!(
-            mark.on_acknowledged(0, Instant::now()),
+            dedup.on_acknowledged(0, Instant::now()),
             Landed::Backwards { expected: 10 },
-            "below the floor"
+            "below the start of the scan"
         );
-        assert_eq!(mark.on_acknowledged(10, Instant::now()), Landed::InOrder);
-        assert_eq!(mark.on_acknowledged(10, Instant::now()), Landed::Backwards { expected: 11 });
+        assert_eq!(dedup.on_acknowledged(10, Instant::now()), Landed::InOrder);
+        assert_eq!(dedup.on_acknowledged(10, Instant::now()), Landed::Backwards { expected: 11 });
     }
 
     #[test]
-    fn what_is_not_sent_after_all_leaves_the_mark_as_it_was() {
-        let mut mark = PartitionDedup::new(0);
-        assert_eq!(mark.admit(at(10), true), Admission::Search { from: 0 });
-        mark.on_scanned(found(None, 0, 5));
-        assert_eq!(mark.admit(at(10), true), Admission::Send);
-        assert_eq!(mark.admit(at(10), true), Admission::Send, "no probe is under way");
+    fn admitting_a_row_without_sending_it_changes_nothing() {
+        let mut dedup = PartitionDedup::new(0);
+        assert_eq!(dedup.admit(at(10), true), Admission::Scan { from: 0 });
+        dedup.on_scanned(found(None, 0, 5));
+        assert_eq!(dedup.admit(at(10), true), Admission::Send);
+        assert_eq!(dedup.admit(at(10), true), Admission::Send, "no probe is in flight");
     }
 
     proptest! {
-        /// A process dies after its first `appended` of `rows` records were appended; the next one replays from the
-        /// start. However much was appended, every row is in the partition once, in order.
+        /// A process dies after its first `appended` of `rows` records were appended, and the next one replays from the
+        /// start. For any number of appended records, every row is in the partition once, in order.
         #[test]
-        fn a_replay_appends_exactly_what_is_missing(rows in 1u64..30, appended in 0u64..30, horizon in 0u64..40) {
+        fn a_replay_appends_exactly_the_missing_records(rows in 1u64..30, appended in 0u64..30, horizon in 0u64..40) {
             let appended = appended.min(rows);
             // Nothing beyond the horizon can be in Kafka.
             let horizon = horizon.max(appended);
             let mut log: Vec<u64> = (0..appended).collect();
-            let mut mark = PartitionDedup::new(0);
+            let mut dedup = PartitionDedup::new(0);
             for row in 0..rows {
                 loop {
-                    match offer(&mut mark, row, row < horizon) {
+                    match offer(&mut dedup, row, row < horizon) {
                         Admission::Send => {
                             log.push(row);
-                            let hole = mark.on_acknowledged(log.len() as i64 - 1, Instant::now());
-                            prop_assert_eq!(hole, Landed::InOrder);
+                            let landed = dedup.on_acknowledged(log.len() as i64 - 1, Instant::now());
+                            prop_assert_eq!(landed, Landed::InOrder);
                             break;
                         }
                         Admission::AlreadyThere => break,
-                        Admission::Search { from } => {
+                        Admission::Scan { from } => {
                             let range = &log[from as usize..];
-                            mark.on_scanned(found(range.iter().max().copied(), range.len() as u64, log.len() as i64));
+                            dedup.on_scanned(found(range.iter().max().copied(), range.len() as u64, log.len() as i64));
                         }
-                        Admission::Wait => prop_assert!(false, "nothing is under way"),
+                        Admission::Wait => prop_assert!(false, "nothing is in flight"),
                     }
                 }
             }

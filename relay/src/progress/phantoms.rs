@@ -1,25 +1,25 @@
-//! Records of this outbox whose rows the server does not have.
+//! Phantoms: records of this outbox in Kafka whose rows the server does not have.
 
 use outbox::Position;
 
-/// Records of ours at positions the server's log never went through.
+/// Records of this outbox at positions outside of the server's WAL history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Phantoms {
-    /// How many.
+    /// The number of phantoms.
     pub count: u64,
-    /// Event ids of the first of them.
+    /// The event ids of the first of them.
     pub ids: Vec<String>,
-    /// The highest that lies on the server's own timeline, beyond the end of its log.
+    /// The highest of those on the server's timeline beyond the end of its WAL.
     pub ahead: Option<Position>,
-    /// One of those was written while this server was running: another server's.
+    /// One of the records `ahead` was written while this server was running, so another server wrote it.
     pub by_another_server: bool,
 }
 
 impl Phantoms {
-    /// Ids kept for a person to look at; an outage may have made thousands of phantoms.
+    /// Maximum number of ids kept for operators. A failover may leave thousands of phantoms.
     pub const MAX_IDS: usize = 100;
 
-    /// Adds what another search found.
+    /// Adds the result of another scan.
     pub fn add(&mut self, other: Phantoms) {
         self.count += other.count;
         self.ids.extend(other.ids);

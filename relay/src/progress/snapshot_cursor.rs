@@ -1,19 +1,19 @@
-//! How far a copy has come: the highest `seq` up to which every copied row is in Kafka.
+//! Progress of the initial snapshot: the highest `seq` up to which all its rows are in Kafka.
 
 use std::collections::VecDeque;
 
 use crate::progress::ledger::EntryId;
 
-/// See the module's text. Rows come in the order of `seq`, and each one sent has a ledger entry of its own.
+/// See the module documentation. Rows arrive in the order of `seq`, and each row that is sent has its own ledger entry.
 #[derive(Debug)]
 pub struct SnapshotCursor {
     reached: i64,
-    /// (entry, `seq` up to which all is in Kafka once the entry is acknowledged).
+    /// Per ledger entry, the `seq` up to which all rows are in Kafka once the entry is acknowledged.
     ahead: VecDeque<(EntryId, i64)>,
 }
 
 impl SnapshotCursor {
-    /// Every row up to `reached` is in Kafka.
+    /// All rows up to `reached` are in Kafka.
     pub fn new(reached: i64) -> Self {
         SnapshotCursor { reached, ahead: VecDeque::new() }
     }
@@ -23,7 +23,7 @@ impl SnapshotCursor {
         self.ahead.push_back((entry, seq));
     }
 
-    /// A row was in Kafka already: it waits for those before it.
+    /// A row was in Kafka already. It counts once all rows before it are in Kafka.
     pub fn on_duplicate(&mut self, seq: i64) {
         match self.ahead.back_mut() {
             Some((_, last)) => *last = seq,
@@ -31,7 +31,8 @@ impl SnapshotCursor {
         }
     }
 
-    /// Every row up to this `seq` is in Kafka, given the oldest ledger entry that is not acknowledged.
+    /// Moves the cursor, given the oldest unconfirmed ledger entry. Returns the `seq` up to which all rows are in
+    /// Kafka.
     pub fn advance(&mut self, first_unconfirmed: EntryId) -> i64 {
         while let Some((_, seq)) = self.ahead.pop_front_if(|(entry, _)| *entry < first_unconfirmed) {
             self.reached = seq;
@@ -45,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_reaches_as_far_as_all_before_is_acknowledged() {
+    fn the_cursor_advances_only_past_acknowledged_rows() {
         let mut cursor = SnapshotCursor::new(-1);
         cursor.on_duplicate(3);
         assert_eq!(cursor.advance(0), 3);
@@ -53,7 +54,7 @@ mod tests {
         cursor.on_duplicate(6);
         cursor.on_sent(1, 9);
         assert_eq!(cursor.advance(0), 3, "entry 0 is not acknowledged");
-        assert_eq!(cursor.advance(1), 6, "row 6 was there, and now all before it is");
+        assert_eq!(cursor.advance(1), 6, "row 6 was in Kafka, and now all rows before it are");
         assert_eq!(cursor.advance(2), 9);
     }
 }

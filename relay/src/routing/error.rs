@@ -1,66 +1,66 @@
-//! Why a row has no destination, and the dead letter it becomes because of it.
+//! Why a row has no destination, and the dead letter that it becomes.
 
 use std::sync::Arc;
 
 use crate::event::poison::{Poison, PoisonKind};
 use crate::routing::router::Unroutable;
 
-/// Why the mapping has no place for a row.
+/// Why the routing has no destination for a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoutingError {
     /// No topic.
     #[error(transparent)]
     Unroutable(#[from] Unroutable),
     /// Larger than the limit.
-    #[error("the record would have {bytes} bytes, {whose} is {limit}")]
+    #[error("the record would have {bytes} bytes, but {setting} is {limit}")]
     TooLarge {
-        /// Its size.
+        /// The size of the record.
         bytes: usize,
         /// The topic.
         topic: String,
         /// The limit.
         limit: usize,
-        /// The setting that sets it.
-        whose: String,
+        /// The setting that defines the limit.
+        setting: String,
     },
-    /// It has no key, and a compacted topic takes no such record.
-    #[error("topic {topic} is compacted (cleanup.policy) and takes no record without a key")]
+    /// The record has no key, which a compacted topic requires.
+    #[error("topic {topic} is compacted (cleanup.policy), so its records need a key, and the row has none")]
     NoKey {
         /// The topic.
         topic: String,
     },
-    /// Kafka refused it.
-    #[error("Kafka refused it for topic {topic}: {cause}")]
+    /// Kafka refused the record.
+    #[error("Kafka refused the record for topic {topic}: {cause}")]
     Refused {
         /// The topic.
         topic: String,
         /// The error code, and what it means.
         cause: String,
     },
-    /// The row cannot be a record at all.
+    /// The row cannot be converted to a record for any topic.
     #[error("{}", .0.error)]
-    Flawed(Poison),
-    /// It should become a dead letter, and cannot be one.
+    Invalid(Poison),
+    /// The row has to become a dead letter, but that is not possible either.
     #[error("{first}; and it cannot become a dead letter: {dead_letter}")]
     NoDeadLetter {
-        /// Why it should.
+        /// Why the row has to become a dead letter.
         first: Box<RoutingError>,
-        /// Why it cannot.
+        /// Why it cannot become one.
         dead_letter: Box<RoutingError>,
     },
 }
 
 impl RoutingError {
-    /// The topic whose settings decide, where they do.
+    /// The topic whose settings cause the error, if they do.
     pub fn decided_by_settings_of(&self) -> Option<&str> {
         match self {
             RoutingError::TooLarge { topic, .. } | RoutingError::NoKey { topic } => Some(topic),
             RoutingError::NoDeadLetter { dead_letter, .. } => dead_letter.decided_by_settings_of(),
-            RoutingError::Unroutable(_) | RoutingError::Refused { .. } | RoutingError::Flawed(_) => None,
+            RoutingError::Unroutable(_) | RoutingError::Refused { .. } | RoutingError::Invalid(_) => None,
         }
     }
 
-    /// Whether it was a broker that refused, and may take the row when it is asked again.
+    /// Whether a broker refused the row. It may accept the row later.
     pub fn is_refusal(&self) -> bool {
         match self {
             RoutingError::Refused { .. } => true,
@@ -84,7 +84,7 @@ impl From<RoutingError> for Poison {
                 | Unroutable::DeadLetterTopic { topic },
             ) => Some(topic.as_str().into()),
             RoutingError::Unroutable(Unroutable::NoValue | Unroutable::NoMatch { .. }) => None,
-            RoutingError::Flawed(poison) => return poison.clone(),
+            RoutingError::Invalid(poison) => return poison.clone(),
             RoutingError::NoDeadLetter { first, .. } => {
                 return Poison { error: error.to_string(), ..Poison::from((**first).clone()) };
             }
@@ -121,18 +121,18 @@ mod tests {
         mappings
     }
 
-    /// Topic, and why it is a dead letter there; or why it has no place.
-    fn place(
-        mapper: &mut RoutingTable,
+    /// The topic, with the poison if the row goes there as a dead letter; or why the row has no destination.
+    fn destination(
+        table: &mut RoutingTable,
         route: Option<&str>,
         bytes: usize,
-        flaw: Option<&Poison>,
+        invalid: Option<&Poison>,
         commit: u64,
     ) -> Result<(String, Option<Poison>), RoutingError> {
         let commit = CommitLsn::new(commit.into());
         let column = |_: &str| route;
-        let subject = RoutingInput { key: b"k", bytes, has_key: true, position: None, flaw, commit, column };
-        mapper.destination(&subject).map(|place| match place {
+        let input = RoutingInput { key: b"k", bytes, has_key: true, position: None, invalid, commit, column };
+        table.destination(&input).map(|destination| match destination {
             Destination::Partition { topic, poison, .. } => (topic.to_owned(), poison),
             Destination::NewTopic(topic) => (format!("new {topic}"), None),
         })
@@ -141,23 +141,26 @@ mod tests {
     #[test]
     fn every_kind_of_poison_goes_to_the_dead_letter_topic_and_nothing_else_does() {
         let topics = ["outbox.event.a", "dead"];
-        let mut mapper =
+        let mut table =
             RoutingTable::new(with_topics(RoutingHistory::first(rule(Some("dead"))), &topics)).unwrap();
         let headers = Poison::new(PoisonKind::Headers, "bad headers");
-        for (route, bytes, flaw, kind, topic) in [
+        for (route, bytes, invalid, kind, topic) in [
             (Some("a b"), 10, None, PoisonKind::Unroutable, Some("outbox.event.a b")),
             (None, 10, None, PoisonKind::Unroutable, None),
             (Some("a"), 1_001, None, PoisonKind::TooLarge, Some("outbox.event.a")),
             (Some("a"), 10, Some(&headers), PoisonKind::Headers, Some("outbox.event.a")),
         ] {
-            let (place, poison) = place(&mut mapper, route, bytes, flaw, 1).unwrap();
+            let (destination, poison) = destination(&mut table, route, bytes, invalid, 1).unwrap();
             let poison = poison.unwrap();
-            assert_eq!((place.as_str(), poison.kind, poison.topic.as_deref()), ("dead", kind, topic));
+            assert_eq!((destination.as_str(), poison.kind, poison.topic.as_deref()), ("dead", kind, topic));
         }
-        assert_eq!(place(&mut mapper, Some("a"), 1_000, None, 1).unwrap(), ("outbox.event.a".into(), None));
+        assert_eq!(
+            destination(&mut table, Some("a"), 1_000, None, 1).unwrap(),
+            ("outbox.event.a".into(), None)
+        );
         let mut stops = RoutingTable::new(with_topics(RoutingHistory::first(rule(None)), &topics)).unwrap();
-        assert!(place(&mut stops, Some("a b"), 10, None, 1).is_err());
-        assert!(place(&mut stops, Some("a"), 10, Some(&headers), 1).is_err());
+        assert!(destination(&mut stops, Some("a b"), 10, None, 1).is_err());
+        assert!(destination(&mut stops, Some("a"), 10, Some(&headers), 1).is_err());
     }
 
     #[test]
@@ -165,17 +168,19 @@ mod tests {
         let horizon = EndLsn::new(100.into());
         let larger = |dead| Rule { max_message_bytes: 5_000, ..rule(dead) };
         let before = with_topics(RoutingHistory::first(rule(Some("dead"))), &["outbox.event.a", "dead"]);
-        // The limit was raised: what was a dead letter before the horizon is judged where dead letters are.
-        let mut mapper = RoutingTable::new(before.clone().under(larger(Some("dead")), horizon)).unwrap();
-        let at = |mapper: &mut RoutingTable, commit| place(mapper, Some("a"), 2_000, None, commit).unwrap().0;
-        assert_eq!((at(&mut mapper, 99).as_str(), at(&mut mapper, 100).as_str()), ("dead", "outbox.event.a"));
-        // Dead letters were switched off.
-        let mut mapper = RoutingTable::new(before.under(rule(None), horizon)).unwrap();
-        assert_eq!(at(&mut mapper, 99), "dead");
-        assert!(place(&mut mapper, Some("a"), 2_000, None, 100).is_err());
-        // They were switched on: a row that waited has no place in the mapping before, so it was not sent.
+        // The limit was raised: a row before the horizon that was a dead letter is still routed to the dead-letter
+        // topic.
+        let mut table = RoutingTable::new(before.clone().with_rule(larger(Some("dead")), horizon)).unwrap();
+        let at =
+            |table: &mut RoutingTable, commit| destination(table, Some("a"), 2_000, None, commit).unwrap().0;
+        assert_eq!((at(&mut table, 99).as_str(), at(&mut table, 100).as_str()), ("dead", "outbox.event.a"));
+        // Dead letters were disabled.
+        let mut table = RoutingTable::new(before.with_rule(rule(None), horizon)).unwrap();
+        assert_eq!(at(&mut table, 99), "dead");
+        assert!(destination(&mut table, Some("a"), 2_000, None, 100).is_err());
+        // Dead letters were enabled: a blocked row has no destination in the earlier version, so it was not sent.
         let before = with_topics(RoutingHistory::first(rule(None)), &["outbox.event.a"]);
-        let mut mapper = RoutingTable::new(before.under(rule(Some("dead")), horizon)).unwrap();
-        assert_eq!(at(&mut mapper, 99), "new dead");
+        let mut table = RoutingTable::new(before.with_rule(rule(Some("dead")), horizon)).unwrap();
+        assert_eq!(at(&mut table, 99), "new dead");
     }
 }

@@ -1,23 +1,23 @@
-//! Where a row goes: the mapping, and what is remembered of mappings that came before it.
+//! The destination of a row: the current mapping, and earlier mappings that still matter.
 //!
-//! The destination of a row is a pure function of the row and the mapping: the routing rule, the size limits, and
-//! for each topic the number of partitions its events are spread over. High marks rest on it: a row is judged by
-//! what *its* partition holds, so a row that may have been sent must be judged where it was sent. Therefore the
-//! mapping is part of the state: it is stored in the checkpoint before the first record goes out under it, and after
-//! a change the one before stays, for the rows it may have sent:
+//! A *mapping* determines the destination of each row: the routing rule, the size limits, and for each topic the number
+//! of partitions in use. Deduplication depends on it: a row is a duplicate if *its* partition has it, so a row that may
+//! have been sent must be compared with the partition it was sent to. Therefore mappings are part of the checkpoint. A
+//! mapping is stored before the first record is sent by it, and after a change the earlier mapping is kept for the rows
+//! that may have been sent by it:
 //!
-//! - Each earlier mapping has an `until`: no row committed at or beyond it was ever sent under it.
-//! - A row committed before `until` goes where the earlier mapping sends it, **if** that is a place at all. A row
-//!   the earlier mapping had no place for was certainly not sent under it, and the next mapping decides.
-//! - Earlier mappings form a chain, oldest first; each is frozen, and forgotten once everything before its `until`
-//!   is confirmed. A change while an earlier mapping is still needed makes the chain one longer. Nothing has to be
-//!   finished first, and no answer that the chain has given is changed by another change: the first mapping in it
-//!   that has a place for a row stays the first.
+//! - Each earlier mapping has an `until`: no row committed at or after it was sent by this mapping.
+//! - A row committed before `until` goes where the earlier mapping sends it, **if** it has a destination there. A row
+//!   without one was certainly not sent by that mapping, so the next mapping decides.
+//! - Earlier mappings form a chain, oldest first. Each is immutable, and is dropped once everything before its `until`
+//!   is confirmed. A change while an earlier mapping is still needed makes the chain one longer. A change never has to
+//!   wait, and never alters the destination of a row that was sent: the first mapping in the chain that has a
+//!   destination for the row stays the first.
 //!
-//! Rows are delivered in stream order and a row without a place holds up everything behind it, so each partition
+//! Rows are delivered in stream order, and a row without a destination blocks everything after it. So each partition
 //! still gets a prefix of *its* rows in position order, across any number of changes and crashes.
 //!
-//! A row that Kafka refused for a topic has no place there, in whichever mapping: see [`RefusedRows`].
+//! A row that Kafka refused for a topic has no destination there in any mapping: see [`RefusedRows`].
 
 mod generation;
 mod refused;
@@ -35,56 +35,56 @@ use crate::event::poison::Poison;
 use crate::routing::error::RoutingError;
 use crate::routing::router::InvalidRule;
 
-/// Where a row goes.
+/// The destination of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination<'m> {
-    /// Into a partition.
+    /// A partition.
     Partition {
         /// Topic.
         topic: &'m str,
         /// Partition number.
         number: i32,
-        /// The row may go once the checkpoint has this revision of the mapping.
+        /// The row may be sent once the committed checkpoint has this routing revision.
         revision: u64,
-        /// Why it goes there as a dead letter.
+        /// Why the row goes there as a dead letter, if it does.
         poison: Option<Poison>,
     },
-    /// Into a topic that is not part of the mapping yet.
+    /// A topic that is not part of the mapping yet.
     NewTopic(&'m str),
 }
 
-/// What decides where a row goes.
+/// The properties of a row that determine its destination.
 pub struct RoutingInput<'a, F> {
-    /// What the partition is chosen by: the key, or what stands in for it.
+    /// The bytes that choose the partition: the key, or its substitute.
     pub key: &'a [u8],
-    /// Size of its record.
+    /// The size of the record.
     pub bytes: usize,
-    /// Whether its record has a key.
+    /// Whether the record has a key.
     pub has_key: bool,
-    /// Its position; a dead letter that is sent again has none.
+    /// The row's position; a replayed dead letter has none.
     pub position: Option<Position>,
-    /// Why it cannot be a record, wherever it would go.
-    pub flaw: Option<&'a Poison>,
-    /// Its commit.
+    /// Why the row cannot be converted to a record, if it cannot.
+    pub invalid: Option<&'a Poison>,
+    /// The commit LSN of the row's transaction.
     pub commit: CommitLsn,
-    /// Value of a column, as text.
+    /// Returns the text of a column.
     pub column: F,
 }
 
-/// Answers where rows go, and keeps what is to be stored.
+/// Determines destinations, and keeps the mappings to store.
 pub struct RoutingTable {
     version: i32,
     current: CompiledRouting,
     previous: Vec<(EndLsn, CompiledRouting)>,
     refused: RefusedRows,
-    /// Counts what has to be stored; larger numbers hold more.
+    /// Incremented with each change that has to be stored.
     revision: u64,
-    /// Topics of the current mapping that were added or changed here, and the revision that has it.
-    news: HashMap<String, u64>,
+    /// Topics that were added or changed in this session, and the revision of the change.
+    changed_topics: HashMap<String, u64>,
 }
 
 impl RoutingTable {
-    /// Goes on from what is stored.
+    /// Continues from the stored mappings.
     pub fn new(stored: RoutingHistory) -> Result<RoutingTable, InvalidRule> {
         let previous = stored.previous.into_iter();
         Ok(RoutingTable {
@@ -95,61 +95,61 @@ impl RoutingTable {
                 .collect::<Result<_, _>>()?,
             refused: stored.refused,
             revision: 0,
-            news: HashMap::new(),
+            changed_topics: HashMap::new(),
         })
     }
 
-    /// Where a row goes.
+    /// The destination of a row.
     pub fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
         &mut self,
-        subject: &RoutingInput<'a, F>,
+        input: &RoutingInput<'a, F>,
     ) -> Result<Destination<'_>, RoutingError> {
         for (until, earlier) in &mut self.previous {
-            // A topic that is not in it got nothing under it.
-            if until.covers(subject.commit)
-                && let Ok((topic, Some(number), poison)) = earlier.destination(subject, &self.refused)
+            // No row was sent by a mapping to a topic that is not part of it.
+            if until.covers(input.commit)
+                && let Ok((topic, Some(number), poison)) = earlier.destination(input, &self.refused)
             {
-                let revision = self.news.get(topic).copied().unwrap_or(0);
+                let revision = self.changed_topics.get(topic).copied().unwrap_or(0);
                 return Ok(Destination::Partition { topic, number, revision, poison });
             }
         }
-        let (topic, number, poison) = self.current.destination(subject, &self.refused)?;
-        let revision = self.news.get(topic).copied().unwrap_or(0);
+        let (topic, number, poison) = self.current.destination(input, &self.refused)?;
+        let revision = self.changed_topics.get(topic).copied().unwrap_or(0);
         Ok(match number {
             Some(number) => Destination::Partition { topic, number, revision, poison },
             None => Destination::NewTopic(topic),
         })
     }
 
-    /// The size of the largest record a topic takes now. Of one that only earlier mappings know that is not followed: each
-    /// of them has placed rows by what it was then.
+    /// The size of the largest record that a topic accepts now. For topics known only to earlier mappings this limit is
+    /// not tracked: those mappings keep the limit they were created with.
     pub fn limit(&self, topic: &str) -> usize {
         self.current.mapping.limit(topic).0
     }
 
-    /// Whether a topic takes a record of that size, with or without a key, now.
-    pub fn takes_now(&self, topic: &str, bytes: usize, has_key: bool) -> bool {
+    /// Whether a topic now accepts a record of this size, with or without a key.
+    pub fn accepts(&self, topic: &str, bytes: usize, has_key: bool) -> bool {
         bytes <= self.limit(topic) && (has_key || !self.current.mapping.is_compacted(topic))
     }
 
-    /// A row that Kafka refused and that has no other place is tried once more. It has not been sent elsewhere.
-    pub fn try_again(&mut self, position: Position) {
+    /// Makes a row that Kafka refused routable again. The row has no other destination, so it was not sent elsewhere.
+    pub fn retry(&mut self, position: Position) {
         let topics = self.refused.forget(position);
         if !topics.is_empty() {
             self.revision += 1;
-            // Not before the checkpoint has it, or a start would look for the row elsewhere.
-            self.news.extend(topics.into_iter().map(|topic| (topic, self.revision)));
+            // The row waits until the checkpoint has this revision. Otherwise a restart would route it elsewhere.
+            self.changed_topics.extend(topics.into_iter().map(|topic| (topic, self.revision)));
         }
     }
 
-    /// Adds a topic. This changes the destination of no row that was sent: there was none for this topic.
+    /// Adds a topic. This does not affect rows that were sent, because none was sent to this topic.
     pub fn add_topic(&mut self, topic: &str, shape: TopicShape) {
         self.revision += 1;
         self.current.mapping.topics.insert(topic.to_owned(), shape);
-        self.news.insert(topic.to_owned(), self.revision);
+        self.changed_topics.insert(topic.to_owned(), self.revision);
     }
 
-    /// Changes topics; no row committed at or beyond `until` was sent before.
+    /// Changes topics. No row committed at or after `until` was sent before the change.
     pub fn change_topics(
         &mut self,
         shapes: &BTreeMap<String, TopicShape>,
@@ -162,11 +162,11 @@ impl RoutingTable {
         self.version += 1;
         self.revision += 1;
         let changed = shapes.keys().map(|name| (name.clone(), self.revision));
-        self.news.extend(changed);
+        self.changed_topics.extend(changed);
         Ok(())
     }
 
-    /// Everything before `confirmed` is confirmed: what only concerns rows before it is forgotten.
+    /// Drops mappings and refused rows that only concern rows before `confirmed`.
     pub fn on_confirmed(&mut self, confirmed: EndLsn) {
         let before = self.previous.len();
         self.previous.retain(|(until, _)| *until > confirmed);
@@ -175,33 +175,36 @@ impl RoutingTable {
         }
     }
 
-    /// The smallest limit of any topic: no batch may be larger.
+    /// The smallest limit of any topic. No batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
-        let earlier = self.previous.iter().map(|(_, generation)| generation);
-        earlier.chain([&self.current]).filter_map(|generation| generation.mapping.smallest_limit()).min()
+        let earlier = self.previous.iter().map(|(_, compiled)| compiled);
+        earlier.chain([&self.current]).filter_map(|compiled| compiled.mapping.smallest_limit()).min()
     }
 
-    /// What a topic looks like in the current mapping.
+    /// The shape of a topic in the current mapping.
     pub fn shape(&self, topic: &str) -> Option<TopicShape> {
         self.current.mapping.topics.get(topic).copied()
     }
 
-    /// Topics of all mappings.
+    /// The topics of all mappings.
     pub fn topics(&self) -> BTreeSet<&str> {
-        let earlier = self.previous.iter().map(|(_, generation)| generation);
-        earlier.chain([&self.current]).flat_map(|g| g.mapping.topics.keys().map(String::as_str)).collect()
+        let earlier = self.previous.iter().map(|(_, compiled)| compiled);
+        earlier
+            .chain([&self.current])
+            .flat_map(|compiled| compiled.mapping.topics.keys().map(String::as_str))
+            .collect()
     }
 
-    /// Changes with everything that has to be stored.
+    /// Incremented with each change that has to be stored.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// What is to be stored.
-    pub fn stored(&self) -> RoutingHistory {
-        let earlier = |(until, generation): &(EndLsn, CompiledRouting)| Superseded {
+    /// The mappings to store.
+    pub fn history(&self) -> RoutingHistory {
+        let earlier = |(until, compiled): &(EndLsn, CompiledRouting)| Superseded {
             until: *until,
-            mapping: generation.mapping.clone(),
+            mapping: compiled.mapping.clone(),
         };
         RoutingHistory {
             version: self.version,
@@ -238,57 +241,57 @@ mod tests {
     fn shape(partitions: i32) -> TopicShape {
         TopicShape { partitions, max_message_bytes: None, compacted: false }
     }
-    fn topic_of(mapper: &mut RoutingTable, commit: u64, bytes: usize) -> Result<String, RoutingError> {
+    fn topic_of(table: &mut RoutingTable, commit: u64, bytes: usize) -> Result<String, RoutingError> {
         let commit = CommitLsn::new(Lsn::from(commit));
         let column = |_: &str| Some("x");
-        let subject =
-            RoutingInput { key: b"k", bytes, has_key: true, position: None, flaw: None, commit, column };
-        Ok(match mapper.destination(&subject)? {
+        let input =
+            RoutingInput { key: b"k", bytes, has_key: true, position: None, invalid: None, commit, column };
+        Ok(match table.destination(&input)? {
             Destination::Partition { topic, .. } => topic.to_owned(),
             Destination::NewTopic(topic) => format!("{topic}, new"),
         })
     }
 
     #[test]
-    fn rows_before_the_change_go_where_they_would_have_gone() {
+    fn rows_before_a_change_are_routed_by_the_earlier_mapping() {
         let mut old = RoutingHistory::first(rule("old.${routedByValue}", 100));
         old.current.topics.insert("old.x".into(), shape(3));
-        let mut mapper = RoutingTable::new(old.under(rule("new.${routedByValue}", 200), end(50))).unwrap();
-        assert_eq!(topic_of(&mut mapper, 49, 80).unwrap(), "old.x");
-        assert_eq!(topic_of(&mut mapper, 50, 80).unwrap(), "new.x, new");
+        let mut table = RoutingTable::new(old.with_rule(rule("new.${routedByValue}", 200), end(50))).unwrap();
+        assert_eq!(topic_of(&mut table, 49, 80).unwrap(), "old.x");
+        assert_eq!(topic_of(&mut table, 50, 80).unwrap(), "new.x, new");
         assert_eq!(
-            topic_of(&mut mapper, 49, 150).unwrap(),
+            topic_of(&mut table, 49, 150).unwrap(),
             "new.x, new",
-            "too large for the old rule: never sent"
+            "too large for the old rule, so it was never sent"
         );
-        assert!(topic_of(&mut mapper, 49, 250).is_err());
-        mapper.on_confirmed(end(50));
-        assert_eq!(topic_of(&mut mapper, 49, 80).unwrap(), "new.x, new", "forgotten");
+        assert!(topic_of(&mut table, 49, 250).is_err());
+        table.on_confirmed(end(50));
+        assert_eq!(topic_of(&mut table, 49, 80).unwrap(), "new.x, new", "the earlier mapping is dropped");
     }
 
     #[test]
-    fn a_topic_the_old_mapping_did_not_know_got_nothing_under_it() {
+    fn no_row_was_sent_to_a_topic_that_the_old_mapping_did_not_know() {
         let old = RoutingHistory::first(rule("old.${routedByValue}", 100));
-        let mut mapper = RoutingTable::new(old.under(rule("new.${routedByValue}", 100), end(50))).unwrap();
-        assert_eq!(topic_of(&mut mapper, 10, 1).unwrap(), "new.x, new");
+        let mut table = RoutingTable::new(old.with_rule(rule("new.${routedByValue}", 100), end(50))).unwrap();
+        assert_eq!(topic_of(&mut table, 10, 1).unwrap(), "new.x, new");
     }
 
     #[test]
     fn no_batch_is_too_large_for_a_topic_that_only_an_earlier_mapping_knows() {
         let mut old = RoutingHistory::first(rule("old.${routedByValue}", 100));
         old.current.topics.insert("old.x".into(), TopicShape { max_message_bytes: Some(50), ..shape(3) });
-        let both = old.under(rule("new.${routedByValue}", 200), end(50));
+        let both = old.with_rule(rule("new.${routedByValue}", 200), end(50));
         assert_eq!(both.smallest_limit(), Some(50));
-        let mut mapper = RoutingTable::new(both).unwrap();
-        mapper.add_topic("new.x", TopicShape { max_message_bytes: Some(70), ..shape(3) });
-        assert_eq!(mapper.smallest_limit(), Some(50));
-        mapper.on_confirmed(end(50));
-        assert_eq!(mapper.smallest_limit(), Some(70), "forgotten");
+        let mut table = RoutingTable::new(both).unwrap();
+        table.add_topic("new.x", TopicShape { max_message_bytes: Some(70), ..shape(3) });
+        assert_eq!(table.smallest_limit(), Some(50));
+        table.on_confirmed(end(50));
+        assert_eq!(table.smallest_limit(), Some(70), "the earlier mapping is dropped");
     }
 
     #[test]
-    fn values_without_end_do_not_fill_the_memory() {
-        let mut mapper = RoutingTable::new(RoutingHistory::first(Rule {
+    fn an_unlimited_number_of_values_does_not_fill_the_memory() {
+        let mut table = RoutingTable::new(RoutingHistory::first(Rule {
             routing: Routing { regex: "x.*".into(), replacement: "t".into(), ..Routing::default() },
             max_message_bytes: 100,
             dead_letter_topic: None,
@@ -298,30 +301,30 @@ mod tests {
             let value = format!("x{n}");
             let commit = CommitLsn::new(Lsn::from(1));
             let column = |_: &str| Some(value.as_str());
-            let subject = RoutingInput {
+            let input = RoutingInput {
                 key: b"k",
                 bytes: 1,
                 has_key: true,
                 position: None,
-                flaw: None,
+                invalid: None,
                 commit,
                 column,
             };
-            mapper.destination(&subject).unwrap();
+            table.destination(&input).unwrap();
         }
-        assert!(mapper.current.remembered() < 20_000);
+        assert!(table.current.cached_routes() < 20_000);
     }
 
-    /// Topic of a row without a key at that position, and why it is a dead letter there.
+    /// The topic of a row without a key at this position, and the kind of poison if it goes there as a dead letter.
     fn keyless(
-        mapper: &mut RoutingTable,
+        table: &mut RoutingTable,
         position: Position,
     ) -> Result<(String, Option<PoisonKind>), RoutingError> {
         let commit = CommitLsn::new(Lsn::from(position.commit_lsn));
         let (position, column) = (Some(position), |_: &str| Some("x"));
-        let subject =
-            RoutingInput { key: b"id", bytes: 1, has_key: false, position, flaw: None, commit, column };
-        Ok(match mapper.destination(&subject)? {
+        let input =
+            RoutingInput { key: b"id", bytes: 1, has_key: false, position, invalid: None, commit, column };
+        Ok(match table.destination(&input)? {
             Destination::Partition { topic, poison, .. } => {
                 (topic.to_owned(), poison.map(|poison| poison.kind))
             }
@@ -334,21 +337,21 @@ mod tests {
     }
 
     #[test]
-    fn a_compacted_topic_takes_no_row_without_a_key() {
+    fn a_compacted_topic_accepts_no_row_without_a_key() {
         let dead = Some("dead".to_owned());
         let mut first =
             RoutingHistory::first(Rule { dead_letter_topic: dead, ..rule("t.${routedByValue}", 100) });
         first.current.topics.insert("t.x".into(), shape(3));
         first.current.topics.insert("dead".into(), shape(1));
-        let mut mapper = RoutingTable::new(first).unwrap();
-        assert_eq!(keyless(&mut mapper, at(1)).unwrap(), ("t.x".into(), None));
+        let mut table = RoutingTable::new(first).unwrap();
+        assert_eq!(keyless(&mut table, at(1)).unwrap(), ("t.x".into(), None));
         let compacted = TopicShape { compacted: true, ..shape(3) };
-        mapper.change_topics(&BTreeMap::from([("t.x".into(), compacted)]), end(50)).unwrap();
-        assert_eq!(keyless(&mut mapper, at(49)).unwrap(), ("t.x".into(), None), "may have been sent");
-        assert!(!mapper.takes_now("t.x", 1, false) && mapper.takes_now("t.x", 1, true));
-        assert_eq!(keyless(&mut mapper, at(50)).unwrap(), ("dead".into(), Some(PoisonKind::NoKey)));
-        mapper.change_topics(&BTreeMap::from([("dead".into(), compacted)]), end(60)).unwrap();
-        let error = keyless(&mut mapper, at(60)).unwrap_err();
+        table.change_topics(&BTreeMap::from([("t.x".into(), compacted)]), end(50)).unwrap();
+        assert_eq!(keyless(&mut table, at(49)).unwrap(), ("t.x".into(), None), "may have been sent");
+        assert!(!table.accepts("t.x", 1, false) && table.accepts("t.x", 1, true));
+        assert_eq!(keyless(&mut table, at(50)).unwrap(), ("dead".into(), Some(PoisonKind::NoKey)));
+        table.change_topics(&BTreeMap::from([("dead".into(), compacted)]), end(60)).unwrap();
+        let error = keyless(&mut table, at(60)).unwrap_err();
         assert_eq!(error.decided_by_settings_of(), Some("dead"), "{error}");
         assert!(
             error.to_string().contains("cannot become a dead letter: topic dead is compacted"),
@@ -357,34 +360,34 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_row_has_no_place_in_that_topic_under_any_mapping_and_is_tried_again_once_that_is_stored() {
+    fn a_refused_row_has_no_destination_in_its_topic_in_any_mapping_and_is_retried_once_that_is_stored() {
         let mut old = RoutingHistory::first(rule("old.${routedByValue}", 100));
         old.current.topics.insert("old.x".into(), shape(3));
-        let mut both = old.under(rule("new.${routedByValue}", 100), end(50));
+        let mut both = old.with_rule(rule("new.${routedByValue}", 100), end(50));
         both.current.topics.insert("new.x".into(), shape(3));
         let refused = |topic: &str| RefusedRow { position: at(10), topic: topic.into(), cause: "no".into() };
         assert!(both.refused.add(refused("old.x")));
-        let mut mapper = RoutingTable::new(both.clone()).unwrap();
-        assert_eq!(keyless(&mut mapper, at(11)).unwrap().0, "old.x");
-        assert_eq!(keyless(&mut mapper, at(10)).unwrap().0, "new.x", "it was not sent there");
+        let mut table = RoutingTable::new(both.clone()).unwrap();
+        assert_eq!(keyless(&mut table, at(11)).unwrap().0, "old.x");
+        assert_eq!(keyless(&mut table, at(10)).unwrap().0, "new.x", "it was not sent there");
         assert!(both.refused.add(refused("new.x")));
-        let mut mapper = RoutingTable::new(both).unwrap();
-        assert!(keyless(&mut mapper, at(10)).unwrap_err().is_refusal());
-        mapper.try_again(at(10));
+        let mut table = RoutingTable::new(both).unwrap();
+        assert!(keyless(&mut table, at(10)).unwrap_err().is_refusal());
+        table.retry(at(10));
         let commit = CommitLsn::new(Lsn::from(10));
         let (position, column) = (Some(at(10)), |_: &str| Some("x"));
-        let subject =
-            RoutingInput { key: b"k", bytes: 1, has_key: true, position, flaw: None, commit, column };
-        let Destination::Partition { topic: "old.x", revision, .. } = mapper.destination(&subject).unwrap()
+        let input =
+            RoutingInput { key: b"k", bytes: 1, has_key: true, position, invalid: None, commit, column };
+        let Destination::Partition { topic: "old.x", revision, .. } = table.destination(&input).unwrap()
         else {
-            panic!("elsewhere");
+            panic!("routed elsewhere");
         };
-        assert_eq!((revision, mapper.revision()), (1, 1));
-        assert!(mapper.stored().refused.is_empty());
+        assert_eq!((revision, table.revision()), (1, 1));
+        assert!(table.history().refused.is_empty());
     }
 
     #[test]
-    fn a_checkpoint_of_before_is_read() {
+    fn a_checkpoint_of_an_early_version_is_read() {
         let json = serde_json::json!({"current": {
             "routing": Routing::default(), "maxMessageBytes": 100, "topics": {"t": {"partitions": 3}},
         }});
@@ -394,10 +397,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_read_back_and_an_unchanged_rule_is_no_change() {
+    fn a_stored_history_is_read_back_and_an_unchanged_rule_is_no_change() {
         let mut first = RoutingHistory::first(rule("old.${routedByValue}", 100));
         first.current.topics.insert("old.x".into(), shape(3));
-        let changed = first.clone().under(rule("new.${routedByValue}", 100), end(0x16_B374_D848));
+        let changed = first.clone().with_rule(rule("new.${routedByValue}", 100), end(0x16_B374_D848));
         assert_eq!((first.version, changed.version), (1, 2));
         let json = serde_json::to_value(&changed).unwrap();
         assert_eq!(json["previous"][0]["until"], "16/B374D848");
@@ -405,17 +408,17 @@ mod tests {
         let back: RoutingHistory = serde_json::from_value(json).unwrap();
         assert_eq!(RoutingHistory { version: 2, ..back }, changed);
         let rule = changed.current.rule.clone();
-        assert_eq!(changed.clone().under(rule, end(1)), changed);
+        assert_eq!(changed.clone().with_rule(rule, end(1)), changed);
     }
 
     #[test]
     fn a_limit_alone_keeps_the_topics_and_a_topics_own_limit_holds() {
         let mut first = RoutingHistory::first(rule("t.${routedByValue}", 100));
         first.current.topics.insert("t.x".into(), TopicShape { max_message_bytes: Some(50), ..shape(3) });
-        let mut mapper = RoutingTable::new(first.under(rule("t.${routedByValue}", 200), end(9))).unwrap();
-        assert_eq!(mapper.shape("t.x").map(|shape| shape.partitions), Some(3));
-        assert_eq!((mapper.limit("t.x"), mapper.limit("t.y")), (50, 200));
-        let refused = topic_of(&mut mapper, 10, 60).unwrap_err().to_string();
-        assert_eq!(refused, "the record would have 60 bytes, max.message.bytes of topic t.x is 50");
+        let mut table = RoutingTable::new(first.with_rule(rule("t.${routedByValue}", 200), end(9))).unwrap();
+        assert_eq!(table.shape("t.x").map(|shape| shape.partitions), Some(3));
+        assert_eq!((table.limit("t.x"), table.limit("t.y")), (50, 200));
+        let refused = topic_of(&mut table, 10, 60).unwrap_err().to_string();
+        assert_eq!(refused, "the record would have 60 bytes, but max.message.bytes of topic t.x is 50");
     }
 }

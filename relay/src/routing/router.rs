@@ -1,14 +1,14 @@
-//! Which topic an event goes to, and which partition of it: pure functions of the row and the configuration.
+//! The topic and the partition of an event: pure functions of the row and the configuration.
 
 use regex::Regex;
 
 use crate::error::excerpt;
 use crate::routing::rule::Routing;
 
-/// Longest topic name Kafka takes.
+/// The longest topic name that Kafka accepts.
 const MAX_TOPIC_BYTES: usize = 249;
 
-/// Topics that Kafka keeps for itself. Brokers refuse records of any other client there.
+/// Kafka's internal topics. Brokers refuse records from clients there.
 const INTERNAL_TOPICS: [&str; 4] =
     ["__consumer_offsets", "__transaction_state", "__share_group_state", "__cluster_metadata"];
 
@@ -20,19 +20,19 @@ pub struct InvalidRule {
     detail: String,
 }
 
-/// Why an event has no topic. Such a row is poison: to skip it would be to lose it.
+/// Why an event has no topic. Such a row is poison, because skipping it would lose the event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unroutable {
     /// The routing column is NULL.
-    #[error("its routing column is NULL")]
+    #[error("the routing column is NULL")]
     NoValue,
     /// The rule does not match.
     #[error("'{}' does not match routing.regex", excerpt(value))]
     NoMatch {
-        /// Value of the routing column.
+        /// The value of the routing column.
         value: String,
     },
-    /// The rule gives a name that Kafka refuses.
+    /// The rule results in a name that Kafka refuses.
     #[error(
         "'{}' is not a topic name (letters, digits, '.', '_', '-', at most {MAX_TOPIC_BYTES})",
         excerpt(topic)
@@ -41,21 +41,21 @@ pub enum Unroutable {
         /// The name.
         topic: String,
     },
-    /// The rule gives a topic that Kafka keeps for itself.
-    #[error("'{topic}' is a topic of Kafka's own, which takes no events")]
+    /// The rule results in an internal topic of Kafka.
+    #[error("'{topic}' is an internal topic of Kafka, which accepts no events")]
     InternalTopic {
         /// The name.
         topic: String,
     },
-    /// The rule gives the topic of dead letters, where every record has to be one.
-    #[error("'{topic}' is delivery.deadLetterTopic, which takes no events")]
+    /// The rule results in the dead-letter topic, where every record has to be a dead letter.
+    #[error("'{topic}' is delivery.deadLetterTopic, which accepts only dead letters")]
     DeadLetterTopic {
         /// The name.
         topic: String,
     },
 }
 
-/// Debezium's outbox routing rule: a regular expression over one column, and a replacement.
+/// The routing rule of Debezium's outbox event router: a regular expression over one column, and a replacement.
 pub struct Router {
     rule: Regex,
     replacement: String,
@@ -63,19 +63,19 @@ pub struct Router {
 }
 
 impl Router {
-    /// Compiles the rule. As in Debezium the expression must match the whole value.
+    /// Compiles the rule. As in Debezium, the expression must match the whole value.
     pub fn new(routing: &Routing) -> Result<Router, InvalidRule> {
         let anchored = format!("^(?:{})$", routing.regex);
-        // Half a rule, such as `a)|(b`, would be made whole by what is put around it.
+        // Compile the expression alone first: the added parentheses would make an invalid one such as `a)|(b` valid.
         let rule = Regex::new(&routing.regex)
             .and_then(|_| Regex::new(&anchored))
             .map_err(|error| InvalidRule { regex: routing.regex.clone(), detail: error.to_string() })?;
         Ok(Router { rule, replacement: routing.replacement.clone(), dead_letter_topic: None })
     }
 
-    /// Gives no event to `topic`.
+    /// Routes no event to `topic`.
     #[must_use]
-    pub fn keeping_clear_of(mut self, topic: Option<&str>) -> Router {
+    pub fn excluding(mut self, topic: Option<&str>) -> Router {
         self.dead_letter_topic = topic.map(str::to_owned);
         self
     }
@@ -99,20 +99,20 @@ impl Router {
     }
 }
 
-/// Whether Kafka takes `name` as the name of a topic.
+/// Whether Kafka accepts `name` as a topic name.
 pub fn is_topic_name(name: &str) -> bool {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let well_formed = !name.is_empty() && name.len() <= MAX_TOPIC_BYTES && name.bytes().all(legal);
     well_formed && name != "." && name != ".."
 }
 
-/// Whether Kafka keeps the topic of that name for itself.
+/// Whether this is the name of an internal topic of Kafka.
 pub fn is_internal(name: &str) -> bool {
     INTERNAL_TOPICS.contains(&name)
 }
 
-/// The partition Kafka's Java client would choose: `(murmur2(key) & 0x7fffffff) % partitions`. librdkafka's own
-/// default is another hash, and then two producers would spread one key over two partitions.
+/// The partition that Kafka's Java client chooses: `(murmur2(key) & 0x7fffffff) % partitions`. librdkafka's default is
+/// another hash, with which two producers would send one key to two partitions.
 pub fn partition(key: &[u8], partitions: i32) -> i32 {
     let positive = murmur2(key) & 0x7fff_ffff;
     let count = u32::try_from(partitions).unwrap_or(1).max(1);
@@ -156,8 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn murmur2_is_kafkas() {
-        // The vectors of Apache Kafka's own UtilsTest.testMurmur2.
+    fn murmur2_equals_kafkas() {
+        // The vectors of Apache Kafka's UtilsTest.testMurmur2.
         let vectors: [(&[u8], i32); 7] = [
             (b"21", -973_932_308),
             (b"foobar", -790_332_482),
@@ -173,9 +173,9 @@ mod tests {
     }
 
     proptest! {
-        /// Any text under any of these rules: a topic that Kafka takes, or a refusal.
+        /// With each of these rules, any text results in a topic name that Kafka accepts, or in an error.
         #[test]
-        fn any_text_gives_a_legal_topic_or_a_refusal(
+        fn any_text_results_in_a_legal_topic_or_an_error(
             value in prop_oneof![any::<String>(), "[a-z._-]{0,260}"],
             rule in prop::sample::select(vec![
                 ("(?<routedByValue>.*)", "outbox.event.${routedByValue}"),
@@ -191,7 +191,7 @@ mod tests {
             }
         }
 
-        /// The rule must match all of the value: an alternative of it does not match a part.
+        /// The rule must match the whole value: an alternative in it must not match a part.
         #[test]
         fn a_rule_matches_the_whole_value_only(first in "[a-c]{1,3}", second in "[a-c]{1,3}", value in "[a-c\n]{0,6}") {
             let matches = router(&format!("{first}|{second}"), "t").topic(&value).is_ok();
@@ -227,21 +227,21 @@ mod tests {
     }
 
     #[test]
-    fn a_configured_rule_takes_groups_and_must_match_the_whole_value() {
+    fn a_configured_rule_can_use_groups_and_must_match_the_whole_value() {
         let router = router("shop-(?<kind>[a-z]+)", "events.${kind}.v1");
         assert_eq!(router.topic("shop-basket").as_deref(), Ok("events.basket.v1"));
         assert_eq!(router.topic("xshop-basket"), Err(Unroutable::NoMatch { value: "xshop-basket".into() }));
     }
 
     #[test]
-    fn no_event_goes_to_the_topic_of_dead_letters() {
-        let router = router("(.*)", "$1").keeping_clear_of(Some("dead"));
+    fn no_event_goes_to_the_dead_letter_topic() {
+        let router = router("(.*)", "$1").excluding(Some("dead"));
         assert_eq!(router.topic("dead"), Err(Unroutable::DeadLetterTopic { topic: "dead".into() }));
         assert_eq!(router.topic("dead2").as_deref(), Ok("dead2"));
     }
 
     #[test]
-    fn a_name_kafka_would_refuse_is_refused_here() {
+    fn a_topic_name_that_kafka_would_refuse_is_an_error() {
         for value in ["a b", "ä", "x/y", &"x".repeat(300)] {
             let refused = Router::new(&Routing::default()).unwrap().topic(value);
             assert!(matches!(refused, Err(Unroutable::IllegalTopic { .. })), "{value}: {refused:?}");
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn no_event_goes_to_a_topic_that_kafka_keeps_for_itself() {
+    fn no_event_goes_to_an_internal_topic_of_kafka() {
         for topic in INTERNAL_TOPICS {
             let refused = router("(.*)", "$1").topic(topic);
             assert_eq!(refused, Err(Unroutable::InternalTopic { topic: topic.into() }));

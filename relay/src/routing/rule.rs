@@ -24,7 +24,7 @@ impl Default for Routing {
     }
 }
 
-/// What the configuration says about destinations.
+/// The configuration that determines destinations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Rule {
@@ -32,7 +32,7 @@ pub struct Rule {
     pub routing: Routing,
     /// Largest record in bytes.
     pub max_message_bytes: usize,
-    /// The topic of rows that have no other place; without one they stop delivery.
+    /// The topic for rows that cannot be delivered as events. Without one they stop delivery.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letter_topic: Option<String>,
 }

@@ -1,12 +1,12 @@
-//! The start without a checkpoint: the slot, and with `source.start: Table` the snapshot that says which rows were
-//! there before it.
+//! The first start, without a checkpoint: creates the slot and, with `source.start: Table`, the snapshot that defines
+//! which rows of the table come before the slot.
 //!
-//! The snapshot is exported by the connection that creates the slot, shows exactly what the slot will not stream, and
-//! is gone with that connection's next command. What outlives it is its description, stored with the place where the
-//! slot begins: any later query can tell by a row's `xid` whether the snapshot showed it. So the order is: say in the
-//! checkpoint what is about to be done, create the slot, read the snapshot's description in a transaction that takes
-//! the snapshot over, store it. A relay that dies in between leaves an intent and perhaps a slot without a
-//! description; the next one drops that slot and begins again.
+//! The connection that creates the slot exports the snapshot. It shows exactly the rows that the slot will not stream,
+//! and it ends with that connection's next command. Its text form (`pg_current_snapshot()`) lasts, and is stored with
+//! the LSN at which the slot begins: any later query can then decide by a row's `xid` whether the snapshot showed it.
+//! So the order is: record in the checkpoint that the slot is being created, create the slot, import the exported
+//! snapshot in a transaction to read its text form, store that. A relay that dies in between leaves the record, and
+//! perhaps a slot without a snapshot. The next relay drops that slot and starts again.
 
 use std::time::Duration;
 
@@ -28,14 +28,15 @@ use crate::session::slot_wait::{self, Memory};
 use crate::status::Phase;
 use crate::topics::partitions::Offsets;
 
-/// How often it is looked for whom the creation waits. Another relay takes a session that asks nothing for silent.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often to query the transactions that the creation waits for. It also keeps the session active: other relays
+/// treat a session without queries as silent.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A wait for transactions as short as they usually are is none to show.
-const SHOW_AFTER: Duration = Duration::from_secs(5);
+/// A shorter wait is not reported, because most transactions end within it.
+const REPORT_AFTER: Duration = Duration::from_secs(5);
 
-/// Makes this the only relay that creates the slot, as long as `sql` is connected. Everything about the creation is
-/// written over that connection, so a relay that lost the lock can write nothing more.
+/// Makes this the only relay that creates the slot while `sql` is connected. All writes about the creation use that
+/// connection, so a relay that lost the lock cannot write any more.
 pub async fn lock(sql: &mut PgConnection, slot: &str, memory: &Memory) -> Result<(), RelayError> {
     let name = lock_name(slot);
     if try_lock(sql, &name).await?
@@ -47,15 +48,15 @@ pub async fn lock(sql: &mut PgConnection, slot: &str, memory: &Memory) -> Result
 }
 
 async fn try_lock(sql: &mut PgConnection, name: &str) -> Result<bool, RelayError> {
-    let taken = sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtextextended($1, 0))").bind(name);
-    Ok(taken.fetch_one(sql).await?)
+    let query = sqlx::query_scalar("SELECT pg_try_advisory_lock(hashtextextended($1, 0))").bind(name);
+    Ok(query.fetch_one(sql).await?)
 }
 
-/// Has the server look every second whether this relay is still connected, on both connections: while it waits for
-/// transactions or reads a large table it would not notice otherwise. The timer begins with a statement and outlives it.
+/// Makes the server check every second on both connections whether this relay is still connected. It would not notice
+/// otherwise while it waits for transactions or reads a large table. The timer starts with a statement and outlives it.
 pub async fn watch_client_connection(sql: &mut PgConnection, client: &mut Client) -> Result<(), RelayError> {
     const EVERY_SECOND: &str = "SET client_connection_check_interval = 1000";
-    // A platform on which the server cannot look refuses the setting.
+    // A server on a platform without this check rejects the setting.
     let refused = |error: pg_replication::Error| match error {
         pg_replication::Error::Server(_) => Ok(Vec::new()),
         error => Err(error),
@@ -68,7 +69,7 @@ pub async fn watch_client_connection(sql: &mut PgConnection, client: &mut Client
     }
 }
 
-/// Lets other relays look at the slot that was created.
+/// Allows other relays to continue, now that the slot exists.
 pub async fn unlock(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError> {
     sqlx::query("SELECT pg_advisory_unlock(hashtextextended($1, 0))")
         .bind(lock_name(slot))
@@ -81,14 +82,18 @@ fn lock_name(slot: &str) -> String {
     format!("outbox-relay creates slot {slot}")
 }
 
-/// Drops the slot that an unfinished start may have left.
+/// Drops the slot that an interrupted first start may have left.
 pub async fn drop_leftover(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError> {
-    tracing::warn!(%slot, "an earlier start ended before it knew which rows come before this slot; it is made anew");
+    tracing::warn!(
+        %slot,
+        "an earlier first start was interrupted before it stored the snapshot of this slot; dropping and recreating \
+         the slot"
+    );
     drop_slot(sql, slot).await
 }
 
-/// Creates the slot for `source.start: Now`. Registers first: from then on nobody may drop rows this relay has not
-/// confirmed.
+/// Creates the slot for `source.start: Now`. Registers the relay first: from then on retention keeps the rows that this
+/// relay has not confirmed.
 pub async fn create_slot(
     sql: &mut PgConnection,
     client: &mut Client,
@@ -139,12 +144,12 @@ pub async fn create_slot_with_snapshot(
         return Err(refused);
     }
     checkpoint::begin_snapshot(sql, config, from, &snapshot).await?;
-    tracing::info!(%slot, lsn = %from, "created the slot; the rows that were there before it are delivered first");
+    tracing::info!(%slot, lsn = %from, "created the slot; the rows from before it are delivered first (initial snapshot)");
     Ok(())
 }
 
 enum CreateError {
-    /// Somebody else made it.
+    /// Another client created the slot first.
     Exists(RelayError),
     Other(RelayError),
 }
@@ -165,21 +170,24 @@ async fn create(
 ) -> Result<(EndLsn, Option<String>), CreateError> {
     let source = &context.config.source;
     let slot = &source.slot.name;
-    tracing::info!(%slot, "creating the slot; PostgreSQL waits for all transactions that are open now, in any database");
+    tracing::info!(
+        %slot,
+        "creating the slot; PostgreSQL first waits for all transactions that are open now, in any database"
+    );
     let failover = source.slot.failover == Failover::Auto && client.server_version() >= FAILOVER_SINCE;
     let options = SlotOptions { snapshot, failover, temporary: false };
     let walsender = client.process_id().cast_signed();
     let mut creating = std::pin::pin!(client.create_slot(slot, &options));
-    let (began, mut shown) = (Instant::now(), Vec::new());
+    let (began, mut reported) = (Instant::now(), Vec::new());
     let created = loop {
         tokio::select! {
             created = &mut creating => break created,
-            () = sleep(LOOK_EVERY) => {}
+            () = sleep(POLL_INTERVAL) => {}
         }
         let open = blocking_transactions(sql, walsender).await.map_err(CreateError::Other)?;
-        if began.elapsed() >= SHOW_AFTER && !open.is_empty() {
-            report_blocking_transactions(context, &open, &shown);
-            shown = open;
+        if began.elapsed() >= REPORT_AFTER && !open.is_empty() {
+            report_blocking_transactions(context, &open, &reported);
+            reported = open;
         }
     };
     match created {
@@ -188,7 +196,7 @@ async fn create(
             Ok((created.consistent_point, created.snapshot_name))
         }
         Err(pg_replication::Error::Server(error)) if error.code == SqlState::DUPLICATE_OBJECT => {
-            let what = format!("slot {slot} was created by somebody else at this moment");
+            let what = format!("another client created slot {slot} at the same time");
             Err(CreateError::Exists(RelayError::new(ErrorKind::SlotActive, what)))
         }
         Err(error) => Err(CreateError::Other(error.into())),
@@ -200,24 +208,26 @@ async fn blocking_transactions(
     walsender: i32,
 ) -> Result<Vec<OpenTransaction>, RelayError> {
     let late = |_| {
-        let what = format!("no answer within {CONNECT_WITHIN:?} while the slot is being created");
+        let what = format!(
+            "the server did not respond to a query within {CONNECT_WITHIN:?} while the slot is being created"
+        );
         RelayError::new(ErrorKind::DatabaseUnreachable, what)
     };
     Ok(timeout(CONNECT_WITHIN, blocking_transactions::blocking(sql, walsender)).await.map_err(late)??)
 }
 
-/// Shows whom the creation waits for, and logs it when that is not who was `shown` last.
-fn report_blocking_transactions(context: &Context, open: &[OpenTransaction], shown: &[OpenTransaction]) {
+/// Shows in `/status` what the creation waits for, and logs it when it differs from what was `reported` last.
+fn report_blocking_transactions(context: &Context, open: &[OpenTransaction], reported: &[OpenTransaction]) {
     let source = &context.config.source;
     let what = blocking_transactions::sentence(&source.slot.name, open, &source.user, Utc::now());
     let error = RelayError::new(ErrorKind::SlotCreationWaits, what);
     context.status.on_error(Phase::Starting, &error);
-    if !blocking_transactions::are_same(open, shown) {
+    if !blocking_transactions::are_same(open, reported) {
         tracing::warn!(reason = error.kind.name(), "{error}");
     }
 }
 
-/// Only one that nobody holds: the one that a relay left.
+/// Drops the slot that an interrupted relay left. PostgreSQL refuses to drop a slot that is in use.
 async fn drop_slot(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError> {
     sqlx::query(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
@@ -229,7 +239,7 @@ async fn drop_slot(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError>
     Ok(())
 }
 
-/// The exported snapshot in words that outlive it, and whether the rows it shows can be told by them.
+/// The exported snapshot in its text form, and whether that text and `seq` identify all rows the snapshot shows.
 async fn describe(
     sql: &mut PgConnection,
     source: &Source,
@@ -247,13 +257,13 @@ async fn describe(
     Ok((snapshot, order))
 }
 
-/// Checks that the rows of the table can be read, and told by snapshot and `seq`. Before anything is made.
+/// Checks, before anything is created, that the table's rows can be read and identified by snapshot and `seq`.
 async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
     let table = source.table.quoted();
     let row = sqlx::query(
         "SELECT count(*) FILTER (WHERE attname = 'seq' AND atttypid = 'bigint'::regtype AND attnotnull) = 1
-                AND count(*) FILTER (WHERE attname = 'xid' AND atttypid = 'xid8'::regtype AND attnotnull) = 1 AS told,
-                count(*) FILTER (WHERE attname = 'occurred_at' AND atttypid = 'timestamptz'::regtype AND attnotnull) = 1 AS dated,
+                AND count(*) FILTER (WHERE attname = 'xid' AND atttypid = 'xid8'::regtype AND attnotnull) = 1 AS identified,
+                count(*) FILTER (WHERE attname = 'occurred_at' AND atttypid = 'timestamptz'::regtype AND attnotnull) = 1 AS timestamped,
                 has_table_privilege($1::regclass, 'SELECT') AS readable, row_security_active($1::regclass) AS secured,
                 current_user::text AS role
          FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped",
@@ -263,18 +273,18 @@ async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), Rela
     .await?;
     let role: String = row.try_get("role")?;
     let role = crate::config::quote(&role);
-    if !row.try_get::<bool, _>("told")? {
+    if !row.try_get::<bool, _>("identified")? {
         let what = format!(
-            "table {} has no columns seq (bigint, not null) and xid (xid8, not null), by which rows that were there before \
-             the slot are found and put in order, so source.start: Table is not possible",
+            "table {} has no columns seq (bigint, not null) and xid (xid8, not null), which source.start: Table needs \
+             to find and order the rows from before the slot; add them, or set source.start: Now",
             source.table
         );
         return Err(RelayError::new(ErrorKind::StartRefused, what));
     }
-    if !row.try_get::<bool, _>("dated")? {
+    if !row.try_get::<bool, _>("timestamped")? {
         let what = format!(
-            "table {} has no column occurred_at (timestamptz, not null), so nothing tells the time of rows that were there \
-             before the slot, and source.start: Table is not possible",
+            "table {} has no column occurred_at (timestamptz, not null), which source.start: Table needs for the time \
+             of rows from before the slot; add it, or set source.start: Now",
             source.table
         );
         return Err(RelayError::new(ErrorKind::StartRefused, what));
@@ -296,18 +306,18 @@ async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), Rela
     RowOrder::of(sql, source).await?.check(source)
 }
 
-/// What could make snapshot and `seq` miss a row.
+/// Rows that the initial snapshot would miss or could not deliver.
 struct RowOrder {
-    /// Rows that are here and carry a transaction that the snapshot does not show: of another cluster.
+    /// Some visible rows have an `xid` that the snapshot does not show: they come from another cluster.
     foreign: bool,
-    /// Rows before the first place of a copy.
+    /// Some rows have a negative `seq`, which is before the first cursor position.
     negative: bool,
-    /// Rows whose time no record can have. That of their commit, which stands in for it in the stream, is not known.
+    /// Some rows have a time that no record can have. In the stream the commit time replaces it, which is unknown here.
     undated: bool,
 }
 
 impl RowOrder {
-    /// Looks at every row that the connection's snapshot shows.
+    /// Checks every row that the connection's snapshot shows.
     async fn of(sql: &mut PgConnection, source: &Source) -> Result<RowOrder, RelayError> {
         let select = format!(
             "SELECT coalesce(bool_or(NOT pg_visible_in_snapshot(xid, s)), false) AS foreign_xid,
@@ -329,20 +339,23 @@ impl RowOrder {
         let table = source.table.quoted();
         if self.foreign {
             let what = format!(
-                "table {} has rows whose xid is of another cluster, as after a dump and restore: \
+                "table {} has rows whose xid comes from another cluster, for example after a dump and restore; run \
                  UPDATE {table} SET xid = DEFAULT WHERE NOT pg_visible_in_snapshot(xid, pg_current_snapshot())",
                 source.table
             );
             return Err(RelayError::new(ErrorKind::StartRefused, what));
         }
         if self.negative {
-            let what = format!("table {} has rows whose seq is negative", source.table);
+            let what = format!(
+                "table {} has rows with a negative seq, which source.start: Table cannot order; renumber them",
+                source.table
+            );
             return Err(RelayError::new(ErrorKind::StartRefused, what));
         }
         if self.undated {
             let what = format!(
-                "table {} has rows whose occurred_at is infinite or has no year of four digits, as a record's time needs; \
-                 give them another",
+                "table {} has rows whose occurred_at is infinite or outside the years 1 to 9999, which a Kafka \
+                 timestamp cannot hold; correct them",
                 source.table
             );
             return Err(RelayError::new(ErrorKind::StartRefused, what));

@@ -1,18 +1,18 @@
-//! What to do with what was found at a start: a pure function of the checkpoint, the slot and the server.
+//! How a session starts: a pure function of the checkpoint, the slot and the server.
 //!
-//! It is asked before the slot is taken, to create it where that is right, and again once it is held, because a
-//! standby may have waited for days and everything may be different.
+//! It runs before the relay holds the slot, to create a missing one, and again once it holds the slot, because a
+//! standby relay may have waited for days and everything may have changed.
 //!
-//! | found | verdict |
+//! | state | decision |
 //! |---|---|
-//! | the slot is behind the checkpoint or at it | go on from the checkpoint |
-//! | a promotion since, at the checkpoint or beyond it | the same |
-//! | the server's log ends, or left the checkpoint's timeline, before the checkpoint | go on from there; what is in Kafka beyond it are phantoms |
+//! | the slot is at the checkpoint or behind it | continue from the checkpoint |
+//! | a promotion since then, at the checkpoint or after it | the same |
+//! | the server's WAL ends, or left the checkpoint's timeline, before the checkpoint | continue from there; records in Kafka beyond that position are phantoms |
 //! | neither slot nor progress | create the slot |
-//! | a slot, but its snapshot was never stored | create it anew |
+//! | a slot whose snapshot was never stored | drop and recreate the slot |
 //! | the slot is gone, invalidated, or ahead of the checkpoint | stop: rows may be missing |
-//! | another cluster, a timeline that is none of the server's, a checkpoint that went back | stop |
-//! | a slot of another kind, or of somebody else | stop: a setting is wrong |
+//! | another cluster, a timeline the server was never on, a checkpoint that went back | stop |
+//! | a slot that the relay cannot use, or of another database | stop: a setting is wrong |
 
 use pg_replication::{EndLsn, TimelineHistory};
 
@@ -22,16 +22,16 @@ use crate::postgres::checkpoint::{Checkpoint, CheckpointPhase, ClusterTimeline};
 use crate::progress::lineage::left_at;
 use crate::status::SlotState;
 
-/// What is known at a start.
+/// What a session knows when it starts.
 #[derive(Clone, Debug)]
 pub struct StartInputs<'a> {
-    /// System identifier of the server.
+    /// The server's system identifier.
     pub system_identifier: u64,
-    /// Its timelines.
+    /// The server's timelines.
     pub timelines: &'a TimelineHistory,
-    /// The end of its log.
+    /// The end of the server's WAL.
     pub flush: EndLsn,
-    /// What this process had confirmed when it last streamed, and on which history.
+    /// The position this process had confirmed when it last streamed, and on which timeline.
     pub reached: Option<(ClusterTimeline, EndLsn)>,
     /// The relay's settings.
     pub source: &'a Source,
@@ -41,96 +41,101 @@ pub struct StartInputs<'a> {
     pub slot: Option<&'a SlotState>,
 }
 
-/// What to do.
+/// How a session starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartDecision {
-    /// There never was a slot: register and create it.
+    /// There was never a slot: register and create it.
     CreateSlot,
-    /// The slot was created and the snapshot that goes with it was lost: drop it and create it again.
+    /// The slot was created, but its snapshot was lost: drop and recreate the slot.
     RecreateSlot,
-    /// Go on with the rows that were there before the slot.
-    Copy {
-        /// Where the stream begins after them.
+    /// Continue the initial snapshot.
+    Snapshot {
+        /// Where the stream begins after the snapshot.
         from: EndLsn,
     },
-    /// Stream.
+    /// Read the stream.
     Stream {
         /// Everything before this LSN is in Kafka.
         confirmed: EndLsn,
-        /// The checkpoint was ahead of this server: what was delivered beyond `confirmed` are phantoms.
+        /// The checkpoint was ahead of this server: records delivered beyond `confirmed` are phantoms.
         diverged: bool,
     },
 }
 
-/// What the checkpoint says that still holds on this server.
+/// The part of the checkpoint that is valid on this server.
 enum CheckpointState {
     Nothing,
     Creating,
-    Copying { from: EndLsn },
+    Snapshotting { from: EndLsn },
     Delivered { confirmed: EndLsn, diverged: bool },
 }
 
-/// Judges `found`.
-pub fn decide(found: &StartInputs<'_>) -> Result<StartDecision, RelayError> {
-    let known = found
+/// Decides how the session starts, or why it must not.
+pub fn decide(inputs: &StartInputs<'_>) -> Result<StartDecision, RelayError> {
+    let checkpoint = inputs
         .checkpoint
-        .map_or(Ok(CheckpointState::Nothing), |checkpoint| checkpoint_state(found, checkpoint))?;
-    let Some(slot) = found.slot else { return without_slot(found, &known) };
-    check_suitable(found.source, slot)?;
-    let name = &found.source.slot.name;
-    match known {
-        // It may be lost by now, too: nothing was taken from it.
+        .map_or(Ok(CheckpointState::Nothing), |checkpoint| checkpoint_state(inputs, checkpoint))?;
+    let Some(slot) = inputs.slot else { return without_slot(inputs, &checkpoint) };
+    check_suitable(inputs.source, slot)?;
+    let name = &inputs.source.slot.name;
+    match checkpoint {
+        // An invalidated slot is recreated, too: nothing was delivered from it.
         CheckpointState::Creating => match slot.active_pid {
             None => Ok(StartDecision::RecreateSlot),
             Some(pid) => Err(RelayError::new(
                 ErrorKind::SlotActive,
-                format!("slot {name} is being created, or held, by the process with pid {pid}"),
+                format!("the server process with pid {pid} is creating or holding slot {name}"),
             )),
         },
-        CheckpointState::Nothing if found.source.start == StartAt::Table => Err(RelayError::new(
+        CheckpointState::Nothing if inputs.source.start == StartAt::Table => Err(RelayError::new(
             ErrorKind::StartRefused,
             format!(
-                "slot {name} exists already and this relay has no checkpoint, so which rows of {} it will stream is not known; \
-                 source.start: Now takes it as it is, and without the slot the relay makes one and delivers the whole table",
-                found.source.table
+                "slot {name} already exists and this relay has no checkpoint, so it is unknown which rows of {} the \
+                 slot will stream; set source.start: Now to stream from the slot as it is, or drop the slot so that \
+                 the relay creates one and delivers the whole table",
+                inputs.source.table
             ),
         )),
         CheckpointState::Nothing => {
-            alive(name, slot)?;
+            check_not_lost(name, slot)?;
             Ok(StartDecision::Stream { confirmed: slot.confirmed.unwrap_or_default(), diverged: false })
         }
-        CheckpointState::Copying { from } => {
-            alive(name, slot)?;
-            not_ahead(name, slot, from)?;
-            Ok(StartDecision::Copy { from })
+        CheckpointState::Snapshotting { from } => {
+            check_not_lost(name, slot)?;
+            check_not_ahead(name, slot, from)?;
+            Ok(StartDecision::Snapshot { from })
         }
         CheckpointState::Delivered { confirmed, diverged } => {
-            alive(name, slot)?;
-            not_ahead(name, slot, confirmed)?;
+            check_not_lost(name, slot)?;
+            check_not_ahead(name, slot, confirmed)?;
             Ok(StartDecision::Stream { confirmed, diverged })
         }
     }
 }
 
-fn without_slot(found: &StartInputs<'_>, known: &CheckpointState) -> Result<StartDecision, RelayError> {
-    let name = &found.source.slot.name;
-    let delivered_before = found.checkpoint.is_some_and(|checkpoint| !checkpoint.offsets.is_empty());
-    match known {
-        // Somebody took the LSN away, so that it begins anew after a gap.
-        CheckpointState::Nothing if delivered_before && found.source.start == StartAt::Table => {
+fn without_slot(inputs: &StartInputs<'_>, checkpoint: &CheckpointState) -> Result<StartDecision, RelayError> {
+    let name = &inputs.source.slot.name;
+    let delivered_before = inputs.checkpoint.is_some_and(|checkpoint| !checkpoint.offsets.is_empty());
+    match checkpoint {
+        // The LSN was removed from the checkpoint by hand, to start again after a gap.
+        CheckpointState::Nothing if delivered_before && inputs.source.start == StartAt::Table => {
             Err(RelayError::new(
                 ErrorKind::StartRefused,
                 format!(
-                    "slot {name} does not exist, and this relay has delivered before: source.start: Table would send the whole \
-                 table again; set Now, or delete the relay's row of outbox_checkpoint if that is meant"
+                    "slot {name} does not exist, and this relay has delivered before: source.start: Table would send \
+                     the whole table again; set source.start: Now, or delete the relay's row of outbox_checkpoint if \
+                     you want the whole table again"
                 ),
             ))
         }
-        CheckpointState::Copying { from: lsn } | CheckpointState::Delivered { confirmed: lsn, .. } => Err(
-            RelayError::new(ErrorKind::SlotLost, format!("slot {name} is gone; the checkpoint is at {lsn}")),
-        ),
+        CheckpointState::Snapshotting { from: lsn } | CheckpointState::Delivered { confirmed: lsn, .. } => {
+            Err(RelayError::new(
+                ErrorKind::SlotLost,
+                format!("slot {name} is gone; the checkpoint is at {lsn}"),
+            ))
+        }
         CheckpointState::Nothing | CheckpointState::Creating
-            if found.source.slot.creation_policy == CreationPolicy::IfMissing =>
+            if inputs.source.slot.creation_policy == CreationPolicy::IfMissing =>
         {
             Ok(StartDecision::CreateSlot)
         }
@@ -140,41 +145,45 @@ fn without_slot(found: &StartInputs<'_>, known: &CheckpointState) -> Result<Star
     }
 }
 
-/// What of the checkpoint holds on this server.
-fn checkpoint_state(found: &StartInputs<'_>, checkpoint: &Checkpoint) -> Result<CheckpointState, RelayError> {
+/// Which part of the checkpoint is valid on this server.
+fn checkpoint_state(
+    inputs: &StartInputs<'_>,
+    checkpoint: &Checkpoint,
+) -> Result<CheckpointState, RelayError> {
     let changed = |what| Err(RelayError::new(ErrorKind::HistoryChanged, what));
     let ClusterTimeline { system_identifier, timeline } = checkpoint.history;
-    if found.system_identifier != system_identifier {
+    if inputs.system_identifier != system_identifier {
         return changed(format!(
             "the server has system identifier {}, the checkpoint {system_identifier}",
-            found.system_identifier
+            inputs.system_identifier
         ));
     }
-    if checkpoint.slot != found.source.slot.name {
+    if checkpoint.slot != inputs.source.slot.name {
         return changed(format!(
             "the checkpoint belongs to slot {}, not {}",
-            checkpoint.slot, found.source.slot.name
+            checkpoint.slot, inputs.source.slot.name
         ));
     }
-    let Ok(left) = left_at(found.timelines, timeline) else {
+    let Ok(left) = left_at(inputs.timelines, timeline) else {
         return changed(format!(
             "the server is on timeline {} and was never on timeline {timeline} of the checkpoint",
-            found.timelines.timeline()
+            inputs.timelines.timeline()
         ));
     };
-    // How far the server's log and the checkpoint's are one.
-    let common = left.map_or(found.flush, EndLsn::new);
+    // Up to here the server's WAL and the checkpoint's are the same.
+    let common = left.map_or(inputs.flush, EndLsn::new);
     match checkpoint.progress {
         CheckpointPhase::Registered => Ok(CheckpointState::Nothing),
         CheckpointPhase::Creating => Ok(CheckpointState::Creating),
         CheckpointPhase::Snapshotting { from, .. } if from > common => changed(format!(
-            "the slot was created at {from}, but the server's log and the checkpoint's part at {common}"
+            "the slot was created at {from}, but the server's WAL differs from the checkpoint's after {common}"
         )),
-        CheckpointPhase::Snapshotting { from, .. } => Ok(CheckpointState::Copying { from }),
-        CheckpointPhase::Delivered { confirmed } if went_back(found, checkpoint, confirmed) => {
+        CheckpointPhase::Snapshotting { from, .. } => Ok(CheckpointState::Snapshotting { from }),
+        CheckpointPhase::Delivered { confirmed } if went_back(inputs, checkpoint, confirmed) => {
             changed(format!(
-                "the checkpoint is at {confirmed}, where it was before: the database was put back to an earlier state without a new \
-             timeline, so the same positions will stand for other events"
+                "the checkpoint is back at {confirmed}, behind what this relay has confirmed: the database was \
+                 restored to an earlier state without a new timeline, so the same positions will be used for other \
+                 events"
             ))
         }
         CheckpointPhase::Delivered { confirmed } => {
@@ -183,37 +192,42 @@ fn checkpoint_state(found: &StartInputs<'_>, checkpoint: &Checkpoint) -> Result<
     }
 }
 
-/// Whether the checkpoint was further once. It never goes back by itself; a promotion may take it back, and begins a new
-/// timeline. Without offsets it is a person who wants it so: nothing in Kafka counts then.
-fn went_back(found: &StartInputs<'_>, checkpoint: &Checkpoint, confirmed: EndLsn) -> bool {
-    let here = checkpoint.history;
-    let same_line = here.timeline == found.timelines.timeline();
-    let further = found.reached.is_some_and(|(history, reached)| history == here && confirmed < reached);
-    further && same_line && !checkpoint.offsets.is_empty()
+/// Whether the checkpoint was further ahead before. The relay never moves it back. A promotion may, but begins a new
+/// timeline. A checkpoint without offsets was moved back on purpose: the operator wants records in Kafka ignored.
+fn went_back(inputs: &StartInputs<'_>, checkpoint: &Checkpoint, confirmed: EndLsn) -> bool {
+    let history = checkpoint.history;
+    let same_timeline = history.timeline == inputs.timelines.timeline();
+    let was_ahead = inputs.reached.is_some_and(|(then, reached)| then == history && confirmed < reached);
+    was_ahead && same_timeline && !checkpoint.offsets.is_empty()
 }
 
-/// Checks that it is a slot that a relay can use at all.
+/// Checks that the relay can use the slot at all.
 pub fn check_suitable(source: &Source, slot: &SlotState) -> Result<(), RelayError> {
     let Source { slot: config, database, .. } = source;
     let name = &config.name;
     let unsuitable = |what| Err(RelayError::new(ErrorKind::SlotUnsuitable, what));
     let plugin = slot.plugin.as_deref().unwrap_or("none (a physical slot)");
-    let of = slot.database.as_deref().unwrap_or("none");
-    if plugin != "pgoutput" || of != database {
-        return unsuitable(format!("slot {name} has plugin {plugin} and database {of}"));
+    let slot_database = slot.database.as_deref().unwrap_or("none");
+    if plugin != "pgoutput" || slot_database != database {
+        return unsuitable(format!(
+            "slot {name} has plugin {plugin} and database {slot_database}; the relay needs pgoutput and {database}"
+        ));
     }
     if slot.temporary {
-        return unsuitable(format!("slot {name} is temporary and ends with the connection that made it"));
+        return unsuitable(format!(
+            "slot {name} is temporary: PostgreSQL drops it with the connection that created it"
+        ));
     }
     if slot.two_phase {
         return unsuitable(format!(
-            "slot {name} sends a prepared transaction before it is known whether it commits (two_phase)"
+            "slot {name} has two_phase enabled, so it sends a prepared transaction before it is known whether it \
+             commits"
         ));
     }
     Ok(())
 }
 
-fn alive(name: &str, slot: &SlotState) -> Result<(), RelayError> {
+fn check_not_lost(name: &str, slot: &SlotState) -> Result<(), RelayError> {
     if !slot.is_lost() {
         return Ok(());
     }
@@ -221,13 +235,14 @@ fn alive(name: &str, slot: &SlotState) -> Result<(), RelayError> {
     Err(RelayError::new(ErrorKind::SlotLost, format!("slot {name} is invalidated: {cause}")))
 }
 
-fn not_ahead(name: &str, slot: &SlotState, known: EndLsn) -> Result<(), RelayError> {
+fn check_not_ahead(name: &str, slot: &SlotState, checkpoint: EndLsn) -> Result<(), RelayError> {
     let at = slot.confirmed.unwrap_or_default();
-    if at <= known {
+    if at <= checkpoint {
         return Ok(());
     }
     let what = format!(
-        "slot {name} is at {at}, ahead of the checkpoint at {known}: somebody advanced it, or dropped it and made it anew"
+        "slot {name} is at {at}, ahead of the checkpoint at {checkpoint}: another client advanced it, or dropped and \
+         recreated it"
     );
     Err(RelayError::new(ErrorKind::SlotAhead, what))
 }

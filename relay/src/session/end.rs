@@ -1,5 +1,5 @@
-//! How a relay ended after it was asked to stop, and what its last line says of it. Procedures in docs/OPERATIONS.md rest
-//! on these lines, so each says what is known and no more.
+//! How a relay ended after a shutdown request, and its last log line. Procedures in docs/OPERATIONS.md rely on these
+//! lines, so each states only what is certain.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,26 +8,26 @@ use pg_replication::Stream;
 
 use crate::error::{ErrorKind, RelayError, chain};
 
-/// How long the server may take to end the stream after everything was confirmed.
+/// Time allowed for the server to close the stream after everything was confirmed.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long the last word to a server that is stopping, or gone, may take.
+/// Time allowed for the final status update to a server that is shutting down or gone.
 const FINAL_STATUS_WITHIN: Duration = Duration::from_millis(500);
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionEnd {
-    /// Every row that was read is acknowledged, stored in the checkpoint, and confirmed.
+    /// Every row that was read is acknowledged by Kafka, stored in the checkpoint, and confirmed to PostgreSQL.
     Drained,
-    /// The same of every row before one that cannot be delivered yet.
+    /// Delivery was blocked by a row. The same is true of every row before it.
     Blocked,
-    /// The deadline came before everything that was read was confirmed.
+    /// The shutdown deadline was reached before everything that was read was confirmed.
     Late,
-    /// A problem ended the session before everything that was read was confirmed.
+    /// An error ended the session before everything that was read was confirmed.
     Interrupted,
-    /// No stream was open: what an earlier session or process read may not be confirmed.
+    /// No stream was open. Rows that an earlier session or process read may be unconfirmed.
     NotStreaming,
-    /// Another relay held the slot, and delivers.
+    /// This was a standby relay: another relay held the slot and delivered.
     Standby,
 }
 
@@ -45,34 +45,35 @@ impl fmt::Display for SessionEnd {
                 "stopped cleanly: every row that was read is in Kafka, stored in the checkpoint, and confirmed"
             }
             SessionEnd::Blocked => {
-                "stopped at a row that cannot be delivered yet: every row before it is in Kafka, and every transaction before \
-                 its own is stored in the checkpoint and confirmed"
+                "stopped at a row that cannot be delivered yet: every row before it is in Kafka, and every \
+                 transaction before its own is stored in the checkpoint and confirmed"
             }
             SessionEnd::Late => {
-                "stopped at the deadline, before everything that was read was confirmed; the next start replays it"
+                "stopped at the deadline, before everything that was read was confirmed; the next start \
+                 reads it again"
             }
             SessionEnd::Interrupted => {
-                "stopped by a problem, before everything that was read was confirmed; the next start replays it"
+                "stopped by an error, before everything that was read was confirmed; the next start reads it again"
             }
             SessionEnd::NotStreaming => {
-                "stopped while no stream was open: rows that were read earlier may be unconfirmed; the next start continues \
-                 from the checkpoint"
+                "stopped while no stream was open: rows that were read earlier may be unconfirmed; the next start \
+                 continues from the checkpoint"
             }
-            SessionEnd::Standby => "stopped as a standby: another relay holds the slot and delivers",
+            SessionEnd::Standby => "stopped as a standby relay: another relay holds the slot and delivers",
         })
     }
 }
 
-/// A server that is stopping ends SQL connections first, and waits for its streams to confirm: it hears what is stored,
-/// and that there is nothing more. In any other trouble the stream is only let go.
+/// Confirms the stored position to a server that is shutting down: it closes SQL connections first, then waits for its
+/// walsenders' clients to confirm. After any other error the stream is only dropped.
 pub(super) async fn send_final_status(stream: Stream, error: &RelayError) {
     if error.kind == ErrorKind::DatabaseUnreachable {
         drop(stream.finish(FINAL_STATUS_WITHIN).await);
     }
 }
 
-/// The server answers the end of the stream after it has taken the last confirmation: without the answer nothing is known
-/// to be confirmed.
+/// Closes the stream. The server acknowledges the end of the stream after it has processed the last confirmation.
+/// Without that acknowledgement it is unknown whether the position is confirmed.
 pub(super) async fn finish(stream: Stream, ended: SessionEnd) -> SessionEnd {
     match stream.finish(FINISH_WITHIN).await {
         Ok(finished) => {
@@ -81,7 +82,7 @@ pub(super) async fn finish(stream: Stream, ended: SessionEnd) -> SessionEnd {
         }
         Err(error) => {
             let error = chain(&error);
-            tracing::warn!(error, "PostgreSQL did not answer to the end of the stream");
+            tracing::warn!(error, "PostgreSQL did not acknowledge the end of the stream");
             SessionEnd::Interrupted
         }
     }
@@ -92,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_drained_relay_says_that_it_stopped_cleanly() {
+    fn only_a_drained_relay_reports_a_clean_stop() {
         use SessionEnd::{Blocked, Drained, Interrupted, Late, NotStreaming, Standby};
         for ended in [Drained, Blocked, Late, Interrupted, NotStreaming, Standby] {
             assert_eq!(ended.to_string().contains("cleanly"), ended == Drained, "{ended}");

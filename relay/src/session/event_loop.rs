@@ -1,6 +1,6 @@
-//! The pump: the one task that owns the stream. It reads while there is room, takes in acknowledgements, has
-//! checkpoints written, and confirms to Postgres what a committed checkpoint says. It never waits for Kafka: when
-//! the budget is used up it stops reading, and confirmations go on by their own timer.
+//! The event loop: the only task that owns the stream. It reads while the in-flight budget has room, processes
+//! acknowledgements, requests checkpoints, and confirms to PostgreSQL the position of a committed checkpoint. It never
+//! waits for Kafka: when the budget is used up it stops reading, while a timer keeps confirmations going.
 
 mod read_pacing;
 mod snapshot;
@@ -28,67 +28,69 @@ use crate::session::slot_guard::{Now, SlotGuard};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, SessionStats, StallReason, Status};
 
-/// Pace of checkpoints under load, and of status and metrics: a crash replays this much, and drops it again.
+/// Interval of checkpoints under load, and of status and metrics. After a crash the relay reads this much again, and
+/// skips what is in Kafka.
 const TICK: Duration = Duration::from_millis(100);
-/// Without events, checkpoints follow the server's WAL this closely: each writes WAL itself, which would otherwise
-/// be the next reason to write one.
+/// Without events, a checkpoint is written only after this much new WAL. A checkpoint writes WAL itself, so a smaller
+/// step would make each checkpoint cause the next.
 const IDLE_CHECKPOINT_BYTES: u64 = 1024 * 1024;
-/// ... or this often.
+/// Without events, a checkpoint is written at least this often, if there is new WAL.
 const IDLE_CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
-/// Messages dealt with before timers and acknowledgements get a turn.
+/// Messages processed before timers and acknowledgements get their turn.
 const BURST: usize = 512;
 
-/// See the module's text.
+/// See the module documentation.
 pub struct EventLoop {
     stream: Stream,
     delivery: Delivery,
     acks: std::sync::Arc<AckQueue>,
-    answers: mpsc::UnboundedReceiver<QueryResult>,
+    query_results: mpsc::UnboundedReceiver<QueryResult>,
     writer: Writer,
-    /// What has to be delivered before the stream is read.
-    copy: Option<SnapshotRows>,
-    /// A dead letter that waits to be sent again.
+    /// The initial snapshot, which is delivered before the stream is read.
+    snapshot: Option<SnapshotRows>,
+    /// A dead letter that waits to be replayed.
     replay: Option<ReplayRequest>,
-    tenure: SlotGuard,
+    slot_guard: SlotGuard,
     drain_within: Duration,
     status: Status,
     metrics: Metrics,
-    /// A message that could not go on.
+    /// A message that is blocked. It is decoded and routed again at each turn of the loop until it can be sent, which
+    /// keeps no half-processed state.
     parked: Option<Bytes>,
-    /// The parked message is a row that can never be delivered.
+    /// The blocked row can never be delivered.
     poisoned: bool,
     requested: LastRequested,
-    gulps: ReadPacing,
+    pacing: ReadPacing,
     copied_rows: IntCounter,
 }
 
-/// The last checkpoint asked for.
+/// The last checkpoint that was requested.
 struct LastRequested {
     confirmed: EndLsn,
-    copied: Option<i64>,
-    /// Of the mapping.
+    snapshot_cursor: Option<i64>,
+    /// The revision of the routing.
     revision: u64,
     at: Instant,
-    /// `transactions_total` at that time: whether there was more than idle progress since.
+    /// `transactions_total` at that time. If it has changed since, the progress is more than idle WAL.
     transactions: u64,
 }
 
 impl EventLoop {
-    /// A pump for a stream that has just been opened.
+    /// The loop for a stream that has just been opened.
     pub fn new(
         stream: Stream,
         delivery: Delivery,
         acks: std::sync::Arc<AckQueue>,
-        answers: mpsc::UnboundedReceiver<QueryResult>,
+        query_results: mpsc::UnboundedReceiver<QueryResult>,
         writer: Writer,
-        tenure: SlotGuard,
+        slot_guard: SlotGuard,
         context: &Context,
     ) -> EventLoop {
         let committed = writer.committed();
         let copied_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
         let requested = LastRequested {
             confirmed: committed.confirmed,
-            copied: committed.copied,
+            snapshot_cursor: committed.copied,
             revision: committed.revision,
             at: Instant::now(),
             transactions: context.metrics.transactions_total.get(),
@@ -97,24 +99,24 @@ impl EventLoop {
             stream,
             delivery,
             acks,
-            answers,
+            query_results,
             writer,
-            copy: None,
+            snapshot: None,
             replay: None,
-            tenure,
+            slot_guard,
             drain_within: context.config.shutdown.drain(),
             status: context.status.clone(),
             metrics: context.metrics.clone(),
             parked: None,
             poisoned: false,
             requested,
-            gulps: ReadPacing::default(),
+            pacing: ReadPacing::default(),
             copied_rows,
         }
     }
 
-    /// Runs until a trouble, or until `shutdown` turns true and everything under way is finished. Dead letters that
-    /// come in through `replays` are sent again.
+    /// Runs until an error, or until `shutdown` turns true and everything in flight is confirmed. Replays the dead
+    /// letters that arrive through `replays`.
     pub async fn run(
         &mut self,
         shutdown: &mut watch::Receiver<bool>,
@@ -124,20 +126,20 @@ impl EventLoop {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining: Option<Instant> = None;
         loop {
-            // Before anything else: after a pause nothing more may be sent.
-            self.tenure.on_loop_turn(Now::read())?;
+            // First in the loop: after a long pause of this process nothing more may be sent.
+            self.slot_guard.on_loop_turn(Now::read())?;
             self.delivery.process_acks()?;
             self.confirm()?;
             let may_read = draining.is_none() || self.delivery.in_transaction();
-            let (wants_input, wants_page, goes_on) = match self.copy {
+            let (wants_input, wants_page, has_more) = match self.snapshot {
                 Some(_) if may_read => {
                     let step = self.process_snapshot()?;
                     (false, step == SnapshotStep::NeedsPage, step == SnapshotStep::HasMore)
                 }
-                _ => (self.copy.is_none() && may_read && self.process_buffered()?, false, false),
+                _ => (self.snapshot.is_none() && may_read && self.process_buffered()?, false, false),
             };
-            if let Some(candidate) = self.replay.take() {
-                self.replay = self.delivery.on_replay_request(candidate, self.writer.committed().revision)?;
+            if let Some(request) = self.replay.take() {
+                self.replay = self.delivery.on_replay_request(request, self.writer.committed().revision)?;
             }
             if let Some(since) = draining
                 && let Some(ended) = self.drained(since).await?
@@ -145,7 +147,7 @@ impl EventLoop {
                 return Ok(ended);
             }
             if wants_input {
-                self.gulps.pause();
+                self.pacing.pause();
             }
             tokio::select! {
                 biased;
@@ -158,53 +160,54 @@ impl EventLoop {
                 _ = ticks.tick() => self.tick()?,
                 () = self.acks.arrived() => {}
                 changed = self.writer.changed() => changed?,
-                Some(answer) = self.answers.recv() => self.delivery.on_query_result(answer)?,
-                Some(candidate) = replays.recv(), if draining.is_none() && self.takes_replays() => {
-                    self.replay = Some(candidate);
+                Some(result) = self.query_results.recv() => self.delivery.on_query_result(result)?,
+                Some(request) = replays.recv(), if draining.is_none() && self.accepts_replays() => {
+                    self.replay = Some(request);
                 }
-                () = std::future::ready(()), if goes_on => {}
-                page = next_page(&mut self.copy), if wants_page => self.on_page(page?),
+                () = std::future::ready(()), if has_more => {}
+                page = next_page(&mut self.snapshot), if wants_page => self.on_page(page?),
                 filled = fill_or_idle(&mut self.stream, wants_input) => {
                     filled?;
                     failpoint::pass(Boundary::AfterRead);
-                    self.gulps.on_read(self.stream.last_read_len());
+                    self.pacing.on_read(self.stream.last_read_len());
                 }
             }
         }
     }
 
-    /// What the last committed checkpoint says.
+    /// The position of the last committed checkpoint.
     pub fn confirmed(&self) -> EndLsn {
         self.writer.committed().confirmed
     }
 
-    /// Sends nothing more: see [`Delivery::purge`].
-    pub fn give_up(&self, all: bool) {
+    /// Stops sending: see [`Delivery::purge`].
+    pub fn purge(&self, all: bool) {
         self.delivery.purge(all);
     }
 
-    /// Says what ended the session as far as it can be known: the answer of a broker behind it, and the row it is about.
+    /// Adds to the error what is known about its cause: the broker's response and the row concerned.
     pub async fn explain(&mut self, error: RelayError) -> RelayError {
         let error = self.delivery.find_cause(error).await;
         self.delivery.on_session_error(error, self.parked.is_some())
     }
 
-    /// A record that Kafka refused, if that ended the session.
+    /// The record that Kafka refused, if that ended the session.
     pub fn refusal(&mut self) -> Option<Refusal> {
         self.delivery.take_refusal()
     }
 
-    /// What ended the session, if Kafka lost records.
+    /// The records that Kafka lost, if that ended the session.
     pub fn lost(&mut self) -> Option<LostRecords> {
         self.delivery.take_lost()
     }
 
-    /// Gives back what the session has to end: the stream, the producers within `Delivery`, and the writer with its connection.
+    /// Returns what the session has to close: the stream, `Delivery` with the producers, and the writer with its
+    /// connection.
     pub fn into_parts(self) -> (Stream, Delivery, Writer) {
         (self.stream, self.delivery, self.writer)
     }
 
-    /// Deals with what is buffered, a burst at most. Answers whether it is time to read more.
+    /// Processes buffered messages, at most a burst. Returns whether to read more.
     fn process_buffered(&mut self) -> Result<bool, RelayError> {
         for _ in 0..BURST {
             if !self.delivery.has_room() {
@@ -234,12 +237,12 @@ impl EventLoop {
                 return Ok(false);
             }
         }
-        // More is buffered: `fill` returns at once, after the timers had their turn.
+        // More is buffered: `fill` returns immediately, after the timers had their turn.
         Ok(true)
     }
 
-    /// A row that can never be delivered stops what is behind it, and nothing else: what was sent before it is
-    /// acknowledged, stored and confirmed as ever.
+    /// A row that can never be delivered blocks the rows after it and nothing else: rows sent before it are still
+    /// acknowledged, stored in the checkpoint and confirmed.
     fn on_poison(&mut self, error: RelayError) -> Flow {
         if !std::mem::replace(&mut self.poisoned, true) {
             tracing::error!(reason = error.kind.name(), "delivery stopped: {error}");
@@ -250,46 +253,57 @@ impl EventLoop {
 
     fn on_poison_cleared(&mut self) {
         if std::mem::take(&mut self.poisoned) {
-            tracing::info!("the row that stopped delivery can be delivered now");
+            tracing::info!("the poison row can be delivered now; delivery continues");
             self.status.set_poison(None);
         }
     }
 
-    /// A dead letter that is sent again counts in the budget.
-    fn takes_replays(&self) -> bool {
+    /// A replayed dead letter counts in the in-flight budget.
+    fn accepts_replays(&self) -> bool {
         self.replay.is_none() && self.delivery.has_room()
     }
 
-    /// Tells Postgres what the committed checkpoint says. A stream replayed from before it gets there later.
+    /// Confirms the committed checkpoint's position to PostgreSQL, but nothing beyond the received position: a stream
+    /// that starts before the checkpoint reaches it later.
     fn confirm(&mut self) -> Result<(), RelayError> {
         let received = EndLsn::new(self.stream.received());
         Ok(self.stream.confirm(self.writer.committed().confirmed.min(received))?)
     }
 
-    /// Asks for a checkpoint when there is something new to store. A mapping is stored at once, because rows wait.
+    /// Requests a checkpoint when there is something new to store. A new routing revision is stored immediately,
+    /// because rows wait for it.
     fn request_checkpoint(&mut self, force: bool) {
         let confirmed = self.delivery.ledger().confirmed();
-        let revision = self.delivery.mapper().revision();
+        let revision = self.delivery.pruned_routing().revision();
         let transactions = self.metrics.transactions_total.get();
         let advanced = confirmed.lsn().as_u64().saturating_sub(self.requested.confirmed.lsn().as_u64());
         let idle_due =
             advanced >= IDLE_CHECKPOINT_BYTES || self.requested.at.elapsed() >= IDLE_CHECKPOINT_EVERY;
         let due = advanced > 0 && (force || transactions != self.requested.transactions || idle_due);
-        let copied = self.delivery.snapshot_cursor();
-        if !due && revision == self.requested.revision && copied == self.requested.copied {
+        let snapshot_cursor = self.delivery.snapshot_cursor();
+        let unchanged =
+            revision == self.requested.revision && snapshot_cursor == self.requested.snapshot_cursor;
+        if !due && unchanged {
             return;
         }
-        self.requested = LastRequested { confirmed, copied, revision, at: Instant::now(), transactions };
+        self.requested =
+            LastRequested { confirmed, snapshot_cursor, revision, at: Instant::now(), transactions };
         let first_unconfirmed = self.delivery.ledger().first_unconfirmed();
-        let mappings = self.delivery.mapper().stored();
+        let mappings = self.delivery.pruned_routing().history();
         let offsets = self.delivery.partitions().take_offsets(first_unconfirmed, confirmed);
-        self.writer.write(CheckpointUpdate { confirmed, copied, mappings, revision, offsets });
+        self.writer.write(CheckpointUpdate {
+            confirmed,
+            copied: snapshot_cursor,
+            mappings,
+            revision,
+            offsets,
+        });
     }
 
     fn tick(&mut self) -> Result<(), RelayError> {
         self.delivery.on_tick(self.writer.committed().revision)?;
         let reading = self.stall_reason().is_none();
-        self.status.with_slot_seen(|seen| self.tenure.check(Instant::now(), reading, seen))?;
+        self.status.with_slot_seen(|seen| self.slot_guard.check(Instant::now(), reading, seen))?;
         if self.stream.confirmed_sent() == self.requested.confirmed {
             failpoint::pass(Boundary::StatusSent);
         }
@@ -301,11 +315,11 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Why nothing is read.
+    /// Why the stream is not read at the moment.
     fn stall_reason(&self) -> Option<StallReason> {
         if self.poisoned {
             Some(StallReason::PoisonRow)
-        } else if self.copy.is_some() {
+        } else if self.snapshot.is_some() {
             Some(StallReason::Copy)
         } else if !self.delivery.has_room() {
             Some(StallReason::Budget)
@@ -331,7 +345,8 @@ impl EventLoop {
             in_flight_events,
             in_flight_bytes,
             oldest_commit: ledger.oldest_commit_time(),
-            copied_rows: (self.copied_rows.get() > 0 || self.copy.is_some()).then(|| self.copied_rows.get()),
+            copied_rows: (self.copied_rows.get() > 0 || self.snapshot.is_some())
+                .then(|| self.copied_rows.get()),
             hold_up: self.stall_reason(),
             writing_since: self.writer.waits_since(),
         };
@@ -347,16 +362,16 @@ impl EventLoop {
         metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == Some(true)));
     }
 
-    /// The next message, unless the server said something before it that makes it worthless.
+    /// The next message, unless a notice before it ends the session.
     fn next_frame(&mut self) -> Result<Option<Frame>, RelayError> {
         let frame = self.stream.next_frame()?;
-        self.refuse_notices()?;
+        self.check_notices()?;
         Ok(frame)
     }
 
-    /// Postgres 18 and newer skip the rows of a publication they do not find, with no more than a warning. What
-    /// comes behind it must not move the position past them.
-    fn refuse_notices(&mut self) -> Result<(), RelayError> {
+    /// PostgreSQL 18 and newer skip the rows of a publication that does not exist, with only a warning. Later messages
+    /// must not move the position past those rows, so the warning ends the session.
+    fn check_notices(&mut self) -> Result<(), RelayError> {
         for notice in self.stream.take_notices() {
             if notice.skipped_publication() {
                 return Err(RelayError::new(ErrorKind::PublicationMissing, notice.to_string()));
@@ -364,25 +379,25 @@ impl EventLoop {
             if notice.waits_for_standby() {
                 self.status.set_awaited_standby(&notice.to_string());
             } else {
-                tracing::warn!("PostgreSQL says: {notice}");
+                tracing::warn!("PostgreSQL sent a notice: {notice}");
             }
         }
         Ok(())
     }
 
-    /// Whether a graceful stop is through.
+    /// How the relay ends, once a graceful shutdown is complete or its deadline is reached.
     async fn drained(&mut self, since: Instant) -> Result<Option<SessionEnd>, RelayError> {
         failpoint::pass(Boundary::InDrain);
         let late = since.elapsed() > self.drain_within;
-        // A transaction is read to its end, unless it holds a row that only a person can help on.
+        // An open transaction is read to its end, unless it is blocked by a row that needs manual action.
         let stuck = self.poisoned || self.delivery.waits_for_topic();
         let settled = self.delivery.in_flight().0 == 0 && (stuck || !self.delivery.in_transaction());
         if !settled && !late {
             return Ok(None);
         }
         self.request_checkpoint(true);
-        let LastRequested { confirmed, copied, .. } = self.requested;
-        let stored = |row: CommittedCheckpoint| row.confirmed >= confirmed && row.copied == copied;
+        let LastRequested { confirmed, snapshot_cursor, .. } = self.requested;
+        let stored = |row: CommittedCheckpoint| row.confirmed >= confirmed && row.copied == snapshot_cursor;
         while !stored(self.writer.committed()) {
             let left = self.drain_within.saturating_sub(since.elapsed()).max(TICK);
             match tokio::time::timeout(left, self.writer.changed()).await {
@@ -399,7 +414,7 @@ impl EventLoop {
     }
 }
 
-/// Reads, or only keeps confirmations going. Both are cancel-safe.
+/// Reads from the stream, or only sends confirmations. Both are cancel-safe.
 async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<(), RelayError> {
     if read { Ok(stream.fill().await?) } else { match stream.idle().await? {} }
 }

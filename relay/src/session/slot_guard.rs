@@ -1,51 +1,52 @@
-//! Whether this process may still believe that it holds the slot.
+//! Detects that this process may have lost the slot.
 //!
-//! The slot is the only lock there is, and Kafka knows nothing of it. So a process has to notice by itself that it
-//! may have lost the slot, and then it drops what it has not sent before it does anything else. Two things tell:
+//! The slot is the only lock, and Kafka does not know it. So the process itself has to notice that it may have lost the
+//! slot, and must then drop its unsent records before it does anything else. There are two signs:
 //!
-//! - **It did not run for a while.** The server ends the stream of a client that is silent for `wal_sender_timeout`,
-//!   and another relay may stream. A process that was stopped, swapped out or starved for half of that assumes it. A
-//!   suspended machine stops the monotonic clock as well, so the wall clock counts, too: one that is set forward by as
-//!   much costs a reconnect.
-//! - **The server says so.** The session's SQL connection and the observer's ask who holds the slot: while Kafka is away
-//!   and the budget is used up nothing is read from the stream, so its end would be noticed late.
+//! - **The process was paused.** The server ends the stream of a client that is silent for `wal_sender_timeout`, and
+//!   another relay may start to stream. A process that was stopped, swapped out or starved of CPU for half of that
+//!   timeout assumes that this happened. Suspending the machine stops the monotonic clock, too, so the wall clock
+//!   counts as well. The price: a wall clock set forward by that much costs one reconnect.
+//! - **The server reports it.** The session and the observer query who holds the slot, each over its SQL connection.
+//!   While Kafka is down and the in-flight budget is used up, the relay does not read the stream, so it would notice
+//!   the stream's end late.
 //!
-//! An answer over either connection counts. One that cannot connect decides nothing while the other is answered.
+//! A result over either connection counts. A connection that fails decides nothing while the other one works.
 //!
-//! This narrows the window in which two processes send, and does not close it: what librdkafka has in its queue it
-//! may send before the first turn of the loop after a pause.
+//! This narrows the window in which two processes send, but does not close it: after a pause, librdkafka may send
+//! records from its queue before the first turn of the event loop.
 
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::{ErrorKind, RelayError};
 use crate::status::{LastSlotLook, SlotState};
 
-/// The server is asked every second, and a busy machine asks late: a shorter silence says nothing, however short
-/// `wal_sender_timeout` is.
-const SILENT_FOR: Duration = Duration::from_secs(5);
+/// The relay queries the server every second, but a busy machine runs these queries late. So a shorter silence means
+/// nothing, however short `wal_sender_timeout` is.
+const MIN_SILENCE: Duration = Duration::from_secs(5);
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug)]
 pub struct SlotGuard {
     /// Half of the server's `wal_sender_timeout`.
     limit: Duration,
-    /// The server process that serves the stream.
-    holder: Option<i64>,
+    /// Process id of the walsender that serves the stream.
+    walsender_pid: Option<i64>,
     began: Instant,
-    turned: Now,
+    last_turn: Now,
 }
 
-/// The time by both clocks.
+/// The time on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
-    /// Never goes back, and stops while the machine is stopped.
+    /// Never goes back, but stops while the machine is suspended.
     pub monotonic: Instant,
-    /// Goes on while the machine is suspended, and may be set.
+    /// Continues while the machine is suspended, but may be set.
     pub wall: SystemTime,
 }
 
 impl Now {
-    /// Reads both.
+    /// Reads both clocks.
     pub fn read() -> Now {
         Now { monotonic: Instant::now(), wall: SystemTime::now() }
     }
@@ -57,39 +58,44 @@ impl Now {
 }
 
 impl SlotGuard {
-    /// The slot was taken at `now`, by the server process `holder`.
-    pub fn new(limit: Duration, holder: Option<i64>, now: Now) -> SlotGuard {
-        SlotGuard { limit, holder, began: now.monotonic, turned: now }
+    /// This relay acquired the slot at `now`, through the walsender `walsender_pid`.
+    pub fn new(limit: Duration, walsender_pid: Option<i64>, now: Now) -> SlotGuard {
+        SlotGuard { limit, walsender_pid, began: now.monotonic, last_turn: now }
     }
 
-    /// Called at every turn of the loop, before anything is sent.
+    /// Called at every turn of the event loop, before anything is sent.
     pub fn on_loop_turn(&mut self, now: Now) -> Result<(), RelayError> {
-        let pause = now.since(self.turned);
-        self.turned = now;
+        let pause = now.since(self.last_turn);
+        self.last_turn = now;
         if pause < self.limit {
             return Ok(());
         }
         let what =
-            format!("this process did not run for {} s, so another may hold the slot", pause.as_secs());
+            format!("this process was paused for {} s, so another relay may hold the slot", pause.as_secs());
         Err(RelayError::new(ErrorKind::ProcessPaused, what))
     }
 
-    /// Called regularly with the server's last answer. While the stream is read, it notices a silent server itself.
+    /// Called regularly with the last slot state from the server. While `reading`, the stream itself detects a silent
+    /// server.
     pub fn check(&self, now: Instant, reading: bool, seen: LastSlotLook<'_>) -> Result<(), RelayError> {
-        // What was asked before the slot was taken says nothing of this tenure.
-        let seen = seen.filter(|(asked, _)| *asked > self.began);
+        // A query from before this relay acquired the slot does not describe its current holder.
+        let seen = seen.filter(|(queried, _)| *queried > self.began);
         match seen {
             Some((_, None)) => {
-                return Err(RelayError::new(ErrorKind::SlotLost, "the slot is gone while it was in use"));
+                let what = "the slot was dropped while this relay was streaming from it";
+                return Err(RelayError::new(ErrorKind::SlotLost, what));
             }
             Some((_, Some(slot))) => self.check_holder(slot)?,
             None => {}
         }
-        let silence = now.saturating_duration_since(seen.map_or(self.began, |(asked, _)| asked));
-        if reading || silence < self.limit.max(SILENT_FOR) {
+        let silence = now.saturating_duration_since(seen.map_or(self.began, |(queried, _)| queried));
+        if reading || silence < self.limit.max(MIN_SILENCE) {
             return Ok(());
         }
-        let what = format!("no answer for {} s, and nothing is read from the stream", silence.as_secs());
+        let what = format!(
+            "the server has not responded to a query for {} s, while the stream is not read",
+            silence.as_secs()
+        );
         Err(RelayError::new(ErrorKind::DatabaseUnreachable, what))
     }
 
@@ -97,17 +103,15 @@ impl SlotGuard {
         if slot.is_lost() {
             return Err(RelayError::new(ErrorKind::SlotLost, slot.loss_reason()));
         }
-        if self.holder.is_none() || slot.active_pid == self.holder {
+        if self.walsender_pid.is_none() || slot.active_pid == self.walsender_pid {
             return Ok(());
         }
         Err(match slot.active_pid {
             Some(pid) => RelayError::new(
                 ErrorKind::SlotActive,
-                format!("the slot was taken over by server process {pid}"),
+                format!("another client holds the slot now, through the server process with pid {pid}"),
             ),
-            None => {
-                RelayError::new(ErrorKind::DatabaseUnreachable, "the server has ended this relay's stream")
-            }
+            None => RelayError::new(ErrorKind::DatabaseUnreachable, "the server ended this relay's stream"),
         })
     }
 }
@@ -123,43 +127,47 @@ mod tests {
         result.err().map(|error| error.kind)
     }
 
-    /// Both clocks, after so long.
+    /// `start`, with each clock moved on by the given time.
     fn after(start: Now, monotonic: Duration, wall: Duration) -> Now {
         Now { monotonic: start.monotonic + monotonic, wall: start.wall + wall }
     }
 
-    fn begun() -> (SlotGuard, Instant) {
+    fn guard() -> (SlotGuard, Instant) {
         let start = Now::read();
         (SlotGuard::new(LIMIT, Some(7), start), start.monotonic)
     }
 
     #[test]
-    fn a_process_that_did_not_run_for_long_gives_the_slot_up() {
+    fn a_process_that_was_paused_for_long_gives_the_slot_up() {
         let start = Now::read();
-        let mut tenure = SlotGuard::new(LIMIT, Some(7), start);
+        let mut slot_guard = SlotGuard::new(LIMIT, Some(7), start);
         let mut turn =
-            |seconds| reason(tenure.on_loop_turn(after(start, seconds * SECOND, seconds * SECOND)));
+            |seconds| reason(slot_guard.on_loop_turn(after(start, seconds * SECOND, seconds * SECOND)));
         assert_eq!(turn(29), None);
-        assert_eq!(turn(58), None, "it counts from the last turn");
+        assert_eq!(turn(58), None, "the pause counts from the last turn");
         assert_eq!(turn(88), Some(ErrorKind::ProcessPaused));
     }
 
     #[test]
     fn a_suspended_machine_stops_one_clock_only() {
         let start = Now::read();
-        let mut tenure = SlotGuard::new(LIMIT, Some(7), start);
+        let mut slot_guard = SlotGuard::new(LIMIT, Some(7), start);
         let suspended = after(start, SECOND, 31 * SECOND);
-        assert_eq!(reason(tenure.on_loop_turn(suspended)), Some(ErrorKind::ProcessPaused));
+        assert_eq!(reason(slot_guard.on_loop_turn(suspended)), Some(ErrorKind::ProcessPaused));
         let set_back = Now { wall: start.wall - 100 * SECOND, ..suspended };
-        assert_eq!(reason(tenure.on_loop_turn(set_back)), None, "a wall clock that is set back is no pause");
+        assert_eq!(
+            reason(slot_guard.on_loop_turn(set_back)),
+            None,
+            "setting the wall clock back is not a pause"
+        );
     }
 
     #[test]
-    fn it_believes_the_server_about_who_holds_the_slot() {
-        let (tenure, start) = begun();
+    fn the_server_decides_who_holds_the_slot() {
+        let (slot_guard, start) = guard();
         let later = start + SECOND;
         let held_by = |pid| SlotState { active_pid: pid, ..SlotState::default() };
-        let seen = |slot: Option<&SlotState>| reason(tenure.check(later, true, Some((later, slot))));
+        let seen = |slot: Option<&SlotState>| reason(slot_guard.check(later, true, Some((later, slot))));
         assert_eq!(seen(Some(&held_by(Some(7)))), None);
         assert_eq!(seen(Some(&held_by(Some(8)))), Some(ErrorKind::SlotActive));
         assert_eq!(seen(Some(&held_by(None))), Some(ErrorKind::DatabaseUnreachable));
@@ -169,39 +177,39 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_before_it_began_says_nothing() {
-        let (tenure, start) = begun();
-        assert_eq!(reason(tenure.check(start, true, Some((start, None)))), None);
+    fn a_slot_state_from_before_the_stream_began_is_ignored() {
+        let (slot_guard, start) = guard();
+        assert_eq!(reason(slot_guard.check(start, true, Some((start, None)))), None);
     }
 
     #[test]
-    fn a_server_that_is_silent_while_nothing_is_read_is_given_up() {
-        let (tenure, start) = begun();
+    fn a_server_that_is_silent_while_the_stream_is_not_read_ends_the_session() {
+        let (slot_guard, start) = guard();
         let slot = SlotState { active_pid: Some(7), ..SlotState::default() };
-        let answered = Some((start + SECOND, Some(&slot)));
+        let responded = Some((start + SECOND, Some(&slot)));
         let now = start + 40 * SECOND;
-        assert_eq!(reason(tenure.check(now, false, answered)), Some(ErrorKind::DatabaseUnreachable));
-        assert_eq!(reason(tenure.check(now, true, answered)), None, "the stream judges by itself");
+        assert_eq!(reason(slot_guard.check(now, false, responded)), Some(ErrorKind::DatabaseUnreachable));
+        assert_eq!(reason(slot_guard.check(now, true, responded)), None, "the stream detects silence itself");
     }
 
     #[test]
-    fn a_short_timeout_does_not_make_a_late_answer_a_silence() {
+    fn a_short_wal_sender_timeout_does_not_turn_a_late_response_into_silence() {
         let start = Now::read();
-        let tenure = SlotGuard::new(SECOND, Some(7), start);
+        let slot_guard = SlotGuard::new(SECOND, Some(7), start);
         let at = |seconds| start.monotonic + seconds * SECOND;
-        assert_eq!(reason(tenure.check(at(4), false, None)), None);
-        assert_eq!(reason(tenure.check(at(5), false, None)), Some(ErrorKind::DatabaseUnreachable));
+        assert_eq!(reason(slot_guard.check(at(4), false, None)), None);
+        assert_eq!(reason(slot_guard.check(at(5), false, None)), Some(ErrorKind::DatabaseUnreachable));
     }
 
     #[test]
-    fn silence_from_before_it_began_does_not_count() {
-        let (tenure, start) = begun();
+    fn silence_from_before_the_stream_began_does_not_count() {
+        let (slot_guard, start) = guard();
         let long_ago = start.checked_sub(1000 * SECOND);
-        let answered = long_ago.map(|at| (at, None));
-        for seen in [answered, None] {
-            assert_eq!(reason(tenure.check(start + 29 * SECOND, false, seen)), None);
+        let responded = long_ago.map(|at| (at, None));
+        for seen in [responded, None] {
+            assert_eq!(reason(slot_guard.check(start + 29 * SECOND, false, seen)), None);
             assert_eq!(
-                reason(tenure.check(start + 30 * SECOND, false, seen)),
+                reason(slot_guard.check(start + 30 * SECOND, false, seen)),
                 Some(ErrorKind::DatabaseUnreachable)
             );
         }

@@ -1,16 +1,16 @@
-//! A slot that another connection holds, and what this process remembers of its own sessions.
+//! What to do about a slot that another connection holds, and what this process remembers about its earlier sessions.
 //!
-//! | holder | the relay |
+//! | holder of the slot | the relay |
 //! |---|---|
-//! | another relay that lives | stands by |
-//! | a walsender of an earlier session of this process | ends it |
-//! | one that creates the slot, of a relay whose session is gone | ends it: nothing was sent from that slot |
-//! | one that streams, of a relay whose session is gone | ends it after [`ALONE_FOR`] |
-//! | one of a relay whose session is silent | ends it when that relay has given its stream up |
-//! | another client | does not touch it, and says who it is |
+//! | another live relay | stands by |
+//! | a walsender of an earlier session of this process | terminates it |
+//! | a walsender that creates the slot, of a relay whose session is gone | terminates it: nothing was sent from that slot |
+//! | a walsender that streams, of a relay whose session is gone | terminates it after [`ORPHAN_GRACE`] |
+//! | a walsender of a relay whose session is silent | terminates it once that relay must have given up its stream |
+//! | another client | leaves it alone, and reports who it is |
 //!
-//! A relay that lives is never ended: it asks something over its session every second, and one that loses the session, or
-//! wakes up from a pause, gives its stream up within the time that is waited here.
+//! A live relay is never terminated: it runs a query over its session every second. A relay that loses its session, or
+//! resumes after a pause, gives up its stream within the times waited here.
 
 use std::time::{Duration, Instant};
 
@@ -25,60 +25,64 @@ use crate::postgres::checkpoint::ClusterTimeline;
 use crate::postgres::connection;
 use crate::postgres::slot_holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, format_time};
 
-/// How long a stream may be without its session before it counts as an orphan: a relay notices the end of its session within
-/// a second, and one that leads nowhere within six.
-const ALONE_FOR: Duration = Duration::from_secs(10);
+/// A stream without its session counts as orphaned after this time. A live relay notices a closed session within a
+/// second and an unreachable one within six, and then gives up the stream.
+const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
-/// How long the end of a creation may take when the relay stops.
+/// Time allowed for cancelling a slot creation when the relay stops.
 const END_CREATION_WITHIN: Duration = Duration::from_secs(8);
 
-/// What a relay remembers from one session to the next.
+/// What the process remembers from one session to the next.
 #[derive(Debug, Default)]
 pub struct Memory {
-    /// What its sessions have confirmed, and on which history.
+    /// The position its sessions have confirmed, and on which timeline.
     pub reached: Option<(ClusterTimeline, EndLsn)>,
-    /// What ended the last of them, if Kafka refused a record.
+    /// The record that Kafka refused, if that ended the last session.
     pub refusal: Option<Refusal>,
-    /// Also, if Kafka lost records.
+    /// The records that Kafka lost, if that ended the last session.
     pub lost: Option<LostRecords>,
-    /// A row came whose table has a column that is read in text form. Streams are in text form from then on: the catalog,
-    /// by which it is decided otherwise, may show a later table.
+    /// A row arrived whose table has a column that is read in text form. From then on streams use the text form. The
+    /// catalog cannot decide this: it may show a later table.
     pub text_form: bool,
-    /// The server's processes of the last session that took the slot or began to create it.
+    /// The server processes of the last session that acquired the slot or began to create it.
     own: Option<Own>,
-    /// That session has begun to create the slot, and has not ended it.
+    /// That session began to create the slot and did not complete.
     creating: bool,
-    /// A stream without a session, and since when it was seen so.
-    alone: Option<(Backend, Instant)>,
+    /// A stream without a session, and when this was first seen.
+    orphan_since: Option<(Backend, Instant)>,
 }
 
 impl Memory {
-    /// A session takes the slot or, with `creating`, begins to create it: no other process of this relay's can hold it now.
+    /// A session acquires the slot or, with `creating`, begins to create it. So no other server process of this relay
+    /// can hold it now.
     pub fn on_slot_taken(&mut self, own: Own, creating: bool) {
         let before = std::mem::take(self);
-        *self = Memory { own: Some(own), creating, alone: None, ..before };
+        *self = Memory { own: Some(own), creating, orphan_since: None, ..before };
     }
 
-    /// Ends what was begun and never ended, when no other session follows: PostgreSQL does not notice that the client is
-    /// gone while it waits for transactions, and would keep the slot it has begun.
+    /// Cancels a slot creation that did not complete, when no other session follows: while PostgreSQL waits for
+    /// transactions it does not notice that the client is gone, and would keep the unfinished slot.
     pub async fn end_creation(&mut self, config: &Config) {
         let Some(own) = self.own.take().filter(|_| self.creating) else { return };
         let ending = async {
-            let mut sql = connection::connect(&config.source, "end of creation").await?;
+            let mut sql = connection::connect(&config.source, "cancel slot creation").await?;
             Ok::<bool, RelayError>(slot_holder::end(&mut sql, &own.walsender).await?)
         };
         let slot = &config.source.slot.name;
         let why = match timeout(END_CREATION_WITHIN, ending).await {
-            Ok(Ok(true)) => return tracing::info!(%slot, "the creation of the slot was broken off"),
-            Ok(Ok(false)) => "it is still there".to_owned(),
+            Ok(Ok(true)) => return tracing::info!(%slot, "the creation of the slot was cancelled"),
+            Ok(Ok(false)) => "the walsender is still running".to_owned(),
             Ok(Err(error)) => error.detail,
-            Err(_) => format!("no answer within {END_CREATION_WITHIN:?}"),
+            Err(_) => format!("no response within {END_CREATION_WITHIN:?}"),
         };
         let pid = own.walsender.pid;
-        tracing::warn!(%slot, pid, why, "PostgreSQL may still create the slot; the next start ends that");
+        tracing::warn!(
+            %slot, pid, why,
+            "the slot creation could not be cancelled and may still complete; the next start of the relay terminates it"
+        );
     }
 
-    /// For how long `holder` still has to be left alone.
+    /// How much longer to wait before `holder` may be terminated.
     fn wait_left(&mut self, holder: &Holder, orphan: Orphan, now: Instant) -> Duration {
         match orphan {
             Orphan::Own => return Duration::ZERO,
@@ -86,16 +90,16 @@ impl Memory {
             Orphan::Silent(silence) => return silence.left,
             Orphan::Alone => {}
         }
-        let since = match &self.alone {
+        let since = match &self.orphan_since {
             Some((backend, since)) if *backend == holder.backend => *since,
             _ => now,
         };
-        self.alone = Some((holder.backend.clone(), since));
-        ALONE_FOR.saturating_sub(now.saturating_duration_since(since))
+        self.orphan_since = Some((holder.backend.clone(), since));
+        ORPHAN_GRACE.saturating_sub(now.saturating_duration_since(since))
     }
 }
 
-/// Returns when the slot is free, and ends an orphan for that; otherwise says what holds it.
+/// Returns once the slot is free, after terminating an orphaned holder. Otherwise the error says what holds it.
 pub async fn until_free(
     sql: &mut PgConnection,
     config: &Config,
@@ -111,25 +115,25 @@ pub async fn until_free(
         if !memory.wait_left(&holder, orphan, Instant::now()).is_zero() {
             return Err(RelayError::new(ErrorKind::SlotOrphaned, what));
         }
-        end(sql, config, &holder, &what).await?;
+        terminate(sql, config, &holder, &what).await?;
     }
     Ok(())
 }
 
-/// What is said of a slot that is held, by whatever it is.
+/// The error for a slot that another process holds.
 pub fn slot_held(config: &Config, holder: &Holder) -> RelayError {
     let slot = &config.source.slot.name;
     let who = holder.describe(&config.source.user);
     match holder.kind(None) {
         Kind::Relay if holder.creating => {
-            RelayError::new(ErrorKind::SlotActive, format!("another relay creates slot {slot}: {who}"))
+            RelayError::new(ErrorKind::SlotActive, format!("another relay is creating slot {slot}: {who}"))
         }
         Kind::Relay => {
             RelayError::new(ErrorKind::SlotActive, format!("another relay holds slot {slot}: {who}"))
         }
         Kind::Foreign => RelayError::new(
             ErrorKind::SlotInUse,
-            format!("a client that is no relay holds slot {slot}: {who}"),
+            format!("a client that is not a relay holds slot {slot}: {who}"),
         ),
         Kind::Orphan(orphan) => {
             RelayError::new(ErrorKind::SlotOrphaned, orphan_message(config, holder, orphan))
@@ -137,7 +141,7 @@ pub fn slot_held(config: &Config, holder: &Holder) -> RelayError {
     }
 }
 
-/// What is said of an orphan. The same as long as it lasts, so that it is logged once.
+/// The message about an orphaned holder. It stays the same while the orphan lasts, so that it is logged once.
 fn orphan_message(config: &Config, holder: &Holder, orphan: Orphan) -> String {
     let slot = &config.source.slot.name;
     let who = holder.describe(&config.source.user);
@@ -145,11 +149,11 @@ fn orphan_message(config: &Config, holder: &Holder, orphan: Orphan) -> String {
         Orphan::Own => "of an earlier session of this relay".to_owned(),
         Orphan::Alone if holder.creating => "whose relay is gone".to_owned(),
         Orphan::Alone => {
-            format!("whose relay is gone, and which is ended after {} s", ALONE_FOR.as_secs())
+            format!("whose relay is gone; this relay terminates it after {} s", ORPHAN_GRACE.as_secs())
         }
         Orphan::Silent(Silence { since, until, .. }) => {
             format!(
-                "whose relay is silent since {}, and which is ended at {}",
+                "whose relay has been silent since {}; this relay terminates it at {}",
                 format_time(since),
                 format_time(until)
             )
@@ -158,19 +162,24 @@ fn orphan_message(config: &Config, holder: &Holder, orphan: Orphan) -> String {
     format!("slot {slot} is held by a walsender {of}: {who}")
 }
 
-async fn end(sql: &mut PgConnection, config: &Config, holder: &Holder, what: &str) -> Result<(), RelayError> {
+async fn terminate(
+    sql: &mut PgConnection,
+    config: &Config,
+    holder: &Holder,
+    what: &str,
+) -> Result<(), RelayError> {
     let refused = |why| RelayError::new(ErrorKind::SlotOrphaned, format!("{what}; {why}"));
     for backend in holder.backends() {
         match slot_holder::end(sql, backend).await {
             Ok(true) => {}
-            Ok(false) => return Err(refused("it was told to end, and is still there".to_owned())),
+            Ok(false) => return Err(refused("it was terminated and is still running".to_owned())),
             Err(error) if reason(&error) == Some(ErrorKind::PermissionDenied) => {
-                return Err(refused(format!("role {} may not end it", config.source.user)));
+                return Err(refused(format!("role {} may not terminate it", config.source.user)));
             }
             Err(error) => return Err(error.into()),
         }
     }
-    tracing::warn!("{what}; it was ended");
+    tracing::warn!("{what}; terminated it");
     Ok(())
 }
 
@@ -178,8 +187,8 @@ fn reason(error: &sqlx::Error) -> Option<ErrorKind> {
     error.as_database_error()?.code().map(|code| reason_of_sqlstate(&code))
 }
 
-/// Ends the session that holds the lock on the slot's creation, if it is what is left of this process's own or of a relay
-/// that is gone. Answers whether it did.
+/// Terminates the session that holds the lock on the slot's creation, if it belongs to an earlier session of this
+/// process or to a relay that is gone. Returns whether the lock is free.
 pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) -> Result<bool, RelayError> {
     let Some(session) = slot_holder::of_lock(sql, lock).await? else { return Ok(true) };
     let own = memory.own.as_ref().is_some_and(|own| own.session == session.backend);
@@ -190,11 +199,13 @@ pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) ->
         Some(Silence { left: Duration::ZERO, .. }) => {}
         Some(Silence { since, .. }) => {
             let since = format_time(since);
-            let what = format!("the relay that was creating the slot is silent since {since}: pid {pid}");
+            let what = format!(
+                "the relay that was creating the slot has been silent since {since}: server process {pid}"
+            );
             return Err(RelayError::new(ErrorKind::SlotOrphaned, what));
         }
     }
-    tracing::warn!(pid, "what is left of a session that was creating the slot is ended");
+    tracing::warn!(pid, "terminating the orphaned session of a relay that was creating the slot");
     Ok(slot_holder::end(sql, &session.backend).await?)
 }
 
@@ -205,7 +216,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn only_a_stream_without_a_session_is_left_alone_and_only_for_a_while() {
+    fn only_a_stream_without_a_session_gets_a_grace_period() {
         let mut memory = Memory::default();
         let start = Instant::now();
         let stream = Holder::for_tests(7, false);
@@ -214,10 +225,10 @@ mod tests {
         let silence = Silence { since: at, until: at, left: SECOND };
         assert_eq!(memory.wait_left(&stream, Orphan::Silent(silence), start), SECOND);
         assert_eq!(memory.wait_left(&Holder::for_tests(7, true), Orphan::Alone, start), Duration::ZERO);
-        assert_eq!(memory.wait_left(&stream, Orphan::Alone, start), ALONE_FOR);
-        assert_eq!(memory.wait_left(&stream, Orphan::Alone, start + 4 * SECOND), ALONE_FOR - 4 * SECOND);
+        assert_eq!(memory.wait_left(&stream, Orphan::Alone, start), ORPHAN_GRACE);
+        assert_eq!(memory.wait_left(&stream, Orphan::Alone, start + 4 * SECOND), ORPHAN_GRACE - 4 * SECOND);
         let later = Holder::for_tests(8, false);
-        assert_eq!(memory.wait_left(&later, Orphan::Alone, start + 9 * SECOND), ALONE_FOR, "another one");
+        assert_eq!(memory.wait_left(&later, Orphan::Alone, start + 9 * SECOND), ORPHAN_GRACE, "another one");
         assert_eq!(memory.wait_left(&later, Orphan::Alone, start + 19 * SECOND), Duration::ZERO);
     }
 }

@@ -1,4 +1,5 @@
-//! The topics and partitions this relay writes to: their high marks, and what the checkpoint keeps of them.
+//! The topics and partitions that this relay writes to: their deduplication state, and what the checkpoint stores of
+//! it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -12,32 +13,31 @@ use crate::progress::partition_dedup::PartitionDedup;
 use crate::routing::mapping::RoutingHistory;
 use crate::topics::settings::TopicSettings;
 
-/// topic -> partition -> what is stored of it.
+/// The checkpoint's data about partitions: topic -> partition number -> scan start.
 pub type Offsets = BTreeMap<String, BTreeMap<i32, ScanStart>>;
 
-/// The part of a partition that no search needs to read, and how to see that it is still there.
+/// Where a scan of a partition starts, and how to verify that the records before it still exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanStart {
-    /// Where a search for our records starts: everything before it is confirmed or somebody else's.
+    /// The offset at which a scan starts: every record before it is confirmed, or of another producer.
     pub search: i64,
-    /// Our last record before it.
+    /// This relay's last record before that offset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastRecord>,
 }
 
-/// A record of ours that Kafka acknowledged. If another is found in its place, Kafka has lost records, or the topic
-/// is another one under the same name: offsets alone would not show it once it has grown again, and a topic's id
-/// would not show a partition that was cut off.
+/// A record that Kafka acknowledged. If another record is found at its offset, Kafka has lost records, or the topic was
+/// recreated. Offsets alone would not show this once the partition has grown again, and a topic's id would not show a
+/// truncated partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastRecord {
-    /// Its offset.
+    /// The record's offset.
     pub offset: i64,
-    /// Timeline of its transaction.
+    /// The timeline of its transaction.
     pub timeline: u32,
-    /// Where its transaction's commit record begins: the middle part of its position.
+    /// The commit LSN of its transaction, the middle part of the position.
     pub commit: u64,
-    /// Its index in the transaction: a transaction can have many records in a partition. Checkpoints of early versions do
-    /// not have it.
+    /// The index in the transaction, which can have many records in a partition. Checkpoints of early versions lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<u64>,
 }
@@ -49,14 +49,14 @@ impl LastRecord {
         LastRecord { offset, timeline, commit, index: Some(index) }
     }
 
-    /// Whether it is the record at `position`.
+    /// Whether this is the record at `position`.
     pub fn is_at(&self, position: Position) -> bool {
-        let of_transaction = position.timeline == self.timeline && position.commit_lsn == self.commit;
-        of_transaction && self.index.is_none_or(|index| index == position.index)
+        let same_transaction = position.timeline == self.timeline && position.commit_lsn == self.commit;
+        same_transaction && self.index.is_none_or(|index| index == position.index)
     }
 }
 
-/// Index of a partition among all this process knows. It travels with each record in flight.
+/// Index of a partition among all that this process knows. It is attached to each record in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PartitionId(pub u32);
 
@@ -70,30 +70,31 @@ struct Topic {
 struct Partition {
     topic: usize,
     number: i32,
-    mark: PartitionDedup,
-    /// As of the confirmed prefix.
-    floor: ScanStart,
-    /// Records acknowledged and not yet in the confirmed prefix, the last of each entry. They would be replayed
-    /// after a crash, and must then be found by the search.
-    ahead: VecDeque<(EntryId, LastRecord)>,
-    /// What Kafka holds of it was compared with what is remembered.
-    inspected: bool,
-    /// Which records of ours were found in what was read of it last: only rows at or below the high mark are looked up.
+    dedup: PartitionDedup,
+    /// The scan start as of the confirmed prefix.
+    start: ScanStart,
+    /// Records that are acknowledged but not yet in the confirmed prefix, the last of each ledger entry. After a crash
+    /// their rows would be replayed, and the scan must then find the records.
+    unconfirmed: VecDeque<(EntryId, LastRecord)>,
+    /// The partition in Kafka was compared with the checkpoint.
+    verified: bool,
+    /// The records of this outbox that the last scan found. Only rows at or below the high-water mark are compared with
+    /// them.
     found: FoundRecords,
 }
 
-/// A partition to be compared with what is remembered of it.
+/// A partition to compare with the checkpoint.
 #[derive(Clone, Debug)]
 pub struct ToVerify {
-    /// Which.
+    /// The partition.
     pub id: PartitionId,
-    /// Its number.
+    /// Its number in the topic.
     pub number: i32,
-    /// What is remembered.
-    pub floor: ScanStart,
+    /// The start of its scan, and the last record that must exist.
+    pub start: ScanStart,
 }
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Default)]
 pub struct Partitions {
     topics: Vec<Topic>,
@@ -102,7 +103,7 @@ pub struct Partitions {
 }
 
 impl Partitions {
-    /// What the checkpoint knows.
+    /// The partitions that the checkpoint knows.
     pub fn from_checkpoint(mappings: &RoutingHistory, offsets: &Offsets) -> Self {
         let mut partitions = Partitions::default();
         let none = BTreeMap::new();
@@ -112,9 +113,9 @@ impl Partitions {
         partitions
     }
 
-    /// Adds a topic, or those of its partitions that are not known yet. One without a floor is searched from its
-    /// beginning.
-    pub fn add(&mut self, name: &str, count: i32, floors: &BTreeMap<i32, ScanStart>) {
+    /// Adds a topic, or those of its partitions that are not known yet. A partition that is not in `starts` is scanned
+    /// from its beginning.
+    pub fn add(&mut self, name: &str, count: i32, starts: &BTreeMap<i32, ScanStart>) {
         let index = match self.by_name.get(name) {
             Some(index) => *index,
             None => {
@@ -127,28 +128,28 @@ impl Partitions {
         for number in topic.partitions.len()..usize::try_from(count).unwrap_or(0) {
             let id = PartitionId(u32::try_from(self.partitions.len()).unwrap_or(u32::MAX));
             let number = i32::try_from(number).unwrap_or(i32::MAX);
-            let floor = floors.get(&number).cloned().unwrap_or_default();
-            let mark = PartitionDedup::new(floor.search);
+            let start = starts.get(&number).cloned().unwrap_or_default();
+            let dedup = PartitionDedup::new(start.search);
             topic.partitions.push(id);
             self.partitions.push(Partition {
                 topic: index,
                 number,
-                mark,
-                floor,
-                ahead: VecDeque::new(),
-                inspected: false,
+                dedup,
+                start,
+                unconfirmed: VecDeque::new(),
+                verified: false,
                 found: FoundRecords::default(),
             });
         }
     }
 
-    /// The partition of that topic and number.
+    /// The partition with this topic and number.
     pub fn id(&self, topic: &str, number: i32) -> Option<PartitionId> {
         let number = usize::try_from(number).ok()?;
         self.topic(topic)?.partitions.get(number).copied()
     }
 
-    /// How many partitions of a topic are known.
+    /// The number of known partitions of a topic.
     pub fn count(&self, topic: &str) -> usize {
         self.topic(topic).map_or(0, |topic| topic.partitions.len())
     }
@@ -159,31 +160,31 @@ impl Partitions {
         Some((&self.topics.get(partition.topic)?.name, partition.number))
     }
 
-    /// The high mark of a partition.
+    /// The deduplication state of a partition.
     pub fn dedup(&mut self, id: PartitionId) -> Option<&mut PartitionDedup> {
-        self.partitions.get_mut(id.0 as usize).map(|partition| &mut partition.mark)
+        self.partitions.get_mut(id.0 as usize).map(|partition| &mut partition.dedup)
     }
 
-    /// Records of ours were found in a partition.
+    /// Stores the records of this outbox that a scan of a partition found.
     pub fn set_found(&mut self, id: PartitionId, found: FoundRecords) {
         if let Some(partition) = self.partitions.get_mut(id.0 as usize) {
             partition.found = found;
         }
     }
 
-    /// Whether a partition lacks a row that lies at or below its high mark.
+    /// Whether a partition lacks a row at or below its high-water mark.
     pub fn lacks(&self, id: PartitionId, position: Position, fingerprint: u64) -> bool {
         let Some(partition) = self.partitions.get(id.0 as usize) else { return false };
         let settings = self.topics.get(partition.topic).and_then(|topic| topic.settings.as_ref());
         partition.found.lacks(position, fingerprint, settings.map(|settings| settings.compacted))
     }
 
-    /// The settings of a topic, where they are known.
+    /// The settings of a topic, if known.
     pub fn settings(&self, topic: &str) -> Option<&TopicSettings> {
         self.topic(topic)?.settings.as_ref()
     }
 
-    /// Takes in the settings of a topic.
+    /// Stores the settings of a topic.
     pub fn set_settings(&mut self, topic: &str, settings: Option<TopicSettings>) {
         let index = self.by_name.get(topic).copied();
         if let Some(topic) = index.and_then(|index| self.topics.get_mut(index)) {
@@ -191,43 +192,43 @@ impl Partitions {
         }
     }
 
-    /// Whether the partition may get records.
+    /// Whether records may be sent to the partition.
     pub fn is_verified(&self, id: PartitionId) -> bool {
-        self.partitions.get(id.0 as usize).is_some_and(|partition| partition.inspected)
+        self.partitions.get(id.0 as usize).is_some_and(|partition| partition.verified)
     }
 
-    /// The partition is what is remembered, and is searched from offset `search`.
+    /// The partition matches the checkpoint, and its scan starts at offset `search`.
     pub fn mark_verified(&mut self, id: PartitionId, search: i64) {
         let Some(partition) = self.partitions.get_mut(id.0 as usize) else { return };
-        if !std::mem::replace(&mut partition.inspected, true) && search < partition.floor.search {
-            partition.floor.search = search;
-            partition.mark = PartitionDedup::new(search);
+        if !std::mem::replace(&mut partition.verified, true) && search < partition.start.search {
+            partition.start.search = search;
+            partition.dedup = PartitionDedup::new(search);
         }
     }
 
-    /// Whether every partition may get records.
+    /// Whether records may be sent to every partition.
     pub fn all_verified(&self) -> bool {
-        self.partitions.iter().all(|partition| partition.inspected)
+        self.partitions.iter().all(|partition| partition.verified)
     }
 
-    /// Lets a topic get nothing more until it was inspected.
+    /// Stops sending to a topic until it is verified again.
     pub fn invalidate(&mut self, topic: &str) {
         let ids = self.topic(topic).map(|topic| topic.partitions.clone()).unwrap_or_default();
         for id in ids {
             if let Some(partition) = self.partitions.get_mut(id.0 as usize) {
-                partition.inspected = false;
+                partition.verified = false;
             }
         }
     }
 
-    /// What to compare a topic with: for each partition the last record that was acknowledged, confirmed or not.
+    /// What to verify about a topic: for each partition the last acknowledged record, confirmed or not.
     pub fn to_verify(&self, topic: &str) -> Vec<ToVerify> {
         let ids = self.topic(topic).map_or(&[][..], |topic| &topic.partitions).iter();
         ids.filter_map(|id| {
             let partition = self.partitions.get(id.0 as usize)?;
-            let mut floor = partition.floor.clone();
-            floor.last = partition.ahead.back().map(|(_, last)| *last).or(floor.last);
-            Some(ToVerify { id: *id, number: partition.number, floor })
+            let mut start = partition.start.clone();
+            start.last = partition.unconfirmed.back().map(|(_, last)| *last).or(start.last);
+            Some(ToVerify { id: *id, number: partition.number, start })
         })
         .collect()
     }
@@ -235,27 +236,27 @@ impl Partitions {
     /// The record at `position`, of ledger entry `entry`, was acknowledged at `offset`.
     pub fn on_acknowledged(&mut self, id: PartitionId, entry: EntryId, position: Position, offset: i64) {
         let Some(partition) = self.partitions.get_mut(id.0 as usize) else { return };
-        let evidence = LastRecord::new(position, offset);
-        match partition.ahead.back_mut() {
-            Some((last, seen)) if *last == entry => *seen = evidence,
-            _ => partition.ahead.push_back((entry, evidence)),
+        let record = LastRecord::new(position, offset);
+        match partition.unconfirmed.back_mut() {
+            Some((last, known)) if *last == entry => *known = record,
+            _ => partition.unconfirmed.push_back((entry, record)),
         }
     }
 
-    /// What to store with a checkpoint that says `confirmed`: `first_unconfirmed` is the oldest entry not confirmed by it.
+    /// What to store with a checkpoint at `confirmed`. `first_unconfirmed` is the oldest ledger entry after it.
     pub fn take_offsets(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> Offsets {
         let mut offsets = Offsets::new();
         for partition in &mut self.partitions {
-            while let Some((_, last)) = partition.ahead.pop_front_if(|(entry, _)| *entry < first_unconfirmed)
-            {
-                let search = partition.floor.search.max(last.offset + 1);
-                partition.floor = ScanStart { search, last: Some(last) };
+            let is_confirmed = |(entry, _): &mut (EntryId, LastRecord)| *entry < first_unconfirmed;
+            while let Some((_, last)) = partition.unconfirmed.pop_front_if(is_confirmed) {
+                let search = partition.start.search.max(last.offset + 1);
+                partition.start = ScanStart { search, last: Some(last) };
             }
             let topic = self.topics.get(partition.topic).map(|topic| topic.name.clone()).unwrap_or_default();
-            let mut floor = partition.floor.clone();
-            let held = partition.mark.retain_from(confirmed);
-            floor.search = held.map_or(floor.search, |from| from.min(floor.search));
-            offsets.entry(topic).or_default().insert(partition.number, floor);
+            let mut start = partition.start.clone();
+            let retained = partition.dedup.retain_from(confirmed);
+            start.search = retained.map_or(start.search, |from| from.min(start.search));
+            offsets.entry(topic).or_default().insert(partition.number, start);
         }
         offsets
     }
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn floors_move_only_with_the_confirmed_prefix() {
+    fn scan_starts_advance_only_with_the_confirmed_prefix() {
         let mut partitions = Partitions::default();
         partitions.add("t", 1, &BTreeMap::from([(0, at(10))]));
         let id = partitions.id("t", 0).unwrap();
@@ -292,22 +293,22 @@ mod tests {
             12,
             "entry 2 would be replayed and must be found"
         );
-        assert_eq!(partitions.to_verify("t")[0].floor.last.unwrap().offset, 12, "but it has to be there");
+        assert_eq!(partitions.to_verify("t")[0].start.last.unwrap().offset, 12, "but it must exist");
         assert_eq!(partitions.take_offsets(3, EndLsn::ZERO)["t"][&0].search, 13);
     }
 
     #[test]
-    fn evidence_of_an_early_version_has_no_index() {
+    fn a_last_record_stored_by_an_early_version_has_no_index() {
         let stored = r#"{"search": 12, "last": {"offset": 11, "timeline": 1, "commit": 100}}"#;
-        let floor: ScanStart = serde_json::from_str(stored).unwrap();
+        let start: ScanStart = serde_json::from_str(stored).unwrap();
         let at = |commit_lsn, index| Position { timeline: 1, commit_lsn, index };
-        assert!(floor.last.unwrap().is_at(at(100, 7)) && !floor.last.unwrap().is_at(at(101, 7)));
-        let evidence = LastRecord::new(at(100, 7), 11);
-        assert!(evidence.is_at(at(100, 7)) && !evidence.is_at(at(100, 6)));
+        assert!(start.last.unwrap().is_at(at(100, 7)) && !start.last.unwrap().is_at(at(101, 7)));
+        let record = LastRecord::new(at(100, 7), 11);
+        assert!(record.is_at(at(100, 7)) && !record.is_at(at(100, 6)));
     }
 
     #[test]
-    fn what_the_checkpoint_knew_is_restored_and_a_topic_can_grow() {
+    fn partitions_are_restored_from_the_checkpoint_and_a_topic_can_grow() {
         let routing = crate::config::Routing::default();
         let rule = Rule { routing, max_message_bytes: 1000, dead_letter_topic: None };
         let mut mappings = RoutingHistory::first(rule);
@@ -320,7 +321,11 @@ mod tests {
             BTreeMap::from([(0, at(0)), (1, at(0)), (2, at(7))])
         );
         partitions.add("b", 5, &BTreeMap::from([(0, at(99)), (3, at(4))]));
-        assert_eq!(partitions.take_offsets(0, EndLsn::ZERO)["b"][&0], at(0), "what is known stays");
+        assert_eq!(
+            partitions.take_offsets(0, EndLsn::ZERO)["b"][&0],
+            at(0),
+            "a known partition keeps its scan start"
+        );
         assert_eq!(partitions.take_offsets(0, EndLsn::ZERO)["b"][&3], at(4));
         assert_eq!(partitions.id("b", 4), Some(PartitionId(4)));
         assert_eq!(partitions.name_of(PartitionId(4)), Some(("b", 4)));

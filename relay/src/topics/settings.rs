@@ -1,31 +1,31 @@
-//! The settings of a topic that matter to a record: how large it may be, and how old.
+//! The topic settings that matter to a record: its maximum size and age.
 
 use crate::config::Sink;
 
-/// Kafka's default for `retention.ms`, assumed where the settings may not be read: seven days.
+/// Kafka's default for `retention.ms`, seven days, assumed if the relay may not read the settings.
 const DEFAULT_RETENTION_MS: i64 = 7 * 24 * 3600 * 1000;
 
-/// Kafka's default for `message.timestamp.after.max.ms`: an hour.
+/// Kafka's default for `message.timestamp.after.max.ms`, one hour.
 const DEFAULT_AHEAD_MS: i64 = 3600 * 1000;
 
-/// What a topic's settings say.
+/// The settings of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicSettings {
     /// Largest record batch in bytes.
     pub max_message_bytes: Option<usize>,
-    /// Replicas that have to have a record before it is acknowledged.
+    /// Number of replicas that must have a record before it is acknowledged.
     pub min_in_sync_replicas: Option<usize>,
-    /// Records are removed when a later one of the same key is there.
+    /// Compaction removes a record once there is a later one with the same key.
     pub compacted: bool,
-    /// Age in milliseconds from which a record is not sent with its own timestamp; `None` where the broker sets it.
+    /// Maximum age in milliseconds up to which a record keeps its own timestamp; `None` if the broker sets timestamps.
     oldest_ms: Option<i64>,
-    /// How far ahead of now a record may be in milliseconds to be sent with its own timestamp; `None` where the broker
-    /// sets it.
+    /// Maximum time in milliseconds by which a record's own timestamp may be in the future; `None` if the broker sets
+    /// timestamps.
     ahead_ms: Option<i64>,
 }
 
 impl Default for TopicSettings {
-    /// What is assumed where the settings may not be read.
+    /// The assumption if the relay may not read the settings.
     fn default() -> Self {
         TopicSettings {
             max_message_bytes: None,
@@ -38,15 +38,15 @@ impl Default for TopicSettings {
 }
 
 impl TopicSettings {
-    /// Reads `name -> value` pairs as DescribeConfigs gives them.
+    /// Reads the name-value pairs that DescribeConfigs returns.
     pub fn read<'a>(value: impl Fn(&str) -> Option<&'a str>) -> TopicSettings {
         let number = |name: &str| value(name).and_then(|text| text.parse::<i64>().ok());
-        // -1 is "for ever".
+        // -1 means unlimited.
         let limit = |name: &str| number(name).filter(|ms| *ms >= 0).unwrap_or(i64::MAX);
         let policy = value("cleanup.policy").unwrap_or("delete");
-        // Half of it: a record that is about to be removed when it arrives would help nobody.
+        // Half the retention, because consumers need time to read a record before it is deleted.
         let retention = if policy.contains("delete") { limit("retention.ms") / 2 } else { i64::MAX };
-        // Kafka 3 has one limit for both directions; where it is not set it says nothing.
+        // Kafka 3 has one limit for both directions. Unset, it does not limit anything.
         let both = limit("message.timestamp.difference.max.ms");
         let by_producer = value("message.timestamp.type") != Some("LogAppendTime");
         let size = |name: &str| number(name).and_then(|bytes| usize::try_from(bytes).ok());
@@ -54,26 +54,27 @@ impl TopicSettings {
             max_message_bytes: size("max.message.bytes"),
             min_in_sync_replicas: size("min.insync.replicas"),
             compacted: policy.contains("compact"),
-            // Half of it: the broker's clock is another one, and a record may wait before it is sent.
+            // Half the limit, because the broker's clock differs and a record may wait before it is sent.
             ahead_ms: by_producer.then(|| limit("message.timestamp.after.max.ms").min(both) / 2),
             oldest_ms: by_producer
                 .then(|| retention.min(limit("message.timestamp.before.max.ms").min(both) / 2)),
         }
     }
 
-    /// The limit of the topic, where it is below the configured one.
+    /// The topic's size limit, if it is below the configured one.
     pub fn lower_limit(&self, sink: &Sink) -> Option<usize> {
         self.max_message_bytes.filter(|limit| *limit < sink.max_message_bytes)
     }
 
-    /// Whether a record of this time would be refused, or removed before anybody has read it: retention goes by the
-    /// timestamp, so what an outage or a refill brings late would be deleted at once, the active segment included.
+    /// Whether a record with this timestamp would be refused, or deleted before consumers can read it. Retention is by
+    /// record timestamp: a record delivered late, after an outage or by a refill, would be deleted immediately, even
+    /// from the active segment.
     pub fn is_too_old(&self, time_ms: i64, now_ms: i64) -> bool {
         self.oldest_ms.is_some_and(|oldest| now_ms.saturating_sub(time_ms) > oldest)
     }
 
-    /// Whether a record of this time would be refused for being of the future: the row cannot be changed, and would
-    /// be sent and refused again and again, with all that is behind it.
+    /// Whether a record with this timestamp would be refused because it is in the future. The row cannot be changed, so
+    /// it would be sent and refused repeatedly, and would block all rows after it.
     pub fn is_too_new(&self, time_ms: i64, now_ms: i64) -> bool {
         self.ahead_ms.is_some_and(|ahead| time_ms.saturating_sub(now_ms) > ahead)
     }
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_too_old_at_half_the_retention_or_where_the_broker_refuses_it() {
+    fn a_record_is_too_old_at_half_the_retention_or_if_the_broker_refuses_it() {
         let week = settings(&[("retention.ms", "604800000"), ("cleanup.policy", "delete")]);
         assert!(!week.is_too_old(0, 3 * DAY));
         assert!(week.is_too_old(0, 4 * DAY));
@@ -102,17 +103,17 @@ mod tests {
         assert!(!for_ever.is_too_old(0, 10_000 * DAY));
         let compacted = settings(&[("retention.ms", "604800000"), ("cleanup.policy", "compact")]);
         assert!(!compacted.is_too_old(0, 30 * DAY) && compacted.compacted);
-        assert!(!week.is_too_old(2 * DAY, 0), "a clock ahead is not age");
+        assert!(!week.is_too_old(2 * DAY, 0), "a timestamp in the future is not old");
     }
 
     #[test]
-    fn where_the_broker_sets_the_time_ours_is_kept() {
+    fn if_the_broker_sets_timestamps_the_records_own_is_kept() {
         let append = settings(&[("retention.ms", "1000"), ("message.timestamp.type", "LogAppendTime")]);
         assert!(!append.is_too_old(0, 1000 * DAY));
     }
 
     #[test]
-    fn a_record_is_too_new_where_the_broker_would_refuse_it() {
+    fn a_record_is_too_new_if_the_broker_would_refuse_it() {
         let hour = settings(&[("message.timestamp.after.max.ms", "3600000")]);
         assert!(hour.is_too_new(DAY, 0) && !hour.is_too_new(60_000, 0) && !hour.is_too_new(0, DAY));
         let append =
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn without_permission_kafkas_default_is_assumed() {
+    fn without_permission_kafkas_defaults_are_assumed() {
         assert!(TopicSettings::default().is_too_old(0, 4 * DAY));
         assert!(!TopicSettings::default().is_too_old(0, 3 * DAY));
         assert_eq!(TopicSettings::default().max_message_bytes, None);

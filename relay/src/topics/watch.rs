@@ -1,72 +1,78 @@
-//! What changes about topics while the relay runs: told from one look at the metadata to the next.
+//! Detects changes of topics while the relay runs, by comparing successive metadata queries.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// So many looks in a row have to find a topic missing: one broker of a cluster may be late to know it.
-const MISSING_LOOKS: u32 = 2;
+/// A topic counts as missing after this many successive queries: one broker may learn of a new topic late.
+const MISSING_RESULTS: u32 = 2;
 
-/// A topic in one look at the metadata.
+/// A topic in the result of one metadata query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicState {
-    /// It exists; the leader of each partition, -1 while there is none.
+    /// The topic exists. Has the leader of each partition, or -1 if there is none.
     Present(Vec<i32>),
-    /// It does not exist.
+    /// The topic does not exist.
     Missing,
-    /// The brokers could not say.
+    /// The brokers could not tell.
     Unknown,
 }
 
-/// Something has changed.
+/// A change of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicChange {
     /// The topic does not exist any more.
     Missing,
-    /// It has more partitions than events are spread over.
+    /// The topic has more partitions than the relay uses.
     Grown,
-    /// It has fewer partitions than were written to: it is another topic under the same name.
+    /// The topic has fewer partitions than the relay has written to, so it was recreated.
     Shrunk {
-        /// How many it has.
+        /// The number of partitions it has.
         partitions: usize,
     },
-    /// A partition has another leader, or Kafka was away: what was acknowledged has to be still there.
+    /// A partition has a new leader, or Kafka was unavailable. Verify that the acknowledged records still exist.
     LeaderChanged,
 }
 
-/// Remembers the look before.
+/// The state from the previous query.
 #[derive(Debug, Default)]
 pub struct TopicWatch {
     leaders: HashMap<String, Vec<i32>>,
     missing: HashMap<String, u32>,
-    was_away: bool,
+    was_unavailable: bool,
 }
 
 impl TopicWatch {
-    /// Kafka did not answer a look.
+    /// Kafka did not respond to a query.
     pub fn on_unavailable(&mut self) {
-        self.was_away = true;
+        self.was_unavailable = true;
     }
 
-    /// Takes in a look. `known` says how many partitions of a topic are known.
+    /// Returns the changes since the previous query. `known` returns the number of partitions that the relay knows.
     pub fn on_states(
         &mut self,
-        looked: BTreeMap<String, TopicState>,
+        states: BTreeMap<String, TopicState>,
         known: impl Fn(&str) -> usize,
     ) -> Vec<(String, TopicChange)> {
-        let was_away = std::mem::take(&mut self.was_away);
-        let news = |(topic, seen): (String, TopicState)| {
-            let news = self.topic(&topic, seen, known(&topic), was_away)?;
-            Some((topic, news))
+        let was_unavailable = std::mem::take(&mut self.was_unavailable);
+        let change = |(topic, state): (String, TopicState)| {
+            let change = self.change(&topic, state, known(&topic), was_unavailable)?;
+            Some((topic, change))
         };
-        looked.into_iter().filter_map(news).collect()
+        states.into_iter().filter_map(change).collect()
     }
 
-    fn topic(&mut self, topic: &str, seen: TopicState, known: usize, was_away: bool) -> Option<TopicChange> {
-        let leaders = match seen {
+    fn change(
+        &mut self,
+        topic: &str,
+        state: TopicState,
+        known: usize,
+        was_unavailable: bool,
+    ) -> Option<TopicChange> {
+        let leaders = match state {
             TopicState::Unknown => return None,
             TopicState::Missing => {
-                let looks = self.missing.entry(topic.to_owned()).or_default();
-                *looks += 1;
-                return (*looks == MISSING_LOOKS).then_some(TopicChange::Missing);
+                let results = self.missing.entry(topic.to_owned()).or_default();
+                *results += 1;
+                return (*results == MISSING_RESULTS).then_some(TopicChange::Missing);
             }
             TopicState::Present(leaders) => leaders,
         };
@@ -83,7 +89,7 @@ impl TopicWatch {
             return Some(TopicChange::Grown);
         }
         let moved = before.is_some_and(|before| before != leaders);
-        (moved || was_away).then_some(TopicChange::LeaderChanged)
+        (moved || was_unavailable).then_some(TopicChange::LeaderChanged)
     }
 }
 
@@ -91,40 +97,40 @@ impl TopicWatch {
 mod tests {
     use super::*;
 
-    fn look(watch: &mut TopicWatch, seen: TopicState) -> Option<TopicChange> {
-        watch.on_states(BTreeMap::from([("t".to_owned(), seen)]), |_| 2).pop().map(|(_, news)| news)
+    fn change(watch: &mut TopicWatch, state: TopicState) -> Option<TopicChange> {
+        watch.on_states(BTreeMap::from([("t".to_owned(), state)]), |_| 2).pop().map(|(_, change)| change)
     }
 
     #[test]
-    fn a_topic_is_missing_when_two_looks_say_so() {
+    fn a_topic_is_missing_after_two_successive_results() {
         let mut watch = TopicWatch::default();
-        assert_eq!(look(&mut watch, TopicState::Missing), None);
-        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 1])), None);
-        assert_eq!(look(&mut watch, TopicState::Missing), None);
-        assert_eq!(look(&mut watch, TopicState::Unknown), None);
-        assert_eq!(look(&mut watch, TopicState::Missing), Some(TopicChange::Missing));
-        assert_eq!(look(&mut watch, TopicState::Missing), None, "said once");
+        assert_eq!(change(&mut watch, TopicState::Missing), None);
+        assert_eq!(change(&mut watch, TopicState::Present(vec![1, 1])), None);
+        assert_eq!(change(&mut watch, TopicState::Missing), None);
+        assert_eq!(change(&mut watch, TopicState::Unknown), None);
+        assert_eq!(change(&mut watch, TopicState::Missing), Some(TopicChange::Missing));
+        assert_eq!(change(&mut watch, TopicState::Missing), None, "reported once");
     }
 
     #[test]
-    fn growth_counts_once_every_partition_has_a_leader_and_shrinking_at_once() {
+    fn growth_counts_once_every_partition_has_a_leader_and_shrinking_immediately() {
         let mut watch = TopicWatch::default();
-        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 2, -1])), None);
-        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 2, 3])), Some(TopicChange::Grown));
+        assert_eq!(change(&mut watch, TopicState::Present(vec![1, 2, -1])), None);
+        assert_eq!(change(&mut watch, TopicState::Present(vec![1, 2, 3])), Some(TopicChange::Grown));
         assert_eq!(
-            look(&mut watch, TopicState::Present(vec![1])),
+            change(&mut watch, TopicState::Present(vec![1])),
             Some(TopicChange::Shrunk { partitions: 1 })
         );
     }
 
     #[test]
-    fn another_leader_and_an_outage_call_for_an_inspection() {
+    fn a_new_leader_and_an_outage_require_a_verification() {
         let mut watch = TopicWatch::default();
-        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 2])), None);
-        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 3])), Some(TopicChange::LeaderChanged));
-        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 3])), None);
+        assert_eq!(change(&mut watch, TopicState::Present(vec![1, 2])), None);
+        assert_eq!(change(&mut watch, TopicState::Present(vec![1, 3])), Some(TopicChange::LeaderChanged));
+        assert_eq!(change(&mut watch, TopicState::Present(vec![1, 3])), None);
         watch.on_unavailable();
-        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 3])), Some(TopicChange::LeaderChanged));
-        assert_eq!(look(&mut watch, TopicState::Present(vec![1, 3])), None);
+        assert_eq!(change(&mut watch, TopicState::Present(vec![1, 3])), Some(TopicChange::LeaderChanged));
+        assert_eq!(change(&mut watch, TopicState::Present(vec![1, 3])), None);
     }
 }

@@ -51,7 +51,7 @@ async fn r23_a_topic_below_its_min_insync_replicas_is_shown_while_others_are_del
     site.execute(&row).await;
     let shown = format!("partition {topic}/0 acknowledges nothing, 1 records wait");
     relay.until("/readyz", 503, &shown).await;
-    let cause = "2 of its 3 replicas in sync, and min.insync.replicas is 3";
+    let cause = "2 of its 3 replicas in sync, but min.insync.replicas is 3";
     relay.until("/readyz", 503, cause).await;
     stays_shown_while_others_go_on(&relay, &format!("{topic}/0")).await;
     let silent = &relay.status().await["sink"]["silentPartitions"][0];

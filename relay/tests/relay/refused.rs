@@ -283,7 +283,7 @@ async fn a_dead_letter_topic_that_refuses_is_named_and_asked_again() {
     let last = event(&site, "'k'", "'2'").await;
     let shown = relay.until("/readyz", 503, "PoisonRow").await;
     assert!(shown.contains(&format!("event {lost} at ")), "{shown}");
-    assert!(shown.contains(&format!("Kafka refused it for topic {}", dead_topic(&site))), "{shown}");
+    assert!(shown.contains(&format!("Kafka refused the record for topic {}", dead_topic(&site))), "{shown}");
     never_ready(&relay, Duration::from_secs(15)).await;
     alter_topic(&site.bootstrap, &dead_topic(&site), &LARGER_SEGMENTS).await.unwrap();
     relay.until_ready().await;
@@ -308,7 +308,7 @@ async fn no_event_goes_to_kafkas_own_topics_or_to_illegal_ones() {
     assert_eq!(ids(&letters), lost);
     assert!(letters.iter().all(|letter| letter.header("dead_letter_reason") == Some("unroutable")));
     let error = letters[0].header("dead_letter_error").unwrap();
-    assert!(error.contains("'__consumer_offsets' is a topic of Kafka's own"), "{error}");
+    assert!(error.contains("'__consumer_offsets' is an internal topic of Kafka"), "{error}");
     site.until_confirmed(&relay).await;
 }
 

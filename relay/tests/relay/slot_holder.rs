@@ -103,7 +103,7 @@ async fn the_creation_of_the_slot_names_the_transaction_it_waits_for() {
     // Another relay stands by the one that creates the slot.
     let standby = site.launch(|text| text);
     standby.until("/readyz", 200, "standby").await;
-    assert!(standby.status_text().await.contains("another relay creates slot"));
+    assert!(standby.status_text().await.contains("another relay is creating slot"));
     sqlx::raw_sql("COMMIT").execute(&mut open).await.unwrap();
     server.delivers(&relay).await;
 }
@@ -213,7 +213,7 @@ async fn a_relay_ends_its_own_old_stream() {
     server.delivers(&relay).await;
     assert_ne!(server.walsender().await, orphan);
     let log = relay.program.log();
-    assert!(!log.contains("standing by") && log.contains("it was ended"), "{log}");
+    assert!(!log.contains("standing by") && log.contains("terminated it"), "{log}");
     let doctor = server.site.command(relay.admin, |text| text, &["doctor"]).await;
     assert!(doctor.out.contains("wal_sender_timeout is 0"), "{doctor:?}");
 }
@@ -250,7 +250,7 @@ async fn a_stream_whose_relay_is_gone_is_named_and_ended() {
     // The old session is there, and says nothing.
     let text = relay.until("/readyz", 503, "SlotOrphaned").await;
     let who = format!(": pid {orphan} (application outbox-relay, role postgres");
-    assert!(text.contains("whose relay is silent since") && text.contains(&who), "{text}");
+    assert!(text.contains("whose relay has been silent since") && text.contains(&who), "{text}");
     assert_eq!(server.walsender().await, orphan, "a relay that is cut off may come back for a while");
     server.end_session().await;
     server.delivers(&relay).await;
@@ -279,7 +279,7 @@ async fn a_client_that_is_no_relay_is_named_and_left_alone() {
         "{text}"
     );
     let doctor = site.command(relay.admin, |text| text, &["doctor"]).await;
-    assert!(doctor.code == Some(69) && doctor.out.contains("a client that is no relay"), "{doctor:?}");
+    assert!(doctor.code == Some(69) && doctor.out.contains("a client that is not a relay"), "{doctor:?}");
     // It is not ended, however long the relay waits.
     assert!(tokio::time::timeout(Duration::from_secs(3), stream.idle()).await.is_err());
     drop(stream);
@@ -315,6 +315,6 @@ async fn a_relay_that_loses_its_session_is_left_to_itself() {
     crate::fixture::right(&server.site.verdict(load, &relays[0]).await);
     for relay in &relays {
         relay.until_ready().await;
-        assert!(!relay.program.log().contains("it was ended"), "{}", relay.program.log());
+        assert!(!relay.program.log().contains("terminated it"), "{}", relay.program.log());
     }
 }

@@ -356,7 +356,7 @@ async fn r10_a_process_that_was_paused_gives_the_slot_up() {
     paused.until("/readyz", 200, "standby").await;
     let log = paused.program.log();
     // Stopped in the middle of a turn, it hears it from the server first.
-    assert!(log.contains("ProcessPaused") || log.contains("the slot was taken over"), "{log}");
+    assert!(log.contains("ProcessPaused") || log.contains("another client holds the slot now"), "{log}");
     site.insert([("k", 3)]).await;
     site.judge_table(&successor).await;
 }

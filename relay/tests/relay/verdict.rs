@@ -209,7 +209,7 @@ async fn r2_a_server_put_back_while_the_relay_was_away_is_refused_before_anythin
     put_back(&mut servers).await;
     let relay = site.launch(|text| text);
     let text = relay.until("/readyz", 503, "HistoryChanged").await;
-    assert!(text.contains("put back"), "{text}");
+    assert!(text.contains("restored to an earlier"), "{text}");
     site.insert([("k", 21), ("k", 22)]).await;
     relay.until("/status", 200, "HistoryChanged").await;
     assert_eq!(site.records().await.len(), 20);

@@ -1,4 +1,4 @@
-//! One mapping at work: what it answers does not depend on any other.
+//! One mapping, compiled. Its destinations do not depend on other mappings.
 
 use std::collections::HashMap;
 
@@ -6,20 +6,20 @@ use super::{RefusedRows, RoutingConfig, RoutingError, RoutingInput};
 use crate::event::poison::Poison;
 use crate::routing::router::{InvalidRule, Router, Unroutable, partition};
 
-/// Routes that are remembered: far more than there are topics, and bounded, because a regular expression may take any number
-/// of values to one topic.
+/// Maximum number of cached routes: far more than there are topics, but bounded, because a regular expression may map
+/// any number of values to one topic.
 const MAX_ROUTES: usize = 16_384;
-/// What they may take: a value may be as long as a record.
+/// Maximum size of the cached routes, because a value may be as long as a record.
 const MAX_ROUTE_BYTES: usize = 4 * 1024 * 1024;
 
-/// Topics by value of the routing column.
+/// A cache of topics by value of the routing column.
 #[derive(Default)]
 struct Routes {
     topics: HashMap<String, String>,
     bytes: usize,
 }
 
-/// A mapping at work.
+/// A mapping with its compiled rule.
 pub(super) struct CompiledRouting {
     pub(super) mapping: RoutingConfig,
     router: Router,
@@ -29,26 +29,26 @@ pub(super) struct CompiledRouting {
 impl CompiledRouting {
     pub(super) fn new(mapping: RoutingConfig) -> Result<CompiledRouting, InvalidRule> {
         let rule = &mapping.rule;
-        let router = Router::new(&rule.routing)?.keeping_clear_of(rule.dead_letter_topic.as_deref());
+        let router = Router::new(&rule.routing)?.excluding(rule.dead_letter_topic.as_deref());
         Ok(CompiledRouting { mapping, router, routes: Routes::default() })
     }
 
     #[cfg(test)]
-    pub(super) fn remembered(&self) -> usize {
+    pub(super) fn cached_routes(&self) -> usize {
         self.routes.topics.len()
     }
 
-    /// Where a row goes: its topic, the partition if the topic is known, and why it goes there as a dead letter.
+    /// The destination of a row: its topic, the partition if the topic is known, and the poison if it is a dead letter.
     pub(super) fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
         &mut self,
-        subject: &RoutingInput<'a, F>,
+        input: &RoutingInput<'a, F>,
         refused: &RefusedRows,
     ) -> Result<(&str, Option<i32>, Option<Poison>), RoutingError> {
         let CompiledRouting { mapping, router, routes } = self;
-        let (topic, poison) = match as_event(mapping, router, routes, subject, refused) {
+        let (topic, poison) = match event_topic(mapping, router, routes, input, refused) {
             Ok(topic) => (topic, None),
             Err(first) => match &mapping.rule.dead_letter_topic {
-                Some(topic) => match mapping.takes(topic, subject, refused) {
+                Some(topic) => match mapping.check_accepts(topic, input, refused) {
                     Ok(()) => (topic.as_str(), Some(first.into())),
                     Err(why) => {
                         let dead_letter = Box::new(why);
@@ -58,26 +58,27 @@ impl CompiledRouting {
                 None => return Err(first),
             },
         };
-        let number = mapping.topics.get(topic).map(|shape| partition(subject.key, shape.partitions));
+        let number = mapping.topics.get(topic).map(|shape| partition(input.key, shape.partitions));
         Ok((topic, number, poison))
     }
 }
 
-fn as_event<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
+/// The topic of a row as an event, not as a dead letter.
+fn event_topic<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
     mapping: &RoutingConfig,
     router: &Router,
     routes: &'m mut Routes,
-    subject: &RoutingInput<'a, F>,
+    input: &RoutingInput<'a, F>,
     refused: &RefusedRows,
 ) -> Result<&'m str, RoutingError> {
-    let routed = route(mapping, router, routes, subject);
-    if let Some(flaw) = subject.flaw {
+    let routed = route(mapping, router, routes, input);
+    if let Some(poison) = input.invalid {
         let topic = routed.ok().map(Into::into);
-        return Err(RoutingError::Flawed(Poison { topic, ..flaw.clone() }));
+        return Err(RoutingError::Invalid(Poison { topic, ..poison.clone() }));
     }
     let topic = routed?;
-    mapping.fits(topic, subject.bytes)?;
-    mapping.takes(topic, subject, refused)?;
+    mapping.check_size(topic, input.bytes)?;
+    mapping.check_accepts(topic, input, refused)?;
     Ok(topic)
 }
 
@@ -85,9 +86,9 @@ fn route<'m, 'a, F: Fn(&str) -> Option<&'a str>>(
     mapping: &RoutingConfig,
     router: &Router,
     routes: &'m mut Routes,
-    subject: &RoutingInput<'a, F>,
+    input: &RoutingInput<'a, F>,
 ) -> Result<&'m str, Unroutable> {
-    let value = (subject.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
+    let value = (input.column)(&mapping.rule.routing.by_field).ok_or(Unroutable::NoValue)?;
     if !routes.topics.contains_key(value) {
         let topic = router.topic(value)?;
         routes.bytes += value.len() + topic.len();
@@ -104,7 +105,7 @@ impl RoutingConfig {
         self.topics.values().filter_map(|shape| shape.max_message_bytes).min()
     }
 
-    /// The largest record, and whether it is the topic that says so.
+    /// The size of the largest record, and whether the topic's own setting defines it.
     pub(super) fn limit(&self, topic: &str) -> (usize, bool) {
         let configured = self.rule.max_message_bytes;
         let of_topic = self.topics.get(topic).and_then(|shape| shape.max_message_bytes);
@@ -115,32 +116,32 @@ impl RoutingConfig {
         self.topics.get(topic).is_some_and(|shape| shape.compacted)
     }
 
-    /// Whether a topic takes the record, apart from its size: a dead letter is cut to the size it may have.
-    fn takes<F>(
+    /// Checks that a topic accepts the record, except for its size: a dead letter is truncated to the allowed size.
+    fn check_accepts<F>(
         &self,
         topic: &str,
-        subject: &RoutingInput<'_, F>,
+        input: &RoutingInput<'_, F>,
         refused: &RefusedRows,
     ) -> Result<(), RoutingError> {
-        if !subject.has_key && self.is_compacted(topic) {
+        if !input.has_key && self.is_compacted(topic) {
             return Err(RoutingError::NoKey { topic: topic.to_owned() });
         }
-        match subject.position.and_then(|position| refused.cause(position, topic)) {
+        match input.position.and_then(|position| refused.cause(position, topic)) {
             None => Ok(()),
             Some(cause) => Err(RoutingError::Refused { topic: topic.to_owned(), cause: cause.to_owned() }),
         }
     }
 
-    fn fits(&self, topic: &str, bytes: usize) -> Result<(), RoutingError> {
+    fn check_size(&self, topic: &str, bytes: usize) -> Result<(), RoutingError> {
         let (limit, of_topic) = self.limit(topic);
         if bytes <= limit {
             return Ok(());
         }
-        let whose = if of_topic {
+        let setting = if of_topic {
             format!("max.message.bytes of topic {topic}")
         } else {
             "sink.maxMessageBytes".to_owned()
         };
-        Err(RoutingError::TooLarge { bytes, topic: topic.to_owned(), limit, whose })
+        Err(RoutingError::TooLarge { bytes, topic: topic.to_owned(), limit, setting })
     }
 }

@@ -1,7 +1,7 @@
-//! Rows that Kafka refused for a topic, though nothing that can be known beforehand spoke against them.
+//! Rows that Kafka refused for a topic for reasons that the relay cannot check in advance.
 //!
-//! Whether a broker takes a record cannot be computed from the row. So its answer becomes part of the mapping: it is
-//! stored before the row goes anywhere else, and every later start places the row in the same way.
+//! Whether a broker accepts a record cannot be computed from the row. So its response becomes part of the routing
+//! history: it is stored before the row is sent anywhere else, and every later start routes the row in the same way.
 
 use std::fmt;
 
@@ -9,14 +9,14 @@ use outbox::Position;
 use pg_replication::EndLsn;
 use serde::{Deserialize, Serialize};
 
-/// Rows remembered at most. So many that are not confirmed yet are not the fault of rows.
+/// Maximum number of refused rows. If that many unconfirmed rows were refused, the cause is not in the rows.
 const MAX_REFUSED: usize = 1_000;
 
 /// A row that Kafka refused for a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedRow {
-    /// Position of the row.
+    /// The position of the row.
     #[serde(with = "position_text")]
     pub position: Position,
     /// The topic it was sent to.
@@ -25,18 +25,18 @@ pub struct RefusedRow {
     pub cause: String,
 }
 
-/// All of them that may be replayed, by position.
+/// The refused rows that may be read again, by position.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct RefusedRows(Vec<RefusedRow>);
 
 impl RefusedRows {
-    /// Whether there are none.
+    /// Whether no rows were refused.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Adds one. Answers whether there was room.
+    /// Adds a row. Returns false if the maximum is reached.
     pub fn add(&mut self, refused: RefusedRow) -> bool {
         if self.cause(refused.position, &refused.topic).is_some() {
             return true;
@@ -56,13 +56,14 @@ impl RefusedRows {
         of_row.find(|known| known.topic == topic).map(|known| known.cause.as_str())
     }
 
-    /// Forgets what was refused of one row. Answers the topics.
+    /// Removes the refusals of one row, and returns their topics.
     pub fn forget(&mut self, position: Position) -> Vec<String> {
         self.0.extract_if(.., |known| known.position == position).map(|known| known.topic).collect()
     }
 
-    /// Forgets rows before `confirmed`. Answers whether there were any. Rows that are copied lie in the byte before the
-    /// beginning of the stream, which stays the confirmed LSN until all of them are delivered.
+    /// Removes rows before `confirmed`, and returns whether there were any. Rows of the initial snapshot have the byte
+    /// before the start of the stream as their position. That start stays the confirmed LSN until all of them are
+    /// delivered.
     pub fn confirm(&mut self, confirmed: EndLsn) -> bool {
         let before = self.0.len();
         self.0.retain(|known| confirmed.lsn().as_u64() <= known.position.commit_lsn.saturating_add(1));
@@ -108,14 +109,14 @@ mod tests {
         let json = serde_json::to_value(&refusals).unwrap();
         assert_eq!(json[0]["position"], "00000001-0000000000000028-0000000000000000");
         assert_eq!(serde_json::from_value::<RefusedRows>(json).unwrap(), refusals);
-        assert!(!refusals.confirm(end(41)), "a row that is copied before the stream at 41");
+        assert!(!refusals.confirm(end(41)), "a snapshot row before the stream at 41");
         assert!(refusals.confirm(end(48)) && refusals.cause(at(40), "a").is_none());
         assert_eq!(refusals.forget(at(80)), ["b"]);
         assert!(refusals.is_empty());
     }
 
     #[test]
-    fn their_number_is_bounded() {
+    fn the_number_of_refused_rows_is_bounded() {
         let mut refusals = RefusedRows::default();
         let added = (0..2_000).filter(|commit| refusals.add(refused(*commit, "t"))).count();
         assert_eq!(added, MAX_REFUSED);

@@ -1,4 +1,4 @@
-//! Mappings as the checkpoint keeps them.
+//! Mappings as the checkpoint stores them.
 
 use std::collections::BTreeMap;
 
@@ -8,40 +8,41 @@ use serde::{Deserialize, Serialize};
 use super::RefusedRows;
 use crate::routing::rule::Rule;
 
-/// With smaller limits, too, rows of this size are read whole: dead letters then have what fits of them.
+/// Values up to this size are read completely even if the limits are smaller, so that dead letters contain as much of
+/// them as possible.
 const LARGEST_VALUE_AT_LEAST: usize = 1024 * 1024;
 
-/// What the mapping knows of a topic.
+/// The properties of a topic that a mapping depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TopicShape {
-    /// Number of partitions events are spread over.
+    /// The number of partitions in use.
     pub partitions: i32,
-    /// The topic's own limit in bytes, where it may be read.
+    /// The topic's own limit in bytes, if it is known and below the configured one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_message_bytes: Option<usize>,
-    /// It is compacted, as far as that may be read, and so takes no record without a key.
+    /// Whether the topic is known to be compacted, so that its records need a key.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub compacted: bool,
 }
 
-/// One mapping, as it is stored.
+/// One mapping, as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RoutingConfig {
-    /// What was configured.
+    /// The configuration.
     #[serde(flatten)]
     pub rule: Rule,
-    /// Topics that may have got records.
+    /// Topics that records may have been sent to.
     #[serde(default)]
     pub topics: BTreeMap<String, TopicShape>,
 }
 
-/// A mapping that is no longer the current one, as it is stored.
+/// An earlier mapping, as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Superseded {
-    /// No row committed at or beyond it was sent under this mapping.
+    /// No row committed at or after this position was sent by this mapping.
     #[serde(with = "lsn_text")]
     pub until: EndLsn,
     /// The mapping.
@@ -49,18 +50,19 @@ pub struct Superseded {
     pub mapping: RoutingConfig,
 }
 
-/// The mapping and those before it, as the checkpoint has them.
+/// The current mapping and the earlier ones, as the checkpoint stores them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RoutingHistory {
-    /// Counts changes. It has a column of its own, so that a person sees it without reading JSON.
+    /// The number of the current mapping. The checkpoint has a separate column for it, so that people need not read
+    /// JSON.
     #[serde(skip)]
     pub version: i32,
-    /// Where rows go.
+    /// The current mapping.
     pub current: RoutingConfig,
-    /// Where rows went that may be replayed; oldest first.
+    /// Earlier mappings, oldest first, for rows that may be read again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<Superseded>,
-    /// Rows that do not go where the mappings would send them, because Kafka refused them there.
+    /// Rows that Kafka refused at the destination of a mapping.
     #[serde(default, skip_serializing_if = "RefusedRows::is_empty")]
     pub refused: RefusedRows,
 }
@@ -72,19 +74,19 @@ impl RoutingHistory {
         RoutingHistory { version: 1, current, previous: Vec::new(), refused: RefusedRows::default() }
     }
 
-    /// Without what only concerns rows before `confirmed`.
-    pub fn without_what_is_confirmed(mut self, confirmed: EndLsn) -> RoutingHistory {
+    /// Drops what only concerns rows before `confirmed`.
+    pub fn prune_confirmed(mut self, confirmed: EndLsn) -> RoutingHistory {
         self.previous.retain(|earlier| earlier.until > confirmed);
         self.refused.confirm(confirmed);
         self
     }
 
-    /// What holds from now on under `rule`; nothing committed at or beyond `horizon` was sent yet.
-    pub fn under(mut self, rule: Rule, horizon: EndLsn) -> RoutingHistory {
+    /// The history with `rule` as the current rule. No row committed at or after `horizon` was sent yet.
+    pub fn with_rule(mut self, rule: Rule, horizon: EndLsn) -> RoutingHistory {
         if self.current.rule == rule {
             return self;
         }
-        // With other routes other topics may be in use. One that still is will be found again.
+        // Different routing may use different topics. A topic that is still in use will be discovered again.
         let same_routes = self.current.rule.routing == rule.routing;
         let topics = if same_routes { self.current.topics.clone() } else { BTreeMap::new() };
         self.replace(RoutingConfig { rule, topics }, horizon);
@@ -97,7 +99,7 @@ impl RoutingHistory {
         self.version += 1;
     }
 
-    /// Every topic with the highest number of partitions it has in any of them.
+    /// Every topic, with its highest number of partitions in any mapping.
     pub fn topics(&self) -> BTreeMap<&str, i32> {
         let mut topics = BTreeMap::new();
         for (name, shape) in self.all().flat_map(|mapping| &mapping.topics) {
@@ -107,18 +109,18 @@ impl RoutingHistory {
         topics
     }
 
-    /// Whether a topic is selected by the column of that name in any of them.
-    pub fn read(&self, column: &str) -> bool {
+    /// Whether any mapping routes by the column of this name.
+    pub fn routes_by(&self, column: &str) -> bool {
         self.all().any(|mapping| mapping.rule.routing.by_field == column)
     }
 
-    /// No value of a row needs more memory than this: a larger one fits into no record of any of them. The rule is the
-    /// same for rows of the stream and of the table, so that both make the same dead letter.
+    /// The largest value of a row to keep in memory. A larger one does not fit into a record of any mapping. The limit
+    /// is the same for rows of the stream and of the snapshot, so that both result in the same dead letter.
     pub fn largest_value(&self) -> usize {
         self.all().map(|mapping| mapping.rule.max_message_bytes).fold(LARGEST_VALUE_AT_LEAST, usize::max)
     }
 
-    /// The smallest limit of any topic: no batch may be larger.
+    /// The smallest limit of any topic. No batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
         self.all().filter_map(RoutingConfig::smallest_limit).min()
     }

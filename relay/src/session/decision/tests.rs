@@ -7,7 +7,7 @@ use crate::postgres::checkpoint::SNAPSHOT_NOT_STARTED;
 use crate::topics::partitions::Offsets;
 
 const SYSTEM: u64 = 7;
-/// Where the server's log ends, if nothing else is said.
+/// The end of the server's WAL, unless a test sets another.
 const END: u64 = 1_000;
 
 fn lsn(value: u64) -> EndLsn {
@@ -37,7 +37,7 @@ fn delivered(confirmed: u64) -> Checkpoint {
     checkpoint(CheckpointPhase::Delivered { confirmed: lsn(confirmed) })
 }
 
-fn copying(from: u64) -> Checkpoint {
+fn snapshotting(from: u64) -> Checkpoint {
     checkpoint(CheckpointPhase::Snapshotting {
         from: lsn(from),
         snapshot: "3:3:".into(),
@@ -64,14 +64,14 @@ struct Server {
 const PRIMARY: Server = Server { timeline: 1, history: "", end: END };
 
 impl Server {
-    fn judge(
+    fn decide(
         &self,
         checkpoint: Option<&Checkpoint>,
         slot: Option<&SlotState>,
         source: &Source,
     ) -> Result<StartDecision, ErrorKind> {
         let timelines = TimelineHistory::parse(self.timeline, self.history).unwrap();
-        let found = StartInputs {
+        let inputs = StartInputs {
             system_identifier: SYSTEM,
             timelines: &timelines,
             flush: lsn(self.end),
@@ -80,90 +80,93 @@ impl Server {
             checkpoint,
             slot,
         };
-        decide(&found).map_err(|error| error.kind)
+        decide(&inputs).map_err(|error| error.kind)
     }
 }
 
-fn ask(checkpoint: Option<&Checkpoint>, slot: Option<&SlotState>) -> Result<StartDecision, ErrorKind> {
-    PRIMARY.judge(checkpoint, slot, &source(StartAt::Table))
+fn decide_on(checkpoint: Option<&Checkpoint>, slot: Option<&SlotState>) -> Result<StartDecision, ErrorKind> {
+    PRIMARY.decide(checkpoint, slot, &source(StartAt::Table))
 }
 
-fn goes_on(confirmed: u64) -> Result<StartDecision, ErrorKind> {
+fn continues_from(confirmed: u64) -> Result<StartDecision, ErrorKind> {
     Ok(StartDecision::Stream { confirmed: lsn(confirmed), diverged: false })
 }
 
 #[test]
-fn a_first_start_creates_the_slot_where_it_may() {
-    assert_eq!(ask(None, None), Ok(StartDecision::CreateSlot));
-    assert_eq!(ask(Some(&checkpoint(CheckpointPhase::Registered)), None), Ok(StartDecision::CreateSlot));
+fn a_first_start_creates_the_slot_if_the_creation_policy_allows_it() {
+    assert_eq!(decide_on(None, None), Ok(StartDecision::CreateSlot));
+    assert_eq!(
+        decide_on(Some(&checkpoint(CheckpointPhase::Registered)), None),
+        Ok(StartDecision::CreateSlot)
+    );
     let mut never = source(StartAt::Now);
     never.slot.creation_policy = CreationPolicy::Never;
-    assert_eq!(PRIMARY.judge(None, None, &never), Err(ErrorKind::SlotMissing));
+    assert_eq!(PRIMARY.decide(None, None, &never), Err(ErrorKind::SlotMissing));
 }
 
 #[test]
 fn a_relay_that_has_delivered_before_does_not_send_the_whole_table_again() {
     let known = BTreeMap::from([("topic".to_owned(), BTreeMap::new())]);
     let emptied = Checkpoint { offsets: known, ..checkpoint(CheckpointPhase::Registered) };
-    assert_eq!(ask(Some(&emptied), None), Err(ErrorKind::StartRefused));
-    assert_eq!(PRIMARY.judge(Some(&emptied), None, &source(StartAt::Now)), Ok(StartDecision::CreateSlot));
+    assert_eq!(decide_on(Some(&emptied), None), Err(ErrorKind::StartRefused));
+    assert_eq!(PRIMARY.decide(Some(&emptied), None, &source(StartAt::Now)), Ok(StartDecision::CreateSlot));
 }
 
 #[test]
-fn a_slot_that_was_there_is_where_now_begins_and_table_cannot() {
+fn start_now_begins_at_an_existing_slot_and_start_table_is_refused() {
     let registered = checkpoint(CheckpointPhase::Registered);
     for checkpoint in [None, Some(&registered)] {
-        assert_eq!(PRIMARY.judge(checkpoint, Some(&slot(5)), &source(StartAt::Now)), goes_on(5));
-        assert_eq!(ask(checkpoint, Some(&slot(5))), Err(ErrorKind::StartRefused));
+        assert_eq!(PRIMARY.decide(checkpoint, Some(&slot(5)), &source(StartAt::Now)), continues_from(5));
+        assert_eq!(decide_on(checkpoint, Some(&slot(5))), Err(ErrorKind::StartRefused));
     }
 }
 
 #[test]
-fn a_slot_without_its_snapshot_is_made_anew_unless_somebody_holds_it() {
+fn a_slot_without_its_snapshot_is_recreated_unless_a_process_holds_it() {
     let creating = checkpoint(CheckpointPhase::Creating);
-    assert_eq!(ask(Some(&creating), None), Ok(StartDecision::CreateSlot));
-    assert_eq!(ask(Some(&creating), Some(&slot(5))), Ok(StartDecision::RecreateSlot));
+    assert_eq!(decide_on(Some(&creating), None), Ok(StartDecision::CreateSlot));
+    assert_eq!(decide_on(Some(&creating), Some(&slot(5))), Ok(StartDecision::RecreateSlot));
     let held = SlotState { active_pid: Some(1), ..slot(5) };
-    assert_eq!(ask(Some(&creating), Some(&held)), Err(ErrorKind::SlotActive));
+    assert_eq!(decide_on(Some(&creating), Some(&held)), Err(ErrorKind::SlotActive));
     let lost = SlotState { wal_status: Some("lost".into()), ..slot(5) };
-    assert_eq!(ask(Some(&creating), Some(&lost)), Ok(StartDecision::RecreateSlot));
+    assert_eq!(decide_on(Some(&creating), Some(&lost)), Ok(StartDecision::RecreateSlot));
     let foreign = SlotState { plugin: Some("wal2json".into()), ..slot(5) };
     assert_eq!(
-        ask(Some(&creating), Some(&foreign)),
+        decide_on(Some(&creating), Some(&foreign)),
         Err(ErrorKind::SlotUnsuitable),
-        "it is not the relay's to drop"
+        "the relay must not drop a slot of another plugin"
     );
 }
 
 #[test]
-fn a_copy_goes_on_while_its_slot_is_where_it_was() {
-    let copying = copying(5);
-    assert_eq!(ask(Some(&copying), Some(&slot(5))), Ok(StartDecision::Copy { from: lsn(5) }));
-    assert_eq!(ask(Some(&copying), Some(&slot(6))), Err(ErrorKind::SlotAhead));
-    assert_eq!(ask(Some(&copying), None), Err(ErrorKind::SlotLost));
+fn a_snapshot_continues_while_its_slot_has_not_moved() {
+    let snapshotting = snapshotting(5);
+    assert_eq!(decide_on(Some(&snapshotting), Some(&slot(5))), Ok(StartDecision::Snapshot { from: lsn(5) }));
+    assert_eq!(decide_on(Some(&snapshotting), Some(&slot(6))), Err(ErrorKind::SlotAhead));
+    assert_eq!(decide_on(Some(&snapshotting), None), Err(ErrorKind::SlotLost));
 }
 
 #[test]
 fn a_slot_behind_the_checkpoint_is_normal_and_one_ahead_is_a_gap() {
     let at_10 = delivered(10);
-    assert_eq!(ask(Some(&at_10), Some(&slot(8))), goes_on(10));
-    assert_eq!(ask(Some(&at_10), Some(&slot(10))), goes_on(10));
-    assert_eq!(ask(Some(&at_10), Some(&slot(11))), Err(ErrorKind::SlotAhead));
+    assert_eq!(decide_on(Some(&at_10), Some(&slot(8))), continues_from(10));
+    assert_eq!(decide_on(Some(&at_10), Some(&slot(10))), continues_from(10));
+    assert_eq!(decide_on(Some(&at_10), Some(&slot(11))), Err(ErrorKind::SlotAhead));
 }
 
 #[test]
-fn a_slot_that_is_gone_or_invalidated_is_never_made_anew_in_silence() {
-    for checkpoint in [delivered(10), copying(10)] {
-        assert_eq!(ask(Some(&checkpoint), None), Err(ErrorKind::SlotLost));
+fn a_slot_that_is_gone_or_invalidated_is_never_silently_recreated() {
+    for checkpoint in [delivered(10), snapshotting(10)] {
+        assert_eq!(decide_on(Some(&checkpoint), None), Err(ErrorKind::SlotLost));
         let lost = SlotState { wal_status: Some("lost".into()), ..slot(8) };
-        assert_eq!(ask(Some(&checkpoint), Some(&lost)), Err(ErrorKind::SlotLost));
+        assert_eq!(decide_on(Some(&checkpoint), Some(&lost)), Err(ErrorKind::SlotLost));
         let invalid = SlotState { invalidation_reason: Some("idle_timeout".into()), ..slot(8) };
-        assert_eq!(ask(Some(&checkpoint), Some(&invalid)), Err(ErrorKind::SlotLost));
+        assert_eq!(decide_on(Some(&checkpoint), Some(&invalid)), Err(ErrorKind::SlotLost));
     }
 }
 
 #[test]
-fn a_slot_of_another_kind_is_a_wrong_setting() {
+fn a_slot_that_the_relay_cannot_use_is_a_wrong_setting() {
     let others = [
         SlotState { plugin: Some("wal2json".into()), ..slot(8) },
         SlotState { plugin: None, database: None, ..slot(8) },
@@ -172,25 +175,29 @@ fn a_slot_of_another_kind_is_a_wrong_setting() {
         SlotState { two_phase: true, ..slot(8) },
     ];
     for other in others {
-        assert_eq!(ask(Some(&delivered(10)), Some(&other)), Err(ErrorKind::SlotUnsuitable), "{other:?}");
-        assert_eq!(ask(None, Some(&other)), Err(ErrorKind::SlotUnsuitable), "{other:?}");
+        assert_eq!(
+            decide_on(Some(&delivered(10)), Some(&other)),
+            Err(ErrorKind::SlotUnsuitable),
+            "{other:?}"
+        );
+        assert_eq!(decide_on(None, Some(&other)), Err(ErrorKind::SlotUnsuitable), "{other:?}");
     }
 }
 
 #[test]
-fn another_cluster_another_slot_and_a_line_the_server_was_never_on_stop_delivery() {
+fn another_cluster_another_slot_and_a_timeline_the_server_was_never_on_stop_delivery() {
     let at_10 = delivered(10);
     let elsewhere =
         Checkpoint { history: ClusterTimeline { system_identifier: 8, ..at_10.history }, ..at_10.clone() };
-    assert_eq!(ask(Some(&elsewhere), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
+    assert_eq!(decide_on(Some(&elsewhere), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
     let renamed = Checkpoint { slot: "t".into(), ..at_10.clone() };
-    assert_eq!(ask(Some(&renamed), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
-    // An old primary, and a server that was restored to before the other's promotion.
+    assert_eq!(decide_on(Some(&renamed), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
+    // An old primary, and a server that was restored to a position before the promotion.
     let promoted = Checkpoint { history: ClusterTimeline { timeline: 2, ..at_10.history }, ..at_10 };
-    assert_eq!(ask(Some(&promoted), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
+    assert_eq!(decide_on(Some(&promoted), Some(&slot(8))), Err(ErrorKind::HistoryChanged));
     let sibling = Server { timeline: 3, history: "1\t0/5\n", end: END };
     let table = source(StartAt::Table);
-    assert_eq!(sibling.judge(Some(&promoted), Some(&slot(4)), &table), Err(ErrorKind::HistoryChanged));
+    assert_eq!(sibling.decide(Some(&promoted), Some(&slot(4)), &table), Err(ErrorKind::HistoryChanged));
 }
 
 #[test]
@@ -198,22 +205,22 @@ fn a_promotion_beyond_the_checkpoint_is_normal_and_one_before_it_leaves_phantoms
     let (at_16, table) = (delivered(16), source(StartAt::Table));
     let promoted = |history| Server { timeline: 2, history, end: END };
     for beyond in ["1\t0/11\n", "1\t0/10\n"] {
-        assert_eq!(promoted(beyond).judge(Some(&at_16), Some(&slot(8)), &table), goes_on(16));
+        assert_eq!(promoted(beyond).decide(Some(&at_16), Some(&slot(8)), &table), continues_from(16));
     }
-    let before = promoted("1\t0/F\n").judge(Some(&at_16), Some(&slot(8)), &table);
+    let before = promoted("1\t0/F\n").decide(Some(&at_16), Some(&slot(8)), &table);
     assert_eq!(before, Ok(StartDecision::Stream { confirmed: lsn(15), diverged: true }));
-    assert_eq!(promoted("1\t0/F\n").judge(Some(&at_16), Some(&slot(16)), &table), Err(ErrorKind::SlotAhead));
+    assert_eq!(promoted("1\t0/F\n").decide(Some(&at_16), Some(&slot(16)), &table), Err(ErrorKind::SlotAhead));
     assert_eq!(
-        promoted("1\t0/F\n").judge(Some(&copying(16)), Some(&slot(15)), &table),
+        promoted("1\t0/F\n").decide(Some(&snapshotting(16)), Some(&slot(15)), &table),
         Err(ErrorKind::HistoryChanged)
     );
 }
 
 #[test]
-fn a_log_that_ends_before_the_checkpoint_leaves_phantoms() {
+fn a_wal_that_ends_before_the_checkpoint_leaves_phantoms() {
     let restored = Server { end: 12, ..PRIMARY };
-    let verdict = restored.judge(Some(&delivered(16)), Some(&slot(8)), &source(StartAt::Table));
-    assert_eq!(verdict, Ok(StartDecision::Stream { confirmed: lsn(12), diverged: true }));
+    let decision = restored.decide(Some(&delivered(16)), Some(&slot(8)), &source(StartAt::Table));
+    assert_eq!(decision, Ok(StartDecision::Stream { confirmed: lsn(12), diverged: true }));
 }
 
 #[test]
@@ -222,10 +229,10 @@ fn a_checkpoint_that_went_back_on_its_timeline_stops_delivery() {
     let promoted = TimelineHistory::parse(2, "1\t0/64\n").unwrap();
     let at_10 = Checkpoint { offsets: BTreeMap::from([("t".into(), BTreeMap::new())]), ..delivered(10) };
     let slot = slot(8);
-    let ask = |timelines, checkpoint: &Checkpoint, reached| {
+    let decide_on = |timelines, checkpoint: &Checkpoint, reached| {
         let reached = Some((at_10.history, lsn(reached)));
         let (checkpoint, slot) = (Some(checkpoint), Some(&slot));
-        let found = StartInputs {
+        let inputs = StartInputs {
             system_identifier: SYSTEM,
             timelines,
             flush: lsn(END),
@@ -234,19 +241,23 @@ fn a_checkpoint_that_went_back_on_its_timeline_stops_delivery() {
             checkpoint,
             slot,
         };
-        decide(&found).map_err(|error| error.kind)
+        decide(&inputs).map_err(|error| error.kind)
     };
-    assert_eq!(ask(&timelines, &at_10, 10), goes_on(10));
-    assert_eq!(ask(&timelines, &at_10, 11), Err(ErrorKind::HistoryChanged));
-    assert_eq!(ask(&promoted, &at_10, 11), goes_on(10), "a standby that was behind took over");
-    assert_eq!(ask(&timelines, &delivered(10), 11), goes_on(10), "nothing in Kafka counts");
+    assert_eq!(decide_on(&timelines, &at_10, 10), continues_from(10));
+    assert_eq!(decide_on(&timelines, &at_10, 11), Err(ErrorKind::HistoryChanged));
+    assert_eq!(decide_on(&promoted, &at_10, 11), continues_from(10), "a lagging standby was promoted");
+    assert_eq!(
+        decide_on(&timelines, &delivered(10), 11),
+        continues_from(10),
+        "without offsets, records in Kafka are ignored"
+    );
 }
 
 fn any_progress() -> impl Strategy<Value = Option<Checkpoint>> {
     let progress = prop_oneof![
         Just(CheckpointPhase::Registered),
         Just(CheckpointPhase::Creating),
-        (0u64..40).prop_map(|from| copying(from).progress),
+        (0u64..40).prop_map(|from| snapshotting(from).progress),
         (0u64..40).prop_map(|confirmed| CheckpointPhase::Delivered { confirmed: lsn(confirmed) }),
     ];
     prop::option::of((progress, 1u32..4).prop_map(|(progress, timeline)| {
@@ -256,10 +267,10 @@ fn any_progress() -> impl Strategy<Value = Option<Checkpoint>> {
 }
 
 proptest! {
-    /// Whatever is found: delivery never goes on from beyond what the checkpoint knows, what the server's log has, or
-    /// behind what the slot has given up; and a slot with progress is never made anew.
+    /// In any state, delivery never continues after the checkpoint, after the end of the server's WAL, or before the
+    /// slot's confirmed position, and a slot with progress is never recreated.
     #[test]
-    fn nothing_is_passed_over(
+    fn no_decision_skips_rows(
         checkpoint in any_progress(),
         at in prop::option::of(0u64..40),
         now in any::<bool>(),
@@ -269,9 +280,9 @@ proptest! {
         let source = source(if now { StartAt::Now } else { StartAt::Table });
         let slot = at.map(slot);
         let server = Server { timeline: server.0, history: server.1, end };
-        let verdict = server.judge(checkpoint.as_ref(), slot.as_ref(), &source);
+        let decision = server.decide(checkpoint.as_ref(), slot.as_ref(), &source);
         let progress = checkpoint.map(|row| row.progress);
-        match (verdict, &progress) {
+        match (decision, &progress) {
             (Ok(StartDecision::Stream { confirmed, diverged }), Some(CheckpointPhase::Delivered { confirmed: known })) => {
                 prop_assert!(confirmed <= *known && confirmed <= lsn(end) && Some(confirmed) >= at.map(lsn));
                 prop_assert_eq!(diverged, confirmed < *known);
@@ -280,7 +291,7 @@ proptest! {
                 prop_assert!(now && Some(confirmed) == at.map(lsn));
                 prop_assert!(matches!(progress, None | Some(CheckpointPhase::Registered)));
             }
-            (Ok(StartDecision::Copy { from }), Some(CheckpointPhase::Snapshotting { from: known, .. })) => {
+            (Ok(StartDecision::Snapshot { from }), Some(CheckpointPhase::Snapshotting { from: known, .. })) => {
                 prop_assert!(from == *known && from <= lsn(end) && Some(from) >= at.map(lsn));
             }
             (Ok(StartDecision::CreateSlot), _) => {
@@ -288,7 +299,7 @@ proptest! {
                 prop_assert!(matches!(progress, None | Some(CheckpointPhase::Registered | CheckpointPhase::Creating)));
             }
             (Ok(StartDecision::RecreateSlot), _) => prop_assert_eq!(&progress, &Some(CheckpointPhase::Creating)),
-            (Ok(StartDecision::Copy { .. }), _) => prop_assert!(false, "there is nothing to copy"),
+            (Ok(StartDecision::Snapshot { .. }), _) => prop_assert!(false, "there is no snapshot to continue"),
             (Err(_), _) => {}
         }
     }

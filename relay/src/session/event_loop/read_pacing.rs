@@ -1,17 +1,17 @@
-//! When to let the socket fill before it is read.
+//! When to let the socket buffer fill before the next read.
 
 use std::time::{Duration, Instant};
 
-/// While a backlog streams in, a read that returns little is followed by a pause of this length, so that the
-/// server's sender fills the socket in large pieces instead of waking us, and itself, for every message: twice
-/// the rate at a fraction of the CPU (docs/PERFORMANCE.md). Longer pauses let the socket fill and are slower.
+/// During a backlog, a read that returned little is followed by a pause of this length. The walsender then fills the
+/// socket in large pieces instead of waking both sides for every message: twice the rate at a fraction of the CPU
+/// (docs/PERFORMANCE.md). Longer pauses let the socket buffer fill up and are slower.
 const COALESCE_PAUSE: Duration = Duration::from_micros(300);
-/// A read of at least this much needs no pause.
+/// A read of at least this size needs no pause.
 const FULL_READ_BYTES: usize = 64 * 1024;
-/// Arriving faster than this is a backlog; live traffic is read at once.
+/// A higher rate means a backlog. Live traffic is read without a pause.
 const BACKLOG_BYTES_PER_SECOND: u64 = 12 * 1024 * 1024;
 
-/// Decides when to let the socket fill: see [`COALESCE_PAUSE`].
+/// Decides when to pause before a read: see [`COALESCE_PAUSE`].
 pub(super) struct ReadPacing {
     since: Instant,
     bytes: u64,
@@ -26,10 +26,9 @@ impl Default for ReadPacing {
 }
 
 impl ReadPacing {
-    /// How long a rate is measured: long enough for a few reads, short enough to follow the traffic.
+    /// The window of the rate measurement: long enough for a few reads, short enough to follow the traffic.
     const WINDOW: Duration = Duration::from_millis(4);
 
-    /// A read brought `bytes`.
     pub(super) fn on_read(&mut self, bytes: usize) {
         self.last = bytes;
         self.bytes += bytes as u64;
@@ -41,7 +40,7 @@ impl ReadPacing {
         }
     }
 
-    /// Called before each read. Pauses this thread, which does nothing else.
+    /// Called before each read. Blocks the thread, which runs nothing but the event loop.
     pub(super) fn pause(&self) {
         if self.backlog && self.last < FULL_READ_BYTES {
             std::thread::sleep(COALESCE_PAUSE);

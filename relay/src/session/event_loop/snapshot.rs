@@ -1,5 +1,6 @@
-//! What a pump does before it reads the stream, when there are rows from before the slot: it deals with their pages as
-//! with messages, under the same budget, while the stream is open and waits.
+//! The initial snapshot in the event loop: rows from before the slot are read in pages and delivered before the stream
+//! is read. They go the same way as stream messages, under the same in-flight budget, while the stream is open and
+//! unread.
 
 use std::collections::VecDeque;
 
@@ -9,45 +10,45 @@ use crate::error::{ErrorKind, RelayError};
 use crate::postgres::backfill::{Pages, StoredRow};
 use crate::status::Phase;
 
-/// Rows that were there before the slot.
+/// The rows of the initial snapshot.
 pub(super) struct SnapshotRows {
     pages: Pages,
     page: VecDeque<StoredRow>,
-    /// Every page was read.
+    /// All pages were read.
     exhausted: bool,
 }
 
-/// What a copy needs next.
+/// What the snapshot needs next.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum SnapshotStep {
     NeedsPage,
-    /// Only its turn.
+    /// Rows are ready for the next turn of the loop.
     HasMore,
-    /// An acknowledgement, an answer, or a checkpoint.
+    /// For an acknowledgement, a query result, or a checkpoint.
     Waits,
 }
 
 impl EventLoop {
-    /// Delivers the rows of `pages` before anything of the stream.
+    /// Delivers the rows of `pages` before anything from the stream.
     pub fn with_snapshot(mut self, pages: Pages) -> EventLoop {
-        self.copy = Some(SnapshotRows { pages, page: VecDeque::new(), exhausted: false });
+        self.snapshot = Some(SnapshotRows { pages, page: VecDeque::new(), exhausted: false });
         self
     }
 
-    /// Deals with rows that were there before the slot, a burst at most.
+    /// Processes rows of the snapshot, at most a burst.
     pub(super) fn process_snapshot(&mut self) -> Result<SnapshotStep, RelayError> {
-        let stored = self.writer.committed().revision;
+        let committed_revision = self.writer.committed().revision;
         for _ in 0..BURST {
-            let Some(copy) = &mut self.copy else { return Ok(SnapshotStep::HasMore) };
-            let Some(row) = copy.page.front() else {
-                return if copy.exhausted { self.finish_snapshot() } else { Ok(SnapshotStep::NeedsPage) };
+            let Some(snapshot) = &mut self.snapshot else { return Ok(SnapshotStep::HasMore) };
+            let Some(row) = snapshot.page.front() else {
+                return if snapshot.exhausted { self.finish_snapshot() } else { Ok(SnapshotStep::NeedsPage) };
             };
             if !self.delivery.has_room() {
                 return Ok(SnapshotStep::Waits);
             }
-            let flow = match self.delivery.on_snapshot_row(copy.pages.layout(), row, stored) {
+            let flow = match self.delivery.on_snapshot_row(snapshot.pages.layout(), row, committed_revision) {
                 Ok(Flow::Next) => {
-                    copy.page.pop_front();
+                    snapshot.page.pop_front();
                     self.on_poison_cleared();
                     continue;
                 }
@@ -62,7 +63,7 @@ impl EventLoop {
         Ok(SnapshotStep::HasMore)
     }
 
-    /// Once everything copied is in Kafka, says so in the checkpoint, and reads the stream when that is written.
+    /// Once all snapshot rows are in Kafka, records that in the checkpoint. The stream is read after that write.
     fn finish_snapshot(&mut self) -> Result<SnapshotStep, RelayError> {
         if !self.delivery.ledger().is_empty() {
             return Ok(SnapshotStep::Waits);
@@ -72,25 +73,27 @@ impl EventLoop {
         if self.writer.committed().copied.is_some() {
             return Ok(SnapshotStep::Waits);
         }
-        self.copy = None;
+        self.snapshot = None;
         self.status.enter(Phase::Streaming);
-        tracing::info!("the rows that were there before the slot are delivered; streaming");
+        tracing::info!("the initial snapshot is delivered; streaming");
         Ok(SnapshotStep::HasMore)
     }
 
     pub(super) fn on_page(&mut self, page: Option<Vec<StoredRow>>) {
-        let Some(copy) = &mut self.copy else { return };
+        let Some(snapshot) = &mut self.snapshot else { return };
         match page {
-            Some(rows) => copy.page.extend(rows),
-            None => copy.exhausted = true,
+            Some(rows) => snapshot.page.extend(rows),
+            None => snapshot.exhausted = true,
         }
     }
 }
 
-/// The next page to come. Cancel-safe.
-pub(super) async fn next_page(copy: &mut Option<SnapshotRows>) -> Result<Option<Vec<StoredRow>>, RelayError> {
-    match copy {
-        Some(copy) => copy.pages.next().await,
+/// The next page, or `None` after the last. Cancel-safe.
+pub(super) async fn next_page(
+    snapshot: &mut Option<SnapshotRows>,
+) -> Result<Option<Vec<StoredRow>>, RelayError> {
+    match snapshot {
+        Some(snapshot) => snapshot.pages.next().await,
         None => std::future::pending().await,
     }
 }
