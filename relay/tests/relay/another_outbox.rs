@@ -1,15 +1,15 @@
-//! Another outbox writes to the same topic under the same `ce_source`: two databases of one name, or clones of one server.
-//! Delivery stops before a row is taken for delivered because of a record that is the other's, and says why.
+//! Another outbox writes to the same topic under the same `ce_source`: two databases of one name, or clones of one
+//! server. Delivery stops, with the reason, before a row is treated as delivered because of the other outbox's record.
 
 use testbed::kafka::create_topic;
 use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
 use testbed::records::Record;
 use testbed::{Database, shared};
 
-use crate::fixture::{PARTITIONS, Relay, Site, heavy};
+use crate::fixture::{PARTITIONS, Relay, Site, heavy_permit};
 use crate::replay::until_metric;
 
-/// Starts a relay under the name that both share, or under another.
+/// Starts a relay with the shared source name, or with another.
 fn launch(site: &Site, source: &str) -> Relay {
     site.launch(|text| text.replace("source: {", &format!("source: {{eventSource: {source}, ")))
 }
@@ -27,7 +27,7 @@ fn has(records: &[Record], key: &str, n: i64) -> bool {
     })
 }
 
-/// Two databases whose positions lie among each other, as those of clones do: they are on one server.
+/// Two databases with interleaved positions, as clones have: they are on one server.
 async fn clones() -> (Site, Site) {
     let one = Site::shared().await;
     let mut other = Site::shared().await;
@@ -35,7 +35,7 @@ async fn clones() -> (Site, Site) {
     (one, other)
 }
 
-/// The other's records lie beyond rows that Kafka does not have. Those rows were taken for delivered, and lost.
+/// The other outbox's records are after rows that Kafka does not have. Those rows must not be treated as delivered.
 #[tokio::test]
 async fn r21_rows_are_not_lost_among_the_records_of_a_clone() {
     let (one, other) = clones().await;
@@ -54,7 +54,7 @@ async fn r21_rows_are_not_lost_among_the_records_of_a_clone() {
     assert_eq!(one.records().await.len(), 3, "nothing was sent");
     relay.kill().await;
     others.kill().await;
-    // What OPERATIONS says to do.
+    // The procedure in docs/OPERATIONS.md.
     let relay = launch(&one, "/one");
     relay.until_ready().await;
     one.until_confirmed(&relay).await;
@@ -64,7 +64,7 @@ async fn r21_rows_are_not_lost_among_the_records_of_a_clone() {
 
 /// While both deliver, each sees the other's records between its own.
 #[tokio::test]
-async fn r21_a_clone_that_delivers_at_the_same_time_is_noticed() {
+async fn r21_a_clone_that_delivers_at_the_same_time_is_detected() {
     let (one, other) = clones().await;
     let relay = start(&one).await;
     let _others = start(&other).await;
@@ -76,7 +76,7 @@ async fn r21_a_clone_that_delivers_at_the_same_time_is_noticed() {
     relay.until("/readyz", 503, "EventSourceShared").await;
 }
 
-/// A server whose log is far ahead of another's.
+/// A server whose WAL is far ahead of the other server's.
 async fn far_ahead(bootstrap: &str) -> (Postgres, Site) {
     let options = PostgresOptions { version: PgVersion::V18, ..PostgresOptions::default() };
     let postgres = Postgres::start(options).await.unwrap();
@@ -92,10 +92,10 @@ async fn advance(site: &Site) {
     }
 }
 
-/// The other's positions are beyond the end of this server's log: it was not put back to an earlier state.
+/// The other outbox's positions are beyond the end of this server's WAL, although this server was not restored.
 #[tokio::test]
-async fn r21_records_beyond_the_log_of_this_server_are_another_outboxs() {
-    let _place = heavy().await;
+async fn r21_records_beyond_the_wal_of_this_server_are_another_outboxs() {
+    let _permit = heavy_permit().await;
     let kafka = shared().await.unwrap().kafka_bootstrap().to_owned();
     let (_postgres, one) = far_ahead(&kafka).await;
     let (_others_postgres, mut other) = far_ahead(&kafka).await;
@@ -112,7 +112,7 @@ async fn r21_records_beyond_the_log_of_this_server_are_another_outboxs() {
     one.insert([("k", 3)]).await;
     relay.until("/readyz", 503, "EventSourceShared").await;
     relay.kill().await;
-    // One was away.
+    // One relay was stopped.
     one.insert([("k", 4)]).await;
     other.insert([("k", 5)]).await;
     one.until_records(4).await;

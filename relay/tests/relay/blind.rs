@@ -1,4 +1,4 @@
-//! One connection that is silent, or cannot be made, decides nothing for those that are well.
+//! One connection that is silent, or cannot be opened, does not affect the connections that work.
 
 use std::time::Duration;
 
@@ -7,25 +7,25 @@ use testbed::{shared, unique};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::fixture::{Relay, Site, heavy};
+use crate::fixture::{Relay, Site, heavy_permit};
 use crate::grants::grants;
 use crate::proxied::{Proxied, until_more};
 
 /// The limit for a silent server is half of it.
 const WAL_SENDER_TIMEOUT: &str = "3s";
-/// Longer than that limit, with the time that a look takes.
+/// Longer than that limit plus the time of a query.
 const LONG: Duration = Duration::from_secs(8);
 
-/// Demands that the relay has not given up a session.
+/// Asserts that the relay has not ended a session.
 async fn no_session_ended(relay: &Relay) {
     assert_eq!(relay.metric("outbox_relay_reconnects_total").await, 0.0, "{}", relay.program.log());
 }
 
-/// The slot, the lag and the partitions are seen, though the first host of the list takes each connection and says
-/// nothing; and what holds delivery up for longer than the limit ends no session.
+/// Slot, lag and partitions are shown although the first host of the list accepts connections and never responds, and a
+/// delivery that is blocked for longer than the limit ends no session.
 #[tokio::test]
 async fn a_silent_first_host_is_passed_over_by_every_connection() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut proxied = Proxied::start().await;
     proxied.to_postgres.set(Fault::Silence);
     proxied.site.extra = "delivery: {maxInFlightEvents: 1}\nheartbeat: {intervalSeconds: 1}\n".to_owned();
@@ -40,7 +40,7 @@ async fn a_silent_first_host_is_passed_over_by_every_connection() {
     relay.until("/status", 200, "\"observerError\":null").await;
     relay.until("/metrics", 200, "outbox_relay_default_partition_rows 0").await;
 
-    // Every record waits for its predecessor, so that the stream is seldom read.
+    // Each record waits for the previous one, so the stream is rarely read.
     proxied.to_kafka(Fault::Delay { by: Duration::from_millis(20), jitter: Duration::ZERO });
     let load = proxied.start_load(20.0).await;
     until_more(&relay, 50.0).await;
@@ -53,7 +53,7 @@ async fn a_silent_first_host_is_passed_over_by_every_connection() {
     assert_eq!(relay.metric("outbox_relay_reconnects_total").await, 1.0, "{}", relay.program.log());
 }
 
-/// The role may open no more connections than it has, so that only the observer is kept out.
+/// The role may open no more connections than it has, so only the observer cannot connect.
 #[tokio::test]
 async fn a_session_outlives_an_observer_that_cannot_connect() {
     let mut site = Site::shared().await;
@@ -78,7 +78,7 @@ async fn a_session_outlives_an_observer_that_cannot_connect() {
     ))
     .await;
     relay.until("/status", 200, "too many connections for role").await;
-    // Nothing is read while the row waits for its topic, and nobody but the session sees the slot.
+    // The stream is not read while the row waits for its topic, and only the session observes the slot.
     let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)";
     let late = unique("late");
     site.execute(&format!("{insert} VALUES (gen_random_uuid(), '{late}', 'k', 't', '1')")).await;
@@ -111,7 +111,7 @@ async fn a_session_outlives_an_observer_that_cannot_connect() {
     assert!(relay.program.log().contains("delivery goes on"), "{}", relay.program.log());
 }
 
-/// A start waits for no lock without saying so.
+/// A start that waits for a lock reports it.
 #[tokio::test]
 async fn a_start_that_waits_for_a_lock_on_the_checkpoint_says_so() {
     let site = Site::shared().await;
@@ -124,7 +124,7 @@ async fn a_start_that_waits_for_a_lock_on_the_checkpoint_says_so() {
     relay.until_ready().await;
 }
 
-/// Two addresses behind one name. The system lists 127.0.0.1 first, which takes connections and says nothing there.
+/// Two addresses of one name. The system lists 127.0.0.1 first, which accepts connections and never responds.
 #[tokio::test]
 async fn a_silent_first_address_is_passed_over_by_every_connection() {
     let silent = Proxy::before(shared_port().await).await.unwrap();

@@ -1,11 +1,11 @@
-//! What is a CloudEvent: attributes are valid, or the row is poison and the setting is refused.
+//! CloudEvents attributes are valid; otherwise the row is poison, or the setting is rejected.
 
 use testbed::records::Record;
 
 use crate::fixture::Site;
 use crate::poison::{self, dead_letters};
 
-/// Column, SQL value, and what the error says.
+/// Column, SQL value, and part of the error.
 const POISON: [(&str, &str, &str); 11] = [
     ("type", "''", "column 'type'"),
     ("type", "E'a\\nb'", "no control characters"),
@@ -43,7 +43,8 @@ async fn site() -> Site {
     site
 }
 
-/// An attribute that no CloudEvent may have makes its row poison, in the copy as in the stream; the others go on.
+/// An invalid attribute makes its row poison, both in the initial snapshot and in the stream. Delivery of other rows
+/// continues.
 #[tokio::test]
 async fn rows_that_are_no_cloudevents_become_dead_letters() {
     let site = site().await;
@@ -66,19 +67,19 @@ async fn rows_that_are_no_cloudevents_become_dead_letters() {
         let reason = if *column == "headers" { "headers" } else { "attribute" };
         assert_eq!(letter.header("dead_letter_reason"), Some(reason), "{letter:?}");
         assert!(letter.header("dead_letter_error").unwrap().contains(error), "{letter:?}");
-        // What is wrong is not in the dead letter either, which says where it is.
+        // The dead letter does not contain the invalid value, but names its column.
         if reason == "attribute" {
             assert_eq!(letter.header("dead_letter_omitted"), Some(*column));
         }
         assert_eq!(letter.value.as_deref(), Some(&b"text"[..]));
     }
-    // They are as wrong when they are sent again.
+    // They are still invalid when they are replayed.
     let all = site.command(relay.admin, |text| text, &["dead-letters", "replay", "--all"]).await;
     assert!(all.out.contains(&format!("0 sent, {} refused", POISON.len())), "{all:?}");
     relay.until_ready().await;
 }
 
-/// Where poison stops delivery, it says which column it is.
+/// If poison stops delivery, the error names the column.
 #[tokio::test]
 async fn a_row_that_is_no_cloudevent_stops_delivery() {
     let site = site().await;
@@ -90,7 +91,7 @@ async fn a_row_that_is_no_cloudevent_stops_delivery() {
     assert!(site.records().await.is_empty());
 }
 
-/// What a payload is that is not JSON says its writer: for each row, or by a default of the column.
+/// The writer defines the content type of a payload that is not JSON: for each row, or by the column's default.
 #[tokio::test]
 async fn the_writer_says_what_text_and_bytes_are() {
     let site = site().await;
@@ -99,7 +100,7 @@ async fn the_writer_says_what_text_and_bytes_are() {
     site.execute(&insert(aggregate, "column", "datacontenttype", "'text/plain; charset=utf-8'")).await;
     site.execute(&insert(aggregate, "header", "headers", "'{\"Content-Type\": \"application/avro\"}'")).await;
     site.execute(&insert(aggregate, "none", "subject", "NULL")).await;
-    // JSON says what it is; a trace is where instrumentation looks for it.
+    // JSON has a known content type. The trace context is in the headers that instrumentation reads.
     site.execute("ALTER TABLE outbox ALTER payload TYPE jsonb USING to_jsonb(payload)").await;
     site.execute(&format!(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, traceparent, tracestate, datacontenttype)
@@ -123,7 +124,7 @@ async fn the_writer_says_what_text_and_bytes_are() {
     site.until_confirmed(&relay).await;
 }
 
-/// The source is a URI-reference, whatever the names it is made of.
+/// The source is a URI-reference with any names in it.
 #[tokio::test]
 async fn a_source_is_a_uri_reference() {
     let site = Site::shared().await;
@@ -152,7 +153,7 @@ async fn a_source_is_a_uri_reference() {
     relay.until_ready().await;
     site.execute(&insert).await;
     site.until_records(1).await;
-    // It knows its own records by it.
+    // The relay recognises its own records by the source.
     relay.kill().await;
     let relay = site.launch(edit);
     relay.until_ready().await;

@@ -1,19 +1,19 @@
-//! What a column may be: a row gives the same record whether it was there before the first start or comes by the stream,
-//! or its table is refused before anything is sent.
+//! Column types: a row results in the same record from the initial snapshot and from the stream, or its table is
+//! rejected before anything is sent.
 
 use futures::StreamExt;
 use futures::stream;
 use testbed::records::Record;
 use testbed::wait;
 
-use crate::fixture::{SOON, Site};
+use crate::fixture::{Site, TIMEOUT};
 use crate::poison;
 
-/// Relays at a time.
+/// The number of relays that run at the same time.
 const AT_ONCE: usize = 4;
 const UUID: &str = "0198f3a2-7c1d-7e4b-9a55-1f2e3d4c5b6a";
 
-/// Types that a service may have made.
+/// Types that a service may have created.
 const TYPES: &str = "
     CREATE EXTENSION citext; CREATE EXTENSION ltree; CREATE EXTENSION hstore; CREATE EXTENSION isn;
     CREATE DOMAIN an_id AS uuid; CREATE DOMAIN nested_id AS an_id CHECK (VALUE IS NOT NULL);
@@ -23,7 +23,7 @@ const TYPES: &str = "
     CREATE TYPE pair AS (at timestamptz, for_long interval, share float8, raw bytea);
     CREATE TYPE span AS RANGE (subtype = timestamptz);";
 
-/// Whatever the database is set to, records are the same.
+/// Settings of the database, none of which may change the records.
 const SETTINGS: [&str; 5] = [
     "datestyle = 'SQL, DMY'",
     "intervalstyle = 'iso_8601'",
@@ -42,11 +42,11 @@ async fn site(changes: &str) -> Site {
     site
 }
 
-/// A table that the relay reads, and what a row of it gives.
+/// A table that the relay reads, and the record of its row.
 struct Readable {
     /// Columns with their types.
     types: &'static [(&'static str, &'static str)],
-    /// SQL values of columns; the others have simple ones.
+    /// SQL values of some columns; the other columns have simple values.
     values: &'static [(&'static str, &'static str)],
     key: &'static [u8],
     value: &'static [u8],
@@ -100,7 +100,7 @@ const READABLE: [Readable; 9] = [
         headers: &[("ce_id", "top.id"), ("ce_type", "\"a\"=>\"1\"")],
     },
     Readable {
-        // A type without a binary form, and one that is made of types with many text forms.
+        // A type without a binary format, and one that is composed of types with many text formats.
         types: &[("id", "ean13"), ("aggregateid", "moods"), ("type", "pair"), ("payload", "text")],
         values: &[
             ("id", "'978-0-393-04002-9'"),
@@ -123,7 +123,7 @@ const READABLE: [Readable; 9] = [
         headers: &[("ce_id", "0198f3a2-7c1d-7e4b-9a55-1f2e3d4c5b6a    "), ("ce_type", "a.v1    ")],
     },
     Readable {
-        // The same in text form, because of another column.
+        // The same in text format, because of another column.
         types: &[("aggregateid", "char(8)"), ("type", "a_mood"), ("payload", "char(8)"), ("headers", "json")],
         values: &[
             ("aggregateid", "'key'"),
@@ -214,7 +214,7 @@ fn insert(site: &Site, values: &[(&str, &str)]) -> String {
     format!("INSERT INTO outbox ({}) VALUES ({})", names.join(", "), values.join(", "))
 }
 
-/// A record without its place, and without its time in Kafka, which is not the row's where the row is old.
+/// A record without its offset, and without its Kafka timestamp, which differs from the row's time if the row is old.
 fn content(record: &Record) -> Record {
     let mut content = Record { offset: 0, timestamp: None, ..record.clone() };
     content.headers.retain(|(name, _)| name != "ce_sequence");
@@ -241,7 +241,7 @@ async fn read(case: &Readable) {
 
 /// R24: one row, one record.
 #[tokio::test]
-async fn r24_a_row_gives_the_same_record_by_the_copy_and_by_the_stream() {
+async fn r24_a_row_results_in_the_same_record_from_the_snapshot_and_from_the_stream() {
     stream::iter(&READABLE).for_each_concurrent(AT_ONCE, read).await;
 }
 
@@ -292,7 +292,8 @@ const REFUSED: [(&str, &str); 43] = [
     ("dataschema", "a_document"),
 ];
 
-/// The relay refuses a table at its start, also an empty one, and doctor says the same. Nothing is made or sent.
+/// The relay rejects a table when it starts, even an empty one, and doctor reports the same. Nothing is created or
+/// sent.
 async fn refused(site: &Site, table: usize, column: &str, made: String) {
     let name = format!("refused_{table}");
     site.execute(&format!("CREATE TABLE {name} (LIKE outbox INCLUDING DEFAULTS)")).await;
@@ -313,7 +314,8 @@ async fn refused(site: &Site, table: usize, column: &str, made: String) {
     relay.stop().await;
 }
 
-/// R24: a table whose rows would show in PostgreSQL's binary form, or differ between copy and stream.
+/// R24: a table whose values could only be sent in PostgreSQL's binary format, or would differ between snapshot and
+/// stream.
 #[tokio::test]
 async fn r24_a_table_that_cannot_be_read_is_refused_before_anything_is_sent() {
     let site = site("").await;
@@ -323,17 +325,17 @@ async fn r24_a_table_that_cannot_be_read_is_refused_before_anything_is_sent() {
     assert!(site.records().await.is_empty());
 }
 
-/// R24: a type that comes in mid-stream. The stream changes to text form for one that is read so, and stops at the row of
-/// one that is not read.
+/// R24: a type that appears while the relay streams. The stream switches to text format for a type that needs it, and
+/// stops at a row with a type that cannot be read.
 #[tokio::test]
-async fn r24_types_that_come_in_mid_stream() {
+async fn r24_types_that_appear_while_the_relay_streams() {
     let site = site("ALTER TABLE outbox ALTER aggregateid DROP NOT NULL").await;
     let relay = site.relay().await;
     let key = |value: &str| insert(&site, &[("aggregateid", value)]);
     site.execute(&key("'a.b'")).await;
     site.execute("ALTER TABLE outbox ALTER aggregateid TYPE ltree USING aggregateid::ltree").await;
     site.execute(&key("'c.d'")).await;
-    // By now the catalog shows nothing of it.
+    // The catalog no longer has the type.
     site.execute("ALTER TABLE outbox ALTER aggregateid TYPE an_id USING NULL").await;
     site.execute(&key(&format!("'{UUID}'"))).await;
     site.until_records(3).await;
@@ -354,7 +356,7 @@ async fn r24_types_that_come_in_mid_stream() {
     assert!(doctor.out.contains("has type int8"), "{doctor:?}");
 }
 
-/// A type that is made and dropped again while the relay is away: its rows are in the log alone.
+/// A type that is created and dropped while the relay is stopped: only the WAL has its rows.
 #[tokio::test]
 async fn r24_a_type_that_is_gone_when_its_rows_are_read() {
     let site = site("").await;
@@ -364,7 +366,7 @@ async fn r24_a_type_that_is_gone_when_its_rows_are_read() {
     site.execute("ALTER TABLE outbox ALTER type TYPE text; DROP TYPE mood CASCADE").await;
     site.execute(&insert(&site, &[])).await;
     let _relay = site.relay().await;
-    wait::until("both types", SOON, async || {
+    wait::until("both types", TIMEOUT, async || {
         let records = site.records().await;
         let mut types: Vec<_> = records.iter().map(|record| record.header("ce_type").unwrap()).collect();
         types.sort_unstable();
@@ -374,7 +376,7 @@ async fn r24_a_type_that_is_gone_when_its_rows_are_read() {
     .unwrap();
 }
 
-/// R24: in text form bytes take two digits each on their way, and are judged by what they are all the same.
+/// R24: in text format a byte takes two digits in the stream, but limits apply to the number of bytes.
 #[tokio::test]
 async fn r24_large_bytes_in_text_form() {
     let site = poison::site().await;

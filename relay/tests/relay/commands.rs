@@ -1,10 +1,10 @@
-//! `doctor` and `lag`: what they say is so, and what is wrong is named with its remedy.
+//! `doctor` and `lag`: their output is correct, and each problem is named with its remedy.
 
 use serde_json::Value;
 use testbed::kafka::{alter_topic, create_topic};
 use testbed::{net, unique, wait};
 
-use crate::fixture::{SOON, Site};
+use crate::fixture::{Site, TIMEOUT};
 
 /// A site where a relay has delivered and was stopped.
 async fn site() -> Site {
@@ -20,7 +20,7 @@ async fn site() -> Site {
     site
 }
 
-/// The checks that found a problem, with what they say; the exit code and the JSON agree with the lines.
+/// The checks that found a problem, with their messages. Asserts that exit code and JSON agree with the lines.
 async fn problems(site: &Site, edit: impl Fn(String) -> String) -> Vec<String> {
     let port = net::free_port().unwrap();
     let json = site.command(port, &edit, &["doctor", "--json"]).await;
@@ -44,7 +44,7 @@ async fn problems(site: &Site, edit: impl Fn(String) -> String) -> Vec<String> {
     problems
 }
 
-/// Exactly one problem, and it says these things.
+/// Asserts that there is exactly one problem, with these texts.
 async fn one(site: &Site, edit: impl Fn(String) -> String, says: &[&str]) {
     let problems = problems(site, edit).await;
     assert_eq!(problems.len(), 1, "{problems:?}");
@@ -59,7 +59,7 @@ async fn a_healthy_site_has_no_problem_and_doctor_changes_nothing() {
     let before = site.value("SELECT row_to_json(c) FROM outbox_checkpoint c").await;
     assert_eq!(problems(&site, |text| text).await, Vec::<String>::new());
     assert_eq!(site.value("SELECT row_to_json(c) FROM outbox_checkpoint c").await, before);
-    // Beside a relay that runs, which keeps its slot.
+    // While a relay runs, which keeps its slot.
     let relay = site.relay().await;
     assert_eq!(problems(&site, |text| text).await, Vec::<String>::new());
     assert_eq!(relay.ask("/readyz").await.unwrap().1, "streaming\n");
@@ -144,7 +144,7 @@ async fn lag_says_what_is_confirmed_and_what_the_relay_knows() {
     let relay = site.relay().await;
     site.until_records(101).await;
     site.until_confirmed(&relay).await;
-    let caught_up = wait::until("the relay's numbers in `lag`", SOON, async || {
+    let caught_up = wait::until("the relay's numbers in `lag`", TIMEOUT, async || {
         let answer = site.command(relay.admin, |text| text, &["lag", "--json"]).await;
         let lag: Value = serde_json::from_str(&answer.out).unwrap();
         if lag["relay"]["phase"] == "streaming" && lag["relay"]["inFlightEvents"] == 0 {

@@ -1,15 +1,15 @@
-//! What Postgres is told, and when: never more than is stored (R13), never past an open transaction, and onwards
-//! whatever else the cluster does (R14).
+//! Confirmations to PostgreSQL: never beyond the stored checkpoint (R13), never past an open transaction, and with
+//! progress during any other activity of the cluster (R14).
 
-use crate::fixture::{Site, heavy, right};
+use crate::fixture::{Site, assert_correct, heavy_permit};
 
-/// R13: what Postgres is told never runs ahead of the checkpoint.
+/// R13: the position confirmed to PostgreSQL is never ahead of the checkpoint.
 #[tokio::test]
 async fn r13_confirmations_never_outrun_the_checkpoint() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
-    // First the slot, then the checkpoint, which only moves on. Each statement of a volatile function sees what is
-    // committed when it begins; in one statement the checkpoint could be the older of the two.
+    // Read the slot first, then the checkpoint, which only advances. Each statement of a volatile function sees what
+    // was committed when it began; in a single statement the checkpoint could be older than the slot.
     site.execute(&format!(
         "CREATE FUNCTION outran() RETURNS boolean VOLATILE LANGUAGE plpgsql AS $$
          DECLARE
@@ -28,14 +28,14 @@ async fn r13_confirmations_never_outrun_the_checkpoint() {
     let mut sql = site.sql().await;
     while load.committed() < 1_500 {
         let outran: bool = sqlx::query_scalar("SELECT outran()").fetch_one(&mut sql).await.unwrap();
-        assert!(!outran, "the slot was told more than was stored");
+        assert!(!outran, "the slot's confirmed position is ahead of the checkpoint");
     }
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
 /// R13: a slot ahead of the checkpoint is a gap, and delivery stops.
 #[tokio::test]
-async fn r13_a_slot_that_somebody_advanced_stops_delivery() {
+async fn r13_a_slot_that_another_client_advanced_stops_delivery() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;
@@ -48,10 +48,10 @@ async fn r13_a_slot_that_somebody_advanced_stops_delivery() {
     assert_eq!(site.records().await.len(), 1);
 }
 
-/// R10: the row belongs to the session that holds the slot. One that finds it written by another does not write over
-/// it, and goes on from what it says.
+/// R10: the checkpoint belongs to the session that holds the slot. A session that finds it changed by another process
+/// does not overwrite it, and continues from its position.
 #[tokio::test]
-async fn r10_a_checkpoint_that_somebody_else_wrote_is_not_overwritten() {
+async fn r10_a_checkpoint_that_another_process_wrote_is_not_overwritten() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;
@@ -66,7 +66,7 @@ async fn r10_a_checkpoint_that_somebody_else_wrote_is_not_overwritten() {
     assert!(log.contains("was written by another process"), "{log}");
 }
 
-/// A lock on the checkpoint's row holds no event up. It is shown, and when it is gone everything is confirmed.
+/// A lock on the checkpoint's row delays no event. It is shown, and after its end everything is confirmed.
 #[tokio::test]
 async fn a_locked_checkpoint_is_shown_and_delivery_goes_on() {
     let site = Site::shared().await;
@@ -85,11 +85,11 @@ async fn a_locked_checkpoint_is_shown_and_delivery_goes_on() {
     site.judge_table(&relay).await;
 }
 
-/// R14: confirmations go on beside a busy table and a transaction that stays open, under load; and the open one's
-/// event is not passed over, although the relay dies while it is open.
+/// R14: confirmations advance under load while another table is busy and a transaction stays open. The open
+/// transaction's event is not skipped, although the relay dies while it is open.
 #[tokio::test]
-async fn r14_an_open_transaction_is_neither_waited_for_nor_passed() {
-    let _place = heavy().await;
+async fn r14_an_open_transaction_neither_blocks_confirmations_nor_is_skipped() {
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     site.execute("CREATE TABLE busy (filler text)").await;
     let relay = site.relay().await;

@@ -1,4 +1,4 @@
-//! Nothing is lost, nothing is there twice, whatever dies.
+//! No event is lost or duplicated when a process dies.
 
 use std::time::{Duration, Instant};
 
@@ -6,13 +6,13 @@ use testbed::load::{Backlog, write_backlog};
 use testbed::postgres::PgVersion;
 use testbed::wait;
 
-use crate::fixture::{OwnServers, SOON, Site, heavy, long_matrix, right};
+use crate::fixture::{OwnServers, Site, TIMEOUT, assert_correct, heavy_permit, long_matrix};
 use crate::{data, one_writer, servers};
 
-/// Rows per second: more than a debug build needs to be busy, less than two cores need for everything else.
+/// Rows per second: enough to keep a debug build busy, few enough to leave two cores time for everything else.
 const RATE: f64 = 600.0;
 
-/// Pseudo-random pauses with a seed that is printed: where the kill hits is what is random.
+/// Pseudo-random pauses with a printed seed, which decide where the kill hits.
 pub struct Pauses(u64);
 
 impl Pauses {
@@ -31,7 +31,7 @@ impl Pauses {
 }
 
 async fn survives_kills(site: &Site, kills: usize) {
-    // The promise begins with the slot.
+    // The guarantee starts with the creation of the slot.
     site.relay().await.kill().await;
     let load = site.start_load(RATE).await;
     let mut pauses = Pauses::new();
@@ -42,18 +42,18 @@ async fn survives_kills(site: &Site, kills: usize) {
         relay.kill().await;
     }
     let relay = site.relay().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
 #[tokio::test]
 async fn twenty_kill_9_under_load() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     survives_kills(&Site::shared().await, 20).await;
 }
 
 #[tokio::test]
 async fn kafka_stopped_for_20_seconds_under_load() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     survives_a_kafka_outage(PgVersion::V18).await;
 }
 
@@ -71,14 +71,14 @@ async fn survives_a_kafka_outage(version: PgVersion) {
     tokio::time::sleep(Duration::from_secs(20).saturating_sub(down.elapsed())).await;
     servers.kafka.start_again().await.unwrap();
     relay.until_ready().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// A broker that hangs answers neither yes nor no. What it had when it stopped is sent again when it goes on, and
-/// must be there once.
+/// A broker that hangs neither acknowledges nor refuses. The records it had received are sent again after it resumes,
+/// and must be in Kafka once.
 #[tokio::test]
 async fn kafka_hangs_longer_than_a_request_may_take() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
@@ -87,16 +87,16 @@ async fn kafka_hangs_longer_than_a_request_may_take() {
     servers.kafka.brokers()[0].pause().unwrap();
     let hangs = Instant::now();
     relay.until("/readyz", 503, "KafkaUnreachable").await;
-    // The producers give a request up after 10 s.
+    // The producers time out a request after 10 s.
     tokio::time::sleep(Duration::from_secs(15).saturating_sub(hangs.elapsed())).await;
     servers.kafka.brokers()[0].resume().unwrap();
     relay.until_ready().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
 #[tokio::test]
-async fn kill_9_while_kafka_is_away() {
-    let _place = heavy().await;
+async fn kill_9_while_kafka_is_down() {
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
@@ -109,12 +109,12 @@ async fn kill_9_while_kafka_is_away() {
     relay.until("/readyz", 503, "KafkaUnreachable").await;
     servers.kafka.start_again().await.unwrap();
     relay.until_ready().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
 #[tokio::test]
 async fn postgres_killed_under_load() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     survives_a_postgres_crash(PgVersion::V18).await;
 }
 
@@ -130,12 +130,12 @@ async fn survives_a_postgres_crash(version: PgVersion) {
         servers.postgres.start_again().await.unwrap();
         relay.until_ready().await;
     }
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
 #[tokio::test]
 async fn killed_again_and_again_inside_one_large_transaction() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     site.relay().await.stop().await;
     let backlog = Backlog {
@@ -147,7 +147,7 @@ async fn killed_again_and_again_inside_one_large_transaction() {
     write_backlog(site.database.url(), &backlog).await.unwrap();
     for part in 1..=4 {
         let relay = site.launch(|text| text);
-        wait::until("a part of the transaction", SOON, async || {
+        wait::until("a part of the transaction", TIMEOUT, async || {
             let count = site.records().await.len();
             if count >= part * 3_000 { Ok(()) } else { Err(count) }
         })
@@ -161,7 +161,7 @@ async fn killed_again_and_again_inside_one_large_transaction() {
 }
 
 async fn on_version(version: PgVersion) {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(version, &[]).await;
     survives_kills(&servers.site().await, if long_matrix() { 20 } else { 3 }).await;
     drop(servers);

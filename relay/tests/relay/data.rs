@@ -1,5 +1,5 @@
-//! Data as services write it on bad days: huge, aborted, interleaved, with odd keys and values, and on tables that
-//! change under the stream.
+//! Unusual data: huge, aborted and interleaved transactions, odd keys and values, and tables that change while they are
+//! streamed.
 
 use std::collections::HashMap;
 
@@ -9,10 +9,10 @@ use testbed::load::{Backlog, write_backlog};
 use testbed::records::Record;
 use testbed::wait;
 
-use crate::fixture::{SOON, Site, heavy};
+use crate::fixture::{Site, TIMEOUT, heavy_permit};
 
 const MIB: u64 = 1024 * 1024;
-/// A row up to its payload.
+/// The start of a row, up to its payload.
 const INSERT: &str = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)";
 
 async fn run(sql: &mut PgConnection, statement: String) {
@@ -39,7 +39,7 @@ fn values_by_key(records: &[Record]) -> HashMap<String, Vec<String>> {
 }
 
 async fn until_key(site: &Site, key: &str) {
-    wait::until(format!("a record of key '{key}'"), SOON, async || {
+    wait::until(format!("a record of key '{key}'"), TIMEOUT, async || {
         let records = site.records().await;
         let there = records.iter().any(|record| record.key.as_deref() == Some(key.as_bytes()));
         if there { Ok(()) } else { Err(format!("{} records", records.len())) }
@@ -51,7 +51,7 @@ async fn until_key(site: &Site, key: &str) {
 /// E2, I7: a transaction of any size passes through bounded memory.
 #[tokio::test]
 async fn e2_one_transaction_of_two_hundred_thousand_rows() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
     let backlog = Backlog {
@@ -61,7 +61,7 @@ async fn e2_one_transaction_of_two_hundred_thousand_rows() {
         ..Backlog::default()
     };
     write_backlog(site.database.url(), &backlog).await.unwrap();
-    wait::until("200,000 acknowledged events", SOON, async || {
+    wait::until("200,000 acknowledged events", TIMEOUT, async || {
         let events = relay.metric("outbox_relay_events_total").await;
         if events >= 200_000.0 { Ok(()) } else { Err(events) }
     })
@@ -72,11 +72,11 @@ async fn e2_one_transaction_of_two_hundred_thousand_rows() {
     site.judge_table(&relay).await;
 }
 
-/// E3, E4, E5: twenty transactions open at once, which end in another order than they began; a large one that is
-/// aborted; one that takes most of itself back.
+/// E3, E4, E5: twenty transactions that are open at the same time and end in another order than they began; a large one
+/// that is aborted; one that rolls most of itself back to a savepoint.
 #[tokio::test]
 async fn e3_e4_e5_transactions_that_overlap_and_abort() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
     let load = site.start_load(300.0).await;
@@ -108,7 +108,7 @@ async fn e3_e4_e5_transactions_that_overlap_and_abort() {
     assert!(relay.program.memory().unwrap().1 < 64 * MIB);
 }
 
-/// E8, E9: what is a key and what is a value is for the writer to say.
+/// E8, E9: keys and values are delivered exactly as written.
 #[tokio::test]
 async fn e8_e9_keys_and_values_of_every_kind() {
     let site = Site::shared().await;
@@ -155,7 +155,7 @@ async fn e12_an_id_written_twice_is_delivered_twice() {
     assert_eq!(values["k"], ["1", "2", "{\"n\": 3}"]);
 }
 
-/// E13: whatever else is done to the table sends nothing, also where somebody's publication publishes it.
+/// E13: updates, deletes and truncates send nothing, even if a publication created by hand publishes them.
 #[tokio::test]
 async fn e13_updates_deletes_and_truncates_send_nothing() {
     for publish in ["insert", "insert, update, delete, truncate"] {
@@ -184,10 +184,10 @@ async fn e13_updates_deletes_and_truncates_send_nothing() {
     }
 }
 
-/// E15: columns come, change their names and go, between transactions and within one.
+/// E15: columns are added, renamed and dropped, between transactions and within one.
 #[tokio::test]
-async fn e15_ddl_in_mid_stream_and_in_mid_transaction() {
-    let _place = heavy().await;
+async fn e15_ddl_while_streaming_and_within_a_transaction() {
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
     let load = site.start_load(200.0).await;
@@ -215,13 +215,13 @@ async fn e15_ddl_in_mid_stream_and_in_mid_transaction() {
     assert_eq!(values_by_key(&site.records().await)["ddl"].len(), 14);
 }
 
-/// E15: a column the relay needs is gone. Nothing is skipped; what was written meanwhile names its fault.
+/// E15: a column that the relay needs is dropped. No row is skipped; the error names the transaction and the column.
 #[tokio::test]
-async fn e15_a_column_that_is_needed_goes_and_comes_back() {
+async fn e15_a_required_column_is_dropped_and_added_again() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;
-    // Unused meanwhile: nothing has happened.
+    // No row was written without the column, so there is no error.
     site.execute("ALTER TABLE outbox RENAME payload TO body").await;
     site.execute("ALTER TABLE outbox RENAME body TO payload").await;
     site.insert([("k", 2)]).await;
@@ -232,8 +232,8 @@ async fn e15_a_column_that_is_needed_goes_and_comes_back() {
     site.execute("ALTER TABLE outbox RENAME body TO payload").await;
     site.insert([("k", 4)]).await;
     let said = relay.until("/readyz", 503, "TableUnsuitable").await;
-    assert_eq!(site.records().await.len(), 2, "a row was passed over");
-    // The way on: the row again, as the table is now, and its transaction skipped.
+    assert_eq!(site.records().await.len(), 2, "a row was skipped");
+    // The recovery: write the row again in the current table, and skip its earlier transaction.
     relay.stop().await;
     let commit = said.split("commit is at ").nth(1).and_then(|text| text.split(": ").next()).unwrap();
     site.execute(&format!("UPDATE outbox_checkpoint SET confirmed_lsn = pg_lsn '{commit}' + 1")).await;
@@ -243,11 +243,11 @@ async fn e15_a_column_that_is_needed_goes_and_comes_back() {
     assert_eq!(site.records().await.len(), 4);
 }
 
-/// E16: partitions are made, attached, detached and dropped under the stream. Rows that were in a table before it was
-/// attached were no events, and a detached one gives none any more.
+/// E16: partitions are created, attached, detached and dropped while the relay streams. Rows that were in a table
+/// before it was attached are not events, and rows of a detached table are not events any more.
 #[tokio::test]
 async fn e16_partitions_come_and_go() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     partitions_come_and_go(Site::shared().await).await;
 }
 
@@ -273,7 +273,7 @@ pub async fn partitions_come_and_go(site: Site) {
     site.execute(&format!("ALTER TABLE outbox ATTACH PARTITION attached {}", of("2020-01-02", "2020-01-03")))
         .await;
     site.execute(&row("outbox", "attached", "2020-01-02 12:00Z")).await;
-    // Before version 17 an attached partition does not number its rows itself.
+    // Before version 17 an attached partition does not inherit the identity column.
     site.execute(&format!(
         "INSERT INTO attached (id, aggregatetype, aggregateid, type, payload, occurred_at, seq) OVERRIDING SYSTEM VALUE
          VALUES (gen_random_uuid(), '{}', 'directly', 't.v1', '1', '2020-01-02 12:00Z',
@@ -298,7 +298,7 @@ pub async fn partitions_come_and_go(site: Site) {
     assert!(!values.contains_key("detached") && !values.contains_key("before"));
 }
 
-/// E18: a clock that jumps. The event arrives; whatever time Kafka is told, `ce_time` is the writer's.
+/// E18: a clock that jumps. The event arrives. The Kafka timestamp may differ, but `ce_time` is the writer's time.
 #[tokio::test]
 async fn e18_times_far_in_the_past_and_in_the_future() {
     let site = Site::shared().await;
@@ -309,7 +309,7 @@ async fn e18_times_far_in_the_past_and_in_the_future() {
         ("2001-02-03T04:05:06Z", "2001-02-03T04:05:06.000000Z"),
         ("2200-01-01T00:00:00Z", "2200-01-01T00:00:00.000000Z"),
         ("9999-12-31T23:59:59Z", "9999-12-31T23:59:59.000000Z"),
-        // Without a year of four digits: the time of the commit.
+        // A time outside the years 1 to 9999 is replaced by the commit time.
         ("infinity", ""),
         ("-infinity", ""),
         ("0044-03-15T12:00:00Z BC", ""),
@@ -336,7 +336,7 @@ async fn e18_times_far_in_the_past_and_in_the_future() {
     }
 }
 
-/// E22: numbers that JSON does not have, arrays, bytes and text, in each type of payload.
+/// E22: numbers that JSON does not support, arrays, bytes and text, in each type of payload.
 #[tokio::test]
 async fn e22_payloads_of_odd_values() {
     for (kind, payload, expected) in [
@@ -363,7 +363,7 @@ async fn e22_payloads_of_odd_values() {
     }
 }
 
-/// E22: a type whose wire form is not what a consumer could read is refused, not sent as it is.
+/// E22: a type whose wire format a consumer could not read is rejected, not sent as it is.
 #[tokio::test]
 async fn e22_columns_of_types_that_cannot_be_read_are_refused() {
     for (column, kind, value) in [
@@ -397,7 +397,7 @@ async fn e22_columns_of_types_that_cannot_be_read_are_refused() {
     }
 }
 
-/// E22: a uuid is a key as its text, whether the row comes by the stream or was there before it.
+/// E22: a uuid key is sent as text, both from the initial snapshot and from the stream.
 #[tokio::test]
 async fn e22_a_uuid_is_a_key_as_its_text() {
     const KEY: &str = "0198f3a2-7c1d-7e4b-9a55-1f2e3d4c5b6a";

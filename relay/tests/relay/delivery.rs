@@ -1,4 +1,4 @@
-//! What arrives, and what does not.
+//! Which records arrive, and their content.
 
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use testbed::kafka::create_topic;
 use testbed::records::{Record, read_all};
 
-use crate::fixture::{PARTITIONS, SOON, Site};
+use crate::fixture::{PARTITIONS, Site, TIMEOUT};
 
 fn text(bytes: Option<&Vec<u8>>) -> Option<&str> {
     bytes.map(|bytes| std::str::from_utf8(bytes).unwrap())
@@ -58,7 +58,7 @@ async fn partitions_are_those_of_kafkas_java_client() {
     let keys: Vec<String> = (0..40).map(|n| format!("key-{n}")).collect();
     site.insert(keys.iter().map(|key| (key.as_str(), 1))).await;
     let ours = partition_of_key(&site.until_records(keys.len()).await);
-    // librdkafka's murmur2 partitioner is the independent opinion.
+    // librdkafka's murmur2 partitioner is the independent reference.
     let other = format!("{}.murmur2", site.topic());
     create_topic(&site.bootstrap, &other, PARTITIONS, 1, &[]).await.unwrap();
     let producer: ThreadedProducer<_> = ClientConfig::new()
@@ -69,7 +69,7 @@ async fn partitions_are_those_of_kafkas_java_client() {
     for key in &keys {
         producer.send(BaseRecord::to(&other).key(key).payload("")).map_err(|(error, _)| error).unwrap();
     }
-    producer.flush(SOON).unwrap();
+    producer.flush(TIMEOUT).unwrap();
     let theirs = partition_of_key(&read_all(&site.bootstrap, &[&other]).await.unwrap());
     assert_eq!(ours, theirs);
 }
@@ -143,7 +143,7 @@ async fn a_table_of_debeziums_five_columns_works_and_nulls_stay_nulls() {
     assert_eq!(values, [Some(&b"\x00\xff\x7b"[..]), None, Some(&b""[..])]);
     assert_eq!(text(records[0].key.as_ref()), Some("k"));
     assert_eq!(records[2].key, None);
-    assert!(records[0].header("content-type").is_none(), "nobody knows what bytes are");
+    assert!(records[0].header("content-type").is_none(), "the content type of bytes is unknown");
 }
 
 #[tokio::test]
@@ -169,7 +169,7 @@ async fn a_configured_rule_routes_by_another_column() {
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;
     site.until_records(1).await;
-    // A row the rule does not match is not skipped: that would be losing it.
+    // A row that does not match the rule is not skipped, because that would lose it.
     let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)";
     site.execute(&format!("{insert} VALUES (gen_random_uuid(), 'x', 'k', 'UNROUTABLE', '1')")).await;
     relay.until("/readyz", 503, "PoisonRow").await;

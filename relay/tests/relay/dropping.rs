@@ -1,13 +1,13 @@
-//! Old partitions are dropped while relays, writers and crashes go on, and nothing is lost by it. What
-//! `outbox_maintain` does step by step is in [`crate::retention`].
+//! Old partitions are dropped while relays and writers run and crash, and no event is lost. The steps of
+//! `outbox_maintain` are tested in [`crate::retention`].
 
 use testbed::kafka::create_topic;
 use testbed::records::read_all;
 use testbed::wait;
 
-use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy, right};
+use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, assert_correct, heavy_permit};
 
-/// Days long past, and rows written into them: rows of `old.v1`, in a topic of their own.
+/// Partitions of days long past with rows of type `old.v1`, which go to a dedicated topic.
 struct Past<'a> {
     site: &'a Site,
     written: usize,
@@ -20,7 +20,7 @@ impl Past<'_> {
         past
     }
 
-    /// Kafka would delete records that are that old.
+    /// Creates the topic without retention: Kafka would delete records that are this old.
     async fn make(&self, topic: &str) {
         let by_arrival = [("message.timestamp.type", "LogAppendTime")];
         create_topic(&self.site.bootstrap, topic, PARTITIONS, 1, &by_arrival).await.unwrap();
@@ -54,18 +54,18 @@ impl Past<'_> {
     }
 
     async fn until_dropped(&self, day: u32, relay: &Relay) {
-        wait::until(format!("January {day} dropped"), SOON, async || {
+        wait::until(format!("January {day} dropped"), TIMEOUT, async || {
             if self.exists(day).await { Err(relay.status_text().await) } else { Ok(()) }
         })
         .await
         .unwrap();
     }
 
-    /// Waits until the checkpoints show every row of the past as delivered.
+    /// Waits until the checkpoints show that every old row is delivered.
     async fn until_delivered(&self) {
         let delivered = "SELECT bool_and(pg_visible_in_snapshot(xid, delivered_snapshot))
                          FROM outbox, outbox_checkpoint WHERE occurred_at < '2021-01-01'";
-        wait::until("a snapshot that shows the past as delivered", SOON, async || {
+        wait::until("a snapshot that shows the past as delivered", TIMEOUT, async || {
             match self.site.value(delivered).await.as_deref() {
                 Some("true") => Ok(()),
                 seen => Err(format!("{seen:?}")),
@@ -75,10 +75,10 @@ impl Past<'_> {
         .unwrap();
     }
 
-    /// Demands that each row of the past is in Kafka once, dropped or not.
+    /// Asserts that each old row is in Kafka once, whether its partition was dropped or not.
     async fn each_is_there_once(&self) {
         let topic = self.topic();
-        let records = wait::until(format!("{} old events", self.written), SOON, async || {
+        let records = wait::until(format!("{} old events", self.written), TIMEOUT, async || {
             let records = read_all(&self.site.bootstrap, &[&topic]).await.unwrap();
             if records.len() >= self.written { Ok(records) } else { Err(records.len()) }
         })
@@ -89,15 +89,15 @@ impl Past<'_> {
     }
 }
 
-/// What a call with the least patience did: as if the clock were ahead, whatever has ended is due.
+/// The result of a call with the shortest retention, so that every finished partition is due.
 async fn maintain_with_the_clock_ahead(site: &Site) -> (i32, Option<String>) {
     let call = "SELECT dropped, held FROM outbox_maintain('0 hours', '3 days')";
     sqlx::query_as(call).fetch_one(&mut site.sql().await).await.unwrap()
 }
 
 #[tokio::test]
-async fn r16_partitions_go_under_load_and_none_that_a_stopped_relay_has_not_delivered() {
-    let _place = heavy().await;
+async fn r16_partitions_are_dropped_under_load_except_those_that_a_stopped_relay_has_not_delivered() {
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
     let mut past = Past::of(&site).await;
@@ -106,32 +106,32 @@ async fn r16_partitions_go_under_load_and_none_that_a_stopped_relay_has_not_deli
     past.write(2, 500).await;
     past.until_delivered().await;
     relay.kill().await;
-    // Nobody delivers these, and time goes on.
+    // No relay delivers these rows while time passes.
     past.write(3, 500).await;
     for _ in 0..20 {
         maintain_with_the_clock_ahead(&site).await;
-        // It may have to leave a lock to the writers, and then says so; never is this one gone.
+        // The call may give up a lock in favour of the writers, and reports that. It never drops this partition.
         assert!(past.exists(3).await);
     }
     let relay = site.relay().await;
     past.until_dropped(1, &relay).await;
     past.until_dropped(2, &relay).await;
     past.until_delivered().await;
-    wait::until("January 3 dropped", SOON, async || {
+    wait::until("January 3 dropped", TIMEOUT, async || {
         let (_, held) = maintain_with_the_clock_ahead(&site).await;
         if past.exists(3).await { Err(held.unwrap_or_default()) } else { Ok(()) }
     })
     .await
     .unwrap();
     past.each_is_there_once().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// Two relays with names, slots and topics of their own read one table. The one that is away keeps what it has not
-/// delivered; the other says so while it lasts, and drops by itself when it is over.
+/// Two relays with separate names, slots and topics read one table. Rows that a stopped relay has not delivered are
+/// kept. The other relay reports this as long as it lasts, and drops the partition automatically afterwards.
 #[tokio::test]
 async fn r16_a_second_relay_keeps_what_it_has_not_delivered() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let mut past = Past::of(&site).await;
     let topic = format!("second.{}_old", site.aggregate);
@@ -154,15 +154,15 @@ async fn r16_a_second_relay_keeps_what_it_has_not_delivered() {
     let other = site.launch(second);
     other.until_ready().await;
     past.until_dropped(1, &relay).await;
-    // Held up once more by nothing, whoever of the two has dropped it.
+    // Nothing blocks the drop any more, whichever of the two relays performs it.
     relay.until("/status", 200, r#""held":null"#).await;
     let records = read_all(&site.bootstrap, &[&topic]).await.unwrap();
     assert_eq!(records.len(), 100, "the second relay has delivered them, too");
 }
 
-/// R17: rows that came into DEFAULT are shown, and so is a partition that stays.
+/// R17: rows in the DEFAULT partition are shown, and so is an old partition that is kept.
 #[tokio::test]
-async fn r17_rows_in_default_and_old_partitions_are_shown_until_they_are_gone() {
+async fn r17_rows_in_default_and_old_partitions_are_shown_until_they_are_removed() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     let mut past = Past::of(&site).await;
@@ -177,7 +177,7 @@ async fn r17_rows_in_default_and_old_partitions_are_shown_until_they_are_gone() 
     .await;
     past.written += 1;
     relay.until("/metrics", 200, "outbox_relay_default_partition_rows 1").await;
-    wait::until("an old partition", SOON, async || {
+    wait::until("an old partition", TIMEOUT, async || {
         let age = relay.metric("outbox_relay_oldest_partition_age_seconds").await;
         if age > 100_000_000.0 { Ok(()) } else { Err(age) }
     })

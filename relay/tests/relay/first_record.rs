@@ -1,5 +1,5 @@
 //! The first records of a producer session in a partition (R1, R20). A broker that has no state of a producer accepts
-//! any first sequence number: what follows a refused record must not be on its way before one was acknowledged.
+//! any first sequence number, so a second record must not be sent before the first is acknowledged.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use testbed::load::Dice;
 use testbed::proxy::Fault;
 use testbed::{Database, shared, wait};
 
-use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy, long_matrix, right};
+use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, assert_correct, heavy_permit, long_matrix};
 use crate::proxied::until_more;
 
-/// Larger than any batch, so that it is alone in its request and the next record is in another.
+/// Larger than any batch, so that the record is alone in its request and the next record is in another.
 const LARGE: &str =
     "(SELECT to_jsonb(string_agg(md5(n::text || random()), '')) FROM generate_series(1, 62500) n)";
 
@@ -41,7 +41,7 @@ async fn types(site: &Site, count: usize) -> Vec<String> {
     records.iter().map(|record| record.header("ce_type").unwrap_or_default().to_owned()).collect()
 }
 
-/// A relay that has delivered one row and stopped, so that the next one starts with nothing to replay.
+/// Runs a relay that delivers one row and stops, so that the next one has nothing to replay.
 async fn delivered_one(site: &Site, edit: impl FnOnce(String) -> String) {
     let relay = site.launch(edit);
     relay.until_ready().await;
@@ -55,7 +55,7 @@ fn with_limit(text: String) -> String {
     text.replace("tls: {mode: disable}}\nadmin", "tls: {mode: disable}, maxMessageBytes: 5000000}\nadmin")
 }
 
-/// Refused for good: the broker takes no record of that size, and would take the small one behind it.
+/// Permanently refused: the broker does not accept a record of this size, but would accept the small one after it.
 #[tokio::test]
 async fn a_refused_first_record_is_not_passed_by_the_next() {
     let bootstrap = shared().await.unwrap().kafka_bootstrap();
@@ -67,14 +67,14 @@ async fn a_refused_first_record_is_not_passed_by_the_next() {
     let (large, small) = (row(&site, "large.v1", LARGE), row(&site, "small.v1", "'1'"));
     site.execute(&format!("BEGIN; {large} {small} COMMIT")).await;
     relay.until("/readyz", 503, "PoisonRow").await;
-    assert_eq!(types(&site, 1).await, ["first.v1"], "a record passed one that was refused");
+    assert_eq!(types(&site, 1).await, ["first.v1"], "a record overtook a refused one");
     alter_topic(bootstrap, &site.topic(), &[("max.message.bytes", "5000000")]).await.unwrap();
     assert_eq!(types(&site, 3).await, ["first.v1", "large.v1", "small.v1"]);
     site.judge_table(&relay).await;
 }
 
-/// Three brokers of which one is dead: two replicas in sync. A topic that asks for three refuses every record for the
-/// moment.
+/// Three brokers of which one is dead, so two replicas are in sync. A topic that requires three temporarily refuses
+/// every record.
 struct TwoInSync {
     kafka: Kafka,
     sites: Vec<Site>,
@@ -106,7 +106,7 @@ impl TwoInSync {
     }
 }
 
-/// All settings of a topic: what is not named is the broker's own again.
+/// Sets all settings of a topic: a setting that is not named returns to the broker's default.
 fn settings(replicas_needed: &str) -> [(&str, &str); 2] {
     [("max.message.bytes", "5000000"), ("min.insync.replicas", replicas_needed)]
 }
@@ -115,10 +115,10 @@ async fn replicas_needed(site: &Site, needed: &str) {
     alter_topic(&site.bootstrap, &site.topic(), &settings(needed)).await.unwrap();
 }
 
-/// Refused for a moment: the first record is to be sent again when the second one, slow on its way, arrives.
+/// Temporarily refused: the first record waits for its retry when the second one, delayed by the network, arrives.
 #[tokio::test]
 async fn a_first_record_that_has_to_be_sent_again_is_not_passed_by_the_next() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let cluster = TwoInSync::start(1, 1).await;
     let site = &cluster.sites[0];
     delivered_one(site, |text| text).await;
@@ -126,7 +126,7 @@ async fn a_first_record_that_has_to_be_sent_again_is_not_passed_by_the_next() {
     relay.until_ready().await;
     replicas_needed(site, "3").await;
     insert(site, "refused.v1", "'1'").await;
-    wait::until("the first record is in flight", SOON, async || {
+    wait::until("the first record is in flight", TIMEOUT, async || {
         let in_flight = relay.metric("outbox_relay_in_flight_events").await;
         if in_flight > 0.0 { Ok(()) } else { Err(relay.status_text().await) }
     })
@@ -134,7 +134,7 @@ async fn a_first_record_that_has_to_be_sent_again_is_not_passed_by_the_next() {
     .unwrap();
     cluster.set(Fault::BytesPerSecond(50_000));
     insert(site, "slow.v1", &LARGE.replace("62500", "12000")).await;
-    wait::until("the second row is read", SOON, async || {
+    wait::until("the second row is read", TIMEOUT, async || {
         let status = relay.status().await;
         let is_sent = status["inFlightEvents"].as_u64() > Some(1);
         if is_sent || status["notReadingBecause"].is_string() { Ok(()) } else { Err(status.to_string()) }
@@ -148,11 +148,11 @@ async fn a_first_record_that_has_to_be_sent_again_is_not_passed_by_the_next() {
     site.judge_table(&relay).await;
 }
 
-/// A session ends while its first request waits to be sent again and the second, slow on its way, is in flight. What is
-/// given up then takes with it all that is behind it.
+/// A session ends while its first request waits for a retry and the second, delayed by the network, is in flight.
+/// Purging the first must also drop everything after it.
 #[tokio::test]
 async fn what_is_behind_a_record_that_was_given_up_is_not_sent_again() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let cluster = TwoInSync::start(1, 1).await;
     let site = &cluster.sites[0];
     let relay =
@@ -164,14 +164,14 @@ async fn what_is_behind_a_record_that_was_given_up_is_not_sent_again() {
     cluster.set(Fault::BytesPerSecond(200_000));
     insert(site, "refused.v1", &LARGE.replace("62500", "9400")).await;
     insert(site, "slow.v1", LARGE).await;
-    wait::until("both are in flight", SOON, async || {
+    wait::until("both are in flight", TIMEOUT, async || {
         let status = relay.status().await;
         if status["inFlightEvents"] == 2 { Ok(()) } else { Err(status.to_string()) }
     })
     .await
     .unwrap();
-    // The length of the fault: by then the first one's 300 kB have arrived, and been refused, and the second one's 2 MB
-    // have not arrived.
+    // The duration of the fault: the first record's 300 kB arrive and are refused within it, the second record's 2 MB
+    // do not arrive.
     tokio::time::sleep(Duration::from_secs(4)).await;
     replicas_needed(site, "2").await;
     let holder = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
@@ -183,7 +183,7 @@ async fn what_is_behind_a_record_that_was_given_up_is_not_sent_again() {
 }
 
 async fn until_acknowledged(relay: &Relay, count: f64) {
-    wait::until(format!("{count} acknowledged"), SOON, async || {
+    wait::until(format!("{count} acknowledged"), TIMEOUT, async || {
         let seen = relay.metric("outbox_relay_events_total").await;
         if seen >= count { Ok(()) } else { Err(relay.status_text().await) }
     })
@@ -191,22 +191,22 @@ async fn until_acknowledged(relay: &Relay, count: f64) {
     .unwrap();
 }
 
-/// How many relays begin sessions side by side.
+/// The number of relays that start sessions at the same time.
 const RELAYS: usize = 4;
 
-/// Two hundred sessions in the long matrix, forty else, that begin under load while the brokers refuse records for a
-/// moment.
+/// Two hundred sessions in the long matrix, otherwise forty, that start under load while the brokers temporarily refuse
+/// records.
 #[tokio::test]
 async fn sessions_that_begin_while_records_are_refused_lose_nothing() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let cluster = TwoInSync::start(RELAYS, PARTITIONS).await;
     let sessions = if long_matrix() { 200 } else { 40 } / RELAYS;
     let relays = (1..).zip(&cluster.sites).map(|(seed, site)| begin_sessions(&cluster, site, seed, sessions));
     futures::future::join_all(relays).await;
 }
 
-/// A record that was appended, and whose acknowledgement failed because the topic asked for more replicas meanwhile, may
-/// be hidden from the next session's search: it is in Kafka twice then, and counted. Nothing else may happen.
+/// A record may be appended although its acknowledgement fails, because the topic requires more replicas by then. The
+/// next session's scan may not see it. Then it is in Kafka twice, and counted. No other fault is allowed.
 async fn begin_sessions(cluster: &TwoInSync, site: &Site, seed: u64, sessions: usize) {
     let relay = cluster.launch(site);
     relay.until_ready().await;
@@ -217,7 +217,7 @@ async fn begin_sessions(cluster: &TwoInSync, site: &Site, seed: u64, sessions: u
         replicas_needed(site, "3").await;
         let holder = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
         site.execute(&format!("SELECT pg_terminate_backend(({holder}))")).await;
-        // The length of the fault.
+        // The duration of the fault.
         tokio::time::sleep(Duration::from_millis(dice.below(300) as u64)).await;
         replicas_needed(site, "2").await;
     }
@@ -226,5 +226,5 @@ async fn begin_sessions(cluster: &TwoInSync, site: &Site, seed: u64, sessions: u
     let detected = relay.metric("outbox_relay_duplicates_detected_total").await;
     println!("duplicates: {} in Kafka, {detected} counted", verdict.duplicate.count);
     assert!(verdict.duplicate.count == 0 || detected > 0.0, "duplicates that were not counted:\n{verdict}");
-    right(&Verdict { duplicate: Findings::default(), ..verdict });
+    assert_correct(&Verdict { duplicate: Findings::default(), ..verdict });
 }

@@ -18,21 +18,21 @@ use testbed::records::{Record, read_all};
 use testbed::{Database, net, shared, unique, wait};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Generous: two cores run several servers at once.
-pub const SOON: Duration = Duration::from_secs(120);
+/// A generous deadline, because several servers share two cores.
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 pub const PARTITIONS: i32 = 3;
-/// Of the testbed's servers.
+/// The password of the testbed's servers.
 const PASSWORD: &str = "testbed-password";
 
-/// Tests with servers of their own are heavy: two at a time.
+/// Tests that start their own servers are heavy: two run at a time.
 static HEAVY: Semaphore = Semaphore::const_new(2);
 
-/// Holds a heavy test's place.
-pub async fn heavy() -> SemaphorePermit<'static> {
+/// Waits for a permit to run a heavy test.
+pub async fn heavy_permit() -> SemaphorePermit<'static> {
     HEAVY.acquire().await.unwrap()
 }
 
-/// A database with an outbox, a topic for its events, and the names of what the relay holds.
+/// A database with an outbox, the topic of its events, and the name of the relay's slot.
 pub struct Site {
     pub database: Database,
     pub bootstrap: String,
@@ -51,7 +51,7 @@ impl Site {
         Site::on(&servers.postgres_url("postgres"), servers.kafka_bootstrap()).await
     }
 
-    /// On given servers, with the topic made.
+    /// On the given servers, with the topic created.
     pub async fn on(postgres_url: &str, bootstrap: &str) -> Site {
         let database = Database::on(postgres_url, "relay").await.unwrap();
         let site = Site::without_topic(database, bootstrap);
@@ -78,7 +78,7 @@ impl Site {
         PgConnectOptions::from_str(self.database.url()).unwrap()
     }
 
-    /// The configuration; `edit` may spoil it.
+    /// Writes the configuration, changed by `edit`.
     pub fn config(&self, admin: u16, edit: impl FnOnce(String) -> String) -> PathBuf {
         let source = self.source();
         let text = format!(
@@ -96,25 +96,25 @@ impl Site {
         path
     }
 
-    /// A relay that is ready.
+    /// Starts a relay and waits until it is ready.
     pub async fn relay(&self) -> Relay {
         let relay = self.launch(|text| text);
         relay.until_ready().await;
         relay
     }
 
-    /// A relay that may never be.
+    /// Starts a relay that may never become ready.
     pub fn launch(&self, edit: impl FnOnce(String) -> String) -> Relay {
         self.launch_with(&[], edit)
     }
 
-    /// A relay with variables of its environment set.
+    /// Starts a relay with environment variables.
     pub fn launch_with(&self, variables: &[(&str, &str)], edit: impl FnOnce(String) -> String) -> Relay {
         let program = Launch::new("outbox-relay", env!("CARGO_BIN_EXE_outbox-relay"));
         self.launch_by(program, variables, edit)
     }
 
-    /// A relay in a mount namespace of its own, whose `/etc/hosts` is `hosts`.
+    /// Starts a relay in its own mount namespace, with `hosts` as its `/etc/hosts`.
     pub fn launch_with_hosts(&self, hosts: &str, edit: impl FnOnce(String) -> String) -> Relay {
         let file = self.folder.path().join("hosts");
         std::fs::write(&file, hosts).unwrap();
@@ -132,7 +132,7 @@ impl Site {
     ) -> Relay {
         let admin = net::free_port().unwrap();
         let config = self.config(admin, edit);
-        // The variable would go before the file.
+        // The variable would take precedence over the file.
         if !std::fs::read_to_string(&config).unwrap().contains("passwordFile") {
             launch = launch.env("OUTBOX_RELAY_SOURCE_PASSWORD", PASSWORD);
         }
@@ -141,7 +141,7 @@ impl Site {
         Relay { program, admin, client: reqwest::Client::new() }
     }
 
-    /// Runs a command of the program to its end, with the configuration of a relay whose admin port is `admin`.
+    /// Runs a command of the program, with the configuration of a relay whose admin port is `admin`.
     pub async fn command(
         &self,
         admin: u16,
@@ -181,7 +181,7 @@ impl Site {
         major.unwrap().parse().unwrap()
     }
 
-    /// Inserts rows of this site's kind in one transaction; `values` are (key, n) pairs.
+    /// Inserts rows with this site's `aggregatetype` in one transaction; `values` are (key, n) pairs.
     pub async fn insert(&self, values: impl IntoIterator<Item = (&str, i32)>) {
         let rows: Vec<String> = values
             .into_iter()
@@ -207,9 +207,9 @@ impl Site {
         read_all(&self.bootstrap, &[&self.topic()]).await.unwrap()
     }
 
-    /// Waits until `count` records are there, and returns them.
+    /// Waits until the topic has `count` records, and returns them.
     pub async fn until_records(&self, count: usize) -> Vec<Record> {
-        wait::until(format!("{count} records"), SOON, async || {
+        wait::until(format!("{count} records"), TIMEOUT, async || {
             let records = self.records().await;
             if records.len() >= count { Ok(records) } else { Err(format!("{} records", records.len())) }
         })
@@ -217,7 +217,7 @@ impl Site {
         .unwrap()
     }
 
-    /// Stops the load, waits until the relay has delivered and confirmed all of it, and judges.
+    /// Stops the load, waits until the relay has delivered and confirmed all of it, and checks the records.
     pub async fn verdict(&self, load: Load, relay: &Relay) -> Verdict {
         let mut log = load.stop().await.unwrap();
         log.settle(self.database.url(), "outbox").await.unwrap();
@@ -229,22 +229,22 @@ impl Site {
         checker::check(&log, &self.records().await)
     }
 
-    /// Demands that everything the table holds is in Kafka, whoever wrote it.
+    /// Asserts that every row of the table is in Kafka, from any writer.
     pub async fn judge_table(&self, relay: &Relay) {
         let topic = self.topic();
         let log = Log::of_table(self.database.url(), "outbox", |_| topic.clone()).await.unwrap();
-        right(&self.judge(log, relay).await);
+        assert_correct(&self.judge(log, relay).await);
     }
 
-    /// Waits until the slot has confirmed everything there is now.
+    /// Waits until the slot has confirmed all current WAL.
     pub async fn until_confirmed(&self, relay: &Relay) {
         let now = self.value("pg_current_wal_insert_lsn()").await.unwrap();
-        // Idle progress is confirmed at leisure; a row makes it prompt, and is not of the test's topic.
+        // An idle relay confirms only every 10 s, so this may take that long.
         let confirmed = format!(
             "SELECT confirmed_flush_lsn >= '{now}'::pg_lsn FROM pg_replication_slots WHERE slot_name = '{}'",
             self.slot
         );
-        wait::until(format!("everything up to {now} confirmed"), SOON, async || {
+        wait::until(format!("everything up to {now} confirmed"), TIMEOUT, async || {
             match self.value(&confirmed).await.as_deref() {
                 Some("true") => Ok(()),
                 _ => Err(format!("{}\n{}", relay.status_text().await, relay.program.log_tail())),
@@ -255,7 +255,7 @@ impl Site {
     }
 }
 
-/// A Postgres and a Kafka of a test's own, and a site on them.
+/// A dedicated PostgreSQL and Kafka for one test.
 pub struct OwnServers {
     pub postgres: Postgres,
     pub kafka: Kafka,
@@ -276,7 +276,7 @@ impl OwnServers {
     }
 }
 
-/// What a command answered.
+/// The output of a command.
 #[derive(Debug)]
 pub struct Answer {
     pub code: Option<i32>,
@@ -292,7 +292,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Status and body of an admin path; `None` while nobody answers.
+    /// Status and body of an admin path; `None` while the listener does not respond.
     pub async fn ask(&self, path: &str) -> Option<(u16, String)> {
         let answer = self.client.get(format!("http://127.0.0.1:{}{path}", self.admin)).send().await.ok()?;
         Some((answer.status().as_u16(), answer.text().await.ok()?))
@@ -321,9 +321,9 @@ impl Relay {
         self.until("/readyz", 200, "").await;
     }
 
-    /// Waits for an answer with this status and text.
+    /// Waits for a response with this status that contains the text.
     pub async fn until(&self, path: &str, status: u16, text: &str) -> String {
-        wait::until(format!("{status} with '{text}' from {path}"), SOON, async || {
+        wait::until(format!("{status} with '{text}' from {path}"), TIMEOUT, async || {
             match self.ask(path).await {
                 Some((seen, body)) if seen == status && body.contains(text) => Ok(body),
                 seen => Err(format!("{seen:?}\n{}", self.program.log_tail())),
@@ -341,12 +341,12 @@ impl Relay {
     /// SIGTERM; returns the exit code and the log.
     pub async fn stop(mut self) -> (Option<i32>, String) {
         self.program.terminate().unwrap();
-        let status = self.program.wait(SOON).await.unwrap();
+        let status = self.program.wait(TIMEOUT).await.unwrap();
         (status.code(), self.program.log())
     }
 }
 
-/// Demands a right verdict.
-pub fn right(verdict: &Verdict) {
+/// Asserts that the checker found no fault.
+pub fn assert_correct(verdict: &Verdict) {
     assert!(verdict.is_right(), "\n{verdict}");
 }

@@ -1,13 +1,13 @@
-//! The role of docs/OUTBOX.md is enough; with less, what is missing is said.
+//! The privileges listed in docs/OUTBOX.md are enough; with fewer, the error names the missing one.
 
 use testbed::postgres::{Auth, Postgres, PostgresOptions};
 use testbed::{shared, unique, wait};
 
-use crate::fixture::{Relay, SOON, Site, heavy, right};
+use crate::fixture::{Relay, Site, TIMEOUT, assert_correct, heavy_permit};
 use crate::misconfiguration::shows;
 use crate::proxied::until_more;
 
-/// What docs/OUTBOX.md grants the relay.
+/// The privileges that docs/OUTBOX.md grants the relay.
 pub fn grants(role: &str) -> String {
     format!(
         "GRANT SELECT ON outbox TO {role};
@@ -39,7 +39,7 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     site.insert([("k", 1), ("k", 2)]).await;
     site.until_records(2).await;
     site.until_confirmed(&relay).await;
-    // A writer needs nothing but INSERT on its columns, and then cannot set the time (R17).
+    // A writer needs only INSERT on its columns, and then cannot set the time (R17).
     let writer = unique("writer_role");
     site.execute(&format!(
         "CREATE ROLE {writer};
@@ -58,7 +58,7 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     let refused = site.database.execute(&insert("occurred_at", "'2099-01-01'")).await;
     assert!(refused.is_err(), "a writer has set the time");
     site.judge_table(&relay).await;
-    // And partitions are made in its name, though it may not create tables.
+    // The relay creates partitions through the function, although the role may not create tables.
     let (code, log) = relay.stop().await;
     assert_eq!(code, Some(0), "{log}");
     let partition =
@@ -66,7 +66,7 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     let partition = partition.unwrap();
     site.execute(&format!("DROP TABLE {partition}")).await;
     let _relay = site.launch(as_role);
-    wait::until("a partition made anew", SOON, async || {
+    wait::until("a partition to be created again", TIMEOUT, async || {
         let found = site.value(&format!("to_regclass('{partition}')")).await;
         found.ok_or_else(|| format!("no {partition}"))
     })
@@ -74,11 +74,11 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     .unwrap();
 }
 
-/// C16: what the role had is taken away while the relay streams. What a connection is asked for anew at its next
-/// statement shows by itself; the rest when its connections end, and they are ended here.
+/// C16: privileges are revoked while the relay streams. Those that PostgreSQL checks at each statement show
+/// immediately, the others when the connections end, which this test causes.
 #[tokio::test]
-async fn c16_what_the_role_loses_while_the_relay_streams_is_said_and_heals_when_it_is_given_back() {
-    let _place = heavy().await;
+async fn c16_a_revoked_privilege_is_reported_and_delivery_continues_once_it_is_granted_again() {
+    let _permit = heavy_permit().await;
     let options = PostgresOptions { auth: Auth::Scram, ..PostgresOptions::default() };
     let postgres = Postgres::start(options).await.unwrap();
     let site = Site::on(&postgres.url("postgres"), shared().await.unwrap().kafka_bootstrap()).await;
@@ -114,14 +114,14 @@ async fn c16_what_the_role_loses_while_the_relay_streams_is_said_and_heals_when_
         let given = format!("GRANT {privilege} ON outbox_checkpoint TO {role}");
         said_and_healed(&site, &relay, denied, &given).await;
     }
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
     assert_eq!(relay.metric("outbox_relay_duplicates_detected_total").await, 0.0);
 }
 
 async fn end_connections(site: &Site) {
     let end =
         "count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'outbox-relay%'";
-    wait::until("the end of the relay's connections", SOON, async || {
+    wait::until("the end of the relay's connections", TIMEOUT, async || {
         match site.value(&format!("SELECT {end}")).await.as_deref() {
             None | Some("0") => Err("it has none"),
             Some(_) => Ok(()),

@@ -1,4 +1,4 @@
-//! A list of hosts: those that are dead or take no writes are passed over.
+//! A list of hosts: those that are down or read-only are skipped.
 
 use outbox_relay::error::ErrorKind;
 use outbox_relay::postgres::checkpoint::ClusterTimeline;
@@ -6,7 +6,7 @@ use outbox_relay::postgres::preconditions::check_same_server;
 use testbed::postgres::{Postgres, PostgresOptions, Shutdown};
 use testbed::{net, shared};
 
-use crate::fixture::{Site, heavy};
+use crate::fixture::{Site, heavy_permit};
 use crate::misconfiguration::shows;
 
 #[tokio::test]
@@ -23,7 +23,7 @@ async fn a_dead_first_host_is_passed_over() {
 
 #[tokio::test]
 async fn a_standby_is_refused_until_it_is_promoted() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
     let site = Site::on(&postgres.url("postgres"), shared().await.unwrap().kafka_bootstrap()).await;
     postgres.stop(Shutdown::Fast).await.unwrap();
@@ -54,7 +54,7 @@ async fn two_connections_that_lead_to_different_servers_are_noticed() {
     check_same_server(&mut sql, here).await.unwrap();
     let elsewhere = [
         ClusterTimeline { system_identifier: here.system_identifier + 1, ..here },
-        // The old primary, which is still up.
+        // The old primary, which is still running.
         ClusterTimeline { timeline: 2, ..here },
     ];
     for history in elsewhere {

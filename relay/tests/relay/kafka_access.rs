@@ -1,5 +1,5 @@
-//! The way into Kafka: TLS, logins and permissions. Nobody else is believed, nothing secret is shown, and what is rotated is
-//! used without a restart.
+//! Access to Kafka: TLS, credentials and permissions. No other server is trusted, no secret is shown, and rotated
+//! credentials are used without a restart.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,12 @@ use testbed::guard::Folder;
 use testbed::kafka::{BrokerTls, Kafka, KafkaOptions, Login, Security};
 use testbed::{Database, shared, wait};
 
-use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy};
+use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, heavy_permit};
 
 pub const USER: &str = "shipper";
 pub const PASSWORD: &str = "first-secret";
 
-/// A broker that demands proof, and the files that a relay is given.
+/// A broker that requires authentication, and the files of a relay.
 pub struct Guarded {
     pub kafka: Kafka,
     pub site: Site,
@@ -27,7 +27,7 @@ fn login(password: &str) -> Login {
 }
 
 impl Guarded {
-    /// TLS with client certificates, and logins. Nobody is allowed anything when `authorize` is set.
+    /// With TLS, client certificates and SASL users. If `authorize` is set, no user has any permission.
     pub async fn start(authorize: bool) -> Guarded {
         Guarded::start_brokers(1, authorize).await
     }
@@ -47,7 +47,7 @@ impl Guarded {
         let kafka = Kafka::start(options).await.unwrap();
         let database =
             Database::on(&shared().await.unwrap().postgres_url("postgres"), "relay").await.unwrap();
-        // The testbed reads and makes topics by the plain listener.
+        // The testbed reads and creates topics through the plain listener.
         let site = Site::without_topic(database, &kafka.bootstrap());
         kafka.create_topic(&site.topic(), PARTITIONS, 1, &[]).await.unwrap();
         let guarded = Guarded { kafka, site, folder: Folder::new("relay-files").unwrap(), brokers, clients };
@@ -95,7 +95,7 @@ impl Guarded {
 
 #[tokio::test]
 async fn every_way_in_works_and_what_is_rotated_is_used_without_a_restart() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut guarded = Guarded::start(false).await;
     for mechanism in ["PLAIN", "SCRAM-SHA-256"] {
         let relay = guarded.relay(&guarded.tls("ca.pem"), &guarded.sasl(mechanism));
@@ -110,13 +110,13 @@ async fn every_way_in_works_and_what_is_rotated_is_used_without_a_restart() {
     relay.until_ready().await;
     let load = guarded.site.start_load(300.0).await;
     guarded.site.until_records(100).await;
-    // Another user, while everything works.
+    // Rotate to another user while everything works.
     guarded.write("password", "other-secret");
     guarded.write("user", "other");
     relay.until("/metrics", 200, "reason=\"CredentialsRotated\"").await;
     relay.until_ready().await;
 
-    // Another authority: the broker's certificate is believed when the file has it.
+    // Another CA: the broker's certificate is trusted once the file contains it.
     guarded.kafka.stop().await.unwrap();
     let brokers = Authority::new("new brokers").unwrap();
     guarded
@@ -139,13 +139,13 @@ async fn every_way_in_works_and_what_is_rotated_is_used_without_a_restart() {
 }
 
 #[tokio::test]
-async fn nobody_else_is_believed_and_nothing_secret_is_shown() {
-    let _place = heavy().await;
+async fn no_other_server_is_trusted_and_no_secret_is_shown() {
+    let _permit = heavy_permit().await;
     let mut guarded = Guarded::start(true).await;
     let (tls, sasl) = (guarded.tls("ca.pem"), guarded.sasl("PLAIN"));
     let bare = format!("caFile: {}", guarded.file("ca.pem").display());
     guarded.site.insert([("a", 1)]).await;
-    // librdkafka only sees the connection closed where a broker says no after the handshake; its words are shown.
+    // If a broker refuses after the handshake, librdkafka only sees a closed connection. Its message is shown.
     for (tls, sasl, reason, words) in [
         (&guarded.tls("others.pem"), &sasl, "KafkaAuthenticationFailed", "certificate"),
         (&bare, &sasl, "KafkaUnreachable", "certificate"),
@@ -163,7 +163,7 @@ async fn nobody_else_is_believed_and_nothing_secret_is_shown() {
     let everything = format!("{}{}", relay.status_text().await, relay.program.log());
     assert!(!everything.contains("wrong-secret"), "{everything}");
 
-    // The right password, but no permission; then with one.
+    // The right password, first without a permission, then with one.
     guarded.write("password", PASSWORD);
     relay.until("/readyz", 503, "KafkaPermissionDenied").await;
     guarded.kafka.stop().await.unwrap();
@@ -189,10 +189,10 @@ async fn nobody_else_is_believed_and_nothing_secret_is_shown() {
     guarded.site.judge_table(&relay).await;
 }
 
-/// One broker of three comes back with a certificate that nobody trusts: the other two get their records meanwhile.
+/// One broker of three restarts with an untrusted certificate. The other two receive their records.
 #[tokio::test]
 async fn one_broker_that_is_not_trusted_does_not_end_the_session() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut guarded = Guarded::start_brokers(3, false).await;
     let relay = guarded.relay(&guarded.tls("ca.pem"), &guarded.sasl("PLAIN"));
     relay.until_ready().await;
@@ -214,8 +214,8 @@ async fn one_broker_that_is_not_trusted_does_not_end_the_session() {
     guarded.kafka.start_again().await.unwrap();
     let rebuilds = relay.metric("outbox_relay_producer_rebuilds_total").await;
     let in_vain = |log: &str| log.matches("authentication with a Kafka broker failed").count();
-    // The last row goes to a partition that is led by another broker.
-    let records = wait::until("records of the other brokers, and a complaint", SOON, async || {
+    // The last row goes to a partition with another leader.
+    let records = wait::until("records of the other brokers, and a complaint", TIMEOUT, async || {
         guarded.site.insert(everywhere.clone()).await;
         let records = guarded.site.records().await;
         let log = relay.program.log();

@@ -1,6 +1,6 @@
-//! The relay dies at each boundary behind which something lasts (`src/failpoint.rs` has the table), under load, and
-//! the next one goes on: nothing lost, nothing twice, order kept. At the moment of death everything the slot has
-//! confirmed is in Kafka.
+//! The relay dies under load at each durability boundary (`src/failpoint.rs` has the table), and the next one
+//! continues: no event is lost or duplicated, and order is kept. At the moment of death every confirmed row is in
+//! Kafka.
 
 use std::collections::HashSet;
 use std::os::unix::process::ExitStatusExt;
@@ -11,10 +11,10 @@ use testbed::postgres::PgVersion;
 use testbed::unique;
 use uuid::Uuid;
 
-use crate::fixture::{OwnServers, Relay, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, Relay, Site, TIMEOUT, assert_correct, heavy_permit};
 use crate::poison;
 
-/// What a process that called `abort` ends with.
+/// The signal that ends a process that called `abort`.
 const SIGABRT: i32 = 6;
 /// See `admin::EXIT_BUG`.
 const EXIT_BUG: i32 = 70;
@@ -31,11 +31,11 @@ async fn k2_after_decoding_before_sending() {
 
 /// The rows sent so far get 50 ms to reach the broker.
 #[tokio::test]
-async fn k3_in_the_midst_of_a_transaction() {
+async fn k3_within_a_transaction() {
     dies_under_load("in-transaction=1500*off->return(50)").await;
 }
 
-/// Time enough for the broker to append all and to answer: nobody listens any more.
+/// Enough time for the broker to append and acknowledge everything, after the relay has died.
 #[tokio::test]
 async fn k4_all_sent_and_no_acknowledgement_seen() {
     dies_under_load("all-sent=150*off->return(500)").await;
@@ -56,57 +56,57 @@ async fn k7_stored_and_not_confirmed() {
     dies_under_load("checkpoint-stored=15*off->return").await;
 }
 
-/// Postgres dies, too: it remembers an older confirmation than it was told.
+/// PostgreSQL dies, too, and restores an older confirmed position than it had received.
 #[tokio::test]
 async fn k8_confirmed_and_not_kept_by_postgres() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
-    let scene = Scene::on(servers.site().await).await;
-    scene.dies_at("status-sent=15*off->return").await;
-    let told = scene.confirmed().await;
+    let run = KillpointRun::on(servers.site().await).await;
+    run.dies_at("status-sent=15*off->return").await;
+    let confirmed = run.confirmed().await;
     servers.postgres.kill().await.unwrap();
     servers.postgres.start_again().await.unwrap();
-    scene.confirmed_is_in_kafka().await;
-    let kept = scene.confirmed().await;
-    assert!(kept <= told, "{kept} was never told");
-    scene.ends_well().await;
+    run.confirmed_is_in_kafka().await;
+    let kept = run.confirmed().await;
+    assert!(kept <= confirmed, "{kept} was never confirmed");
+    run.ends_well().await;
 }
 
-/// The first relay dies with records in Kafka that no checkpoint covers, so that the second one has to search.
+/// The first relay dies with records in Kafka that no checkpoint covers, so the second one has to scan.
 #[tokio::test]
-async fn k9_in_a_search() {
-    let _place = heavy().await;
-    let scene = Scene::on(Site::shared().await).await;
-    scene.dies_at("all-acknowledged=100*off->return").await;
-    scene.dies_at("in-search=return").await;
-    scene.ends_well().await;
+async fn k9_in_a_scan() {
+    let _permit = heavy_permit().await;
+    let run = KillpointRun::on(Site::shared().await).await;
+    run.dies_at("all-acknowledged=100*off->return").await;
+    run.dies_at("in-search=return").await;
+    run.ends_well().await;
 }
 
-/// The promise begins with the slot, and this relay only just had made it.
+/// The guarantee starts with the creation of the slot, after which this relay dies immediately.
 #[tokio::test]
 async fn k10_the_slot_exists_and_the_checkpoint_does_not_know() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     died(failing(&site, "slot-created=return"), SIGABRT).await;
-    Scene::with_slot(site).await.ends_well().await;
+    KillpointRun::with_slot(site).await.ends_well().await;
 }
 
 #[tokio::test]
 async fn k12_in_the_drain_of_a_stop() {
-    let _place = heavy().await;
-    let scene = Scene::on(Site::shared().await).await;
-    let relay = failing(&scene.site, "in-drain=return");
-    scene.site.until_records(100).await;
+    let _permit = heavy_permit().await;
+    let run = KillpointRun::on(Site::shared().await).await;
+    let relay = failing(&run.site, "in-drain=return");
+    run.site.until_records(100).await;
     relay.program.terminate().unwrap();
     died(relay, SIGABRT).await;
-    scene.confirmed_is_in_kafka().await;
-    scene.ends_well().await;
+    run.confirmed_is_in_kafka().await;
+    run.ends_well().await;
 }
 
-/// The dead letters are appended, and nobody has seen their acknowledgements.
+/// The dead letters are appended, and their acknowledgements were not processed.
 #[tokio::test]
 async fn k15_a_dead_letter_is_sent_and_not_acknowledged() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = poison::site().await;
     site.relay().await.kill().await;
     let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)";
@@ -127,26 +127,26 @@ async fn k15_a_dead_letter_is_sent_and_not_acknowledged() {
     poison::exactly(&site, &poison::dead_letters(&site).await, "aggregatetype = 'no topic'").await;
 }
 
-/// A dead thread would leave a process that looks alive: a panic ends it, wherever it happens.
+/// A panic in any thread ends the process, because a dead thread would leave a process that seems alive.
 #[tokio::test]
 async fn a7_a_panic_in_any_thread_ends_the_process() {
-    let _place = heavy().await;
-    let scene = Scene::on(Site::shared().await).await;
+    let _permit = heavy_permit().await;
+    let run = KillpointRun::on(Site::shared().await).await;
     for place in ["after-decode", "in-callback", "in-search", "checkpoint-stored"] {
-        let relay = failing(&scene.site, &format!("{place}=panic"));
+        let relay = failing(&run.site, &format!("{place}=panic"));
         let log = ended(relay, |status| status.code() == Some(EXIT_BUG)).await;
         assert!(log.contains("bug: a thread panicked"), "{place}: {log}");
-        scene.confirmed_is_in_kafka().await;
+        run.confirmed_is_in_kafka().await;
     }
-    scene.ends_well().await;
+    run.ends_well().await;
 }
 
 async fn dies_under_load(failpoint: &str) {
-    let _place = heavy().await;
-    let scene = Scene::on(Site::shared().await).await;
-    let confirmed = scene.dies_at(failpoint).await;
-    assert!(confirmed > 0, "it died before anything was confirmed: what it confirmed proves nothing");
-    scene.ends_well().await;
+    let _permit = heavy_permit().await;
+    let run = KillpointRun::on(Site::shared().await).await;
+    let confirmed = run.dies_at(failpoint).await;
+    assert!(confirmed > 0, "the relay died before anything was confirmed, so the test proves nothing");
+    run.ends_well().await;
 }
 
 fn failing(site: &Site, failpoint: &str) -> Relay {
@@ -157,32 +157,32 @@ async fn died(relay: Relay, signal: i32) {
     ended(relay, |status| status.signal() == Some(signal)).await;
 }
 
-/// Waits for a relay's end, which must be as expected, and returns its log.
+/// Waits for a relay to end as expected, and returns its log.
 async fn ended(mut relay: Relay, expected: impl Fn(std::process::ExitStatus) -> bool) -> String {
-    let status = relay.program.wait(SOON).await.unwrap();
+    let status = relay.program.wait(TIMEOUT).await.unwrap();
     let log = relay.program.log();
     assert!(expected(status), "{status}: {log}");
     log
 }
 
-/// A site under load, and a second slot that still has what the relay's slot has given up.
-struct Scene {
+/// A site under load, and a second slot that retains the WAL that the relay's slot has confirmed.
+struct KillpointRun {
     site: Site,
     load: Load,
-    witness: String,
+    audit_slot: String,
 }
 
-impl Scene {
-    /// On a site whose relay has made its slot and is gone.
-    async fn on(site: Site) -> Scene {
+impl KillpointRun {
+    /// On a site where a relay has created the slot and was killed.
+    async fn on(site: Site) -> KillpointRun {
         site.relay().await.kill().await;
-        Scene::with_slot(site).await
+        KillpointRun::with_slot(site).await
     }
 
-    async fn with_slot(site: Site) -> Scene {
-        let witness = unique("witness");
-        site.execute(&format!("SELECT pg_create_logical_replication_slot('{witness}', 'pgoutput')")).await;
-        // Transactions large enough to be cut, over several keys and so over all partitions.
+    async fn with_slot(site: Site) -> KillpointRun {
+        let audit_slot = unique("audit_slot");
+        site.execute(&format!("SELECT pg_create_logical_replication_slot('{audit_slot}', 'pgoutput')")).await;
+        // Transactions large enough to be interrupted, with several keys and so in all partitions.
         let options = LoadOptions {
             aggregatetype: site.aggregate.clone(),
             topic: site.topic(),
@@ -191,16 +191,16 @@ impl Scene {
             ..LoadOptions::default()
         };
         let load = Load::start(site.database.url(), options).await.unwrap();
-        Scene { site, load, witness }
+        KillpointRun { site, load, audit_slot }
     }
 
-    /// Starts a relay that dies there; returns how many rows the slot had confirmed by then.
+    /// Starts a relay that dies at the failpoint. Returns how many rows the slot had confirmed by then.
     async fn dies_at(&self, failpoint: &str) -> usize {
         died(failing(&self.site, failpoint), SIGABRT).await;
         self.confirmed_is_in_kafka().await
     }
 
-    /// What the slot has confirmed.
+    /// The position that the slot has confirmed.
     async fn confirmed(&self) -> u64 {
         let select = format!(
             "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{}'",
@@ -209,30 +209,30 @@ impl Scene {
         lsn(&self.site.value(&select).await.unwrap())
     }
 
-    /// I6: everything before the confirmed LSN is in Kafka. Returns how many rows that are.
+    /// Asserts that every row before the confirmed LSN is in Kafka. Returns the number of these rows.
     async fn confirmed_is_in_kafka(&self) -> usize {
         let confirmed = self.confirmed().await;
         let records = self.site.records().await;
-        let there: HashSet<Uuid> = records.iter().filter_map(|record| record.event_id()).collect();
-        let forgotten = self.committed_before(confirmed).await;
-        let lost: Vec<&Uuid> = forgotten.iter().filter(|id| !there.contains(id)).collect();
+        let in_kafka: HashSet<Uuid> = records.iter().filter_map(|record| record.event_id()).collect();
+        let committed = self.committed_before(confirmed).await;
+        let lost: Vec<&Uuid> = committed.iter().filter(|id| !in_kafka.contains(id)).collect();
         assert!(
             lost.is_empty(),
             "of {} confirmed rows {} are not in Kafka: {lost:?}",
-            forgotten.len(),
+            committed.len(),
             lost.len()
         );
-        forgotten.len()
+        committed.len()
     }
 
-    /// Ids of rows whose commit lies before `limit`, as the witness tells it.
+    /// Ids of the rows that were committed before `limit`, read from the audit slot.
     async fn committed_before(&self, limit: u64) -> Vec<Uuid> {
         let peek = format!(
             "SELECT data FROM pg_logical_slot_peek_binary_changes('{}', NULL, NULL, 'proto_version', '1',
                                                                   'publication_names', 'outbox')
                          WITH ORDINALITY AS changes (lsn, xid, data, number)
              ORDER BY number",
-            self.witness
+            self.audit_slot
         );
         let messages: Vec<Vec<u8>> =
             sqlx::query_scalar(AssertSqlSafe(peek)).fetch_all(&mut self.site.sql().await).await.unwrap();
@@ -251,10 +251,10 @@ impl Scene {
         ids
     }
 
-    /// A relay without failpoints delivers the rest.
+    /// Starts a relay without failpoints, which must deliver the rest.
     async fn ends_well(self) {
         let relay = self.site.relay().await;
-        right(&self.site.verdict(self.load, &relay).await);
+        assert_correct(&self.site.verdict(self.load, &relay).await);
         assert_eq!(relay.metric("outbox_relay_duplicates_detected_total").await, 0.0);
     }
 }

@@ -1,5 +1,5 @@
-//! The relay as its operators meet it: the real program between a real Postgres and a real Kafka, judged by the
-//! checker, which shares no code with it.
+//! Tests of the real program between a real PostgreSQL and a real Kafka. A checker that shares no code with the relay
+//! compares the table with the records.
 
 #![allow(
     clippy::unwrap_used,

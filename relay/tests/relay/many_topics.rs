@@ -11,10 +11,10 @@ use testbed::postgres::PgVersion;
 use testbed::records::read_all;
 use testbed::wait;
 
-use crate::fixture::{OwnServers, Relay, Site, heavy, long_matrix, right};
+use crate::fixture::{OwnServers, Relay, Site, assert_correct, heavy_permit, long_matrix};
 
 const TOPICS: usize = 1000;
-/// Each topic is asked about before its first record.
+/// Every topic is queried before its first record.
 const ALL_OF_THEM: Duration = Duration::from_secs(600);
 
 async fn make_topics(site: &Site) {
@@ -48,13 +48,13 @@ async fn until_acknowledged(relay: &Relay, events: usize) {
     .unwrap();
 }
 
-/// E10: rows for a thousand topics; the relay dies in the midst of finding them, and again when it knows them all.
+/// E10: rows for a thousand topics. The relay dies while it discovers them, and again when it knows them all.
 #[tokio::test]
 async fn e10_a_thousand_topics_and_a_kill_9() {
     if !long_matrix() {
         return;
     }
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     make_topics(&site).await;
@@ -89,5 +89,5 @@ async fn e10_a_thousand_topics_and_a_kill_9() {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let records = read_all(&site.bootstrap, &names).await.unwrap();
     assert_eq!(records.len(), 3 * TOPICS);
-    right(&checker::check(&log, &records));
+    assert_correct(&checker::check(&log, &records));
 }

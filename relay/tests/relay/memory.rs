@@ -1,18 +1,18 @@
-//! Memory is bounded by configuration, however much waits.
+//! Memory is bounded by configuration, for any number of waiting rows.
 
 use testbed::load::{Backlog, write_backlog};
 use testbed::postgres::PgVersion;
 use testbed::records::Record;
 
-use crate::fixture::{OwnServers, Relay, Site, heavy};
+use crate::fixture::{OwnServers, Relay, Site, heavy_permit};
 use crate::poison;
 
 const MIB: u64 = 1024 * 1024;
 
 #[tokio::test]
-async fn two_hundred_thousand_rows_wait_while_kafka_is_away() {
-    let _place = heavy().await;
-    // A short timeout, so that a relay that forgot to answer while it cannot read would be thrown out.
+async fn two_hundred_thousand_rows_wait_while_kafka_is_down() {
+    let _permit = heavy_permit().await;
+    // A short timeout, so that the server would disconnect a relay that sends no status while it does not read.
     let mut servers = OwnServers::start(PgVersion::V18, &[("wal_sender_timeout", "3s")]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
@@ -25,13 +25,13 @@ async fn two_hundred_thousand_rows_wait_while_kafka_is_away() {
     let backlog = Backlog { rows: 200_000, aggregatetype: site.aggregate.clone(), ..Backlog::default() };
     write_backlog(site.database.url(), &backlog).await.unwrap();
     relay.until("/readyz", 503, "KafkaUnreachable").await;
-    // Long enough for the server to miss an answer three times over.
+    // Three times as long as the server waits for a status update.
     tokio::time::sleep(std::time::Duration::from_secs(10)).await;
-    assert_eq!(site.value(&walsender).await, pid, "the stream was interrupted while Kafka was away");
+    assert_eq!(site.value(&walsender).await, pid, "the stream was interrupted while Kafka was down");
     servers.kafka.start_again().await.unwrap();
     relay.until_ready().await;
     site.until_confirmed(&relay).await;
-    // Those that Kafka took without an answer getting back are found there: nobody acknowledged them.
+    // Records that Kafka stored without the acknowledgement arriving are found by the scan, so they do not count here.
     let acknowledged = relay.metric("outbox_relay_events_total").await;
     let found = relay.metric("outbox_relay_duplicates_suppressed_total").await;
     assert!(
@@ -43,7 +43,7 @@ async fn two_hundred_thousand_rows_wait_while_kafka_is_away() {
     site.judge_table(&relay).await;
 }
 
-/// Inserts one row whose columns have these values; `null` for the others.
+/// Inserts one row with these column values, and `null` in the other columns.
 async fn insert(site: &Site, key: &str, values: &[(&str, &str)]) {
     let (mut names, mut expressions) = (String::new(), String::new());
     for (name, expression) in values {
@@ -58,8 +58,8 @@ async fn insert(site: &Site, key: &str, values: &[(&str, &str)]) {
     .await;
 }
 
-/// Rows with values that fit into no record, of the kinds of columns that there are, and one that is delivered although
-/// a column is as large which no record has.
+/// Rows with values that do not fit into a record, for each kind of column, and one that is delivered although a column
+/// that is not part of the record has such a value.
 async fn insert_large_rows(site: &Site, round: &str) {
     let large = "to_jsonb(repeat('x', 150000000))";
     insert(site, &format!("payload-{round}"), &[("payload", large)]).await;
@@ -87,7 +87,7 @@ async fn insert_large_rows(site: &Site, round: &str) {
     insert(site, &format!("good-{round}"), &many).await;
 }
 
-/// Without what is the row's own: its id, its place, its time.
+/// A record without the parts that are unique to its row: id, position, time.
 fn shape(letter: &Record) -> Vec<(String, Option<Vec<u8>>)> {
     let own = ["ce_id", "ce_sequence", "ce_time"];
     letter.headers.iter().filter(|(name, _)| !own.contains(&name.as_str())).cloned().collect()
@@ -99,8 +99,8 @@ fn assert_small(relay: &Relay) {
 }
 
 #[tokio::test]
-async fn rows_of_any_size_cost_a_bounded_amount_copied_or_streamed_and_become_the_same() {
-    let _place = heavy().await;
+async fn rows_of_any_size_use_bounded_memory_and_become_the_same_from_snapshot_and_stream() {
+    let _permit = heavy_permit().await;
     let site = poison::site().await;
     for n in 0..8 {
         site.execute(&format!("ALTER TABLE outbox ADD blob{n} text")).await;
@@ -128,7 +128,7 @@ async fn rows_of_any_size_cost_a_bounded_amount_copied_or_streamed_and_become_th
             "{error}"
         );
     }
-    assert_eq!(site.until_records(2).await.len(), 2, "what is not read cannot be too large");
+    assert_eq!(site.until_records(2).await.len(), 2, "a column that is not read cannot be too large");
     let answer = site.command(relay.admin, |text| text, &["dead-letters", "replay", "--all"]).await;
     assert!(
         answer.out.contains("0 sent, 8 refused") && answer.out.contains("sink.maxMessageBytes"),
@@ -138,8 +138,8 @@ async fn rows_of_any_size_cost_a_bounded_amount_copied_or_streamed_and_become_th
 }
 
 #[tokio::test]
-async fn what_other_applications_write_costs_nothing() {
-    let _place = heavy().await;
+async fn records_of_other_applications_use_no_memory() {
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     site.execute("CREATE TABLE other (b text)").await;
     let relay = site.relay().await;

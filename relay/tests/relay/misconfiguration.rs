@@ -1,4 +1,4 @@
-//! Wrong settings and missing things: one sentence that says what to do, no panic, no secret.
+//! Wrong settings and missing objects: one sentence that says what to do, no panic, no secret.
 
 use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
@@ -6,14 +6,14 @@ use testbed::kafka::create_topic;
 use testbed::postgres::{Auth, PgVersion, Postgres, PostgresOptions};
 use testbed::{Database, shared};
 
-use crate::fixture::{OwnServers, Relay, SOON, Site, heavy};
+use crate::fixture::{OwnServers, Relay, Site, TIMEOUT, heavy_permit};
 
 pub async fn fresh() -> Site {
     let servers = shared().await.unwrap();
     Site::without_topic(Database::fresh("wrong").await.unwrap(), servers.kafka_bootstrap())
 }
 
-/// It stays up, says why it does not work, and does not say anything secret.
+/// Asserts that the relay stays up, reports the reason, and shows no secret.
 pub async fn shows(relay: &Relay, reason: &str, remedy: &str) {
     let text = relay.until("/readyz", 503, reason).await;
     assert!(text.contains(remedy), "{text}");
@@ -45,7 +45,7 @@ async fn a_bad_file_ends_with_64_and_names_the_field() {
     ];
     for (good, bad, said) in cases {
         let mut relay = site.launch(|text| text.replacen(good, bad, 1));
-        let status = relay.program.wait(SOON).await.unwrap();
+        let status = relay.program.wait(TIMEOUT).await.unwrap();
         let log = relay.program.log();
         assert_eq!(status.code(), Some(64), "{log}");
         assert!(log.contains(said) && log.contains("invalid configuration"), "{said}: {log}");
@@ -60,7 +60,7 @@ fn a_bad_command_line_ends_with_64() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_not_there() {
+async fn a_database_that_does_not_exist() {
     let site = fresh().await;
     let port = testbed::net::free_port().unwrap();
     let name = site.database.name().to_owned();
@@ -76,7 +76,7 @@ async fn a_database_that_is_not_there() {
 
 #[tokio::test]
 async fn a_wrong_password() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let options = PostgresOptions { auth: Auth::Scram, ..PostgresOptions::default() };
     let postgres = Postgres::start(options).await.unwrap();
     let database = Database::on(&postgres.url("postgres"), "scram").await.unwrap();
@@ -85,7 +85,7 @@ async fn a_wrong_password() {
     site.execute("ALTER USER postgres PASSWORD 'another'").await;
     let relay = site.launch(|text| text);
     shows(&relay, "AuthenticationFailed", "check source.user and its password").await;
-    // Over the socket the server asks nobody for a password.
+    // Over the socket the server requires no password.
     let socket = PgConnectOptions::new_without_pgpass().socket(postgres.socket_directory());
     let mut sql = socket.port(postgres.port()).username("postgres").connect().await.unwrap();
     sqlx::raw_sql("ALTER USER postgres PASSWORD 'testbed-password'").execute(&mut sql).await.unwrap();
@@ -115,7 +115,7 @@ async fn missing_tables_and_a_publication_that_does_not_fit() {
 
 #[tokio::test]
 async fn a_server_without_logical_wal() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[("wal_level", "replica")]).await;
     let site = servers.site().await;
     shows(&site.launch(|text| text), "WalLevelTooLow", "set wal_level = logical").await;
@@ -146,7 +146,7 @@ async fn a_topic_that_does_not_exist() {
 }
 
 #[tokio::test]
-async fn a_kafka_that_is_not_there() {
+async fn a_kafka_that_is_not_reachable() {
     let mut site = fresh().await;
     site.bootstrap = format!("127.0.0.1:{}", testbed::net::free_port().unwrap());
     let relay = site.relay().await;

@@ -1,5 +1,5 @@
-//! The network between the relay and its servers misbehaves: nothing is lost, nothing is there twice, order is kept,
-//! and the relay goes on by itself.
+//! Faults of the network between the relay and its servers: no event is lost or duplicated, order is kept, and the
+//! relay recovers automatically.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use testbed::postgres::PgVersion;
 use testbed::proxy::{Fault, Way};
 use testbed::wait;
 
-use crate::fixture::{SOON, heavy, long_matrix};
+use crate::fixture::{TIMEOUT, heavy_permit, long_matrix};
 use crate::proxied::{Proxied, until_more};
 
 /// Rows per second.
@@ -15,7 +15,7 @@ const RATE: f64 = 500.0;
 
 #[tokio::test]
 async fn b1_connections_are_reset_on_either_side() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let relay = proxied.relay().await;
     let load = proxied.start_load(RATE).await;
@@ -38,13 +38,13 @@ async fn b1_connections_are_reset_on_either_side() {
 
 #[tokio::test]
 async fn b2_silence_shorter_and_longer_than_the_timeouts() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let relay = proxied.relay().await;
     let load = proxied.start_load(RATE).await;
     for fault in [Fault::Silence, Fault::SilenceOneWay(Way::ToServer), Fault::SilenceOneWay(Way::ToClient)] {
         until_more(&relay, 50.0).await;
-        // Shorter than any timeout: nobody needs to notice.
+        // Shorter than any timeout, so it need not be detected.
         proxied.to_postgres.set(fault);
         proxied.to_kafka(fault);
         tokio::time::sleep(Duration::from_millis(700)).await;
@@ -63,16 +63,16 @@ async fn b2_silence_shorter_and_longer_than_the_timeouts() {
     proxied.judge(load, &relay).await;
 }
 
-/// Most of the stream lies between a Begin and its Commit, and a frame of it is hundreds of bytes long: most cuts
-/// break a frame, and nearly all of them a transaction. Those towards the server break a confirmation.
+/// Most of the stream is between a Begin and its Commit, and a frame has hundreds of bytes. So most cuts break a frame,
+/// and nearly all of them a transaction. Cuts towards the server break a confirmation.
 #[tokio::test]
 async fn b10_the_stream_is_cut_inside_a_message() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     proxied.relay().await.kill().await;
     let load = proxied.start_load(RATE).await;
     for round in 0..4_u64 {
-        // A new process each time: it has not learnt to be patient.
+        // A new process each time, so that its backoff starts again.
         let relay = proxied.relay().await;
         for step in 1..=5 {
             until_more(&relay, 20.0).await;
@@ -80,7 +80,7 @@ async fn b10_the_stream_is_cut_inside_a_message() {
             let bytes = if way == Way::ToServer { 50 + round } else { 1 + (round * 5 + step) * 787 % 9_973 };
             let cuts = proxied.to_postgres.cuts();
             proxied.to_postgres.set(Fault::CutAfter { way, bytes });
-            wait::until(format!("a cut after {bytes} bytes"), SOON, async || {
+            wait::until(format!("a cut after {bytes} bytes"), TIMEOUT, async || {
                 if proxied.to_postgres.cuts() > cuts { Ok(()) } else { Err("none") }
             })
             .await
@@ -93,11 +93,11 @@ async fn b10_the_stream_is_cut_inside_a_message() {
     proxied.judge(load, &relay).await;
 }
 
-/// The same towards Kafka: requests and answers break in the middle. Idempotent producers send again, and what was
-/// appended is not appended twice.
+/// The same towards Kafka: requests and responses break in the middle. Idempotent producers retry, and a record that
+/// was appended is not appended again.
 #[tokio::test]
-async fn f10_requests_and_answers_are_cut_inside() {
-    let _place = heavy().await;
+async fn f10_requests_and_responses_are_cut_inside() {
+    let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let relay = proxied.relay().await;
     let load = proxied.start_load(RATE).await;
@@ -108,7 +108,7 @@ async fn f10_requests_and_answers_are_cut_inside() {
         let bytes = 1 + step * 787 % if way == Way::ToServer { 9_973 } else { 211 };
         let cuts = proxy.cuts();
         proxy.set(Fault::CutAfter { way, bytes });
-        wait::until(format!("a cut after {bytes} bytes"), SOON, async || {
+        wait::until(format!("a cut after {bytes} bytes"), TIMEOUT, async || {
             if proxy.cuts() > cuts { Ok(()) } else { Err("none") }
         })
         .await
@@ -117,11 +117,11 @@ async fn f10_requests_and_answers_are_cut_inside() {
     proxied.judge(load, &relay).await;
 }
 
-/// Requests arrive and are appended, their acknowledgements never come back, and then the relay dies: its successor
-/// must find what is there.
+/// Requests arrive and are appended, their acknowledgements are lost, and then the relay dies. Its successor must find
+/// the records.
 #[tokio::test]
 async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let mut relay = proxied.relay().await;
     let load = proxied.start_load(RATE).await;
@@ -129,7 +129,7 @@ async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
     for _ in 0..3 {
         until_more(&relay, 50.0).await;
         proxied.to_kafka(Fault::SilenceOneWay(Way::ToClient));
-        wait::until("records that nobody acknowledges", SOON, async || {
+        wait::until("records that nobody acknowledges", TIMEOUT, async || {
             let acknowledged = relay.metric("outbox_relay_events_total").await as usize;
             let arrived = proxied.site.records().await.len() - of_the_dead;
             if arrived > acknowledged {
@@ -144,7 +144,7 @@ async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
         of_the_dead = proxied.site.records().await.len();
         proxied.to_kafka(Fault::None);
         relay = proxied.relay().await;
-        wait::until("rows that were found in Kafka", SOON, async || {
+        wait::until("rows that were found in Kafka", TIMEOUT, async || {
             let found = relay.metric("outbox_relay_duplicates_suppressed_total").await;
             if found > 0.0 { Ok(()) } else { Err(relay.status_text().await) }
         })
@@ -155,12 +155,12 @@ async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
 }
 
 /// B3, B4, B5, B9: half-open for longer than the timeouts each way, late, slow, in segments of one byte.
-/// The durations are the field's: the server's default timeout, and a silence that is longer.
+/// The durations are realistic: the server's default timeout, and a longer silence.
 async fn survives_a_bad_network(version: PgVersion) {
     if !long_matrix() {
         return;
     }
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let proxied = Proxied::on(version, 1, "60s").await;
     let relay = proxied.relay().await;
     let load = proxied.start_load(100.0).await;
@@ -210,14 +210,14 @@ async fn b3_b9_a_bad_network_with_literal_durations_on_18() {
     survives_a_bad_network(PgVersion::V18).await;
 }
 
-/// F13: one of three brokers cannot be reached by the relay; to the cluster it is well, and goes on leading its
-/// partitions. Its rows wait, the others go on, and when it is back they arrive.
+/// F13: the relay cannot reach one of three brokers, which the cluster considers healthy and keeps as a leader. The
+/// rows of its partitions wait, others are delivered, and once it is reachable again the waiting rows arrive.
 #[tokio::test]
 async fn f13_one_of_three_brokers_is_silent() {
     if !long_matrix() {
         return;
     }
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let proxied = Proxied::on(PgVersion::V18, 3, "3s").await;
     let relay = proxied.relay().await;
     let load = proxied.start_load(200.0).await;
@@ -237,13 +237,13 @@ async fn g1_a_leader_killed_five_times_under_load() {
     if !long_matrix() {
         return;
     }
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut proxied = Proxied::on(PgVersion::V18, 3, "3s").await;
     let relay = proxied.relay().await;
     let load = proxied.start_load(RATE).await;
     for round in 0..5 {
         until_more(&relay, 100.0).await;
-        // Leaders are spread over the brokers, and move when one dies: every broker leads something.
+        // Leaders are distributed over the brokers and move when one dies, so every broker leads a partition.
         proxied.kafka.brokers()[round % 3].kill().await.unwrap();
         until_more(&relay, 500.0).await;
         proxied.kafka.start_again().await.unwrap();

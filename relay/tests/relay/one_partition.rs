@@ -1,11 +1,10 @@
-//! One partition makes no progress: it is shown with its cause, whatever the others do, and the others are delivered. That
-//! holds for a relay that starts in this state, too: nothing of the partition can be searched then, or it cannot take the record that
-//! goes alone.
+//! One partition makes no progress: it is shown with its cause while the others are delivered. This also applies to a
+//! relay that starts in this state and cannot scan the partition, or cannot send its probe.
 
 use testbed::kafka::{Kafka, KafkaOptions, create_topic};
 use testbed::{Database, unique, wait};
 
-use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy, right};
+use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, assert_correct, heavy_permit};
 use crate::proxied::until_more;
 
 /// Three brokers, and a site on the shared PostgreSQL whose topic has one replica of each partition, or three.
@@ -19,7 +18,7 @@ async fn three_brokers(replicas: i32) -> (Kafka, Site) {
     (kafka, site)
 }
 
-/// Stays not ready for this reason while others are acknowledged.
+/// Asserts that the relay stays not ready for this reason while other partitions acknowledge.
 async fn stays_shown_while_others_go_on(relay: &Relay, text: &str) {
     for _ in 0..10 {
         until_more(relay, 20.0).await;
@@ -31,10 +30,10 @@ async fn stays_shown_while_others_go_on(relay: &Relay, text: &str) {
     }
 }
 
-/// Finding and cure: too few replicas in sync for one topic, enough for the other.
+/// Too few replicas are in sync for one topic, and enough for the other: diagnosis and recovery.
 #[tokio::test]
 async fn r23_a_topic_below_its_min_insync_replicas_is_shown_while_others_are_delivered() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let (mut kafka, site) = three_brokers(3).await;
     let needy = unique("needy");
     let topic = format!("outbox.event.{needy}");
@@ -60,14 +59,14 @@ async fn r23_a_topic_below_its_min_insync_replicas_is_shown_while_others_are_del
     relay.until_ready().await;
     let mut log = load.stop().await.unwrap();
     log.settle(site.database.url(), "outbox").await.unwrap();
-    right(&site.judge(log, &relay).await);
+    assert_correct(&site.judge(log, &relay).await);
     assert_eq!(relay.status().await["sink"]["silentPartitions"].as_array().unwrap().len(), 0);
 }
 
-/// A broker that is suspended: what it leads waits and is named, what the others lead is delivered.
+/// A suspended broker: its partitions wait and are named, those of other leaders are delivered.
 #[tokio::test]
 async fn r23_partitions_of_a_suspended_broker_are_named_while_others_are_delivered() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let (mut kafka, site) = three_brokers(1).await;
     let relay = site.relay().await;
     let load = site.start_load(50.0).await;
@@ -75,7 +74,7 @@ async fn r23_partitions_of_a_suspended_broker_are_named_while_others_are_deliver
     kafka.brokers()[2].pause().unwrap();
     let text = relay.until("/readyz", 503, "NoAcknowledgement").await;
     assert!(text.contains(&format!("{}/", site.topic())), "{text}");
-    wait::until("the broker to be named", SOON, async || match relay.ask("/readyz").await {
+    wait::until("the broker to be named", TIMEOUT, async || match relay.ask("/readyz").await {
         Some((503, text)) if text.contains("broker 3") || text.contains("no leader") => Ok(()),
         seen => Err(format!("{seen:?}")),
     })
@@ -84,18 +83,18 @@ async fn r23_partitions_of_a_suspended_broker_are_named_while_others_are_deliver
     stays_shown_while_others_go_on(&relay, &site.topic()).await;
     kafka.brokers()[2].resume().unwrap();
     relay.until_ready().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// A relay that starts while a broker is dead can neither look into that broker's partitions nor send to them.
+/// A relay that starts while a broker is dead can neither scan that broker's partitions nor send to them.
 #[tokio::test]
 async fn a_relay_that_starts_without_one_broker_delivers_to_the_others() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let (mut kafka, site) = three_brokers(1).await;
     let relay = site.relay().await;
     let load = site.start_load(50.0).await;
     until_more(&relay, 100.0).await;
-    // Unconfirmed rows of every partition: they have to be searched for.
+    // Every partition has unconfirmed rows, so all of them have to be scanned.
     relay.kill().await;
     kafka.brokers()[2].kill().await.unwrap();
     kafka.until_brokers(2).await.unwrap();
@@ -110,13 +109,13 @@ async fn a_relay_that_starts_without_one_broker_delivers_to_the_others() {
     assert!(silent.as_array().unwrap().iter().any(waits_for), "{silent}");
     kafka.start_again().await.unwrap();
     relay.until_ready().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// The record that goes alone is refused for the moment: what is behind it waits, and nothing else.
+/// The probe is temporarily refused: only the rows after it wait.
 #[tokio::test]
-async fn a_partition_that_cannot_take_its_first_record_holds_up_no_other() {
-    let _place = heavy().await;
+async fn a_partition_that_does_not_accept_its_first_record_blocks_no_other() {
+    let _permit = heavy_permit().await;
     let (mut kafka, site) = three_brokers(3).await;
     let needy = unique("needy");
     let topic = format!("outbox.event.{needy}");
@@ -138,5 +137,5 @@ async fn a_partition_that_cannot_take_its_first_record_holds_up_no_other() {
     relay.until_ready().await;
     let mut log = load.stop().await.unwrap();
     log.settle(site.database.url(), "outbox").await.unwrap();
-    right(&site.judge(log, &relay).await);
+    assert_correct(&site.judge(log, &relay).await);
 }

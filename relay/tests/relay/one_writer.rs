@@ -1,5 +1,5 @@
-//! One relay writes at a time: the slot is the lock. What happens when it changes hands, by a clean stop, by death, and
-//! behind the back of a process that was paused.
+//! One relay writes at a time: the slot is the lock. The slot moves to another relay after a clean stop, a crash, and
+//! while its holder is paused.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use testbed::postgres::PgVersion;
 use testbed::process::Signal;
 use testbed::wait;
 
-use crate::fixture::{OwnServers, Relay, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, Relay, Site, TIMEOUT, assert_correct, heavy_permit};
 use crate::proxied::{Proxied, until_more};
 
 /// Rows per second.
@@ -19,8 +19,8 @@ async fn until_streaming(relay: &Relay) {
 
 /// A3.
 #[tokio::test]
-async fn a3_sigterm_again_and_again_under_load() {
-    let _place = heavy().await;
+async fn a3_repeated_sigterm_under_load() {
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     site.relay().await.stop().await;
     let load = site.start_load(RATE).await;
@@ -32,7 +32,7 @@ async fn a3_sigterm_again_and_again_under_load() {
         assert!(log.contains("stopped cleanly"), "{log}");
     }
     let relay = site.relay().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
     assert_eq!(
         relay.metric("outbox_relay_duplicates_suppressed_total").await,
         0.0,
@@ -40,10 +40,10 @@ async fn a3_sigterm_again_and_again_under_load() {
     );
 }
 
-/// A10: the one that does not hold the slot is ready, says that it stands by, and takes over by itself.
+/// A10: the relay that does not hold the slot is ready, reports that it stands by, and takes over automatically.
 #[tokio::test]
 async fn a10_a_standby_takes_over_from_one_that_died() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let mut first = site.relay().await;
     until_streaming(&first).await;
@@ -53,7 +53,7 @@ async fn a10_a_standby_takes_over_from_one_that_died() {
         second.until("/readyz", 200, "standby").await;
         assert_eq!(second.status().await["trouble"]["reason"], "SlotActive");
         until_more(&first, 30.0).await;
-        // By death, and by a clean stop.
+        // After a crash, and after a clean stop.
         if round % 2 == 0 {
             first.kill().await;
         } else {
@@ -63,13 +63,13 @@ async fn a10_a_standby_takes_over_from_one_that_died() {
         until_more(&second, 30.0).await;
         first = second;
     }
-    right(&site.verdict(load, &first).await);
+    assert_correct(&site.verdict(load, &first).await);
 }
 
-/// A relay that waits for the slot does not ask the server for it again and again.
+/// A relay that waits for the slot does not request it repeatedly.
 #[tokio::test]
-async fn a_standby_leaves_no_errors_in_the_servers_log() {
-    let _place = heavy().await;
+async fn a_standby_relay_causes_no_errors_in_the_server_log() {
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let active = site.relay().await;
@@ -77,9 +77,9 @@ async fn a_standby_leaves_no_errors_in_the_servers_log() {
     standby.until("/readyz", 200, "standby").await;
     let latest =
         "SELECT max(backend_start) FROM pg_stat_activity WHERE application_name = 'outbox-relay session'";
-    // It tries now and then all the same.
+    // It still checks from time to time.
     let mut tries = Vec::new();
-    wait::until("two tries", SOON, async || {
+    wait::until("two tries", TIMEOUT, async || {
         let started = site.value(latest).await;
         if !tries.contains(&started) {
             tries.push(started);
@@ -94,14 +94,14 @@ async fn a_standby_leaves_no_errors_in_the_servers_log() {
     until_streaming(&standby).await;
 }
 
-/// A5: paused for longer than `wal_sender_timeout`, while a successor takes the slot and goes on, then resumed.
-/// Nothing is lost, whatever happens, and nothing is out of order. What the paused process held ready to send may be
-/// appended when it is resumed: the slot does not fence Kafka (R10). Such records are counted by the successor, which
-/// reads the holes in its partitions. They are what was on its way to Kafka when the process was paused: of the seconds
-/// of rows that the server went on sending to it nothing is sent.
+/// A5: a relay is paused for longer than `wal_sender_timeout`, a successor acquires the slot and delivers, then the
+/// first is resumed. No event is lost or out of order. Records that the paused process had queued may be appended when
+/// it resumes, because the slot does not fence Kafka (R10). The successor counts them when it scans the gaps in its
+/// partitions. They are only those that were in flight when the process was paused: rows that the server sent to it
+/// during the pause are not sent.
 #[tokio::test]
 async fn a5_a_paused_relay_wakes_up_behind_its_successor() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let mut active = proxied.site.relay().await;
     let load = proxied.start_load(RATE).await;
@@ -112,11 +112,11 @@ async fn a5_a_paused_relay_wakes_up_behind_its_successor() {
         successor.until("/readyz", 200, "standby").await;
         until_more(&active, 50.0).await;
         active.program.signal(Signal::Stop).unwrap();
-        // The server ends the paused one's stream, and with it the lock.
+        // The server ends the paused relay's stream, which releases the slot.
         until_streaming(&successor).await;
         until_more(&successor, 200.0).await;
         active.program.signal(Signal::Cont).unwrap();
-        // The one that was paused finds its slot taken, and stands by.
+        // The paused relay finds that another holds the slot, and stands by.
         active.until("/readyz", 200, "standby").await;
         until_more(&successor, 200.0).await;
         detected += successor.metric("outbox_relay_duplicates_detected_total").await;
@@ -128,16 +128,16 @@ async fn a5_a_paused_relay_wakes_up_behind_its_successor() {
     println!("duplicates: {duplicates} in Kafka, {detected} counted");
     assert_eq!(verdict.lost.count, 0, "\n{verdict}");
     assert_eq!(verdict.phantom.count + verdict.reordered.count + verdict.corrupted.count, 0, "\n{verdict}");
-    // One second's rows a round; the server sends for three before it gives the process up.
+    // The rows of one second per round; the server sends for three seconds before it ends the stream.
     let under_way = RATE * f64::from(ROUNDS);
-    assert!((duplicates as f64) < under_way, "it went on sending after the pause:\n{verdict}");
-    assert!(duplicates == 0 || detected > 0.0, "there are duplicates that nobody counted:\n{verdict}");
+    assert!((duplicates as f64) < under_way, "it continued to send after the pause:\n{verdict}");
+    assert!(duplicates == 0 || detected > 0.0, "there are uncounted duplicates:\n{verdict}");
 }
 
-/// A pause shorter than the timeout changes nothing: the relay still has its slot, and goes on.
+/// A pause shorter than the timeout has no effect: the relay still holds its slot, and continues.
 #[tokio::test]
-async fn a5_a_short_pause_is_nothing() {
-    let _place = heavy().await;
+async fn a5_a_short_pause_has_no_effect() {
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
     let load = site.start_load(RATE).await;
@@ -148,13 +148,13 @@ async fn a5_a_short_pause_is_nothing() {
         relay.program.signal(Signal::Cont).unwrap();
     }
     until_more(&relay, 50.0).await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// C3: the walsender is ended behind the relay's back, again and again.
+/// C3: another client repeatedly terminates the walsender.
 #[tokio::test]
-async fn c3_the_walsender_is_terminated_again_and_again() {
-    let _place = heavy().await;
+async fn c3_the_walsender_is_terminated_repeatedly() {
+    let _permit = heavy_permit().await;
     survives_terminations(Site::shared().await).await;
 }
 
@@ -168,13 +168,15 @@ pub async fn survives_terminations(site: Site) {
     );
     for _ in 0..6 {
         until_more(&relay, 30.0).await;
-        wait::until("the end of a walsender", SOON, async || match site.value(&terminate).await.as_deref() {
-            Some("1") => Ok(()),
-            _ => Err("nobody holds the slot"),
+        wait::until("the end of a walsender", TIMEOUT, async || {
+            match site.value(&terminate).await.as_deref() {
+                Some("1") => Ok(()),
+                _ => Err("nobody holds the slot"),
+            }
         })
         .await
         .unwrap();
     }
     until_more(&relay, 30.0).await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }

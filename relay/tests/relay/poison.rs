@@ -8,13 +8,13 @@ use testbed::kafka::create_topic;
 use testbed::records::{Record, read_all};
 use testbed::wait;
 
-use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy};
+use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, heavy_permit};
 
 /// Small, so that rows beyond it are cheap.
 const LIMIT: usize = 100_000;
 
 fn dead_topic(site: &Site) -> String {
-    // A name that the default rule can give.
+    // A name that the default rule can result in.
     format!("outbox.event.{}-dead", site.aggregate)
 }
 
@@ -22,7 +22,7 @@ pub async fn site() -> Site {
     let mut site = Site::shared().await;
     create_topic(&site.bootstrap, &dead_topic(&site), PARTITIONS, 1, &[]).await.unwrap();
     site.extra = format!("delivery: {{onPoison: DeadLetter, deadLetterTopic: '{}'}}\n", dead_topic(&site));
-    // What a five-column table made for Debezium may let through.
+    // Rows that a five-column table for Debezium accepts.
     site.execute("ALTER TABLE outbox ALTER id DROP NOT NULL, ALTER aggregatetype DROP NOT NULL").await;
     site
 }
@@ -36,7 +36,7 @@ pub async fn dead_letters(site: &Site) -> Vec<Record> {
 }
 
 pub async fn until_dead(site: &Site, count: usize) -> Vec<Record> {
-    wait::until(format!("{count} dead letters"), SOON, async || {
+    wait::until(format!("{count} dead letters"), TIMEOUT, async || {
         let letters = dead_letters(site).await;
         if letters.len() >= count { Ok(letters) } else { Err(letters.len()) }
     })
@@ -65,7 +65,7 @@ fn text(bytes: Option<&Vec<u8>>) -> Option<&str> {
 }
 
 #[tokio::test]
-async fn every_kind_of_poison_becomes_a_dead_letter_and_the_rest_goes_on() {
+async fn every_kind_of_poison_becomes_a_dead_letter_and_other_rows_are_delivered() {
     let site = site().await;
     let relay = site.launch(limited);
     relay.until_ready().await;
@@ -163,7 +163,7 @@ async fn a_record_of_exactly_the_limit_is_delivered_and_one_byte_more_is_not() {
 }
 
 #[tokio::test]
-async fn a_row_that_waits_is_freed_by_the_switch_from_stop_to_dead_letters() {
+async fn a_blocked_row_is_delivered_once_dead_letters_are_enabled() {
     let site = site().await;
     let relay = site.launch(|text| text.replace("onPoison: DeadLetter", "onPoison: Stop"));
     relay.until_ready().await;
@@ -173,7 +173,7 @@ async fn a_row_that_waits_is_freed_by_the_switch_from_stop_to_dead_letters() {
     row(&site, "k", id, "'no topic'", "'2'", "NULL").await;
     row(&site, "k", id, &good, "'3'", "NULL").await;
     relay.until("/readyz", 503, "PoisonRow").await;
-    assert_eq!(site.until_records(1).await.len(), 1, "nothing goes past a poison row");
+    assert_eq!(site.until_records(1).await.len(), 1, "a row overtook a poison row");
     assert!(dead_letters(&site).await.is_empty());
     let (code, log) = relay.stop().await;
     assert_eq!(code, Some(0), "{log}");
@@ -206,7 +206,7 @@ async fn a_dead_letter_waits_for_its_topic_as_any_event_does() {
     site.insert([("k", 2)]).await;
     let later = format!("outbox.event.{}-later", site.aggregate);
     relay.until("/readyz", 503, &format!("TopicMissing: topic {later} does not exist")).await;
-    assert!(site.records().await.is_empty(), "nothing goes past what is nowhere yet");
+    assert!(site.records().await.is_empty(), "a row overtook one whose topic does not exist");
     create_topic(&site.bootstrap, &later, 1, 1, &[]).await.unwrap();
     relay.until_ready().await;
     site.until_records(1).await;
@@ -216,8 +216,8 @@ async fn a_dead_letter_waits_for_its_topic_as_any_event_does() {
 }
 
 #[tokio::test]
-async fn kill_9_while_dead_letters_flow_leaves_each_exactly_once() {
-    let _place = heavy().await;
+async fn kill_9_while_dead_letters_are_sent_leaves_each_exactly_once() {
+    let _permit = heavy_permit().await;
     let site = site().await;
     site.relay().await.kill().await;
     let writer = async {
@@ -246,23 +246,24 @@ async fn kill_9_while_dead_letters_flow_leaves_each_exactly_once() {
     exactly(&site, &dead_letters(&site).await, "aggregatetype = 'no topic'").await;
 }
 
-/// The records are the rows that `condition` selects, each once, in the order of their positions and of each key.
+/// Asserts that the records are the rows that `condition` selects, each once, in the order of their positions and per
+/// key.
 pub async fn exactly(site: &Site, records: &[Record], condition: &str) {
     let rows = site.value(&format!("SELECT string_agg(id::text, ',') FROM outbox WHERE {condition}")).await;
     let rows = rows.unwrap();
     let expected: BTreeSet<&str> = rows.split(',').collect();
     let ids: Vec<&str> = records.iter().map(|record| record.header("ce_id").unwrap()).collect();
-    assert_eq!(ids.len(), expected.len(), "lost or twice");
+    assert_eq!(ids.len(), expected.len(), "lost or duplicated");
     assert_eq!(ids.into_iter().collect::<BTreeSet<_>>(), expected);
     for partition in 0..PARTITIONS {
         let of = || records.iter().filter(|record| record.partition == partition);
         assert!(of().is_sorted_by_key(|record| record.header("ce_sequence").unwrap()));
         let numbers = of().map(|record| text(record.value.as_ref()).unwrap().parse::<u32>().unwrap());
-        assert!(numbers.is_sorted(), "order of a key");
+        assert!(numbers.is_sorted(), "the order of a key");
     }
 }
 
-/// With this rule a type may be marked as broken, and goes where the others go.
+/// With this rule a row can be marked as broken by its type, and goes to the same topic as the others.
 fn cured(text: String) -> String {
     format!("{text}routing: {{regex: '(?<routedByValue>[^ ]+)( broken)?'}}\n")
 }
@@ -304,7 +305,7 @@ async fn dead_letters_are_listed_and_sent_again_by_the_running_relay() {
     let all = ["dead-letters", "replay", "--all"];
     let answer = site.command(ill.admin, limited, &all).await;
     assert_eq!(answer.code, Some(69), "{answer:?}");
-    assert!(answer.out.contains("0 sent, 4 refused"), "nothing was cured: {answer:?}");
+    assert!(answer.out.contains("0 sent, 4 refused"), "no cause was corrected: {answer:?}");
 
     let well = site.launch(cured);
     well.until("/readyz", 200, "standby").await;
@@ -342,7 +343,7 @@ async fn dead_letters_are_listed_and_sent_again_by_the_running_relay() {
     assert_eq!(find(&records, "large").header("own"), Some("h"));
     assert_eq!(find(&records, "large").header("content-type"), Some("application/json"));
 
-    // The stream goes on beside them, and what follows a replay is neither lost nor taken for a duplicate.
+    // The stream continues during replays, and a row after a replay is neither lost nor treated as a duplicate.
     assert_eq!(well.ask("/readyz").await.unwrap().0, 200);
     site.insert([("large", 1), ("routed", 2), ("other", 3)]).await;
     site.until_records(6).await;
@@ -357,7 +358,7 @@ async fn dead_letters_are_listed_and_sent_again_by_the_running_relay() {
     assert_eq!(well.metric("outbox_relay_duplicates_detected_total").await, 0.0);
 }
 
-/// What does not fit into a dead letter is read from the table again, a key of bytes byte for byte.
+/// Values that do not fit into a dead letter are read from the table again, a binary key byte for byte.
 #[tokio::test]
 async fn a_key_of_bytes_is_the_same_after_it_was_read_from_the_table() {
     let site = site().await;

@@ -1,4 +1,4 @@
-//! A connection pooler in the place of PostgreSQL is named as such, whether it refuses replication or passes it on.
+//! A connection pooler in front of PostgreSQL is named as such, whether it refuses replication or forwards it.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -10,18 +10,18 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::fixture::Site;
 use crate::misconfiguration::shows;
 
-/// What a pooler does with connections that want replication.
+/// How a pooler handles replication connections.
 #[derive(Clone, Copy, PartialEq)]
 enum Replication {
-    /// As PgBouncer before 1.23.
+    /// Like PgBouncer before 1.23.
     Refused,
-    /// As PgBouncer since.
+    /// Like PgBouncer since 1.23.
     Passed,
 }
 
 const SSL_REQUEST: u32 = 80_877_103;
 const TERMINATE: u8 = b'X';
-/// Ends what a client sends at once.
+/// The last message that a client sends before it waits.
 const ENDS: [u8; 2] = [b'Q', b'S'];
 
 /// Transaction pooling: a client has a server connection from its first statement until no transaction is open.
@@ -141,7 +141,7 @@ async fn answer(server: &mut TcpStream) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Poolers make up the key by which a client cancels.
+/// Poolers invent the key by which a client cancels a query.
 fn name_another_process(greeting: &mut [u8]) {
     let mut at = 0;
     while at < greeting.len() {
@@ -153,14 +153,14 @@ fn name_another_process(greeting: &mut [u8]) {
     }
 }
 
-/// As PgBouncer sends it: without the field for the severity that is never translated.
+/// An error as PgBouncer sends it: without the field of the untranslated severity.
 fn refusal(text: &str) -> Vec<u8> {
     let body = format!("SFATAL\0C08P01\0M{text}\0\0");
     [b"E", &(body.len() as u32 + 4).to_be_bytes()[..], body.as_bytes()].concat()
 }
 
 #[tokio::test]
-async fn a_pooler_is_named_whether_it_refuses_replication_or_passes_it() {
+async fn a_pooler_is_named_whether_it_refuses_replication_or_forwards_it() {
     let url = shared().await.unwrap().postgres_url("postgres");
     let server = url.parse::<sqlx::postgres::PgConnectOptions>().unwrap().get_port();
     for replication in [Replication::Refused, Replication::Passed] {

@@ -1,5 +1,5 @@
-//! A site whose relay reaches Postgres and Kafka by way of fault proxies. The writers and the checker do not, so that
-//! what they know is not spoiled by what the relay suffers.
+//! A site whose relay connects to PostgreSQL and Kafka through fault proxies. The writers and the checker connect
+//! directly, so that the faults do not affect them.
 
 use testbed::kafka::{Kafka, KafkaOptions, create_topic};
 use testbed::load::{Load, LoadOptions};
@@ -7,12 +7,12 @@ use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
 use testbed::proxy::{Fault, Proxy};
 use testbed::{Database, wait};
 
-use crate::fixture::{PARTITIONS, Relay, SOON, Site, right};
+use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, assert_correct};
 
-/// Short, so that what happens at a timeout happens soon.
+/// Short, so that timeouts occur soon.
 const WAL_SENDER_TIMEOUT: &str = "3s";
 
-/// See the module's text.
+/// See the module documentation.
 pub struct Proxied {
     pub site: Site,
     pub to_postgres: Proxy,
@@ -25,7 +25,7 @@ impl Proxied {
         Proxied::on(PgVersion::V18, 1, WAL_SENDER_TIMEOUT).await
     }
 
-    /// With three brokers, the topic has three replicas, of which two must have a record.
+    /// With three brokers, the topic has three replicas, of which two must be in sync.
     pub async fn on(version: PgVersion, brokers: usize, wal_sender_timeout: &str) -> Proxied {
         let settings = vec![("wal_sender_timeout".to_owned(), wal_sender_timeout.to_owned())];
         let postgres = PostgresOptions { version, settings, ..PostgresOptions::default() };
@@ -52,12 +52,12 @@ impl Proxied {
         relay
     }
 
-    /// The same to every broker.
+    /// Applies the same fault to every broker.
     pub fn to_kafka(&self, fault: Fault) {
         self.kafka.proxies().iter().for_each(|proxy| proxy.set(fault));
     }
 
-    /// Transactions of many rows, so that most bytes of the stream lie between a Begin and its Commit.
+    /// Transactions of many rows, so that most bytes of the stream are between a Begin and its Commit.
     pub async fn start_load(&self, rate: f64) -> Load {
         let options = LoadOptions {
             aggregatetype: self.site.aggregate.clone(),
@@ -70,15 +70,15 @@ impl Proxied {
     }
 
     pub async fn judge(&self, load: Load, relay: &Relay) {
-        right(&self.site.verdict(load, relay).await);
+        assert_correct(&self.site.verdict(load, relay).await);
     }
 }
 
-/// Waits until the relay has had so many more events acknowledged: it does not only say that it is well.
+/// Waits until Kafka has acknowledged this many more events, because readiness alone does not prove progress.
 pub async fn until_more(relay: &Relay, events: f64) {
     let acknowledged = "outbox_relay_events_total";
     let before = relay.metric(acknowledged).await;
-    wait::until(format!("{events} more events"), SOON, async || {
+    wait::until(format!("{events} more events"), TIMEOUT, async || {
         let seen = relay.metric(acknowledged).await;
         if seen >= before + events { Ok(()) } else { Err(format!("{seen}\n{}", relay.status_text().await)) }
     })

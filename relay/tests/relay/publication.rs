@@ -1,13 +1,13 @@
-//! D14: the publication is dropped, renamed, or altered while the relay streams. Postgres leaves the rows out without
-//! a word (15 to 17 end the stream when it is gone, 18 warns), so what is promised is that it is noticed, that
-//! delivery stops with the reason, and that nothing beyond the change is confirmed.
+//! D14: the publication is dropped, renamed, or altered while the relay streams. PostgreSQL silently omits the rows (15
+//! to 17 end the stream when the publication is gone, 18 sends a warning). The guarantee is that the relay detects it,
+//! that delivery stops with the reason, and that nothing after the change is confirmed.
 
 use testbed::postgres::PgVersion;
 use testbed::wait;
 
-use crate::fixture::{OwnServers, SOON, Site, heavy};
+use crate::fixture::{OwnServers, Site, TIMEOUT, heavy_permit};
 
-/// What somebody does, and what undoes it.
+/// A change, and the statement that undoes it.
 const CHANGES: [(&str, &str); 6] = [
     (
         "DROP PUBLICATION outbox",
@@ -29,7 +29,7 @@ const CHANGES: [(&str, &str); 6] = [
     ),
 ];
 
-/// Changes it under load and undoes that after some rows, so that only what lies between is missing.
+/// Changes the publication under load and undoes that after some rows, so that only the rows in between are missing.
 async fn is_noticed(site: &Site, change: &str, undo: &str) {
     let relay = site.relay().await;
     five_rows(site).await;
@@ -40,8 +40,8 @@ async fn is_noticed(site: &Site, change: &str, undo: &str) {
     site.execute(undo).await;
     five_rows(site).await;
     relay.until("/readyz", 503, "PublicationChanged").await;
-    assert!(!relay.program.log().contains("SlotLost"), "the slot is not to blame:\n{}", relay.program.log());
-    // Nothing beyond the change is confirmed, neither in the checkpoint nor in the slot.
+    assert!(!relay.program.log().contains("SlotLost"), "the slot is not the cause:\n{}", relay.program.log());
+    // Nothing after the change is confirmed, neither in the checkpoint nor in the slot.
     let beyond = format!(
         "SELECT greatest(confirmed_flush_lsn, (SELECT confirmed_lsn FROM outbox_checkpoint)) > '{changed_at}'
          FROM pg_replication_slots WHERE slot_name = '{}'",
@@ -53,7 +53,7 @@ async fn is_noticed(site: &Site, change: &str, undo: &str) {
         "{change}: confirmed beyond {changed_at}"
     );
     assert_eq!(relay.metric("outbox_relay_gap_total").await, 1.0);
-    // A new process finds the same, although the publication looks as it should.
+    // A new process reports the same, although the publication is correct again.
     relay.kill().await;
     let relay = site.launch(|text| text);
     relay.until("/readyz", 503, "PublicationChanged").await;
@@ -61,7 +61,7 @@ async fn is_noticed(site: &Site, change: &str, undo: &str) {
     assert_eq!(relay.stop().await.0, Some(0));
 }
 
-/// Each in a transaction of its own.
+/// Each row in a separate transaction.
 async fn five_rows(site: &Site) {
     for n in 0..5 {
         site.insert([("k", n)]).await;
@@ -69,8 +69,8 @@ async fn five_rows(site: &Site) {
 }
 
 #[tokio::test]
-async fn d14_a_change_of_the_publication_is_noticed_and_nothing_is_confirmed_past_it() {
-    let _place = heavy().await;
+async fn d14_a_change_of_the_publication_is_detected_and_nothing_is_confirmed_after_it() {
+    let _permit = heavy_permit().await;
     for (change, undo) in CHANGES {
         println!("{change}");
         is_noticed(&Site::shared().await, change, undo).await;
@@ -79,7 +79,7 @@ async fn d14_a_change_of_the_publication_is_noticed_and_nothing_is_confirmed_pas
 
 #[tokio::test]
 async fn d14_also_on_postgres_15() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V15, &[]).await;
     for (change, undo) in &CHANGES[..3] {
         println!("{change}");
@@ -87,9 +87,9 @@ async fn d14_also_on_postgres_15() {
     }
 }
 
-/// A person who has put the missing rows back says so, and it goes on.
+/// After an operator has republished the missing rows and runs the documented statement, delivery continues.
 #[tokio::test]
-async fn d14_goes_on_when_somebody_has_seen_to_the_gap() {
+async fn d14_delivery_continues_once_an_operator_has_handled_the_gap() {
     let site = Site::shared().await;
     let (change, undo) = CHANGES[2];
     is_noticed(&site, change, undo).await;
@@ -97,7 +97,7 @@ async fn d14_goes_on_when_somebody_has_seen_to_the_gap() {
     site.execute("UPDATE outbox_checkpoint SET publication_fingerprint = NULL").await;
     let relay = site.relay().await;
     site.insert([("later", 1)]).await;
-    wait::until("the row that was written later", SOON, async || {
+    wait::until("the row that was written later", TIMEOUT, async || {
         let records = site.records().await;
         let there = records.iter().any(|record| record.key.as_deref() == Some(b"later"));
         if there && records.len() > before { Ok(()) } else { Err(records.len()) }
@@ -107,7 +107,7 @@ async fn d14_goes_on_when_somebody_has_seen_to_the_gap() {
     site.until_confirmed(&relay).await;
 }
 
-/// Other tables of the publication are nobody's business.
+/// Other tables in the publication do not matter.
 #[tokio::test]
 async fn d14_another_table_in_the_publication_changes_nothing() {
     let site = Site::shared().await;

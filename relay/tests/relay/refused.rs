@@ -1,5 +1,5 @@
-//! Records that Kafka does not take: the row becomes a dead letter or stops delivery, and the relay is not ready as long
-//! as it lasts.
+//! Records that Kafka refuses: the row becomes a dead letter or stops delivery, and the relay is not ready while it
+//! lasts.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use testbed::kafka::{alter_topic, create_topic, grow_topic};
 use testbed::records::{Record, read_all};
 use testbed::wait;
 
-use crate::fixture::{Relay, SOON, Site, heavy};
+use crate::fixture::{Relay, Site, TIMEOUT, heavy_permit};
 use crate::kafka_access::{Guarded, PASSWORD, USER};
 
-/// What the topic takes by its `max.message.bytes`, and its segments do not.
+/// A size that the topic's `max.message.bytes` allows, but its `segment.bytes` does not.
 const TOPIC: [(&str, &str); 2] = [("max.message.bytes", "5000000"), ("segment.bytes", "1048576")];
 const LARGER_SEGMENTS: [(&str, &str); 2] = [("max.message.bytes", "5000000"), ("segment.bytes", "10485760")];
 const COMPACTED: [(&str, &str); 1] = [("cleanup.policy", "compact")];
@@ -36,7 +36,7 @@ async fn with_dead_letters(site: &mut Site, settings: &[(&str, &str)]) {
     site.execute("ALTER TABLE outbox ALTER aggregateid DROP NOT NULL").await;
 }
 
-/// Batches as large as the topic says it takes.
+/// Batches as large as the topic's `max.message.bytes` allows.
 fn large_records(text: String) -> String {
     text.replace("sink: {", "sink: {maxMessageBytes: 5000000, ")
 }
@@ -45,7 +45,7 @@ fn stop(text: String) -> String {
     large_records(text).replace("onPoison: DeadLetter", "onPoison: Stop")
 }
 
-/// One row: SQL expressions of aggregatetype, key and payload. Answers its id.
+/// Inserts one row from SQL expressions of aggregatetype, key and payload. Returns its id.
 async fn row(site: &Site, kind: &str, key: &str, payload: &str) -> String {
     let insert = format!(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
@@ -58,7 +58,7 @@ async fn event(site: &Site, key: &str, payload: &str) -> String {
     row(site, &format!("'{}'", site.aggregate), key, payload).await
 }
 
-/// 2 MB that no compression makes smaller than a segment.
+/// 2 MB that remain larger than a segment after compression.
 const LARGE: &str =
     "(SELECT to_jsonb(string_agg(md5(n::text || random()), '')) FROM generate_series(1, 62500) n)";
 
@@ -67,7 +67,7 @@ async fn dead_letters(site: &Site) -> Vec<Record> {
 }
 
 async fn until_dead(site: &Site, count: usize) -> Vec<Record> {
-    wait::until(format!("{count} dead letters"), SOON, async || {
+    wait::until(format!("{count} dead letters"), TIMEOUT, async || {
         let letters = dead_letters(site).await;
         if letters.len() >= count { Ok(letters) } else { Err(letters.len()) }
     })
@@ -79,7 +79,7 @@ fn ids(records: &[Record]) -> Vec<&str> {
     records.iter().map(|record| record.header("ce_id").unwrap()).collect()
 }
 
-/// Asks `/readyz` every 50 ms: it must not say that all is well.
+/// Queries `/readyz` every 50 ms: the relay must not report that it is ready.
 async fn never_ready(relay: &Relay, for_long: Duration) {
     let until = tokio::time::Instant::now() + for_long;
     while tokio::time::Instant::now() < until {
@@ -107,7 +107,11 @@ async fn a_row_without_a_key_in_a_compacted_topic_becomes_a_dead_letter() {
     assert_eq!(letters[0].header("dead_letter_reason"), Some("no_key"));
     assert!(letters[0].header("dead_letter_error").unwrap().contains("is compacted"), "{letters:?}");
     site.until_confirmed(&relay).await;
-    assert_eq!(relay.metric("outbox_relay_producer_rebuilds_total").await, 0.0, "it was known beforehand");
+    assert_eq!(
+        relay.metric("outbox_relay_producer_rebuilds_total").await,
+        0.0,
+        "the refusal was predictable"
+    );
 }
 
 #[tokio::test]
@@ -130,7 +134,7 @@ async fn a_row_without_a_key_stops_delivery_until_the_topic_is_no_longer_compact
     site.until_confirmed(&relay).await;
 }
 
-/// The broker refuses first, the settings are read again, and then they decide.
+/// First the broker refuses, then the relay reads the settings again and applies them.
 #[tokio::test]
 async fn a_topic_may_become_compacted_while_the_relay_runs() {
     let site = site(&[], &[]).await;
@@ -152,8 +156,8 @@ async fn a_topic_may_become_compacted_while_the_relay_runs() {
 }
 
 #[tokio::test]
-async fn a_row_that_only_the_broker_can_judge_becomes_a_dead_letter_and_the_others_are_delivered() {
-    let _place = heavy().await;
+async fn a_row_that_only_the_broker_can_check_becomes_a_dead_letter_and_the_others_are_delivered() {
+    let _permit = heavy_permit().await;
     let site = site(&TOPIC, &[]).await;
     let relay = site.launch(large_records);
     relay.until_ready().await;
@@ -171,8 +175,8 @@ async fn a_row_that_only_the_broker_can_judge_becomes_a_dead_letter_and_the_othe
     assert_eq!(ids(&site.until_records(2).await), [first.as_str(), last.as_str()]);
     relay.until_ready().await;
     site.until_confirmed(&relay).await;
-    // What is confirmed is not remembered.
-    wait::until("the refusals are forgotten", SOON, async || {
+    // Refusals of confirmed rows are dropped.
+    wait::until("the refusals are forgotten", TIMEOUT, async || {
         let mapping = site.value("SELECT mapping::text FROM outbox_checkpoint").await.unwrap();
         if mapping.contains("refused") { Err(mapping) } else { Ok(()) }
     })
@@ -181,8 +185,8 @@ async fn a_row_that_only_the_broker_can_judge_becomes_a_dead_letter_and_the_othe
 }
 
 #[tokio::test]
-async fn a_refused_row_stops_delivery_and_the_relay_is_not_ready_until_the_broker_takes_it() {
-    let _place = heavy().await;
+async fn a_refused_row_stops_delivery_and_the_relay_is_not_ready_until_the_broker_accepts_it() {
+    let _permit = heavy_permit().await;
     let site = site(&TOPIC, &[]).await;
     let relay = site.launch(stop);
     relay.until_ready().await;
@@ -197,13 +201,13 @@ async fn a_refused_row_stops_delivery_and_the_relay_is_not_ready_until_the_broke
     for part in [&format!("event {refused} at 0000000"), &site.topic(), "MessageBatchTooLarge"] {
         assert!(shown.contains(part), "{shown}");
     }
-    // Longer than until the row is tried again.
+    // Longer than the retry interval of the row.
     never_ready(&relay, Duration::from_secs(15)).await;
     assert!(relay.status().await["lastTrouble"]["until"].is_null());
     let log = relay.program.log();
     assert_eq!(times_ready_again(&log), before, "{log}");
 
-    // The decision is known from the start.
+    // The new session knows the refusal from its start.
     relay.kill().await;
     let relay = site.launch(stop);
     relay.until("/readyz", 503, &format!("PoisonRow: event {refused}")).await;
@@ -222,7 +226,7 @@ async fn a_refused_row_stops_delivery_and_the_relay_is_not_ready_until_the_broke
 
 #[tokio::test]
 async fn kill_9_while_rows_are_refused_leaves_each_exactly_once() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = site(&TOPIC, &[]).await;
     site.launch(large_records).kill().await;
     let (mut good, mut refused) = (Vec::new(), Vec::new());
@@ -243,8 +247,8 @@ async fn kill_9_while_rows_are_refused_leaves_each_exactly_once() {
 }
 
 #[tokio::test]
-async fn a_copy_passes_rows_that_the_broker_refuses() {
-    let _place = heavy().await;
+async fn a_snapshot_continues_after_rows_that_the_broker_refuses() {
+    let _permit = heavy_permit().await;
     let site = site(&TOPIC, &[]).await;
     let first = event(&site, "'k'", "'1'").await;
     let refused = event(&site, "'k'", LARGE).await;
@@ -258,7 +262,7 @@ async fn a_copy_passes_rows_that_the_broker_refuses() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_topic_that_takes_no_keyless_record_is_named() {
+async fn a_dead_letter_topic_that_accepts_no_keyless_record_is_named() {
     let site = site(&[], &COMPACTED).await;
     let relay = site.relay().await;
     let lost = row(&site, "'no topic'", "NULL", "'1'").await;
@@ -274,8 +278,8 @@ async fn a_dead_letter_topic_that_takes_no_keyless_record_is_named() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_topic_that_refuses_is_named_and_asked_again() {
-    let _place = heavy().await;
+async fn a_dead_letter_topic_that_refuses_is_named_and_retried() {
+    let _permit = heavy_permit().await;
     let site = site(&[], &TOPIC).await;
     let relay = site.launch(large_records);
     relay.until_ready().await;
@@ -293,7 +297,7 @@ async fn a_dead_letter_topic_that_refuses_is_named_and_asked_again() {
 }
 
 #[tokio::test]
-async fn no_event_goes_to_kafkas_own_topics_or_to_illegal_ones() {
+async fn no_event_goes_to_kafkas_internal_topics_or_to_illegal_ones() {
     let mut site = site(&[], &[]).await;
     site.extra.push_str("routing: {replacement: '${routedByValue}'}\n");
     let relay = site.relay().await;
@@ -312,7 +316,7 @@ async fn no_event_goes_to_kafkas_own_topics_or_to_illegal_ones() {
     site.until_confirmed(&relay).await;
 }
 
-/// The producers are told of the partitions before a record goes there.
+/// The producers know the new partitions before a record is sent there.
 #[tokio::test]
 async fn a_topic_that_grows_is_no_error() {
     let site = site(&[], &[]).await;
@@ -321,7 +325,7 @@ async fn a_topic_that_grows_is_no_error() {
     site.until_records(1).await;
     for partitions in [2, 3, 5] {
         grow_topic(&site.bootstrap, &site.topic(), partitions).await.unwrap();
-        wait::until(format!("records in partition {}", partitions - 1), SOON, async || {
+        wait::until(format!("records in partition {}", partitions - 1), TIMEOUT, async || {
             let keys: Vec<String> = (0..40).map(|n| format!("key-{n}")).collect();
             site.insert(keys.iter().map(|key| (key.as_str(), 1))).await;
             let records = site.records().await;
@@ -336,10 +340,10 @@ async fn a_topic_that_grows_is_no_error() {
     assert_eq!(relay.metric("outbox_relay_producer_rebuilds_total").await, 0.0);
 }
 
-/// What the relay may not read beforehand, the broker's answer decides.
+/// If the relay may not read the topic's settings, the broker's response decides.
 #[tokio::test]
 async fn without_describe_configs_the_broker_decides() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut guarded = Guarded::start(true).await;
     with_dead_letters(&mut guarded.site, &[]).await;
     let (site, kafka) = (&guarded.site, &guarded.kafka);
@@ -379,14 +383,14 @@ async fn without_describe_configs_the_broker_decides() {
 }
 
 #[tokio::test]
-async fn a_permission_that_is_missing_shows_all_the_time_and_no_longer_when_it_is_granted() {
-    let _place = heavy().await;
+async fn a_missing_permission_is_shown_until_it_is_granted() {
+    let _permit = heavy_permit().await;
     let guarded = Guarded::start(true).await;
     let (site, kafka) = (&guarded.site, &guarded.kafka);
     kafka.allow(USER, &site.topic(), &["Describe", "Read", "DESCRIBE_CONFIGS"]).await.unwrap();
     site.insert([("a", 1), ("b", 2), ("c", 3)]).await;
     let relay = guarded.relay(&guarded.tls("ca.pem"), &guarded.sasl("PLAIN"));
-    // A producer gets no id as long as it may write to no topic at all.
+    // A producer gets no producer id while it may not write to any topic.
     relay.until("/readyz", 503, "KafkaPermissionDenied: a producer has failed").await;
     kafka.allow(USER, "another", &["Write"]).await.unwrap();
     let refused = format!("KafkaPermissionDenied: Kafka refused a record for {}/", site.topic());
@@ -401,10 +405,10 @@ async fn a_permission_that_is_missing_shows_all_the_time_and_no_longer_when_it_i
     site.judge_table(&relay).await;
 }
 
-/// Nothing has to be sent for the relay to see that it may log in again.
+/// The relay detects that authentication works again without sending a record.
 #[tokio::test]
-async fn a_login_that_fails_shows_all_the_time_and_is_over_without_a_row() {
-    let _place = heavy().await;
+async fn failed_authentication_is_shown_until_it_works_again_without_a_row() {
+    let _permit = heavy_permit().await;
     let guarded = Guarded::start(false).await;
     guarded.write("password", "wrong-secret");
     let relay = guarded.relay(&guarded.tls("ca.pem"), &guarded.sasl("PLAIN"));

@@ -1,4 +1,4 @@
-//! R9: what a relay that starts behind Kafka does with rows that are there already.
+//! R9: a relay that starts behind Kafka does not send rows that Kafka has already.
 
 use std::collections::HashMap;
 
@@ -9,26 +9,26 @@ use serde_json::Value;
 use testbed::records::Record;
 use testbed::{unique, wait};
 
-use crate::fixture::{Relay, SOON, Site};
+use crate::fixture::{Relay, Site, TIMEOUT};
 
-/// A position beyond all others.
+/// A position after all others.
 const HIGHEST: &str = "ffffffffffffffff-ffffffffffffffff";
 
-/// Slot and checkpoint as they were at some time: what a relay finds that died before it could store more.
+/// Slot and checkpoint at an earlier time, as a relay finds them whose predecessor died before it stored more.
 struct Before {
     slot: String,
     checkpoint: Value,
 }
 
 impl Before {
-    /// Keeps both; no relay may hold the slot.
+    /// Saves both. No relay may hold the slot.
     async fn now(site: &Site) -> Before {
         let slot = copy_slot(site).await;
         let checkpoint = site.value("SELECT row_to_json(c) FROM outbox_checkpoint c").await.unwrap();
         Before { slot, checkpoint: serde_json::from_str(&checkpoint).unwrap() }
     }
 
-    /// Goes back to both; Kafka stays as it is.
+    /// Restores both. Kafka is unchanged.
     async fn restore(self, site: &mut Site) {
         site.execute(&format!(
             "UPDATE outbox_checkpoint SET slot = '{}', confirmed_lsn = '{}', kafka_offsets = '{}'",
@@ -47,7 +47,8 @@ async fn copy_slot(site: &Site) -> String {
     copy
 }
 
-/// A site whose relay has delivered row 0, stored that, delivered rows 1 to 6 and died without storing them.
+/// A site whose relay has delivered row 0, stored its checkpoint, delivered rows 1 to 6, and died before storing it
+/// again.
 pub async fn six_rows_ahead() -> (Site, Vec<Record>) {
     let mut site = Site::shared().await;
     let relay = site.relay().await;
@@ -65,7 +66,7 @@ pub async fn six_rows_ahead() -> (Site, Vec<Record>) {
     (site, records)
 }
 
-/// How often each `n` of this site's rows is in Kafka; records that only look like them are left out.
+/// How often each `n` of this site's rows is in Kafka, without the records that only resemble them.
 fn occurrences(site: &Site, records: &[Record]) -> HashMap<i64, usize> {
     let source = format!("/{}/public.outbox", site.database.name());
     let ours = records.iter().filter(|record| {
@@ -81,7 +82,7 @@ fn occurrences(site: &Site, records: &[Record]) -> HashMap<i64, usize> {
 }
 
 pub async fn until_metric(relay: &Relay, name: &str, expected: f64) {
-    wait::until(format!("{name} to be {expected}"), SOON, async || {
+    wait::until(format!("{name} to be {expected}"), TIMEOUT, async || {
         let seen = relay.metric(name).await;
         if seen == expected { Ok(()) } else { Err(seen) }
     })
@@ -89,7 +90,7 @@ pub async fn until_metric(relay: &Relay, name: &str, expected: f64) {
     .unwrap();
 }
 
-/// Appends records as another process would.
+/// Appends records as another process.
 pub struct Appender(BaseProducer);
 
 impl Appender {
@@ -115,43 +116,43 @@ impl Appender {
             .payload(like.value.as_ref().unwrap())
             .headers(headers);
         self.0.send(record).map_err(|(error, _)| error).unwrap();
-        self.0.flush(SOON).unwrap();
+        self.0.flush(TIMEOUT).unwrap();
     }
 }
 
 #[tokio::test]
-async fn r9_rows_that_are_there_already_are_not_sent_again() {
+async fn r9_rows_that_kafka_has_are_not_sent_again() {
     let (site, records) = six_rows_ahead().await;
     let relay = site.relay().await;
     site.insert([("k", 7)]).await;
     site.until_records(8).await;
     until_metric(&relay, "outbox_relay_duplicates_suppressed_total", 6.0).await;
     site.judge_table(&relay).await;
-    // What another process appends behind our back is noticed as soon as we append again.
+    // A record that another process appends is detected with the relay's next record.
     Appender::new(&site, &[]).append(&records[6], &[]);
     site.insert([("k", 8)]).await;
     until_metric(&relay, "outbox_relay_duplicates_detected_total", 1.0).await;
 }
 
-/// The highest of our own records of this history counts: not the last one, not somebody else's, not one of another
-/// timeline (R2), and the last offset may hold no record at all.
+/// The outbox's own record with the highest position on the server's timelines counts: not the last record, not one of
+/// another producer, not one on another timeline (R2). The last offset may have no record.
 #[tokio::test]
-async fn r9_a_search_takes_the_highest_of_our_own_records() {
+async fn r9_a_scan_finds_the_highest_own_record() {
     let (site, records) = six_rows_ahead().await;
     let other = Appender::new(&site, &[]);
     let highest_here = format!("00000001-{HIGHEST}");
     other.append(&records[6], &[("ce_source", "/another/outbox"), ("ce_sequence", &highest_here)]);
     other.append(&records[6], &[("ce_sequence", &format!("00000002-{HIGHEST}"))]);
     other.append(&records[2], &[]);
-    // A transaction leaves a control marker, which takes an offset and is never seen by a consumer.
+    // A transaction leaves a control record, which has an offset and is not returned to consumers.
     let transactional = Appender::new(&site, &[("transactional.id", &site.aggregate)]);
-    transactional.0.init_transactions(SOON).unwrap();
+    transactional.0.init_transactions(TIMEOUT).unwrap();
     transactional.0.begin_transaction().unwrap();
     transactional.append(&records[6], &[("ce_source", "/another/outbox"), ("ce_sequence", &highest_here)]);
-    transactional.0.commit_transaction(SOON).unwrap();
+    transactional.0.commit_transaction(TIMEOUT).unwrap();
     let relay = site.relay().await;
     site.insert([("k", 7)]).await;
-    let records = wait::until("row 7", SOON, async || {
+    let records = wait::until("row 7", TIMEOUT, async || {
         let records = site.records().await;
         let seen = occurrences(&site, &records);
         if seen.contains_key(&7) { Ok(records) } else { Err(format!("{seen:?}")) }
@@ -160,17 +161,17 @@ async fn r9_a_search_takes_the_highest_of_our_own_records() {
     .unwrap();
     until_metric(&relay, "outbox_relay_duplicates_suppressed_total", 6.0).await;
     let once = (0..=7).map(|n| (n, if n == 2 { 2 } else { 1 })).collect();
-    assert_eq!(occurrences(&site, &records), once, "row 2 is there twice because the test put it there");
+    assert_eq!(occurrences(&site, &records), once, "row 2 is in Kafka twice because the test appended it");
 }
 
-/// A request of the dead process is appended after the search. The first row sent shows the hole; it cannot be
-/// taken back, but it is counted, and what else the hole holds is not sent again.
+/// A request of the dead process is appended after the scan. The first row sent reveals the gap. It is a duplicate,
+/// which is counted, and the other rows in the gap are not sent again.
 #[tokio::test]
-async fn r9_a_hole_behind_the_search_is_read_before_more_is_sent() {
+async fn r9_a_gap_after_the_scan_is_scanned_before_more_is_sent() {
     let (site, records) = six_rows_ahead().await;
     let peek = copy_slot(&site).await;
     let relay = site.relay().await;
-    // All six are found, so the search has been done and nothing was sent after it.
+    // All six rows were found, so the scan is complete and nothing was sent after it.
     until_metric(&relay, "outbox_relay_duplicates_suppressed_total", 6.0).await;
     relay.program.pause().unwrap();
     site.insert([("k", 7), ("k", 8), ("k", 9)]).await;
@@ -188,7 +189,7 @@ async fn r9_a_hole_behind_the_search_is_read_before_more_is_sent() {
     until_metric(&relay, "outbox_relay_duplicates_detected_total", 1.0).await;
     until_metric(&relay, "outbox_relay_duplicates_suppressed_total", 7.0).await;
     let expected = (0..=9).map(|n| (n, if n == 7 { 2 } else { 1 })).collect();
-    assert_eq!(occurrences(&site, &records), expected, "only the first row sent may be there twice");
+    assert_eq!(occurrences(&site, &records), expected, "only the first row sent may be in Kafka twice");
 }
 
 /// The LSN that pgoutput's Begin message carries, in the digits of a position. Byte 0 is the kind, the LSN follows.

@@ -1,16 +1,16 @@
-//! `outbox_maintain` makes partitions ahead and drops those behind (R16, R17), and never one with a row that a relay
-//! has not delivered. Here in SQL.
+//! `outbox_maintain` creates future partitions and drops old ones (R16, R17), but never one with a row that a relay has
+//! not delivered. Tested in SQL.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
 use testbed::{Database, unique, wait};
 
-use crate::fixture::SOON;
+use crate::fixture::TIMEOUT;
 
-/// What a call returned: partitions made and dropped, rows deleted, what is held and why.
+/// The result of a call: partitions created and dropped, rows deleted, and what is kept and why.
 type Done = (i32, i32, i32, Option<String>);
 
-/// A day long past: its partition has been due for years.
+/// A day long past, whose partition has been due for years.
 const DAY: &str = "2020-01-01";
 
 struct Table(Database);
@@ -29,7 +29,7 @@ impl Table {
         sqlx::query_as(sql).fetch_one(&mut self.0.connect().await.unwrap()).await.unwrap()
     }
 
-    /// Demands that nothing was done, and returns why.
+    /// Asserts that nothing was done, and returns why.
     async fn held(&self) -> String {
         let (made, dropped, deleted, held) = self.maintain().await;
         assert_eq!((made, dropped, deleted), (0, 0, 0), "{held:?}");
@@ -69,7 +69,7 @@ impl Table {
         .await;
     }
 
-    /// What a relay does once everything is in Kafka.
+    /// Stores the checkpoint of a relay that has delivered everything.
     async fn delivered(&self, relay: &str) {
         self.execute(&format!(
             "UPDATE outbox_checkpoint SET delivered_snapshot = pg_current_snapshot() WHERE relay = '{relay}'"
@@ -98,7 +98,7 @@ fn insert(time: &str, rows: usize) -> String {
     )
 }
 
-async fn only_what_all_have_delivered_is_dropped(table: &Table) {
+async fn only_partitions_that_all_have_delivered_are_dropped(table: &Table) {
     table.past(DAY, 3).await;
     table.past("2020-01-02", 3).await;
     assert!(table.held().await.contains("no relay is registered"));
@@ -115,7 +115,7 @@ async fn only_what_all_have_delivered_is_dropped(table: &Table) {
     assert!(table.held().await.contains("outbox_p20200102"), "the new row is not delivered");
     table.delivered("one").await;
     assert!(table.held().await.contains("relay two"));
-    // Deregistered: it has no say any more.
+    // A deregistered relay does not count any more.
     table.execute("DELETE FROM outbox_checkpoint WHERE relay = 'two'").await;
     table.dropped().await;
     assert_eq!(table.maintain().await, (0, 0, 0, None));
@@ -123,8 +123,8 @@ async fn only_what_all_have_delivered_is_dropped(table: &Table) {
 }
 
 #[tokio::test]
-async fn r16_only_what_all_relays_have_delivered_is_dropped() {
-    only_what_all_have_delivered_is_dropped(&Table::fresh().await).await;
+async fn r16_only_partitions_that_all_relays_have_delivered_are_dropped() {
+    only_partitions_that_all_have_delivered_are_dropped(&Table::fresh().await).await;
 }
 
 #[tokio::test]
@@ -132,10 +132,10 @@ async fn r16_on_postgres_15() {
     let options = PostgresOptions { version: PgVersion::V15, ..PostgresOptions::default() };
     let server = Postgres::start(options).await.unwrap();
     let table = Table(Database::on(&server.url("postgres"), "retention").await.unwrap());
-    only_what_all_have_delivered_is_dropped(&table).await;
+    only_partitions_that_all_have_delivered_are_dropped(&table).await;
 }
 
-/// A relay that has just been registered has delivered nothing, whatever the ids of the transactions are.
+/// A relay that was just registered has delivered nothing, for any transaction ids.
 #[tokio::test]
 async fn a_new_row_of_the_checkpoint_claims_everything() {
     let table = Table::fresh().await;
@@ -145,8 +145,8 @@ async fn a_new_row_of_the_checkpoint_claims_everything() {
     assert_eq!(table.value(visible).await, "false");
 }
 
-/// The transaction has its id early and commits late: neither while it is open, nor when a snapshot from that time is
-/// stored, is its row taken for delivered.
+/// A transaction gets its id early and commits late. Its row does not count as delivered while the transaction is open,
+/// nor if a snapshot from that time is stored.
 #[tokio::test]
 async fn r16_a_late_commit_into_an_old_partition_is_not_dropped() {
     let table = Table::fresh().await;
@@ -154,14 +154,15 @@ async fn r16_a_late_commit_into_an_old_partition_is_not_dropped() {
     table.register("relay").await;
     let open = table.open("2020-01-01 01:00Z").await;
     table.delivered("relay").await;
-    assert!(table.held().await.contains("held a lock"), "its writer is not done");
+    assert!(table.held().await.contains("held a lock"), "its transaction is open");
     commit(open).await;
     assert!(table.held().await.contains("has not delivered"), "the snapshot shows it as open");
     table.delivered("relay").await;
     table.dropped().await;
 }
 
-/// A writer of today's rows keeps the parent locked. The call gives up instead of lining up before other writers.
+/// A writer of today's rows holds a lock on the parent table. The call gives up, because its place in the lock queue
+/// would block other writers.
 #[tokio::test]
 async fn r16_a_lock_of_a_writer_is_not_waited_for() {
     let table = Table::fresh().await;
@@ -175,20 +176,20 @@ async fn r16_a_lock_of_a_writer_is_not_waited_for() {
     table.dropped().await;
 }
 
-/// The relay that registers while the rows have been looked at and the lock is still waited for is heard.
+/// A relay counts that registers after the rows were checked and before the lock is acquired.
 #[tokio::test]
 async fn r16_a_relay_that_registers_in_the_last_moment_keeps_everything() {
     let table = Table::fresh().await;
     table.past(DAY, 1).await;
     table.register("relay").await;
     table.delivered("relay").await;
-    // The moment, made long.
+    // Prolong that moment.
     table.execute("ALTER FUNCTION outbox_maintain(interval, interval) SET lock_timeout = '60s'").await;
     let open = table.open("now").await;
     let waits = "SELECT count(*) FROM pg_locks
                  WHERE relation = 'outbox'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted";
     let last_moment = async {
-        wait::until("a call that waits for the lock", SOON, async || {
+        wait::until("a call that waits for the lock", TIMEOUT, async || {
             if table.value(waits).await == "1" { Ok(()) } else { Err("none does") }
         })
         .await
@@ -222,7 +223,7 @@ async fn r16_a_slot_that_no_relay_owns_keeps_everything() {
 }
 
 #[tokio::test]
-async fn without_the_checkpoint_table_partitions_are_made_and_none_is_dropped() {
+async fn without_the_checkpoint_table_partitions_are_created_and_none_is_dropped() {
     let table = Table::fresh().await;
     table.past(DAY, 1).await;
     table.execute("DROP TABLE outbox_checkpoint; DROP TABLE outbox_default").await;
@@ -235,9 +236,9 @@ async fn without_the_checkpoint_table_partitions_are_made_and_none_is_dropped() 
     assert_eq!(table.count().await, "1");
 }
 
-/// R17: rows are never moved; delivered ones go by DELETE, the others stay.
+/// R17: rows are never moved. Delivered ones are deleted, the others stay.
 #[tokio::test]
-async fn r17_rows_of_the_default_partition_go_when_they_are_delivered() {
+async fn r17_rows_of_the_default_partition_are_deleted_once_they_are_delivered() {
     let table = Table::fresh().await;
     table.register("relay").await;
     table.execute(&insert(DAY, 10_001)).await;
@@ -261,7 +262,7 @@ async fn r17_rows_of_the_default_partition_go_when_they_are_delivered() {
     assert_eq!(table.maintain().await, (0, 0, 0, None));
 }
 
-/// R17: rows in DEFAULT keep their day from getting a partition, and nothing else from being done.
+/// R17: rows in the DEFAULT partition prevent only the creation of their day's partition.
 #[tokio::test]
 async fn r17_a_day_with_rows_in_default_gets_no_partition_and_the_others_do() {
     let table = Table::fresh().await;
@@ -284,7 +285,7 @@ async fn r17_a_day_with_rows_in_default_gets_no_partition_and_the_others_do() {
     assert!(held.unwrap().contains("outbox_default holds rows of it"));
 }
 
-/// The owner needs no right beyond its tables, the relay's role none but EXECUTE, in whatever schema.
+/// The owner needs no privilege beyond its tables, and the relay's role only EXECUTE, in any schema.
 #[tokio::test]
 async fn an_owner_without_privileges_maintains_its_tables_in_its_schema() {
     let table = Table::fresh().await;
@@ -325,9 +326,9 @@ async fn an_owner_without_privileges_maintains_its_tables_in_its_schema() {
     table.execute(&format!("DROP ROLE {owner}; DROP ROLE {relay}")).await;
 }
 
-/// Two calls at once: one does the work, the other says so instead of failing.
+/// Of two concurrent calls one does the work, and the other reports that instead of failing.
 #[tokio::test]
-async fn calls_at_the_same_time_do_not_meet() {
+async fn concurrent_calls_do_not_conflict() {
     let table = Table::fresh().await;
     let mut other = table.0.connect().await.unwrap();
     sqlx::raw_sql("BEGIN; SELECT outbox_maintain('72 hours', '3 days')").execute(&mut other).await.unwrap();

@@ -1,16 +1,16 @@
-//! The correctness rules about what may be delivered at all, each provoked. Those about replays are in
-//! [`crate::replay`], those about what Postgres is told in [`crate::confirmation`].
+//! The correctness rules about what may be delivered, each provoked. Those about replays are in [`crate::replay`],
+//! those about confirmations to PostgreSQL in [`crate::confirmation`].
 
 use testbed::kafka::{alter_topic, create_topic};
 
-use crate::fixture::{Relay, Site, heavy};
+use crate::fixture::{Relay, Site, heavy_permit};
 
-/// R1: each partition holds a gap-free prefix. A record in mid-stream is refused by the broker, while requests with
-/// later records are on their way; none of them may be appended before it is. The refusal has the topic's limit read
-/// again: the row is a poison row then, and small ones together keep below the limit.
+/// R1: each partition has a gap-free prefix. The broker refuses a record while requests with later records are in
+/// flight; none of them may be appended. After the refusal the relay reads the topic's limit again: the row is poison
+/// then, and batches of small records stay below the limit.
 #[tokio::test]
-async fn r1_nothing_is_appended_behind_a_record_that_was_refused() {
-    let _place = heavy().await;
+async fn r1_nothing_is_appended_after_a_refused_record() {
+    let _permit = heavy_permit().await;
     let database = testbed::Database::fresh("r1").await.unwrap();
     let bootstrap = testbed::shared().await.unwrap().kafka_bootstrap().to_owned();
     let site = Site::without_topic(database, &bootstrap);
@@ -32,10 +32,10 @@ async fn r1_nothing_is_appended_behind_a_record_that_was_refused() {
 }
 
 const ROWS: usize = 1_000;
-/// Late enough for several requests to be under way when its turn comes.
+/// Late enough for several requests to be in flight when the row is sent.
 const LARGE_ROW: usize = 600;
 
-/// Every row in a transaction of its own, so that each may go in a request of its own.
+/// Every row in a separate transaction, so that each can be in a separate request.
 async fn write_with_a_large_row(site: &Site) {
     let write = format!(
         "DO $$ BEGIN
@@ -55,11 +55,11 @@ async fn write_with_a_large_row(site: &Site) {
 async fn stops_at_the_large_row(site: &Site, relay: &Relay) {
     let text = relay.until("/readyz", 503, "PoisonRow").await;
     assert!(text.contains(&format!("max.message.bytes of topic {} is 20000", site.topic())), "{text}");
-    // Everything before it is there, and nothing behind it.
+    // Every row before it is in Kafka, and none after it.
     assert_eq!(site.until_records(LARGE_ROW).await.len(), LARGE_ROW);
 }
 
-/// R2: positions of another history mean nothing; delivery stops instead of guessing.
+/// R2: positions of another server cannot be compared, so delivery stops.
 #[tokio::test]
 async fn r2_another_history_stops_delivery() {
     for spoil in ["timeline = timeline + 1", "system_identifier = system_identifier + 1"] {
@@ -73,13 +73,13 @@ async fn r2_another_history_stops_delivery() {
         let relay = site.launch(|text| text);
         relay.until("/readyz", 503, "HistoryChanged").await;
         assert_eq!(relay.ask("/livez").await.unwrap().0, 200);
-        assert_eq!(site.records().await.len(), 1, "something was delivered on another history");
+        assert_eq!(site.records().await.len(), 1, "an event of another server was delivered");
     }
 }
 
-/// A slot that vanished is never made anew in silence: the rows between are somebody's events.
+/// A slot that disappeared is never silently recreated, because the rows in between would be lost.
 #[tokio::test]
-async fn a_slot_that_vanished_stops_delivery() {
+async fn a_slot_that_disappeared_stops_delivery() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;

@@ -1,21 +1,21 @@
-//! Postgres restarts, refuses, or is full: the relay says so, waits, and goes on by itself.
+//! PostgreSQL restarts, refuses connections, or has none left: the relay reports it, waits, and recovers automatically.
 
 use pg_replication::{Client, ConnectOptions, Host, TlsOptions};
 use sqlx::{Connection, PgConnection};
 use testbed::postgres::{PgVersion, Shutdown};
 use testbed::wait;
 
-use crate::fixture::{OwnServers, SOON, heavy, right};
+use crate::fixture::{OwnServers, TIMEOUT, assert_correct, heavy_permit};
 use crate::proxied::until_more;
 
 /// Rows per second.
 const RATE: f64 = 500.0;
 
-/// C1. A smart shutdown waits for the sessions that are there, and the relay's are: it goes on delivering, and the
-/// fast one that follows, as operators do it, ends it.
+/// C1: a smart shutdown waits for open sessions, which include the relay's, so the relay continues to deliver. The fast
+/// shutdown that operators issue next ends it.
 #[tokio::test]
 async fn c1_postgres_restarts_in_every_way_under_load() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     survives_restarts(PgVersion::V18).await;
 }
 
@@ -36,13 +36,13 @@ pub async fn survives_restarts(version: PgVersion) {
         servers.postgres.start_again().await.unwrap();
         relay.until_ready().await;
     }
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// C6: somebody else has the only walsender.
+/// C6: another client uses the only walsender.
 #[tokio::test]
 async fn c6_no_walsender_is_left() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[("max_wal_senders", "1")]).await;
     let site = servers.site().await;
     site.relay().await.stop().await;
@@ -51,25 +51,25 @@ async fn c6_no_walsender_is_left() {
     let mut taken = ConnectOptions::new(host, "postgres", site.database.name());
     taken.tls = TlsOptions::disabled();
     let taken =
-        wait::until("the only walsender", SOON, async || Client::connect(&taken).await).await.unwrap();
+        wait::until("the only walsender", TIMEOUT, async || Client::connect(&taken).await).await.unwrap();
     let relay = site.launch(|text| text);
     relay.until("/readyz", 503, "DatabaseUnreachable").await;
     assert!(relay.status_text().await.contains("53300"), "{}", relay.status_text().await);
     drop(taken);
     relay.until_ready().await;
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// C6: every connection is taken, and the relay's own are ended, so that it has to come back and cannot.
+/// C6: all connections are in use, and the relay's are terminated, so that it cannot reconnect.
 #[tokio::test]
 async fn c6_no_connection_is_left() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[("max_connections", "20")]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
     let load = site.start_load(RATE).await;
     until_more(&relay, 50.0).await;
-    // Without the load, which would have to come back, too.
+    // Without the load, which would have to reconnect, too.
     let mut log = load.stop().await.unwrap();
     let mut admin = site.sql().await;
     let mut taken = Vec::new();
@@ -81,7 +81,7 @@ async fn c6_no_connection_is_left() {
     take_all(&mut taken).await;
     let end =
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'outbox-relay%'";
-    wait::until("a relay that cannot connect", SOON, async || {
+    wait::until("a relay that cannot connect", TIMEOUT, async || {
         sqlx::raw_sql(end).execute(&mut admin).await.unwrap();
         take_all(&mut taken).await;
         match relay.ask("/readyz").await {
@@ -97,5 +97,5 @@ async fn c6_no_connection_is_left() {
     until_more(&relay, 50.0).await;
     log.append(load.stop().await.unwrap());
     log.settle(site.database.url(), "outbox").await.unwrap();
-    right(&site.judge(log, &relay).await);
+    assert_correct(&site.judge(log, &relay).await);
 }

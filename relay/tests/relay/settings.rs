@@ -1,16 +1,16 @@
-//! Settings of the server, the database and the role: those that the relay needs otherwise it sets for its own connections,
-//! and one that it cannot live with is named.
+//! Settings of the server, the database and the role: the relay overrides those that would disturb it for its
+//! connections, and names one that makes delivery impossible.
 
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 use testbed::postgres::PgVersion;
 use testbed::records::Record;
 use testbed::unique;
 
-use crate::fixture::{OwnServers, Site, heavy};
+use crate::fixture::{OwnServers, Site, heavy_permit};
 use crate::grants::grants;
 use crate::misconfiguration::shows;
 
-/// Each would break something, or change a value, if it reached a connection of the relay that is not prepared for it.
+/// Each of these would break something, or change a value, if it applied to a connection of the relay.
 const NASTY: [(&str, &str); 43] = [
     ("search_path", "evil, pg_catalog"),
     ("role", "'{other}'"),
@@ -57,7 +57,7 @@ const NASTY: [(&str, &str); 43] = [
     ("check_function_bodies", "off"),
 ];
 
-/// What the names in the relay's statements would mean, if they were looked up there.
+/// A schema with other objects under the names in the relay's statements, in case they were resolved there.
 const EVIL: &str = "CREATE SCHEMA evil;
     CREATE FUNCTION evil.pg_backend_pid() RETURNS int LANGUAGE sql AS 'SELECT 0';
     CREATE FUNCTION evil.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true';
@@ -67,7 +67,7 @@ const EVIL: &str = "CREATE SCHEMA evil;
     CREATE FUNCTION evil.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS $$SELECT '-infinity'::timestamptz$$;
     GRANT USAGE ON SCHEMA evil TO PUBLIC";
 
-/// What records of equal rows have in common, in whichever way they came.
+/// The parts that records of equal rows have in common, from the snapshot or from the stream.
 type Content = (Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
 
 fn content(record: &Record) -> Content {
@@ -76,9 +76,10 @@ fn content(record: &Record) -> Content {
     (record.key.clone(), record.value.clone(), headers.cloned().collect())
 }
 
-/// One row is copied and one is streamed, with all of them set on the database, and then on the role.
+/// One row is delivered by the initial snapshot and one by the stream, with all settings on the database, then on the
+/// role.
 #[tokio::test]
-async fn what_a_database_or_role_is_set_to_changes_nothing() {
+async fn settings_of_a_database_or_role_change_nothing() {
     for level in ["DATABASE", "ROLE"] {
         let site = Site::shared().await;
         let (role, other) = (unique("relay_role"), unique("other_role"));
@@ -99,7 +100,7 @@ async fn what_a_database_or_role_is_set_to_changes_nothing() {
         let whom = if level == "ROLE" { role.clone() } else { site.database.name().to_owned() };
         let mut applied = 0;
         for (name, value) in NASTY {
-            // A role that a database sets must be one that everybody who connects may take.
+            // Every user that connects must be a member of a role that is set on the database.
             if level == "DATABASE" && name == "role" {
                 continue;
             }
@@ -131,10 +132,10 @@ async fn what_a_database_or_role_is_set_to_changes_nothing() {
     }
 }
 
-/// The one sign that rows are left out is a warning, which a role may be set not to get: the slot is older than the
-/// publication, and so is a row.
+/// The slot and a row are older than the publication. The only sign that the row is omitted is a warning, which
+/// settings of the role may suppress.
 #[tokio::test]
-async fn a_role_that_gets_no_warnings_is_warned_of_rows_that_are_left_out() {
+async fn omitted_rows_are_reported_even_if_the_role_suppresses_warnings() {
     let site = Site::shared().await;
     let role = unique("relay_role");
     site.execute(&format!(
@@ -148,10 +149,10 @@ async fn a_role_that_gets_no_warnings_is_warned_of_rows_that_are_left_out() {
     assert!(text.contains("skipped loading publication"), "{text}");
 }
 
-/// The server becomes read-only under a relay that streams.
+/// The server becomes read-only while the relay streams.
 #[tokio::test]
-async fn a_server_that_is_set_read_only_is_named_and_waited_for() {
-    let _place = heavy().await;
+async fn a_server_that_becomes_read_only_is_named_and_retried() {
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
@@ -169,9 +170,9 @@ async fn a_server_that_is_set_read_only_is_named_and_waited_for() {
     site.judge_table(&relay).await;
 }
 
-/// On a managed server the attribute may be something else than on one's own.
+/// A managed server may grant replication in another way than with the role attribute.
 #[tokio::test]
-async fn a_role_that_may_not_replicate_is_told_each_way_to_let_it() {
+async fn a_role_that_may_not_replicate_gets_a_remedy_for_each_kind_of_server() {
     let site = Site::shared().await;
     let role = unique("relay_role");
     site.execute(&format!("CREATE ROLE {role} LOGIN")).await;
@@ -184,7 +185,7 @@ async fn a_role_that_may_not_replicate_is_told_each_way_to_let_it() {
     relay.until("/readyz", 503, "permission denied").await;
 }
 
-/// The relay has to write, so it does not override what keeps it from writing: it says what it is.
+/// The relay has to write, but does not override a setting that forbids writes: it names the setting.
 #[tokio::test]
 async fn a_role_that_is_set_read_only_is_named() {
     let site = Site::shared().await;

@@ -1,4 +1,4 @@
-//! Topics that others write to as well: what they write costs the relay a bounded amount, and hides nothing.
+//! Topics with other producers: their records cost the relay a bounded amount, and hide nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,14 +10,15 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use testbed::kafka::{alter_topic, create_topic};
 use testbed::{unique, wait};
 
-use crate::fixture::{PARTITIONS, Relay, SOON, Site, right};
+use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, assert_correct};
 use crate::proxied::until_more;
 use crate::replay::{six_rows_ahead, until_metric};
 
-/// Threads that a session may add to those of an idle relay.
+/// Maximum number of threads that a session adds to those of an idle relay.
 const FEW_THREADS: usize = 32;
 
-/// Another application that writes to all partitions of a topic, as fast as one acknowledgement after another lets it.
+/// Another application that writes to all partitions of a topic, one record after the acknowledgement of the previous
+/// one.
 struct Stranger {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<u64>>,
@@ -38,13 +39,13 @@ impl Stranger {
                 producer.poll(Duration::from_micros(500));
                 sent += 1;
             }
-            producer.flush(SOON).unwrap();
+            producer.flush(TIMEOUT).unwrap();
             sent
         });
         Stranger { stop, thread: Some(thread) }
     }
 
-    /// Answers how many records it has written.
+    /// Returns how many records it has written.
     fn stop(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
@@ -61,10 +62,10 @@ fn threads(relay: &Relay) -> usize {
     std::fs::read_dir(format!("/proc/{}/task", relay.program.pid())).unwrap().count()
 }
 
-/// R21. Nearly each batch of the relay lies behind a gap. Threads stay few, and other questions are answered: a topic that
-/// was just made is found, and a successor searches to an end although the other application never stops.
+/// R21: nearly every batch of the relay follows a gap. The number of threads stays low, and other queries complete: a
+/// topic that was just created is found, and a successor's scan ends although the other application never stops.
 #[tokio::test]
-async fn r21_another_application_writes_to_the_topic_without_end() {
+async fn r21_another_application_writes_to_the_topic_continuously() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     let few = threads(&relay) + FEW_THREADS;
@@ -79,7 +80,7 @@ async fn r21_another_application_writes_to_the_topic_without_end() {
     create_topic(&site.bootstrap, &format!("outbox.event.{topic}"), 1, 1, &[]).await.unwrap();
     let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload) VALUES";
     site.execute(&format!("{insert} (gen_random_uuid(), '{topic}', 'k', 'n.v1', '{{}}')")).await;
-    wait::until("the topic to be found", SOON, async || {
+    wait::until("the topic to be found", TIMEOUT, async || {
         let known =
             format!("SELECT mapping #> '{{current,topics}}' ? 'outbox.event.{topic}' FROM outbox_checkpoint");
         if site.value(&known).await.as_deref() == Some("true") { Ok(()) } else { Err("not yet") }
@@ -104,13 +105,13 @@ async fn r21_another_application_writes_to_the_topic_without_end() {
         .into_iter()
         .filter(|record| record.header("ce_source") == Some(&source))
         .collect();
-    right(&testbed::checker::check(&log, &ours));
+    assert_correct(&testbed::checker::check(&log, &ours));
 }
 
-/// What another application may write where a search reads: records without headers, with our name and no position, far
-/// larger than a fetch, and in a transaction that stays open.
+/// Records of another application in the range of a scan: without headers, with the outbox's `ce_source` and no
+/// position, far larger than a fetch, and in a transaction that stays open.
 #[tokio::test]
-async fn r21_a_search_reads_past_what_others_have_written() {
+async fn r21_a_scan_skips_the_records_of_other_applications() {
     let (site, records) = six_rows_ahead().await;
     alter_topic(&site.bootstrap, &site.topic(), &[("max.message.bytes", "30000000")]).await.unwrap();
     let partition = records[6].partition;
@@ -120,7 +121,7 @@ async fn r21_a_search_reads_past_what_others_have_written() {
         .set("transactional.id", unique("open"))
         .create()
         .unwrap();
-    producer.init_transactions(SOON).unwrap();
+    producer.init_transactions(TIMEOUT).unwrap();
     producer.begin_transaction().unwrap();
     let topic = site.topic();
     let large = vec![b'x'; 20_000_000];
@@ -139,14 +140,14 @@ async fn r21_a_search_reads_past_what_others_have_written() {
     ] {
         producer.send(record).map_err(|(error, _)| error).unwrap();
     }
-    producer.flush(SOON).unwrap();
+    producer.flush(TIMEOUT).unwrap();
     let relay = site.relay().await;
     site.insert([("k", 7)]).await;
     until_metric(&relay, "outbox_relay_duplicates_suppressed_total", 6.0).await;
     until_metric(&relay, "outbox_relay_events_total", 1.0).await;
     site.until_confirmed(&relay).await;
-    producer.abort_transaction(SOON).unwrap();
-    // The marker takes an offset, and holds no record.
+    producer.abort_transaction(TIMEOUT).unwrap();
+    // The control record has an offset, but is not returned.
     site.insert([("k", 8)]).await;
     until_metric(&relay, "outbox_relay_events_total", 2.0).await;
     assert_eq!(relay.metric("outbox_relay_duplicates_detected_total").await, 0.0);

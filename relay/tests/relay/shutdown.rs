@@ -1,12 +1,12 @@
-//! A clean stop leaves nothing to do twice; a stop that cannot be clean ends in time and says so.
+//! A clean stop leaves nothing to repeat. A stop that cannot be clean ends in time and reports it.
 
 use testbed::postgres::PgVersion;
 
-use crate::fixture::{OwnServers, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, Site, TIMEOUT, assert_correct, heavy_permit};
 
 #[tokio::test]
 async fn a_clean_stop_confirms_all_it_published() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
     let load = site.start_load(400.0).await;
@@ -14,7 +14,7 @@ async fn a_clean_stop_confirms_all_it_published() {
     let (code, log) = relay.stop().await;
     assert_eq!(code, Some(0), "{log}");
     let records = site.records().await;
-    // Everything that is in Kafka lies before what the slot has confirmed: a commit begins before its end.
+    // Every row in Kafka is before the slot's confirmed position, because a commit begins before its end.
     let last = records.iter().map(|record| record.header("ce_sequence").unwrap()).max().unwrap();
     let (high, low) = (&last[9..17], &last[17..25]);
     let confirmed = format!(
@@ -24,7 +24,7 @@ async fn a_clean_stop_confirms_all_it_published() {
     assert_eq!(site.value(&confirmed).await.as_deref(), Some("true"), "the slot would send {last} again");
     let relay = site.relay().await;
     let verdict = site.verdict(load, &relay).await;
-    right(&verdict);
+    assert_correct(&verdict);
     assert_eq!(relay.metric("outbox_relay_duplicates_suppressed_total").await, 0.0, "a row was read twice");
     assert_eq!(relay.metric("outbox_relay_events_total").await as usize, verdict.records - records.len());
 }
@@ -40,7 +40,7 @@ async fn a_stop_while_starting_is_prompt() {
 }
 
 #[tokio::test]
-async fn a_stop_of_a_standby_or_of_one_that_waits_for_a_topic_is_prompt_and_says_so() {
+async fn a_standby_relay_and_one_that_waits_for_a_topic_stop_promptly_and_report_it() {
     let site = Site::shared().await;
     let active = site.relay().await;
     let standby = site.launch(|text| text);
@@ -56,8 +56,8 @@ async fn a_stop_of_a_standby_or_of_one_that_waits_for_a_topic_is_prompt_and_says
     }
 }
 
-/// Rows were read, Kafka never acknowledged them, and the stream was ended. Whatever the relay does when SIGTERM comes, it
-/// does not claim that nothing is left: whoever skips a row relies on that line.
+/// Rows were read, Kafka never acknowledged them, and the stream was terminated. In no state does the relay then report
+/// a clean stop after SIGTERM: the procedure for skipping a row relies on that line.
 #[tokio::test]
 async fn a_stop_after_an_interrupted_stream_never_claims_a_clean_stop() {
     let site = Site::shared().await;
@@ -81,10 +81,10 @@ async fn a_stop_after_an_interrupted_stream_never_claims_a_clean_stop() {
     site.judge_table(&relay).await;
 }
 
-/// Kafka answers nothing: with rows under way, and at the next start while it is searched for them.
+/// Kafka does not respond: with rows in flight, and at the next start during the scan.
 #[tokio::test]
 async fn a_stop_without_kafka_gives_up_at_the_deadline_or_at_a_second_signal() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let mut site = servers.site().await;
     site.extra = "shutdown: {graceSeconds: 2}\n".to_owned();
@@ -111,7 +111,7 @@ async fn a_stop_without_kafka_gives_up_at_the_deadline_or_at_a_second_signal() {
     relay.until("/readyz", 503, "").await;
     relay.until("/status", 200, "\"phase\":\"draining\"").await;
     relay.program.terminate().unwrap();
-    let code = relay.program.wait(SOON).await.unwrap().code();
+    let code = relay.program.wait(TIMEOUT).await.unwrap().code();
     let log = relay.program.log();
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("second signal"), "{log}");
@@ -124,7 +124,7 @@ async fn a_stop_without_kafka_gives_up_at_the_deadline_or_at_a_second_signal() {
 /// A server that hangs in the middle of streaming cannot confirm.
 #[tokio::test]
 async fn a_stop_while_postgres_hangs_ends_within_the_grace_period() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[]).await;
     let mut site = servers.site().await;
     site.extra = "shutdown: {graceSeconds: 2}\n".to_owned();

@@ -1,4 +1,4 @@
-//! A poison row is skipped as docs/OPERATIONS.md says, and only when nothing else is skipped with it.
+//! A poison row is skipped with the procedure in docs/OPERATIONS.md, and only if no other row is skipped with it.
 
 use testbed::net;
 
@@ -6,7 +6,7 @@ use crate::fixture::{Relay, Site};
 
 const POISON: &str = "0190a6f8-0000-7000-8000-00000000dead";
 
-/// Inserts rows in one transaction. The keys `poison` have headers that can never be a record.
+/// Inserts rows in one transaction. Rows with the key `poison` have invalid headers.
 async fn transaction(site: &Site, keys: &[&str]) {
     let rows: Vec<String> = keys
         .iter()
@@ -25,14 +25,14 @@ async fn transaction(site: &Site, keys: &[&str]) {
     .await;
 }
 
-/// The position of the row that stops delivery, as the message of `/readyz` has it.
+/// The position of the row that stops delivery, from the message of `/readyz`.
 async fn position(relay: &Relay) -> String {
     let text = relay.until("/readyz", 503, "PoisonRow").await;
     let at = text.split(" at ").nth(1).unwrap();
     at.chars().take(42).collect()
 }
 
-/// Runs the procedure's statements; answers how many rows the first has updated.
+/// Runs the statements of the procedure. Returns how many rows the first one has updated.
 async fn skip(site: &Site, position: &str) -> u64 {
     let lsn = format!("{}/{}", &position[9..17], &position[17..25]);
     let mut sql = site.sql().await;
@@ -88,8 +88,8 @@ async fn a_poison_row_is_skipped_alone() {
     assert_eq!(keys(&site.records().await), ["before", "behind", "first", "last"]);
 }
 
-/// The relay died before it delivered the rows before the poison row, and the one that follows cannot reach Kafka: it never
-/// says the line that allows to skip, and the statement itself refuses.
+/// The relay died before it delivered the rows before the poison row, and its successor cannot reach Kafka. The
+/// successor never logs the line that permits skipping, and the statement itself updates nothing.
 #[tokio::test]
 async fn nothing_is_skipped_while_another_row_waits_before_the_poison_row() {
     let site = Site::shared().await;
@@ -107,7 +107,7 @@ async fn nothing_is_skipped_while_another_row_waits_before_the_poison_row() {
          WHERE get_byte(data, 0) = ascii('B') AND xid = (SELECT xid::xid FROM outbox WHERE id = '{POISON}')",
         site.slot
     );
-    // Begin has the LSN of the transaction's first record; any LSN up to its commit serves here.
+    // The LSN of the transaction's first record; any LSN up to its commit would do.
     let lsn = site.value(&commit).await.unwrap();
     let (high, low) = lsn.split_once('/').unwrap();
     let position = format!("00000001-{high:0>8}{low:0>8}-0000000000000001");
@@ -124,7 +124,7 @@ async fn nothing_is_skipped_while_another_row_waits_before_the_poison_row() {
 }
 
 #[tokio::test]
-async fn a_poison_row_of_the_first_copy_is_skipped_alone() {
+async fn a_poison_row_of_the_initial_snapshot_is_skipped_alone() {
     let site = Site::shared().await;
     transaction(&site, &["before", "poison", "behind"]).await;
     let relay = site.launch(|text| text);
@@ -132,7 +132,7 @@ async fn a_poison_row_of_the_first_copy_is_skipped_alone() {
     site.until_records(1).await;
     stops_at_the_row(relay).await;
     transaction(&site, &["streamed"]).await;
-    assert_eq!(skip(&site, &position).await, 0, "it would skip the rest of the copy");
+    assert_eq!(skip(&site, &position).await, 0, "it would skip the rest of the snapshot");
     let cursor = format!(
         "UPDATE outbox_checkpoint c SET start_cursor = p.seq FROM outbox p
          WHERE c.relay = 'relay' AND c.start_phase = 'copying' AND p.id = '{POISON}' AND NOT EXISTS (

@@ -1,5 +1,5 @@
-//! Who holds the slot, and whom its creation waits for: a relay that lives is waited for, what is left of one that died is
-//! ended, another client is named.
+//! Holders of the slot, and transactions that its creation waits for: a live relay is left alone, the processes of a
+//! dead relay are terminated, another client is named.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
 use testbed::proxy::Proxy;
 use testbed::{shared, wait};
 
-use crate::fixture::{Relay, SOON, Site, heavy};
+use crate::fixture::{Relay, Site, TIMEOUT, heavy_permit};
 
-/// A server of its own, since a transaction that stays open holds up every slot that is created there.
+/// A dedicated server, because a transaction that stays open blocks every slot creation on its server.
 struct Server {
     postgres: Postgres,
     site: Site,
@@ -29,7 +29,7 @@ impl Server {
         Server { postgres, site, to_postgres }
     }
 
-    /// By way of the proxy.
+    /// Through the proxy.
     fn proxied(&self, text: String) -> String {
         let direct = format!("port: {}", self.postgres.port());
         text.replace(&direct, &format!("port: {}", self.to_postgres.port()))
@@ -45,7 +45,7 @@ impl Server {
     }
 
     async fn until_value(&self, sql: &str, expected: &str) {
-        wait::until(format!("{expected} from {sql}"), SOON, async || {
+        wait::until(format!("{expected} from {sql}"), TIMEOUT, async || {
             let seen = self.site.value(sql).await;
             if seen.as_deref() == Some(expected) { Ok(()) } else { Err(format!("{seen:?}")) }
         })
@@ -66,7 +66,7 @@ impl Server {
         self.site.value(&pid).await.unwrap()
     }
 
-    /// The session of a relay is ended, as its host would do it that comes up again; its walsender is not.
+    /// Terminates the session of a relay, as after a restart of its host, but not its walsender.
     async fn end_session(&self) {
         self.site
             .execute(
@@ -85,7 +85,7 @@ impl Server {
 
 #[tokio::test]
 async fn the_creation_of_the_slot_names_the_transaction_it_waits_for() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let server = Server::start(PgVersion::V18, &[]).await;
     let (mut open, pid) = server.open_elsewhere().await;
     let site = &server.site;
@@ -100,7 +100,7 @@ async fn the_creation_of_the_slot_names_the_transaction_it_waits_for() {
     let problems: Vec<&str> = doctor.out.lines().filter(|line| line.starts_with("problem")).collect();
     assert_eq!(problems.len(), 1, "{doctor:?}");
     assert!(problems[0].contains(&who) && problems[0].contains("pg_terminate_backend"), "{problems:?}");
-    // Another relay stands by the one that creates the slot.
+    // Another relay stands by while the first one creates the slot.
     let standby = site.launch(|text| text);
     standby.until("/readyz", 200, "standby").await;
     assert!(standby.status_text().await.contains("another relay is creating slot"));
@@ -108,10 +108,10 @@ async fn the_creation_of_the_slot_names_the_transaction_it_waits_for() {
     server.delivers(&relay).await;
 }
 
-/// A role that may see nothing of others still learns who it is, and which grant shows more.
+/// A role that may not see details of other sessions still gets their pids, and the grant that shows more.
 #[tokio::test]
-async fn a_role_without_statistics_learns_whom_the_creation_waits_for() {
-    let _place = heavy().await;
+async fn a_role_without_pg_read_all_stats_learns_what_the_creation_waits_for() {
+    let _permit = heavy_permit().await;
     let server = Server::start(PgVersion::V15, &[]).await;
     let site = &server.site;
     site.execute(
@@ -136,7 +136,7 @@ async fn a_role_without_statistics_learns_whom_the_creation_waits_for() {
 
 #[tokio::test]
 async fn a_stop_while_the_slot_is_created_leaves_nothing_behind() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let server = Server::start(PgVersion::V18, &[("max_prepared_transactions", "5")]).await;
     let site = &server.site;
     site.execute("BEGIN; SELECT pg_current_xact_id(); PREPARE TRANSACTION 'nightly'").await;
@@ -159,10 +159,10 @@ async fn a_stop_while_the_slot_is_created_leaves_nothing_behind() {
     server.delivers(&relay).await;
 }
 
-/// PostgreSQL looks whether its client is there while it creates a slot, because the relay has asked it to.
+/// PostgreSQL checks during a slot creation whether its client is connected, because the relay has enabled that.
 #[tokio::test]
 async fn a_relay_that_is_killed_while_it_creates_the_slot_leaves_nothing_behind() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     for version in [PgVersion::V18, PgVersion::V15] {
         let server = Server::start(version, &[]).await;
         let (_open, _) = server.open_elsewhere().await;
@@ -174,10 +174,10 @@ async fn a_relay_that_is_killed_while_it_creates_the_slot_leaves_nothing_behind(
     }
 }
 
-/// Its end does not reach the server: the walsender goes on waiting, and the next relay ends it.
+/// The server does not notice the end of the relay: its walsender continues to wait, and the next relay terminates it.
 #[tokio::test]
-async fn a_creation_whose_relay_is_gone_is_ended_by_the_next() {
-    let _place = heavy().await;
+async fn a_creation_whose_relay_is_gone_is_terminated_by_the_next() {
+    let _permit = heavy_permit().await;
     let server = Server::start(PgVersion::V18, &[]).await;
     let (mut open, pid) = server.open_elsewhere().await;
     server.site.insert([("k", 0)]).await;
@@ -199,10 +199,10 @@ async fn a_creation_whose_relay_is_gone_is_ended_by_the_next() {
     server.delivers(&relay).await;
 }
 
-/// The way to PostgreSQL goes silent, and new connections pass. The server never ends the old stream.
+/// The open connections to PostgreSQL fall silent, but new ones work. The server never ends the old stream.
 #[tokio::test]
-async fn a_relay_ends_its_own_old_stream() {
-    let _place = heavy().await;
+async fn a_relay_terminates_its_own_old_stream() {
+    let _permit = heavy_permit().await;
     let server = Server::start(PgVersion::V18, &[("wal_sender_timeout", "0")]).await;
     let relay = server.site.launch(|text| server.proxied(text));
     server.delivers(&relay).await;
@@ -220,8 +220,8 @@ async fn a_relay_ends_its_own_old_stream() {
 
 /// The same with the creation of the slot, whose lock is held by the old session.
 #[tokio::test]
-async fn a_relay_ends_its_own_old_creation() {
-    let _place = heavy().await;
+async fn a_relay_terminates_its_own_old_creation() {
+    let _permit = heavy_permit().await;
     let server = Server::start(PgVersion::V18, &[]).await;
     let (mut open, _) = server.open_elsewhere().await;
     let relay = server.site.launch(|text| server.proxied(text));
@@ -236,10 +236,10 @@ async fn a_relay_ends_its_own_old_creation() {
     server.delivers(&relay).await;
 }
 
-/// A relay died, and PostgreSQL does not know. Its successor is not ready, says why, and ends what is left.
+/// A relay died unnoticed by PostgreSQL. Its successor is not ready, reports why, and terminates the old walsender.
 #[tokio::test]
-async fn a_stream_whose_relay_is_gone_is_named_and_ended() {
-    let _place = heavy().await;
+async fn a_stream_whose_relay_is_gone_is_named_and_terminated() {
+    let _permit = heavy_permit().await;
     let server = Server::start(PgVersion::V18, &[("wal_sender_timeout", "0")]).await;
     let relay = server.site.launch(|text| server.proxied(text));
     server.delivers(&relay).await;
@@ -247,18 +247,18 @@ async fn a_stream_whose_relay_is_gone_is_named_and_ended() {
     server.to_postgres.silence_open();
     relay.kill().await;
     let relay = server.site.launch(|text| text);
-    // The old session is there, and says nothing.
+    // The old session exists, and is silent.
     let text = relay.until("/readyz", 503, "SlotOrphaned").await;
     let who = format!(": pid {orphan} (application outbox-relay, role postgres");
     assert!(text.contains("whose relay has been silent since") && text.contains(&who), "{text}");
-    assert_eq!(server.walsender().await, orphan, "a relay that is cut off may come back for a while");
+    assert_eq!(server.walsender().await, orphan, "a disconnected relay may return for a while");
     server.end_session().await;
     server.delivers(&relay).await;
     assert_ne!(server.walsender().await, orphan);
 }
 
 #[tokio::test]
-async fn a_client_that_is_no_relay_is_named_and_left_alone() {
+async fn a_client_that_is_not_a_relay_is_named_and_left_alone() {
     let site = Site::shared().await;
     site.relay().await.stop().await;
     let port = site.value("current_setting('port')").await.unwrap().parse().unwrap();
@@ -280,7 +280,7 @@ async fn a_client_that_is_no_relay_is_named_and_left_alone() {
     );
     let doctor = site.command(relay.admin, |text| text, &["doctor"]).await;
     assert!(doctor.code == Some(69) && doctor.out.contains("a client that is not a relay"), "{doctor:?}");
-    // It is not ended, however long the relay waits.
+    // It is never terminated.
     assert!(tokio::time::timeout(Duration::from_secs(3), stream.idle()).await.is_err());
     drop(stream);
     relay.until_ready().await;
@@ -288,10 +288,10 @@ async fn a_client_that_is_no_relay_is_named_and_left_alone() {
     site.judge_table(&relay).await;
 }
 
-/// A relay that lives is never ended by its standby, whichever of its connections is.
+/// A standby relay never terminates a live relay, whichever of the live relay's connections is lost.
 #[tokio::test]
-async fn a_relay_that_loses_its_session_is_left_to_itself() {
-    let _place = heavy().await;
+async fn a_live_relay_that_loses_its_session_is_left_alone() {
+    let _permit = heavy_permit().await;
     let server = Server::start(PgVersion::V18, &[]).await;
     let relays = [server.site.relay().await, server.site.launch(|text| text)];
     relays[1].until("/readyz", 200, "standby").await;
@@ -299,7 +299,7 @@ async fn a_relay_that_loses_its_session_is_left_to_itself() {
     for _ in 0..3 {
         let before = server.walsender().await;
         server.end_session().await;
-        wait::until("another stream", SOON, async || {
+        wait::until("another stream", TIMEOUT, async || {
             let now = server
                 .site
                 .value(&format!(
@@ -312,7 +312,7 @@ async fn a_relay_that_loses_its_session_is_left_to_itself() {
         .await
         .unwrap();
     }
-    crate::fixture::right(&server.site.verdict(load, &relays[0]).await);
+    crate::fixture::assert_correct(&server.site.verdict(load, &relays[0]).await);
     for relay in &relays {
         relay.until_ready().await;
         assert!(!relay.program.log().contains("terminated it"), "{}", relay.program.log());

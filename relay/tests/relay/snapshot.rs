@@ -1,15 +1,15 @@
-//! The snapshot in the checkpoint says exactly what is in Kafka, whatever the server does meanwhile.
+//! The snapshot in the checkpoint describes exactly the rows in Kafka, during any activity of the server.
 
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
 use testbed::wait;
 
-use crate::fixture::{OwnServers, SOON, Site, heavy};
+use crate::fixture::{OwnServers, Site, TIMEOUT, heavy_permit};
 
-/// R5, what it rests on: a server that is killed loses the end of its log, and gives the ids in it to others. A
-/// snapshot from before shows them as done. Only what the log still has to the LSN read after it can be trusted; and
-/// nothing beyond the log's end has ever been confirmed.
+/// The assumption of R5: a server that is killed loses the end of its WAL, and assigns the transaction ids in it again.
+/// An earlier snapshot shows these ids as committed. A snapshot can be trusted only if the WAL still reaches the LSN
+/// that was read after it. Nothing beyond the end of the WAL was ever confirmed.
 #[tokio::test]
 async fn r5_a_snapshot_that_shows_a_lost_id_has_an_lsn_that_was_lost_too() {
     let settings =
@@ -31,7 +31,7 @@ async fn r5_a_snapshot_that_shows_a_lost_id_has_an_lsn_that_was_lost_too() {
         server.kill().await.unwrap();
         server.start_again().await.unwrap();
         let mut sql = PgConnection::connect(&url).await.unwrap();
-        // Recovery ends with a checkpoint of its own: where that begins, the log that was found has ended.
+        // Recovery ends with a checkpoint record, which begins where the recovered WAL ended.
         let (shown, has_it): (bool, bool) = sqlx::query_as(
             "SELECT pg_visible_in_snapshot(pg_current_xact_id(), $1::pg_snapshot), redo_lsn >= $2::pg_lsn
              FROM pg_control_checkpoint()",
@@ -41,17 +41,17 @@ async fn r5_a_snapshot_that_shows_a_lost_id_has_an_lsn_that_was_lost_too() {
         .fetch_one(&mut sql)
         .await
         .unwrap();
-        assert!(!(shown && has_it), "an id is used again that a snapshot shows whose LSN was not lost");
+        assert!(!(shown && has_it), "a transaction id was reused that a snapshot with a surviving LSN shows");
         lost_ids += u32::from(shown);
     }
-    assert!(lost_ids > 0, "no id was lost: nothing was proven");
+    assert!(lost_ids > 0, "no id was lost, so the test proves nothing");
 }
 
-/// R11: with a synchronous standby that is away, a transaction is in the stream and in Kafka, while every snapshot
-/// still shows it as running. A refill would send it again if the offsets stored with the snapshot lay behind it.
+/// R11: while a synchronous standby is down, a transaction is in the stream and in Kafka, but every snapshot still
+/// shows it as running. A refill would send it again if the offsets stored with the snapshot were after it.
 #[tokio::test]
 async fn r11_the_offsets_do_not_pass_a_record_that_the_snapshot_does_not_show() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
@@ -69,9 +69,9 @@ async fn r11_the_offsets_do_not_pass_a_record_that_the_snapshot_does_not_show() 
         topic = site.topic(),
         partition = record.partition
     );
-    // Time enough for several snapshots, each with checkpoints that know of later records.
+    // Enough time for several snapshots, each with checkpoints that include later records.
     let mut seen = std::collections::HashSet::new();
-    wait::until("several snapshots", SOON, async || {
+    wait::until("several snapshots", TIMEOUT, async || {
         insert_without_waiting(&site).await;
         let now: Value = serde_json::from_str(&site.value(&row).await.unwrap()).unwrap();
         assert_eq!(now["shown"], false);
@@ -85,7 +85,7 @@ async fn r11_the_offsets_do_not_pass_a_record_that_the_snapshot_does_not_show() 
     site.execute("ALTER SYSTEM RESET synchronous_standby_names").await;
     site.execute("SELECT pg_reload_conf()").await;
     waits.await.unwrap();
-    wait::until("a snapshot that shows it, with offsets behind it", SOON, async || {
+    wait::until("a snapshot that shows it, with offsets behind it", TIMEOUT, async || {
         site.insert([("k", 3)]).await;
         let now: Value = serde_json::from_str(&site.value(&row).await.unwrap()).unwrap();
         let passed = now["refill"]["search"].as_i64().unwrap_or(0) > record.offset;
@@ -96,7 +96,7 @@ async fn r11_the_offsets_do_not_pass_a_record_that_the_snapshot_does_not_show() 
     site.judge_table(&relay).await;
 }
 
-/// Begins a commit that returns only when the standby is no longer waited for; returns its transaction id.
+/// Starts a commit that waits for the standby. Returns its transaction id.
 async fn commit_that_waits(site: &Site) -> (String, tokio::task::JoinHandle<()>) {
     let mut sql = site.sql().await;
     let insert = format!(

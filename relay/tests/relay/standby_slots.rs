@@ -1,16 +1,16 @@
-//! `synchronized_standby_slots`: the server holds the stream of a failover slot back until standbys have what is in it.
-//! Nothing is left out, no session ends for it, and what is waited for is named.
+//! `synchronized_standby_slots`: the server delays the stream of a failover slot until standbys have received it. No
+//! row is omitted, no session ends because of it, and the standby that the server waits for is named.
 
 use testbed::postgres::PgVersion;
 
-use crate::fixture::{OwnServers, Relay, Site, heavy};
+use crate::fixture::{OwnServers, Relay, Site, heavy_permit};
 
 async fn set(site: &Site, slots: &str) {
     site.execute(&format!("ALTER SYSTEM SET synchronized_standby_slots = '{slots}'")).await;
     site.execute("SELECT pg_reload_conf()").await;
 }
 
-/// A row waits, with `said` beside the reason, and is delivered when the setting is reset.
+/// A row waits, with `said` in the message, and is delivered once the setting is reset.
 async fn waits_and_goes_on(site: &Site, relay: &Relay, slots: &str, said: &[&str]) {
     set(site, slots).await;
     let before = site.records().await.len();
@@ -28,8 +28,8 @@ async fn waits_and_goes_on(site: &Site, relay: &Relay, slots: &str, said: &[&str
 }
 
 #[tokio::test]
-async fn a_standby_that_is_waited_for_is_named() {
-    let _place = heavy().await;
+async fn the_standby_that_the_server_waits_for_is_named() {
+    let _permit = heavy_permit().await;
     for version in [PgVersion::V18, PgVersion::V17] {
         let servers = OwnServers::start(version, &[]).await;
         let site = servers.site().await;
@@ -44,10 +44,10 @@ async fn a_standby_that_is_waited_for_is_named() {
     }
 }
 
-/// From the start on: the first row that the slot has is waited with.
+/// The standby is down from the start: even the first row of the slot waits.
 #[tokio::test]
-async fn a_start_with_a_standby_that_is_away_is_no_missing_publication() {
-    let _place = heavy().await;
+async fn a_start_without_the_standby_is_not_reported_as_a_missing_publication() {
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     site.execute("SELECT pg_create_physical_replication_slot('unread')").await;

@@ -1,4 +1,5 @@
-//! R12: the rows that are in the table before the first start come first, each once, whatever happens on the way.
+//! R12: the initial snapshot: the rows that are in the table before the first start are delivered first, each once,
+//! through all faults.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use testbed::proxy::{Fault, Way};
 use testbed::{unique, wait};
 
 use crate::crash::Pauses;
-use crate::fixture::{OwnServers, PARTITIONS, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, PARTITIONS, Site, TIMEOUT, assert_correct, heavy_permit};
 use crate::proxied::Proxied;
 
 const MIB: u64 = 1024 * 1024;
@@ -27,7 +28,7 @@ async fn backlog(site: &Site, rows: usize) {
 
 async fn until_events(relay: &crate::fixture::Relay, least: f64) {
     relay.until("/livez", 200, "").await;
-    wait::until(format!("{least} acknowledged events"), SOON, async || {
+    wait::until(format!("{least} acknowledged events"), TIMEOUT, async || {
         let events = relay.metric("outbox_relay_events_total").await;
         if events >= least { Ok(()) } else { Err(format!("{events}\n{}", relay.status_text().await)) }
     })
@@ -41,7 +42,7 @@ async fn progress(site: &Site, column: &str) -> Option<String> {
 
 #[tokio::test]
 async fn r12_two_hundred_thousand_rows_and_ten_kill_9_under_continuing_writes() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     backlog(&site, 200_000).await;
     let load = site.start_load(300.0).await;
@@ -49,7 +50,7 @@ async fn r12_two_hundred_thousand_rows_and_ten_kill_9_under_continuing_writes() 
     let mut copying = 0;
     for _ in 0..10 {
         let relay = site.launch(|text| text);
-        // Any moment from the very start into the copy; a debug build needs some seconds for all of it.
+        // Any moment from the start into the snapshot; a debug build needs some seconds for all of it.
         pauses.next(1_200).await;
         relay.kill().await;
         copying += usize::from(progress(&site, "min(start_phase)").await.as_deref() == Some("copying"));
@@ -60,18 +61,18 @@ async fn r12_two_hundred_thousand_rows_and_ten_kill_9_under_continuing_writes() 
     site.until_confirmed(&relay).await;
     assert!(progress(&site, "start_phase").await.is_none());
     site.judge_table(&relay).await;
-    // What was rolled back never arrives: the writers' own log knows of it.
+    // Rows that were rolled back never arrive; the writers' own log has them.
     let known: HashSet<String> = log.rows().iter().map(|row| row.id.to_string()).collect();
     let mut records = site.records().await;
     records.retain(|record| known.contains(record.header("ce_id").unwrap()));
-    right(&testbed::checker::check(&log, &records));
+    assert_correct(&testbed::checker::check(&log, &records));
 }
 
-/// Kafka is away in the middle of a copy, for longer than the server waits for an answer: memory stays bounded, the
-/// stream is kept, and the copy goes on.
+/// Kafka is down during the snapshot, for longer than the server waits for a status update: memory stays bounded, the
+/// stream stays open, and the snapshot continues.
 #[tokio::test]
-async fn a_copy_is_bounded_in_memory_and_keeps_the_stream_while_kafka_is_away() {
-    let _place = heavy().await;
+async fn a_snapshot_is_bounded_in_memory_and_keeps_the_stream_while_kafka_is_down() {
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[("wal_sender_timeout", "3s")]).await;
     let site = servers.site().await;
     backlog(&site, 150_000).await;
@@ -87,12 +88,12 @@ async fn a_copy_is_bounded_in_memory_and_keeps_the_stream_while_kafka_is_away() 
     assert_eq!(status["phase"], "copying");
     assert!(status["copiedRows"].as_u64().unwrap() >= 1_000, "{status}");
     assert!(status["lagSeconds"].as_f64().unwrap() > 0.0, "{status}");
-    // Long enough for the server to miss an answer three times over.
+    // Three times as long as the server waits for a status update.
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert_eq!(site.value(&walsender).await, pid, "the stream was interrupted while Kafka was away");
+    assert_eq!(site.value(&walsender).await, pid, "the stream was interrupted while Kafka was down");
     servers.kafka.start_again().await.unwrap();
     relay.until("/readyz", 200, "streaming").await;
-    // Those that Kafka took as it stopped, and did not answer for, are found there: nobody acknowledged them.
+    // Records that Kafka stored before it stopped, without the acknowledgement arriving, are found by the scan.
     let copied = relay.metric("outbox_relay_refilled_rows_total").await;
     let found = relay.metric("outbox_relay_duplicates_suppressed_total").await;
     assert!(copied <= 150_000.0 && copied + found >= 150_000.0, "{copied} copied, {found} found");
@@ -102,9 +103,9 @@ async fn a_copy_is_bounded_in_memory_and_keeps_the_stream_while_kafka_is_away() 
     site.judge_table(&relay).await;
 }
 
-/// A firewall that forgets one connection: nothing more comes over the one that copies, and the stream's goes on.
+/// A firewall drops one connection: the snapshot's connection falls silent, while the stream's continues.
 #[tokio::test]
-async fn a_copy_whose_connection_falls_silent_goes_on_over_another() {
+async fn a_snapshot_whose_connection_falls_silent_continues_over_another() {
     let proxied = Proxied::start().await;
     backlog(&proxied.site, 10_000).await;
     proxied.to_postgres.set(Fault::SilenceAfter { way: Way::ToClient, bytes: 500_000 });
@@ -116,8 +117,8 @@ async fn a_copy_whose_connection_falls_silent_goes_on_over_another() {
     proxied.site.judge_table(&relay).await;
 }
 
-/// Transactions that are open while the slot is created: the server waits for them, and what they insert comes once;
-/// what is rolled back never.
+/// Transactions that are open while the slot is created: the server waits for them. Rows that they insert arrive once,
+/// rows that are rolled back never.
 #[tokio::test]
 async fn transactions_that_are_open_while_the_slot_is_created() {
     let site = Site::shared().await;
@@ -139,13 +140,13 @@ async fn transactions_that_are_open_while_the_slot_is_created() {
         open.push(sql);
     }
     let relay = site.launch(|text| text);
-    wait::until("a slot that is being created", SOON, async || {
+    wait::until("a slot that is being created", TIMEOUT, async || {
         let slot = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
         if site.value(&slot).await.as_deref() == Some("1") { Ok(()) } else { Err("no slot") }
     })
     .await
     .unwrap();
-    // Begun after the creation: visible in no snapshot of its beginning, and waited for by nobody.
+    // Started after the creation began: no exported snapshot shows it, and the creation does not wait for it.
     site.insert([("k", 3)]).await;
     for (sql, end) in open.iter_mut().zip(["COMMIT", "ROLLBACK", "COMMIT"]) {
         sqlx::raw_sql(end).execute(sql).await.unwrap();
@@ -156,9 +157,9 @@ async fn transactions_that_are_open_while_the_slot_is_created() {
     assert_eq!(site.records().await.len(), 6);
 }
 
-/// Standbys may keep a copy of the slot, unless that is not wanted.
+/// The slot is a failover slot if the server supports that, unless the setting disables it.
 #[tokio::test]
-async fn a_slot_goes_along_with_a_failover_where_the_server_can() {
+async fn a_slot_survives_a_failover_if_the_server_supports_it() {
     for (edit, expected) in [("", "true"), (", failover: Never", "false")] {
         let site = Site::shared().await;
         let name = format!("slot: {{name: {}", site.slot);
@@ -171,7 +172,7 @@ async fn a_slot_goes_along_with_a_failover_where_the_server_can() {
     }
 }
 
-/// What a relay writes before it makes the slot for a copy.
+/// The checkpoint that a relay writes before it creates the slot for a snapshot.
 async fn intend_slot(site: &Site) {
     site.execute(&format!(
         "INSERT INTO outbox_checkpoint (relay, slot, system_identifier, timeline, start_phase)
@@ -181,14 +182,14 @@ async fn intend_slot(site: &Site) {
     .await;
 }
 
-/// The relay died between its intent and the snapshot's description: before the slot was there, or after.
+/// The relay died after it recorded the creation and before it stored the snapshot: before the slot existed, or after.
 #[tokio::test]
-async fn r12_an_intent_without_its_snapshot_begins_again() {
-    for slot_was_made in [false, true] {
+async fn r12_a_creation_without_a_stored_snapshot_starts_again() {
+    for slot_exists in [false, true] {
         let site = Site::shared().await;
         site.insert([("k", 1)]).await;
         intend_slot(&site).await;
-        if slot_was_made {
+        if slot_exists {
             site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot))
                 .await;
         }
@@ -197,13 +198,13 @@ async fn r12_an_intent_without_its_snapshot_begins_again() {
         relay.until("/readyz", 200, "streaming").await;
         site.insert([("k", 3)]).await;
         site.judge_table(&relay).await;
-        assert_eq!(site.records().await.len(), 3, "slot made: {slot_was_made}");
+        assert_eq!(site.records().await.len(), 3, "slot exists: {slot_exists}");
     }
 }
 
-/// The same with `start: Now`, which somebody has set meanwhile: the unfinished slot goes, and nothing is copied.
+/// The same with `start: Now`, set before the restart: the unfinished slot is recreated without a snapshot.
 #[tokio::test]
-async fn an_intent_is_no_reason_to_copy_when_only_new_rows_are_wanted() {
+async fn an_unfinished_creation_causes_no_snapshot_with_start_now() {
     let site = Site::shared().await;
     site.insert([("k", 1)]).await;
     intend_slot(&site).await;
@@ -217,10 +218,10 @@ async fn an_intent_is_no_reason_to_copy_when_only_new_rows_are_wanted() {
     assert_eq!(bodies, [Some(b"{\"n\": 3}".to_vec())]);
 }
 
-/// A copy that stands still at a row whose topic is missing has stored how far it came; the next process goes on from
-/// there, and the stream is not read before.
+/// A snapshot that is blocked at a row whose topic is missing has stored its progress. The next process continues from
+/// there, and does not read the stream before.
 #[tokio::test]
-async fn r12_a_copy_goes_on_where_another_process_left_it() {
+async fn r12_a_snapshot_continues_where_another_process_stopped() {
     let site = Site::shared().await;
     let late = format!("{}_late", site.aggregate);
     site.insert([("a", 1), ("b", 2), ("c", 3)]).await;
@@ -233,15 +234,17 @@ async fn r12_a_copy_goes_on_where_another_process_left_it() {
     let relay = site.launch(|text| text);
     relay.until("/readyz", 503, "TopicMissing").await;
     site.until_records(3).await;
-    wait::until("a stored cursor", SOON, async || match progress(&site, "start_cursor").await.as_deref() {
-        Some("3") => Ok(()),
-        other => Err(format!("{other:?}")),
+    wait::until("a stored cursor", TIMEOUT, async || {
+        match progress(&site, "start_cursor").await.as_deref() {
+            Some("3") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
     })
     .await
     .unwrap();
     assert!(progress(&site, "confirmed_lsn").await.is_none(), "nothing of the stream is delivered");
     relay.kill().await;
-    // In the stream, and behind everything that is copied.
+    // In the stream, after the whole snapshot.
     site.insert([("a", 7)]).await;
     let relay = site.launch(|text| text);
     relay.until("/readyz", 503, "TopicMissing").await;
@@ -261,20 +264,24 @@ async fn r12_a_copy_goes_on_where_another_process_left_it() {
     });
     let log = log.await.unwrap();
     let records = testbed::records::read_all(&site.bootstrap, &[&topic, &late_topic]).await.unwrap();
-    right(&testbed::checker::check(&log, &records));
+    assert_correct(&testbed::checker::check(&log, &records));
 }
 
-/// A graceful stop in the middle of a copy stores it; nothing is sent twice or looked up again.
+/// A graceful stop during the snapshot stores the progress; no row is sent twice or scanned for again.
 #[tokio::test]
-async fn a_stop_in_the_middle_of_a_copy_stores_how_far_it_came() {
-    let _place = heavy().await;
+async fn a_stop_during_the_snapshot_stores_its_progress() {
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     backlog(&site, 60_000).await;
     let relay = site.launch(|text| text);
     until_events(&relay, 500.0).await;
     let (code, log) = relay.stop().await;
     assert_eq!(code, Some(0), "{log}");
-    assert_eq!(progress(&site, "start_phase").await.as_deref(), Some("copying"), "it stopped in the copy");
+    assert_eq!(
+        progress(&site, "start_phase").await.as_deref(),
+        Some("copying"),
+        "it stopped during the snapshot"
+    );
     let there = site.records().await.len();
     assert_eq!(
         progress(&site, "start_cursor").await,
@@ -287,9 +294,9 @@ async fn a_stop_in_the_middle_of_a_copy_stores_how_far_it_came() {
     site.judge_table(&relay).await;
 }
 
-/// Two processes start at once: one makes the slot, the other stands by.
+/// Two processes start at the same time: one creates the slot, the other stands by.
 #[tokio::test]
-async fn two_first_starts_at_once_make_one_slot() {
+async fn two_simultaneous_first_starts_create_one_slot() {
     let site = Site::shared().await;
     site.insert([("k", 1), ("k", 2)]).await;
     let relays = [site.launch(|text| text), site.launch(|text| text)];
@@ -302,7 +309,7 @@ async fn two_first_starts_at_once_make_one_slot() {
 }
 
 #[tokio::test]
-async fn now_leaves_out_what_is_there() {
+async fn start_now_skips_existing_rows() {
     let site = Site::shared().await;
     site.insert([("k", 1)]).await;
     let relay = site.launch(|text| text.replace("user: postgres,", "user: postgres, start: Now,"));
@@ -315,9 +322,10 @@ async fn now_leaves_out_what_is_there() {
     assert_eq!(records[0].value.as_deref(), Some(&b"{\"n\": 2}"[..]));
 }
 
-/// What cannot be done exactly is refused with the way out, and nothing is left behind; once it is cured, it goes on.
+/// A snapshot that would not be exact is refused with a remedy, and leaves nothing behind. Once the cause is corrected,
+/// the relay starts.
 #[tokio::test]
-async fn what_stands_in_the_way_of_a_copy_is_said() {
+async fn a_cause_that_prevents_the_snapshot_is_reported() {
     let site = Site::shared().await;
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
     site.insert([("k", 1)]).await;
@@ -326,7 +334,7 @@ async fn what_stands_in_the_way_of_a_copy_is_said() {
     let text = relay.until("/readyz", 503, "StartRefused").await;
     assert!(text.contains("source.start to Now"), "{text}");
     assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
-    // As after a dump and restore: a transaction that this cluster has not had.
+    // As after a dump and restore: a transaction id that this cluster has not used.
     site.execute("ALTER TABLE outbox ALTER xid SET NOT NULL; UPDATE outbox SET xid = '99999999999'").await;
     relay.until("/readyz", 503, "of another cluster").await;
     assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
@@ -356,7 +364,8 @@ async fn a_five_column_table_is_refused_with_the_setting_that_helps() {
     assert!(progress(&site, "count(*)").await.as_deref() == Some("0"), "nothing was registered");
 }
 
-/// Policies hide rows from whoever may not bypass them: a copy of what is left would be a silent loss.
+/// Row-level security hides rows from a role without BYPASSRLS: a snapshot of the visible rows would silently lose the
+/// others.
 #[tokio::test]
 async fn a_role_that_may_not_see_every_row_is_refused() {
     let site = Site::shared().await;
@@ -380,7 +389,7 @@ async fn a_role_that_may_not_see_every_row_is_refused() {
     site.judge_table(&relay).await;
 }
 
-/// R24: of a row that is there already nobody knows when it was committed, so it needs a time of its own.
+/// R24: the commit time of an existing row is unknown, so the row needs its own time.
 #[tokio::test]
 async fn r24_rows_without_a_time_are_refused_at_the_first_start() {
     for (change, remedy) in [

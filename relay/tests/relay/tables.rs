@@ -1,27 +1,27 @@
-//! What a table may be: whatever makes a SELECT on the outbox table show a row that the stream does not have is refused at the
-//! start, said by `doctor`, and stops a relay that streams; and everything else arrives, each row once. One line of a table
-//! for each member of the kind; docs/OUTBOX.md, "What the table may be", has them for users.
+//! Kinds of outbox tables: each property with which a SELECT shows a row that the stream does not have is rejected at
+//! the start, reported by `doctor`, and stops a streaming relay. With all other properties every row arrives once. Each
+//! case is one entry of a list; docs/OUTBOX.md, "What the table may be", describes them for users.
 
 use std::collections::BTreeSet;
 
-use crate::fixture::{Relay, SOON, Site};
+use crate::fixture::{Relay, Site, TIMEOUT};
 use crate::misconfiguration::{fresh, shows};
 use futures::{StreamExt, stream};
 use testbed::{unique, wait};
 
-/// Cases tried at the same time.
+/// The number of cases that run at the same time.
 const AT_ONCE: usize = 4;
 
 /// Five columns, without partitions.
 const PLAIN: &str = "DROP TABLE outbox CASCADE;
     CREATE TABLE outbox (id uuid, aggregatetype text, aggregateid text, type text, payload jsonb);";
-/// Foreign tables need no server that answers.
+/// Foreign tables need no reachable server.
 const WRAPPER: &str =
     "CREATE FOREIGN DATA WRAPPER nowhere; CREATE SERVER nowhere FOREIGN DATA WRAPPER nowhere;";
 const RANGE: &str = "FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')";
 const VIA_ROOT: &str = "WITH (publish = 'insert', publish_via_partition_root = true)";
 
-/// A table or publication that is refused.
+/// A table or publication that is rejected.
 struct Refused {
     sql: String,
     reason: &'static str,
@@ -192,7 +192,7 @@ fn publications() -> Vec<Refused> {
 }
 
 #[tokio::test]
-async fn what_hides_rows_is_refused_at_the_start_and_by_doctor() {
+async fn a_table_that_hides_rows_is_rejected_at_the_start_and_by_doctor() {
     let major = major_of_shared().await;
     let cases = tables().into_iter().chain(publications()).filter(|case| case.since <= major);
     stream::iter(cases).for_each_concurrent(AT_ONCE, is_refused).await;
@@ -210,9 +210,10 @@ async fn is_refused(Refused { sql, reason, said, cure, .. }: Refused) {
     relay.until_ready().await;
 }
 
-/// The same, come while the relay streams. Nothing is confirmed beyond what is there then, and it heals when it is gone.
+/// The same change while the relay streams. Nothing written after it is confirmed, and delivery continues once it is
+/// undone.
 #[tokio::test]
-async fn what_hides_rows_is_noticed_while_the_relay_streams() {
+async fn a_change_that_hides_rows_is_detected_while_the_relay_streams() {
     let all = format!("CREATE PUBLICATION outbox FOR ALL TABLES {VIA_ROOT};");
     let grand = "CREATE TABLE grand (LIKE outbox) PARTITION BY LIST (type);";
     let cases = [
@@ -269,7 +270,7 @@ async fn what_hides_rows_is_noticed_while_the_relay_streams() {
         .await;
 }
 
-/// A slot that sends what is not committed.
+/// A slot that sends transactions before they are committed.
 #[tokio::test]
 async fn a_slot_with_two_phase_is_refused() {
     let site = fresh().await;
@@ -280,7 +281,7 @@ async fn a_slot_with_two_phase_is_refused() {
     site.execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;
 }
 
-/// How rows come into a table that is like no other, and all arrive.
+/// An unusual way in which rows are written to a table, and all arrive.
 struct Arrives {
     what: &'static str,
     /// Before the start.
@@ -390,7 +391,7 @@ fn kinds_of_rows(site: &Site) -> Vec<Arrives> {
             ),
             old + &old_row(site, "leaf"),
         )
-        // Before, a partition does not inherit what makes seq.
+        // Before version 17 a partition does not inherit the identity column `seq`.
         .since(17),
         arrives("triggers that change rows, and leave some out",
             trigger("IF NEW.aggregateid = 'none' THEN RETURN NULL; END IF; NEW.aggregateid := 'changed'; RETURN NEW;"),
@@ -423,7 +424,7 @@ async fn ids_in_table(site: &Site) -> BTreeSet<String> {
     ids.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Exactly the rows that a SELECT shows arrive, each once.
+/// Asserts that exactly the rows that a SELECT shows arrive, each once.
 async fn all_arrive(site: &Site, relay: &Relay, what: &str) {
     let shown = ids_in_table(site).await;
     assert!(!shown.is_empty(), "{what}");
@@ -436,7 +437,7 @@ async fn all_arrive(site: &Site, relay: &Relay, what: &str) {
 }
 
 #[tokio::test]
-async fn whatever_else_the_table_is_its_rows_arrive() {
+async fn with_all_other_properties_of_the_table_its_rows_arrive() {
     let site = Site::shared().await;
     let count = kinds_of_publications(&site).len() + kinds_of_rows(&site).len();
     stream::iter(0..count).for_each_concurrent(AT_ONCE, its_rows_arrive).await;
@@ -457,9 +458,9 @@ async fn its_rows_arrive(case: usize) {
     all_arrive(&site, &relay, what).await;
 }
 
-/// Rows that were read before the table got the name it has now, and are not confirmed yet, are rows of the table.
+/// Unconfirmed rows that were read before the table was renamed are still rows of the table.
 #[tokio::test]
-async fn a_table_that_is_renamed_with_rows_on_the_way_loses_none() {
+async fn a_table_that_is_renamed_with_rows_in_flight_loses_none() {
     let site = Site::shared().await;
     site.execute(PLAIN).await;
     let relay = site.launch(now);
@@ -475,7 +476,7 @@ async fn a_table_that_is_renamed_with_rows_on_the_way_loses_none() {
         now(text).replace("source: {", &format!("source: {{table: public.events, eventSource: '{source}', "))
     });
     relay.until_ready().await;
-    wait::until("the row that was written under the old name", SOON, async || {
+    wait::until("the row that was written under the old name", TIMEOUT, async || {
         let records = site.records().await;
         match records.len() {
             2 => Ok(()),
@@ -486,7 +487,7 @@ async fn a_table_that_is_renamed_with_rows_on_the_way_loses_none() {
     .unwrap();
 }
 
-/// What is done to a row after its insert changes what a SELECT shows, and not the event.
+/// Changes of a row after its insert affect a SELECT, but not the event.
 #[tokio::test]
 async fn a_row_that_is_deleted_or_updated_by_its_own_transaction_arrives_as_it_was_inserted() {
     let site = Site::shared().await;
@@ -515,9 +516,9 @@ async fn a_row_that_is_deleted_or_updated_by_its_own_transaction_arrives_as_it_w
     assert_eq!(arrived, expected.map(|key| (key.to_owned(), Some(b"1".to_vec()))));
 }
 
-/// The stream has every row; a SELECT by a role that is bound to policies has not.
+/// The stream has every row, but a SELECT by a role that is subject to row-level security does not.
 #[tokio::test]
-async fn row_level_security_is_said_by_doctor_and_hides_no_row_from_the_copy() {
+async fn row_level_security_is_reported_by_doctor_and_hides_no_row_from_the_snapshot() {
     let site = Site::shared().await;
     let role = unique("relay_role");
     site.execute(&format!(
@@ -544,9 +545,9 @@ async fn row_level_security_is_said_by_doctor_and_hides_no_row_from_the_copy() {
     all_arrive(&site, &relay, "with a policy").await;
 }
 
-/// Rows from before the table was published are not in the stream, whatever the slot has kept.
+/// The stream does not contain rows from before the table was published, even if the slot has retained their WAL.
 #[tokio::test]
-async fn doctor_says_that_a_slot_may_be_older_than_the_publication() {
+async fn doctor_reports_that_a_slot_may_be_older_than_the_publication() {
     let site = fresh().await;
     let slot = &site.slot;
     let said = format!("outbox may be newer than slot {slot}");

@@ -1,5 +1,5 @@
-//! TLS to Postgres: both connections are encrypted, nobody else is believed, and what is rotated is used without a
-//! restart.
+//! TLS to PostgreSQL: all connections are encrypted, no other server is trusted, and rotated credentials are used
+//! without a restart.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,10 @@ use testbed::guard::Folder;
 use testbed::postgres::{Auth, Postgres, PostgresOptions, ServerTls, Shutdown};
 use testbed::shared;
 
-use crate::fixture::{Relay, Site, heavy};
+use crate::fixture::{Relay, Site, heavy_permit};
 use crate::misconfiguration::shows;
 
-/// A Postgres that speaks TLS, authorities, and the files that a relay is given.
+/// A PostgreSQL with TLS, CAs, and the files of a relay.
 struct Encrypted {
     postgres: Postgres,
     site: Site,
@@ -21,8 +21,7 @@ struct Encrypted {
 }
 
 impl Encrypted {
-    /// Presents a certificate for 127.0.0.1 and demands one of its clients. The relay's role has its password in a
-    /// file.
+    /// With a certificate for 127.0.0.1, and client certificates required. The relay's role has its password in a file.
     async fn start() -> Encrypted {
         let (servers, clients) = (Authority::new("servers").unwrap(), Authority::new("clients").unwrap());
         let tls = ServerTls {
@@ -50,7 +49,7 @@ impl Encrypted {
         std::fs::write(self.file(name), content).unwrap();
     }
 
-    /// A relay with these TLS settings beside the files.
+    /// Starts a relay with these TLS settings in addition to the files.
     fn relay(&self, tls: &str) -> Relay {
         self.relay_with(tls, |text| text)
     }
@@ -81,8 +80,8 @@ impl Encrypted {
 }
 
 #[tokio::test]
-async fn everything_is_encrypted_and_what_is_rotated_is_used_without_a_restart() {
-    let _place = heavy().await;
+async fn everything_is_encrypted_and_rotated_credentials_are_used_without_a_restart() {
+    let _permit = heavy_permit().await;
     let mut on = Encrypted::start().await;
     let relay = on.relay(&format!("channelBinding: require, {}, {}", on.ca(), on.identity()));
     relay.until_ready().await;
@@ -96,7 +95,7 @@ async fn everything_is_encrypted_and_what_is_rotated_is_used_without_a_restart()
         .await;
     assert_eq!(unencrypted.as_deref(), Some("0 of 3"), "stream, session and observer");
 
-    // The server's certificate comes from another authority from now on.
+    // From now on another CA issues the server's certificate.
     let next = Authority::new("next").unwrap();
     on.present(&next.server(&["127.0.0.1"]).unwrap()).await;
     shows(&relay, "CertificateNotTrusted", "source.tls.caFile").await;
@@ -113,15 +112,15 @@ async fn everything_is_encrypted_and_what_is_rotated_is_used_without_a_restart()
     relay.until_ready().await;
 
     let verdict = on.site.verdict(load, &relay).await;
-    crate::fixture::right(&verdict);
+    crate::fixture::assert_correct(&verdict);
     let (code, log) = relay.stop().await;
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("-secret") && !log.contains("PRIVATE KEY"), "{log}");
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_the_right_one_is_not_spoken_to() {
-    let _place = heavy().await;
+async fn a_server_with_the_wrong_certificate_gets_no_connection() {
+    let _permit = heavy_permit().await;
     let mut on = Encrypted::start().await;
     let (ca, identity) = (on.ca(), on.identity());
     let full = format!("{ca}, {identity}");
@@ -143,7 +142,7 @@ async fn a_server_that_is_not_the_right_one_is_not_spoken_to() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_not_spoken_to_in_plain_text() {
+async fn a_server_without_tls_gets_no_plain_text_connection() {
     let site = Site::shared().await;
     for mode in ["require", "verify-ca", "verify-full"] {
         let relay = site.launch(|text| text.replacen("mode: disable", &format!("mode: {mode}"), 1));
@@ -153,10 +152,10 @@ async fn a_server_without_tls_is_not_spoken_to_in_plain_text() {
     assert_eq!(seen.as_deref(), Some("1"), "only the test itself is connected");
 }
 
-/// Stream and SQL connections accept the same certificates: what PostgreSQL's manual makes, and psql connects with.
+/// Stream and SQL connections accept the same certificates: those that PostgreSQL's manual creates and psql accepts.
 #[tokio::test]
-async fn a_certificate_as_the_manual_makes_it_is_streamed_from() {
-    let _place = heavy().await;
+async fn a_certificate_created_as_in_the_manual_is_accepted() {
+    let _permit = heavy_permit().await;
     let mut on = Encrypted::start().await;
     let own = Certificate::self_signed("localhost").unwrap();
     let tls = |on: &Encrypted, mode: &str| format!("mode: {mode}, {}, {}", on.ca(), on.identity());

@@ -1,4 +1,4 @@
-//! What happens to topics while rows are on their way: they grow, vanish, come back as others, and are routed to anew.
+//! Topics that change during delivery: they grow, disappear, are recreated, and the routing changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,9 +13,9 @@ use testbed::load::Log;
 use testbed::records::{Record, read_all};
 use testbed::wait;
 
-use crate::fixture::{PARTITIONS, Relay, SOON, Site, heavy};
+use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, heavy_permit};
 
-/// Number of partitions events are spread over, as the checkpoint has it.
+/// The number of partitions in use, from the checkpoint.
 async fn spread(site: &Site) -> i32 {
     let path = format!("{{current,topics,{},partitions}}", site.topic());
     let sql = format!("SELECT mapping #>> '{path}' FROM outbox_checkpoint");
@@ -23,7 +23,7 @@ async fn spread(site: &Site) -> i32 {
 }
 
 async fn until_spread(site: &Site, partitions: i32) {
-    wait::until(format!("events spread over {partitions} partitions"), SOON, async || {
+    wait::until(format!("events spread over {partitions} partitions"), TIMEOUT, async || {
         let seen = spread(site).await;
         if seen == partitions { Ok(()) } else { Err(seen) }
     })
@@ -36,11 +36,11 @@ fn key_seq(record: &Record) -> i64 {
     value["key_seq"].as_i64().unwrap()
 }
 
-/// G10: partitions are added live under load, and the relay dies right around the switch. Nothing is lost or there
-/// twice, and what a key has in one partition is older than all it has in the next.
+/// G10: partitions are added under load, and the relay dies around the switch. No event is lost or duplicated, and a
+/// key's events in its old partition are older than those in the new one.
 #[tokio::test]
 async fn g10_a_topic_grows_under_load_and_the_relay_dies_around_the_switch() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
     let load = site.start_load(400.0).await;
@@ -50,7 +50,7 @@ async fn g10_a_topic_grows_under_load_and_the_relay_dies_around_the_switch() {
     relay.kill().await;
     let relay = site.relay().await;
     grow_topic(&site.bootstrap, &site.topic(), 8).await.unwrap();
-    // The relay looks every two seconds: somewhere between noticing and storing.
+    // The relay queries the metadata every two seconds, so this is between detecting and storing.
     tokio::time::sleep(Duration::from_millis(1900)).await;
     relay.kill().await;
     let relay = site.relay().await;
@@ -88,7 +88,7 @@ fn in_order_where_keys_moved(records: &[Record]) {
     }
 }
 
-/// Three rows, delivered and confirmed.
+/// Delivers and confirms three rows.
 async fn three_rows_confirmed() -> (Site, Relay) {
     let site = Site::shared().await;
     let relay = site.relay().await;
@@ -96,7 +96,7 @@ async fn three_rows_confirmed() -> (Site, Relay) {
     site.until_records(3).await;
     let confirmed =
         "SELECT count(*) > 0 FROM outbox_checkpoint, jsonb_path_query(kafka_offsets, '$.*.*.last')";
-    wait::until("a remembered record", SOON, async || match site.value(confirmed).await.as_deref() {
+    wait::until("a remembered record", TIMEOUT, async || match site.value(confirmed).await.as_deref() {
         Some("true") => Ok(()),
         seen => Err(format!("{seen:?}")),
     })
@@ -106,10 +106,10 @@ async fn three_rows_confirmed() -> (Site, Relay) {
     (site, relay)
 }
 
-/// G9: a topic that vanishes while the relay runs is said to be missing; made anew, it is not taken for the old one.
-/// What a person does then is what docs/OPERATIONS.md says.
+/// G9: a topic that disappears while the relay runs is reported as missing, and once recreated it is not treated as the
+/// old one. The recovery is the procedure in docs/OPERATIONS.md.
 #[tokio::test]
-async fn g9_a_topic_deleted_and_made_anew_while_the_relay_runs() {
+async fn g9_a_topic_deleted_and_recreated_while_the_relay_runs() {
     let (site, relay) = three_rows_confirmed().await;
     let topic = site.topic();
     delete_topic(&site.bootstrap, &topic).await.unwrap();
@@ -125,14 +125,14 @@ async fn g9_a_topic_deleted_and_made_anew_while_the_relay_runs() {
     ))
     .await;
     let relay = site.relay().await;
-    assert_eq!(site.until_records(2).await.len(), 2, "what was not delivered before, and nothing else");
+    assert_eq!(site.until_records(2).await.len(), 2, "only the rows that were not delivered before");
     relay.until_ready().await;
 }
 
-/// G9, R6: while nobody looked the topic was made anew, with as many records of somebody else's: offsets alone would
-/// show nothing.
+/// G9, R6: while no relay ran, the topic was recreated and got as many records of another producer: offsets alone would
+/// not show it.
 #[tokio::test]
-async fn r6_a_topic_made_anew_with_as_many_foreign_records_is_noticed() {
+async fn r6_a_topic_recreated_with_as_many_foreign_records_is_detected() {
     let (site, relay) = three_rows_confirmed().await;
     assert_eq!(relay.stop().await.0, Some(0));
     delete_topic(&site.bootstrap, &site.topic()).await.unwrap();
@@ -143,7 +143,7 @@ async fn r6_a_topic_made_anew_with_as_many_foreign_records_is_noticed() {
         let record = BaseRecord::<(), _>::to(&topic).partition(n % PARTITIONS).payload("foreign");
         other.send(record).map_err(|(error, _)| error).unwrap();
     }
-    other.flush(SOON).unwrap();
+    other.flush(TIMEOUT).unwrap();
     let relay = site.launch(|text| text);
     let text = relay.until("/readyz", 503, "KafkaLostRecords").await;
     assert!(text.contains("now has a record of another producer"), "{text}");
@@ -152,10 +152,10 @@ async fn r6_a_topic_made_anew_with_as_many_foreign_records_is_noticed() {
     assert_eq!(site.records().await.len(), 30, "something was delivered");
 }
 
-/// Another Kafka cluster behind the same configuration: the records were mirrored at other offsets, and the end of the last
-/// transaction is missing. The record at the remembered offset is of the same transaction, and not the remembered one.
+/// Another Kafka cluster with the same configuration: the records were mirrored to other offsets, and the end of the
+/// last transaction is missing. The record at the stored offset is of the same transaction, but another one.
 #[tokio::test]
-async fn r6_a_mirror_that_lacks_the_end_of_a_large_transaction_is_noticed() {
+async fn r6_a_mirror_that_lacks_the_end_of_a_large_transaction_is_detected() {
     const ROWS: i32 = 1000;
     let site = Site::shared().await;
     let relay = site.relay().await;
@@ -178,7 +178,7 @@ async fn r6_a_mirror_that_lacks_the_end_of_a_large_transaction_is_noticed() {
         let record = record().key(b"k").payload(mirrored.value.as_deref().unwrap()).headers(headers);
         other.send(record).map_err(|(error, _)| error).unwrap();
     }
-    other.flush(SOON).unwrap();
+    other.flush(TIMEOUT).unwrap();
     let relay = site.launch(|text| text);
     let text = relay.until("/readyz", 503, "KafkaLostRecords").await;
     assert!(text.contains("now has another event"), "{text}");
@@ -187,9 +187,9 @@ async fn r6_a_mirror_that_lacks_the_end_of_a_large_transaction_is_noticed() {
     assert_eq!(site.records().await.len(), ROWS as usize + 5, "something was delivered");
 }
 
-/// G12: retention has removed everything that is remembered. That is what retention is for.
+/// G12: retention has removed all records that the checkpoint knows, which is normal.
 #[tokio::test]
-async fn g12_what_retention_removed_is_no_alarm() {
+async fn g12_records_removed_by_retention_are_not_reported_as_lost() {
     let (site, relay) = three_rows_confirmed().await;
     assert_eq!(relay.stop().await.0, Some(0));
     for partition in 0..PARTITIONS {
@@ -203,7 +203,7 @@ async fn g12_what_retention_removed_is_no_alarm() {
     relay.until_ready().await;
 }
 
-/// R7: a record that retention would remove on arrival is sent with the current time; the event keeps its own.
+/// R7: a record that retention would delete immediately is sent with the current time; the event keeps its own.
 #[tokio::test]
 async fn r7_a_record_too_old_for_its_topic_gets_the_current_time() {
     let site = Site::shared().await;
@@ -228,8 +228,8 @@ async fn r7_a_record_too_old_for_its_topic_gets_the_current_time() {
     assert_eq!(relay.metric("outbox_relay_timestamps_replaced_total").await, 1.0);
 }
 
-/// R3: the routing changes between two runs, while rows wait that the old run may have sent. Each is in one topic,
-/// once: the old rule's for what was committed before the new run, the new rule's for what comes after.
+/// R3: the routing changes between two runs, with rows that the old run may have sent. Each row is in one topic, once:
+/// that of the old rule if it was committed before the new run, otherwise that of the new rule.
 #[tokio::test]
 async fn r3_a_changed_routing_sends_no_row_twice_and_loses_none() {
     let site = crate::replay::six_rows_ahead().await.0;
@@ -247,7 +247,7 @@ async fn r3_a_changed_routing_sends_no_row_twice_and_loses_none() {
     relay.until_ready().await;
     site.insert([("k", 9), ("l", 10)]).await;
     let log = Log::of_table(site.database.url(), "outbox", |_| old.clone()).await.unwrap();
-    wait::until("11 records", SOON, async || {
+    wait::until("11 records", TIMEOUT, async || {
         let records = read_all(&site.bootstrap, &[&old, &new]).await.unwrap();
         if records.len() == 11 { Ok(()) } else { Err(records.len()) }
     })
@@ -265,12 +265,12 @@ async fn r3_a_changed_routing_sends_no_row_twice_and_loses_none() {
         "{verdict}"
     );
     let previous = "SELECT mapping -> 'previous' IS NULL FROM outbox_checkpoint";
-    assert_eq!(site.value(previous).await.as_deref(), Some("true"), "the old mapping is forgotten");
+    assert_eq!(site.value(previous).await.as_deref(), Some("true"), "the old mapping is dropped");
 }
 
-/// R3: a row that the old rule had no place for was never sent, and goes where the new rule says.
+/// R3: a row without a destination in the old rule was never sent, and is routed by the new rule.
 #[tokio::test]
-async fn r3_a_poison_row_is_helped_on_by_another_rule() {
+async fn r3_a_poison_row_is_delivered_with_another_rule() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;

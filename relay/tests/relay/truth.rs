@@ -1,15 +1,15 @@
-//! What the relay says of itself, under the faults it is for: `/readyz`, `/status` and metrics show a fault while it
-//! lasts, and are clear when it is gone. How soon is for the documents; here it is the order of things that counts.
+//! `/readyz`, `/status` and metrics show a fault while it lasts, and clear when it is gone. How soon is measured
+//! elsewhere; these tests check the sequence.
 
 use serde_json::Value;
 use testbed::postgres::{PgVersion, Shutdown};
 use testbed::wait;
 
-use crate::fixture::{OwnServers, Relay, SOON, Site, heavy};
+use crate::fixture::{OwnServers, Relay, Site, TIMEOUT, heavy_permit};
 
-/// Waits until `/status` and metrics are as `look` wants them; its `Err` says what is not.
+/// Waits until `/status` fulfils the condition.
 async fn shows(relay: &Relay, what: &str, mut look: impl FnMut(&Value) -> bool) {
-    wait::until(what, SOON, async || {
+    wait::until(what, TIMEOUT, async || {
         let status = relay.status().await;
         if look(&status) { Ok(()) } else { Err(format!("{status:#}\n{}", relay.program.log_tail())) }
     })
@@ -17,11 +17,11 @@ async fn shows(relay: &Relay, what: &str, mut look: impl FnMut(&Value) -> bool) 
     .unwrap();
 }
 
-/// Waits until each metric has its value.
-async fn measures(relay: &Relay, metrics: &[(&str, f64)]) {
+/// Waits until each metric has the expected value.
+async fn wait_for_metrics(relay: &Relay, metrics: &[(&str, f64)]) {
     for (name, value) in metrics {
         let name = format!("outbox_relay_{name}");
-        wait::until(format!("{name} to be {value}"), SOON, async || {
+        wait::until(format!("{name} to be {value}"), TIMEOUT, async || {
             let seen = relay.metric(&name).await;
             if seen == *value { Ok(()) } else { Err(seen) }
         })
@@ -30,7 +30,7 @@ async fn measures(relay: &Relay, metrics: &[(&str, f64)]) {
     }
 }
 
-/// An LSN as it is written, as a number.
+/// An LSN in text form, as a number.
 fn lsn(text: &str) -> u64 {
     let (high, low) = text.split_once('/').unwrap();
     u64::from_str_radix(high, 16).unwrap() << 32 | u64::from_str_radix(low, 16).unwrap()
@@ -39,8 +39,8 @@ fn lsn(text: &str) -> u64 {
 const KAFKA: &str = "connected{side=\"kafka\"}";
 const POSTGRES: &str = "connected{side=\"postgres\"}";
 
-/// Idle, then three events, then a cluster that is busy with something else: read, sent, acknowledged and confirmed are
-/// four numbers, the heartbeat comes back, and there is no lag.
+/// Idle, then three events, then a cluster that is busy with other tables: read, sent, acknowledged and confirmed are
+/// four numbers, heartbeats arrive, and there is no lag.
 #[tokio::test]
 async fn on_a_good_day() {
     let mut site = Site::shared().await;
@@ -58,8 +58,13 @@ async fn on_a_good_day() {
             && status["checkpoint"]["ageSeconds"].is_number()
     })
     .await;
-    measures(&relay, &[(KAFKA, 1.0), (POSTGRES, 1.0), ("streaming", 1.0), ("slot_active", 1.0)]).await;
-    measures(&relay, &[("slot_inactive_seconds", 0.0), ("slot_wal_status{status=\"reserved\"}", 1.0)]).await;
+    wait_for_metrics(&relay, &[(KAFKA, 1.0), (POSTGRES, 1.0), ("streaming", 1.0), ("slot_active", 1.0)])
+        .await;
+    wait_for_metrics(
+        &relay,
+        &[("slot_inactive_seconds", 0.0), ("slot_wal_status{status=\"reserved\"}", 1.0)],
+    )
+    .await;
     site.insert([("a", 1), ("b", 2), ("c", 3)]).await;
     shows(&relay, "three events, delivered", |status| {
         status["receivedEvents"] == 3
@@ -71,7 +76,7 @@ async fn on_a_good_day() {
     })
     .await;
     site.until_confirmed(&relay).await;
-    // Messages of others are no events and hold nothing up, in transactions or not.
+    // Other logical messages are not events and block nothing, inside or outside of transactions.
     site.execute(
         "CREATE TABLE busy (filler text); SELECT pg_logical_emit_message(false, 'outbox-relay:other', '1/1');
          BEGIN; SELECT pg_logical_emit_message(true, 'theirs', 'x'); INSERT INTO busy VALUES ('x'); COMMIT",
@@ -81,18 +86,18 @@ async fn on_a_good_day() {
         let before = relay.metric("outbox_relay_received_lsn").await;
         site.execute("INSERT INTO busy SELECT repeat(md5(n::text), 100) FROM generate_series(1, 1000) n")
             .await;
-        wait::until("a stream that passes them", SOON, async || {
+        wait::until("a stream that passes them", TIMEOUT, async || {
             let now = relay.metric("outbox_relay_received_lsn").await;
             if now > before { Ok(()) } else { Err(now) }
         })
         .await
         .unwrap();
-        measures(&relay, &[("lag_seconds", 0.0), ("events_total", 3.0)]).await;
+        wait_for_metrics(&relay, &[("lag_seconds", 0.0), ("events_total", 3.0)]).await;
     }
     site.until_confirmed(&relay).await;
-    // The age falls when one comes back, and only then.
+    // The age decreases only when a heartbeat arrives.
     let mut age = relay.metric("outbox_relay_heartbeat_age_seconds").await;
-    wait::until("a heartbeat that comes back", SOON, async || {
+    wait::until("a heartbeat that comes back", TIMEOUT, async || {
         let before = std::mem::replace(&mut age, relay.metric("outbox_relay_heartbeat_age_seconds").await);
         if age < before && age >= 0.0 { Ok(()) } else { Err(age) }
     })
@@ -102,21 +107,22 @@ async fn on_a_good_day() {
     assert_eq!(relay.metric("outbox_relay_reconnects_total").await, 0.0);
 }
 
-/// Idle, then with rows under way, then with a budget that is used up.
+/// Idle, then with rows in flight, then with a used-up budget.
 #[tokio::test]
-async fn while_kafka_is_away() {
-    let _place = heavy().await;
+async fn while_kafka_is_down() {
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let mut site = servers.site().await;
     site.extra = "delivery: {maxInFlightEvents: 1}\n".to_owned();
     let relay = site.relay().await;
     servers.kafka.stop().await.unwrap();
     relay.until("/readyz", 503, "KafkaUnreachable").await;
-    measures(&relay, &[(KAFKA, 0.0), (POSTGRES, 1.0), ("streaming", 1.0), ("lag_seconds", 0.0)]).await;
+    wait_for_metrics(&relay, &[(KAFKA, 0.0), (POSTGRES, 1.0), ("streaming", 1.0), ("lag_seconds", 0.0)])
+        .await;
     assert_eq!(relay.status().await["sink"]["connected"], false);
     servers.kafka.start_again().await.unwrap();
     relay.until_ready().await;
-    measures(&relay, &[(KAFKA, 1.0)]).await;
+    wait_for_metrics(&relay, &[(KAFKA, 1.0)]).await;
     shows(&relay, "what was wrong, and that it is over", |status| {
         status["lastTrouble"]["reason"] == "KafkaUnreachable" && status["lastTrouble"]["until"].is_string()
     })
@@ -146,49 +152,49 @@ async fn while_kafka_is_away() {
     relay.until_ready().await;
     site.until_records(3).await;
     shows(&relay, "nothing left to do", |status| {
-        // Counted since the stream was opened, which may have been opened again.
+        // Counted since the stream was opened, which may have happened again.
         status["lagSeconds"] == 0.0
             && status["budgetFull"] == false
             && status["acknowledgedEvents"] == status["sentEvents"]
     })
     .await;
-    measures(&relay, &[("in_flight_events", 0.0), (KAFKA, 1.0), ("lag_seconds", 0.0)]).await;
+    wait_for_metrics(&relay, &[("in_flight_events", 0.0), (KAFKA, 1.0), ("lag_seconds", 0.0)]).await;
 }
 
-/// Stopped, then a server that hangs: its connections stay open, and say nothing.
+/// A stopped server, then one that hangs: its connections stay open and silent.
 #[tokio::test]
-async fn while_postgres_is_away() {
-    let _place = heavy().await;
+async fn while_postgres_is_down() {
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
     servers.postgres.stop(Shutdown::Fast).await.unwrap();
     relay.until("/readyz", 503, "DatabaseUnreachable").await;
-    measures(&relay, &[(POSTGRES, 0.0), ("streaming", 0.0), (KAFKA, 0.0)]).await;
+    wait_for_metrics(&relay, &[(POSTGRES, 0.0), ("streaming", 0.0), (KAFKA, 0.0)]).await;
     shows(&relay, "no connection to the source", |status| {
         status["source"]["connected"] == false && status["role"] == "none" && status["ready"] == false
     })
     .await;
     servers.postgres.start_again().await.unwrap();
     relay.until_ready().await;
-    measures(&relay, &[(POSTGRES, 1.0), ("streaming", 1.0)]).await;
+    wait_for_metrics(&relay, &[(POSTGRES, 1.0), ("streaming", 1.0)]).await;
     let reconnects = relay.metric("outbox_relay_reconnects_total").await;
-    assert!((1.0..=2.0).contains(&reconnects), "tries were counted: {reconnects}");
+    assert!((1.0..=2.0).contains(&reconnects), "each attempt was counted: {reconnects}");
 
     servers.postgres.pause().unwrap();
     relay.until("/readyz", 503, "DatabaseUnreachable").await;
-    measures(&relay, &[(POSTGRES, 0.0)]).await;
+    wait_for_metrics(&relay, &[(POSTGRES, 0.0)]).await;
     servers.postgres.resume().unwrap();
     relay.until_ready().await;
-    measures(&relay, &[(POSTGRES, 1.0)]).await;
+    wait_for_metrics(&relay, &[(POSTGRES, 1.0)]).await;
     site.insert([("k", 1)]).await;
     site.until_records(1).await;
 }
 
-/// Kafka is away, so nothing is read and the stream looks open: the server's word is enough.
+/// Kafka is down, so the stream is not read and seems open: the slot state from the server is enough.
 #[tokio::test]
-async fn a_slot_on_its_way_to_be_lost() {
-    let _place = heavy().await;
+async fn a_slot_that_is_about_to_be_lost() {
+    let _permit = heavy_permit().await;
     let settings = [
         ("max_slot_wal_keep_size", "96MB"),
         ("max_wal_size", "32MB"),
@@ -226,17 +232,17 @@ async fn a_slot_on_its_way_to_be_lost() {
             assert!(relay.metric("outbox_relay_retained_wal_bytes").await > 16.0 * 1024.0 * 1024.0);
         }
     }
-    // How long it is unreserved is the server's next checkpoint's affair.
+    // How long the slot is unreserved depends on the server's next checkpoint.
     ways.retain(|way| way != "unreserved");
     assert_eq!(ways, ["reserved", "extended", "lost"]);
     relay.until("/readyz", 503, "SlotLost").await;
-    measures(&relay, &[("streaming", 0.0), ("slot_active", 0.0)]).await;
+    wait_for_metrics(&relay, &[("streaming", 0.0), ("slot_active", 0.0)]).await;
     shows(&relay, "a slot that is lost", |status| {
         status["slot"]["walStatus"] == "lost" && status["trouble"]["reason"] == "SlotLost"
     })
     .await;
     let inactive = relay.metric("outbox_relay_slot_inactive_seconds").await;
-    wait::until("a slot that nobody holds", SOON, async || {
+    wait::until("a slot that nobody holds", TIMEOUT, async || {
         let now = relay.metric("outbox_relay_slot_inactive_seconds").await;
         if now > inactive { Ok(()) } else { Err(now) }
     })
@@ -244,7 +250,7 @@ async fn a_slot_on_its_way_to_be_lost() {
     .unwrap();
 }
 
-/// Gone under the relay's hands; it is said, and not made anew.
+/// The slot is dropped while the relay streams: it is reported, and not recreated.
 #[tokio::test]
 async fn a_slot_dropped_while_it_is_in_use() {
     let site = Site::shared().await;
@@ -254,7 +260,7 @@ async fn a_slot_dropped_while_it_is_in_use() {
          SELECT pg_drop_replication_slot('{0}')",
         site.slot
     );
-    wait::until("a slot that can be dropped", SOON, async || {
+    wait::until("a slot that can be dropped", TIMEOUT, async || {
         let dropped = sqlx::raw_sql(sqlx::AssertSqlSafe(&*drop_it)).execute(&mut site.sql().await).await;
         dropped.map(drop).map_err(|error| error.to_string())
     })
@@ -265,19 +271,19 @@ async fn a_slot_dropped_while_it_is_in_use() {
         status["slot"]["exists"] == false && status["slot"]["activePid"].is_null()
     })
     .await;
-    measures(&relay, &[("slot_active", 0.0), ("streaming", 0.0), ("slot_wal_status", 0.0)]).await;
+    wait_for_metrics(&relay, &[("slot_active", 0.0), ("streaming", 0.0), ("slot_wal_status", 0.0)]).await;
 }
 
-/// A standby is ready all the time, has no lag of its own, and counts once that it stands by, not at every try.
+/// A standby relay is always ready, has no lag, and counts standing by once, not at every attempt.
 #[tokio::test]
-async fn a_standby_is_ready_and_says_so() {
+async fn a_standby_relay_is_ready_and_reports_it() {
     let site = Site::shared().await;
     let active = site.relay().await;
     let standby = site.launch(|text| text);
     standby.until("/readyz", 200, "standby").await;
     let mut sql = site.sql().await;
     let mut tries = 0;
-    // Its tries show at the server: each is a new session of its own.
+    // Its attempts are visible on the server: each is a new session.
     let mut last = None;
     while tries < 3 {
         let (code, text) = standby.ask("/readyz").await.unwrap();
@@ -305,23 +311,23 @@ async fn a_standby_is_ready_and_says_so() {
     for relay in [&active, &standby] {
         shows(relay, "who holds the slot", |status| status["slot"]["activePid"].as_i64() == Some(pid)).await;
     }
-    measures(&standby, &[("reconnects_total", 1.0), ("streaming", 0.0)]).await;
+    wait_for_metrics(&standby, &[("reconnects_total", 1.0), ("streaming", 0.0)]).await;
     let (_, metrics) = standby.ask("/metrics").await.unwrap();
-    // What has no value has no series: neither a heartbeat on a standby nor a limit where none is set.
+    // A metric without a value has no series: neither a heartbeat on a standby relay nor a limit that is not set.
     for name in ["outbox_relay_heartbeat_age_seconds", "outbox_relay_slot_safe_wal_bytes"] {
         assert!(!metrics.contains(name), "{metrics}");
     }
-    measures(&standby, &[("slot_active", 1.0), (POSTGRES, 1.0), (KAFKA, 0.0)]).await;
+    wait_for_metrics(&standby, &[("slot_active", 1.0), (POSTGRES, 1.0), (KAFKA, 0.0)]).await;
     site.insert([("k", 1)]).await;
     site.until_records(1).await;
     site.until_confirmed(&active).await;
-    measures(&standby, &[("lag_seconds", 0.0)]).await;
+    wait_for_metrics(&standby, &[("lag_seconds", 0.0)]).await;
     active.kill().await;
     standby.until("/readyz", 200, "streaming").await;
-    measures(&standby, &[("streaming", 1.0), (KAFKA, 1.0)]).await;
+    wait_for_metrics(&standby, &[("streaming", 1.0), (KAFKA, 1.0)]).await;
 }
 
-/// A row that cannot go on shows as what it is, and the reason why nothing is read is another word.
+/// A blocked row is shown, separately from the reason why the stream is not read.
 #[tokio::test]
 async fn a_row_without_a_topic() {
     let site = Site::shared().await;
@@ -337,10 +343,10 @@ async fn a_row_without_a_topic() {
     .await;
 }
 
-/// R10: a relay that was stopped until another had taken the slot over sends nothing of what it held, and stands by.
+/// R10: a relay that was paused until another had acquired the slot sends none of its queued records, and stands by.
 #[tokio::test]
 async fn r10_a_process_that_was_paused_gives_the_slot_up() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[("wal_sender_timeout", "2s")]).await;
     let site = servers.site().await;
     let paused = site.relay().await;
@@ -355,7 +361,7 @@ async fn r10_a_process_that_was_paused_gives_the_slot_up() {
     paused.program.resume().unwrap();
     paused.until("/readyz", 200, "standby").await;
     let log = paused.program.log();
-    // Stopped in the middle of a turn, it hears it from the server first.
+    // If it was paused within a turn of the event loop, it learns this from the server first.
     assert!(log.contains("ProcessPaused") || log.contains("another client holds the slot now"), "{log}");
     site.insert([("k", 3)]).await;
     site.judge_table(&successor).await;

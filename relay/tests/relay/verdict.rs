@@ -1,23 +1,24 @@
-//! What a start makes of what it finds: promotions, restored servers, slots that somebody touched.
+//! The decision at the start of a session: promotions, restored servers, and slots that another client changed.
 
 use testbed::kafka::create_topic;
 use testbed::postgres::{PgVersion, Shutdown};
 use testbed::wait;
 
-use crate::fixture::{OwnServers, PARTITIONS, Relay, SOON, Site, heavy, right};
+use crate::fixture::{OwnServers, PARTITIONS, Relay, Site, TIMEOUT, assert_correct, heavy_permit};
 
-/// R2: a standby takes over with everything: the relay goes on, on a new timeline, with nothing lost or sent twice.
+/// R2: a fully replicated standby is promoted: the relay continues on the new timeline, and no event is lost or sent
+/// twice.
 #[tokio::test]
-async fn r2_a_promoted_standby_is_gone_on_from() {
-    let _place = heavy().await;
+async fn r2_delivery_continues_from_a_promoted_standby() {
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
-    // Rows from before the start have positions of the first timeline too.
+    // Snapshot rows have positions of the first timeline, too.
     site.insert([("k", 1), ("k", 2)]).await;
     let relay = site.relay().await;
     let load = site.start_load(400.0).await;
     site.until_records(300).await;
-    // Killed, so that rows of the old timeline are replayed on the new one and looked for in Kafka.
+    // Killed, so that rows of the old timeline are replayed on the new one and scanned for in Kafka.
     relay.kill().await;
     servers.postgres.stop(Shutdown::Fast).await.unwrap();
     servers.postgres.start_as_standby().await.unwrap();
@@ -35,10 +36,10 @@ async fn r2_a_promoted_standby_is_gone_on_from() {
     let records: Vec<_> = site.records().await;
     assert!(positions(&records, "00000001-") > 0 && positions(&records, "00000002-") > 0);
     assert_eq!(relay.metric("outbox_relay_phantom_events_total").await, 0.0);
-    // The two rows from before the load are not in its log.
+    // The two rows from before the load are not in the writers' log.
     assert_eq!(promoted_once.records, records.len());
     site.judge_table(&relay).await;
-    // A second one, under a running relay.
+    // A second promotion, while a relay runs.
     servers.postgres.stop(Shutdown::Fast).await.unwrap();
     servers.postgres.start_as_standby().await.unwrap();
     site.execute("SELECT pg_promote()").await;
@@ -48,15 +49,16 @@ async fn r2_a_promoted_standby_is_gone_on_from() {
     assert_eq!(site.value("SELECT timeline FROM outbox_checkpoint").await.as_deref(), Some("3"));
 }
 
-/// R2, R12: a promotion in the middle of a copy. It goes on, with positions of the timeline on which the slot was made.
+/// R2, R12: a promotion during the initial snapshot, which continues with positions of the timeline of the slot's
+/// creation.
 #[tokio::test]
-async fn r2_a_promotion_in_the_middle_of_a_copy() {
-    let _place = heavy().await;
+async fn r2_a_promotion_during_the_initial_snapshot() {
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let late = format!("{}_late", site.aggregate);
     site.insert([("a", 1), ("b", 2)]).await;
-    // Its topic does not exist, so the copy stands still here.
+    // Its topic does not exist, so the snapshot is blocked here.
     site.execute(&format!(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
          VALUES (gen_random_uuid(), '{late}', 'k', 'n.v1', '3')"
@@ -66,7 +68,7 @@ async fn r2_a_promotion_in_the_middle_of_a_copy() {
     let relay = site.launch(|text| text);
     relay.until("/readyz", 503, "TopicMissing").await;
     site.until_records(2).await;
-    // R15: it waits for the relay, which reads nothing now and has nothing to write.
+    // R15: the server waits for the relay, which reads nothing now and has nothing to write.
     servers.postgres.stop(Shutdown::Fast).await.unwrap();
     servers.postgres.start_as_standby().await.unwrap();
     site.execute("SELECT pg_promote()").await;
@@ -82,11 +84,11 @@ async fn r2_a_promotion_in_the_middle_of_a_copy() {
     assert_eq!(timelines, ["00000001", "00000001", "00000001", "00000002"]);
 }
 
-/// R2, C18: the server is put back to an older state and goes on; what was delivered in between are phantoms. They are
-/// counted and listed, they stand in the way of nothing, and rows whose positions lie among theirs are delivered.
+/// R2, C18: the server is restored to an earlier state on a new timeline; events delivered in between are phantoms.
+/// They are counted and listed, block nothing, and rows with positions among theirs are delivered.
 #[tokio::test]
 async fn r2_phantoms_of_a_server_that_lost_its_end_in_a_failover() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
@@ -106,11 +108,11 @@ async fn r2_phantoms_of_a_server_that_lost_its_end_in_a_failover() {
     servers.postgres.start_as_standby().await.unwrap();
     site.execute("SELECT pg_promote()").await;
     let survivor = site.value("SELECT id FROM outbox").await.unwrap();
-    // Their positions lie where those of the phantoms were.
+    // Their positions are among those of the phantoms.
     for n in 2..=20 {
         site.insert([("k", n), ("third", n)]).await;
     }
-    // They are replayed, so their partition is searched.
+    // They are replayed, so their partition is scanned.
     let relay = site.relay().await;
     let lives = async |rows: usize| {
         let records = site.until_records(78 + rows).await;
@@ -164,11 +166,11 @@ async fn put_back(servers: &mut OwnServers) {
     servers.postgres.start_again().await.unwrap();
 }
 
-/// Put back without a new timeline: the same positions stand for other events, so nothing in Kafka can be trusted, and
-/// delivery stops. With the documented statement it goes on: nothing is lost.
+/// Restored without a new timeline: the same positions stand for other events, so records in Kafka cannot be trusted,
+/// and delivery stops. With the documented statement it continues, and no event is lost.
 #[tokio::test]
-async fn r2_a_server_put_back_on_its_own_timeline_is_refused_until_kafka_no_longer_counts() {
-    let _place = heavy().await;
+async fn r2_a_server_restored_on_its_own_timeline_is_refused_until_kafkas_records_are_ignored() {
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
@@ -180,13 +182,13 @@ async fn r2_a_server_put_back_on_its_own_timeline_is_refused_until_kafka_no_long
     assert_eq!(relay.metric("outbox_relay_gap_total").await, 1.0);
     site.execute("UPDATE outbox_checkpoint SET mapping = '{}', kafka_offsets = '{}'").await;
     relay.until("/readyz", 200, "streaming").await;
-    // What was delivered after the copy's checkpoint may come again: row 1 at most.
+    // Rows delivered after the copied server's checkpoint may be sent again: row 1 at most.
     let wanted: Vec<String> = {
         let mut sql = site.sql().await;
         sqlx::query_scalar("SELECT id::text FROM outbox").fetch_all(&mut sql).await.unwrap()
     };
     assert_eq!(wanted.len(), 3);
-    wait::until("every row of the table", SOON, async || {
+    wait::until("every row of the table", TIMEOUT, async || {
         let records = site.records().await;
         let ids: Vec<&str> = records.iter().map(|record| record.header("ce_id").unwrap()).collect();
         let missing = wanted.iter().filter(|id| !ids.contains(&id.as_str())).count();
@@ -196,11 +198,11 @@ async fn r2_a_server_put_back_on_its_own_timeline_is_refused_until_kafka_no_long
     .unwrap();
 }
 
-/// The same while no relay runs: nothing was confirmed that the checkpoint could be compared with, and the last records in
-/// Kafka tell, before a new row is taken for one that is there.
+/// The same while no relay runs: there is no earlier position to compare the checkpoint with. The last records in Kafka
+/// reveal it, before a new row is treated as delivered.
 #[tokio::test]
-async fn r2_a_server_put_back_while_the_relay_was_away_is_refused_before_anything_is_sent() {
-    let _place = heavy().await;
+async fn r2_a_server_restored_while_the_relay_was_stopped_is_refused_before_anything_is_sent() {
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
@@ -215,9 +217,9 @@ async fn r2_a_server_put_back_while_the_relay_was_away_is_refused_before_anythin
     assert_eq!(site.records().await.len(), 20);
 }
 
-/// D1: dropped while it is streamed from. Nothing is made anew in silence.
+/// D1: the slot is dropped while the relay streams from it. It is not silently recreated.
 #[tokio::test]
-async fn d1_a_slot_dropped_under_a_running_relay_stops_delivery() {
+async fn d1_a_slot_dropped_while_the_relay_runs_stops_delivery() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;
@@ -242,15 +244,15 @@ async fn d1_a_slot_dropped_under_a_running_relay_stops_delivery() {
     assert_eq!(site.records().await.len(), 1);
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
     assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
-    // D2: made anew by somebody, at a later place.
+    // D2: recreated by another client, at a later position.
     site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
     relay.until("/readyz", 503, "SlotAhead").await;
     assert_eq!(site.records().await.len(), 1);
 }
 
-/// D7: a slot that is none a relay can use.
+/// D7: a slot that the relay cannot use.
 #[tokio::test]
-async fn d7_a_slot_of_another_kind_is_refused() {
+async fn d7_an_unsuitable_slot_is_refused() {
     let site = Site::shared().await;
     site.execute(&format!("SELECT pg_create_physical_replication_slot('{}')", site.slot)).await;
     let relay = site.launch(|text| text);
@@ -264,7 +266,7 @@ async fn d7_a_slot_of_another_kind_is_refused() {
     let text = relay.until("/readyz", 503, elsewhere.database.name()).await;
     assert!(text.contains("SlotUnsuitable"), "{text}");
     elsewhere.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
-    // With two_phase, transactions would come before it is known whether they commit.
+    // With two_phase, transactions would arrive before it is known whether they commit.
     let two_phase =
         format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput', false, true)", site.slot);
     let relay = relay.stop().await;
@@ -279,29 +281,30 @@ async fn d7_a_slot_of_another_kind_is_refused() {
     relay.until_ready().await;
 }
 
-/// R15: a server that is told to stop waits for its clients to confirm. The relay does, promptly, and goes on when the
-/// server is back.
+/// R15: a server that shuts down waits for its replication clients to confirm. The relay does so promptly, and
+/// continues once the server is back.
 #[tokio::test]
 async fn r15_a_fast_stop_of_postgres_under_load_is_prompt() {
-    let _place = heavy().await;
+    let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let site = servers.site().await;
     let relay = site.relay().await;
     let load = site.start_load(500.0).await;
     for round in 1..=3 {
         site.until_records(200 * round).await;
-        // It fails when the server is still there after a minute.
+        // It fails if the server still runs after a minute.
         servers.postgres.stop(Shutdown::Fast).await.unwrap();
         relay.until("/readyz", 503, "DatabaseUnreachable").await;
         servers.postgres.start_again().await.unwrap();
         relay.until("/readyz", 200, "streaming").await;
     }
-    right(&site.verdict(load, &relay).await);
+    assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// The checkpoint's row is gone and the slot is there: what was delivered is not known, so it is asked.
+/// The checkpoint is gone and the slot exists: it is unknown which rows were delivered, so the relay asks for a
+/// decision.
 #[tokio::test]
-async fn a_slot_without_its_checkpoint_is_asked_about() {
+async fn a_slot_without_its_checkpoint_requires_a_decision() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;
