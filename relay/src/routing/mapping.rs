@@ -19,7 +19,7 @@
 //!
 //! A row that Kafka refused for a topic has no destination there in any mapping: see [`RefusedRows`].
 
-mod generation;
+mod compiled;
 mod refused;
 mod stored;
 
@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn};
 
-use self::generation::CompiledRouting;
+use self::compiled::CompiledRouting;
 pub use self::refused::{RefusedRow, RefusedRows};
 pub use self::stored::{RoutingConfig, RoutingHistory, Superseded, TopicShape};
 use crate::event::poison::Poison;
