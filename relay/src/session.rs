@@ -47,9 +47,13 @@ const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Shared by all sessions of the process.
 #[derive(Clone)]
 pub struct Context {
+    /// The configuration. Each session reads the credentials in it again.
     pub config: Arc<Config>,
+    /// The state that `/status` and `/readyz` show.
     pub status: Status,
+    /// The Prometheus metrics.
     pub metrics: Metrics,
+    /// Requests to replay dead letters.
     pub replays: ReplayHandle,
 }
 

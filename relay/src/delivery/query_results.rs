@@ -86,8 +86,8 @@ impl Delivery {
         Ok(())
     }
 
-    /// Events whose rows this server does not have cannot be removed from Kafka, so operators need to know which they
-    /// are.
+    /// Events whose rows this server does not have cannot be removed from Kafka, so administrators need to know which
+    /// they are.
     fn report_phantoms(&self, partition: PartitionId, phantoms: Phantoms) {
         if phantoms.count == 0 {
             return;

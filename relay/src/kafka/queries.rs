@@ -213,7 +213,7 @@ impl KafkaQueries {
         self.submit(async move |caller| {
             let scan = scan_partition(&caller, &topic, number, from, min_in_sync).await?;
             let Scan { found, records, phantoms, .. } = scan;
-            Ok(QueryResult::Searched { partition, found, records, phantoms })
+            Ok(QueryResult::Scanned { partition, found, records, phantoms })
         });
     }
 
@@ -425,7 +425,7 @@ async fn scan_partition(
         while !is_replicated(caller, topic, number, min_in_sync).await? {
             tracing::debug!(%topic, number, "fewer replicas in sync than min.insync.replicas");
             tokio::time::sleep(VERIFY_PAUSE).await;
-            // Read the setting again: operators may lower it to let delivery continue.
+            // Read the setting again: administrators may lower it to let delivery continue.
             min_in_sync = describe(caller, topic).await.and_then(|settings| settings.min_in_sync_replicas);
         }
         let (_, high) = watermarks(caller, topic, number).await?;

@@ -197,8 +197,8 @@ mod tests {
     #[test]
     fn a_scan_is_not_done_if_the_partition_ends_too_early() {
         let mut scan = Scan::new(&"t".into(), 0, Range::ToEnd, 5, 10);
-        assert_eq!(scan.on_partition_end(None), Step::Short);
-        assert_eq!(scan.on_partition_end(Some(7)), Step::Short);
+        assert_eq!(scan.on_partition_end(None), Step::EndedEarly);
+        assert_eq!(scan.on_partition_end(Some(7)), Step::EndedEarly);
         assert_eq!((scan.on_partition_end(Some(10)), scan.end()), (Step::Done, 10));
         assert!(scan.records.has_missing_offsets, "control records");
     }

@@ -16,7 +16,7 @@ pub struct Phantoms {
 }
 
 impl Phantoms {
-    /// Maximum number of ids kept for operators. A failover may leave thousands of phantoms.
+    /// Maximum number of ids kept for administrators. A failover may leave thousands of phantoms.
     pub const MAX_IDS: usize = 100;
 
     /// Adds the result of another scan.

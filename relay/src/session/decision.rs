@@ -193,7 +193,7 @@ fn checkpoint_state(
 }
 
 /// Whether the checkpoint was further ahead before. The relay never moves it back. A promotion may, but begins a new
-/// timeline. A checkpoint without offsets was moved back on purpose: the operator wants records in Kafka ignored.
+/// timeline. A checkpoint without offsets was moved back on purpose: records in Kafka are to be ignored.
 fn went_back(inputs: &StartInputs<'_>, checkpoint: &Checkpoint, confirmed: EndLsn) -> bool {
     let history = checkpoint.history;
     let same_timeline = history.timeline == inputs.timelines.timeline();

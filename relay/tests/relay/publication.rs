@@ -87,9 +87,9 @@ async fn d14_also_on_postgres_15() {
     }
 }
 
-/// After an operator has republished the missing rows and runs the documented statement, delivery continues.
+/// After an administrator has republished the missing rows and runs the documented statement, delivery continues.
 #[tokio::test]
-async fn d14_delivery_continues_once_an_operator_has_handled_the_gap() {
+async fn d14_delivery_continues_once_the_gap_was_handled_by_hand() {
     let site = Site::shared().await;
     let (change, undo) = CHANGES[2];
     is_noticed(&site, change, undo).await;

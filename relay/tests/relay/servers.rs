@@ -12,7 +12,7 @@ use crate::proxied::until_more;
 const RATE: f64 = 500.0;
 
 /// C1: a smart shutdown waits for open sessions, which include the relay's, so the relay continues to deliver. The fast
-/// shutdown that operators issue next ends it.
+/// shutdown that administrators issue next ends it.
 #[tokio::test]
 async fn c1_postgres_restarts_in_every_way_under_load() {
     let _permit = heavy_permit().await;
