@@ -1,7 +1,7 @@
 //! The Kafka client that all resources with the same brokers and credentials share. Nothing here blocks the thread on which resources are
 //! reconciled and the Lease is renewed: creating a client reads certificates, and dropping one waits for its threads.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outbox_relay::kafka::client::auth_failure;
@@ -11,9 +11,10 @@ use rdkafka::config::ClientConfig;
 
 use super::error::KafkaError;
 
-/// A client without an answer is replaced, at most this often: librdkafka can be left without any broker to ask
-/// (confluentinc/librdkafka#5301), but during an outage another client is no better.
-const REPLACE_EVERY: Duration = Duration::from_secs(20);
+/// A client without an answer is replaced, and the reason searched for with one more, at most this often. librdkafka can be left without any
+/// broker to ask (confluentinc/librdkafka#5301), but during an outage another client is no better, and each costs threads and, with TLS, a
+/// handshake with every broker.
+const RETRY_EVERY: Duration = Duration::from_secs(20);
 
 /// How long the search for the reason may take when Kafka does not answer: with the request before, an outage still shows within 10 s.
 const DIAGNOSIS_WITHIN: Duration = Duration::from_secs(3);
@@ -40,39 +41,63 @@ impl Drop for Client {
 /// See the module's text.
 pub struct SharedClient {
     config: ClientConfig,
-    current: Mutex<(Arc<Client>, Instant)>,
+    current: Mutex<Arc<Client>>,
+    silence: Mutex<Silence>,
+}
+
+/// What was found out about a cluster that does not answer. Each set of brokers and credentials has its own.
+#[derive(Default)]
+struct Silence {
+    examined: Option<Instant>,
+    why_not_trusted: Option<String>,
+}
+
+impl Silence {
+    /// Whether it is time to examine it (again). The caller that gets `true` does so.
+    fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.examined.is_none_or(|before| now.duration_since(before) >= RETRY_EVERY);
+        if is_due {
+            self.examined = Some(now);
+        }
+        is_due
+    }
 }
 
 impl SharedClient {
     /// Creates the client; it does not connect yet. Blocks.
     pub fn create(config: &ClientConfig) -> Result<SharedClient, KafkaError> {
         let client = Arc::new(create(config)?);
-        Ok(SharedClient { config: config.clone(), current: Mutex::new((client, Instant::now())) })
+        Ok(SharedClient { config: config.clone(), current: Mutex::new(client), silence: Mutex::default() })
     }
 
     /// The client to use now.
     pub fn current(&self) -> Arc<Client> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner).0)
+        Arc::clone(&lock(&self.current))
     }
 
-    /// Takes in that Kafka has not answered `client`: finds out whether that is for want of trust, and replaces the client. Blocks.
+    /// Kafka has answered: the next silence is examined immediately.
+    pub fn on_answer(&self) {
+        *lock(&self.silence) = Silence::default();
+    }
+
+    /// Kafka has not answered `client`: finds out whether that is for want of trust, and replaces the client. Blocks.
     pub fn on_silence(&self, error: KafkaError) -> KafkaError {
-        let is_due = {
-            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_due = current.1.elapsed() >= REPLACE_EVERY;
-            if is_due {
-                current.1 = Instant::now();
+        if lock(&self.silence).is_due(Instant::now()) {
+            if let Ok(client) = create(&self.config) {
+                *lock(&self.current) = Arc::new(client);
             }
-            is_due
-        };
-        if is_due && let Ok(client) = create(&self.config) {
-            self.current.lock().unwrap_or_else(PoisonError::into_inner).0 = Arc::new(client);
+            let why = auth_failure(&self.config, DIAGNOSIS_WITHIN);
+            lock(&self.silence).why_not_trusted = why;
         }
-        match auth_failure(&self.config, DIAGNOSIS_WITHIN) {
+        match lock(&self.silence).why_not_trusted.clone() {
             Some(why) => error.not_trusted(why),
             None => error,
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn create(config: &ClientConfig) -> Result<Client, KafkaError> {
@@ -81,4 +106,34 @@ fn create(config: &ClientConfig) -> Result<Client, KafkaError> {
     config.set("enable.metrics.push", "false");
     let client = config.create().map_err(|error| KafkaError::failed("creating a client", &error))?;
     Ok(Client(Some(client)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_cluster_is_examined_once_in_a_while_and_again_after_it_has_answered() {
+        let (mut silence, start) = (Silence::default(), Instant::now());
+        assert!(silence.is_due(start));
+        assert!(!silence.is_due(start + RETRY_EVERY / 2));
+        assert!(silence.is_due(start + RETRY_EVERY));
+        assert!(!silence.is_due(start + RETRY_EVERY), "another resource asks at the same time");
+    }
+
+    #[test]
+    fn the_answer_serves_all_that_ask_within_that_time() {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", "127.0.0.1:1");
+        let client = SharedClient::create(&config).unwrap();
+        let first = client.current();
+        lock(&client.silence).is_due(Instant::now());
+        lock(&client.silence).why_not_trusted = Some("SASL authentication failed".to_owned());
+        let silent = || KafkaError::new("looking at topics", "timed out".to_owned(), None);
+        assert!(client.on_silence(silent()).is_distrust);
+        assert!(Arc::ptr_eq(&first, &client.current()), "no client was created");
+        client.on_answer();
+        assert!(!client.on_silence(silent()).is_distrust, "nothing listens there");
+        assert!(!Arc::ptr_eq(&first, &client.current()));
+    }
 }

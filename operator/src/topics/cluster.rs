@@ -117,7 +117,13 @@ impl Cluster {
         let inner = Arc::clone(&self.0);
         let looking = tokio::task::spawn_blocking(move || {
             let client = inner.client.current();
-            look(&client, &names).map_err(|error| inner.client.on_silence(error))
+            match look(&client, &names) {
+                Ok(view) => {
+                    inner.client.on_answer();
+                    Ok(view)
+                }
+                Err(error) => Err(inner.client.on_silence(error)),
+            }
         });
         looking
             .await
