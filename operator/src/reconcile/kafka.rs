@@ -112,9 +112,13 @@ impl Pass<'_> {
             }
             self.on_step(topic, &step);
         }
+        // Not known while replicas are moved.
+        let replicas = found.and_then(|found| found.replication_factor);
         let status = TopicStatus {
             name: topic.name.clone(),
             id: id.or(found.and(before)).cloned(),
+            partitions: found.map(|found| found.partitions).max(topic.partitions),
+            replication_factor: replicas.or(known.and_then(|known| known.replication_factor)),
             config_keys: topic.config.keys().cloned().collect(),
             deletion_policy: topic.deletion_policy,
         };

@@ -99,6 +99,8 @@ mod tests {
         let known_as = |name: &str| TopicStatus {
             name: name.into(),
             id: None,
+            partitions: None,
+            replication_factor: None,
             config_keys: Vec::new(),
             deletion_policy: DeletionPolicy::Delete,
         };

@@ -45,6 +45,12 @@ pub struct TopicStatus {
     /// What Kafka knows it by: one that is made anew under the same name has another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// Number of its partitions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<i32>,
+    /// Replicas of each of them, where all have the same number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replication_factor: Option<i32>,
     /// Keys of its configuration that this resource has set. One that is no longer declared is given back to the broker.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub config_keys: Vec<String>,

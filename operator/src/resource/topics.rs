@@ -11,7 +11,7 @@ use super::source::DeletionPolicy;
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.partitions >= oldSelf.partitions")
+    validation = Rule::new("!has(self.partitions) || !has(oldSelf.partitions) || self.partitions >= oldSelf.partitions")
         .message("partitions never shrink: Kafka cannot, and keys would change their partition")
         .field_path(".partitions"),
     validation = Rule::new("self.name != '.' && self.name != '..'").message("'.' and '..' are no names of topics"),
@@ -20,13 +20,16 @@ pub struct Topic {
     /// Its name.
     #[schemars(length(min = 1, max = 249), regex(pattern = "^[a-zA-Z0-9._-]+$"))]
     pub name: String,
-    /// Number of partitions. Growing it moves keys to other partitions: events of a key are in order within each.
+    /// Number of partitions. Growing it moves keys to other partitions: events of a key are in order within each. Without it, the topic is created
+    /// with the broker's default (`num.partitions`), and the number is never changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
-    pub partitions: i32,
-    /// Replicas of each partition.
-    #[serde(default = "replication_factor")]
+    pub partitions: Option<i32>,
+    /// Replicas of each partition. Without it, the topic is created with the broker's default (`default.replication.factor`), and any number is
+    /// accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 20))]
-    pub replication_factor: i32,
+    pub replication_factor: Option<i32>,
     /// Configuration of the topic, for example `retention.ms`. Keys that are not listed are left as they are.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
@@ -34,11 +37,6 @@ pub struct Topic {
     /// What becomes of it when this resource is deleted, or the topic is taken from this list.
     #[serde(default = "retain")]
     pub deletion_policy: DeletionPolicy,
-}
-
-/// What a broker's `min.insync.replicas=2` needs to lose one and go on.
-fn replication_factor() -> i32 {
-    3
 }
 
 /// Consumers may still read it.

@@ -189,6 +189,9 @@ impl Cluster {
     }
 }
 
+/// Kafka's protocol has it for the numbers of partitions and replicas.
+const BROKERS_DEFAULT: i32 = -1;
+
 const LOOKING: &str = "looking at topics";
 
 /// Blocks.
@@ -206,8 +209,8 @@ fn look(client: &Client, names: &BTreeSet<String>) -> Result<View, KafkaError> {
 async fn carry_out(client: &Arc<Client>, topic: &str, step: &Step) -> Result<(), KafkaError> {
     match step {
         Step::Create { partitions, replication_factor, config } => {
-            let replicas = TopicReplication::Fixed(*replication_factor);
-            let mut new = NewTopic::new(topic, *partitions, replicas);
+            let replicas = TopicReplication::Fixed(replication_factor.unwrap_or(BROKERS_DEFAULT));
+            let mut new = NewTopic::new(topic, partitions.unwrap_or(BROKERS_DEFAULT), replicas);
             new.config.extend(config.iter().map(|(key, value)| (key.as_str(), value.as_str())));
             let created = admin(client)?.create_topics([&new], &options()).await;
             let created = done(&format!("creating topic {topic}"), created, None);

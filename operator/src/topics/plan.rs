@@ -28,10 +28,10 @@ pub struct Observed {
 pub enum Step {
     /// Make the topic.
     Create {
-        /// With so many partitions,
-        partitions: i32,
-        /// so many replicas,
-        replication_factor: i32,
+        /// With so many partitions, or the broker's default,
+        partitions: Option<i32>,
+        /// so many replicas, or the broker's default,
+        replication_factor: Option<i32>,
         /// and this configuration.
         config: BTreeMap<String, String>,
     },
@@ -53,7 +53,13 @@ impl Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::Create { partitions, replication_factor, .. } => {
-                write!(f, "made, with {partitions} partitions and {replication_factor} replicas")
+                let [partitions, replicas] = [partitions, replication_factor].map(|number| {
+                    number.map_or_else(
+                        || "the broker's default number of".to_owned(),
+                        |number| number.to_string(),
+                    )
+                });
+                write!(f, "made, with {partitions} partitions and {replicas} replicas")
             }
             Step::Grow { partitions } => write!(f, "grown to {partitions} partitions"),
             Step::Configure { set, given_back } if given_back.is_empty() => write!(f, "configured: {set:?}"),
@@ -107,16 +113,19 @@ pub fn plan(declared: &Topic, owned: &BTreeSet<String>, observed: Option<&Observ
         return Plan { steps: vec![create], deviations: Vec::new() };
     };
     let mut plan = Plan::default();
-    if observed.partitions < declared.partitions {
-        plan.steps.push(Step::Grow { partitions: declared.partitions });
+    let is = observed.partitions;
+    if let Some(partitions) = declared.partitions.filter(|partitions| is < *partitions) {
+        plan.steps.push(Step::Grow { partitions });
     }
     plan.steps.extend(configure(declared, owned, &observed.overrides));
-    if observed.partitions > declared.partitions {
-        plan.deviations
-            .push(Deviation::Partitions { declared: declared.partitions, is: observed.partitions });
+    if let Some(declared) = declared.partitions.filter(|partitions| is > *partitions) {
+        plan.deviations.push(Deviation::Partitions { declared, is });
     }
-    if let Some(is) = observed.replication_factor.filter(|is| *is != declared.replication_factor) {
-        plan.deviations.push(Deviation::ReplicationFactor { declared: declared.replication_factor, is });
+    match (declared.replication_factor, observed.replication_factor) {
+        (Some(declared), Some(is)) if declared != is => {
+            plan.deviations.push(Deviation::ReplicationFactor { declared, is });
+        }
+        _ => {}
     }
     plan
 }
@@ -141,6 +150,7 @@ mod tests {
 
     fn topic(partitions: i32, replication_factor: i32, config: &[(&str, &str)]) -> Topic {
         let config = pairs(config);
+        let (partitions, replication_factor) = (Some(partitions), Some(replication_factor));
         let (name, deletion_policy) = ("t".into(), DeletionPolicy::Retain);
         Topic { name, partitions, replication_factor, config, deletion_policy }
     }
@@ -153,11 +163,15 @@ mod tests {
         keys.iter().map(|key| (*key).to_owned()).collect()
     }
 
+    /// A broker's default.
+    const BROKERS: i32 = 2;
+
     /// What Kafka would have after a plan was carried out.
     fn carried_out(observed: Option<Observed>, steps: Vec<Step>) -> Option<Observed> {
         steps.into_iter().fold(observed, |observed, step| match (step, observed) {
             (Step::Create { partitions, replication_factor, config }, _) => {
-                let replication_factor = Some(replication_factor);
+                let (partitions, replication_factor) =
+                    (partitions.unwrap_or(BROKERS), Some(replication_factor.unwrap_or(BROKERS)));
                 Some(Observed { id: None, partitions, replication_factor, overrides: config })
             }
             (Step::Grow { partitions }, Some(observed)) => Some(Observed { partitions, ..observed }),
@@ -176,12 +190,12 @@ mod tests {
         let config = pairs(&[("message.timestamp.type", "LogAppendTime"), ("retention.ms", "1000")]);
         assert_eq!(
             made(&[("retention.ms", "1000")]),
-            [Step::Create { partitions: 3, replication_factor: 2, config }]
+            [Step::Create { partitions: Some(3), replication_factor: Some(2), config }]
         );
         let config = pairs(&[("message.timestamp.type", "CreateTime")]);
         assert_eq!(
             made(&[("message.timestamp.type", "CreateTime")]),
-            [Step::Create { partitions: 3, replication_factor: 2, config }]
+            [Step::Create { partitions: Some(3), replication_factor: Some(2), config }]
         );
     }
 
@@ -212,6 +226,19 @@ mod tests {
         assert_eq!(plan(&topic(3, 3, &[]), &keys(&[]), Some(&observed)), Plan::default());
     }
 
+    #[test]
+    fn what_is_left_to_the_broker_is_never_changed_and_never_wrong() {
+        let declared = Topic { partitions: None, replication_factor: None, ..topic(1, 1, &[]) };
+        let [create] = &plan(&declared, &keys(&[]), None).steps[..] else { panic!() };
+        let defaults = "made, with the broker's default number of partitions and the broker's default number of replicas";
+        assert_eq!(create.to_string(), defaults);
+        for (partitions, replicas) in [(1, 1), (6, 3)] {
+            let replication_factor = Some(replicas);
+            let observed = Observed { id: None, partitions, replication_factor, overrides: BTreeMap::new() };
+            assert_eq!(plan(&declared, &keys(&[]), Some(&observed)), Plan::default());
+        }
+    }
+
     fn config() -> impl Strategy<Value = BTreeMap<String, String>> {
         prop::collection::btree_map("[abc]", "[12]", 0..3)
     }
@@ -219,11 +246,12 @@ mod tests {
     proptest! {
         #[test]
         fn planning_again_after_a_plan_was_carried_out_gives_nothing_to_do(
-            (partitions, replicas, declared) in (1..9, 1..4, config()),
+            (partitions, replicas, declared) in (prop::option::of(1..9), prop::option::of(1..4), config()),
             owned in prop::collection::btree_set("[abcd]", 0..4),
             observed in prop::option::of((1..9, 1..4, config())),
         ) {
-            let declared = Topic { config: declared, ..topic(partitions, replicas, &[]) };
+            let (config, replication_factor) = (declared, replicas);
+            let declared = Topic { config, partitions, replication_factor, ..topic(1, 1, &[]) };
             let observed = observed.map(|(partitions, replication_factor, overrides)| {
                 Observed { id: None, partitions, replication_factor: Some(replication_factor), overrides }
             });

@@ -8,8 +8,10 @@ use outbox_operator::topics::{Cluster, Observed, Plan, Step, plan};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 use serde_json::{Value, json};
-use testbed::kafka::{Kafka, KafkaOptions, alter_topic};
+use testbed::kafka::{Kafka, KafkaOptions, alter_topic, grow_topic};
 use testbed::{shared, unique, wait};
+
+use crate::stage::Stage;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -131,8 +133,8 @@ async fn what_kafka_refuses_is_said_with_its_code() {
     let cluster = cluster(shared().await.unwrap().kafka_bootstrap());
     let name = unique("refused");
     let step = |replication_factor, config: &Value| Step::Create {
-        partitions: 1,
-        replication_factor,
+        partitions: Some(1),
+        replication_factor: Some(replication_factor),
         config: serde_json::from_value(config.clone()).unwrap(),
     };
     let error = cluster.carry_out(&name, &step(3, &json!({}))).await.unwrap_err();
@@ -146,4 +148,35 @@ async fn what_kafka_refuses_is_said_with_its_code() {
 async fn a_kafka_that_is_not_there_is_said_soon() {
     let error = cluster("127.0.0.1:1").observe(&["t".to_owned()]).await.unwrap_err();
     assert!(error.to_string().starts_with("Kafka: looking at topics: "), "{error}");
+}
+
+/// What the resource leaves out is the broker's default when the topic is created, and nobody's mistake when it changes.
+#[tokio::test]
+async fn partitions_and_replicas_that_are_left_out_are_the_brokers() {
+    let settings = vec![("num.partitions".to_owned(), "4".to_owned())];
+    let kafka = Kafka::start(KafkaOptions { settings, ..KafkaOptions::default() }).await.unwrap();
+    let servers = shared().await.unwrap();
+    let mut stage = Stage::on("defaults", &servers.postgres_url("postgres"), &kafka.bootstrap()).await;
+    stage.spec["topics"] = json!([{"name": stage.topic}]);
+    stage.make_secret().await;
+    stage.apply().await;
+    let status = [
+        "get",
+        "obr",
+        "shop",
+        "-o",
+        "jsonpath={.status.topics[*].partitions} {.status.topics[*].replicationFactor}",
+    ];
+    let until = async |expected: &str| {
+        wait::until(format!("{expected} in the status"), SOON, async || {
+            let seen = stage.namespace.kubectl(&status).await.unwrap();
+            if seen == expected { Ok(()) } else { Err(format!("{seen}\n{}", stage.operator.log_tail())) }
+        })
+        .await
+        .unwrap();
+    };
+    until("4 1").await;
+    grow_topic(&stage.bootstrap, &stage.topic, 6).await.unwrap();
+    until("6 1").await;
+    stage.until(&[("TopicsReady", "True", "AsDeclared")]).await;
 }
