@@ -4,7 +4,7 @@
 //! - [`controller`]: which resources to look at, and when; [`reconcile`]: one pass over one of them.
 //! - [`watched`], [`touched`]: what is seen of the API server's objects; [`connections`], [`breaker`], [`memory`]: what passes share.
 //! - [`leadership`]: which of several operators acts.
-//! - [`secrets`], [`status`]: what a pass begins and ends with.
+//! - [`references`]: other operators' resources in place of fields; [`secrets`], [`status`]: what a pass begins and ends with.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
 //! - [`topics`]: what has to be done about topics, and doing it.
 //! - [`events`], [`metrics`]: what is told beside the status.
@@ -23,6 +23,7 @@ pub mod leadership;
 pub mod memory;
 pub mod metrics;
 pub mod reconcile;
+pub mod references;
 pub mod resource;
 pub mod secrets;
 pub mod status;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use kube::ResourceExt;
 
+use crate::references;
 use crate::resource::{OutboxRelay, OutboxRelayStatus};
 use crate::secrets::Values;
 use crate::status::Aspect;
@@ -21,6 +22,8 @@ pub struct Memory(Mutex<HashMap<(String, String), Remembered>>);
 pub struct Remembered {
     /// The last pass that found everything as it should be.
     pub settled: Option<Arc<Settled>>,
+    /// What its references led to.
+    pub references: references::Remembered,
     /// What its Secrets held under the keys that it references, when they were last read.
     pub secrets: Option<Arc<Values>>,
     /// What was applied last.

@@ -14,6 +14,7 @@ mod objects;
 mod paused;
 mod pods;
 mod relay;
+mod resolve;
 mod topics;
 
 use std::sync::Arc;
@@ -31,16 +32,17 @@ use serde_json::{Value, json};
 use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::finalizer::reconcile_unreadable;
+use self::resolve::{Resolution, resolve};
 use crate::connections::Connections;
-use crate::desired::configuration::configuration;
-use crate::desired::naming::{self, MANAGER};
-use crate::desired::pod::{self, PodDefaults, UserIds};
+use crate::desired::naming::MANAGER;
+use crate::desired::pod::{PodDefaults, UserIds};
 use crate::desired::workload::workload;
 use crate::events::{self, Kind};
 use crate::memory::{Applied, Memory, Settled};
 use crate::metrics::{Metrics, Outcome};
+use crate::references::LookError;
 use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
-use crate::secrets::{KafkaSecrets, PostgresSecrets, ReadError, Reader, SecretError, Secrets, Values};
+use crate::secrets::ReadError;
 use crate::status::{Aspect, Finding, Findings, Reason};
 use crate::topics::{Cluster, Topics};
 use crate::user_ids;
@@ -161,6 +163,9 @@ pub enum ReconcileError {
     /// It did not give a Secret.
     #[error("Kubernetes: {0}")]
     Secret(ReadError),
+    /// It did not give a resource of another operator.
+    #[error("Kubernetes: {0}")]
+    Reference(LookError),
     /// The configuration cannot be written.
     #[error("the relay's configuration: {0}")]
     Configuration(String),
@@ -198,7 +203,7 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
         return Ok(context.next_look());
     }
     let done = pass.run().await;
-    if let Err(error @ ReconcileError::Secret(_)) = done {
+    if let Err(error @ (ReconcileError::Secret(_) | ReconcileError::Reference(_))) = done {
         // Next to nothing was looked at: the conditions that are there still count, and keep their generation.
         metrics.passed(since, Outcome::Failed);
         return Err(error);
@@ -237,15 +242,23 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     })
 }
 
-/// The relay's configuration, where nothing is wrong with it, with the resource's name or with the pods.
-fn check(relay: &OutboxRelay, secrets: &Secrets) -> Result<Config, String> {
-    let config = configuration(relay, &secrets.postgres.user);
-    let config = config.map_err(|invalid| invalid.to_string())?;
-    naming::check(relay)?;
-    config.check().map_err(|invalid| invalid.to_string())?;
-    let defaults = PodDefaults { image: "", user_ids: UserIds::Fixed, template: None };
-    pod::template(relay, defaults, "").map_err(|invalid| invalid.to_string())?;
-    Ok(config)
+/// An API server that fails says nothing about the objects; one that refuses them does.
+fn not_applied(error: &ReconcileError) -> Finding {
+    match error {
+        ReconcileError::Kubernetes(error) if is_unavailable(error) => Finding::unknown(
+            Reason::KubernetesUnavailable,
+            format!("the API server failed while the objects were applied: {error}; it is tried again"),
+        ),
+        error => Finding::no(Reason::NotMade, format!("the objects were not applied: {error}")),
+    }
+}
+
+/// Whether the API server gave no decision: it did not answer, failed, or had too much to do.
+fn is_unavailable(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code >= 500 || status.code == 429,
+        _ => true,
+    }
 }
 
 async fn put_status(
@@ -261,15 +274,6 @@ async fn put_status(
         // It was deleted meanwhile.
         Err(kube::Error::Api(refusal)) if refusal.code == 404 => Ok(()),
         written => written.map(drop),
-    }
-}
-
-/// An API server that does not answer says nothing about a Secret: the resource is reconciled again later, and no condition changes.
-fn usable<T>(read: Result<T, ReadError>) -> Result<Result<T, SecretError>, ReconcileError> {
-    match read {
-        Ok(secrets) => Ok(Ok(secrets)),
-        Err(ReadError::Unusable(problem)) => Ok(Err(problem)),
-        Err(unavailable @ ReadError::Unavailable { .. }) => Err(ReconcileError::Secret(unavailable)),
     }
 }
 
@@ -309,98 +313,63 @@ impl Pass<'_> {
         self.findings.set(Aspect::Streaming, self.streaming().await);
         self.findings.set(Aspect::WorkloadAvailable, objects::available(self.context, self.relay, None));
         let metrics = &self.context.metrics;
-        let resolved = self.resolve().await;
-        metrics.step("references", matches!(resolved, Ok(Some(_))));
-        let Some((secrets, config)) = resolved? else { return Ok(()) };
-        let database = self.database(&config, &secrets.postgres).await;
-        metrics.step("database", database);
-        let cluster = self.kafka(&config.sink, &secrets.kafka).await;
-        metrics.step("kafka", cluster.is_some());
-        let Some(cluster) = cluster.filter(|_| database) else { return Ok(()) };
+        let resolved = resolve(self.relay, self.context).await;
+        metrics
+            .step("references", resolved.as_ref().is_ok_and(|resolved| resolved.finding.holds == Some(true)));
+        let resolved = resolved?;
+        self.findings.set(Aspect::ReferencesResolved, resolved.finding.clone());
+        let (config, cluster) = self.check_sides(&resolved).await;
+        let Some((config, cluster)) = config.zip(cluster) else { return Ok(()) };
         // Boxed: the objects are large, and most passes make none.
-        let applied = Box::pin(self.apply(&config)).await;
-        metrics.step("workload", matches!(applied, Ok(Ok(_))));
-        let applied = applied.inspect_err(|refusal| {
-            let finding = Finding::no(Reason::NotMade, format!("the objects were not applied: {refusal}"));
-            self.findings.set(Aspect::WorkloadAvailable, finding);
+        let applied = Box::pin(self.apply(&resolved.relay, config)).await;
+        self.context.metrics.step("workload", matches!(applied, Ok(Ok(_))));
+        let applied = applied.inspect_err(|error| {
+            self.findings.set(Aspect::WorkloadAvailable, not_applied(error));
         })?;
-        let applied = match applied {
-            Ok(applied) => applied,
+        let finding = match applied {
+            Ok(applied) => objects::available(self.context, self.relay, applied),
             Err(finding) => {
                 self.findings.set(Aspect::WorkloadAvailable, finding);
                 return Ok(());
             }
         };
-        let finding = objects::available(self.context, self.relay, applied);
         self.findings.set(Aspect::WorkloadAvailable, finding);
         let topics = cluster.topics(&self.topic_names()).await;
         self.topics_seen = topics.ok().map(|topics| (cluster, topics));
         Ok(())
     }
 
+    /// Checks each side whose own references can be used; with the configuration and the cluster, where a relay could be started.
+    async fn check_sides<'r>(&mut self, resolved: &'r Resolution) -> (Option<&'r Config>, Option<Cluster>) {
+        let (mut config, mut cluster) = (None, None);
+        if let Some((usable, secrets)) = &resolved.postgres {
+            let database = self.database(usable, secrets).await;
+            self.context.metrics.step("database", database);
+            config = database.then_some(usable);
+        }
+        if let Some((sink, secrets)) = &resolved.kafka {
+            cluster = self.kafka(sink, secrets).await;
+            self.context.metrics.step("kafka", cluster.is_some());
+        }
+        (config, cluster)
+    }
+
     fn topic_names(&self) -> Vec<String> {
         self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect()
     }
 
-    /// The Secrets, and the configuration, where nothing is wrong with them.
-    async fn resolve(&mut self) -> Result<Option<(Secrets, Config)>, ReconcileError> {
-        let resolved = match self.read_secrets().await? {
-            Ok(secrets) => check(self.relay, &secrets)
-                .map(|config| (secrets, config))
-                .map_err(|problem| Finding::no(Reason::SpecificationInvalid, problem)),
-            Err(problem) => Err(Finding::no(Reason::SecretUnusable, problem)),
-        };
-        let (finding, resolved) = match resolved {
-            Ok(resolved) => (Finding::yes(Reason::Resolved, ""), Some(resolved)),
-            Err(finding) => (finding, None),
-        };
-        self.findings.set(Aspect::ReferencesResolved, finding);
-        Ok(resolved)
-    }
-
-    /// The Secrets of both sides, or what is wrong with them.
-    async fn read_secrets(&self) -> Result<Result<Secrets, String>, ReconcileError> {
-        let spec = &self.relay.spec;
-        let mut reader = self.reader();
-        let postgres = usable(PostgresSecrets::read(&mut reader, &spec.source.postgres).await);
-        let kafka = usable(KafkaSecrets::read(&mut reader, &spec.sink.kafka).await);
-        let used = reader.into_used();
-        Ok(match (postgres?, kafka?) {
-            (Ok(postgres), Ok(kafka)) => {
-                // Those that are not referenced any more are forgotten.
-                self.context.memory.with(self.relay, |memory| memory.secrets = Some(Arc::new(used)));
-                Ok(Secrets { postgres, kafka })
-            }
-            (postgres, kafka) => {
-                self.remember(used);
-                let problems = postgres.err().into_iter().chain(kafka.err());
-                Err(problems.map(|problem| problem.to_string()).collect::<Vec<_>>().join("; "))
-            }
-        })
-    }
-
-    /// Of Secrets. Those that are gone are as they were read last, where the resource is being deleted.
-    fn reader(&self) -> Reader<'_> {
-        let Pass { relay, context, .. } = self;
-        let is_ending = relay.metadata.deletion_timestamp.is_some();
-        let before = context.memory.of(relay).secrets.filter(|_| is_ending);
-        Reader::new(context.beside(*relay), &context.metrics, before)
-    }
-
-    /// Keeps what was read beside what was read before.
-    fn remember(&self, used: Values) {
-        self.context.memory.with(self.relay, |memory| {
-            Arc::make_mut(memory.secrets.get_or_insert_default()).extend(used);
-        });
-    }
-
     /// Applies the objects where they are not what was applied last, or were touched since. The finding says why none was applied.
-    async fn apply(&self, config: &Config) -> Result<Result<Option<Deployment>, Finding>, ReconcileError> {
+    /// `relay` is the resource without references.
+    async fn apply(
+        &self,
+        relay: &OutboxRelay,
+        config: &Config,
+    ) -> Result<Result<Option<Deployment>, Finding>, ReconcileError> {
         let touched = self.context.touched(self.relay);
         let yaml = serde_saphyr::to_string(config)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let defaults = self.context.pod_defaults().await?;
-        let workload = workload(self.relay, &yaml, defaults)
+        let workload = workload(relay, &yaml, defaults)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let wanted = Applied { digest: workload.digest(), touched };
         if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {
@@ -434,7 +403,7 @@ impl Pass<'_> {
         if relay.status.as_ref() == Some(&status) {
             return Ok(status);
         }
-        self.tell_of_change(&before, &status.conditions);
+        self.tell_of_change(&before);
         put_status(self.context, relay, &status).await?;
         Ok(status)
     }
@@ -451,15 +420,42 @@ impl Pass<'_> {
         })
     }
 
-    /// Readiness as it is now, when it or its cause has changed.
-    fn tell_of_change(&self, before: &[Condition], now: &[Condition]) {
-        let is_ready = |condition: &&Condition| condition.type_ == "Ready";
-        let Some(now) = now.iter().find(is_ready) else { return };
-        let same = |before: &Condition| before.status == now.status && before.reason == now.reason;
-        if !before.iter().find(is_ready).is_some_and(same) && self.may_tell(&now.reason) {
-            let well = now.status == "True" || Reason::passes(&now.reason);
+    /// Records readiness, when it or its reason has changed.
+    fn tell_of_change(&self, before: &[Condition]) {
+        let now = self.findings.summary();
+        let reason = now.reason.to_string();
+        let same = |before: &Condition| {
+            before.type_ == Aspect::Ready.to_string()
+                && before.status == now.status()
+                && before.reason == reason
+        };
+        if !before.iter().any(same) && self.may_tell(&reason) {
+            let well = now.holds == Some(true) || now.reason.passes();
             let kind = if well { Kind::Normal } else { Kind::Warning };
-            self.context.tell(self.relay, kind, &now.reason, &now.message);
+            self.context.tell(self.relay, kind, &reason, &now.message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn an_api_server_that_fails_is_not_taken_for_one_that_refuses() {
+        let reason = |code| {
+            let answer = Status { code, ..Status::default() };
+            not_applied(&ReconcileError::Kubernetes(kube::Error::Api(answer.boxed()))).reason
+        };
+        for code in [429, 500, 503, 504] {
+            assert_eq!(reason(code), Reason::KubernetesUnavailable, "{code}");
+        }
+        for code in [403, 409, 422] {
+            assert_eq!(reason(code), Reason::NotMade, "{code}");
+        }
+        let no_answer = ReconcileError::Kubernetes(kube::Error::LinesCodecMaxLineLengthExceeded);
+        assert_eq!(not_applied(&no_answer).reason, Reason::KubernetesUnavailable);
     }
 }

@@ -17,10 +17,13 @@ use serde::{Deserialize, Serialize};
 pub use self::secrets::{
     CaSecretRef, CertificateSecretRef, CredentialsSecretRef, RoleCertificateSecretRef, Tls, TlsMode, Username,
 };
-pub use self::sink::{Compression, Delivery, KafkaSink, OnPoison, Routing, Sasl, SaslMechanism, Sink};
+pub use self::sink::{
+    Compression, Delivery, KafkaClusterRef, KafkaSink, KafkaUserRef, OnPoison, Routing, Sasl, SaslMechanism,
+    Sink,
+};
 pub use self::source::{
-    ChannelBinding, CreationPolicy, DeletionPolicy, Failover, Heartbeat, PostgresSource, PostgresTls,
-    Publication, Retention, Slot, Source, StartAt,
+    ChannelBinding, CreationPolicy, DeletionPolicy, Failover, Heartbeat, PostgresClusterRef, PostgresSource,
+    PostgresTls, Publication, Retention, Slot, Source, StartAt,
 };
 pub use self::status::{Condition, OutboxRelayStatus, TopicStatus};
 pub use self::topics::Topic;
@@ -63,7 +66,8 @@ pub use self::workload::{LogLevel, NetworkAccess, RelayWorkload, Shutdown};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.source.postgres.database == oldSelf.source.postgres.database")
+    validation = Rule::new("has(self.source.postgres.database) == has(oldSelf.source.postgres.database) && \
+        (!has(self.source.postgres.database) || self.source.postgres.database == oldSelf.source.postgres.database)")
         .message("the database cannot change: the slot belongs to it; make another OutboxRelay")
         .field_path(".source.postgres.database"),
     validation = Rule::new("self.source.postgres.table == oldSelf.source.postgres.table")

@@ -107,14 +107,6 @@ impl KafkaSecrets {
     }
 }
 
-/// For both sides.
-pub struct Secrets {
-    /// For PostgreSQL.
-    pub postgres: PostgresSecrets,
-    /// For Kafka.
-    pub kafka: KafkaSecrets,
-}
-
 async fn user(reader: &mut Reader<'_>, reference: &CredentialsSecretRef) -> Result<String, ReadError> {
     match reference.user() {
         Username::Text(name) => Ok(name.to_owned()),

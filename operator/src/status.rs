@@ -113,7 +113,8 @@ impl Finding {
         Finding { holds: None, reason, message: message.into() }
     }
 
-    fn status(&self) -> &'static str {
+    /// The status of a condition.
+    pub fn status(&self) -> &'static str {
         match self.holds {
             Some(true) => "True",
             Some(false) => "False",
@@ -190,7 +191,7 @@ impl Findings {
 
     /// The first that is not as it should be, in the order in which things are done. What passes by itself hides nothing that
     /// somebody has to see to.
-    fn summary(&self) -> Finding {
+    pub fn summary(&self) -> Finding {
         if let Some(why) = &self.deletion {
             return Finding::no(Reason::Deleting, why);
         }
@@ -202,8 +203,7 @@ impl Findings {
         let wrong = |holds| checked.clone().filter(move |(_, finding)| finding.holds == holds);
         // Pods come after the slot, and are missing for a moment at every start.
         let lasts = |(_, finding): &(&Aspect, &Finding)| {
-            !matches!(finding.reason, Reason::NoPod | Reason::NoPodReady)
-                && !Reason::passes(&finding.reason.to_string())
+            !matches!(finding.reason, Reason::NoPod | Reason::NoPodReady) && !finding.reason.passes()
         };
         match wrong(Some(false))
             .find(lasts)

@@ -59,14 +59,14 @@ pub fn identity(relay: &OutboxRelay) -> String {
 pub fn source(relay: &OutboxRelay, user: &str) -> Result<config::Source, Invalid> {
     let source = &relay.spec.source;
     let postgres = &source.postgres;
-    let tls = &postgres.tls;
+    let tls = &postgres.tls.tls;
     let [cert_file, key_file] = POSTGRES.certificate_files(tls.certificate_secret_ref.as_ref());
     let table = TableName::try_from(postgres.table.clone())
         .map_err(|problem| Invalid { field: "source.postgres.table", problem })?;
     Ok(config::Source {
-        host: postgres.host.clone(),
+        host: given("source.postgres.host", postgres.host.as_ref())?,
         port: number("source.postgres.port", postgres.port)?,
-        database: postgres.database.clone(),
+        database: given("source.postgres.database", postgres.database.as_ref())?,
         user: user.to_owned(),
         password_file: postgres.credentials_secret_ref.as_ref().map(|_| POSTGRES.password_file()),
         password: None,
@@ -75,7 +75,7 @@ pub fn source(relay: &OutboxRelay, user: &str) -> Result<config::Source, Invalid
             ca_file: POSTGRES.ca_file(tls.ca_secret_ref.as_ref()),
             cert_file,
             key_file,
-            channel_binding: match tls.channel_binding {
+            channel_binding: match postgres.tls.channel_binding {
                 ChannelBinding::Prefer => config::ChannelBinding::Prefer,
                 ChannelBinding::Require => config::ChannelBinding::Require,
             },
@@ -114,7 +114,7 @@ pub fn sink(relay: &OutboxRelay) -> Result<config::Sink, Invalid> {
     let [cert_file, key_file] = KAFKA.certificate_files(kafka.tls.certificate_secret_ref.as_ref());
     let ca_file = KAFKA.ca_file(kafka.tls.ca_secret_ref.as_ref());
     Ok(config::Sink {
-        bootstrap_servers: kafka.bootstrap_servers.clone(),
+        bootstrap_servers: given("sink.kafka.bootstrapServers", kafka.bootstrap_servers.as_ref())?,
         tls: SinkTls { mode: tls_mode(kafka.tls.mode), ca_file, cert_file, key_file },
         sasl: kafka.sasl.as_ref().map(sasl),
         access: config::SinkAccess::default(),
@@ -191,6 +191,13 @@ fn tls_mode(mode: TlsMode) -> config::TlsMode {
         TlsMode::VerifyCa => config::TlsMode::VerifyCa,
         TlsMode::VerifyFull => config::TlsMode::VerifyFull,
     }
+}
+
+/// Rules of the schema require it, or a reference that has been replaced by then.
+fn given(field: &'static str, value: Option<&String>) -> Result<String, Invalid> {
+    let missing =
+        || Invalid { field, problem: "is required: apply this version's CRD, and set it".to_owned() };
+    value.cloned().ok_or_else(missing)
 }
 
 /// The schema has signed numbers, as Kubernetes wants them, and its bounds.

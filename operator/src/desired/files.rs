@@ -105,7 +105,7 @@ impl Side {
 
 /// What pods see of the Secrets for PostgreSQL. The role's name is in the relay's configuration.
 pub fn of_postgres(postgres: &PostgresSource) -> Vec<SecretFolder> {
-    let tls = &postgres.tls;
+    let tls = &postgres.tls.tls;
     let credentials = postgres
         .credentials_secret_ref
         .iter()

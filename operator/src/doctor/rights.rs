@@ -17,17 +17,20 @@ use crate::leadership::LeaseReference;
 
 const RULES: &str = include_str!("../../../charts/outbox-operator/files/rules.yaml");
 const LEASE_RULES: &str = include_str!("../../../charts/outbox-operator/files/lease-rules.yaml");
+const REFERENCE_RULES: &str = include_str!("../../../charts/outbox-operator/files/reference-rules.yaml");
 /// Questions at a time.
 const AT_ONCE: usize = 8;
 
 /// See the module's text.
 pub async fn examine(client: &Client, namespaces: &[String], lease: Option<&LeaseReference>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if namespaces.is_empty() {
-        findings.push(look(client, "rights", RULES, &Scope::All).await);
-    }
-    for namespace in namespaces {
-        findings.push(look(client, "rights", RULES, &Scope::Namespace(namespace)).await);
+    let scopes = match namespaces {
+        [] => vec![Scope::All],
+        named => named.iter().map(|namespace| Scope::Namespace(namespace)).collect(),
+    };
+    for scope in &scopes {
+        findings.push(look(client, "rights", RULES, scope).await);
+        findings.extend(references(client, scope).await);
     }
     if let Some(lease) = lease {
         findings.push(look(client, "rights on the Lease", LEASE_RULES, &Scope::Lease(lease)).await);
@@ -86,6 +89,31 @@ async fn look(client: &Client, check: &'static str, rules: &str, scope: &Scope<'
             Finding::problem(check, format!("it may not {} {scope}", refused.join(", ")), remedy)
         }
         Err(error) => unanswered(check, &error),
+    }
+}
+
+/// Rights that only resources with references need, where the kinds exist. Nothing is said where the account has them.
+async fn references(client: &Client, scope: &Scope<'_>) -> Option<Finding> {
+    let check = "rights on references";
+    let rules: Vec<PolicyRule> = serde_saphyr::from_str(REFERENCE_RULES).ok()?;
+    let groups = match client.list_api_groups().await {
+        Ok(served) => served.groups,
+        Err(error) => return Some(unanswered(check, &error)),
+    };
+    let is_served = |name: &String| groups.iter().any(|group| group.name == *name);
+    let rules: Vec<_> =
+        rules.into_iter().filter(|rule| rule.api_groups.iter().flatten().any(is_served)).collect();
+    match refused(client, &rules, scope).await {
+        Ok((_, refused)) if refused.is_empty() => None,
+        Ok((_, refused)) => Some(Finding::warn(
+            check,
+            format!(
+                "it may not {} {scope}; only resources with clusterRef or userRef need it",
+                refused.join(", ")
+            ),
+            "set rbac.clusterReferences, or bind its account to files/reference-rules.yaml of the chart",
+        )),
+        Err(error) => Some(unanswered(check, &error)),
     }
 }
 
@@ -149,6 +177,7 @@ mod tests {
         let (all, lease) = (Scope::All, Scope::Lease(&lease));
         for (text, scope, some) in [
             (RULES, &all, ["patch outboxrelays/status", "get secrets"]),
+            (REFERENCE_RULES, &all, ["get clusters", "get kafkausers"]),
             (LEASE_RULES, &lease, ["create leases", "update leases"]),
         ] {
             let rules: Vec<PolicyRule> = serde_saphyr::from_str(text).unwrap();

@@ -2,6 +2,7 @@
 //! own Secrets and its own part of the specification only: one that cannot be used keeps nothing of the other side. A database or a Kafka
 //! that is gone does not hold the resource forever.
 
+use std::error::Error;
 use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -18,10 +19,10 @@ use sqlx::{AssertSqlSafe, Connection};
 
 use super::database::is_marked;
 use super::deletion_rights::not_permitted;
+use super::resolve::{self, Readers, without_references};
 use super::{Pass, objects};
-use crate::desired::configuration::{self, Invalid, identity};
+use crate::desired::configuration::{self, identity};
 use crate::resource::{CreationPolicy, DeletionPolicy, OutboxRelay, OutboxRelaySpec, TopicStatus};
-use crate::secrets::{KafkaSecrets, PostgresSecrets, ReadError, Reader};
 
 /// Set to "true" on a resource that is being deleted, it lets the resource go at once, whatever is left outside.
 pub const FORCE: &str = "outbox.dev/force-delete";
@@ -69,20 +70,12 @@ pub enum Pending {
     /// Its relay still holds the slot.
     #[error("waiting for the relay to let go of slot {0}")]
     SlotHeld(String),
-    /// A Secret cannot be used any more, or not now.
-    #[error("{what} cannot be deleted: {error}")]
-    Secret {
-        /// What is to be deleted.
-        what: &'static str,
-        /// Names the Secret.
-        error: ReadError,
-    },
-    /// The specification cannot be used any more.
+    /// A Secret, a reference or the specification cannot be used any more, or not now.
     #[error("{what} cannot be deleted: {problem}")]
     Unresolved {
         /// What is to be deleted.
         what: &'static str,
-        /// Names the field.
+        /// Names the Secret, the object or the field.
         problem: String,
     },
     /// The role lacks a right.
@@ -124,24 +117,24 @@ impl Pass<'_> {
     /// Everything that has to be done before the resource may go. Doing it twice is no error.
     pub(super) async fn clean_up(&mut self) -> Result<(), Pending> {
         self.stop_relay().await?;
-        let mut reader = self.reader();
-        let cleaned = self.clean_sides(&mut reader).await;
+        let mut readers = Readers::new(self.relay, self.context);
+        let cleaned = self.clean_sides(&mut readers).await;
         // The next try needs it, when the Secrets are gone by then.
-        self.remember(reader.into_used());
+        resolve::remember(self.relay, self.context, readers.into_used());
         cleaned
     }
 
-    async fn clean_sides(&self, reader: &mut Reader<'_>) -> Result<(), Pending> {
+    async fn clean_sides(&self, readers: &mut Readers<'_>) -> Result<(), Pending> {
         // A silent server of one side leaves time for the other.
         let within = within(self.relay) / 2;
         let late = |what| Err(Pending::Late { what, within });
-        let database = tokio::time::timeout(within, self.clean_database(reader)).await;
+        let database = tokio::time::timeout(within, self.clean_database(readers)).await;
         let database = database.unwrap_or_else(|_| late(OF_POSTGRES));
         if matches!(database, Err(Pending::SlotHeld(_))) {
             // The relay still writes to its topics.
             return database;
         }
-        let topics = tokio::time::timeout(within, self.clean_topics(reader)).await;
+        let topics = tokio::time::timeout(within, self.clean_topics(readers)).await;
         match (database, topics.unwrap_or_else(|_| late(OF_KAFKA))) {
             (Err(database), Err(topics)) => Err(Pending::Both(database.into(), topics.into())),
             (database, topics) => database.and(topics),
@@ -159,17 +152,17 @@ impl Pass<'_> {
         }
     }
 
-    async fn clean_database(&self, reader: &mut Reader<'_>) -> Result<(), Pending> {
-        let postgres = &self.relay.spec.source.postgres;
-        let publication = &postgres.publication;
+    async fn clean_database(&self, readers: &mut Readers<'_>) -> Result<(), Pending> {
+        let publication = &self.relay.spec.source.postgres.publication;
         let (drops_slot, drops_publication) =
             (deletes_slot(&self.relay.spec), deletes_publication(&self.relay.spec));
         if !drops_slot && !drops_publication {
             return Ok(());
         }
-        let secrets = PostgresSecrets::read(reader, postgres).await;
-        let secrets = secrets.map_err(|error| Pending::Secret { what: OF_POSTGRES, error })?;
-        let source = configuration::source(self.relay, &secrets.user);
+        let (postgres, secrets) =
+            readers.postgres().await.map_err(|error| unresolved(OF_POSTGRES, &error))?;
+        let relay = without_references(self.relay, Some(postgres), None);
+        let source = configuration::source(&relay, &secrets.user);
         let source = source.map_err(|invalid| unresolved(OF_POSTGRES, &invalid))?;
         let admin = self.administrator(&source, &secrets);
         let mut database = self.connect(&admin, &secrets).await?;
@@ -187,7 +180,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    async fn clean_topics(&self, reader: &mut Reader<'_>) -> Result<(), Pending> {
+    async fn clean_topics(&self, readers: &mut Readers<'_>) -> Result<(), Pending> {
         let declared = |name: &str| self.relay.spec.topics.iter().any(|topic| topic.name == name);
         let is_doomed =
             |topic: &&TopicStatus| topic.deletion_policy == DeletionPolicy::Delete && declared(&topic.name);
@@ -195,9 +188,9 @@ impl Pass<'_> {
         if doomed.is_empty() {
             return Ok(());
         }
-        let secrets = KafkaSecrets::read(reader, &self.relay.spec.sink.kafka).await;
-        let secrets = secrets.map_err(|error| Pending::Secret { what: OF_KAFKA, error })?;
-        let sink = configuration::sink(self.relay).map_err(|invalid| unresolved(OF_KAFKA, &invalid))?;
+        let (kafka, secrets) = readers.kafka().await.map_err(|error| unresolved(OF_KAFKA, &error))?;
+        let relay = without_references(self.relay, None, Some(kafka));
+        let sink = configuration::sink(&relay).map_err(|invalid| unresolved(OF_KAFKA, &invalid))?;
         let cluster = self.cluster(&sink, &secrets).await;
         let cluster = cluster.map_err(|problem| Pending::Unresolved { what: OF_KAFKA, problem })?;
         for topic in doomed {
@@ -207,8 +200,8 @@ impl Pass<'_> {
     }
 }
 
-fn unresolved(what: &'static str, invalid: &Invalid) -> Pending {
-    Pending::Unresolved { what, problem: invalid.to_string() }
+fn unresolved(what: &'static str, problem: &dyn Error) -> Pending {
+    Pending::Unresolved { what, problem: problem.to_string() }
 }
 
 /// Drops the slot where it is the relay's own and the relay does not read it any more.

@@ -32,6 +32,13 @@ pub struct CredentialsSecretRef {
     pub password_key: String,
 }
 
+impl CaSecretRef {
+    /// A Secret with the usual key.
+    pub fn of(name: String) -> CaSecretRef {
+        CaSecretRef { name, key: ca_key() }
+    }
+}
+
 /// Where a user name is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Username<'a> {
@@ -42,6 +49,11 @@ pub enum Username<'a> {
 }
 
 impl CredentialsSecretRef {
+    /// A Secret with the usual keys; with the user name itself, where that is known.
+    pub fn of(name: String, username: Option<String>) -> CredentialsSecretRef {
+        CredentialsSecretRef { name, username, username_key: None, password_key: password_key() }
+    }
+
     /// Where the user name is.
     pub fn user(&self) -> Username<'_> {
         match (&self.username, &self.username_key) {
@@ -94,21 +106,14 @@ pub struct RoleCertificateSecretRef {
     pub certificate: CertificateSecretRef,
 }
 
-/// Of [`Tls`] and of the one with more settings.
-pub(super) const CA_IS_USED: &str =
-    "!has(self.caSecretRef) || self.mode == 'verify-ca' || self.mode == 'verify-full'";
-pub(super) const CA_IS_NOT_USED: &str =
-    "caSecretRef is not used in this mode: set mode to verify-full or verify-ca, or leave it out";
-pub(super) const CERTIFICATE_IS_USED: &str = "!has(self.certificateSecretRef) || self.mode != 'disable'";
-pub(super) const CERTIFICATE_IS_NOT_USED: &str =
-    "certificateSecretRef is not used without TLS: set another mode, or leave it out";
-
 /// How connections are protected.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new(CA_IS_USED).message(CA_IS_NOT_USED),
-    validation = Rule::new(CERTIFICATE_IS_USED).message(CERTIFICATE_IS_NOT_USED),
+    validation = Rule::new("!has(self.caSecretRef) || self.mode == 'verify-ca' || self.mode == 'verify-full'")
+        .message("caSecretRef is not used in this mode: set mode to verify-full or verify-ca, or leave it out"),
+    validation = Rule::new("!has(self.certificateSecretRef) || self.mode != 'disable'")
+        .message("certificateSecretRef is not used without TLS: set another mode, or leave it out"),
 )]
 pub struct Tls {
     /// What is required of the server: nothing (disable, no encryption), encryption (require), a certificate of a trusted CA

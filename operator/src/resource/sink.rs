@@ -23,7 +23,16 @@ pub struct Sink {
 #[x_kube(
     validation = Rule::new("!has(self.sasl) || self.sasl.mechanism != 'PLAIN' || self.tls.mode != 'disable'")
         .message("PLAIN shows the password to everybody on the way: use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512"),
-    validation = Rule::new("!has(self.adminCredentialsSecretRef) || has(self.sasl)")
+    validation = Rule::new("has(self.bootstrapServers) != has(self.clusterRef)")
+        .message("give either bootstrapServers, or clusterRef, which stands for a listener of Strimzi's Kafka"),
+    validation = Rule::new("!has(self.clusterRef) || !has(self.clusterRef.namespace) || has(self.tls.caSecretRef) || \
+        self.tls.mode == 'disable' || self.tls.mode == 'require'")
+        .message("no Secret is read in another namespace: copy <cluster>-cluster-ca-cert, and name the copy in tls.caSecretRef"),
+    validation = Rule::new("!has(self.userRef) || !has(self.sasl)")
+        .message("userRef stands for sasl: give one of the two"),
+    validation = Rule::new("!has(self.userRef) || !has(self.tls.certificateSecretRef)")
+        .message("userRef stands for tls.certificateSecretRef: give one of the two"),
+    validation = Rule::new("!has(self.adminCredentialsSecretRef) || has(self.sasl) || has(self.userRef)")
         .message("adminCredentialsSecretRef needs sasl, whose mechanism it is used with"),
     validation = Rule::new("!has(self.adminCertificateSecretRef) || !has(self.sasl)")
         .message("with sasl, brokers know a client by its credentials: use adminCredentialsSecretRef"),
@@ -31,9 +40,17 @@ pub struct Sink {
         .message("adminCertificateSecretRef is not used without TLS: set another tls.mode, or leave it out"),
 )]
 pub struct KafkaSink {
+    /// A listener of a Kafka of Strimzi, in place of `bootstrapServers`. It stands for the CA of the cluster, too, where `tls` has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_ref: Option<KafkaClusterRef>,
+    /// A KafkaUser of Strimzi in the namespace of this resource, in place of `sasl` or `tls.certificateSecretRef`, whichever its authentication
+    /// needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_ref: Option<KafkaUserRef>,
     /// `host:port` of brokers to begin with, separated by commas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024), regex(pattern = BROKERS))]
-    pub bootstrap_servers: String,
+    pub bootstrap_servers: Option<String>,
     /// How connections are protected.
     #[serde(default)]
     pub tls: Tls,
@@ -61,6 +78,31 @@ pub struct KafkaSink {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 16))]
     pub producers: i32,
+}
+
+/// A listener of a Kafka of Strimzi (`kafka.strimzi.io`).
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaClusterRef {
+    /// Name of the Kafka.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its namespace; the one of this resource, when not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+    /// Name of the listener.
+    #[schemars(length(min = 1, max = 63))]
+    pub listener: String,
+}
+
+/// A KafkaUser of Strimzi.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KafkaUserRef {
+    /// Name of the KafkaUser. Its authentication is `scram-sha-512` or `tls`.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
 }
 
 /// SASL authentication of the relay.

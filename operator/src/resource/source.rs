@@ -4,10 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::secrets::{
-    CA_IS_NOT_USED, CA_IS_USED, CERTIFICATE_IS_NOT_USED, CERTIFICATE_IS_USED, CaSecretRef,
-    CertificateSecretRef, CredentialsSecretRef, RoleCertificateSecretRef, TlsMode,
-};
+use super::secrets::{CredentialsSecretRef, RoleCertificateSecretRef, Tls};
 
 /// Where rows come from.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -29,7 +26,15 @@ pub struct Source {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.credentialsSecretRef) || has(self.username)")
+    validation = Rule::new("has(self.host) != has(self.clusterRef)")
+        .message("give either host, or clusterRef, which stands for the host of a CloudNativePG Cluster"),
+    validation = Rule::new("has(self.database) || has(self.clusterRef)")
+        .message("database is required; only a clusterRef can stand for it"),
+    validation = Rule::new("!has(self.clusterRef) || self.port == 5432")
+        .message("the port of a CloudNativePG Cluster is 5432: leave port out, or give host in place of clusterRef"),
+    validation = Rule::new("!has(self.clusterRef) || !has(self.clusterRef.role) || !(has(self.credentialsSecretRef) || has(self.username))")
+        .message("clusterRef.role stands for the role and its Secret: leave out credentialsSecretRef and username, or role"),
+    validation = Rule::new("has(self.credentialsSecretRef) || has(self.username) || has(self.clusterRef)")
         .message("credentialsSecretRef is required; for a role that logs in with its certificate alone, set username"),
     validation = Rule::new("!has(self.username) || !has(self.credentialsSecretRef)")
         .message("username is for a role without a password: beside one, set credentialsSecretRef.username or usernameKey"),
@@ -43,17 +48,23 @@ pub struct Source {
         .message("adminCertificateSecretRef is not used without TLS: set another tls.mode, or leave it out"),
 )]
 pub struct PostgresSource {
+    /// A Cluster of CloudNativePG in the namespace of this resource, in place of `host`. It stands for what is not given here: the database and the
+    /// Secret of the application's user, and the CA of the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_ref: Option<PostgresClusterRef>,
     /// Host names or addresses, separated by commas. They are tried in order; the first that takes writes is used.
     // A path would be a Unix socket, of the operator's own machine to begin with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = "^[^/]+$"))]
-    pub host: String,
+    pub host: Option<String>,
     /// Port of the hosts that do not name one.
     #[serde(default = "postgres_port")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: i32,
-    /// The database. Cannot change.
+    /// The database. Cannot change. Without it, the one that CloudNativePG has created for the application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
-    pub database: String,
+    pub database: Option<String>,
     /// How connections are protected.
     #[serde(default)]
     pub tls: PostgresTls,
@@ -83,26 +94,30 @@ pub struct PostgresSource {
     pub slot: Slot,
 }
 
+/// A Cluster of CloudNativePG (`postgresql.cnpg.io/v1`).
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresClusterRef {
+    /// Name of the Cluster.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The relay's role: one of the Cluster's `spec.managed.roles`, with a `passwordSecret`. Without it, the application's user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub role: Option<String>,
+}
+
 /// How connections to PostgreSQL are protected.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new(CA_IS_USED).message(CA_IS_NOT_USED),
-    validation = Rule::new(CERTIFICATE_IS_USED).message(CERTIFICATE_IS_NOT_USED),
     validation = Rule::new("self.channelBinding != 'require' || self.mode != 'disable'")
         .message("channelBinding: require needs TLS: set another mode, or leave channelBinding at prefer"),
 )]
 pub struct PostgresTls {
-    /// What is required of the server: nothing (disable, no encryption), encryption (require), a certificate of a trusted CA
-    /// (verify-ca), or one for the name that is connected to (verify-full).
-    #[serde(default)]
-    pub mode: TlsMode,
-    /// Trusted CAs. Without it, the public root CAs that the relay's image contains.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_secret_ref: Option<CaSecretRef>,
-    /// The client certificate of the relay's role, for servers that ask for one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub certificate_secret_ref: Option<CertificateSecretRef>,
+    /// As for Kafka, with the same rules.
+    #[serde(flatten)]
+    pub tls: Tls,
     /// SCRAM channel binding of the replication connection: where both sides support it (prefer), or always (require), so that nothing
     /// between relay and server can use the login.
     #[serde(default)]

@@ -33,6 +33,10 @@ pub enum Reason {
     Registering,
     /// A Secret or a key of it is missing.
     SecretUnusable,
+    /// Another operator's resource that is referenced is missing, or does not have what is needed.
+    ReferenceUnusable,
+    /// Another operator has not finished with a resource that is referenced.
+    ReferenceNotReady,
     /// The relay refuses a value.
     SpecificationInvalid,
     /// An older resource has slot or topic.
@@ -53,6 +57,8 @@ pub enum Reason {
     TopicContested,
     /// The API server refuses the relay's objects.
     NotMade,
+    /// The API server does not answer, or fails.
+    KubernetesUnavailable,
     /// An object of that name is somebody else's.
     NameTaken,
     /// Its pods are not ready.
@@ -72,7 +78,7 @@ pub enum Reason {
 }
 
 /// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
-const TABLE: [(Reason, &str, &str); 29] = [
+const TABLE: [(Reason, &str, &str); 32] = [
     (Reason::Streaming, "`Streaming`, `Ready` True", "a relay delivers, by its own account"),
     (Reason::Resolved, "`ReferencesResolved` True", ""),
     (Reason::Connected, "`DatabaseReachable`, `KafkaReachable` True", ""),
@@ -106,6 +112,17 @@ const TABLE: [(Reason, &str, &str); 29] = [
         Reason::SecretUnusable,
         "`ReferencesResolved` False",
         "the message names Secret and key: put it right; it is read again",
+    ),
+    (
+        Reason::ReferenceUnusable,
+        "`ReferencesResolved` False",
+        "a Cluster, Kafka or KafkaUser that `clusterRef`, `userRef` name is missing, may not be read, or does not have what is needed: the message \
+         says which, and what to do",
+    ),
+    (
+        Reason::ReferenceNotReady,
+        "`ReferencesResolved` False",
+        "nothing at first: CloudNativePG or Strimzi has not finished with the resource that the message names. Where it lasts, look at that resource",
     ),
     (
         Reason::SpecificationInvalid,
@@ -151,6 +168,12 @@ const TABLE: [(Reason, &str, &str); 29] = [
         Reason::NotMade,
         "`WorkloadAvailable` False",
         "the message has Kubernetes' refusal, of a quota for example",
+    ),
+    (
+        Reason::KubernetesUnavailable,
+        "`WorkloadAvailable` Unknown",
+        "the API server did not answer, or failed, while the operator applied the relay's objects; the operator tries again, and pods that run \
+         keep running. The message has its answer",
     ),
     (
         Reason::NameTaken,
@@ -202,28 +225,29 @@ impl Reason {
             // A node may be on its way.
             Reason::Said(word) if word == "Unschedulable" => Outlook::Passes,
             Reason::KafkaUnreachable
+            | Reason::KubernetesUnavailable
+            | Reason::ReferenceNotReady
             | Reason::RelayUnreachable
             | Reason::NoPod
             | Reason::NoPodReady
             | Reason::NotReached => Outlook::Passes,
-            step if Reason::passes(&step.to_string()) => Outlook::Passes,
+            step if step.passes() => Outlook::Passes,
             _ => Outlook::NeedsAction,
         }
     }
 
-    /// Whether a condition that is False for this reason is a step on the way, which is nobody's to do anything about.
-    pub fn passes(reason: &str) -> bool {
-        [
-            Reason::WaitingForRelay,
-            Reason::Registering,
-            Reason::NotYet,
-            Reason::RollingOut,
-            Reason::Suspended,
-            Reason::Suspending,
-            Reason::Deleting,
-        ]
-        .iter()
-        .any(|step| step.to_string() == reason)
+    /// Whether this is one of the steps of a normal start, stop or change, about which there is nothing to do.
+    pub fn passes(&self) -> bool {
+        matches!(
+            self,
+            Reason::WaitingForRelay
+                | Reason::Registering
+                | Reason::NotYet
+                | Reason::RollingOut
+                | Reason::Suspended
+                | Reason::Suspending
+                | Reason::Deleting
+        )
     }
 }
 

@@ -29,6 +29,7 @@ mod objects;
 mod openshift;
 mod ownership;
 mod plain;
+mod references;
 mod refused;
 mod rendered;
 mod rights;

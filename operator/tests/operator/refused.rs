@@ -5,7 +5,7 @@ use testbed::kubernetes::Kubernetes;
 use testbed::wait;
 
 use crate::cluster::{DEFINITION, define};
-use crate::stage::{SOON, Stage};
+use crate::stage::{SOON, Stage, operator};
 
 /// The definition as it was before there were rules about names.
 fn without_rules_about_names() -> String {
@@ -77,4 +77,21 @@ async fn a_pod_template_that_would_run_another_relay() {
     has_made_nothing(&stage).await;
     // What is wrong with the pods is no reason to keep it.
     stage.namespace.kubectl(&["delete", "obr", "shop", "--timeout=60s"]).await.unwrap();
+}
+
+/// The template for all relays is checked when the operator starts, where no resource is known yet.
+#[tokio::test]
+async fn a_template_for_all_relays_that_contradicts_the_resource() {
+    let mut stage = Stage::shared("common").await;
+    stage.operator.kill().await.unwrap();
+    let template = json!({"spec": {"volumes": [{"name": "postgres", "emptyDir": {}}]}});
+    let launch = operator(stage.namespace.name(), stage.namespace.cluster().kubeconfig());
+    stage.operator = launch.arg(format!("--relay-pod-template={template}")).start().unwrap();
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("ReferencesResolved", "False", "SpecificationInvalid")]).await;
+    let said = "jsonpath={.status.conditions[?(@.type==\"Ready\")].message}";
+    let said = stage.namespace.kubectl(&["get", "obr", "shop", "-o", said]).await.unwrap();
+    assert!(said.contains("--relay-pod-template: the volume postgres is the operator's"), "{said}");
+    has_made_nothing(&stage).await;
 }

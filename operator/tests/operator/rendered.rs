@@ -7,6 +7,7 @@ use std::path::Path;
 use outbox_operator::desired::configuration::configuration;
 use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::workload;
+use outbox_operator::references::{cloudnative_pg, strimzi};
 use outbox_operator::resource::OutboxRelay;
 use serde_json::{Value, json};
 
@@ -16,6 +17,7 @@ pub fn objects(sample: &str) -> Vec<Value> {
     let mut relay: OutboxRelay = serde_saphyr::from_str(relay).unwrap();
     relay.metadata.namespace = Some("team".into());
     relay.metadata.uid = Some("00000000-0000-0000-0000-000000000000".into());
+    replace_references(&mut relay);
     let config = configuration(&relay, "outbox_relay").unwrap();
     config.check().unwrap_or_else(|error| assert!(error.to_string().contains("File"), "{error}"));
     let yaml = serde_saphyr::to_string(&config).unwrap();
@@ -32,6 +34,30 @@ pub fn objects(sample: &str) -> Vec<Value> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// With what CloudNativePG and Strimzi would have made.
+fn replace_references(relay: &mut OutboxRelay) {
+    let postgres = &mut relay.spec.source.postgres;
+    if let Some(reference) = postgres.cluster_ref.take() {
+        let role = json!({"name": "outbox_relay", "passwordSecret": {"name": "outbox-relay-password"}});
+        let cluster = json!({"spec": {"managed": {"roles": [role]}}, "status": {"readyInstances": 3}});
+        let cluster = serde_json::from_value(cluster).unwrap();
+        cloudnative_pg::fill_in(postgres, &reference, &cluster, "team").unwrap();
+    }
+    let kafka = &mut relay.spec.sink.kafka;
+    if let Some(reference) = kafka.cluster_ref.take() {
+        let status = json!({"name": "tls", "bootstrapServers": "events-kafka-bootstrap.team.svc:9093"});
+        let listeners = json!([{"name": "tls", "tls": true}]);
+        let cluster = json!({"spec": {"kafka": {"listeners": listeners}}, "status": {"listeners": [status]}});
+        strimzi::fill_in_cluster(kafka, &reference, &serde_json::from_value(cluster).unwrap()).unwrap();
+    }
+    if let Some(reference) = kafka.user_ref.take() {
+        let type_ = if kafka.admin_certificate_secret_ref.is_some() { "tls" } else { "scram-sha-512" };
+        let status = json!({"username": reference.name, "secret": reference.name});
+        let user = json!({"spec": {"authentication": {"type": type_}}, "status": status});
+        strimzi::fill_in_user(kafka, &reference, &serde_json::from_value(user).unwrap()).unwrap();
+    }
 }
 
 #[test]

@@ -117,7 +117,6 @@ async fn the_api_server_fills_in_the_defaults_and_explains_the_fields() {
         ("/spec/routing/replacement", json!("outbox.event.${routedByValue}")),
         ("/spec/delivery/onPoison", json!("Stop")),
         ("/spec/relay/replicas", json!(1)),
-        ("/spec/topics/0/replicationFactor", json!(3)),
         ("/spec/topics/0/deletionPolicy", json!("Retain")),
     ] {
         assert_eq!(stored.pointer(path), Some(&expected), "{path}");

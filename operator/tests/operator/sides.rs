@@ -1,4 +1,4 @@
-//! What is deleted of one side needs nothing of the other.
+//! What is checked, or deleted, of one side needs nothing of the other.
 
 use serde_json::json;
 use testbed::kafka::{Kafka, KafkaOptions, Login, Security};
@@ -88,4 +88,20 @@ async fn topics_go_without_the_secret_of_the_database() {
     until_gone(&stage).await;
     assert!(!has_slot(&stage, stage.database.name()).await);
     assert_eq!(publications(&stage).await.as_deref(), Some("0"));
+}
+
+/// A Secret that is missing, on one side and then on the other.
+#[tokio::test]
+async fn each_side_is_checked_without_the_secret_of_the_other() {
+    let mut stage = Stage::shared("sides").await;
+    stage.apply().await;
+    let unusable = ("ReferencesResolved", "False", "SecretUnusable");
+    let kafka = [("KafkaReachable", "True", "Connected"), ("TopicsReady", "True", "AsDeclared")];
+    stage.until(&[unusable, kafka[0], kafka[1], ("DatabaseReachable", "Unknown", "NotReached")]).await;
+    stage.make_secret().await;
+    stage.spec["sink"]["kafka"]["sasl"] =
+        json!({"mechanism": "SCRAM-SHA-512", "credentialsSecretRef": {"name": "shipper"}});
+    stage.apply().await;
+    let database = [("DatabaseReachable", "True", "Connected"), ("PublicationReady", "True", "Present")];
+    stage.until(&[unusable, database[0], database[1], ("KafkaReachable", "Unknown", "NotReached")]).await;
 }

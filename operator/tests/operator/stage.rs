@@ -59,7 +59,7 @@ impl Stage {
         Stage::within(namespace, &servers.postgres_url("postgres"), servers.kafka_bootstrap()).await
     }
 
-    async fn within(namespace: Namespace, postgres_url: &str, bootstrap: &str) -> Stage {
+    pub async fn within(namespace: Namespace, postgres_url: &str, bootstrap: &str) -> Stage {
         let database = Database::on(postgres_url, "operator").await.unwrap();
         let port = url::Url::parse(database.url()).unwrap().port().unwrap();
         let topic = format!("outbox.event.{}", database.name());

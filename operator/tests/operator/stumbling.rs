@@ -1,8 +1,6 @@
-//! An API server that does not give Secrets: what that says, and what it does not say.
+//! An API server that fails: what that says about the objects it was asked for, and what it does not say.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use testbed::guard::Folder;
@@ -11,15 +9,17 @@ use testbed::process::{Launch, Program};
 use testbed::{net, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 
 use crate::cluster::apply;
 use crate::stage::{SOON, Stage, operator};
 
 const RULES: &str = include_str!("../../../charts/outbox-operator/files/rules.yaml");
 
-/// In front of an API server: answers requests for Secrets with 500 while it is told to.
+/// In front of an API server: answers requests for objects of one kind with 500 while it is told to.
 struct Stumbling {
-    stumbles: Arc<AtomicBool>,
+    /// Their plural, or nothing.
+    stumbles_on: watch::Sender<&'static str>,
     kubeconfig: PathBuf,
     _behind: Program,
     _folder: Folder,
@@ -42,11 +42,11 @@ impl Stumbling {
         .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let stumbles = Arc::new(AtomicBool::new(false));
-        let switch = Arc::clone(&stumbles);
+        let (stumbles_on, kind) = watch::channel("");
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(pass_on(client, behind, Arc::clone(&switch)));
+                let kind = *kind.borrow();
+                tokio::spawn(pass_on(client, behind, kind));
             }
         });
         let folder = Folder::new("stumbling").unwrap();
@@ -56,12 +56,12 @@ impl Stumbling {
         let text = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c", "clusters": [cluster],
                           "contexts": [context], "users": [{"name": "u", "user": {}}]});
         std::fs::write(&kubeconfig, text.to_string()).unwrap();
-        Stumbling { stumbles, kubeconfig, _behind: proxy, _folder: folder }
+        Stumbling { stumbles_on, kubeconfig, _behind: proxy, _folder: folder }
     }
 }
 
 /// One request, on a connection of its own.
-async fn pass_on(mut client: TcpStream, behind: u16, stumbles: Arc<AtomicBool>) {
+async fn pass_on(mut client: TcpStream, behind: u16, kind: &str) {
     let mut read = Vec::new();
     while !read.windows(4).any(|end| end == b"\r\n\r\n") {
         match client.read_buf(&mut read).await {
@@ -70,8 +70,8 @@ async fn pass_on(mut client: TcpStream, behind: u16, stumbles: Arc<AtomicBool>) 
         }
     }
     let line = read.iter().position(|byte| *byte == b'\r').unwrap();
-    let wants_secret = String::from_utf8_lossy(&read[..line]).contains("/secrets/");
-    if wants_secret && stumbles.load(Ordering::Relaxed) {
+    let wants_one = String::from_utf8_lossy(&read[..line]).contains(&format!("/{kind}/"));
+    if wants_one && !kind.is_empty() {
         let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 500,
                             "reason": "InternalError", "message": "etcdserver: request timed out"})
         .to_string();
@@ -105,7 +105,7 @@ async fn conditions_keep_their_state_while_secrets_cannot_be_read() {
     stage
         .until(&[("TopicsReady", "True", "AsDeclared"), ("WorkloadAvailable", "False", "Unschedulable")])
         .await;
-    server.stumbles.store(true, Ordering::Relaxed);
+    server.stumbles_on.send_replace("secrets");
     // Passes that had read the Secrets before may still write.
     wait::until("a pass without Secrets", SOON, async || {
         let log = stage.operator.log();
@@ -127,13 +127,31 @@ async fn conditions_keep_their_state_while_secrets_cannot_be_read() {
     assert_eq!(status(&stage).await, before);
     let events = stage.namespace.kubectl(&["get", "events", "-o", "jsonpath={.items[*].reason}"]).await;
     assert!(!events.unwrap().contains("SecretUnusable"));
-    server.stumbles.store(false, Ordering::Relaxed);
+    server.stumbles_on.send_replace("");
     wait::until("four partitions", SOON, async || match stage.observed().await {
         Some(topic) if topic.partitions == 4 => Ok(()),
         other => Err(format!("{other:?}\n{}", stage.operator.log_tail())),
     })
     .await
     .unwrap();
+}
+
+/// Nothing is wrong with the objects, and there is nothing to correct.
+#[tokio::test]
+async fn an_api_server_that_fails_while_objects_are_applied() {
+    let mut stage = Stage::shared("fails").await;
+    stage.operator.kill().await.unwrap();
+    let server = Stumbling::start(stage.namespace.cluster()).await;
+    server.stumbles_on.send_replace("configmaps");
+    stage.operator = operator(stage.namespace.name(), &server.kubeconfig).start().unwrap();
+    stage.make_secret().await;
+    stage.apply().await;
+    let unavailable = ("WorkloadAvailable", "Unknown", "KubernetesUnavailable");
+    stage.until(&[unavailable, ("Reconciling", "True", "WaitingForRelay")]).await;
+    let said = status(&stage).await.to_string();
+    assert!(said.contains("etcdserver: request timed out"), "{said}");
+    server.stumbles_on.send_replace("");
+    stage.until(&[("WorkloadAvailable", "False", "Unschedulable")]).await;
 }
 
 /// A right that is missing is named; given, it is used.

@@ -150,7 +150,7 @@ async fn a_kafka_that_is_not_there_is_said_soon() {
     assert!(error.to_string().starts_with("Kafka: looking at topics: "), "{error}");
 }
 
-/// What the resource leaves out is the broker's default when the topic is created, and nobody's mistake when it changes.
+/// What the resource leaves out is the broker's default when the topic is created, and another number later is no deviation.
 #[tokio::test]
 async fn partitions_and_replicas_that_are_left_out_are_the_brokers() {
     let settings = vec![("num.partitions".to_owned(), "4".to_owned())];
