@@ -189,7 +189,8 @@ async fn service(
         .arg("--rate-limit=0")
         .arg("--max-requests-per-principal=0")
         .arg(format!("--unit-of-work={unit_of_work}"))
-        .arg(format!("--database-connections={}", options.connections))
+        // A quarter of them is for lists.
+        .arg(format!("--database-connections={}", options.connections * 4 / 3))
         .env("BASKET_DATABASE_URL", database.url())
         .env("BASKET_STATIC_TOKEN", TOKEN)
         // A line per request, as in production with a collector that samples, is not what is measured.
