@@ -1,5 +1,4 @@
-//! The commands besides `run`: they look, and change nothing, but `dead-letters replay`, which asks the running relay
-//! to send.
+//! The commands besides `run`. They change nothing, except `dead-letters replay`, which asks the running relay to send.
 
 pub mod admin_client;
 pub mod dead_letters;
@@ -9,7 +8,7 @@ use std::io::Write;
 
 use serde_json::Value;
 
-/// How a command answers.
+/// Output format of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Lines for people.
@@ -18,8 +17,8 @@ pub enum Format {
     Json,
 }
 
-/// Prints one line: `text` for people, `json` for machines. Whoever read them may have gone (`| head`): then nothing
-/// is left to do, and `false` is the answer.
+/// Prints one line: `text` for people, `json` for machines. Returns false if the reader has closed the pipe (`| head`):
+/// then nothing is left to print.
 fn print(format: Format, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) -> bool {
     let line = match format {
         Format::Text => text(),

@@ -1,11 +1,12 @@
-//! Rows that cannot become the record they were meant to be, and what becomes of them with
-//! `delivery.onPoison: DeadLetter`: a record of the dead-letter topic that says why.
+//! Rows that cannot become their record, and what happens to them with `delivery.onPoison: DeadLetter`: each becomes a
+//! record of the dead-letter topic that says why.
 //!
-//! A dead letter takes the way of any record: it has the row's position, lies in the partition its key selects,
-//! is in the ledger, and so is there exactly once after a crash. It always fits: what does not is left out and named
-//! in a header, with the table that has it.
+//! A dead letter is sent like any other record: it has the row's position, goes to the partition its key selects, and
+//! is in the ledger, so it exists exactly once after a crash. It always fits: columns that do not fit are omitted and
+//! listed in a header, together with the table that has them.
 //!
-//! [`reader`] reads dead letters back, [`replay`] sends them again, whole again where [`restore`] finds their rows.
+//! [`reader`] reads dead letters back, [`replay`] sends them again, and [`restore`] adds the omitted columns from the
+//! table while the row still exists.
 
 pub mod reader;
 pub mod replay;

@@ -1,8 +1,8 @@
-//! `doctor`: looks whether a relay with this configuration could deliver, and says of each thing whether it is right,
-//! and what to do if it is not. It changes nothing: the slot is not taken, nothing is created, nothing is produced.
+//! `doctor`: checks whether a relay with this configuration could deliver, and reports each problem with a remedy. It
+//! changes nothing: it does not acquire the slot, creates nothing and produces nothing.
 //!
-//! A check is a small function that returns a finding. What the relay itself checks is asked in the relay's own words,
-//! so that both say the same.
+//! A check is a small function that returns a finding. What the relay checks too is checked with the relay's own code,
+//! so that both report the same.
 
 mod database;
 mod kafka;
@@ -15,10 +15,10 @@ use admin::Finding;
 use crate::config::Config;
 use crate::error::RelayError;
 
-/// topic -> number of partitions that were written to.
+/// topic -> number of partitions that the checkpoint remembers.
 type Topics = BTreeMap<String, i32>;
 
-/// Makes every check that can be made.
+/// Runs every check that can be run.
 pub async fn examine(config: &Config) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("configuration", format!("relay '{}' is well-formed", config.name))];
     let examined = database::examine(config).await;
@@ -27,7 +27,7 @@ pub async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// What a check found, where asking may fail.
+/// The finding, or the error of the query as a finding.
 fn found(check: &'static str, looked: Result<Finding, RelayError>) -> Finding {
     looked.unwrap_or_else(|error| problem(check, &error))
 }

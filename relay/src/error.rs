@@ -1,5 +1,5 @@
-//! What can go wrong, in one table: the reason shown everywhere, whether to retry, stand by or stop, and the
-//! sentence for the person on call.
+//! The relay's error kinds in one place: the reason shown in `/status`, logs and metrics; whether to retry, stand by or
+//! stop; and the remedy for the on-call engineer.
 
 mod backoff;
 mod cause;
@@ -14,40 +14,40 @@ use serde::{Deserialize, Serialize};
 pub use self::backoff::Backoff;
 pub use self::cause::{chain, reason_of_all, reason_of_connection, reason_of_sqlstate};
 
-/// What the relay does about a trouble. Nothing but invalid configuration and a bug ends the process: a process
-/// that restarts in a loop hides the reason it could have shown.
+/// What the relay does about an error. Only invalid configuration and bugs end the process: a process in a restart loop
+/// cannot show the reason it stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// It passes by itself: try again soon, and less often the longer it lasts.
+    /// Transient: retry soon, then with growing pauses.
     Retry,
-    /// Another relay does the work: be ready to take over.
+    /// Another relay holds the slot: wait to take over.
     StandBy,
-    /// A person has to do something: delivery stops, and whether it was done is looked at regularly.
+    /// A person has to act: delivery stops, and the relay checks regularly whether the cause is gone.
     Stop,
 }
 
-/// Why delivery does not go on. The names are shown in `/status`, logs and metrics.
+/// Why delivery is interrupted. The names appear in `/status`, logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ErrorKind {
-    /// No connection to Postgres, or it ended.
+    /// PostgreSQL could not be reached, or the connection was lost.
     DatabaseUnreachable,
-    /// Postgres does not accept role or password.
+    /// PostgreSQL rejected the role or its credentials.
     AuthenticationFailed,
-    /// The file of the password or of a certificate cannot be used.
+    /// A password or certificate file could not be read or used.
     CredentialsUnreadable,
-    /// TLS is demanded, and the server does not offer it.
+    /// `source.tls` requires TLS and the server does not offer it.
     TlsNotOffered,
-    /// The server's certificate is not of a trusted authority, or out of date.
+    /// The server's certificate was not issued by a trusted CA, or has expired.
     CertificateNotTrusted,
-    /// The server's certificate is for another host name.
+    /// The server's certificate was issued for another host name.
     CertificateForOtherHost,
-    /// The TLS handshake failed, or the server refused the relay's certificate.
+    /// The TLS handshake failed, or the server rejected the relay's certificate.
     TlsFailed,
-    /// Hosts were reached, and none of them takes writes.
+    /// Hosts were reached, but none accepts writes.
     NoWritableHost,
-    /// The two connections of a session lead to different servers.
+    /// The two connections of a session reached different servers.
     DifferentServers,
-    /// A connection pooler answers in place of the server.
+    /// A connection pooler answered instead of the server.
     ConnectionPooler,
     /// The role lacks a privilege.
     PermissionDenied,
@@ -55,13 +55,14 @@ pub enum ErrorKind {
     DatabaseMissing,
     /// `wal_level` is not `logical`.
     WalLevelTooLow,
-    /// The server is older than Postgres 15.
+    /// The server is older than PostgreSQL 15.
     ServerTooOld,
     /// The outbox table does not exist.
     TableMissing,
-    /// The table lacks a column, or has rows that the stream does not have.
+    /// The table lacks a column, or contains rows that the stream does not carry.
     TableUnsuitable,
-    /// The table has a column whose values are read in text form now, and the stream has them in binary form.
+    /// The table has a column whose values can only be read in text format, while the stream was opened in binary
+    /// format.
     StreamFormChanged,
     /// The checkpoint table does not exist.
     CheckpointTableMissing,
@@ -69,63 +70,63 @@ pub enum ErrorKind {
     PublicationMissing,
     /// The publication does not publish the inserts of the table.
     PublicationUnsuitable,
-    /// What is in the table already cannot be delivered first, as the settings ask.
+    /// The rows already in the table cannot be delivered first, as `source.start` requires.
     StartRefused,
-    /// The publication was changed since the last checkpoint: rows may be missing in the stream.
+    /// The publication was changed since the last checkpoint: rows may be missing from the stream.
     PublicationChanged,
     /// Another relay holds the slot.
     SlotActive,
-    /// A client that is no relay holds the slot.
+    /// A client that is not a relay holds the slot.
     SlotInUse,
-    /// A walsender holds the slot whose relay is gone.
+    /// The relay that held the slot is gone, but its walsender still holds it.
     SlotOrphaned,
-    /// The slot is being created, which waits for transactions that were open before.
+    /// Creating the slot waits for older transactions to end.
     SlotCreationWaits,
     /// The slot does not exist and may not be created.
     SlotMissing,
-    /// The slot belongs to another plugin or database.
+    /// The slot uses another plugin or belongs to another database.
     SlotUnsuitable,
-    /// The slot is gone or invalidated since the last checkpoint: rows may be missing.
+    /// The slot was dropped or invalidated since the last checkpoint: rows may be missing.
     SlotLost,
     /// The slot was advanced beyond the checkpoint: rows may be missing.
     SlotAhead,
-    /// The database is another one, or never was on the checkpoint's timeline.
+    /// The database belongs to another cluster, or never was on the checkpoint's timeline.
     HistoryChanged,
-    /// The checkpoint row was removed, or moved to another history, by somebody else.
+    /// Another client deleted the checkpoint row, or moved it to another cluster or timeline.
     CheckpointLost,
-    /// The checkpoint row is not written for long.
+    /// Writing the checkpoint has been blocked for long.
     CheckpointStalled,
-    /// The server has something to send, and nothing of it arrives.
+    /// The server has WAL beyond what the stream has delivered, and nothing arrives.
     StreamStalled,
-    /// The server holds the stream back until its standbys have what is in it.
+    /// The server holds the stream back until its standbys have received the same WAL.
     WaitingForStandby,
-    /// This process was stopped or starved so long that another may hold the slot.
+    /// This process was stopped or starved for so long that another relay may hold the slot.
     ProcessPaused,
-    /// No connection to Kafka.
+    /// Kafka could not be reached.
     KafkaUnreachable,
-    /// Kafka does not accept the relay's credentials, or the relay Kafka's certificate.
+    /// Kafka rejected the relay's credentials, or the relay rejected Kafka's certificate.
     KafkaAuthenticationFailed,
     /// The files with the credentials for Kafka have changed.
     CredentialsRotated,
     /// The relay lacks a permission in Kafka.
     KafkaPermissionDenied,
-    /// Kafka answers, but acknowledges nothing of what was sent.
+    /// Kafka can be reached, but does not acknowledge the records sent to it.
     NoAcknowledgement,
     /// A topic does not exist.
     TopicMissing,
-    /// A topic's limits have changed, and the producers have to follow.
+    /// A topic's limits have changed, and the producers have to be rebuilt with them.
     TopicChanged,
-    /// Records that were acknowledged are gone: Kafka lost them, or the topic was made anew.
+    /// Acknowledged records are gone: Kafka lost them, or the topic was recreated.
     KafkaLostRecords,
-    /// Another outbox writes to a topic under this one's `ce_source`.
+    /// Another outbox publishes to a topic under the same `ce_source`.
     EventSourceShared,
-    /// Kafka refused a record.
+    /// Kafka rejected a record.
     DeliveryFailed,
-    /// A row cannot be delivered as it is.
+    /// A row cannot be delivered as it is (a poison message).
     PoisonRow,
-    /// The stream holds something that cannot be.
+    /// The stream contained something the replication protocol does not allow.
     ProtocolViolation,
-    /// Anything else the database said.
+    /// Any other error reported by the database.
     DatabaseError,
 }
 
@@ -155,12 +156,12 @@ impl ErrorKind {
         }
     }
 
-    /// Whether there may be rows that nobody can vouch for.
+    /// Whether rows may be missing in Kafka.
     pub fn is_gap(self) -> bool {
         Self::GAPS.contains(&self)
     }
 
-    /// The reasons that say so.
+    /// The kinds that mean a gap.
     pub const GAPS: [ErrorKind; 5] = [
         ErrorKind::SlotLost,
         ErrorKind::SlotAhead,
@@ -169,44 +170,46 @@ impl ErrorKind {
         ErrorKind::KafkaLostRecords,
     ];
 
-    /// What the person on call should do.
+    /// What the on-call engineer should do.
     pub fn remedy(self) -> &'static str {
         match self {
             ErrorKind::DatabaseUnreachable => {
-                "check that Postgres runs and that source.host and source.port lead to it"
+                "check that PostgreSQL runs and that source.host and source.port lead to it"
             }
             ErrorKind::AuthenticationFailed => {
-                "check source.user and its password, source.tls.certFile if the server asks for one, and pg_hba.conf"
+                "check source.user and its password, source.tls.certFile if the server asks for a client certificate, and pg_hba.conf"
             }
-            ErrorKind::CredentialsUnreadable => "put the file right; it is read again at each attempt",
+            ErrorKind::CredentialsUnreadable => "correct the file; the relay reads it again at each attempt",
             ErrorKind::TlsNotOffered => {
-                "set ssl = on in Postgres; only on a network you trust, set source.tls.mode to disable instead"
+                "set ssl = on in PostgreSQL; only on a network you trust, set source.tls.mode to disable instead"
             }
             ErrorKind::CertificateNotTrusted => {
-                "put the certificate of the authority that issued the server's, or a self-signed one itself, into source.tls.caFile, or renew the server's"
+                "add the CA that issued the server's certificate, or the self-signed certificate itself, to source.tls.caFile; renew the server's certificate if it has expired"
             }
             ErrorKind::CertificateForOtherHost => {
-                "set source.host to a name in the server's certificate, or have one issued for this name"
+                "set source.host to a name in the server's certificate, or issue a certificate for this name"
             }
             ErrorKind::TlsFailed => {
-                "check that Postgres itself answers there, its TLS versions, and source.tls.certFile and keyFile"
+                "check that PostgreSQL itself listens there, which TLS versions it allows, and source.tls.certFile and keyFile"
             }
             ErrorKind::NoWritableHost => {
-                "wait for the fail-over to end, or name the primary in source.host, too; check default_transaction_read_only"
+                "wait for the failover to end, or add the primary to source.host; check default_transaction_read_only"
             }
             ErrorKind::DifferentServers => {
-                "source.host leads to more than one server: list their names one by one, so that each leads to one"
+                "one name in source.host resolves to several servers: list each server under its own name"
             }
             ErrorKind::ConnectionPooler => {
                 "set source.host and source.port to PostgreSQL itself: replication and the relay's sessions do not work through a pooler"
             }
-            ErrorKind::PermissionDenied => "grant the relay's role what docs/OUTBOX.md lists",
+            ErrorKind::PermissionDenied => "grant the relay's role the privileges listed in docs/OUTBOX.md",
             ErrorKind::DatabaseMissing => "check source.database",
-            ErrorKind::WalLevelTooLow => "set wal_level = logical in Postgres and restart it",
-            ErrorKind::ServerTooOld => "use Postgres 15 or newer",
+            ErrorKind::WalLevelTooLow => "set wal_level = logical in PostgreSQL and restart it",
+            ErrorKind::ServerTooOld => "use PostgreSQL 15 or newer",
             ErrorKind::TableMissing => "apply the migrations, or check source.table",
             ErrorKind::TableUnsuitable => "correct the table: see docs/OUTBOX.md, 'What the table may be'",
-            ErrorKind::StreamFormChanged => "nothing; the stream is opened again with values in text form",
+            ErrorKind::StreamFormChanged => {
+                "no action needed: the relay reopens the stream with values in text format"
+            }
             ErrorKind::CheckpointTableMissing => {
                 "apply migrations/0002_outbox_checkpoint.sql in the schema of the outbox table"
             }
@@ -214,7 +217,7 @@ impl ErrorKind {
                 "create the publication, or set source.publication.creationPolicy to IfMissing"
             }
             ErrorKind::PublicationUnsuitable => {
-                "alter the publication so that it publishes the inserts of the outbox table via its root"
+                "alter the publication so that it publishes the inserts of the outbox table with publish_via_partition_root = true"
             }
             ErrorKind::StartRefused => {
                 "do what the message says, or set source.start to Now: see docs/OUTBOX.md, 'The first start'"
@@ -223,18 +226,20 @@ impl ErrorKind {
                 "rows committed since the last checkpoint may be missing in Kafka: see docs/OPERATIONS.md, 'The publication was changed'"
             }
             ErrorKind::SlotActive => {
-                "nothing, if another relay is meant to hold the slot; this one takes over when it is released"
+                "no action needed if another relay is meant to hold the slot: this one takes over when it is released"
             }
-            ErrorKind::SlotInUse => "end that client, or choose another source.slot.name for the relay",
+            ErrorKind::SlotInUse => {
+                "disconnect that client, or choose another source.slot.name for the relay"
+            }
             ErrorKind::SlotOrphaned => {
-                "nothing: the relay ends that walsender; if it may not, end it with pg_terminate_backend() as a superuser"
+                "no action needed: the relay terminates that walsender; if it lacks the privilege, run pg_terminate_backend() as a superuser"
             }
             ErrorKind::SlotCreationWaits => {
-                "wait for these transactions, or end them: pg_terminate_backend() for a session, ROLLBACK PREPARED or COMMIT PREPARED, in its database, for a prepared one"
+                "wait for these transactions, or end them: pg_terminate_backend() for a session; ROLLBACK PREPARED or COMMIT PREPARED, run in its database, for a prepared transaction"
             }
             ErrorKind::SlotMissing => "create the slot, or set source.slot.creationPolicy to IfMissing",
             ErrorKind::SlotUnsuitable => {
-                "choose another source.slot.name, or drop the slot if nothing else reads it, so that the relay creates its own"
+                "choose another source.slot.name; or drop the slot if no other client reads it, so that the relay creates a new one"
             }
             ErrorKind::SlotLost => {
                 "rows committed since the last checkpoint may be missing in Kafka: see docs/OPERATIONS.md, 'The slot was lost'"
@@ -243,55 +248,57 @@ impl ErrorKind {
                 "rows between checkpoint and slot may be missing in Kafka: see docs/OPERATIONS.md, 'The slot was advanced'"
             }
             ErrorKind::HistoryChanged => {
-                "the database was restored or replaced, or is an old primary: see docs/OPERATIONS.md, 'Another history'"
+                "the database was restored or replaced, or is a former primary: see docs/OPERATIONS.md, 'Another history'"
             }
             ErrorKind::CheckpointLost => {
-                "make sure that only one relay has this name; restart it to go on from the checkpoint as it is"
+                "make sure that no other relay uses this name, then restart the relay to continue from the stored checkpoint"
             }
             ErrorKind::CheckpointStalled => {
-                "find what holds a lock on outbox_checkpoint: pg_blocking_pids() of the relay's session in pg_stat_activity"
+                "find the session that holds a lock on outbox_checkpoint: pg_blocking_pids() of the relay's session in pg_stat_activity"
             }
             ErrorKind::StreamStalled => {
-                "a large transaction is decoded first: wait for it, and look at pg_stat_replication and pg_stat_replication_slots; without one, look at the Postgres log"
+                "if a large transaction is being decoded, wait for it: check pg_stat_replication and pg_stat_replication_slots; otherwise check the PostgreSQL server log"
             }
             ErrorKind::WaitingForStandby => {
-                "start the standbys whose slots synchronized_standby_slots lists, or take the slots of those that are gone out of that setting"
+                "start the standbys whose slots synchronized_standby_slots lists, or remove the slots of missing standbys from that setting"
             }
             ErrorKind::ProcessPaused => {
-                "nothing, if the process or its machine was paused on purpose; otherwise give it CPU: look at limits, throttling and swap"
+                "no action needed if the process or its machine was paused on purpose; otherwise give it more CPU: check limits, throttling and swap"
             }
             ErrorKind::NoAcknowledgement => {
-                "compare min.insync.replicas with the replicas in sync, and look at quotas and the brokers' logs"
+                "compare min.insync.replicas with the in-sync replicas, and check quotas and the brokers' logs"
             }
             ErrorKind::KafkaUnreachable => "check that Kafka runs and that sink.bootstrapServers leads to it",
             ErrorKind::KafkaAuthenticationFailed => {
-                "check the relay's credentials for Kafka, and the certificates of both sides"
+                "check the relay's credentials for Kafka and the certificates of both sides"
             }
             ErrorKind::KafkaPermissionDenied => {
-                "allow the relay Write, Describe and Read on its topics, as docs/OUTBOX.md lists"
+                "grant the relay Write, Describe and Read on its topics, as listed in docs/OUTBOX.md"
             }
-            ErrorKind::TopicChanged | ErrorKind::CredentialsRotated => "nothing; the producers are made anew",
+            ErrorKind::TopicChanged | ErrorKind::CredentialsRotated => {
+                "no action needed: the relay recreates its producers"
+            }
             ErrorKind::TopicMissing => "create the topic, or correct the routing",
             ErrorKind::KafkaLostRecords => {
-                "records that were acknowledged are gone: see docs/OPERATIONS.md, 'Kafka lost records'"
+                "acknowledged records are gone: see docs/OPERATIONS.md, 'Kafka lost records'"
             }
             ErrorKind::EventSourceShared => {
-                "give every outbox a source.eventSource of its own: see docs/OPERATIONS.md, 'Another outbox under the same name'"
+                "give every outbox its own source.eventSource: see docs/OPERATIONS.md, 'Another outbox under the same name'"
             }
             ErrorKind::DeliveryFailed => {
-                "the producers are rebuilt and the rows sent again; if it goes on, check the topic's limits and the relay's permissions"
+                "the relay recreates its producers and sends the rows again; if the error persists, check the topic's limits and the relay's permissions"
             }
             ErrorKind::PoisonRow => {
-                "correct the routing or the limits; a row that can never be delivered: see docs/OPERATIONS.md, 'A poison row'"
+                "correct the routing or the limits; for a row that can never be delivered see docs/OPERATIONS.md, 'A poison row'"
             }
             ErrorKind::ProtocolViolation => {
-                "the stream is opened again; if it goes on, report it with the relay's log"
+                "the relay reopens the stream; if the error persists, report it with the relay's log"
             }
-            ErrorKind::DatabaseError => "look at the Postgres log",
+            ErrorKind::DatabaseError => "check the PostgreSQL server log",
         }
     }
 
-    /// Which side it is on, for metrics.
+    /// The side that caused it, as a metric label.
     pub fn side(self) -> &'static str {
         match self {
             ErrorKind::KafkaUnreachable
@@ -308,22 +315,22 @@ impl ErrorKind {
         }
     }
 
-    /// The name as it is shown.
+    /// The name as shown in `/status`, logs and metrics.
     pub fn name(self) -> String {
         format!("{self:?}")
     }
 
-    /// The reason of this name, if this version has it.
+    /// The kind with this name, if this version knows it.
     pub fn from_name(name: &str) -> Option<ErrorKind> {
         let name: StrDeserializer<'_, Error> = name.into_deserializer();
         ErrorKind::deserialize(name).ok()
     }
 }
 
-/// What an error quotes of a row: enough to recognise it.
+/// How much of a row's text an error quotes: enough to recognise it.
 const EXCERPT_CHARS: usize = 100;
 
-/// The beginning of a text that comes from a row, for an error: it may be of any length.
+/// The beginning of a text from a row, for an error message: the text may be of any length.
 pub fn excerpt(text: &str) -> String {
     match text.char_indices().nth(EXCERPT_CHARS) {
         None => text.to_owned(),
@@ -331,24 +338,24 @@ pub fn excerpt(text: &str) -> String {
     }
 }
 
-/// A trouble with the words for it.
+/// An error with its kind and a description.
 #[derive(Debug)]
 pub struct RelayError {
-    /// The entry of the table.
+    /// Decides action, remedy and metric labels.
     pub kind: ErrorKind,
     /// What happened, to what.
     pub detail: String,
-    /// The row that has to be delivered before it is over, where one is known.
+    /// The row that has to be delivered before the error counts as resolved, where one is known.
     pub at: Option<Position>,
 }
 
 impl RelayError {
-    /// A trouble for `reason`; `what` says what happened, to what.
-    pub fn new(reason: ErrorKind, what: impl Into<String>) -> Self {
-        RelayError { kind: reason, detail: what.into(), at: None }
+    /// An error of this kind; `detail` says what happened, to what.
+    pub fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
+        RelayError { kind, detail: detail.into(), at: None }
     }
 
-    /// It is not over before the row at `position` is delivered.
+    /// The error counts as resolved only when the row at `position` is delivered.
     #[must_use]
     pub fn at(self, position: Position) -> Self {
         RelayError { at: Some(position), ..self }
@@ -366,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reason_is_found_by_its_name() {
+    fn a_kind_is_found_by_its_name() {
         assert_eq!(ErrorKind::from_name(&ErrorKind::SlotLost.name()), Some(ErrorKind::SlotLost));
         assert_eq!(ErrorKind::from_name("Slotlost"), None);
     }

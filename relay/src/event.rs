@@ -1,4 +1,4 @@
-//! One event: the [`row`] it is in the outbox, and the [`record`] it becomes in Kafka. Pure.
+//! One event: the outbox [`row`] it is read from and the Kafka [`record`] it becomes. Pure.
 
 pub mod column_type;
 pub mod dead_letter;

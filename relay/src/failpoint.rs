@@ -1,40 +1,40 @@
-//! Places where a test makes the relay die: one at each boundary behind which something lasts.
+//! Failpoints: places where a test makes the relay die, one at each boundary where something becomes durable or leaves
+//! the process. The test `killpoints` kills a relay at each.
 //!
-//! Compiled only with the feature `failpoints`, which no normal build has; without it [`pass`] is nothing. A test sets
-//! them by the environment variable `FAILPOINTS` of the real program, in the words of the crate `fail`:
-//! `all-sent=17*off->return(300)` is the 18th pass. `return` ends the process as kill -9 would, with nothing unwound,
-//! flushed or closed; `return(300)` lets its other threads go on for 300 ms before. `panic`, `sleep` and `pause` are
-//! what they say.
+//! Compiled only with the feature `failpoints`, which no release build has; without it [`pass`] does nothing. A test
+//! sets them in the environment variable `FAILPOINTS` of the real program, in the syntax of the crate `fail`:
+//! `all-sent=17*off->return(300)` is the 18th pass. `return` ends the process like kill -9, without unwinding, flushing
+//! or closing; `return(300)` lets its other threads run for 300 ms before. `panic`, `sleep` and `pause` are those of
+//! the crate.
 
-/// A boundary, with the kill point it is. K11 (refill), K13 and K14 (transactional producer) belong to parts that do
-/// not exist; K16 to K20 are the operator's.
+/// A boundary of the event path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Boundary {
-    /// K1: bytes were read from the socket, and none of them is decoded.
+    /// Bytes were read from the socket, and none of them is decoded.
     AfterRead,
-    /// K2: a row is decoded and not sent.
+    /// A row is decoded and not sent.
     AfterDecode,
-    /// K3: a transaction is sent in part, and more of its rows are here.
+    /// Some rows of a transaction are sent, and more were read.
     InTransaction,
-    /// K4: all rows of a transaction are sent, and no acknowledgement has been looked at since its last one.
+    /// All rows of a transaction are sent, and no acknowledgement was processed since the last one.
     AllSent,
-    /// K5: a transaction is acknowledged in part.
+    /// Some rows of a transaction are acknowledged.
     PartlyAcknowledged,
-    /// K6: a transaction is acknowledged as a whole, and nothing stored knows of it.
+    /// All rows of a transaction are acknowledged, and no checkpoint contains it.
     AllAcknowledged,
-    /// K7: a checkpoint is stored, and Postgres is not told.
+    /// A checkpoint is stored and not yet confirmed to PostgreSQL.
     CheckpointStored,
-    /// K8: Postgres was told all that the last checkpoint says.
+    /// Everything in the last checkpoint is confirmed to PostgreSQL.
     StatusSent,
-    /// K9: a search has seen a record.
+    /// A scan has read a record.
     InSearch,
-    /// K10: the slot exists, and the checkpoint does not know where it begins.
+    /// The slot exists, and the checkpoint does not contain its start yet.
     SlotCreated,
-    /// K12: a stop is asked for, and what is under way is not finished.
+    /// A stop was requested, and what is in flight is not completed.
     InDrain,
-    /// K15: a dead letter is sent, and its acknowledgement has not been looked at.
+    /// A dead letter is sent, and its acknowledgement was not processed.
     DeadLetterSent,
-    /// A7: librdkafka calls back, on a thread of its own.
+    /// librdkafka calls back, on its own thread.
     InCallback,
 }
 
@@ -59,7 +59,7 @@ impl Boundary {
     }
 }
 
-/// Reads the environment; called once, before anything else.
+/// Reads the environment; called once, first of all.
 pub fn arm() {
     #[cfg(feature = "failpoints")]
     std::mem::forget(fail::FailScenario::setup());

@@ -1,4 +1,4 @@
-//! The folders use each other without a cycle, and docs/ARCHITECTURE.md draws them as they are.
+//! Checks that the folders use each other without a cycle, and that docs/ARCHITECTURE.md draws the present imports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,15 +8,15 @@ use regex::Regex;
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
-/// Any folder may use them; they use none.
+/// Any folder may use these; they use none.
 const EVERYWHERE: [&str; 2] = ["error", "failpoint"];
-/// Programs and tests stand above the folders.
+/// Programs and tests are above the folders.
 const NO_FOLDER: [&str; 3] = ["lib", "main", "layers"];
 const BEGIN: &str = "<!-- layers: begin -->\n";
 const END: &str = "<!-- layers: end -->";
 
 #[test]
-fn folders_have_no_cycle_and_are_drawn_as_they_are() {
+fn folders_have_no_cycle_and_the_drawing_is_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let graph = imports(&root.join("src"));
     for (folder, used) in &graph {
@@ -36,7 +36,7 @@ fn folders_have_no_cycle_and_are_drawn_as_they_are() {
     assert_eq!(drawn, drawing, "docs/ARCHITECTURE.md differs; OUTBOX_TEST_WRITE=1 rewrites it");
 }
 
-/// Which folders the code of each folder names. Tests may name any.
+/// The folders that the code of each folder imports. Tests may import any.
 fn imports(src: &Path) -> Graph {
     let path = Regex::new(r"\bcrate::(\w+)").unwrap();
     let mut graph = Graph::new();

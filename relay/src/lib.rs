@@ -1,5 +1,5 @@
-//! Carries committed outbox rows from Postgres to Kafka: no loss, no duplicates after a crash, commit order per
-//! key, bounded memory.
+//! Carries committed outbox rows from PostgreSQL to Kafka: no loss, no duplicates after a crash, commit order per key,
+//! bounded memory.
 //!
 //! A folder is one concern. docs/ARCHITECTURE.md shows which names which, and follows one event through them.
 //!

@@ -24,17 +24,17 @@ use outbox_relay::supervisor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// librdkafka's own lines repeat at every attempt; what they say is in the relay's own words in `/status`.
+/// librdkafka's log lines repeat at every attempt; `/status` shows their content as errors.
 const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 
-/// Carries committed outbox rows from Postgres to Kafka.
+/// Carries committed outbox rows from PostgreSQL to Kafka.
 #[derive(Parser)]
 #[command(
     version = admin::version(),
     about,
     after_help = "Exit codes: 0 done, or stopped by SIGTERM or SIGINT; 64 invalid configuration or arguments; 69 a problem was found, or \
-    what was asked could not be done (not of 'run'); 70 a bug.\n\
-    Nothing else ends 'run': a fault is shown by /readyz, /status and metrics of the admin listener."
+    the command failed (not for 'run'); 70 a bug.\n\
+    Nothing else ends 'run': faults are reported by /readyz, /status and the metrics of the admin listener."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -43,15 +43,15 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Deliver until stopped. SIGTERM finishes what is under way, confirms it, and exits 0.
+    /// Deliver until stopped. SIGTERM completes what is in flight, confirms it, and exits 0.
     Run {
         #[command(flatten)]
         file: File,
-        /// How log lines look.
+        /// Format of log lines.
         #[arg(long, env = "OUTBOX_RELAY_LOG_FORMAT", default_value = "text")]
         log_format: LogFormat,
     },
-    /// Check source and sink, one line each: ok, warn or problem, and what to do. Changes nothing.
+    /// Check source and sink, one line each: ok, warn or problem, with a remedy. Changes nothing.
     ///
     /// Exit codes: 0 no problem (warnings do not count), 64 invalid configuration, 69 a problem.
     Doctor {
@@ -60,54 +60,54 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
-    /// Show how far behind delivery is: what the database knows to be confirmed, and, if the relay answers, what it
+    /// Show how far behind delivery is: what the database knows to be confirmed, and, if the relay responds, what it
     /// has read, published and acknowledged.
     ///
-    /// Exit codes: 0 shown, also if no relay answers; 64 invalid configuration; 69 the database does not answer.
+    /// Exit codes: 0 shown, even if no relay responds; 64 invalid configuration; 69 the database does not respond.
     Lag {
         #[command(flatten)]
         file: File,
         #[command(flatten)]
         output: Output,
     },
-    /// Rows that could not be delivered and were put into delivery.deadLetterTopic.
+    /// Rows that could not be delivered and were sent to delivery.deadLetterTopic.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
 }
 
 #[derive(Subcommand)]
 enum DeadLetters {
-    /// Show the dead letters that are in the topic now: position, time, reason, topic, key, id, error.
+    /// Show the dead letters now in the topic: position, time, reason, topic, key, id, error.
     ///
     /// Exit codes: 0 shown, 64 invalid configuration, 69 the topic cannot be read.
     List {
         #[command(flatten)]
         file: File,
-        /// Only those written then or later, such as 2026-11-24T10:00:00Z.
+        /// Only those written at this time or later, such as 2026-11-24T10:00:00Z.
         #[arg(long)]
         since: Option<DateTime<Utc>>,
-        /// This many at most.
+        /// At most this many.
         #[arg(long)]
         limit: Option<usize>,
         #[command(flatten)]
         output: Output,
     },
-    /// Have the running relay (admin.listen) send dead letters again, to the topic its routing gives them now.
+    /// Have the running relay (admin.listen) send dead letters again, to the topic its present routing gives.
     ///
-    /// They stay in the topic of dead letters: what is replayed twice is there twice. Replayed events carry the header
+    /// They stay in the dead-letter topic: what is replayed twice is in Kafka twice. Replayed events carry the header
     /// dead_letter_replayed and no ce_sequence.
     ///
-    /// Exit codes: 0 all that were selected are in Kafka; 64 invalid configuration; 69 not all, or no relay streams.
+    /// Exit codes: 0 all selected are in Kafka; 64 invalid configuration; 69 not all, or no relay is streaming.
     Replay {
         #[command(flatten)]
         file: File,
         /// Event id of a dead letter; may be given several times.
         #[arg(long = "id", required_unless_present = "all")]
         ids: Vec<String>,
-        /// All of them.
+        /// All dead letters.
         #[arg(long, conflicts_with = "ids")]
         all: bool,
-        /// Only those written then or later.
+        /// Only those written at this time or later.
         #[arg(long)]
         since: Option<DateTime<Utc>>,
         #[command(flatten)]
@@ -191,8 +191,8 @@ fn lag(config: &Config, format: Format) -> i32 {
     exit_code(runtime.block_on(cli::lag::lag(config, format)))
 }
 
-/// The listener and the observer share one runtime; the relay has a thread of its own, where it may pause without
-/// anybody noticing.
+/// The listener and the observer share one runtime. The session runs on its own thread and single-threaded runtime, so
+/// its deliberate pauses delay nothing else.
 fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     let shared = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let own = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -202,13 +202,13 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     };
     metrics.set_relay_info(&config);
     let status = Status::new(&config);
-    let desk = ReplayHandle::default();
+    let replays = ReplayHandle::default();
     let (stop, shutdown) = watch::channel(false);
     let (ready, show) = (status.clone(), status.clone());
     let admin = Admin::new(metrics.registry.clone(), log_level)
         .readiness(move || ready.readiness())
         .status(move || show.json())
-        .action(REPLAY_PATH, replay_dead_letters(&desk, &config));
+        .action(REPLAY_PATH, replay_dead_letters(&replays, &config));
     let address = match shared.block_on(admin.bind(config.admin.listen)) {
         Ok((address, listener)) => {
             shared.spawn(listener);
@@ -223,13 +223,13 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     shared.spawn(observer::observe(Config::clone(&config), status.clone(), metrics.clone()));
     shared.spawn(maintenance::maintain(Config::clone(&config), status.clone()));
     shared.spawn(stop_on_signal(stop, config.shutdown.grace()));
-    let ended = own.block_on(supervisor::run(config, status, metrics, desk, shutdown));
+    let ended = own.block_on(supervisor::run(config, status, metrics, replays, shutdown));
     if ended.is_clean() {
         tracing::info!("{ended}");
     } else {
         tracing::warn!("{ended}");
     }
-    // Blocking calls into Kafka that are still in progress have nothing left to say.
+    // Blocking calls to Kafka that are still in progress have no effect any more.
     own.shutdown_background();
     shared.shutdown_background();
     0
@@ -237,15 +237,16 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
 
 /// `POST /dead-letters/replay`.
 fn replay_dead_letters(
-    desk: &ReplayHandle,
+    replays: &ReplayHandle,
     config: &Arc<Config>,
 ) -> impl Fn(&[u8]) -> Result<Lines, ActionRefused> + Send + Sync + 'static {
-    let (desk, config) = (desk.clone(), Arc::clone(config));
+    let (replays, config) = (replays.clone(), Arc::clone(config));
     move |body| {
         let refused = |status, message: String| ActionRefused { status, message };
         let selection: Selection = serde_json::from_slice(body)
-            .map_err(|error| refused(StatusCode::BAD_REQUEST, format!("not a selection: {error}")))?;
-        desk.replay(&config, selection)
+            .map_err(|error| refused(StatusCode::BAD_REQUEST, format!("invalid selection: {error}")))?;
+        replays
+            .replay(&config, selection)
             .map_err(|declined| refused(status_code(&declined), declined.to_string()))
     }
 }
@@ -258,7 +259,7 @@ fn status_code(declined: &ReplayRejected) -> StatusCode {
     }
 }
 
-/// The first signal lets the relay finish; the second, or the end of the grace period, does not.
+/// The first signal lets the relay stop gracefully; a second one, or the end of the grace period, ends it immediately.
 async fn stop_on_signal(stop: watch::Sender<bool>, grace: Duration) {
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
@@ -273,7 +274,7 @@ async fn stop_on_signal(stop: watch::Sender<bool>, grace: Duration) {
         }
     };
     signalled().await;
-    tracing::info!("stopping: finishing what is under way; another signal ends it at once");
+    tracing::info!("stopping: completing what is in flight; a second signal stops immediately");
     stop.send_replace(true);
     match tokio::time::timeout(grace, signalled()).await {
         Ok(()) => {

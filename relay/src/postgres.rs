@@ -1,10 +1,10 @@
-//! The source database over plain SQL. Rows of the stream are not among it: they come through `pg_replication`.
+//! The source database over SQL. The rows of the stream do not come this way: they arrive through `pg_replication`.
 //!
-//! How it is connected to ([`connection`]), what is true of it ([`source`], [`columns`], [`publication`]), whether the stream has
-//! all of the table's rows ([`table`]), who holds the slot ([`holder`]) and whom its creation waits for ([`awaited`]), what the
-//! relay may do there ([`grants`]), what the relay stores in it ([`checkpoint`], with the snapshot
-//! that says what may be dropped, [`delivered`]), and the two things done to the table: its old rows are read
-//! ([`backfill`]), its partitions are made and dropped ([`maintenance`]).
+//! [`connection`] connects. [`preconditions`], [`columns`], [`publication`] and [`table`] check that the relay can work
+//! and that the stream carries every row of the table. [`slot_holder`] finds who holds the slot,
+//! [`blocking_transactions`] what its creation waits for, and [`grants`] the role's privileges. [`checkpoint`] stores
+//! the relay's progress, with the [`delivered_snapshots`] that say which rows may be dropped. [`backfill`] reads the
+//! rows from before the slot.
 
 pub mod backfill;
 pub mod blocking_transactions;

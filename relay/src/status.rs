@@ -1,11 +1,11 @@
-//! What the relay says of itself: one place that the session and the observer write and that `/readyz`, `/status` and
-//! the metrics read. Four words are never mixed: *received* (read from the stream), *sent* (handed to a producer),
-//! *acknowledged* (by Kafka, contiguously), *confirmed* (told to Postgres).
+//! The relay's state as it reports it: written by the session and the monitor tasks, read by `/readyz`, `/status` and
+//! the metrics. Four words are never mixed: *received* (read from the stream), *sent* (passed to a producer),
+//! *acknowledged* (by Kafka, contiguously), *confirmed* (to PostgreSQL).
 //!
-//! What is wrong is either a trouble that ended a session, or something that shows in an open stream. The latter is
-//! never stored: it is judged again at each question, so it is gone when its cause is. A trouble that ended an open
-//! stream is not over when another stream is open: that stream may end in the same way a moment later. It is over
-//! when delivery has got past it.
+//! A problem is either an error that ended a session, or a condition of an open stream. The latter is never stored: it
+//! is evaluated at each request, so it is gone when its cause is. An error that ended an open stream is not over when
+//! the next stream opens: that stream may end in the same way a moment later. It is over when delivery has passed the
+//! point where it happened.
 
 pub mod heartbeat;
 pub mod metrics;
@@ -29,7 +29,7 @@ use self::heartbeat::Heartbeat;
 pub use self::signals::{
     Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason, WaitsFor,
 };
-pub use self::slot_state::{LastSlotLook, SlotState};
+pub use self::slot_state::{LastSlotObservation, SlotState};
 use self::state::{DeadLetters, LastProblem, Problem, RelayInfo, State};
 use self::unread_lag::UnreadLag;
 use crate::config::Config;
@@ -37,8 +37,8 @@ use crate::error::{ErrorKind, RelayError};
 use crate::event::dead_letter::DeadLetterSummary;
 use crate::progress::phantoms::Phantoms;
 
-/// How often a standby looks whether the slot is free: it takes over within about a second.
-pub const STANDBY_LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often a standby checks whether the slot is free: it takes over within about a second.
+pub const STANDBY_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Shared between the session, the observer and the admin listener.
 #[derive(Clone)]
@@ -51,7 +51,7 @@ impl Default for Status {
 }
 
 impl Status {
-    /// The status of a relay that starts.
+    /// The status of a relay that is starting.
     pub fn new(config: &Config) -> Status {
         let source = &config.source;
         let about = RelayInfo {
@@ -75,7 +75,7 @@ impl Status {
             phase: Phase::Starting,
             phase_since: time,
             error: None,
-            unproven: None,
+            unresolved: None,
             poison: None,
             missing: BTreeMap::new(),
             last: None,
@@ -88,10 +88,10 @@ impl Status {
             slot: None,
             slot_seen: None,
             slot_idle: None,
-            looks_fail: None,
+            observer_failure: None,
             session_answered: None,
             server: None,
-            standby_awaited: None,
+            awaited_standby: None,
             checkpoint: None,
             kafka: None,
             kafka_changed: now,
@@ -99,7 +99,7 @@ impl Status {
             silent: Vec::new(),
             heartbeat,
             phantoms: Phantoms::default(),
-            maintained: None,
+            maintenance: None,
             dead_letters: DeadLetters::default(),
         })))
     }
@@ -108,13 +108,13 @@ impl Status {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves to `phase`. Streaming clears the trouble that kept a stream from being opened.
+    /// Moves to `phase`. Streaming clears the error that kept the stream from opening.
     pub fn enter(&self, phase: Phase) {
         let mut state = self.state();
         state.move_to(phase);
         if matches!(phase, Phase::Copying | Phase::Streaming) {
             let now = Instant::now();
-            state.error = state.unproven.clone();
+            state.error = state.unresolved.clone();
             state.kafka = None;
             (state.ticked, state.acknowledged_moved, state.received_moved) = (now, now, now);
             state.heartbeat.on_stream_opened(now);
@@ -124,25 +124,25 @@ impl Status {
         }
     }
 
-    /// Kafka holds everything that is remembered of it.
+    /// Every record that the checkpoint remembers is still in Kafka.
     pub fn on_kafka_verified(&self) {
         self.state().clear_unresolved(|shown| shown.reason == ErrorKind::KafkaLostRecords);
     }
 
-    /// The trouble that ended the stream before this one, and may end this one as well: the row that has to be
-    /// delivered first, where one is known.
+    /// The error that ended the previous stream and may end this one: the row that has to be delivered before it counts
+    /// as resolved, where one is known.
     pub fn unresolved_error(&self) -> Option<Option<Position>> {
-        self.state().unproven.as_ref().map(|shown| shown.at)
+        self.state().unresolved.as_ref().map(|shown| shown.at)
     }
 
-    /// Delivery has got past the trouble that ended the stream before this one.
+    /// Delivery has passed the error that ended the previous stream.
     pub fn on_error_resolved(&self) {
-        // A new session does not bring records back: it has to look first.
+        // A new session does not restore lost records: Kafka has to be checked first.
         self.state().clear_unresolved(|shown| shown.reason != ErrorKind::KafkaLostRecords);
     }
 
-    /// Moves to `phase` because of `trouble`. Answers whether it is one that was not shown already: the stream was
-    /// open before, or the reason was another.
+    /// Moves to `phase` because of `error`. Returns whether the error is new: the stream was open before, or another
+    /// kind of error was shown.
     pub fn on_error(&self, phase: Phase, error: &RelayError) -> bool {
         let mut state = self.state();
         let since = match &state.error {
@@ -153,7 +153,7 @@ impl Status {
         state.move_to(phase);
         // A session that has not begun may still have its connections.
         if phase != Phase::Starting {
-            (state.server, state.session_answered, state.standby_awaited) = (None, None, None);
+            (state.server, state.session_answered, state.awaited_standby) = (None, None, None);
         }
         let shown = Problem {
             reason: error.kind,
@@ -162,8 +162,8 @@ impl Status {
             at: error.at,
         };
         match error.kind {
-            // Whatever this process did not deliver is another relay's business now.
-            _ if phase == Phase::Standby => state.unproven = None,
+            // Another relay delivers from here on, including what this process did not.
+            _ if phase == Phase::Standby => state.unresolved = None,
             ErrorKind::CredentialsRotated | ErrorKind::TopicChanged => {}
             ErrorKind::KafkaLostRecords => state.set_unresolved(shown.clone()),
             _ if was_open => state.set_unresolved(shown.clone()),
@@ -171,8 +171,8 @@ impl Status {
         }
         state.error = Some(shown);
         state.clear_session();
-        // The clients of the session are gone. What was read and not acknowledged waits on, unless it is another
-        // relay's business now.
+        // The session's clients are gone. Rows that were read and not acknowledged still wait, unless another relay
+        // delivers them now.
         state.kafka = None;
         state.numbers = match phase {
             Phase::Standby => SessionStats::default(),
@@ -187,18 +187,18 @@ impl Status {
         was_open || since.is_none()
     }
 
-    /// A row cannot be delivered; `None` when it is sent after all. Kafka may still refuse it.
+    /// A row cannot be delivered; `None` when it was sent after all. Kafka may still reject it.
     pub fn set_poison(&self, error: Option<RelayError>) {
         let mut state = self.state();
         let sent = state.poison.take();
         state.poison = error.map(|t| Problem { at: t.at, ..Problem::new(t.kind, t.detail, Duration::ZERO) });
         if let Some(sent) = sent.filter(|sent| sent.at.is_some() && state.poison.is_none()) {
             state.set_unresolved(sent);
-            state.error = state.unproven.clone();
+            state.error = state.unresolved.clone();
         }
     }
 
-    /// Whether a topic is missing that is written to.
+    /// Whether a topic that rows are routed to is missing.
     pub fn set_topic_missing(&self, topic: &str, missing: bool) {
         let topics = &mut self.state().missing;
         if missing {
@@ -208,7 +208,7 @@ impl Status {
         }
     }
 
-    /// The session's numbers; called at every tick.
+    /// The session's counters; called at every tick.
     pub fn set_session_stats(&self, numbers: SessionStats) {
         let mut state = self.state();
         let now = Instant::now();
@@ -216,37 +216,38 @@ impl Status {
         if numbers.acknowledged_events > state.numbers.acknowledged_events {
             state.acknowledged_at = Some(SystemTime::now());
         }
-        // A row that Kafka has already is as good as acknowledged.
+        // A row that is already in Kafka counts as acknowledged.
         let settled = |numbers: &SessionStats| (numbers.acknowledged_events, numbers.suppressed_events);
         if settled(&numbers) != settled(&state.numbers) || numbers.oldest_commit.is_none() {
             state.acknowledged_moved = now;
         }
         if numbers.received != state.numbers.received {
             state.received_moved = now;
-            state.standby_awaited = None;
+            state.awaited_standby = None;
         }
         state.numbers = numbers;
         state.unread.on_acknowledged(numbers.acknowledged);
     }
 
-    /// Events were found in Kafka that are not of the server's history.
+    /// Events were found in Kafka that are not part of the server's history.
     pub fn add_phantoms(&self, found: Phantoms) {
         self.state().phantoms.add(found);
     }
 
-    /// Partitions were maintained, or could not be.
+    /// The result of the last partition maintenance.
     pub fn set_maintenance(&self, maintained: Maintenance) {
-        self.state().maintained = Some(maintained);
+        self.state().maintenance = Some(maintained);
     }
 
-    /// Kafka has a dead letter.
+    /// Kafka acknowledged a dead letter.
     pub fn on_dead_letter(&self, note: DeadLetterSummary) {
         let letters = &mut self.state().dead_letters;
         letters.count += 1;
         letters.last = Some((note, SystemTime::now()));
     }
 
-    /// Whether Kafka answers: it acknowledged something, or was asked; and what the client said of it last.
+    /// Whether Kafka responds (it acknowledged something, or answered a request), and the client's last connection
+    /// error.
     pub fn set_kafka_answers(&self, connected: Option<bool>, says: Option<String>) {
         let mut state = self.state();
         state.kafka_says = says;
@@ -256,60 +257,60 @@ impl Status {
         }
     }
 
-    /// Partitions that make no progress; called at every tick.
+    /// The partitions without progress; called at every tick.
     pub fn set_silent_partitions(&self, silent: Vec<SilentPartition>) {
         self.state().silent = silent;
     }
 
-    /// Where the server's log ended when it was looked at after `since`.
+    /// The end of the server's WAL, if it was observed after `since`.
     pub fn server_end(&self, since: Instant) -> Option<EndLsn> {
         let state = self.state();
         state.slot_seen.filter(|seen| *seen > since)?;
         state.slot.as_ref()?.current
     }
 
-    /// The observer asked for the slot at `asked`, and this is what the server shows. `checkpoint` is what it showed of
-    /// the checkpoint.
+    /// The observer queried the slot at `asked`: this is what the server showed, and `checkpoint` the relay's
+    /// checkpoint row.
     pub fn set_slot(&self, asked: Instant, slot: Option<SlotState>, checkpoint: Option<ObservedCheckpoint>) {
         let mut state = self.state();
-        state.looks_fail = None;
+        state.observer_failure = None;
         state.checkpoint = checkpoint.map(|checkpoint| (asked, checkpoint));
         state.set_slot(asked, slot, checkpoint.map(|checkpoint| checkpoint.age));
     }
 
-    /// The same over the session's own connection, which goes on while the observer cannot connect.
+    /// The same over the session's own connection, which works while the observer cannot connect.
     pub fn set_slot_by_session(&self, asked: Instant, slot: Option<SlotState>) {
         let mut state = self.state();
         state.session_answered = Some(asked);
         state.set_slot(asked, slot, None);
     }
 
-    /// The session is connected to this address. Other connections go straight there.
+    /// The session is connected to this address. Other connections use the same one.
     pub fn set_server(&self, server: &Host) {
         self.state().server = Some(server.clone());
     }
 
-    /// The address that the session is connected to; `None` when there is no session.
+    /// The address the session is connected to; `None` when there is no session.
     pub fn server(&self) -> Option<Host> {
         self.state().server.clone()
     }
 
-    /// The server said over the stream that it waits for a standby.
+    /// The server reported over the stream that it waits for a standby.
     pub fn set_awaited_standby(&self, notice: &str) {
         let mut state = self.state();
-        if state.standby_awaited.as_deref() != Some(notice) {
+        if state.awaited_standby.as_deref() != Some(notice) {
             tracing::warn!("PostgreSQL says: {notice}");
-            state.standby_awaited = Some(notice.to_owned());
+            state.awaited_standby = Some(notice.to_owned());
         }
     }
 
-    /// The slot as the server shows it, all zero where it has none; `None` while that is not known.
+    /// The slot as the server shows it, all zero if it does not exist; `None` while it is not known.
     pub fn slot(&self) -> Option<SlotState> {
         let state = self.state();
         state.slot_is_known(Instant::now()).then(|| state.slot.clone().unwrap_or_default())
     }
 
-    /// Whether the database answers, over whichever connection.
+    /// Whether the database responds on any connection.
     pub fn is_connected(&self) -> bool {
         self.state().is_connected(Instant::now())
     }
@@ -319,30 +320,30 @@ impl Status {
         self.state().phase == Phase::Standby
     }
 
-    /// Waits until the server shows that nobody holds the slot, or until that cannot be seen. A standby that tries only
-    /// then leaves neither connections nor errors in the server's log.
+    /// Waits until the server shows that the slot is free, or until the slot cannot be observed. A standby that
+    /// connects only then leaves neither connections nor errors in the server log.
     pub async fn slot_released(&self) {
         let since = Instant::now();
         loop {
-            tokio::time::sleep(STANDBY_LOOK_EVERY).await;
+            tokio::time::sleep(STANDBY_POLL_INTERVAL).await;
             let state = self.state();
             let held = state.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
             let seen = state.slot_seen.is_some_and(|seen| seen > since);
-            if state.looks_fail.is_some() || (seen && !held) {
+            if state.observer_failure.is_some() || (seen && !held) {
                 return;
             }
         }
     }
 
-    /// The observer asked at `asked` and got no answer.
+    /// The observer's query of `asked` failed.
     pub fn on_observer_failed(&self, asked: Instant, why: String) {
         let mut state = self.state();
-        let since = state.looks_fail.as_ref().map_or(asked, |(since, _)| *since);
-        state.looks_fail = Some((since, why));
+        let since = state.observer_failure.as_ref().map_or(asked, |(since, _)| *since);
+        state.observer_failure = Some((since, why));
     }
 
-    /// Has `judge` look at what is known of the slot.
-    pub fn with_slot_seen<T>(&self, judge: impl FnOnce(LastSlotLook<'_>) -> T) -> T {
+    /// Calls `judge` with the last observation of the slot.
+    pub fn with_slot_seen<T>(&self, judge: impl FnOnce(LastSlotObservation<'_>) -> T) -> T {
         let state = self.state();
         judge(state.slot_seen.map(|asked| (asked, state.slot.as_ref())))
     }
@@ -357,7 +358,7 @@ impl Status {
         Some((state.heartbeat.prefix().to_owned(), content))
     }
 
-    /// Sends a heartbeat over `sql` if one is due. Delivery does not depend on it: a role that may not is told once.
+    /// Sends a heartbeat over `sql` if one is due. Delivery does not depend on it: a missing privilege is logged once.
     ///
     /// # Errors
     /// The connection failed.
@@ -369,7 +370,7 @@ impl Status {
         match error {
             sqlx::Error::Database(error) => {
                 if self.state().heartbeat.is_first_refusal() {
-                    tracing::warn!("cannot send heartbeats; delivery goes on without them: {error}");
+                    tracing::warn!("cannot send heartbeats; delivery continues without them: {error}");
                 }
                 Ok(())
             }
@@ -382,7 +383,7 @@ impl Status {
         self.state().heartbeat.on_send_failed();
     }
 
-    /// A message came through the stream.
+    /// A logical message arrived through the stream.
     pub fn on_stream_message(&self, prefix: &str, content: &[u8]) {
         self.state().heartbeat.on_returned(prefix, content);
     }
@@ -392,14 +393,14 @@ impl Status {
         self.state().heartbeat_age(Instant::now())
     }
 
-    /// For how long nobody has held the slot.
+    /// For how long no connection has held the slot.
     pub fn slot_inactive_for(&self) -> Duration {
         self.state().slot_inactive(Instant::now())
     }
 
-    /// Age in seconds of the oldest committed row that Kafka has not acknowledged. Of rows read, by their commit time;
-    /// of rows not read, by when the server's log was first seen beyond what is acknowledged, and after a start by the
-    /// age of the checkpoint, until they are read. 0 when caught up.
+    /// Age in seconds of the oldest committed row that Kafka has not acknowledged. For rows that were read: from their
+    /// commit time. For unread rows: from the moment the server's WAL position first exceeded the acknowledged one;
+    /// after a start from the age of the checkpoint, until they are read. 0 when caught up.
     pub fn lag_seconds(&self) -> f64 {
         self.state().lag(Instant::now()).as_secs_f64()
     }
@@ -420,7 +421,7 @@ impl Status {
         }
     }
 
-    /// Remembers what is wrong now, and when what was wrong is over, for people who look later. Called regularly.
+    /// Records the current problem, and when the last one ended, for `/status`. Called regularly.
     pub fn record_problem(&self) {
         let mut state = self.state();
         let problem = state.problem(Instant::now());
@@ -428,7 +429,7 @@ impl Status {
         match (problem, current) {
             (Some(now), Some(past)) if now.reason == past.shown.reason => {}
             (Some(shown), _) => {
-                // A trouble that ended a session is in the log already.
+                // An error that ended a session has been logged already.
                 if state.error.is_none() {
                     let reason = shown.reason.name();
                     tracing::warn!(reason, "not ready: {}; {}", shown.what, shown.reason.remedy());

@@ -1,42 +1,41 @@
-//! Asks the admin listener of the running relay. HTTP/1.0, so that an answer ends with its connection.
+//! Sends requests to the admin listener of the running relay. HTTP/1.0, so that a response ends with its connection.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// A relay on this machine answers at once or not at all.
+/// A relay on this machine accepts immediately or not at all.
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
-/// Between two pieces of an answer: a dead letter that is sent again waits for Kafka.
+/// Between two parts of a response: a replayed dead letter waits for Kafka.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// There is no answer.
+/// The relay did not respond as expected.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// Nobody listens.
+    /// No process listens there.
     #[error("no relay answers at {address} (admin.listen): {source}")]
     NoRelay {
-        /// The address.
+        /// The value of `admin.listen`.
         address: SocketAddr,
-        /// Why not.
         source: std::io::Error,
     },
-    /// Somebody listens who is not a relay, or the relay ended.
+    /// Another program listens there, or the relay has ended.
     #[error("{address} (admin.listen) did not answer as a relay does")]
     NotARelay {
-        /// The address.
+        /// The value of `admin.listen`.
         address: SocketAddr,
     },
-    /// It answers that it does not.
+    /// The relay rejected the request.
     #[error("the relay at {address} says: {message}")]
     Refused {
-        /// The address.
+        /// The value of `admin.listen`.
         address: SocketAddr,
-        /// Its words.
+        /// The relay's error message.
         message: String,
     },
 }
 
-/// Makes a request and returns the lines of the answer as they come.
+/// Sends a request and returns the lines of the response as they arrive.
 pub fn request(
     listen: SocketAddr,
     method: &str,
@@ -66,7 +65,7 @@ fn status(line: &str) -> Option<u16> {
     line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()
 }
 
-/// A listener on every address is reached over the loopback.
+/// A listener on all addresses is reached over loopback.
 fn loopback_of(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -95,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_its_lines_and_a_refusal_its_sentence() {
+    fn a_response_is_read_as_lines_and_a_rejection_as_its_message() {
         let lines =
             request(answering("HTTP/1.0 200 OK\r\nx: y\r\n\r\n{\"a\":1}\n\nend\n"), "GET", "/", "").unwrap();
         assert_eq!(lines.map(Result::unwrap).collect::<Vec<_>>(), ["{\"a\":1}", "", "end"]);

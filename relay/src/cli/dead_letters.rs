@@ -12,23 +12,25 @@ use crate::config::Config;
 use crate::dead_letters::reader::{ReadError, Reader};
 use crate::dead_letters::replay::{ReplayLine, ReplayOutcome, Replayed, Summary};
 
-/// Path of the admin listener that sends dead letters again.
+/// Path of the admin listener that replays dead letters.
 pub const REPLAY_PATH: &str = "/dead-letters/replay";
 
-/// Why a command has no good end.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// No topic to read.
+    /// No dead-letter topic is configured.
     #[error("delivery.deadLetterTopic is not set: this relay has no dead letters")]
     NoTopic,
     /// The topic cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The running relay does not do it.
-    #[error("{0}; dead letters are sent again by the running relay, because it knows where they go")]
+    /// The running relay rejected the replay.
+    #[error("{0}; the running relay replays dead letters, because it knows their topics")]
     Ask(#[from] RequestError),
-    /// The answer broke off.
-    #[error("the answer broke off: what was printed was done, and more may have been")]
+    /// The response ended early.
+    #[error(
+        "the response ended early: the results printed above are final, and more dead letters may have been sent"
+    )]
     BrokeOff,
     /// Some could not be delivered.
     #[error("{0} of them were not sent")]
@@ -38,7 +40,7 @@ pub enum CommandError {
     Incomplete(String),
 }
 
-/// Prints what is in the dead-letter topic now.
+/// Prints the dead letters now in the topic.
 pub fn list(
     config: &Config,
     since: Option<DateTime<Utc>>,
@@ -58,7 +60,7 @@ pub fn list(
     Ok(())
 }
 
-/// Has the running relay send dead letters again, and prints what became of each.
+/// Has the running relay replay dead letters, and prints the result of each.
 pub fn replay(
     config: &Config,
     ids: &BTreeSet<String>,

@@ -1,5 +1,5 @@
 //! `lag`: how far behind delivery is. The database knows what is *confirmed*; only the running relay knows what is
-//! *read*, *published* and *acknowledged*. Each line says who says it.
+//! *read*, *published* and *acknowledged*. The first column names the source of each value.
 
 use std::fmt::Write;
 
@@ -17,23 +17,23 @@ use crate::postgres::connection;
 use crate::postgres::slot;
 use crate::status::SlotState;
 
-/// Looking for the oldest row may read the table.
-const LOOK_WITHIN: &str = "10s";
+/// Finding the oldest row may scan the table.
+const QUERY_TIMEOUT: &str = "10s";
 
-/// What the database knows.
+/// Values from the database.
 struct InDatabase {
     slot: Option<SlotState>,
     checkpoint: Option<EndLsn>,
     oldest: Oldest,
 }
 
-/// How old the oldest row is that is not confirmed.
+/// Age of the oldest row that is not confirmed.
 enum Oldest {
-    /// No row is newer than what the checkpoint's snapshot shows.
+    /// No row is newer than the checkpoint's snapshot.
     None,
-    /// At most this, in seconds: rows confirmed since that snapshot count too.
+    /// At most this, in seconds: rows confirmed since that snapshot count, too.
     AtMost(f64),
-    /// The reason.
+    /// Why it is unknown.
     Unknown(String),
 }
 
@@ -47,7 +47,7 @@ pub async fn lag(config: &Config, format: Format) -> Result<(), RelayError> {
     };
     let listen = config.admin.listen;
     let status = tokio::task::spawn_blocking(move || status(listen)).await;
-    let relay = status.unwrap_or_else(|_| Err("it could not be asked".to_owned()));
+    let relay = status.unwrap_or_else(|_| Err("the request to the relay failed".to_owned()));
     let json = || json!({"database": database.json(), "relay": relay.as_ref().ok(), "relayError": relay.as_ref().err()});
     print(format, || format!("{}{}", database.text(), text_of_relay(&relay)), json);
     Ok(())
@@ -70,8 +70,8 @@ async fn oldest(sql: &mut PgConnection, config: &Config) -> Oldest {
                    AND NOT pg_visible_in_snapshot(o.xid, c.delivered_snapshot)) AS age
          FROM {checkpoint} c WHERE c.relay = $1"
     );
-    // A policy must not hide rows: with this the statement fails instead.
-    let settings = format!("SET statement_timeout = '{LOOK_WITHIN}'; SET row_security = off");
+    // A row security policy must not hide rows: with this setting the query fails instead.
+    let settings = format!("SET statement_timeout = '{QUERY_TIMEOUT}'; SET row_security = off");
     let looked = async {
         sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *sql).await?;
         let row = sqlx::query(AssertSqlSafe(select)).bind(&config.name).fetch_optional(&mut *sql).await?;
@@ -121,7 +121,7 @@ impl InDatabase {
         let mut text = String::new();
         let lsn = |lsn: Option<EndLsn>| lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string());
         let bytes =
-            |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), |n| format!("{n} bytes of log"));
+            |bytes: Option<u64>| bytes.map_or_else(|| "unknown".to_owned(), |n| format!("{n} bytes of WAL"));
         let mut line = |what: &str, value: String| {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "database  {what:<13} {value}");
@@ -140,14 +140,17 @@ impl InDatabase {
                 );
                 line("unconfirmed", bytes(slot.behind(slot.confirmed)));
                 line("retained", bytes(slot.behind(slot.restart)));
-                line("held by", slot.active_pid.map_or_else(|| "nobody".into(), |pid| format!("pid {pid}")));
+                line(
+                    "held by",
+                    slot.active_pid.map_or_else(|| "no connection".into(), |pid| format!("pid {pid}")),
+                );
             }
         }
         line(
             "oldest row",
             match &self.oldest {
                 Oldest::None => "no unconfirmed row".into(),
-                Oldest::AtMost(seconds) => format!("at most {seconds:.1} s old, of those not confirmed"),
+                Oldest::AtMost(seconds) => format!("at most {seconds:.1} s old, among those not confirmed"),
                 Oldest::Unknown(why) => format!("unknown: {why}"),
             },
         );

@@ -18,37 +18,34 @@ use crate::event::row::{Attributes, EventId, OutboxRow, RowError};
 use crate::event::value::checked;
 use crate::kafka::client::reader_config;
 
-/// One poll.
+/// Timeout of one poll.
 const POLL: Duration = Duration::from_millis(100);
-/// One request for metadata, watermarks or offsets.
+/// Timeout of one request for metadata, watermarks or offsets.
 const REQUEST: Duration = Duration::from_secs(10);
-/// A read that brings nothing for this long is given up: a person waits for it.
+/// A read that receives nothing for this long fails: a person is waiting for it.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
-/// Longest piece of a key or an error on a line for people.
+/// Longest excerpt of a key or an error on a line for people.
 const MAX_SHOWN_CHARS: usize = 120;
 
-/// Dead letters cannot be read.
+/// The dead letters cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Kafka does not answer, or refuses.
+    /// Kafka does not respond, or rejects the request.
     #[error("cannot read topic {topic}: {source}")]
     Kafka {
-        /// The topic.
+        /// The topic's name.
         topic: String,
-        /// What librdkafka says.
+        /// librdkafka's error.
         source: KafkaError,
     },
-    /// The topic is not there.
+    /// The topic does not exist.
     #[error("topic {0} does not exist")]
     NoSuchTopic(String),
-    /// Nothing comes although the end is not reached.
-    #[error("topic {topic}: nothing came for {STALLED_AFTER:?}, although partition {partition} goes on")]
-    Stalled {
-        /// The topic.
-        topic: String,
-        /// The partition.
-        partition: i32,
-    },
+    /// Nothing arrives before the end of the partition.
+    #[error(
+        "topic {topic}: no record arrived for {STALLED_AFTER:?}, although partition {partition} has more"
+    )]
+    Stalled { topic: String, partition: i32 },
 }
 
 /// A record of a dead-letter topic.
@@ -56,45 +53,37 @@ pub enum ReadError {
 pub struct DeadLetter {
     /// Partition of the dead-letter topic.
     pub partition: i32,
-    /// Offset in it.
+    /// Offset in that partition.
     pub offset: i64,
-    /// Milliseconds since 1970.
+    /// Kafka timestamp, in milliseconds since 1970.
     pub timestamp: Option<i64>,
-    /// `ce_source`: the outbox it comes from.
+    /// `ce_source`: the outbox the row came from.
     pub source: Option<String>,
-    /// Event id.
     pub id: Option<String>,
-    /// Event type.
     pub event_type: Option<String>,
     /// Time of writing, RFC 3339.
     pub time: Option<String>,
-    /// Position of the row.
     pub position: Option<String>,
-    /// Why it is a dead letter, in a word.
+    /// Why it is a dead letter: the label of a `PoisonKind`.
     pub reason: String,
-    /// And in a sentence.
+    /// The error as a sentence.
     pub error: Option<String>,
-    /// The topic it was meant for.
+    /// The topic the row was routed to.
     pub topic: Option<String>,
-    /// Value of the routing column.
+    /// Value of the column that selects the topic.
     pub route: Option<String>,
-    /// Columns that were left out.
+    /// Columns that were omitted.
     pub omitted: Option<String>,
     /// Media type of the payload.
     pub content_type: Option<String>,
-    /// What the event is about.
     pub subject: Option<String>,
     /// URI of the payload's schema.
     pub data_schema: Option<String>,
-    /// Trace context.
     pub traceparent: Option<String>,
-    /// Trace context.
     pub tracestate: Option<String>,
-    /// The key.
     pub key: Option<Vec<u8>>,
     /// Column `headers` as JSON text.
     pub headers: Option<Vec<u8>>,
-    /// The payload.
     pub payload: Option<Vec<u8>>,
 }
 
@@ -136,7 +125,7 @@ impl DeadLetter {
         Some(DeadLetter { reason: reason?, ..letter })
     }
 
-    /// The row it was, if nothing of it was left out.
+    /// The row, if no column was omitted.
     pub fn row<'a>(&'a self) -> Result<OutboxRow<'a>, RowError> {
         let attribute = |text: &'a Option<String>, column: &'static str| {
             text.as_deref().map(|text| checked(text, column)).transpose()
@@ -166,7 +155,7 @@ impl DeadLetter {
         Some(PgTime::from_micros(time.timestamp_micros().checked_sub(epoch)?))
     }
 
-    /// All but the payload, for machines.
+    /// For machines: everything but the payload.
     pub fn json(&self) -> Value {
         json!({
             "partition": self.partition,
@@ -185,7 +174,7 @@ impl DeadLetter {
         })
     }
 
-    /// One line for people: where it stands, when, what, why.
+    /// One line for people: position, time, reason, what.
     pub fn line(&self) -> String {
         let text = |value: &Option<String>| value.as_deref().map_or_else(|| "-".into(), shown);
         format!(
@@ -206,7 +195,7 @@ impl DeadLetter {
     }
 }
 
-/// On one line, and not longer than a line should be.
+/// Escaped, so that it stays on one line, and cut to a length that fits.
 fn shown(text: &str) -> String {
     let mut shown: String = text.escape_debug().take(MAX_SHOWN_CHARS).collect();
     if text.escape_debug().nth(MAX_SHOWN_CHARS).is_some() {
@@ -240,8 +229,8 @@ impl Reader {
         Ok(found.map_or(0, |found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)))
     }
 
-    /// Hands every dead letter that is there now to `take`, partition by partition, until it breaks off. With `since`
-    /// only those written then or later.
+    /// Passes every dead letter now in the topic to `take`, partition by partition, until it breaks. With `since`, only
+    /// those written at that time or later.
     pub fn read(
         &self,
         since: Option<DateTime<Utc>>,
@@ -273,7 +262,7 @@ impl Reader {
                 let millis = Offset::Offset(since.timestamp_millis());
                 times.add_partition_offset(&self.topic, partition, millis)?;
                 let found = self.consumer.offsets_for_times(times, REQUEST)?;
-                // Kafka answers with the end where nothing is as late.
+                // Kafka returns the end offset if no record is that late.
                 found
                     .elements()
                     .first()
@@ -299,7 +288,7 @@ impl Reader {
         let mut progress = Instant::now();
         loop {
             match self.consumer.poll(POLL) {
-                // What an assignment before this one had fetched.
+                // Fetched for the previous assignment.
                 Some(Ok(message)) if message.partition() != partition => {}
                 Some(Ok(message)) if message.offset() >= until => return Ok(ControlFlow::Continue(())),
                 Some(Ok(message)) => {
@@ -308,7 +297,7 @@ impl Reader {
                     if last || taken.is_break() {
                         return Ok(taken);
                     }
-                    // Not before: `take` may have waited for something.
+                    // Not earlier: `take` may block.
                     progress = Instant::now();
                 }
                 Some(Err(KafkaError::PartitionEOF(end))) if end == partition => {
@@ -356,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_comes_back_with_the_time_it_was_written_at() {
+    fn a_row_is_read_back_with_the_time_it_was_written_at() {
         let time = PgTime::from_micros(123_456);
         let written = Some(crate::event::record::rfc3339(time));
         let letter = DeadLetter { time: written, event_type: Some("t".into()), ..letter() };

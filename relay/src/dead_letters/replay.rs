@@ -1,8 +1,8 @@
-//! Sends dead letters again, through the running relay: it knows the mapping of now and the partitions, holds the slot,
-//! and counts what is sent in its budget. A replayed event has no position, because its place in the order is taken by
-//! its dead letter; nothing is confirmed by it, so it is outside the ledger. Sent twice it is there twice.
+//! Sends dead letters again, through the running relay: it knows the current routing and the partitions, holds the
+//! slot, and counts what is sent against its in-flight limit. A replayed event has no position, because its dead letter
+//! has its place in the order. It confirms nothing, so it is not in the ledger. Replayed twice, it is in Kafka twice.
 //!
-//! One dead letter is under way at a time, so that they keep their order and one failure is the failure of one.
+//! One dead letter is in flight at a time, so that they keep their order.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -18,20 +18,20 @@ use crate::config::Config;
 use crate::error::RelayError;
 use crate::kafka::credentials;
 
-/// Answers that wait for the one who asked.
-const ANSWERS: usize = 16;
+/// Result lines buffered for the client.
+const LINES: usize = 16;
 
 /// Which dead letters to send again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selection {
-    /// Those with these event ids.
+    /// Dead letters with these event ids.
     #[serde(default)]
     pub ids: BTreeSet<String>,
-    /// All of them.
+    /// All dead letters.
     #[serde(default)]
     pub all: bool,
-    /// Only those written then or later.
+    /// Only those written at this time or later.
     #[serde(default)]
     pub since: Option<DateTime<Utc>>,
 }
@@ -42,13 +42,13 @@ impl Selection {
     }
 }
 
-/// Why nothing is sent again.
+/// Why the request is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayRejected {
-    /// Neither ids nor all.
+    /// Neither `ids` nor `all` is given.
     #[error("nothing selected: give 'ids', or 'all': true")]
     NothingSelected,
-    /// There is no such topic.
+    /// No dead-letter topic is configured.
     #[error("delivery.deadLetterTopic is not set")]
     NoTopic,
     /// Only the relay that holds the slot may send.
@@ -59,75 +59,66 @@ pub enum ReplayRejected {
     /// The files with the credentials for Kafka cannot be read.
     #[error("{0}")]
     Credentials(RelayError),
-    /// One at a time.
-    #[error("dead letters are being sent again already")]
+    /// Another replay is running.
+    #[error("another replay of dead letters is running")]
     Busy,
 }
 
-/// What became of a dead letter.
+/// The result for one dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SendOutcome {
-    /// Kafka has the event again.
-    Sent {
-        /// In this topic.
-        topic: String,
-        /// In this partition.
-        partition: i32,
-    },
+    /// Kafka acknowledged the event.
+    Sent { topic: String, partition: i32 },
     /// It still cannot be delivered, and stays a dead letter.
     Refused(String),
-    /// The topic it goes to is not known to the relay, which must not wait for a topic that nobody makes.
+    /// The relay does not know the topic, and must not wait for a topic that may never be created.
     UnknownTopic(String),
 }
 
-/// One line of the answer.
+/// One line of the response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ReplayLine {
-    /// What became of one dead letter.
+    /// The result for one dead letter.
     Replayed(Replayed),
     /// The last line.
     Summary(Summary),
 }
 
-/// What became of one dead letter, as it is told.
+/// The result for one dead letter, as reported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replayed {
-    /// Event id.
     pub id: Option<String>,
-    /// In a word.
     pub outcome: ReplayOutcome,
-    /// Where it went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topic: Option<String>,
-    /// Where it went.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<i32>,
-    /// Why it did not.
+    /// Why it was not sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
-/// What became of a dead letter, in a word.
+/// The result for one dead letter, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ReplayOutcome {
-    /// Kafka has the event again.
+    /// Kafka acknowledged the event.
     Sent,
     /// It still cannot be delivered.
     Refused,
-    /// There is no such dead letter.
+    /// The outbox has no such dead letter.
     Missing,
-    /// The session ended before Kafka said anything.
+    /// The session ended before the result was known.
     Unknown,
 }
 
 /// How many were sent and refused, and why not all were considered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
-    /// In Kafka again.
+    /// Acknowledged by Kafka.
     pub sent: u64,
-    /// Dead letters still.
+    /// Still dead letters.
     pub refused: u64,
     /// Why the topic was not read to its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,7 +147,7 @@ impl Replayed {
                 not_sent(ReplayOutcome::Refused, format!("topic {topic} does not exist"))
             }
             None => {
-                let error = "the relay's session ended meanwhile; look into the topic before trying again";
+                let error = "the relay's session ended before Kafka acknowledged it; check the topic before trying again";
                 not_sent(ReplayOutcome::Unknown, error.to_owned())
             }
         }
@@ -165,15 +156,14 @@ impl Replayed {
 
 /// A dead letter on its way to the session.
 pub struct ReplayRequest {
-    /// It.
     pub letter: DeadLetter,
-    /// The topic it goes to was looked for and exists.
+    /// Whether the topic was looked up and exists.
     pub topic_exists: bool,
-    /// Who waits for what becomes of it.
+    /// Receives the result.
     pub answer: oneshot::Sender<SendOutcome>,
 }
 
-/// Where the admin listener hands in what the session of the moment takes out.
+/// Passes requests from the admin listener to the current session.
 #[derive(Clone)]
 pub struct ReplayHandle {
     session: Arc<Mutex<Option<mpsc::Sender<ReplayRequest>>>>,
@@ -187,14 +177,14 @@ impl Default for ReplayHandle {
 }
 
 impl ReplayHandle {
-    /// A session begins to take candidates. Dropping the receiver ends that.
+    /// A session starts to accept requests. Dropping the receiver ends that.
     pub fn open(&self) -> mpsc::Receiver<ReplayRequest> {
-        let (sender, candidates) = mpsc::channel(1);
+        let (sender, requests) = mpsc::channel(1);
         *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        candidates
+        requests
     }
 
-    /// Begins to send again what `selection` takes. What becomes of each comes as a line; the last is a summary.
+    /// Starts to send the dead letters of `selection` again. Each result is one line; the last line is a summary.
     pub fn replay(
         &self,
         config: &Arc<Config>,
@@ -206,10 +196,10 @@ impl ReplayHandle {
         let topic = config.delivery.dead_letter_topic.clone().ok_or(ReplayRejected::NoTopic)?;
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let session = session.filter(|session| !session.is_closed()).ok_or(ReplayRejected::NotStreaming)?;
-        // They may be others than at the start of the process.
+        // The files may have changed since the process started.
         let config = Arc::new(credentials::current(config).map_err(ReplayRejected::Credentials)?);
         let permit = Arc::clone(&self.one_at_a_time).try_acquire_owned().map_err(|_| ReplayRejected::Busy)?;
-        let (lines, answer) = mpsc::channel(ANSWERS);
+        let (lines, answer) = mpsc::channel(LINES);
         let replay = Replay {
             missing: selection.ids.clone(),
             source: config.source.event_source(),
@@ -227,7 +217,7 @@ impl ReplayHandle {
     }
 }
 
-/// One request, on a thread of its own.
+/// One request, on a dedicated thread.
 struct Replay {
     config: Arc<Config>,
     source: String,
@@ -236,7 +226,7 @@ struct Replay {
     session: mpsc::Sender<ReplayRequest>,
     lines: mpsc::Sender<Value>,
     summary: Summary,
-    /// Ids that were asked for and not met yet.
+    /// Requested ids that were not found yet.
     missing: BTreeSet<String>,
     runtime: tokio::runtime::Handle,
     _permit: OwnedSemaphorePermit,
@@ -252,11 +242,11 @@ impl Replay {
             Err(error) => self.summary.error = Some(error.to_string()),
         }
         let Summary { sent, refused, .. } = self.summary;
-        tracing::info!(sent, refused, "dead letters were sent again");
+        tracing::info!(sent, refused, "replayed dead letters");
         let _ = self.write_line(ReplayLine::Summary(self.summary.clone()));
     }
 
-    /// A dead letter of another outbox is another relay's.
+    /// Skips dead letters of other outboxes: their relays replay them.
     fn replay_one(&mut self, reader: &Reader, letter: DeadLetter) -> ControlFlow<()> {
         if letter.source.as_ref() != Some(&self.source) || !self.selection.matches(&letter) {
             return ControlFlow::Continue(());
@@ -267,18 +257,18 @@ impl Replay {
         }
         let replayed = Replayed::new(id, self.send(reader, letter));
         let outcome = replayed.outcome;
-        let heard = self.write_line(ReplayLine::Replayed(replayed));
+        let written = self.write_line(ReplayLine::Replayed(replayed));
         match outcome {
             ReplayOutcome::Sent => self.summary.sent += 1,
             ReplayOutcome::Refused | ReplayOutcome::Missing => self.summary.refused += 1,
             ReplayOutcome::Unknown => return ControlFlow::Break(()),
         }
-        heard
+        written
     }
 
     fn report_missing(&mut self) {
         for id in std::mem::take(&mut self.missing) {
-            let error = Some("there is no such dead letter of this outbox".to_owned());
+            let error = Some("this outbox has no such dead letter".to_owned());
             let missing = Replayed {
                 id: Some(id),
                 outcome: ReplayOutcome::Missing,
@@ -306,14 +296,14 @@ impl Replay {
         }
     }
 
-    /// `None` when the session ends.
+    /// `None` when the session has ended.
     fn send_to_session(&self, letter: DeadLetter, topic_exists: bool) -> Option<SendOutcome> {
         let (answer, outcome) = oneshot::channel();
         self.session.blocking_send(ReplayRequest { letter, topic_exists, answer }).ok()?;
         outcome.blocking_recv().ok()
     }
 
-    /// Breaks off when nobody listens any more.
+    /// Breaks when the client has disconnected.
     fn write_line(&self, line: ReplayLine) -> ControlFlow<()> {
         match self.lines.blocking_send(json!(line)) {
             Ok(()) => ControlFlow::Continue(()),
@@ -327,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_selection_takes_ids_or_everything() {
+    fn a_selection_has_ids_or_all() {
         let letter = |id: Option<&str>| DeadLetter { id: id.map(Into::into), ..DeadLetter::default() };
         let some: Selection = serde_json::from_value(json!({"ids": ["a"]})).unwrap();
         assert!(

@@ -1,4 +1,4 @@
-//! Reads what a dead letter had to leave out again from the table, while the row is still there.
+//! Reads the columns that a dead letter omits from the table, while the row still exists.
 
 use outbox::column;
 use sqlx::postgres::PgConnection;
@@ -12,7 +12,7 @@ use crate::event::row::JSON_MEDIA_TYPE;
 use crate::postgres::columns::{self, text_form};
 use crate::postgres::connection;
 
-/// What of a row may be of any size.
+/// The values of a row whose size is not limited.
 const PARTS: [&str; 10] = [
     "payload",
     "key",
@@ -26,30 +26,30 @@ const PARTS: [&str; 10] = [
     "content_type",
 ];
 
-/// A dead letter cannot be made whole.
+/// The omitted columns cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// It does not say which row it was.
-    #[error("parts of it are only in the table, and it has no id to find them by")]
+    /// The dead letter has no id.
+    #[error("some of its columns are only in the table, and it has no id to find its row by")]
     NoId,
     /// The row is gone.
-    #[error("parts of it were only in the table, where its row is no more")]
+    #[error("some of its columns were only in the table, and its row no longer exists")]
     Gone,
-    /// It is still too large, so its row is not even read.
-    #[error("the record would have more than {bytes} bytes, sink.maxMessageBytes is {limit}")]
+    /// The record would still be too large, so the row is not read.
+    #[error("the record would have more than {bytes} bytes, but sink.maxMessageBytes is {limit}")]
     TooLarge {
-        /// What its parts have together.
+        /// Total size of its values.
         bytes: i64,
         /// The configured limit.
         limit: usize,
     },
-    /// The database does not answer, or refuses; the role needs SELECT on the outbox table for this.
-    #[error("parts of it are only in the table: {0}")]
+    /// The database does not respond, or rejects the query; the role needs SELECT on the outbox table.
+    #[error("some of its columns are only in the table: {0}")]
     Database(RelayError),
 }
 
 impl DeadLetter {
-    /// With everything its row has.
+    /// The dead letter with all columns of its row.
     pub async fn restored(self, config: &Config) -> Result<DeadLetter, RestoreError> {
         if self.omitted.is_none() {
             return Ok(self);
@@ -67,7 +67,7 @@ impl From<sqlx::Error> for RestoreError {
     }
 }
 
-/// Every column that the table has, as the stream has it.
+/// Every column of the table, in the format the stream has.
 async fn fill(
     sql: &mut PgConnection,
     config: &Config,

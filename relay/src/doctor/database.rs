@@ -20,20 +20,19 @@ use crate::postgres::{
 };
 use crate::session::{self, slot_wait};
 
-/// A clock that differs by more makes lags and times of events look wrong.
+/// A larger difference between the clocks makes lag and event times misleading.
 const CLOCK_TOLERANCE_SECONDS: f64 = 1.0;
-/// Fewer places left than this: a base backup or another relay would take the last one.
+/// With fewer free, a base backup or another relay would take the last one.
 const FEW_PLACES: i64 = 2;
 
-/// What the source's checks found.
+/// The result of the checks of the source.
 pub struct Examined {
-    /// Findings.
     pub findings: Vec<Finding>,
-    /// Topics the checkpoint knows.
+    /// Topics in the checkpoint, with their numbers of partitions.
     pub topics: Topics,
 }
 
-/// Makes the checks of the source.
+/// Runs the checks of the source.
 pub async fn examine(config: &Config) -> Examined {
     let mut topics = Topics::new();
     let (mut sql, server_address) = match connection::connect_first(&config.source, "doctor", None).await {
@@ -80,16 +79,16 @@ async fn server(sql: &mut PgConnection, config: &Config) -> Result<Finding, Rela
     let how = if row.try_get("tls")? { "with TLS" } else { "without TLS" };
     let from = &config.source;
     let place = format!("PostgreSQL {version} at {}, database {}", from.host, from.database);
-    Ok(Finding::ok("database", format!("{place} lets in role {}, {how}", from.user)))
+    Ok(Finding::ok("database", format!("connected to {place} as role {}, {how}", from.user)))
 }
 
 async fn preconditions(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     preconditions::check_preconditions(sql, &config.source).await?;
     let table = &config.source.table;
-    Ok(Finding::ok("server and tables", format!("wal_level is logical, {table} and {TABLE} are there")))
+    Ok(Finding::ok("server and tables", format!("wal_level is logical, {table} and {TABLE} exist")))
 }
 
-/// Whether what the table shows is what the stream has.
+/// Whether the stream carries every row that the table shows.
 async fn rows(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "rows";
     let name = &config.source.table;
@@ -98,7 +97,7 @@ async fn rows(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayE
     Ok(if doubts.is_empty() {
         Finding::ok(CHECK, format!("no table kind or column hides rows of {name} from the stream"))
     } else {
-        Finding::warn(CHECK, doubts.join("; "), "insert a row there, and see that it arrives")
+        Finding::warn(CHECK, doubts.join("; "), "insert a row there, and check that it arrives in Kafka")
     })
 }
 
@@ -106,17 +105,15 @@ async fn columns(sql: &mut PgConnection, config: &Config) -> Result<Finding, Rel
     let columns = columns::of(sql, &config.source).await?;
     let layout = columns::layout(&columns, &config.routing.by_field)?;
     let form = if layout.needs_text() { "text" } else { "binary" };
-    Ok(Finding::ok("columns", format!("rows can be read; the stream has their values in {form} form")))
+    Ok(Finding::ok("columns", format!("rows can be read; the stream has their values in {form} format")))
 }
 
 async fn role(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "replication role";
     let name = &config.source.user;
     Ok(match grants::replication(sql, name).await? {
-        None => Finding::ok(CHECK, format!("role {name} may replicate")),
-        Some(remedy) => {
-            Finding::problem(CHECK, format!("role {name} may not open replication connections"), remedy)
-        }
+        None => Finding::ok(CHECK, format!("role {name} has REPLICATION")),
+        Some(remedy) => Finding::problem(CHECK, format!("role {name} lacks REPLICATION"), remedy),
     })
 }
 
@@ -127,11 +124,18 @@ async fn clock(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     let round_trip = asked.elapsed().as_secs_f64();
     let ahead = there.signed_duration_since(before).as_seconds_f64() - round_trip / 2.0;
     if ahead.abs() <= CLOCK_TOLERANCE_SECONDS + round_trip {
-        return Ok(Finding::ok(CHECK, "this machine's clock and the database's agree to a second"));
+        return Ok(Finding::ok(
+            CHECK,
+            "this machine's clock and the database's differ by less than a second",
+        ));
     }
     let which = if ahead > 0.0 { "ahead of" } else { "behind" };
     let message = format!("the database's clock is {:.1} s {which} this machine's", ahead.abs());
-    Ok(Finding::warn(CHECK, message, "synchronise both; until then lag and latency are wrong by that much"))
+    Ok(Finding::warn(
+        CHECK,
+        message,
+        "synchronise both clocks; until then lag and latency are wrong by that much",
+    ))
 }
 
 async fn checkpoint_grants(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
@@ -139,7 +143,7 @@ async fn checkpoint_grants(sql: &mut PgConnection, config: &Config) -> Result<Fi
     Ok(match grants::on_checkpoint(sql, &config.source, &config.source.user).await? {
         None => Finding::ok(CHECK, format!("SELECT, INSERT and UPDATE on {TABLE}")),
         Some(remedy) => {
-            let message = format!("the position cannot be kept in {TABLE}");
+            let message = format!("the relay cannot store its position in {TABLE}");
             Finding::problem(CHECK, message, remedy)
         }
     })
@@ -151,14 +155,14 @@ async fn outbox_grants(sql: &mut PgConnection, config: &Config) -> Result<Findin
     let Some(remedy) = grants::on_outbox(sql, &config.source, &config.source.user).await? else {
         return Ok(Finding::ok(CHECK, format!("SELECT on {table}")));
     };
-    let message = format!("the rows of {table} cannot all be read: only the stream can");
+    let message = format!("the role cannot read all rows of {table}, only the stream can");
     Ok(match config.source.start {
         StartAt::Table => Finding::problem(CHECK, message, remedy),
         StartAt::Now => Finding::warn(CHECK, message, remedy),
     })
 }
 
-/// Without them delivery goes on, but the table grows.
+/// Without these functions delivery works, but the table grows.
 async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "outbox_maintain";
     for function in ["outbox_maintain(interval, interval)", "outbox_partition_state()"] {
@@ -174,7 +178,10 @@ async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Re
         let (problem, remedy) = match may {
             Some(_) => {
                 let user = &config.source.user;
-                ("may not be executed", format!("GRANT EXECUTE ON FUNCTION {schema}.{function} TO {user}"))
+                (
+                    "is not executable for the role",
+                    format!("GRANT EXECUTE ON FUNCTION {schema}.{function} TO {user}"),
+                )
             }
             None => {
                 let unless =
@@ -183,10 +190,10 @@ async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Re
             }
         };
         let message =
-            format!("{function} {problem}: no partitions are made ahead or dropped, or none are seen");
+            format!("{function} {problem}: partitions are not created ahead or dropped, or not observed");
         return Ok(Finding::warn(CHECK, message, remedy));
     }
-    Ok(Finding::ok(CHECK, "it and outbox_partition_state may be executed"))
+    Ok(Finding::ok(CHECK, "the role can execute it and outbox_partition_state"))
 }
 
 async fn published(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
@@ -196,7 +203,7 @@ async fn published(sql: &mut PgConnection, config: &Config) -> Result<Finding, R
         PublicationState::Suitable if taken_late(sql, config).await => Ok(Finding::warn(
             CHECK,
             format!(
-                "{name} may be newer than slot {}: rows of {} from before it was published are not in the stream",
+                "{name} may be newer than slot {}: rows of {} from before it was created are not in the stream",
                 config.source.slot.name, config.source.table
             ),
             "drop the slot and let the relay create it, or compare the table with Kafka after the start",
@@ -208,14 +215,14 @@ async fn published(sql: &mut PgConnection, config: &Config) -> Result<Finding, R
     }
 }
 
-/// Whether a slot would be taken as it is, which may have rows from before the publication.
+/// Whether the existing slot would be used as it is, which may start before the publication was created.
 async fn taken_late(sql: &mut PgConnection, config: &Config) -> bool {
-    // That the checkpoint cannot be read is another finding's.
+    // Another finding reports that the checkpoint cannot be read.
     matches!(checkpoint::load(sql, config).await, Ok(None))
         && matches!(publication::may_be_newer_than_slot(sql, config).await, Ok(true))
 }
 
-/// The relay may make it, if its role owns the table.
+/// The relay may create it, if its role owns the table.
 async fn creatable_publication(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "publication";
     let name = &config.source.publication.name;
@@ -280,8 +287,8 @@ async fn held(sql: &mut PgConnection, config: &Config, holder: &Holder) -> Resul
     })
 }
 
-/// What a relay would decide now, from checkpoint, slot and server. Needs a replication connection, so it also tells
-/// whether one is let in.
+/// The decision a relay would take now, from checkpoint, slot and server. This needs a replication connection, so it
+/// also shows whether the server accepts one.
 async fn verdict(sql: &mut PgConnection, config: &Config, server: &Host) -> Result<Finding, RelayError> {
     const CHECK: &str = "delivery";
     Ok(match session::plan(sql, config, server).await {
@@ -303,14 +310,15 @@ async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     .await?;
     let size: String = row.try_get("size")?;
     if row.try_get("unlimited")? {
-        let message = "max_slot_wal_keep_size is not set: a slot nobody reads fills the disk of the primary";
+        let message =
+            "max_slot_wal_keep_size is not set: a slot that no client reads fills the disk of the primary";
         return Ok(Finding::warn(
             CHECK,
             message,
             "set it to what the disk can spare, and alert on retained_wal_bytes",
         ));
     }
-    Ok(Finding::ok(CHECK, format!("a slot keeps {size} at most")))
+    Ok(Finding::ok(CHECK, format!("a slot keeps at most {size} of WAL")))
 }
 
 async fn places(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
@@ -328,18 +336,18 @@ async fn places(sql: &mut PgConnection, config: &Config) -> Result<Finding, Rela
     .await?;
     let (slots, senders): (i64, i64) = (row.try_get("slots")?, row.try_get("senders")?);
     if slots < 1 && !row.try_get::<bool, _>("has_slot")? {
-        return Ok(Finding::problem(CHECK, "every replication slot is taken", "raise max_replication_slots"));
+        return Ok(Finding::problem(
+            CHECK,
+            "every replication slot is in use",
+            "raise max_replication_slots",
+        ));
     }
     if senders < 1 && !row.try_get::<bool, _>("active")? {
-        return Ok(Finding::problem(CHECK, "every walsender is taken", "raise max_wal_senders"));
+        return Ok(Finding::problem(CHECK, "every walsender is in use", "raise max_wal_senders"));
     }
     if senders < FEW_PLACES {
         let message = format!("{senders} walsenders are free");
-        return Ok(Finding::warn(
-            CHECK,
-            message,
-            "raise max_wal_senders: a standby of the relay needs one, too",
-        ));
+        return Ok(Finding::warn(CHECK, message, "raise max_wal_senders: a standby relay needs one, too"));
     }
     Ok(Finding::ok(CHECK, format!("{slots} replication slots and {senders} walsenders are free")))
 }

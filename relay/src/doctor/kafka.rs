@@ -1,4 +1,4 @@
-//! Checks of the sink. Nothing is produced, so whether the relay may write shows only when it does.
+//! Checks of the sink. Nothing is produced, so a missing Write permission shows only when the relay sends.
 
 use std::time::{Duration, Instant};
 
@@ -18,14 +18,14 @@ use crate::kafka::verify::read_settings;
 use crate::routing::router::{is_internal, is_topic_name};
 use crate::topics::settings::TopicSettings;
 
-/// One request; a person waits for it.
+/// Timeout of one request; a person is waiting for it.
 const REQUEST: Duration = Duration::from_secs(10);
-/// One poll.
+/// Timeout of one poll.
 const POLL: Duration = Duration::from_millis(100);
-/// Acknowledged records survive the loss of one broker from this on.
+/// From this value of min.insync.replicas on, acknowledged records survive the loss of one broker.
 const MIN_IN_SYNC_REPLICAS: usize = 2;
 
-/// Makes the checks of the sink, of `topics` and the topic of dead letters.
+/// Runs the checks of the sink: of `topics` and the dead-letter topic.
 pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
     let dead_letter_topic = config.delivery.dead_letter_topic.as_ref();
     topics.extend(dead_letter_topic.map(|topic| (topic.clone(), 1)));
@@ -49,27 +49,27 @@ pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
         }
     }
     if topics.is_empty() {
-        let remedy = "start the relay; it asks for each topic when the first event goes there";
-        findings.push(Finding::warn("topics", "the checkpoint knows none yet: none was looked at", remedy));
+        let remedy = "start the relay; it looks up each topic when the first event is routed there";
+        findings.push(Finding::warn("topics", "the checkpoint has no topics yet: none was checked", remedy));
     }
     findings
 }
 
-/// The checkpoint has it: rows named it.
+/// The topic is in the checkpoint, so rows were routed to it.
 fn kafkas_own(topic: &str) -> Finding {
     let message = format!(
-        "{topic} is a topic of Kafka's own, which takes no events: a row that names it is a poison row"
+        "{topic} is an internal topic of Kafka, which takes no events: a row routed there is a poison row"
     );
     Finding::warn("topic", message, "correct the routing, or the service that wrote such rows")
 }
 
-/// Where every event goes to one topic, its name can be judged before there is any event.
+/// Where every event goes to one topic, its name can be checked before the first event.
 fn routing(routing: &Routing) -> Option<Finding> {
     let topic = &routing.replacement;
     let wrong = match () {
         () if topic.contains('$') => return None,
-        () if is_internal(topic) => "a topic of Kafka's own, which takes no events",
-        () if !is_topic_name(topic) => "no name of a topic (letters, digits, '.', '_', '-', at most 249)",
+        () if is_internal(topic) => "an internal topic of Kafka, which takes no events",
+        () if !is_topic_name(topic) => "not a valid topic name (letters, digits, '.', '_', '-', at most 249)",
         () => return None,
     };
     let message = format!("routing.replacement sends every event to '{topic}', which is {wrong}");
@@ -81,10 +81,10 @@ fn compacted_dead_letters(topic: &str) -> Finding {
         "the dead-letter topic {topic} is compacted: a later dead letter of a key replaces an earlier one, and a row without a \
          key cannot become one"
     );
-    Finding::warn("dead-letter topic", message, "set cleanup.policy of it to delete")
+    Finding::warn("dead-letter topic", message, "set its cleanup.policy to delete")
 }
 
-/// The checks that block, and the topics that were found.
+/// The blocking checks, and the topics that exist.
 fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
     const CHECK: &str = "Kafka";
     let unreachable = |error: KafkaError| {
@@ -124,24 +124,26 @@ fn exists(metadata: &Metadata, topic: &str, count: i32) -> Finding {
         return problem(CHECK, &error);
     }
     if i32::try_from(partitions).is_ok_and(|partitions| partitions < count) {
-        let message = format!("{topic} has {partitions} partitions, the checkpoint knows {count}");
+        let message = format!("{topic} has {partitions} partitions, but {count} in the checkpoint");
         return Finding::problem(
             CHECK,
             message,
-            "it was made anew: see docs/OPERATIONS.md, 'Kafka lost records'",
+            "the topic was recreated: see docs/OPERATIONS.md, 'Kafka lost records'",
         );
     }
     Finding::ok(CHECK, format!("{topic} has {partitions} partition(s)"))
 }
 
-/// The relay reads what it has sent: a fetch at the end of a partition brings nothing and needs the permission.
+/// The relay reads back what it has sent. A fetch at the end of a partition returns nothing, but requires the
+/// permission.
 fn readable(consumer: &BaseConsumer, topic: &str) -> Finding {
     const CHECK: &str = "topic permission";
-    let remedy = "allow Describe, Read and Write on the topic to the relay";
+    let remedy = "grant the relay Describe, Read and Write on the topic";
     match fetch(consumer, topic) {
-        Ok(()) => {
-            Finding::ok(CHECK, format!("{topic} may be read; whether it may be written shows when it is"))
-        }
+        Ok(()) => Finding::ok(
+            CHECK,
+            format!("{topic} can be read; whether it can be written shows when the relay sends"),
+        ),
         Err(error) => Finding::problem(CHECK, format!("{topic} cannot be read: {error}"), remedy),
     }
 }
@@ -171,7 +173,7 @@ fn fetch(consumer: &BaseConsumer, topic: &str) -> Result<(), KafkaError> {
     outcome
 }
 
-/// What of the topic's settings the promises rest on.
+/// The topic settings that the guarantees depend on.
 fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, KafkaError>) -> Finding {
     const CHECK: &str = "topic settings";
     let described = match read {
@@ -181,23 +183,23 @@ fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, KafkaError>) -
             return Finding::warn(
                 CHECK,
                 message,
-                "allow DescribeConfigs on the topic, or check them yourself",
+                "grant DescribeConfigs on the topic, or check them yourself",
             );
         }
     };
     let TopicSettings { max_message_bytes: largest, min_in_sync_replicas: in_sync, .. } = described;
     if let Some(largest) = described.lower_limit(sink) {
         let message = format!(
-            "max.message.bytes of {topic} is {largest}, sink.maxMessageBytes {}",
+            "max.message.bytes of {topic} is {largest}, but sink.maxMessageBytes is {}",
             sink.max_message_bytes
         );
-        return Finding::warn(CHECK, message, "raise the one, or lower the other");
+        return Finding::warn(CHECK, message, "raise max.message.bytes, or lower sink.maxMessageBytes");
     }
     if let Some(in_sync) = in_sync
         && in_sync < MIN_IN_SYNC_REPLICAS
     {
         let message =
-            format!("min.insync.replicas of {topic} is {in_sync}: one broker's loss can lose events");
+            format!("min.insync.replicas of {topic} is {in_sync}: losing one broker can lose events");
         return Finding::warn(CHECK, message, "set it to 2, with 3 replicas");
     }
     let shown =

@@ -1,4 +1,4 @@
-//! Checks of what the server process that sends the stream waits for: answers of the relay, and standbys.
+//! Checks of what the walsender waits for: replies of the relay, and standbys.
 
 use admin::Finding;
 use pg_replication::FAILOVER_SINCE;
@@ -17,8 +17,8 @@ pub async fn timeout(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     if milliseconds > 0 {
         return Ok(Finding::ok(CHECK, format!("wal_sender_timeout is {shown}")));
     }
-    let message = "wal_sender_timeout is 0: PostgreSQL keeps the slot of a client that is gone; the relay sets 60s for its own stream";
-    Ok(Finding::warn(CHECK, message, "set it to 60s, the default, for the sake of other clients"))
+    let message = "wal_sender_timeout is 0: PostgreSQL keeps the slot of a vanished client in use; the relay sets 60s for its own stream";
+    Ok(Finding::warn(CHECK, message, "set it to 60s, the default, for other clients"))
 }
 
 /// A slot that `synchronized_standby_slots` lists.
@@ -30,11 +30,11 @@ struct StandbySlot {
     lost: Option<bool>,
 }
 
-/// Whether the stream of a failover slot would wait for standbys that are not there (PostgreSQL 17 and newer).
+/// Whether the stream of a failover slot would wait for missing standbys (PostgreSQL 17 and newer).
 pub async fn standbys(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "standbys";
     if !is_failover_slot(sql, config).await? {
-        return Ok(Finding::ok(CHECK, "the slot is no failover slot: delivery waits for none"));
+        return Ok(Finding::ok(CHECK, "the slot is no failover slot: delivery waits for no standby"));
     }
     let listed: Vec<StandbySlot> = sqlx::query_as(
         "SELECT named.name, s.slot_type AS kind, s.active,
@@ -48,7 +48,7 @@ pub async fn standbys(sql: &mut PgConnection, config: &Config) -> Result<Finding
     let faults: Vec<(String, bool)> = listed.iter().filter_map(StandbySlot::fault).collect();
     if faults.is_empty() {
         let message = match listed.len() {
-            0 => "synchronized_standby_slots is empty: delivery waits for none".to_owned(),
+            0 => "synchronized_standby_slots is empty: delivery waits for no standby".to_owned(),
             count => format!(
                 "delivery waits for {count}, listed in synchronized_standby_slots, and all are connected"
             ),
@@ -67,12 +67,12 @@ pub async fn standbys(sql: &mut PgConnection, config: &Config) -> Result<Finding
 }
 
 impl StandbySlot {
-    /// What is wrong with it, and whether that lasts: a standby may be restarting.
+    /// The problem with this slot, and whether it is permanent: a standby may be restarting.
     fn fault(&self) -> Option<(String, bool)> {
         let name = &self.name;
         match (self.kind.as_deref(), self.lost, self.active) {
             (None, ..) => Some((format!("slot {name}, which does not exist"), true)),
-            (Some("logical"), ..) => Some((format!("slot {name}, which is a logical one"), true)),
+            (Some("logical"), ..) => Some((format!("slot {name}, which is a logical slot"), true)),
             (_, Some(true), _) => Some((format!("slot {name}, which is invalidated"), true)),
             (.., Some(false)) => Some((format!("slot {name}, which no standby reads"), false)),
             _ => None,
@@ -80,7 +80,7 @@ impl StandbySlot {
     }
 }
 
-/// What the relay's slot is, or would be.
+/// The state of the relay's slot, or of the slot it would create.
 async fn is_failover_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, RelayError> {
     let (version, failover): (i32, Option<bool>) = sqlx::query_as(
         "SELECT current_setting('server_version_num')::int / 10000,

@@ -6,14 +6,14 @@ use super::Action;
 
 /// First pause before a retry.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause: a fault that is gone shows within 10 s.
+/// Longest pause: the end of a fault shows within 10 s.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// How often a standby tries although it sees that the slot is held.
+/// Pause between a standby's attempts while the slot is held.
 const STANDBY_PAUSE: Duration = LONGEST_PAUSE;
-/// A session that streamed this long was well: the next trouble is a new one.
+/// After streaming this long a session counts as stable: the next error starts with the first pause again.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// Exponential back-off with jitter, so that many relays do not come back in step.
+/// Exponential backoff with jitter, so that many relays do not reconnect at the same moment.
 #[derive(Debug)]
 pub struct Backoff {
     next: Duration,
@@ -26,7 +26,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// How long to wait before the next try, after a session that lasted `lasted`.
+    /// The pause before the next attempt, after a session that lasted `lasted`.
     pub fn pause(&mut self, action: Action, lasted: Duration) -> Duration {
         if lasted >= STABLE_AFTER {
             self.next = FIRST_PAUSE;
@@ -44,7 +44,7 @@ impl Backoff {
     }
 }
 
-/// Between 0.75 and 1.25, from the clock: good enough to keep processes out of step.
+/// Between 0.75 and 1.25, from the clock: enough to keep processes from retrying in step.
 fn jitter() -> f64 {
     let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.subsec_nanos());
     0.75 + f64::from(nanos % 1_000) / 2_000.0

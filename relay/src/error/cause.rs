@@ -1,20 +1,20 @@
-//! Which trouble an error of the database is.
+//! Maps errors of the database connection to error kinds.
 
 use pg_replication::SqlState;
 
 use super::{ErrorKind, RelayError};
 
-/// The reason behind an SQLSTATE. Classes 08, 53 and 57 are the server coming and going.
+/// The kind for an SQLSTATE. Classes 08, 53 and 57 mean that the server is starting, stopping, or out of resources.
 pub fn reason_of_sqlstate(code: &str) -> ErrorKind {
     match code {
         "55006" => ErrorKind::SlotActive,
         "3D000" => ErrorKind::DatabaseMissing,
         "42501" => ErrorKind::PermissionDenied,
         "42P01" => ErrorKind::TableMissing,
-        // A transaction that is read-only: the setting was changed, or the server became a standby.
+        // The transaction is read-only: the setting was changed, or the server became a standby.
         "25006" => ErrorKind::NoWritableHost,
-        // PostgreSQL says so of no valid message; poolers say so of what they do not support, and lose prepared
-        // statements or mix up those of their clients.
+        // PostgreSQL never sends these for the relay's statements. Poolers send 08P01 for what they do not support, and
+        // lose or mix up the prepared statements of their clients.
         "08P01" | "26000" | "42P05" => ErrorKind::ConnectionPooler,
         _ if code.starts_with("28") => ErrorKind::AuthenticationFailed,
         _ if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) => ErrorKind::DatabaseUnreachable,
@@ -24,15 +24,15 @@ pub fn reason_of_sqlstate(code: &str) -> ErrorKind {
 
 impl From<pg_replication::Error> for RelayError {
     fn from(error: pg_replication::Error) -> Self {
-        let reason = match &error {
+        let kind = match &error {
             pg_replication::Error::Server(server) => reason_of_slot_error(&server.code),
             other => reason_of_connection(other),
         };
-        RelayError::new(reason, format!("replication connection: {}", chain(&error)))
+        RelayError::new(kind, format!("replication connection: {}", chain(&error)))
     }
 }
 
-/// The reason behind an error while connecting, when there is no slot yet to speak of.
+/// The kind for an error while connecting, when no slot is involved yet.
 pub fn reason_of_connection(error: &pg_replication::Error) -> ErrorKind {
     use pg_replication::{Error, TlsError};
     match error {
@@ -54,15 +54,15 @@ pub fn reason_of_connection(error: &pg_replication::Error) -> ErrorKind {
     }
 }
 
-/// The one reason for several hosts: what a person has to cure goes before what may pass by itself, and a host that
-/// answered before those that did not.
+/// One kind for the failures of several hosts: a fault that needs a person takes precedence over one that may pass, and
+/// a host that answered over those that did not.
 pub fn reason_of_all(reasons: impl IntoIterator<Item = ErrorKind>) -> ErrorKind {
     let weight = |reason: &ErrorKind| match reason {
         ErrorKind::DatabaseUnreachable => 0,
         ErrorKind::NoWritableHost => 1,
         _ => 2,
     };
-    // The first of the weightiest: hosts are listed in the order of their importance.
+    // The first of those with the highest weight: hosts are listed in order of importance.
     let mut weightiest = ErrorKind::DatabaseUnreachable;
     for reason in reasons {
         if weight(&reason) > weight(&weightiest) {
@@ -72,7 +72,7 @@ pub fn reason_of_all(reasons: impl IntoIterator<Item = ErrorKind>) -> ErrorKind 
     weightiest
 }
 
-/// On a replication connection two codes speak of the slot: 42704 it does not exist, 55000 it is invalidated.
+/// On a replication connection two codes are about the slot: 42704 (it does not exist) and 55000 (it is invalidated).
 fn reason_of_slot_error(code: &SqlState) -> ErrorKind {
     match code.as_str() {
         "42704" | "55000" => ErrorKind::SlotLost,
@@ -84,9 +84,9 @@ fn reason_of_slot_error(code: &SqlState) -> ErrorKind {
 impl From<sqlx::Error> for RelayError {
     fn from(error: sqlx::Error) -> Self {
         let code = error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned());
-        let (reason, what) = match (error, code) {
+        let (kind, detail) = match (error, code) {
             (error, Some(code)) => (reason_of_sqlstate(&code), chain(&error)),
-            // What TLS has to say is in there, and told apart in one place.
+            // A TLS failure arrives as an I/O error: classify both in one place.
             (sqlx::Error::Io(error), None) => {
                 let error = pg_replication::Error::from(error);
                 (reason_of_connection(&error), chain(&error))
@@ -97,7 +97,7 @@ impl From<sqlx::Error> for RelayError {
             }
             (error, None) => (ErrorKind::DatabaseError, chain(&error)),
         };
-        RelayError::new(reason, format!("SQL connection: {what}"))
+        RelayError::new(kind, format!("SQL connection: {detail}"))
     }
 }
 
@@ -122,7 +122,7 @@ mod tests {
     use crate::error::Action;
 
     #[test]
-    fn the_server_coming_and_going_is_retried_and_bad_credentials_are_not() {
+    fn a_restarting_server_is_retried_and_bad_credentials_are_not() {
         for code in ["57P01", "57P03", "53300", "08006"] {
             assert_eq!(reason_of_sqlstate(code).action(), Action::Retry, "{code}");
         }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_hosts_the_one_that_can_be_cured_gives_the_reason() {
+    fn of_several_hosts_the_fault_that_needs_a_person_gives_the_kind() {
         use ErrorKind::{AuthenticationFailed, CertificateNotTrusted, DatabaseUnreachable, NoWritableHost};
         let cases = [
             (vec![DatabaseUnreachable, DatabaseUnreachable], DatabaseUnreachable),

@@ -1,38 +1,33 @@
-//! What the relay knows of a column's type: how its values are read, and in which roles.
+//! Column types: how values are read, and which types a column may have.
 //!
-//! pgoutput sends a value in binary form where its type has one. For the types named here that form is known. A domain
-//! has the form of the type it is based on, which pgoutput announces and the catalog tells. For any other type that
-//! is not PostgreSQL's own, such as an enum or an extension's, nothing in the stream tells its binary form, so its values
-//! are read in text form: a stream of a table with such a column is opened without binary values.
+//! pgoutput sends a value in binary format where its type has one. For the types listed here that format is known. A
+//! domain has the format of its base type, which pgoutput announces and the catalog contains. For any other type that
+//! is not built in, such as an enum or a type of an extension, the stream does not describe the binary format, so its
+//! values are read in text format: a stream of a table with such a column is opened without `binary`.
 
 use std::fmt;
 
-/// A column's type; that of a domain is the one it is based on.
+/// A column's type; for a domain, its base type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ColumnType {
-    /// `uuid`.
     Uuid,
-    /// `bytea`.
     Bytea,
-    /// `bytea` in text form: `\x` and two digits a byte.
+    /// `bytea` in text format: `\x` and two hexadecimal digits per byte.
     Hex,
-    /// `json`.
     Json,
-    /// `jsonb`.
     Jsonb,
-    /// `text`, `varchar`, `char(n)` or `name`: the binary form is the text itself.
+    /// `text`, `varchar`, `char(n)` or `name`: the binary format is the text itself.
     Text,
-    /// `timestamptz`.
     TimestampTz,
-    /// Not PostgreSQL's own: an enum, citext, or another type that a person or an extension made.
+    /// Not built in: an enum, citext, or another user-defined type.
     Custom(String),
-    /// Any other type of PostgreSQL's own.
+    /// Any other built-in type.
     Other(String),
 }
 
 impl ColumnType {
-    /// From the name of the type, or of the one that a domain is based on. `namespace` is empty for `pg_catalog`, as in
-    /// pgoutput's Type message.
+    /// From the name of the type, or of a domain's base type. `namespace` is empty for `pg_catalog`, as in pgoutput's
+    /// Type message.
     pub fn named(namespace: &str, name: &str) -> ColumnType {
         match (namespace, name) {
             ("", "uuid") => ColumnType::Uuid,
@@ -46,7 +41,7 @@ impl ColumnType {
         }
     }
 
-    /// From an OID that pgoutput does not announce: of PostgreSQL's own types, whose OIDs are fixed in `pg_type.dat`.
+    /// From an OID that pgoutput does not announce: built-in types, whose OIDs are fixed in `pg_type.dat`.
     pub fn built_in(oid: u32) -> ColumnType {
         match oid {
             2950 => ColumnType::Uuid,
@@ -59,7 +54,7 @@ impl ColumnType {
         }
     }
 
-    /// What it is in a stream that has values in text form.
+    /// The type as seen in a stream with values in text format.
     pub fn in_text_form(self) -> ColumnType {
         match self {
             ColumnType::Bytea => ColumnType::Hex,
@@ -68,17 +63,16 @@ impl ColumnType {
         }
     }
 
-    /// Whether its values are text, to be read as they are.
+    /// Whether its values are text that can be read as it is.
     pub fn is_text(&self) -> bool {
         matches!(self, ColumnType::Text | ColumnType::Custom(_))
     }
 
-    /// Whether its values are a document: JSON, or text that may be JSON.
+    /// Whether its values are JSON, or text that may be JSON.
     pub fn is_document(&self) -> bool {
         self.is_json() || *self == ColumnType::Text
     }
 
-    /// Whether its values are JSON.
     pub fn is_json(&self) -> bool {
         matches!(self, ColumnType::Json | ColumnType::Jsonb)
     }

@@ -1,4 +1,4 @@
-//! What a dead letter looks like: a record that is filled as far as it goes.
+//! Dead letters: records that hold as much of a row as fits.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use crate::event::poison::{Poison, PoisonKind};
 use crate::event::record::{Prepared, rfc3339};
 use crate::event::row::{Attributes, PartialRow};
 
-/// Longest error text in a record: a sentence, not a document. What an error quotes may be of any length.
+/// Longest error text in a record. An error may quote values of any length.
 const MAX_ERROR_BYTES: usize = 1024;
 /// Longest event id shown in `/status` and logs.
 const MAX_SHOWN_ID_CHARS: usize = 64;
-/// The same of a topic, which need not be the name of one.
+/// Longest topic shown, the limit of Kafka's topic names: a routed name need not be a valid one.
 const MAX_SHOWN_TOPIC_CHARS: usize = 249;
-/// Framing of record and batch, and what is kept free for the two headers that say what was left out: every column's
-/// name, and the table's.
+/// Framing of record and batch, and room for the two headers that list what was omitted: the names of all columns, and
+/// the table's name.
 const OVERHEAD_BYTES: usize = 128 + 320;
-/// What each header takes besides its name and value: two lengths.
+/// Size of a header besides its name and value: two lengths.
 const HEADER_OVERHEAD_BYTES: usize = 10;
 
-/// What all dead letters of one outbox have in common.
+/// Builds the dead letters of one outbox.
 #[derive(Debug)]
 pub struct DeadLetterEncoder {
     table: String,
@@ -31,12 +31,12 @@ pub struct DeadLetterEncoder {
 }
 
 impl DeadLetterEncoder {
-    /// For rows of `table`, whose events have the `ce_source` that `source` says.
+    /// For rows of `table` whose events have `source` as their `ce_source`.
     pub fn new(table: String, source: String) -> DeadLetterEncoder {
         DeadLetterEncoder { table, source }
     }
 
-    /// The dead letter of a row, of at most `limit` bytes: a pure function, as every record is.
+    /// The dead letter of a row, of at most `limit` bytes. Pure, like every encoder: a replay yields the same record.
     pub fn encode<'a>(
         &self,
         row: PartialRow<'a>,
@@ -82,16 +82,14 @@ impl DeadLetterEncoder {
     }
 }
 
-/// What `/status` and the log say of a dead letter: no payload.
+/// What `/status` and the log show of a dead letter: no payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterSummary {
-    /// Why.
     pub kind: PoisonKind,
-    /// The event's id, as far as it is known and not longer than an id should be.
+    /// The event's id, where it is known, cut to [`MAX_SHOWN_ID_CHARS`].
     pub id: Option<String>,
-    /// Where the row stands.
     pub position: Position,
-    /// The topic it was meant for.
+    /// The topic the row was routed to.
     pub topic: Option<Arc<str>>,
 }
 
@@ -106,7 +104,7 @@ impl fmt::Display for DeadLetterSummary {
     }
 }
 
-/// A record that is filled as far as it goes: what matters most first.
+/// A record of limited size, filled in order of importance.
 struct SizedRecord<'a> {
     headers: OwnedHeaders,
     left: usize,
@@ -119,7 +117,7 @@ impl<'a> SizedRecord<'a> {
         SizedRecord { headers: OwnedHeaders::new(), left, omitted: unreadable.to_vec() }
     }
 
-    /// Short, and without it the record would not be found again.
+    /// For short headers that are needed to find the record again.
     fn always(mut self, name: &str, value: &[u8]) -> Self {
         self.left = self.left.saturating_sub(size(name, value));
         self.headers = self.headers.insert(Header { key: name, value: Some(value) });
@@ -137,7 +135,7 @@ impl<'a> SizedRecord<'a> {
         }
     }
 
-    /// Cut, never left out.
+    /// The error text is truncated, never omitted.
     fn error(self, text: &str) -> Self {
         let room = self.left.saturating_sub(header::DEAD_LETTER_ERROR.len() + HEADER_OVERHEAD_BYTES);
         let end = text.floor_char_boundary(room.min(MAX_ERROR_BYTES));
@@ -184,7 +182,7 @@ mod tests {
 
     const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 3 };
 
-    fn style() -> DeadLetterEncoder {
+    fn encoder() -> DeadLetterEncoder {
         DeadLetterEncoder { table: "public.outbox".into(), source: "/shop/public.outbox".into() }
     }
 
@@ -209,7 +207,7 @@ mod tests {
             attributes: Attributes { content_type: Some("application/json"), ..Attributes::default() },
             ..PartialRow::default()
         };
-        let letter = style().encode(row, poison("too large"), POSITION, PgTime::default(), 10_000);
+        let letter = encoder().encode(row, poison("too large"), POSITION, PgTime::default(), 10_000);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), Some(&b"{}"[..])));
         for (name, value) in [
             ("ce_id", "e-1"),
@@ -229,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_that_does_not_fit_is_left_out_and_the_table_named() {
+    fn a_payload_that_does_not_fit_is_omitted_and_the_table_named() {
         let row = PartialRow {
             id: Some(EventId::Text(b"e-1")),
             key: Some(Cow::Borrowed(b"k")),
             payload: Some(Cow::Owned(vec![b'x'; 2_000])),
             ..PartialRow::default()
         };
-        let letter = style().encode(row, poison("e"), POSITION, PgTime::default(), 2_000);
+        let letter = encoder().encode(row, poison("e"), POSITION, PgTime::default(), 2_000);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), None));
         assert_eq!(header_of(&letter, "dead_letter_omitted").as_deref(), Some("payload"));
         assert_eq!(header_of(&letter, "dead_letter_table").as_deref(), Some("public.outbox"));
@@ -266,9 +264,9 @@ mod tests {
                 },
                 occurred_at: None,
                 unreadable: vec![column::HEADERS, column::PAYLOAD],
-                left_out: 0,
+                omitted_bytes: 0,
             };
-            let letter = style().encode(row, poison(error), POSITION, PgTime::default(), max_bytes);
+            let letter = encoder().encode(row, poison(error), POSITION, PgTime::default(), max_bytes);
             let headers: usize =
                 letter.headers.iter().map(|h| size(h.key, h.value.unwrap_or_default())).sum();
             let body = letter.key.as_deref().map_or(0, <[u8]>::len) + letter.value.as_ref().map_or(0, |v| v.len());

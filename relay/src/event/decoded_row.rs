@@ -1,4 +1,4 @@
-//! A row of the stream as far as it could be decoded.
+//! A row of the stream, decoded completely or in part.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,16 +10,13 @@ use crate::error::{ErrorKind, RelayError, excerpt};
 use crate::event::poison::Poison;
 use crate::event::row::{EventId, OutboxRow, PartialRow};
 
-/// A row as it came: the record it would be, or why it can be none wherever it goes.
+/// A decoded row: with its headers if it can become a record, with the error if it cannot.
 pub enum DecodedRow<'a> {
-    /// It can be a record.
     Valid(OutboxRow<'a>, OwnedHeaders),
-    /// It cannot.
     Invalid(PartialRow<'a>, Poison),
 }
 
 impl<'a> DecodedRow<'a> {
-    /// Event id.
     pub fn id(&self) -> Option<&EventId<'_>> {
         match self {
             DecodedRow::Valid(row, _) => Some(&row.id),
@@ -27,7 +24,6 @@ impl<'a> DecodedRow<'a> {
         }
     }
 
-    /// Value of the column that selects the topic.
     pub fn routing_value(&self) -> Option<&'a str> {
         match self {
             DecodedRow::Valid(row, _) => row.route_by,
@@ -35,7 +31,7 @@ impl<'a> DecodedRow<'a> {
         }
     }
 
-    /// What the partition is chosen by: the key, or what stands in for it.
+    /// The bytes that choose the partition: the key, or without a key the event id or the position.
     pub fn partition_key(&self, position: Position) -> Cow<'_, [u8]> {
         let key = match self {
             DecodedRow::Valid(row, _) => row.key.as_deref(),
@@ -48,7 +44,6 @@ impl<'a> DecodedRow<'a> {
         }
     }
 
-    /// Whether its record has a key.
     pub fn has_key(&self) -> bool {
         match self {
             DecodedRow::Valid(row, _) => row.key.is_some(),
@@ -56,7 +51,7 @@ impl<'a> DecodedRow<'a> {
         }
     }
 
-    /// Why it can be no record.
+    /// Why it cannot become a record.
     pub fn error(&self) -> Option<&Poison> {
         match self {
             DecodedRow::Valid(..) => None,
@@ -64,7 +59,7 @@ impl<'a> DecodedRow<'a> {
         }
     }
 
-    /// The trouble it is where poison stops delivery.
+    /// The error that stops delivery when poison rows are not dead-lettered.
     pub fn poison_error(&self, error: impl fmt::Display, position: Position) -> RelayError {
         let what = match self.id() {
             Some(id) => {

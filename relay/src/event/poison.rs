@@ -6,27 +6,26 @@ use std::sync::Arc;
 use crate::event::record::RecordError;
 use crate::event::row::RowError;
 
-/// Why a row cannot be delivered, as a metric's label and a header's value.
+/// Why a row cannot be delivered: the value of a metric label and of a record header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PoisonKind {
     /// The record would be larger than `sink.maxMessageBytes`.
     TooLarge,
-    /// The routing gives it no topic.
+    /// The routing gives no topic.
     Unroutable,
-    /// Its column `headers` cannot become Kafka headers.
+    /// Column `headers` cannot be converted to Kafka headers.
     Headers,
-    /// A column is NULL that must not be, or has a value that cannot be read.
+    /// A required column is NULL, or a column has a value that cannot be read.
     Unreadable,
-    /// It has no key, and its topic is compacted.
+    /// The row has no key, and its topic is compacted.
     NoKey,
-    /// Kafka refused its record.
+    /// Kafka rejected the record.
     Refused,
-    /// A column has a value that an attribute of a CloudEvent may not have.
+    /// CloudEvents does not allow the value of a column for its attribute.
     Attribute,
 }
 
 impl PoisonKind {
-    /// All of them.
     pub const ALL: [PoisonKind; 7] = [
         PoisonKind::TooLarge,
         PoisonKind::Unroutable,
@@ -37,7 +36,6 @@ impl PoisonKind {
         PoisonKind::Attribute,
     ];
 
-    /// The label.
     pub fn label(self) -> &'static str {
         match self {
             PoisonKind::TooLarge => "too_large",
@@ -54,23 +52,21 @@ impl PoisonKind {
 /// Why a row cannot be delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Poison {
-    /// In one word.
     pub kind: PoisonKind,
-    /// In a sentence.
+    /// One sentence for the on-call engineer.
     pub error: String,
-    /// The topic it was meant for, when the routing gave one.
+    /// The topic the row was routed to, if any.
     pub topic: Option<Arc<str>>,
 }
 
 impl Poison {
-    /// Of this kind; `error` is the sentence.
     pub fn new(kind: PoisonKind, error: impl fmt::Display) -> Poison {
         Poison { kind, error: error.to_string(), topic: None }
     }
 
-    /// Of a row with a value that is larger than any record may be.
+    /// For a row with a value larger than any record may be.
     pub fn oversized(bytes: usize, limit: usize) -> Poison {
-        let error = format!("the record would have {bytes} bytes, sink.maxMessageBytes is {limit}");
+        let error = format!("the record would have {bytes} bytes, but sink.maxMessageBytes is {limit}");
         Poison::new(PoisonKind::TooLarge, error)
     }
 }

@@ -1,4 +1,4 @@
-//! From a row to a Kafka record: CloudEvents 1.0, Kafka protocol binding, binary content mode.
+//! Encodes a row as a Kafka record: CloudEvents 1.0, Kafka protocol binding, binary content mode.
 
 use std::borrow::Cow;
 
@@ -12,11 +12,11 @@ use crate::error::excerpt;
 use crate::event::dead_letter::DeadLetterSummary;
 use crate::event::row::{Attributes, JSON_MEDIA_TYPE, OutboxRow, PartialRow};
 
-/// Headers of every record and a few of the row's own: one allocation instead of four.
+/// Headers of a typical record, with a few of the row's own: one allocation instead of four.
 const USUAL_HEADERS: usize = 12;
 
-/// Rough bytes librdkafka and the broker add to a record besides what is in the row: framing, the names of the
-/// headers below, and the values that have a fixed length. Only for refusing a record that cannot fit.
+/// Roughly the bytes librdkafka and the broker add to a record beyond the row's values: framing, the names of the
+/// headers below, and values of fixed length. Used only to reject a record that cannot fit.
 const RECORD_OVERHEAD_BYTES: usize = 512;
 
 /// Why a row cannot become a record.
@@ -28,12 +28,12 @@ pub enum RecordError {
     /// A header of the row has a name the relay sets itself.
     #[error("column 'headers' sets '{0}', which the relay sets itself")]
     ReservedHeader(String),
-    /// The row's own `content-type` is none.
-    #[error("column 'headers' sets a content-type that is no media type, or is application/cloudevents")]
+    /// The row's own `content-type` is not a media type, or not an allowed one.
+    #[error("column 'headers' sets a content-type that is not a media type, or is application/cloudevents")]
     ContentType,
 }
 
-/// What all records of one outbox have in common.
+/// Builds the records of one outbox.
 #[derive(Debug)]
 pub struct RecordEncoder {
     /// `ce_source`.
@@ -41,24 +41,24 @@ pub struct RecordEncoder {
 }
 
 impl RecordEncoder {
-    /// About how many bytes the record of a row has, rather more than fewer: the row's own headers count as the JSON
-    /// they are.
+    /// The approximate size of a row's record in bytes, never too low: the row's own headers count with the size of
+    /// their JSON.
     pub fn size(&self, row: &OutboxRow<'_>) -> usize {
         let body = len(row.payload.as_deref()) + len(row.key.as_deref()) + len(row.headers);
         let texts = row.id.as_bytes().len() + row.event_type.len() + size_of(&row.attributes);
         body + texts + self.source.len() + RECORD_OVERHEAD_BYTES
     }
 
-    /// The same for a row of which values were left out.
+    /// The same for a row with omitted values.
     pub fn size_with_left_out(&self, row: &PartialRow<'_>) -> usize {
         let body = len(row.payload.as_deref()) + len(row.key.as_deref()) + len(row.headers);
         let id = row.id.as_ref().map_or(0, |id| id.as_bytes().len());
         let texts = id + len(row.event_type) + size_of(&row.attributes);
-        body + texts + row.left_out + self.source.len() + RECORD_OVERHEAD_BYTES
+        body + texts + row.omitted_bytes + self.source.len() + RECORD_OVERHEAD_BYTES
     }
 
-    /// The record's headers, in a fixed order, the row's own last. An event without a position is a dead letter
-    /// that is sent again.
+    /// The record's headers in a fixed order, the row's own last. Without a position the event is a replayed dead
+    /// letter.
     pub fn headers(
         &self,
         row: &OutboxRow<'_>,
@@ -97,30 +97,28 @@ impl RecordEncoder {
     }
 }
 
-/// A record on its way to a partition.
+/// A record that is ready to be sent to a partition.
 #[derive(Debug)]
 pub struct Prepared<'a> {
-    /// Key.
     pub key: Option<Cow<'a, [u8]>>,
-    /// Value; `None` is a tombstone.
+    /// `None` is a tombstone.
     pub value: Option<Cow<'a, [u8]>>,
-    /// Headers.
     pub headers: OwnedHeaders,
-    /// About how many bytes all of it takes.
+    /// Approximate size of the record.
     pub bytes: usize,
-    /// Its time.
+    /// The event's time, which becomes the Kafka timestamp.
     pub time: PgTime,
-    /// Set when it is a dead letter.
+    /// Set for a dead letter.
     pub dead: Option<DeadLetterSummary>,
 }
 
 impl<'a> Prepared<'a> {
-    /// The record of a row that can be delivered.
+    /// The record of a valid row.
     pub fn event(row: OutboxRow<'a>, headers: OwnedHeaders, bytes: usize, time: PgTime) -> Prepared<'a> {
         Prepared { key: row.key, value: row.payload, headers, bytes, time, dead: None }
     }
 
-    /// One that does not borrow from the message it came in.
+    /// A copy that does not borrow from the message the row arrived in.
     pub fn into_owned(self) -> Prepared<'static> {
         let Prepared { key, value, headers, bytes, time, dead } = self;
         let owned = |part: Option<Cow<'a, [u8]>>| part.map(|part| Cow::Owned(part.into_owned()));
@@ -128,7 +126,7 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Trace context goes under two names; the media type of JSON is part of the overhead.
+/// Trace context is sent under two names; the media type of JSON is part of the overhead.
 fn size_of(attributes: &Attributes<'_>) -> usize {
     let Attributes { content_type, subject, data_schema, traceparent, tracestate } = *attributes;
     let content_type = content_type.filter(|media_type| *media_type != JSON_MEDIA_TYPE);
@@ -167,7 +165,7 @@ fn with_own_headers(
     Ok(headers)
 }
 
-/// Whether a column of the row sets the header of that name already.
+/// Whether a column of the row already sets this header.
 fn is_set(name: &str, attributes: &Attributes<'_>) -> bool {
     [
         (header::CONTENT_TYPE, attributes.content_type),
@@ -183,7 +181,7 @@ pub fn kafka_timestamp(time: PgTime) -> i64 {
     time.unix_micros().div_euclid(1000)
 }
 
-/// A time as `ce_time` has it.
+/// A time in the format of `ce_time`.
 pub fn rfc3339(time: PgTime) -> String {
     let time = DateTime::from_timestamp_micros(time.unix_micros()).unwrap_or(DateTime::UNIX_EPOCH);
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
@@ -215,14 +213,14 @@ mod tests {
         }
     }
 
-    fn style() -> RecordEncoder {
+    fn encoder() -> RecordEncoder {
         RecordEncoder { source: "/shop/public.outbox".into() }
     }
 
     #[test]
     fn headers_are_the_cloudevents_kafka_binding() {
         let headers =
-            style().headers(&row(Some(r#"{"tenant":"a"}"#)), Some(POSITION), PgTime::default()).unwrap();
+            encoder().headers(&row(Some(r#"{"tenant":"a"}"#)), Some(POSITION), PgTime::default()).unwrap();
         let shown: Vec<(String, String)> = headers
             .iter()
             .map(|header| (header.key.into(), String::from_utf8(header.value.unwrap().to_vec()).unwrap()))
@@ -245,8 +243,8 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_would_mislead_a_consumer_are_refused() {
-        let headers = |json| style().headers(&row(Some(json)), Some(POSITION), PgTime::default()).map(drop);
+    fn headers_that_would_mislead_a_consumer_are_rejected() {
+        let headers = |json| encoder().headers(&row(Some(json)), Some(POSITION), PgTime::default()).map(drop);
         for name in ["ce_id", "CE_ID", "dead_letter_reason", "content-type", "Content-Type", "traceparent"] {
             let json: &'static str = format!(r#"{{"{name}":"mine"}}"#).leak();
             assert_eq!(headers(json), Err(RecordError::ReservedHeader(name.into())));
@@ -256,9 +254,9 @@ mod tests {
     }
 
     #[test]
-    fn the_writer_says_what_a_payload_is_that_is_not_json() {
+    fn the_writer_sets_the_content_type_of_a_payload_that_is_not_json() {
         let row = |json| OutboxRow { attributes: Attributes::default(), ..row(Some(json)) };
-        let headers = |json| style().headers(&row(json), Some(POSITION), PgTime::default());
+        let headers = |json| encoder().headers(&row(json), Some(POSITION), PgTime::default());
         let own = headers(r#"{"Content-Type":"application/avro","traceparent":"t"}"#).unwrap();
         let own: Vec<_> = own.iter().skip(6).map(|header| (header.key, header.value.unwrap())).collect();
         assert_eq!(own, [("content-type", &b"application/avro"[..]), ("traceparent", b"t")]);
@@ -281,8 +279,8 @@ mod tests {
             tracestate: text,
         };
         let row = OutboxRow { event_type: &long, attributes, ..row(own) };
-        let headers = style().headers(&row, Some(POSITION), PgTime::default()).unwrap();
+        let headers = encoder().headers(&row, Some(POSITION), PgTime::default()).unwrap();
         let headers: usize = headers.iter().map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len) + 4).sum();
-        assert!(headers + "b-1".len() + "{}".len() < style().size(&row));
+        assert!(headers + "b-1".len() + "{}".len() < encoder().size(&row));
     }
 }

@@ -1,6 +1,7 @@
-//! One outbox row, as it stands in an Insert message or in the answer to a query: values have the same form in both.
+//! One outbox row, from an Insert message of the stream or from the result of a query: values have the same format in
+//! both.
 //!
-//! In the stream columns are found by name in the Relation message that precedes the rows, never in the catalog,
+//! Columns of the stream are matched by name with the Relation message that precedes the rows, never with the catalog,
 //! which may already show a later schema. Only the five columns of Debezium's outbox table are required.
 
 use std::borrow::Cow;
@@ -18,49 +19,42 @@ pub enum RowError {
     /// The table lacks a column.
     #[error("the outbox table has no column '{0}'; its columns are described in docs/OUTBOX.md")]
     NoColumn(String),
-    /// A column has a type whose wire form is not what a consumer could read.
+    /// A column has a type that would not give consumers a readable value.
     #[error("column '{column}' of the outbox table has type {found}, but the relay reads {allowed} there")]
     Type {
-        /// The column.
+        /// The column's name.
         column: String,
-        /// Its type.
         found: String,
-        /// What it may be.
+        /// The types allowed there.
         allowed: &'static str,
     },
-    /// A column that must have a value is NULL.
+    /// A required value is NULL.
     #[error("column '{0}' is NULL")]
     Null(&'static str),
-    /// A value is not what its column's type promises.
+    /// A value does not match its column's type.
     #[error("column '{0}' has a value that cannot be read")]
     Malformed(&'static str),
-    /// A value is larger than any record may be, and was left where it is.
+    /// A value is larger than any record may be, and was not read.
     #[error("column '{column}' has {bytes} bytes, more than any record may have")]
     Oversized {
-        /// Its column.
+        /// The column's name.
         column: &'static str,
-        /// Its size.
         bytes: usize,
     },
-    /// A value is none that an attribute of a CloudEvent may have.
-    #[error("column '{column}' has a value that CloudEvents do not allow there: it has to be {allowed}")]
+    /// CloudEvents does not allow the value for this attribute.
+    #[error("column '{column}' has a value that CloudEvents does not allow there: it must be {allowed}")]
     Attribute {
-        /// The column.
+        /// The column's name.
         column: &'static str,
-        /// What it may be.
+        /// What is allowed.
         allowed: &'static str,
     },
-    /// The row does not have the columns its relation announced.
-    #[error("the row has {found} columns, its table has {expected}")]
-    ColumnCount {
-        /// Columns of the table.
-        expected: usize,
-        /// Columns of the row.
-        found: usize,
-    },
+    /// The row does not match the columns its Relation message announced.
+    #[error("the row has {found} columns, but its table has {expected}")]
+    ColumnCount { expected: usize, found: usize },
 }
 
-/// What a column is to the relay.
+/// What the relay uses a column for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Id,
@@ -78,66 +72,55 @@ enum Role {
     Ignored,
 }
 
-/// How to read rows of the outbox table: made from each Relation message, and for each query.
+/// How to read rows of the outbox table: built from each Relation message, and for each query.
 #[derive(Debug)]
 pub struct Layout {
     names: Vec<String>,
     columns: Vec<(Role, ColumnType)>,
     /// Index of the column that selects the topic.
     route_by: usize,
-    /// Media type of the payload, where its column's type tells.
+    /// Media type of the payload, where the column's type determines it.
     content_type: Option<&'static str>,
-    /// A larger value in text form is too large, as it is for the stream where it is in binary form.
+    /// Values in text format above this size are rejected, as the stream rejects those in binary format.
     largest_value: usize,
 }
 
 /// An outbox row; texts borrow from the message.
 #[derive(Debug)]
 pub struct OutboxRow<'a> {
-    /// Event id.
     pub id: EventId<'a>,
-    /// Kafka key.
     pub key: Option<Cow<'a, [u8]>>,
-    /// Event type.
     pub event_type: &'a str,
-    /// Value of the routing column.
+    /// Value of the column that selects the topic.
     pub route_by: Option<&'a str>,
     /// Value of the record; `None` is a tombstone.
     pub payload: Option<Cow<'a, [u8]>>,
     /// Extra headers as JSON text.
     pub headers: Option<&'a [u8]>,
-    /// What describes the event besides.
     pub attributes: Attributes<'a>,
-    /// Time of writing.
     pub occurred_at: Option<PgTime>,
 }
 
-/// Attributes that an event may have.
+/// CloudEvents attributes that an event may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes<'a> {
-    /// Media type of the payload.
     pub content_type: Option<&'a str>,
-    /// What the event is about.
     pub subject: Option<&'a str>,
-    /// URI of the payload's schema.
     pub data_schema: Option<&'a str>,
-    /// Trace context.
     pub traceparent: Option<&'a str>,
-    /// Trace context.
     pub tracestate: Option<&'a str>,
 }
 
-/// An event id: usually a uuid, as text whatever its wire form.
+/// An event id: usually a uuid; text whatever its wire format.
 #[derive(Debug)]
 pub enum EventId<'a> {
-    /// From a uuid column in binary form.
+    /// From a uuid column in binary format.
     Uuid([u8; 36]),
     /// From any other column.
     Text(&'a [u8]),
 }
 
 impl EventId<'_> {
-    /// The id as text.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             EventId::Uuid(text) => text,
@@ -147,8 +130,8 @@ impl EventId<'_> {
 }
 
 impl Layout {
-    /// Finds the columns of the outbox table among `columns`, names with types; `route_by` names the column that
-    /// selects the topic.
+    /// Finds the columns of the outbox table among `columns`, which are names with types; `route_by` names the column
+    /// that selects the topic.
     pub fn new<'a>(
         columns: impl IntoIterator<Item = (&'a str, ColumnType)>,
         route_by: &str,
@@ -166,7 +149,7 @@ impl Layout {
         let mut columns = Vec::with_capacity(names.len());
         for (index, (name, kind)) in names.iter().zip(types).enumerate() {
             let role = match role(name) {
-                // What JSON is, its type says.
+                // The column's type already says that the payload is JSON.
                 Role::DataContentType if is_json => Role::Ignored,
                 role => role,
             };
@@ -182,7 +165,7 @@ impl Layout {
         Ok(Layout { names, columns, route_by, content_type, largest_value: usize::MAX })
     }
 
-    /// The same for a stream that has values in text form, where bytes take two digits each.
+    /// The same for a stream with values in text format, where bytea takes two digits per byte.
     #[must_use]
     pub fn in_text_form(mut self, largest_value: usize) -> Layout {
         self.columns = self.columns.into_iter().map(|(role, kind)| (role, kind.in_text_form())).collect();
@@ -198,17 +181,17 @@ impl Layout {
         }
     }
 
-    /// Whether a column has a type that is read in text form only.
+    /// Whether a column has a type that can only be read in text format.
     pub fn needs_text(&self) -> bool {
         self.columns.iter().any(|(_, kind)| matches!(kind, ColumnType::Custom(_)))
     }
 
-    /// Whether `column` is the one that selects the topic.
+    /// Whether `column` selects the topic.
     pub fn routes_by(&self, column: &str) -> bool {
         self.names.get(self.route_by).is_some_and(|name| name == column)
     }
 
-    /// The text of one column of a row; `None` if there is no such column, or no text in it.
+    /// The text of one column of a row; `None` if there is no such column, or its value is not text.
     pub fn text<'a>(&self, values: impl IntoIterator<Item = Column<'a>>, column: &str) -> Option<&'a str> {
         let index = self.names.iter().position(|name| name == column)?;
         let (_, kind) = self.columns.get(index).filter(|(_, kind)| kind.is_text())?;
@@ -234,7 +217,7 @@ impl Layout {
         row.finish()
     }
 
-    /// Reads what can be read of a row that [`Layout::read`] refuses.
+    /// Reads as much as possible of a row that [`Layout::read`] rejects.
     pub fn decode_lenient<'a>(&self, values: impl IntoIterator<Item = Column<'a>>) -> PartialRow<'a> {
         let mut row = self.blank();
         for (index, (value, (role, kind))) in values.into_iter().zip(&self.columns).enumerate() {
@@ -258,22 +241,21 @@ impl Layout {
     }
 }
 
-/// Whether the relay reads the column of that name, besides the one that selects the topic.
+/// Whether the relay uses the column with this name, apart from the one that selects the topic.
 pub fn is_read(name: &str) -> bool {
     role(name) != Role::Ignored
 }
 
-/// What the column that selects the topic is called in errors.
+/// The name of the column that selects the topic, in errors.
 const ROUTING_COLUMN: &str = "routing column";
 
-/// Media type of JSON.
 pub const JSON_MEDIA_TYPE: &str = "application/json";
 
-/// What a text column may be, for an error.
+/// Types allowed for a text column, for error messages.
 const TEXT: &str =
     "text, varchar, char(n), name, an enum, or the text of a type that is not PostgreSQL's own";
 
-/// What a column in that role may be, if values of its type cannot be read there.
+/// The types allowed in that role, if values of this type cannot be read there.
 fn allowed(role: Role, kind: &ColumnType) -> Option<&'static str> {
     let (readable, allowed) = match role {
         Role::Id => (kind.is_text() || *kind == ColumnType::Uuid, "uuid and text of any kind"),
@@ -315,29 +297,21 @@ fn role(name: &str) -> Role {
     }
 }
 
-/// A row as far as it could be read; texts borrow from the message.
+/// The readable part of a row; texts borrow from the message.
 #[derive(Debug, Default)]
 pub struct PartialRow<'a> {
-    /// Event id.
     pub id: Option<EventId<'a>>,
-    /// Kafka key.
     pub key: Option<Cow<'a, [u8]>>,
-    /// Event type.
     pub event_type: Option<&'a str>,
-    /// Value of the routing column.
     pub route_by: Option<&'a str>,
-    /// Value of the record.
     pub payload: Option<Cow<'a, [u8]>>,
-    /// Extra headers as JSON text.
     pub headers: Option<&'a [u8]>,
-    /// What describes the event besides.
     pub attributes: Attributes<'a>,
-    /// Time of writing.
     pub occurred_at: Option<PgTime>,
-    /// Columns that have a value which cannot be read, cannot be in a record, or was too large to be read.
+    /// Columns whose value cannot be read, is not allowed in a record, or was too large to read.
     pub unreadable: Vec<&'static str>,
-    /// How many bytes the values have that were too large.
-    pub left_out: usize,
+    /// Total size of the values that were too large.
+    pub omitted_bytes: usize,
 }
 
 impl<'a> From<OutboxRow<'a>> for PartialRow<'a> {
@@ -352,7 +326,7 @@ impl<'a> From<OutboxRow<'a>> for PartialRow<'a> {
             attributes: row.attributes,
             occurred_at: row.occurred_at,
             unreadable: Vec::new(),
-            left_out: 0,
+            omitted_bytes: 0,
         }
     }
 }
@@ -379,13 +353,13 @@ impl<'a> PartialRow<'a> {
         Ok(())
     }
 
-    /// Takes note of a value that is not there.
+    /// Records that a value is missing.
     fn on_missing(&mut self, error: &RowError) {
         match error {
             RowError::Malformed(column) | RowError::Attribute { column, .. } => self.unreadable.push(column),
             RowError::Oversized { column, bytes } => {
                 self.unreadable.push(column);
-                self.left_out += bytes;
+                self.omitted_bytes += bytes;
             }
             _ => {}
         }

@@ -1,5 +1,5 @@
-//! Values of a row. Text and binary form of one value are read as the same bytes: which of them comes depends on the
-//! session, and a record must not.
+//! Values of a row. Text and binary format of a value decode to the same bytes: which format arrives depends on the
+//! session, but the record must not.
 
 use std::borrow::Cow;
 
@@ -11,10 +11,10 @@ use uuid::Uuid;
 use super::column_type::ColumnType;
 use super::row::{EventId, RowError};
 
-/// The first byte of jsonb's binary form: its version.
+/// The first byte of jsonb's binary format: its version.
 const JSONB_VERSION: u8 = 1;
 
-/// What the text form of bytes begins with.
+/// The prefix of bytea's text format.
 pub const HEX_PREFIX: &str = "\\x";
 
 fn raw<'a>(value: Column<'a>, column: &'static str) -> Result<Option<&'a [u8]>, RowError> {
@@ -25,7 +25,7 @@ fn raw<'a>(value: Column<'a>, column: &'static str) -> Result<Option<&'a [u8]>, 
     }
 }
 
-/// The size of a value of which `bytes` come.
+/// The size of a value that takes `bytes` on the wire.
 pub(super) fn size(bytes: usize, kind: &ColumnType) -> usize {
     match kind {
         ColumnType::Hex => bytes.saturating_sub(HEX_PREFIX.len()) / 2,
@@ -34,7 +34,7 @@ pub(super) fn size(bytes: usize, kind: &ColumnType) -> usize {
     }
 }
 
-/// A value as it comes, unless it is too large.
+/// The value as received, unless it is too large.
 fn whole<'a>(value: Column<'a>, kind: &ColumnType, name: &'static str) -> Result<Option<&'a [u8]>, RowError> {
     match value {
         Column::Oversized(bytes) => Err(RowError::Oversized { column: name, bytes: size(bytes, kind) }),
@@ -42,7 +42,7 @@ fn whole<'a>(value: Column<'a>, kind: &ColumnType, name: &'static str) -> Result
     }
 }
 
-/// A value of a type that is text.
+/// A value of a text type.
 pub(super) fn text<'a>(value: Column<'a>, name: &'static str) -> Result<Option<&'a str>, RowError> {
     raw(value, name)?.map(|bytes| utf8(bytes, name)).transpose()
 }
@@ -51,24 +51,24 @@ fn utf8<'a>(bytes: &'a [u8], name: &'static str) -> Result<&'a str, RowError> {
     std::str::from_utf8(bytes).map_err(|_| RowError::Malformed(name))
 }
 
-/// A value that becomes an attribute of a CloudEvent.
+/// A value that becomes a CloudEvents attribute.
 pub(super) fn attribute<'a>(value: Column<'a>, name: &'static str) -> Result<Option<&'a str>, RowError> {
     text(value, name)?.map(|text| checked(text, name)).transpose()
 }
 
-/// An empty trace context is none.
+/// An empty trace context counts as absent.
 pub(super) fn trace<'a>(value: Column<'a>, name: &'static str) -> Result<Option<&'a str>, RowError> {
     text(value, name)?.filter(|text| !text.is_empty()).map(|text| checked(text, name)).transpose()
 }
 
-/// `text`, if CloudEvents allows it for the attribute of that column.
+/// `text`, if CloudEvents allows it for this column's attribute.
 pub fn checked<'a>(text: &'a str, column: &'static str) -> Result<&'a str, RowError> {
     let (holds, allowed): (fn(&str) -> bool, _) = match column {
         column::DATA_SCHEMA => (attribute::is_uri, "an absolute URI"),
         column::DATA_CONTENT_TYPE => {
             (attribute::is_content_type, "a media type, and not application/cloudevents")
         }
-        _ => (attribute::is_text, "a text that is not empty and has no control characters"),
+        _ => (attribute::is_text, "a non-empty text with no control characters"),
     };
     if holds(text) { Ok(text) } else { Err(RowError::Attribute { column, allowed }) }
 }
@@ -87,7 +87,7 @@ fn uuid_text(bytes: &[u8], name: &'static str) -> Result<[u8; 36], RowError> {
     Ok(text)
 }
 
-/// A uuid as text, as Debezium and other readers of keys have it; it is the one type that costs an allocation.
+/// A uuid is sent as text, which Debezium and readers of keys expect; it is the only type that costs an allocation.
 pub(super) fn key<'a>(value: Column<'a>, kind: &ColumnType) -> Result<Option<Cow<'a, [u8]>>, RowError> {
     match (kind, value) {
         (ColumnType::Uuid, Column::Binary(bytes)) => {
@@ -132,7 +132,7 @@ pub(super) fn json_text<'a>(
     }
 }
 
-/// bytea in text form: `\x` and two digits a byte.
+/// bytea in text format: `\x` and two hexadecimal digits per byte.
 fn decode_hex(text: &[u8]) -> Option<Vec<u8>> {
     let (pairs, odd) = text.strip_prefix(HEX_PREFIX.as_bytes())?.as_chunks::<2>();
     if !odd.is_empty() {
@@ -142,7 +142,7 @@ fn decode_hex(text: &[u8]) -> Option<Vec<u8>> {
     pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect()
 }
 
-/// A time that RFC 3339 can say: otherwise, as in a column of another type, the commit's time stands in.
+/// A time that RFC 3339 can express; otherwise `None`, as for a column of another type, and the commit time is used.
 pub(super) fn timestamp(value: Column<'_>, kind: &ColumnType) -> Result<Option<PgTime>, RowError> {
     let malformed = || RowError::Malformed(column::OCCURRED_AT);
     if *kind != ColumnType::TimestampTz {
@@ -164,17 +164,17 @@ pub(super) fn timestamp(value: Column<'_>, kind: &ColumnType) -> Result<Option<P
 /// The years 1 to 9999, in microseconds since 1970.
 const YEARS: std::ops::Range<i64> = -62_135_596_800_000_000..253_402_300_800_000_000;
 
-/// RFC 3339, and so `ce_time`, has years of four digits; infinity has none.
+/// RFC 3339, and so `ce_time`, has years of four digits; infinity has no year.
 fn has_year(time: PgTime) -> bool {
     YEARS.contains(&time.unix_micros())
 }
 
-/// The same of a time in text form, where the year comes first, and the era last if it is not ours.
+/// The same check for the text format, where the year comes first and the era last if it is BC.
 fn has_four_digits(text: &str) -> bool {
     text.find('-') == Some(4) && !text.ends_with(" BC")
 }
 
-/// `2026-11-24 10:37:12.123456+00`, the ISO form the connection asks for.
+/// `2026-11-24 10:37:12.123456+00`, the ISO format the connection requests.
 fn parse_timestamp(text: &str) -> Option<PgTime> {
     let time = chrono::DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z").ok()?;
     let epoch = PgTime::default().unix_micros();

@@ -1,6 +1,6 @@
-//! Has partitions of the outbox table made ahead and dropped behind, by the table owner's `outbox_maintain`, over a
-//! connection that is opened for it: a look at all rows of a partition takes as long as it takes. What fails or is
-//! held up is shown and tried again; delivery never waits for it.
+//! Maintains the partitions of the outbox table: creates them ahead and drops them behind with the table owner's
+//! function `outbox_maintain`. It uses a dedicated connection, because checking all rows of a partition may take long.
+//! Failures and partitions that cannot be dropped yet are reported and retried; delivery never waits for maintenance.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,12 +12,12 @@ use crate::error::RelayError;
 use crate::postgres::connection;
 use crate::status::{Maintenance, Status};
 
-/// Partitions are a day wide and made days ahead.
+/// Partitions are one day wide and created days ahead.
 const MAINTAIN_EVERY: Duration = Duration::from_secs(3600);
-/// When something due was not done: a lock was held, or a relay is behind. Each try for a lock may keep writers waiting
-/// for 200 ms, so not more often.
+/// After something due was not done: a lock was held, or a relay is behind. Each attempt to lock may keep writers
+/// waiting for 200 ms, so not more often.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// A call that takes longer is given up: the server does not answer.
+/// Longer than any call of a server that responds.
 const CALL_WITHIN: Duration = Duration::from_secs(3600);
 
 /// What one call of `outbox_maintain` did.
@@ -29,7 +29,6 @@ struct Done {
     held: Option<String>,
 }
 
-/// Runs until the process ends.
 pub async fn maintain(config: Config, status: Status) {
     let mut last_logged = None;
     loop {
@@ -49,7 +48,7 @@ pub async fn maintain(config: Config, status: Status) {
     }
 }
 
-/// Calls again as long as a call did something: each does a small part, because it keeps its locks until it ends.
+/// Repeats the call while it does something: each call does a small part, because it keeps its locks until it ends.
 /// Returns what could not be done.
 async fn call_until_done(config: &Config, status: &Status) -> Result<Option<String>, RelayError> {
     let function = config.source.table.sibling("outbox_maintain");
@@ -72,7 +71,7 @@ async fn call_until_done(config: &Config, status: &Status) -> Result<Option<Stri
         }
     };
     if made > 0 {
-        tracing::info!(partitions = made, "made partitions ahead");
+        tracing::info!(partitions = made, "created partitions ahead");
     }
     if dropped > 0 || deleted > 0 {
         tracing::info!(
@@ -89,23 +88,23 @@ fn log(held: Option<&str>, error: Option<&str>) {
     match (held, error) {
         (_, Some(error)) => tracing::warn!(
             error,
-            "could not maintain the partitions of the outbox; rows go to the DEFAULT partition, and old ones stay"
+            "cannot maintain the partitions of the outbox; rows go to the DEFAULT partition, and old partitions are kept"
         ),
         (Some(held), None) => {
-            tracing::warn!("the partitions of the outbox could not be maintained in full: {held}");
+            tracing::warn!("some partitions of the outbox could not be maintained: {held}");
         }
-        (None, None) => tracing::info!("the partitions of the outbox are maintained in full again"),
+        (None, None) => tracing::info!("the partitions of the outbox are fully maintained again"),
     }
 }
 
-/// How many rows are in the DEFAULT partition, and how many seconds ago the range of the oldest partition ended; `None`
-/// for a table without `outbox_partition_state`, or a role that may not call it.
+/// The number of rows in the DEFAULT partition, and how many seconds ago the range of the oldest partition ended;
+/// `None` for a table without `outbox_partition_state`, or a role without EXECUTE on it.
 pub async fn partition_state(
     config: &Config,
     sql: &mut PgConnection,
 ) -> Result<Option<(i64, f64)>, sqlx::Error> {
     let function = config.source.table.sibling("outbox_partition_state");
-    // Asked first: a call that is refused would be an error in the server's log each time.
+    // Checked first: every denied call would be an error in the server log.
     let may_call: bool =
         sqlx::query_scalar("SELECT coalesce(has_function_privilege(to_regprocedure($1), 'EXECUTE'), false)")
             .bind(format!("{function}()"))

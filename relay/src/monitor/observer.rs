@@ -1,8 +1,8 @@
-//! Looks at the slot from outside, once a second, over a connection of its own, so that metrics and `/status` go on
-//! while the stream is away; and at the partitions of the outbox, less often.
+//! Observes the slot once a second over a dedicated connection, so that metrics and `/status` stay current while the
+//! stream is down; and the partitions of the outbox, less often.
 //!
-//! While there is a session, it looks at the server of the session and at no other. That it cannot connect decides nothing
-//! for a session that can: what is not known is shown as unknown.
+//! During a session it observes the session's server and no other. A failure of this connection does not affect a
+//! session that works: what is not known is shown as unknown.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,24 +20,23 @@ use crate::postgres::checkpoint;
 use crate::postgres::connection;
 use crate::postgres::slot;
 use crate::status::metrics::Metrics;
-use crate::status::{ObservedCheckpoint, STANDBY_LOOK_EVERY, Status};
+use crate::status::{ObservedCheckpoint, STANDBY_POLL_INTERVAL, Status};
 
-/// Truth within 10 s, at the price of one cheap statement a second.
+/// One cheap query a second, so that a fault shows within 10 s.
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
-/// A look that takes longer is given up: the server does not answer. Connecting has separate limits.
+/// Longer than any query of a server that responds. Connecting has separate limits.
 const OBSERVE_WITHIN: Duration = Duration::from_secs(3);
-/// A statement that waits for a lock this long shows nothing, and the next one can.
+/// A query that waits for a lock shows nothing; the next one may succeed.
 const WAIT_FOR_LOCKS: &str = "SET lock_timeout = '1s'";
-/// Truth within 10 s here, too; the look counts rows of the DEFAULT partition.
+/// Less often than the slot, because the query counts rows of the DEFAULT partition; still within 10 s.
 const OBSERVE_PARTITIONS_EVERY: Duration = Duration::from_secs(5);
 
-/// Runs until the process ends.
 pub async fn observe(config: Config, status: Status, metrics: Metrics) {
     let mut observer =
         Observer { config, status, metrics, link: Link::Down, partitions_seen: None, blind: false };
     loop {
         observer.on_tick().await;
-        let pause = if observer.status.is_standby() { STANDBY_LOOK_EVERY } else { OBSERVE_EVERY };
+        let pause = if observer.status.is_standby() { STANDBY_POLL_INTERVAL } else { OBSERVE_EVERY };
         tokio::time::sleep(pause).await;
     }
 }
@@ -48,7 +47,7 @@ struct Observer {
     metrics: Metrics,
     link: Link,
     partitions_seen: Option<Instant>,
-    /// That it cannot see was said.
+    /// The failure was logged.
     blind: bool,
 }
 
@@ -56,8 +55,8 @@ type Connected = Result<(PgConnection, Host), RelayError>;
 
 enum Link {
     Down,
-    /// To the session's server, or to the first host that can be used. Kept from turn to turn: a host that swallows
-    /// packets takes longer than a turn.
+    /// To the session's server, or to the first usable host. Kept across ticks: connecting to a host that drops packets
+    /// takes longer than a tick.
     Connecting(Option<Host>, Pin<Box<dyn Future<Output = Connected> + Send>>),
     Up(PgConnection, Host),
 }
@@ -94,13 +93,13 @@ impl Observer {
                 return Ok(());
             }
             Ok(Err(error)) => RelayError::from(error).detail,
-            Err(_) => format!("nothing within {OBSERVE_WITHIN:?}"),
+            Err(_) => format!("no answer within {OBSERVE_WITHIN:?}"),
         };
         self.link = Link::Down;
         Err(why)
     }
 
-    /// Sees to a connection, for the length of a turn.
+    /// Makes progress on the connection, for at most one tick.
     async fn connect(&mut self) -> Result<(), String> {
         let wanted = self.status.server();
         let keep = match &self.link {
@@ -117,7 +116,7 @@ impl Observer {
             Ok(connected) => connected,
             Err(_) => {
                 let place = to.as_ref().map_or_else(|| self.config.source.host.clone(), Host::to_string);
-                return Err(format!("connecting to {place} takes long"));
+                return Err(format!("still connecting to {place}"));
             }
         };
         self.link = Link::Down;
@@ -126,14 +125,14 @@ impl Observer {
         Ok(())
     }
 
-    /// Says in the log that the session goes on without the observer, and when that is over.
+    /// Logs that the session continues without the observer, and when the observer is back.
     fn log_change(&mut self, why: Option<String>) {
         let blind = why.is_some() && self.status.is_connected() && self.status.server().is_some();
         let was = std::mem::replace(&mut self.blind, blind);
         match why {
             Some(why) if blind && !was => {
                 tracing::warn!(
-                    "the slot cannot be observed over a connection of its own, delivery goes on: {why}"
+                    "cannot observe the slot over a separate connection; delivery continues: {why}"
                 );
             }
             None if was => tracing::info!("the slot is observed again"),
@@ -203,7 +202,7 @@ async fn connect(source: Source, server: Option<Host>) -> Connected {
     Ok((sql, host))
 }
 
-/// The relay's row, if there is one. That the table is missing, locked, or may not be read, is the session's to say.
+/// The relay's row, if there is one. A missing, locked or unreadable table is reported by the session, not here.
 async fn read_checkpoint(
     config: &Config,
     sql: &mut PgConnection,

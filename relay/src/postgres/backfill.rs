@@ -1,8 +1,8 @@
-//! Rows that were in the table before the slot, read in the order of `seq`.
+//! The rows from before the slot (the initial snapshot), read in the order of `seq`.
 //!
-//! A page is one short statement, so that a copy of hours holds back no vacuum. Which rows belong to it is told by
-//! each row's `xid` and the description of the slot's snapshot, so a page can be read at any time, by any process,
-//! and the copy can go on where another one ended.
+//! Each page is one short query, so that a snapshot of hours does not hold back vacuum. Which rows belong to the
+//! snapshot follows from each row's `xid` and the stored `pg_snapshot` of the slot, so any process can read a page at
+//! any time, and continue where another one ended.
 
 use std::time::Duration;
 
@@ -22,32 +22,31 @@ use crate::postgres::columns::{self, TableColumn, text_form};
 use crate::postgres::{connection, preconditions};
 use crate::routing::mapping::RoutingHistory;
 
-/// A page ends beyond this many bytes. Up to three are in memory: one being delivered, one ready, one being read.
+/// A page ends beyond this many bytes. Up to three pages are in memory: one being delivered, one ready, one being read.
 const PAGE_BYTES: usize = 1024 * 1024;
-/// A page ends at this many rows: beyond it, small rows are not read any faster.
+/// A page ends at this many rows: longer pages of small rows are not read faster.
 const PAGE_ROWS: i64 = 2_000;
-/// Rows of the first page. Later ones are as long as the rows' size allows.
+/// Rows of the first page. The length of later pages follows from the size of the rows.
 const FIRST_PAGE_ROWS: i64 = 64;
 
-/// When nothing has come for so long, another connection is asked whether the server is still at work: a table without
-/// an index on `seq` can take minutes.
+/// After this long without a row, another connection checks whether the server is still working: on a table without an
+/// index on `seq` a page can take minutes.
 const ASK_AFTER: Duration = Duration::from_secs(10);
 
 /// Which rows to read.
 #[derive(Clone, Debug)]
 pub struct Backfill {
-    /// Those this snapshot shows, as `pg_snapshot` writes it.
+    /// Rows visible in this snapshot, in the text format of `pg_snapshot`.
     pub snapshot: String,
-    /// And whose `seq` is greater.
+    /// And with a greater `seq`.
     pub after: i64,
 }
 
-/// A row with its place in the order.
+/// A row of the table with its `seq`.
 #[derive(Debug)]
 pub struct StoredRow(PgRow);
 
 impl StoredRow {
-    /// Its `seq`.
     pub fn seq(&self) -> Result<i64, sqlx::Error> {
         self.0.try_get(0)
     }
@@ -61,7 +60,7 @@ impl StoredRow {
         })
     }
 
-    /// The size of a value that was not read because of it.
+    /// The size of a value that was too large to be read.
     fn oversized(&self, index: usize) -> Option<usize> {
         let size: Option<i32> = self.0.try_get(index).ok()?;
         usize::try_from(size?).ok()
@@ -80,7 +79,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// Connects to `server`, where the stream comes from, and begins to read what `mappings` need.
+    /// Connects to `server`, where the stream comes from, and starts to read the columns that `mappings` need.
     pub async fn start(
         source: &Source,
         server: &Host,
@@ -127,8 +126,8 @@ impl Drop for Pages {
     }
 }
 
-/// The columns to read. Here the catalog is right: the rows come from the table as it is now. One that the stream does not
-/// have is left out, so that copied records are like those of the stream.
+/// The columns to read. The catalog is right here, because the rows are read from the table as it is now. Columns that
+/// the stream does not carry are omitted, so that both kinds of records are alike.
 async fn columns(
     sql: &mut PgConnection,
     source: &Source,
@@ -138,7 +137,7 @@ async fn columns(
     Ok(columns.filter(|column| is_read(&column.name) || mappings.routes_by(&column.name)).collect())
 }
 
-/// What a column is in the query: the text of JSON, and of a type whose binary form is not known.
+/// The type of a column in the query: JSON, and types with an unknown binary format, are read as text.
 fn read_as(kind: &ColumnType) -> ColumnType {
     match kind {
         ColumnType::Jsonb => ColumnType::Json,
@@ -147,9 +146,10 @@ fn read_as(kind: &ColumnType) -> ColumnType {
     }
 }
 
-/// From the last row read, including it: a second row with its `seq` would otherwise be passed over in silence.
+/// Starts at the last row read, including it: a second row with the same `seq` would otherwise be skipped silently.
 ///
-/// Behind the values come the sizes of those that are too large to be read. A document is turned into text once, behind
+/// The values are followed by the sizes of those that are too large to be read. A document is converted to text once,
+/// after the LIMIT; the size of a text or bytea is known without reading it.
 /// the LIMIT; the size of a text or of bytes is known without reading them.
 fn statement(source: &Source, columns: &[TableColumn], mappings: &RoutingHistory) -> String {
     let (mut read, mut texts, mut values, mut sizes) = (vec![], vec![], vec![], vec![]);
@@ -159,13 +159,13 @@ fn statement(source: &Source, columns: &[TableColumn], mappings: &RoutingHistory
         texts.push(match column.kind {
             ColumnType::Json | ColumnType::Jsonb => format!("{name}::text AS {name}"),
             ColumnType::Custom(_) => format!("{} AS {name}", text_form(&name)),
-            // Values that are not used, of any size.
+            // Not used, and of any size.
             ColumnType::Other(_) => format!("NULL AS {name}"),
             _ => name.clone(),
         });
         let large = match column.kind {
             ColumnType::Uuid | ColumnType::TimestampTz | ColumnType::Other(_) => "false".to_owned(),
-            // In the stream it has a version, too.
+            // The stream's binary format has a version byte, too.
             ColumnType::Jsonb => format!("octet_length({name}) > {}", mappings.largest_value() - 1),
             _ => format!("octet_length({name}) > {}", mappings.largest_value()),
         };
@@ -193,7 +193,7 @@ fn statement(source: &Source, columns: &[TableColumn], mappings: &RoutingHistory
 
 struct ReaderTask {
     sql: PgConnection,
-    /// The server's, for this connection.
+    /// The process ID of the server process for this connection.
     process: i32,
     source: Source,
     server: Host,
@@ -241,7 +241,7 @@ impl ReaderTask {
         }
         drop(rows);
         self.backfill.after = last;
-        // What a page leaves over is read and thrown away by the driver, so pages of large rows get shorter.
+        // The driver reads and discards what a page leaves over, so pages of large rows get shorter.
         self.page_rows = if bytes >= PAGE_BYTES {
             i64::try_from(page.len()).unwrap_or(PAGE_ROWS)
         } else if bytes < PAGE_BYTES / 2 {
@@ -253,7 +253,7 @@ impl ReaderTask {
     }
 }
 
-/// The next row. While none comes, it is asked now and then whether to wait on.
+/// The next row. While none arrives, the server is checked now and then.
 async fn next_row(
     rows: &mut (impl Stream<Item = Result<PgRow, sqlx::Error>> + Unpin),
     source: &Source,
@@ -268,8 +268,8 @@ async fn next_row(
     }
 }
 
-/// A connection that a firewall or a proxy has forgotten stays silent for ever. The server is at work for it, or has answered, or
-/// has lost it. Where that cannot be seen, nothing is concluded.
+/// Fails if the server is not working for this connection: a connection that a firewall or a proxy has dropped stays
+/// silent forever. If the server cannot be checked, nothing is concluded.
 async fn check_server_busy(source: &Source, server: &Host, process: i32) -> Result<(), RelayError> {
     let is_at_work = async {
         let access = connection::access(source)?;
@@ -281,13 +281,15 @@ async fn check_server_busy(source: &Source, server: &Host, process: i32) -> Resu
     match tokio::time::timeout(ASK_AFTER, is_at_work).await {
         Ok(Ok(false)) => {
             let what = format!(
-                "the connection over which rows are copied is silent, and server process {process} is not at work for it"
+                "the connection that reads the rows from before the slot is silent, and server process {process} is not working for it"
             );
             Err(RelayError::new(ErrorKind::DatabaseUnreachable, what))
         }
         Ok(Ok(true)) | Err(_) => Ok(()),
         Ok(Err(error)) => {
-            tracing::warn!("cannot see whether the server still reads rows to copy: {error}");
+            tracing::warn!(
+                "cannot check whether the server still reads the rows from before the slot: {error}"
+            );
             Ok(())
         }
     }

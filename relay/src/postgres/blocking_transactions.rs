@@ -1,5 +1,5 @@
-//! Whom the server waits for while it creates a slot: every transaction that was open when it began, in any database,
-//! prepared ones included.
+//! What the server waits for while it creates a slot: every transaction that was open when the creation began, in any
+//! database, prepared transactions included.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::slot_holder::since;
 /// This many are named; the others are counted.
 const NAMED: usize = 3;
 
-/// A transaction that is open.
+/// An open transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenTransaction {
     who: Owner,
@@ -27,8 +27,8 @@ enum Owner {
     Prepared { gid: String },
 }
 
-/// The transactions that the walsender with this pid waits for while it creates a slot; first the one it waits for at this
-/// moment. Locks are shown to every role, and so are a session's application, database and role; since when it lasts is not.
+/// The transactions that the walsender with this pid waits for while it creates a slot, first the one it waits for now.
+/// Every role can see locks, and a session's application, database and role; but not since when it is open.
 pub async fn blocking(sql: &mut PgConnection, walsender: i32) -> Result<Vec<OpenTransaction>, sqlx::Error> {
     let rows = sqlx::query(
         "WITH creation AS (
@@ -53,7 +53,7 @@ pub async fn blocking(sql: &mut PgConnection, walsender: i32) -> Result<Vec<Open
     rows.iter().filter_map(|row| open(row).transpose()).collect()
 }
 
-/// One that has ended while it was looked at is none.
+/// `None` for a transaction that has ended during the query.
 fn open(row: &PgRow) -> Result<Option<OpenTransaction>, sqlx::Error> {
     let text = |name| row.try_get::<Option<String>, _>(name).map(Option::unwrap_or_default);
     let who = match (row.try_get("pid")?, row.try_get("gid")?) {
@@ -69,12 +69,12 @@ fn open(row: &PgRow) -> Result<Option<OpenTransaction>, sqlx::Error> {
     }))
 }
 
-/// Tells two transactions apart, whatever else is known of them.
+/// Whether both are the same transactions, whatever details are known.
 pub fn are_same(some: &[OpenTransaction], others: &[OpenTransaction]) -> bool {
     some.iter().map(|open| &open.who).eq(others.iter().map(|open| &open.who))
 }
 
-/// What is said of a creation that waits for `open`; `asking` is the role that looks.
+/// The message for a creation that waits for `open`; `asking` is the role that ran the query.
 pub fn sentence(slot: &str, open: &[OpenTransaction], asking: &str, now: DateTime<Utc>) -> String {
     let named: Vec<String> = open.iter().take(NAMED).map(|open| open.describe(asking, now)).collect();
     let more = match open.len().saturating_sub(NAMED) {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn age_does_not_make_another_transaction() {
+    fn the_same_transaction_at_another_age_is_the_same() {
         assert!(are_same(&[session(1, None)], &[session(1, Some(DateTime::UNIX_EPOCH))]));
         assert!(!are_same(&[session(1, None)], &[session(2, None)]));
     }

@@ -1,7 +1,7 @@
 //! The checkpoint: the relay's row in the source database that says what is known to be in Kafka.
 //!
-//! It lives there and nowhere else, so that it is as old or as new as the rows it speaks of. Confirmations to
-//! Postgres never run ahead of it: if they did, a crash between the two would look like a slot that somebody
+//! It is stored only there, so that a restored database has the checkpoint that fits its rows. Confirmations to
+//! PostgreSQL never run ahead of it: otherwise a crash between the two would look like a slot that another client has
 //! advanced, which is a gap.
 
 mod statement;
@@ -22,92 +22,91 @@ use crate::topics::partitions::Offsets;
 /// Name of the table, in the schema of the outbox table.
 pub const TABLE: &str = "outbox_checkpoint";
 
-/// The cluster and timeline LSNs belong to.
+/// The cluster and timeline that LSNs belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterTimeline {
-    /// System identifier of the cluster.
+    /// `system_identifier` of the cluster.
     pub system_identifier: u64,
-    /// Timeline.
     pub timeline: u32,
 }
 
 /// A relay's row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// Slot the row speaks of.
+    /// The slot that the row belongs to.
     pub slot: String,
-    /// What the LSNs of `progress` belong to.
+    /// The cluster and timeline of the LSNs in `progress`.
     pub history: ClusterTimeline,
-    /// How far the relay has come.
+    /// The relay's progress.
     pub progress: CheckpointPhase,
-    /// Where rows go; `None` before the first start.
+    /// The routing; `None` before the first start.
     pub mappings: Option<RoutingHistory>,
-    /// What is known of the partitions.
+    /// What is remembered of each partition.
     pub offsets: Offsets,
 }
 
-/// How far a relay has come.
+/// A relay's progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckpointPhase {
-    /// It has a row and nothing else.
+    /// Registered: there is a row and nothing else.
     Registered,
-    /// It means to create the slot and store the snapshot that goes with it; whether it did is not known.
+    /// It is about to create the slot and store its snapshot; whether it did is not known.
     Creating,
-    /// It delivers the rows that were in the table before the slot.
+    /// It delivers the initial snapshot, the rows from before the slot.
     Snapshotting {
-        /// The slot's consistent point: where the stream begins after the copy.
+        /// The slot's consistent point: where the stream begins after the initial snapshot.
         from: EndLsn,
-        /// Shows which rows will not be in the stream, as `pg_snapshot` writes it.
+        /// The snapshot of the rows that the stream will not carry, in the text format of `pg_snapshot`.
         snapshot: String,
-        /// Of those, every row up to this `seq` is in Kafka.
+        /// Every row of the snapshot up to this `seq` is in Kafka.
         cursor: i64,
     },
     /// It streams.
     Delivered {
-        /// Every commit before it is in Kafka.
+        /// Every commit before this LSN is in Kafka.
         confirmed: EndLsn,
     },
 }
 
-/// The cursor of a copy that has delivered nothing: no row has a negative `seq`.
+/// The cursor before any row was delivered: no row has a negative `seq`.
 pub const SNAPSHOT_NOT_STARTED: i64 = -1;
 
-/// What to write next.
+/// The next checkpoint to write.
 #[derive(Clone, Debug)]
 pub struct CheckpointUpdate {
-    /// Every commit before it is in Kafka; while rows are copied, where the stream will begin.
+    /// Every commit before this LSN is in Kafka; during the initial snapshot, the start of the stream.
     pub confirmed: EndLsn,
-    /// While rows are copied: up to which `seq` they are in Kafka.
+    /// During the initial snapshot: rows up to this `seq` are in Kafka.
     pub copied: Option<i64>,
-    /// Where rows go.
+    /// The routing.
     pub mappings: RoutingHistory,
-    /// Which revision of the mapper `mappings` is.
+    /// The revision of the routing table that `mappings` belongs to.
     pub revision: u64,
-    /// What is known of the partitions.
+    /// What is remembered of each partition.
     pub offsets: Offsets,
 }
 
 impl CheckpointUpdate {
-    /// What it says once transaction `xid` has written it.
+    /// The same, once transaction `xid` has committed it.
     pub fn committed(&self, xid: u64) -> CommittedCheckpoint {
         CommittedCheckpoint { confirmed: self.confirmed, copied: self.copied, revision: self.revision, xid }
     }
 }
 
-/// What the last committed row says.
+/// The last committed checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct CommittedCheckpoint {
-    /// Its LSN: what may be confirmed to Postgres.
+    /// Its LSN, which may be confirmed to PostgreSQL.
     pub confirmed: EndLsn,
-    /// Its cursor, while rows are copied.
+    /// Its cursor, during the initial snapshot.
     pub copied: Option<i64>,
-    /// The revision of the mapper it has: no record goes out under a mapping before it is written down here.
+    /// Its revision of the routing table: no record is sent under a routing before the checkpoint contains it.
     pub revision: u64,
     /// The transaction that wrote it.
     pub xid: u64,
 }
 
-/// Reads the row of this relay.
+/// Reads this relay's row.
 pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Checkpoint>, RelayError> {
     let table = config.source.table.sibling(TABLE);
     let select = format!(
@@ -146,16 +145,17 @@ fn phase_of(row: &PgRow) -> Result<CheckpointPhase, RelayError> {
             Ok(CheckpointPhase::Snapshotting { from, snapshot, cursor })
         }
         (Some("copying"), None) => {
-            let what = "the checkpoint row says that a copy is under way, and not of which rows";
+            let what =
+                "the checkpoint row says that an initial snapshot is in progress, but not of which rows";
             Err(RelayError::new(ErrorKind::CheckpointLost, what))
         }
-        // Created, or about to be: nothing was stored about the slot, so it is of no use.
+        // Created, or about to be: nothing was stored about the slot, so it cannot be used.
         (Some(_), _) => Ok(CheckpointPhase::Creating),
     }
 }
 
-/// Writes the row of a relay that has none, before its slot is created: its delivered snapshot is the empty one, so
-/// from then on nobody drops rows this relay has not confirmed.
+/// Inserts the row of a new relay before its slot is created. Its delivered snapshot is empty, so from then on no
+/// partition is dropped with rows that this relay has not confirmed.
 pub async fn register(
     sql: &mut PgConnection,
     config: &Config,
@@ -173,8 +173,8 @@ pub async fn register(
     .map(drop)
 }
 
-/// Makes the relay's row as `insert` says, which knows the table as `c` and is given relay, slot, system identifier and
-/// timeline. Returns how many rows were written.
+/// Inserts the relay's row with the statement `insert`, which names the table `c` and takes relay, slot, system
+/// identifier and timeline as parameters. Returns the number of rows written.
 async fn insert(
     sql: &mut PgConnection,
     config: &Config,
@@ -192,8 +192,8 @@ async fn insert(
     Ok(written.rows_affected())
 }
 
-/// Registers, and says that the slot is about to be created for a copy. Until [`begin_copy`] a slot of the
-/// configured name is the relay's own to drop.
+/// Registers the relay, and stores that it is about to create the slot for an initial snapshot. Until
+/// [`begin_snapshot`] the relay may drop a slot of the configured name as its own.
 pub async fn begin_slot_creation(
     sql: &mut PgConnection,
     config: &Config,
@@ -213,7 +213,8 @@ pub async fn begin_slot_creation(
     check_one_row(written, config)
 }
 
-/// The slot of the intent does not exist: whoever makes one of that name, it is not the relay's to drop.
+/// The slot that was to be created does not exist: if another client creates one of that name, the relay must not drop
+/// it.
 pub async fn abort_slot_creation(sql: &mut PgConnection, config: &Config) -> Result<(), RelayError> {
     let table = config.source.table.sibling(TABLE);
     let update =
@@ -222,7 +223,8 @@ pub async fn abort_slot_creation(sql: &mut PgConnection, config: &Config) -> Res
     Ok(())
 }
 
-/// Stores what a copy needs to go on after a crash: from now on the slot and these rows belong together.
+/// Stores what is needed to continue the initial snapshot after a crash: from now on the slot and these rows belong
+/// together.
 pub async fn begin_snapshot(
     sql: &mut PgConnection,
     config: &Config,
@@ -244,8 +246,8 @@ pub async fn begin_snapshot(
     check_one_row(written.rows_affected(), config)
 }
 
-/// Moves the row to the server's present history: its timeline, and no LSN that this server never reached. The slot
-/// must be held.
+/// Moves the row to the server's present timeline, and resets an LSN that this server never reached. The session must
+/// hold the slot.
 pub async fn move_to_timeline(
     sql: &mut PgConnection,
     config: &Config,
@@ -274,11 +276,11 @@ fn check_one_row(written: u64, config: &Config) -> Result<(), RelayError> {
     if written == 1 {
         return Ok(());
     }
-    let what = format!("the checkpoint row of relay '{}' was changed by somebody else", config.name);
+    let what = format!("another client has changed the checkpoint row of relay '{}'", config.name);
     Err(RelayError::new(ErrorKind::CheckpointLost, what))
 }
 
-/// Writes one checkpoint and waits for it: used while no writer runs, by a session that has just taken the slot.
+/// Writes one checkpoint and waits for it: for a session that has just acquired the slot, while no writer runs.
 pub async fn write_now(
     sql: &mut PgConnection,
     config: &Config,

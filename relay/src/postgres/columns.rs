@@ -1,5 +1,5 @@
-//! The outbox table's columns as the catalog has them now, for those who read its rows by a query, and for whoever has
-//! to know before the first row comes by the stream whether it can be read.
+//! The outbox table's present columns in the catalog: for queries that read its rows, and to check before the first row
+//! arrives whether the stream's rows can be read.
 
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
@@ -13,23 +13,21 @@ use crate::postgres::table::GENERATED_SINCE;
 /// A column of the outbox table.
 #[derive(Clone, Debug)]
 pub struct TableColumn {
-    /// Its name.
     pub name: String,
-    /// Its type.
     pub kind: ColumnType,
-    /// Whether the stream has it. A generated column that the relay needs and the stream does not have is refused by
-    /// [`table::check`](crate::postgres::table::check).
+    /// Whether the stream carries it. [`table::check`](crate::postgres::table::check) rejects a generated column that
+    /// the relay needs and the stream does not carry.
     pub published: bool,
 }
 
 impl TableColumn {
-    /// Its name as it stands in SQL.
+    /// Its quoted name for SQL.
     pub fn quoted(&self) -> String {
         quote(&self.name)
     }
 }
 
-/// The text form of a value in a query, which is what the stream has; a cast to text may give another text.
+/// SQL for the text format of a value, which is what the stream carries; a cast to text may give another text.
 pub fn text_form(value: &str) -> String {
     format!("CASE WHEN num_nulls({value}) = 0 THEN format('%s', {value}) END")
 }
@@ -70,7 +68,7 @@ pub async fn of(sql: &mut PgConnection, source: &Source) -> Result<Vec<TableColu
     Ok(rows.iter().map(column).collect::<Result<_, sqlx::Error>>()?)
 }
 
-/// How rows that are written now will be read from the stream, or why they cannot be.
+/// How rows written now can be read from the stream, or why they cannot.
 pub fn layout(columns: &[TableColumn], route_by: &str) -> Result<Layout, RelayError> {
     let published = columns.iter().filter(|column| column.published);
     Layout::new(published.map(|column| (column.name.as_str(), column.kind.clone())), route_by)

@@ -1,5 +1,5 @@
-//! Connections to the source database, and what is the same for all of them: the files they are made with are read for
-//! each, each address of each host has a limit of its own, and no setting of server, database or role reaches them.
+//! Connections to the source database. All of them read the credential files again, limit the time for each address of
+//! each host, and override settings of server, database and role that would affect the relay.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use super::{grants, sql_over_tls};
 use crate::config::{Access, Source};
 use crate::error::{ErrorKind, RelayError, chain, reason_of_all, reason_of_connection};
 
-/// How long one address may take. One that swallows packets must not delay the reason being shown.
+/// Timeout of one address: a host that drops packets must not delay the reason being shown.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Reads the files again, for each attempt to connect.
+/// Reads the credential files again, at each attempt to connect.
 pub fn access(source: &Source) -> Result<Access, RelayError> {
     Access::read(source).map_err(|error| RelayError::new(ErrorKind::CredentialsUnreadable, error.to_string()))
 }
 
-/// Opens the replication connection, to the first of the hosts in `access` that can be used.
+/// Opens the replication connection, to the first usable host in `access`.
 pub async fn connect_replication(source: &Source, access: Access) -> Result<Client, RelayError> {
     let options = pg_replication::ConnectOptions {
         hosts: access.hosts,
@@ -37,18 +37,18 @@ pub async fn connect_replication(source: &Source, access: Access) -> Result<Clie
         let mut what = refused(&source.host, source, reason, &chain(&error));
         if reason == ErrorKind::PermissionDenied {
             let ways = grants::replication_grants(&source.user);
-            what.push_str(&format!("; if the role may not replicate: {ways}"));
+            what.push_str(&format!("; if the role lacks REPLICATION: {ways}"));
         }
         RelayError::new(reason, what)
     })
 }
 
-/// Opens an SQL connection to the first host that takes writes; `purpose` is shown in `pg_stat_activity`.
+/// Opens an SQL connection to the first writable host; `purpose` is shown in `pg_stat_activity`.
 pub async fn connect(source: &Source, purpose: &str) -> Result<PgConnection, RelayError> {
     connect_with(source, &access(source)?, purpose).await
 }
 
-/// As [`connect`], with what the files held when `access` was read.
+/// As [`connect`], with the content of the credential files in `access`.
 pub async fn connect_with(
     source: &Source,
     access: &Access,
@@ -57,7 +57,7 @@ pub async fn connect_with(
     Ok(first(source, access, purpose, None).await?.0)
 }
 
-/// Opens an SQL connection to `preferred`, or else to the first host that takes writes. Returns the address, too.
+/// Opens an SQL connection to `preferred`, or else to the first writable host. Returns its address, too.
 pub async fn connect_first(
     source: &Source,
     purpose: &str,
@@ -95,7 +95,7 @@ async fn first(
     Err(RelayError::new(reason, all.join(" | ")))
 }
 
-/// Opens an SQL connection to one host, which must take writes.
+/// Opens an SQL connection to one host, which must be writable.
 pub async fn connect_to(
     source: &Source,
     access: &Access,
@@ -120,16 +120,14 @@ fn refused(host: impl std::fmt::Display, source: &Source, reason: ErrorKind, why
     let place = format!("{host}, database {}", source.database);
     match reason {
         ErrorKind::ConnectionPooler => {
-            format!(
-                "a connection pooler, such as PgBouncer, answers at {place} in place of PostgreSQL: {why}"
-            )
+            format!("a connection pooler, such as PgBouncer, answers at {place} instead of PostgreSQL: {why}")
         }
         _ => format!("cannot connect to PostgreSQL at {place}: {why}"),
     }
 }
 
-/// A pooler may refuse settings in the startup message: then without them. They are set again in any case, because it
-/// may also drop them.
+/// A pooler may reject settings in the startup message: then connect without them. They are set again in any case,
+/// because a pooler may also drop them.
 async fn log_in(
     source: &Source,
     access: &Access,
@@ -185,9 +183,10 @@ async fn check_writable(sql: &mut PgConnection) -> Result<(), RelayError> {
     Err(RelayError::new(ErrorKind::NoWritableHost, format!("it is a standby, or set read-only: {why}")))
 }
 
-/// Demands that a session has a server process to itself. A pooler in transaction mode gives each transaction any process
-/// that is free, so neither settings nor advisory locks nor prepared statements hold: asked twice, with a transaction of
-/// another session in between, it answers with another process, or gives both sessions the same.
+/// Fails if a session does not have its own server process. A pooler in transaction mode gives each transaction any
+/// free process, so neither settings nor advisory locks nor prepared statements hold. It shows when the process ID is
+/// queried twice, with a transaction of another session in between: the pooler returns another process, or the same one
+/// to both sessions.
 pub async fn check_not_shared(
     source: &Source,
     access: &Access,
@@ -201,7 +200,7 @@ pub async fn check_not_shared(
     let again = process(sql).await?;
     sqlx::raw_sql("COMMIT").execute(&mut other).await?;
     if first == again && first != between {
-        tracing::warn!(%host, "a connection pooler or proxy is between the relay and PostgreSQL; its sessions are not shared");
+        tracing::warn!(%host, "a connection pooler or proxy is between the relay and PostgreSQL; it does not share sessions");
         return Ok(());
     }
     let why = "statements of one session reach different server processes, as in transaction pooling";
@@ -209,7 +208,7 @@ pub async fn check_not_shared(
     Err(RelayError::new(ErrorKind::ConnectionPooler, what))
 }
 
-/// The server's process for a connection.
+/// The process ID of the server process for a connection.
 pub async fn process(sql: &mut PgConnection) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("SELECT pg_backend_pid()").persistent(false).fetch_one(sql).await
 }

@@ -1,19 +1,22 @@
 //! The delivered snapshot: which transactions have all their rows in Kafka. It decides which rows may be dropped, and
-//! which a refill would send.
+//! which ones a refill would send.
 //!
-//! A snapshot is taken first, then the server's insert LSN: whatever the snapshot shows has its commit record before
-//! that LSN. So once everything before the LSN is confirmed, everything in the snapshot is in Kafka. Until then the
-//! pair is pending. It is never carried into another session: a server that crashed may have lost the end of its log
-//! and give the transaction ids in it to others, which the old snapshot would show as delivered.
+//! The snapshot is taken first, then the server's insert LSN: every transaction visible in the snapshot has its commit
+//! record before that LSN. So once everything before the LSN is confirmed, everything in the snapshot is in Kafka.
+//! Until then the pair is pending. It is never carried into another session: a server that crashed may have lost the
+//! end of its WAL and assign the transaction ids in it again, which the old snapshot would show as delivered.
 //!
-//! With the snapshot go offsets that no row of a transaction *invisible* in it lies before: what a refill has to
-//! search. Those at the time of the snapshot would not do. A commit is in the stream, and its rows may be in Kafka,
-//! while the transaction still waits for a synchronous standby, and all the while every snapshot shows it as running.
-//! Nor would those taken before an earlier snapshot with an xmax up to this one's xmin: xmax is one past the last
-//! transaction that *completed*, so the waiting one may lie beyond it, and have been in Kafka already. What helps is an
-//! id that did not exist yet. The checkpoint that stores offsets is a transaction itself, and gets its id after they
-//! were determined: the rows of every later id come behind them. An invisible transaction is at or beyond the
-//! snapshot's xmin; so the offsets fit if their checkpoint's id lies before it.
+//! With the snapshot, offsets are stored before which no partition has a row of a transaction *invisible* in it: where
+//! a refill, which is not implemented yet, has to start its search. Which offsets are safe is not obvious:
+//!
+//! 1. The offsets at the time of the snapshot are not. A transaction that waits for a synchronous standby is in the
+//!    stream, and its rows may be in Kafka, while every snapshot still shows it as running.
+//! 2. Offsets from before an earlier snapshot whose xmax is at most this one's xmin are not either. xmax is one past
+//!    the last transaction that *completed*, so the waiting transaction may lie beyond it and have been in Kafka
+//!    already.
+//! 3. Offsets stored by a checkpoint whose own transaction id lies before this snapshot's xmin are safe. That id was
+//!    assigned after the offsets were determined, so the rows of every later id come after them; and an invisible
+//!    transaction is at or beyond xmin.
 
 use std::time::{Duration, Instant};
 
@@ -21,13 +24,13 @@ use pg_replication::EndLsn;
 
 use crate::topics::partitions::Offsets;
 
-/// Partitions are dropped by the day, so this is soon enough, and costs one cheap statement.
+/// Partitions are dropped by the day, so this is often enough, and costs one cheap query.
 const TAKE_EVERY: Duration = Duration::from_secs(1);
 
-/// A snapshot as it was taken.
+/// A snapshot of the server.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
-    /// In Postgres' text form.
+    /// In the text format of `pg_snapshot`.
     pub snapshot: String,
     /// Its xmin: no older transaction is invisible in it.
     pub xmin: u64,
@@ -35,28 +38,26 @@ pub struct Snapshot {
     pub until: EndLsn,
 }
 
-/// What goes into the checkpoint.
+/// The snapshot as stored in the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DurableSnapshot {
-    /// The snapshot.
     pub snapshot: String,
-    /// Its offsets; `None`: those stored with an older snapshot, which fit a newer one as well.
+    /// `None` keeps the offsets stored with an older snapshot, which are safe for a newer one as well.
     pub offsets: Option<Offsets>,
 }
 
-/// See the module's text.
 #[derive(Debug, Default)]
 pub struct DeliveredSnapshots {
     pending: Option<(DurableSnapshot, EndLsn)>,
     taken: Option<Instant>,
-    /// Offsets known to fit.
+    /// The newest offsets known to be safe.
     fitting: Option<Offsets>,
-    /// Newer ones, with the id of their checkpoint: they fit once an xmin has passed it.
+    /// Newer offsets, with the transaction id of their checkpoint: safe once an xmin has passed it.
     candidate: Option<(u64, Offsets)>,
 }
 
 impl DeliveredSnapshots {
-    /// The pending snapshot, if a checkpoint at `confirmed` makes it true.
+    /// Takes the pending snapshot, if a checkpoint at `confirmed` makes it durable.
     pub fn take_confirmed(&mut self, confirmed: EndLsn) -> Option<DurableSnapshot> {
         self.pending.take_if(|(_, until)| *until <= confirmed).map(|(stored, _)| stored)
     }
@@ -71,7 +72,6 @@ impl DeliveredSnapshots {
         self.pending.is_none() && self.taken.is_none_or(|at| at.elapsed() >= TAKE_EVERY)
     }
 
-    /// A snapshot was taken.
     pub fn on_taken(&mut self, taken: Snapshot) {
         if let Some((_, offsets)) = self.candidate.take_if(|(xid, _)| *xid < taken.xmin) {
             self.fitting = Some(offsets);
@@ -113,9 +113,9 @@ mod tests {
         assert_eq!(delivered.take_confirmed(lsn(200)), None, "stored once");
     }
 
-    /// R11: a transaction waits for a synchronous standby, is in the stream and in Kafka, and still invisible.
+    /// A transaction that waits for a synchronous standby is in the stream and in Kafka, and still invisible.
     #[test]
-    fn r11_offsets_of_a_checkpoint_that_an_open_transaction_is_older_than_do_not_fit() {
+    fn offsets_of_a_checkpoint_that_is_newer_than_an_open_transaction_are_not_safe() {
         let mut delivered = DeliveredSnapshots::default();
         // 7 waits, its record is at offset 4; the checkpoint is transaction 8 and knows offset 5.
         delivered.on_written(8, &at(5));
@@ -128,8 +128,8 @@ mod tests {
         assert_eq!(delivered.take_confirmed(lsn(200)).unwrap().offsets, Some(at(5)));
     }
 
-    /// A server, a stream and a partition in small. Transactions become known to the stream when their commit record
-    /// is written, and to snapshots later: in between they wait for a synchronous standby.
+    /// A model of a server, a stream and a partition. The stream sees a transaction when its commit record is written,
+    /// snapshots see it later: in between it waits for a synchronous standby.
     #[derive(Default)]
     struct World {
         last_xid: u64,
@@ -142,7 +142,7 @@ mod tests {
         partition: Vec<u64>,
         /// End of the commit record of each.
         ends: BTreeMap<u64, u64>,
-        /// In the stream and not in Kafka.
+        /// In the stream and not yet in Kafka.
         unsent: Vec<u64>,
         confirmed: u64,
     }
@@ -188,8 +188,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is stored is true: everything visible is in Kafka, and everything invisible that is in Kafka lies at
-        /// or behind the offsets stored with it.
+        /// The stored pair is correct: everything visible is in Kafka, and everything invisible that is in Kafka lies
+        /// at or behind the stored offsets.
         #[test]
         fn r5_r11_what_is_stored_is_true(steps in prop::collection::vec((0..5_u8, any::<usize>()), 1..200)) {
             let mut world = World::default();
@@ -205,7 +205,7 @@ mod tests {
                     2 => world.complete(which),
                     3 => world.deliver(),
                     _ => {
-                        // A checkpoint, as the writer does it.
+                        // A checkpoint, as the writer stores it.
                         let offsets = at(world.partition.len() as i64);
                         let stored = delivered.take_confirmed(lsn(world.confirmed));
                         let xid = world.begin();

@@ -1,5 +1,5 @@
-//! What the relay's role may do, and the statements that give it what it lacks. Asked by `doctor` as the role itself, and by the operator
-//! as an administrator before it starts a relay.
+//! The privileges of the relay's role, and the statements that grant what is missing. Checked by `doctor` as the role
+//! itself, and by the operator as an administrator before it starts a relay.
 
 use sqlx::postgres::PgConnection;
 
@@ -7,10 +7,10 @@ use crate::config::{Source, StartAt, quote};
 use crate::error::RelayError;
 use crate::postgres::checkpoint;
 
-/// Everything that `role` lacks and cannot do without; nothing where it lacks nothing.
+/// The statements for every privilege that `role` lacks and the relay requires; empty if nothing is missing.
 ///
 /// # Errors
-/// The database does not answer.
+/// The query failed.
 pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, RelayError> {
     let mut missing = Vec::new();
     missing.extend(replication(sql, role).await?);
@@ -22,12 +22,12 @@ pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Res
     Ok(missing)
 }
 
-/// To open replication connections.
+/// What is missing to open replication connections.
 ///
 /// # Errors
-/// The database does not answer.
+/// The query failed.
 pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<String>, RelayError> {
-    // On Amazon RDS no role gets the attribute; membership in this one stands for it.
+    // On Amazon RDS no role gets the attribute; membership in this role replaces it.
     let may: Option<(bool, bool)> = sqlx::query_as(
         "SELECT rolcanlogin, rolsuper OR rolreplication OR EXISTS (
                     SELECT FROM pg_roles g WHERE g.rolname = 'rds_replication' AND pg_has_role(r.oid, g.oid, 'MEMBER'))
@@ -46,7 +46,7 @@ pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<St
     })
 }
 
-/// Who runs the server, which decides how a role gets the right to replicate.
+/// The provider of the server, which decides how a role gets the privilege to replicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Provider {
     SelfManaged,
@@ -56,8 +56,8 @@ enum Provider {
 }
 
 impl Provider {
-    /// `role` is quoted; `login` is an attribute with a space behind it, or nothing. Who may run the statement is in a comment, so that all of
-    /// it can be pasted.
+    /// `role` is quoted; `login` is an attribute followed by a space, or empty. The role that may run the statement is
+    /// named in a comment, so that the whole text can be pasted.
     fn replication_grant(self, verb: &str, role: &str, login: &str) -> String {
         match self {
             Provider::SelfManaged => format!("{verb} ROLE {role} {login}REPLICATION"),
@@ -73,7 +73,7 @@ impl Provider {
     }
 }
 
-/// Each provider has an administrators' role of its own in every server.
+/// Recognised by the administrators' role that each provider creates in every server.
 async fn provider(sql: &mut PgConnection) -> Result<Provider, RelayError> {
     let (amazon, google, azure): (bool, bool, bool) = sqlx::query_as(
         "SELECT to_regrole('rds_replication') IS NOT NULL,
@@ -90,7 +90,7 @@ async fn provider(sql: &mut PgConnection) -> Result<Provider, RelayError> {
     })
 }
 
-/// How a role gets the right to open replication connections, on a server of one's own and on managed ones.
+/// How a role gets the privilege to open replication connections, on self-managed and on managed servers.
 pub fn replication_grants(role: &str) -> String {
     let role = quote(role);
     format!(
@@ -99,7 +99,7 @@ pub fn replication_grants(role: &str) -> String {
     )
 }
 
-/// To get into the database and to the tables.
+/// What is missing to connect to the database and to use the schema.
 async fn entry(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, RelayError> {
     let (role, schema) = (quote(role), quote(&source.table.schema));
     let (connect, usage): (bool, bool) = sqlx::query_as(
@@ -116,10 +116,10 @@ async fn entry(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Ve
     Ok(connect.into_iter().chain(usage).collect())
 }
 
-/// To keep its position.
+/// What is missing to store the checkpoint.
 ///
 /// # Errors
-/// The database does not answer.
+/// The query failed.
 pub async fn on_checkpoint(
     sql: &mut PgConnection,
     source: &Source,
@@ -128,10 +128,10 @@ pub async fn on_checkpoint(
     on_table(sql, &source.table.sibling(checkpoint::TABLE), role, &["SELECT", "INSERT", "UPDATE"]).await
 }
 
-/// To drop the slot, and to delete the row by which retention waits for its relay.
+/// What is missing to drop the slot, and to delete the relay's checkpoint row, for which retention waits.
 ///
 /// # Errors
-/// The database does not answer.
+/// The query failed.
 pub async fn to_drop_slot(
     sql: &mut PgConnection,
     source: &Source,
@@ -144,10 +144,10 @@ pub async fn to_drop_slot(
     Ok((!missing.is_empty()).then(|| missing.join("; ")))
 }
 
-/// To drop a publication: only its owner may. One that does not exist needs no right.
+/// What is missing to drop a publication: only its owner may. A publication that does not exist needs no privilege.
 ///
 /// # Errors
-/// The database does not answer.
+/// The query failed.
 pub async fn to_drop_publication(
     sql: &mut PgConnection,
     publication: &str,
@@ -166,10 +166,10 @@ pub async fn to_drop_publication(
     Ok((may == Some(false)).then(change))
 }
 
-/// To read the rows that were there before the slot.
+/// What is missing to read the rows from before the slot.
 ///
 /// # Errors
-/// The database does not answer.
+/// The query failed.
 pub async fn on_outbox(
     sql: &mut PgConnection,
     source: &Source,
@@ -181,7 +181,7 @@ pub async fn on_outbox(
     Ok((!missing.is_empty()).then(|| missing.join("; ")))
 }
 
-/// To see every row where the table has row-level security: a policy would hide some of them without a word.
+/// What is missing to see every row of a table with row-level security: a policy would hide rows silently.
 async fn past_policies(
     sql: &mut PgConnection,
     table: &str,

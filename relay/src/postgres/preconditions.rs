@@ -1,4 +1,4 @@
-//! What has to be true of the server and the tables before a relay can start.
+//! The requirements on server and tables before a relay can start.
 
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
@@ -7,30 +7,31 @@ use crate::config::Source;
 use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::ClusterTimeline;
 
-/// Oldest server: 15 sends no empty transactions and publishes partitioned tables by their root reliably.
+/// Oldest supported server: PostgreSQL 15 sends no empty transactions and publishes partitioned tables by their root
+/// reliably.
 const OLDEST_SERVER: i32 = 150_000;
 
-/// Demands that an SQL connection leads to the server that the stream comes from: a name may have the addresses of
-/// several, and a checkpoint written on one says nothing about the other.
+/// Fails if an SQL connection and the stream reach different servers: a name may have the addresses of several, and a
+/// checkpoint written on one says nothing about another.
 pub async fn check_same_server(sql: &mut PgConnection, history: ClusterTimeline) -> Result<(), RelayError> {
     let (system, file): (String, String) = sqlx::query_as(
         "SELECT system_identifier::text, pg_walfile_name(pg_current_wal_lsn()) FROM pg_control_system()",
     )
     .fetch_one(sql)
     .await?;
-    // A file of the log is named by its timeline first, in eight hexadecimal digits.
+    // The name of a WAL file begins with its timeline, in eight hexadecimal digits.
     let timeline = file.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
     if system == history.system_identifier.to_string() && timeline == Some(history.timeline) {
         return Ok(());
     }
     let what = format!(
-        "the replication connection leads to system {} on timeline {}, the SQL connection to {system} with log file {file}",
+        "the replication connection leads to system {} on timeline {}, the SQL connection to {system} with WAL file {file}",
         history.system_identifier, history.timeline
     );
     Err(RelayError::new(ErrorKind::DifferentServers, what))
 }
 
-/// Checks what has to be there before anything is created: server version, `wal_level`, the tables.
+/// Checks everything that must exist before anything is created: server version, `wal_level`, the tables.
 pub async fn check_preconditions(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
     let row = sqlx::query(
         "SELECT current_setting('server_version_num')::int AS version, current_setting('wal_level') AS wal_level,

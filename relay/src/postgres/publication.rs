@@ -1,9 +1,9 @@
-//! Whether the publication is still the one that was checked.
+//! Creates the publication if allowed, and checks that it is still the one that was checked at the start.
 //!
-//! Postgres decodes with the catalog as it was when a row was written: rows committed while the publication did not
-//! publish the table are left out of the stream for ever, without a word, and the end of the stream moves past them.
-//! So every checkpoint is written only while the publication is what it was at the one before, in one statement with
-//! that comparison: nothing beyond a change is ever confirmed, and the change is a gap that is shown.
+//! PostgreSQL decodes with the catalog as it was when a row was written: rows committed while the publication did not
+//! publish the table are never in the stream, without any error, and the end of the stream moves past them. So the
+//! statement that writes a checkpoint also compares the publication with that of the previous checkpoint: nothing
+//! beyond a change is ever confirmed, and the change is reported as a gap.
 
 use pg_replication::Host;
 use sqlx::postgres::PgConnection;
@@ -15,10 +15,10 @@ use crate::postgres::checkpoint;
 use crate::postgres::connection;
 use crate::postgres::table::{self, GENERATED_SINCE};
 
-/// An SQL expression for what the rows of the table depend on: the publication and the table, which the two named
-/// parameters name (the table as SQL does), and the entry by which the one publishes the other. `xmin` is there
-/// because what was altered and altered back is the same again, but not the same row. NULL when either does not
-/// exist, also under its name. Other tables of the publication may come and go.
+/// An SQL expression that identifies what the rows of the stream depend on: the publication, the table (both named by
+/// parameters, the table as in SQL), and the entry by which one publishes the other. It includes `xmin`, because an
+/// entry that was altered and altered back is equal but a new row version. NULL if either does not exist, also under
+/// its name. Other tables of the publication may be added or removed.
 pub fn fingerprint(publication: &str, table: &str) -> String {
     format!(
         "(SELECT concat_ws(' ', p.oid, p.xmin, c.oid,
@@ -31,15 +31,15 @@ pub fn fingerprint(publication: &str, table: &str) -> String {
     )
 }
 
-/// Makes sure that the publication is there and suits, and that it is the one of the checkpoint. One that is gone
-/// is not made again over a gap. Returns the OID of the table, if it is the one of the checkpoint.
+/// Makes sure that the publication exists, is suitable, and is the one of the checkpoint. One that was dropped is not
+/// recreated over a gap. Returns the OID of the table, if it is the one of the checkpoint.
 pub async fn ensure(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, RelayError> {
     let table = verify_fingerprint(sql, config).await?;
     create_if_missing(sql, &config.source).await?;
     Ok(table)
 }
 
-/// Postgres 15 to 17 end the stream with the same code for a publication that is gone as for a slot.
+/// PostgreSQL 15 to 17 end the stream with the same SQLSTATE for a missing publication as for a missing slot.
 pub async fn refine_slot_error(error: RelayError, config: &Config, server: Option<&Host>) -> RelayError {
     if error.kind != ErrorKind::SlotLost {
         return error;
@@ -49,8 +49,8 @@ pub async fn refine_slot_error(error: RelayError, config: &Config, server: Optio
     verify_fingerprint(&mut sql, config).await.err().unwrap_or(error)
 }
 
-/// Compares the publication with what the checkpoint says of it, and returns the OID of the table if both are the same. A
-/// checkpoint that says nothing takes them as they are.
+/// Compares the publication with the checkpoint's fingerprint, and returns the OID of the table if both are the same. A
+/// checkpoint without a fingerprint accepts the present state.
 pub async fn verify_fingerprint(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, RelayError> {
     let Source { publication, table: outbox, .. } = &config.source;
     let compare = format!(
@@ -83,8 +83,8 @@ pub async fn verify_fingerprint(sql: &mut PgConnection, config: &Config) -> Resu
     ))
 }
 
-/// For a slot that is taken as it is, without a checkpoint: whether it may be older than the publication or its entry for the
-/// table. PostgreSQL leaves out of the stream what was committed before the table was published.
+/// For a slot that is used as it is, without a checkpoint: whether it may be older than the publication or its entry
+/// for the table. The stream does not carry what was committed before the table was published.
 pub async fn may_be_newer_than_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, RelayError> {
     let Source { publication, table: outbox, slot, .. } = &config.source;
     let newer: Option<Option<bool>> = sqlx::query_scalar(
@@ -104,7 +104,7 @@ pub async fn may_be_newer_than_slot(sql: &mut PgConnection, config: &Config) -> 
     Ok(newer.flatten().unwrap_or_default())
 }
 
-/// A publication that does no harm.
+/// A publication the relay can start with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PublicationState {
     /// It publishes the inserts of the outbox table through its root.
@@ -113,9 +113,9 @@ pub enum PublicationState {
     Missing,
 }
 
-/// Makes sure the publication exists and publishes the inserts of the outbox table through its root. It has to be
-/// committed before the slot is created, and it has to be looked at before every start: from Postgres 18 on a
-/// missing publication is only a warning in the stream, and its rows are skipped in silence.
+/// Makes sure that the publication exists and publishes the inserts of the outbox table via its root. It must be
+/// committed before the slot is created, and checked before every start: from PostgreSQL 18 on a missing publication is
+/// only a warning in the stream, and its rows are skipped silently.
 pub async fn create_if_missing(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
     if state(sql, source).await? == PublicationState::Suitable {
         return Ok(());
@@ -138,7 +138,7 @@ pub async fn create_if_missing(sql: &mut PgConnection, source: &Source) -> Resul
     Ok(())
 }
 
-/// Looks whether the publication is one the relay can start with.
+/// Checks whether the relay can start with the publication.
 pub async fn state(sql: &mut PgConnection, source: &Source) -> Result<PublicationState, RelayError> {
     let name = &source.publication.name;
     let Some(publication) = find(sql, source).await? else {
@@ -200,7 +200,7 @@ async fn find(sql: &mut PgConnection, source: &Source) -> Result<Option<FoundPub
     Ok(Some(FoundPublication {
         inserts: row.try_get("pubinsert")?,
         via_root,
-        // Without publish_via_partition_root the view lists the partitions, not the root.
+        // Without publish_via_partition_root the view lists the partitions instead of the root.
         has_table: row.try_get::<bool, _>("has_table")? || (partitioned && !via_root),
         partitioned,
         filtered: row.try_get("filtered")?,

@@ -11,7 +11,7 @@ use sqlx::postgres::PgConnection;
 use crate::error::{ErrorKind, RelayError};
 use crate::status::SlotState;
 
-/// Looks at the slot. `to_jsonb`, because the view has different columns in each version.
+/// Queries the slot. `to_jsonb`, because the view has different columns in each version.
 pub async fn state(sql: &mut PgConnection, slot: &str) -> Result<Option<SlotState>, sqlx::Error> {
     let row = sqlx::query(
         "SELECT to_jsonb(s) AS slot, pg_current_wal_lsn()::text AS current,
@@ -62,7 +62,7 @@ pub async fn flush_lsn(sql: &mut PgConnection) -> Result<EndLsn, RelayError> {
     lsn(&text)
 }
 
-/// An LSN as the server writes it.
+/// Parses an LSN in PostgreSQL's text format.
 pub(super) fn lsn(text: &str) -> Result<EndLsn, RelayError> {
     let lsn = text.parse().map(EndLsn::new);
     lsn.map_err(|_| RelayError::new(ErrorKind::DatabaseError, format!("'{text}' is not an LSN")))

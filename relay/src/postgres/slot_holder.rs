@@ -1,9 +1,10 @@
-//! Who holds the slot: a relay that lives, what is left of one that does not, or another client.
+//! Who holds the slot: a live relay, the walsender that an ended relay left behind, or another client.
 //!
-//! A relay's walsender cannot tell: PostgreSQL keeps one whose client is gone until a timeout, or for hours. So each session
-//! says over its SQL connection which walsender is its own, with an advisory lock on the walsender's pid ([`accompany`]).
-//! PostgreSQL takes the lock back when that connection ends, and shows whether anything has come over it lately: a relay
-//! asks something every second, and gives its stream up when it gets no answer for a minute. A walsender of a relay without
+//! A relay's walsender alone does not tell: PostgreSQL keeps one whose client is gone until a timeout, or for hours. So
+//! each session marks its walsender over its SQL connection, with an advisory lock on the walsender's pid
+//! ([`accompany`]). PostgreSQL releases the lock when that connection ends, and shows whether the connection was used
+//! lately: a relay sends a query every second, and closes its stream when it gets no answer for a minute. A relay's
+//! walsender without such a session is an orphan.
 //! such a session beside it is an orphan.
 
 use std::time::Duration;
@@ -15,95 +16,92 @@ use sqlx::postgres::PgConnection;
 /// The application name of the relays' streams.
 pub const STREAM: &str = "outbox-relay";
 
-/// The first half of the advisory locks' keys; the other half is a pid. "outb" in ASCII.
+/// The first half of the advisory locks' keys, "outb" in ASCII; the second half is a pid.
 const WALSENDERS: i32 = 0x6f75_7462;
 
-/// Since when a session is silent; NULL for one that asks something every second, or has asked something that takes long.
+/// Since when a session has been silent; NULL for one that sends a query every second, or is running a long one.
 const SILENT: &str = "CASE WHEN a.state LIKE 'idle%' AND clock_timestamp() - a.state_change > interval '10 s' THEN a.state_change END";
 
-/// Until when the relay of a silent session, paused or cut off, may come back: longer than it waits for any answer before it
-/// gives its stream up, and as long as the server waits for an answer to its stream.
+/// How long the relay of a silent session, which may be paused or cut off, may still come back: longer than it waits
+/// for any answer before it closes its stream, and as long as the server waits for a reply on the stream.
 const UNTIL: &str = "a.state_change + make_interval(secs =>
     greatest(90, (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'wal_sender_timeout')))";
 
-/// How long the server may take to end one of its processes.
+/// How long the server may take to terminate one of its processes.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
-/// A process of the server; `started` tells it from a later one with the same pid.
+/// A server process; `started` distinguishes it from a later one with the same pid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// As in `pg_stat_activity`.
     pub pid: i32,
-    /// Hidden when it is another role's.
+    /// Hidden for processes of another role.
     pub started: Option<DateTime<Utc>>,
 }
 
 /// The two server processes of one of this relay's own sessions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Own {
-    /// Sends the stream.
+    /// The walsender of the stream.
     pub walsender: Backend,
-    /// Serves the SQL connection.
+    /// The process for the SQL connection.
     pub session: Backend,
 }
 
 /// The process that holds a slot.
 #[derive(Clone, Debug)]
 pub struct Holder {
-    /// The process.
     pub backend: Backend,
     application: String,
     role: String,
     client: Option<String>,
-    /// The slot is being created: nothing was sent from it yet.
+    /// Whether the slot is still being created: nothing was sent from it yet.
     pub creating: bool,
     session: Option<Session>,
 }
 
-/// An SQL connection that belongs to a relay.
+/// The SQL connection of a relay.
 #[derive(Clone, Debug)]
 pub struct Session {
-    /// Its process.
     pub backend: Backend,
-    /// Nothing comes over it any more.
+    /// Set when the connection has been silent.
     pub silence: Option<Silence>,
 }
 
-/// A session over which nothing comes.
+/// A session that sends nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
-    /// Since when.
     pub since: DateTime<Utc>,
-    /// Until when its relay may come back.
+    /// When its relay can no longer come back.
     pub until: DateTime<Utc>,
-    /// How long that is from now, by the server's clock.
+    /// Time until then, by the server's clock.
     pub left: Duration,
 }
 
-/// What a holder is.
+/// The kinds of holders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Another relay, which lives.
+    /// Another relay that is alive.
     Relay,
-    /// What is left of a relay's session.
+    /// The walsender of a relay's session that has ended.
     Orphan(Orphan),
     /// Another client.
     Foreign,
 }
 
-/// How an orphan is known.
+/// Why a walsender counts as an orphan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Orphan {
     /// It belongs to an earlier session of this process.
     Own,
-    /// There is no SQL session beside it.
+    /// Its SQL session has ended.
     Alone,
-    /// The SQL session beside it is silent.
+    /// Its SQL session is silent.
     Silent(Silence),
 }
 
 impl Holder {
-    /// What it is, for a relay whose last session had `own`.
+    /// Its kind, for a relay whose last session had `own`.
     pub fn kind(&self, own: Option<&Own>) -> Kind {
         if self.application != STREAM {
             return Kind::Foreign;
@@ -119,12 +117,12 @@ impl Holder {
         }
     }
 
-    /// It and the session beside it.
+    /// The holder and its SQL session.
     pub fn backends(&self) -> impl Iterator<Item = &Backend> {
         std::iter::once(&self.backend).chain(self.session.as_ref().map(|session| &session.backend))
     }
 
-    /// Who it is; `asking` is the role that looks.
+    /// A description for messages; `asking` is the role that ran the query.
     pub fn describe(&self, asking: &str) -> String {
         let Holder { backend, application, role, client, .. } = self;
         let application = if application.is_empty() { "none" } else { application };
@@ -134,12 +132,12 @@ impl Holder {
     }
 }
 
-/// A time as it is shown.
+/// A time for messages.
 pub fn format_time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// Since when something lasts; the server hides it from roles that may not know.
+/// Since when it lasts; the server hides that from roles without the privilege.
 pub fn since(since: Option<DateTime<Utc>>, asking: &str) -> String {
     match since {
         Some(since) => format!("since {}", format_time(since)),
@@ -175,7 +173,7 @@ fn backend(row: &sqlx::postgres::PgRow) -> Result<Backend, sqlx::Error> {
     Ok(Backend { pid: row.try_get("pid")?, started: row.try_get("backend_start")? })
 }
 
-/// The session that said of this walsender that it is its own.
+/// The session that has marked this walsender as its own.
 async fn companion(sql: &mut PgConnection, walsender: i32) -> Result<Option<Session>, sqlx::Error> {
     let key = (i64::from(WALSENDERS) << 32) | i64::from(walsender);
     locker(sql, "2", "$1::bigint", |query| query.bind(key)).await
@@ -213,8 +211,8 @@ async fn locker(
     .transpose()
 }
 
-/// Says, for as long as `sql` is connected, that the walsender with this pid belongs to it. To be said before the walsender
-/// takes or creates a slot.
+/// Marks the walsender with this pid as belonging to `sql`, while `sql` is connected. Called before the walsender
+/// acquires or creates a slot.
 pub async fn announce_companion(sql: &mut PgConnection, walsender: i32) -> Result<Own, sqlx::Error> {
     sqlx::query("SELECT pg_try_advisory_lock_shared($1, $2)")
         .bind(WALSENDERS)
@@ -235,8 +233,8 @@ pub async fn announce_companion(sql: &mut PgConnection, walsender: i32) -> Resul
     Ok(Own { walsender: find(walsender), session: find(session) })
 }
 
-/// Ends a process of the server, and waits until it is gone. Answers whether it is; an error with SQLSTATE 42501 means that
-/// the role may not.
+/// Terminates a server process and waits until it is gone. Returns whether it is; an error with SQLSTATE 42501 means
+/// that the role lacks the privilege.
 pub async fn end(sql: &mut PgConnection, backend: &Backend) -> Result<bool, sqlx::Error> {
     let ended: Option<bool> = sqlx::query_scalar(
         "SELECT pg_terminate_backend(pid, $3) FROM pg_stat_activity
@@ -273,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_relay_whose_session_lives_is_one() {
+    fn only_a_walsender_with_a_live_session_is_a_live_relay() {
         let kind = |application, session| holder(application, session).kind(None);
         assert_eq!(kind(STREAM, LIVES), Kind::Relay);
         let at = DateTime::UNIX_EPOCH;
@@ -285,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processs_own_walsender_is_an_orphan_whatever_is_beside_it_and_a_later_one_of_its_pid_is_not() {
+    fn the_processs_own_walsender_is_an_orphan_and_a_later_one_with_its_pid_is_not() {
         let held = holder(STREAM, LIVES);
         let own = |started| Own {
             walsender: Backend { pid: 7, started },
@@ -296,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_hidden_is_named_with_the_grant_that_shows_it() {
+    fn a_hidden_time_is_replaced_by_the_grant_that_shows_it() {
         let mut held = holder("psql", None);
         assert_eq!(held.describe("r"), "pid 7 (application psql, role relay, since 1970-01-01T00:00:00Z)");
         held.backend.started = None;

@@ -1,10 +1,11 @@
-//! SQL connections go over sockets like the stream's: the same certificates are trusted, for the same names, errors are the
-//! same, and a peer that is gone is noticed (keepalive), which sqlx does not ask for.
+//! SQL connections use the same sockets and TLS as the stream: the same certificates are trusted for the same names,
+//! errors are the same, and a dead peer is noticed (keepalive), which sqlx does not request.
 //!
-//! sqlx has TLS of its own, which trusts the public root CAs besides those given, and refuses certificates that libpq and
-//! the stream accept; and it has one field for the name that the certificate is for and for the address, so that it would try
-//! the addresses of a name one after another, without a limit for each. So the connection is this process's: sqlx speaks without TLS to a socket of this process, behind which is the
-//! connection to the server. The socket has a name that cannot be guessed and is no file; only this process may connect to it.
+//! sqlx's own TLS trusts the public root CAs besides the given ones, rejects certificates that libpq and the stream
+//! accept, and has one field for both the certificate's name and the address, so it would try the addresses of a name
+//! one after another, without a limit for each. So this process connects to the server, and sqlx speaks without TLS to
+//! a local socket that is joined to that connection. The socket has an unguessable name that is not a file; only this
+//! process may connect to it.
 
 use std::io;
 
@@ -17,10 +18,11 @@ use uuid::Uuid;
 
 use super::connection::CONNECT_WITHIN;
 
-/// The port in the name of the socket, where libpq's convention wants one.
+/// The port in the socket's name, which libpq's convention requires.
 const PORT: u16 = 5432;
 
-/// Connects to exactly this address as `tls` demands; a name is resolved to its first. Unix sockets are not encrypted.
+/// Connects to exactly this address as `tls` requires; a name is resolved to its first address. Unix sockets are not
+/// encrypted.
 pub async fn connect(
     options: PgConnectOptions,
     host: &Host,
@@ -48,10 +50,10 @@ fn failed(error: pg_replication::Error) -> sqlx::Error {
     sqlx::Error::Io(io::Error::other(error))
 }
 
-/// A socket that takes one connection.
+/// A socket that accepts one connection.
 struct LocalSocket {
     listener: UnixListener,
-    /// What stands for the socket's folder.
+    /// The socket's directory, as libpq's convention has it.
     directory: String,
 }
 
@@ -77,7 +79,7 @@ impl LocalSocket {
     }
 }
 
-/// Until either side ends: a connection to PostgreSQL that is half open is of no use.
+/// Until either side ends: a half-open connection to PostgreSQL is of no use.
 async fn copy_both_ways(driver: UnixStream, server: impl AsyncRead + AsyncWrite) {
     let (mut from_driver, mut to_driver) = tokio::io::split(driver);
     let (mut from_server, mut to_server) = tokio::io::split(server);

@@ -1,9 +1,9 @@
-//! Whether the stream has every row that a SELECT on the outbox table shows, and as the SELECT shows it.
+//! Whether the stream carries every row that a SELECT on the outbox table shows, with the same values.
 //!
-//! PostgreSQL decodes what is in the WAL of a permanent table, and names the table that is published. A SELECT shows
-//! more: rows of unlogged and foreign partitions, of tables that inherit, generated columns. One query finds what lies
-//! between the two. A start and `doctor` say what it is, and no checkpoint is written while there is any, so that it is
-//! noticed within one interval when it comes later. The members of the kind: docs/OUTBOX.md, "What the table may be".
+//! PostgreSQL decodes the WAL of permanent tables, and names the table that is published. A SELECT shows more: rows of
+//! unlogged and foreign partitions and of child tables, generated columns. One query finds the differences. The start
+//! and `doctor` report them, and no checkpoint is written while there are any, so that a later one is noticed within
+//! one interval. The possible differences: docs/OUTBOX.md, "What the table may be".
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use sqlx::postgres::types::Oid;
 use crate::config::Config;
 use crate::error::{ErrorKind, RelayError};
 
-/// Columns that become part of a record, besides the one that selects the topic.
+/// Columns that become part of a record, apart from the one that selects the topic.
 const COLUMNS: [&str; 12] = [
     column::ID,
     column::AGGREGATE_TYPE,
@@ -31,28 +31,28 @@ const COLUMNS: [&str; 12] = [
     column::OCCURRED_AT,
 ];
 
-/// How many names a sentence has before it only counts.
+/// How many names a sentence lists before it only counts.
 const NAMES: usize = 3;
 
-/// A relation or column whose rows or values the stream does not have as the table's.
+/// A relation or column whose rows or values are missing from the stream, or appear under another name.
 #[derive(Clone, Debug, PartialEq, Eq, sqlx::FromRow)]
 struct Hidden {
-    /// What it is to the outbox table: `table` (itself), `partition`, `child`, `ancestor`, `column`.
+    /// Its relation to the outbox table: `table` (itself), `partition`, `child`, `ancestor`, `column`.
     place: String,
-    /// As SQL writes it.
+    /// Its name in SQL.
     name: String,
-    /// What it is a partition or child of.
+    /// The relation it is a partition or child of.
     parent: Option<String>,
-    /// `relkind`, or `attgenerated` of a column.
+    /// `relkind`; of a column `attgenerated`.
     kind: String,
     /// `relpersistence`.
     persistence: String,
 }
 
-/// An SQL query for everything hidden. The two parameters name the publication, and the table as SQL does; `by_field`
-/// is the column that selects the topic. It takes no lock on any table.
+/// An SQL query for everything hidden. Its two parameters are the publication and the table, as in SQL; `by_field` is
+/// the column that selects the topic. It takes no lock on any table.
 ///
-/// A partitioned table has no storage, so what is said of it counts only where PostgreSQL refuses to publish it.
+/// A partitioned table has no storage, so its own properties count only where PostgreSQL rejects it in a publication.
 pub fn hidden(publication: &str, table: &str, by_field: &str) -> String {
     let columns: Vec<String> = COLUMNS.iter().copied().chain([by_field]).map(literal).collect();
     let columns = columns.join(", ");
@@ -104,10 +104,10 @@ fn tree(table: &str) -> String {
     )
 }
 
-/// The first version that can publish stored generated columns, and has virtual ones, which it cannot.
+/// The first version that can publish stored generated columns; it also has virtual ones, which it cannot publish.
 pub const GENERATED_SINCE: i32 = 180_000;
 
-/// Refuses a table that has rows or values the stream does not have.
+/// Rejects a table with rows or values that the stream does not carry.
 pub async fn check(sql: &mut PgConnection, config: &Config) -> Result<(), RelayError> {
     let source = &config.source;
     let select = format!(
@@ -122,7 +122,7 @@ pub async fn check(sql: &mut PgConnection, config: &Config) -> Result<(), RelayE
     judge(&found, &source.table.to_string(), &source.publication.name).map_or(Ok(()), Err)
 }
 
-/// The table's OID, which stays what it is when the table gets another name or schema.
+/// The table's OID, which stays the same when the table is renamed or moved to another schema.
 pub async fn oid(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>, RelayError> {
     let oid: Option<Oid> = sqlx::query_scalar("SELECT to_regclass($1)::oid")
         .bind(config.source.table.quoted())
@@ -131,7 +131,7 @@ pub async fn oid(sql: &mut PgConnection, config: &Config) -> Result<Option<u32>,
     Ok(oid.map(|oid| oid.0))
 }
 
-/// What may hide rows, and cannot be told from outside: sentences that name it and say how to find out.
+/// What may hide rows and cannot be determined by a query: sentences that name it and say how to find out.
 pub async fn doubts(sql: &mut PgConnection, config: &Config) -> Result<Vec<String>, RelayError> {
     let select = format!(
         "WITH RECURSIVE {}
@@ -148,7 +148,7 @@ pub async fn doubts(sql: &mut PgConnection, config: &Config) -> Result<Vec<Strin
     Ok(names.into_iter().map(doubt).collect())
 }
 
-/// Each kind of what is hidden as a sentence with its remedy.
+/// One sentence with a remedy for each kind of hidden relation or column.
 fn judge(found: &[Hidden], table: &str, publication: &str) -> Option<RelayError> {
     let mut kinds: BTreeMap<(&str, &str, &str), Vec<&Hidden>> = BTreeMap::new();
     for hidden in found {
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_hidden_is_no_trouble() {
+    fn nothing_hidden_is_no_error() {
         assert!(judge(&[], "public.outbox", "pub").is_none());
     }
 

@@ -19,7 +19,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::error::{ErrorKind, RelayError};
-use crate::status::{LastSlotLook, SlotState};
+use crate::status::{LastSlotObservation, SlotState};
 
 /// The relay queries the server every second, but a busy machine runs these queries late. So a shorter silence means
 /// nothing, however short `wal_sender_timeout` is.
@@ -77,7 +77,7 @@ impl SlotGuard {
 
     /// Called regularly with the last slot state from the server. While `reading`, the stream itself detects a silent
     /// server.
-    pub fn check(&self, now: Instant, reading: bool, seen: LastSlotLook<'_>) -> Result<(), RelayError> {
+    pub fn check(&self, now: Instant, reading: bool, seen: LastSlotObservation<'_>) -> Result<(), RelayError> {
         // A query from before this relay acquired the slot does not describe its current holder.
         let seen = seen.filter(|(queried, _)| *queried > self.began);
         match seen {

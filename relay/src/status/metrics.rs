@@ -14,89 +14,58 @@ use crate::error::ErrorKind;
 use crate::event::poison::PoisonKind;
 use crate::status::SlotState;
 
-/// Prefix of every name.
 const NAMESPACE: &str = "outbox_relay";
 
-/// From half a millisecond, what a broker in the same rack needs, to a minute, an outage.
+/// From half a millisecond, the round trip to a broker in the same rack, to a minute, an outage.
 const COMMIT_TO_ACK_BUCKETS: [f64; 16] =
     [0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
 
 /// The values `slot_wal_status` can take.
 const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 
-/// Handles on every metric.
+/// The metrics, and the registry they are in.
 #[derive(Clone)]
 pub struct Metrics {
-    /// What `/metrics` shows.
     pub registry: Registry,
-    /// Age of the oldest committed row not acknowledged by Kafka, in seconds.
     pub lag_seconds: Gauge,
-    /// Server's LSN minus the slot's confirmed LSN.
     unconfirmed_wal_bytes: IntGaugeVec,
-    /// Server's LSN minus the slot's restart LSN: the disk at risk.
     retained_wal_bytes: IntGaugeVec,
-    /// Bytes until the slot is in danger; without a series where there is no limit.
+    /// No series where there is no limit.
     slot_safe_wal_bytes: IntGaugeVec,
-    /// 1 while a connection holds the slot.
     slot_active: IntGaugeVec,
     slot_wal_status: IntGaugeVec,
-    /// Rows in the DEFAULT partition, counted up to 10,000.
     default_partition_rows: IntGaugeVec,
-    /// Seconds since the range of the oldest partition ended.
     oldest_partition_age_seconds: GaugeVec,
-    /// 1 per connected side.
     pub connected: IntGaugeVec,
-    /// 1 while the stream is open and delivery goes on.
     pub streaming: IntGauge,
-    /// Events acknowledged, by topic.
     pub events_total: IntCounterVec,
-    /// Transactions acknowledged that had events.
     pub transactions_total: IntCounter,
-    /// Key and value bytes acknowledged.
     pub bytes_total: IntCounter,
-    /// From commit to Kafka's acknowledgement of a transaction's last row.
     pub commit_to_ack_seconds: Histogram,
-    /// Events sent and not acknowledged.
     pub in_flight_events: IntGauge,
-    /// Their bytes.
     pub in_flight_bytes: IntGauge,
-    /// Last LSN read from the stream.
     pub received_lsn: IntGauge,
-    /// End of the contiguous acknowledged prefix.
     pub acknowledged_lsn: IntGauge,
-    /// What the server was told.
     pub confirmed_lsn: IntGauge,
-    /// Deliveries that failed.
     pub produce_errors_total: IntCounterVec,
-    /// Sessions ended by a trouble.
     pub reconnects_total: IntCounterVec,
-    /// Producers thrown away and made anew.
     pub producer_rebuilds_total: IntCounterVec,
-    /// Replayed rows that were found in Kafka and dropped.
     pub duplicates_suppressed_total: IntCounter,
-    /// Events found in a partition twice.
     pub duplicates_detected_total: IntCounter,
-    /// Gaps that other producers left in a partition's offsets, and that were not read.
     pub offset_gaps_skipped_total: IntCounter,
-    /// Rows that a gap had left out and that were delivered from the table.
     pub refilled_rows_total: IntCounterVec,
-    /// Gaps found: rows between checkpoint and stream that nobody can vouch for.
     pub gap_total: IntCounterVec,
-    /// Events in Kafka whose rows the server's history does not have.
     pub phantom_events_total: IntCounter,
-    /// Time since the newest heartbeat that came back was sent, in seconds; without a series while none is expected.
+    /// No series while no heartbeat is expected.
     heartbeat_age_seconds: GaugeVec,
-    /// For how long nobody has held the slot, in seconds.
     slot_inactive_seconds: GaugeVec,
-    /// Records sent with the current time, because their own is too old for the topic.
     pub timestamps_replaced_total: IntCounter,
-    /// Rows that became dead letters, acknowledged by Kafka.
     pub dead_letters_total: IntCounterVec,
     info: IntGaugeVec,
 }
 
 impl Metrics {
-    /// Registers every metric in a registry of their own, with the process's.
+    /// Registers every metric in a new registry, together with the process's own metrics.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let registry = Registry::new();
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -104,20 +73,22 @@ impl Metrics {
     }
 
     fn in_registry(registry: Registry, register: Register<'_>) -> Result<Metrics, prometheus::Error> {
-        counted(register, admin::build_info(NAMESPACE)?)?;
+        registered(register, admin::build_info(NAMESPACE)?)?;
         let histogram = HistogramOpts::new(
             "commit_to_ack_duration_seconds",
             "From commit to Kafka's acknowledgement of the transaction's last row",
         )
         .namespace(NAMESPACE)
         .buckets(COMMIT_TO_ACK_BUCKETS.to_vec());
-        let gauge = |name, help| counted(register, int_gauge(name, help)?);
-        // Without a series while it is not known.
-        let known = |name, help| counted(register, int_gauge_vec(name, help, &[])?);
-        let known_seconds = |name, help| counted(register, GaugeVec::new(opts(name, help), &[])?);
-        let seconds = |name, help| counted(register, GenericGauge::<AtomicF64>::with_opts(opts(name, help))?);
-        let counter = |name, help| counted(register, IntCounter::with_opts(opts(name, help))?);
-        let counters = |name, help, labels| counted(register, IntCounterVec::new(opts(name, help), labels)?);
+        let gauge = |name, help| registered(register, int_gauge(name, help)?);
+        // No series while the value is not known.
+        let known = |name, help| registered(register, int_gauge_vec(name, help, &[])?);
+        let known_seconds = |name, help| registered(register, GaugeVec::new(opts(name, help), &[])?);
+        let seconds =
+            |name, help| registered(register, GenericGauge::<AtomicF64>::with_opts(opts(name, help))?);
+        let counter = |name, help| registered(register, IntCounter::with_opts(opts(name, help))?);
+        let counters =
+            |name, help, labels| registered(register, IntCounterVec::new(opts(name, help), labels)?);
         Ok(Metrics {
             lag_seconds: seconds(
                 "lag_seconds",
@@ -133,10 +104,10 @@ impl Metrics {
             )?,
             slot_safe_wal_bytes: known(
                 "slot_safe_wal_bytes",
-                "WAL that may still be written before the slot is in danger",
+                "WAL that may still be written before the slot is at risk",
             )?,
             slot_active: known("slot_active", "1 while a connection holds the slot")?,
-            slot_wal_status: counted(
+            slot_wal_status: registered(
                 register,
                 int_gauge_vec("slot_wal_status", "1 for the status the slot has", &["status"])?,
             )?,
@@ -148,7 +119,7 @@ impl Metrics {
                 "oldest_partition_age_seconds",
                 "Time since the range of the oldest partition ended",
             )?,
-            connected: counted(register, int_gauge_vec("connected", "1 while connected", &["side"])?)?,
+            connected: registered(register, int_gauge_vec("connected", "1 while connected", &["side"])?)?,
             streaming: gauge("streaming", "1 while the stream is open")?,
             events_total: counters("events_total", "Events acknowledged by Kafka", &["topic"])?,
             transactions_total: counter(
@@ -156,14 +127,14 @@ impl Metrics {
                 "Transactions with events, acknowledged by Kafka",
             )?,
             bytes_total: counter("bytes_total", "Bytes of the records acknowledged by Kafka")?,
-            commit_to_ack_seconds: counted(register, Histogram::with_opts(histogram)?)?,
+            commit_to_ack_seconds: registered(register, Histogram::with_opts(histogram)?)?,
             in_flight_events: gauge(
                 "in_flight_events",
                 "Events that Kafka has to acknowledge: sent, or waiting for their partition",
             )?,
             in_flight_bytes: gauge(
                 "in_flight_bytes",
-                "Their bytes, counted as delivery.maxInFlightBytes counts them",
+                "Bytes of these events, counted as delivery.maxInFlightBytes counts them",
             )?,
             received_lsn: gauge("received_lsn", "Last LSN read from the stream")?,
             acknowledged_lsn: gauge("acknowledged_lsn", "End of the contiguous acknowledged prefix")?,
@@ -171,21 +142,21 @@ impl Metrics {
             produce_errors_total: counters("produce_errors_total", "Deliveries that failed", &["reason"])?,
             reconnects_total: counters(
                 "reconnects_total",
-                "How often delivery was interrupted, or became another trouble than it was",
+                "Interruptions of delivery, and changes of the error that interrupts it",
                 &["side", "reason"],
             )?,
             producer_rebuilds_total: counters(
                 "producer_rebuilds_total",
-                "Producers thrown away and made anew",
+                "Producers closed and recreated",
                 &["reason"],
             )?,
             duplicates_suppressed_total: counter(
                 "duplicates_suppressed_total",
-                "Replayed rows found in Kafka and dropped",
+                "Replayed rows that were already in Kafka and were not sent again",
             )?,
             duplicates_detected_total: counter(
                 "duplicates_detected_total",
-                "Events found in a partition twice",
+                "Events found twice in a partition",
             )?,
             offset_gaps_skipped_total: counter(
                 "offset_gaps_skipped_total",
@@ -204,7 +175,7 @@ impl Metrics {
             )?),
             phantom_events_total: counter(
                 "phantom_events_total",
-                "Events found in Kafka at positions that the server's log never went through",
+                "Events found in Kafka at positions outside the history of the server's WAL",
             )?,
             heartbeat_age_seconds: known_seconds(
                 "heartbeat_age_seconds",
@@ -212,7 +183,7 @@ impl Metrics {
             )?,
             slot_inactive_seconds: known_seconds(
                 "slot_inactive_seconds",
-                "For how long nobody has held the slot",
+                "Time for which no connection has held the slot",
             )?,
             timestamps_replaced_total: counter(
                 "timestamps_replaced_total",
@@ -226,7 +197,7 @@ impl Metrics {
                 )?,
                 PoisonKind::ALL.map(PoisonKind::label),
             ),
-            info: counted(
+            info: registered(
                 register,
                 int_gauge_vec("info", "Whose metrics these are", &["relay", "slot", "database", "table"])?,
             )?,
@@ -234,19 +205,18 @@ impl Metrics {
         })
     }
 
-    /// Says whose metrics these are: a rule can join it to any other, and needs no relabelling.
+    /// Labels that identify the relay: a rule can join them to any other metric, without relabelling.
     pub fn set_relay_info(&self, config: &Config) {
         let source = &config.source;
         let table = source.table.to_string();
         self.info.with_label_values(&[&config.name, &source.slot.name, &source.database, &table]).set(1);
     }
 
-    /// A delivery failed.
     pub fn count_produce_error(&self, code: RDKafkaErrorCode) {
         self.produce_errors_total.with_label_values(&[&format!("{code:?}")]).inc();
     }
 
-    /// Shows the slot as it was seen.
+    /// Shows the slot as it was observed.
     pub fn set_slot(&self, slot: &SlotState, inactive: Duration) {
         let bytes = |bytes: Option<u64>| i64::try_from(bytes.unwrap_or(0)).unwrap_or(i64::MAX);
         only(&self.unconfirmed_wal_bytes).set(bytes(slot.behind(slot.confirmed)));
@@ -263,7 +233,7 @@ impl Metrics {
         }
     }
 
-    /// Takes the slot's series away: what was seen last may no longer be so.
+    /// Removes the slot's series: the last observation may no longer be true.
     pub fn clear_slot(&self) {
         self.unconfirmed_wal_bytes.reset();
         self.retained_wal_bytes.reset();
@@ -310,10 +280,10 @@ fn int_gauge_vec(name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec,
     IntGaugeVec::new(opts(name, help), labels)
 }
 
-/// What a metric is handed to; a test wants to see them all, those without a series too.
+/// Receives each metric; a test collects them all, those without a series too.
 type Register<'a> = &'a dyn Fn(Box<dyn Collector>) -> Result<(), prometheus::Error>;
 
-fn counted<M: Collector + Clone + 'static>(
+fn registered<M: Collector + Clone + 'static>(
     register: Register<'_>,
     metric: M,
 ) -> Result<M, prometheus::Error> {
@@ -325,7 +295,7 @@ fn with_causes(counters: IntCounterVec) -> IntCounterVec {
     from_zero(counters, ErrorKind::GAPS.map(ErrorKind::name))
 }
 
-/// Counters that are there from the start, at 0: the first of a process must be an increase.
+/// Counters that are exported as 0 from the start: the first event of a process must show as an increase.
 fn from_zero<const N: usize>(counters: IntCounterVec, labels: [impl AsRef<str>; N]) -> IntCounterVec {
     for label in labels {
         drop(counters.with_label_values(&[label.as_ref()]));
@@ -341,7 +311,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_relay_says_which_it_is_and_which_build() {
+    fn info_metrics_identify_the_relay_and_its_build() {
         let metrics = Metrics::new().unwrap();
         metrics.set_relay_info(
             &serde_json::from_value(serde_json::json!({
@@ -368,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_value_has_no_series() {
+    fn without_a_value_there_is_no_series() {
         let metrics = Metrics::new().unwrap();
         let shown = |name: &str| metrics.registry.gather().iter().any(|family| family.name() == name);
         let optional = [
@@ -377,16 +347,16 @@ mod tests {
             "outbox_relay_oldest_partition_age_seconds",
             "outbox_relay_slot_safe_wal_bytes",
         ];
-        assert!(optional.iter().all(|name| !shown(name)), "before anything was seen");
+        assert!(optional.iter().all(|name| !shown(name)), "before any observation");
         metrics.set_heartbeat(Some(Duration::ZERO));
         metrics.set_partitions(Some((0, 0.0)));
-        assert!(optional[..3].iter().all(|name| shown(name)), "nothing is a value, too");
+        assert!(optional[..3].iter().all(|name| shown(name)), "zero is a value, too");
         metrics.set_heartbeat(None);
         metrics.set_partitions(None);
         assert!(optional.iter().all(|name| !shown(name)));
     }
 
-    /// The document and `/metrics` say the same of each: the document's text begins with the HELP.
+    /// The text in the document begins with the metric's HELP.
     #[test]
     fn the_document_lists_every_metric_with_its_help_and_no_other() {
         let exported = RefCell::new(BTreeMap::new());
@@ -403,7 +373,7 @@ mod tests {
             let cells: Vec<String> = row.splitn(5, '|').map(|cell| cell.trim().replace('`', "")).collect();
             let (name, kind, meaning) = (&cells[1], &cells[2], &cells[4]);
             let help =
-                exported.remove(name).unwrap_or_else(|| panic!("{name} is there twice, or not exported"));
+                exported.remove(name).unwrap_or_else(|| panic!("{name} is listed twice, or not exported"));
             assert!(
                 meaning.to_lowercase().starts_with(&help.to_lowercase()),
                 "{name}: '{help}', '{meaning}'"

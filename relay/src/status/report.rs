@@ -1,5 +1,5 @@
 //! `/status` as JSON. Members and their meaning: docs/OPERATIONS.md. Times are RFC 3339, durations seconds, bytes
-//! numbers. What was seen from outside says when it was seen, because the server may be away since.
+//! numbers. Observations of the server carry their time, because the server may be unreachable since.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -45,7 +45,7 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
             "intervalSeconds": state.heartbeat.interval().as_secs(),
             "ageSeconds": state.heartbeat_age(now).map(seconds),
         },
-        "retention": state.maintained.as_ref().map(|maintained| json!({
+        "retention": state.maintenance.as_ref().map(|maintained| json!({
             "at": time(maintained.at),
             "held": maintained.held,
             "error": maintained.error,
@@ -96,7 +96,7 @@ fn not_reading(state: &State) -> Option<&'static str> {
     }
 }
 
-/// `observerError` is why the observer does not see the slot; delivery does not depend on it.
+/// `observerError` says why the observer cannot see the slot; delivery does not depend on it.
 fn source(state: &State, now: Instant) -> Value {
     json!({
         "host": state.about.host,
@@ -105,11 +105,11 @@ fn source(state: &State, now: Instant) -> Value {
         "table": state.about.table,
         "publication": state.about.publication,
         "connected": state.is_connected(now),
-        "observerError": state.looks_fail.as_ref().map(|(_, why)| why),
+        "observerError": state.observer_failure.as_ref().map(|(_, why)| why),
     })
 }
 
-/// Members are `null` while there is no slot, or nobody has seen it yet.
+/// Members are `null` while there is no slot, or before it was first observed.
 fn slot(state: &State, now: Instant) -> Value {
     let slot = state.slot.as_ref();
     let lsn = |lsn: fn(&SlotState) -> Option<EndLsn>| slot.and_then(lsn).map(|lsn| lsn.to_string());
@@ -138,7 +138,7 @@ fn checkpoint(state: &State, now: Instant) -> Option<Value> {
     }))
 }
 
-/// With `until`, one that may be over.
+/// With `until` for the last problem, which may be over.
 fn problem_json(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
     let mut value = json!({
         "reason": shown.reason,
@@ -152,7 +152,7 @@ fn problem_json(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
     value
 }
 
-/// What the slot makes of this process.
+/// This process's role, which follows from who holds the slot.
 fn role(phase: Phase) -> &'static str {
     match phase {
         Phase::Copying | Phase::Streaming | Phase::Draining => "active",
@@ -165,7 +165,7 @@ fn time(time: SystemTime) -> String {
     DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
-/// To the millisecond: more would only be noise.
+/// To the millisecond: more digits carry no information.
 fn seconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1000.0).round() / 1000.0
 }

@@ -1,4 +1,4 @@
-//! What session, observer and maintenance tell: phase, hold-ups, numbers.
+//! What the session, the observer and the maintenance task report: phase, stall reasons, counters.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,17 +9,17 @@ use pg_replication::{EndLsn, PgTime};
 pub enum Phase {
     /// Connecting, checking, taking the slot.
     Starting,
-    /// The stream is open and waits; the rows that were there before it are delivered.
+    /// The stream is open but not read: the initial snapshot of the table is delivered first.
     Copying,
     /// The stream is open.
     Streaming,
     /// Another relay holds the slot.
     Standby,
-    /// A trouble ended the session; another is tried later.
+    /// An error ended the session; the relay tries again later.
     Waiting,
-    /// A trouble needs a person.
+    /// An error needs a person.
     Stopped,
-    /// SIGTERM: what is under way is finished.
+    /// SIGTERM: what is in flight is completed.
     Draining,
 }
 
@@ -40,88 +40,85 @@ impl Phase {
 /// Why nothing is read from the stream although it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StallReason {
-    /// As much is sent and not acknowledged as may be.
+    /// The in-flight limit is reached.
     Budget,
-    /// A row waits for its topic to exist.
+    /// A row waits until its topic exists.
     Topic,
-    /// A row waits for its partition and cannot be set aside, or until its topic is in the checkpoint.
+    /// A row waits for its partition and cannot be parked, or waits until its topic is in the checkpoint.
     Search,
     /// A row can never be delivered.
     PoisonRow,
-    /// The rows that were there before the slot are delivered first.
+    /// The initial snapshot, the rows from before the slot, is delivered first.
     Copy,
 }
 
 impl StallReason {
     pub(super) fn text(self) -> &'static str {
         match self {
-            StallReason::Budget => "the budget is used up: Kafka has to acknowledge first",
+            StallReason::Budget => "the in-flight limit is reached: Kafka has to acknowledge first",
             StallReason::Topic => "a row waits for its topic",
             StallReason::Search => {
-                "a row waits for its partition, and cannot be set aside: Kafka refused it before, or it goes elsewhere than its mapping said"
+                "a row waits for its partition and blocks the stream: Kafka rejected it before, or it was re-routed"
             }
             StallReason::PoisonRow => "a row cannot be delivered",
-            StallReason::Copy => "the rows that were there before the slot are delivered first",
+            StallReason::Copy => "the rows from before the slot are delivered first",
         }
     }
 }
 
-/// Numbers the session reports at every tick. Events are counted since the stream was opened.
+/// Counters the session reports at every tick. Events are counted since the stream was opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SessionStats {
     /// Last LSN read from the stream.
     pub received: EndLsn,
     /// Rows read.
     pub received_events: u64,
-    /// Records handed to a producer.
+    /// Records passed to a producer.
     pub sent_events: u64,
-    /// Rows that were not sent, because Kafka had them.
+    /// Rows that were not sent because Kafka already had them.
     pub suppressed_events: u64,
     /// End of the contiguous acknowledged prefix.
     pub acknowledged: EndLsn,
     /// Records acknowledged by Kafka.
     pub acknowledged_events: u64,
-    /// What the server was told.
+    /// LSN confirmed to the server.
     pub confirmed: EndLsn,
-    /// Events sent and not acknowledged.
+    /// Events sent or waiting for their partition, and not acknowledged.
     pub in_flight_events: usize,
     /// Their bytes.
     pub in_flight_bytes: usize,
-    /// Commit time of the oldest transaction that waits.
+    /// Commit time of the oldest transaction that is not acknowledged.
     pub oldest_commit: Option<PgTime>,
-    /// Rows of the first copy this process has delivered; `None` when it had none to do.
+    /// Rows of the initial snapshot this process has delivered; `None` when there was no snapshot to deliver.
     pub copied_rows: Option<u64>,
-    /// Why nothing is read.
+    /// Why the stream is not read.
     pub hold_up: Option<StallReason>,
-    /// Since when a checkpoint is being written.
+    /// Since when a checkpoint write is in progress.
     pub writing_since: Option<Instant>,
 }
 
 /// What the rows of a partition wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitsFor {
-    /// Records are sent, and not acknowledged.
+    /// Records were sent and are not acknowledged.
     Acknowledgement,
-    /// What Kafka has already is not known yet.
+    /// The partition is being scanned for rows that Kafka already has.
     Search,
 }
 
-/// A partition that makes no progress, whatever the others do.
+/// A partition without progress, even while others progress.
 #[derive(Clone, Debug)]
 pub struct SilentPartition {
-    /// Topic.
     pub topic: String,
-    /// Partition number.
     pub partition: i32,
-    /// Records that wait to be acknowledged.
+    /// Records that are not acknowledged, or rows that wait for the scan.
     pub records: usize,
     /// Since when the oldest of them waits.
     pub oldest: Instant,
     /// Since when there is no progress.
     pub since: Instant,
-    /// For what.
     pub waits_for: WaitsFor,
-    /// What is wrong with the partition, where that was found out.
+    /// What is wrong with the partition, where that was diagnosed.
     pub cause: Option<String>,
 }
 
@@ -133,21 +130,21 @@ impl SilentPartition {
         let cause = self.cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
         match self.waits_for {
             WaitsFor::Acknowledgement => format!(
-                "partition {topic}/{partition} acknowledges nothing, {records} records wait, the oldest for {age} s{cause}"
+                "partition {topic}/{partition} does not acknowledge: {records} records wait, the oldest for {age} s{cause}"
             ),
             WaitsFor::Search => format!(
-                "{records} rows wait, the oldest for {age} s, until partition {topic}/{partition} was searched for what Kafka has already{cause}"
+                "{records} rows wait, the oldest for {age} s, until partition {topic}/{partition} has been scanned for rows that Kafka already has{cause}"
             ),
         }
     }
 }
 
-/// How the last maintenance of the table's partitions went.
+/// The result of the last maintenance of the table's partitions.
 #[derive(Clone, Debug)]
 pub struct Maintenance {
     /// When it ended.
     pub at: SystemTime,
-    /// What is due and was not done, and why.
+    /// What was due and was not done, and why.
     pub held: Option<String>,
     /// Why the call failed.
     pub error: Option<String>,
@@ -156,8 +153,8 @@ pub struct Maintenance {
 /// The relay's row in the checkpoint table, as seen by the observer.
 #[derive(Clone, Copy, Debug)]
 pub struct ObservedCheckpoint {
-    /// Every commit before it is in Kafka.
+    /// Every commit before this LSN is in Kafka.
     pub confirmed: Option<EndLsn>,
-    /// How long ago it was written, by the server's clock.
+    /// How long ago the row was written, by the server's clock.
     pub age: Duration,
 }

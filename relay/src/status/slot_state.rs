@@ -11,48 +11,48 @@ pub struct SlotState {
     pub plugin: Option<String>,
     /// Database it belongs to.
     pub database: Option<String>,
-    /// Whether it ends with the connection that made it.
+    /// Whether the server drops it when the connection that created it ends.
     pub temporary: bool,
     /// Whether it sends transactions when they are prepared, before it is known whether they commit.
     pub two_phase: bool,
-    /// Whether a connection holds it, and which process.
+    /// The process ID of the walsender that holds it, if any.
     pub active_pid: Option<i64>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
-    /// Why it was invalidated (Postgres 17 and newer).
+    /// Why it was invalidated (PostgreSQL 17 and newer).
     pub invalidation_reason: Option<String>,
-    /// What the server knows to be confirmed.
+    /// The LSN the server regards as confirmed.
     pub confirmed: Option<EndLsn>,
     /// The oldest WAL it keeps.
     pub restart: Option<EndLsn>,
-    /// Bytes that may still be written before it is in danger; `None` without a limit.
+    /// Bytes that may still be written before the slot is at risk; `None` without a limit.
     pub safe_wal_bytes: Option<i64>,
-    /// The server's current LSN at the time of the look.
+    /// The server's current LSN at the time of the query.
     pub current: Option<EndLsn>,
-    /// For how long nobody has held it, by the server's account (Postgres 17 and newer).
+    /// For how long no connection has held it, as reported by the server (PostgreSQL 17 and newer).
     pub inactive_for: Option<Duration>,
-    /// The standbys' slots that its holder waits for at the moment: the value of `synchronized_standby_slots`
-    /// (Postgres 17 and newer).
+    /// The standbys' slots that its walsender currently waits for: the value of `synchronized_standby_slots`
+    /// (PostgreSQL 17 and newer).
     pub waits_for_standbys: Option<String>,
 }
 
 impl SlotState {
-    /// Whether the server has given the slot's WAL up.
+    /// Whether the server has invalidated the slot or removed its WAL.
     pub fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost") || self.invalidation_reason.is_some()
     }
 
-    /// How many bytes of log lie between `lsn` and the server's current end, where both are known.
+    /// Bytes of WAL between `lsn` and the server's current LSN, where both are known.
     pub fn behind(&self, lsn: Option<EndLsn>) -> Option<u64> {
         Some(self.current?.lsn().as_u64().saturating_sub(lsn?.lsn().as_u64()))
     }
 
-    /// Why it was given up, as a sentence.
+    /// Why it was lost, as a sentence.
     pub fn loss_reason(&self) -> String {
         let cause = self.invalidation_reason.as_deref().unwrap_or("its WAL was removed");
         format!("the slot is invalidated: {cause}")
     }
 }
 
-/// When the server was last asked for the slot and answered, over whichever connection, and what it showed.
-pub type LastSlotLook<'a> = Option<(Instant, Option<&'a SlotState>)>;
+/// The last answered query of the slot, over any connection: when it was sent, and what the server showed.
+pub type LastSlotObservation<'a> = Option<(Instant, Option<&'a SlotState>)>;

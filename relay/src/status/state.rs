@@ -1,4 +1,5 @@
-//! What is known, and what it comes to: is anything wrong, how far behind is delivery? Judged anew at each question.
+//! The observed facts, and what follows from them: is anything wrong, and how far behind is delivery? Evaluated at each
+//! request.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,18 +15,18 @@ use crate::event::dead_letter::DeadLetterSummary;
 use crate::progress::phantoms::Phantoms;
 use crate::status::SlotState;
 
-/// What stands still this long makes the relay not ready: a fault shows within 10 s, and a leader change or a
-/// checkpoint of the server is none.
+/// No progress for this long makes the relay not ready: a fault shows within 10 s, and a leader change or a checkpoint
+/// of the server is not taken for one.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
-/// Looks at the database that fail for this long, on top of the time they take, show that it is away.
-const UNSEEN_AFTER: Duration = Duration::from_secs(2);
+/// When queries have failed for this long, on top of their own timeout, the database counts as unreachable.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(2);
 
-/// What was seen of the slot longer ago is not shown as what is so now.
-const KNOWN_FOR: Duration = Duration::from_secs(10);
+/// An older observation of the slot is not shown as current.
+const CURRENT_FOR: Duration = Duration::from_secs(10);
 
-/// A relay that is idle confirms at leisure, every 10 s; so a standby, which sees no more than that, takes a slot that
-/// is behind by less for one that is caught up.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(15);
+/// An idle relay confirms only every 10 s. A standby sees nothing but those confirmations, so it reports no lag below
+/// this.
+const IDLE_CONFIRM_WITHIN: Duration = Duration::from_secs(15);
 
 pub(super) struct State {
     pub(super) about: RelayInfo,
@@ -33,8 +34,8 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) phase_since: SystemTime,
     pub(super) error: Option<Problem>,
-    /// What ended an open stream, until delivery has got past it.
-    pub(super) unproven: Option<Problem>,
+    /// The error that ended an open stream, until delivery has passed it.
+    pub(super) unresolved: Option<Problem>,
     /// A row that cannot be delivered.
     pub(super) poison: Option<Problem>,
     /// Topics that do not exist, and since when that is known.
@@ -50,28 +51,28 @@ pub(super) struct State {
     pub(super) received_moved: Instant,
     pub(super) unread: UnreadLag,
     pub(super) slot: Option<SlotState>,
-    /// When the slot was asked for.
+    /// When the slot was queried.
     pub(super) slot_seen: Option<Instant>,
-    /// Since when nobody holds it, as far as this process has seen.
+    /// Since when no connection holds it, as observed by this process.
     pub(super) slot_idle: Option<Instant>,
-    /// Since when the observer gets no answer, and why.
-    pub(super) looks_fail: Option<(Instant, String)>,
-    /// When the session's own connection was last asked and answered.
+    /// Since when the observer's queries fail, and why.
+    pub(super) observer_failure: Option<(Instant, String)>,
+    /// When the session's own connection was last queried with success.
     pub(super) session_answered: Option<Instant>,
-    /// The address that the session is connected to.
+    /// The address the session is connected to.
     pub(super) server: Option<Host>,
-    /// What the server said of a standby it waits for, since the stream last brought something.
-    pub(super) standby_awaited: Option<String>,
+    /// The server's last notice about a standby it waits for, until the stream moves again.
+    pub(super) awaited_standby: Option<String>,
     pub(super) checkpoint: Option<(Instant, ObservedCheckpoint)>,
-    /// Whether Kafka answered last; `None` while it was not asked.
+    /// Whether Kafka responded last; `None` before the first answer.
     pub(super) kafka: Option<bool>,
     pub(super) kafka_changed: Instant,
     pub(super) kafka_says: Option<String>,
-    /// Partitions that make no progress, the longest silent first.
+    /// Partitions without progress, the longest silent first.
     pub(super) silent: Vec<SilentPartition>,
     pub(super) heartbeat: Heartbeat,
     pub(super) phantoms: Phantoms,
-    pub(super) maintained: Option<Maintenance>,
+    pub(super) maintenance: Option<Maintenance>,
     pub(super) dead_letters: DeadLetters,
 }
 
@@ -87,7 +88,7 @@ impl State {
         problem.is_none() && matches!(self.phase, Phase::Copying | Phase::Streaming | Phase::Standby)
     }
 
-    /// What keeps delivery from going on. A standby has nothing to deliver: that it stands by is no problem.
+    /// What interrupts delivery. A standby has nothing to deliver, so standing by is no problem.
     pub(super) fn problem(&self, now: Instant) -> Option<Problem> {
         match self.phase {
             Phase::Standby => None,
@@ -105,22 +106,22 @@ impl State {
         matches!(self.phase, Phase::Copying | Phase::Streaming | Phase::Draining)
     }
 
-    /// Remembers what ended an open stream. Until delivery has got past what ended those before it as well, neither is over.
+    /// Remembers what ended an open stream. It is over only when delivery has passed this error and those before it.
     pub(super) fn set_unresolved(&mut self, shown: Problem) {
-        let before = self.unproven.as_ref().and_then(|before| before.at);
+        let before = self.unresolved.as_ref().and_then(|before| before.at);
         let blocked = self.poison.as_ref().and_then(|poison| poison.at);
-        self.unproven = Some(Problem { at: shown.at.max(before).max(blocked), ..shown });
+        self.unresolved = Some(Problem { at: shown.at.max(before).max(blocked), ..shown });
     }
 
-    /// Forgets what ended the stream before this one, if it is of that kind.
+    /// Forgets the error that ended the previous stream, if it matches.
     pub(super) fn clear_unresolved(&mut self, kind: impl Fn(&Problem) -> bool) {
-        if self.unproven.as_ref().is_some_and(kind) {
-            self.unproven = None;
+        if self.unresolved.as_ref().is_some_and(kind) {
+            self.unresolved = None;
             self.error = None;
         }
     }
 
-    /// What the session has met outside is another session's to find out again.
+    /// The next session has to find these out again.
     pub(super) fn clear_session(&mut self) {
         self.poison = None;
         self.silent.clear();
@@ -136,28 +137,28 @@ impl State {
         Some(Problem { reason: ErrorKind::TopicMissing, what, since: *since, at: None })
     }
 
-    /// The server has given the slot up, while the stream from it may still look open.
+    /// The server has invalidated the slot, while the stream from it may still look open.
     fn slot_gone(&self) -> Option<Problem> {
         let lost = self.slot.as_ref().filter(|slot| slot.is_lost())?;
         Some(Problem::new(ErrorKind::SlotLost, lost.loss_reason(), Duration::ZERO))
     }
 
-    /// Since when is beside the words: a text that changes each second is written to every place that keeps it, each second.
+    /// The duration is not part of the text: a text that changes every second would be logged and stored every second.
     fn stall(&self, now: Instant) -> Option<Problem> {
         let stalled = |since: Instant| {
             let lasted = now.saturating_duration_since(since);
             (lasted > STALLED_AFTER).then_some(lasted)
         };
         if let Some(lasted) = stalled(self.ticked) {
-            let what = "the relay's loop does not turn";
+            let what = "the relay's event loop is stalled";
             return Some(Problem::new(ErrorKind::StreamStalled, what, lasted));
         }
         if let Some((unseen, why)) = self.unanswered(now) {
-            let what = format!("no answer from PostgreSQL: {why}");
+            let what = format!("PostgreSQL does not respond: {why}");
             return Some(Problem::new(ErrorKind::DatabaseUnreachable, what, unseen));
         }
         if let Some(lasted) = self.numbers.writing_since.and_then(stalled) {
-            let what = "the checkpoint is not written";
+            let what = "the checkpoint write does not complete";
             return Some(Problem::new(ErrorKind::CheckpointStalled, what, lasted));
         }
         if self.kafka == Some(false) {
@@ -165,7 +166,7 @@ impl State {
             let says = self.kafka_says.as_ref().map(|says| format!(": {says}")).unwrap_or_default();
             return Some(Problem::new(
                 ErrorKind::KafkaUnreachable,
-                format!("Kafka does not answer{says}"),
+                format!("Kafka does not respond{says}"),
                 lasted,
             ));
         }
@@ -179,7 +180,7 @@ impl State {
                 Some(StallReason::Search) => "rows wait for their partition",
                 _ => "rows wait",
             };
-            let what = format!("{rows}, and Kafka acknowledges nothing");
+            let what = format!("{rows}, and Kafka does not acknowledge");
             return Some(Problem::new(ErrorKind::NoAcknowledgement, what, lasted));
         }
         let beyond = self.unread.beyond(self.numbers.received, now);
@@ -188,7 +189,7 @@ impl State {
             && beyond > STALLED_AFTER
             && let Some(lasted) = stalled(self.received_moved)
         {
-            let what = "the server has more to send, and nothing arrives";
+            let what = "the server has WAL that was not read, and nothing arrives on the stream";
             return Some(match self.standby_waited_for() {
                 Some(why) => Problem::new(ErrorKind::WaitingForStandby, format!("{what}: {why}"), lasted),
                 None => Problem::new(ErrorKind::StreamStalled, what, lasted),
@@ -197,7 +198,7 @@ impl State {
         None
     }
 
-    /// The partition that is silent for longest, whatever the others do.
+    /// The partition that has been silent longest, even while others progress.
     fn silent_partition(&self, now: Instant) -> Option<Problem> {
         let lasted = |silent: &SilentPartition| now.saturating_duration_since(silent.since);
         let mut silent = self.silent.iter().filter(|silent| lasted(silent) > STALLED_AFTER);
@@ -209,38 +210,38 @@ impl State {
         Some(Problem::new(ErrorKind::NoAcknowledgement, what, lasted(first)))
     }
 
-    /// What the server waits for before it sends more, if it is a standby.
+    /// The standby the server waits for before it sends more, if that is the cause.
     fn standby_waited_for(&self) -> Option<String> {
         let setting = self.slot.as_ref().and_then(|slot| slot.waits_for_standbys.as_ref());
         let waits = setting.map(|slots| {
             format!("it waits for the standbys that synchronized_standby_slots = '{slots}' names")
         });
-        let says = self.standby_awaited.as_ref().map(|notice| format!("PostgreSQL says: {notice}"));
+        let says = self.awaited_standby.as_ref().map(|notice| format!("PostgreSQL says: {notice}"));
         match (waits, says) {
             (Some(waits), Some(says)) => Some(format!("{waits}; {says}")),
             (waits, says) => waits.or(says),
         }
     }
 
-    /// For how long the database has answered neither the observer nor the session, nor sent anything, and why. One of
-    /// them alone decides nothing.
+    /// For how long the database has answered neither the observer nor the session and has sent nothing, and why. A
+    /// failure of only one connection decides nothing.
     fn unanswered(&self, now: Instant) -> Option<(Duration, &str)> {
-        let (since, why) = self.looks_fail.as_ref()?;
+        let (since, why) = self.observer_failure.as_ref()?;
         let answered = self.session_answered.map_or(self.received_moved, |at| at.max(self.received_moved));
         let unseen = now.saturating_duration_since(answered.max(*since));
-        (unseen > UNSEEN_AFTER).then_some((unseen, why))
+        (unseen > UNREACHABLE_AFTER).then_some((unseen, why))
     }
 
     pub(super) fn is_connected(&self, now: Instant) -> bool {
         self.slot_seen.is_some() && self.unanswered(now).is_none()
     }
 
-    /// Whether what was seen of the slot is still so, as far as anyone can know.
+    /// Whether the last observation of the slot is recent enough to be shown as current.
     pub(super) fn slot_is_known(&self, now: Instant) -> bool {
-        self.slot_seen.is_some_and(|seen| now.saturating_duration_since(seen) <= KNOWN_FOR)
+        self.slot_seen.is_some_and(|seen| now.saturating_duration_since(seen) <= CURRENT_FOR)
     }
 
-    /// The server showed this of the slot when it was asked at `asked`.
+    /// The server showed this state of the slot when it was queried at `asked`.
     pub(super) fn set_slot(
         &mut self,
         asked: Instant,
@@ -265,13 +266,13 @@ impl State {
             PgTime::now().as_micros().saturating_sub(commit.as_micros()).max(0)
         });
         let unread = match self.phase {
-            Phase::Standby => self.unread.age(now).saturating_sub(CONFIRMED_WITHIN),
+            Phase::Standby => self.unread.age(now).saturating_sub(IDLE_CONFIRM_WITHIN),
             _ => self.unread.age(now),
         };
         Duration::from_micros(read.unsigned_abs()).max(unread)
     }
 
-    /// A standby sends none, and its last may be days old.
+    /// A standby sends no heartbeats, and its last may be days old.
     pub(super) fn heartbeat_age(&self, now: Instant) -> Option<Duration> {
         self.heartbeat.age(now).filter(|_| self.phase != Phase::Standby)
     }
@@ -279,18 +280,18 @@ impl State {
     pub(super) fn slot_inactive(&self, now: Instant) -> Duration {
         let Some(since) = self.slot_idle else { return Duration::ZERO };
         let seen = self.slot_seen.map_or(Duration::ZERO, |seen| now.saturating_duration_since(seen));
-        let told = self.slot.as_ref().and_then(|slot| slot.inactive_for);
-        told.map_or_else(|| now.saturating_duration_since(since), |told| told + seen)
+        let reported = self.slot.as_ref().and_then(|slot| slot.inactive_for);
+        reported.map_or_else(|| now.saturating_duration_since(since), |reported| reported + seen)
     }
 }
 
-/// Why delivery does not go on, as shown.
+/// Why delivery is interrupted, as shown.
 #[derive(Clone, Debug)]
 pub(super) struct Problem {
     pub(super) reason: ErrorKind,
     pub(super) what: String,
     pub(super) since: SystemTime,
-    /// The row that has to be delivered before it is over, where one is known.
+    /// The row that has to be delivered before the problem counts as resolved, where one is known.
     pub(super) at: Option<Position>,
 }
 

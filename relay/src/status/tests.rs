@@ -12,7 +12,7 @@ fn slot_at(current: u64) -> SlotState {
     SlotState { current: Some(lsn(current)), active_pid: Some(7), ..SlotState::default() }
 }
 
-/// A relay that streams, and has done so for a while without a fault.
+/// A relay that has been streaming without a fault.
 fn streaming() -> Status {
     let status = Status::default();
     status.enter(Phase::Streaming);
@@ -20,7 +20,7 @@ fn streaming() -> Status {
     status
 }
 
-/// Makes everything that is remembered with a time as old as `age`.
+/// Moves the recorded times back by `age`.
 fn grow_old(status: &Status, age: Duration) {
     let mut state = status.state();
     let then = Instant::now().checked_sub(age).unwrap();
@@ -30,19 +30,19 @@ fn grow_old(status: &Status, age: Duration) {
 fn reason(status: &Status) -> Option<String> {
     let json = status.json();
     let ready = matches!(status.readiness(), Readiness::Ready(_));
-    assert_eq!(json["ready"], ready, "two answers to one question: {json}");
+    assert_eq!(json["ready"], ready, "/readyz and /status disagree: {json}");
     json["trouble"]["reason"].as_str().map(str::to_owned)
 }
 
 #[test]
-fn a_trouble_makes_it_not_ready_and_streaming_clears_it() {
+fn an_error_makes_it_not_ready_and_streaming_clears_it() {
     let status = Status::default();
     assert!(status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "slot s is gone")));
     assert!(
         !status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "slot s is gone")),
-        "no news"
+        "already shown"
     );
-    let Readiness::NotReady(text) = status.readiness() else { panic!("ready in trouble") };
+    let Readiness::NotReady(text) = status.readiness() else { panic!("ready despite an error") };
     assert!(text.starts_with("SlotLost: slot s is gone; rows committed since"), "{text}");
     assert_eq!(reason(&status).as_deref(), Some("SlotLost"));
     status.record_problem();
@@ -53,11 +53,11 @@ fn a_trouble_makes_it_not_ready_and_streaming_clears_it() {
     let last = &status.json()["lastTrouble"];
     assert_eq!(last["reason"], "SlotLost");
     assert!(last["until"].is_string(), "{last}");
-    assert!(status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "again")), "another one");
+    assert!(status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "again")), "a new error");
 }
 
 #[test]
-fn what_ended_a_stream_is_over_when_delivery_has_got_past_it_and_not_before() {
+fn an_error_that_ended_a_stream_is_resolved_only_when_delivery_has_passed_it() {
     let at = |commit_lsn| outbox::Position { timeline: 1, commit_lsn, index: 0 };
     let refused = |commit| RelayError::new(ErrorKind::DeliveryFailed, "refused").at(at(commit));
     let status = streaming();
@@ -70,18 +70,18 @@ fn what_ended_a_stream_is_over_when_delivery_has_got_past_it_and_not_before() {
         assert!(status.on_error(Phase::Waiting, &refused(100)), "counted each time");
     }
     assert!(status.json()["lastTrouble"]["until"].is_null());
-    // Something else is in the way for a while.
+    // Another error interrupts delivery for a while.
     assert!(status.on_error(Phase::Waiting, &RelayError::new(ErrorKind::DatabaseUnreachable, "away")));
     assert_eq!(reason(&status).as_deref(), Some("DatabaseUnreachable"));
     status.enter(Phase::Streaming);
     assert_eq!(reason(&status).as_deref(), Some("DeliveryFailed"));
-    assert_eq!(status.unresolved_error(), Some(Some(at(200))), "the furthest of all");
+    assert_eq!(status.unresolved_error(), Some(Some(at(200))), "the furthest position of all");
     status.on_error_resolved();
     assert_eq!((reason(&status), status.unresolved_error()), (None, None));
 }
 
 #[test]
-fn a_poison_row_that_is_sent_after_all_is_over_when_it_is_acknowledged() {
+fn a_poison_row_that_is_sent_after_all_is_resolved_when_it_is_acknowledged() {
     let at = outbox::Position { timeline: 1, commit_lsn: 100, index: 0 };
     let status = streaming();
     status.set_poison(Some(RelayError::new(ErrorKind::PoisonRow, "row 1").at(at)));
@@ -93,7 +93,7 @@ fn a_poison_row_that_is_sent_after_all_is_over_when_it_is_acknowledged() {
 }
 
 #[test]
-fn producers_that_are_rebuilt_on_purpose_leave_nothing_behind() {
+fn rebuilding_producers_on_purpose_leaves_no_error() {
     let status = streaming();
     status.on_error(Phase::Waiting, &RelayError::new(ErrorKind::CredentialsRotated, "another file"));
     status.enter(Phase::Streaming);
@@ -118,12 +118,12 @@ fn rows_that_wait_without_an_acknowledgement_make_it_not_ready() {
     grow_old(&status, LONG);
     assert_eq!(reason(&status).as_deref(), Some("NoAcknowledgement"));
     status.set_kafka_answers(Some(false), Some("refused".into()));
-    assert_eq!(reason(&status).as_deref(), Some("KafkaUnreachable"), "it is known why");
+    assert_eq!(reason(&status).as_deref(), Some("KafkaUnreachable"), "the cause is known");
     status.set_kafka_answers(Some(true), None);
-    // In the midst of a large transaction nothing is acknowledged as a whole, and yet it goes on.
+    // Within a large transaction the acknowledged prefix does not move, and yet there is progress.
     status.set_session_stats(SessionStats { acknowledged_events: 1, ..waiting });
     assert_eq!(reason(&status), None);
-    // Or is found there, row by row, after a crash in its midst.
+    // Rows found in Kafka after a crash within the transaction are progress, too.
     grow_old(&status, LONG);
     assert_eq!(reason(&status).as_deref(), Some("NoAcknowledgement"));
     status.set_session_stats(SessionStats { acknowledged_events: 1, suppressed_events: 1, ..waiting });
@@ -144,7 +144,7 @@ fn a_checkpoint_that_is_not_written_makes_it_not_ready() {
 }
 
 #[test]
-fn a_topic_that_is_found_clears_neither_another_nor_a_poison_row() {
+fn a_topic_that_is_found_clears_neither_another_missing_topic_nor_a_poison_row() {
     let status = streaming();
     status.set_topic_missing("a", true);
     status.set_topic_missing("b", true);
@@ -159,18 +159,18 @@ fn a_topic_that_is_found_clears_neither_another_nor_a_poison_row() {
 }
 
 #[test]
-fn a_stream_that_brings_nothing_of_what_there_is_makes_it_not_ready() {
+fn a_stream_that_brings_nothing_although_there_is_wal_makes_it_not_ready() {
     let status = streaming();
     let long_ago = Instant::now().checked_sub(LONG).unwrap();
     status.set_slot(long_ago, Some(slot_at(100)), None);
     grow_old(&status, LONG);
-    assert_eq!(reason(&status), None, "there is nothing to move");
+    assert_eq!(reason(&status), None, "there is nothing to read");
     status.set_slot(long_ago, Some(slot_at(200)), None);
     assert_eq!(reason(&status).as_deref(), Some("StreamStalled"));
     let full =
         SessionStats { received: lsn(100), hold_up: Some(StallReason::Budget), ..SessionStats::default() };
     status.set_session_stats(full);
-    assert_eq!(reason(&status), None, "it is not the stream's fault");
+    assert_eq!(reason(&status), None, "the stream is not the cause");
     assert_eq!(status.json()["budgetFull"], true);
     status.set_session_stats(SessionStats { received: lsn(200), ..SessionStats::default() });
     assert_eq!(reason(&status), None);
@@ -197,7 +197,7 @@ fn an_invalidated_slot_shows_while_the_stream_still_looks_open() {
 }
 
 #[test]
-fn lag_counts_what_was_not_read_until_it_is_acknowledged() {
+fn lag_counts_unread_wal_until_it_is_acknowledged() {
     let status = Status::default();
     status.set_slot(Instant::now(), Some(slot_at(100)), None);
     assert!(status.lag_seconds() > 0.0);
@@ -210,7 +210,7 @@ fn lag_counts_what_was_not_read_until_it_is_acknowledged() {
 }
 
 #[test]
-fn what_another_relay_has_confirmed_is_not_this_ones_lag() {
+fn wal_that_another_relay_has_confirmed_is_not_this_ones_lag() {
     let status = Status::default();
     status.on_error(Phase::Standby, &RelayError::new(ErrorKind::SlotActive, "held by pid 7"));
     status.set_slot(Instant::now(), Some(slot_at(100)), None);
@@ -219,21 +219,21 @@ fn what_another_relay_has_confirmed_is_not_this_ones_lag() {
 }
 
 #[test]
-fn a_slot_nobody_holds_is_idle_by_the_servers_account_or_our_own() {
+fn the_inactive_time_of_a_slot_is_the_servers_or_this_processs() {
     let status = Status::default();
     let long_ago = Instant::now().checked_sub(LONG).unwrap();
     let idle = SlotState { active_pid: None, ..slot_at(100) };
     status.set_slot(long_ago, Some(idle.clone()), None);
     assert!(status.slot_inactive_for() >= LONG);
-    let told = SlotState { inactive_for: Some(LONG * 10), ..idle };
-    status.set_slot(Instant::now(), Some(told), None);
+    let reported = SlotState { inactive_for: Some(LONG * 10), ..idle };
+    status.set_slot(Instant::now(), Some(reported), None);
     assert!(status.slot_inactive_for() >= LONG * 10);
     status.set_slot(Instant::now(), Some(slot_at(100)), None);
     assert_eq!(status.slot_inactive_for(), Duration::ZERO);
 }
 
 #[test]
-fn lost_records_are_shown_until_kafka_was_looked_at() {
+fn lost_records_are_shown_until_kafka_was_verified() {
     let status = Status::default();
     status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::KafkaLostRecords, "t/0 ends early"));
     status.enter(Phase::Streaming);

@@ -1,41 +1,41 @@
-//! How old what was not acknowledged is, as far as it can be told without having read it: since when the server's
-//! log has been seen to go beyond what Kafka has.
+//! The age of what is not acknowledged, as far as it is known without reading it: the time since the server's WAL was
+//! first seen beyond what Kafka has.
 
 use std::time::{Duration, Instant};
 
 use pg_replication::EndLsn;
 
-/// One look a second: an hour of them is plenty, and the oldest is the one that counts.
-const MOST_SAMPLES: usize = 3600;
+/// One sample per second: an hour of them is enough, and only the oldest decides.
+const MAX_SAMPLES: usize = 3600;
 
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     lsn: EndLsn,
     seen: Instant,
-    /// It is known to have been waiting for so long before it was seen.
+    /// How long it is known to have waited before it was seen.
     before: Duration,
 }
 
-/// See the module's text.
 #[derive(Debug, Default)]
 pub(super) struct UnreadLag {
     samples: Vec<Sample>,
     acknowledged: EndLsn,
-    /// Something was acknowledged, or seen, in this process's life.
+    /// Whether this process has seen an acknowledged or an observed LSN.
     begun: bool,
 }
 
 impl UnreadLag {
-    /// The server's log was at `lsn` at `now`. `checkpoint_age` is how long ago the relay stored that it had delivered
-    /// all there was: what was there before the first look of this process is at most that old, and taken to be.
+    /// The server's WAL ended at `lsn` at `now`. `checkpoint_age` is the time since the relay stored that it had
+    /// delivered everything: WAL from before this process's first observation is at most that old, and is reported as
+    /// that old.
     pub(super) fn on_observed(&mut self, lsn: EndLsn, now: Instant, checkpoint_age: Option<Duration>) {
         let before = if self.begun { Duration::ZERO } else { checkpoint_age.unwrap_or_default() };
         self.begun = true;
-        let news = self.samples.last().is_none_or(|last| last.lsn < lsn);
-        if news && lsn > self.acknowledged {
+        let is_newer = self.samples.last().is_none_or(|last| last.lsn < lsn);
+        if is_newer && lsn > self.acknowledged {
             self.samples.push(Sample { lsn, seen: now, before });
         }
-        if self.samples.len() > MOST_SAMPLES {
+        if self.samples.len() > MAX_SAMPLES {
             self.samples.remove(1);
         }
     }
@@ -47,13 +47,13 @@ impl UnreadLag {
         self.samples.retain(|sample| sample.lsn > acknowledged);
     }
 
-    /// Age of the oldest that is not acknowledged.
+    /// Age of the oldest WAL that is not acknowledged.
     pub(super) fn age(&self, now: Instant) -> Duration {
         let oldest = self.samples.first();
         oldest.map_or(Duration::ZERO, |sample| now.saturating_duration_since(sample.seen) + sample.before)
     }
 
-    /// For how long the server has had more than `received`.
+    /// For how long the server has had WAL beyond `received`.
     pub(super) fn beyond(&self, received: EndLsn, now: Instant) -> Duration {
         let oldest = self.samples.iter().find(|sample| sample.lsn > received);
         oldest.map_or(Duration::ZERO, |sample| now.saturating_duration_since(sample.seen))
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_as_old_as_the_first_look_that_found_it_and_gone_when_acknowledged() {
+    fn its_age_counts_from_the_first_observation_and_ends_with_the_acknowledgement() {
         let start = Instant::now();
         let mut unread = UnreadLag::default();
         unread.on_acknowledged(lsn(100));
@@ -88,25 +88,25 @@ mod tests {
     }
 
     #[test]
-    fn what_was_there_before_the_process_is_as_old_as_the_checkpoint() {
+    fn wal_from_before_the_process_is_as_old_as_the_checkpoint() {
         let start = Instant::now();
         let mut unread = UnreadLag::default();
         unread.on_observed(lsn(100), start, Some(3600 * SECOND));
         unread.on_observed(lsn(200), start + SECOND, Some(3601 * SECOND));
         assert_eq!(unread.age(start + SECOND), 3601 * SECOND);
-        assert_eq!(unread.beyond(lsn(0), start + SECOND), SECOND, "it could not be read before");
+        assert_eq!(unread.beyond(lsn(0), start + SECOND), SECOND, "the process could not read it before");
         unread.on_acknowledged(lsn(100));
         assert_eq!(unread.age(start + SECOND), Duration::ZERO);
     }
 
     #[test]
-    fn memory_is_bounded_and_the_oldest_is_kept() {
+    fn the_number_of_samples_is_bounded_and_the_oldest_is_kept() {
         let start = Instant::now();
         let mut unread = UnreadLag::default();
-        for second in 0..2 * MOST_SAMPLES as u32 {
+        for second in 0..2 * MAX_SAMPLES as u32 {
             unread.on_observed(lsn(u64::from(second) + 1), start + second * SECOND, None);
         }
-        assert_eq!(unread.samples.len(), MOST_SAMPLES);
+        assert_eq!(unread.samples.len(), MAX_SAMPLES);
         assert_eq!(unread.age(start + 10_000 * SECOND), 10_000 * SECOND);
     }
 }

@@ -108,7 +108,7 @@ async fn a_session_outlives_an_observer_that_cannot_connect() {
     site.execute(&format!("ALTER ROLE {role} CONNECTION LIMIT -1")).await;
     relay.until("/status", 200, "\"observerError\":null").await;
     no_session_ended(&relay).await;
-    assert!(relay.program.log().contains("delivery goes on"), "{}", relay.program.log());
+    assert!(relay.program.log().contains("delivery continues"), "{}", relay.program.log());
 }
 
 /// A start that waits for a lock reports it.

@@ -83,7 +83,7 @@ async fn what_is_wrong_outside_is_named_with_its_remedy() {
         .await;
     let port = site.value("current_setting('port')").await.unwrap();
     let other_port = |text: String| text.replace(&format!("port: {port},"), &format!("port: {nowhere},"));
-    one(&site, other_port, &["database", "check that Postgres runs"]).await;
+    one(&site, other_port, &["database", "check that PostgreSQL runs"]).await;
     let kafka = site.bootstrap.clone();
     let no_kafka = |text: String| text.replace(&kafka, &format!("127.0.0.1:{nowhere}"));
     one(&site, no_kafka, &["Kafka", "sink.bootstrapServers"]).await;
@@ -168,7 +168,8 @@ async fn lag_says_what_is_confirmed_and_what_the_relay_knows() {
 #[tokio::test]
 async fn topics_that_take_no_events_or_no_keyless_ones_are_named() {
     let site = site().await;
-    for (topic, says) in [("__consumer_offsets", "Kafka's own"), (".", "no name of a topic")] {
+    for (topic, says) in [("__consumer_offsets", "internal topic of Kafka"), (".", "not a valid topic name")]
+    {
         let routed = |text: String| format!("{text}routing: {{replacement: '{topic}'}}\n");
         one(&site, routed, &["routing", topic, says, "correct routing.replacement"]).await;
     }
@@ -183,5 +184,5 @@ async fn topics_that_take_no_events_or_no_keyless_ones_are_named() {
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert!(answer.out.contains(&format!("dead-letter topic {dead} is compacted")), "{answer:?}");
     let internal: Vec<&str> = answer.out.lines().filter(|line| line.contains("__consumer_offsets")).collect();
-    assert!(internal.len() == 1 && internal[0].contains("a topic of Kafka's own"), "{answer:?}");
+    assert!(internal.len() == 1 && internal[0].contains("an internal topic of Kafka"), "{answer:?}");
 }

@@ -32,7 +32,7 @@ async fn a_standby_is_refused_until_it_is_promoted() {
     let dead = net::free_port().unwrap();
     let hosts = format!("host: '127.0.0.1:{dead}, 127.0.0.1'");
     let relay = site.launch(|text| text.replace("host: 127.0.0.1", &hosts));
-    shows(&relay, "NoWritableHost", "name the primary in source.host").await;
+    shows(&relay, "NoWritableHost", "add the primary to source.host").await;
     let text = relay.status_text().await;
     assert!(
         text.contains(&format!("127.0.0.1:{dead}")) && text.contains("is a standby"),

@@ -69,7 +69,7 @@ async fn a_database_that_does_not_exist() {
         let until = at + text[at..].find(',').unwrap();
         format!("{}port: {port}{}", &text[..at], &text[until..])
     });
-    shows(&nobody, "DatabaseUnreachable", "check that Postgres runs").await;
+    shows(&nobody, "DatabaseUnreachable", "check that PostgreSQL runs").await;
     let other = site.launch(|text| text.replace(&name, "no_such_database"));
     shows(&other, "DatabaseMissing", "check source.database").await;
 }

@@ -48,7 +48,7 @@ async fn r23_a_topic_below_its_min_insync_replicas_is_shown_while_others_are_del
     kafka.brokers()[2].kill().await.unwrap();
     until_more(&relay, 50.0).await;
     site.execute(&row).await;
-    let shown = format!("partition {topic}/0 acknowledges nothing, 1 records wait");
+    let shown = format!("partition {topic}/0 does not acknowledge: 1 records wait");
     relay.until("/readyz", 503, &shown).await;
     let cause = "2 of its 3 replicas in sync, but min.insync.replicas is 3";
     relay.until("/readyz", 503, cause).await;
@@ -131,7 +131,7 @@ async fn a_partition_that_does_not_accept_its_first_record_blocks_no_other() {
         );
         site.execute(&row).await;
     }
-    relay.until("/readyz", 503, &format!("partition {topic}/0 acknowledges nothing, 20 records wait")).await;
+    relay.until("/readyz", 503, &format!("partition {topic}/0 does not acknowledge: 20 records wait")).await;
     stays_shown_while_others_go_on(&relay, &format!("{topic}/0")).await;
     kafka.start_again().await.unwrap();
     relay.until_ready().await;

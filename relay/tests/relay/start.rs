@@ -112,7 +112,7 @@ async fn a_snapshot_whose_connection_falls_silent_continues_over_another() {
     let relay = proxied.launch();
     proxied.site.until_records(10_000).await;
     assert_eq!(proxied.to_postgres.cuts(), 1);
-    assert!(relay.program.log().contains("is not at work for it"), "{}", relay.program.log());
+    assert!(relay.program.log().contains("is not working for it"), "{}", relay.program.log());
     relay.until_ready().await;
     proxied.site.judge_table(&relay).await;
 }

@@ -107,7 +107,7 @@ async fn everything_is_encrypted_and_rotated_credentials_are_used_without_a_rest
     on.site.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shipper'").await;
     shows(&relay, "AuthenticationFailed", "source.user and its password").await;
     std::fs::remove_file(on.file("password")).unwrap();
-    shows(&relay, "CredentialsUnreadable", "read again at each attempt").await;
+    shows(&relay, "CredentialsUnreadable", "reads it again at each attempt").await;
     on.write("password", "second-secret");
     relay.until_ready().await;
 

@@ -1,4 +1,4 @@
-//! The one statement that moves a checkpoint on, with its guard.
+//! The statement that advances a checkpoint, with its guard.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::error::{ErrorKind, RelayError};
 use crate::postgres::delivered_snapshots::DurableSnapshot;
 use crate::postgres::{publication, table};
 
-/// How often a checkpoint looks at the table, too: the catalog is read for it, which is too much for each of ten a second.
+/// How often a checkpoint also checks the table: the catalog query is too expensive for ten checkpoints a second.
 const LOOK_AT_TABLE_EVERY: Duration = Duration::from_secs(5);
 
-/// See the module's text.
+/// The UPDATE that advances the checkpoint.
 pub(super) struct Statement {
     sql: String,
     looked_at_table: Option<Instant>,
@@ -24,9 +24,10 @@ pub(super) struct Statement {
 }
 
 impl Statement {
-    /// The WHERE clause is a guard: the row must still be of this history, in the cluster the stream comes from,
-    /// and must not go back; nobody may have written it since this session did; and the publication must be what it
-    /// was, and the table must have no rows that the stream does not have. While rows are copied there is no confirmed LSN; once there is, no copy begins again.
+    /// The WHERE clause is the guard. The row must belong to this timeline, in the cluster the stream comes from, must
+    /// not move back, and must not have been written by another process since this session last did. The publication
+    /// must be unchanged, and the table must have no rows that the stream does not carry. During the initial snapshot
+    /// there is no confirmed LSN; once there is one, no snapshot starts again.
     pub(super) fn new(config: &Config, history: ClusterTimeline) -> Statement {
         let checkpoint = config.source.table.sibling(TABLE);
         let sql = format!(
@@ -53,8 +54,8 @@ impl Statement {
         Statement { sql, looked_at_table: None, config: config.clone(), history }
     }
 
-    /// `previous` is the transaction in which this session wrote the row last. A process that was paused and has lost
-    /// the slot may still have a checkpoint to write: its successor's is not overwritten. Returns the id of the
+    /// `previous` is the transaction in which this session last wrote the row. A process that was paused and has lost
+    /// the slot may still have a checkpoint to write: it must not overwrite its successor's. Returns the id of the
     /// transaction that wrote the row.
     pub(super) async fn execute(
         &mut self,
@@ -92,7 +93,8 @@ impl Statement {
         Err(self.refused(sql).await?)
     }
 
-    /// Why the row was not written. One that is there and of this history goes on from what it says now.
+    /// Why the row was not written. If it exists and belongs to this timeline, the relay continues from its present
+    /// content.
     async fn refused(&self, sql: &mut PgConnection) -> Result<RelayError, RelayError> {
         let table = self.config.source.table.sibling(TABLE);
         let select = format!(
@@ -106,17 +108,18 @@ impl Statement {
             .await?;
         let name = &self.config.name;
         Ok(if there {
-            let what =
-                format!("the checkpoint row of relay '{name}' was written by another process meanwhile");
+            let what = format!("another process has written the checkpoint row of relay '{name}'");
             RelayError::new(ErrorKind::SlotActive, what)
         } else {
-            let what = format!("the checkpoint row of relay '{name}' is gone, or of another history");
+            let what = format!(
+                "the checkpoint row of relay '{name}' is gone, or belongs to another cluster or timeline"
+            );
             RelayError::new(ErrorKind::CheckpointLost, what)
         })
     }
 }
 
-/// A row's `xmin`, as the transaction of this id has written it: without the epoch.
+/// The `xmin` of a row written by the transaction with this id: the id without its epoch.
 fn row_version(xid: u64) -> String {
     (xid & u64::from(u32::MAX)).to_string()
 }

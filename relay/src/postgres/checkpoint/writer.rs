@@ -1,4 +1,4 @@
-//! Writes checkpoints in the background, and takes the snapshots that say what may be dropped.
+//! Writes checkpoints in the background, and takes the snapshots that say which rows may be dropped.
 
 use std::time::{Duration, Instant};
 
@@ -18,24 +18,24 @@ use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
 use crate::postgres::slot::{self, lsn};
 use crate::status::Status;
 
-/// How often the connection is asked for the slot.
+/// How often this connection queries the slot.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long one checkpoint may take. The server may be slow, or somebody may hold a lock on the row, which shows as
-/// [`ErrorKind::CheckpointStalled`] long before; what takes longer is a connection that leads nowhere any more.
+/// Timeout of one checkpoint. A slow server, or a lock on the row, shows as [`ErrorKind::CheckpointStalled`] long
+/// before; what takes this long is a connection that is dead.
 const WRITE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Writes checkpoints in the background, one at a time, always the newest.
 pub struct Writer {
     progress: watch::Sender<Option<CheckpointUpdate>>,
     committed: watch::Receiver<CommittedCheckpoint>,
-    /// Since when the server has not answered.
+    /// Since when the server has not responded.
     waits: watch::Receiver<Option<Instant>>,
     task: tokio::task::JoinHandle<Result<(), RelayError>>,
 }
 
 impl Writer {
-    /// Takes over `sql` for writing. `committed` is what the row says now.
+    /// Starts to write over `sql`. `committed` is the content of the row.
     pub fn start(
         sql: PgConnection,
         config: &Config,
@@ -54,22 +54,22 @@ impl Writer {
         Writer { progress, committed, waits, task: tokio::spawn(writing.run(wanted)) }
     }
 
-    /// Asks for `progress` to be written, in place of anything asked for and not begun.
+    /// Requests that `progress` be written; replaces a request whose write has not started.
     pub fn write(&self, progress: CheckpointUpdate) {
         self.progress.send_replace(Some(progress));
     }
 
-    /// What the last committed row says.
+    /// The last committed checkpoint.
     pub fn committed(&self) -> CommittedCheckpoint {
         *self.committed.borrow()
     }
 
-    /// Since when a checkpoint is being written.
+    /// Since when a checkpoint write is in progress.
     pub fn waits_since(&self) -> Option<Instant> {
         *self.waits.borrow()
     }
 
-    /// Waits until another row was committed, or for the reason why none can be.
+    /// Waits until another checkpoint is committed, or fails if none can be.
     pub async fn changed(&mut self) -> Result<(), RelayError> {
         if self.committed.changed().await.is_ok() {
             return Ok(());
@@ -86,9 +86,9 @@ struct WriterTask {
     statement: Statement,
     slot: String,
     status: Status,
-    /// When the server was last asked for the slot.
+    /// When the server was last queried for the slot.
     asked: Instant,
-    /// The transaction that wrote the row last.
+    /// The transaction that last wrote the row.
     previous: u64,
     done: watch::Sender<CommittedCheckpoint>,
     waiting: watch::Sender<Option<Instant>>,
@@ -96,7 +96,7 @@ struct WriterTask {
 
 impl WriterTask {
     async fn run(mut self, mut wanted: watch::Receiver<Option<CheckpointUpdate>>) -> Result<(), RelayError> {
-        // Lives and dies with the session: see its text.
+        // Valid for this session only: see [`DeliveredSnapshots`].
         let mut delivered = DeliveredSnapshots::default();
         loop {
             match timeout(ASK_EVERY, wanted.changed()).await {
@@ -120,9 +120,9 @@ impl WriterTask {
         Ok(())
     }
 
-    /// Asks for the slot: a server that is stopping says so on this connection, and then waits for the stream to be
-    /// closed, which nothing else would notice while the stream is not read. And the session sees itself who holds the
-    /// slot, whether the observer can connect or not.
+    /// Queries the slot. A server that is shutting down reports so on this connection and then waits until the stream
+    /// is closed; nothing else would notice that while the stream is not read. And the session learns who holds the
+    /// slot, whether or not the observer can connect.
     async fn ask(&mut self) -> Result<(), RelayError> {
         self.asked = Instant::now();
         let late = |_| {
@@ -147,7 +147,7 @@ impl WriterTask {
         failpoint::pass(Boundary::CheckpointStored);
         self.done.send_replace(progress.committed(self.previous));
         delivered.on_written(self.previous, &progress.offsets);
-        // While rows are copied nothing of the table counts as delivered.
+        // During the initial snapshot no row of the table counts as delivered.
         if progress.copied.is_none() && delivered.is_due() {
             delivered.on_taken(take_snapshot(&mut self.sql).await?);
         }
