@@ -1,4 +1,4 @@
-//! How the client proves who it is, and, with SCRAM, the server that it knows the password too.
+//! Authentication of the client, and, with SCRAM, of the server.
 
 use bytes::Bytes;
 use postgres_protocol::authentication::md5_hash;
@@ -12,8 +12,8 @@ use crate::report::{Notices, server_error};
 use crate::wire::Reader;
 use crate::{ChannelBinding, ConnectOptions, Error};
 
-/// How far SCRAM has come. The server must prove at the end that it knows the password too, so "welcome" in
-/// between is refused.
+/// Progress of SCRAM. The server must prove at the end that it knows the password, too, so AuthenticationOk before that
+/// is rejected.
 enum Exchange {
     None,
     Scram(Box<ScramSha256>),
@@ -32,7 +32,7 @@ pub(crate) async fn authenticate(
         let mut reader = Reader::new(&request);
         let kind = reader.u32()?;
         match (kind, &mut exchange) {
-            // Chosen in a way that satisfies the demand, or not chosen at all.
+            // The exchange satisfied the required channel binding, or no SASL exchange took place.
             (0, Exchange::Proven) => return Ok(()),
             (0 | 5, Exchange::None) if demand == ChannelBinding::Require => return Err(unbound()),
             (0, Exchange::None) => return Ok(()),
@@ -79,7 +79,7 @@ fn password(options: &ConnectOptions) -> Result<&[u8], Error> {
     options.password.as_ref().map(|password| password.reveal()).ok_or_else(missing)
 }
 
-/// The best mechanism that both sides have.
+/// The strongest mechanism that both sides support.
 fn choose(
     mut offered: Reader<'_>,
     end_point: Option<Vec<u8>>,
@@ -97,16 +97,17 @@ fn choose(
     match end_point {
         Some(end_point) if plus => Ok((SCRAM_SHA_256_PLUS, Binding::tls_server_end_point(end_point))),
         _ if demand == ChannelBinding::Require => Err(unbound()),
-        // "I could, and you do not offer it": a server whose offer was tampered with fails the exchange.
+        // "y": the client supports channel binding and the server did not offer it. If its offer was tampered with, the
+        // exchange fails.
         Some(_) if plain => Ok((SCRAM_SHA_256, Binding::unrequested())),
         None if plain => Ok((SCRAM_SHA_256, Binding::unsupported())),
-        _ => Err(Error::auth("the server offers no SASL mechanism but unknown ones; use scram-sha-256")),
+        _ => Err(Error::auth("the server offers only unknown SASL mechanisms; use scram-sha-256")),
     }
 }
 
 fn unbound() -> Error {
     Error::auth(
-        "channel binding is required, and this login cannot be bound; it takes TLS, scram-sha-256 in pg_hba.conf, \
+        "channel binding is required, but not possible on this connection; it requires TLS, scram-sha-256 in pg_hba.conf, \
          and a server certificate that is not signed with Ed25519",
     )
 }
@@ -117,7 +118,7 @@ fn scram_failed(error: std::io::Error) -> Error {
 
 fn unacceptable(kind: u32) -> Error {
     Error::auth(match kind {
-        3 => "the server asks for the password in clear text, which is refused; \
+        3 => "the server asks for the password in clear text, which this client never sends; \
               use scram-sha-256 in pg_hba.conf"
             .to_owned(),
         2 | 6 | 7 | 8 | 9 => "the server asks for Kerberos, GSSAPI or SSPI, which are not supported; \
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn the_exchange_is_bound_where_it_can_be_and_says_so_where_it_could_have_been() {
+    fn scram_uses_channel_binding_if_offered_and_signals_its_support_otherwise() {
         use ChannelBinding::{Prefer, Require};
         let both = b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0";
         let plain = b"SCRAM-SHA-256\0\0";

@@ -15,47 +15,47 @@ use crate::timeline::TimelineHistory;
 use crate::wire::{Reader, WireError};
 use crate::{ConnectOptions, EndLsn, Error, Host, Lsn, Notice, Stream, Target, hosts, settings};
 
-/// What initdb starts with.
+/// The first timeline of a cluster, as initdb creates it.
 const FIRST_TIMELINE: u32 = 1;
 
-/// What the server is and where it stands: the answer to IDENTIFY_SYSTEM.
+/// Identity and WAL position of the server: the result of IDENTIFY_SYSTEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemIdentity {
-    /// Made by initdb; the same on a primary and its standbys, different after a dump and restore.
+    /// Set by initdb; the same on a primary and its standbys, different after a dump and restore.
     pub system_id: u64,
-    /// Grows with each promotion: LSNs of different timelines are not comparable.
+    /// Increases with each promotion: LSNs of different timelines are not comparable.
     pub timeline: u32,
-    /// How far the server's log is flushed.
+    /// How far the server's WAL is flushed.
     pub flush_lsn: Lsn,
     /// The database of this connection.
     pub database: String,
 }
 
-/// A slot that was just created.
+/// A newly created slot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CreatedSlot {
     /// Everything committed from here on will be streamed.
     pub consistent_point: EndLsn,
-    /// Names the snapshot for `SET TRANSACTION SNAPSHOT`; it lives until the next command on this connection.
+    /// Names the snapshot for `SET TRANSACTION SNAPSHOT`; it exists until the next command on this connection.
     pub snapshot_name: Option<String>,
 }
 
-/// A row of an answer; `None` is SQL NULL.
+/// A row of a result; `None` is SQL NULL.
 pub type Row = Vec<Option<String>>;
 
 /// A connection in replication mode to one database, ready for commands.
 ///
-/// A command that is abandoned (its future dropped before it completed) makes the connection unusable; the next
-/// command says so.
+/// A command that is abandoned (its future dropped before it completed) makes the connection unusable; the next command
+/// returns an error.
 pub struct Client {
     connection: Connection,
     route: Route,
     parameters: ServerParameters,
-    /// The server process is another than the parameters said.
+    /// The process ID of the server process differs from the one the server announced.
     pooled: bool,
     notices: Notices,
     answer_limit: Duration,
-    /// An answer is still to be read.
+    /// The result of a command has not been read completely.
     busy: bool,
 }
 
@@ -65,14 +65,14 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Connect`], [`Error::Timeout`] after `connect_timeout`, [`Error::Tls`], [`Error::Auth`],
-    /// [`Error::ReadOnly`], and [`Error::Server`]: classes 28 (who you are), 3D (which database),
-    /// [`INSUFFICIENT_PRIVILEGE`](crate::SqlState::INSUFFICIENT_PRIVILEGE) (no REPLICATION), or 53 and 57 (not now).
-    /// [`Error::NoServer`] with all of them when several servers were tried.
+    /// [`Error::ReadOnly`], and [`Error::Server`]: classes 28 (authentication), 3D (database),
+    /// [`INSUFFICIENT_PRIVILEGE`](crate::SqlState::INSUFFICIENT_PRIVILEGE) (no REPLICATION), or 53 and 57 (not
+    /// available now). [`Error::NoServer`] with all of them when several servers were tried.
     pub async fn connect(options: &ConnectOptions) -> Result<Self, Error> {
         hosts::connect(options).await
     }
 
-    /// Logs in over a socket that has just been opened.
+    /// Authenticates over a socket that has just been opened.
     pub(crate) async fn start(
         socket: Socket,
         route: Route,
@@ -106,13 +106,13 @@ impl Client {
         &self.route.host
     }
 
-    /// Which address of that host: another connection made with it leads to the same place.
+    /// Which address of that host: another connection to it reaches the same server.
     pub fn address(&self) -> &Host {
         &self.route.address
     }
 
-    /// Whether a connection pooler or proxy answers in place of the server: it gave this connection a process id that
-    /// is not that of the server process behind it.
+    /// Whether a connection pooler or proxy answers instead of the server: it announced a process ID that is not that
+    /// of the server process behind this connection.
     pub fn is_pooled(&self) -> bool {
         self.pooled
     }
@@ -127,40 +127,40 @@ impl Client {
         self.parameters.process_id
     }
 
-    /// The notices that came since the last call.
+    /// The notices received since the last call.
     pub fn take_notices(&mut self) -> Vec<Notice> {
         self.notices.take()
     }
 
-    /// Asks which server this is. Compare it with what was stored before streaming.
+    /// Queries which server this is. Compare it with the stored identity before streaming.
     ///
     /// # Errors
     /// [`Error::Timeout`] after `connect_timeout`.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity, Error> {
         let rows = self.query_with_timeout("IDENTIFY_SYSTEM", "identify itself").await?;
         command::identity(rows)
-            .ok_or_else(|| Error::protocol("an answer to IDENTIFY_SYSTEM without its columns"))
+            .ok_or_else(|| Error::protocol("a result of IDENTIFY_SYSTEM without its columns"))
     }
 
-    /// Asks how `timeline` came about: which timelines came before it, and where each ended. Needed to tell whether
-    /// an LSN of before a promotion lies on the history that the server goes on with.
+    /// Queries the history of `timeline`: the timelines before it, and where each ended. Needed to decide whether an
+    /// LSN from before a promotion lies on the server's present history.
     ///
     /// # Errors
     /// [`Error::Server`] `58P01` when the server does not have the file (any more), [`Error::Protocol`] when its
     /// content is not a history, and [`Error::Timeout`] after `connect_timeout`.
     pub async fn timeline_history(&mut self, timeline: u32) -> Result<TimelineHistory, Error> {
         if timeline <= FIRST_TIMELINE {
-            // It has no ancestors, and therefore no file.
+            // The first timeline has no ancestors, and therefore no file.
             return Ok(TimelineHistory::first(timeline));
         }
         let command = format!("TIMELINE_HISTORY {timeline}");
         let rows = self.query_with_timeout(&command, "tell the history of its timeline").await?;
         let content = command::history(rows)
-            .ok_or_else(|| Error::protocol("an answer to TIMELINE_HISTORY without its columns"))?;
+            .ok_or_else(|| Error::protocol("a result of TIMELINE_HISTORY without its columns"))?;
         TimelineHistory::parse(timeline, &content)
     }
 
-    /// Runs one or more SQL statements and returns all their rows. Waits as long as they take: wrap it in
+    /// Runs one or more SQL statements and returns all their rows. There is no timeout: wrap it in
     /// [`tokio::time::timeout`] where that matters.
     ///
     /// # Errors
@@ -183,8 +183,8 @@ impl Client {
 
     /// Creates a logical slot with the plugin pgoutput.
     ///
-    /// The server first waits for every transaction that is running, idle and prepared ones included, which may
-    /// take as long as they do.
+    /// The server first waits for every running transaction, idle and prepared ones included, which may take as long as
+    /// they do.
     ///
     /// # Errors
     /// [`SqlState::DUPLICATE_OBJECT`](crate::SqlState::DUPLICATE_OBJECT) when it exists, `53400` when
@@ -193,16 +193,16 @@ impl Client {
         let command = command::create_slot(name, options, self.parameters.version)?;
         let rows = self.simple_query(&command).await?;
         command::created_slot(rows)
-            .ok_or_else(|| Error::protocol("an answer to CREATE_REPLICATION_SLOT without its columns"))
+            .ok_or_else(|| Error::protocol("a result of CREATE_REPLICATION_SLOT without its columns"))
     }
 
     /// Starts streaming from a slot, from `start` or from where the slot stands, whichever is later;
     /// [`EndLsn::ZERO`] means the latter.
     ///
-    /// The server skips ahead to `start` without complaint. Never pass more than is known to be delivered.
+    /// The server skips ahead to `start` without an error. Never pass a position beyond what is known to be delivered.
     ///
     /// # Errors
-    /// [`SqlState::OBJECT_IN_USE`](crate::SqlState::OBJECT_IN_USE): somebody else streams from it, wait.
+    /// [`SqlState::OBJECT_IN_USE`](crate::SqlState::OBJECT_IN_USE): another client streams from it; wait.
     /// [`SqlState::UNDEFINED_OBJECT`](crate::SqlState::UNDEFINED_OBJECT): there is no such slot.
     /// [`SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE`](crate::SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE): the
     /// slot was invalidated. That a publication is missing shows only in the stream: as the error
@@ -225,13 +225,13 @@ impl Client {
         Ok(Stream::new(self.connection, self.notices, session, wal_sender_timeout, start))
     }
 
-    /// The server's `wal_sender_timeout` if both sides notice a dead peer in useful time by it. Otherwise the default is
-    /// set for this connection: at 0 the server would keep the slot for a client that is gone.
+    /// The server's `wal_sender_timeout`, if both sides notice a dead peer with it in reasonable time. Otherwise sets
+    /// the default for this connection: at 0 the server would keep the slot of a vanished client in use.
     async fn settle_timeout(&mut self) -> Result<Duration, Error> {
         let what = "tell its wal_sender_timeout";
         let rows = self.query_with_timeout(command::WAL_SENDER_TIMEOUT, what).await?;
         let configured = command::milliseconds(&rows)
-            .ok_or_else(|| Error::protocol("an answer without a wal_sender_timeout"))?;
+            .ok_or_else(|| Error::protocol("a result without wal_sender_timeout"))?;
         let settled = command::useful_timeout(configured);
         if settled != configured {
             let set = format!("SET wal_sender_timeout = {}", settled.as_millis());
@@ -251,7 +251,7 @@ impl Client {
         }
     }
 
-    /// Says good-bye, so that the server's log shows no broken connection.
+    /// Sends Terminate, so that the server log shows no broken connection.
     ///
     /// # Errors
     /// [`Error::Io`] when the connection is already gone.
@@ -260,7 +260,7 @@ impl Client {
         self.connection.flush().await
     }
 
-    /// Runs a command that the server answers at once, or is not well.
+    /// Runs a command that a healthy server answers immediately.
     async fn query_with_timeout(&mut self, sql: &str, what: &'static str) -> Result<Vec<Row>, Error> {
         let limit = self.answer_limit;
         timeout(limit, self.simple_query(sql)).await.map_err(|_| Error::Timeout { what, limit })?
@@ -275,7 +275,7 @@ impl Client {
         Ok(())
     }
 
-    /// Deals with a message that may come in the midst of any answer.
+    /// Handles a message that may arrive during any result.
     async fn handle_async(&mut self, tag: u8, body: &[u8]) -> Result<(), Error> {
         match tag {
             b'N' => Ok(self.notices.receive(body)?),
@@ -291,7 +291,7 @@ impl Client {
         }
     }
 
-    /// After an error the server says when it takes commands again.
+    /// After an error, waits until the server accepts commands again.
     async fn wait_until_ready(&mut self) -> Result<(), Error> {
         while self.connection.receive().await?.tag != b'Z' {}
         self.busy = false;
@@ -299,7 +299,7 @@ impl Client {
     }
 }
 
-/// What a stream keeps of its client, to become one again.
+/// What a stream keeps of its client, to become a client again.
 pub(crate) struct Session {
     route: Route,
     parameters: ServerParameters,
@@ -307,7 +307,7 @@ pub(crate) struct Session {
     answer_limit: Duration,
 }
 
-/// Whether transactions can write there; if not, why not.
+/// Whether the server accepts writes; if not, why not.
 fn writable(parameters: &ServerParameters) -> Result<(), &'static str> {
     match parameters {
         ServerParameters { standby: true, .. } => Err("is a standby"),

@@ -1,4 +1,4 @@
-//! The replication commands as text, and their answers. The grammar knows them in upper case only.
+//! The replication commands as text, and their results. The grammar accepts upper case only.
 
 use std::time::Duration;
 
@@ -7,22 +7,22 @@ use crate::{EndLsn, Error, Lsn};
 
 /// The first version whose commands take options in parentheses.
 const OPTIONS_SINCE: u32 = 15;
-/// The oldest PostgreSQL that has failover slots.
+/// The oldest version with failover slots.
 pub const FAILOVER_SINCE: u32 = 17;
 
-/// In milliseconds whatever the unit it was set in; `SHOW` would say `1min`.
+/// In milliseconds, whatever the unit it was set in; `SHOW` would return `1min`.
 pub(crate) const WAL_SENDER_TIMEOUT: &str =
     "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
 
 /// The server process behind a connection.
 pub(crate) const PROCESS_ID: &str = "SELECT pg_catalog.pg_backend_pid()";
 
-/// Shorter ones end healthy streams, longer ones keep the slot of a client that is gone.
+/// Shorter timeouts end healthy streams, longer ones keep the slot of a vanished client in use.
 const USEFUL_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(300);
 /// PostgreSQL's default.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A `wal_sender_timeout` by which both sides notice a dead peer.
+/// A `wal_sender_timeout` with which both sides notice a dead peer.
 pub(crate) fn useful_timeout(configured: Duration) -> Duration {
     if USEFUL_TIMEOUTS.contains(&configured) { configured } else { DEFAULT_TIMEOUT }
 }
@@ -30,30 +30,30 @@ pub(crate) fn useful_timeout(configured: Duration) -> Duration {
 /// How a slot is created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SlotOptions {
-    /// What becomes of the snapshot of the slot's beginning.
+    /// What happens to the snapshot at the slot's start.
     pub snapshot: Snapshot,
-    /// Whether standbys keep a copy of it, to go on after a fail-over; PostgreSQL 17 and newer.
+    /// Whether standbys synchronise the slot, so that it survives a failover; PostgreSQL 17 and newer.
     pub failover: bool,
-    /// Whether it ends with the connection.
+    /// Whether the server drops it at the end of the connection.
     pub temporary: bool,
 }
 
-/// What becomes of the snapshot that shows exactly what the new slot will not stream.
+/// What happens to the snapshot that shows exactly the rows the new slot will not stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Snapshot {
-    /// It is not needed.
+    /// None is exported.
     #[default]
     Nothing,
-    /// Other connections can take it over, until the next command on this one.
+    /// Exported: other connections can use it until the next command on this one.
     Export,
 }
 
-/// What pgoutput is to send, by protocol version 1: whole committed transactions in commit order.
+/// What pgoutput sends, with protocol version 1: whole committed transactions in commit order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PgOutput {
-    /// Which publications; at least one.
+    /// The publications; at least one.
     pub publications: Vec<String>,
-    /// Values in binary rather than text form, where the type has one: a fifth faster.
+    /// Values in binary instead of text format, where the type has one: a fifth faster.
     pub binary: bool,
     /// Messages of `pg_logical_emit_message`, too.
     pub messages: bool,
@@ -97,7 +97,7 @@ fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A string of the replication grammar, in which a backslash is nothing special.
+/// A string of the replication grammar, in which a backslash is an ordinary character.
 fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_created_in_the_servers_own_words() {
+    fn slot_commands_follow_the_grammar_of_each_version() {
         let plain = create_slot("s", &options(false), 15).unwrap();
         assert_eq!(plain, r#"CREATE_REPLICATION_SLOT "s" LOGICAL pgoutput (SNAPSHOT 'nothing')"#);
         let all = SlotOptions { snapshot: Snapshot::Export, failover: true, temporary: true };
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_cannot_do_is_said_and_not_left_out() {
+    fn an_option_the_server_lacks_is_an_error_and_not_dropped() {
         let refused = create_slot("s", &options(true), 16);
         assert!(matches!(refused, Err(Error::Unsupported { since: 17, version: 16, .. })));
         assert!(matches!(create_slot("s", &options(false), 14), Err(Error::Unsupported { since: 15, .. })));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_that_notices_nobody_or_everybody_is_replaced() {
+    fn timeouts_that_are_too_long_or_too_short_are_replaced() {
         let seconds = Duration::from_secs;
         for (configured, settled) in [(0, 60), (1, 1), (3, 3), (60, 60), (300, 300), (86_400, 60)] {
             assert_eq!(useful_timeout(seconds(configured)), seconds(settled), "{configured} s");
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_with_other_columns_are_not_believed() {
+    fn results_with_other_columns_are_rejected() {
         let text = |s: &str| Some(s.to_owned());
         let good = vec![vec![text("7"), text("1"), text("0/10"), text("shop")]];
         assert_eq!(identity(good).unwrap().flush_lsn, Lsn::from(16));

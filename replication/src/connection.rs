@@ -1,5 +1,5 @@
-//! The socket with both its buffers. All state lives here and none in a future, so any future may be dropped at
-//! any point: a half-read message stays in the input, a half-written one in the output.
+//! The socket with both its buffers. All state is stored here and none in a future, so any future may be dropped at any
+//! point: a half-read message stays in the input, a half-written one in the output.
 
 use std::future::poll_fn;
 use std::io;
@@ -17,11 +17,11 @@ pub(crate) struct Connection {
     socket: Socket,
     input: Framing,
     output: BytesMut,
-    /// What was written may still be on its way through the TLS session.
+    /// Written bytes may still be buffered in the TLS session.
     unflushed: bool,
     last_read: usize,
-    /// Why writing failed. Kept until reading has come to its end, because what the server said before it went
-    /// away is the better explanation.
+    /// Why writing failed. Kept until the end of the input is read, because the server's last message explains the
+    /// failure better.
     broken: Option<io::Error>,
 }
 
@@ -37,37 +37,37 @@ impl Connection {
         }
     }
 
-    /// What a login over this connection can be bound to.
+    /// The data for SCRAM channel binding over this connection.
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         self.socket.end_point()
     }
 
-    /// Where whole messages are appended to be sent.
+    /// The buffer for messages to send; append whole messages only.
     pub(crate) fn output(&mut self) -> &mut BytesMut {
         &mut self.output
     }
 
-    /// Whether something is still to be written.
+    /// Whether bytes wait to be written.
     pub(crate) fn unsent(&self) -> bool {
         !self.output.is_empty() || self.unflushed
     }
 
-    /// Bytes that the last read brought.
+    /// Number of bytes of the last read.
     pub(crate) fn last_read(&self) -> usize {
         self.last_read
     }
 
-    /// Takes the next whole message that is already here.
+    /// Takes the next message, if it has arrived completely.
     pub(crate) fn take(&mut self) -> Result<Option<Frame>, Error> {
         self.input.take()
     }
 
-    /// Whether a whole message is already here.
+    /// Whether a whole message has arrived.
     pub(crate) fn ready(&mut self) -> Result<bool, Error> {
         self.input.ready()
     }
 
-    /// The bytes that came, to say what of them is to be kept.
+    /// The received bytes, to set what is kept of them.
     pub(crate) fn input(&mut self) -> &mut Framing {
         &mut self.input
     }
@@ -77,9 +77,9 @@ impl Connection {
         self.broken.take()
     }
 
-    /// Reads what is there, or waits until something is.
+    /// Reads the bytes that have arrived, or waits for some.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        // `read_buf` keeps nothing in its future, so making one for each poll loses nothing.
+        // `read_buf` keeps nothing in its future, so a new one for each poll loses nothing.
         match ready!(pin!(self.socket.read_buf(self.input.space())).poll(cx)) {
             Ok(count @ 1..) => {
                 self.last_read = count;
@@ -89,19 +89,20 @@ impl Connection {
         }
     }
 
-    /// The best explanation of why there is nothing more to read.
+    /// The best explanation for the end of the input.
     fn ended(&mut self, read: io::Result<usize>) -> Error {
         let ended = read.map_or_else(Error::from, |_| Error::Closed);
         match (ended, self.broken.take()) {
-            // A server that refuses a client certificate says so, and closes; writing fails before it is read.
+            // A server that rejects a client certificate reports it and closes; writing may fail before the report is
+            // read.
             (Error::Tls(refusal), _) => refusal.into(),
             (_, Some(write_error)) => write_error.into(),
             (ended, None) => ended,
         }
     }
 
-    /// Writes what is to be written as far as the socket takes it; ready with whether it took all. A failure is
-    /// kept for the reader.
+    /// Writes as much as the socket accepts; ready with whether everything was written. A failure is kept for the
+    /// reader.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while !self.output.is_empty() {
             self.unflushed = true;
@@ -126,7 +127,7 @@ impl Connection {
         self.broken.get_or_insert(error);
     }
 
-    /// Sends what is to be sent and waits for the next message.
+    /// Sends the output and waits for the next message.
     pub(crate) async fn receive(&mut self) -> Result<Frame, Error> {
         poll_fn(|cx| {
             loop {
@@ -140,7 +141,7 @@ impl Connection {
         .await
     }
 
-    /// Sends what is to be sent.
+    /// Sends the output.
     pub(crate) async fn flush(&mut self) -> Result<(), Error> {
         poll_fn(|cx| self.poll_flush(cx)).await;
         self.broken.take().map_or(Ok(()), |error| Err(error.into()))
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_that_is_broken_off_goes_on_where_it_was() {
+    async fn an_interrupted_write_continues_where_it_stopped() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut connection = Connection::new(Socket::Unix(ours));
         let sent: Vec<u8> = (0..4_000_000_u32).map(|n| (n % 251) as u8).collect();
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_server_said_last_is_read_although_writing_fails() {
+    async fn the_servers_last_message_is_read_although_writing_fails() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut connection = Connection::new(Socket::Unix(ours));
         tokio::io::AsyncWriteExt::write_all(&mut theirs, b"E\0\0\0\x05\0").await.unwrap();

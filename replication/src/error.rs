@@ -1,4 +1,4 @@
-//! What can go wrong, typed so that a caller can decide to wait, to retry, or to ask a person.
+//! The errors, typed so that a caller can decide to wait, to retry, or to alert a person.
 
 use std::io;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use crate::{EndLsn, FailedHost, Lsn, SqlState, TlsError};
 
 /// Why a connection or stream failed.
 ///
-/// After any error of a [`Stream`](crate::Stream) the connection is of no further use: drop it and connect
-/// again. No error contains the password.
+/// After any error of a [`Stream`](crate::Stream) the connection cannot be used any more: drop it and connect again. No
+/// error contains the password.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,30 +19,30 @@ pub enum Error {
     Connect {
         /// Host and port, or the path of the socket.
         server: String,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
     /// The connection broke.
     #[error("the connection to PostgreSQL broke; connect again")]
     Io(#[source] io::Error),
-    /// The connection cannot be encrypted, or the server not trusted, as demanded.
+    /// The connection cannot be encrypted, or the server cannot be trusted, as required.
     #[error("no TLS connection to PostgreSQL: {0}")]
     Tls(TlsError),
-    /// The server takes no writes.
-    #[error("{server} {why}; give the host of the primary, too, or allow any server")]
+    /// The server accepts no writes.
+    #[error("{server} {why}; add the primary's host, or allow any server")]
     ReadOnly {
         /// Host and port, or the path of the socket.
         server: String,
-        /// What is read-only about it; completes the sentence.
+        /// Why it is read-only; completes the sentence.
         why: &'static str,
     },
-    /// Several servers were tried, and none of them can be used.
+    /// Several servers were tried, and none can be used.
     #[error("no server can be used: {}", list(skipped))]
     NoServer {
-        /// Each one, in the order in which they were tried, and why it was skipped.
+        /// Every server in the order tried, with the reason it was skipped.
         skipped: Vec<FailedHost>,
     },
-    /// The server refused or failed; [`SqlState`] tells what to do.
+    /// The server reported an error; its [`SqlState`] tells what to do.
     #[error(transparent)]
     Server(#[from] Box<ServerError>),
     /// The server did not answer in time.
@@ -50,11 +50,13 @@ pub enum Error {
     Timeout {
         /// What was awaited; completes "did not …".
         what: &'static str,
-        /// How long was waited.
+        /// The timeout.
         limit: Duration,
     },
-    /// Nothing was heard while streaming, although an answer was asked for.
-    #[error("PostgreSQL has been silent for {silence:?} and answers no status request; connect again")]
+    /// Nothing arrived while streaming, although a reply was requested.
+    #[error(
+        "PostgreSQL has been silent for {silence:?} and does not reply to a status request; connect again"
+    )]
     Silent {
         /// For how long nothing arrived; at least half of `wal_sender_timeout`.
         silence: Duration,
@@ -62,44 +64,43 @@ pub enum Error {
     /// The server ended the connection or the stream without an error, as it does when it shuts down.
     #[error("PostgreSQL closed the connection, as it does when it shuts down; connect again")]
     Closed,
-    /// The server or something between does not speak the protocol.
+    /// The peer does not follow the protocol.
     #[error("unexpected answer from PostgreSQL: {what}; is a pooler or proxy in between?")]
     Protocol {
-        /// What was seen.
+        /// What was received.
         what: String,
     },
-    /// The client cannot or will not authenticate in the way the server wants.
+    /// The client does not support, or does not allow, the authentication the server requires.
     #[error("cannot authenticate: {what}")]
     Auth {
-        /// What is in the way, and what to do.
+        /// The reason, and what to do.
         what: String,
     },
-    /// The server is too old for what was asked.
+    /// The server is too old for the requested feature.
     #[error("{what} needs PostgreSQL {since} or newer, this server is {version}; upgrade it or do without")]
     Unsupported {
-        /// What was asked for.
+        /// The feature.
         what: &'static str,
         /// The first major version that has it.
         since: u32,
         /// The server's major version.
         version: u32,
     },
-    /// A command was given up before its answer was read.
-    #[error("an earlier command on this connection was abandoned before it was answered; connect again")]
+    /// A command was abandoned before its result was read.
+    #[error("an earlier command on this connection was abandoned before it completed; connect again")]
     Interrupted,
-    /// More was confirmed than was received. Confirming it would skip transactions: a bug of the caller.
+    /// More was confirmed than was received: a bug of the caller, which would skip transactions.
     #[error("{confirmed} cannot be confirmed: only what lies up to {received} was received")]
     NotReceived {
-        /// What was to be confirmed.
+        /// The position to be confirmed.
         confirmed: EndLsn,
-        /// What was received.
+        /// The position received.
         received: Lsn,
     },
 }
 
 impl Error {
-    /// The code of the server's error, if it was the server that spoke; of the first that did, if several were
-    /// tried.
+    /// The SQLSTATE, if the server reported an error; of the first server that did, if several were tried.
     pub fn sqlstate(&self) -> Option<SqlState> {
         match self {
             Error::Server(error) => Some(error.code),
@@ -126,7 +127,7 @@ fn list(skipped: &[FailedHost]) -> String {
 }
 
 impl From<io::Error> for Error {
-    /// Tells what TLS has to say from what the network has. An error of this crate may have been passed on as one of I/O.
+    /// Separates TLS errors from network errors. An I/O error may contain an error of this crate.
     fn from(error: io::Error) -> Self {
         let error = match error.downcast::<Error>() {
             Ok(ours) => return ours,
@@ -134,7 +135,7 @@ impl From<io::Error> for Error {
         };
         match TlsError::behind(&error) {
             Some(problem) => Error::Tls(problem),
-            // How TLS names a connection that was closed without good-bye, as a server that fails does.
+            // TLS reports a connection closed without close_notify in this way, as by a server that fails.
             None if error.kind() == io::ErrorKind::UnexpectedEof => Error::Closed,
             None => Error::Io(error),
         }

@@ -1,9 +1,9 @@
-//! When to tell the server what, and when to stop believing in it. Pure: no socket, no clock of its own.
+//! When to send which status update, and when the connection counts as dead. Pure: no socket, no clock.
 //!
 //! - The flush position only grows, never passes what was received, and is 0/0 until something was confirmed
 //!   (older servers would move the slot *back* to a lower one).
-//! - A server that ends a stream at shutdown asks for a reply again after each reply; answered at once, that is
-//!   hundreds of thousands of messages. So replies keep a distance.
+//! - A server that ends a stream at shutdown requests a reply again after each reply; immediate replies would be
+//!   hundreds of thousands of messages. So replies keep a minimum distance.
 //! - Silence counts from a read that found nothing. A stream that is not being read is not silent.
 
 use std::time::Duration;
@@ -12,27 +12,26 @@ use tokio::time::Instant;
 
 use crate::{EndLsn, Error, Lsn};
 
-/// Confirming is throttled to this: a lower one costs the server a slot update per transaction.
+/// Confirmations are sent at most this often: more cost the server a slot update per transaction.
 const CONFIRM_EVERY: Duration = Duration::from_millis(100);
 
-/// Requested replies that have nothing new to say are at least this far apart.
+/// Requested replies without news are at least this far apart.
 const REPLY_EVERY: Duration = Duration::from_millis(50);
 
 /// The longest time without a status, PostgreSQL's own `wal_receiver_status_interval`.
 const MAX_INTERVAL: Duration = Duration::from_secs(10);
 
-/// PostgreSQL's default, taken when the server's own timeout is switched off: a dead server must be noticed
-/// all the same.
+/// PostgreSQL's default, used when the server's own timeout is disabled: a dead server must be noticed all the same.
 const DEFAULT_WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a status update says.
+/// The content of a status update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Status {
-    /// The most that was received.
+    /// The last LSN received.
     pub(crate) write: Lsn,
-    /// Up to here nothing is needed again.
+    /// Everything before this LSN is confirmed and not needed again.
     pub(crate) flush: EndLsn,
-    /// Whether the server is to answer.
+    /// Whether a reply is requested.
     pub(crate) reply: bool,
 }
 
@@ -40,11 +39,11 @@ pub(crate) struct Status {
 pub(crate) struct Feedback {
     /// The longest time without a status.
     interval: Duration,
-    /// The silence after which an answer is asked for, and again the time the server has for it.
+    /// The silence after which a reply is requested, and then again the time the server has for it.
     probe_interval: Duration,
     received: Lsn,
     confirmed: EndLsn,
-    /// What the last status said, written or not.
+    /// The content of the last status, written or not.
     last_sent: EndLsn,
     last_status: Instant,
     reply_wanted: bool,
@@ -59,7 +58,7 @@ impl Feedback {
             set => set,
         };
         Feedback {
-            // The server asks for a reply at half of its timeout; three chances before it has to.
+            // The server requests a reply at half of its timeout; this leaves three chances before that.
             interval: (timeout / 6).min(MAX_INTERVAL),
             probe_interval: timeout / 4,
             received: start.lsn(),
@@ -100,13 +99,13 @@ impl Feedback {
         Ok(())
     }
 
-    /// A read brought something.
+    /// A read returned data.
     pub(crate) fn on_read(&mut self) {
         self.silent_since = None;
         self.probed_at = None;
     }
 
-    /// A read found nothing; whoever does not answer a probe in time is gone.
+    /// A read found nothing; a server that does not reply to a probe in time counts as dead.
     pub(crate) fn on_empty(&mut self, now: Instant) -> Result<(), Error> {
         let since = *self.silent_since.get_or_insert(now);
         match self.probed_at {
@@ -117,10 +116,10 @@ impl Feedback {
         }
     }
 
-    /// The status to send now, if one is due; it counts as said.
+    /// The status to send now, if one is due; counts it as sent.
     ///
-    /// `unsent` says that the socket has not yet taken the last one. Then only a probe is added, once: the
-    /// output must not grow while the server does not read.
+    /// `unsent` says that the socket has not accepted the last one yet. Then only a probe is added, once: the output
+    /// must not grow while the server does not read.
     pub(crate) fn due(&mut self, now: Instant, unsent: bool) -> Option<Status> {
         if self.probe_at().is_some_and(|at| now >= at) {
             self.probed_at = Some(now);
@@ -129,7 +128,7 @@ impl Feedback {
         (!unsent && now >= self.status_at()).then(|| self.status(now, false))
     }
 
-    /// The status as of now; it counts as said.
+    /// The status as of now; counts it as sent.
     pub(crate) fn status(&mut self, now: Instant, reply: bool) -> Status {
         self.last_sent = self.confirmed;
         self.last_status = now;
@@ -137,14 +136,14 @@ impl Feedback {
         Status { write: self.received, flush: self.confirmed, reply }
     }
 
-    /// When to look again although nothing arrives, while reading.
+    /// When to check again although nothing arrives, while reading.
     pub(crate) fn wake_reader_at(&self, unsent: bool) -> Option<Instant> {
         let judged_at = self.probed_at.map(|at| at + self.probe_interval);
         let status_at = self.wake_writer_at(unsent);
         [self.probe_at(), judged_at, status_at].into_iter().flatten().min()
     }
 
-    /// When to look again while not reading.
+    /// When to check again while not reading.
     pub(crate) fn wake_writer_at(&self, unsent: bool) -> Option<Instant> {
         (!unsent).then(|| self.status_at())
     }
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn news_waits_for_the_throttle_and_no_longer() {
+    fn a_confirmation_waits_for_the_throttle_and_no_longer() {
         let (mut feedback, now) = feedback();
         feedback.confirm(end(700)).unwrap();
         assert_eq!(feedback.due(now + 99 * MS, false), None);
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn confirming_never_goes_back_nor_beyond_what_was_received() {
+    fn confirming_never_goes_back_nor_beyond_the_received_lsn() {
         let (mut feedback, _) = feedback();
         feedback.confirm(end(700)).unwrap();
         feedback.confirm(end(600)).unwrap();
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_server_is_asked_once_and_then_given_up() {
+    fn a_silent_server_gets_one_probe_and_then_counts_as_dead() {
         let (mut feedback, now) = feedback();
         let quarter = Duration::from_secs(15);
         feedback.on_empty(now).unwrap();
@@ -268,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn not_reading_for_long_is_no_reason_to_give_up() {
+    fn not_reading_for_long_is_not_silence() {
         let (mut feedback, now) = feedback();
         feedback.on_empty(now).unwrap();
         let later = now + Duration::from_secs(3600);
@@ -287,7 +286,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order, flush grows, and stays within what was received.
+        /// In any order of calls, the flush position only grows, and stays within what was received.
         #[test]
         fn flush_is_monotonic_and_covered(steps in prop::collection::vec((0..5_u8, 0..2000_u64), 1..200)) {
             let (mut feedback, mut now) = feedback();

@@ -1,8 +1,8 @@
-//! Cuts the server's bytes into messages: a tag byte, a length that counts itself, a body.
+//! Splits the server's bytes into messages: a tag byte, a length that includes itself, a body.
 //!
-//! Messages are slices of the buffer they were read into, never copies. The buffer is used again once all its
-//! slices are dropped; until then the next bytes are read into a fresh one. Of messages larger than one read only what
-//! is of use is collected: see [`MemoryLimit`].
+//! Messages are slices of the buffer they were read into, never copies. The buffer is reused once all its slices are
+//! dropped; until then the next bytes are read into a new one. Of messages larger than one read only the parts that are
+//! needed are kept: see [`MemoryLimit`].
 
 mod large;
 
@@ -14,17 +14,16 @@ use crate::wire::Reader;
 
 pub use self::large::MemoryLimit;
 
-/// What one read takes at most. A backlog is read in large gulps, because every read wakes the walsender and
-/// makes it send in smaller pieces.
+/// Size of one read at most. Large, because every read wakes the walsender and makes it send in smaller pieces.
 pub(crate) const READ_BUFFER_BYTES: usize = 256 * 1024;
 
-/// Below this much free space the buffer is renewed: reads must not become small because it is nearly full.
+/// Below this much free space the buffer is replaced: reads must not become small because it is nearly full.
 const LEAST_SPACE_BYTES: usize = READ_BUFFER_BYTES / 4;
 
-/// PostgreSQL allocates messages as one piece, of which none is larger than this.
+/// PostgreSQL allocates a message as one chunk, which cannot be larger than this.
 const MAX_MESSAGE_BYTES: usize = 1 << 30;
 
-/// A smaller message is always collected: the buffer has that size anyway.
+/// A smaller message is always kept whole: the buffer has that size anyway.
 const SMALL_BYTES: usize = READ_BUFFER_BYTES;
 
 const HEADER_BYTES: usize = 5;
@@ -34,19 +33,19 @@ const HEADER_BYTES: usize = 5;
 pub(crate) struct Frame {
     pub(crate) tag: u8,
     pub(crate) body: Bytes,
-    /// It was of no use and too large to be collected: the body ends behind the header of XLogData.
+    /// The message was not needed and too large to keep: the body ends after the header of XLogData.
     pub(crate) skipped: bool,
 }
 
-/// Bytes read and not yet taken.
+/// Bytes read and not yet taken as messages.
 pub(crate) struct Framing {
     buffer: BytesMut,
-    /// The size of the buffer's allocation, slices already taken included.
+    /// The size of the buffer's allocation, including slices already taken.
     allocated: usize,
-    /// A message beyond this may be taken apart while it arrives.
+    /// A message beyond this size may be reduced while it arrives.
     small: usize,
     selection: Option<Selection>,
-    /// The message that is being taken apart.
+    /// The message that is being reduced.
     large: Option<Large>,
 }
 
@@ -66,14 +65,14 @@ impl Framing {
         self.selection = Some(Selection::new(limit));
     }
 
-    /// Takes note of a message that describes a table.
+    /// Registers a message that describes a table.
     pub(crate) fn announce(&mut self, message: &[u8]) {
         if let Some(selection) = &mut self.selection {
             selection.announce(message);
         }
     }
 
-    /// Messages from this size on are taken apart.
+    /// Messages from this size on are reduced.
     #[cfg(any(fuzzing, test))]
     pub(crate) fn set_small(&mut self, small: usize) {
         self.small = small;
@@ -85,7 +84,7 @@ impl Framing {
         self.allocated
     }
 
-    /// Where the next bytes are to be appended; there is always room.
+    /// The buffer for the next bytes; it always has room.
     pub(crate) fn space(&mut self) -> &mut BytesMut {
         if self.buffer.capacity() - self.buffer.len() < LEAST_SPACE_BYTES {
             self.renew();
@@ -93,7 +92,7 @@ impl Framing {
         &mut self.buffer
     }
 
-    /// Whether a whole message is there, as far as it is kept.
+    /// Whether a whole message has arrived, as far as it is kept.
     pub(crate) fn ready(&mut self) -> Result<bool, Error> {
         if self.large.is_none() {
             let Some((tag, length)) = self.next_length()? else { return Ok(false) };
@@ -129,7 +128,7 @@ impl Framing {
         Ok(Some(Frame { tag, body, skipped: false }))
     }
 
-    /// The tag and the length with header of the next message, once its header is there.
+    /// The tag and the length with header of the next message, once its header has arrived.
     fn next_length(&self) -> Result<Option<(u8, usize)>, Error> {
         let mut header = Reader::new(&self.buffer);
         let (Ok(tag), Ok(length)) = (header.u8(), header.u32()) else { return Ok(None) };
@@ -142,14 +141,14 @@ impl Framing {
 
     fn renew(&mut self) {
         let held = self.buffer.len();
-        // A buffer that grew for one large message is given back rather than used again.
+        // A buffer that grew for one large message is freed instead of reused.
         if held < LEAST_SPACE_BYTES
             && self.allocated <= READ_BUFFER_BYTES
             && self.buffer.try_reclaim(READ_BUFFER_BYTES - held)
         {
             return;
         }
-        // Doubling keeps a large message linear, and a false length from taking memory at once.
+        // Doubling keeps a large message linear, and a false length from allocating memory at once.
         self.allocated = READ_BUFFER_BYTES.max(held * 2);
         let mut fresh = BytesMut::with_capacity(self.allocated);
         fresh.extend_from_slice(&self.buffer);
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_message_passes_and_its_buffer_is_given_back() {
+    fn a_large_message_passes_and_its_buffer_is_freed() {
         let mut framing = Framing::new();
         let large = vec![7; 3 * READ_BUFFER_BYTES + 11];
         let taken = feed(&mut framing, &message(b'd', &large), READ_BUFFER_BYTES);
@@ -201,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_buffer_is_used_again_once_its_messages_are_dropped() {
+    fn the_buffer_is_reused_once_its_messages_are_dropped() {
         let mut framing = Framing::new();
         let start = framing.space().as_ptr();
         let mut seen = std::collections::HashSet::from([start]);
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn impossible_lengths_are_refused_before_anything_is_allocated() {
+    fn impossible_lengths_are_rejected_before_any_allocation() {
         for length in [0_u32, 3, 1 << 31, u32::MAX] {
             let mut framing = Framing::new();
             framing.space().extend_from_slice(b"d");

@@ -134,13 +134,13 @@ mod tests {
     }
 
     #[test]
-    fn the_decoder_survives_its_corpus_and_what_comes_of_it() {
+    fn the_decoder_survives_its_corpus_and_mutations_of_it() {
         assert!(corpus("message").iter().filter(|file| Message::parse(file).is_ok()).count() >= 10);
         run("message", message);
     }
 
     #[test]
-    fn the_framing_survives_its_corpus_and_what_comes_of_it() {
+    fn the_framing_survives_its_corpus_and_mutations_of_it() {
         run("framing", framing);
     }
 }

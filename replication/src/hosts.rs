@@ -1,7 +1,7 @@
-//! Which server: the hosts in their order, and every address of each, until one can be used.
+//! Which server to use: the hosts in their order, and every address of each, until one can be used.
 //!
-//! Names are resolved at each connect, because a failover is often a changed DNS record. Each address has a limit of its
-//! own: one that swallows packets must not use up the time of the next.
+//! Names are resolved at each connect, because a failover often changes a DNS record. Each address has its own timeout:
+//! one that drops packets must not use up the time of the next.
 
 use std::time::Duration;
 use std::{fmt, io};
@@ -17,7 +17,7 @@ use crate::{Client, ConnectOptions, Error, Host};
 pub struct FailedHost {
     /// Host and port with the address that was tried, or the path of the socket.
     pub server: String,
-    /// Why not.
+    /// Why it could not be used.
     pub error: Error,
 }
 
@@ -54,8 +54,8 @@ pub(crate) async fn connect(options: &ConnectOptions) -> Result<Client, Error> {
 }
 
 impl Host {
-    /// Every address of this host, in the order in which the system returns them: each is a [`Host::Address`], and a
-    /// Unix socket is the only one of its own.
+    /// Every address of this host, in the order in which the system returns them. Each is a [`Host::Address`]; a Unix
+    /// socket has only itself.
     ///
     /// # Errors
     /// [`Error::Connect`] when the name has no address, or was not resolved within `limit`.
@@ -84,8 +84,8 @@ impl Host {
     }
 }
 
-/// Connects to one address. What refuses the settings in the startup message is a pooler: then without them, because
-/// they are set again after connecting.
+/// Connects to one address. If a pooler rejects the settings in the startup message, connects without them: they are
+/// set again after connecting.
 async fn attempt(host: &Host, place: &Host, options: &ConnectOptions) -> Result<Client, Error> {
     let limit = options.connect_timeout;
     let attempt = async {
@@ -101,16 +101,16 @@ async fn attempt(host: &Host, place: &Host, options: &ConnectOptions) -> Result<
     timeout(limit, attempt).await.map_err(|_| Error::Timeout { what: "accept the connection", limit })?
 }
 
-/// The way that a connection took.
+/// The host and the address of a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
-    /// As it was given.
+    /// The host as configured.
     pub(crate) host: Host,
-    /// Its address that was used.
+    /// The address that was used.
     pub(crate) address: Host,
 }
 
-/// With one server there is one error; with several, all of them count.
+/// A single server's own error; for several servers an error with all of them.
 fn one_error(mut skipped: Vec<FailedHost>) -> Error {
     match skipped.pop() {
         Some(only) if skipped.is_empty() => only.error,

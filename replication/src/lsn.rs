@@ -1,9 +1,9 @@
-//! Places in the write-ahead log, in three types so that they cannot be mixed up.
+//! Positions in the WAL, in three types so that they cannot be mixed up.
 //!
-//! A transaction has two interesting places: where its commit record *begins* (pgoutput's Begin carries it)
-//! and where that record *ends* (pgoutput's Commit carries it). Positions are made of the first,
-//! acknowledgements of the second. The end of one transaction is often the beginning of the next, so comparing
-//! the two with `<=` loses a transaction; [`EndLsn::covers`] is the only comparison this crate offers.
+//! A transaction has two relevant positions: where its commit record *begins* (in pgoutput's Begin) and where that
+//! record *ends* (in pgoutput's Commit). An event's position uses the first, an acknowledgement the second. The end of
+//! one transaction is often the beginning of the next, so comparing the two with `<=` loses a transaction;
+//! [`EndLsn::covers`] is the only comparison this crate offers.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use std::str::FromStr;
 pub struct Lsn(u64);
 
 impl Lsn {
-    /// PostgreSQL's invalid LSN, `0/0`: "nowhere yet".
+    /// PostgreSQL's invalid LSN, `0/0`: no position yet.
     pub const ZERO: Lsn = Lsn(0);
 
     /// The position as a number of bytes.
@@ -52,7 +52,7 @@ impl FromStr for Lsn {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let half = |digits: &str| {
-            // `from_str_radix` alone would also take a sign.
+            // `from_str_radix` alone would also accept a sign.
             let plain = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
             if plain { u64::from_str_radix(digits, 16).ok() } else { None }
         };
@@ -62,20 +62,20 @@ impl FromStr for Lsn {
     }
 }
 
-/// Where a transaction's commit record begins: what positions are made of.
+/// The beginning of a transaction's commit record: part of an event's position.
 ///
 /// Strictly increasing from transaction to transaction on one timeline.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommitLsn(Lsn);
 
-/// Where something ends in the log: what acknowledgements are made of.
+/// The end of a record in the WAL: what is acknowledged.
 ///
 /// Found in a Commit message, a keepalive, and a slot's `confirmed_flush_lsn`.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndLsn(Lsn);
 
 impl CommitLsn {
-    /// Declares that the commit record of some transaction begins at `lsn`.
+    /// The commit record of some transaction begins at `lsn`.
     pub const fn new(lsn: Lsn) -> Self {
         CommitLsn(lsn)
     }
@@ -87,10 +87,10 @@ impl CommitLsn {
 }
 
 impl EndLsn {
-    /// Nothing confirmed yet; as a starting point it means "where the slot stands".
+    /// Nothing confirmed yet; as a start position it means "where the slot is".
     pub const ZERO: EndLsn = EndLsn(Lsn::ZERO);
 
-    /// Declares that something ends at `lsn`.
+    /// Some record ends at `lsn`.
     pub const fn new(lsn: Lsn) -> Self {
         EndLsn(lsn)
     }
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_postgres_would_not_write() {
+    fn rejects_what_postgres_would_not_write() {
         for text in ["", "/", "16", "16/", "/16", "+1/2", "1/-2", "1/2/3", "123456789/0", "g/0", " 1/2"] {
             assert!(text.parse::<Lsn>().is_err(), "{text:?}");
         }

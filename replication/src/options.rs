@@ -1,4 +1,4 @@
-//! Where to connect, and as whom.
+//! Connection options.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -7,35 +7,35 @@ use std::time::Duration;
 
 use crate::tls::TlsOptions;
 
-/// Long enough for a busy server and a SYN that is sent twice, short enough to be noticed by a person waiting.
+/// Long enough for a busy server and a repeated SYN, short enough for a person who waits.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What [`Client::connect`](crate::Client::connect) needs to know.
+/// The options for [`Client::connect`](crate::Client::connect).
 #[derive(Debug, Clone)]
 pub struct ConnectOptions {
-    /// Where servers listen: tried in this order, and every address of each, until one can be used. Names are
-    /// resolved anew at each connect.
+    /// The hosts, tried in this order with every address of each, until one can be used. Names are resolved at each
+    /// connect.
     pub hosts: Vec<Host>,
     /// Which servers can be used.
     pub target: Target,
-    /// How connections over TCP are protected.
+    /// TLS for connections over TCP.
     pub tls: TlsOptions,
     /// The role; it needs LOGIN and REPLICATION.
     pub user: String,
-    /// Its password, where the server asks for one.
+    /// Its password, if the server requires one.
     pub password: Option<Password>,
     /// The database; a logical slot belongs to one.
     pub database: String,
-    /// What `pg_stat_activity` and the server's log call this connection.
+    /// The application name in `pg_stat_activity` and in the server log.
     pub application_name: String,
-    /// How long one address may take to be reached and to authenticate; also how long resolving a name may take, and
-    /// how long the server may take to answer the commands that it answers immediately.
+    /// Timeout of connecting to one address and authenticating there; also of resolving a name, and of the commands
+    /// that the server answers immediately.
     pub connect_timeout: Duration,
 }
 
 impl ConnectOptions {
-    /// Options for one host that must be read-write, without a password, with [`TlsMode::VerifyFull`] by the web's
-    /// authorities (over TCP), this crate's name and the default timeout.
+    /// Options for one host that must be read-write, without a password, with [`TlsMode::VerifyFull`] and the public
+    /// root CAs (over TCP), this crate's name and the default timeout.
     ///
     /// [`TlsMode::VerifyFull`]: crate::TlsMode::VerifyFull
     pub fn new(host: Host, user: impl Into<String>, database: impl Into<String>) -> Self {
@@ -55,11 +55,11 @@ impl ConnectOptions {
 /// Which servers can be used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Target {
-    /// Those that take writes: no standby, and not `default_transaction_read_only`. After a fail-over, a list of
-    /// hosts then leads to the new primary.
+    /// Those that accept writes: no standby, and no `default_transaction_read_only`. After a failover, a list of hosts
+    /// then leads to the new primary.
     #[default]
     ReadWrite,
-    /// Any.
+    /// Any server.
     Any,
 }
 
@@ -73,19 +73,19 @@ pub enum Host {
         /// Usually 5432.
         port: u16,
     },
-    /// One address of a host, as libpq's `host` with `hostaddr`: it is not resolved again, and the server's
-    /// certificate is for `host`.
+    /// One address of a host, as libpq's `host` with `hostaddr`: it is not resolved again, and the server's certificate
+    /// is verified for `host`.
     Address {
         /// Host name.
         host: String,
-        /// Where to connect.
+        /// The address to connect to.
         address: SocketAddr,
     },
     /// On this machine; faster than TCP.
     Unix {
-        /// The folder of the socket, such as `/var/run/postgresql`.
+        /// The directory of the socket, such as `/var/run/postgresql`.
         directory: PathBuf,
-        /// The port that the socket is named after.
+        /// The port in the socket's name.
         port: u16,
     },
 }
@@ -112,7 +112,7 @@ impl fmt::Display for Host {
 pub struct Password(String);
 
 impl Password {
-    /// Keeps `secret` out of sight.
+    /// Wraps `secret`.
     pub fn new(secret: impl Into<String>) -> Self {
         Password(secret.into())
     }

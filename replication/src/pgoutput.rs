@@ -29,7 +29,7 @@ use crate::{CommitLsn, EndLsn, Lsn, PgTime};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// A kind of message that does not exist in this protocol version.
+    /// A kind of message that this protocol version does not have.
     #[error("pgoutput sent a message of unknown kind {tag:#04x}; the stream must not be read any further")]
     UnknownTag {
         /// The first byte of the message.
@@ -50,9 +50,9 @@ pub enum DecodeError {
 pub enum Message<'a> {
     /// A committed transaction begins.
     Begin(Begin),
-    /// It ends.
+    /// The transaction ends.
     Commit(Commit),
-    /// How a table looks from here on; sent before its first row and again after it changed.
+    /// The columns of a table from here on; sent before its first row and again after it changed.
     Relation(Relation<'a>),
     /// A row was inserted.
     Insert(Insert<'a>),
@@ -73,20 +73,20 @@ pub enum Message<'a> {
 /// The beginning of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Begin {
-    /// Where the transaction's commit record begins: the transaction's position.
+    /// Where the transaction's commit record begins: its position.
     pub final_lsn: CommitLsn,
     /// When it was committed, by the server's clock.
     pub commit_time: PgTime,
-    /// The transaction's number.
+    /// The transaction ID.
     pub xid: u32,
 }
 
 /// The end of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Commit {
-    /// The same place as its Begin's.
+    /// The same LSN as in its Begin.
     pub commit_lsn: CommitLsn,
-    /// Where its commit record ends: what to confirm once it is dealt with.
+    /// Where its commit record ends: what to confirm once the transaction is delivered.
     pub end_lsn: EndLsn,
     /// When it was committed, by the server's clock.
     pub commit_time: PgTime,
@@ -138,10 +138,10 @@ impl Truncate<'_> {
     }
 }
 
-/// Where a replicated transaction came from.
+/// The origin of a replicated transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin<'a> {
-    /// The commit's place on the server it came from.
+    /// The LSN of the commit on the origin server.
     pub lsn: Lsn,
     /// The replication origin's name.
     pub name: &'a str,
@@ -163,9 +163,9 @@ pub struct Type<'a> {
 pub struct LogicalMessage<'a> {
     /// Whether it belongs to the transaction it is sent in; otherwise it stands alone.
     pub transactional: bool,
-    /// Where it is in the log.
+    /// Its LSN.
     pub lsn: Lsn,
-    /// What its writer named it.
+    /// The prefix that its writer chose.
     pub prefix: &'a str,
     /// Its content.
     pub content: &'a [u8],
@@ -201,7 +201,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Reads the whole of a message, and gives its name to whatever is wrong with it.
+/// Parses a whole message; errors name its kind.
 #[inline]
 fn named<'a, T>(
     message: &'static str,

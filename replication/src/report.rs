@@ -1,11 +1,11 @@
-//! What the server reports in words: errors, and notices that ask for no answer.
+//! Errors and notices of the server.
 
 use std::fmt;
 
 use crate::SqlState;
 use crate::wire::{Reader, WireError};
 
-/// Distinct notices kept until the owner takes them; a server that floods must not fill the memory.
+/// Distinct notices kept until they are taken; a server that sends many must not fill the memory.
 const MAX_NOTICES: usize = 256;
 
 /// Longest text kept of an error or notice.
@@ -15,23 +15,23 @@ const MAX_TEXT_BYTES: usize = 8 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerError {
-    /// What kind of error.
+    /// The SQLSTATE.
     pub code: SqlState,
-    /// `ERROR`, `FATAL` (the connection is gone) or `PANIC` (the server is), never translated.
+    /// `ERROR`, `FATAL` (ends the connection) or `PANIC` (ends the server), never translated.
     pub severity: String,
     /// The server's primary message, in its language.
     pub message: String,
-    /// More about it.
+    /// The detail message.
     pub detail: Option<String>,
-    /// What the server suggests.
+    /// The server's hint.
     pub hint: Option<String>,
 }
 
 impl ServerError {
     /// The process that holds the slot, for [`SqlState::OBJECT_IN_USE`].
     ///
-    /// The protocol has no field for it, so it is read from the message: the last number in it, which holds for
-    /// the server's translations too.
+    /// The protocol has no field for it, so it is parsed from the message: the last number in it, which holds for the
+    /// server's translations, too.
     pub fn holder(&self) -> Option<u32> {
         if self.code != SqlState::OBJECT_IN_USE {
             return None;
@@ -39,8 +39,8 @@ impl ServerError {
         self.message.split(|c: char| !c.is_ascii_digit()).rfind(|run| !run.is_empty())?.parse().ok()
     }
 
-    /// Whether a connection is refused for a setting of its startup message: PgBouncer calls that a protocol violation, other
-    /// poolers a feature that is not supported, and a PostgreSQL that is too old does not know one.
+    /// Whether a connection is rejected for a setting of its startup message: PgBouncer reports a protocol violation,
+    /// other poolers an unsupported feature, and an older PostgreSQL does not know the setting.
     pub(crate) fn refuses_settings(&self) -> bool {
         [SqlState::PROTOCOL_VIOLATION, SqlState::FEATURE_NOT_SUPPORTED, SqlState::UNDEFINED_OBJECT]
             .contains(&self.code)
@@ -59,21 +59,21 @@ impl fmt::Display for ServerError {
 
 impl std::error::Error for ServerError {}
 
-/// Something the server wants to be known.
+/// A notice of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Notice {
     /// `WARNING`, `NOTICE`, `INFO`, …, never translated.
     pub severity: String,
-    /// What kind of notice.
+    /// The SQLSTATE.
     pub code: SqlState,
     /// The text, in the server's language.
     pub message: String,
-    /// More about it.
+    /// The detail message.
     pub detail: Option<String>,
-    /// What the server suggests.
+    /// The server's hint.
     pub hint: Option<String>,
-    /// The source file of the server that reports it; not all servers say.
+    /// The source file of the server that reports it; not all servers send it.
     source_file: Option<String>,
 }
 
@@ -81,11 +81,11 @@ pub struct Notice {
 const STANDBY_SLOTS: &str = "synchronized_standby_slots";
 
 impl Notice {
-    /// Whether this is PostgreSQL 18's "skipped loading publication": the publication did not exist where the
-    /// stream is, and **changes are being left out in silence**. Stop and repair the publication.
+    /// Whether this is PostgreSQL 18's "skipped loading publication": the publication did not exist at this point of
+    /// the stream, and **changes are silently left out**. Stop and repair the publication.
     ///
-    /// Told by severity, code and the part of the server that says so, because the text is translated. The code alone
-    /// also stands for a standby that a stream waits for; of an unknown part the worse is assumed.
+    /// Recognised by severity, code and the reporting source file, because the text is translated. The code alone also
+    /// stands for a standby that a stream waits for; for an unknown source file the worse case is assumed.
     pub fn skipped_publication(&self) -> bool {
         let from_plugin = self.source_file.as_deref().is_none_or(|file| file == "pgoutput.c");
         self.severity == "WARNING"
@@ -94,8 +94,8 @@ impl Notice {
             && !self.waits_for_standby()
     }
 
-    /// Whether the server says that it holds the stream back until standbys have what is in it: one of the slots in
-    /// `synchronized_standby_slots` has no reader, is invalidated, or does not exist. No changes are left out.
+    /// Whether the server reports that it holds the stream back until standbys have received the same WAL: one of the
+    /// slots in `synchronized_standby_slots` has no reader, is invalidated, or does not exist. No changes are left out.
     pub fn waits_for_standby(&self) -> bool {
         self.severity == "WARNING" && self.message.contains(STANDBY_SLOTS)
     }
@@ -111,7 +111,7 @@ impl fmt::Display for Notice {
     }
 }
 
-/// The notices not yet taken: each distinct one once, in the order of their arrival.
+/// The notices not yet taken: each distinct one once, in the order of arrival.
 #[derive(Debug, Default)]
 pub(crate) struct Notices(Vec<Notice>);
 
@@ -136,7 +136,7 @@ pub(crate) fn server_error(body: &[u8]) -> Result<ServerError, WireError> {
     Ok(ServerError { code, severity, message, detail, hint })
 }
 
-/// The fields of an ErrorResponse or NoticeResponse that are of use here.
+/// The fields of an ErrorResponse or NoticeResponse that are used here.
 struct Fields {
     severity: String,
     code: SqlState,
@@ -162,12 +162,12 @@ impl Fields {
             if kind == 0 {
                 return reader.finish().map(|()| fields);
             }
-            // Before the encoding is agreed upon (a refused login) the text may be in any.
+            // Before the encoding is agreed on (a failed authentication) the text may be in any.
             let value = reader.cstr()?;
             let text = || String::from_utf8_lossy(value.get(..MAX_TEXT_BYTES).unwrap_or(value)).into_owned();
             match kind {
                 b'V' => fields.severity = text(),
-                // Translated; poolers send no other.
+                // Translated; poolers send only this one.
                 b'S' if fields.severity.is_empty() => fields.severity = text(),
                 b'C' => fields.code = SqlState::parse(value),
                 b'M' => fields.message = text(),

@@ -14,14 +14,14 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::Error;
 use crate::tls::{self, Encrypted, TlsMode, TlsOptions};
 
-/// A connection this quiet is probed by the system: soon enough to keep firewalls and load balancers, which forget
-/// idle connections after a few minutes, from forgetting this one.
+/// TCP keepalive starts after this idle time: early enough that firewalls and load balancers, which drop idle
+/// connections after a few minutes, keep this one.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// How long sent data may remain unacknowledged by the other machine. Otherwise a status to a machine that has
-/// vanished is repeated for a quarter of an hour. As long as probing takes, so that both come to the same end.
+/// How long sent data may remain unacknowledged by the other machine (TCP_USER_TIMEOUT). Otherwise TCP retransmits to a
+/// vanished machine for a quarter of an hour. As long as keepalive probing takes, so that both fail at the same time.
 const UNACKNOWLEDGED_AT_MOST: Duration = Duration::from_secs(60);
 
 pub(crate) enum Socket {
@@ -31,7 +31,7 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    /// `host` is the name that `address` was found under, for the server's certificate.
+    /// `host` is the name that `address` was resolved from, for the server's certificate.
     pub(crate) async fn tcp(host: &str, address: SocketAddr, tls: &TlsOptions) -> Result<Self, Error> {
         let unreachable = |source| Error::Connect { server: address.to_string(), source };
         let stream = TcpStream::connect(address).await.map_err(unreachable)?;
@@ -47,7 +47,7 @@ impl Socket {
         UnixStream::connect(path).await.map(Socket::Unix).map_err(unreachable)
     }
 
-    /// What a login over this connection can be bound to.
+    /// The data for SCRAM channel binding over this connection.
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         let Socket::Tls(stream) = self else { return None };
         let (_, session) = stream.get_ref();
@@ -55,8 +55,8 @@ impl Socket {
     }
 }
 
-/// Opens a connection to one address of `host` and encrypts it as `tls` demands, for another client of the same server:
-/// the bytes of the protocol that pass through are that client's, from the startup message on.
+/// Opens a connection to one address of `host` and encrypts it as `tls` requires, for another client of the same
+/// server, which speaks the protocol from the startup message on.
 ///
 /// # Errors
 /// [`Error::Connect`], [`Error::Tls`], [`Error::Closed`] and [`Error::Io`].
@@ -124,7 +124,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     #[tokio::test]
-    async fn a_machine_that_vanishes_is_noticed_by_the_system_too() {
+    async fn a_vanished_machine_is_noticed_by_tcp_too() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let socket = Socket::tcp("localhost", address, &TlsOptions::disabled()).await.unwrap();

@@ -1,5 +1,5 @@
-//! SQLSTATE codes: how errors and notices of the server are told apart. Their texts are translated and may
-//! change; the codes do not.
+//! SQLSTATE codes, which identify errors and notices of the server. Their texts are translated and may change; the
+//! codes do not.
 
 use std::fmt;
 
@@ -21,13 +21,13 @@ impl SqlState {
     pub const UNDEFINED_TABLE: SqlState = SqlState(*b"42P01");
     /// The slot exists already.
     pub const DUPLICATE_OBJECT: SqlState = SqlState(*b"42710");
-    /// The role may not do this (REPLICATION, SELECT).
+    /// The role lacks a privilege (REPLICATION, SELECT).
     pub const INSUFFICIENT_PRIVILEGE: SqlState = SqlState(*b"42501");
     /// The database does not exist.
     pub const INVALID_CATALOG_NAME: SqlState = SqlState(*b"3D000");
     /// The password is wrong.
     pub const INVALID_PASSWORD: SqlState = SqlState(*b"28P01");
-    /// The role does not exist, may not log in, or pg_hba.conf refuses the connection.
+    /// The role does not exist, lacks LOGIN, or pg_hba.conf rejects the connection.
     pub const INVALID_AUTHORIZATION: SqlState = SqlState(*b"28000");
     /// An administrator ended the connection; also sent at a fast shutdown.
     pub const ADMIN_SHUTDOWN: SqlState = SqlState(*b"57P01");
@@ -35,7 +35,7 @@ impl SqlState {
     pub const CRASH_SHUTDOWN: SqlState = SqlState(*b"57P02");
     /// The server is starting, stopping or recovering.
     pub const CANNOT_CONNECT_NOW: SqlState = SqlState(*b"57P03");
-    /// What was sent is no part of the protocol; a pooler says so of all that it does not support.
+    /// A message that violates the protocol; poolers report it for everything that they do not support.
     pub const PROTOCOL_VIOLATION: SqlState = SqlState(*b"08P01");
     /// The server does not support it.
     pub const FEATURE_NOT_SUPPORTED: SqlState = SqlState(*b"0A000");
@@ -51,7 +51,7 @@ impl SqlState {
 
     /// The code as text, such as `55006`.
     pub fn as_str(&self) -> &str {
-        // Always ASCII: `parse` and the constants are the only ways to make one.
+        // Always ASCII: `parse` and the constants are the only constructors.
         std::str::from_utf8(&self.0).unwrap_or("XX000")
     }
 

@@ -1,4 +1,4 @@
-//! From an open socket to a connection that takes commands: startup message, authentication, parameters.
+//! From an open socket to a connection that accepts commands: startup message, authentication, parameters.
 
 use postgres_protocol::message::frontend;
 
@@ -8,7 +8,7 @@ use crate::report::{Notices, server_error};
 use crate::wire::Reader;
 use crate::{ConnectOptions, Error, settings};
 
-/// What the server tells about itself before it is ready.
+/// What the server reports about itself before it is ready.
 #[derive(Debug, Default)]
 pub(crate) struct ServerParameters {
     /// The major version, such as 18.
@@ -17,7 +17,7 @@ pub(crate) struct ServerParameters {
     pub(crate) process_id: u32,
     /// It is in recovery: a standby.
     pub(crate) standby: bool,
-    /// Transactions of this connection are read-only unless they say otherwise.
+    /// Transactions of this connection are read-only by default.
     pub(crate) read_only: bool,
 }
 
@@ -44,7 +44,7 @@ fn parameters(options: &ConnectOptions, with_settings: bool) -> Vec<(&str, &str)
     parameters
 }
 
-/// Reads what the server tells about itself until it is ready.
+/// Reads the server's parameters until it is ready.
 async fn greet(connection: &mut Connection, notices: &mut Notices) -> Result<ServerParameters, Error> {
     let mut parameters = ServerParameters::default();
     loop {
@@ -89,7 +89,7 @@ mod tests {
         assert!(major("").is_err() && major("devel").is_err());
     }
 
-    /// Lets the client meet a server that says `bytes`, whatever it is told, and then hangs up.
+    /// Lets the client connect to a server that sends `bytes`, whatever it receives, and then closes the connection.
     fn connect_to(bytes: &[u8]) -> Result<ServerParameters, Error> {
         connect_demanding(ChannelBinding::Prefer, bytes)
     }
@@ -117,13 +117,13 @@ mod tests {
     const READY: &[u8] = b"Z\0\0\0\x05I";
 
     #[test]
-    fn a_server_that_trusts_is_taken_at_its_word() {
+    fn trust_authentication_needs_no_exchange() {
         let parameters = connect_to(&[&request(0, b"")[..], VERSION, READY].concat()).unwrap();
         assert_eq!(parameters.version, 18);
     }
 
     #[test]
-    fn what_cannot_be_written_to_is_known_from_the_greeting() {
+    fn a_read_only_server_is_recognised_by_its_parameters() {
         let says = |name: &str, value: &str| {
             let body = format!("{name}\0{value}\0");
             [b"S", &(body.len() as u32 + 4).to_be_bytes()[..], body.as_bytes()].concat()
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_must_be_bound_is_bound_or_refused() {
+    fn required_channel_binding_is_used_or_authentication_fails() {
         let welcome = [&request(0, b"")[..], VERSION, READY].concat();
         let md5 = request(5, b"salt");
         let scram = request(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
@@ -149,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn a_welcome_without_proof_is_refused() {
+    fn authentication_ok_without_the_servers_proof_is_rejected() {
         let offer = request(10, b"SCRAM-SHA-256\0\0");
         let refused = connect_to(&[&offer[..], &request(0, b""), VERSION, READY].concat());
         assert!(matches!(refused, Err(Error::Auth { .. })));
     }
 
     #[test]
-    fn requests_that_are_not_supported_are_refused() {
+    fn unsupported_authentication_requests_are_rejected() {
         for kind in [2, 3, 6, 7, 9, 99] {
             assert!(matches!(connect_to(&request(kind, b"")), Err(Error::Auth { .. })), "{kind}");
         }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_hangs_up_is_closed() {
+    fn a_server_that_closes_is_reported_as_closed() {
         assert!(matches!(connect_to(b""), Err(Error::Closed)));
         assert!(matches!(connect_to(&request(0, b"")), Err(Error::Closed)));
     }

@@ -1,9 +1,9 @@
-//! The stream of changes, and the conversation about how far it has been dealt with.
+//! The stream of changes, with the status updates that confirm them.
 //!
-//! The owner alternates between [`Stream::fill`] (wait) and [`Stream::next_frame`] (take), confirms what is
-//! done with, and calls [`Stream::idle`] instead of `fill` while it cannot take more: the server then hears
-//! that its client lives although nothing is read. There is no task behind it. Every future may be dropped at
-//! any point, except that of [`Stream::finish`], which owns the stream.
+//! The owner alternates between [`Stream::fill`] (wait) and [`Stream::next_frame`] (take), confirms what it has
+//! delivered, and calls [`Stream::idle`] instead of `fill` while it cannot take more: the server still receives status
+//! updates although nothing is read. There is no background task. Every future may be dropped at any point, except that
+//! of [`Stream::finish`], which owns the stream.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -27,7 +27,7 @@ use crate::{Client, EndLsn, Error, Lsn, MemoryLimit, Notice, PgTime};
 pub enum Frame {
     /// A message of the output plugin.
     XLogData {
-        /// Where in the log it belongs.
+        /// Its position in the WAL.
         wal_start: Lsn,
         /// The same, or later; how far the server has come.
         wal_end: Lsn,
@@ -37,14 +37,14 @@ pub enum Frame {
         /// of the read buffer: holding it for long holds 256 KiB.
         data: Bytes,
     },
-    /// Nothing of interest up to here.
+    /// A keepalive: nothing to send up to here.
     Keepalive {
         /// Everything committed before this was sent. Safe to confirm when no transaction is open and all before
         /// it is confirmed.
         wal_end: EndLsn,
         /// When it was sent, by the server's clock.
         clock: PgTime,
-        /// Whether the server waits for a status; the stream sends it by itself.
+        /// Whether the server requests a status; the stream sends it automatically.
         reply_requested: bool,
     },
 }
@@ -56,17 +56,17 @@ pub struct Stream {
     notices: Notices,
     session: Session,
     timer: Pin<Box<Sleep>>,
-    /// The flush position of a status that is not yet written as a whole.
+    /// The flush position of a status that is not completely written yet.
     sending: Option<EndLsn>,
     sent: EndLsn,
 }
 
-/// A stream that was brought to an orderly end.
+/// A stream that was ended gracefully.
 pub struct Finished {
-    /// What the server was told last, and has processed.
+    /// The last position the server was told, and has processed.
     pub confirmed: EndLsn,
-    /// The connection, ready for commands again. Another stream needs another connection: the server ends a second
-    /// logical stream on one connection at once, because it remembers that the first was ended.
+    /// The connection, ready for commands again. Another stream needs another connection: the server immediately ends a
+    /// second logical stream on one connection, because it remembers that the first was ended.
     pub client: Client,
 }
 
@@ -90,16 +90,16 @@ impl Stream {
         }
     }
 
-    /// Limits what is kept of large rows and messages. To be called before the first [`Stream::fill`]: rows of tables that
-    /// were announced earlier count as unwanted.
+    /// Limits what is kept of large rows and messages. Call it before the first [`Stream::fill`]: tables that were
+    /// announced earlier count as not needed.
     pub fn limit_memory(&mut self, limit: MemoryLimit) {
         self.connection.input().limit(limit);
     }
 
-    /// Waits until at least one whole message is here for [`Stream::next_frame`]. Meanwhile, and on each call,
-    /// sends status updates that are due, and judges whether the server is still there.
+    /// Waits until at least one whole message has arrived for [`Stream::next_frame`]. Meanwhile, and on each call,
+    /// sends status updates that are due, and checks that the server still responds.
     ///
-    /// It may be a notice or an error that woke it: `next_frame` then returns `None` or the error.
+    /// It may return for a notice or an error: `next_frame` then returns `None` or the error.
     ///
     /// # Errors
     /// [`Error::Silent`], [`Error::Closed`], [`Error::Io`]. Cancel-safe.
@@ -126,8 +126,8 @@ impl Stream {
         }
     }
 
-    /// Keeps the conversation going without reading: for an owner that has all it can hold. Never completes
-    /// except with an error; drop it when there is room again.
+    /// Sends status updates without reading: for an owner that cannot take more. Never completes except with an error;
+    /// drop it when there is room again.
     ///
     /// # Errors
     /// [`Error::Io`] when a status cannot be written. Cancel-safe.
@@ -148,7 +148,7 @@ impl Stream {
         }
     }
 
-    /// Puts a due status into the output and writes what the socket takes.
+    /// Puts a due status into the output and writes what the socket accepts.
     fn poll_status(&mut self, cx: &mut Context<'_>) {
         if let Some(status) = self.feedback.due(Instant::now(), self.connection.unsent()) {
             self.send(status);
@@ -174,7 +174,7 @@ impl Stream {
         self.timer.as_mut().poll(cx)
     }
 
-    /// Takes the next message that is here as a whole; `None` means: call [`Stream::fill`].
+    /// Takes the next message that has arrived completely; `None` means: call [`Stream::fill`].
     ///
     /// # Errors
     /// [`Error::Server`] when the server ends the stream with an error, [`Error::Closed`] without one, and
@@ -217,10 +217,10 @@ impl Stream {
         Ok(frame)
     }
 
-    /// Declares everything up to `end` dealt with for ever: the server may forget it. It is told within about
-    /// 100 ms, by `fill`, `idle` or `finish`. A lower `end` than before changes nothing.
+    /// Confirms that everything up to `end` is delivered: the server may remove it. The server is told within about 100
+    /// ms, by `fill`, `idle` or `finish`. An `end` lower than before changes nothing.
     ///
-    /// Only ends of transactions (from Commit) and of keepalives outside transactions are ends.
+    /// Only the ends of transactions (from Commit) and keepalives outside transactions are ends.
     ///
     /// # Errors
     /// [`Error::NotReceived`] when `end` lies beyond what was received; nothing is confirmed then.
@@ -228,46 +228,46 @@ impl Stream {
         self.feedback.confirm(end)
     }
 
-    /// The most that was taken with [`Stream::next_frame`].
+    /// The last position taken with [`Stream::next_frame`].
     pub fn received(&self) -> Lsn {
         self.feedback.received()
     }
 
-    /// The most that was confirmed, whether the server was told or not.
+    /// The last position confirmed, whether or not the server was told.
     pub fn confirmed(&self) -> EndLsn {
         self.feedback.confirmed()
     }
 
-    /// The confirmation last written to the socket as a whole; [`EndLsn::ZERO`] before the first.
+    /// The last confirmation completely written to the socket; [`EndLsn::ZERO`] before the first.
     pub fn confirmed_sent(&self) -> EndLsn {
         self.sent
     }
 
-    /// How long the server may say nothing, asked once in between, until [`Stream::fill`] gives it up: half of its
+    /// How long the server may be silent, with one request in between, until [`Stream::fill`] fails: half of its
     /// `wal_sender_timeout`. An owner that has not called `fill` or [`Stream::idle`] for this long must assume that the
-    /// server has given *it* up, and that the slot is somebody else's.
+    /// server has closed the stream, and that another client holds the slot.
     pub fn silence_limit(&self) -> Duration {
         self.feedback.silence_limit()
     }
 
-    /// How many bytes the last read brought. Little means that the stream is live; much that there is a backlog,
-    /// which goes faster when the owner pauses for a fraction of a millisecond and lets the socket fill.
+    /// Number of bytes of the last read. Few mean that the stream is live; many that there is a backlog, which is read
+    /// faster when the owner pauses for a fraction of a millisecond and lets the socket fill.
     pub fn last_read_len(&self) -> usize {
         self.connection.last_read()
     }
 
-    /// The notices that came since the last call. Look for [`Notice::skipped_publication`].
+    /// The notices received since the last call. Check for [`Notice::skipped_publication`].
     pub fn take_notices(&mut self) -> Vec<Notice> {
         self.notices.take()
     }
 
-    /// Ends the stream in order: a last status, then the end of the copy, then whatever the server still has to
-    /// say, which is discarded. The connection remains.
+    /// Ends the stream gracefully: a last status, then CopyDone, then whatever the server still sends, which is
+    /// discarded. The connection remains.
     ///
     /// # Errors
-    /// [`Error::Timeout`] when the server has not come to the end within `limit`: it may be in the midst of a
-    /// large transaction, which it does not break off. The last status was sent before, so dropping the
-    /// connection loses nothing. Other errors as for [`Stream::fill`].
+    /// [`Error::Timeout`] when the server has not ended the stream within `limit`: it may be sending a large
+    /// transaction, which it does not interrupt. The last status was sent before, so dropping the connection loses
+    /// nothing. Other errors as for [`Stream::fill`].
     pub async fn finish(mut self, limit: Duration) -> Result<Finished, Error> {
         let last = self.feedback.status(Instant::now(), true);
         put_status(last, self.connection.output());
@@ -278,12 +278,12 @@ impl Stream {
         Ok(Finished { confirmed: last.flush, client })
     }
 
-    /// Discards all until the server is ready for commands.
+    /// Discards everything until the server is ready for commands.
     async fn drain(&mut self) -> Result<(), Error> {
         loop {
             let message = self.connection.receive().await?;
             match message.tag {
-                // Data may come after the server's CopyDone: it sends a transaction to its end.
+                // Data may arrive after CopyDone: the server sends a transaction to its end.
                 b'd' | b'c' | b'C' | b'S' => {}
                 b'N' => self.notices.receive(&message.body)?,
                 b'E' => return Err(server_error(&message.body)?.into()),
@@ -302,7 +302,7 @@ fn put_status(status: Status, out: &mut BytesMut) {
     out.put_u8(b'r');
     out.put_u64(status.write.as_u64());
     out.put_u64(status.flush.lsn().as_u64());
-    out.put_u64(status.flush.lsn().as_u64()); // applied: for logical slots the same
+    out.put_u64(status.flush.lsn().as_u64()); // applied: the same for logical slots
     out.put_i64(PgTime::now().as_micros());
     out.put_u8(u8::from(status.reply));
 }

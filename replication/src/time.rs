@@ -20,14 +20,14 @@ impl PgTime {
         self.0
     }
 
-    /// Microseconds since 1970-01-01T00:00:00Z; saturates at the end of time.
+    /// Microseconds since 1970-01-01T00:00:00Z; saturates at the limits of the type.
     pub const fn unix_micros(self) -> i64 {
         self.0.saturating_add(EPOCH_OFFSET_SECONDS as i64 * 1_000_000)
     }
 
     /// This machine's present time.
     pub fn now() -> Self {
-        // A clock before 1970 is a broken clock; the server only echoes this value in its views.
+        // A clock before 1970 is wrong; the server only shows this value in its views.
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let micros = i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX);
         PgTime(micros.saturating_sub(EPOCH_OFFSET_SECONDS as i64 * 1_000_000))

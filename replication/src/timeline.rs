@@ -1,11 +1,11 @@
-//! Which timeline a place in the log belongs to: the history file that a promotion leaves behind.
+//! Which timeline an LSN belongs to: the history file that a promotion writes.
 
 use crate::{Error, Lsn};
 
-/// How a timeline came about: each timeline before it, and where the log left that one.
+/// The ancestors of a timeline: each earlier timeline, and where it ended.
 ///
-/// Comparing LSNs across a promotion needs it: the same number stands for different transactions on different
-/// timelines, and what the old primary wrote behind the switch point is not part of this history at all.
+/// Needed to compare LSNs across a promotion: the same LSN stands for different transactions on different timelines,
+/// and what the old primary wrote after the switch point is not part of this history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TimelineHistory {
     timeline: u32,
@@ -14,12 +14,12 @@ pub struct TimelineHistory {
 }
 
 impl TimelineHistory {
-    /// The history of a timeline without ancestors, as initdb makes it.
+    /// The history of a timeline without ancestors, as initdb creates it.
     pub(crate) fn first(timeline: u32) -> Self {
         TimelineHistory { timeline, switch_points: Vec::new() }
     }
 
-    /// Reads the history file of `timeline`: per line an earlier timeline, where it ended, and a reason in words.
+    /// Parses the history file of `timeline`: each line has an earlier timeline, where it ended, and a reason in words.
     ///
     /// # Errors
     /// [`Error::Protocol`] when a line is broken or out of order.
@@ -71,7 +71,7 @@ mod tests {
         "1\t0/3000148\tno recovery target specified\n\n# a remark\n2\t16/B374D848\tbefore 2026-01-01\n";
 
     #[test]
-    fn a_place_belongs_to_the_timeline_it_was_written_on() {
+    fn an_lsn_belongs_to_the_timeline_it_was_written_on() {
         let history = TimelineHistory::parse(3, THIRD).unwrap();
         assert_eq!(history.switch_points(), [(1, Lsn::from(0x300_0148)), (2, Lsn::from(0x16_B374_D848))]);
         let expected = [(0, 1), (0x300_0147, 1), (0x300_0148, 2), (0x16_B374_D847, 2), (0x16_B374_D848, 3)];
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_history_is_not_believed() {
+    fn an_invalid_history_is_rejected() {
         for content in [
             "1",
             "x\t0/1",

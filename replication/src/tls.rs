@@ -1,5 +1,5 @@
-//! TLS to the server, with rustls and ring. Nothing is installed for the process as a whole, and there is no way
-//! back to plain text: a server that cannot be encrypted to, or trusted, is not spoken to.
+//! TLS to the server, with rustls and ring. No process-wide provider is installed, and there is no fallback to plain
+//! text: a server that cannot be encrypted to, or trusted, is not used.
 
 mod certificate;
 mod der;
@@ -30,10 +30,10 @@ use crate::Error;
 /// SSLRequest, PostgreSQL documentation "Message Formats": its length, and a number that is no protocol version.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
 
-/// How a connection over TCP is protected. Unix sockets are not encrypted, whatever this says.
+/// How a connection over TCP is protected. Unix sockets are never encrypted.
 ///
-/// Certificates are given as PEM, not as files: read them anew for each connection, and a rotated certificate
-/// is used without a restart.
+/// Certificates are passed as PEM, not as files: read the files for each connection, and a rotated certificate is used
+/// without a restart.
 ///
 /// ```
 /// use pg_replication::{ChannelBinding, ConnectOptions, Host, Pem, TlsMode, TlsOptions};
@@ -59,49 +59,49 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xD2, 0x16, 0x2F];
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct TlsOptions {
-    /// What is demanded of the server.
+    /// What is required of the server.
     pub mode: TlsMode,
-    /// The authorities that are trusted; the web's (Mozilla's list) when none are given. Given ones replace the
-    /// web's, they do not add to them.
+    /// The trusted CAs; without any, the public root CAs (Mozilla's list). Given CAs replace the public ones, they are
+    /// not added to them.
     pub ca: Option<Pem>,
-    /// Who this client is, for a server that asks for a certificate.
+    /// The client's certificate, for a server that asks for one.
     pub identity: Option<ClientIdentity>,
-    /// Whether the password exchange must be bound to this very TLS connection.
+    /// Whether the password exchange must be bound to this TLS connection.
     pub channel_binding: ChannelBinding,
 }
 
-/// What is demanded of the server, each mode more than the one before. The names are libpq's; its `allow` and
-/// `prefer`, which fall back to plain text, do not exist here.
+/// What is required of the server, each mode more than the one before. The names are libpq's; its `allow` and `prefer`,
+/// which fall back to plain text, do not exist here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TlsMode {
-    /// Nothing: everything but the password is readable on the way.
+    /// No TLS: everything but the password is readable on the network.
     Disable,
-    /// Encryption, to whoever answers.
+    /// Encryption, to any server.
     Require,
-    /// A certificate of a trusted authority, for whatever name.
+    /// A certificate of a trusted CA, for any name.
     VerifyCa,
-    /// A certificate of a trusted authority for the host name that was connected to.
+    /// A certificate of a trusted CA for the host name that was connected to.
     #[default]
     VerifyFull,
 }
 
-/// Channel binding (SCRAM-SHA-256-PLUS, `tls-server-end-point`): the password exchange then fails when somebody in
-/// between decrypts and encrypts again, even with a certificate that this client trusts.
+/// Channel binding (SCRAM-SHA-256-PLUS, `tls-server-end-point`): the password exchange fails if a man in the middle
+/// decrypts and re-encrypts, even with a certificate that this client trusts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ChannelBinding {
-    /// Where both sides can. A server that hides that it can is noticed by the exchange itself.
+    /// If both sides support it. A man in the middle that hides the server's support is detected by the exchange.
     #[default]
     Prefer,
-    /// Always: any other way of logging in is refused, also that of no password at all.
+    /// Always: any other authentication is rejected, also one without a password.
     Require,
 }
 
-/// Certificates or a key in PEM form. `Debug` does not show them.
+/// Certificates or a key in PEM format. `Debug` does not show them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Pem(Vec<u8>);
 
 impl Pem {
-    /// Takes the content of a PEM file; it is looked at when it is used.
+    /// Wraps the content of a PEM file; it is parsed when it is used.
     pub fn new(content: impl Into<Vec<u8>>) -> Self {
         Pem(content.into())
     }
@@ -132,7 +132,7 @@ impl fmt::Debug for Pem {
 /// The client's own certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientIdentity {
-    /// The certificate first, then those that lead from it to the authority.
+    /// The certificate first, then the intermediate ones up to the CA.
     pub certificates: Pem,
     /// Its private key, not encrypted: PKCS#8, PKCS#1 or SEC 1.
     pub key: Pem,
@@ -165,7 +165,7 @@ impl TlsOptions {
         Ok(config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified()?))))
     }
 
-    /// The trusted certificates that are given; without any, the public root CAs are trusted.
+    /// The given trusted certificates; without any, the public root CAs are trusted.
     fn given(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let Some(ca) = &self.ca else { return Ok(Vec::new()) };
         ca.certificates().ok_or_else(|| TlsError::authorities("it holds no certificate"))
@@ -178,7 +178,7 @@ fn authorities(given: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsEr
     }
     let mut store = RootCertStore::empty();
     for (index, certificate) in given.iter().enumerate() {
-        // One that cannot be an authority's may be the server's own.
+        // One that cannot be a CA may be the server's own.
         if store.add(certificate.clone()).is_err() && Certificate::parse(certificate).is_none() {
             return Err(TlsError::authorities(format!("certificate {} of it cannot be read", index + 1)));
         }
@@ -187,7 +187,7 @@ fn authorities(given: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsEr
 }
 
 impl ClientIdentity {
-    /// What is wrong with a key is not said in more detail: an error must not repeat a part of it.
+    /// A key's error has no details: it must not repeat a part of the key.
     fn certified(&self) -> Result<CertifiedKey, TlsError> {
         let certificates = self.certificates.certificates();
         let certificates = certificates.ok_or_else(|| TlsError::identity("it holds no certificate"))?;
@@ -209,12 +209,12 @@ impl ClientIdentity {
     }
 }
 
-/// rustls reads 4 KiB at a time; the buffer before it turns that into few calls of the system.
+/// rustls reads 4 KiB at a time; this buffer reduces the number of system calls.
 pub(crate) type Encrypted = TlsStream<BufReader<TcpStream>>;
 
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
-/// Encrypts a connection that has just been made to `host`.
+/// Encrypts a new connection to `host`.
 pub(crate) async fn upgrade(
     mut stream: TcpStream,
     host: &str,
@@ -228,9 +228,10 @@ pub(crate) async fn upgrade(
     Ok(TlsConnector::from(Arc::new(config)).connect(name, stream).await?)
 }
 
-/// Asks whether the server speaks TLS.
+/// Sends SSLRequest.
 ///
-/// Whatever came with the answer would be plain text of somebody in between, taken for the server's later on
+/// Bytes received together with the answer would be plain text from a man in the middle, later taken for the server's
+/// (CVE-2021-23222), so they are rejected; what follows the answer is read as TLS and nothing else.
 /// (CVE-2021-23222); what comes after it is read as TLS and nothing else.
 async fn request(stream: &mut TcpStream) -> Result<(), Error> {
     stream.write_all(&SSL_REQUEST).await?;
@@ -241,7 +242,7 @@ async fn request(stream: &mut TcpStream) -> Result<(), Error> {
         b"S" => Ok(()),
         [b'S', ..] => Err(TlsError::handshake("unencrypted data came before it began").into()),
         [b'N', ..] => Err(TlsError::NotOffered.into()),
-        // An error in plain text may be anybody's: its words are not repeated.
+        // A plain-text error may come from anyone: its text is not repeated.
         [b'E', ..] => Err(TlsError::handshake("the server answered with an error instead").into()),
         [tag, ..] => Err(Error::protocol(format!("message {tag:#04x} to the request for TLS"))),
     }

@@ -1,4 +1,4 @@
-//! Checked reading of big-endian messages: the only place where bytes of the network are taken apart.
+//! Checked reading of big-endian messages: the only place where bytes from the network are parsed.
 //!
 //! Nothing here panics or allocates, whatever the input.
 

@@ -1,4 +1,4 @@
-//! Messages too large to be collected: taken apart while they arrive, so that only what is of use takes memory.
+//! Messages too large to keep: reduced while they arrive, so that only the needed parts take memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use crate::wire::{LONG, NEGATIVE, Reader, SHORT, WireError};
 
 /// XLogData's own header: its kind, two LSNs, a time.
 const XLOG_HEADER_BYTES: usize = 1 + 3 * 8;
-/// In front of the first column of an Insert: that header, its kind, the relation, the marker of a new row, the number
-/// of columns.
+/// Before the first column of an Insert: that header, its kind, the relation, the marker of a new row, the number of
+/// columns.
 const ROW_HEADER_BYTES: usize = XLOG_HEADER_BYTES + 1 + 4 + 1 + 2;
 /// A column's kind and length.
 const COLUMN_HEADER_BYTES: usize = 1 + 4;
-/// No message that has to be collected, other than a row, is larger than this.
+/// No message that has to be kept whole, other than a row, is larger than this.
 const MAX_COLLECTED_BYTES: usize = 16 * 1024 * 1024;
-/// What is kept of an error or notice: its fields come most important first.
+/// Bytes kept of an error or notice: its fields come in order of importance.
 const REPORT_BYTES: usize = 64 * 1024;
 
-/// Whether a column of a table is of use.
+/// Whether a column of a table is needed.
 pub type IsWanted = dyn Fn(&Relation<'_>, &RelationColumn<'_>) -> bool + Send;
 
-/// What is kept of rows and messages that are larger than one read. Without a limit they are kept whole, whatever their
-/// size.
+/// Limits what is kept of rows and messages that are larger than one read. Without a limit they are kept whole,
+/// whatever their size.
 pub struct MemoryLimit {
-    /// A larger value comes as [`Column::Oversized`](crate::pgoutput::Column::Oversized): its size is all that is kept.
+    /// A larger value arrives as [`Column::Oversized`](crate::pgoutput::Column::Oversized), with its size only.
     pub largest_value: usize,
-    /// Which columns are of use. Of others only the size is kept when the row is large. A large row of a table without
-    /// any such column does not come at all, nor does any other large message of the stream, such as that of
+    /// Which columns are needed. Of others only the size is kept when the row is large. A large row of a table without
+    /// any such column is dropped, as is any other large message of the stream, such as that of
     /// `pg_logical_emit_message`.
     pub is_wanted: Box<IsWanted>,
 }
@@ -38,7 +38,7 @@ pub struct MemoryLimit {
 /// The limit, applied to the tables that the stream has announced.
 pub(super) struct Selection {
     limit: MemoryLimit,
-    /// By relation OID, of each table that has a wanted column.
+    /// By relation OID, of each table with a needed column.
     wanted: HashMap<u32, Arc<[bool]>>,
 }
 
@@ -47,7 +47,7 @@ impl Selection {
         Selection { limit, wanted: HashMap::new() }
     }
 
-    /// Takes note of a table, if `message` is a Relation.
+    /// Registers a table, if `message` is a Relation.
     pub(super) fn announce(&mut self, message: &[u8]) {
         let Ok(Message::Relation(relation)) = Message::parse(message) else { return };
         let wanted: Arc<[bool]> =
@@ -60,19 +60,19 @@ impl Selection {
     }
 }
 
-/// What becomes of a message that is larger than a read.
+/// What happens to a message that is larger than a read.
 pub(super) enum Plan {
-    /// Its beginning does not say yet.
+    /// Too little has arrived to decide.
     Unclear,
-    /// It is collected.
+    /// It is kept whole.
     Whole,
     /// No server sends such a message.
     TooLong,
-    /// It is taken apart.
+    /// It is reduced.
     InPieces(Large),
 }
 
-/// Decides about a message with this tag and body length by the beginning of its body.
+/// Decides about a message with this tag and body length from the beginning of its body.
 pub(super) fn plan(selection: Option<&Selection>, tag: u8, length: usize, body: &[u8]) -> Plan {
     let pieces = |step| Plan::InPieces(Large { tag, left: length, kept: BytesMut::new(), step });
     let bounded = if length <= MAX_COLLECTED_BYTES { Plan::Whole } else { Plan::TooLong };
@@ -101,23 +101,23 @@ pub(super) fn plan(selection: Option<&Selection>, tag: u8, length: usize, body: 
                 None => pieces(Step::Skip(XLOG_HEADER_BYTES)),
             }
         }
-        // Nothing that moves a position, or that says what a later message means.
+        // No message that moves a position, or that a later message depends on.
         (Some(b'w'), Some(b'M' | b'U' | b'D' | b'T' | b'O')) => pieces(Step::Skip(XLOG_HEADER_BYTES)),
         _ => bounded,
     }
 }
 
-/// A message that is being taken apart.
+/// A message that is being reduced.
 pub(super) struct Large {
     tag: u8,
-    /// Of its body, still to come.
+    /// Bytes of its body that have not arrived yet.
     left: usize,
     kept: BytesMut,
     step: Step,
 }
 
 enum Step {
-    /// Keeps the header of XLogData, which says where in the WAL the message stands.
+    /// Keeps the header of XLogData, which has the message's position in the WAL.
     Skip(usize),
     /// Keeps the beginning.
     Head(usize),
@@ -126,7 +126,7 @@ enum Step {
 }
 
 impl Large {
-    /// Takes what has arrived out of `buffer`. Answers whether that was the end of the message.
+    /// Takes what has arrived out of `buffer`. Returns whether that was the end of the message.
     pub(super) fn digest(&mut self, buffer: &mut BytesMut) -> Result<bool, WireError> {
         let arrived = buffer.len().min(self.left);
         let mut input = Input { kept: &mut self.kept, left: &mut self.left, buffer, arrived };
@@ -150,7 +150,7 @@ impl Large {
     }
 }
 
-/// Ends an error or notice that was cut: its last field, and the list of fields.
+/// Terminates a truncated error or notice: its last field, and the list of fields.
 fn end_report(kept: &mut BytesMut) {
     let end = kept.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     kept.truncate(end);
@@ -166,14 +166,14 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
-    /// Keeps up to `count` bytes of what has arrived; answers how many.
+    /// Keeps up to `count` bytes of what has arrived; returns how many.
     fn keep(&mut self, count: usize) -> usize {
         let count = count.min(self.arrived);
         self.kept.extend_from_slice(self.buffer.get(..count).unwrap_or_default());
         self.discard(count)
     }
 
-    /// Passes over up to `count` bytes of what has arrived; answers how many.
+    /// Discards up to `count` bytes of what has arrived; returns how many.
     fn discard(&mut self, count: usize) -> usize {
         let count = count.min(self.arrived);
         self.buffer.advance(count);
@@ -191,15 +191,15 @@ impl Input<'_> {
     }
 }
 
-/// An Insert, walked column by column.
+/// An Insert, parsed column by column.
 struct Row {
     wanted: Arc<[bool]>,
     largest_value: usize,
     /// The next column.
     next: usize,
-    /// How many there are, once the row's header has arrived.
+    /// The number of columns, once the row's header has arrived.
     columns: Option<usize>,
-    /// The value that is passing, and whether it is kept.
+    /// The value that is arriving, and whether it is kept.
     value: Option<(usize, bool)>,
 }
 
@@ -225,7 +225,7 @@ impl Row {
         }
     }
 
-    /// Reads the row's header; answers whether it has arrived.
+    /// Reads the row's header; returns whether it has arrived.
     fn begin(&mut self, input: &mut Input<'_>) -> Result<bool, WireError> {
         let Some(header) = input.peek(ROW_HEADER_BYTES)? else { return Ok(false) };
         let mut reader = Reader::new(header.get(ROW_HEADER_BYTES - 3..).unwrap_or_default());
@@ -237,7 +237,7 @@ impl Row {
         Ok(true)
     }
 
-    /// Reads the header of a column, and decides about its value; answers whether it has arrived.
+    /// Reads the header of a column, and decides about its value; returns whether it has arrived.
     fn column(&mut self, input: &mut Input<'_>) -> Result<bool, WireError> {
         let Some(&[kind]) = input.peek(1)? else { return Ok(false) };
         match kind {

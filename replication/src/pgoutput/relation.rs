@@ -1,12 +1,12 @@
-//! Tables as pgoutput describes them. Match columns by name: after DDL their order and number change, and a
-//! catalog read on another connection may already show a later shape than the rows have.
+//! Tables as pgoutput describes them. Match columns by name: DDL changes their order and number, and the catalog, read
+//! on another connection, may already show a later schema than the rows have.
 
 use crate::wire::{Reader, WireError};
 
-/// The shape of a table's rows from here on.
+/// The columns of a table's rows from here on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Relation<'a> {
-    /// Its number, by which rows refer to it.
+    /// Its OID, by which rows refer to it.
     pub oid: u32,
     /// Its schema; empty for `pg_catalog`.
     pub namespace: &'a str,
@@ -39,7 +39,7 @@ pub struct RelationColumn<'a> {
     pub key: bool,
     /// Its name.
     pub name: &'a str,
-    /// Its type's number in `pg_type`.
+    /// Its type's OID.
     pub type_oid: u32,
     /// The type's modifier, such as a length; -1 for none.
     pub type_modifier: i32,

@@ -176,7 +176,7 @@ fn says_what_is_wrong() {
 }
 
 #[test]
-fn every_prefix_and_every_extension_is_refused() {
+fn every_prefix_and_every_extension_is_rejected() {
     for message in every_kind() {
         assert!(Message::parse(&message).is_ok(), "{message:?}");
         for end in 0..message.len() {

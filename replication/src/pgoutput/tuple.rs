@@ -1,9 +1,9 @@
-//! Rows: checked once when parsed, then walked without allocation and without failure.
+//! Rows: checked once when parsed, then read without allocation and without errors.
 
 use crate::wire::{Reader, WireError};
 
 /// The kind of a column whose value was larger than [`MemoryLimit`](crate::MemoryLimit) allows; four bytes of size
-/// follow. The server has no such kind: it is written where the row is read.
+/// follow. The server never sends it: this crate writes it where it reads the row.
 pub(crate) const OVERSIZED: u8 = 0xFF;
 pub(crate) const UNKNOWN_COLUMN: WireError = WireError("has a column of unknown kind");
 
@@ -12,13 +12,13 @@ pub(crate) const UNKNOWN_COLUMN: WireError = WireError("has a column of unknown 
 pub enum Column<'a> {
     /// SQL NULL.
     Null,
-    /// A value stored out of line that an UPDATE left alone, and that is therefore not sent.
+    /// An out-of-line (TOAST) value that an UPDATE did not change, and that is therefore not sent.
     Unchanged,
-    /// The value as its type's output function writes it.
+    /// The value in text format, written by its type's output function.
     Text(&'a [u8]),
-    /// The value as its type's send function writes it.
+    /// The value in binary format, written by its type's send function.
     Binary(&'a [u8]),
-    /// A value that was not kept, because [`MemoryLimit`](crate::MemoryLimit) does not allow it: how many bytes it has.
+    /// A value that [`MemoryLimit`](crate::MemoryLimit) does not allow to be kept: its size in bytes.
     Oversized(usize),
 }
 
@@ -31,7 +31,7 @@ pub struct Tuple<'a> {
 }
 
 impl<'a> Tuple<'a> {
-    /// How many columns it has.
+    /// The number of columns.
     pub fn len(&self) -> usize {
         usize::from(self.count)
     }

@@ -1,5 +1,5 @@
-//! A server's certificate, as far as webpki does not read it: certificates of X.509 version 1, as `openssl x509 -req` makes
-//! them, and the common name, which stands in for a missing subjectAltName (RFC 5280, RFC 2818).
+//! The parts of a server's certificate that webpki does not read: certificates of X.509 version 1, which `openssl x509
+//! -req` creates, and the common name, which replaces a missing subjectAltName (RFC 5280, RFC 2818).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -21,9 +21,9 @@ const SUBJECT_ALT_NAME: &[u8] = b"\x55\x1D\x11";
 const DNS_NAME: u8 = 0x82;
 const IP_ADDRESS: u8 = 0x87;
 
-/// See the module's text.
+/// The fields needed here.
 pub(super) struct Certificate<'a> {
-    /// What is signed, with what, and the signature.
+    /// The signed part, the algorithm, and the signature.
     signed: &'a [u8],
     signature_algorithm: &'a [u8],
     signature: &'a [u8],
@@ -83,7 +83,7 @@ impl<'a> Certificate<'a> {
         Ok(())
     }
 
-    /// Whether it was issued by one of `authorities` itself, without another in between.
+    /// Whether it was issued directly by one of `authorities`, without an intermediate.
     pub(super) fn check_issuer(
         &self,
         authorities: &[impl AsRef<[u8]>],
@@ -103,7 +103,7 @@ impl<'a> Certificate<'a> {
         Err(TlsError::unknown_issuer(self))
     }
 
-    /// Whether the holder of its key made `signature`.
+    /// Whether `signature` was created with its key.
     pub(super) fn has_signed(
         &self,
         algorithm: &dyn SignatureVerificationAlgorithm,
@@ -118,7 +118,7 @@ impl<'a> Certificate<'a> {
         key().is_some_and(|key| algorithm.verify_signature(key, message, signature).is_ok())
     }
 
-    /// Whether its common name is that of `host`, and counts: it does not beside a subjectAltName of the same kind.
+    /// Whether its common name matches `host`, and counts: it does not beside a subjectAltName of the same kind.
     pub(super) fn is_for_by_common_name(&self, host: &ServerName<'_>) -> bool {
         let counts = match host {
             ServerName::IpAddress(_) => self.addresses.is_empty(),
@@ -127,12 +127,12 @@ impl<'a> Certificate<'a> {
         counts && self.common_name.is_some_and(|name| matches(name, host))
     }
 
-    /// The issuer's name for people.
+    /// The issuer's name, for messages.
     pub(super) fn issuer_name(&self) -> &str {
         common_name(self.issuer).unwrap_or("without a name")
     }
 
-    /// What it is for, for people.
+    /// The names it was issued for, for messages.
     pub(super) fn names(&self) -> String {
         let addresses = self.addresses.iter().map(IpAddr::to_string);
         let mut names: Vec<String> =
@@ -144,7 +144,7 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// As libpq compares: a star stands for one label, and only at the beginning.
+/// As in libpq: a wildcard stands for one label, and only at the beginning.
 fn matches(pattern: &str, host: &ServerName<'_>) -> bool {
     let text = host.to_str();
     if pattern.eq_ignore_ascii_case(&text) {
@@ -170,7 +170,7 @@ fn common_name(name: &[u8]) -> Option<&str> {
     None
 }
 
-/// DNS names and addresses of the extension, if there is one; `body` begins behind the key.
+/// DNS names and addresses of the extension, if there is one; `body` begins after the key.
 fn alternative_names(mut body: Der<'_>) -> (Vec<&str>, Vec<IpAddr>) {
     let (mut dns_names, mut addresses) = (Vec::new(), Vec::new());
     let mut names = Der(subject_alt_name(&mut body).unwrap_or_default());
@@ -223,7 +223,7 @@ fn seconds(times: &mut Der<'_>) -> Option<i64> {
     Some(((days * 24 + part(2)?) * 60 + part(3)?) * 60 + part(4)?)
 }
 
-/// A day for people.
+/// A date, for messages.
 pub(super) fn date(seconds: i64) -> String {
     let (year, month, day) = civil_date(seconds.div_euclid(24 * 60 * 60));
     format!("{year:04}-{month:02}-{day:02}")

@@ -1,4 +1,4 @@
-//! DER, read from its front with checked access: what it is read from comes from whoever answers.
+//! Reads DER with checked access: the input comes from an unauthenticated peer.
 
 pub(super) const BOOLEAN: u8 = 0x01;
 pub(super) const INTEGER: u8 = 0x02;
@@ -12,7 +12,7 @@ pub(super) const SET: u8 = 0x31;
 pub(super) const CONTEXT_0: u8 = 0xA0;
 pub(super) const CONTEXT_3: u8 = 0xA3;
 
-/// What is still to be read.
+/// The remaining input.
 #[derive(Clone, Copy)]
 pub(super) struct Der<'a>(pub(super) &'a [u8]);
 
@@ -41,7 +41,7 @@ impl<'a> Der<'a> {
         let (&first, rest) = rest.split_first()?;
         let (length, rest) = match first {
             0..=0x7F => (usize::from(first), rest),
-            // The length in so many bytes; four hold more than any certificate has.
+            // The length in so many bytes; four are more than any certificate needs.
             0x81..=0x84 => {
                 let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7F))?;
                 (digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit)), rest)

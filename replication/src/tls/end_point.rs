@@ -1,13 +1,13 @@
-//! `tls-server-end-point` (RFC 5929, section 4): the hash of the server's certificate, by the hash function that its
-//! signature was made with, except that MD5 and SHA-1 are replaced by SHA-256.
+//! `tls-server-end-point` (RFC 5929, section 4): the hash of the server's certificate, with the hash function of its
+//! signature, except that MD5 and SHA-1 are replaced by SHA-256.
 //!
-//! The certificate comes from whoever answers, so it is taken apart with checked access, as far as needed only.
+//! The certificate comes from an unauthenticated peer, so it is parsed with checked access, and only as far as needed.
 
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 
 use super::der::{CONTEXT_0, Der, OBJECT_IDENTIFIER, SEQUENCE};
 
-/// The data to bind to; `None` where the RFC defines none (Ed25519), and for what is no certificate.
+/// The data to bind to; `None` where the RFC defines none (Ed25519), and for input that is not a certificate.
 pub(crate) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(match signature_hash(certificate)? {
         Hash::Sha224 => Sha224::digest(certificate).to_vec(),
@@ -81,7 +81,7 @@ mod tests {
         [&[tag, 0x82], &length.to_be_bytes()[..], content].concat()
     }
 
-    /// The skeleton of a certificate: what is signed, and with what.
+    /// The structure of a certificate: the signed part and the algorithm.
     fn certificate(algorithm: &[u8]) -> Vec<u8> {
         let signed = element(SEQUENCE, &[7; 300]);
         element(SEQUENCE, &[signed, element(SEQUENCE, algorithm), element(3, &[0; 70])].concat())
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_are_not_believed() {
+    fn false_lengths_are_rejected() {
         for bytes in [
             &b""[..],
             b"\x30",

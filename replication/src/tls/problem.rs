@@ -1,4 +1,4 @@
-//! Why there is no TLS connection, told apart so that a person knows whom to ask.
+//! Why there is no TLS connection, by what has to be corrected.
 
 use std::fmt::Display;
 use std::io;
@@ -9,41 +9,41 @@ use rustls::{AlertDescription, CertificateError, OtherError};
 
 use super::certificate::{Certificate, date};
 
-/// Why a connection cannot be protected as demanded. No variant leads to an unprotected one.
+/// Why a connection cannot be protected as required. No variant leads to an unprotected one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// The server answered that it does not speak TLS.
+    /// The server does not support TLS.
     #[error(
         "the server does not offer TLS, and nothing is sent to it unencrypted; \
          switch it on there (ssl = on), or ask for a connection without TLS"
     )]
     NotOffered,
-    /// The certificate does not lead to a trusted authority, has expired, or is not valid yet.
+    /// The certificate was not issued by a trusted CA, has expired, or is not valid yet.
     #[error("the server's certificate is not trusted: {what}")]
     NotTrusted {
         /// What is wrong with it.
         what: String,
     },
-    /// The certificate is good, but for another host.
+    /// The certificate is valid, but for another host.
     #[error(
         "the server's certificate is for another host name: {what}; \
          connect by a name it was issued for, or have one issued for this name"
     )]
     WrongHost {
-        /// Which names it was issued for.
+        /// The names it was issued for.
         what: String,
     },
-    /// The two sides did not come to terms, or the server refused this client's certificate.
+    /// The handshake failed, or the server rejected this client's certificate.
     #[error(
         "the TLS handshake failed ({what}); check that PostgreSQL itself answers there, \
          the TLS versions it allows, and the client certificate if it asks for one"
     )]
     Handshake {
-        /// What was seen.
+        /// What failed.
         what: String,
     },
-    /// The authorities given are no certificates.
+    /// The given CAs are not certificates.
     #[error("the trusted certificates cannot be used: {what}; give at least one certificate in PEM form")]
     Authorities {
         /// What is wrong with them.
@@ -102,17 +102,17 @@ impl TlsError {
         ))
     }
 
-    /// As rustls carries it from the verifier to the caller.
+    /// In the form in which rustls passes it from the verifier to the caller.
     pub(super) fn into_rustls(self) -> rustls::Error {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(self))))
     }
 
-    /// The TLS problem behind an error of a socket, if there is one.
+    /// The TLS error inside an I/O error, if there is one.
     pub(crate) fn behind(error: &io::Error) -> Option<TlsError> {
         error.get_ref()?.downcast_ref::<rustls::Error>().map(TlsError::of)
     }
 
-    /// What an error of rustls means. Its own words are often names of Rust.
+    /// Describes an error of rustls: its own text often names Rust types.
     pub(super) fn of(error: &rustls::Error) -> TlsError {
         match error {
             rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => {
@@ -124,12 +124,12 @@ impl TlsError {
             rustls::Error::InvalidMessage(_)
             | rustls::Error::InappropriateMessage { .. }
             | rustls::Error::InappropriateHandshakeMessage { .. } => {
-                TlsError::handshake("what answers there does not speak TLS as it should")
+                TlsError::handshake("the peer does not follow the TLS protocol")
             }
             rustls::Error::PeerIncompatible(_) => TlsError::handshake(
                 "the server has no TLS version, cipher or curve in common with this client",
             ),
-            rustls::Error::PeerMisbehaved(_) => TlsError::handshake("the server broke the rules of TLS"),
+            rustls::Error::PeerMisbehaved(_) => TlsError::handshake("the server violated the TLS protocol"),
             other => TlsError::handshake(other),
         }
     }
@@ -152,35 +152,31 @@ fn of_certificate(flaw: &CertificateError) -> TlsError {
         BadEncoding => return TlsError::unreadable(),
         Expired => "it has expired; have a new one issued",
         NotValidYet => "it is not valid yet; check the clock of this machine",
-        UnknownIssuer => {
-            "no trusted certificate is its issuer's; trust the certificate of the authority that issued it"
-        }
+        UnknownIssuer => "its issuer is not among the trusted CAs; trust the CA that issued it",
         BadSignature => "its signature is wrong",
-        UnhandledCriticalExtension => {
-            "it has a critical extension that is not known; have one issued without"
-        }
+        UnhandledCriticalExtension => "it has an unknown critical extension; have one issued without it",
         InvalidPurpose | InvalidPurposeContext { .. } => {
             "its extended key usage does not allow it for a server; have one issued for servers (serverAuth)"
         }
         UnsupportedSignatureAlgorithmContext { .. }
         | UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
-            "it, or one that it leads to, is signed in a way that is not accepted, such as SHA-1 or a key of less than 2,048 \
+            "it, or one of its issuers, is signed in a way that is not accepted, such as SHA-1 or a key of less than 2,048 \
              bits; have one issued with a newer one"
         }
-        _ => "it, or one that it leads to, does not keep to the rules for certificates (RFC 5280)",
+        _ => "it, or one of its issuers, violates the rules for certificates (RFC 5280)",
     };
     TlsError::not_trusted(what)
 }
 
-/// webpki has errors that rustls does not name: they can only be told by their text.
+/// webpki has errors that rustls does not model: they can only be recognised by their text.
 fn refused_by_webpki(text: &str) -> &'static str {
     match text {
         "CaUsedAsEndEntity" => {
-            "it is the certificate of an authority (CA:TRUE), which counts only if it is itself among the trusted \
+            "it is a CA certificate (CA:TRUE), which counts only if it is itself among the trusted \
              certificates; trust this certificate, or have one issued for the server (CA:FALSE)"
         }
-        "EndEntityUsedAsCa" => "one that it leads to is not that of an authority (CA:FALSE)",
-        _ => "it, or one that it leads to, does not keep to the rules for certificates (RFC 5280)",
+        "EndEntityUsedAsCa" => "one of its issuers is not a CA (CA:FALSE)",
+        _ => "it, or one of its issuers, violates the rules for certificates (RFC 5280)",
     }
 }
 
@@ -192,14 +188,14 @@ fn of_alert(alert: AlertDescription) -> &'static str {
     };
     match alert {
         CertificateRequired => "the server asks for a client certificate",
-        CertificateExpired => "the server refuses the client certificate: it has expired",
-        UnknownCA => "the server refuses the client certificate: it does not trust its issuer (ssl_ca_file)",
+        CertificateExpired => "the server rejects the client certificate: it has expired",
+        UnknownCA => "the server rejects the client certificate: it does not trust its issuer (ssl_ca_file)",
         BadCertificate
         | CertificateRevoked
         | CertificateUnknown
         | UnsupportedCertificate
         | DecryptError
-        | AccessDenied => "the server refuses the client certificate",
+        | AccessDenied => "the server rejects the client certificate",
         ProtocolVersion => "the server has neither TLS 1.2 nor TLS 1.3",
         HandshakeFailure | InsufficientSecurity => "the server has no cipher in common with this client",
         _ => "the server ended it",

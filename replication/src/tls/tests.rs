@@ -32,7 +32,7 @@ async fn encrypted() -> (Encrypted, server::TlsStream<TcpStream>) {
     (ours.unwrap(), theirs)
 }
 
-/// A record holds 16 KiB at most. Handed out one by one, a backlog would look like a trickle.
+/// A record holds at most 16 KiB. Passed on one by one, a backlog would look like a live stream.
 #[tokio::test]
 async fn one_read_takes_all_that_has_arrived() {
     let (ours, mut theirs) = encrypted().await;
@@ -44,13 +44,13 @@ async fn one_read_takes_all_that_has_arrived() {
 }
 
 #[tokio::test]
-async fn nothing_is_installed_for_the_process() {
+async fn no_process_wide_provider_is_installed() {
     let _both = encrypted().await;
     assert!(rustls::crypto::CryptoProvider::get_default().is_none());
 }
 
 #[tokio::test]
-async fn a_server_that_vanishes_in_the_midst_has_closed() {
+async fn a_server_that_closes_without_close_notify_has_closed() {
     let (ours, mut theirs) = encrypted().await;
     let mut connection = Connection::new(Socket::Tls(Box::new(ours)));
     theirs.write_all(b"Z\0\0\0\x05I").await.unwrap();
@@ -60,7 +60,7 @@ async fn a_server_that_vanishes_in_the_midst_has_closed() {
     assert!(matches!(connection.receive().await, Err(Error::Closed)));
 }
 
-/// What the client makes of a server that answers the request for TLS with `answer` and hangs up.
+/// The client's result with a server that answers SSLRequest with `answer` and closes.
 async fn connect_to(answer: &'static [u8]) -> Error {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -71,7 +71,7 @@ async fn connect_to(answer: &'static [u8]) -> Error {
         assert_eq!(request, SSL_REQUEST);
         theirs.write_all(answer).await.unwrap();
         theirs.shutdown().await.unwrap();
-        // Whatever the client says now must not be plain text.
+        // What the client sends now must not be plain text.
         let mut rest = Vec::new();
         let _ = theirs.read_to_end(&mut rest).await;
         assert!(rest.is_empty() || rest[0] == 0x16, "only a TLS handshake may follow");
@@ -93,16 +93,16 @@ async fn every_answer_but_yes_ends_the_connection() {
 }
 
 #[tokio::test]
-async fn plain_text_behind_the_yes_is_never_taken_for_the_servers() {
-    // A welcome and a query result that somebody in between would like to be believed.
+async fn plain_text_after_the_ssl_answer_is_never_accepted() {
+    // AuthenticationOk and a query result injected by a man in the middle.
     let error = connect_to(b"SR\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await;
     assert!(matches!(error, Error::Tls(TlsError::Handshake { .. })), "{error}");
-    // The connection ends in the midst of the handshake: a server that shuts down.
+    // The connection ends during the handshake: a server that shuts down.
     assert!(matches!(connect_to(b"S").await, Error::Closed));
 }
 
 #[test]
-fn what_is_no_certificate_is_named_and_not_repeated() {
+fn an_invalid_certificate_is_reported_and_not_repeated() {
     let authorities = TlsOptions { ca: Some(Pem::new("hunter2")), ..TlsOptions::default() };
     let identity = ClientIdentity { certificates: Pem::new("hunter2"), key: Pem::new("hunter2") };
     let identity = TlsOptions { identity: Some(identity), ..TlsOptions::default() };
@@ -116,7 +116,7 @@ fn what_is_no_certificate_is_named_and_not_repeated() {
 }
 
 #[test]
-fn what_is_wrong_with_files_is_said_in_one_sentence() {
+fn invalid_files_are_described_in_one_sentence() {
     let of = |certificates: &str, key: &str| {
         let identity = ClientIdentity { certificates: Pem::new(certificates), key: Pem::new(key) };
         TlsOptions { identity: Some(identity), ..TlsOptions::default() }.check().unwrap_err().to_string()

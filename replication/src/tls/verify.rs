@@ -1,8 +1,8 @@
-//! How much of the server's certificate is believed, by mode.
+//! What is verified of the server's certificate, by mode.
 //!
-//! webpki decides about certificates that lead to a trusted one. Beyond that, as libpq does, a certificate counts that is
-//! itself among the trusted ones, as PostgreSQL's manual makes self-signed ones; one of X.509 version 1 that a trusted one
-//! issued; and the common name where there is no subjectAltName of that kind.
+//! webpki verifies certificates that lead to a trusted CA. In addition, as in libpq, these are accepted: a certificate
+//! that is itself among the trusted ones, as PostgreSQL's manual creates self-signed ones; one of X.509 version 1
+//! issued directly by a trusted CA; and the common name where there is no subjectAltName of that kind.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, Sign
 use super::certificate::Certificate;
 use super::{TlsError, TlsMode};
 
-/// In every mode the server proves that it holds the certificate's key: without that, channel binding would bind to
+/// In every mode the server proves that it has the certificate's key: without that, channel binding would bind to
 /// nothing.
 #[derive(Debug)]
 pub(super) struct Verifier {
@@ -27,17 +27,17 @@ pub(super) struct Verifier {
     provider: Arc<CryptoProvider>,
 }
 
-/// What is demanded of a certificate; nothing without it.
+/// What is required of a certificate; `None` requires nothing.
 #[derive(Debug)]
 struct Trust {
     by_authority: Arc<WebPkiServerVerifier>,
-    /// The certificates that were given.
+    /// The given certificates.
     given: Vec<CertificateDer<'static>>,
     any_name: bool,
 }
 
 impl Verifier {
-    /// Trusts `given`, of which `authorities` was made, or the public root CAs, of which it was made then.
+    /// Trusts `given`, parsed into `authorities`, or else the public root CAs.
     pub(super) fn new(
         mode: TlsMode,
         authorities: RootCertStore,
@@ -76,7 +76,7 @@ impl Trust {
         }
         match self.by_authority.verify_server_cert(der, intermediates, name, &[], now) {
             Ok(_) => Ok(()),
-            // The name is looked at last: everything else about the certificate is right.
+            // The name is checked last: everything else about the certificate is valid.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => self.check_name(&certificate, der, name),
@@ -158,7 +158,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// A certificate that webpki does not read, although all that is needed of it is its key.
+/// A certificate that webpki does not read, although only its key is needed.
 fn version_1<'a>(der: &'a CertificateDer<'_>) -> Option<Certificate<'a>> {
     Certificate::parse(der).filter(|certificate| certificate.is_version_1)
 }

@@ -1,4 +1,4 @@
-//! What the server is told, how both sides notice that the other is gone, and how a stream ends.
+//! Status updates, how both sides notice that the other is gone, and how a stream ends.
 
 use super::*;
 use pg_replication::{MemoryLimit, SqlState};
@@ -7,7 +7,7 @@ use testbed::proxy::{Fault, Proxy};
 use testbed::wait;
 
 #[tokio::test]
-async fn what_is_confirmed_is_known_after_an_orderly_end_and_not_sent_again() {
+async fn confirmed_transactions_are_not_sent_again_after_a_graceful_end() {
     let server = Server::version_18().await;
     let mut stream = server.stream("s", &output(true)).await;
     server.sql("INSERT INTO t VALUES (1, NULL)").await;
@@ -29,7 +29,7 @@ async fn what_is_confirmed_is_known_after_an_orderly_end_and_not_sent_again() {
 }
 
 #[tokio::test]
-async fn keepalives_move_an_idle_stream() {
+async fn keepalives_advance_an_idle_stream() {
     let server = Server::version_18().await;
     let mut stream = server.stream("s", &output(true)).await;
     server.sql("CREATE TABLE busy AS SELECT generate_series(1, 10000) n").await;
@@ -55,7 +55,7 @@ async fn a_stream_that_is_not_read_is_kept_alive() {
     let server = Server::start(PgVersion::V18, &[("wal_sender_timeout", "1s")], Auth::Trust).await;
     let mut stream = server.stream("s", &output(true)).await;
     let pid = server.value("SELECT active_pid FROM pg_replication_slots").await;
-    // Four times the server's patience without reading anything.
+    // Four times the server's timeout without reading anything.
     assert!(tokio::time::timeout(Duration::from_secs(4), stream.idle()).await.is_err());
     assert_eq!(server.value("SELECT active_pid FROM pg_replication_slots").await, pid);
     server.sql("INSERT INTO t VALUES (1, NULL)").await;
@@ -63,7 +63,7 @@ async fn a_stream_that_is_not_read_is_kept_alive() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_stopped_answering_is_noticed() {
+async fn a_server_that_stops_responding_is_noticed() {
     let server = Server::start(PgVersion::V18, &[("wal_sender_timeout", "1s")], Auth::Trust).await;
     let mut stream = server.stream("s", &output(true)).await;
     server.postgres.pause().unwrap();
@@ -73,7 +73,7 @@ async fn a_server_that_has_stopped_answering_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_fast_shutdown_is_not_held_up() {
+async fn a_fast_shutdown_is_not_delayed() {
     let mut server = Server::version_18().await;
     let mut stream = server.stream("s", &output(true)).await;
     server.sql("INSERT INTO t VALUES (1, NULL)").await;
@@ -97,7 +97,7 @@ async fn a_fast_shutdown_is_not_held_up() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_in_order_in_the_midst_of_a_transaction() {
+async fn a_stream_ends_gracefully_within_a_transaction() {
     const ROWS: usize = 50_000;
     let server = Server::version_18().await;
     let mut stream = server.stream("s", &output(true)).await;
@@ -115,7 +115,7 @@ async fn a_stream_ends_in_order_in_the_midst_of_a_transaction() {
 }
 
 #[tokio::test]
-async fn an_end_that_does_not_come_is_not_waited_for_for_ever() {
+async fn a_graceful_end_has_a_timeout() {
     let server = Server::version_18().await;
     let stream = server.stream("s", &output(true)).await;
     server.postgres.pause().unwrap();
@@ -125,7 +125,7 @@ async fn an_end_that_does_not_come_is_not_waited_for_for_ever() {
 }
 
 #[tokio::test]
-async fn the_reason_of_a_broken_stream_is_the_servers() {
+async fn a_broken_stream_reports_the_servers_error() {
     let mut server = Server::version_18().await;
     let mut stream = server.stream("s", &output(true)).await;
     server.sql("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots").await;
@@ -143,7 +143,7 @@ async fn the_reason_of_a_broken_stream_is_the_servers() {
 }
 
 #[tokio::test]
-async fn a_message_that_takes_longer_than_the_servers_patience_is_passed_over() {
+async fn a_message_that_takes_longer_than_the_servers_timeout_arrives() {
     let server = Server::start(PgVersion::V18, &[("wal_sender_timeout", "1s")], Auth::Trust).await;
     let proxy = Proxy::before(server.postgres.port()).await.unwrap();
     let mut options = server.options();

@@ -1,4 +1,4 @@
-//! Several hosts: the first that takes writes is used.
+//! Several hosts: the first writable one is used.
 
 use super::*;
 use pg_replication::Target;
@@ -9,7 +9,7 @@ fn at(address: &str, port: u16) -> Host {
 }
 
 #[tokio::test]
-async fn the_first_host_that_takes_writes_is_used() {
+async fn the_first_writable_host_is_used() {
     let (mut standby, primary) = tokio::join!(Server::version_18(), Server::version_18());
     standby.postgres.stop(Shutdown::Fast).await.unwrap();
     standby.postgres.start_as_standby().await.unwrap();

@@ -1,4 +1,4 @@
-//! Somebody in between with a certificate that the client trusts: what channel binding is for.
+//! A man in the middle with a certificate that the client trusts: what channel binding is for.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ fn connector(authority: &Authority) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-/// Decrypts what comes, and encrypts it again for the server. Returns the port to connect to.
+/// Decrypts the input, and encrypts it again for the server. Returns the port to connect to.
 async fn in_between(authority: &Authority, server: u16) -> u16 {
     let (accept, connect) = (acceptor(&authority.server(&["127.0.0.1"]).unwrap()), connector(authority));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -62,7 +62,7 @@ async fn in_between(authority: &Authority, server: u16) -> u16 {
 }
 
 #[tokio::test]
-async fn somebody_trusted_in_between_is_found_out() {
+async fn a_trusted_man_in_the_middle_is_detected() {
     let authority = Authority::new("authority").unwrap();
     for auth in [Auth::Trust, Auth::Scram] {
         let certificate = authority.server(&["127.0.0.1"]).unwrap();
@@ -73,7 +73,7 @@ async fn somebody_trusted_in_between_is_found_out() {
         Client::connect(&options).await.unwrap();
         options.hosts = vec![Host::Tcp { host: "127.0.0.1".into(), port }];
         if auth == Auth::Trust {
-            // The certificate is good, and no password is asked for: only a demand helps.
+            // The certificate is valid, and no password is asked for: only required channel binding helps.
             drop(Client::connect(&options).await.unwrap());
         } else {
             let error = refused(&options).await;

@@ -1,4 +1,4 @@
-//! Who may connect, how they prove it, and what a refusal looks like.
+//! Who may connect, how they authenticate, and the errors of a rejection.
 
 use super::*;
 use pg_replication::{Password, SqlState, SystemIdentity};
@@ -26,7 +26,7 @@ async fn scram_unix_sockets_and_a_wrong_password() {
     assert_eq!(client.identify_system().await.unwrap(), identity_at(&identity, &mut client).await);
 }
 
-/// The same identity with the flush LSN of now.
+/// The same identity with the present flush LSN.
 async fn identity_at(identity: &SystemIdentity, client: &mut Client) -> SystemIdentity {
     let now = client.identify_system().await.unwrap();
     assert!(now.flush_lsn >= identity.flush_lsn);
@@ -34,7 +34,7 @@ async fn identity_at(identity: &SystemIdentity, client: &mut Client) -> SystemId
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_and_a_database_that_is_not() {
+async fn a_missing_server_and_a_missing_database_have_their_errors() {
     let server = Server::version_18().await;
     let port = testbed::net::free_port().unwrap();
     let nobody =
@@ -81,13 +81,13 @@ async fn md5_is_spoken_and_clear_text_is_not() {
 }
 
 #[tokio::test]
-async fn replication_must_be_allowed_and_a_walsender_free() {
+async fn the_role_needs_replication_and_a_free_walsender() {
     let server = Server::start(PgVersion::V18, &[("max_wal_senders", "1")], Auth::Trust).await;
     server.sql("CREATE ROLE reader LOGIN").await;
     let reader = ConnectOptions { user: "reader".into(), ..server.options() };
     let refused = Client::connect(&reader).await.err().unwrap();
     assert_eq!(refused.sqlstate(), Some(SqlState::INSUFFICIENT_PRIVILEGE));
-    // The server says no before it has freed the place.
+    // The server rejects the connection before it has freed the walsender.
     let one = wait::until("a free walsender", SOON, async || Client::connect(&server.options()).await);
     let _only = one.await.unwrap();
     let full = Client::connect(&server.options()).await.err().unwrap();
@@ -95,7 +95,7 @@ async fn replication_must_be_allowed_and_a_walsender_free() {
 }
 
 #[tokio::test]
-async fn a_server_that_accepts_and_says_nothing_is_given_up() {
+async fn connecting_to_a_silent_server_times_out() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = silent.local_addr().unwrap().port();
     let mut options = ConnectOptions::new(Host::Tcp { host: "127.0.0.1".into(), port }, "relay", "shop");
@@ -106,7 +106,7 @@ async fn a_server_that_accepts_and_says_nothing_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_refused_statement_leaves_the_connection_usable_and_an_abandoned_one_does_not() {
+async fn a_failed_statement_leaves_the_connection_usable_and_an_abandoned_one_does_not() {
     let server = Server::version_18().await;
     let mut client = server.client().await;
     let refused = client.simple_query("SELECT * FROM nowhere").await.unwrap_err();

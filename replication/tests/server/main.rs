@@ -93,7 +93,7 @@ fn output(binary: bool) -> PgOutput {
     PgOutput { publications: vec!["p".into()], binary, messages: true }
 }
 
-/// Reads until `wanted` makes something of a frame.
+/// Reads until `wanted` returns something for a frame.
 async fn read<T>(stream: &mut Stream, mut wanted: impl FnMut(&Frame) -> Option<T>) -> T {
     let reading = async {
         loop {
@@ -108,7 +108,7 @@ async fn read<T>(stream: &mut Stream, mut wanted: impl FnMut(&Frame) -> Option<T
     tokio::time::timeout(SOON, reading).await.expect("nothing wanted arrived")
 }
 
-/// Reads until the stream ends, and says why.
+/// Reads until the stream ends, and returns why.
 async fn end(stream: &mut Stream) -> Error {
     let reading = async {
         loop {

@@ -1,4 +1,4 @@
-//! Slots: made, shared out, lost.
+//! Slots: created, held, lost.
 
 use super::*;
 use pg_replication::{Snapshot, SqlState};
@@ -6,7 +6,7 @@ use testbed::postgres::Shutdown;
 use testbed::wait;
 
 #[tokio::test]
-async fn slots_are_created_once_held_once_and_missed() {
+async fn slots_are_created_once_held_once_and_reported_when_missing() {
     for version in [PgVersion::V15, PgVersion::V17, PgVersion::V18] {
         let server = Server::start(version, &[], Auth::Trust).await;
         let mut client = server.client().await;
@@ -31,9 +31,10 @@ async fn slots_are_created_once_held_once_and_missed() {
     }
 }
 
-/// A server that never gives a client up would keep its slot; one that gives it up right away would end every stream.
+/// With no timeout the server would keep a vanished client's slot in use; with a very short one it would end every
+/// stream.
 #[tokio::test]
-async fn a_timeout_that_is_of_no_use_is_replaced_for_the_stream() {
+async fn an_unsuitable_timeout_is_replaced_for_the_stream() {
     let server = Server::version_18().await;
     for (configured, used) in [("0", "1min"), ("5ms", "1min"), ("1d", "1min"), ("3s", "3s")] {
         server.sql(&format!("ALTER ROLE postgres SET wal_sender_timeout = '{configured}'")).await;
@@ -46,7 +47,7 @@ async fn a_timeout_that_is_of_no_use_is_replaced_for_the_stream() {
 }
 
 #[tokio::test]
-async fn failover_is_set_where_it_exists_and_refused_where_not() {
+async fn failover_is_set_where_it_exists_and_rejected_elsewhere() {
     let wanted = SlotOptions { failover: true, ..SlotOptions::default() };
     let server = Server::start(PgVersion::V17, &[], Auth::Trust).await;
     server.client().await.create_slot("s", &wanted).await.unwrap();
@@ -81,7 +82,7 @@ async fn snapshot_and_stream_complement_each_other() {
 }
 
 #[tokio::test]
-async fn an_invalidated_slot_is_told_from_a_missing_one() {
+async fn an_invalidated_slot_is_distinguished_from_a_missing_one() {
     for version in [PgVersion::V15, PgVersion::V17, PgVersion::V18] {
         let server = Server::start(version, &[("max_slot_wal_keep_size", "1MB")], Auth::Trust).await;
         server.client().await.create_slot("s", &SlotOptions::default()).await.unwrap();

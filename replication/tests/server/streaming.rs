@@ -1,4 +1,4 @@
-//! What comes out of a stream.
+//! The content of a stream.
 
 use super::*;
 use pg_replication::SqlState;
@@ -36,9 +36,9 @@ async fn logical_messages_arrive_and_other_tables_do_not() {
 }
 
 #[tokio::test]
-async fn a_missing_publication_is_seen() {
+async fn a_missing_publication_is_noticed() {
     let missing = PgOutput { publications: vec!["nowhere".into()], ..output(true) };
-    // Postgres 15 ends the stream when the first change comes, 18 warns and leaves it out.
+    // PostgreSQL 15 ends the stream at the first change, 18 sends a warning and skips it.
     let server = Server::start(PgVersion::V15, &[], Auth::Trust).await;
     let mut stream = server.stream("s", &missing).await;
     server.sql("INSERT INTO t VALUES (1, NULL)").await;
@@ -130,7 +130,7 @@ async fn updates_deletes_and_truncates_name_their_table() {
 }
 
 #[tokio::test]
-async fn waiting_that_is_broken_off_again_and_again_loses_nothing() {
+async fn dropped_futures_lose_nothing() {
     const ROWS: usize = 20_000;
     let server = Server::version_18().await;
     let mut stream = server.stream("s", &output(false)).await;
@@ -159,7 +159,7 @@ async fn waiting_that_is_broken_off_again_and_again_loses_nothing() {
                 assert_eq!(bytes.len(), 2 + 2 * (next % 701));
                 next += 1;
             }
-            // Polled once and dropped: whatever it had begun must be taken up by the next.
+            // Polled once and dropped: the next one must continue what it had begun.
             broken_off += u32::from(tokio::time::timeout(Duration::ZERO, stream.fill()).await.is_err());
             tokio::task::yield_now().await;
         }

@@ -1,4 +1,4 @@
-//! TLS: who is believed, who is not, and that nobody is spoken to in plain text instead.
+//! TLS: which servers are trusted, and that nothing is sent in plain text instead.
 
 use super::*;
 use pg_replication::{ChannelBinding, ClientIdentity, Password, Pem, TlsError, TlsMode};
@@ -14,7 +14,7 @@ impl Server {
     }
 }
 
-/// With the password, verified in full by an authority.
+/// With the password, and full verification by a CA.
 pub fn trusting(server: &Server, authority: &Authority) -> ConnectOptions {
     let mut options = server.options();
     options.password = server.postgres.password().map(Password::new);
@@ -34,7 +34,7 @@ pub async fn refused(options: &ConnectOptions) -> Error {
 }
 
 #[tokio::test]
-async fn a_trusted_server_of_the_right_name_is_streamed_from() {
+async fn a_trusted_server_with_the_right_name_is_accepted() {
     const ROWS: usize = 20_000;
     for version in [PgVersion::V15, PgVersion::V17, PgVersion::V18] {
         let authority = Authority::new("authority").unwrap();
@@ -60,7 +60,7 @@ async fn a_trusted_server_of_the_right_name_is_streamed_from() {
 }
 
 #[tokio::test]
-async fn each_mode_demands_what_it_says() {
+async fn each_mode_requires_what_it_promises() {
     use TlsMode::{Require, VerifyCa, VerifyFull};
     let (ours, other) = (Authority::new("ours").unwrap(), Authority::new("other").unwrap());
     let mut server = Server::presenting(PgVersion::V18, ours.server(&["db.test"]).unwrap(), None).await;
@@ -91,7 +91,8 @@ async fn each_mode_demands_what_it_says() {
     Client::connect(&in_mode(Require, trusting(&server, &ours))).await.unwrap();
 }
 
-/// What a server presents, what is trusted, and how it is reached; and in which modes that connects, or what is said.
+/// What a server presents, what is trusted, how it is reached; and in which modes that connects, or which error it
+/// gives.
 struct Case {
     what: &'static str,
     presented: Certificate,
@@ -101,7 +102,7 @@ struct Case {
     verify_full: Result<(), &'static str>,
 }
 
-/// Certificates as PostgreSQL's manual makes them ("Creating Certificates"), and those that go wrong.
+/// Certificates as in PostgreSQL's manual ("Creating Certificates"), and some that must fail.
 fn cases() -> Vec<Case> {
     let (ours, other) = (Authority::new("ours").unwrap(), Authority::new("other").unwrap());
     let own = Certificate::self_signed("localhost").unwrap();
@@ -171,7 +172,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn certificates_as_the_manual_makes_them_connect_or_one_sentence_says_why_not() {
+async fn certificates_as_in_the_manual_connect_or_one_sentence_says_why_not() {
     let first = Certificate::self_signed("localhost").unwrap();
     let mut server = Server::presenting(PgVersion::V18, first, None).await;
     for case in cases() {
@@ -203,7 +204,7 @@ async fn certificates_as_the_manual_makes_them_connect_or_one_sentence_says_why_
 }
 
 #[tokio::test]
-async fn a_server_of_an_older_tls_proves_its_key_too() {
+async fn a_server_with_older_tls_proves_its_key_too() {
     let ours = Authority::new("ours").unwrap();
     for presented in [ours.version_1("localhost").unwrap(), Certificate::self_signed("localhost").unwrap()] {
         let settings = [("ssl_max_protocol_version".to_owned(), "TLSv1.2".to_owned())].into();
@@ -223,7 +224,7 @@ async fn a_server_of_an_older_tls_proves_its_key_too() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_is_told_nothing() {
+async fn nothing_is_sent_to_a_server_without_tls() {
     let authority = Authority::new("authority").unwrap();
     let server = Server::start(PgVersion::V18, &[("log_connections", "on")], Auth::Scram).await;
     for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
@@ -235,7 +236,7 @@ async fn a_server_without_tls_is_told_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_where_it_is_demanded() {
+async fn a_client_certificate_is_sent_where_it_is_required() {
     let (servers, clients) = (Authority::new("servers").unwrap(), Authority::new("clients").unwrap());
     let certificate = servers.server(&["127.0.0.1"]).unwrap();
     let server = Server::presenting(PgVersion::V18, certificate, Some(&clients)).await;
@@ -252,7 +253,7 @@ async fn a_client_certificate_is_shown_where_it_is_demanded() {
     assert_eq!(missing.sqlstate().map(|code| code.class().to_owned()).as_deref(), Some("28"), "{missing}");
     let strange = refused(&identified(servers.client("relay").unwrap())).await;
     assert!(matches!(strange, Error::Tls(TlsError::Handshake { .. })), "{strange}");
-    assert!(strange.to_string().contains("the server refuses the client certificate"), "{strange}");
+    assert!(strange.to_string().contains("the server rejects the client certificate"), "{strange}");
     let ours = clients.client("relay").unwrap();
     let torn = Certificate { key: clients.client("relay").unwrap().key, ..ours };
     let torn = refused(&identified(torn)).await;
@@ -261,7 +262,7 @@ async fn a_client_certificate_is_shown_where_it_is_demanded() {
 }
 
 #[tokio::test]
-async fn a_login_is_bound_with_every_hash_and_required_binding_is_not_done_without() {
+async fn scram_is_bound_with_every_hash_and_required_binding_is_enforced() {
     for signature in [Signature::EcdsaSha256, Signature::EcdsaSha384, Signature::Ed25519] {
         let authority = Authority::signing_with("authority", signature).unwrap();
         let certificate = authority.server(&["127.0.0.1"]).unwrap();

@@ -114,7 +114,7 @@ fn a_row_without_a_large_value_is_whole_whatever_is_wanted() {
 }
 
 #[test]
-fn what_is_not_ours_leaves_nothing_and_what_follows_is_read() {
+fn messages_that_are_not_needed_leave_nothing_and_the_next_is_read() {
     assert_eq!(row(FOREIGN, &[Some(vec![0; 500])]), None);
     let logical = xlog(&[&b"M\x01"[..], &[0; 8], b"app\0\0\0\x01\xF4", &[0; 500]].concat());
     let commit = xlog(&[&b"C"[..], &[0; 25]].concat());
@@ -123,7 +123,7 @@ fn what_is_not_ours_leaves_nothing_and_what_follows_is_read() {
 }
 
 #[test]
-fn a_row_that_contradicts_itself_is_refused_as_soon_as_it_shows() {
+fn an_inconsistent_row_is_rejected_as_early_as_possible() {
     let good = insert(OURS, &[Some(vec![0; 300]), None]);
     let broken = |at: usize, byte: u8| {
         let mut row = good.clone();
@@ -140,7 +140,7 @@ fn a_row_that_contradicts_itself_is_refused_as_soon_as_it_shows() {
 }
 
 #[test]
-fn of_a_long_report_the_beginning_is_kept_and_can_be_read() {
+fn the_beginning_of_a_long_error_is_kept_and_readable() {
     for filler in [b'm', 0] {
         let text = vec![filler; 200_000];
         let body = [&b"VERROR\0C42501\0M"[..], &text, b"\0Dmore\0\0"].concat();
@@ -153,7 +153,7 @@ fn of_a_long_report_the_beginning_is_kept_and_can_be_read() {
 }
 
 #[test]
-fn an_answer_that_no_server_gives_is_refused_before_it_arrives() {
+fn an_impossible_message_is_rejected_before_it_arrives() {
     for (tag, body) in [(b'D', vec![0; 100]), (b'd', [&[b'w'][..], &[0; 24], b"R", &[0; 40]].concat())] {
         let mut bytes = message(tag, &body);
         bytes[1..5].copy_from_slice(&(1_u32 << 29).to_be_bytes());
