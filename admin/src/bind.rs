@@ -1,16 +1,14 @@
-//! Listening on an address.
-
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that wait to be accepted.
+/// Length of the accept queue.
 const BACKLOG: u32 = 1024;
 
-/// Listens on `address`. `[::]` stands for all addresses of both families, whatever the kernel's default is, and for all of IPv4 on a machine
-/// without IPv6: so one setting does for every cluster.
+/// Listens on `address`. `[::]` means all addresses of both families, whatever the kernel's default, and all IPv4
+/// addresses on a machine without IPv6, so one setting works on every cluster.
 ///
 /// # Errors
 /// The port is in use, or the address is not this machine's.

@@ -1,4 +1,4 @@
-//! What a program says that looks at what it needs (`doctor`): one finding a check, a line each, and what to do about it.
+//! The findings of `doctor`: one line for each check, with a remedy.
 
 use std::error::Error;
 use std::io::Write;
@@ -8,44 +8,41 @@ use serde_json::json;
 
 use crate::EXIT_UNAVAILABLE;
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Grade {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// The program works, but something is worth a look.
+    /// The program works, but the finding deserves attention.
     Warn,
-    /// The program cannot do its work.
+    /// The program cannot work.
     Problem,
 }
 
-/// What a check found.
+/// A result with its explanation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was looked at.
+    /// The name of the check.
     pub check: &'static str,
-    /// How it is.
     pub result: Grade,
-    /// In words.
     pub message: String,
-    /// What to do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
 }
 
 impl Finding {
-    /// As it should be.
+    /// No problem.
     pub fn ok(check: &'static str, message: impl Into<String>) -> Finding {
         Finding { check, result: Grade::Ok, message: message.into(), remedy: None }
     }
 
-    /// Worth a look.
+    /// Deserves attention.
     pub fn warn(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
         Finding { check, result: Grade::Warn, message: message.into(), remedy: Some(remedy.into()) }
     }
 
-    /// Has to be put right.
+    /// Has to be corrected.
     pub fn problem(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
         Finding { check, result: Grade::Problem, message: message.into(), remedy: Some(remedy.into()) }
     }
@@ -61,7 +58,8 @@ impl Finding {
     }
 }
 
-/// Prints what was found, as lines or as JSON. The exit code: [`EXIT_UNAVAILABLE`] if there is a problem, otherwise 0.
+/// Prints the findings, as lines or as JSON. Returns the exit code: [`EXIT_UNAVAILABLE`] if there is a problem,
+/// otherwise 0.
 pub fn report(findings: &[Finding], json: bool) -> i32 {
     let well = is_ok(findings);
     let lines = if json {
@@ -70,12 +68,12 @@ pub fn report(findings: &[Finding], json: bool) -> i32 {
         findings.iter().map(Finding::line).collect()
     };
     let mut out = std::io::stdout().lock();
-    // Whoever read them may have gone (`| head`); the exit code is for those who did not.
+    // The reader may have closed the pipe (`| head`); the exit code still counts.
     let _ = lines.iter().try_for_each(|line| writeln!(out, "{line}"));
     if well { 0 } else { EXIT_UNAVAILABLE }
 }
 
-/// What lies behind an error: the words that those above it add say less to whoever reads a finding.
+/// The innermost source of an error, which tells the reader of a finding most.
 pub fn root_cause(error: &(dyn Error + 'static)) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
@@ -93,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_what_how_and_what_to_do_and_a_warning_is_no_problem() {
+    fn a_line_has_check_result_and_remedy_and_a_warning_is_no_problem() {
         let warn = Finding::warn("wal", "there is no limit", "set one");
         assert_eq!(warn.line(), "warn     wal                  there is no limit; set one");
         assert!(is_ok(&[warn, Finding::ok("a", "b")]));

@@ -1,16 +1,4 @@
-//! The admin listener all programs share, on a port of its own so that it is never exposed with the service:
-//!
-//! | path | answer |
-//! |---|---|
-//! | `GET /livez` | 200 while the process can answer; checks no dependency, so an outage elsewhere restarts nothing |
-//! | `GET /readyz` | 200 or 503, with the reason in the body |
-//! | `GET /metrics` | Prometheus text format |
-//! | `GET /status` | what the program knows of itself, as JSON |
-//! | `GET`, `PUT /log-level` | the log filter, such as `info,outbox_relay=debug` |
-//! | `POST` | the program's own actions ([`Admin::action`]) |
-//!
-//! It also owns the two things a process sets up once: the log subscriber, and the rule that a panic in any
-//! thread ends the process ([`exit_on_panic`]); and how the command `doctor` of each says what it finds ([`Finding`]).
+#![doc = include_str!("../README.md")]
 
 mod bind;
 mod finding;
@@ -25,8 +13,7 @@ pub use listener::{ActionRefused, Admin, BindError, Lines, Readiness};
 pub use log::{LogFormat, LogLevel, init_logging};
 pub use warp::http::StatusCode;
 
-/// Of the programs, which are released together; with the commit where the build was told it (`OUTBOX_COMMIT`), as
-/// images are.
+/// The version shared by all programs, with the commit if the build set `OUTBOX_COMMIT`, as that of the images does.
 pub fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| match option_env!("OUTBOX_COMMIT") {
         Some(commit) if !commit.is_empty() => format!("{} ({commit})", env!("CARGO_PKG_VERSION")),
@@ -35,10 +22,10 @@ pub fn version() -> &'static str {
     &VERSION
 }
 
-/// What every program says of itself as a metric: its version, and the commit it was built from where that is known.
+/// The metric `build_info` of a program: its version, and the commit it was built from where that is known.
 ///
 /// # Errors
-/// `namespace` is no prefix of a metric.
+/// `namespace` is not a valid prefix of a metric.
 pub fn build_info(namespace: &str) -> Result<prometheus::IntGaugeVec, prometheus::Error> {
     let opts = prometheus::Opts::new("build_info", "Always 1").namespace(namespace);
     let info = prometheus::IntGaugeVec::new(opts, &["version", "revision"])?;
@@ -54,8 +41,8 @@ pub const EXIT_UNAVAILABLE: i32 = 69;
 /// Exit code for a bug (`EX_SOFTWARE`).
 pub const EXIT_BUG: i32 = 70;
 
-/// The program's arguments. Invalid ones end it with [`EXIT_CONFIG`] and what is allowed; what was only asked for, such as
-/// `--help`, with 0.
+/// Parses the program's arguments. Invalid ones end it with [`EXIT_CONFIG`] and a usage message; `--help` and
+/// `--version` with 0.
 pub fn arguments<A: clap::Parser>() -> A {
     A::try_parse().unwrap_or_else(|error| {
         drop(error.print());
@@ -63,8 +50,8 @@ pub fn arguments<A: clap::Parser>() -> A {
     })
 }
 
-/// Makes a panic in any thread end the process with [`EXIT_BUG`]. Without it a dead thread leaves a process that
-/// looks alive and does nothing; with it the supervisor starts a new one.
+/// Makes a panic in any thread end the process with [`EXIT_BUG`]. Otherwise a dead thread leaves a process that looks
+/// healthy and does nothing; after an exit the supervisor starts a new one.
 pub fn exit_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {

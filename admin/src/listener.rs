@@ -1,5 +1,3 @@
-//! The listener itself.
-
 use std::collections::{HashMap, VecDeque};
 use std::convert::Infallible;
 use std::future::Future;
@@ -29,39 +27,39 @@ use crate::bind::listen;
 
 /// A log filter is a short line; anything longer is a mistake.
 const MAX_LOG_FILTER_BYTES: u64 = 4096;
-/// Connections at once: a kubelet, a Prometheus or two, and people. One more ends the oldest: connections that somebody leaves open must
-/// not keep the kubelet's probes out, which would have the pod restarted.
+/// Concurrent connections: a kubelet, a Prometheus or two, and people. At the limit the oldest connection is closed, so
+/// that idle clients cannot lock out the kubelet's probes, which would restart the pod.
 const CONNECTIONS: usize = 64;
-/// How long a request's head may take to arrive, and a connection be idle: longer than the usual interval of a scrape.
+/// Time for a request's head to arrive, and for a connection to be idle: longer than the usual scrape interval.
 const HEADER_READ: Duration = Duration::from_secs(75);
-/// How long to wait after an accept that failed: mostly the process has no file descriptor left.
+/// Pause after a failed accept: usually the process has run out of file descriptors.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 
-/// What an action is told: a selection, not a document.
+/// Size limit of an action's request body: a selection, not a document.
 const MAX_ACTION_BYTES: u64 = 1024 * 1024;
 
-/// Whether the program can do its work now.
+/// Whether the program can work now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// It can; the text names the role or state.
+    /// It can; the text is the role or state.
     Ready(String),
-    /// It cannot; the text is one sentence for the person on call.
+    /// It cannot; the text is one sentence for the on-call engineer.
     NotReady(String),
 }
 
 type ReadinessProbe = Arc<dyn Fn() -> Readiness + Send + Sync>;
 type StatusProbe = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
-/// The answer to an action: values that become lines of JSON as they come.
+/// The response to an action: values that are sent as lines of JSON as they come.
 pub type Lines = mpsc::Receiver<serde_json::Value>;
 type Action = Arc<dyn Fn(&[u8]) -> Result<Lines, ActionRefused> + Send + Sync>;
 
-/// An action was not begun.
+/// An action was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActionRefused {
     /// HTTP status.
     pub status: StatusCode,
-    /// One sentence that says why.
+    /// One sentence with the reason.
     pub message: String,
 }
 
@@ -73,7 +71,7 @@ pub struct BindError {
     source: std::io::Error,
 }
 
-/// What the listener shows. Probes are called at each request and must not block.
+/// What the listener serves. Probes are called at each request and must not block.
 #[derive(Clone)]
 pub struct Admin {
     registry: Registry,
@@ -84,7 +82,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Shows `registry` under `/metrics`; ready, with an empty status, until told otherwise.
+    /// Serves `registry` under `/metrics`; ready, with an empty status, until probes are set.
     pub fn new(registry: Registry, log_level: LogLevel) -> Self {
         Admin {
             registry,
@@ -95,8 +93,8 @@ impl Admin {
         }
     }
 
-    /// Answers `POST path` with what `action` makes of the request's body. It is called on the listener's task and
-    /// must not block: what takes time goes on elsewhere and sends lines.
+    /// Answers `POST path` with the result of `action` for the request's body. It is called on the listener's task and
+    /// must not block: slow work runs elsewhere and sends lines.
     #[must_use]
     pub fn action(
         mut self,
@@ -107,14 +105,14 @@ impl Admin {
         self
     }
 
-    /// Asks `probe` for `/readyz`.
+    /// Calls `probe` for `/readyz`.
     #[must_use]
     pub fn readiness(mut self, probe: impl Fn() -> Readiness + Send + Sync + 'static) -> Self {
         self.readiness = Arc::new(probe);
         self
     }
 
-    /// Asks `probe` for `/status`.
+    /// Calls `probe` for `/status`.
     #[must_use]
     pub fn status(mut self, probe: impl Fn() -> serde_json::Value + Send + Sync + 'static) -> Self {
         self.status = Arc::new(probe);
@@ -167,8 +165,8 @@ impl Admin {
     }
 }
 
-/// Serves until it is dropped. Not warp's own loop: warp takes it for granted that a URI has a path, and panics at
-/// `CONNECT host:443`, which would end the process.
+/// Serves until it is dropped. Not with warp's own loop: warp assumes that every URI has a path, and panics at `CONNECT
+/// host:443`, which would end the process.
 async fn serve<F>(listener: TcpListener, routes: F)
 where
     F: Filter<Error = Infallible> + Clone + Send + Sync + 'static,
@@ -227,24 +225,25 @@ where
     }
 }
 
-/// What is not even routed.
+/// Rejected before routing.
 fn refusal<B>(request: &Request<B>, near: bool) -> Option<Response> {
     if request.uri().path_and_query().is_none() {
-        return Some(text(StatusCode::BAD_REQUEST, "a request names a path"));
+        return Some(text(StatusCode::BAD_REQUEST, "the request has no path"));
     }
     (!may_ask(request.method(), request.headers(), near)).then(|| {
-        let how = "what changes something is asked for on this machine, or in this pod (kubectl exec, kubectl port-forward), and not by a web page";
+        let how = "requests that change something are accepted only from this machine or pod (kubectl exec, kubectl port-forward), and not from a web page";
         text(StatusCode::FORBIDDEN, how)
     })
 }
 
-/// The listener has no authentication, and probes and Prometheus reach it over the network: so does everybody there, who may
-/// look and no more. A web page could send a form to the machine that shows it, and its browser says so.
+/// The listener has no authentication, and probes and Prometheus reach it over the network: so every peer there may
+/// read, and nothing more. A web page could send a form to the machine of its viewer; the browser marks such a request
+/// with an Origin.
 fn may_ask(method: &Method, headers: &HeaderMap, near: bool) -> bool {
     method == Method::GET || method == Method::HEAD || (near && !headers.contains_key(ORIGIN))
 }
 
-/// Whether the other end of a connection is on this machine: nobody else can have this end's address.
+/// Whether the peer of a connection is on this machine: only then can both ends have this address.
 fn is_local(peer: IpAddr, own: IpAddr) -> bool {
     peer.to_canonical().is_loopback() || peer == own
 }
@@ -322,7 +321,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_action_answers_with_lines_or_says_why_not() {
+    async fn an_action_returns_lines_or_the_reason_of_its_rejection() {
         let routes = admin()
             .action("/count", |body| {
                 if body == b"no" {
@@ -364,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_without_a_path_is_refused_and_ends_nothing() {
+    async fn a_request_without_a_path_is_rejected_and_the_listener_survives() {
         let (address, listener) = admin().bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let serving = tokio::spawn(listener);
         let rest = "Host: x\r\nConnection: close\r\n\r\n";
@@ -376,7 +375,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_left_open_keep_nobody_out() {
+    async fn idle_connections_do_not_lock_out_others() {
         let (address, listener) = admin().bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let serving = tokio::spawn(listener);
         let mut left_open = Vec::new();
@@ -384,7 +383,7 @@ mod tests {
             left_open.push(TcpStream::connect(address).await.unwrap());
         }
         let probe = "GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        // Much less than it takes until idle ones time out.
+        // Much less than the timeout of idle connections.
         let alive = tokio::time::timeout(HEADER_READ / 5, answer(address, probe)).await.unwrap();
         assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
         assert_eq!(left_open[0].read(&mut [0]).await.unwrap_or_default(), 0, "the oldest was ended");
@@ -392,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_web_page_looks_and_changes_nothing() {
+    async fn a_web_page_can_read_and_change_nothing() {
         let (address, listener) = admin().bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let serving = tokio::spawn(listener);
         let ask = async |method: &str, more: &str| {
@@ -407,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_elsewhere_looks_and_changes_nothing() {
+    fn a_remote_peer_can_read_and_change_nothing() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         assert!(is_local(ip("127.0.0.1"), ip("127.0.0.1")), "kubectl port-forward, and exec");
         assert!(is_local(ip("::ffff:127.0.0.1"), ip("::ffff:127.0.0.1")) && is_local(ip("::1"), ip("::1")));

@@ -8,7 +8,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// One readable line.
@@ -27,18 +27,19 @@ impl LogLevel {
         self.0.with_current(ToString::to_string).unwrap_or_default()
     }
 
-    /// Replaces the filter. The error says what is wrong with it.
+    /// Replaces the filter.
     pub fn set(&self, filter: &str) -> Result<(), String> {
         let filter = EnvFilter::try_new(filter).map_err(|error| error.to_string())?;
         self.0.reload(filter).map_err(|error| error.to_string())
     }
 }
 
-/// A process has one subscriber: a filter of a second one would change nothing.
+/// A process has one subscriber: the filter of a second one would have no effect.
 static STARTED: OnceLock<LogLevel> = OnceLock::new();
 
-/// Starts logging to standard error; a second call returns the handle of the first. `filter` is in the syntax of `RUST_LOG`, which replaces it when set; an
-/// invalid one falls back to `info`, because a typing error there must not keep a program from starting.
+/// Starts logging to standard error; a second call returns the handle of the first. `filter` is in the syntax of
+/// `RUST_LOG`, which replaces it when set; an invalid `RUST_LOG` falls back to `info`, because a typing error there
+/// must not keep a program from starting.
 pub fn init_logging(filter: &str, format: LogFormat) -> LogLevel {
     STARTED.get_or_init(|| start(filter, format)).clone()
 }
@@ -58,7 +59,7 @@ fn start(filter: &str, format: LogFormat) -> LogLevel {
     if let Some(error) = invalid {
         tracing::warn!(filter = wanted, error, "invalid log filter, using 'info'");
     }
-    // Fails only where the program's host has set a subscriber of its own, which then stays.
+    // Fails only if the embedding program has set its own subscriber, which then stays.
     drop(started);
     LogLevel(handle)
 }

@@ -1,9 +1,4 @@
-//! What librdkafka's admin API has and the `rdkafka` crate (0.39) does not: descriptions of topics with their ids, the id of the cluster that
-//! answers, and configurations that are altered key by key, so that what another client sets at the same moment stays.
-//!
-//! Besides, [`halt`] ends a producer's sending.
-//!
-//! Every admin call blocks until Kafka has answered, or the time is up. The only crate here with `unsafe`: each block says why it is sound.
+#![doc = include_str!("../README.md")]
 
 mod answer;
 mod halt;
@@ -19,27 +14,27 @@ use rdkafka::types::RDKafkaErrorCode;
 use self::answer::{AdminRequest, Owned, text};
 pub use self::halt::{halt, is_halt};
 
-/// What Kafka, or the library, did not do.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// With the code of the broker or of the library, and its words.
+    /// Rejected by a broker or by librdkafka.
     #[error("{message} ({code})")]
     Refused {
-        /// The code.
+        /// The error code.
         code: RDKafkaErrorCode,
-        /// Its words.
+        /// The error message.
         message: String,
     },
-    /// A name with a NUL in it is no name.
-    #[error("a name has a NUL in it")]
+    /// A name contains a NUL.
+    #[error("a name contains a NUL")]
     Name(#[from] NulError),
-    /// Nothing came back.
+    /// The request timed out.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
 }
 
 impl Error {
-    /// The code of the broker or of the library.
+    /// The error code of the broker or of librdkafka.
     pub fn code(&self) -> Option<RDKafkaErrorCode> {
         match self {
             Error::Refused { code, .. } => Some(*code),
@@ -48,32 +43,32 @@ impl Error {
     }
 }
 
-/// What becomes of a key of a topic's configuration.
+/// A change of one key of a topic's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigChange<'a> {
-    /// It has this value.
+    /// Sets this value.
     Set(&'a str),
-    /// It is the broker's again.
+    /// Resets the key to the broker's default.
     Delete,
 }
 
-/// A topic, as Kafka describes it.
+/// A topic, as described by Kafka.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicDescription {
-    /// By which a topic that was recreated is told from the one before. Brokers before Kafka 3.1 know none.
+    /// The topic id, which changes when a topic is recreated. Brokers before Kafka 3.1 have none.
     pub id: Option<String>,
     /// Number of partitions.
     pub partitions: usize,
-    /// Replicas of the partition that has the fewest, of the partitions whose replicas are all in sync. `None` where there is no such
-    /// partition: then replicas are being moved, or brokers are away, and how many there will be is not known.
+    /// The lowest number of replicas of the partitions whose replicas are all in sync. `None` if there is no such
+    /// partition: then replicas are being moved, or brokers are down, and the final number is not known.
     pub fewest_replicas: Option<usize>,
 }
 
-/// Describes those of these topics that exist and that these credentials may see. Only these are asked for: metadata of a whole cluster
-/// can be megabytes.
+/// Describes those of `topics` that exist and are visible with these credentials. Only these are requested: the
+/// metadata of a whole cluster can be megabytes.
 ///
 /// # Errors
-/// Kafka does not answer.
+/// Kafka does not respond.
 pub fn describe_topics<C: ClientContext>(
     client: &Client<C>,
     names: &[&str],
@@ -86,16 +81,16 @@ pub fn describe_topics<C: ClientContext>(
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let question =
         AdminRequest::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, within)?;
-    // SAFETY: the pointers are of strings that live longer than this call, which copies them.
+    // SAFETY: the strings exist longer than this call, which copies them.
     let topics = unsafe {
         let topics = ffi::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
         Owned::new(topics, ffi::rd_kafka_TopicCollection_destroy)
     };
-    // SAFETY: client, collection, options and queue live until the answer has come.
+    // SAFETY: client, collection, options and queue exist until the result has arrived.
     let answer = question.send(|options, queue| unsafe {
         ffi::rd_kafka_DescribeTopics(client.native_ptr(), topics.pointer(), options, queue);
     })?;
-    // SAFETY: the event is a DescribeTopics result, since nothing else was asked on its queue, and owns all that is read here.
+    // SAFETY: the event is a DescribeTopics result, the only request on this queue, and owns everything read here.
     unsafe {
         let result = ffi::rd_kafka_event_DescribeTopics_result(answer.pointer());
         let mut count = 0;
@@ -107,9 +102,9 @@ pub fn describe_topics<C: ClientContext>(
 /// The name and the description of a topic that exists.
 ///
 /// # Safety
-/// `topic` is of an answer that lives.
+/// `topic` belongs to a result that exists.
 unsafe fn described(topic: *const ffi::rd_kafka_TopicDescription_t) -> Option<(String, TopicDescription)> {
-    // SAFETY: the caller's promise; what is read belongs to the answer.
+    // SAFETY: guaranteed by the caller; what is read belongs to the result.
     unsafe {
         let error = ffi::rd_kafka_error_code(ffi::rd_kafka_TopicDescription_error(topic));
         if error != ffi::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
@@ -135,25 +130,25 @@ unsafe fn described(topic: *const ffi::rd_kafka_TopicDescription_t) -> Option<(S
     }
 }
 
-/// Of (replicas, those in sync). While a partition is moved it has the replicas that it had and those that it will have, and the new ones
-/// are not in sync before they have everything.
+/// From (replicas, in-sync replicas) of each partition. While a partition is moved it has its old and its new replicas,
+/// and the new ones are not in sync before they have all records.
 fn fewest_settled(partitions: impl Iterator<Item = (usize, usize)>) -> Option<usize> {
     partitions.filter(|(replicas, in_sync)| replicas == in_sync).map(|(replicas, _)| replicas).min()
 }
 
-/// The id of the cluster that answers now. A client keeps the first id that it was told, even if another cluster answers by the same name
-/// later. `None` where brokers do not tell it.
+/// The id of the cluster that answers now. A client keeps the first id it received, even if another cluster answers
+/// under the same name later. `None` where brokers do not report it.
 ///
 /// # Errors
-/// Kafka does not answer.
+/// Kafka does not respond.
 pub fn cluster_id<C: ClientContext>(client: &Client<C>, within: Duration) -> Result<Option<String>, Error> {
     let question =
         AdminRequest::new(client, ffi::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECLUSTER, within)?;
-    // SAFETY: client, options and queue live until the answer has come.
+    // SAFETY: client, options and queue exist until the result has arrived.
     let answer = question.send(|options, queue| unsafe {
         ffi::rd_kafka_DescribeCluster(client.native_ptr(), options, queue)
     })?;
-    // SAFETY: the event is a DescribeCluster result, since nothing else was asked on its queue, and owns all that is read here.
+    // SAFETY: the event is a DescribeCluster result, the only request on this queue, and owns everything read here.
     let id = unsafe {
         let result = ffi::rd_kafka_event_DescribeCluster_result(answer.pointer());
         text(ffi::rd_kafka_DescribeCluster_result_cluster_id(result))
@@ -161,10 +156,10 @@ pub fn cluster_id<C: ClientContext>(client: &Client<C>, within: Duration) -> Res
     Ok(Some(id).filter(|id| !id.is_empty()))
 }
 
-/// Alters keys of a topic's configuration, and leaves all others as they are. Kafka 2.3 and newer.
+/// Changes keys of a topic's configuration, and keeps all others. Kafka 2.3 and newer.
 ///
 /// # Errors
-/// Kafka does not answer, or refuses.
+/// Kafka does not respond, or rejects the change.
 pub fn alter_topic_config<C: ClientContext>(
     client: &Client<C>,
     topic: &str,
@@ -177,7 +172,7 @@ pub fn alter_topic_config<C: ClientContext>(
         within,
     )?;
     let topic = CString::new(topic)?;
-    // SAFETY: the name lives longer than this call, which copies it.
+    // SAFETY: the name exists longer than this call, which copies it.
     let resource = unsafe {
         let kind = ffi::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
         let resource = ffi::rd_kafka_ConfigResource_new(kind, topic.as_ptr());
@@ -187,11 +182,12 @@ pub fn alter_topic_config<C: ClientContext>(
         add(&resource, key, *alteration)?;
     }
     let mut resources = [resource.pointer()];
-    // SAFETY: client, resource, options and queue live until the answer has come; the library copies the resource.
+    // SAFETY: client, resource, options and queue exist until the result has arrived; librdkafka copies the resource.
     let answer = question.send(|options, queue| unsafe {
         ffi::rd_kafka_IncrementalAlterConfigs(client.native_ptr(), resources.as_mut_ptr(), 1, options, queue);
     })?;
-    // SAFETY: the event is an IncrementalAlterConfigs result, since nothing else was asked on its queue, and owns all that is read here.
+    // SAFETY: the event is an IncrementalAlterConfigs result, the only request on this queue, and owns everything read
+    // here.
     unsafe {
         let result = ffi::rd_kafka_event_IncrementalAlterConfigs_result(answer.pointer());
         let mut count = 0;
@@ -219,7 +215,7 @@ fn add(
         ConfigChange::Delete => (Kind::RD_KAFKA_ALTER_CONFIG_OP_TYPE_DELETE, None),
     };
     let value = value.as_deref().map_or(std::ptr::null(), CStr::as_ptr);
-    // SAFETY: key and value live longer than this call, which copies them; the error is this call's to destroy.
+    // SAFETY: key and value exist longer than this call, which copies them; this call destroys the error.
     unsafe {
         let error = ffi::rd_kafka_ConfigResource_add_incremental_config(
             resource.pointer(),
@@ -237,14 +233,14 @@ fn add(
     }
 }
 
-/// An array of the library's.
+/// An array owned by librdkafka.
 ///
 /// # Safety
-/// `first` points at `count` values that live as long as the slice is used, or is NULL.
+/// `first` points to `count` values that exist as long as the slice is used, or is NULL.
 unsafe fn slice<'a, T>(first: *mut *const T, count: usize) -> &'a [*const T] {
     match first.is_null() {
         true => &[],
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         false => unsafe { std::slice::from_raw_parts(first, count) },
     }
 }
@@ -254,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replicas_of_a_partition_that_is_moved_are_not_counted() {
+    fn replicas_of_a_partition_that_is_being_moved_are_not_counted() {
         let fewest = |partitions: &[(usize, usize)]| fewest_settled(partitions.iter().copied());
         assert_eq!(fewest(&[(3, 3), (2, 2), (3, 3)]), Some(2));
         assert_eq!(fewest(&[(4, 3), (3, 3)]), Some(3), "one that gets another replica");

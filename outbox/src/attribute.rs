@@ -1,6 +1,6 @@
-//! What CloudEvents 1.0 allows as the value of an attribute. A writer that keeps to it writes rows that can be delivered.
+//! What CloudEvents 1.0 allows as the value of an attribute. Rows whose values follow it can be delivered.
 
-/// Whether `text` may be an attribute: not empty, and without control characters and Unicode's noncharacters.
+/// Whether `text` may be an attribute: not empty, without control characters and without Unicode noncharacters.
 pub fn is_text(text: &str) -> bool {
     let printable = |byte: u8| (b' '..=b'~').contains(&byte);
     !text.is_empty()
@@ -13,14 +13,14 @@ fn is_character(c: char) -> bool {
     !(0xFDD0..=0xFDEF).contains(&code) && code & 0xFFFE != 0xFFFE
 }
 
-/// Whether `text` is a URI-reference of RFC 3986, which `source` has to be, and not empty.
+/// Whether `text` is a non-empty URI-reference of RFC 3986, as `source` must be.
 pub fn is_uri_reference(text: &str) -> bool {
     let (text, fragment) = text.split_once('#').map_or((text, ""), |(text, fragment)| (text, fragment));
     let empty = text.is_empty() && fragment.is_empty();
     !empty && consists_of(fragment, b":@/?") && (is_uri(text) || is_relative(text))
 }
 
-/// Whether `text` is an absolute URI of RFC 3986, which `dataschema` has to be.
+/// Whether `text` is an absolute URI of RFC 3986, as `dataschema` must be.
 pub fn is_uri(text: &str) -> bool {
     let Some((scheme, rest)) = text.split_once(':') else { return false };
     let well_formed = |b: u8| b.is_ascii_alphanumeric() || b"+-.".contains(&b);
@@ -28,7 +28,7 @@ pub fn is_uri(text: &str) -> bool {
     begins && scheme.bytes().all(well_formed) && !rest.is_empty() && is_hierarchy(rest)
 }
 
-/// The first segment of a relative reference has no colon: what stands before it would be a scheme.
+/// The first segment of a relative reference has no colon: the part before it would be a scheme.
 fn is_relative(text: &str) -> bool {
     let first = text.split(['/', '?']).next().unwrap_or_default();
     !first.contains(':') && is_hierarchy(text)
@@ -79,7 +79,7 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// `text` with everything percent-encoded but unreserved characters: a segment of a URI's path.
+/// `text` with everything but unreserved characters percent-encoded: a segment of a URI's path.
 pub fn percent_encoded(text: &str) -> String {
     use std::fmt::Write;
     text.bytes().fold(String::with_capacity(text.len()), |mut encoded, byte| {
@@ -93,14 +93,14 @@ pub fn percent_encoded(text: &str) -> String {
     })
 }
 
-/// Whether `text` is a media type of RFC 2046, with parameters or without, that `datacontenttype` may have.
-/// `application/cloudevents` is none of them: a consumer would take the record for a whole event in structured mode.
+/// Whether `text` is a media type of RFC 2046, with or without parameters, as `datacontenttype` must be.
+/// `application/cloudevents` is rejected: a consumer would take the record for a whole event in structured mode.
 pub fn is_content_type(text: &str) -> bool {
     let mut parts = text.split(';');
     let media_type = parts.next().unwrap_or_default().trim_end_matches([' ', '\t']);
     let named = media_type.split_once('/').is_some_and(|(kind, subtype)| is_token(kind) && is_token(subtype));
     let structured = media_type.to_ascii_lowercase().starts_with("application/cloudevents");
-    // A quoted value may hold a semicolon.
+    // A quoted value may contain a semicolon.
     let parameters = text.get(media_type.len()..).unwrap_or_default();
     named && !structured && are_parameters(parameters)
 }
@@ -123,7 +123,7 @@ fn are_parameters(mut rest: &str) -> bool {
     }
 }
 
-/// What follows a parameter's value; `None` if it is none.
+/// The text after a parameter's value; `None` if there is no valid value.
 fn behind_value(text: &str) -> Option<&str> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([';', ' ', '\t']).unwrap_or(text.len());
@@ -151,7 +151,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_attribute_has_characters_and_none_that_control() {
+    fn an_attribute_is_not_empty_and_has_no_control_characters() {
         for text in ["a", " ", "basket.created.v1", "büro", "🛒", "\u{10FFFD}"] {
             assert!(is_text(text), "{text:?}");
         }
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_content_type_is_a_media_type_and_no_whole_event() {
+    fn a_content_type_is_a_media_type_and_not_cloudevents() {
         for text in [
             "application/avro",
             "text/plain; charset=utf-8",

@@ -18,9 +18,9 @@ pub const TRACEPARENT: &str = "traceparent";
 pub const TRACESTATE: &str = "tracestate";
 /// When the row was inserted (`timestamptz`), set by the database.
 pub const OCCURRED_AT: &str = "occurred_at";
-/// What within the aggregate the event is about (`text`, nullable, a column that a table may have).
+/// What within the aggregate the event is about (`text`, nullable, optional column).
 pub const SUBJECT: &str = "subject";
-/// URI of the payload's schema (`text`, nullable, a column that a table may have).
+/// URI of the payload's schema (`text`, nullable, optional column).
 pub const DATA_SCHEMA: &str = "dataschema";
-/// Media type of a payload that is text or bytes (`text`, nullable, a column that a table may have).
+/// Media type of a payload that is text or bytes (`text`, nullable, optional column).
 pub const DATA_CONTENT_TYPE: &str = "datacontenttype";

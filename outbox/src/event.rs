@@ -1,4 +1,4 @@
-//! One event, checked when it is made: what the writer may commit, the relay can deliver.
+//! One event, validated when it is created: what the writer can commit, the relay can deliver.
 
 use std::collections::BTreeMap;
 
@@ -10,13 +10,13 @@ use crate::{attribute, header};
 /// Largest payload as JSON text. Kafka brokers take 1 MiB per record by default, and CloudEvents asks
 /// intermediaries to carry 64 KiB: an event that needs more should carry a reference.
 pub const MAX_PAYLOAD_BYTES: usize = 512 * 1024;
-/// Longest aggregate id: it is the key of every record and is hashed for its partition.
+/// Longest aggregate id: it is the key of every record, and is hashed to choose the partition.
 pub const MAX_AGGREGATE_ID_BYTES: usize = 512;
 /// Longest aggregate type and event type. A Kafka topic name, which the aggregate type becomes part of, has at
 /// most 249 characters.
 pub const MAX_TYPE_BYTES: usize = 200;
 
-/// W3C trace context at the time of writing, carried as it is and never rewritten.
+/// W3C trace context at the time of writing, passed on unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext {
     /// `traceparent` header.
@@ -46,7 +46,7 @@ pub struct Event {
     trace: TraceContext,
 }
 
-/// Why an event cannot be written. The text names the field and the limit, never the content.
+/// Why an event cannot be written. The text contains the field and the limit, never the content.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidEvent {
     /// A required text is empty.
@@ -56,23 +56,23 @@ pub enum InvalidEvent {
         field: &'static str,
     },
     /// A text or the payload is over its limit.
-    #[error("{field} has {bytes} bytes, the limit is {limit}")]
+    #[error("{field} has {bytes} bytes, but the limit is {limit}")]
     TooLong {
         /// Name of the field.
         field: &'static str,
         /// Its size.
         bytes: usize,
-        /// The most allowed.
+        /// The limit.
         limit: usize,
     },
-    /// A character Postgres cannot store (U+0000) or a topic or header cannot carry.
-    #[error("{field} holds a character that is not allowed there")]
+    /// A character that PostgreSQL cannot store (U+0000), or that a topic or header cannot contain.
+    #[error("{field} contains a character that is not allowed there")]
     Character {
         /// Name of the field.
         field: &'static str,
     },
-    /// A header name the relay sets itself.
-    #[error("header '{name}' is set by the relay and cannot be given by a row")]
+    /// A header name reserved for the relay.
+    #[error("header '{name}' is set by the relay and cannot be set by a row")]
     ReservedHeader {
         /// The name.
         name: String,
@@ -103,14 +103,14 @@ impl Event {
         Ok(event)
     }
 
-    /// The same event under an id the caller chose, for example one it has already written down elsewhere.
+    /// The same event under an id that the caller chose, for example one it has already stored elsewhere.
     #[must_use]
     pub fn with_id(mut self, id: Uuid) -> Self {
         self.id = id;
         self
     }
 
-    /// Adds a Kafka header. Names are visible ASCII; those the relay sets itself are refused.
+    /// Adds a Kafka header. Names are visible ASCII; those reserved for the relay are rejected.
     pub fn with_header(
         mut self,
         name: impl Into<String>,
@@ -119,7 +119,7 @@ impl Event {
         let (name, value) = (name.into(), value.into());
         check_name("header name", &name)?;
         check_text("header value", &value, MAX_AGGREGATE_ID_BYTES)?;
-        // The payload is jsonb, and trace context has columns of its own.
+        // The payload is jsonb, and trace context has its own columns.
         let set_by_relay = [header::CONTENT_TYPE, header::TRACEPARENT, header::TRACESTATE];
         if header::is_reserved(&name) || set_by_relay.iter().any(|own| name.eq_ignore_ascii_case(own)) {
             return Err(InvalidEvent::ReservedHeader { name });
@@ -129,7 +129,7 @@ impl Event {
     }
 
     /// Adds the trace context of the request that caused the event. A part that no record can carry is left out: a
-    /// trace must not cost the event.
+    /// trace must not prevent the event.
     #[must_use]
     pub fn with_trace(mut self, trace: TraceContext) -> Self {
         let fit = |part: Option<String>| part.filter(|text| attribute::is_text(text));
@@ -199,7 +199,7 @@ fn check_payload(payload: &Value) -> Result<(), InvalidEvent> {
     Ok(())
 }
 
-/// Postgres refuses U+0000 in jsonb; better here than as a database error in the middle of a transaction.
+/// PostgreSQL rejects U+0000 in jsonb; better here than as a database error in the middle of a transaction.
 fn holds_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_stored_or_sent_is_refused_with_the_field_named() {
+    fn values_that_cannot_be_stored_or_sent_are_rejected_with_the_field() {
         assert_eq!(Event::new("", "b", "t", json!(1)), Err(InvalidEvent::Empty { field: "aggregatetype" }));
         assert_eq!(
             Event::new("a b", "b", "t", json!(1)),
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_that_no_record_can_carry_does_not_cost_the_event() {
+    fn an_invalid_trace_does_not_prevent_the_event() {
         let trace = TraceContext { traceparent: Some("00-a\nb".into()), tracestate: Some("k=v".into()) };
         let event = event(json!({})).unwrap().with_trace(trace);
         assert_eq!(*event.trace(), TraceContext { traceparent: None, tracestate: Some("k=v".into()) });

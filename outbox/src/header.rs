@@ -20,36 +20,36 @@ pub const CE_DATA_SCHEMA: &str = "ce_dataschema";
 pub const TRACEPARENT: &str = "traceparent";
 /// Vendor part of the trace context.
 pub const TRACESTATE: &str = "tracestate";
-/// Trace context at the time of writing, as CloudEvents' extension for distributed tracing has it.
+/// Trace context at the time of writing, as in CloudEvents' extension for distributed tracing.
 pub const CE_TRACEPARENT: &str = "ce_traceparent";
 /// Vendor part of the trace context.
 pub const CE_TRACESTATE: &str = "ce_tracestate";
-/// Media type of the record's value. CloudEvents forbids a `ce_` form of it.
+/// Media type of the record's value. The Kafka binding maps it to this header, without the prefix `ce_`.
 pub const CONTENT_TYPE: &str = "content-type";
 
-/// Why an event is a dead letter: one word of a fixed list, for machines.
+/// Why the event is a dead letter: one word of a fixed list, for machines.
 pub const DEAD_LETTER_REASON: &str = "dead_letter_reason";
-/// The same as a sentence, cut where it is long.
+/// The reason as a sentence, truncated if it is long.
 pub const DEAD_LETTER_ERROR: &str = "dead_letter_error";
-/// The topic the event was meant for; absent when it has none.
+/// The topic the event was routed to; absent when it has none.
 pub const DEAD_LETTER_TOPIC: &str = "dead_letter_topic";
-/// Value of the routing column; absent when it is NULL.
+/// Value of the column that selects the topic; absent when it is NULL.
 pub const DEAD_LETTER_ROUTE: &str = "dead_letter_route";
-/// Column `headers` as JSON text, untouched: what is wrong with a dead letter may be in it.
+/// Column `headers` as unchanged JSON text: the error may be in it.
 pub const DEAD_LETTER_HEADERS: &str = "dead_letter_headers";
-/// Columns that did not fit or could not be read, separated by commas. They are in the row, which
-/// [`DEAD_LETTER_TABLE`], `ce_id` and `ce_sequence` lead to.
+/// Columns that did not fit or could not be read, separated by commas. The row has them: find it with
+/// [`DEAD_LETTER_TABLE`], `ce_id` and `ce_sequence`.
 pub const DEAD_LETTER_OMITTED: &str = "dead_letter_omitted";
-/// The table that has the row, as `schema.table`; present when something was left out.
+/// The table that has the row, as `schema.table`; present when a column was omitted.
 pub const DEAD_LETTER_TABLE: &str = "dead_letter_table";
-/// `true` on an event that was a dead letter and was sent again. It carries no `ce_sequence`.
+/// `true` on a replayed dead letter. It has no `ce_sequence`.
 pub const DEAD_LETTER_REPLAYED: &str = "dead_letter_replayed";
 
 /// The CloudEvents version these headers follow.
 pub const SPEC_VERSION: &str = "1.0";
 
-/// Whether `name` belongs to the relay. A row's own headers must not use these names, in upper or lower case: consumers
-/// may compare names without it. [`CONTENT_TYPE`] is the relay's where the payload is JSON, and trace context where the
+/// Whether `name` is reserved for the relay. A row's own headers must not use these names, in upper or lower case:
+/// consumers may ignore case. [`CONTENT_TYPE`] is the relay's where the payload is JSON, and trace context where the
 /// row has columns for it.
 pub fn is_reserved(name: &str) -> bool {
     let begins =

@@ -1,14 +1,14 @@
-//! Where an event stands in the history of its database.
+//! The position of an event in the history of its database.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The place of one event in commit order: the timeline its commit was written on, the LSN of the commit record
-/// (pgoutput's Begin message carries it), and its index among the inserts of the outbox table in that transaction.
+/// The position of one event in commit order: the timeline its commit was written on, the LSN of the commit record (in
+/// pgoutput's Begin message), and its index among the inserts of the outbox table in that transaction.
 ///
-/// Rows of one multi-row insert share a row LSN, so the index, not a row LSN, tells them apart.
+/// Rows of one multi-row insert share a row LSN, so the index distinguishes them.
 ///
-/// As text it is `timeline-lsn-index` in fixed-width hexadecimal (8-16-16), which sorts as the position does:
+/// As text it is `timeline-lsn-index` in fixed-width hexadecimal (8-16-16), which sorts like the position:
 ///
 /// ```
 /// let position = outbox::Position { timeline: 1, commit_lsn: 0x16_B374_D848, index: 2 };
@@ -19,7 +19,7 @@ use std::str::FromStr;
 pub struct Position {
     /// Timeline on which the commit was written.
     pub timeline: u32,
-    /// LSN at which the commit record begins. Not the LSN that is acknowledged to Postgres, which is its end.
+    /// LSN at which the commit record begins. Not the LSN that is acknowledged to PostgreSQL, which is its end.
     pub commit_lsn: u64,
     /// 0 for the first insert of the outbox table in the transaction.
     pub index: u64,
@@ -29,7 +29,7 @@ impl Position {
     /// Length of the text form in bytes.
     pub const TEXT_LEN: usize = 8 + 1 + 16 + 1 + 16;
 
-    /// The text form without an allocation: it is written once per record.
+    /// The text form without allocation: it is written once per record.
     pub fn encode(&self) -> [u8; Self::TEXT_LEN] {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [b'-'; Self::TEXT_LEN];
