@@ -77,7 +77,12 @@ impl SlotGuard {
 
     /// Called regularly with the last slot state from the server. While `reading`, the stream itself detects a silent
     /// server.
-    pub fn check(&self, now: Instant, reading: bool, seen: LastSlotObservation<'_>) -> Result<(), RelayError> {
+    pub fn check(
+        &self,
+        now: Instant,
+        reading: bool,
+        seen: LastSlotObservation<'_>,
+    ) -> Result<(), RelayError> {
         // A query from before this relay acquired the slot does not describe its current holder.
         let seen = seen.filter(|(queried, _)| *queried > self.began);
         match seen {

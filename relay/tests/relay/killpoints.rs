@@ -20,45 +20,45 @@ const SIGABRT: i32 = 6;
 const EXIT_BUG: i32 = 70;
 
 #[tokio::test]
-async fn k1_after_a_read_before_decoding() {
+async fn after_a_read_before_decoding() {
     dies_under_load("after-read=150*off->return").await;
 }
 
 #[tokio::test]
-async fn k2_after_decoding_before_sending() {
+async fn after_decoding_before_sending() {
     dies_under_load("after-decode=150*off->return").await;
 }
 
 /// The rows sent so far get 50 ms to reach the broker.
 #[tokio::test]
-async fn k3_within_a_transaction() {
+async fn within_a_transaction() {
     dies_under_load("in-transaction=1500*off->return(50)").await;
 }
 
 /// Enough time for the broker to append and acknowledge everything, after the relay has died.
 #[tokio::test]
-async fn k4_all_sent_and_no_acknowledgement_seen() {
+async fn all_sent_and_no_acknowledgement_seen() {
     dies_under_load("all-sent=150*off->return(500)").await;
 }
 
 #[tokio::test]
-async fn k5_acknowledged_in_part() {
+async fn acknowledged_in_part() {
     dies_under_load("partly-acknowledged=1300*off->return").await;
 }
 
 #[tokio::test]
-async fn k6_acknowledged_and_not_stored() {
+async fn acknowledged_and_not_stored() {
     dies_under_load("all-acknowledged=150*off->return").await;
 }
 
 #[tokio::test]
-async fn k7_stored_and_not_confirmed() {
+async fn stored_and_not_confirmed() {
     dies_under_load("checkpoint-stored=15*off->return").await;
 }
 
 /// PostgreSQL dies, too, and restores an older confirmed position than it had received.
 #[tokio::test]
-async fn k8_confirmed_and_not_kept_by_postgres() {
+async fn confirmed_and_not_kept_by_postgres() {
     let _permit = heavy_permit().await;
     let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
     let run = KillpointRun::on(servers.site().await).await;
@@ -74,7 +74,7 @@ async fn k8_confirmed_and_not_kept_by_postgres() {
 
 /// The first relay dies with records in Kafka that no checkpoint covers, so the second one has to scan.
 #[tokio::test]
-async fn k9_in_a_scan() {
+async fn in_a_scan() {
     let _permit = heavy_permit().await;
     let run = KillpointRun::on(Site::shared().await).await;
     run.dies_at("all-acknowledged=100*off->return").await;
@@ -84,7 +84,7 @@ async fn k9_in_a_scan() {
 
 /// The guarantee starts with the creation of the slot, after which this relay dies immediately.
 #[tokio::test]
-async fn k10_the_slot_exists_and_the_checkpoint_does_not_know() {
+async fn slot_created_and_not_in_the_checkpoint() {
     let _permit = heavy_permit().await;
     let site = Site::shared().await;
     died(failing(&site, "slot-created=return"), SIGABRT).await;
@@ -92,7 +92,7 @@ async fn k10_the_slot_exists_and_the_checkpoint_does_not_know() {
 }
 
 #[tokio::test]
-async fn k12_in_the_drain_of_a_stop() {
+async fn while_draining() {
     let _permit = heavy_permit().await;
     let run = KillpointRun::on(Site::shared().await).await;
     let relay = failing(&run.site, "in-drain=return");
@@ -105,7 +105,7 @@ async fn k12_in_the_drain_of_a_stop() {
 
 /// The dead letters are appended, and their acknowledgements were not processed.
 #[tokio::test]
-async fn k15_a_dead_letter_is_sent_and_not_acknowledged() {
+async fn a_dead_letter_is_sent_and_not_acknowledged() {
     let _permit = heavy_permit().await;
     let site = poison::site().await;
     site.relay().await.kill().await;
@@ -129,7 +129,7 @@ async fn k15_a_dead_letter_is_sent_and_not_acknowledged() {
 
 /// A panic in any thread ends the process, because a dead thread would leave a process that seems alive.
 #[tokio::test]
-async fn a7_a_panic_in_any_thread_ends_the_process() {
+async fn a_panic_in_any_thread_ends_the_process() {
     let _permit = heavy_permit().await;
     let run = KillpointRun::on(Site::shared().await).await;
     for place in ["after-decode", "in-callback", "in-search", "checkpoint-stored"] {
