@@ -122,7 +122,7 @@ fn readiness(
             }
             State::Usable => Readiness::Ready("serving".into()),
             State::Unknown => Readiness::NotReady("the database was not looked at yet".into()),
-            State::Unusable(reason) => Readiness::NotReady(reason.clone().into()),
+            State::Unusable(reason) => Readiness::NotReady(reason.clone()),
         }
     }
 }

@@ -202,7 +202,7 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
         metrics.passed(since, Outcome::Unchanged);
         return Ok(context.next_look());
     }
-    let done = pass.run().await;
+    let done = Box::pin(pass.run()).await;
     if let Err(error @ (ReconcileError::Secret(_) | ReconcileError::Reference(_))) = done {
         // Next to nothing was looked at: the conditions that are there still count, and keep their generation.
         metrics.passed(since, Outcome::Failed);
