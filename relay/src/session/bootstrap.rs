@@ -339,7 +339,7 @@ impl RowOrder {
         let table = source.table.quoted();
         if self.foreign {
             let what = format!(
-                "table {} has rows whose xid comes from another cluster, for example after a dump and restore; run \
+                "table {} has rows whose xid comes from another cluster, for example after a dump and restore; run: \
                  UPDATE {table} SET xid = DEFAULT WHERE NOT pg_visible_in_snapshot(xid, pg_current_snapshot())",
                 source.table
             );

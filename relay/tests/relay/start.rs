@@ -336,12 +336,12 @@ async fn a_cause_that_prevents_the_snapshot_is_reported() {
     assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
     // As after a dump and restore: a transaction id that this cluster has not used.
     site.execute("ALTER TABLE outbox ALTER xid SET NOT NULL; UPDATE outbox SET xid = '99999999999'").await;
-    relay.until("/readyz", 503, "of another cluster").await;
+    relay.until("/readyz", 503, "comes from another cluster").await;
     assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
     let cure =
         relay.status().await["trouble"]["message"].as_str().unwrap().split(": ").last().unwrap().to_owned();
     site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
-    relay.until("/readyz", 503, "exists already").await;
+    relay.until("/readyz", 503, "already exists").await;
     site.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
     site.execute(&cure).await;
     relay.until_ready().await;

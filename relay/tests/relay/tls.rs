@@ -146,7 +146,7 @@ async fn a_server_without_tls_gets_no_plain_text_connection() {
     let site = Site::shared().await;
     for mode in ["require", "verify-ca", "verify-full"] {
         let relay = site.launch(|text| text.replacen("mode: disable", &format!("mode: {mode}"), 1));
-        shows(&relay, "TlsNotOffered", "set ssl = on in Postgres").await;
+        shows(&relay, "TlsNotOffered", "set ssl = on in PostgreSQL").await;
     }
     let seen = site.value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()").await;
     assert_eq!(seen.as_deref(), Some("1"), "only the test itself is connected");
