@@ -12,12 +12,14 @@ use crate::stage::{SOON, Stage};
 async fn from_a_resource_to_events_in_kafka() {
     let mut stage = Stage::shared("happy").await;
     stage.apply().await;
-    // Nothing is made before the Secret is there, and what is missing is said.
+    // What needs the Secret waits for it, and the condition names it. Kafka asks for no credentials here.
     stage
         .until(&[
             ("ReferencesResolved", "False", "SecretUnusable"),
             ("Ready", "False", "SecretUnusable"),
-            ("TopicsReady", "Unknown", "NotReached"),
+            ("DatabaseReachable", "Unknown", "NotReached"),
+            ("SlotReady", "Unknown", "NotReached"),
+            ("TopicsReady", "True", "AsDeclared"),
         ])
         .await;
     stage.make_secret().await;
