@@ -110,6 +110,8 @@ fn documents_name_no_file_that_is_not_there() {
     let mut named = 0;
     for document in documents(&root) {
         let text = fs::read_to_string(&document).unwrap();
+        // What a diff adds is not there yet.
+        let text: String = text.split("```").filter(|block| !block.starts_with("diff\n")).collect();
         for name in text.split(|c: char| !(c.is_ascii_alphanumeric() || "_-/.".contains(c))) {
             let name = name.trim_start_matches("../");
             if name.ends_with(".rs") && name.len() > 3 {

@@ -139,7 +139,10 @@ async fn lag_says_what_is_confirmed_and_what_the_relay_knows() {
     assert_eq!((&lag["database"]["heldByPid"], &lag["relay"]), (&Value::Null, &Value::Null), "{lag}");
     assert!(lag["relayError"].as_str().unwrap().contains("no relay answers"), "{lag}");
     let lines = site.command(port, |text| text, &["lag"]).await.out;
-    assert!(lines.contains("database  unconfirmed") && lines.contains("held by       no connection"), "{lines}");
+    assert!(
+        lines.contains("database  unconfirmed") && lines.contains("held by       no connection"),
+        "{lines}"
+    );
 
     let relay = site.relay().await;
     site.until_records(101).await;
