@@ -136,7 +136,7 @@ async fn while_kafka_is_down() {
     relay.until("/readyz", 503, "").await;
     shows(&relay, "a budget that is used up", |status| {
         status["budgetFull"] == true
-            && status["notReadingBecause"].as_str().unwrap().contains("budget")
+            && status["notReadingBecause"].as_str().unwrap().contains("in-flight limit")
             && status["inFlightEvents"] == 1
             && status["lagSeconds"].as_f64().unwrap() > 1.0
             && status["sentEvents"].as_u64() > status["acknowledgedEvents"].as_u64()
