@@ -90,7 +90,6 @@ CREATE FUNCTION command_log_maintain(
     SECURITY DEFINER
     SET lock_timeout = '200ms'
     SET timezone = 'UTC'
-    SET command_log.expires = 'on'
 AS $$
 DECLARE
     batch      CONSTANT integer := 10000;
@@ -150,9 +149,12 @@ BEGIN
     END LOOP;
 
     IF keep IS NOT NULL THEN
+        -- Not in the head of this function: only a superuser may attach a setting of its own making to one.
+        PERFORM set_config('command_log.expires', 'on', true);
         DELETE FROM ONLY command_log_default WHERE ctid = ANY (ARRAY(
             SELECT ctid FROM ONLY command_log_default WHERE received_at < now() - keep LIMIT batch));
         GET DIAGNOSTICS deleted = ROW_COUNT;
+        PERFORM set_config('command_log.expires', 'off', true);
     END IF;
 END
 $$;

@@ -5,6 +5,7 @@ pub mod guide;
 pub mod measure;
 pub mod prometheus;
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,9 @@ use crate::{Failure, stack};
 
 /// From the request to the record, on a machine that is busy with tests.
 const ARRIVAL_WITHIN: Duration = Duration::from_secs(120);
+
+/// A line for each pod: its namespace and its name.
+const PODS: &str = "custom-columns=:.metadata.namespace,:.metadata.name";
 
 /// Options of `cluster`.
 #[derive(Args, Debug)]
@@ -135,16 +139,31 @@ impl Site {
         records.await?.pop().ok_or_else(|| "there is no record".into())
     }
 
-    /// For errors: what the cluster says of pods that do not run.
+    /// For errors: what the cluster says of pods that do not run, and the last lines of each program.
     async fn what_is_wrong(&self) -> String {
         let mut said = String::new();
         for question in [
             ["get", "pods,jobs,outboxrelays", "--all-namespaces"].as_slice(),
             ["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"].as_slice(),
         ] {
-            said.push_str(&self.cluster.kubectl(question).await.unwrap_or_else(|error| error.to_string()));
+            said.push_str(&self.answer(question).await);
+        }
+        let pods = ["get", "pods", "--all-namespaces", "--no-headers", "-o", PODS];
+        for pod in self.answer(&pods).await.lines() {
+            if let Some((namespace, name)) = pod.split_once(' ')
+                && namespace != "servers"
+            {
+                let (namespace, name) = (format!("--namespace={namespace}"), name.trim());
+                let logs = self.answer(&["logs", name, &namespace, "--all-containers", "--tail=15"]).await;
+                let _ = write!(said, "\n{name}:\n{logs}");
+            }
         }
         said
+    }
+
+    /// What kubectl answers, or why it does not.
+    async fn answer(&self, question: &[&str]) -> String {
+        self.cluster.kubectl(question).await.unwrap_or_else(|error| error.to_string())
     }
 }
 

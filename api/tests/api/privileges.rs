@@ -13,16 +13,20 @@ use crate::service::{Service, problem, tea};
 const SOON: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "testbed-password";
 
-/// A migrated database, and its address for a role that has what `migrate --grant-to` grants.
+/// A database migrated by a role that owns it and is nothing else, and its address for a role that has what
+/// `migrate --grant-to` grants.
 async fn with_role() -> (Database, String, String) {
     let server = shared().await.unwrap().postgres_url("postgres");
     let database = Database::empty_on(&server, "role").await.unwrap();
-    let role = unique("shop");
+    let (role, name) = (unique("shop"), database.name());
     database.execute(&format!("CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")).await.unwrap();
-    let (code, said) = run(database.url(), &["migrate", "--grant-to", &role]).await;
-    assert_eq!(code, Some(0), "{said}");
+    database.execute(&format!("CREATE ROLE {role}_owner LOGIN PASSWORD '{PASSWORD}'")).await.unwrap();
+    database.execute(&format!("ALTER DATABASE {name} OWNER TO {role}_owner")).await.unwrap();
     let place = database.url().rsplit_once('@').unwrap().1;
-    let url = format!("postgres://{role}:{PASSWORD}@{place}");
+    let url = |role: &str| format!("postgres://{role}:{PASSWORD}@{place}");
+    let (code, said) = run(&url(&format!("{role}_owner")), &["migrate", "--grant-to", &role]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let url = url(&role);
     (database, role, url)
 }
 
@@ -38,7 +42,11 @@ async fn run(url: &str, arguments: &[&str]) -> (Option<i32>, String) {
 }
 
 async fn drop_role(database: &Database, role: &str) {
-    database.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
+    let owned = format!("REASSIGN OWNED BY {role}_owner TO CURRENT_USER");
+    for statement in [format!("DROP OWNED BY {role}"), format!("DROP ROLE {role}"), owned] {
+        database.execute(&statement).await.unwrap();
+    }
+    database.execute(&format!("DROP OWNED BY {role}_owner; DROP ROLE {role}_owner")).await.unwrap();
 }
 
 #[tokio::test]
@@ -94,7 +102,11 @@ async fn every_job(service: &Service) {
         .execute("UPDATE idempotency_key SET received_at = now() - interval '25 hours'")
         .await
         .unwrap();
-    let old = "CREATE TABLE command_log_m202001 PARTITION OF command_log FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')";
+    // As its owner, which is who made it then.
+    let old = "DO $$ BEGIN
+        EXECUTE (SELECT format('SET LOCAL ROLE %I', tableowner) FROM pg_tables WHERE tablename = 'command_log');
+        CREATE TABLE command_log_m202001 PARTITION OF command_log FOR VALUES FROM ('2020-01-01') TO ('2020-02-01');
+        END $$";
     service.database.execute(old).await.unwrap();
     wait::until("an abandoned basket, no old keys, no old month", SOON, async || {
         let basket: Value = service.get(&format!("/v1/baskets/{stale}")).await.json().await.unwrap();
