@@ -32,11 +32,11 @@ struct Answer {
     role: String,
     ready: bool,
     phase: String,
-    trouble: Option<Trouble>,
+    problem: Option<Problem>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Trouble {
+struct Problem {
     reason: String,
     message: String,
     remedy: String,
@@ -108,7 +108,7 @@ fn judge(answers: Vec<Result<Answer, String>>) -> Finding {
             Reason::Streaming,
             if phase == "copying" { "rows that were there first" } else { "" },
         ),
-        Some(Answer { trouble: Some(Trouble { reason, message, remedy }), .. }) => {
+        Some(Answer { problem: Some(Problem { reason, message, remedy }), .. }) => {
             Finding::no(said(reason), format!("{}; {}", shortened(message), shortened(remedy)))
         }
         Some(Answer { phase, .. }) => {
@@ -160,7 +160,7 @@ mod tests {
     use crate::status::Findings;
 
     fn answer(role: &str, ready: bool, reason: Option<&str>) -> Result<Answer, String> {
-        let trouble = reason.map(|reason| Trouble {
+        let problem = reason.map(|reason| Problem {
             reason: reason.into(),
             message: "what".into(),
             remedy: "to do".into(),
@@ -170,7 +170,7 @@ mod tests {
             role: role.into(),
             ready,
             phase: "streaming".into(),
-            trouble,
+            problem,
         })
     }
 

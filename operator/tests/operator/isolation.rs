@@ -99,9 +99,9 @@ async fn a_pod_that_says_something_else_each_time() {
             let number = counted.fetch_add(1, Ordering::Relaxed);
             let letters: String =
                 number.to_string().bytes().map(|digit| char::from(digit - b'0' + b'A')).collect();
-            let trouble = json!({"reason": format!("Made{letters}"), "message": letters, "remedy": ""});
+            let problem = json!({"reason": format!("Made{letters}"), "message": letters, "remedy": ""});
             let body =
-                json!({"name": name, "role": "none", "ready": false, "phase": "x", "trouble": trouble});
+                json!({"name": name, "role": "none", "ready": false, "phase": "x", "problem": problem});
             let body = body.to_string();
             let head =
                 format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());

@@ -129,7 +129,7 @@ async fn answer_for_new_pods(
 
 async fn answer(listener: TcpListener, name: String) {
     let status =
-        json!({"name": name, "role": "active", "ready": true, "phase": "streaming", "trouble": null})
+        json!({"name": name, "role": "active", "ready": true, "phase": "streaming", "problem": null})
             .to_string();
     let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{status}", status.len());
     while let Ok((mut stream, _)) = listener.accept().await {

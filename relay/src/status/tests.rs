@@ -31,7 +31,7 @@ fn reason(status: &Status) -> Option<String> {
     let json = status.json();
     let ready = matches!(status.readiness(), Readiness::Ready(_));
     assert_eq!(json["ready"], ready, "/readyz and /status disagree: {json}");
-    json["trouble"]["reason"].as_str().map(str::to_owned)
+    json["problem"]["reason"].as_str().map(str::to_owned)
 }
 
 #[test]
@@ -50,7 +50,7 @@ fn an_error_makes_it_not_ready_and_streaming_clears_it() {
     assert_eq!(status.readiness(), Readiness::Ready("streaming".into()));
     assert_eq!(reason(&status), None);
     status.record_problem();
-    let last = &status.json()["lastTrouble"];
+    let last = &status.json()["lastProblem"];
     assert_eq!(last["reason"], "SlotLost");
     assert!(last["until"].is_string(), "{last}");
     assert!(status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "again")), "a new error");
@@ -69,7 +69,7 @@ fn an_error_that_ended_a_stream_is_resolved_only_when_delivery_has_passed_it() {
         status.record_problem();
         assert!(status.on_error(Phase::Waiting, &refused(100)), "counted each time");
     }
-    assert!(status.json()["lastTrouble"]["until"].is_null());
+    assert!(status.json()["lastProblem"]["until"].is_null());
     // Another error interrupts delivery for a while.
     assert!(status.on_error(Phase::Waiting, &RelayError::new(ErrorKind::DatabaseUnreachable, "away")));
     assert_eq!(reason(&status).as_deref(), Some("DatabaseUnreachable"));
@@ -148,9 +148,9 @@ fn a_topic_that_is_found_clears_neither_another_missing_topic_nor_a_poison_row()
     let status = streaming();
     status.set_topic_missing("a", true);
     status.set_topic_missing("b", true);
-    assert_eq!(status.json()["trouble"]["message"], "topic a does not exist, and 1 more");
+    assert_eq!(status.json()["problem"]["message"], "topic a does not exist, and 1 more");
     status.set_topic_missing("a", false);
-    assert_eq!(status.json()["trouble"]["message"], "topic b does not exist");
+    assert_eq!(status.json()["problem"]["message"], "topic b does not exist");
     status.set_poison(Some(RelayError::new(ErrorKind::PoisonRow, "row 1")));
     status.set_topic_missing("b", false);
     assert_eq!(reason(&status).as_deref(), Some("PoisonRow"));

@@ -19,7 +19,7 @@ pub async fn shows(relay: &Relay, reason: &str, remedy: &str) {
     assert!(text.contains(remedy), "{text}");
     assert_eq!(relay.ask("/livez").await.unwrap().0, 200);
     let status = relay.status().await;
-    assert_eq!(status["trouble"]["reason"], reason, "{status}");
+    assert_eq!(status["problem"]["reason"], reason, "{status}");
     let said = format!("{}{status}{}", relay.program.log(), relay.ask("/metrics").await.unwrap().1);
     assert!(!said.contains("testbed-password") && !said.contains("panicked"), "{said}");
 }
@@ -127,7 +127,7 @@ async fn a_slot_that_another_relay_holds() {
     let first = site.relay().await;
     let second = site.relay().await;
     second.until("/readyz", 200, "standby").await;
-    assert_eq!(second.status().await["trouble"]["reason"], "SlotActive");
+    assert_eq!(second.status().await["problem"]["reason"], "SlotActive");
     first.kill().await;
     second.until("/readyz", 200, "streaming").await;
     site.insert([("k", 1)]).await;

@@ -51,7 +51,7 @@ async fn a10_a_standby_takes_over_from_one_that_died() {
     for round in 0..4 {
         let second = site.launch(|text| text);
         second.until("/readyz", 200, "standby").await;
-        assert_eq!(second.status().await["trouble"]["reason"], "SlotActive");
+        assert_eq!(second.status().await["problem"]["reason"], "SlotActive");
         until_more(&first, 30.0).await;
         // After a crash, and after a clean stop.
         if round % 2 == 0 {

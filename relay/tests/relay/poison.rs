@@ -137,7 +137,7 @@ async fn shown(relay: &Relay, count: u32, reasons: &[&str]) {
     let last = status["deadLetters"]["last"]["reason"].as_str().unwrap();
     assert!(reasons.contains(&last), "{status}");
     assert_eq!(status["deadLetters"]["last"]["position"].as_str().map(str::len), Some(42), "{status}");
-    assert_eq!((status["ready"].as_bool(), &status["trouble"]), (Some(true), &Value::Null));
+    assert_eq!((status["ready"].as_bool(), &status["problem"]), (Some(true), &Value::Null));
 }
 
 #[tokio::test]

@@ -203,7 +203,7 @@ async fn a_refused_row_stops_delivery_and_the_relay_is_not_ready_until_the_broke
     }
     // Longer than the retry interval of the row.
     never_ready(&relay, Duration::from_secs(15)).await;
-    assert!(relay.status().await["lastTrouble"]["until"].is_null());
+    assert!(relay.status().await["lastProblem"]["until"].is_null());
     let log = relay.program.log();
     assert_eq!(times_ready_again(&log), before, "{log}");
 
@@ -396,7 +396,7 @@ async fn a_missing_permission_is_shown_until_it_is_granted() {
     let refused = format!("KafkaPermissionDenied: Kafka refused a record for {}/", site.topic());
     relay.until("/readyz", 503, &refused).await;
     never_ready(&relay, Duration::from_secs(12)).await;
-    assert!(relay.status().await["lastTrouble"]["until"].is_null());
+    assert!(relay.status().await["lastProblem"]["until"].is_null());
     let log = relay.program.log();
     assert_eq!(times_ready_again(&log), 0, "{log}");
     kafka.allow(USER, &site.topic(), &["Write"]).await.unwrap();

@@ -88,5 +88,5 @@ async fn a_slot_that_disappeared_stops_delivery() {
     site.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
     let relay = site.launch(|text| text);
     relay.until("/readyz", 503, "SlotLost").await;
-    assert!(relay.status().await["trouble"]["remedy"].as_str().unwrap().contains("docs/OPERATIONS.md"));
+    assert!(relay.status().await["problem"]["remedy"].as_str().unwrap().contains("docs/OPERATIONS.md"));
 }

@@ -339,7 +339,7 @@ async fn a_cause_that_prevents_the_snapshot_is_reported() {
     relay.until("/readyz", 503, "comes from another cluster").await;
     assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
     let cure =
-        relay.status().await["trouble"]["message"].as_str().unwrap().split(": ").last().unwrap().to_owned();
+        relay.status().await["problem"]["message"].as_str().unwrap().split(": ").last().unwrap().to_owned();
     site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
     relay.until("/readyz", 503, "already exists").await;
     site.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
@@ -360,7 +360,7 @@ async fn a_five_column_table_is_refused_with_the_setting_that_helps() {
     let text = relay.until("/readyz", 503, "StartRefused").await;
     assert!(text.contains("no columns seq (bigint, not null) and xid (xid8, not null)"), "{text}");
     let status = relay.status().await;
-    assert!(status["trouble"]["remedy"].as_str().unwrap().contains("set source.start to Now"), "{status}");
+    assert!(status["problem"]["remedy"].as_str().unwrap().contains("set source.start to Now"), "{status}");
     assert!(progress(&site, "count(*)").await.as_deref() == Some("0"), "nothing was registered");
 }
 

@@ -49,7 +49,7 @@ async fn on_a_good_day() {
     shows(&relay, "a relay that streams", |status| {
         status["role"] == "active"
             && status["ready"] == true
-            && status["trouble"].is_null()
+            && status["problem"].is_null()
             && status["notReadingBecause"].is_null()
             && status["source"]["connected"] == true
             && status["sink"]["connected"] == true
@@ -103,7 +103,7 @@ async fn on_a_good_day() {
     })
     .await
     .unwrap();
-    assert!(relay.status().await["lastTrouble"].is_null(), "{}", relay.status_text().await);
+    assert!(relay.status().await["lastProblem"].is_null(), "{}", relay.status_text().await);
     assert_eq!(relay.metric("outbox_relay_reconnects_total").await, 0.0);
 }
 
@@ -124,7 +124,7 @@ async fn while_kafka_is_down() {
     relay.until_ready().await;
     wait_for_metrics(&relay, &[(KAFKA, 1.0)]).await;
     shows(&relay, "what was wrong, and that it is over", |status| {
-        status["lastTrouble"]["reason"] == "KafkaUnreachable" && status["lastTrouble"]["until"].is_string()
+        status["lastProblem"]["reason"] == "KafkaUnreachable" && status["lastProblem"]["until"].is_string()
     })
     .await;
     site.insert([("k", 1)]).await;
@@ -238,7 +238,7 @@ async fn a_slot_that_is_about_to_be_lost() {
     relay.until("/readyz", 503, "SlotLost").await;
     wait_for_metrics(&relay, &[("streaming", 0.0), ("slot_active", 0.0)]).await;
     shows(&relay, "a slot that is lost", |status| {
-        status["slot"]["walStatus"] == "lost" && status["trouble"]["reason"] == "SlotLost"
+        status["slot"]["walStatus"] == "lost" && status["problem"]["reason"] == "SlotLost"
     })
     .await;
     let inactive = relay.metric("outbox_relay_slot_inactive_seconds").await;
@@ -305,7 +305,7 @@ async fn a_standby_relay_is_ready_and_reports_it() {
         (&Value::from("standby"), &Value::from(true)),
         "{status:#}"
     );
-    assert_eq!(status["trouble"]["reason"], "SlotActive");
+    assert_eq!(status["problem"]["reason"], "SlotActive");
     let pid = format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
     let pid: i64 = site.value(&pid).await.unwrap().parse().unwrap();
     for relay in [&active, &standby] {
