@@ -61,10 +61,8 @@ impl Question<'_> {
     pub fn answered<T>(mut self, answer: &Result<T, RelayError>) {
         let server = std::mem::take(&mut self.server);
         match answer {
-            Err(trouble)
-                if trouble.kind == ErrorKind::DatabaseUnreachable && self.began.elapsed() >= SLOW =>
-            {
-                self.breaker.failed(&server, trouble.detail.clone());
+            Err(error) if error.kind == ErrorKind::DatabaseUnreachable && self.began.elapsed() >= SLOW => {
+                self.breaker.failed(&server, error.detail.clone());
             }
             _ => drop(self.breaker.lock().remove(&server)),
         }

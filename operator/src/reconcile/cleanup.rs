@@ -104,8 +104,8 @@ pub enum Pending {
 }
 
 impl From<RelayError> for Pending {
-    fn from(trouble: RelayError) -> Self {
-        Pending::Database(trouble)
+    fn from(error: RelayError) -> Self {
+        Pending::Database(error)
     }
 }
 
@@ -228,7 +228,7 @@ async fn is_ours(sql: &mut PgConnection, source: &config::Source, relay: &str) -
         sqlx::query_scalar(AssertSqlSafe(select)).bind(relay).bind(&source.slot.name).fetch_one(sql).await;
     match ours.map_err(RelayError::from) {
         // The table is gone, and with it everything that rests on it.
-        Err(trouble) if trouble.kind == ErrorKind::TableMissing => Ok(false),
+        Err(error) if error.kind == ErrorKind::TableMissing => Ok(false),
         ours => ours,
     }
 }

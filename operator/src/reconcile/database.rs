@@ -76,8 +76,8 @@ impl Pass<'_> {
     ) -> bool {
         let (mut database, identity) = match self.usable(config, source, secrets).await {
             Ok(usable) => usable,
-            Err(trouble) => {
-                self.database_is_not_reachable(&trouble);
+            Err(error) => {
+                self.database_is_not_reachable(&error);
                 return false;
             }
         };
@@ -104,12 +104,12 @@ impl Pass<'_> {
         let published = self.publish(&mut database.sql, source).await;
         let publication = match &published {
             Ok(()) => Finding::yes(Reason::Present, ""),
-            Err(trouble) => no(trouble),
+            Err(error) => no(error),
         };
         self.findings.set(Aspect::PublicationReady, publication);
         let slot = self.slot(&mut database.sql, config).await;
         let is_usable = slot.is_ok();
-        self.findings.set(Aspect::SlotReady, slot.unwrap_or_else(|trouble| no(&trouble)));
+        self.findings.set(Aspect::SlotReady, slot.unwrap_or_else(|error| no(&error)));
         if is_usable {
             self.check_deletion_rights(&mut database.sql, source).await;
             self.context.connections.keep(database);
@@ -187,13 +187,13 @@ impl Pass<'_> {
         })
     }
 
-    fn database_is_not_reachable(&mut self, trouble: &RelayError) {
-        self.findings.set(Aspect::DatabaseReachable, no(trouble));
+    fn database_is_not_reachable(&mut self, error: &RelayError) {
+        self.findings.set(Aspect::DatabaseReachable, no(error));
     }
 }
 
-fn no(trouble: &RelayError) -> Finding {
-    Finding::no(trouble.kind, trouble.to_string())
+fn no(error: &RelayError) -> Finding {
+    Finding::no(error.kind, error.to_string())
 }
 
 /// Before there are pods that could only say the same.
@@ -217,7 +217,7 @@ async fn had_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Relay
         .fetch_one(sql)
         .await;
     match had.map_err(RelayError::from) {
-        Err(trouble) if trouble.kind == error::ErrorKind::PermissionDenied => Ok(false),
+        Err(error) if error.kind == error::ErrorKind::PermissionDenied => Ok(false),
         had => had,
     }
 }

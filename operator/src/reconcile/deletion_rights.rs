@@ -26,7 +26,7 @@ impl Pass<'_> {
                     self.context.memory.with(self.relay, |memory| memory.missing_rights.remove(&aspect));
                 }
                 Ok(Some(grant)) => self.report_missing(aspect, &not_permitted(source, &grant)),
-                Err(trouble) => tracing::debug!(%trouble, "rights for the deletion were not looked at"),
+                Err(error) => tracing::debug!(%error, "rights for the deletion were not looked at"),
             }
         }
     }

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::Context;
-use super::pods::{has_ended, trouble};
+use super::pods::{has_ended, problem};
 use crate::desired::naming::{MANAGER, object_name};
 use crate::desired::workload::Workload;
 use crate::metrics::Metrics;
@@ -133,16 +133,16 @@ pub(super) fn available(context: &Context, relay: &OutboxRelay, applied: Option<
         }
         Rollout::Unseen | Rollout::Progresses { ready: 0, .. } => {}
         Rollout::Progresses { updated, ready, meant } => {
-            let trouble = context.pods(relay).iter().find_map(|pod| trouble(pod, Timestamp::now()));
-            let trouble = trouble.map(|(_, message)| format!(": {message}")).unwrap_or_default();
+            let problem = context.pods(relay).iter().find_map(|pod| problem(pod, Timestamp::now()));
+            let problem = problem.map(|(_, message)| format!(": {message}")).unwrap_or_default();
             let what = format!(
-                "{updated} of {meant} pods are of this specification, {ready} pods are ready{trouble}"
+                "{updated} of {meant} pods are of this specification, {ready} pods are ready{problem}"
             );
             return Finding::no(Reason::RollingOut, what);
         }
     }
     let (reason, message) =
-        context.pods(relay).iter().find_map(|pod| trouble(pod, Timestamp::now())).unwrap_or_else(|| {
+        context.pods(relay).iter().find_map(|pod| problem(pod, Timestamp::now())).unwrap_or_else(|| {
             let conditions = status.and_then(|status| status.conditions.as_ref());
             let refused =
                 conditions.into_iter().flatten().find(|condition| condition.type_ == "ReplicaFailure");

@@ -16,7 +16,7 @@ pub(super) fn has_ended(pod: &Pod) -> bool {
 }
 
 /// Why a pod does not run: its node, its image, or its end.
-pub(super) fn trouble(pod: &Pod, now: Timestamp) -> Option<(Reason, String)> {
+pub(super) fn problem(pod: &Pod, now: Timestamp) -> Option<(Reason, String)> {
     let status = pod.status.as_ref()?;
     let unscheduled = status
         .conditions
@@ -77,7 +77,7 @@ mod tests {
         let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": []}, "status": status});
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
-        trouble(&pod, now).map(|(reason, message)| (reason.to_string(), message))
+        problem(&pod, now).map(|(reason, message)| (reason.to_string(), message))
     }
 
     fn ended(reason: &str, code: i32) -> Value {
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_is_on_its_way_is_no_trouble() {
+    fn a_pod_that_is_starting_has_no_problem() {
         let waits = |reason: &str| of(json!({"waiting": {"reason": reason}}), json!({}));
         for reason in ["ContainerCreating", "PodInitializing"] {
             assert_eq!(waits(reason).unwrap().0, "NotYet");
