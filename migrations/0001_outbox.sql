@@ -112,7 +112,7 @@ BEGIN
                 WHEN check_violation THEN
                     held := concat_ws('; ', held, format('%s gets no partition, because outbox_default holds rows of it', from_day::date));
                 WHEN invalid_object_definition THEN
-                    NULL;   -- A partition of somebody else's making covers the day.
+                    NULL;   -- A partition that another client created covers the day.
             END;
         END IF;
         from_day := from_day + interval '1 day';
@@ -145,7 +145,7 @@ BEGIN
 
     IF due_rows THEN
         BEGIN
-            -- Whoever registers waits until this is done, so that from its registration on nothing goes.
+            -- A relay that registers waits until this is done, so that nothing is deleted after its registration.
             LOCK TABLE outbox_checkpoint IN SHARE MODE;
             DELETE FROM ONLY outbox_default WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM ONLY outbox_default o
@@ -161,7 +161,7 @@ BEGIN
             WHEN no_data_found THEN
                 held := concat_ws('; ', held, 'rows of outbox_default stay, because a relay has not delivered them');
             WHEN lock_not_available THEN
-                held := concat_ws('; ', held, 'rows of outbox_default stay, because somebody held a lock on them or on outbox_checkpoint');
+                held := concat_ws('; ', held, 'rows of outbox_default stay, because another session held a lock on them or on outbox_checkpoint');
             WHEN object_not_in_prerequisite_state THEN
                 held := concat_ws('; ', held, 'rows of outbox_default stay, because a publication publishes deletes of outbox');
         END;
@@ -169,7 +169,7 @@ BEGIN
 
     FOREACH old IN ARRAY due LOOP
         BEGIN
-            -- Whoever has written into the partition is done after this, and only writers of old rows wait for it.
+            -- No writer of the partition is active after this, and only writers of old rows wait for it.
             EXECUTE format('LOCK TABLE ONLY %s IN SHARE MODE', old);
             known := (SELECT min(pg_snapshot_xmax(delivered_snapshot)) FROM outbox_checkpoint);
             EXECUTE format('SELECT relay FROM outbox_checkpoint c
@@ -192,7 +192,7 @@ BEGIN
             dropped := 1;
             RETURN;
         EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
-            held := concat_ws('; ', held, format('%s stays, because somebody held a lock on it, on outbox, or on outbox_checkpoint', old));
+            held := concat_ws('; ', held, format('%s stays, because another session held a lock on it, on outbox, or on outbox_checkpoint', old));
         END;
     END LOOP;
 END
@@ -211,8 +211,8 @@ BEGIN
 END
 $$;
 
--- A SECURITY DEFINER function must not resolve names through the caller's search_path. pg_catalog comes first by itself;
--- pg_temp, where anybody may create, has to be last.
+-- A SECURITY DEFINER function must not resolve names through the caller's search_path. pg_catalog comes first implicitly;
+-- pg_temp, where every role may create, has to be last.
 DO $$
 BEGIN
     EXECUTE format('ALTER FUNCTION outbox_maintain(interval, interval) SET search_path = %I, pg_temp',

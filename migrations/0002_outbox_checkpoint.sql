@@ -1,9 +1,9 @@
 -- One row per relay: what is known to be in Kafka. It lives in the source database and nowhere else, so that it
--- is as old or as new as the rows it speaks about, whatever is restored. The relay sends Postgres no
+-- is as old or as new as the rows it speaks about, whatever is restored. The relay sends PostgreSQL no
 -- confirmation that is ahead of this row.
 --
--- A row is also a claim: outbox_maintain drops nothing that its snapshot does not show as delivered. A relay that is
--- gone for good gives its claim up when somebody deletes its row, and its slot.
+-- A row is also a claim: outbox_maintain drops nothing that its snapshot does not show as delivered. The claim of a relay that
+-- no longer exists remains until its row, and its slot, are deleted.
 
 CREATE TABLE outbox_checkpoint (
     relay                   text        PRIMARY KEY,      -- the relay's configured name

@@ -3,7 +3,7 @@
 -- State. A command that changes a basket locks its row, which gives the basket's events their order.
 CREATE TABLE basket (
     id             uuid        PRIMARY KEY,         -- UUIDv7: sorts by time of creation
-    owner          text        NOT NULL,            -- the principal that created it; nobody else sees it
+    owner          text        NOT NULL,            -- the principal that created it; no other sees it
     buyer_id       text        NOT NULL,
     status         text        NOT NULL CHECK (status IN ('open', 'checked_out', 'abandoned')),
     lines          jsonb       NOT NULL,            -- in the order they were put in

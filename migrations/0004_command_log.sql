@@ -34,7 +34,7 @@ CREATE INDEX command_log_by_principal_and_outcome ON command_log (principal, out
 CREATE INDEX command_log_by_type ON command_log (command_type, id DESC);
 CREATE INDEX command_log_by_outcome ON command_log (outcome, id DESC);
 
--- Uniqueness cannot span the partitions of the log, so it has a table of its own, expired in batches. What a repeated
+-- Uniqueness cannot span the partitions of the log, so keys have their own table, expired in batches. What a repeated
 -- command is answered expires with its key: it is a whole basket, and no evidence.
 CREATE TABLE idempotency_key (
     principal    text        NOT NULL,
@@ -78,7 +78,7 @@ CREATE TRIGGER command_log_not_truncated BEFORE TRUNCATE ON command_log_default
 -- rows of the default partition that are as old, a batch in each call; a `keep` of NULL keeps everything. It runs as the
 -- owner, so the role of the service needs no right to create or drop tables. Call it again while it did something.
 --
--- Each step is undone by itself if it does not get its locks within 200 ms, and is left to the next call.
+-- Each step is rolled back separately if it does not get its locks within 200 ms, and is left to the next call.
 CREATE FUNCTION command_log_maintain(
     keep        interval,
     OUT created integer,    -- partitions created
@@ -149,7 +149,7 @@ BEGIN
     END LOOP;
 
     IF keep IS NOT NULL THEN
-        -- Not in the head of this function: only a superuser may attach a setting of its own making to one.
+        -- Not in the head of this function: only a superuser may attach a custom setting to one.
         PERFORM set_config('command_log.expires', 'on', true);
         DELETE FROM ONLY command_log_default WHERE ctid = ANY (ARRAY(
             SELECT ctid FROM ONLY command_log_default WHERE received_at < now() - keep LIMIT batch));

@@ -14,7 +14,7 @@ use crate::spans::Traced;
 pub enum UnitOfWorkMode {
     /// A transaction with one statement per step.
     Transaction,
-    /// Two statements in all: fewer round trips. The reactions of a bus cannot write tables of their own.
+    /// Two statements in all: fewer round trips. The reactions of a bus cannot write other tables.
     SingleStatement,
 }
 

@@ -1,4 +1,4 @@
-//! Connections that passes share: a client for each Kafka cluster and login, and a few idle connections to databases.
+//! Connections that reconciliations share: a client for each Kafka cluster and its credentials, and a few idle connections to databases.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -27,10 +27,10 @@ const IDLE: Duration = Duration::from_secs(150);
 /// Idle connections to databases at most: they are the database's, and its services need them.
 const KEPT: usize = 32;
 
-/// Connections to one database with one login at once.
+/// Concurrent connections to one database with the same credentials.
 const AT_ONCE: usize = 4;
 
-/// A statement that waits for a lock goes on in its server process when nobody waits for its answer any more: without limits each pass
+/// A statement that waits for a lock stays in its server process after its client has gone: without limits each reconciliation
 /// would leave one behind, until the server has no connection left.
 const LIMITS: &str =
     "SET statement_timeout = '5s'; SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '10s'";
@@ -162,15 +162,15 @@ impl Connections {
     }
 }
 
-/// Of everything a connection is made with: one that was opened without asking who answers is not given to somebody who asks.
+/// Of all settings of a connection: one that was opened without verifying the server is not reused where verification is required.
 fn key(source: &config::Source, secrets: &str) -> String {
     let config::Source { host, port, database, user, password, tls, .. } = source;
     let password = password.as_ref().map_or("", |password| password.reveal());
     digest([host, &port.to_string(), database, user, password, &format!("{:?}", tls.mode), secrets])
 }
 
-/// Of everything a client is made with, secrets too: `config_map` alone shows them all alike, and a client would be given to
-/// whoever knows the name of its user.
+/// Of all settings of a client, including secrets: `config_map` alone masks them, and a client would be reused by any
+/// resource that knows the name of its user.
 fn cluster_key(config: &ClientConfig) -> String {
     let names: BTreeSet<&str> = config.config_map().into_keys().collect();
     digest(names.into_iter().flat_map(|name| [name, config.get(name).unwrap_or_default()]))
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_given_to_nobody_who_would_have_made_another() {
+    fn a_connection_is_reused_only_with_equal_settings() {
         let given = key(&source("user", json!("u")), "secrets");
         assert_eq!(given, key(&source("slot", json!({"name": "t"})), "secrets"), "it does not matter");
         for (field, value) in [
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_given_to_nobody_who_knows_less_or_other_than_it_was_made_with() {
+    fn a_client_is_reused_only_with_equal_settings_and_secrets() {
         let secrets =
             ["sasl.password", "ssl.key.password", "ssl.key.pem", "ssl.certificate.pem", "ssl.ca.pem"];
         let config = |changed: &str| {

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trace_goes_on_in_a_span_of_its_own() {
+    fn a_trace_continues_in_a_new_span() {
         let trace = Trace::continued(Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"));
         assert_eq!(trace.trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
         assert_ne!(trace.span_id, "00f067aa0ba902b7");

@@ -27,7 +27,7 @@ struct Account {
     version: i64,
 }
 
-/// The payload of `account.deposited.v1`. It is a public contract: an incompatible change is a `V2` with a type name of its own.
+/// The payload of `account.deposited.v1`. It is a public contract: an incompatible change is a `V2` with a new type name.
 #[derive(Serialize)]
 struct DepositedV1<'a> {
     account_id: &'a str,

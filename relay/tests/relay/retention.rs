@@ -170,7 +170,7 @@ async fn r16_a_lock_of_a_writer_is_not_waited_for() {
     table.register("relay").await;
     table.delivered("relay").await;
     let open = table.open("now").await;
-    assert!(table.held().await.contains("outbox_p20200101 stays, because somebody held a lock"));
+    assert!(table.held().await.contains("outbox_p20200101 stays, because another session held a lock"));
     table.execute(&insert("now", 1)).await;
     commit(open).await;
     table.dropped().await;
