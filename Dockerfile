@@ -2,7 +2,7 @@
 #
 #   docker build --target outbox-operator --tag outbox-operator:0.1.0 --build-arg COMMIT="$(git rev-parse HEAD)" .
 #
-# Each holds one program, the libraries it loads, and the web's certificate authorities: no shell, no package manager. The root file
+# Each holds one program, the libraries it loads, and the public root CAs: no shell, no package manager. The root file
 # system is never written to. Without Docker, as root on Debian: cargo xtask images.
 
 FROM rust:1.95-bookworm AS build
@@ -18,7 +18,7 @@ ARG COMMIT
 LABEL org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.vendor="Outbox Platform" \
       org.opencontainers.image.revision="$COMMIT"
-# For librdkafka, where no authority is configured. The Rust side brings its own.
+# For librdkafka, where no CA is configured. The Rust side brings its own.
 ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 USER 65532:65532
 

@@ -84,7 +84,7 @@ BEGIN
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
 
-    -- One call at a time. This lock is in nobody's way but another call's, and that of DDL.
+    -- One call at a time. This lock conflicts only with another call, and with DDL.
     BEGIN
         LOCK TABLE ONLY outbox IN SHARE UPDATE EXCLUSIVE MODE;
     EXCEPTION WHEN lock_not_available THEN

@@ -304,10 +304,10 @@ mod tests {
 
     #[tokio::test]
     async fn readiness_is_503_with_its_reason_while_liveness_stays_200() {
-        let routes = admin().readiness(|| Readiness::NotReady("Kafka is away".into())).routes();
+        let routes = admin().readiness(|| Readiness::NotReady("Kafka is down".into())).routes();
         let ready = warp::test::request().path("/readyz").reply(&routes).await;
         assert_eq!(ready.status(), 503);
-        assert_eq!(ready.body(), "Kafka is away\n");
+        assert_eq!(ready.body(), "Kafka is down\n");
         assert_eq!(warp::test::request().path("/livez").reply(&routes).await.status(), 200);
     }
 

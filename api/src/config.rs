@@ -1,5 +1,5 @@
 //! Configuration: arguments and environment, checked before anything starts. Secrets come from files or the
-//! environment only, because arguments can be read by everybody on the machine.
+//! environment only, because every user of the machine can read arguments.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ const SHORTEST_KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
     after_help = "Environment:\n  BASKET_DATABASE_URL       postgres://user:password@host:port/database (required);\n                            several hosts, separated by commas, where a failover moves the primary\n  \
                   BASKET_STATIC_TOKEN       the bearer token of --auth static-token, 16 characters or more\n\
                   Durations are a number with a unit: 500ms, 30s, 15m, 72h, 30d.\n\
-                  Exit codes: 0 stopped gracefully, 64 invalid configuration, 69 the database is away or 'doctor' found a problem, 70 a bug."
+                  Exit codes: 0 stopped gracefully, 64 invalid configuration, 69 the database is down or 'doctor' found a problem, 70 a bug."
 )]
 pub struct Arguments {
     /// What to do.
@@ -230,13 +230,13 @@ impl Bounds {
 #[derive(Args)]
 #[command(next_help_heading = "Retention")]
 pub struct Retention {
-    /// Abandon open baskets that nobody touched for this long.
+    /// Abandon open baskets that were not changed for this long.
     #[arg(long, env = "BASKET_ABANDON_AFTER", default_value = "30d", value_parser = duration)]
     pub abandon_after: Duration,
     /// Forget idempotency keys this long after their first use; 24h at least.
     #[arg(long, env = "BASKET_KEEP_KEYS", default_value = "72h", value_parser = duration)]
     pub keep_keys: Duration,
-    /// Drop whole months of the log of commands this long after their end; kept for ever if not set. Longer than keys.
+    /// Drop whole months of the log of commands this long after their end; kept forever if not set. Longer than keys.
     #[arg(long, env = "BASKET_KEEP_COMMANDS", value_parser = duration)]
     pub keep_commands: Option<Duration>,
     /// How often to look for what has expired.
@@ -256,7 +256,7 @@ pub enum AuthMode {
 }
 
 impl AuthMode {
-    /// Whether callers have baskets of their own.
+    /// Whether each caller has separate baskets.
     pub fn tells_callers_apart(self) -> bool {
         self == AuthMode::Jwt
     }
@@ -301,7 +301,7 @@ impl Access {
     /// How requests are authenticated.
     pub fn authentication(&self) -> Result<Authentication, ConfigError> {
         match self.auth {
-            AuthMode::None => Ok(Authentication::Nobody),
+            AuthMode::None => Ok(Authentication::Anonymous),
             AuthMode::StaticToken => self.static_token().map(Authentication::StaticToken),
             AuthMode::Jwt => self.tokens(),
         }
@@ -376,14 +376,14 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number from 1 on".to_owned())
 }
 
-/// As pods and the Service speak it. A login would be printed.
+/// As pods and the Service speak it. Credentials would be printed.
 fn plain_http(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).ok();
     let takes = |url: &Url| {
         url.scheme() == "http" && url.has_host() && url.username().is_empty() && url.password().is_none()
     };
     url.filter(takes)
-        .ok_or_else(|| "must be an address such as http://shop-basket-api:80, without a login".to_owned())
+        .ok_or_else(|| "must be an address such as http://shop-basket-api:80, without credentials".to_owned())
 }
 
 /// RFC 7519, section 4.1.4: "usually no more than a few minutes".

@@ -70,7 +70,7 @@ async fn database(session: &mut Session) -> Finding {
     }
 }
 
-/// A schema that is not migrated has a finding of its own.
+/// A schema that is not migrated is a separate finding.
 async fn privileges(sql: &mut PgConnection) -> Option<Finding> {
     const CHECK: &str = "privileges";
     let checked = tokio::time::timeout(ANSWERS_WITHIN, check(sql)).await;

@@ -1,4 +1,4 @@
-//! Housekeeping: jobs that do not depend on each other. Each has a session of its own, is done by one replica at a time,
+//! Housekeeping: jobs that do not depend on each other. Each has its own session, is done by one replica at a time,
 //! and counts what it does; one that fails is tried again at its next run and keeps no other from running.
 
 use std::sync::Arc;

@@ -48,7 +48,7 @@ pub enum RunOutcome {
 }
 
 impl Metrics {
-    /// Registers every metric in a registry of their own, with the process's.
+    /// Registers every metric in a new registry, with the process's.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let opts = |name: &str, help: &str| Opts::new(name, help).namespace(NAMESPACE);
         let seconds = |name: &str, help: &str, label: &str| {

@@ -42,7 +42,7 @@ pub enum StartError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Serves until `stop` completes, then finishes what is under way.
+/// Serves until `stop` completes, then finishes requests in progress.
 pub async fn serve(
     options: Serve,
     servers: Servers,

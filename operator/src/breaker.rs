@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_that_comes_at_once_concerns_nobody_else() {
+    fn an_immediate_refusal_does_not_open_the_breaker() {
         let breaker = Breaker::default();
         answer(&breaker, Duration::ZERO, ErrorKind::DatabaseUnreachable);
         breaker.enter("db").unwrap().answered(&Ok(()));

@@ -15,12 +15,12 @@ use crate::resource::OutboxRelay;
 const LONGEST_NOTE: usize = 1024;
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// Whether somebody has to look.
+/// Whether you have to act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nobody.
+    /// No action is needed.
     Normal,
-    /// Somebody.
+    /// Act on it.
     Warning,
 }
 

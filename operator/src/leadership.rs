@@ -1,5 +1,5 @@
-//! One operator acts at a time: the one that holds a Lease. Clocks of different machines are not compared: a Lease is free when nobody
-//! has changed it for as long as it lasts, by this process's own clock.
+//! One operator acts at a time: the one that holds a Lease. Clocks of different machines are not compared: a Lease is free when it
+//! has not changed for its duration, by this process's own clock.
 
 use std::cell::Cell;
 use std::fmt::{self, Display, Formatter};
@@ -14,7 +14,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 
-/// Name of the Lease where none is given. Operators that act side by side, each in namespaces of its own, need one each.
+/// Name of the Lease where none is given. Operators that act side by side, each in different namespaces, need one each.
 pub const DEFAULT_LEASE: &str = "outbox-operator";
 /// How long a Lease holds without being renewed. The three durations are those of Kubernetes' own components.
 const LASTS: Duration = Duration::from_secs(15);
@@ -23,7 +23,7 @@ const RENEW_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is renewed, or looked at.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// How often somebody who waits to see it renewed looks.
+/// How often a process that waits for its renewal checks it.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Where the Lease is.
@@ -56,7 +56,7 @@ pub struct Leadership {
     renewed: Instant,
 }
 
-/// A Lease that somebody else holds, and when it was last seen to change.
+/// A Lease that another process holds, and when it was last seen to change.
 struct Watched {
     version: Option<String>,
     since: Instant,
@@ -94,7 +94,7 @@ impl Leadership {
         }
     }
 
-    /// Renews until that has not been possible for too long, or somebody else has taken the Lease.
+    /// Renews until that has not been possible for too long, or another process has acquired the Lease.
     async fn renew(&mut self, renewed: &Cell<Instant>) {
         while renewed.get().elapsed() < RENEW_WITHIN {
             tokio::time::sleep(EVERY).await;
@@ -109,7 +109,7 @@ impl Leadership {
                     renewed.set(asked);
                 }
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => {
-                    // Written by another operator, or by anybody else: a label, or this process's own request whose answer was lost.
+                    // Written by another operator, by another client (a label), or by this process's own request whose answer was lost.
                     if !self.is_still_held().await {
                         return;
                     }
@@ -164,7 +164,7 @@ pub async fn leader(client: Client, lease: &LeaseReference) -> Result<Option<Str
     Ok(None)
 }
 
-/// Goes on with `work` only while `may` says so; answers whether it is done.
+/// Polls `work` only while `may` returns true; returns whether it completed.
 async fn guarded(work: impl Future<Output = ()>, may: impl Fn() -> bool) -> bool {
     let mut work = pin!(work);
     poll_fn(|context| match may() {
@@ -209,7 +209,7 @@ async fn attempt(
     };
     match taken {
         Ok(lease) => Ok(Some((lease, asked))),
-        // Somebody else was faster.
+        // Another process was faster.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(None),
         Err(error) => Err(error),
     }

@@ -30,7 +30,7 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 #[command(
     version = admin::version(),
     about,
-    after_help = "Exit codes: 0 done, or stopped in order; 64 invalid arguments; 69 no Kubernetes API server to be found, the Lease was lost, or 'doctor' found a problem; 70 a bug."
+    after_help = "Exit codes: 0 done, or stopped gracefully; 64 invalid arguments; 69 no Kubernetes API server to be found, the Lease was lost, or 'doctor' found a problem; 70 a bug."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -39,7 +39,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Look after the resources until stopped, in the cluster that KUBECONFIG or the pod's service account leads to.
+    /// Run the operator against the cluster from KUBECONFIG or the in-cluster service account.
     Run(Run),
     /// Check what 'run' with these arguments meets, one line each: ok, warn or problem, and what to do. Changes nothing.
     ///
@@ -150,7 +150,7 @@ fn main() {
     })
 }
 
-/// Whoever reads may stop when they have seen enough.
+/// The reader of a pipe may close it early.
 fn print(text: &str) -> i32 {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => EXIT_UNAVAILABLE,
@@ -220,7 +220,7 @@ fn readiness(metrics: &Metrics) -> impl Fn() -> Readiness + Send + Sync + use<> 
     }
 }
 
-/// Looks after the resources until it is told to stop.
+/// Reconciles the resources until it is asked to stop.
 async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::Receiver<bool>) {
     metrics.leader.set(1);
     let (watched, loops) = controller::watch(&client, &options.place.namespaces(), &metrics);
@@ -263,7 +263,7 @@ async fn lead(
 }
 
 fn stopped() -> i32 {
-    tracing::info!("stopped in order");
+    tracing::info!("stopped gracefully");
     0
 }
 
@@ -278,7 +278,7 @@ async fn stop_on_signal(stop: watch::Sender<bool>) {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    tracing::info!("stopping: finishing what is under way");
+    tracing::info!("stopping: finishing reconciliations in progress");
     stop.send_replace(true);
 }
 

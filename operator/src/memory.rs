@@ -13,7 +13,7 @@ use crate::secrets::Values;
 use crate::status::Aspect;
 use crate::topics::{Cluster, Contests, Topics};
 
-/// By namespace and name. A resource that was made anew under the same name has another status, and other objects.
+/// By namespace and name. A resource that was recreated under the same name has another status, and other objects.
 #[derive(Default)]
 pub struct Memory(Mutex<HashMap<(String, String), Remembered>>);
 

@@ -22,7 +22,7 @@ const SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 /// How a pass ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// A glance saw no change.
+    /// The quick check found no change.
     Unchanged,
     /// Everything is as it should be.
     Ready,
@@ -89,7 +89,7 @@ impl Metrics {
             )?,
             deletions_given_up: IntCounter::with_opts(opts(
                 "deletions_given_up_total",
-                "Resources that were let go with something left outside.",
+                "Resources whose finalizer was removed while an external resource remained.",
             ))?,
             requests: HistogramVec::new(
                 histogram("external_request_duration_seconds", "Requests to other systems."),
@@ -100,11 +100,11 @@ impl Metrics {
                 &["namespace", "name", "type", "status"],
             )?,
             slot_wal_status: IntGaugeVec::new(
-                opts("slot_wal_status", "1 for the status of a slot whose relay is away."),
+                opts("slot_wal_status", "1 for the status of a slot whose relay does not run."),
                 &["namespace", "name", "status"],
             )?,
             retained_wal_bytes: IntGaugeVec::new(
-                opts("retained_wal_bytes", "Log kept for a slot whose relay is away."),
+                opts("retained_wal_bytes", "WAL retained for a slot whose relay does not run."),
                 &["namespace", "name"],
             )?,
             registry,

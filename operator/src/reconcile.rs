@@ -58,7 +58,7 @@ const LOOKS_BEFORE_PAUSES: u32 = 3;
 const MOST_DOUBLINGS: u32 = 3;
 /// Others see what a database or Kafka cluster is after a moment.
 const IDENTIFIED: Duration = Duration::from_millis(500);
-/// Pause after a change that brings about the next pass by itself, or while deletion waits.
+/// Pause after a change whose watch event starts the next reconciliation, or while deletion waits.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// An Event about readiness is written for each reason at most so often,
@@ -204,7 +204,7 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     }
     let done = Box::pin(pass.run()).await;
     if let Err(error @ (ReconcileError::Secret(_) | ReconcileError::Reference(_))) = done {
-        // Next to nothing was looked at: the conditions that are there still count, and keep their generation.
+        // Next to nothing was checked: the existing conditions still count, and keep their generation.
         metrics.passed(since, Outcome::Failed);
         return Err(error);
     }
@@ -284,7 +284,7 @@ struct Pass<'a> {
     topics: Vec<TopicStatus>,
     database_identity: Option<String>,
     kafka_identity: Option<String>,
-    /// Where its topics are and how they were, for the next glance.
+    /// Where its topics are and their last state, for the next quick check.
     topics_seen: Option<(Cluster, Topics)>,
 }
 

@@ -93,15 +93,15 @@ pub struct OutboxRelaySpec {
     pub source: Source,
     /// Where records go.
     pub sink: Sink,
-    /// Topics that the operator makes and keeps as they are declared here. May be empty: then topics are somebody else's, for
-    /// example Strimzi's.
+    /// Topics that the operator creates and keeps as they are declared here. May be empty: then another tool manages the topics, for
+    /// example Strimzi.
     #[serde(default)]
     #[schemars(length(max = 200), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub topics: Vec<Topic>,
     /// Which topic an event goes to: the rule of Debezium's outbox event router.
     #[serde(default)]
     pub routing: Routing,
-    /// How much may be under way, and what becomes of rows that cannot be delivered.
+    /// Limits of what is in flight, and what happens to rows that cannot be delivered.
     #[serde(default)]
     pub delivery: Delivery,
     /// How long delivered rows stay in the outbox table.

@@ -189,8 +189,8 @@ impl Findings {
         self.found.get(&aspect).is_some_and(|finding| finding.holds == Some(true))
     }
 
-    /// The first that is not as it should be, in the order in which things are done. What passes by itself hides nothing that
-    /// somebody has to see to.
+    /// The first that is not as it should be, in the order in which things are done. A transient problem hides none that
+    /// you have to correct.
     pub fn summary(&self) -> Finding {
         if let Some(why) = &self.deletion {
             return Finding::no(Reason::Deleting, why);
@@ -252,7 +252,7 @@ fn transition(before: &[Condition], aspect: Aspect, finding: &Finding, now: Time
     same.map_or(Time(now), |known| known.last_transition_time.clone())
 }
 
-/// `Reconciling` and `Stalled` by `Ready`, and by whether it `lasts`. At most one of them is True; tools that wait go on waiting for the first
+/// `Reconciling` and `Stalled` by `Ready`, and by whether it `lasts`. At most one of them is True; tools keep waiting for the first
 /// and give up at the second.
 fn progress(ready: &Finding, lasts: bool) -> [Finding; 2] {
     let yes = || Finding::yes(ready.reason.clone(), ready.message.clone());

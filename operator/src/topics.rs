@@ -1,6 +1,6 @@
 //! Topics: what is there, what is declared, and what has to be done. The semantics are Strimzi's, without its traps: a topic is made,
 //! grown and configured; it never shrinks, its replication factor is not touched, and of its configuration only the keys
-//! that are declared, or were, are anybody's business here.
+//! that are declared, or were, are considered here.
 
 mod client;
 mod cluster;

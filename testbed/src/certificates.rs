@@ -1,4 +1,4 @@
-//! Certificates: an authority of a test's own, and what it issues to servers and clients.
+//! Certificates: a CA for each test, and what it issues to servers and clients.
 
 mod version_1;
 
@@ -12,7 +12,7 @@ use rcgen::{
 
 use crate::{Error, guard};
 
-/// With what an authority signs.
+/// The algorithm with which a CA signs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Signature {
     /// ECDSA with P-256 and SHA-256.
@@ -20,7 +20,7 @@ pub enum Signature {
     EcdsaSha256,
     /// ECDSA with P-384 and SHA-384.
     EcdsaSha384,
-    /// Ed25519, which has no hash function of its own.
+    /// Ed25519, which names no separate hash function.
     Ed25519,
 }
 
@@ -59,12 +59,12 @@ pub struct CertificateFiles {
 }
 
 impl Authority {
-    /// An authority that signs with ECDSA and SHA-256.
+    /// A CA that signs with ECDSA and SHA-256.
     pub fn new(name: &str) -> Result<Authority, Error> {
         Authority::signing_with(name, Signature::default())
     }
 
-    /// An authority with a certain signature.
+    /// A CA with a certain signature.
     pub fn signing_with(name: &str, signature: Signature) -> Result<Authority, Error> {
         let key = KeyPair::generate_for(signature.algorithm()).map_err(failed)?;
         let mut about = named(&[], name)?;
@@ -122,7 +122,7 @@ impl Authority {
 }
 
 impl Certificate {
-    /// One that a server issued to itself, as PostgreSQL's manual makes it (`openssl req -new -x509`): that of an authority,
+    /// One that a server issued to itself, as PostgreSQL's manual does (`openssl req -new -x509`): the certificate of a CA,
     /// with a common name and nothing else.
     pub fn self_signed(name: &str) -> Result<Certificate, Error> {
         let mut about = named(&[], name)?;
@@ -144,7 +144,7 @@ impl Certificate {
         Ok(Certificate { pem, key: key.serialize_pem() })
     }
 
-    /// Writes `NAME.pem` and `NAME.key` into a folder; the servers' user owns them, and nobody else may read the key.
+    /// Writes `NAME.pem` and `NAME.key` into a folder; the servers' user owns them, and no other user may read the key.
     pub fn write(&self, folder: &Path, name: &str) -> Result<CertificateFiles, Error> {
         let files = CertificateFiles {
             certificate: folder.join(format!("{name}.pem")),

@@ -37,7 +37,7 @@ pub fn check(log: &Log, records: &[Record]) -> Verdict {
         };
         let row = match expected.get(&id) {
             None => {
-                verdict.phantom.add(|| Finding::of(record, "nobody wrote it"));
+                verdict.phantom.add(|| Finding::of(record, "no writer wrote it"));
                 continue;
             }
             Some(row) if row.fate == Fate::RolledBack => {

@@ -53,8 +53,8 @@ pub enum Error {
         /// The last observation.
         seen: String,
     },
-    /// Postgres refused.
-    #[error("Postgres: {doing} failed")]
+    /// PostgreSQL refused.
+    #[error("PostgreSQL: {doing} failed")]
     Postgres {
         /// What was being done.
         doing: &'static str,
@@ -69,7 +69,7 @@ pub enum Error {
         /// What it said.
         detail: String,
     },
-    /// A server ended by itself.
+    /// A server ended unexpectedly.
     #[error("{server} ended while it was starting; the end of its log:\n{log}")]
     Ended {
         /// Which.

@@ -1,4 +1,4 @@
-//! Programs that are built from their Go modules. Each has a `go.mod` of its own in a folder of this crate, with its version and those of all it
+//! Programs that are built from their Go modules. Each has a separate `go.mod` in a folder of this crate, with its version and those of all it
 //! needs.
 
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 //! a shell whose standard input is a pipe we hold. However this process ends (return, panic, Ctrl-C, kill -9), the
 //! pipe closes, and the guard ends what is registered and removes the folder.
 //!
-//! The guard and all servers have process groups of their own, so Ctrl-C in a terminal reaches only us. A process is
+//! The guard and all servers have separate process groups, so Ctrl-C in a terminal reaches only us. A process is
 //! named by its number and its start time, so that a number used again is never hit.
 
 use std::fs::{self, OpenOptions};
@@ -16,7 +16,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::Error;
 
-/// `nobody` and `nogroup`: Postgres refuses to run as root, and needs a user that has a name.
+/// `nobody` and `nogroup`: PostgreSQL refuses to run as root, and needs a user that has a name.
 const UNPRIVILEGED: u32 = 65_534;
 
 /// Reads until the pipe closes, then ends every registered process with its children, and removes cgroups and the folder.
@@ -89,7 +89,7 @@ fn make_root() -> Result<Root, Error> {
     Ok(Root { path, lists: Mutex::new(()), _pipe: pipe })
 }
 
-/// A folder of its own below the root, removed with it or when dropped.
+/// A new folder below the root, removed with it or when dropped.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 

@@ -45,7 +45,7 @@ impl Image<'_> {
         build.arg(format!("build={}", self.build.display())).arg("--file").arg(self.dockerfile);
         build.args(self.arguments.iter().flat_map(|argument| ["--build-arg", argument])).arg(storage.path());
         cache::run(&mut build, "unshare", "util-linux", "building an image")?;
-        // Beside the one of before, which somebody may be reading.
+        // Beside the previous one, which another process may be reading.
         let part = archive.with_extension("part");
         drop(fs::remove_file(&part));
         let mut push = buildah(&storage, "push")?;

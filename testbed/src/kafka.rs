@@ -41,7 +41,7 @@ pub struct KafkaOptions {
     pub settings: Vec<(String, String)>,
     /// Whether a topic is made by being asked for. Off: a typing error should show.
     pub auto_create_topics: bool,
-    /// Whether every broker has a second listener, which clients reach through a [`Proxy`] of their own.
+    /// Whether every broker has a second listener, which clients reach through a separate [`Proxy`].
     pub proxied: bool,
     /// A listener that demands proof, beside the plain one.
     pub security: Option<Security>,
@@ -124,7 +124,7 @@ impl Kafka {
         Ok(kafka)
     }
 
-    /// Gives the listener that demands proof other certificates and logins, from the brokers' next start on. Users of
+    /// Gives the listener that demands proof other certificates and credentials, from the brokers' next start on. Users of
     /// SCRAM are part of the cluster's storage and stay as they are.
     pub fn secure_differently(&mut self, security: Security) -> Result<(), Error> {
         self.options.security = Some(security);
@@ -287,7 +287,7 @@ pub async fn grow_topic(bootstrap: &str, name: &str, partitions: i32) -> Result<
     until_led(bootstrap, name, partitions).await
 }
 
-/// Removes all records of a partition, as retention would: offsets go on.
+/// Removes all records of a partition, as retention would: offsets continue.
 pub async fn delete_records(bootstrap: &str, name: &str, partition: i32) -> Result<(), Error> {
     let doing = format!("removing records of {name}/{partition}");
     let mut until = TopicPartitionList::new();

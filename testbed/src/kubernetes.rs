@@ -58,7 +58,7 @@ struct Ports {
 
 static SHARED: OnceCell<(Cluster, Option<Kubernetes>)> = OnceCell::const_new();
 
-/// The cluster of all tests of this process: that of [`KUBECONFIG`], or a control plane of its own, started at the first call. A
+/// The cluster of all tests of this process: that of [`KUBECONFIG`], or a separate control plane, started at the first call. A
 /// test that stops something of it starts one for itself.
 ///
 /// # Errors
@@ -228,7 +228,7 @@ impl Kubernetes {
         let launch = if self.node.is_some() {
             launch.arg(format!("--advertise-address={}", self.network.api_server))
         } else {
-            // Of documentation: nobody connects there, and without nodes nobody has to.
+            // An address for documentation: nothing connects there, and without nodes nothing has to.
             launch.arg("--advertise-address=192.0.2.1").arg("--endpoint-reconciler-type=none")
         };
         launch

@@ -4,10 +4,10 @@
 //!   ([`cache`]) and never left behind ([`guard`]).
 //! - [`kubernetes`]: a control plane, built once, and a node that runs [`images`]; [`prometheus`]: what tests its rules, and what
 //!   scrapes.
-//! - [`certificates`]: authorities, and certificates of servers and clients.
+//! - [`certificates`]: CAs, and certificates of servers and clients.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
-//! - [`shared`]: one Postgres and one Kafka for many tests, each with a [`Database`] and topics of its own.
+//! - [`shared`]: one PostgreSQL and one Kafka for many tests, each with its own [`Database`] and topics.
 //! - [`load`], [`records`], [`checker`]: what was committed, what is in Kafka, and whether that is right.
 //!
 //! No product crate is used here, so the checker shares no code with what it checks.

@@ -72,7 +72,7 @@ impl Default for LoadOptions {
 /// The load could not be started, or its table not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// Postgres refused or was not there.
+    /// PostgreSQL refused or was not there.
     #[error("{doing} failed; are the database up and its migrations applied?")]
     Postgres {
         /// What was being done.
@@ -80,7 +80,7 @@ pub enum LoadError {
         /// What the driver says.
         source: sqlx::Error,
     },
-    /// A writer ended by itself: a defect of the load.
+    /// A writer ended unexpectedly: a defect of the load.
     #[error("a writer of the load broke off: {0}")]
     Writer(String),
 }
@@ -100,7 +100,7 @@ pub struct Load {
 
 impl Load {
     /// Makes the table of keys and starts the writers. They survive restarts of the server: they connect again and
-    /// go on.
+    /// continue.
     ///
     /// # Errors
     /// The database cannot be reached or the table of keys not be made.
@@ -126,7 +126,7 @@ impl Load {
     /// gives up after half a minute; its rows are then indeterminate.
     ///
     /// # Errors
-    /// A writer broke off by itself; its part of the log is gone, so there is no log.
+    /// A writer ended unexpectedly; its part of the log is gone, so there is no log.
     pub async fn stop(mut self) -> Result<Log, LoadError> {
         self.stop.send_replace(true);
         let mut log = Log::default();

@@ -13,7 +13,7 @@ const PORTS: Range<u32> = 18_000..32_000;
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A port of the loopback address that nobody listens on now, and that this process has not handed out before.
+/// A port of the loopback address that no process listens on now, and that this process has not handed out before.
 /// Processes begin at different places, so that they seldom meet.
 ///
 /// # Errors
@@ -21,7 +21,7 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 pub fn free_port() -> Result<u16, Error> {
     let count = PORTS.end - PORTS.start;
     let place = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.subsec_nanos());
-    // The first call decides where this process begins; a lost race only makes both go on from the winner's place.
+    // The first call decides where this process begins; after a lost race both continue from the winner's place.
     let _ = NEXT.compare_exchange(0, 1 + place % count, Ordering::Relaxed, Ordering::Relaxed);
     let candidates = (0..count).map(|_| PORTS.start + NEXT.fetch_add(1, Ordering::Relaxed) % count);
     let free = candidates

@@ -1,5 +1,5 @@
 //! Packages of the distribution, unpacked beside the system instead of installed in it: a test changes no machine. Programs find them
-//! in a mount namespace of their own, where their files lie over `/usr`.
+//! in a separate mount namespace, where their files lie over `/usr`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -16,7 +16,7 @@ const PACKAGES: [&str; 6] =
 const LINKS: [&str; 6] =
     ["iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"];
 
-/// Lays the packages over the system, and goes on with the arguments: a script for a mount namespace of its own.
+/// Lays the packages over the system, and executes the arguments: a script for a separate mount namespace.
 const OVER_THE_SYSTEM: &str = r#"mount -t overlay overlay -o "lowerdir=$0/usr:/usr" /usr && exec "$@""#;
 
 const DISTRIBUTION: &str = "Debian or Ubuntu, whose packages bring container runtime and image builder";
@@ -53,7 +53,7 @@ pub(crate) fn folder() -> Result<PathBuf, Error> {
     })
 }
 
-/// Runs a program with the packages over the system, in a mount namespace of its own.
+/// Runs a program with the packages over the system, in a separate mount namespace.
 pub(crate) fn command(program: &str) -> Result<Command, Error> {
     require_root()?;
     let mut command = Command::new("unshare");
@@ -98,7 +98,7 @@ pub(crate) fn require_root() -> Result<(), Error> {
     )))
 }
 
-/// With lists of its own: those of the system may be missing, or old.
+/// With separate package lists: those of the system may be missing, or old.
 fn apt(folder: &Path, arguments: &[&str]) -> Result<(), Error> {
     let mut apt = Command::new("apt-get");
     apt.arg("--quiet")

@@ -1,4 +1,4 @@
-//! A real Postgres server.
+//! A real PostgreSQL server.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ impl PgVersion {
     }
 }
 
-/// How clients over TCP prove who they are. Over the Unix socket everybody is trusted.
+/// How clients over TCP prove who they are. Over the Unix socket every client is trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Auth {
     /// Not at all.
@@ -80,12 +80,12 @@ pub struct PostgresOptions {
 }
 
 /// How a server speaks TLS. Connections over TCP without TLS remain possible: a client that falls back to them is to
-/// be caught at it. With [`Auth::Scram`] over TLS the server offers SCRAM-SHA-256-PLUS by itself.
+/// be caught at it. With [`Auth::Scram`] over TLS the server also offers SCRAM-SHA-256-PLUS.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     /// What it presents.
     pub certificate: Certificate,
-    /// The authority (PEM) of client certificates, which are then demanded of every TLS connection.
+    /// The CA (PEM) of client certificates, which are then demanded of every TLS connection.
     pub client_authority: Option<String>,
 }
 
@@ -122,7 +122,7 @@ impl Postgres {
             Ok::<_, Error>((binaries, template))
         })
         .await
-        .map_err(|join| Error::system("prepare Postgres")(std::io::Error::other(join)))??;
+        .map_err(|join| Error::system("prepare PostgreSQL")(std::io::Error::other(join)))??;
         let folder = Folder::new("postgres")?;
         let data = folder.path().join("data");
         let mut copy = Command::new("cp");
@@ -145,9 +145,9 @@ impl Postgres {
     /// Starts a stopped or killed server on the same port, and waits until it accepts connections.
     pub async fn start_again(&mut self) -> Result<(), Error> {
         let data = self.folder.path().join("data");
-        // Left by a killed server; its number may belong to somebody else by now.
+        // Left by a killed server; its number may belong to another process by now.
         drop(fs::remove_file(data.join("postmaster.pid")));
-        let program = Launch::new("Postgres", self.binaries.join("bin/postgres"))
+        let program = Launch::new("PostgreSQL", self.binaries.join("bin/postgres"))
             .arg("-D")
             .arg(&data)
             .log_to(self.folder.path().join("log"))
@@ -155,7 +155,7 @@ impl Postgres {
             .start()?;
         let program = self.program.insert(program);
         let options = local_options(&self.folder, self.port);
-        wait::until("a Postgres that accepts connections", READY_WITHIN, async || {
+        wait::until("a PostgreSQL that accepts connections", READY_WITHIN, async || {
             if program.exit_status().is_some() {
                 return Ok(Err(program.ended_early()));
             }
@@ -186,7 +186,7 @@ impl Postgres {
         self.copy("data", "kept")
     }
 
-    /// Puts the copy back in place of a stopped server's data, as a restored disk would: it goes on from there on the
+    /// Puts the copy back in place of a stopped server's data, as a restored disk would: it continues from there on the
     /// same timeline.
     ///
     /// # Errors
@@ -201,7 +201,7 @@ impl Postgres {
             if to.exists() {
                 fs::remove_dir_all(&to)?;
             }
-            // It keeps owners and modes, which Postgres is particular about.
+            // It keeps owners and modes, which PostgreSQL is particular about.
             let status = std::process::Command::new("cp").arg("-a").arg(&from).arg(&to).status()?;
             if status.success() {
                 Ok(())
@@ -236,7 +236,7 @@ impl Postgres {
         program.kill().await?;
         process::send(Signal::Kill, &children)?;
         // Memory they share keeps the next server from starting.
-        wait::until("the end of Postgres' processes", STOPPED_WITHIN, async || {
+        wait::until("the end of PostgreSQL's processes", STOPPED_WITHIN, async || {
             let left: Vec<u32> = children.iter().copied().filter(|pid| process::is_alive(*pid)).collect();
             if left.is_empty() { Ok(()) } else { Err(format!("{left:?} are alive")) }
         })

@@ -23,11 +23,11 @@ pub enum Signal {
     Term,
     /// As Ctrl-C.
     Int,
-    /// Postgres: end at once, without a checkpoint.
+    /// PostgreSQL: end at once, without a checkpoint.
     Quit,
     /// Pause.
     Stop,
-    /// Go on.
+    /// Continue.
     Cont,
 }
 
@@ -112,7 +112,7 @@ impl Launch {
         self
     }
 
-    /// Appends what it prints to `log` instead of a file of its own.
+    /// Appends what it prints to `log` instead of a separate file.
     #[must_use]
     pub fn log_to(mut self, log: impl Into<PathBuf>) -> Launch {
         self.log = Some(log.into());

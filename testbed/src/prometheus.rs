@@ -26,7 +26,7 @@ pub fn prometheus() -> Result<PathBuf, Error> {
     program("prometheus")
 }
 
-/// The folder with `operator` and `prometheus-config-reloader`, built if need be. What it looks after: [`prometheus_operator_kinds`].
+/// The folder with `operator` and `prometheus-config-reloader`, built if need be. What it manages: [`prometheus_operator_kinds`].
 ///
 /// # Errors
 /// As [`prometheus`].
@@ -59,7 +59,7 @@ pub fn prometheus_operator_kinds() -> Result<PathBuf, Error> {
     })
 }
 
-/// Makes monitors and rules of the Prometheus operator known to a cluster, in which nobody acts on them.
+/// Makes monitors and rules of the Prometheus operator known to a cluster, in which no operator acts on them.
 ///
 /// # Errors
 /// As [`prometheus`], or the API server does not take them.
@@ -96,7 +96,7 @@ fn run(folder: &Path, arguments: &[String], doing: String) -> Result<String, Err
     Err(Error::Failed { doing, status: output.status, output: printed })
 }
 
-/// Each in a folder of its own, so that tests that only need promtool wait for nothing else. Both share most of what is compiled.
+/// Each in a separate folder, so that tests that only need promtool wait for nothing else. Both share most of what is compiled.
 fn program(name: &str) -> Result<PathBuf, Error> {
     let said = format!("building {name} {RELEASE} from its Go module (some minutes, once)");
     cache::entry(&format!("{name}-{RELEASE}"), &said, |folder| {
@@ -116,7 +116,7 @@ mod tests {
         assert!(modules("prometheus").contains(&format!("{PROMETHEUS} v{RELEASE}")));
         let operator = modules("prometheus-operator");
         assert!(operator.contains(&format!("{OPERATOR} v{OPERATOR_RELEASE} ")));
-        // Its parts are modules of their own.
+        // Its parts are separate modules.
         assert!(operator.contains(&format!("{OPERATOR}/pkg/apis/monitoring v{OPERATOR_RELEASE}")));
     }
 }

@@ -188,7 +188,7 @@ fn reset(stream: &TcpStream) {
     drop(stream.set_zero_linger());
 }
 
-/// Waits for weather of a kind; for ever when the proxy is gone, which ends its connections anyway.
+/// Waits for weather of a kind; forever when the proxy is gone, which ends its connections anyway.
 async fn until(changes: &mut watch::Receiver<Weather>, kind: impl FnMut(&Weather) -> bool) {
     if changes.wait_for(kind).await.is_err() {
         std::future::pending::<()>().await;
@@ -236,7 +236,7 @@ async fn forward(
             to.write_all(bytes.get(..rest).unwrap_or(bytes)).await?;
             let first = weather.send_if_modified(|latest| {
                 let first = *latest == now;
-                // The number stays: this is the end of the same fault, and resets nobody else.
+                // The number stays: this is the end of the same fault, and resets no other connection.
                 latest.fault = if first { Fault::None } else { latest.fault };
                 first
             });

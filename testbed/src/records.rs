@@ -96,12 +96,12 @@ pub enum ReadError {
         /// How many partitions are unfinished.
         partitions: usize,
     },
-    /// The reading thread ended by itself.
+    /// The reading thread ended unexpectedly.
     #[error("the thread reading Kafka broke off: {0}")]
     Thread(String),
 }
 
-/// Every record of `topics` that is there when the call is made, topic by topic, each partition in offset order.
+/// Every record that `topics` hold at the time of the call, topic by topic, each partition in offset order.
 ///
 /// # Errors
 /// A topic that does not exist, brokers that cannot be reached, or a read that stalls for a minute.
@@ -270,7 +270,7 @@ where
     }
 }
 
-/// Whether an error goes away by itself: librdkafka goes on trying to reach brokers.
+/// Whether an error is transient: librdkafka keeps trying to reach brokers.
 fn passes(error: &KafkaError) -> bool {
     !matches!(
         error.rdkafka_error_code(),

@@ -1,4 +1,4 @@
-//! Servers that many tests use at once, each with a database and topics of its own.
+//! Servers that many tests use at once, each with its own database and topics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ pub const VARIABLE: &str = "OUTBOX_TESTBED";
 /// Where the shared servers are.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Addresses {
-    /// Any database of the Postgres server, as superuser.
+    /// Any database of the PostgreSQL server, as superuser.
     pub postgres_url: String,
     /// Brokers.
     pub kafka_bootstrap: String,
@@ -65,7 +65,7 @@ impl Shared {
     }
 }
 
-/// A name nobody else uses: for databases, slots and topics of one test.
+/// A unique name: for databases, slots and topics of one test.
 pub fn unique(purpose: &str) -> String {
     let number = UNIQUE.fetch_add(1, Ordering::Relaxed);
     format!("{purpose}_{}_{number}", std::process::id())

@@ -1,6 +1,6 @@
 //! Nothing stays behind, however a process that started servers ends.
 //!
-//! The test starts itself as a child that starts a Postgres and a Kafka, prints their process numbers and its folder,
+//! The test starts itself as a child that starts a PostgreSQL and a Kafka, prints their process numbers and its folder,
 //! and then ends in the way it is told.
 
 #![allow(
@@ -23,7 +23,7 @@ use testbed::{Error, wait};
 const ROLE: &str = "TESTBED_GUARD_CHILD";
 const CLEAN_WITHIN: Duration = Duration::from_secs(60);
 
-/// Not a test of its own: the child's part, when the variable says how to end.
+/// Not a separate test: the child's part, when the variable says how to end.
 #[tokio::test]
 async fn child() -> Result<(), Error> {
     let Ok(ending) = std::env::var(ROLE) else { return Ok(()) };

@@ -96,17 +96,17 @@ async fn an_api_server_that_was_away_knows_what_it_knew_and_nothing_is_left_behi
 
 /// What OUTBOX_TEST_KUBECONFIG leads to is used as a cluster of one's own is.
 #[tokio::test]
-async fn somebody_elses_cluster_is_used_by_its_kubeconfig() {
+async fn an_existing_cluster_is_used_by_its_kubeconfig() {
     let theirs = shared_cluster().await.unwrap();
     let cluster = Cluster::existing(theirs.kubeconfig(), &[]).await.unwrap();
     let namespace = cluster.namespace("existing").await.unwrap();
     theirs.kubectl(&["get", "namespace", namespace.name()]).await.unwrap();
-    namespace.kubectl(&["create", "serviceaccount", "someone"]).await.unwrap();
-    let someone = cluster.kubeconfig_of(namespace.name(), "someone").await.unwrap();
-    let someone = Cluster::existing(&someone, &[]).await.unwrap();
+    namespace.kubectl(&["create", "serviceaccount", "reader"]).await.unwrap();
+    let reader = cluster.kubeconfig_of(namespace.name(), "reader").await.unwrap();
+    let reader = Cluster::existing(&reader, &[]).await.unwrap();
     let who =
-        someone.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await.unwrap();
-    assert_eq!(who, format!("system:serviceaccount:{}:someone", namespace.name()));
+        reader.kubectl(&["auth", "whoami", "-o", "jsonpath={.status.userInfo.username}"]).await.unwrap();
+    assert_eq!(who, format!("system:serviceaccount:{}:reader", namespace.name()));
     let nowhere = Cluster::existing(Path::new("nowhere"), &[]).await.err().unwrap().to_string();
     assert!(nowhere.contains("nowhere"), "{nowhere}");
 }

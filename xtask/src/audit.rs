@@ -26,7 +26,7 @@ pub struct Options {
 /// Asks both; the first is answered also where the second cannot be.
 pub async fn run(options: &Options) -> Result<(), Failure> {
     let options = *options;
-    // On a thread of its own, so that Ctrl-C is heard meanwhile.
+    // On a separate thread, so that Ctrl-C is heard meanwhile.
     tokio::task::spawn_blocking(move || audit(options)).await?
 }
 

@@ -1,4 +1,4 @@
-//! `cargo xtask cluster`: the platform on a real Kubernetes of its own, installed as docs/INSTALL.md says.
+//! `cargo xtask cluster`: the platform on a separate, real Kubernetes node, installed as docs/INSTALL.md says.
 
 mod existing;
 pub mod guide;
@@ -38,7 +38,7 @@ pub struct Options {
     /// Programs as tests build them: sooner there, slower and larger.
     #[arg(long, conflicts_with = "measure")]
     dev: bool,
-    /// Also what the programs use, idle and under 1,000 events a second: three minutes more.
+    /// Also what the programs use, idle and under 1,000 events per second: three minutes more.
     #[arg(long)]
     measure: bool,
     /// Use this cluster instead of starting one. It has to be one for trying things; this machine has to reach its Services.
@@ -55,12 +55,12 @@ pub struct Site {
     pub cluster: Cluster,
     /// PostgreSQL and Kafka in it.
     pub servers: Servers,
-    /// Ends with the site; somebody's cluster does not.
+    /// Ends with the site; an existing cluster does not.
     _own: Option<Kubernetes>,
 }
 
 impl Site {
-    /// On a node of its own; nothing of the platform is installed yet.
+    /// On a separate node; nothing of the platform is installed yet.
     pub async fn start(profile: Profile, progress: impl Fn(&str)) -> Result<Site, Failure> {
         let archives = built(profile, &progress).await?;
         let own = Kubernetes::with_node().await?;
@@ -69,7 +69,7 @@ impl Site {
         Ok(Site { cluster: own.clone(), servers, _own: Some(own) })
     }
 
-    /// In somebody's cluster.
+    /// In an existing cluster.
     async fn within(cluster: Cluster, profile: Profile, progress: impl Fn(&str)) -> Result<Site, Failure> {
         let archives = built(profile, &progress).await?;
         let servers = fill(&cluster, &archives, Data::InPods, &progress).await?;

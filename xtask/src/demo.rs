@@ -116,7 +116,10 @@ async fn the_crash(stack: &mut Stack, reader: &mut Reader) -> Result<(), Failure
     while let Some(visited) = buyers.join_next().await {
         visited??;
     }
-    println!("  the shop goes on: every buyer has checked out, {} committed without a relay", good("all"));
+    println!(
+        "  the shop keeps selling: every buyer has checked out, {} committed without a relay",
+        good("all")
+    );
     let restarted = Instant::now();
     stack.start_relay().await?;
     println!("  a new relay streams after {} ms", restarted.elapsed().as_millis());
@@ -142,7 +145,7 @@ async fn log(stack: &Stack) -> Result<Log, Failure> {
         .await?)
 }
 
-/// What was committed against what is in Kafka, read anew from the first offset.
+/// What was committed against what is in Kafka, read again from the first offset.
 async fn verdict(stack: &Stack, reader: &Reader) -> Result<bool, Failure> {
     println!("{}", heading("Verdict"));
     let records = records::read_all(&stack.kafka.bootstrap(), &[TOPIC]).await?;

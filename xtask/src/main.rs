@@ -112,7 +112,7 @@ mod tests {
         let known = Arguments::command();
         let mut asked = 0;
         for (name, job) in workflow["jobs"].as_object().unwrap() {
-            assert!(job["timeout-minutes"].is_u64(), "{name} may take for ever");
+            assert!(job["timeout-minutes"].is_u64(), "{name} has no time limit");
             for step in job["steps"].as_array().unwrap() {
                 if let Some(action) = step["uses"].as_str() {
                     let commit = action.split_once('@').unwrap().1;

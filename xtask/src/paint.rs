@@ -1,4 +1,4 @@
-//! How things look in a terminal: colour where there is one and nobody has said no (NO_COLOR).
+//! How things look in a terminal: colour where the terminal has it and NO_COLOR is not set.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;

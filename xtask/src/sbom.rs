@@ -191,7 +191,7 @@ impl Described {
         Ok(self.packages.get(package).ok_or_else(unknown)?)
     }
 
-    /// A package of this repository is in no registry: under its name a scanner would find somebody else's there.
+    /// A package of this repository is in no registry: under its name a scanner would find another package there.
     fn purl(&self, package: &Package) -> Result<String, Failure> {
         let kind = if self.of(package)?.source.is_some() { "cargo" } else { "generic" };
         Ok(format!("pkg:{kind}/{}@{}", package.0, package.1.replace('+', "%2B")))

@@ -147,7 +147,7 @@ async fn one(step: Step, arena: &mut Arena, seen: &Duplicates, table: &mut Table
     Ok(())
 }
 
-/// Counts records that are there already, as they arrive: which fault they belong to is known only then.
+/// Counts records that Kafka has already, as they arrive: which fault they belong to is known only then.
 struct Duplicates {
     count: Arc<AtomicUsize>,
     reading: JoinHandle<()>,

@@ -1,4 +1,4 @@
-//! Everything one needs to see an event travel: Postgres, Kafka, the basket API, the relay.
+//! Everything one needs to see an event travel: PostgreSQL, Kafka, the basket API, the relay.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,7 +26,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct StackOptions {
-    /// Version of Postgres.
+    /// Version of PostgreSQL.
     pub postgres: PgVersion,
     /// 1 or 3.
     pub brokers: usize,
@@ -52,7 +52,7 @@ impl Default for StackOptions {
 
 /// Started servers and programs.
 pub struct Stack {
-    /// Postgres.
+    /// PostgreSQL.
     pub postgres: Postgres,
     /// Kafka.
     pub kafka: Kafka,
@@ -73,7 +73,7 @@ struct Ports {
 }
 
 impl Stack {
-    /// Starts Postgres and Kafka, with the shop's schema and topic, and none of the programs yet. `programs` is the
+    /// Starts PostgreSQL and Kafka, with the shop's schema and topic, and none of the programs yet. `programs` is the
     /// folder they were built into; `progress` is told what is up.
     pub async fn servers(
         options: StackOptions,

@@ -14,8 +14,8 @@ use crate::Failure;
 use crate::build;
 use crate::paint::{bad, good, heading};
 
-/// Makes a relay of its own for the kill points, which dies where it is told; all else runs the relay as it is
-/// shipped. The whole workspace is named with it, so that no dependency is compiled anew for another set of features.
+/// Builds a separate relay for the kill points, which dies where a test says; all else runs the relay as it is
+/// shipped. The whole workspace is named with it, so that no dependency is compiled again for another set of features.
 const FAILPOINTS: &str = "outbox-relay/failpoints";
 
 /// Options of `test`.
@@ -118,7 +118,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let audit = options.all.then_some(&AUDIT);
     for part in DEFAULT.iter().chain(audit).chain([soak, &DEMO]) {
         let environment = environment.clone();
-        // On a thread of its own, so that Ctrl-C is heard meanwhile.
+        // On a separate thread, so that Ctrl-C is heard meanwhile.
         let ended = tokio::task::spawn_blocking(move || run_part(part, &environment)).await??;
         count(part, ended, &mut passed, &mut failed);
     }

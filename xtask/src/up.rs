@@ -23,7 +23,7 @@ pub struct Options {
     /// Print one line of JSON with all addresses and process numbers when ready, and again after each restart.
     #[arg(long)]
     json: bool,
-    /// Major version of Postgres: 15, 17 or 18.
+    /// Major version of PostgreSQL: 15, 17 or 18.
     #[arg(long, default_value = "18", value_parser = postgres_version)]
     postgres: PgVersion,
     /// Kafka brokers: 1 or 3.
@@ -94,7 +94,7 @@ pub fn addresses(stack: &Stack) -> Value {
     })
 }
 
-/// Starts again what has died. A program is not waited for: it shows by itself when it is ready.
+/// Restarts what has died. A program is not waited for: it reports when it is ready.
 async fn restart_dead(stack: &mut Stack) -> Result<bool, Failure> {
     let api_died = stack.api.as_mut().is_some_and(|program| program.exit_status().is_some());
     let relay_died = stack.relay.as_mut().is_some_and(|program| program.exit_status().is_some());
@@ -112,7 +112,7 @@ async fn restart_dead(stack: &mut Stack) -> Result<bool, Failure> {
         stack.launch_relay()?;
     }
     if postgres_died {
-        eprintln!("Postgres has died: starting it again");
+        eprintln!("PostgreSQL has died: starting it again");
         stack.postgres.kill().await?;
         tried(stack.postgres.start_again().await);
     }

@@ -125,7 +125,7 @@ fn documents_name_no_file_that_is_not_there() {
 }
 
 #[test]
-fn the_threat_model_names_tests_that_are_there() {
+fn the_threat_model_names_existing_tests() {
     let mut files = Vec::new();
     for folder in ["admin", "api", "operator", "relay", "replication"] {
         sources(&repository().join(folder), &mut files);

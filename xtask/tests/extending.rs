@@ -63,7 +63,7 @@ fn apply(folder: &Path, change: &Change) {
     assert!(output.status.success(), "{}: {}", change.title, String::from_utf8_lossy(&output.stderr));
 }
 
-/// In a target folder of its own: cargo takes the packages of two copies of a workspace for the same.
+/// In a separate target folder: cargo takes the packages of two copies of a workspace for the same.
 fn cargo(folder: &Path, title: &str, arguments: &[&str]) {
     let output = testbed::rust::cargo()
         .current_dir(folder)

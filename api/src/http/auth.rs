@@ -28,7 +28,7 @@ pub enum Authentication {
     /// By one bearer token for all callers: for development.
     StaticToken(String),
     /// Not at all.
-    Nobody,
+    Anonymous,
 }
 
 impl fmt::Debug for Authentication {
@@ -36,7 +36,7 @@ impl fmt::Debug for Authentication {
         f.write_str(match self {
             Authentication::Tokens { .. } => "Tokens",
             Authentication::StaticToken(_) => "StaticToken([redacted])",
-            Authentication::Nobody => "Nobody",
+            Authentication::Anonymous => "Anonymous",
         })
     }
 }
@@ -48,7 +48,7 @@ pub struct Caller {
     pub principal: Principal,
     /// Its name.
     pub name: String,
-    /// Whether it may read everybody's commands.
+    /// Whether it may read the commands of all principals.
     pub auditor: bool,
 }
 
@@ -66,14 +66,14 @@ impl Authentication {
     pub fn is_ready(&self) -> bool {
         match self {
             Authentication::Tokens { verifier, .. } => verifier.has_keys(),
-            Authentication::StaticToken(_) | Authentication::Nobody => true,
+            Authentication::StaticToken(_) | Authentication::Anonymous => true,
         }
     }
 
     /// The caller of a request.
     pub async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Problem> {
         match self {
-            Authentication::Nobody => Caller::new(ANONYMOUS, false),
+            Authentication::Anonymous => Caller::new(ANONYMOUS, false),
             Authentication::StaticToken(expected) => {
                 let right = same(bearer(headers)?.as_bytes(), expected.as_bytes());
                 if !right {

@@ -56,7 +56,7 @@ pub fn envelope(
         command,
         context,
         idempotency_key,
-        // What Postgres keeps: an answer must not change when it is read back.
+        // What PostgreSQL keeps: an answer must not change when it is read back.
         received_at: Utc::now().trunc_subsecs(6),
     })
 }
@@ -97,7 +97,7 @@ fn bare(text: String) -> Option<String> {
     text.bytes().all(|b| b.is_ascii_graphic() && b != b'"').then_some(text)
 }
 
-/// SHA-256 over everything that makes this wish another one: method, path, If-Match, and the body in a form in
+/// SHA-256 over everything that distinguishes this request: method, path, If-Match, and the body in a form in
 /// which white space and the order of members do not count.
 fn fingerprint(request: &Request) -> String {
     let body =

@@ -25,7 +25,7 @@ pub struct Operation {
     pub request: Option<Schema>,
     /// The answer to a request that succeeds.
     pub answer: Answer,
-    /// Problems of its own, in addition to those of its class, its path and its body.
+    /// Its own problems, in addition to those of its class, its path and its body.
     pub problems: &'static [&'static Kind],
 }
 

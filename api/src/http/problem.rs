@@ -15,7 +15,7 @@ use warp::http::header::{ALLOW, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICAT
 use warp::http::{HeaderName, HeaderValue, StatusCode};
 use warp::reply::{Reply, Response};
 
-/// How long a client should wait for a twin of its command to end, for room, or for the database to come back.
+/// How long a client should wait for a concurrent duplicate of its command to end, for room, or for the database to come back.
 const RETRY_AFTER_SECONDS: &str = "1";
 
 /// An error answer.
@@ -89,7 +89,7 @@ impl Problem {
             .with_header(WWW_AUTHENTICATE, &challenge)
     }
 
-    /// 404 for a basket. The same for one that never was and one that is somebody else's.
+    /// 404 for a basket. The same for one that does not exist and for another caller's.
     pub fn basket_not_found() -> Problem {
         Problem::from(&Refusal::BasketNotFound)
     }
@@ -171,7 +171,7 @@ impl From<DispatchError> for Problem {
         match error {
             DispatchError::InProgress => Problem::later(
                 &kinds::KEY_IN_PROGRESS,
-                "a request with this Idempotency-Key is under way; repeat it in a moment to get its answer",
+                "a request with this Idempotency-Key is in progress; repeat it in a moment to get its answer",
             ),
             DispatchError::KeyReused => Problem::new(
                 &kinds::KEY_REUSED,
@@ -191,7 +191,8 @@ impl From<PortError> for Problem {
         match error {
             PortError::Unavailable(_) | PortError::Conflict(_) => {
                 tracing::warn!(error = chain(&error), "the database is not available");
-                let detail = "the database is away or busy; repeat the request with the same Idempotency-Key";
+                let detail =
+                    "the database is down or overloaded; repeat the request with the same Idempotency-Key";
                 Problem::later(&kinds::UNAVAILABLE, detail)
             }
             PortError::TimedOut(_) => {

@@ -80,7 +80,7 @@ pub fn check_head(method: &Method, path: &str, query: &str, headers: &HeaderMap)
 }
 
 /// Whether the connection must end with this request: one that came in chunks may have had a Content-Length, too, which
-/// hyper has removed by now, and somebody on the way may have believed it (RFC 9112, section 6.1).
+/// hyper has removed by now, and an intermediary may have honoured it (RFC 9112, section 6.1).
 pub fn is_last(headers: &HeaderMap) -> bool {
     headers.contains_key(TRANSFER_ENCODING)
 }

@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn every_route_is_reached_by_its_own_template_and_has_a_name_of_its_own() {
+    fn every_route_is_reached_by_its_own_template_and_has_a_unique_name() {
         for route in &ROUTES {
             let path = route.template.replace(['{', '}'], "");
             let resource = Resource::at(&path).unwrap();

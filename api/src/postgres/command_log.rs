@@ -58,8 +58,8 @@ impl CommandQueries for PostgresCommandLog {
     }
 }
 
-/// The members of an entry. They are named, because a statement that was prepared before a migration adds a column must go on
-/// working after it.
+/// The members of an entry. They are named, because a statement that was prepared before a migration adds a column must still
+/// work after it.
 const SELECT: &str = "
     SELECT id, command_type, principal, idempotency_key, correlation_id, traceparent, payload, received_at, completed_at,
            outcome, refusal, basket_id, basket_version, event_ids

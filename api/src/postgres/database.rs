@@ -81,7 +81,7 @@ impl Database {
         self.pool().begin().await
     }
 
-    /// How often a connection has answered: it stands still while all of them hang, and while none is used.
+    /// How often a connection has answered: the count stays the same while all of them hang, and while none is used.
     pub fn answers(&self) -> u64 {
         self.pools().answers.load(Ordering::Relaxed)
     }

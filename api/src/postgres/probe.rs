@@ -1,4 +1,4 @@
-//! Looks at the database twice a second, over a connection of its own, so that neither slow requests nor exhausted pools
+//! Queries the database twice per second, over a separate connection, so that neither slow requests nor exhausted pools
 //! decide whether the service is ready. It finds the server that accepts writes, and replaces the pools when they hang.
 
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::privileges::{Lacking, check};
 use super::servers::{Limits, NoServer, PROMPT, ServerError, Servers, Session, place};
 use crate::metrics::Metrics;
 
-/// A database that is away is noticed within two seconds. A look is one round trip, but for the first of a session.
+/// A database that is down is noticed within two seconds. A query is one round trip, except for the first of a session.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 const FIRST_LOOK_WITHIN: Duration = Duration::from_secs(2);

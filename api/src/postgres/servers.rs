@@ -143,9 +143,9 @@ impl FromStr for Servers {
         let scheme = schemes.iter().find(|scheme| address.starts_with(**scheme)).ok_or(InvalidAddress)?;
         let rest = address.strip_prefix(scheme).unwrap_or_default();
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let (login, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
+        let (user_info, hosts) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
         let mut servers = hosts.split(',').map(|host| {
-            let server = PgConnectOptions::from_str(&format!("{scheme}{login}{host}{path}"));
+            let server = PgConnectOptions::from_str(&format!("{scheme}{user_info}{host}{path}"));
             // PgBouncer refuses the parameter; the driver reads floating-point numbers in binary, which needs none.
             let server = server.map(|server| server.application_name("basket-api").extra_float_digits(None));
             server.map_err(|_| InvalidAddress)

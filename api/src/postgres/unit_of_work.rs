@@ -51,7 +51,7 @@ pub struct PostgresUnitOfWork {
 }
 
 impl PostgresUnitOfWork {
-    /// The transaction, for reactions that write tables of their own.
+    /// The transaction, for reactions that write other tables.
     pub fn transaction(&mut self) -> &mut Transaction<'static, Postgres> {
         &mut self.transaction
     }

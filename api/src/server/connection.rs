@@ -17,7 +17,7 @@ use super::activity::{Activity, Timeouts, Waiting};
 use super::stream::{ClientStream, TooSlow};
 use super::{Handler, Stage};
 
-/// Room for a request's head. Above what the service refuses with an answer of its own, so that its answers are seen;
+/// Room for a request's head. Above the size that the service refuses itself, so that clients get its answer;
 /// what does not even fit in here gets hyper's empty 431.
 const HEAD_BYTES: usize = 64 * 1024;
 

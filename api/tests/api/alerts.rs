@@ -137,7 +137,7 @@ async fn each_has_a_test_a_page_and_metrics_that_there_are() {
 }
 
 #[tokio::test]
-async fn the_dashboard_shows_metrics_that_there_are_in_panels_with_places_of_their_own() {
+async fn the_dashboard_shows_existing_metrics_in_panels_that_do_not_overlap() {
     let map = rendered("templates/dashboard.yaml", &["dashboard.enabled=true"]).await;
     let dashboard: Value = serde_json::from_str(map["data"]["basket-api.json"].as_str().unwrap()).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();

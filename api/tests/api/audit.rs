@@ -65,7 +65,7 @@ async fn the_log_is_filtered_and_walked() {
     }
     assert_eq!(seen.len(), 6);
     assert!(seen.is_sorted_by(|a, b| a > b), "newest first, each once");
-    problem(service.get("/v1/commands?principal=somebody").await, 403).await;
+    problem(service.get("/v1/commands?principal=another").await, 403).await;
     for wrong in ["type=x", "outcome=x", "from=yesterday", "until=1", "sort=id"] {
         problem(service.get(&format!("/v1/commands?{wrong}")).await, 400).await;
     }

@@ -68,7 +68,7 @@ async fn a_pod_of_the_chart_migrates_serves_and_is_found_well() {
     let (port, admin) = (net::free_port().unwrap(), net::free_port().unwrap());
     let mut test = hook("templates/tests/doctor.yaml").await;
     let address = &mut test["spec"]["containers"][0]["args"][1];
-    // Here, nobody knows the Service's name.
+    // The Service's name does not resolve here.
     assert_eq!(address.take(), "--url=http://shop-basket-api:80");
     *address = json!(format!("--url=http://127.0.0.1:{port}"));
     let mut doctor = launch(&test, secret).start().unwrap();
@@ -168,7 +168,7 @@ async fn every_object_is_accepted() {
     }
 }
 
-/// An address with a certificate of one's own, or nodes with taints: the migration would wait for ever, and the install
+/// An address with a private certificate, or nodes with taints: the migration would wait forever, and the install
 /// with it.
 #[tokio::test]
 async fn every_pod_gets_the_files_and_the_place_of_the_service() {

@@ -56,7 +56,7 @@ async fn a_client_that_does_not_read_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_head_that_does_not_end_and_an_idle_connection_have_timeouts_of_their_own() {
+async fn a_head_that_does_not_end_and_an_idle_connection_have_separate_timeouts() {
     let service = Service::with(&["--header-timeout=300ms", "--idle-timeout=1h"]).await;
     let mut idle = TcpStream::connect(service.address()).await.unwrap();
     idle.write_all(get("/v1/baskets").as_bytes()).await.unwrap();

@@ -89,7 +89,7 @@ async fn a_service_that_is_well_and_one_that_is_not() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_or_not_as_the_service_needs_it() {
+async fn a_database_that_is_down_or_not_as_the_service_needs_it() {
     let service = Service::launch(migrated().await, &["--auth=static-token"]).await;
     let (database, url) = (&service.database, format!("http://{}", service.address()));
     let away = format!("postgres://shop:{PASSWORD}@127.0.0.1:{}/shop", net::free_port().unwrap());

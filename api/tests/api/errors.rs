@@ -156,7 +156,7 @@ async fn without_the_token_there_is_nothing() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_away_is_503_and_comes_back() {
+async fn a_database_that_is_down_is_503_and_comes_back() {
     let mut postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
     let database = Database::on(&postgres.url("postgres"), "away").await.unwrap();
     let service = Service::over(database).await;

@@ -90,7 +90,7 @@ async fn a_basket_that_is_locked_stops_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_twin_of_a_command_under_way_is_answered_at_once() {
+async fn a_duplicate_of_a_command_in_progress_is_answered_immediately() {
     let service = Service::start().await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
     let mut holder = service.sql().await;
@@ -104,7 +104,7 @@ async fn a_twin_of_a_command_under_way_is_answered_at_once() {
             assert_eq!(twin.headers()["retry-after"], "1");
             assert_eq!(problem(twin, 409).await["type"], "/problems/idempotency-key-in-progress");
         }
-        assert_eq!(service.count(WAITING).await, 1, "twins do not pile up behind the lock");
+        assert_eq!(service.count(WAITING).await, 1, "duplicates do not queue behind the lock");
         lock.rollback().await.unwrap();
     });
     assert_eq!(first.status(), 200);

@@ -1,4 +1,4 @@
-//! The service as its clients meet it: the real program, over real HTTP, on a real Postgres.
+//! The service as its clients meet it: the real program, over real HTTP, on a real PostgreSQL.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! A running service with a database of its own.
+//! A running service with its own database.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ pub struct Service {
 }
 
 impl Service {
-    /// On the shared Postgres.
+    /// On the shared PostgreSQL.
     pub async fn start() -> Service {
         Service::over(Database::fresh("api").await.unwrap()).await
     }
 
-    /// On the shared Postgres, writing commands in this way.
+    /// On the shared PostgreSQL, writing commands in this way.
     pub async fn writing(unit_of_work: &str) -> Service {
         // As many at once as a test sends.
         Service::with(&[&format!("--unit-of-work={unit_of_work}"), "--max-requests-per-principal=0"]).await
@@ -36,7 +36,7 @@ impl Service {
         Service::launch(database, &["--auth=static-token"]).await
     }
 
-    /// With arguments of its own beside `--auth=static-token`.
+    /// With more arguments than `--auth=static-token`.
     pub async fn with(arguments: &[&str]) -> Service {
         let arguments = [&["--auth=static-token"], arguments].concat();
         Service::launch(Database::fresh("api").await.unwrap(), &arguments).await
@@ -139,7 +139,7 @@ impl Service {
         self.request(Method::POST, path).header("Idempotency-Key", key).json(body).send().await.unwrap()
     }
 
-    /// A command under a key of its own.
+    /// A command under a new key.
     pub async fn command(&self, path: &str, body: &Value) -> Response {
         self.post(path, &unique("key"), body).await
     }

@@ -382,7 +382,7 @@ async fn types_and_times_of_tokens_are_those_of_the_rfcs() {
     assert!(challenge.contains("it has expired"), "{challenge}");
 }
 
-/// As Cognito issues them: no audience, the client instead; groups and scopes in claims of their own.
+/// As Cognito issues them: no audience, the client instead; groups and scopes in separate claims.
 #[tokio::test]
 async fn claims_are_found_under_the_names_that_the_issuer_gives_them() {
     let ec = elliptic("ec");
@@ -410,11 +410,11 @@ async fn claims_are_found_under_the_names_that_the_issuer_gives_them() {
     assert_eq!(service.count("SELECT count(*) FROM basket WHERE owner = 'ann'").await, 1);
 }
 
-/// A certificate of the trusted authority for the issuer's address opens the way, and no other does: another
-/// authority's, one for another host, and one of the trusted authority where only those of the web are trusted.
+/// Only a certificate of the trusted CA for the issuer's address is accepted. Refused are one of another
+/// CA, one for another host, and one of the trusted CA where only the public root CAs are trusted.
 #[tokio::test]
-async fn keys_over_https_come_from_whom_the_authority_vouches_for() {
-    let folder = Folder::new("authorities").unwrap();
+async fn keys_over_https_come_only_from_a_server_with_a_trusted_certificate() {
+    let folder = Folder::new("ca").unwrap();
     let (trusted, other) = (Authority::new("trusted").unwrap(), Authority::new("other").unwrap());
     let trust = folder.path().join("trusted.pem");
     std::fs::write(&trust, trusted.pem()).unwrap();
@@ -427,9 +427,9 @@ async fn keys_over_https_come_from_whom_the_authority_vouches_for() {
     assert!(issuer.fetched.load(Ordering::SeqCst) > 0);
 
     let cases = [
-        ("another authority", other.server(&["127.0.0.1"]), vec![trust.as_str()]),
+        ("another CA", other.server(&["127.0.0.1"]), vec![trust.as_str()]),
         ("another host", trusted.server(&["issuer.test"]), vec![trust.as_str()]),
-        ("no authority named", trusted.server(&["127.0.0.1"]), vec![]),
+        ("no CA named", trusted.server(&["127.0.0.1"]), vec![]),
     ];
     for (case, certificate, trust) in cases {
         let issuer = Issuer::secure(&certificate.unwrap(), &[&ec]).await;
@@ -449,7 +449,7 @@ async fn keys_over_https_come_from_whom_the_authority_vouches_for() {
 }
 
 #[tokio::test]
-async fn everybody_has_baskets_and_commands_of_their_own_and_an_auditor_reads_all_commands() {
+async fn each_principal_has_separate_baskets_and_commands_and_an_auditor_reads_all_commands() {
     let ec = elliptic("ec");
     let issuer = Issuer::start(&[&ec]).await;
     let service = issuer.service_with(&["--jwt-roles-claim=realm_access.roles"]).await;
@@ -474,7 +474,7 @@ async fn everybody_has_baskets_and_commands_of_their_own_and_an_auditor_reads_al
         let foreign = problem(send(method.clone(), &basket, &bob).await, 404).await;
         let absent = problem(send(method, absent, &bob).await, 404).await;
         for member in ["type", "title", "detail"] {
-            assert_eq!(foreign[member], absent[member], "nobody can tell a foreign basket from none");
+            assert_eq!(foreign[member], absent[member], "a foreign basket looks like none");
         }
     }
     let baskets: Value = send(Method::GET, "/v1/baskets", &bob).await.json().await.unwrap();

@@ -145,7 +145,7 @@ async fn a_client_that_leaves_learns_by_its_key_what_happened() {
     assert_eq!(
         service.count("SELECT count(*) FROM basket").await,
         20,
-        "each once, whoever stayed to hear of it"
+        "each once, although clients disconnected"
     );
     let halves = "SELECT count(*) FROM basket b FULL JOIN command_log c ON c.basket_id = b.id
                   WHERE b.id IS NULL OR c.id IS NULL";

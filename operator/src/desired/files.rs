@@ -1,4 +1,4 @@
-//! Where the relay's pods find what is in Secrets: each Secret in a folder of its own, mounted read-only. The relay reads the files
+//! Where the relay's pods find what is in Secrets: each Secret in a separate folder, mounted read-only. The relay reads the files
 //! again when it connects, so what is rotated is used without a new pod. The operator, which has the contents in memory, knows them by
 //! the same paths.
 

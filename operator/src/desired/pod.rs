@@ -21,7 +21,7 @@ use crate::resource::{LogLevel, OutboxRelay};
 
 /// Longer than the relay takes from the signal to its end (`spec.shutdown.graceSeconds`): it ends before it is killed.
 const TERMINATION_MARGIN_SECONDS: i64 = 5;
-/// Any but root; the image has no user of its own to rely on.
+/// Any but root; the image defines no user.
 const USER: i64 = 65_532;
 /// What a relay that has nothing to do but 1,000 events per second needs, measured in docs/PERFORMANCE.md, with room: a pod that requests
 /// nothing is the first that its node evicts, and a namespace with a quota refuses it.
@@ -53,7 +53,7 @@ pub struct PodDefaults<'a> {
 /// Who chooses the numbers of users and groups that pods run as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserIds {
-    /// The operator: Kubernetes has no numbers of its own, and the image has no user.
+    /// The operator: Kubernetes assigns no ids, and the image defines no user.
     Fixed,
     /// The cluster: OpenShift has a range for each namespace, and refuses pods that ask for another number.
     ChosenByCluster,
@@ -108,7 +108,7 @@ fn lay_over(
     pod_overrides::lay_over(own, overrides).map_err(|problem| Invalid { field, problem })
 }
 
-/// A template for all relays must not hide what one resource has in fields of its own.
+/// A template for all relays must not override the fields of a resource.
 fn set_what_the_resource_says(template: &mut PodTemplateSpec, relay: &OutboxRelay) {
     let workload = &relay.spec.relay;
     let Some(pod) = &mut template.spec else { return };

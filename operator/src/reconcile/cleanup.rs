@@ -37,7 +37,7 @@ pub fn deletes_something(spec: &OutboxRelaySpec) -> bool {
     policies.into_iter().chain(topics).any(|deletes| deletes)
 }
 
-/// A slot that somebody else makes is somebody else's to drop.
+/// A slot that another tool creates is not the operator's to drop.
 pub(super) fn deletes_slot(spec: &OutboxRelaySpec) -> bool {
     let slot = &spec.source.postgres.slot;
     slot.deletion_policy == DeletionPolicy::Delete && slot.creation_policy == CreationPolicy::IfMissing
@@ -47,7 +47,7 @@ pub(super) fn deletes_publication(spec: &OutboxRelaySpec) -> bool {
     spec.source.postgres.publication.deletion_policy == DeletionPolicy::Delete
 }
 
-/// How long one try may take: a lock or a silent server must not keep a resource for ever, and one that is let go by force is tried
+/// How long one try may take: a lock or a silent server must not keep a resource forever, and one that is deleted by force is tried
 /// once more, for a moment.
 pub fn within(relay: &OutboxRelay) -> Duration {
     if is_forced(relay) { Duration::from_secs(5) } else { Duration::from_secs(30) }
@@ -68,7 +68,7 @@ pub fn is_given_up(relay: &impl ResourceExt, now: Timestamp) -> bool {
 #[derive(Debug, thiserror::Error)]
 pub enum Pending {
     /// Its relay still holds the slot.
-    #[error("waiting for the relay to let go of slot {0}")]
+    #[error("waiting for the relay to release slot {0}")]
     SlotHeld(String),
     /// A Secret, a reference or the specification cannot be used any more, or not now.
     #[error("{what} cannot be deleted: {problem}")]

@@ -1,4 +1,4 @@
-//! The Postgres side of a pass: whether the database can be used, the publication, and the slot as the relay has left it.
+//! The PostgreSQL side of a reconciliation: whether the database can be used, the publication, and the slot as the relay has left it.
 
 use std::time::Duration;
 
@@ -233,12 +233,12 @@ async fn room(sql: &mut PgConnection, slot: &str) -> Result<Finding, RelayError>
         let what = format!("the relay makes slot {slot} when it first starts");
         return Ok(Finding::no(Reason::WaitingForRelay, what));
     }
-    let remedy = "drop one that nobody reads, or raise max_replication_slots";
+    let remedy = "drop one that is not read, or raise max_replication_slots";
     let what = format!("all {most} slots of the server are in use: {remedy}");
     Ok(Finding::no(Reason::NoFreeSlot, what))
 }
 
-/// The comment of a publication that the operator has made for `relay`: one of somebody else's is never dropped.
+/// The comment of a publication that the operator has made for `relay`: a publication of another owner is never dropped.
 fn mark(relay: &OutboxRelay) -> String {
     format!("made by outbox-operator for {}", identity(relay))
 }

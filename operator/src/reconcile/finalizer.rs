@@ -21,7 +21,7 @@ pub(super) fn is_held(relay: &impl ResourceExt) -> bool {
 }
 
 /// A resource that an older or newer version of the operator has written. Nothing is done about it, and nothing of it is taken for well; when
-/// it is deleted it is let go like any other whose policies cannot be carried out.
+/// it is deleted, its finalizer is removed as for any other resource whose policies cannot be carried out.
 ///
 /// # Errors
 /// The API server refused something.
@@ -42,7 +42,7 @@ pub async fn reconcile_unreadable(
     tracing::warn!(
         namespace,
         name,
-        "let go; what is left outside has to be deleted by hand, and is not known here"
+        "finalizer removed; external resources may remain, which are not known here: delete them by hand"
     );
     context.metrics.deletions_given_up.inc();
     hold(relay, context, false).await?;

@@ -1,5 +1,5 @@
-//! The cheap look between two passes: most of the time nothing has changed, and that can be seen without asking API server and
-//! database for anything. What the relay itself watches, connection, slot and publication, it tells.
+//! The quick check between two reconciliations: most of the time nothing has changed, and that can be seen without requests to API
+//! server and database. What the relay itself watches (connection, slot and publication) it reports in its status.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use super::Pass;
 use super::objects;
 use crate::memory::Settled;
 
-/// So long a pass that found everything well is believed where a glance sees no change. What shows neither to the relay
+/// How long a successful reconciliation stays valid while the quick check sees no change. What shows neither to the relay
 /// nor in the lists of topics, a topic's configuration for example, is repaired within this time.
 const BELIEVED: Duration = Duration::from_secs(60);
 
 impl Pass<'_> {
-    /// Whether everything still is as the last pass has found it, as far as can be seen at a glance.
+    /// Whether everything is as the last reconciliation found it, as far as the quick check can see.
     pub(super) async fn unchanged(&self) -> bool {
         let remembered = self.context.memory.of(self.relay);
         let (Some(settled), Some(applied)) = (remembered.settled, remembered.applied) else { return false };
@@ -31,7 +31,7 @@ impl Pass<'_> {
         settled.cluster.topics(&self.topic_names()).await.is_ok_and(|topics| topics == settled.topics)
     }
 
-    /// Resources that were made at once are not looked at at once for ever.
+    /// Spreads the reconciliations of resources that were created at the same time.
     fn apart(&self) -> Duration {
         let uid = self.relay.uid().unwrap_or_default();
         Duration::from_millis(uid.bytes().map(u64::from).sum::<u64>() * 61 % 15_000)

@@ -102,7 +102,7 @@ impl Pass<'_> {
         let (before, id) =
             (known.and_then(|known| known.id.as_ref()), found.and_then(|found| found.id.as_ref()));
         if before.is_some() && id.is_some() && before != id {
-            let note = format!("topic {}, by somebody else: {REPLACED}", topic.name);
+            let note = format!("topic {}, by another client: {REPLACED}", topic.name);
             self.context.tell(self.relay, Kind::Warning, "TopicReplaced", &note);
         }
         let plan = plan(topic, &owned, found);
@@ -169,12 +169,12 @@ impl Pass<'_> {
     }
 }
 
-const REPLACED: &str = "it was deleted and made anew, and the records in it are gone; the relay says whether it had delivered any of them";
+const REPLACED: &str = "it was deleted and recreated, and its records are gone; the relay reports whether it had delivered any of them";
 
 /// A step was not done; the relay would find no topic.
 pub(super) const FAILED: Reason = Reason::TopicFailed;
 
-/// What is wrong with credentials or certificates is told apart from a Kafka that is away.
+/// Tells rejected credentials and certificates from a Kafka that is down.
 fn unreachable(error: &KafkaError) -> Finding {
     if error.is_distrust {
         let remedy = "check sink.kafka.sasl, sink.kafka.tls and the Secrets they refer to";

@@ -46,7 +46,7 @@ pub(super) async fn apply(
     one(metrics, &context.beside(relay), &deployment).await
 }
 
-/// Deletes an object that the resource no longer asks for; not one of the same name that is somebody else's.
+/// Deletes an object that the resource no longer asks for; not one of the same name with another owner.
 pub(super) async fn delete_own<K>(
     metrics: &Metrics,
     api: &Api<K>,
@@ -75,7 +75,7 @@ fn is_owned(object: &ObjectMeta, relay: &OutboxRelay) -> bool {
     object.owner_references.iter().flatten().any(|reference| reference.uid == owner)
 }
 
-/// The first object that has a name of the relay's objects and is somebody else's. It would be changed, and would go with this resource.
+/// The first object that has a name of the relay's objects and another owner. It would be changed, and deleted with this resource.
 pub(super) async fn taken(
     context: &Context,
     relay: &OutboxRelay,

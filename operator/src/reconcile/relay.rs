@@ -1,5 +1,5 @@
-//! What the relay's pods say of themselves: delivery goes on when one of them says so, and otherwise the reason is the one it
-//! gives.
+//! What the relay's pods report: the relay delivers when one of them reports that it does; otherwise the reason is the one it
+//! reports.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -43,7 +43,7 @@ struct Problem {
 }
 
 impl Pass<'_> {
-    /// Whether the relay delivers, by its own account.
+    /// Whether the relay reports that it delivers.
     pub(super) async fn streaming(&self) -> Finding {
         if self.relay.spec.suspend {
             return Finding::no(Reason::Suspended, "no pods are meant to run");
@@ -125,7 +125,7 @@ fn judge(answers: Vec<Result<Answer, String>>) -> Finding {
 }
 
 /// Keeps a message that differs from the one before only in numbers, of records that wait for example: a status is written when something has
-/// changed, not when something goes on.
+/// changed, not while it lasts.
 fn steady(finding: Finding, before: Option<&Condition>) -> Finding {
     let without_numbers = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
     let same = before.filter(|before| {
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_answers_in_a_relays_place_gives_no_reason_of_its_own_making() {
+    fn a_server_in_a_relays_place_cannot_invent_a_reason() {
         assert_eq!(said("SlotLost"), Reason::Relay(error::ErrorKind::SlotLost));
         assert_eq!(said("OfANewerRelay"), Reason::Said("OfANewerRelay".into()));
         for made_up in ["", "no word", &"R".repeat(65), "R1"] {

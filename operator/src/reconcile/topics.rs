@@ -31,7 +31,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Topics that are not declared any more are deleted where that was said, and are nobody's business from then on.
+    /// Topics that are not declared any more are deleted where that was said, and are ignored from then on.
     pub(super) async fn take_away(&mut self, cluster: &Cluster) -> Vec<(Reason, String)> {
         let declared = |name: &str| self.relay.spec.topics.iter().any(|topic| topic.name == name);
         let (kept, gone): (Vec<_>, Vec<_>) =
@@ -63,7 +63,7 @@ impl Pass<'_> {
         seen.zip(generation).is_some_and(|(seen, generation)| seen + 1 >= generation)
     }
 
-    /// Deletes a topic in the cluster in which it was seen, unless somebody has made it anew since.
+    /// Deletes a topic in the cluster in which it was seen, unless it was recreated since.
     pub(super) async fn delete_own_topic(
         &self,
         cluster: &Cluster,

@@ -133,7 +133,7 @@ fn managed_role(cluster: &Cluster, name: &str, role: &str) -> Result<Credentials
     let found = cluster.spec.managed.roles.iter().find(|managed| managed.name == role);
     let Some(found) = found else {
         return Err(ReferenceError::Unusable(format!(
-            "Cluster {name} has no managed role {role}: add it to spec.managed.roles, with login, replication and passwordSecret"
+            "Cluster {name} has no managed role {role}: add it to spec.managed.roles, with `login`, `replication` and `passwordSecret`"
         )));
     };
     match &found.password_secret {

@@ -22,7 +22,7 @@ pub struct Sink {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.sasl) || self.sasl.mechanism != 'PLAIN' || self.tls.mode != 'disable'")
-        .message("PLAIN shows the password to everybody on the way: use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512"),
+        .message("PLAIN shows the password to anyone on the network path: use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512"),
     validation = Rule::new("has(self.bootstrapServers) != has(self.clusterRef)")
         .message("give either bootstrapServers, or clusterRef, which stands for a listener of Strimzi's Kafka"),
     validation = Rule::new("!has(self.clusterRef) || !has(self.clusterRef.namespace) || has(self.tls.caSecretRef) || \
@@ -166,7 +166,7 @@ impl Default for Routing {
     }
 }
 
-/// How much may be under way, and what becomes of rows that cannot be delivered.
+/// Limits of what is in flight, and what happens to rows that cannot be delivered.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -184,11 +184,11 @@ pub struct Delivery {
     #[serde(default = "max_in_flight_bytes")]
     #[schemars(range(min = 65_536, max = 4_294_967_296_i64))]
     pub max_in_flight_bytes: i64,
-    /// What becomes of a row that can never be delivered: delivery stops behind it (Stop), or it goes to the topic of dead
-    /// letters (DeadLetter).
+    /// What happens to a row that can never be delivered: delivery stops behind it (Stop), or it goes to the dead-letter topic
+    /// (DeadLetter).
     #[serde(default)]
     pub on_poison: OnPoison,
-    /// The topic of dead letters.
+    /// The dead-letter topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 249), regex(pattern = "^[a-zA-Z0-9._-]+$"))]
     pub dead_letter_topic: Option<String>,
@@ -205,13 +205,13 @@ impl Default for Delivery {
     }
 }
 
-/// What becomes of a row that can never be delivered.
+/// What happens to a row that can never be delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum OnPoison {
-    /// Delivery stops behind it, until a person helps.
+    /// Delivery stops behind it until you correct the cause.
     #[default]
     Stop,
-    /// It becomes a record of the topic of dead letters, and delivery goes on.
+    /// It becomes a record of the dead-letter topic, and delivery continues.
     DeadLetter,
 }
 

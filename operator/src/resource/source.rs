@@ -1,4 +1,4 @@
-//! The Postgres side.
+//! The PostgreSQL side.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -118,8 +118,8 @@ pub struct PostgresTls {
     /// As for Kafka, with the same rules.
     #[serde(flatten)]
     pub tls: Tls,
-    /// SCRAM channel binding of the replication connection: where both sides support it (prefer), or always (require), so that nothing
-    /// between relay and server can use the login.
+    /// SCRAM channel binding of the replication connection: where both sides support it (prefer), or always (require), so that a man in the middle
+    /// cannot use the authentication.
     #[serde(default)]
     pub channel_binding: ChannelBinding,
 }
@@ -142,7 +142,7 @@ pub struct Publication {
     /// Its name. Cannot change.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// Whether the operator makes it when it is missing (IfMissing), or somebody else does (Never).
+    /// Whether the operator creates it when it is missing (IfMissing), or you create it (Never).
     #[serde(default)]
     pub creation_policy: CreationPolicy,
     /// What becomes of it when this resource is deleted.
@@ -150,23 +150,23 @@ pub struct Publication {
     pub deletion_policy: DeletionPolicy,
 }
 
-/// The replication slot. It keeps PostgreSQL's log until the relay has delivered it.
+/// The replication slot. It retains WAL until the relay has delivered it.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Slot {
     /// Its name. Cannot change.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9_]+$"))]
     pub name: String,
-    /// Whether the relay makes it on its first start (IfMissing), or somebody else does (Never). A slot that was lost is never
-    /// made again by itself.
+    /// Whether the relay creates it on its first start (IfMissing), or you create it (Never). A slot that was lost is never
+    /// recreated automatically.
     #[serde(default)]
     pub creation_policy: CreationPolicy,
-    /// What becomes of it when this resource is deleted. A slot that is retained and not read fills the primary's disk. One that
-    /// somebody else makes (creationPolicy Never) is never dropped.
+    /// What happens to it when this resource is deleted. A slot that is retained and not read fills the primary's disk. One that
+    /// you create (creationPolicy Never) is never dropped.
     #[serde(default = "delete")]
     pub deletion_policy: DeletionPolicy,
-    /// Whether standbys keep a copy of a slot that the relay makes, which goes on when one of them is promoted. Auto: where the server can
-    /// (PostgreSQL 17 and newer). Cannot change: it counts when the slot is made.
+    /// Whether standbys keep a copy of a slot that the relay creates, so that delivery continues when one of them is promoted. Auto: where the
+    /// server supports it (PostgreSQL 17 and newer). Cannot change: it applies when the slot is created.
     #[serde(default)]
     pub failover: Failover,
 }
@@ -231,10 +231,10 @@ pub enum StartAt {
 /// Whether an object that is missing is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum CreationPolicy {
-    /// Make it when it is missing.
+    /// Create it when it is missing.
     #[default]
     IfMissing,
-    /// Somebody else makes it.
+    /// You create it.
     Never,
 }
 
@@ -260,7 +260,7 @@ fn retain() -> DeletionPolicy {
     DeletionPolicy::Retain
 }
 
-/// A slot that nobody reads fills the disk of the primary.
+/// A slot that is not read fills the disk of the primary.
 fn delete() -> DeletionPolicy {
     DeletionPolicy::Delete
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::source::DeletionPolicy;
 
-/// What the operator has found and done. It has no numbers that move by themselves: those are metrics.
+/// What the operator has found and done. Numbers that change continuously are metrics, not status.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct OutboxRelayStatus {
@@ -42,7 +42,7 @@ pub struct OutboxRelayStatus {
 pub struct TopicStatus {
     /// Its name.
     pub name: String,
-    /// What Kafka knows it by: one that is made anew under the same name has another.
+    /// Kafka's id of the topic: one that is recreated under the same name has another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// Number of its partitions.

@@ -38,7 +38,7 @@ pub struct RelayWorkload {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     pub tolerations: Vec<Toleration>,
-    /// Which nodes and pods to be near to, or away from. Two replicas prefer different nodes by themselves.
+    /// Which nodes and pods to be near to, or away from. By default two replicas prefer different nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
     /// Priority class of pods.
@@ -79,7 +79,7 @@ impl Default for Shutdown {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkAccess {
-    /// Who may reach the admin listener: the operator, without which Streaming is Unknown, and Prometheus. Everybody when empty.
+    /// Who may reach the admin listener: the operator, without which Streaming is Unknown, and Prometheus. Every client when empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     pub ingress_from: Vec<NetworkPolicyPeer>,

@@ -61,7 +61,7 @@ pub enum ReadError {
     /// See [`SecretError`].
     #[error(transparent)]
     Unusable(#[from] SecretError),
-    /// The API server did not answer, or refused to for a reason of its own: this says nothing about the Secret.
+    /// The API server did not answer, or refused for another reason: this says nothing about the Secret.
     #[error("cannot read Secret {name} now: {error}")]
     Unavailable {
         /// Its name.

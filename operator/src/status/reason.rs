@@ -59,13 +59,13 @@ pub enum Reason {
     NotMade,
     /// The API server does not answer, or fails.
     KubernetesUnavailable,
-    /// An object of that name is somebody else's.
+    /// An object of that name has another owner.
     NameTaken,
     /// Its pods are not ready.
     NoPodReady,
     /// There is no pod.
     NoPod,
-    /// It has begun, and passes by itself.
+    /// It is in progress and needs no action.
     NotYet,
     /// Pods do not answer the operator.
     RelayUnreachable,
@@ -99,7 +99,7 @@ const TABLE: [(Reason, &str, &str); 32] = [
     (
         Reason::RollingOut,
         "`WorkloadAvailable` False",
-        "nothing at first: pods of this specification take the place of others. Where it lasts, the message has the trouble of a new pod",
+        "nothing at first: pods of this specification replace the others. If it lasts, the message has the problem of a new pod",
     ),
     (
         Reason::Registering,
@@ -138,19 +138,19 @@ const TABLE: [(Reason, &str, &str); 32] = [
     (
         Reason::NoFreeSlot,
         "`SlotReady` False",
-        "all of the server's slots are in use: drop one that nobody reads, or raise `max_replication_slots`, which needs a restart",
+        "all of the server's slots are in use: drop one that is not read, or raise `max_replication_slots`, which needs a restart",
     ),
     (Reason::WaitingForRelay, "`SlotReady` False", "nothing: the relay makes the slot when it first starts"),
     (
         Reason::KafkaUnreachable,
         "`KafkaReachable` False",
-        "check that Kafka runs, and that `sink.kafka` leads to it. Credentials and certificates that are refused have a reason of their own, `KafkaAuthenticationFailed`",
+        "check that Kafka runs, and that `sink.kafka` leads to it. Rejected credentials and certificates have another reason, `KafkaAuthenticationFailed`",
     ),
     (Reason::KafkaSettingsUnusable, "`KafkaReachable` False", "the message has the client's words"),
     (
         Reason::TopicFailed,
         "`TopicsReady` False",
-        "the message names the topic and Kafka's code; the login needs DESCRIBE, DESCRIBE_CONFIGS, ALTER, ALTER_CONFIGS and CREATE",
+        "the message names the topic and Kafka's code; the operator's Kafka user needs DESCRIBE, DESCRIBE_CONFIGS, ALTER, ALTER_CONFIGS and CREATE",
     ),
     (
         Reason::NotAsDeclared,
@@ -214,7 +214,7 @@ pub enum Outlook {
 }
 
 impl Reason {
-    /// Whether a condition that is not True for this reason becomes True without anybody's help. The relay's reasons go by what the relay does
+    /// Whether a condition that is not True for this reason becomes True without your help. The relay's reasons go by what the relay does
     /// about them.
     pub fn outlook(&self) -> Outlook {
         match self {

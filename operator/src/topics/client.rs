@@ -21,7 +21,7 @@ const DIAGNOSIS_WITHIN: Duration = Duration::from_secs(3);
 
 pub type Admin = AdminClient<DefaultClientContext>;
 
-/// A client that is dropped on a thread of its own.
+/// A client that is dropped on a separate thread.
 pub struct Client(Option<Admin>);
 
 impl Client {

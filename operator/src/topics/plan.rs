@@ -17,7 +17,7 @@ pub struct Observed {
     pub id: Option<String>,
     /// Number of partitions.
     pub partitions: i32,
-    /// Replicas of the partition that has the fewest; `None` while replicas are moved or brokers are away.
+    /// Replicas of the partition that has the fewest; `None` while replicas are moved or brokers are down.
     pub replication_factor: Option<i32>,
     /// What is set for this topic; everything else is the broker's.
     pub overrides: BTreeMap<String, String>,

@@ -13,10 +13,10 @@ use crate::stage::{SOON, Stage, operator};
 /// Longer than the Lease lasts, and than any connection waits for an answer.
 const AWAY: Duration = Duration::from_secs(60);
 
-/// Relays do not need it. The operator, which can no longer be sure that it alone acts, ends; the one that is started in its place waits,
-/// and goes on.
+/// Relays do not need it. The operator, which can no longer be sure that it is the only active one, ends; its replacement waits, and
+/// then continues.
 #[tokio::test]
-async fn an_api_server_that_is_away_for_a_minute() {
+async fn an_api_server_that_is_down_for_a_minute() {
     if !testbed::long_matrix() {
         return;
     }

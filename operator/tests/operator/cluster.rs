@@ -29,7 +29,7 @@ pub fn relay(spec: &Value) -> Value {
 pub fn least() -> Value {
     json!({
         "source": {"postgres": {
-            "host": "db", "database": "shop", "credentialsSecretRef": {"name": "login"},
+            "host": "db", "database": "shop", "credentialsSecretRef": {"name": "credentials"},
             "publication": {"name": "outbox"}, "slot": {"name": "outbox"},
         }},
         "sink": {"kafka": {"bootstrapServers": "kafka:9092"}},

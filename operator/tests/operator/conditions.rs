@@ -1,4 +1,4 @@
-//! Conditions by their causes, which are real; each clears when its cause is gone. Those of servers that are away, of topics and of
+//! Conditions by their causes, which are real; each clears when its cause is gone. Those of servers that are down, of topics and of
 //! pods: lifecycle.rs.
 
 use outbox_relay::config::quote;
@@ -49,10 +49,10 @@ async fn a_wrong_password() {
 async fn a_role_without_rights() {
     let mut stage = Stage::shared("grants").await;
     let role = format!("{}-relay", stage.database.name());
-    let nobody = quote(&role);
-    stage.database.execute(&format!("CREATE ROLE {nobody}")).await.unwrap();
+    let quoted = quote(&role);
+    stage.database.execute(&format!("CREATE ROLE {quoted}")).await.unwrap();
     stage.database.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC").await.unwrap();
-    stage.secret_named("login", &role, "unused").await;
+    stage.secret_named("credentials", &role, "unused").await;
     stage.secret_named("owner", "postgres", "unused").await;
     stage.spec["source"]["postgres"]["adminCredentialsSecretRef"] = json!({"name": "owner"});
     stage.apply().await;
@@ -78,7 +78,7 @@ async fn a_role_without_rights() {
     stage.say_that_pods_are_ready().await;
     stage.until(&[("Ready", "True", "Streaming")]).await;
     stage.namespace.kubectl(&["delete", "obr", "shop", "--wait=false"]).await.unwrap();
-    stage.database.execute(&format!("DROP OWNED BY {nobody}; DROP ROLE {nobody}")).await.unwrap();
+    stage.database.execute(&format!("DROP OWNED BY {quoted}; DROP ROLE {quoted}")).await.unwrap();
 }
 
 #[tokio::test]
@@ -153,9 +153,9 @@ async fn of_two_resources_for_one_topic_the_older_has_it() {
     stage.until_of("rival", &[("TopicsReady", "True", "AsDeclared")]).await;
 }
 
-/// A login that may do nothing, and an administrator's that may.
+/// Credentials without permissions, and an administrator's.
 #[tokio::test]
-async fn a_login_to_kafka_that_may_not_make_topics() {
+async fn kafka_credentials_that_may_not_create_topics() {
     let login = |user: &str| Login { user: user.to_owned(), password: format!("{user}-secret") };
     let security = Security {
         logins: vec![login("shipper"), login("admin")],
@@ -175,7 +175,7 @@ async fn a_login_to_kafka_that_may_not_make_topics() {
     sink["sasl"] = json!({"mechanism": "SCRAM-SHA-512", "credentialsSecretRef": {"name": "shipper"}});
     stage.apply().await;
     stage.until(&[("KafkaReachable", "True", "Connected"), ("TopicsReady", "False", "TopicFailed")]).await;
-    // One that is there and hidden is not taken for one that is as declared.
+    // An existing topic that the user cannot see is not taken for one that is as declared.
     create_topic(&stage.bootstrap, &stage.topic, 3, 1, &[]).await.unwrap();
     stage.until(&[("TopicsReady", "False", "TopicFailed")]).await;
     stage.spec["sink"]["kafka"]["adminCredentialsSecretRef"] = json!({"name": "admin"});
@@ -183,16 +183,16 @@ async fn a_login_to_kafka_that_may_not_make_topics() {
     stage.until(&[("TopicsReady", "True", "AsDeclared")]).await;
 }
 
-/// A login is the user's name and the password: who knows the name alone gets nothing by what the operator has open for others,
-/// and takes nothing from them. A password that is put right is taken up.
+/// Credentials are the user's name and the password: a resource that knows the name alone gets no client that the operator has open for
+/// others, and closes none. A corrected password is used.
 #[tokio::test]
-async fn a_wrong_password_of_kafka_concerns_nobody_but_its_own_resource() {
+async fn a_wrong_password_of_kafka_affects_only_its_own_resource() {
     let login = |user: &str| Login { user: user.to_owned(), password: format!("{user}-secret") };
     let security = Security { logins: vec![login("first"), login("second")], ..Security::default() };
     let options = KafkaOptions { security: Some(security), ..KafkaOptions::default() };
     let kafka = Kafka::start(options).await.unwrap();
     let servers = shared().await.unwrap();
-    let mut stage = Stage::on("logins", &servers.postgres_url("postgres"), &kafka.bootstrap()).await;
+    let mut stage = Stage::on("passwords", &servers.postgres_url("postgres"), &kafka.bootstrap()).await;
     stage.make_secret().await;
     stage.spec["sink"]["kafka"]["bootstrapServers"] = json!(kafka.secure_bootstrap());
     let slot = stage.database.name().to_owned();

@@ -61,7 +61,7 @@ async fn every_panel_shows_metrics_that_there_are() {
 
 /// No panel lies on another, and none has the number of another: Grafana would show one of the two.
 #[tokio::test]
-async fn panels_have_places_of_their_own() {
+async fn panels_do_not_overlap() {
     let dashboard = dashboard().await;
     let panels = dashboard["panels"].as_array().unwrap();
     let (mut numbers, mut cells) = (BTreeSet::new(), BTreeSet::new());

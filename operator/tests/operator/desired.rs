@@ -19,7 +19,7 @@ pub fn relay(spec: &Value) -> OutboxRelay {
 pub fn least() -> Value {
     json!({
         "source": {"postgres": {
-            "host": "db", "database": "shop", "credentialsSecretRef": {"name": "db-login"},
+            "host": "db", "database": "shop", "credentialsSecretRef": {"name": "db-credentials"},
             "publication": {"name": "outbox"}, "slot": {"name": "outbox"},
         }},
         "sink": {"kafka": {"bootstrapServers": "kafka:9092"}},
@@ -30,7 +30,7 @@ fn everything() -> Value {
     json!({
         "source": {"postgres": {
             "host": "db-1,db-2", "port": 5433, "database": "shop", "table": "sales.outbox",
-            "credentialsSecretRef": {"name": "db-login", "usernameKey": "user"},
+            "credentialsSecretRef": {"name": "db-credentials", "usernameKey": "user"},
             "adminCredentialsSecretRef": {"name": "db-admin"},
             "tls": {
                 "mode": "verify-ca", "caSecretRef": {"name": "db-ca"}, "certificateSecretRef": {"name": "db-cert"},
@@ -41,7 +41,7 @@ fn everything() -> Value {
         "sink": {"kafka": {
             "bootstrapServers": "kafka:9093", "compression": "zstd", "lingerMs": 5, "producers": 2,
             "tls": {"caSecretRef": {"name": "kafka-ca"}},
-            "sasl": {"mechanism": "SCRAM-SHA-512", "credentialsSecretRef": {"name": "kafka-login"}},
+            "sasl": {"mechanism": "SCRAM-SHA-512", "credentialsSecretRef": {"name": "kafka-credentials"}},
             "adminCredentialsSecretRef": {"name": "kafka-admin"},
         }},
         "routing": {"regex": "(?<t>.*)", "replacement": "events.${t}"},
@@ -131,7 +131,11 @@ fn pods_may_do_nothing_and_see_only_their_own_secrets() {
         .flatten()
         .filter_map(|volume| volume.secret.as_ref()?.secret_name.as_deref())
         .collect();
-    assert_eq!(secrets, ["db-login", "db-ca", "db-cert", "kafka-login", "kafka-ca"], "no administrator's");
+    assert_eq!(
+        secrets,
+        ["db-credentials", "db-ca", "db-cert", "kafka-credentials", "kafka-ca"],
+        "no administrator's"
+    );
     let container = &pod.containers[0];
     assert_eq!(container.volume_mounts.as_ref().unwrap().len(), secrets.len() + 1);
     assert!(container.volume_mounts.iter().flatten().all(|mount| mount.read_only == Some(true)));

@@ -1,4 +1,4 @@
-//! What somebody changes by hand is put right; what is no longer asked for goes.
+//! Manual changes are reverted; what is no longer declared is deleted.
 
 use serde_json::{Value, json};
 use testbed::kafka::{alter_topic, create_topic};
@@ -6,7 +6,7 @@ use testbed::wait;
 
 use crate::stage::{SOON, Stage, operator};
 
-/// One that somebody makes anew behind the operator's back looks as the one before.
+/// One that another client recreates looks like the one before.
 #[tokio::test]
 async fn a_topic_that_is_another_is_told_of() {
     let mut stage = Stage::shared("replaced").await;

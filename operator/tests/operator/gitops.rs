@@ -105,7 +105,7 @@ async fn argo_cd_reads_the_status_that_the_operator_writes() {
         .unwrap()
     };
     let message = until("Degraded").await;
-    assert!(message.contains("login"), "{message}");
+    assert!(message.contains("credentials"), "{message}");
     let suspend = ["patch", "obr", "shop", "--type=merge", "-p", r#"{"spec":{"suspend":true}}"#];
     namespace.kubectl(&suspend).await.unwrap();
     until("Suspended").await;

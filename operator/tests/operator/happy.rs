@@ -45,7 +45,7 @@ async fn from_a_resource_to_events_in_kafka() {
     let warnings = stage.namespace.kubectl(&warnings).await.unwrap();
     let warnings: BTreeSet<&str> = warnings.split_whitespace().collect();
     let expected = BTreeSet::from(["SecretUnusable", "Unschedulable"]);
-    assert_eq!(warnings, expected, "what is nobody's to put right is no warning");
+    assert_eq!(warnings, expected, "what needs no action is no warning");
     stage.insert(stage.database.name()).await;
     wait::until("the event in Kafka", SOON, async || {
         match read_all(&stage.bootstrap, &[&stage.topic]).await {

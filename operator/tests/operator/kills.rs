@@ -1,4 +1,4 @@
-//! An operator that dies between any two things it does: the next one goes on, and nothing is left over or lost. It is
+//! An operator that dies between any two things it does: the next one continues, and nothing is left over or lost. It is
 //! killed after the first, the fifth, the ninth … line that a pass writes to a log with a line for each request.
 
 use std::time::Duration;
@@ -14,7 +14,7 @@ const RESOURCES: usize = 8;
 const LINES_APART: usize = 4;
 
 #[tokio::test]
-async fn one_that_dies_anywhere_is_followed_by_one_that_goes_on() {
+async fn one_that_dies_anywhere_is_followed_by_one_that_continues() {
     let mut stage = Stage::shared("kills").await;
     stage.operator.kill().await.unwrap();
     stage.make_secret().await;

@@ -111,9 +111,9 @@ async fn doctor_on(kubeconfig: &Path, arguments: &[&str]) -> (String, Option<i32
     (line.to_owned(), code)
 }
 
-/// Two releases in one namespace, each for namespaces of its own.
+/// Two releases in one namespace, each for different namespaces.
 #[tokio::test]
-async fn operators_with_leases_of_their_own_act_side_by_side() {
+async fn operators_with_separate_leases_act_side_by_side() {
     let (one, two) = (namespace("lease-one").await, namespace("lease-two").await);
     let kubeconfig = one.cluster().kubeconfig();
     let lease_namespace = format!("--lease-namespace={}", one.name());

@@ -21,7 +21,7 @@ pub async fn until_gone(stage: &Stage) {
     .unwrap();
 }
 
-/// The slot and what belongs to it by default, a topic where it is said; and not before the relay has let go of the slot.
+/// The slot and what belongs to it by default, a topic where it is said; and not before the relay has released the slot.
 #[tokio::test]
 async fn deletion_does_what_the_policies_say_and_nothing_else() {
     let mut stage = Stage::shared("deletion").await;
@@ -44,7 +44,7 @@ async fn deletion_does_what_the_policies_say_and_nothing_else() {
     stage.until(&[("Ready", "False", "Deleting")]).await;
     let said = ["get", "obr", "shop", "-o", "jsonpath={.status.conditions[?(@.type==\"Ready\")].message}"];
     let said = stage.namespace.kubectl(&said).await.unwrap();
-    assert!(said.starts_with("waiting for the relay to let go of slot"), "{said}");
+    assert!(said.starts_with("waiting for the relay to release slot"), "{said}");
     relay.terminate().unwrap();
     relay.wait(SOON).await.unwrap();
     until_gone(&stage).await;
@@ -57,7 +57,7 @@ async fn deletion_does_what_the_policies_say_and_nothing_else() {
     let slots =
         format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", stage.database.name());
     assert_eq!(stage.value(&slots).await.as_deref(), Some("0"));
-    assert_eq!(stage.value(registered).await.as_deref(), Some("0"), "retention would wait for it for ever");
+    assert_eq!(stage.value(registered).await.as_deref(), Some("0"), "retention would wait for it forever");
     assert_eq!(stage.value("SELECT count(*) FROM pg_publication").await.as_deref(), Some("1"));
     assert!(stage.has_topic(&stage.topic).await);
     wait::until("the end of the topic", SOON, async || {
@@ -67,7 +67,7 @@ async fn deletion_does_what_the_policies_say_and_nothing_else() {
     .unwrap();
 }
 
-/// A slot of the same name that this resource's relay never had is somebody else's.
+/// A slot of the same name that this resource's relay never had belongs to another client.
 #[tokio::test]
 async fn a_slot_that_was_never_its_own_stays() {
     let stage = Stage::shared("foreign").await;
@@ -106,7 +106,7 @@ async fn a_namespace_that_is_deleted_takes_what_was_made_with_it() {
     relay.terminate().unwrap();
     relay.wait(SOON).await.unwrap();
     let (namespace, cluster) = (stage.namespace.name(), stage.namespace.cluster());
-    stage.namespace.kubectl(&["delete", "secret", "login"]).await.unwrap();
+    stage.namespace.kubectl(&["delete", "secret", "credentials"]).await.unwrap();
     cluster.kubectl(&["delete", "namespace", namespace, "--wait=false"]).await.unwrap();
     wait::until("the end of the namespace", SOON, async || {
         match cluster.kubectl(&["get", "namespace", namespace, "-o", "jsonpath={.status.conditions}"]).await {
@@ -193,9 +193,9 @@ async fn a_resource_that_cannot_be_read_holds_up_no_other() {
 #[tokio::test]
 async fn an_operator_without_rights_says_what_it_needs() {
     let namespace = namespace("rights").await;
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "nobody"}});
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "unprivileged"}});
     apply(&namespace, &account).await.unwrap();
-    let kubeconfig = namespace.cluster().kubeconfig_of(namespace.name(), "nobody").await.unwrap();
+    let kubeconfig = namespace.cluster().kubeconfig_of(namespace.name(), "unprivileged").await.unwrap();
     let mut program = operator(namespace.name(), &kubeconfig).start().unwrap();
     wait::until("a warning", SOON, async || {
         let log = program.log();
@@ -237,7 +237,7 @@ async fn edits_in_quick_succession_end_as_the_last_one_says() {
     assert_eq!(stage.namespace.kubectl(&seen).await.unwrap(), "7 7");
 }
 
-/// Each shows with its reason, and clears by itself; the pods run on meanwhile.
+/// Each shows with its reason, and clears automatically; the pods keep running meanwhile.
 #[tokio::test]
 async fn outages_of_both_sides_show_and_clear() {
     let (mut postgres, mut kafka) =

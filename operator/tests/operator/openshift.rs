@@ -48,7 +48,7 @@ fn policy() -> Value {
     ]})
 }
 
-/// A pod with a number of its own, which the policy refuses.
+/// A pod that sets a user id, which the policy refuses.
 fn pod_with_a_number() -> String {
     let spec = json!({"containers": [{"name": "c", "image": "c"}], "securityContext": {"runAsUser": 65532}});
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "fixed"}, "spec": spec}).to_string()

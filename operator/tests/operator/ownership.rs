@@ -53,7 +53,7 @@ async fn a_slot_of_another_database_is_not_used_and_not_dropped() {
 }
 
 #[tokio::test]
-async fn a_slot_that_somebody_else_makes_is_not_dropped() {
+async fn a_slot_that_another_client_creates_is_not_dropped() {
     let mut stage = Stage::shared("never").await;
     let slot = stage.database.name().to_owned();
     stage.spec["source"]["postgres"]["slot"]["creationPolicy"] = json!("Never");
@@ -67,10 +67,10 @@ async fn a_slot_that_somebody_else_makes_is_not_dropped() {
     stage.database.execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.unwrap();
 }
 
-/// Objects of the same names that somebody else has made: none is changed, none goes with the resource, and it is said which
-/// is in the way.
+/// Objects of the same names with another owner: none is changed, none is deleted with the resource, and the condition names
+/// the first.
 #[tokio::test]
-async fn objects_of_somebody_else_are_left_alone() {
+async fn objects_of_another_owner_are_left_alone() {
     let mut stage = Stage::shared("taken").await;
     stage.spec["relay"] = json!({"networkPolicy": access()});
     stage.make_secret().await;
@@ -147,7 +147,7 @@ async fn setting(stage: &Stage, topic: &str) -> Option<String> {
     topics.remove(topic)?.overrides.remove("retention.ms")
 }
 
-/// What is known of topics is known of those in one cluster: in another, topics of the same names are somebody else's.
+/// What is known of topics is known of those in one cluster: in another, topics of the same names belong to others.
 #[tokio::test]
 async fn what_was_made_in_one_kafka_says_nothing_of_another() {
     let other = Kafka::start(KafkaOptions::default()).await.unwrap();
@@ -206,7 +206,7 @@ async fn a_topic_is_not_deleted_by_a_policy_that_was_withdrawn() {
     stage.apply().await;
     let launch = operator(stage.namespace.name(), stage.namespace.cluster().kubeconfig());
     stage.operator = launch.start().unwrap();
-    wait::until("the topic to be nobody's", SOON, async || {
+    wait::until("the topic to have no owner", SOON, async || {
         let events = ["get", "events", "-o", "jsonpath={.items[*].reason}"];
         let events = stage.namespace.kubectl(&events).await.unwrap();
         if events.contains("TopicRetained") { Ok(()) } else { Err(events) }

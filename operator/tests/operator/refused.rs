@@ -1,4 +1,4 @@
-//! What the API server has let in and cannot work: refused before anything is made of it, and let go when it is deleted.
+//! What the API server has let in and cannot work: refused before anything is created for it, and its finalizer is removed when it is deleted.
 
 use serde_json::{Value, json};
 use testbed::kubernetes::Kubernetes;

@@ -1,5 +1,5 @@
-//! What becomes of the samples: their objects, as they were when somebody last looked at them. `OUTBOX_TEST_WRITE=1` writes them anew, to
-//! be looked at with `git diff`.
+//! What becomes of the samples: their objects, as they were last reviewed. `OUTBOX_TEST_WRITE=1` writes them again, to
+//! be reviewed with `git diff`.
 
 use std::fs;
 use std::path::Path;
@@ -79,6 +79,6 @@ fn samples_become_what_they_did() {
             fs::write(&expected, &now).unwrap();
         }
         let then = fs::read_to_string(&expected).unwrap_or_default();
-        assert!(now == then, "{} is another; OUTBOX_TEST_WRITE=1 writes it anew", expected.display());
+        assert!(now == then, "{} has changed; OUTBOX_TEST_WRITE=1 writes it again", expected.display());
     }
 }

@@ -94,7 +94,7 @@ async fn what_the_deletion_will_lack_is_said_while_the_resource_lives() {
     assert_eq!(
         left(&stage).await,
         both,
-        "a row without its slot would stop retention, and nobody would look for it"
+        "a row without its slot would stop retention, and would not be found"
     );
     stage.database.execute(&delete).await.unwrap();
     until_message(&stage, "Ready", |said| said.contains(&own)).await;

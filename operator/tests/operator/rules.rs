@@ -95,7 +95,7 @@ async fn what_holds_the_position_cannot_change_and_the_rest_can() {
     }
 }
 
-/// What nobody has said is there to be read.
+/// Defaults are stored, so that they can be read.
 #[tokio::test]
 async fn the_api_server_fills_in_the_defaults_and_explains_the_fields() {
     let namespace = namespace("defaults").await;

@@ -83,13 +83,13 @@ async fn three_hundred_resources() {
 }
 
 fn objects(database: &Database, port: u16, bootstrap: &str) -> String {
-    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login"},
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "credentials"},
                         "stringData": {"username": "postgres", "password": "unused"}});
     let resources = (1..=RESOURCES).map(|number| {
         let mut object = relay(&json!({
             "source": {"postgres": {
                 "host": "127.0.0.1", "port": port, "database": database.name(), "tls": {"mode": "disable"},
-                "credentialsSecretRef": {"name": "login"},
+                "credentialsSecretRef": {"name": "credentials"},
                 "publication": {"name": "outbox"}, "slot": {"name": format!("s{number}")},
             }},
             "sink": {"kafka": {"bootstrapServers": bootstrap, "tls": {"mode": "disable"}}},

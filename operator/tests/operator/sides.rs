@@ -8,7 +8,7 @@ use crate::lifecycle::until_gone;
 use crate::ownership::{has_slot, make_slot, register};
 use crate::stage::{SOON, Stage, operator};
 
-/// A resource with a login to Kafka, whose end takes slot, publication and topic with it, as far as its relay would have made them.
+/// A resource with Kafka credentials, whose deletion takes slot, publication and topic with it, as far as its relay would have made them.
 async fn doomed(purpose: &str, kafka: &Kafka) -> Stage {
     let servers = shared().await.unwrap();
     let mut stage = Stage::on(purpose, &servers.postgres_url("postgres"), &kafka.bootstrap()).await;
@@ -80,8 +80,8 @@ async fn slot_and_publication_go_without_the_secret_of_kafka() {
 async fn topics_go_without_the_secret_of_the_database() {
     let kafka = kafka().await;
     let mut stage = doomed("side-kafka", &kafka).await;
-    delete_without(&mut stage, "login").await;
-    until_waits_for(&stage, "login").await;
+    delete_without(&mut stage, "credentials").await;
+    until_waits_for(&stage, "credentials").await;
     assert!(!stage.has_topic(&stage.topic).await, "{}", stage.operator.log_tail());
     assert!(has_slot(&stage, stage.database.name()).await);
     stage.make_secret().await;

@@ -1,4 +1,4 @@
-//! An operator with a resource of its own: real control plane, PostgreSQL and Kafka. The cluster has no node, so the test
+//! An operator with its own resource: real control plane, PostgreSQL and Kafka. The cluster has no node, so the test
 //! runs the relay itself, with exactly the configuration the operator has written, and says that its pod is ready.
 
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub struct Stage {
     pub operator: Program,
     admin_port: u16,
     pub spec: Value,
-    /// What the relay's pod has in the cluster: a loopback address of its own, so that the port can be that of a pod.
+    /// What the relay's pod has in the cluster: a separate loopback address, so that the port can be that of a pod.
     pub pod_ip: Ipv4Addr,
 }
 
@@ -51,7 +51,7 @@ impl Stage {
         Stage::within(namespace(purpose).await, postgres_url, bootstrap).await
     }
 
-    /// On the shared servers, with a control plane of its own.
+    /// On the shared servers, with a separate control plane.
     pub async fn in_cluster(purpose: &str, cluster: &kubernetes::Cluster) -> Stage {
         define(cluster).await;
         let servers = shared().await.unwrap();
@@ -66,7 +66,7 @@ impl Stage {
         let spec = json!({
             "source": {"postgres": {
                 "host": "127.0.0.1", "port": port, "database": database.name(), "tls": {"mode": "disable"},
-                "credentialsSecretRef": {"name": "login"},
+                "credentialsSecretRef": {"name": "credentials"},
                 "publication": {"name": "outbox"}, "slot": {"name": database.name()},
             }},
             "sink": {"kafka": {"bootstrapServers": bootstrap, "tls": {"mode": "disable"}}},
@@ -84,7 +84,7 @@ impl Stage {
             operator,
             admin_port,
             spec,
-            pod_ip: address_of_its_own(),
+            pod_ip: free_address(),
         }
     }
 
@@ -92,12 +92,12 @@ impl Stage {
         self.secret("postgres", "unused").await;
     }
 
-    /// The Secret of the relay's login to the database, with these values from now on.
+    /// The Secret with the relay's database credentials, with these values from now on.
     pub async fn secret(&self, user: &str, password: &str) {
-        self.secret_named("login", user, password).await;
+        self.secret_named("credentials", user, password).await;
     }
 
-    /// A Secret with a login.
+    /// A Secret with credentials.
     pub async fn secret_named(&self, name: &str, user: &str, password: &str) {
         let values = json!({"username": user, "password": password});
         let secret =
@@ -186,7 +186,7 @@ impl Stage {
     }
 }
 
-fn address_of_its_own() -> Ipv4Addr {
+fn free_address() -> Ipv4Addr {
     let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
     Ipv4Addr::new(127, a, b, c.clamp(2, 250))
 }

@@ -60,7 +60,7 @@ impl Stumbling {
     }
 }
 
-/// One request, on a connection of its own.
+/// One request, on a new connection.
 async fn pass_on(mut client: TcpStream, behind: u16, kind: &str) {
     let mut read = Vec::new();
     while !read.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -109,14 +109,14 @@ async fn conditions_keep_their_state_while_secrets_cannot_be_read() {
     // Passes that had read the Secrets before may still write.
     wait::until("a pass without Secrets", SOON, async || {
         let log = stage.operator.log();
-        if log.contains("cannot read Secret login now") { Ok(()) } else { Err(log) }
+        if log.contains("cannot read Secret credentials now") { Ok(()) } else { Err(log) }
     })
     .await
     .unwrap();
     let before = status(&stage).await;
     stage.spec["topics"][0]["partitions"] = json!(4);
     stage.apply().await;
-    let tries = |log: &str| log.matches("cannot read Secret login now").count();
+    let tries = |log: &str| log.matches("cannot read Secret credentials now").count();
     let so_far = tries(&stage.operator.log());
     wait::until("another two passes", SOON, async || {
         let log = stage.operator.log();
@@ -175,7 +175,10 @@ async fn an_operator_that_may_not_read_secrets_says_what_to_bind() {
     stage.apply().await;
     stage.until(&[("ReferencesResolved", "False", "SecretUnusable")]).await;
     let said = status(&stage).await.to_string();
-    assert!(said.contains("the operator may not read Secret login: bind its service account"), "{said}");
+    assert!(
+        said.contains("the operator may not read Secret credentials: bind its service account"),
+        "{said}"
+    );
     stage
         .namespace
         .kubectl(&["create", "role", "secrets", "--verb=get", "--resource=secrets"])

@@ -61,7 +61,7 @@ async fn a_topic_becomes_what_is_declared_and_what_others_set_stays() {
     assert_eq!(made.overrides["message.timestamp.type"], "LogAppendTime");
     assert_eq!(carry_out(&cluster, &declared, &[], Some(&made)).await, Plan::default());
 
-    // Somebody else's key, and ours by somebody else's hand.
+    // A key that the operator does not own, and one that it owns, both changed by another client.
     let foreign = [("max.message.bytes", "2000000"), ("retention.ms", "1"), ("segment.ms", "30000")];
     alter_topic(&bootstrap, &name, &foreign).await.unwrap();
     let drifted = seen(&cluster, &name, |topic| topic.overrides["retention.ms"] == "1").await;

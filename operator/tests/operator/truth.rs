@@ -49,7 +49,7 @@ async fn ready_means_that_all_pods_run_what_is_specified_now() {
     .unwrap();
 }
 
-/// Suspension stops pods while the database is away, and says so when none is left.
+/// Suspension stops pods while the database is down, and reports when none is left.
 #[tokio::test]
 async fn suspension_needs_nothing_outside_kubernetes() {
     let mut postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
@@ -57,7 +57,7 @@ async fn suspension_needs_nothing_outside_kubernetes() {
     let mut stage = Stage::on("suspend", &postgres.url("postgres"), &bootstrap).await;
     let folder = Folder::new("relay").unwrap();
     let _relay = stage.until_streaming(&folder).await;
-    stage.namespace.kubectl(&["delete", "secret", "login"]).await.unwrap();
+    stage.namespace.kubectl(&["delete", "secret", "credentials"]).await.unwrap();
     postgres.stop(Shutdown::Fast).await.unwrap();
     stage.spec["suspend"] = json!(true);
     stage.apply().await;
@@ -67,9 +67,9 @@ async fn suspension_needs_nothing_outside_kubernetes() {
     postgres.start_again().await.unwrap();
 }
 
-/// Somebody holds a lock that the end of the resource needs, and goes on holding it.
+/// Another session keeps a lock that the deletion of the resource needs.
 #[tokio::test]
-async fn a_lock_does_not_keep_a_resource_that_is_let_go_by_force() {
+async fn a_lock_does_not_keep_a_resource_that_is_deleted_by_force() {
     let stage = Stage::shared("lock").await;
     let folder = Folder::new("relay").unwrap();
     let mut relay = stage.until_streaming(&folder).await;
@@ -84,7 +84,7 @@ async fn a_lock_does_not_keep_a_resource_that_is_let_go_by_force() {
     assert!(stage.metrics().await.contains("outbox_operator_deletions_given_up_total 1"));
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox-relay operator'
         AND datname = current_database() AND wait_event_type = 'Lock'";
-    wait::until("nobody to wait for the lock any more", SOON, async || {
+    wait::until("no session that waits for the lock", SOON, async || {
         let waiting = stage.value(waiting).await.unwrap();
         if waiting == "0" { Ok(()) } else { Err(waiting) }
     })

@@ -34,7 +34,7 @@ async fn objects(chart: &str, values: &[&str]) -> Vec<Value> {
     read(&template(chart, &[&["--set", REGISTRY], &values[..]].concat()).await.unwrap())
 }
 
-/// A key that is there twice is an error.
+/// A key that occurs twice is an error.
 fn read(rendered: &str) -> Vec<Value> {
     let documents = rendered.split("\n---\n").map(|document| serde_saphyr::from_str(document).unwrap());
     documents.filter(|object: &Value| object.is_object()).collect()
@@ -163,7 +163,7 @@ async fn names_follow_the_release_and_the_overrides() {
             let budget = of_kind(&objects, "PodDisruptionBudget");
             assert_eq!(budget["spec"]["selector"]["matchLabels"], selector);
             assert_eq!(budget["spec"]["unhealthyPodEvictionPolicy"], "AlwaysAllow");
-            // Each other pod has a label of its own.
+            // Each other pod has its own label.
             let names: Vec<_> = pods(&objects)
                 .iter()
                 .map(|pod| pod["metadata"]["labels"]["app.kubernetes.io/name"].as_str().unwrap().to_owned())
@@ -287,7 +287,7 @@ async fn an_account_is_created_or_named() {
 
 /// A Job that has no place, too little memory or a sidecar would hold up the installation.
 #[tokio::test]
-async fn jobs_and_tests_are_configured_as_the_deployment_and_by_values_of_their_own() {
+async fn jobs_and_tests_are_configured_as_the_deployment_and_by_separate_values() {
     for (chart, _) in EACH {
         let all = [
             "podLabels.team=shop,podAnnotations.note=a,nodeSelector.disk=fast,priorityClassName=high",

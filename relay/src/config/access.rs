@@ -1,4 +1,4 @@
-//! The way into Postgres: hosts, password, certificates. Files are checked at the start and read again at each
+//! Access to PostgreSQL: hosts, password, certificates. Files are checked at the start and read again at each
 //! connect, so that what is rotated is used without a restart.
 
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use super::files::{self, ReadFile, TlsFields, TlsFiles};
 use super::{ConfigError, Secret, Source};
 
-/// How the connections to Postgres are protected. Unix sockets are not encrypted.
+/// How the connections to PostgreSQL are protected. Unix sockets are not encrypted.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SourceTls {
     /// What is demanded of the server.
     pub mode: TlsMode,
-    /// Authorities that are trusted, PEM; the web's when not given.
+    /// Trusted CAs, PEM; the public root CAs when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// The relay's own certificate, PEM, for servers that ask for one.
@@ -24,7 +24,7 @@ pub struct SourceTls {
     /// Its private key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,
-    /// Whether the login of the replication connection must be bound to its TLS connection.
+    /// Whether the authentication of the replication connection must be bound to its TLS connection.
     pub channel_binding: ChannelBinding,
 }
 
@@ -34,16 +34,16 @@ pub struct SourceTls {
 pub enum TlsMode {
     /// No encryption.
     Disable,
-    /// Encryption, to whoever answers.
+    /// Encryption without verification of the server.
     Require,
-    /// A certificate of a trusted authority.
+    /// A certificate of a trusted CA.
     VerifyCa,
-    /// A certificate of a trusted authority for the host name.
+    /// A certificate of a trusted CA for the host name.
     #[default]
     VerifyFull,
 }
 
-/// Channel binding of the login.
+/// Channel binding of the authentication.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChannelBinding {
@@ -88,7 +88,7 @@ impl Access {
     }
 }
 
-/// `source.host` is a list as libpq knows it; an entry may name a port of its own.
+/// `source.host` is a list as libpq knows it; an entry may name its own port.
 fn hosts(source: &Source) -> Result<Vec<Host>, ConfigError> {
     source.host.split(',').map(|entry| host(entry.trim(), source.port)).collect()
 }
@@ -210,7 +210,7 @@ mod tests {
         let verified = SourceTls::default();
         assert!(
             verified.read(&files::from_disk).is_ok(),
-            "verify-full by the web's authorities is the default"
+            "verify-full by the public root CAs is the default"
         );
         let disabled = SourceTls { mode: TlsMode::Disable, ..SourceTls::default() };
         let required = SourceTls { mode: TlsMode::Require, ca_file: here(), ..SourceTls::default() };

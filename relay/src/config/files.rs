@@ -7,7 +7,7 @@ use super::ConfigError;
 use super::access::TlsMode;
 
 /// Reads a file that the configuration names. A program that has the contents in memory, as the operator has those of Secrets,
-/// passes a function of its own and needs no disk.
+/// passes its own function and needs no disk.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> io::Result<Vec<u8>>;
 
 /// Reads it from the disk.

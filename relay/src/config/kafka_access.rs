@@ -1,4 +1,4 @@
-//! The way into Kafka: TLS and logins. Files are checked at the start and read again when sessions begin, so that what is
+//! Access to Kafka: TLS and SASL. Files are checked at the start and read again when sessions begin, so that what is
 //! rotated is used without a restart.
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::{ConfigError, Secret, Sink};
 pub struct SinkTls {
     /// What is demanded of the brokers.
     pub mode: TlsMode,
-    /// Authorities that are trusted, PEM; those of the machine when not given.
+    /// Trusted CAs, PEM; those of the machine when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// The relay's own certificate, PEM, for brokers that ask for one.
@@ -150,8 +150,7 @@ impl Sink {
 
 fn login(read: ReadFile<'_>, sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
     if sasl.mechanism == SaslMechanism::Plain && tls == TlsMode::Disable {
-        let problem =
-            "PLAIN shows the password to everybody on the way; use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512";
+        let problem = "PLAIN shows the password to anyone on the network path; use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512";
         return Err(ConfigError::field("sink.sasl.mechanism", problem));
     }
     let user = match (&sasl.username, &sasl.username_file) {

@@ -154,8 +154,8 @@ impl Config {
     }
 }
 
-/// That no event goes to the topic of dead letters can be seen here only where the topic does not depend on the
-/// event; else each event is looked at, and one that would go there is a poison row.
+/// Checks that no event goes to the dead-letter topic where the topic does not depend on the
+/// event; otherwise each event is checked, and one that would go there is a poison row.
 fn check_dead_letters(delivery: &Delivery, routing: &Routing) -> Result<(), ConfigError> {
     const FIELD: &str = "delivery.deadLetterTopic";
     let Some(topic) = &delivery.dead_letter_topic else {

@@ -41,7 +41,7 @@ pub struct Config {
     /// Which topic an event goes to.
     #[serde(default)]
     pub routing: Routing,
-    /// How much may be under way.
+    /// How much may be in flight.
     #[serde(default)]
     pub delivery: Delivery,
     /// Partitions of the outbox table.
@@ -69,7 +69,7 @@ impl Config {
     }
 }
 
-/// The Postgres side.
+/// The PostgreSQL side.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Source {
@@ -123,7 +123,7 @@ pub enum CreationPolicy {
     /// Create it when it is missing.
     #[default]
     IfMissing,
-    /// Never: somebody else does.
+    /// Never: you create it.
     Never,
 }
 
@@ -152,7 +152,7 @@ pub struct Slot {
     pub failover: Failover,
 }
 
-/// Whether standbys keep a copy of the slot, which goes on when one of them is promoted.
+/// Whether standbys keep a copy of the slot, so that delivery continues when one of them is promoted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum Failover {
     /// Where the server can (PostgreSQL 17 and newer).
@@ -222,11 +222,11 @@ pub enum OnPoison {
     /// Delivery stops behind it, until a person helps.
     #[default]
     Stop,
-    /// It becomes a record of the dead-letter topic, and delivery goes on.
+    /// It becomes a record of the dead-letter topic, and delivery continues.
     DeadLetter,
 }
 
-/// How much may be under way between Postgres and Kafka, and what becomes of what cannot be delivered.
+/// How much may be in flight between PostgreSQL and Kafka, and what happens to rows that cannot be delivered.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Delivery {

@@ -1,4 +1,4 @@
-//! How every Kafka client of the relay is made, and what is heard of its certificates and logins.
+//! How every Kafka client of the relay is made, and what librdkafka reports about its certificates and credentials.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ pub fn reader_config(sink: &Sink, purpose: &str) -> ClientConfig {
     config
 }
 
-/// Keeps what librdkafka says of certificates and logins: requests themselves only end without an answer.
+/// Keeps what librdkafka reports about certificates and credentials: requests themselves only end without an answer.
 #[derive(Default)]
 pub struct AuthErrors(Mutex<Option<String>>);
 

@@ -27,7 +27,7 @@ pub fn current(config: &Config) -> Result<Config, RelayError> {
 pub async fn rotated(sink: &Sink, stop: watch::Receiver<bool>) -> RelayError {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        // One that is stopping goes on with what it has.
+        // A relay that is stopping keeps the credentials it has.
         if !*stop.borrow() && SinkAccess::read(sink).is_ok_and(|now| now != sink.access) {
             return RelayError::new(
                 ErrorKind::CredentialsRotated,

@@ -56,18 +56,18 @@ enum Provider {
 }
 
 impl Provider {
-    /// `role` is quoted; `login` is an attribute followed by a space, or empty. The role that may run the statement is
+    /// `role` is quoted; `attribute` is LOGIN followed by a space, or empty. The role that may run the statement is
     /// named in a comment, so that the whole text can be pasted.
-    fn replication_grant(self, verb: &str, role: &str, login: &str) -> String {
+    fn replication_grant(self, verb: &str, role: &str, attribute: &str) -> String {
         match self {
-            Provider::SelfManaged => format!("{verb} ROLE {role} {login}REPLICATION"),
-            Provider::AmazonRds if login.is_empty() => format!("GRANT rds_replication TO {role}"),
+            Provider::SelfManaged => format!("{verb} ROLE {role} {attribute}REPLICATION"),
+            Provider::AmazonRds if attribute.is_empty() => format!("GRANT rds_replication TO {role}"),
             Provider::AmazonRds => format!("{verb} ROLE {role} LOGIN; GRANT rds_replication TO {role}"),
             Provider::GoogleCloud => format!(
-                "{verb} USER {role} WITH {login}REPLICATION /* as a member of cloudsqlsuperuser or alloydbsuperuser */"
+                "{verb} USER {role} WITH {attribute}REPLICATION /* as a member of cloudsqlsuperuser or alloydbsuperuser */"
             ),
             Provider::Azure => {
-                format!("{verb} ROLE {role} WITH {login}REPLICATION /* as a member of azure_pg_admin */")
+                format!("{verb} ROLE {role} WITH {attribute}REPLICATION /* as a member of azure_pg_admin */")
             }
         }
     }

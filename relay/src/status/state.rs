@@ -18,7 +18,7 @@ use crate::status::SlotState;
 /// No progress for this long makes the relay not ready: a fault shows within 10 s, and a leader change or a checkpoint
 /// of the server is not taken for one.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
-/// When queries have failed for this long, on top of their own timeout, the database counts as unreachable.
+/// When queries have failed for this long, in addition to their timeout, the database counts as unreachable.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(2);
 
 /// An older observation of the slot is not shown as current.

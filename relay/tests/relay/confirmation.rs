@@ -68,7 +68,7 @@ async fn r10_a_checkpoint_that_another_process_wrote_is_not_overwritten() {
 
 /// A lock on the checkpoint's row delays no event. It is shown, and after its end everything is confirmed.
 #[tokio::test]
-async fn a_locked_checkpoint_is_shown_and_delivery_goes_on() {
+async fn a_locked_checkpoint_is_shown_and_delivery_continues() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;

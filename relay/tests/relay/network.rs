@@ -129,7 +129,7 @@ async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
     for _ in 0..3 {
         until_more(&relay, 50.0).await;
         proxied.to_kafka(Fault::SilenceOneWay(Way::ToClient));
-        wait::until("records that nobody acknowledges", TIMEOUT, async || {
+        wait::until("records without acknowledgements", TIMEOUT, async || {
             let acknowledged = relay.metric("outbox_relay_events_total").await as usize;
             let arrived = proxied.site.records().await.len() - of_the_dead;
             if arrived > acknowledged {

@@ -19,7 +19,7 @@ async fn three_brokers(replicas: i32) -> (Kafka, Site) {
 }
 
 /// Asserts that the relay stays not ready for this reason while other partitions acknowledge.
-async fn stays_shown_while_others_go_on(relay: &Relay, text: &str) {
+async fn stays_shown_while_others_deliver(relay: &Relay, text: &str) {
     for _ in 0..10 {
         until_more(relay, 20.0).await;
         let (status, seen) = relay.ask("/readyz").await.unwrap();
@@ -52,7 +52,7 @@ async fn r23_a_topic_below_its_min_insync_replicas_is_shown_while_others_are_del
     relay.until("/readyz", 503, &shown).await;
     let cause = "2 of its 3 replicas in sync, but min.insync.replicas is 3";
     relay.until("/readyz", 503, cause).await;
-    stays_shown_while_others_go_on(&relay, &format!("{topic}/0")).await;
+    stays_shown_while_others_deliver(&relay, &format!("{topic}/0")).await;
     let silent = &relay.status().await["sink"]["silentPartitions"][0];
     assert_eq!((silent["topic"].as_str(), silent["partition"].as_i64()), (Some(&*topic), Some(0)));
     kafka.start_again().await.unwrap();
@@ -80,7 +80,7 @@ async fn r23_partitions_of_a_suspended_broker_are_named_while_others_are_deliver
     })
     .await
     .unwrap();
-    stays_shown_while_others_go_on(&relay, &site.topic()).await;
+    stays_shown_while_others_deliver(&relay, &site.topic()).await;
     kafka.brokers()[2].resume().unwrap();
     relay.until_ready().await;
     assert_correct(&site.verdict(load, &relay).await);
@@ -103,7 +103,7 @@ async fn a_relay_that_starts_without_one_broker_delivers_to_the_others() {
     until_more(&relay, 100.0).await;
     let text = relay.until("/readyz", 503, "NoAcknowledgement").await;
     assert!(text.contains(&format!("{}/", site.topic())), "{text}");
-    stays_shown_while_others_go_on(&relay, &site.topic()).await;
+    stays_shown_while_others_deliver(&relay, &site.topic()).await;
     let silent = relay.status().await["sink"]["silentPartitions"].clone();
     let waits_for = |silent: &serde_json::Value| silent["waitsFor"].as_str() == Some("search");
     assert!(silent.as_array().unwrap().iter().any(waits_for), "{silent}");
@@ -132,7 +132,7 @@ async fn a_partition_that_does_not_accept_its_first_record_blocks_no_other() {
         site.execute(&row).await;
     }
     relay.until("/readyz", 503, &format!("partition {topic}/0 does not acknowledge: 20 records wait")).await;
-    stays_shown_while_others_go_on(&relay, &format!("{topic}/0")).await;
+    stays_shown_while_others_deliver(&relay, &format!("{topic}/0")).await;
     kafka.start_again().await.unwrap();
     relay.until_ready().await;
     let mut log = load.stop().await.unwrap();

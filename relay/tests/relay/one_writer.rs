@@ -171,7 +171,7 @@ pub async fn survives_terminations(site: Site) {
         wait::until("the end of a walsender", TIMEOUT, async || {
             match site.value(&terminate).await.as_deref() {
                 Some("1") => Ok(()),
-                _ => Err("nobody holds the slot"),
+                _ => Err("the slot is free"),
             }
         })
         .await

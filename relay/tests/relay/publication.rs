@@ -16,7 +16,7 @@ const CHANGES: [(&str, &str); 6] = [
     ("ALTER PUBLICATION outbox RENAME TO elsewhere", "ALTER PUBLICATION elsewhere RENAME TO outbox"),
     ("ALTER PUBLICATION outbox DROP TABLE outbox", "ALTER PUBLICATION outbox ADD TABLE outbox"),
     (
-        "ALTER PUBLICATION outbox SET TABLE outbox WHERE (aggregateid = 'nobody')",
+        "ALTER PUBLICATION outbox SET TABLE outbox WHERE (aggregateid = 'other')",
         "ALTER PUBLICATION outbox SET TABLE outbox",
     ),
     (

@@ -11,7 +11,7 @@ async fn set(site: &Site, slots: &str) {
 }
 
 /// A row waits, with `said` in the message, and is delivered once the setting is reset.
-async fn waits_and_goes_on(site: &Site, relay: &Relay, slots: &str, said: &[&str]) {
+async fn waits_then_delivers(site: &Site, relay: &Relay, slots: &str, said: &[&str]) {
     set(site, slots).await;
     let before = site.records().await.len();
     site.insert([("k", 1)]).await;
@@ -38,9 +38,9 @@ async fn the_standby_that_the_server_waits_for_is_named() {
         let relay = site.relay().await;
         site.insert([("k", 0)]).await;
         site.until_records(1).await;
-        waits_and_goes_on(&site, &relay, "reserved", &["does not have active_pid"]).await;
-        waits_and_goes_on(&site, &relay, "unread", &["does not have active_pid"]).await;
-        waits_and_goes_on(&site, &relay, "not_there", &["does not exist"]).await;
+        waits_then_delivers(&site, &relay, "reserved", &["does not have active_pid"]).await;
+        waits_then_delivers(&site, &relay, "unread", &["does not have active_pid"]).await;
+        waits_then_delivers(&site, &relay, "not_there", &["does not exist"]).await;
     }
 }
 
@@ -54,6 +54,6 @@ async fn a_start_without_the_standby_is_not_reported_as_a_missing_publication() 
     set(&site, "unread").await;
     let relay = site.launch(|text| text);
     relay.until("/readyz", 200, "streaming").await;
-    waits_and_goes_on(&site, &relay, "unread", &["does not have active_pid"]).await;
+    waits_then_delivers(&site, &relay, "unread", &["does not have active_pid"]).await;
     site.judge_table(&relay).await;
 }

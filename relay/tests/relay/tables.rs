@@ -338,7 +338,7 @@ fn kinds_of_publications(site: &Site) -> Vec<Arrives> {
             format!("{one}{old}"),
         ),
         arrives(
-            "a partition with a filter of its own",
+            "a partition with its own filter",
             create("TABLE outbox, outbox_default WHERE (type = 'x')"),
             one.clone(),
         ),

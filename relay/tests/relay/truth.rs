@@ -242,7 +242,7 @@ async fn a_slot_that_is_about_to_be_lost() {
     })
     .await;
     let inactive = relay.metric("outbox_relay_slot_inactive_seconds").await;
-    wait::until("a slot that nobody holds", TIMEOUT, async || {
+    wait::until("a slot that is not active", TIMEOUT, async || {
         let now = relay.metric("outbox_relay_slot_inactive_seconds").await;
         if now > inactive { Ok(()) } else { Err(now) }
     })

@@ -83,7 +83,7 @@ impl<'a> Certificate<'a> {
         Ok(())
     }
 
-    /// Whether it was issued directly by one of `authorities`, without an intermediate.
+    /// Whether it was issued directly by one of the `authorities`, without an intermediate.
     pub(super) fn check_issuer(
         &self,
         authorities: &[impl AsRef<[u8]>],

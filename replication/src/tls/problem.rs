@@ -97,7 +97,7 @@ impl TlsError {
         let kind = if certificate.is_version_1 { " (X.509 version 1)" } else { "" };
         TlsError::not_trusted(format!(
             "it{kind} was issued by '{}', of which no trusted certificate is the issuer's; trust the certificate of that \
-             authority, or this certificate itself",
+             CA, or this certificate itself",
             certificate.issuer_name()
         ))
     }

@@ -9,7 +9,7 @@ use tokio_rustls::{TlsAcceptor, server};
 
 /// Both ends of a connection that the client has encrypted.
 async fn encrypted() -> (Encrypted, server::TlsStream<TcpStream>) {
-    let authority = Authority::new("authority").unwrap();
+    let authority = Authority::new("CA").unwrap();
     let certificate = authority.server(&["db.test"]).unwrap();
     let chain = Pem::new(certificate.pem).certificates().unwrap();
     let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).unwrap();

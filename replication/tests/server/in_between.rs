@@ -63,7 +63,7 @@ async fn in_between(authority: &Authority, server: u16) -> u16 {
 
 #[tokio::test]
 async fn a_trusted_man_in_the_middle_is_detected() {
-    let authority = Authority::new("authority").unwrap();
+    let authority = Authority::new("CA").unwrap();
     for auth in [Auth::Trust, Auth::Scram] {
         let certificate = authority.server(&["127.0.0.1"]).unwrap();
         let tls = Some(ServerTls { certificate, client_authority: None });

@@ -101,7 +101,7 @@ async fn connecting_to_a_silent_server_times_out() {
     let mut options = ConnectOptions::new(Host::Tcp { host: "127.0.0.1".into(), port }, "relay", "shop");
     options.tls = TlsOptions::disabled();
     options.connect_timeout = Duration::from_millis(200);
-    let error = tokio::time::timeout(SOON, Client::connect(&options)).await.expect("it waits for ever");
+    let error = tokio::time::timeout(SOON, Client::connect(&options)).await.expect("it waits forever");
     assert!(matches!(error, Err(Error::Timeout { .. })));
 }
 

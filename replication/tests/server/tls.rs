@@ -37,7 +37,7 @@ pub async fn refused(options: &ConnectOptions) -> Error {
 async fn a_trusted_server_with_the_right_name_is_accepted() {
     const ROWS: usize = 20_000;
     for version in [PgVersion::V15, PgVersion::V17, PgVersion::V18] {
-        let authority = Authority::new("authority").unwrap();
+        let authority = Authority::new("CA").unwrap();
         let certificate = authority.server(&["localhost", "127.0.0.1"]).unwrap();
         let server = Server::presenting(version, certificate, None).await;
         let mut options = trusting(&server, &authority);
@@ -143,7 +143,7 @@ fn cases() -> Vec<Case> {
     let one = version_1();
     case("version 1, itself trusted", &one, &one.pem, "localhost", Ok(()), Ok(()));
     let unknown = Err("it (X.509 version 1) was issued by 'ours'");
-    case("version 1 of another authority", &version_1(), other.pem(), "localhost", unknown, unknown);
+    case("version 1 of another CA", &version_1(), other.pem(), "localhost", unknown, unknown);
     let named = ours.server_by_common_name("localhost").unwrap();
     case("no subjectAltName", &named, ours.pem(), "localhost", Ok(()), Ok(()));
     case(
@@ -156,9 +156,9 @@ fn cases() -> Vec<Case> {
     );
     let issued = ours.server(&["127.0.0.1"]).unwrap();
     case("a subjectAltName", &issued, ours.pem(), "127.0.0.1", Ok(()), Ok(()));
-    case("issued by an authority, itself trusted", &issued, &issued.pem, "127.0.0.1", Ok(()), Ok(()));
+    case("issued by a CA, itself trusted", &issued, &issued.pem, "127.0.0.1", Ok(()), Ok(()));
     let unknown = Err("it was issued by 'ours', of which no trusted certificate is the issuer's");
-    case("of another authority", &issued, other.pem(), "127.0.0.1", unknown, unknown);
+    case("of another CA", &issued, other.pem(), "127.0.0.1", unknown, unknown);
     let client = ours.client("localhost").unwrap();
     case(
         "for clients",
@@ -225,7 +225,7 @@ async fn a_server_with_older_tls_proves_its_key_too() {
 
 #[tokio::test]
 async fn nothing_is_sent_to_a_server_without_tls() {
-    let authority = Authority::new("authority").unwrap();
+    let authority = Authority::new("CA").unwrap();
     let server = Server::start(PgVersion::V18, &[("log_connections", "on")], Auth::Scram).await;
     for mode in [TlsMode::Require, TlsMode::VerifyCa, TlsMode::VerifyFull] {
         let error = refused(&in_mode(mode, trusting(&server, &authority))).await;
@@ -264,7 +264,7 @@ async fn a_client_certificate_is_sent_where_it_is_required() {
 #[tokio::test]
 async fn scram_is_bound_with_every_hash_and_required_binding_is_enforced() {
     for signature in [Signature::EcdsaSha256, Signature::EcdsaSha384, Signature::Ed25519] {
-        let authority = Authority::signing_with("authority", signature).unwrap();
+        let authority = Authority::signing_with("CA", signature).unwrap();
         let certificate = authority.server(&["127.0.0.1"]).unwrap();
         let server = Server::presenting(PgVersion::V18, certificate, None).await;
         Client::connect(&trusting(&server, &authority)).await.unwrap();

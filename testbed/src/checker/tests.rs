@@ -119,7 +119,7 @@ fn a_missing_record_is_lost() {
 }
 
 #[test]
-fn a_record_nobody_wrote_is_a_phantom() {
+fn a_record_without_a_writer_is_a_phantom() {
     let mut history = History::right(5, 4);
     history.rows.remove(7);
     assert_eq!(counts(&history.check()), [0, 1, 0, 0, 0]);

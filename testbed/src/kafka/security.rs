@@ -11,7 +11,7 @@ use crate::{Error, guard};
 pub struct Security {
     /// TLS; none is offered without.
     pub tls: Option<BrokerTls>,
-    /// Who may log in (PLAIN and SCRAM); without, nobody has to.
+    /// Users of PLAIN and SCRAM; without, no authentication is required.
     pub logins: Vec<Login>,
     /// Whether users of this listener may do nothing but what `super_users` says.
     pub authorize: bool,
@@ -24,7 +24,7 @@ pub struct Security {
 pub struct BrokerTls {
     /// What they present.
     pub certificate: Certificate,
-    /// The authority (PEM) of client certificates, which are then demanded of everybody.
+    /// The CA (PEM) of client certificates, which are then demanded of every client.
     pub client_authority: Option<String>,
 }
 
@@ -83,7 +83,7 @@ impl Security {
             }
         }
         if self.authorize {
-            // The testbed's own listener has no users: everybody there is ANONYMOUS.
+            // The testbed's own listener has no users: every client there is ANONYMOUS.
             let users = ["ANONYMOUS".to_owned()].into_iter().chain(self.super_users.iter().cloned());
             let users: Vec<String> = users.map(|user| format!("User:{user}")).collect();
             lines.push(

@@ -1,4 +1,4 @@
-//! Who may talk to the API server, and how: an authority of the cluster's own, a token for each user, and kubeconfigs.
+//! Who may talk to the API server, and how: a CA of the cluster, a token for each user, and kubeconfigs.
 
 use std::path::{Path, PathBuf};
 

@@ -12,7 +12,7 @@ use crate::guard::{self, Folder};
 use crate::{Error, blocking, images, shared, wait};
 
 /// Environment variable with the kubeconfig of a control plane that tests may use instead of starting one. It has no nodes,
-/// and nobody else's objects.
+/// and no other objects.
 pub const KUBECONFIG: &str = "OUTBOX_TEST_KUBECONFIG";
 
 /// On a busy machine.
@@ -36,7 +36,7 @@ pub struct Namespace {
 }
 
 impl Cluster {
-    /// One that is there already. `import` is the command that makes an image's archive known to its nodes.
+    /// An existing cluster. `import` is the command that makes an image's archive known to its nodes.
     ///
     /// # Errors
     /// There is no such kubeconfig, or kubectl cannot be built.
@@ -170,7 +170,7 @@ impl Cluster {
         self.kubectl(&label).await.map(drop)
     }
 
-    /// A namespace that nobody else uses, and that goes when it is dropped.
+    /// A namespace for one test, deleted when it is dropped.
     ///
     /// # Errors
     /// It cannot be made.
@@ -191,7 +191,7 @@ impl Cluster {
         let unreadable = |why: std::io::Error| Error::file("understand", &self.kubeconfig)(why);
         let mut kubeconfig: serde_json::Value =
             serde_json::from_str(&own).map_err(|error| unreadable(error.into()))?;
-        // Never with the administrator's own login left in it.
+        // The administrator's own credentials must not stay in it.
         let user = kubeconfig.pointer_mut("/users/0/user");
         *user.ok_or_else(|| unreadable(std::io::ErrorKind::InvalidData.into()))? =
             serde_json::json!({ "token": token.trim() });
@@ -229,7 +229,7 @@ impl Namespace {
 }
 
 impl Drop for Namespace {
-    /// Best effort: the cluster ends with the test run, or is somebody's for tests.
+    /// Best effort: the cluster ends with the test run, or exists for tests.
     fn drop(&mut self) {
         let mut kubectl = self.cluster.kubectl_command(&["delete", "namespace", "--wait=false", &self.name]);
         drop(kubectl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status());
@@ -237,7 +237,7 @@ impl Drop for Namespace {
 }
 
 pub(super) fn run(mut command: Command, doing: &str, input: &str) -> Result<String, Error> {
-    // A file, because a pipe that nobody reads would have to be filled by somebody else.
+    // A file, because a pipe would need another thread that fills it.
     let folder = Folder::new("input")?;
     let path = folder.path().join("input");
     fs::write(&path, input).map_err(Error::file("write", &path))?;

@@ -1,5 +1,5 @@
-//! A real node: containerd, kubelet, kube-proxy and DNS in mount, network and process namespaces of their own, with a cgroup of their
-//! own. It needs root, and changes nothing of the machine: what it needs installed lies over `/usr` in its own eyes only.
+//! A real node: containerd, kubelet, kube-proxy and DNS in separate mount, network and process namespaces, with a separate
+//! cgroup. It needs root, and changes nothing of the machine: the packages it needs lie over `/usr` in its mount namespace only.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,7 @@ const DNS: &str = include_str!("node/Corefile");
 /// The node. Dropping it ends all that runs on it.
 pub(super) struct Node {
     claim: Claim,
-    /// Of its own below the cluster's.
+    /// Below the cluster's.
     folder: PathBuf,
     namespaces: Option<Program>,
     init: u32,

@@ -46,7 +46,7 @@ impl Servers {
 pub enum Data {
     /// On a node of one's own: they outlive the pods.
     OnTheNode,
-    /// With the pods: nothing of them stays on somebody's node.
+    /// With the pods: nothing of them stays on an existing node.
     InPods,
 }
 

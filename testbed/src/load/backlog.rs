@@ -9,7 +9,7 @@ use super::LoadError;
 pub struct Backlog {
     /// Rows in all.
     pub rows: usize,
-    /// Rows per transaction, each a multi-row insert of its own.
+    /// Rows per transaction, each one multi-row insert.
     pub rows_per_transaction: usize,
     /// Distinct keys; transaction `n` writes to key `n mod keys`.
     pub keys: usize,

@@ -19,7 +19,7 @@ use super::report;
 use crate::Failure;
 use crate::stack::TOKEN;
 
-/// Baskets that are there before the measurement: commands seldom meet on one.
+/// Baskets that exist before the measurement: commands seldom conflict on one.
 pub const BASKETS: u64 = 1000;
 /// Longest latency that is told apart: a minute.
 const MOST_MICROS: u64 = 60_000_000;

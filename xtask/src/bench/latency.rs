@@ -23,7 +23,7 @@ const MOST_MICROS: u64 = 60_000_000;
 /// Options of `latency`.
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Events a second.
+    /// Events per second.
     #[arg(long, default_value_t = 1000.0)]
     rate: f64,
     /// Seconds measured.

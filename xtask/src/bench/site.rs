@@ -16,9 +16,9 @@ pub const PARTITIONS: i32 = 6;
 /// Nothing measured here takes longer.
 const WITHIN: Duration = Duration::from_secs(600);
 
-/// Servers of a measurement: Postgres with fsync, one broker.
+/// Servers of a measurement: PostgreSQL with fsync, one broker.
 pub struct Servers {
-    /// Postgres.
+    /// PostgreSQL.
     pub postgres: Postgres,
     /// Kafka.
     pub kafka: Kafka,

@@ -1,4 +1,4 @@
-//! Somebody's cluster, for trying things: nothing of theirs is changed, and what was made is removed.
+//! An existing cluster, for trying things: none of its objects is changed, and what was created is removed.
 
 use testbed::kubernetes::Cluster;
 

@@ -39,7 +39,7 @@ impl Guide {
     /// How many commands a reader types.
     pub fn count(&self) -> usize {
         let lines = self.commands.iter().flat_map(|block| block.lines());
-        // A line that is indented goes on with the one before.
+        // An indented line continues the one before.
         self.sql.len() + lines.filter(|line| !line.starts_with(' ')).count()
     }
 }

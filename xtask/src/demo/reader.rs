@@ -79,7 +79,7 @@ impl Reader {
         Ok((record, SystemTime::now()))
     }
 
-    /// Milliseconds from the commit, as Postgres timed it, to `arrived`. One machine, one clock.
+    /// Milliseconds from the commit, as PostgreSQL timed it, to `arrived`. One machine, one clock.
     async fn since_commit(&mut self, record: &Record, arrived: SystemTime) -> Result<f64, Failure> {
         let committed = "SELECT (extract(epoch FROM pg_xact_commit_timestamp(xid::xid)) * 1000)::float8
                          FROM outbox WHERE id = $1";

@@ -74,7 +74,7 @@ impl Arena {
         Ok(Load::start(self.database.url(), options).await?)
     }
 
-    /// Does it, takes it back, and waits until the relay streams and events go on.
+    /// Does it, takes it back, and waits until the relay streams and events arrive again.
     pub async fn inject(&mut self, step: Step) -> Result<(), Failure> {
         let Step { fault, hold, .. } = step;
         match fault {
@@ -265,7 +265,7 @@ async fn until_ready(relay: &mut Relay, role: &str) -> Result<(), Failure> {
         .await
 }
 
-/// Looks again and again; a relay that has ended by itself will not come to be well.
+/// Checks repeatedly; a relay that has ended unexpectedly will not recover.
 async fn until(
     what: &str,
     relay: &mut Relay,

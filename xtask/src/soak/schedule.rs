@@ -27,11 +27,11 @@ pub enum Fault {
     PostgresCrashed,
     /// pg_terminate_backend of the walsender.
     WalsenderTerminated,
-    /// Connections to Postgres are reset.
+    /// Connections to PostgreSQL are reset.
     PostgresReset,
-    /// Nothing gets through to or from Postgres.
+    /// Nothing gets through to or from PostgreSQL.
     PostgresSilent,
-    /// Postgres is far away.
+    /// PostgreSQL is far away.
     PostgresSlow,
     /// SIGTERM to the broker.
     KafkaStopped,
@@ -140,13 +140,13 @@ impl fmt::Display for Fault {
             Fault::RelayPaused => "relay paused",
             Fault::RelaySucceeded => "relay killed, standby takes over",
             Fault::RelayZombie => "relay paused, succeeded, resumed",
-            Fault::PostgresKilled => "Postgres kill -9",
-            Fault::PostgresRestarted => "Postgres fast restart",
-            Fault::PostgresCrashed => "Postgres immediate restart",
+            Fault::PostgresKilled => "PostgreSQL kill -9",
+            Fault::PostgresRestarted => "PostgreSQL fast restart",
+            Fault::PostgresCrashed => "PostgreSQL immediate restart",
             Fault::WalsenderTerminated => "walsender terminated",
-            Fault::PostgresReset => "Postgres connections reset",
-            Fault::PostgresSilent => "Postgres silent",
-            Fault::PostgresSlow => "Postgres slow",
+            Fault::PostgresReset => "PostgreSQL connections reset",
+            Fault::PostgresSilent => "PostgreSQL silent",
+            Fault::PostgresSlow => "PostgreSQL slow",
             Fault::KafkaStopped => "Kafka SIGTERM",
             Fault::KafkaKilled => "Kafka kill -9",
             Fault::KafkaPaused => "Kafka paused",

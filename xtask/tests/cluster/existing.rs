@@ -1,4 +1,4 @@
-//! Somebody's cluster: the tour runs there as on a node of its own, nothing of theirs is touched, and nothing is left.
+//! An existing cluster: the tour runs there as on a separate node, touches nothing that existed, and leaves nothing behind.
 
 use std::process::Output;
 
@@ -13,7 +13,7 @@ async fn tour(cluster: &Cluster) -> Output {
     xtask.kill_on_drop(true).output().await.unwrap()
 }
 
-/// What is there, besides what its controllers write by themselves.
+/// The cluster's objects, without those that its controllers write.
 async fn inventory(cluster: &Cluster) -> String {
     let kinds = "namespaces,crd,clusterroles,clusterrolebindings,persistentvolumes,priorityclasses";
     cluster.kubectl(&["get", kinds, "-o", "name"]).await.unwrap()

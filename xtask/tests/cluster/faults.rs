@@ -29,7 +29,7 @@ async fn evicted(site: &Site) {
     traffic.end().await;
 }
 
-/// With less than it needs it is killed again and again, until somebody gives it more.
+/// With less than it needs it is killed again and again, until its limit is raised.
 async fn killed_for_its_memory(site: &Site) {
     let traffic = Traffic::start(site, "killed").await;
     let limit = async |memory: &str| {

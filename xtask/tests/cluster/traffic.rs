@@ -1,4 +1,4 @@
-//! A relay of its own under load, and what became of every row.
+//! A separate relay under load, and what became of every row.
 
 use serde_json::json;
 use testbed::checker;
@@ -11,10 +11,10 @@ use crate::{SOON, until};
 
 /// Rows that have to be committed before a fault, and again after it.
 const ROWS: u64 = 500;
-/// Of the login, until a test gives it another.
+/// Of the relay's role, until a test sets another.
 pub const PASSWORD: &str = "first-password";
 
-/// An OutboxRelay in a namespace of its own, with writers that never rest.
+/// An OutboxRelay in a separate namespace, with writers that never rest.
 pub struct Traffic<'a> {
     pub site: &'a Site,
     /// Of the namespace, and of the resource in it.
@@ -24,16 +24,16 @@ pub struct Traffic<'a> {
 }
 
 impl<'a> Traffic<'a> {
-    /// Under way when this returns: rows are committed, and the relay streams.
+    /// Returns when rows are being committed and the relay streams.
     pub async fn start(site: &'a Site, name: &'static str) -> Traffic<'a> {
         let database = Database::on(&site.servers.postgres_url("postgres"), name).await.unwrap();
-        let login = database.name();
+        let role = database.name();
         for statement in [
-            format!("CREATE ROLE {login} LOGIN REPLICATION PASSWORD '{PASSWORD}'"),
-            format!("ALTER DATABASE {login} OWNER TO {login}"),
-            format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {login}"),
-            format!("ALTER TABLE outbox OWNER TO {login}"),
-            format!("GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO {login}"),
+            format!("CREATE ROLE {role} LOGIN REPLICATION PASSWORD '{PASSWORD}'"),
+            format!("ALTER DATABASE {role} OWNER TO {role}"),
+            format!("GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}"),
+            format!("ALTER TABLE outbox OWNER TO {role}"),
+            format!("GRANT ALL ON ALL FUNCTIONS IN SCHEMA public TO {role}"),
         ] {
             database.execute(&statement).await.unwrap();
         }
@@ -51,7 +51,7 @@ impl<'a> Traffic<'a> {
             "spec": {
                 "source": {"postgres": {
                     "host": site.servers.postgres_host(), "database": traffic.database.name(), "tls": {"mode": "disable"},
-                    "credentialsSecretRef": {"name": "login"},
+                    "credentialsSecretRef": {"name": "credentials"},
                     "publication": {"name": "outbox"}, "slot": {"name": traffic.database.name()},
                 }},
                 "sink": {"kafka": {"bootstrapServers": site.servers.kafka_bootstrap(), "tls": {"mode": "disable"}}},
@@ -67,7 +67,7 @@ impl<'a> Traffic<'a> {
     /// The password in the Secret from now on.
     pub async fn password(&self, password: &str) {
         let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": self.name},
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "credentials", "namespace": self.name},
             "stringData": {"username": self.database.name(), "password": password},
         });
         self.site.cluster.apply(&secret.to_string()).await.unwrap();

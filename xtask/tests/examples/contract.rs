@@ -254,7 +254,7 @@ impl<'a, W: Writer> Run<'a, W> {
             let (written, continued) =
                 (event.header("traceparent").unwrap(), &inbox[&event.event_id().unwrap()]);
             let part = |text: &str, part| text.split('-').nth(part).unwrap().to_owned();
-            assert_eq!(part(continued, 1), part(written, 1), "the trace goes on");
+            assert_eq!(part(continued, 1), part(written, 1), "the trace continues");
             assert_ne!(part(continued, 2), part(written, 2), "in a span of the consumer");
             assert_eq!(
                 value(event)["account_id"].as_str().unwrap().as_bytes(),

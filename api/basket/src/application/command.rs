@@ -161,7 +161,7 @@ impl BasketChange {
         }
     }
 
-    /// The members of its own in the payload.
+    /// The members of the payload that only this event has.
     fn content(&self) -> Vec<(&'static str, Value)> {
         match self {
             BasketChange::AddItem { line } => {

@@ -20,7 +20,7 @@ pub enum PortError {
     /// The store did not finish in time, because of a lock or of its load. A later attempt may succeed.
     #[error("the store did not finish in time")]
     TimedOut(#[source] Box<dyn Error + Send + Sync>),
-    /// The store is away or full. A later attempt may succeed.
+    /// The store is down or full. A later attempt may succeed.
     #[error("the store is not available")]
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
     /// The store rejected something valid: a bug.

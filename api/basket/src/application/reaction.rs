@@ -6,7 +6,7 @@ use super::ports::{BoxFuture, PortError};
 use crate::domain::{Basket, DomainEvent};
 
 /// Reacts to domain events. `U` is the unit of work: a reaction for every [`UnitOfWork`](super::ports::UnitOfWork) can
-/// append events; one for an adapter's own type can write tables of its own in the same transaction.
+/// append events; one for an adapter's own type can write other tables in the same transaction.
 pub trait Reaction<U>: Send + Sync {
     /// Reacts. Its writes are committed with the event or not at all.
     fn react<'a>(

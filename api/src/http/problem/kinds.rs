@@ -50,7 +50,7 @@ pub static KEY_MISSING: Kind = Kind::named(
     "idempotency-key-missing",
     S::BAD_REQUEST,
     "Idempotency-Key is missing",
-    "Every POST needs a name of its own, so that it can be repeated safely. Send the header Idempotency-Key with a \
+    "Every POST needs its own idempotency key, so that it can be repeated safely. Send the header Idempotency-Key with a \
      new UUID, and the same one when you repeat the request.",
 );
 /// No or a wrong token.
@@ -61,7 +61,7 @@ pub static FORBIDDEN: Kind =
     Kind::blank(S::FORBIDDEN, "Forbidden", "The token is valid, but does not allow this.");
 /// Nothing at this path.
 pub static NOT_FOUND: Kind = Kind::blank(S::NOT_FOUND, "Not Found", "There is nothing at this path.");
-/// No such basket, or somebody else's.
+/// No such basket, or another caller's.
 pub static BASKET_NOT_FOUND: Kind = Kind::named(
     "basket-not-found",
     S::NOT_FOUND,
@@ -75,7 +75,7 @@ pub static ITEM_NOT_FOUND: Kind = Kind::named(
     "Item not found",
     "The basket has no item with this sku. The basket itself is there.",
 );
-/// No such command, or somebody else's.
+/// No such command, or another caller's.
 pub static COMMAND_NOT_FOUND: Kind = Kind::named(
     "command-not-found",
     S::NOT_FOUND,
@@ -129,19 +129,19 @@ pub static BASKET_LIMIT: Kind = Kind::named(
     "Basket is at its limit",
     "The basket cannot take more lines, or more pieces of this article.",
 );
-/// A twin is under way.
+/// A concurrent duplicate is in progress.
 pub static KEY_IN_PROGRESS: Kind = Kind::named(
     "idempotency-key-in-progress",
     S::CONFLICT,
     "The same request is being executed",
-    "A request with this Idempotency-Key is under way. Repeat it after Retry-After to get its answer.",
+    "A request with this Idempotency-Key is in progress. Repeat it after Retry-After to get its answer.",
 );
 /// A stale version.
 pub static VERSION_MISMATCH: Kind = Kind::named(
     "version-mismatch",
     S::PRECONDITION_FAILED,
     "Basket has changed",
-    "If-Match does not name the basket's current version, which is in the header ETag. Read the basket and decide anew.",
+    "If-Match does not name the basket's current version, which is in the header ETag. Read the basket and decide again.",
 );
 /// Too large a body.
 pub static TOO_LARGE: Kind = Kind::blank(S::PAYLOAD_TOO_LARGE, "Content Too Large", "The body is too large.");
@@ -197,7 +197,7 @@ pub static UNAVAILABLE: Kind = Kind::named(
     "unavailable",
     S::SERVICE_UNAVAILABLE,
     "Service unavailable",
-    "The service cannot do its work now, mostly because its database is away or busy. A command may or may not have \
+    "The service cannot do its work now, usually because its database is down or overloaded. A command may or may not have \
      been executed: repeat it with the same Idempotency-Key after Retry-After to learn which.",
 );
 

@@ -1,4 +1,4 @@
-# The first process of a node's namespaces: makes them look like a machine of its own, and keeps them. When it ends, every process,
+# The first process of a node's namespaces: makes them look like a separate machine, and keeps them. When it ends, every process,
 # mount, link and rule of the node goes with it.
 set -eu
 packages=$1 folder=$2 gateway=$3 address=$4 cgroup=$5
