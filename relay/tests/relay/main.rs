@@ -35,6 +35,7 @@ mod one_partition;
 mod one_writer;
 mod poison;
 mod poolers;
+mod procedures;
 mod proxied;
 mod publication;
 mod refused;

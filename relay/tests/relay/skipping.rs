@@ -3,6 +3,7 @@
 use testbed::net;
 
 use crate::fixture::{Relay, Site};
+use crate::procedures;
 
 const POISON: &str = "0190a6f8-0000-7000-8000-00000000dead";
 
@@ -32,27 +33,29 @@ async fn position(relay: &Relay) -> String {
     at.chars().take(42).collect()
 }
 
-/// Runs the statements of the procedure. Returns how many rows the first one has updated.
-async fn skip(site: &Site, position: &str) -> u64 {
+/// The statements of the procedure for this row and position.
+fn statements(site: &Site, position: &str) -> Vec<String> {
     let lsn = format!("{}/{}", &position[9..17], &position[17..25]);
-    let mut sql = site.sql().await;
-    let update = format!(
-        "UPDATE outbox_checkpoint c SET confirmed_lsn = pg_lsn '{lsn}' + 1 FROM outbox p
-         WHERE c.relay = 'relay' AND c.start_phase IS NULL AND p.id = '{POISON}' AND NOT EXISTS (
-           SELECT FROM pg_logical_slot_peek_binary_changes('{}', '{lsn}', NULL,
-                         'proto_version', '1', 'publication_names', 'outbox') change
-           WHERE get_byte(change.data, 0) = ascii('I') AND change.xid <> p.xid::xid)",
-        site.slot
-    );
-    let updated = sqlx::query(sqlx::AssertSqlSafe(update)).execute(&mut sql).await.unwrap().rows_affected();
+    let statements = procedures::statements("A poison row");
+    let statements = statements.iter().map(|statement| {
+        let statement = statement.replace("00000000/01bc2878", &lsn).replace("b6c0c598-…", POISON);
+        procedures::fill_in(&statement, "relay", &site.slot)
+    });
+    statements.collect()
+}
+
+async fn update(site: &Site, statement: &str) -> u64 {
+    let statement = sqlx::raw_sql(sqlx::AssertSqlSafe(statement));
+    statement.execute(&mut site.sql().await).await.unwrap().rows_affected()
+}
+
+/// Runs the procedure. Returns how many rows its first statement has updated.
+async fn skip(site: &Site, position: &str) -> u64 {
+    let statements = statements(site, position);
+    let confirm = statements.iter().find(|text| text.contains("peek_binary_changes")).unwrap();
+    let updated = update(site, confirm).await;
     if updated == 1 {
-        site.execute(&format!(
-            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, traceparent, tracestate)
-             SELECT o.id, o.aggregatetype, o.aggregateid, o.type, o.payload, o.headers, o.traceparent, o.tracestate
-             FROM outbox o JOIN outbox p ON p.id = '{POISON}' AND o.xid = p.xid AND o.seq > p.seq
-             ORDER BY o.seq"
-        ))
-        .await;
+        site.execute(statements.iter().find(|text| text.starts_with("INSERT")).unwrap()).await;
     }
     updated
 }
@@ -133,15 +136,9 @@ async fn a_poison_row_of_the_initial_snapshot_is_skipped_alone() {
     stops_at_the_row(relay).await;
     transaction(&site, &["streamed"]).await;
     assert_eq!(skip(&site, &position).await, 0, "it would skip the rest of the snapshot");
-    let cursor = format!(
-        "UPDATE outbox_checkpoint c SET start_cursor = p.seq FROM outbox p
-         WHERE c.relay = 'relay' AND c.start_phase = 'copying' AND p.id = '{POISON}' AND NOT EXISTS (
-           SELECT FROM outbox o WHERE o.seq > c.start_cursor AND o.seq < p.seq
-           AND pg_visible_in_snapshot(o.xid, c.start_snapshot))"
-    );
-    let mut sql = site.sql().await;
-    let updated = sqlx::query(sqlx::AssertSqlSafe(cursor)).execute(&mut sql).await.unwrap();
-    assert_eq!(updated.rows_affected(), 1);
+    let statements = statements(&site, &position);
+    let cursor = statements.iter().find(|text| text.contains("start_cursor = p.seq")).unwrap();
+    assert_eq!(update(&site, cursor).await, 1);
     let relay = site.relay().await;
     site.until_records(3).await;
     site.until_confirmed(&relay).await;
