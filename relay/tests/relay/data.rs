@@ -48,9 +48,9 @@ async fn until_key(site: &Site, key: &str) {
     .unwrap();
 }
 
-/// E2, I7: a transaction of any size passes through bounded memory.
+/// A transaction of any size passes through bounded memory.
 #[tokio::test]
-async fn e2_one_transaction_of_two_hundred_thousand_rows() {
+async fn one_transaction_of_two_hundred_thousand_rows() {
     let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
@@ -72,10 +72,10 @@ async fn e2_one_transaction_of_two_hundred_thousand_rows() {
     site.judge_table(&relay).await;
 }
 
-/// E3, E4, E5: twenty transactions that are open at the same time and end in another order than they began; a large one
+/// Twenty transactions that are open at the same time and end in another order than they began; a large one
 /// that is aborted; one that rolls most of itself back to a savepoint.
 #[tokio::test]
-async fn e3_e4_e5_transactions_that_overlap_and_abort() {
+async fn transactions_that_overlap_and_abort() {
     let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
@@ -108,9 +108,9 @@ async fn e3_e4_e5_transactions_that_overlap_and_abort() {
     assert!(relay.program.memory().unwrap().1 < 64 * MIB);
 }
 
-/// E8, E9: keys and values are delivered exactly as written.
+/// Keys and values are delivered exactly as written.
 #[tokio::test]
-async fn e8_e9_keys_and_values_of_every_kind() {
+async fn keys_and_values_of_every_kind() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     let row = |key: &str, payload: &str| {
@@ -141,9 +141,9 @@ async fn e8_e9_keys_and_values_of_every_kind() {
     assert_eq!(value(&"k".repeat(65536)).as_deref(), Some(&b"{}"[..]));
 }
 
-/// E12: the relay delivers rows, and an id written twice is two rows.
+/// The relay delivers rows, and an id written twice is two rows.
 #[tokio::test]
-async fn e12_an_id_written_twice_is_delivered_twice() {
+async fn an_id_written_twice_is_delivered_twice() {
     let site = Site::shared().await;
     let _relay = site.relay().await;
     for n in 1..=2 {
@@ -155,9 +155,9 @@ async fn e12_an_id_written_twice_is_delivered_twice() {
     assert_eq!(values["k"], ["1", "2", "{\"n\": 3}"]);
 }
 
-/// E13: updates, deletes and truncates send nothing, even if a publication created by hand publishes them.
+/// Updates, deletes and truncates send nothing, even if a publication created by hand publishes them.
 #[tokio::test]
-async fn e13_updates_deletes_and_truncates_send_nothing() {
+async fn updates_deletes_and_truncates_send_nothing() {
     for publish in ["insert", "insert, update, delete, truncate"] {
         let site = Site::shared().await;
         let identities = "SELECT string_agg(format('ALTER TABLE %s REPLICA IDENTITY FULL', relid), ';')
@@ -184,9 +184,9 @@ async fn e13_updates_deletes_and_truncates_send_nothing() {
     }
 }
 
-/// E15: columns are added, renamed and dropped, between transactions and within one.
+/// Columns are added, renamed and dropped, between transactions and within one.
 #[tokio::test]
-async fn e15_ddl_while_streaming_and_within_a_transaction() {
+async fn ddl_while_streaming_and_within_a_transaction() {
     let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
@@ -215,9 +215,9 @@ async fn e15_ddl_while_streaming_and_within_a_transaction() {
     assert_eq!(values_by_key(&site.records().await)["ddl"].len(), 14);
 }
 
-/// E15: a column that the relay needs is dropped. No row is skipped; the error names the transaction and the column.
+/// A column that the relay needs is dropped. No row is skipped; the error names the transaction and the column.
 #[tokio::test]
-async fn e15_a_required_column_is_dropped_and_added_again() {
+async fn a_required_column_is_dropped_and_added_again() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;
@@ -243,10 +243,10 @@ async fn e15_a_required_column_is_dropped_and_added_again() {
     assert_eq!(site.records().await.len(), 4);
 }
 
-/// E16: partitions are created, attached, detached and dropped while the relay streams. Rows that were in a table
+/// Partitions are created, attached, detached and dropped while the relay streams. Rows that were in a table
 /// before it was attached are not events, and rows of a detached table are not events any more.
 #[tokio::test]
-async fn e16_partitions_come_and_go() {
+async fn partitions_come_and_go_while_the_relay_streams() {
     let _permit = heavy_permit().await;
     partitions_come_and_go(Site::shared().await).await;
 }
@@ -298,9 +298,9 @@ pub async fn partitions_come_and_go(site: Site) {
     assert!(!values.contains_key("detached") && !values.contains_key("before"));
 }
 
-/// E18: a clock that jumps. The event arrives. The Kafka timestamp may differ, but `ce_time` is the writer's time.
+/// A clock that jumps. The event arrives. The Kafka timestamp may differ, but `ce_time` is the writer's time.
 #[tokio::test]
-async fn e18_times_far_in_the_past_and_in_the_future() {
+async fn times_far_in_the_past_and_in_the_future() {
     let site = Site::shared().await;
     let _relay = site.relay().await;
     let times = [
@@ -336,9 +336,9 @@ async fn e18_times_far_in_the_past_and_in_the_future() {
     }
 }
 
-/// E22: numbers that JSON does not support, arrays, bytes and text, in each type of payload.
+/// Numbers that JSON does not support, arrays, bytes and text, in each type of payload.
 #[tokio::test]
-async fn e22_payloads_of_odd_values() {
+async fn payloads_of_odd_values() {
     for (kind, payload, expected) in [
         ("jsonb", "to_jsonb('NaN'::float8)", "\"NaN\""),
         ("jsonb", "to_jsonb(ARRAY['-Infinity'::float8, 0.5])", "[\"-Infinity\", 0.5]"),
@@ -363,9 +363,9 @@ async fn e22_payloads_of_odd_values() {
     }
 }
 
-/// E22: a type whose wire format a consumer could not read is rejected, not sent as it is.
+/// A type whose wire format a consumer could not read is rejected, not sent as it is.
 #[tokio::test]
-async fn e22_columns_of_types_that_cannot_be_read_are_refused() {
+async fn columns_of_types_that_cannot_be_read_are_refused() {
     for (column, kind, value) in [
         ("payload", "int[]", "ARRAY[1]"),
         ("payload", "numeric", "'NaN'::numeric"),
@@ -397,9 +397,9 @@ async fn e22_columns_of_types_that_cannot_be_read_are_refused() {
     }
 }
 
-/// E22: a uuid key is sent as text, both from the initial snapshot and from the stream.
+/// A uuid key is sent as text, both from the initial snapshot and from the stream.
 #[tokio::test]
-async fn e22_a_uuid_is_a_key_as_its_text() {
+async fn a_uuid_is_a_key_as_its_text() {
     const KEY: &str = "0198f3a2-7c1d-7e4b-9a55-1f2e3d4c5b6a";
     let site = Site::shared().await;
     site.execute("ALTER TABLE outbox ALTER COLUMN aggregateid TYPE uuid USING aggregateid::uuid").await;

@@ -74,10 +74,10 @@ async fn the_documented_role_is_enough_and_with_less_the_relay_waits_for_it() {
     .unwrap();
 }
 
-/// C16: privileges are revoked while the relay streams. Those that PostgreSQL checks at each statement show
+/// Privileges are revoked while the relay streams. Those that PostgreSQL checks at each statement show
 /// immediately, the others when the connections end, which this test causes.
 #[tokio::test]
-async fn c16_a_revoked_privilege_is_reported_and_delivery_continues_once_it_is_granted_again() {
+async fn a_revoked_privilege_is_reported_and_delivery_continues_once_it_is_granted_again() {
     let _permit = heavy_permit().await;
     let options = PostgresOptions { auth: Auth::Scram, ..PostgresOptions::default() };
     let postgres = Postgres::start(options).await.unwrap();

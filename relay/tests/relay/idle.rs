@@ -78,10 +78,10 @@ async fn an_idle_relay_writes_few_checkpoints() {
     assert!(changes <= 2, "{changes} checkpoints in three idle seconds");
 }
 
-/// E19: the outbox is idle for minutes while the rest of the cluster is busy: another table, and another database,
+/// The outbox is idle for minutes while the rest of the cluster is busy: another table, and another database,
 /// which the stream does not show. The relay stays ready, without lag, and retains no WAL. Then a row arrives.
 #[tokio::test]
-async fn e19_an_idle_outbox_in_a_busy_cluster_is_ready_and_not_behind() {
+async fn an_idle_outbox_in_a_busy_cluster_is_ready_and_not_behind() {
     if !long_matrix() {
         return;
     }

@@ -14,7 +14,7 @@ use crate::proxied::{Proxied, until_more};
 const RATE: f64 = 500.0;
 
 #[tokio::test]
-async fn b1_connections_are_reset_on_either_side() {
+async fn connections_are_reset_on_either_side() {
     let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let relay = proxied.relay().await;
@@ -37,7 +37,7 @@ async fn b1_connections_are_reset_on_either_side() {
 }
 
 #[tokio::test]
-async fn b2_silence_shorter_and_longer_than_the_timeouts() {
+async fn silence_shorter_and_longer_than_the_timeouts() {
     let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let relay = proxied.relay().await;
@@ -66,7 +66,7 @@ async fn b2_silence_shorter_and_longer_than_the_timeouts() {
 /// Most of the stream is between a Begin and its Commit, and a frame has hundreds of bytes. So most cuts break a frame,
 /// and nearly all of them a transaction. Cuts towards the server break a confirmation.
 #[tokio::test]
-async fn b10_the_stream_is_cut_inside_a_message() {
+async fn the_stream_is_cut_inside_a_message() {
     let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     proxied.relay().await.kill().await;
@@ -96,7 +96,7 @@ async fn b10_the_stream_is_cut_inside_a_message() {
 /// The same towards Kafka: requests and responses break in the middle. Idempotent producers retry, and a record that
 /// was appended is not appended again.
 #[tokio::test]
-async fn f10_requests_and_responses_are_cut_inside() {
+async fn requests_and_responses_are_cut_inside() {
     let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let relay = proxied.relay().await;
@@ -120,7 +120,7 @@ async fn f10_requests_and_responses_are_cut_inside() {
 /// Requests arrive and are appended, their acknowledgements are lost, and then the relay dies. Its successor must find
 /// the records.
 #[tokio::test]
-async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
+async fn acknowledgements_are_lost_and_the_relay_dies() {
     let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let mut relay = proxied.relay().await;
@@ -154,7 +154,7 @@ async fn f14_acknowledgements_are_lost_and_the_relay_dies() {
     proxied.judge(load, &relay).await;
 }
 
-/// B3, B4, B5, B9: half-open for longer than the timeouts each way, late, slow, in segments of one byte.
+/// Half-open for longer than the timeouts each way, late, slow, in segments of one byte.
 /// The durations are realistic: the server's default timeout, and a longer silence.
 async fn survives_a_bad_network(version: PgVersion) {
     if !long_matrix() {
@@ -196,24 +196,24 @@ async fn survives_a_bad_network(version: PgVersion) {
 }
 
 #[tokio::test]
-async fn b3_b9_a_bad_network_with_literal_durations_on_15() {
+async fn a_bad_network_with_literal_durations_on_15() {
     survives_a_bad_network(PgVersion::V15).await;
 }
 
 #[tokio::test]
-async fn b3_b9_a_bad_network_with_literal_durations_on_17() {
+async fn a_bad_network_with_literal_durations_on_17() {
     survives_a_bad_network(PgVersion::V17).await;
 }
 
 #[tokio::test]
-async fn b3_b9_a_bad_network_with_literal_durations_on_18() {
+async fn a_bad_network_with_literal_durations_on_18() {
     survives_a_bad_network(PgVersion::V18).await;
 }
 
-/// F13: the relay cannot reach one of three brokers, which the cluster considers healthy and keeps as a leader. The
+/// The relay cannot reach one of three brokers, which the cluster considers healthy and keeps as a leader. The
 /// rows of its partitions wait, others are delivered, and once it is reachable again the waiting rows arrive.
 #[tokio::test]
-async fn f13_one_of_three_brokers_is_silent() {
+async fn one_of_three_brokers_is_silent() {
     if !long_matrix() {
         return;
     }
@@ -231,9 +231,9 @@ async fn f13_one_of_three_brokers_is_silent() {
     proxied.judge(load, &relay).await;
 }
 
-/// G1: three brokers, three replicas, two of them in sync at least: the leader of a partition dies five times.
+/// Three brokers, three replicas, two of them in sync at least: the leader of a partition dies five times.
 #[tokio::test]
-async fn g1_a_leader_killed_five_times_under_load() {
+async fn a_leader_killed_five_times_under_load() {
     if !long_matrix() {
         return;
     }

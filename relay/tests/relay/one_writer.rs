@@ -17,9 +17,8 @@ async fn until_streaming(relay: &Relay) {
     relay.until("/readyz", 200, "streaming").await;
 }
 
-/// A3.
 #[tokio::test]
-async fn a3_repeated_sigterm_under_load() {
+async fn repeated_sigterm_under_load() {
     let _permit = heavy_permit().await;
     let site = Site::shared().await;
     site.relay().await.stop().await;
@@ -40,9 +39,9 @@ async fn a3_repeated_sigterm_under_load() {
     );
 }
 
-/// A10: the relay that does not hold the slot is ready, reports that it stands by, and takes over automatically.
+/// The relay that does not hold the slot is ready, reports that it stands by, and takes over automatically.
 #[tokio::test]
-async fn a10_a_standby_takes_over_from_one_that_died() {
+async fn a_standby_takes_over_from_one_that_died() {
     let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let mut first = site.relay().await;
@@ -94,13 +93,13 @@ async fn a_standby_relay_causes_no_errors_in_the_server_log() {
     until_streaming(&standby).await;
 }
 
-/// A5: a relay is paused for longer than `wal_sender_timeout`, a successor acquires the slot and delivers, then the
+/// A relay is paused for longer than `wal_sender_timeout`, a successor acquires the slot and delivers, then the
 /// first is resumed. No event is lost or out of order. Records that the paused process had queued may be appended when
 /// it resumes, because the slot does not fence Kafka (R10). The successor counts them when it scans the gaps in its
 /// partitions. They are only those that were in flight when the process was paused: rows that the server sent to it
 /// during the pause are not sent.
 #[tokio::test]
-async fn a5_a_paused_relay_wakes_up_behind_its_successor() {
+async fn a_paused_relay_wakes_up_behind_its_successor() {
     let _permit = heavy_permit().await;
     let proxied = Proxied::start().await;
     let mut active = proxied.site.relay().await;
@@ -136,7 +135,7 @@ async fn a5_a_paused_relay_wakes_up_behind_its_successor() {
 
 /// A pause shorter than the timeout has no effect: the relay still holds its slot, and continues.
 #[tokio::test]
-async fn a5_a_short_pause_has_no_effect() {
+async fn a_short_pause_has_no_effect() {
     let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
@@ -151,9 +150,9 @@ async fn a5_a_short_pause_has_no_effect() {
     assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// C3: another client repeatedly terminates the walsender.
+/// Another client repeatedly terminates the walsender.
 #[tokio::test]
-async fn c3_the_walsender_is_terminated_repeatedly() {
+async fn the_walsender_is_terminated_repeatedly() {
     let _permit = heavy_permit().await;
     survives_terminations(Site::shared().await).await;
 }

@@ -1,4 +1,4 @@
-//! D14: the publication is dropped, renamed, or altered while the relay streams. PostgreSQL silently omits the rows (15
+//! The publication is dropped, renamed, or altered while the relay streams. PostgreSQL silently omits the rows (15
 //! to 17 end the stream when the publication is gone, 18 sends a warning). The guarantee is that the relay detects it,
 //! that delivery stops with the reason, and that nothing after the change is confirmed.
 
@@ -69,7 +69,7 @@ async fn five_rows(site: &Site) {
 }
 
 #[tokio::test]
-async fn d14_a_change_of_the_publication_is_detected_and_nothing_is_confirmed_after_it() {
+async fn a_change_of_the_publication_is_detected_and_nothing_is_confirmed_after_it() {
     let _permit = heavy_permit().await;
     for (change, undo) in CHANGES {
         println!("{change}");
@@ -78,7 +78,7 @@ async fn d14_a_change_of_the_publication_is_detected_and_nothing_is_confirmed_af
 }
 
 #[tokio::test]
-async fn d14_also_on_postgres_15() {
+async fn a_changed_publication_on_postgres_15() {
     let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V15, &[]).await;
     for (change, undo) in &CHANGES[..3] {
@@ -89,7 +89,7 @@ async fn d14_also_on_postgres_15() {
 
 /// After an administrator has republished the missing rows and runs the documented statement, delivery continues.
 #[tokio::test]
-async fn d14_delivery_continues_once_the_gap_was_handled_by_hand() {
+async fn delivery_continues_once_the_gap_was_handled_by_hand() {
     let site = Site::shared().await;
     let (change, undo) = CHANGES[2];
     is_noticed(&site, change, undo).await;
@@ -109,7 +109,7 @@ async fn d14_delivery_continues_once_the_gap_was_handled_by_hand() {
 
 /// Other tables in the publication do not matter.
 #[tokio::test]
-async fn d14_another_table_in_the_publication_changes_nothing() {
+async fn another_table_in_the_publication_changes_nothing() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.execute("CREATE TABLE another (id int PRIMARY KEY); ALTER PUBLICATION outbox ADD TABLE another")

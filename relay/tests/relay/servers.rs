@@ -11,10 +11,10 @@ use crate::proxied::until_more;
 /// Rows per second.
 const RATE: f64 = 500.0;
 
-/// C1: a smart shutdown waits for open sessions, which include the relay's, so the relay continues to deliver. The fast
+/// A smart shutdown waits for open sessions, which include the relay's, so the relay continues to deliver. The fast
 /// shutdown that administrators issue next ends it.
 #[tokio::test]
-async fn c1_postgres_restarts_in_every_way_under_load() {
+async fn postgres_restarts_in_every_way_under_load() {
     let _permit = heavy_permit().await;
     survives_restarts(PgVersion::V18).await;
 }
@@ -39,9 +39,9 @@ pub async fn survives_restarts(version: PgVersion) {
     assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// C6: another client uses the only walsender.
+/// Another client uses the only walsender.
 #[tokio::test]
-async fn c6_no_walsender_is_left() {
+async fn no_walsender_is_left() {
     let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[("max_wal_senders", "1")]).await;
     let site = servers.site().await;
@@ -60,9 +60,9 @@ async fn c6_no_walsender_is_left() {
     assert_correct(&site.verdict(load, &relay).await);
 }
 
-/// C6: all connections are in use, and the relay's are terminated, so that it cannot reconnect.
+/// All connections are in use, and the relay's are terminated, so that it cannot reconnect.
 #[tokio::test]
-async fn c6_no_connection_is_left() {
+async fn no_connection_is_left() {
     let _permit = heavy_permit().await;
     let servers = OwnServers::start(PgVersion::V18, &[("max_connections", "20")]).await;
     let site = servers.site().await;

@@ -36,10 +36,10 @@ fn key_seq(record: &Record) -> i64 {
     value["key_seq"].as_i64().unwrap()
 }
 
-/// G10: partitions are added under load, and the relay dies around the switch. No event is lost or duplicated, and a
+/// Partitions are added under load, and the relay dies around the switch. No event is lost or duplicated, and a
 /// key's events in its old partition are older than those in the new one.
 #[tokio::test]
-async fn g10_a_topic_grows_under_load_and_the_relay_dies_around_the_switch() {
+async fn a_topic_grows_under_load_and_the_relay_dies_around_the_switch() {
     let _permit = heavy_permit().await;
     let site = Site::shared().await;
     let relay = site.relay().await;
@@ -106,10 +106,10 @@ async fn three_rows_confirmed() -> (Site, Relay) {
     (site, relay)
 }
 
-/// G9: a topic that disappears while the relay runs is reported as missing, and once recreated it is not treated as the
+/// A topic that disappears while the relay runs is reported as missing, and once recreated it is not treated as the
 /// old one. The recovery is the procedure in docs/OPERATIONS.md.
 #[tokio::test]
-async fn g9_a_topic_deleted_and_recreated_while_the_relay_runs() {
+async fn a_topic_deleted_and_recreated_while_the_relay_runs() {
     let (site, relay) = three_rows_confirmed().await;
     let topic = site.topic();
     delete_topic(&site.bootstrap, &topic).await.unwrap();
@@ -129,7 +129,7 @@ async fn g9_a_topic_deleted_and_recreated_while_the_relay_runs() {
     relay.until_ready().await;
 }
 
-/// G9, R6: while no relay ran, the topic was recreated and got as many records of another producer: offsets alone would
+/// R6: while no relay ran, the topic was recreated and got as many records of another producer: offsets alone would
 /// not show it.
 #[tokio::test]
 async fn r6_a_topic_recreated_with_as_many_foreign_records_is_detected() {
@@ -187,9 +187,9 @@ async fn r6_a_mirror_that_lacks_the_end_of_a_large_transaction_is_detected() {
     assert_eq!(site.records().await.len(), ROWS as usize + 5, "something was delivered");
 }
 
-/// G12: retention has removed all records that the checkpoint knows, which is normal.
+/// Retention has removed all records that the checkpoint knows, which is normal.
 #[tokio::test]
-async fn g12_records_removed_by_retention_are_not_reported_as_lost() {
+async fn records_removed_by_retention_are_not_reported_as_lost() {
     let (site, relay) = three_rows_confirmed().await;
     assert_eq!(relay.stop().await.0, Some(0));
     for partition in 0..PARTITIONS {

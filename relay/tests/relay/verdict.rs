@@ -84,7 +84,7 @@ async fn r2_a_promotion_during_the_initial_snapshot() {
     assert_eq!(timelines, ["00000001", "00000001", "00000001", "00000002"]);
 }
 
-/// R2, C18: the server is restored to an earlier state on a new timeline; events delivered in between are phantoms.
+/// R2: the server is restored to an earlier state on a new timeline; events delivered in between are phantoms.
 /// They are counted and listed, block nothing, and rows with positions among theirs are delivered.
 #[tokio::test]
 async fn r2_phantoms_of_a_server_that_lost_its_end_in_a_failover() {
@@ -217,9 +217,9 @@ async fn r2_a_server_restored_while_the_relay_was_stopped_is_refused_before_anyt
     assert_eq!(site.records().await.len(), 20);
 }
 
-/// D1: the slot is dropped while the relay streams from it. It is not silently recreated.
+/// The slot is dropped while the relay streams from it. It is not silently recreated.
 #[tokio::test]
-async fn d1_a_slot_dropped_while_the_relay_runs_stops_delivery() {
+async fn a_slot_dropped_while_the_relay_runs_stops_delivery() {
     let site = Site::shared().await;
     let relay = site.relay().await;
     site.insert([("k", 1)]).await;
@@ -244,15 +244,15 @@ async fn d1_a_slot_dropped_while_the_relay_runs_stops_delivery() {
     assert_eq!(site.records().await.len(), 1);
     let slots = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
     assert_eq!(site.value(&slots).await.as_deref(), Some("0"));
-    // D2: recreated by another client, at a later position.
+    // Recreated by another client, at a later position.
     site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
     relay.until("/readyz", 503, "SlotAhead").await;
     assert_eq!(site.records().await.len(), 1);
 }
 
-/// D7: a slot that the relay cannot use.
+/// A slot that the relay cannot use.
 #[tokio::test]
-async fn d7_an_unsuitable_slot_is_refused() {
+async fn an_unsuitable_slot_is_refused() {
     let site = Site::shared().await;
     site.execute(&format!("SELECT pg_create_physical_replication_slot('{}')", site.slot)).await;
     let relay = site.launch(|text| text);
