@@ -1,4 +1,5 @@
-//! One event: the outbox [`row`] it is read from and the Kafka [`record`] it becomes. Pure.
+//! One event: the outbox [`row`] it is read from and the Kafka [`record`] it becomes. Pure. CloudEvents in binary mode is the only
+//! format of records; another one is another encoder beside [`record::RecordEncoder`].
 
 pub mod column_type;
 pub mod dead_letter;

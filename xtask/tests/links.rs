@@ -65,3 +65,16 @@ fn documents() -> Vec<PathBuf> {
     let paths = entries.map(|entry| entry.unwrap().path());
     paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
 }
+
+#[test]
+fn fields_of_the_resource_that_procedures_name_exist() {
+    let folder = repository().join("docs");
+    let fields = fs::read_to_string(folder.join("OPERATOR-FIELDS.md")).unwrap();
+    let text = fs::read_to_string(folder.join("OPERATIONS.md")).unwrap();
+    let named = Regex::new(r"`(spec\.[A-Za-z.]+[A-Za-z])").unwrap();
+    let named: Vec<&str> = named.captures_iter(&text).map(|found| found.extract::<1>().1[0]).collect();
+    assert!(named.len() > 10, "the fields were not found: {named:?}");
+    for field in named {
+        assert!(fields.contains(&format!("| `{field}`")), "OutboxRelay has no field {field}");
+    }
+}

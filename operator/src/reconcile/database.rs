@@ -180,9 +180,9 @@ impl Pass<'_> {
             }
             Some(slot) if slot.is_lost() => lost(&slot.loss_reason()),
             Some(_) => Finding::yes(Reason::Present, ""),
-            None if had_slot(sql, config).await? => {
-                lost("it is gone, and rows that were committed since the checkpoint with it")
-            }
+            None if had_slot(sql, config).await? => lost(
+                "it does not exist any more; rows that were committed since the checkpoint are not in a new slot's stream, and are still in the outbox table",
+            ),
             None => room(sql, name).await?,
         })
     }
