@@ -116,7 +116,7 @@ pub struct OutboxRelaySpec {
     /// The relay's pods.
     #[serde(default)]
     pub relay: RelayWorkload,
-    /// Stops delivery: no pods run. Everything else stays as it is, and PostgreSQL keeps its log for the slot meanwhile.
+    /// Stops delivery: no pods run. Everything else stays as it is, and PostgreSQL retains WAL for the slot meanwhile.
     #[serde(default)]
     pub suspend: bool,
 }

@@ -16,7 +16,7 @@ use regex::{Captures, Regex};
 use xtask::build::repository;
 
 /// Words that are not used, and what to write instead. Case counts, except that of the first letter of a lower-case word.
-const REPLACEMENTS: [(&str, &str); 36] = [
+const REPLACEMENTS: [(&str, &str); 40] = [
     ("anew", "again, recreated"),
     ("anybody", "any client, anyone"),
     ("are away", "are down, do not run"),
@@ -40,6 +40,8 @@ const REPLACEMENTS: [(&str, &str); 36] = [
     ("logins", "credentials, SASL"),
     ("look after", "manage"),
     ("looks after", "manages"),
+    ("keeps its log", "retains WAL"),
+    ("once a second", "once per second"),
     ("nobody", "no client, no other process, or name the actor"),
     ("of its own", "its own, separate"),
     ("of their own", "their own, separate"),
@@ -51,6 +53,8 @@ const REPLACEMENTS: [(&str, &str); 36] = [
     ("that is there", "existing"),
     ("topic of dead letters", "dead-letter topic"),
     ("trouble", "problem, error"),
+    ("the slot's log", "the WAL that the slot needs"),
+    ("twice a second", "twice per second"),
     ("under way", "in flight, in progress"),
     ("whoever", "name the actor"),
 ];

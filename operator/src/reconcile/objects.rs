@@ -182,7 +182,7 @@ impl Rollout {
     }
 }
 
-/// Ends the pods of a relay that is suspended, whatever else is the matter. Answers whether none is left.
+/// Ends the pods of a relay that is suspended, whatever other problems exist. Returns whether none is left.
 pub(super) async fn stop(context: &Context, relay: &OutboxRelay) -> Result<bool, kube::Error> {
     let none_left = context.pods(relay).iter().all(|pod| has_ended(pod));
     let Some(deployment) = context.deployment(relay) else { return Ok(none_left) };

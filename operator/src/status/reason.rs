@@ -89,12 +89,12 @@ const TABLE: [(Reason, &str, &str); 32] = [
     (
         Reason::Suspended,
         "`Suspended`, `Ready` True; `WorkloadAvailable`, `Streaming` False",
-        "`spec.suspend` is true: no pods run, and PostgreSQL keeps its log for the slot",
+        "`spec.suspend` is true: no pods run, and PostgreSQL retains WAL for the slot",
     ),
     (
         Reason::Suspending,
         "`Suspended`, `Ready` False",
-        "nothing: `spec.suspend` is true, and pods are about to end, whatever else is the matter",
+        "nothing: `spec.suspend` is true, and pods are about to end, whatever other problems exist",
     ),
     (
         Reason::RollingOut,

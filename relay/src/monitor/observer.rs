@@ -1,4 +1,4 @@
-//! Observes the slot once a second over a dedicated connection, so that metrics and `/status` stay current while the
+//! Observes the slot once per second over a dedicated connection, so that metrics and `/status` stay current while the
 //! stream is down; and the partitions of the outbox, less often.
 //!
 //! During a session it observes the session's server and no other. A failure of this connection does not affect a
