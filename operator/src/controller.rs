@@ -67,7 +67,7 @@ async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<boo
                 // Said where it happened.
                 Ok(_) | Err(Error::ReconcilerFailed(..)) => {}
                 Err(Error::QueueError(error)) => {
-                    tracing::warn!(%error, "cannot watch resources: is the definition applied, and may the operator read them?");
+                    tracing::warn!(%error, "cannot watch resources: is the CRD applied, and may the operator read them?");
                 }
                 Err(Error::ObjectNotFound(gone)) => {
                     forgetting.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);

@@ -1,7 +1,7 @@
 //! `doctor`: looks whether an operator with this account could do its work, and whether one does it, and says of each thing whether it is
 //! right, and what to do if it is not. It changes nothing, and needs no right that the operator does not have.
 
-mod definition;
+mod crd;
 mod rights;
 
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub async fn examine(client: &Client, namespaces: &[String], lease: Option<&Leas
     if server.result == Grade::Problem {
         return vec![server];
     }
-    let mut findings = vec![server, definition::examine(client).await];
+    let mut findings = vec![server, crd::examine(client).await];
     findings.extend(rights::examine(client, namespaces, lease).await);
     if let Some(lease) = lease {
         findings.push(leading(client, lease).await);

@@ -1,4 +1,4 @@
-//! The operator: one `OutboxRelay` resource, and its publication, slot, topics and relay are there.
+//! The operator: creates and manages the publication, slot, topics and relay of an `OutboxRelay` resource.
 //!
 //! - [`resource`]: the custom resource, as people write it and as the API server checks it.
 //! - [`controller`]: which resources to look at, and when; [`reconcile`]: one pass over one of them.

@@ -43,10 +43,10 @@ enum Command {
     Run(Run),
     /// Check what 'run' with these arguments meets, one line each: ok, warn or problem, and what to do. Changes nothing.
     ///
-    /// The API server, the definition, the account's rights and, with --lease-namespace, whether an operator leads. Run it as the operator's
+    /// The API server, the CRD, the account's rights and, with --lease-namespace, whether an operator leads. Run it as the operator's
     /// account. Exit codes: 0 no problem (warnings do not count), 64 invalid arguments, 69 a problem.
     Doctor(Doctor),
-    /// Print the custom resource definition, to be applied: outbox-operator crd | kubectl apply --server-side -f -
+    /// Print the custom resource definition (CRD), to be applied: outbox-operator crd | kubectl apply --server-side -f -
     Crd,
     /// Print the resource's fields as a Markdown table.
     Fields,
@@ -141,7 +141,7 @@ fn main() {
         Command::Crd => match serde_saphyr::to_string(&OutboxRelay::crd()) {
             Ok(yaml) => print(&yaml),
             Err(error) => {
-                eprintln!("cannot write the definition: {error}");
+                eprintln!("cannot write the CRD: {error}");
                 EXIT_BUG
             }
         },

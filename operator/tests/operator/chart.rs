@@ -74,7 +74,7 @@ async fn may(cluster: &Cluster, who: &str, what: &[&str]) -> bool {
     answer.is_ok_and(|answer| answer.trim() == "yes")
 }
 
-/// Installed, upgraded, uninstalled and installed again: the definition stays, and with it every resource.
+/// Installed, upgraded, uninstalled and installed again: the CRD stays, and with it every resource.
 #[tokio::test]
 async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     let cluster = Kubernetes::start().await.unwrap();
@@ -104,7 +104,7 @@ async fn it_installs_all_there_is_and_never_takes_the_definition_away() {
     assert!(!may(&cluster, operator, &["list", "secrets"]).await);
     assert!(!may(&cluster, operator, &["create", "pods"]).await);
     let kubeconfig = cluster.kubeconfig_of("outbox-system", "outbox-outbox-operator").await.unwrap();
-    wait::until("rights everywhere, and the definition as published", SOON, async || {
+    wait::until("rights everywhere, and the CRD as published", SOON, async || {
         let mut doctor = program(&kubeconfig).arg("doctor").start().unwrap();
         let code = doctor.wait(SOON).await.unwrap().code();
         let is_well = code == Some(0) && doctor.log().contains("that it needs in all namespaces");

@@ -50,7 +50,7 @@ impl Doctor {
     }
 }
 
-/// The definition with something else at a path.
+/// The CRD with something else at a path.
 fn definition(change: impl Fn(&mut Value)) -> String {
     let mut definition: Value = serde_saphyr::from_str(DEFINITION).unwrap();
     let schema = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
@@ -83,15 +83,15 @@ async fn each_thing_that_is_wrong_is_named_with_its_remedy() {
     let operator = launch(&deployment["spec"]["template"], &doctor.kubeconfig);
     let mut operator = operator.env("OUTBOX_OPERATOR_LISTEN", listen).start().unwrap();
     let apply = "kubectl apply --server-side -f crds/outboxrelays.outbox.dev.yaml";
-    doctor.until_only(&["problem  definition", "knows no outboxrelays in outbox.dev/v1alpha1", apply]).await;
+    doctor.until_only(&["problem  CRD", "knows no outboxrelays in outbox.dev/v1alpha1", apply]).await;
 
     cluster
         .apply(&definition(|fields| drop(fields.as_object_mut().unwrap().remove("suspend"))))
         .await
         .unwrap();
-    doctor.until_only(&["problem  definition", "does not have spec.suspend:", apply]).await;
+    doctor.until_only(&["problem  CRD", "does not have spec.suspend:", apply]).await;
     cluster.apply(&definition(|fields| fields["suspend"]["description"] = json!("Other."))).await.unwrap();
-    doctor.until_only(&["warn     definition", "differs in spec.suspend", apply]).await;
+    doctor.until_only(&["warn     CRD", "differs in spec.suspend", apply]).await;
     define(&cluster).await;
     doctor.until_well().await;
 

@@ -1,5 +1,5 @@
-//! Is OutboxRelay defined as this program knows it? Reading definitions takes a right in the whole cluster, which an operator that looks
-//! at some namespaces does not have. What the API server publishes of them every account may read.
+//! Is the CRD in the cluster the one that this program knows? Reading CRDs takes a right in the whole cluster, which an operator that looks
+//! at some namespaces does not have. Every account may read the schemas that the API server publishes.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::unanswered;
 use crate::resource::OutboxRelay;
 
-const CHECK: &str = "definition";
+const CHECK: &str = "CRD";
 const REMEDY: &str =
     "kubectl apply --server-side -f crds/outboxrelays.outbox.dev.yaml, of this operator's release";
 
