@@ -8,8 +8,6 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use crate::postgres::Connections;
-
 const NAMESPACE: &str = "basket_api";
 
 /// From a millisecond, a command on an idle machine, to five seconds, the longest a request may take.
@@ -34,6 +32,15 @@ pub struct Metrics {
     housekeeping_items: IntCounterVec,
     housekeeping_success: GaugeVec,
     baskets_failed: IntCounter,
+}
+
+/// Connections to the database at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// Open and free.
+    pub idle: usize,
+    /// Open and in use.
+    pub used: usize,
 }
 
 /// How a run of a job ended.

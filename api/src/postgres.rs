@@ -19,7 +19,7 @@ mod unit_of_work;
 
 pub use baskets::PostgresBaskets;
 pub use command_log::PostgresCommandLog;
-pub use database::{Connections, Database, for_commands};
+pub use database::{Database, for_commands};
 pub use migration::{MIGRATIONS, MigrationError, migrate};
 pub use privileges::{Lacking, check};
 pub use probe::{Probe, State};

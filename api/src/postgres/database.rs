@@ -13,6 +13,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{Connection, PgPool, Postgres, Transaction};
 
 use super::servers::{Limits, Servers, prepare};
+use crate::metrics::Connections;
 
 /// A request that finds no free connection for this long is told to come back later.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(2);
@@ -48,15 +49,6 @@ struct Pools {
     lists: PgPool,
     /// How often one of their connections has answered.
     answers: Arc<AtomicU64>,
-}
-
-/// What the pools hold at a moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connections {
-    /// Open and free.
-    pub idle: usize,
-    /// Open and in use.
-    pub used: usize,
 }
 
 impl Database {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use basket_api::postgres::{Connections, Database};
+use basket_api::metrics::Connections;
+use basket_api::postgres::Database;
 use chrono::{SecondsFormat, TimeDelta, Utc};
 use testbed::{Database as Fresh, wait};
 
