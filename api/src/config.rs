@@ -173,23 +173,23 @@ pub struct Bounds {
     #[arg(long, env = "BASKET_MAX_REQUESTS", default_value_t = 512, value_parser = at_least_one)]
     pub max_requests: usize,
     /// Requests in flight of one principal at most, more are answered 429; 0 for any number, on all database connections.
-    #[arg(long, env = "BASKET_MAX_REQUESTS_PER_PRINCIPAL", default_value_t = 64)]
+    #[arg(long, env = "BASKET_MAX_REQUESTS_PER_PRINCIPAL", default_value_t = 64, value_parser = permits)]
     pub max_requests_per_principal: usize,
     /// Requests per second of one principal at most, more are answered 429; 0 for any number.
     #[arg(long, env = "BASKET_RATE_LIMIT", default_value_t = 5000)]
     pub rate_limit: u32,
     /// How long a request may take.
-    #[arg(long, env = "BASKET_REQUEST_TIMEOUT", default_value = "10s", value_parser = duration)]
+    #[arg(long, env = "BASKET_REQUEST_TIMEOUT", default_value = "10s", value_parser = timeout)]
     pub request_timeout: Duration,
     /// How long a request's head may take to arrive, from its first byte.
-    #[arg(long, env = "BASKET_HEADER_TIMEOUT", default_value = "10s", value_parser = duration)]
+    #[arg(long, env = "BASKET_HEADER_TIMEOUT", default_value = "10s", value_parser = timeout)]
     pub header_timeout: Duration,
     /// How long a connection may be without a request. Longer than load balancers keep theirs, so that none of them sends a
     /// request on a connection that is being closed.
-    #[arg(long, env = "BASKET_IDLE_TIMEOUT", default_value = "75s", value_parser = duration)]
+    #[arg(long, env = "BASKET_IDLE_TIMEOUT", default_value = "75s", value_parser = timeout)]
     pub idle_timeout: Duration,
     /// How long a client may read nothing of its answer.
-    #[arg(long, env = "BASKET_SEND_TIMEOUT", default_value = "15s", value_parser = duration)]
+    #[arg(long, env = "BASKET_SEND_TIMEOUT", default_value = "15s", value_parser = timeout)]
     pub send_timeout: Duration,
     /// How long to serve after SIGTERM, while load balancers still send requests. /readyz is 503 from the start of it.
     #[arg(long, env = "BASKET_STOP_DELAY", default_value = "0s", value_parser = duration)]
@@ -239,7 +239,7 @@ pub struct Retention {
     /// Drop whole months of the log of commands this long after their end; kept forever if not set. Longer than keys.
     #[arg(long, env = "BASKET_KEEP_COMMANDS", value_parser = duration)]
     pub keep_commands: Option<Duration>,
-    /// How often to look for what has expired.
+    /// How often to look for what has expired; 100ms to 1d.
     #[arg(long, env = "BASKET_HOUSEKEEPING_EVERY", default_value = "1m", value_parser = duration)]
     pub housekeeping_every: Duration,
 }
@@ -361,19 +361,35 @@ impl Retention {
         if self.keep_commands.is_some_and(|keep| keep < self.keep_keys || keep < WEEK) {
             return refused("--keep-commands", "must be 7d or more, and not less than --keep-keys");
         }
-        if self.abandon_after < Duration::from_secs(1) || self.housekeeping_every < Duration::from_millis(100)
-        {
-            return refused("--abandon-after and --housekeeping-every", "must be 1s and 100ms or more");
+        if self.abandon_after < Duration::from_secs(1) {
+            return refused("--abandon-after", "must be 1s or more");
+        }
+        if !(MOST_OFTEN..=DAY).contains(&self.housekeeping_every) {
+            return refused(
+                "--housekeeping-every",
+                "must be 100ms to 1d: the next month of the log of commands is created in time",
+            );
         }
         Ok(())
     }
 }
 
+const MOST_OFTEN: Duration = Duration::from_millis(100);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// The log is dropped by months: less than a week of it would be nothing at the start of each.
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Fifty years: what is kept for longer began before 1970, where the times of ids begin.
+const LONGEST: Duration = Duration::from_secs(18_250 * 24 * 3600);
+/// More than a machine has sockets and memory for. A semaphore panics far above.
+const MOST_PERMITS: usize = 1_000_000;
+
+fn permits(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| *number <= MOST_PERMITS);
+    number.ok_or_else(|| format!("must be a number up to {MOST_PERMITS}"))
+}
 
 fn at_least_one(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number from 1 on".to_owned())
+    permits(text).ok().filter(|number| *number > 0).ok_or_else(|| format!("must be 1 to {MOST_PERMITS}"))
 }
 
 /// As pods and the Service speak it. Credentials would be printed.
@@ -392,6 +408,12 @@ fn leeway(text: &str) -> Result<Duration, String> {
     if leeway <= Duration::from_secs(300) { Ok(leeway) } else { Err("must be 5m or less".to_owned()) }
 }
 
+/// Nothing is done in no time.
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = duration(text)?;
+    if timeout.is_zero() { Err("must be 1ms or more".to_owned()) } else { Ok(timeout) }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -404,7 +426,10 @@ fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err("must be a number with a unit, such as 500ms, 30s, 15m, 72h or 30d".to_owned()),
     };
     let number: u64 = number.parse().map_err(|_| "must begin with a number".to_owned())?;
-    number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "is too long".to_owned())
+    let duration = number.checked_mul(milliseconds).map(Duration::from_millis);
+    duration
+        .filter(|duration| *duration <= LONGEST)
+        .ok_or_else(|| "must be 18250d (50 years) or less".to_owned())
 }
 
 #[cfg(test)]
@@ -421,7 +446,10 @@ mod tests {
     fn durations_have_units() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 24 * 3600)));
-        for wrong in ["", "5", "s", "5 s", "-5s", "5w", "99999999999999999999s", "999999999999999999d"] {
+        assert_eq!(duration("18250d"), Ok(LONGEST));
+        for wrong in
+            ["", "5", "18251d", "s", "5 s", "-5s", "5w", "99999999999999999999s", "999999999999999999d"]
+        {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }
