@@ -153,7 +153,8 @@ fn basket_response(view: BasketView, status: StatusCode) -> Response {
     let mut response = warp::reply::with_status(reply::json(&Basket::from(view)), status).into_response();
     set_etag(&mut response, version);
     if status == StatusCode::CREATED
-        && let Ok(location) = HeaderValue::from_str(&format!("/v1/baskets/{id}"))
+        // Relative to the address of the request, which may have a prefix that only an ingress knows.
+        && let Ok(location) = HeaderValue::from_str(&format!("baskets/{id}"))
     {
         response.headers_mut().insert(LOCATION, location);
     }

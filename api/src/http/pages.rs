@@ -27,7 +27,6 @@ pub struct Listing {
     pub filters: Vec<(String, String)>,
     /// Which portion.
     pub portion: PageRequest<Uuid>,
-    path: String,
     list: [u8; DIGEST_BYTES],
 }
 
@@ -50,7 +49,7 @@ impl Listing {
                 portion.after = Some(opened(&value, list).ok_or_else(wrong)?);
             }
         }
-        Ok(Listing { filters, portion, path: request.path.clone(), list })
+        Ok(Listing { filters, portion, list })
     }
 
     /// The token of the page behind `last`.
@@ -58,7 +57,8 @@ impl Listing {
         URL_SAFE_NO_PAD.encode([last.as_bytes().as_slice(), &self.list].concat())
     }
 
-    /// Adds the links to the first and the next page (RFC 8288).
+    /// Adds the links to the first and the next page (RFC 8288), relative to the address of the request: it may have a prefix that
+    /// only an ingress knows.
     pub fn link(&self, response: &mut Response, next: Option<&str>) {
         let mut links = format!("<{}>; rel=\"first\"", self.address(None));
         if let Some(token) = next {
@@ -75,7 +75,7 @@ impl Listing {
         if let Some(token) = token {
             query.append_pair(PAGE_TOKEN, token);
         }
-        format!("{}?{}", self.path, query.finish())
+        format!("?{}", query.finish())
     }
 }
 

@@ -46,7 +46,10 @@ const ITEMS: &str = "/v1/baskets/{id}/items";
 const ITEM: &str = "/v1/baskets/{id}/items/{sku}";
 
 const ETAG: ResponseHeader = ResponseHeader { name: "ETag", description: "The basket's version." };
-const LOCATION: ResponseHeader = ResponseHeader { name: "Location", description: "The path of the basket." };
+const LOCATION: ResponseHeader = ResponseHeader {
+    name: "Location",
+    description: "The basket, as a reference that is relative to the address of the request.",
+};
 const LINK: ResponseHeader =
     ResponseHeader { name: "Link", description: "The first and the next page (RFC 8288)." };
 

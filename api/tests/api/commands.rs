@@ -3,6 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::Row;
+use url::Url;
 
 use crate::service::{Service, UNITS_OF_WORK, problem, tea};
 
@@ -13,7 +14,8 @@ async fn a_basket_is_created_filled_and_checked_out() {
         let created = service.command("/v1/baskets", &json!({"buyer_id": "ann"})).await;
         assert_eq!(created.status(), 201);
         assert_eq!(created.headers()["etag"], "\"1\"");
-        let location = created.headers()["location"].to_str().unwrap().to_owned();
+        let location = created.url().join(created.headers()["location"].to_str().unwrap()).unwrap();
+        let location = location.path().to_owned();
         let basket: Value = created.json().await.unwrap();
         assert_eq!(location, format!("/v1/baskets/{}", basket["id"].as_str().unwrap()));
         assert_eq!(
@@ -33,6 +35,30 @@ async fn a_basket_is_created_filled_and_checked_out() {
         let read = service.get(&location).await;
         assert_eq!(read.headers()["etag"], "\"3\"");
         assert_eq!(read.json::<Value>().await.unwrap(), ordered, "a reader sees what the command answered");
+    }
+}
+
+/// As an ingress serves it that removes a prefix from the path.
+#[tokio::test]
+async fn references_lead_to_their_target_below_a_prefix_that_the_service_does_not_know() {
+    let service = Service::start().await;
+    let below = |reference: &str| {
+        let request = Url::parse("https://shop.example/prefix/v1/baskets").unwrap();
+        let target = request.join(reference).unwrap();
+        target.as_str().strip_prefix("https://shop.example/prefix").map(str::to_owned)
+    };
+    let created = service.command("/v1/baskets", &json!({"buyer_id": "ann"})).await;
+    let location = below(created.headers()["location"].to_str().unwrap()).expect("below the prefix");
+    assert_eq!(service.get(&location).await.status(), 200, "{location}");
+    service.basket().await;
+    let list = service.get("/v1/baskets?limit=1").await;
+    let links = list.headers()["link"].to_str().unwrap().to_owned();
+    let targets: Vec<&str> = links.split(['<', '>']).skip(1).step_by(2).collect();
+    assert_eq!(targets.len(), 2, "first and next: {links}");
+    for target in targets {
+        let address = below(target).expect("below the prefix");
+        let page: Value = service.get(&address).await.json().await.unwrap();
+        assert_eq!(page["baskets"].as_array().map(Vec::len), Some(1), "{address}");
     }
 }
 

@@ -467,7 +467,8 @@ async fn each_principal_has_separate_baskets_and_commands_and_an_auditor_reads_a
     };
     let created = send(Method::POST, "/v1/baskets", &ann).await;
     let command = created.headers()["command-id"].to_str().unwrap().to_owned();
-    let basket = created.headers()["location"].to_str().unwrap().to_owned();
+    let basket =
+        created.url().join(created.headers()["location"].to_str().unwrap()).unwrap().path().to_owned();
     assert_eq!(send(Method::GET, &basket, &ann).await.status(), 200);
     let absent = "/v1/baskets/00000000-0000-0000-0000-000000000000";
     for method in [Method::GET, Method::DELETE] {
