@@ -1,6 +1,7 @@
 //! `cargo xtask test`: what a change must pass.
 
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
@@ -135,18 +136,21 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     conclude(passed, failed)
 }
 
-fn run_part(part: &Part, environment: &[(&str, String)]) -> Result<bool, Failure> {
+/// Whether it passed, and how long it took.
+fn run_part(part: &Part, environment: &[(&str, String)]) -> Result<(bool, Duration), Failure> {
     println!("{}", heading(part.name));
+    let start = Instant::now();
     let mut command = cargo();
     command.current_dir(build::repository()).args(part.arguments).stdin(Stdio::null());
     command.envs(environment.iter().map(|(name, value)| (*name, value)));
-    Ok(command.status()?.success())
+    let success = command.status()?.success();
+    Ok((success, start.elapsed()))
 }
 
-fn count(part: &Part, success: bool, passed: &mut u32, failed: &mut u32) {
+fn count(part: &Part, (success, took): (bool, Duration), passed: &mut u32, failed: &mut u32) {
     let (counter, word) = if success { (passed, good("passed")) } else { (failed, bad("FAILED")) };
     *counter += 1;
-    println!("{}: {word}", part.name);
+    println!("{}: {word} in {} s", part.name, took.as_secs());
 }
 
 /// The last line is for machines.
