@@ -8,6 +8,8 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod files;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -77,21 +79,11 @@ fn the_relay_knows_nothing_of_kubernetes() {
 
 #[test]
 fn the_domain_does_not_name_the_application() {
-    let mut looked_at = 0;
-    let mut folders = vec![repository().join("api/basket/src/domain")];
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if names_application(&path) {
-                panic!("{} names the application", path.display());
-            } else {
-                looked_at += 1;
-            }
-        }
+    let files = files::below(&repository().join("api/basket/src/domain"));
+    for file in &files {
+        assert!(!names_application(file), "{} names the application", file.display());
     }
-    assert!(looked_at > 5);
+    assert!(files.len() > 5);
 }
 
 fn names_application(path: &Path) -> bool {
@@ -101,12 +93,9 @@ fn names_application(path: &Path) -> bool {
 #[test]
 fn documents_name_no_file_that_is_not_there() {
     let root = repository();
-    let mut files = Vec::new();
-    for folder in
-        ["admin", "api", "examples", "operator", "outbox", "relay", "replication", "testbed", "xtask"]
-    {
-        sources(&root.join(folder), &mut files);
-    }
+    let folders =
+        ["admin", "api", "examples", "operator", "outbox", "relay", "replication", "testbed", "xtask"];
+    let files: Vec<PathBuf> = folders.iter().flat_map(|folder| files::below(&root.join(folder))).collect();
     let mut named = 0;
     for document in documents(&root) {
         let text = fs::read_to_string(&document).unwrap();
@@ -126,10 +115,9 @@ fn documents_name_no_file_that_is_not_there() {
 
 #[test]
 fn the_threat_model_names_existing_tests() {
-    let mut files = Vec::new();
-    for folder in ["admin", "api", "operator", "relay", "replication"] {
-        sources(&repository().join(folder), &mut files);
-    }
+    let folders = ["admin", "api", "operator", "relay", "replication"];
+    let mut files: Vec<PathBuf> =
+        folders.iter().flat_map(|folder| files::below(&repository().join(folder))).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));
     let code: String = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
     let text = fs::read_to_string(repository().join("docs/THREAT-MODEL.md")).unwrap();
@@ -140,17 +128,6 @@ fn the_threat_model_names_existing_tests() {
         assert!(code.contains(&format!("fn {test}(")), "there is no test {test}");
     }
     assert!(tests.len() > 30, "the names were not found: {tests:?}");
-}
-
-fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, files);
-        } else {
-            files.push(path);
-        }
-    }
 }
 
 fn documents(root: &Path) -> Vec<PathBuf> {

@@ -8,15 +8,23 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod files;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use regex::Regex;
 use xtask::build::repository;
 
 fn reliability() -> String {
     fs::read_to_string(repository().join("docs/RELIABILITY.md")).unwrap()
+}
+
+/// The Rust files of these folders.
+fn sources(folders: &[&str]) -> Vec<PathBuf> {
+    let files = folders.iter().flat_map(|folder| files::below(&repository().join(folder)));
+    files.filter(|file| file.extension().is_some_and(|extension| extension == "rs")).collect()
 }
 
 #[test]
@@ -26,9 +34,7 @@ fn every_code_of_a_rule_is_in_the_table_and_every_row_is_used() {
         row.captures_iter(&reliability()).map(|found| found[1].to_owned()).collect();
     let named = Regex::new(r"\bR\d{1,2}\b|\bfn r\d{1,2}_").unwrap();
     let mut used = BTreeSet::new();
-    for file in
-        ["relay", "replication", "outbox"].iter().flat_map(|folder| sources(&repository().join(folder)))
-    {
+    for file in sources(&["relay", "replication", "outbox"]) {
         let text = fs::read_to_string(file).unwrap();
         let codes = named.find_iter(&text).map(|found| found.as_str().trim_start_matches("fn "));
         used.extend(codes.map(|code| code.trim_end_matches('_').to_uppercase()));
@@ -39,9 +45,7 @@ fn every_code_of_a_rule_is_in_the_table_and_every_row_is_used() {
 
 #[test]
 fn every_test_that_the_document_names_exists() {
-    let root = repository();
-    let folders = ["relay", "xtask/tests"];
-    let files: Vec<PathBuf> = folders.iter().flat_map(|folder| sources(&root.join(folder))).collect();
+    let files = sources(&["relay", "xtask/tests"]);
     let name = Regex::new(r"`(?:\w+::)*?(\w+)::(?:tests::)?(\w*)(\*?)`").unwrap();
     let (text, mut checked) = (reliability(), 0);
     for found in name.captures_iter(&text) {
@@ -55,18 +59,4 @@ fn every_test_that_the_document_names_exists() {
         checked += 1;
     }
     assert!(checked > 100, "the names were not found: {checked}");
-}
-
-/// The Rust files of a folder.
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found
 }

@@ -9,8 +9,11 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod files;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::LazyLock;
 
 use regex::{Captures, Regex};
 use xtask::build::repository;
@@ -78,8 +81,8 @@ const EXTENSIONS: [&str; 15] =
 #[test]
 fn no_text_uses_a_word_of_the_list() {
     let root = repository();
-    let mut files = Vec::new();
-    collect(&root, &mut files);
+    let mut files = files::below(&root);
+    files.retain(|file| is_prose(file));
     let words = pattern();
     let mut found = Vec::new();
     for file in &files {
@@ -146,12 +149,17 @@ fn replacement(word: &str) -> &'static str {
     REPLACEMENTS.iter().find(|(known, _)| *known == word).unwrap().1
 }
 
-/// Comments, string literals and names of at least four words, in their lines; the rest of the code is blank.
-fn prose_of_rust(source: &str) -> String {
-    let token = Regex::new(concat!(
+/// A piece of Rust. Compiled once: hundreds of files are read.
+static TOKEN: LazyLock<Regex> = LazyLock::new(|| {
+    let pattern = concat!(
         r###"(?s)(?<prose>//[^\n]*|/\*.*?\*/|r##".*?"##|r#".*?"#|r"[^"]*"|"(?:\\.|[^"\\])*")"###,
         r###"|'(?:\\.|[^'\\])'|(?<name>[A-Za-z]\w*)|[^\n"'/A-Za-z]+|[^\n]"###
-    ));
+    );
+    Regex::new(pattern).unwrap()
+});
+
+/// Comments, string literals and names of at least four words, in their lines; the rest of the code is blank.
+fn prose_of_rust(source: &str) -> String {
     let blank = |found: &Captures<'_>| {
         if let Some(prose) = found.name("prose") {
             return format!("{} ", prose.as_str());
@@ -159,22 +167,10 @@ fn prose_of_rust(source: &str) -> String {
         let name = found.name("name").map_or("", |name| name.as_str());
         if name.matches('_').count() > 2 { name.replace('_', " ") } else { " ; ".to_owned() }
     };
-    token.unwrap().replace_all(source, blank).into_owned()
+    TOKEN.replace_all(source, blank).into_owned()
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if path.is_dir() {
-            // Not ours: built, hidden, fetched.
-            if name != "target" && name != "node_modules" && !name.starts_with('.') {
-                collect(&path, files);
-            }
-        } else if name == "Dockerfile"
-            || path.extension().is_some_and(|extension| EXTENSIONS.contains(&extension.to_str().unwrap()))
-        {
-            files.push(path);
-        }
-    }
+fn is_prose(file: &Path) -> bool {
+    file.file_name().is_some_and(|name| name == "Dockerfile")
+        || file.extension().is_some_and(|extension| EXTENSIONS.contains(&extension.to_str().unwrap()))
 }
