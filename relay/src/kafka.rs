@@ -1,6 +1,6 @@
 //! All communication with Kafka.
 //!
-//! [`client`] configures every client. [`producers`] send records. Queries block, so [`queries`] runs them on the
+//! [`client`] configures every client. [`producers`] send records. A [`query`] blocks, so [`queries`] runs it on the
 //! threads of [`call_pool`]: what a partition contains ([`scanner`], [`scan`], [`offset_gaps`]), whether topics and
 //! partitions still match the checkpoint ([`verify`]), and why a partition acknowledges nothing ([`diagnosis`]).
 //! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error`] explains error codes.
@@ -13,6 +13,7 @@ pub mod error;
 mod offset_gaps;
 pub mod producers;
 pub mod queries;
+pub mod query;
 pub mod scan;
 pub mod scanner;
 pub mod verify;

@@ -6,7 +6,7 @@ use super::another_outbox::record_ahead_error;
 use super::{Delivery, code_of};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka;
-use crate::kafka::queries::QueryResult;
+use crate::kafka::query::QueryResult;
 use crate::kafka::scanner::{QueryError, Reachability};
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;

@@ -9,18 +9,15 @@ use tokio::sync::mpsc;
 
 use crate::error::ErrorKind;
 use crate::kafka::call_pool::{Caller, Lane, PAUSE};
-use crate::kafka::diagnosis::Diagnosis;
 use crate::kafka::offset_gaps::{self, OffsetGaps, PartitionGaps};
 use crate::kafka::producers::ProducerHandles;
-use crate::kafka::scan::{Range, Scan, Step, Stray};
+use crate::kafka::query::QueryResult;
+use crate::kafka::scan::{Range, Scan, Step};
 use crate::kafka::scanner::{FairShare, FoundTopic, PartitionScanner, QueryError, Reachability};
 use crate::kafka::verify;
-use crate::progress::fingerprints::FoundRecords;
-use crate::progress::partition_dedup::{OffsetGap, ScanResult};
-use crate::progress::phantoms::Phantoms;
+use crate::progress::partition_dedup::OffsetGap;
 use crate::topics::partitions::{PartitionId, ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
-use crate::topics::watch::TopicState;
 
 /// How often to query a topic that does not exist.
 const FIND_TOPIC_EVERY: Duration = Duration::from_secs(1);
@@ -28,90 +25,6 @@ const FIND_TOPIC_EVERY: Duration = Duration::from_secs(1);
 /// may not yet know how far its followers are.
 const VERIFY_ATTEMPTS: u32 = 3;
 const VERIFY_PAUSE: Duration = Duration::from_millis(700);
-
-/// The result of a query.
-#[derive(Debug)]
-pub enum QueryResult {
-    /// A requested topic exists.
-    Topic {
-        /// The topic.
-        name: String,
-        /// Its partitions and settings.
-        found: FoundTopic,
-    },
-    /// Whether a topic is missing.
-    TopicMissing {
-        /// The topic.
-        name: String,
-        /// Whether it is missing.
-        missing: bool,
-    },
-    /// A topic has more partitions, and the producers know them.
-    Grown {
-        /// The topic.
-        name: String,
-        /// Its partitions and settings.
-        found: FoundTopic,
-    },
-    /// The settings of a topic.
-    Settings {
-        /// The topic.
-        topic: String,
-        /// `None` if the relay may not read them.
-        settings: Option<TopicSettings>,
-    },
-    /// A partition matches the checkpoint.
-    Verified {
-        /// The partition.
-        partition: PartitionId,
-        /// The offset at which a scan of it starts.
-        search: i64,
-    },
-    /// The states of topics from the metadata; `None` if Kafka did not respond.
-    TopicStates(Option<BTreeMap<String, TopicState>>),
-    /// A partition was scanned.
-    Scanned {
-        /// The partition.
-        partition: PartitionId,
-        /// The result.
-        found: ScanResult,
-        /// This outbox's records in it.
-        records: FoundRecords,
-        /// Records whose rows the server does not have.
-        phantoms: Phantoms,
-    },
-    /// The gap before the probe was scanned.
-    GapScanned {
-        /// The partition.
-        partition: PartitionId,
-        /// The gap.
-        gap: OffsetGap,
-        /// The result.
-        found: ScanResult,
-        /// This outbox's records in it.
-        records: FoundRecords,
-    },
-    /// Gaps between records of this process were scanned, and contain other records with this outbox's `ce_source`.
-    Strays {
-        /// The partition.
-        partition: PartitionId,
-        /// The records that were kept.
-        strays: Vec<Stray>,
-        /// The number of further records.
-        more: u64,
-    },
-    /// Whether Kafka is reachable.
-    Reachability(Reachability),
-    /// Why a partition acknowledges nothing.
-    Diagnosed {
-        /// The partition.
-        partition: PartitionId,
-        /// The diagnosis.
-        diagnosis: Diagnosis,
-    },
-    /// The query failed.
-    Failed(QueryError),
-}
 
 /// Starts queries and queues their results.
 pub struct KafkaQueries {

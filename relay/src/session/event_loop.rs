@@ -20,7 +20,7 @@ use crate::delivery::{CAUSE_START, Delivery, Flow, LostRecords, Refusal};
 use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::AckQueue;
-use crate::kafka::queries::QueryResult;
+use crate::kafka::query::QueryResult;
 use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint, Writer};
 use crate::session::Context;
 use crate::session::end::SessionEnd;
