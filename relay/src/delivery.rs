@@ -9,6 +9,7 @@
 
 mod acks;
 mod another_outbox;
+mod broker;
 mod dead_letters;
 mod dispatch;
 mod in_flight;
@@ -26,7 +27,6 @@ mod waiting_rows;
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Instant;
 
 use pg_replication::{CommitLsn, EndLsn, PgTime};
@@ -34,6 +34,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
 
 use self::another_outbox::Strays;
+pub use self::broker::{Broker, KafkaBroker, ProducerReports};
 use self::dead_letters::InFlightDeadLetters;
 use self::in_flight::InFlight;
 use self::ingest::Transaction;
@@ -52,8 +53,8 @@ use crate::event::column_type::ColumnType;
 use crate::event::dead_letter::DeadLetterEncoder;
 use crate::event::record::{RecordEncoder, kafka_timestamp};
 use crate::event::row::{Layout, RowError};
-use crate::kafka::producers::{Ack, AckQueue, Producers};
-use crate::kafka::queries::KafkaQueries;
+use crate::kafka::producers::{Ack, largest_batch};
+use crate::kafka::query::Query;
 use crate::kafka::watchdog::Watchdog;
 use crate::progress::fingerprints::RecentRows;
 use crate::progress::ledger::{Inconsistent, Ledger};
@@ -128,7 +129,7 @@ pub struct Counters {
 }
 
 /// See the module documentation.
-pub struct Delivery {
+pub struct Delivery<B = KafkaBroker> {
     table: OutboxTable,
     sink: Sink,
     routing: RoutingTable,
@@ -155,8 +156,7 @@ pub struct Delivery {
     transaction: Option<Transaction>,
     ledger: Ledger,
     partitions: Partitions,
-    producers: Producers,
-    acks: Arc<AckQueue>,
+    broker: B,
     drained_acks: Vec<Ack>,
     /// Acknowledgements that were drained but not processed, because one before them was a failure.
     unprocessed_acks: Vec<Ack>,
@@ -169,13 +169,14 @@ pub struct Delivery {
     watchdog: Watchdog,
     /// Acknowledgements since the last tick of the watchdog.
     acked_since_tick: usize,
+    /// Whether all brokers seemed to be down since the last tick.
+    brokers_down: bool,
     /// Whether Kafka responds; `None` before the first query.
     kafka_answers: Option<bool>,
     counts: Counters,
     counters: TopicCounters,
     /// The time of this turn of the event loop, in milliseconds since 1970.
     now_millis: i64,
-    queries: KafkaQueries,
     /// The last row was re-routed from its original partition. Block until it is acknowledged: if a later row reached
     /// that partition first, a restart would find the higher position there and skip this row.
     rerouted_row_in_flight: bool,
@@ -190,17 +191,16 @@ pub struct Delivery {
     metrics: Metrics,
 }
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// The delivery of one session.
     pub fn new(
         config: &Config,
         start: InitialState,
-        producers: Producers,
-        acks: Arc<AckQueue>,
-        queries: KafkaQueries,
+        broker: B,
         status: Status,
         metrics: Metrics,
-    ) -> Result<Delivery, RelayError> {
+    ) -> Result<Self, RelayError> {
+        let largest_batch = largest_batch(start.mappings.smallest_limit());
         let routing = RoutingTable::new(start.mappings)
             .map_err(|error| RelayError::new(ErrorKind::PoisonRow, error.to_string()))?;
         let delivery = Delivery {
@@ -222,13 +222,12 @@ impl Delivery {
             layouts: HashMap::new(),
             types: HashMap::new(),
             form: start.form,
-            discovery: TopicDiscovery::default(),
+            discovery: TopicDiscovery::new(largest_batch),
             last_commit: CommitLsn::default(),
             transaction: None,
             ledger: Ledger::new(start.confirmed),
             partitions: start.partitions,
-            producers,
-            acks,
+            broker,
             drained_acks: Vec::new(),
             unprocessed_acks: Vec::new(),
             refusals: RefusalWatch::new(start.refusal),
@@ -237,11 +236,11 @@ impl Delivery {
             auth_error_logged: None,
             watchdog: Watchdog::default(),
             acked_since_tick: 0,
+            brokers_down: false,
             kafka_answers: None,
             counts: Counters::default(),
             counters: TopicCounters::default(),
             now_millis: kafka_timestamp(PgTime::now()),
-            queries,
             rerouted_row_in_flight: false,
             in_flight: InFlight::default(),
             waiting: WaitingRows::default(),
@@ -253,7 +252,8 @@ impl Delivery {
             metrics,
         };
         for topic in delivery.routing.topics() {
-            delivery.queries.verify(topic, delivery.partitions.to_verify(topic), true);
+            let partitions = delivery.partitions.to_verify(topic);
+            delivery.broker.query(Query::Verify { topic, partitions, at_start: true });
         }
         delivery.update_integrity();
         Ok(delivery)
@@ -309,37 +309,27 @@ impl Delivery {
     }
 
     /// Called at every tick for the work that no message triggers.
-    pub fn on_tick(&mut self, committed_revision: u64) -> Result<(), RelayError> {
+    pub fn on_tick(&mut self, committed_revision: u64, now: Instant) -> Result<(), RelayError> {
         self.watch_topics();
         self.retry_refused_row();
         if self.ledger.confirmed() >= self.lineage.end() {
             self.apply_growth()?;
         }
         let limit = self.routing.smallest_limit().filter(|_| committed_revision >= self.routing.revision());
-        if let Some(limit) = limit.filter(|limit| !self.producers.respect_limit(*limit)) {
+        if let Some(limit) = limit.filter(|limit| *limit < self.discovery.largest_batch) {
             let what = format!(
                 "a topic now limits messages to {limit} bytes (max.message.bytes), less than the producers' batches"
             );
             return Err(RelayError::new(ErrorKind::TopicChanged, what));
         }
         self.check_strays()?;
-        self.watch_silent_partitions()?;
-        self.watch_producers()
-    }
-
-    /// Stops sending; with `all`, records in flight are not retried either.
-    pub fn purge(&self, all: bool) {
-        if all { self.producers.purge_all() } else { self.producers.purge_queued() }
+        self.watch_silent_partitions(now)?;
+        self.watch_producers(now)
     }
 
     /// The records that Kafka lost, if that ended the session.
     pub fn take_lost(&mut self) -> Option<LostRecords> {
         self.lost.take()
-    }
-
-    /// The producers, to be closed.
-    pub fn into_producers(self) -> Producers {
-        self.producers
     }
 }
 

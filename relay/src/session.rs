@@ -22,7 +22,7 @@ use self::slot_guard::{Now, SlotGuard};
 use self::slot_wait::Memory;
 use crate::config::{Access, Config, StartAt};
 use crate::dead_letters::replay::ReplayHandle;
-use crate::delivery::{Delivery, InitialState, OutboxTable, StreamForm, memory_limit};
+use crate::delivery::{Delivery, InitialState, KafkaBroker, OutboxTable, StreamForm, memory_limit};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::credentials;
 use crate::kafka::producers::{AckQueue, Producers};
@@ -535,9 +535,7 @@ async fn event_loop(context: &Context, mut opened: OpenSession) -> Result<EventL
     let delivery = Delivery::new(
         config,
         opened.start,
-        producers,
-        Arc::clone(&acks),
-        queries,
+        KafkaBroker::new(producers, Arc::clone(&acks), queries),
         context.status.clone(),
         context.metrics.clone(),
     )?;

@@ -6,11 +6,12 @@ use pg_replication::{EndLsn, PgTime};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::replays::complete_replay;
-use super::{CAUSE_START, Delivery, LostRecords};
+use super::{Broker, CAUSE_START, Delivery, LostRecords};
 use crate::error::{ErrorKind, RelayError};
 use crate::event::record::kafka_timestamp;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::Ack;
+use crate::kafka::query::Query;
 use crate::kafka::watchdog::{Activity, WatchdogAction};
 use crate::progress::ledger::Completed;
 use crate::progress::partition_dedup::{Landed, OffsetGap};
@@ -19,13 +20,13 @@ use crate::topics::partitions::PartitionId;
 /// How often to log that authentication with a broker fails.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Processes the acknowledgements that have arrived. A failed delivery ends the session.
-    pub fn process_acks(&mut self) -> Result<(), RelayError> {
+    pub fn process_acks(&mut self, now: Instant) -> Result<(), RelayError> {
         let mut drained = std::mem::take(&mut self.drained_acks);
-        self.acks.take(&mut drained);
+        let reports = self.broker.take_reports(&mut drained);
         self.acked_since_tick += drained.len();
-        let now = Instant::now();
+        self.brokers_down |= reports.brokers_down;
         self.in_flight.on_turn(now);
         self.now_millis = kafka_timestamp(PgTime::now());
         let mut acks = drained.drain(..);
@@ -33,10 +34,10 @@ impl Delivery {
         self.unprocessed_acks.extend(acks);
         self.drained_acks = drained;
         processed?;
-        if let Some(why) = self.acks.auth_errors().take() {
+        if let Some(why) = reports.auth_error {
             self.on_auth_error(why, now);
         }
-        if self.acks.producer_failed() {
+        if reports.failed {
             self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
             return Err(RelayError::new(ErrorKind::DeliveryFailed, "a producer has failed permanently"));
         }
@@ -55,7 +56,7 @@ impl Delivery {
         }
         self.auth_error = Some(why);
         if self.watchdog.claim_probe() {
-            self.queries.query_reachability(None);
+            self.broker.query(Query::Reachability { of_producers: false });
         }
     }
 
@@ -117,13 +118,11 @@ impl Delivery {
         let is_before_probe =
             self.partitions.dedup(partition).and_then(|dedup| dedup.retain_from(EndLsn::ZERO))
                 == Some(gap.from);
-        let Some((topic, number)) = self.partitions.name_of(partition) else { return };
-        if is_before_probe {
-            self.queries.scan_gap_before_probe(partition, topic, number, gap);
-        } else {
-            let skipped = self.queries.scan_gap_later(partition, topic, number, (gap.from, gap.until));
-            self.metrics.offset_gaps_skipped_total.inc_by(skipped);
-        }
+        let Some(partition) = self.queried(partition) else { return };
+        self.broker.query(match is_before_probe {
+            true => Query::GapBeforeProbe(partition, gap),
+            false => Query::Gap(partition, gap),
+        });
     }
 
     pub(super) fn observe_latency(&self, completed: Option<Completed>) {
@@ -134,7 +133,7 @@ impl Delivery {
         self.metrics.commit_to_ack_seconds.observe(micros.max(0) as f64 / 1e6);
     }
 
-    pub(super) fn watch_producers(&mut self) -> Result<(), RelayError> {
+    pub(super) fn watch_producers(&mut self, now: Instant) -> Result<(), RelayError> {
         let activity = match std::mem::take(&mut self.acked_since_tick) {
             0 if self.in_flight.events == 0 => Activity::Idle,
             0 => Activity::Waiting,
@@ -143,12 +142,12 @@ impl Delivery {
         if activity == Activity::Acknowledged {
             self.kafka_answers = Some(true);
         }
-        match self.watchdog.tick(Instant::now(), activity, self.acks.take_brokers_down()) {
+        match self.watchdog.tick(now, activity, std::mem::take(&mut self.brokers_down)) {
             WatchdogAction::None => Ok(()),
             WatchdogAction::Probe => {
                 // A stranded producer matters only while it has records to send and gets no acknowledgements.
-                let producers = (activity == Activity::Waiting).then(|| self.producers.handles(None));
-                self.queries.query_reachability(producers);
+                let of_producers = activity == Activity::Waiting;
+                self.broker.query(Query::Reachability { of_producers });
                 Ok(())
             }
             WatchdogAction::Rebuild => {

@@ -10,7 +10,7 @@ use std::time::Instant;
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn};
 
-use super::Delivery;
+use super::{Broker, Delivery};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::scan::Stray;
 use crate::progress::fingerprints::Writer;
@@ -35,7 +35,7 @@ impl Strays {
     }
 }
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Strays were found between the records that this process has sent.
     pub(super) fn on_strays(
         &mut self,

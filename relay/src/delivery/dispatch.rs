@@ -6,7 +6,7 @@ use pg_replication::{CommitLsn, PgTime};
 use rdkafka::error::KafkaError;
 
 use super::waiting_rows::{Placed, WaitingRow};
-use super::{Delivery, Flow, code_of, violation};
+use super::{Broker, Delivery, Flow, code_of, violation};
 use crate::error::RelayError;
 use crate::event::decoded_row::DecodedRow;
 use crate::event::poison::{Poison, PoisonKind};
@@ -37,7 +37,7 @@ pub(super) fn current_routing_commit() -> CommitLsn {
     CommitLsn::new(u64::MAX.into())
 }
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Sends a row, skips it because Kafka has it, or queues it until its partition accepts it. Returns
     /// [`Flow::Blocked`] if its partition cannot be determined yet, or if the row must not be queued.
     pub(super) fn deliver<'a>(
@@ -273,7 +273,7 @@ impl Delivery {
             headers: prepared.headers,
             timestamp,
         };
-        let sent = self.producers.send(record, tag);
+        let sent = self.broker.produce(record, tag);
         // A producer accepts nothing after a refused record, so this call may be the first sign of the refusal.
         sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
         self.counts.sent += 1;

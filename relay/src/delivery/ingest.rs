@@ -6,7 +6,7 @@ use pg_replication::pgoutput::{Insert, Message, Relation};
 use pg_replication::{CommitLsn, EndLsn, Lsn, MemoryLimit, PgTime};
 
 use super::dispatch::Origin;
-use super::{Delivery, Flow, StreamForm, violation};
+use super::{Broker, Delivery, Flow, StreamForm, violation};
 use crate::config::TableName;
 use crate::error::{ErrorKind, RelayError};
 use crate::event::column_type::ColumnType;
@@ -59,7 +59,7 @@ impl OutboxTable {
     }
 }
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Processes one pgoutput message. A row that cannot be delivered becomes a dead letter. If dead letters are
     /// disabled, the result is [`ErrorKind::PoisonRow`]: no state has changed, and delivery of earlier rows continues.
     /// `committed_revision` is the routing revision in the committed checkpoint.

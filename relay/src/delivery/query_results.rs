@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::another_outbox::record_ahead_error;
-use super::{Delivery, code_of};
+use super::{Broker, Delivery, code_of};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka;
 use crate::kafka::query::QueryResult;
@@ -12,7 +12,7 @@ use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
 use crate::topics::partitions::PartitionId;
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Processes the result of a query.
     pub fn on_query_result(&mut self, result: QueryResult) -> Result<(), RelayError> {
         match result {
@@ -46,6 +46,7 @@ impl Delivery {
                 self.on_gap_scanned(partition, gap, found);
                 self.resume(partition)?;
             }
+            QueryResult::GapsSkipped(gaps) => self.metrics.offset_gaps_skipped_total.inc_by(gaps),
             QueryResult::Strays { partition, strays, more } => self.on_strays(partition, strays, more)?,
             QueryResult::Diagnosed { partition, diagnosis } => self.on_diagnosed(partition, diagnosis)?,
             QueryResult::Reachability(Reachability::ClientStranded) => {

@@ -12,7 +12,7 @@ use outbox::Position;
 use pg_replication::CommitLsn;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::Delivery;
+use super::{Broker, Delivery, KafkaBroker};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::error::{Fault, error_of, explained, fault_of, reason_of_kafka};
 use crate::routing::mapping::RefusedRow;
@@ -91,7 +91,7 @@ impl RefusalWatch {
     }
 }
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Kafka refused a record, which is no longer in flight.
     pub(super) fn on_refusal(
         &mut self,
@@ -121,38 +121,6 @@ impl Delivery {
     /// The refusal that ended this session, for the next one.
     pub fn take_refusal(&mut self) -> Option<Refusal> {
         self.refusals.current.take()
-    }
-
-    /// Finds the broker's response that made a producer fail.
-    pub async fn find_cause(&mut self, error: RelayError) -> RelayError {
-        if error.kind != ErrorKind::DeliveryFailed || self.refusals.has_response {
-            return error;
-        }
-        if let Some((code, why)) = self.producers.failure()
-            && fault_of(code) != Fault::Producer
-        {
-            let what = format!("a producer has failed permanently: {why}: {}", explained(code));
-            return RelayError { kind: reason_of_kafka(code), detail: what, at: error.at };
-        }
-        let deadline = tokio::time::Instant::now() + CAUSE_WITHIN;
-        loop {
-            let mut acks = std::mem::take(&mut self.drained_acks);
-            self.acks.take(&mut acks);
-            let unprocessed = std::mem::take(&mut self.unprocessed_acks);
-            for ack in unprocessed.into_iter().chain(acks) {
-                let partition = ack.tag.partition();
-                let position = self.in_flight.on_acked(partition).and_then(|sent| sent.position);
-                let Err(code) = ack.outcome else { continue };
-                let refused = self.on_refusal(partition, position, code);
-                if fault_of(code) != Fault::Producer {
-                    self.metrics.count_produce_error(code);
-                    return refused;
-                }
-            }
-            if tokio::time::timeout_at(deadline, self.acks.arrived()).await.is_err() {
-                return error;
-            }
-        }
     }
 
     /// Adds to the error the row that must be delivered before the error counts as resolved: the row that was blocked
@@ -198,6 +166,40 @@ impl Delivery {
         if let Some((position, _)) = due {
             self.refusals.retry = Some(position);
             self.routing.retry(position);
+        }
+    }
+}
+
+impl Delivery<KafkaBroker> {
+    /// Finds the broker's response that made a producer fail.
+    pub async fn find_cause(&mut self, error: RelayError) -> RelayError {
+        if error.kind != ErrorKind::DeliveryFailed || self.refusals.has_response {
+            return error;
+        }
+        if let Some((code, why)) = self.broker.producers.failure()
+            && fault_of(code) != Fault::Producer
+        {
+            let what = format!("a producer has failed permanently: {why}: {}", explained(code));
+            return RelayError { kind: reason_of_kafka(code), detail: what, at: error.at };
+        }
+        let deadline = tokio::time::Instant::now() + CAUSE_WITHIN;
+        loop {
+            let mut acks = std::mem::take(&mut self.drained_acks);
+            self.broker.acks.take(&mut acks);
+            let unprocessed = std::mem::take(&mut self.unprocessed_acks);
+            for ack in unprocessed.into_iter().chain(acks) {
+                let partition = ack.tag.partition();
+                let position = self.in_flight.on_acked(partition).and_then(|sent| sent.position);
+                let Err(code) = ack.outcome else { continue };
+                let refused = self.on_refusal(partition, position, code);
+                if fault_of(code) != Fault::Producer {
+                    self.metrics.count_produce_error(code);
+                    return refused;
+                }
+            }
+            if tokio::time::timeout_at(deadline, self.broker.acks.arrived()).await.is_err() {
+                return error;
+            }
         }
     }
 }

@@ -4,8 +4,8 @@ use pg_replication::PgTime;
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
-use super::Delivery;
 use super::dispatch::{current_routing_commit, produce_failed};
+use super::{Broker, Delivery};
 use crate::dead_letters::replay::{ReplayRequest, SendOutcome};
 use crate::error::RelayError;
 use crate::event::poison::Poison;
@@ -13,7 +13,7 @@ use crate::event::record::Prepared;
 use crate::kafka::producers::Tag;
 use crate::routing::mapping::{Destination, RoutingInput};
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Replays a dead letter with the current routing. Returns the request if it must be offered again later.
     pub fn on_replay_request(
         &mut self,

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::in_flight::SilentQueue;
-use super::{Delivery, Flow};
+use super::{Broker, Delivery, Flow};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::diagnosis::Diagnosis;
+use crate::kafka::query::Query;
 use crate::status::{SilentPartition, WaitsFor};
 use crate::topics::partitions::PartitionId;
 
@@ -33,7 +34,7 @@ pub(super) struct Diagnoses {
     running: Option<PartitionId>,
 }
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// The next row waits for this partition and cannot be queued.
     pub(super) fn block_on(&mut self, partition: PartitionId) -> Flow {
         if self.blocked_on.is_none_or(|blocked| blocked.partition != partition) {
@@ -43,8 +44,7 @@ impl Delivery {
     }
 
     /// Shows the partitions without progress, and starts the diagnosis of one of them.
-    pub(super) fn watch_silent_partitions(&mut self) -> Result<(), RelayError> {
-        let now = Instant::now();
+    pub(super) fn watch_silent_partitions(&mut self, now: Instant) -> Result<(), RelayError> {
         self.in_flight.on_turn(now);
         if let Some(partition) = self.in_flight.silent(GIVE_UP_AFTER).first().map(|silent| silent.partition) {
             return Err(self.waited_too_long(partition));
@@ -109,9 +109,9 @@ impl Delivery {
             diagnosed(id).is_none_or(|at| now.saturating_duration_since(at) >= DIAGNOSE_EVERY)
         };
         let Some(id) = next.filter(is_due) else { return };
-        let Some((topic, number)) = self.partitions.name_of(id) else { return };
-        let min_in_sync = self.partitions.settings(topic).and_then(|settings| settings.min_in_sync_replicas);
-        self.queries.diagnose(id, topic, number, min_in_sync, self.producers.handles(Some(number)));
+        let Some(partition) = self.queried(id) else { return };
+        let min_in_sync = self.min_in_sync(partition.topic);
+        self.broker.query(Query::Diagnosis { partition, min_in_sync });
         self.diagnoses.running = Some(id);
     }
 

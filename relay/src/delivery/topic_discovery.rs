@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use pg_replication::EndLsn;
 
-use super::Delivery;
+use super::{Broker, Delivery};
 use crate::error::{ErrorKind, RelayError};
+use crate::kafka::query::Query;
 use crate::kafka::scanner::FoundTopic;
 use crate::routing::mapping::TopicShape;
 use crate::topics::settings::TopicSettings;
@@ -19,6 +20,8 @@ const READ_SETTINGS_EVERY: Duration = Duration::from_secs(5);
 
 /// Queries about topics that are in progress or due.
 pub(super) struct TopicDiscovery {
+    /// The largest batch that the producers send.
+    pub(super) largest_batch: usize,
     /// New topics that rows wait for.
     requested: Vec<String>,
     watch: TopicWatch,
@@ -32,9 +35,10 @@ pub(super) struct TopicDiscovery {
     watched_settings: Option<(String, Instant)>,
 }
 
-impl Default for TopicDiscovery {
-    fn default() -> Self {
+impl TopicDiscovery {
+    pub(super) fn new(largest_batch: usize) -> TopicDiscovery {
         TopicDiscovery {
+            largest_batch,
             requested: Vec::new(),
             watch: TopicWatch::default(),
             metadata_query: (Instant::now(), false),
@@ -45,7 +49,7 @@ impl Default for TopicDiscovery {
     }
 }
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Whether a row waits for a topic that does not exist or is not known yet.
     pub fn waits_for_topic(&self) -> bool {
         !self.discovery.requested.is_empty()
@@ -55,7 +59,7 @@ impl Delivery {
     pub(super) fn request_topic(&mut self, topic: &str) {
         if !self.discovery.requested.iter().any(|requested| requested == topic) {
             self.discovery.requested.push(topic.to_owned());
-            self.queries.find_topic(topic);
+            self.broker.query(Query::FindTopic(topic));
         }
     }
 
@@ -65,14 +69,14 @@ impl Delivery {
             let topics: Vec<String> = self.routing.topics().into_iter().map(str::to_owned).collect();
             self.discovery.metadata_query = (Instant::now(), !topics.is_empty());
             if !topics.is_empty() {
-                self.queries.query_topic_states(topics);
+                self.broker.query(Query::TopicStates(topics));
             }
         }
         if let Some((topic, read)) = &mut self.discovery.watched_settings
             && read.elapsed() >= READ_SETTINGS_EVERY
         {
             *read = Instant::now();
-            self.queries.describe(topic);
+            self.broker.query(Query::Settings(topic));
         }
     }
 
@@ -145,7 +149,7 @@ impl Delivery {
             self.discovery.watch.on_unavailable();
             // Producers may receive acknowledgements nevertheless.
             if self.watchdog.claim_probe() {
-                self.queries.query_reachability(None);
+                self.broker.query(Query::Reachability { of_producers: false });
             }
             return Ok(());
         };
@@ -159,16 +163,13 @@ impl Delivery {
             match change {
                 TopicChange::Missing => {
                     // The topic may be recreated under the same name, without its records.
-                    let remembered = self.partitions.to_verify(&topic);
                     self.partitions.invalidate(&topic);
-                    self.queries.verify(&topic, remembered, false);
+                    self.verify(&topic);
                 }
-                TopicChange::LeaderChanged => {
-                    self.queries.verify(&topic, self.partitions.to_verify(&topic), false)
-                }
+                TopicChange::LeaderChanged => self.verify(&topic),
                 TopicChange::Grown => {
                     if self.discovery.growing.insert(topic.clone()) {
-                        self.queries.query_growth(&topic, self.producers.handles(None));
+                        self.broker.query(Query::Growth(&topic));
                     }
                 }
                 TopicChange::Shrunk { partitions } => {
@@ -182,6 +183,12 @@ impl Delivery {
             }
         }
         Ok(())
+    }
+
+    /// Compares the partitions of a topic with what this session knows.
+    fn verify(&self, topic: &str) {
+        let partitions = self.partitions.to_verify(topic);
+        self.broker.query(Query::Verify { topic, partitions, at_start: false });
     }
 
     /// Starts to use all partitions of topics that have grown. It waits until nothing is in flight, so that no event

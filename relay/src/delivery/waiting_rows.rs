@@ -8,10 +8,11 @@ use std::time::Instant;
 
 use outbox::Position;
 
-use super::Delivery;
 use super::in_flight::SilentQueue;
+use super::{Broker, Delivery};
 use crate::error::RelayError;
 use crate::event::record::Prepared;
+use crate::kafka::query::{QueriedPartition, Query};
 use crate::progress::ledger::EntryId;
 use crate::progress::partition_dedup::Admission;
 use crate::topics::partitions::PartitionId;
@@ -102,7 +103,7 @@ impl WaitingRows {
     }
 }
 
-impl Delivery {
+impl<B: Broker> Delivery<B> {
     /// Whether a row must be sent to its partition, is there already, or has to wait.
     pub(super) fn admit(&mut self, row: Placed) -> Result<Admission, RelayError> {
         let Placed { partition, position, fingerprint, is_dead_letter, fits } = row;
@@ -126,9 +127,18 @@ impl Delivery {
     }
 
     fn scan(&self, partition: PartitionId, from: i64) {
-        let Some((topic, number)) = self.partitions.name_of(partition) else { return };
-        let min_in_sync = self.partitions.settings(topic).and_then(|settings| settings.min_in_sync_replicas);
-        self.queries.scan(partition, topic, number, from, min_in_sync);
+        let Some(partition) = self.queried(partition) else { return };
+        let min_in_sync = self.min_in_sync(partition.topic);
+        self.broker.query(Query::Scan { partition, from, min_in_sync });
+    }
+
+    pub(super) fn queried(&self, id: PartitionId) -> Option<QueriedPartition<'_>> {
+        let (topic, number) = self.partitions.name_of(id)?;
+        Some(QueriedPartition { id, topic, number })
+    }
+
+    pub(super) fn min_in_sync(&self, topic: &str) -> Option<usize> {
+        self.partitions.settings(topic).and_then(|settings| settings.min_in_sync_replicas)
     }
 
     /// Sends rows that wait for a partition, as far as possible, after the partition's state has changed.

@@ -201,7 +201,6 @@ pub struct ProducerRecord<'a> {
 /// The producers of one session.
 pub struct Producers {
     producers: Vec<Arc<ThreadedProducer<DeliveryReports>>>,
-    largest_batch: usize,
 }
 
 /// Producers to query, where blocking is allowed.
@@ -233,27 +232,26 @@ impl ProducerHandles {
     }
 }
 
+/// The size of the producers' batches in bytes. None is larger than `limit`, the smallest limit of the topics: a topic's
+/// limit applies to batches, so a broker would also refuse a batch of small records.
+pub fn largest_batch(limit: Option<usize>) -> usize {
+    limit.unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH)
+}
+
 impl Producers {
-    /// Creates `sink.producers` producers whose acknowledgements go to `acks`. Does not connect yet. No batch will be
-    /// larger than `limit`, the smallest limit of the topics: a topic's limit applies to batches, so a broker would
-    /// also refuse a batch of small records.
+    /// Creates `sink.producers` producers whose acknowledgements go to `acks`. Does not connect yet. `limit` is the
+    /// smallest limit of the topics, see [`largest_batch`].
     pub fn new(
         sink: &Sink,
         max_in_flight: usize,
         limit: Option<usize>,
         acks: &Arc<AckQueue>,
     ) -> Result<Producers, KafkaError> {
-        let largest_batch = limit.unwrap_or(LARGEST_BATCH).min(LARGEST_BATCH);
         let mut config = producer_config(sink, max_in_flight);
-        config.set("batch.size", largest_batch.to_string());
+        config.set("batch.size", largest_batch(limit).to_string());
         let producers = (0..sink.producers)
             .map(|_| config.create_with_context(DeliveryReports(Arc::clone(acks))).map(Arc::new));
-        Ok(Producers { producers: producers.collect::<Result<_, _>>()?, largest_batch })
-    }
-
-    /// Whether these producers' batches stay within a topic's limit.
-    pub fn respect_limit(&self, limit: usize) -> bool {
-        self.largest_batch <= limit
+        Ok(Producers { producers: producers.collect::<Result<_, _>>()? })
     }
 
     /// Why one of the producers has failed permanently, if one has.

@@ -10,13 +10,13 @@ use tokio::sync::mpsc;
 use crate::error::ErrorKind;
 use crate::kafka::call_pool::{Caller, Lane, PAUSE};
 use crate::kafka::offset_gaps::{self, OffsetGaps, PartitionGaps};
-use crate::kafka::producers::ProducerHandles;
-use crate::kafka::query::QueryResult;
+use crate::kafka::producers::{ProducerHandles, Producers};
+use crate::kafka::query::{QueriedPartition, Query, QueryResult};
 use crate::kafka::scan::{Range, Scan, Step};
 use crate::kafka::scanner::{FairShare, FoundTopic, PartitionScanner, QueryError, Reachability};
 use crate::kafka::verify;
 use crate::progress::partition_dedup::OffsetGap;
-use crate::topics::partitions::{PartitionId, ScanStart, ToVerify};
+use crate::topics::partitions::{ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
 
 /// How often to query a topic that does not exist.
@@ -42,8 +42,27 @@ impl KafkaQueries {
         (KafkaQueries { caller: Caller::new(scanner), results, gaps }, queue)
     }
 
-    /// Queries a topic until it exists.
-    pub fn find_topic(&self, name: &str) {
+    /// Starts a query. Those about producers block on a thread of the pool, so they get handles to `producers`.
+    pub fn start(&self, query: Query<'_>, producers: &Producers) {
+        match query {
+            Query::FindTopic(name) => self.find_topic(name),
+            Query::Growth(name) => self.find_growth(name, producers.handles(None)),
+            Query::Verify { topic, partitions, at_start } => self.verify(topic, partitions, at_start),
+            Query::Settings(topic) => self.describe(topic),
+            Query::TopicStates(topics) => self.read_topic_states(topics),
+            Query::Scan { partition, from, min_in_sync } => self.scan(partition, from, min_in_sync),
+            Query::GapBeforeProbe(partition, gap) => self.scan_gap_before_probe(partition, gap),
+            Query::Gap(partition, gap) => self.scan_gap_later(partition, gap),
+            Query::Reachability { of_producers } => {
+                self.check_reachability(of_producers.then(|| producers.handles(None)));
+            }
+            Query::Diagnosis { partition, min_in_sync } => {
+                self.diagnose(partition, min_in_sync, producers.handles(Some(partition.number)));
+            }
+        }
+    }
+
+    fn find_topic(&self, name: &str) {
         let (name, results) = (name.to_owned(), self.results.clone());
         self.submit(async move |caller| {
             wait_for_topic(&caller, &name, &results).await?;
@@ -52,9 +71,7 @@ impl KafkaQueries {
         });
     }
 
-    /// Queries a topic with new partitions until the producers know the partitions, too: until then they would not
-    /// accept records for them.
-    pub fn query_growth(&self, name: &str, producers: ProducerHandles) {
+    fn find_growth(&self, name: &str, producers: ProducerHandles) {
         let name = name.to_owned();
         let producers = Arc::new(producers);
         self.submit(async move |caller| {
@@ -71,9 +88,7 @@ impl KafkaQueries {
         });
     }
 
-    /// Reads the settings of a topic, and compares its partitions with the checkpoint. Waits for a topic that does not
-    /// exist. `at_start` is whether this session has sent nothing yet.
-    pub fn verify(&self, topic: &str, partitions: Vec<ToVerify>, at_start: bool) {
+    fn verify(&self, topic: &str, partitions: Vec<ToVerify>, at_start: bool) {
         let (name, results) = (topic.to_owned(), self.results.clone());
         self.submit(async move |caller| {
             wait_for_topic(&caller, &name, &results).await?;
@@ -94,8 +109,7 @@ impl KafkaQueries {
         });
     }
 
-    /// Reads the settings of a topic.
-    pub fn describe(&self, topic: &str) {
+    fn describe(&self, topic: &str) {
         let topic = topic.to_owned();
         self.submit(async move |caller| {
             let settings = describe(&caller, &topic).await;
@@ -103,8 +117,7 @@ impl KafkaQueries {
         });
     }
 
-    /// Queries the metadata of topics.
-    pub fn query_topic_states(&self, topics: Vec<String>) {
+    fn read_topic_states(&self, topics: Vec<String>) {
         self.submit(async move |caller| {
             Ok(QueryResult::TopicStates(
                 caller.call(Lane::Health, move |scanner| scanner.topic_states(&topics)).await?,
@@ -112,16 +125,8 @@ impl KafkaQueries {
         });
     }
 
-    /// Scans a partition from `from` to its end, once enough replicas are in sync for its records to count as
-    /// acknowledged.
-    pub fn scan(
-        &self,
-        partition: PartitionId,
-        topic: &str,
-        number: i32,
-        from: i64,
-        min_in_sync: Option<usize>,
-    ) {
+    fn scan(&self, partition: QueriedPartition<'_>, from: i64, min_in_sync: Option<usize>) {
+        let QueriedPartition { id: partition, topic, number } = partition;
         let topic: Arc<str> = topic.into();
         self.submit(async move |caller| {
             let scan = scan_partition(&caller, &topic, number, from, min_in_sync).await?;
@@ -130,8 +135,7 @@ impl KafkaQueries {
         });
     }
 
-    /// Queries whether Kafka is reachable, and whether these producers can reach it, too.
-    pub fn query_reachability(&self, producers: Option<ProducerHandles>) {
+    fn check_reachability(&self, producers: Option<ProducerHandles>) {
         self.submit(async move |caller| {
             let reachability = caller.call(Lane::Health, move |scanner| {
                 let reachability = scanner.reachability()?;
@@ -143,15 +147,13 @@ impl KafkaQueries {
         });
     }
 
-    /// Finds out why a partition acknowledges nothing that `producers` have sent to it.
-    pub fn diagnose(
+    fn diagnose(
         &self,
-        partition: PartitionId,
-        topic: &str,
-        number: i32,
+        partition: QueriedPartition<'_>,
         min_in_sync: Option<usize>,
         producers: ProducerHandles,
     ) {
+        let QueriedPartition { id: partition, topic, number } = partition;
         let topic = topic.to_owned();
         self.submit(async move |caller| {
             let diagnose =
@@ -160,8 +162,8 @@ impl KafkaQueries {
         });
     }
 
-    /// Scans the gap before the probe, which rows wait for.
-    pub fn scan_gap_before_probe(&self, partition: PartitionId, topic: &str, number: i32, gap: OffsetGap) {
+    fn scan_gap_before_probe(&self, partition: QueriedPartition<'_>, gap: OffsetGap) {
+        let QueriedPartition { id: partition, topic, number } = partition;
         let topic: Arc<str> = topic.into();
         self.submit(async move |caller| {
             let scan = Scan::new(&topic, number, Range::BeforeProbe(gap), gap.from, gap.until);
@@ -170,10 +172,13 @@ impl KafkaQueries {
         });
     }
 
-    /// Queues the scan of a gap between records of this process. Returns how many queued gaps are skipped for it.
-    pub fn scan_gap_later(&self, partition: PartitionId, topic: &str, number: i32, gap: (i64, i64)) -> u64 {
-        let added =
-            self.gaps.lock().unwrap_or_else(PoisonError::into_inner).add(partition, topic, number, gap);
+    /// Queues the scan of a gap between records of this process.
+    fn scan_gap_later(&self, QueriedPartition { id, topic, number }: QueriedPartition<'_>, gap: OffsetGap) {
+        let range = (gap.from, gap.until);
+        let added = self.gaps.lock().unwrap_or_else(PoisonError::into_inner).add(id, topic, number, range);
+        if added.skipped > 0 {
+            drop(self.results.send(QueryResult::GapsSkipped(added.skipped)));
+        }
         if added.must_start {
             let (gaps, results) = (Arc::clone(&self.gaps), self.results.clone());
             let caller = self.caller.clone();
@@ -186,7 +191,6 @@ impl KafkaQueries {
                 }
             });
         }
-        added.skipped
     }
 
     fn submit<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(

@@ -8,9 +8,70 @@ use crate::kafka::scanner::{FoundTopic, QueryError, Reachability};
 use crate::progress::fingerprints::FoundRecords;
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
-use crate::topics::partitions::PartitionId;
+use crate::topics::partitions::{PartitionId, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
+
+/// A partition to query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueriedPartition<'a> {
+    /// The partition.
+    pub id: PartitionId,
+    /// Its topic.
+    pub topic: &'a str,
+    /// Its number in the topic.
+    pub number: i32,
+}
+
+/// A query. It never fails for the caller: it is repeated until Kafka responds or the session ends.
+#[derive(Debug)]
+pub enum Query<'a> {
+    /// Finds a topic, once it exists.
+    FindTopic(&'a str),
+    /// Finds the new partitions of a topic, once the producers know them, too: until then they would not accept records
+    /// for them.
+    Growth(&'a str),
+    /// Reads the settings of a topic, and compares its partitions with the checkpoint. Waits for a topic that does not
+    /// exist.
+    Verify {
+        /// The topic.
+        topic: &'a str,
+        /// The partitions, as the checkpoint knows them.
+        partitions: Vec<ToVerify>,
+        /// This session has sent nothing yet.
+        at_start: bool,
+    },
+    /// Reads the settings of a topic.
+    Settings(&'a str),
+    /// Reads the metadata of topics.
+    TopicStates(Vec<String>),
+    /// Scans a partition from `from` to its end, once enough replicas are in sync for its records to count as
+    /// acknowledged.
+    Scan {
+        /// The partition.
+        partition: QueriedPartition<'a>,
+        /// The first offset to read.
+        from: i64,
+        /// `min.insync.replicas` of the topic, if known.
+        min_in_sync: Option<usize>,
+    },
+    /// Scans the gap before the probe, which rows wait for.
+    GapBeforeProbe(QueriedPartition<'a>, OffsetGap),
+    /// Scans a gap between records of this process, when there is time for it.
+    Gap(QueriedPartition<'a>, OffsetGap),
+    /// Whether Kafka is reachable, and with `of_producers` whether the producers can reach it, too.
+    Reachability {
+        /// Includes the producers.
+        of_producers: bool,
+    },
+    /// Why a partition acknowledges nothing of what was sent to it.
+    Diagnosis {
+        /// The partition.
+        partition: QueriedPartition<'a>,
+        /// `min.insync.replicas` of the topic, if known.
+        min_in_sync: Option<usize>,
+    },
+}
 
 /// The result of a query.
 #[derive(Debug)]
@@ -83,6 +144,8 @@ pub enum QueryResult {
         /// The number of further records.
         more: u64,
     },
+    /// Gaps that were not scanned, because too many were queued.
+    GapsSkipped(u64),
     /// Whether Kafka is reachable.
     Reachability(Reachability),
     /// Why a partition acknowledges nothing.

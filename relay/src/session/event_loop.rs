@@ -128,7 +128,7 @@ impl EventLoop {
         loop {
             // First in the loop: after a long pause of this process nothing more may be sent.
             self.slot_guard.on_loop_turn(Now::read())?;
-            self.delivery.process_acks()?;
+            self.delivery.process_acks(Instant::now())?;
             self.confirm()?;
             let may_read = draining.is_none() || self.delivery.in_transaction();
             let (wants_input, wants_page, has_more) = match self.snapshot {
@@ -301,7 +301,7 @@ impl EventLoop {
     }
 
     fn tick(&mut self) -> Result<(), RelayError> {
-        self.delivery.on_tick(self.writer.committed().revision)?;
+        self.delivery.on_tick(self.writer.committed().revision, Instant::now())?;
         let reading = self.stall_reason().is_none();
         self.status.with_slot_seen(|seen| self.slot_guard.check(Instant::now(), reading, seen))?;
         if self.stream.confirmed_sent() == self.requested.confirmed {
