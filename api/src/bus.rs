@@ -6,7 +6,7 @@ use basket::application::{Bus, Dispatch, Retry};
 use clap::ValueEnum;
 
 use crate::metrics::{Metered, Metrics};
-use crate::postgres::{Database, PostgresUnitsOfWork, SingleStatementUnitsOfWork};
+use crate::postgres::{Database, PostgresUnitsOfWork, SingleStatementUnitsOfWork, UnlessLost};
 use crate::spans::Traced;
 
 /// How a command is written to the database.
@@ -19,6 +19,7 @@ pub enum UnitOfWorkMode {
 }
 
 /// The bus over `database`. Metrics are outside of the retry and count a command once; spans are inside and see each attempt.
+/// A command that an outage of the database has left without an answer fails.
 pub fn bus(database: &Database, metrics: &Metrics, mode: UnitOfWorkMode) -> Arc<dyn Dispatch> {
     let transactions = Bus::new(PostgresUnitsOfWork::new(database.clone(), metrics.clone()));
     let transactions: Arc<dyn Dispatch> = Arc::new(Traced::new(transactions));
@@ -29,5 +30,6 @@ pub fn bus(database: &Database, metrics: &Metrics, mode: UnitOfWorkMode) -> Arc<
             metrics.clone(),
         )))),
     };
-    Arc::new(Metered::new(Retry::new(first, transactions), metrics.clone()))
+    let ending = UnlessLost::new(Retry::new(first, transactions), database.clone());
+    Arc::new(Metered::new(ending, metrics.clone()))
 }

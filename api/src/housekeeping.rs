@@ -1,12 +1,13 @@
 //! Housekeeping: jobs that do not depend on each other. Each has its own session, is done by one replica at a time,
 //! and counts what it does; one that fails is tried again at its next run and keeps no other from running.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basket::application::Dispatch;
 use basket::application::expire_baskets::ExpireBaskets;
-use basket::application::ports::PortError;
+use basket::application::ports::{BoxFuture, PortError};
+use basket::application::{CommandEnvelope, CommandResult, Dispatch, DispatchError};
 use chrono::{TimeDelta, Utc};
 use sqlx::PgConnection;
 
@@ -14,6 +15,10 @@ use crate::config::Retention;
 use crate::metrics::{Metrics, RunOutcome};
 use crate::postgres::housekeeping::{PostgresIdleBaskets, expire_keys, maintain_log, try_lock};
 use crate::postgres::{Limits, NoServer, PATIENT, Servers};
+
+/// A command of a job has no client that stops waiting for it. Longer than its statements may take, with the attempts
+/// after conflicts: an answer that is later was lost on its way.
+const COMMAND_WITHIN: Duration = Duration::from_secs(60);
 
 /// A job failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +45,7 @@ trait Job: Send + 'static {
 
 struct AbandonBaskets {
     use_case: ExpireBaskets,
-    bus: Arc<dyn Dispatch>,
+    bus: Bounded,
     after: Duration,
     metrics: Metrics,
 }
@@ -52,13 +57,31 @@ impl Job for AbandonBaskets {
     async fn run(&mut self, sql: &mut PgConnection) -> Result<u64, JobError> {
         let after = TimeDelta::from_std(self.after).unwrap_or(TimeDelta::MAX);
         let mut idle = PostgresIdleBaskets(sql);
-        let expired = self.use_case.run(&*self.bus, &mut idle, Utc::now(), after).await?;
+        let expired = self.use_case.run(&self.bus, &mut idle, Utc::now(), after).await?;
         for (basket, error) in &expired.failed {
             let error = error as &dyn std::error::Error;
             tracing::warn!(basket.id = %basket, error, "an idle basket could not be abandoned; it is tried again later");
         }
         self.metrics.baskets_not_abandoned(expired.failed.len());
         Ok(expired.abandoned)
+    }
+}
+
+/// Dispatches commands whose sender would wait forever.
+struct Bounded {
+    inner: Arc<dyn Dispatch>,
+    within: Duration,
+}
+
+impl Dispatch for Bounded {
+    fn dispatch<'a>(
+        &'a self,
+        command: &'a CommandEnvelope,
+    ) -> BoxFuture<'a, Result<CommandResult, DispatchError>> {
+        Box::pin(async move {
+            let late = |_| PortError::TimedOut(Box::new(io::Error::from(io::ErrorKind::TimedOut)));
+            tokio::time::timeout(self.within, self.inner.dispatch(command)).await.map_err(late)?
+        })
     }
 }
 
@@ -112,7 +135,7 @@ pub fn start(servers: &Servers, bus: Arc<dyn Dispatch>, retention: &Retention, m
         Worker { servers: servers.clone(), every: retention.housekeeping_every, metrics: metrics.clone() };
     let baskets = AbandonBaskets {
         use_case: ExpireBaskets::default(),
-        bus,
+        bus: Bounded { inner: bus, within: COMMAND_WITHIN },
         after: retention.abandon_after,
         metrics: metrics.clone(),
     };
@@ -158,5 +181,47 @@ impl Worker {
         let done = if ours { Some(job.run(&mut session.sql).await?) } else { None };
         session.close().await;
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use basket::application::{BasketCommand, CommandContext, CommandId};
+    use basket::domain::{BasketId, BuyerId, Principal};
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// A database that says nothing.
+    struct Silent;
+
+    impl Dispatch for Silent {
+        fn dispatch<'a>(
+            &'a self,
+            _: &'a CommandEnvelope,
+        ) -> BoxFuture<'a, Result<CommandResult, DispatchError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_command_without_an_answer_fails() {
+        let id = Uuid::now_v7();
+        let buyer = BuyerId::try_from("ann".to_owned()).unwrap();
+        let envelope = CommandEnvelope {
+            id: CommandId(id),
+            command: BasketCommand::Create { basket_id: BasketId(id), buyer },
+            context: CommandContext {
+                principal: Principal::service("expiry"),
+                correlation_id: "none".to_owned(),
+                traceparent: None,
+                tracestate: None,
+            },
+            idempotency_key: None,
+            received_at: Utc::now(),
+        };
+        let bus = Bounded { inner: Arc::new(Silent), within: Duration::from_millis(1) };
+        let result = bus.dispatch(&envelope).await;
+        assert!(matches!(result, Err(DispatchError::Port(PortError::TimedOut(_)))), "{result:?}");
     }
 }

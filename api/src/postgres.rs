@@ -16,6 +16,7 @@ mod servers;
 mod single_statement;
 mod summary;
 mod unit_of_work;
+mod unless_lost;
 
 pub use baskets::PostgresBaskets;
 pub use command_log::PostgresCommandLog;
@@ -27,5 +28,6 @@ pub use rebuild::rebuild_read_model;
 pub use servers::{InvalidAddress, Limits, NoServer, PATIENT, ServerError, Servers, Session, place};
 pub use single_statement::SingleStatementUnitsOfWork;
 pub use unit_of_work::{PostgresUnitOfWork, PostgresUnitsOfWork};
+pub use unless_lost::UnlessLost;
 
 use error::port_error;

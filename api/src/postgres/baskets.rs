@@ -29,7 +29,7 @@ impl BasketQueries for PostgresBaskets {
         owner: &'a str,
         id: BasketId,
     ) -> BoxFuture<'a, Result<Option<BasketView>, PortError>> {
-        Box::pin(async move {
+        Box::pin(self.database.unless_lost(async move {
             let view: Option<Json<BasketDocument>> =
                 sqlx::query_scalar("SELECT view FROM basket_view WHERE id = $1 AND owner = $2")
                     .bind(id.0)
@@ -38,7 +38,7 @@ impl BasketQueries for PostgresBaskets {
                     .await
                     .map_err(port_error)?;
             view.map(|Json(view)| view.try_into()).transpose()
-        })
+        }))
     }
 
     fn list<'a>(
@@ -47,7 +47,7 @@ impl BasketQueries for PostgresBaskets {
         filter: &'a BasketFilter,
         request: PageRequest<BasketId>,
     ) -> BoxFuture<'a, Result<Page<BasketSummary>, PortError>> {
-        Box::pin(async move {
+        Box::pin(self.database.unless_lost(async move {
             // A statement for each combination of filters: a plan for all of them could use no index.
             let mut list = QueryBuilder::<Postgres>::new(SELECT);
             list.push_bind(owner);
@@ -66,7 +66,7 @@ impl BasketQueries for PostgresBaskets {
             let summaries: Result<Vec<BasketSummary>, PortError> =
                 found.into_iter().map(|Json(summary)| summary.try_into()).collect();
             Ok(page(summaries?, request.limit))
-        })
+        }))
     }
 }
 

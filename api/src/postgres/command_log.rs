@@ -31,12 +31,12 @@ impl CommandQueries for PostgresCommandLog {
         principal: Option<&'a str>,
         id: CommandId,
     ) -> BoxFuture<'a, Result<Option<LoggedCommand>, PortError>> {
-        Box::pin(async move {
+        Box::pin(self.database.unless_lost(async move {
             let mut get = select(principal, &CommandFilter::default());
             get.push(" AND id = ").push_bind(id.0);
             let row = get.build().fetch_optional(&self.database.pool()).await.map_err(port_error)?;
             row.map(|row| logged_command(&row).map_err(port_error)).transpose()
-        })
+        }))
     }
 
     fn list<'a>(
@@ -45,7 +45,7 @@ impl CommandQueries for PostgresCommandLog {
         filter: &'a CommandFilter,
         request: PageRequest<CommandId>,
     ) -> BoxFuture<'a, Result<Page<LoggedCommand>, PortError>> {
-        Box::pin(async move {
+        Box::pin(self.database.unless_lost(async move {
             let mut list = select(principal, filter);
             if let Some(after) = request.after {
                 list.push(" AND id < ").push_bind(after.0);
@@ -54,7 +54,7 @@ impl CommandQueries for PostgresCommandLog {
             let rows = list.build().fetch_all(&self.database.lists()).await.map_err(port_error)?;
             let entries: Result<Vec<LoggedCommand>, sqlx::Error> = rows.iter().map(logged_command).collect();
             Ok(page(entries.map_err(port_error)?, request.limit))
-        })
+        }))
     }
 }
 

@@ -2,15 +2,18 @@
 //!
 //! No connection may be waited for without a bound. The driver offers neither TCP keepalive nor a user timeout, and its
 //! pool pings each connection that is returned for as long as TCP takes to give up: a quarter of an hour after the network
-//! went silent. So each ping has a bound here, and when the probe finds a new way to the database while the pools hang, they
-//! are replaced as a whole.
+//! went silent. So each ping has a bound here, and after an outage the probe replaces the pools as a whole. What has waited
+//! for an answer since before the outage then fails: it would keep its principal's share of the connections from
+//! requests that can be served.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use basket::application::ports::PortError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{Connection, PgPool, Postgres, Transaction};
+use tokio::sync::watch;
 
 use super::servers::{Limits, Servers, prepare};
 use crate::metrics::Connections;
@@ -41,7 +44,14 @@ pub struct Database(Arc<Shared>);
 struct Shared {
     connections: u32,
     pools: RwLock<Pools>,
+    /// What began before this gets no answer any more.
+    lost_before: watch::Sender<Option<Instant>>,
 }
+
+/// Whether it was done cannot be told: only the idempotency key tells.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer since before an outage of the database; its connection was given up")]
+struct Lost;
 
 #[derive(Clone)]
 struct Pools {
@@ -55,7 +65,7 @@ impl Database {
     /// At most `connections` at once. None is opened before it is needed.
     pub fn new(servers: &Servers, connections: u32) -> Database {
         let pools = RwLock::new(Pools::open(servers.first(), connections));
-        Database(Arc::new(Shared { connections, pools }))
+        Database(Arc::new(Shared { connections, pools, lost_before: watch::Sender::new(None) }))
     }
 
     /// Connections for commands and for reads of one row.
@@ -78,11 +88,40 @@ impl Database {
         self.pools().answers.load(Ordering::Relaxed)
     }
 
-    /// Opens new connections from now on, to `server`. Statements in progress end on the old ones, if they can.
+    /// Awaits `work` on these connections, and fails if an outage has left it without an answer.
+    pub async fn unless_lost<T, E: From<PortError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let began = Instant::now();
+        let mut lost_before = self.0.lost_before.subscribe();
+        tokio::select! {
+            biased;
+            done = work => done,
+            // The sender lives as long as this database.
+            _ = lost_before.wait_for(|lost| lost.is_some_and(|lost| began < lost)) => {
+                Err(PortError::Unavailable(Box::new(Lost)).into())
+            }
+        }
+    }
+
+    /// Opens new connections from now on, to `server`. Work on the old ones fails.
     pub fn replace(&self, server: &PgConnectOptions) {
+        self.exchange(server, Instant::now);
+    }
+
+    /// Opens new connections from now on, to `server`. Work on the old ones fails if it began before the outage ended;
+    /// other work ends there, if it can.
+    pub fn replace_after(&self, server: &PgConnectOptions, end_of_outage: Instant) {
+        self.exchange(server, || end_of_outage);
+    }
+
+    fn exchange(&self, server: &PgConnectOptions, lost_before: impl FnOnce() -> Instant) {
         let fresh = Pools::open(server, self.0.connections);
         let replaced = {
             let mut pools = self.0.pools.write().unwrap_or_else(PoisonError::into_inner);
+            // Under the lock: what begins from now on finds the new pools.
+            self.0.lost_before.send_replace(Some(lost_before()));
             std::mem::replace(&mut *pools, fresh)
         };
         tokio::spawn(async move { replaced.close(REPLACED_WITHIN).await });
@@ -160,4 +199,32 @@ fn pool(server: &PgConnectOptions, size: u32, limits: Limits, answers: &Arc<Atom
 async fn ping(connection: &mut PgConnection, bound: Duration) -> Result<(), sqlx::Error> {
     let answered = tokio::time::timeout(bound, connection.ping()).await;
     answered.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::str::FromStr;
+
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_from_before_an_outage_fails_and_later_work_continues() {
+        let servers = Servers::from_str("postgres://nobody@127.0.0.1:1/none").unwrap();
+        let database = Database::new(&servers, 4);
+        let mut before = Box::pin(database.unless_lost(pending::<Result<(), PortError>>()));
+        assert!(before.as_mut().now_or_never().is_none(), "nothing is lost");
+        let end_of_outage = Instant::now();
+        let mut later = Box::pin(database.unless_lost(pending::<Result<(), PortError>>()));
+        assert!(later.as_mut().now_or_never().is_none());
+        database.replace_after(servers.first(), end_of_outage);
+        assert!(matches!(before.await, Err(PortError::Unavailable(_))));
+        assert!(later.as_mut().now_or_never().is_none(), "it began after the outage");
+        database.replace(servers.first());
+        assert!(matches!(later.await, Err(PortError::Unavailable(_))));
+        let done = database.unless_lost(ready(Ok::<_, PortError>(1)));
+        assert!(matches!(done.await, Ok(1)));
+    }
 }

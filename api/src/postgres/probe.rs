@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::sync::watch;
 
 use super::database::Database;
@@ -15,9 +15,10 @@ use crate::metrics::Metrics;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 const FIRST_LOOK_WITHIN: Duration = Duration::from_secs(2);
-/// How long after an outage its requests have ended. What the pools have not got back by then, they never will: the driver
-/// waits without a bound for a connection that went silent while it was returned.
-const SETTLED_AFTER: Duration = Duration::from_secs(15);
+/// How long after an outage whatever survived it has its answer: longer than most statements and waits for locks take.
+/// What has none by then never gets one, nor do the pools get its connection back: the driver waits without a bound for a
+/// connection that went silent.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 /// What the service knows of its database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,8 +61,8 @@ pub struct Probe {
     database: Database,
     session: Option<Session>,
     pools: PoolsAsSeen,
-    /// When the pools are replaced because of an outage that they seem to have survived.
-    replace_at: Option<Instant>,
+    /// When the last outage ended, until the pools that seem to have survived it are replaced.
+    recovered: Option<Instant>,
 }
 
 /// What is known of the pools while the probe has lost its connection.
@@ -87,7 +88,7 @@ impl Probe {
     pub fn new(servers: Servers, database: Database) -> Probe {
         let server = place(servers.first());
         let pools = PoolsAsSeen { server, answers: None, only_reads: false };
-        Probe { servers, database, session: None, pools, replace_at: None }
+        Probe { servers, database, session: None, pools, recovered: None }
     }
 
     /// Looks until the program ends, and tells `state`.
@@ -111,7 +112,7 @@ impl Probe {
         if let Err(error) = &looked {
             self.pools.only_reads |= error.only_reads();
             self.pools.answers = Some(self.database.answers());
-            self.replace_at = Some(Instant::now() + SETTLED_AFTER);
+            self.recovered = None;
         }
         looked
     }
@@ -127,14 +128,26 @@ impl Probe {
         let examined = tokio::time::timeout(bound, examine(&mut session.sql, is_new)).await;
         let examined = examined.map_err(|_| ProbeError::Silent(place.clone()))?;
         examined.map_err(|lacking| ProbeError::Lacking(place.clone(), lacking))?;
-        let outdated = is_new && self.pools.are_outdated(&place, self.database.answers());
-        if outdated || self.replace_at.is_some_and(|due| due <= Instant::now()) {
-            self.database.replace(&session.server);
-            self.replace_at = None;
-        }
+        self.replace_pools(&session.server, is_new);
         self.pools = PoolsAsSeen { server: place, answers: None, only_reads: false };
         self.session = Some(session);
         Ok(())
+    }
+
+    /// At once if they are outdated: whatever uses them hangs, or leads nowhere. Otherwise after what has survived the
+    /// outage has ended.
+    fn replace_pools(&mut self, server: &PgConnectOptions, is_new: bool) {
+        if is_new && self.pools.are_outdated(&place(server), self.database.answers()) {
+            self.database.replace(server);
+            self.recovered = None;
+        } else if is_new && self.pools.answers.is_some() {
+            self.recovered = Some(Instant::now());
+        } else if let Some(recovered) =
+            self.recovered.filter(|recovered| recovered.elapsed() >= SETTLED_AFTER)
+        {
+            self.database.replace_after(server, recovered);
+            self.recovered = None;
+        }
     }
 }
 

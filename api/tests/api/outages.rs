@@ -17,21 +17,27 @@ use url::Url;
 use crate::service::{Service, TOKEN, problem};
 
 const SOON: Duration = Duration::from_secs(60);
+/// For what has to wait for a statement whose answer was lost.
+const LONG: Duration = Duration::from_secs(180);
 /// More than there are connections to the database.
 const CLIENTS: usize = 32;
 const ARGUMENTS: [&str; 2] = ["--auth=static-token", "--drain-timeout=3s"];
 
 /// A service whose connections to the shared server pass a proxy.
 async fn behind_a_proxy() -> (Proxy, Service) {
+    behind_a_proxy_with(&[]).await
+}
+
+async fn behind_a_proxy_with(arguments: &[&str]) -> (Proxy, Service) {
     let database = Database::fresh("outages").await.unwrap();
     let mut url = Url::parse(database.url()).unwrap();
     let proxy = Proxy::before(url.port().unwrap()).await.unwrap();
     url.set_port(Some(proxy.port())).unwrap();
-    let service = Service::through(database, url.as_str(), &ARGUMENTS).await;
+    let service = Service::through(database, url.as_str(), &[&ARGUMENTS, arguments].concat()).await;
     (proxy, service)
 }
 
-/// Clients that create baskets until they are dropped.
+/// Clients that create baskets, and read lists and commands, until they are dropped.
 struct Load {
     stop: Arc<AtomicBool>,
     clients: JoinSet<Vec<StatusCode>>,
@@ -39,17 +45,28 @@ struct Load {
 
 impl Load {
     async fn on(service: &Service) -> Load {
+        Load::of(CLIENTS, service).await
+    }
+
+    async fn of(number: usize, service: &Service) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let url = format!("http://{}/v1/baskets", service.address());
         let mut clients = JoinSet::new();
-        for client in 0..CLIENTS {
-            let (http, url, stop) = (service.client.clone(), url.clone(), Arc::clone(&stop));
+        for client in 0..number {
+            let (http, address, stop) =
+                (service.client.clone(), service.address().to_owned(), Arc::clone(&stop));
             clients.spawn(async move {
                 let mut answers = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
-                    let key = format!("load-{client}-{}", answers.len());
-                    let request = http.post(&url).bearer_auth(TOKEN).header("Idempotency-Key", key);
-                    let sent = request.json(&json!({"buyer_id": "ann"})).send().await;
+                    let n = client + answers.len();
+                    let request = match n % 4 {
+                        0 => http.get(format!("http://{address}/v1/baskets?limit=1")),
+                        1 => http.get(format!("http://{address}/v1/commands?limit=1")),
+                        _ => http
+                            .post(format!("http://{address}/v1/baskets"))
+                            .header("Idempotency-Key", format!("load-{client}-{n}"))
+                            .json(&json!({"buyer_id": "ann"})),
+                    };
+                    let sent = request.bearer_auth(TOKEN).send().await;
                     answers.extend(sent.map(|response| response.status()));
                 }
                 answers
@@ -57,7 +74,7 @@ impl Load {
         }
         wait::until("work for every connection", SOON, async || {
             let baskets = service.count("SELECT count(*) FROM basket").await;
-            if baskets > 2 * CLIENTS as i64 { Ok(()) } else { Err(baskets) }
+            if baskets > 2 * number as i64 { Ok(()) } else { Err(baskets) }
         })
         .await
         .unwrap();
@@ -72,7 +89,7 @@ impl Load {
 }
 
 fn assert_honest(answers: &[StatusCode]) {
-    let other: Vec<_> = answers.iter().filter(|status| ![201, 503].contains(&status.as_u16())).collect();
+    let other: Vec<_> = answers.iter().filter(|status| ![200, 201, 503].contains(&status.as_u16())).collect();
     assert!(other.is_empty(), "{other:?}");
 }
 
@@ -109,6 +126,60 @@ async fn a_network_that_is_silent_for_a_while_is_survived_under_load() {
     service.until_created().await;
     service.until_ready(200).await;
     assert_honest(&load.end().await);
+}
+
+/// Ends what the network has carried so far, as a failover does: connections that are open stay silent, new ones pass. The
+/// server ends the sessions of those, and their locks with them.
+async fn fail_over(proxy: &Proxy, service: &Service) {
+    proxy.set(Fault::Silence);
+    service.until_ready(503).await;
+    proxy.silence_open();
+    let end_sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                        WHERE datname = current_database() AND application_name = 'basket-api'";
+    service.database.execute(end_sessions).await.unwrap();
+    proxy.set(Fault::None);
+}
+
+/// Requests that hang do not keep connections from those that can be served until their own time is up.
+#[tokio::test]
+async fn requests_without_an_answer_end_with_the_outage_however_long_they_may_take() {
+    // More than there are connections, and so few that new connections can be opened beside them.
+    for clients in [CLIENTS, 3] {
+        let (proxy, service) = behind_a_proxy_with(&["--request-timeout=10m"]).await;
+        let load = Load::of(clients, &service).await;
+        fail_over(&proxy, &service).await;
+        service.until_created().await;
+        assert_eq!(service.get("/v1/baskets").await.status(), 200);
+        let answers = tokio::time::timeout(SOON, load.end()).await.expect("an answer to every request");
+        assert_honest(&answers);
+    }
+}
+
+/// The commands of housekeeping have no client that stops waiting for them.
+#[tokio::test]
+async fn housekeeping_continues_after_an_outage() {
+    let arguments = ["--abandon-after=1h", "--housekeeping-every=100ms", "--request-timeout=10m"];
+    let (proxy, service) = behind_a_proxy_with(&arguments).await;
+    // More than are abandoned before the network is silent.
+    let idle = "INSERT INTO basket (id, owner, buyer_id, status, lines, version, created_at, updated_at)
+                SELECT overlay(uuidv7()::text PLACING '01900000-0000' FROM 1 FOR 13)::uuid, 'shop', 'ann', 'open', '[]', 1,
+                       timestamptz '2024-06-10', timestamptz '2024-06-10' FROM generate_series(1, 300)";
+    service.database.execute(idle).await.unwrap();
+    const OPEN: &str = "SELECT count(*) FROM basket WHERE status = 'open'";
+    wait::until("the first abandoned baskets", SOON, async || {
+        let open = service.count(OPEN).await;
+        if (1..295).contains(&open) { Ok(()) } else { Err(open) }
+    })
+    .await
+    .unwrap();
+    fail_over(&proxy, &service).await;
+    assert!(service.count(OPEN).await > 0, "housekeeping was interrupted");
+    wait::until("the other baskets", LONG, async || {
+        let open = service.count(OPEN).await;
+        if open == 0 { Ok(()) } else { Err(open) }
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{error}\n{}", service.program.log()));
 }
 
 #[tokio::test]
