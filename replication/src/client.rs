@@ -1,6 +1,6 @@
 //! A logical replication connection that takes commands and does not stream yet.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres_protocol::message::frontend;
 use tokio::time::timeout;
@@ -55,6 +55,8 @@ pub struct Client {
     pooled: bool,
     notices: Notices,
     answer_limit: Duration,
+    /// The fastest response to a command so far.
+    round_trip: Duration,
     /// The result of a command has not been read completely.
     busy: bool,
 }
@@ -85,7 +87,8 @@ impl Client {
         if options.target == Target::ReadWrite {
             writable(&parameters).map_err(|why| Error::ReadOnly { server: route.host.to_string(), why })?;
         }
-        let session = Session { route, parameters, pooled: false, answer_limit: options.connect_timeout };
+        let (pooled, answer_limit, round_trip) = (false, options.connect_timeout, Duration::MAX);
+        let session = Session { route, parameters, pooled, answer_limit, round_trip };
         let mut client = Client::resume(connection, notices, session);
         for statement in settings::statements(client.parameters.version) {
             client.simple_query(&statement).await?;
@@ -97,8 +100,8 @@ impl Client {
     }
 
     pub(crate) fn resume(connection: Connection, notices: Notices, session: Session) -> Self {
-        let Session { route, parameters, pooled, answer_limit } = session;
-        Client { connection, route, parameters, pooled, notices, answer_limit, busy: false }
+        let Session { route, parameters, pooled, answer_limit, round_trip } = session;
+        Client { connection, route, parameters, pooled, notices, answer_limit, round_trip, busy: false }
     }
 
     /// Which of the hosts this is a connection to.
@@ -167,6 +170,7 @@ impl Client {
     /// [`Error::Server`]; the connection can be used again after it, unless the severity is FATAL.
     pub async fn simple_query(&mut self, sql: &str) -> Result<Vec<Row>, Error> {
         let mut rows = Vec::new();
+        let sent = Instant::now();
         self.send_query(sql)?;
         loop {
             let frame = self.connection.receive().await?;
@@ -178,6 +182,7 @@ impl Client {
             }
         }
         self.busy = false;
+        self.round_trip = self.round_trip.min(sent.elapsed());
         Ok(rows)
     }
 
@@ -220,8 +225,8 @@ impl Client {
         timeout(limit, self.start_copy(&command::start_replication(slot, start, output)))
             .await
             .map_err(late)??;
-        let Client { route, parameters, pooled, answer_limit, .. } = self;
-        let session = Session { route, parameters, pooled, answer_limit };
+        let Client { route, parameters, pooled, answer_limit, round_trip, .. } = self;
+        let session = Session { route, parameters, pooled, answer_limit, round_trip };
         Ok(Stream::new(self.connection, self.notices, session, wal_sender_timeout, start))
     }
 
@@ -305,6 +310,7 @@ pub(crate) struct Session {
     parameters: ServerParameters,
     pooled: bool,
     answer_limit: Duration,
+    pub(crate) round_trip: Duration,
 }
 
 /// Whether the server accepts writes; if not, why not.

@@ -19,7 +19,6 @@ pub(crate) struct Connection {
     output: BytesMut,
     /// Written bytes may still be buffered in the TLS session.
     unflushed: bool,
-    last_read: usize,
     /// Why writing failed. Kept until the end of the input is read, because the server's last message explains the
     /// failure better.
     broken: Option<io::Error>,
@@ -27,14 +26,7 @@ pub(crate) struct Connection {
 
 impl Connection {
     pub(crate) fn new(socket: Socket) -> Self {
-        Connection {
-            socket,
-            input: Framing::new(),
-            output: BytesMut::new(),
-            unflushed: false,
-            last_read: 0,
-            broken: None,
-        }
+        Connection { socket, input: Framing::new(), output: BytesMut::new(), unflushed: false, broken: None }
     }
 
     /// The data for SCRAM channel binding over this connection.
@@ -52,9 +44,9 @@ impl Connection {
         !self.output.is_empty() || self.unflushed
     }
 
-    /// Number of bytes of the last read.
-    pub(crate) fn last_read(&self) -> usize {
-        self.last_read
+    /// See [`Socket::set_receive_buffer`].
+    pub(crate) fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
+        self.socket.set_receive_buffer(bytes)
     }
 
     /// Takes the next message, if it has arrived completely.
@@ -77,14 +69,11 @@ impl Connection {
         self.broken.take()
     }
 
-    /// Reads the bytes that have arrived, or waits for some.
-    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    /// Reads the bytes that have arrived, or waits for some. Returns their number.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
         // `read_buf` keeps nothing in its future, so a new one for each poll loses nothing.
         match ready!(pin!(self.socket.read_buf(self.input.space())).poll(cx)) {
-            Ok(count @ 1..) => {
-                self.last_read = count;
-                Poll::Ready(Ok(()))
-            }
+            Ok(count @ 1..) => Poll::Ready(Ok(count)),
             ended => Poll::Ready(Err(self.ended(ended))),
         }
     }

@@ -47,6 +47,15 @@ impl Socket {
         UnixStream::connect(path).await.map(Socket::Unix).map_err(unreachable)
     }
 
+    /// Limits the receive buffer of the system. A Unix socket has no receive window.
+    pub(crate) fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
+        match self {
+            Socket::Tcp(stream) => SockRef::from(stream).set_recv_buffer_size(bytes),
+            Socket::Tls(stream) => SockRef::from(stream.get_ref().0.get_ref()).set_recv_buffer_size(bytes),
+            Socket::Unix(_) => Ok(()),
+        }
+    }
+
     /// The data for SCRAM channel binding over this connection.
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         let Socket::Tls(stream) = self else { return None };

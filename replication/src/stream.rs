@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -101,20 +102,24 @@ impl Stream {
     ///
     /// It may return for a notice or an error: `next_frame` then returns `None` or the error.
     ///
+    /// Returns the number of bytes of the last read, or 0 if a message was buffered already. Few mean that the stream is
+    /// live; many that there is a backlog.
+    ///
     /// # Errors
     /// [`Error::Silent`], [`Error::Closed`], [`Error::Io`]. Cancel-safe.
-    pub async fn fill(&mut self) -> Result<(), Error> {
+    pub async fn fill(&mut self) -> Result<usize, Error> {
         poll_fn(|cx| self.poll_fill(cx)).await
     }
 
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
+        let mut last_read = 0;
         loop {
             self.poll_status(cx);
             if self.connection.ready()? {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Ok(last_read));
             }
             if let Poll::Ready(read) = self.connection.poll_read(cx) {
-                read?;
+                last_read = read?;
                 self.feedback.on_read();
                 continue;
             }
@@ -250,10 +255,19 @@ impl Stream {
         self.feedback.silence_limit()
     }
 
-    /// Number of bytes of the last read. Few mean that the stream is live; many that there is a backlog, which is read
-    /// faster when the owner pauses for a fraction of a millisecond and lets the socket fill.
-    pub fn last_read_len(&self) -> usize {
-        self.connection.last_read()
+    /// The fastest response to a command on this connection: an upper bound of the network's round-trip time.
+    pub fn round_trip(&self) -> Duration {
+        self.session.round_trip
+    }
+
+    /// Limits the system's receive buffer to a number of bytes. While the buffer is full, the server only queues its
+    /// messages, which costs it half as much as sending each one. The limit also caps the rate at one buffer per round
+    /// trip and ends the system's own tuning, so it is for servers nearby. A Unix socket ignores it.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn set_receive_buffer(&self, bytes: usize) -> io::Result<()> {
+        self.connection.set_receive_buffer(bytes)
     }
 
     /// The notices received since the last call. Check for [`Notice::skipped_publication`].

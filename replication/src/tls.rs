@@ -232,7 +232,6 @@ pub(crate) async fn upgrade(
 ///
 /// Bytes received together with the answer would be plain text from a man in the middle, later taken for the server's
 /// (CVE-2021-23222), so they are rejected; what follows the answer is read as TLS and nothing else.
-/// (CVE-2021-23222); what comes after it is read as TLS and nothing else.
 async fn request(stream: &mut TcpStream) -> Result<(), Error> {
     stream.write_all(&SSL_REQUEST).await?;
     let mut answer = [0; 2];

@@ -222,12 +222,7 @@ impl Program {
 
     /// User and system CPU seconds so far. The kernel counts in hundredths.
     pub fn cpu_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
-        let fields: Vec<&str> =
-            stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
-        let ticks =
-            |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
-        (ticks(11) + ticks(12)) / 100.0
+        cpu_seconds(self.pid())
     }
 
     /// Its resident memory now, and the most it has had, in bytes.
@@ -244,6 +239,16 @@ impl Program {
     pub(crate) fn ended_early(&self) -> Error {
         Error::Ended { server: self.name.clone(), log: self.log_tail() }
     }
+}
+
+/// User and system CPU seconds of a process so far; 0 if it has ended.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> =
+        stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+    let ticks =
+        |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
+    (ticks(11) + ticks(12)) / 100.0
 }
 
 impl Drop for Program {

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use self::read_pacing::ReadPacing;
-use self::snapshot::{SnapshotRows, SnapshotStep, next_page};
+use self::snapshot::{SnapshotRows, next_page};
 use crate::dead_letters::replay::ReplayRequest;
 use crate::delivery::{CAUSE_START, Delivery, Flow, LostRecords, Refusal};
 use crate::error::{ErrorKind, RelayError};
@@ -64,6 +64,19 @@ pub struct EventLoop {
     copied_rows: IntCounter,
 }
 
+/// What the loop does next, besides timers, acknowledgements and query results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NextStep {
+    /// All buffered messages are processed: read from the stream.
+    ReadStream,
+    /// The initial snapshot needs its next page.
+    ReadPage,
+    /// There is more to process; a burst has ended.
+    Continue,
+    /// Nothing can be processed before something else happens.
+    Wait,
+}
+
 /// The last checkpoint that was requested.
 struct LastRequested {
     confirmed: EndLsn,
@@ -110,7 +123,7 @@ impl EventLoop {
             parked: None,
             poisoned: false,
             requested,
-            pacing: ReadPacing::default(),
+            pacing: ReadPacing::new(Instant::now()),
             copied_rows,
         }
     }
@@ -131,12 +144,10 @@ impl EventLoop {
             self.delivery.process_acks(Instant::now())?;
             self.confirm()?;
             let may_read = draining.is_none() || self.delivery.in_transaction();
-            let (wants_input, wants_page, has_more) = match self.snapshot {
-                Some(_) if may_read => {
-                    let step = self.process_snapshot()?;
-                    (false, step == SnapshotStep::NeedsPage, step == SnapshotStep::HasMore)
-                }
-                _ => (self.snapshot.is_none() && may_read && self.process_buffered()?, false, false),
+            let step = match self.snapshot {
+                _ if !may_read => NextStep::Wait,
+                Some(_) => self.process_snapshot()?,
+                None => self.process_buffered()?,
             };
             if let Some(request) = self.replay.take() {
                 self.replay = self.delivery.on_replay_request(request, self.writer.committed().revision)?;
@@ -146,8 +157,8 @@ impl EventLoop {
             {
                 return Ok(ended);
             }
-            if wants_input {
-                self.pacing.pause();
+            if step == NextStep::ReadStream {
+                self.pacing.pause(&self.stream);
             }
             tokio::select! {
                 biased;
@@ -164,13 +175,13 @@ impl EventLoop {
                 Some(request) = replays.recv(), if draining.is_none() && self.accepts_replays() => {
                     self.replay = Some(request);
                 }
-                () = std::future::ready(()), if has_more => {}
-                page = next_page(&mut self.snapshot), if wants_page => self.on_page(page?),
-                filled = fill_or_idle(&mut self.stream, wants_input) => {
-                    filled?;
+                page = next_page(&mut self.snapshot), if step == NextStep::ReadPage => self.on_page(page?),
+                read = fill_or_idle(&mut self.stream, step == NextStep::ReadStream) => {
+                    self.pacing.on_read(read?, Instant::now());
                     failpoint::pass(Boundary::AfterRead);
-                    self.pacing.on_read(self.stream.last_read_len());
                 }
+                // Last, so that a status update that is due is sent first.
+                () = std::future::ready(()), if step == NextStep::Continue => {}
             }
         }
     }
@@ -207,16 +218,16 @@ impl EventLoop {
         (self.stream, self.delivery, self.writer)
     }
 
-    /// Processes buffered messages, at most a burst. Returns whether to read more.
-    fn process_buffered(&mut self) -> Result<bool, RelayError> {
+    /// Processes buffered messages, at most a burst.
+    fn process_buffered(&mut self) -> Result<NextStep, RelayError> {
         for _ in 0..BURST {
             if !self.delivery.has_room() {
-                return Ok(false);
+                return Ok(NextStep::Wait);
             }
             let data = match self.parked.take() {
                 Some(data) => data,
                 None => match self.next_frame()? {
-                    None => return Ok(true),
+                    None => return Ok(NextStep::ReadStream),
                     Some(Frame::Keepalive { wal_end, .. }) => {
                         self.delivery.on_keepalive(wal_end);
                         continue;
@@ -234,11 +245,10 @@ impl EventLoop {
             if flow == Flow::Blocked {
                 self.parked = Some(data);
                 self.request_checkpoint(false);
-                return Ok(false);
+                return Ok(NextStep::Wait);
             }
         }
-        // More is buffered: `fill` returns immediately, after the timers had their turn.
-        Ok(true)
+        Ok(NextStep::Continue)
     }
 
     /// A row that can never be delivered blocks the rows after it and nothing else: rows sent before it are still
@@ -415,7 +425,7 @@ impl EventLoop {
 }
 
 /// Reads from the stream, or only sends confirmations. Both are cancel-safe.
-async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<(), RelayError> {
+async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<usize, RelayError> {
     if read { Ok(stream.fill().await?) } else { match stream.idle().await? {} }
 }
 

@@ -114,7 +114,7 @@ async fn end(stream: &mut Stream) -> Error {
         loop {
             let step = match stream.next_frame() {
                 Ok(Some(_)) => Ok(()),
-                Ok(None) => stream.fill().await,
+                Ok(None) => stream.fill().await.map(drop),
                 Err(error) => Err(error),
             };
             if let Err(error) = step {

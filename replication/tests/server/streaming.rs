@@ -46,7 +46,7 @@ async fn a_missing_publication_is_noticed() {
         match stream.next_frame() {
             Err(error) => break error,
             Ok(Some(_)) => {}
-            Ok(None) => stream.fill().await.unwrap(),
+            Ok(None) => drop(stream.fill().await.unwrap()),
         }
     };
     assert_eq!(error.sqlstate(), Some(SqlState::UNDEFINED_OBJECT));

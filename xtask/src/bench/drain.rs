@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use sqlx::AssertSqlSafe;
 use testbed::load::{Backlog, write_backlog};
+use testbed::process::cpu_seconds;
 
 use super::baseline::{Baseline, Build};
 use super::report;
@@ -30,6 +31,9 @@ pub struct Options {
     /// Partitions of the topic.
     #[arg(long, default_value_t = PARTITIONS)]
     partitions: i32,
+    /// Encrypts the relay's connections to PostgreSQL. pg_recvlogical reads without TLS.
+    #[arg(long)]
+    tls: bool,
     #[command(flatten)]
     baseline: Baseline,
 }
@@ -40,6 +44,8 @@ struct Round {
     rows: usize,
     relay_rows_per_second: f64,
     relay_cpu_microseconds_per_event: f64,
+    walsender_cpu_microseconds_per_event: f64,
+    broker_cpu_microseconds_per_event: f64,
     relay_peak_rss_mib: f64,
     pg_recvlogical_rows_per_second: f64,
     decode_only_rows_per_second: f64,
@@ -48,7 +54,7 @@ struct Round {
 
 /// Measures and reports.
 pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
-    let servers = Servers::start().await?;
+    let servers = Servers::start(options.tls).await?;
     // The first drain finds a JVM that has compiled nothing yet: it took a third longer than the same again.
     println!("{}", faint("a drain that is not counted, for Kafka to get warm"));
     let this = Build { name: "this", programs: programs.to_owned() };
@@ -61,17 +67,20 @@ pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
         }
     }
     let mut table = String::from(
-        "  build      rows/s relay   pg_recvlogical   ratio   decode only   relay CPU/event   relay peak memory\n",
+        "                                                                  CPU per event, us\n  \
+         build      rows/s relay   pg_recvlogical   ratio   decode only   relay   walsender   broker   peak memory\n",
     );
     for round in &rounds {
         table.push_str(&format!(
-            "  {:<8}   {:>12.0}   {:>14.0}   {:>5.2}   {:>11.0}   {:>12.1} us   {:>14.1} MiB\n",
+            "  {:<8}   {:>12.0}   {:>14.0}   {:>5.2}   {:>11.0}   {:>5.1}   {:>9.1}   {:>6.1}   {:>7.1} MiB\n",
             round.build,
             round.relay_rows_per_second,
             round.pg_recvlogical_rows_per_second,
             round.relay_to_pg_recvlogical,
             round.decode_only_rows_per_second,
             round.relay_cpu_microseconds_per_event,
+            round.walsender_cpu_microseconds_per_event,
+            round.broker_cpu_microseconds_per_event,
             round.relay_peak_rss_mib
         ));
     }
@@ -106,17 +115,19 @@ async fn round(
     write_backlog(site.database.url(), &backlog).await?;
     let rows = options.rows as f64;
     let (relay, received) = if relay_first {
-        let relay = drain(&site, programs, rows).await?;
+        let relay = drain(&site, servers, programs, rows).await?;
         (relay, receive(&site, rows).await?)
     } else {
         let received = receive(&site, rows).await?;
-        (drain(&site, programs, rows).await?, received)
+        (drain(&site, servers, programs, rows).await?, received)
     };
     Ok(Round {
         build: build.name,
         rows: options.rows,
         relay_rows_per_second: relay.rows_per_second,
-        relay_cpu_microseconds_per_event: relay.cpu_microseconds,
+        relay_cpu_microseconds_per_event: relay.relay_microseconds,
+        walsender_cpu_microseconds_per_event: relay.walsender_microseconds,
+        broker_cpu_microseconds_per_event: relay.broker_microseconds,
         relay_peak_rss_mib: relay.peak_mib,
         pg_recvlogical_rows_per_second: received,
         decode_only_rows_per_second: decode(&site, rows).await?,
@@ -126,22 +137,31 @@ async fn round(
 
 struct Drained {
     rows_per_second: f64,
-    cpu_microseconds: f64,
+    relay_microseconds: f64,
+    walsender_microseconds: f64,
+    broker_microseconds: f64,
     peak_mib: f64,
 }
 
-/// The relay, from the start of its process to the last acknowledgement.
-async fn drain(site: &Site, programs: &Path, rows: f64) -> Result<Drained, Failure> {
-    let started = Instant::now();
+/// The relay, from the start of its process to the last acknowledgement; CPU time per event, also of the servers.
+async fn drain(site: &Site, servers: &Servers, programs: &Path, rows: f64) -> Result<Drained, Failure> {
+    let brokers = || servers.kafka.pids().into_iter().map(cpu_seconds).sum::<f64>();
+    let (started, brokers_before) = (Instant::now(), brokers());
     let mut relay = site.relay(programs)?;
     relay.until_metric("outbox_relay_events_total", rows).await?;
     let took = started.elapsed().as_secs_f64();
-    let cpu = relay.program.cpu_seconds();
+    let relay_cpu = relay.program.cpu_seconds();
+    let walsender =
+        format!("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
+    let walsender_cpu = cpu_seconds(one(site, &walsender).await?.parse()?);
+    let microseconds = |seconds: f64| seconds * 1e6 / rows;
     let (_, peak) = relay.program.memory().ok_or("the relay is gone")?;
     relay.program.kill().await?;
     Ok(Drained {
         rows_per_second: rows / took,
-        cpu_microseconds: cpu * 1e6 / rows,
+        relay_microseconds: microseconds(relay_cpu),
+        walsender_microseconds: microseconds(walsender_cpu),
+        broker_microseconds: microseconds(brokers() - brokers_before),
         peak_mib: peak as f64 / 1048576.0,
     })
 }

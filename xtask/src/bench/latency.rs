@@ -38,6 +38,9 @@ pub struct Options {
     /// Partitions of the topic.
     #[arg(long, default_value_t = PARTITIONS)]
     partitions: i32,
+    /// Encrypts the relay's connections to PostgreSQL.
+    #[arg(long)]
+    tls: bool,
     #[command(flatten)]
     baseline: Baseline,
 }
@@ -58,7 +61,7 @@ struct Figures {
 
 /// Measures and reports.
 pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
-    let servers = Servers::start().await?;
+    let servers = Servers::start(options.tls).await?;
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
         for build in options.baseline.builds(programs, number) {

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use testbed::certificates::Authority;
 use testbed::guard::Folder;
 use testbed::kafka::{Kafka, KafkaOptions};
-use testbed::postgres::{Postgres, PostgresOptions};
+use testbed::postgres::{Postgres, PostgresOptions, ServerTls};
 use testbed::process::{Launch, Program};
 use testbed::{Database, net, unique, wait};
 
@@ -22,21 +23,25 @@ pub struct Servers {
     pub postgres: Postgres,
     /// Kafka.
     pub kafka: Kafka,
+    tls: bool,
 }
 
 impl Servers {
-    /// Starts them.
-    pub async fn start() -> Result<Servers, Failure> {
+    /// Starts them. With `tls`, the relay's connections to PostgreSQL are encrypted.
+    pub async fn start(tls: bool) -> Result<Servers, Failure> {
         let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let settings = vec![
             setting("track_commit_timestamp", "on"),
             setting("max_wal_size", "8GB"),
             setting("checkpoint_timeout", "30min"),
         ];
-        let options = PostgresOptions { fsync: true, settings, ..PostgresOptions::default() };
+        let certificate = Authority::new("bench")?.server(&["127.0.0.1"])?;
+        let server_tls = tls.then_some(ServerTls { certificate, client_authority: None });
+        let options =
+            PostgresOptions { fsync: true, settings, tls: server_tls, ..PostgresOptions::default() };
         let (postgres, kafka) =
             tokio::try_join!(Postgres::start(options), Kafka::start(KafkaOptions::default()))?;
-        Ok(Servers { postgres, kafka })
+        Ok(Servers { postgres, kafka, tls })
     }
 }
 
@@ -50,6 +55,7 @@ pub struct Site {
     pub slot: String,
     bootstrap: String,
     port: u16,
+    tls: bool,
     folder: Folder,
 }
 
@@ -62,6 +68,7 @@ impl Site {
             slot: unique("slot"),
             bootstrap: servers.kafka.bootstrap(),
             port: servers.postgres.port(),
+            tls: servers.tls,
             folder: Folder::new("bench")?,
         };
         servers.kafka.create_topic(&site.topic(), partitions, 1, &[]).await?;
@@ -82,10 +89,11 @@ impl Site {
         let admin = net::free_port()?;
         let path = self.folder.path().join("relay.yaml");
         let text = format!(
-            "version: 1\nname: bench\nsource: {{host: 127.0.0.1, port: {}, tls: {{mode: disable}}, database: {}, user: postgres, \
+            "version: 1\nname: bench\nsource: {{host: 127.0.0.1, port: {}, tls: {{mode: {}}}, database: {}, user: postgres, \
              publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}', tls: {{mode: disable}}}}\n\
              admin: {{listen: '127.0.0.1:{admin}'}}\n",
             self.port,
+            if self.tls { "require" } else { "disable" },
             self.database.name(),
             self.slot,
             self.bootstrap

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use super::{BURST, EventLoop};
+use super::{BURST, EventLoop, NextStep};
 use crate::delivery::Flow;
 use crate::error::{ErrorKind, RelayError};
 use crate::postgres::backfill::{Pages, StoredRow};
@@ -18,16 +18,6 @@ pub(super) struct SnapshotRows {
     exhausted: bool,
 }
 
-/// What the snapshot needs next.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum SnapshotStep {
-    NeedsPage,
-    /// Rows are ready for the next turn of the loop.
-    HasMore,
-    /// For an acknowledgement, a query result, or a checkpoint.
-    Waits,
-}
-
 impl EventLoop {
     /// Delivers the rows of `pages` before anything from the stream.
     pub fn with_snapshot(mut self, pages: Pages) -> EventLoop {
@@ -36,15 +26,15 @@ impl EventLoop {
     }
 
     /// Processes rows of the snapshot, at most a burst.
-    pub(super) fn process_snapshot(&mut self) -> Result<SnapshotStep, RelayError> {
+    pub(super) fn process_snapshot(&mut self) -> Result<NextStep, RelayError> {
         let committed_revision = self.writer.committed().revision;
         for _ in 0..BURST {
-            let Some(snapshot) = &mut self.snapshot else { return Ok(SnapshotStep::HasMore) };
+            let Some(snapshot) = &mut self.snapshot else { return Ok(NextStep::Continue) };
             let Some(row) = snapshot.page.front() else {
-                return if snapshot.exhausted { self.finish_snapshot() } else { Ok(SnapshotStep::NeedsPage) };
+                return if snapshot.exhausted { self.finish_snapshot() } else { Ok(NextStep::ReadPage) };
             };
             if !self.delivery.has_room() {
-                return Ok(SnapshotStep::Waits);
+                return Ok(NextStep::Wait);
             }
             let flow = match self.delivery.on_snapshot_row(snapshot.pages.layout(), row, committed_revision) {
                 Ok(Flow::Next) => {
@@ -57,26 +47,26 @@ impl EventLoop {
             };
             if flow == Flow::Blocked {
                 self.request_checkpoint(false);
-                return Ok(SnapshotStep::Waits);
+                return Ok(NextStep::Wait);
             }
         }
-        Ok(SnapshotStep::HasMore)
+        Ok(NextStep::Continue)
     }
 
     /// Once all snapshot rows are in Kafka, records that in the checkpoint. The stream is read after that write.
-    fn finish_snapshot(&mut self) -> Result<SnapshotStep, RelayError> {
+    fn finish_snapshot(&mut self) -> Result<NextStep, RelayError> {
         if !self.delivery.ledger().is_empty() {
-            return Ok(SnapshotStep::Waits);
+            return Ok(NextStep::Wait);
         }
         self.delivery.finish_snapshot();
         self.request_checkpoint(true);
         if self.writer.committed().copied.is_some() {
-            return Ok(SnapshotStep::Waits);
+            return Ok(NextStep::Wait);
         }
         self.snapshot = None;
         self.status.enter(Phase::Streaming);
         tracing::info!("the initial snapshot is delivered; streaming");
-        Ok(SnapshotStep::HasMore)
+        Ok(NextStep::Continue)
     }
 
     pub(super) fn on_page(&mut self, page: Option<Vec<StoredRow>>) {
