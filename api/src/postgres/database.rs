@@ -212,7 +212,7 @@ mod tests {
 
     #[tokio::test]
     async fn work_from_before_an_outage_fails_and_later_work_continues() {
-        let servers = Servers::from_str("postgres://nobody@127.0.0.1:1/none").unwrap();
+        let servers = Servers::from_str("postgres://basket@127.0.0.1:1/none").unwrap();
         let database = Database::new(&servers, 4);
         let mut before = Box::pin(database.unless_lost(pending::<Result<(), PortError>>()));
         assert!(before.as_mut().now_or_never().is_none(), "nothing is lost");
