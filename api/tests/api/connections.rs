@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::Connection;
 use testbed::wait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -115,9 +114,7 @@ async fn connections_that_wait_for_their_clients_keep_out_no_one() {
 async fn a_request_in_flight_keeps_its_connection_however_many_there_are() {
     let service = Service::with(&[&PATIENT[..], &["--max-connections=2"]].concat()).await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
-    let mut holder = service.sql().await;
-    let mut lock = holder.begin().await.unwrap();
-    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let lock = service.lock_baskets().await;
     let item = tea(1);
     let (in_flight, ()) = tokio::join!(service.post(&items, "k", &item), async {
         until_metric(&service, "basket_api_http_connections 1").await;
@@ -125,7 +122,7 @@ async fn a_request_in_flight_keeps_its_connection_however_many_there_are() {
             let other = reqwest::get(format!("http://{}/openapi.json", service.address())).await.unwrap();
             assert_eq!(other.status(), 200);
         }
-        lock.rollback().await.unwrap();
+        lock.release().await;
     });
     assert_eq!(in_flight.status(), 200);
 }
@@ -155,18 +152,10 @@ async fn a_stop_serves_until_load_balancers_have_noticed_it() {
 async fn a_stop_lets_requests_in_flight_end() {
     let mut service = Service::start().await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
-    let mut holder = service.sql().await;
-    let mut lock = holder.begin().await.unwrap();
-    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let lock = service.lock_baskets().await;
     let item = tea(1);
     let (in_flight, ()) = tokio::join!(service.post(&items, "k", &item), async {
-        wait::until("a command that waits for the basket", SOON, async || {
-            let waiting = "SELECT count(*) FROM pg_stat_activity
-                           WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            if service.count(waiting).await == 1 { Ok(()) } else { Err("none") }
-        })
-        .await
-        .unwrap();
+        service.until_commands_wait(1).await;
         service.program.terminate().unwrap();
         wait::until("no new connections", SOON, async || match TcpStream::connect(service.address()).await {
             Ok(_) => Err("connected"),
@@ -174,7 +163,7 @@ async fn a_stop_lets_requests_in_flight_end() {
         })
         .await
         .unwrap();
-        lock.rollback().await.unwrap();
+        lock.release().await;
     });
     assert_eq!(in_flight.status(), 200);
     assert_eq!(service.program.wait(SOON).await.unwrap().code(), Some(0));

@@ -28,6 +28,12 @@ pub async fn age(service: &Service, id: &str, by: &str) -> String {
     older
 }
 
+/// Makes idempotency keys like this look as if they had first been used 25 hours ago.
+pub async fn age_keys(service: &Service, like: &str) {
+    let age = "UPDATE idempotency_key SET received_at = now() - interval '25 hours' WHERE key LIKE $1";
+    sqlx::query(age).bind(like).execute(&mut service.sql().await).await.unwrap();
+}
+
 #[tokio::test]
 async fn idle_baskets_are_abandoned_once_however_many_replicas_there_are() {
     let database = Database::fresh("expiry").await.unwrap();
@@ -58,8 +64,7 @@ async fn old_keys_are_forgotten_and_their_commands_stay() {
     let service = Service::with(&["--keep-keys=24h", "--housekeeping-every=100ms"]).await;
     service.post("/v1/baskets", "old", &json!({"buyer_id": "ann"})).await;
     service.post("/v1/baskets", "new", &json!({"buyer_id": "ann"})).await;
-    let age = "UPDATE idempotency_key SET received_at = now() - interval '25 hours' WHERE key = 'old'";
-    service.database.execute(age).await.unwrap();
+    age_keys(&service, "old").await;
     wait::until("a forgotten key", SOON, async || {
         let keys = service.count("SELECT count(*) FROM idempotency_key").await;
         if keys == 1 { Ok(()) } else { Err(keys) }
@@ -83,11 +88,7 @@ async fn a_bad_basket_stops_nothing_else() {
     let spoil = format!("UPDATE basket SET lines = '[{{\"sku\": 5}}]' WHERE id = '{bad}'");
     service.database.execute(&spoil).await.unwrap();
     let (bad, good) = (age(&service, &bad, "3 hours").await, age(&service, &good, "2 hours").await);
-    service
-        .database
-        .execute("UPDATE idempotency_key SET received_at = now() - interval '25 hours'")
-        .await
-        .unwrap();
+    age_keys(&service, "%").await;
     let old = "CREATE TABLE command_log_m202001 PARTITION OF command_log FOR VALUES FROM ('2020-01-01') TO ('2020-02-01')";
     service.database.execute(old).await.unwrap();
     wait::until("everything but the bad basket", SOON, async || {

@@ -3,28 +3,11 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sqlx::Connection;
 use testbed::{unique, wait};
 
 use crate::service::{Service, problem, tea};
 
 const SOON: Duration = Duration::from_secs(60);
-const WAITING: &str = "SELECT count(*) FROM pg_stat_activity
-                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
-
-async fn until_a_command_waits(service: &Service) {
-    until_commands_wait(service, 1).await;
-}
-
-async fn until_commands_wait(service: &Service, number: i64) {
-    wait::until("commands that wait for the basket", SOON, async || {
-        let waiting = service.count(WAITING).await;
-        if waiting == number { Ok(()) } else { Err(waiting) }
-    })
-    .await
-    .unwrap();
-}
-
 #[tokio::test]
 async fn a_caller_that_asks_too_often_is_told_when_to_come_back() {
     let service = Service::with(&["--rate-limit=3"]).await;
@@ -51,16 +34,14 @@ async fn a_caller_that_asks_too_often_is_told_when_to_come_back() {
 async fn more_requests_than_there_is_room_for_are_sent_away() {
     let service = Service::with(&["--max-requests=1"]).await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
-    let mut holder = service.sql().await;
-    let mut lock = holder.begin().await.unwrap();
-    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let lock = service.lock_baskets().await;
     let item = tea(1);
     let (waiting, ()) = tokio::join!(service.post(&items, "k", &item), async {
-        until_a_command_waits(&service).await;
+        service.until_commands_wait(1).await;
         let full = service.get("/v1/baskets").await;
         assert_eq!(full.headers()["retry-after"], "1");
         problem(full, 503).await;
-        lock.rollback().await.unwrap();
+        lock.release().await;
     });
     assert_eq!(waiting.status(), 200);
 }
@@ -70,19 +51,17 @@ async fn more_requests_than_there_is_room_for_are_sent_away() {
 async fn a_basket_that_is_locked_stops_nothing_else() {
     let service = Service::start().await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
-    let mut holder = service.sql().await;
-    let mut lock = holder.begin().await.unwrap();
-    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let lock = service.lock_baskets().await;
     let item = tea(1);
     let of_one_basket = futures::future::join_all((0..40).map(|_| service.command(&items, &item)));
     let (answers, ()) = tokio::join!(of_one_basket, async {
-        until_commands_wait(&service, 4).await;
+        service.until_commands_wait(4).await;
         for _ in 0..20 {
             assert_eq!(service.get("/v1/baskets").await.status(), 200);
             assert_eq!(service.command("/v1/baskets", &json!({"buyer_id": "ann"})).await.status(), 201);
         }
-        assert_eq!(service.count(WAITING).await, 4, "the others wait without a connection");
-        lock.rollback().await.unwrap();
+        assert_eq!(service.commands_waiting().await, 4, "the others wait without a connection");
+        lock.release().await;
     });
     for answer in answers {
         assert!([200, 503].contains(&answer.status().as_u16()), "{}", answer.status());
@@ -93,19 +72,17 @@ async fn a_basket_that_is_locked_stops_nothing_else() {
 async fn a_duplicate_of_a_command_in_progress_is_answered_immediately() {
     let service = Service::start().await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
-    let mut holder = service.sql().await;
-    let mut lock = holder.begin().await.unwrap();
-    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let lock = service.lock_baskets().await;
     let item = tea(1);
     let (first, ()) = tokio::join!(service.post(&items, "k", &item), async {
-        until_a_command_waits(&service).await;
+        service.until_commands_wait(1).await;
         for _ in 0..20 {
             let twin = service.post(&items, "k", &item).await;
             assert_eq!(twin.headers()["retry-after"], "1");
             assert_eq!(problem(twin, 409).await["type"], "/problems/idempotency-key-in-progress");
         }
-        assert_eq!(service.count(WAITING).await, 1, "duplicates do not queue behind the lock");
-        lock.rollback().await.unwrap();
+        assert_eq!(service.commands_waiting().await, 1, "duplicates do not queue behind the lock");
+        lock.release().await;
     });
     assert_eq!(first.status(), 200);
     let again = service.post(&items, "k", &item).await;
@@ -116,20 +93,18 @@ async fn a_duplicate_of_a_command_in_progress_is_answered_immediately() {
 async fn a_full_pool_and_a_lock_that_is_held_are_503_and_nothing_is_half_done() {
     let service = Service::with(&["--database-connections=2"]).await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
-    let mut holder = service.sql().await;
-    let mut lock = holder.begin().await.unwrap();
-    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let lock = service.lock_baskets().await;
     let item = tea(1);
     let body = json!({"buyer_id": "ann"});
     let (stuck, crowded) = tokio::join!(service.post(&items, "k", &item), async {
-        until_a_command_waits(&service).await;
+        service.until_commands_wait(1).await;
         service.command("/v1/baskets", &body).await
     });
     for response in [stuck, crowded] {
         assert_eq!(response.headers().get("retry-after"), Some(&"1".parse().unwrap()), "{response:?}");
         assert_eq!(problem(response, 503).await["type"], "/problems/unavailable");
     }
-    lock.rollback().await.unwrap();
+    lock.release().await;
     wait::until("an answer under the same key", SOON, async || {
         let status = service.post(&items, "k", &item).await.status();
         if status == 200 { Ok(()) } else { Err(status) }
@@ -143,13 +118,11 @@ async fn a_full_pool_and_a_lock_that_is_held_are_503_and_nothing_is_half_done() 
 async fn a_request_that_takes_too_long_is_answered_and_its_key_tells_the_rest() {
     let service = Service::with(&["--request-timeout=300ms"]).await;
     let items = format!("/v1/baskets/{}/items", service.basket().await);
-    let mut holder = service.sql().await;
-    let mut lock = holder.begin().await.unwrap();
-    sqlx::query("SELECT FROM basket FOR UPDATE").execute(&mut *lock).await.unwrap();
+    let lock = service.lock_baskets().await;
     let slow = service.post(&items, "k", &tea(1)).await;
     assert_eq!(slow.headers()["retry-after"], "1");
     problem(slow, 503).await;
-    lock.rollback().await.unwrap();
+    lock.release().await;
     wait::until("an answer under the same key", SOON, async || {
         let status = service.post(&items, "k", &tea(1)).await.status();
         if status == 200 { Ok(()) } else { Err(status) }

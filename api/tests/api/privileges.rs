@@ -8,6 +8,7 @@ use sqlx::AssertSqlSafe;
 use testbed::process::Launch;
 use testbed::{Database, shared, unique, wait};
 
+use crate::housekeeping;
 use crate::service::{Service, problem, tea};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -96,12 +97,8 @@ async fn every_endpoint(service: &Service) {
 
 /// Something for each job to do, and that it was done.
 async fn every_job(service: &Service) {
-    let stale = crate::housekeeping::age(service, &service.basket().await, "2 hours").await;
-    service
-        .database
-        .execute("UPDATE idempotency_key SET received_at = now() - interval '25 hours'")
-        .await
-        .unwrap();
+    let stale = housekeeping::age(service, &service.basket().await, "2 hours").await;
+    housekeeping::age_keys(service, "%").await;
     // As its owner, which is who made it then.
     let old = "DO $$ BEGIN
         EXECUTE (SELECT format('SET LOCAL ROLE %I', tableowner) FROM pg_tables WHERE tablename = 'command_log');

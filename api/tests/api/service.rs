@@ -177,6 +177,40 @@ impl Service {
     pub async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql).fetch_one(&mut self.sql().await).await.unwrap()
     }
+
+    /// Locks every basket, so that commands wait.
+    pub async fn lock_baskets(&self) -> LockedBaskets {
+        let mut sql = self.sql().await;
+        for statement in ["BEGIN", "SELECT FROM basket FOR UPDATE"] {
+            sqlx::query(statement).execute(&mut sql).await.unwrap();
+        }
+        LockedBaskets(sql)
+    }
+
+    /// How many commands wait for a lock.
+    pub async fn commands_waiting(&self) -> i64 {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        self.count(waiting).await
+    }
+
+    pub async fn until_commands_wait(&self, number: i64) {
+        wait::until("commands that wait for a lock", SOON, async || {
+            let waiting = self.commands_waiting().await;
+            if waiting == number { Ok(()) } else { Err(waiting) }
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// A transaction that holds the rows of all baskets.
+pub struct LockedBaskets(PgConnection);
+
+impl LockedBaskets {
+    pub async fn release(mut self) {
+        sqlx::query("ROLLBACK").execute(&mut self.0).await.unwrap();
+    }
 }
 
 fn start(url: &str, port: u16, admin_port: u16, arguments: &[&str]) -> Program {
