@@ -8,6 +8,7 @@ mod documents;
 pub mod error;
 pub mod housekeeping;
 mod ids;
+mod keyset;
 mod migration;
 mod privileges;
 mod probe;

@@ -3,11 +3,12 @@
 use basket::application::ports::{BoxFuture, PortError};
 use basket::application::queries::{BasketFilter, BasketQueries, Page, PageRequest};
 use basket::application::{BasketSummary, BasketView};
-use basket::domain::BasketId;
+use basket::domain::{BasketId, BuyerId};
 use sqlx::types::Json;
 use sqlx::{Postgres, QueryBuilder};
 
 use super::documents::BasketDocument;
+use super::keyset::Keyset;
 use super::summary::SummaryDocument;
 use super::{Database, port_error};
 
@@ -48,19 +49,16 @@ impl BasketQueries for PostgresBaskets {
         request: PageRequest<BasketId>,
     ) -> BoxFuture<'a, Result<Page<BasketSummary>, PortError>> {
         Box::pin(self.database.unless_lost(async move {
-            // A statement for each combination of filters: a plan for all of them could use no index.
-            let mut list = QueryBuilder::<Postgres>::new(SELECT);
-            list.push_bind(owner);
-            if let Some(buyer) = &filter.buyer_id {
-                list.push(" AND buyer_id = ").push_bind(buyer.as_str());
-            }
-            if let Some(status) = filter.status {
-                list.push(" AND status = ").push_bind(status.into_str());
-            }
+            let mut keyset = Keyset::new([
+                ("owner", Some(owner)),
+                ("buyer_id", filter.buyer_id.as_ref().map(BuyerId::as_str)),
+                ("status", filter.status.map(|status| status.into_str())),
+            ]);
             if let Some(after) = request.after {
-                list.push(" AND id < ").push_bind(after.0);
+                keyset.before(after.0);
             }
-            list.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(request.limit) + 1);
+            let mut list = QueryBuilder::<Postgres>::new(SELECT);
+            keyset.push(&mut list, i64::from(request.limit) + 1);
             let found: Vec<Json<SummaryDocument>> =
                 list.build_query_scalar().fetch_all(&self.database.lists()).await.map_err(port_error)?;
             let summaries: Result<Vec<BasketSummary>, PortError> =
@@ -73,7 +71,7 @@ impl BasketQueries for PostgresBaskets {
 /// The lines stay in the database: those of a page are some 24 MB at most.
 const SELECT: &str = "
     SELECT view - 'lines' || jsonb_build_object('line_count', jsonb_array_length(view -> 'lines'))
-    FROM basket_view WHERE owner = ";
+    FROM basket_view WHERE true";
 
 /// A page of the entries. One more than asked for was read: it tells whether there is a next page.
 pub(super) fn page<T>(mut entries: Vec<T>, limit: u32) -> Page<T> {

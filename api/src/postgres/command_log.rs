@@ -11,6 +11,7 @@ use sqlx::{Postgres, QueryBuilder, Row};
 
 use super::baskets::page;
 use super::ids::first_id_at;
+use super::keyset::Keyset;
 use super::{Database, port_error};
 
 /// Queries over a database.
@@ -32,8 +33,11 @@ impl CommandQueries for PostgresCommandLog {
         id: CommandId,
     ) -> BoxFuture<'a, Result<Option<LoggedCommand>, PortError>> {
         Box::pin(self.database.unless_lost(async move {
-            let mut get = select(principal, &CommandFilter::default());
+            let mut get = QueryBuilder::<Postgres>::new(SELECT);
             get.push(" AND id = ").push_bind(id.0);
+            if let Some(principal) = principal {
+                get.push(" AND principal = ").push_bind(principal);
+            }
             let row = get.build().fetch_optional(&self.database.pool()).await.map_err(port_error)?;
             row.map(|row| logged_command(&row).map_err(port_error)).transpose()
         }))
@@ -46,11 +50,13 @@ impl CommandQueries for PostgresCommandLog {
         request: PageRequest<CommandId>,
     ) -> BoxFuture<'a, Result<Page<LoggedCommand>, PortError>> {
         Box::pin(self.database.unless_lost(async move {
-            let mut list = select(principal, filter);
+            let mut list = QueryBuilder::<Postgres>::new(SELECT);
+            push_times(&mut list, filter);
+            let mut keyset = keyset(principal, filter);
             if let Some(after) = request.after {
-                list.push(" AND id < ").push_bind(after.0);
+                keyset.before(after.0);
             }
-            list.push(" ORDER BY id DESC LIMIT ").push_bind(i64::from(request.limit) + 1);
+            keyset.push(&mut list, i64::from(request.limit) + 1);
             let rows = list.build().fetch_all(&self.database.lists()).await.map_err(port_error)?;
             let entries: Result<Vec<LoggedCommand>, sqlx::Error> = rows.iter().map(logged_command).collect();
             Ok(page(entries.map_err(port_error)?, request.limit))
@@ -68,28 +74,30 @@ const SELECT: &str = "
 /// A command's id is made when it is received; the two clocks are one, but may be set in between.
 const CLOCK_CHANGE: TimeDelta = TimeDelta::seconds(1);
 
-/// A statement for each combination of filters: a plan for all of them could use no index. Times select partitions, and
-/// are bounds on the id, which the indexes are ordered by.
-fn select(principal: Option<&str>, filter: &CommandFilter) -> QueryBuilder<Postgres> {
-    let mut select = QueryBuilder::new(SELECT);
-    for (condition, value) in [
-        (" AND principal = ", principal),
-        (" AND command_type = ", filter.command_type.map(|command_type| command_type.into_str())),
-        (" AND outcome = ", filter.outcome.map(|outcome| outcome.into_str())),
-    ] {
-        if let Some(value) = value {
-            select.push(condition).push_bind(value);
-        }
-    }
+/// Times select partitions.
+fn push_times(list: &mut QueryBuilder<Postgres>, filter: &CommandFilter) {
     if let Some(from) = filter.from {
-        select.push(" AND received_at >= ").push_bind(from);
-        select.push(" AND id >= ").push_bind(first_id_at(from - CLOCK_CHANGE));
+        list.push(" AND received_at >= ").push_bind(from);
     }
     if let Some(until) = filter.until {
-        select.push(" AND received_at < ").push_bind(until);
-        select.push(" AND id < ").push_bind(first_id_at(until + CLOCK_CHANGE));
+        list.push(" AND received_at < ").push_bind(until);
     }
-    select
+}
+
+/// Times are bounds on the id, too.
+fn keyset<'a>(principal: Option<&'a str>, filter: &CommandFilter) -> Keyset<'a> {
+    let mut keyset = Keyset::new([
+        ("principal", principal),
+        ("command_type", filter.command_type.map(|command_type| command_type.into_str())),
+        ("outcome", filter.outcome.map(|outcome| outcome.into_str())),
+    ]);
+    if let Some(from) = filter.from {
+        keyset.not_before(first_id_at(from - CLOCK_CHANGE));
+    }
+    if let Some(until) = filter.until {
+        keyset.before(first_id_at(until + CLOCK_CHANGE));
+    }
+    keyset
 }
 
 fn logged_command(row: &PgRow) -> Result<LoggedCommand, sqlx::Error> {
