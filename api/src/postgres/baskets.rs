@@ -31,11 +31,12 @@ impl BasketQueries for PostgresBaskets {
         id: BasketId,
     ) -> BoxFuture<'a, Result<Option<BasketView>, PortError>> {
         Box::pin(self.database.unless_lost(async move {
+            let mut sql = self.database.connection().await.map_err(port_error)?;
             let view: Option<Json<BasketDocument>> =
                 sqlx::query_scalar("SELECT view FROM basket_view WHERE id = $1 AND owner = $2")
                     .bind(id.0)
                     .bind(owner)
-                    .fetch_optional(&self.database.pool())
+                    .fetch_optional(&mut *sql)
                     .await
                     .map_err(port_error)?;
             view.map(|Json(view)| view.try_into()).transpose()
@@ -59,8 +60,10 @@ impl BasketQueries for PostgresBaskets {
             }
             let mut list = QueryBuilder::<Postgres>::new(SELECT);
             keyset.push(&mut list, i64::from(request.limit) + 1);
+            let mut sql = self.database.list_connection().await.map_err(port_error)?;
             let found: Vec<Json<SummaryDocument>> =
-                list.build_query_scalar().fetch_all(&self.database.lists()).await.map_err(port_error)?;
+                list.build_query_scalar().fetch_all(&mut *sql).await.map_err(port_error)?;
+            drop(sql);
             let summaries: Result<Vec<BasketSummary>, PortError> =
                 found.into_iter().map(|Json(summary)| summary.try_into()).collect();
             Ok(page(summaries?, request.limit))

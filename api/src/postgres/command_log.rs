@@ -38,7 +38,8 @@ impl CommandQueries for PostgresCommandLog {
             if let Some(principal) = principal {
                 get.push(" AND principal = ").push_bind(principal);
             }
-            let row = get.build().fetch_optional(&self.database.pool()).await.map_err(port_error)?;
+            let mut sql = self.database.connection().await.map_err(port_error)?;
+            let row = get.build().fetch_optional(&mut *sql).await.map_err(port_error)?;
             row.map(|row| logged_command(&row).map_err(port_error)).transpose()
         }))
     }
@@ -57,7 +58,9 @@ impl CommandQueries for PostgresCommandLog {
                 keyset.before(after.0);
             }
             keyset.push(&mut list, i64::from(request.limit) + 1);
-            let rows = list.build().fetch_all(&self.database.lists()).await.map_err(port_error)?;
+            let mut sql = self.database.list_connection().await.map_err(port_error)?;
+            let rows = list.build().fetch_all(&mut *sql).await.map_err(port_error)?;
+            drop(sql);
             let entries: Result<Vec<LoggedCommand>, sqlx::Error> = rows.iter().map(logged_command).collect();
             Ok(page(entries.map_err(port_error)?, request.limit))
         }))

@@ -3,14 +3,15 @@
 //! No connection may be waited for without a bound. The driver offers neither TCP keepalive nor a user timeout, and its
 //! pool pings each connection that is returned for as long as TCP takes to give up: a quarter of an hour after the network
 //! went silent. So each ping has a bound here, and after an outage the probe replaces the pools as a whole. What has waited
-//! for an answer since before the outage then fails: it would keep its principal's share of the connections from
-//! requests that can be served.
+//! for an answer since before the end of the outage is given up soon after it: it would keep its principal's share of the
+//! connections from requests that can be served.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use basket::application::ports::PortError;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{Connection, PgPool, Postgres, Transaction};
 use tokio::sync::watch;
@@ -68,19 +69,30 @@ impl Database {
         Database(Arc::new(Shared { connections, pools, lost_before: watch::Sender::new(None) }))
     }
 
-    /// Connections for commands and for reads of one row.
-    pub fn pool(&self) -> PgPool {
-        self.pools().commands
+    /// A connection for a command, or for a read of one row.
+    pub async fn connection(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        self.open(|pools| async move { pools.commands.acquire().await }).await
     }
 
-    /// Connections for lists.
-    pub fn lists(&self) -> PgPool {
-        self.pools().lists
+    /// A connection for a list.
+    pub async fn list_connection(&self) -> Result<PoolConnection<Postgres>, sqlx::Error> {
+        self.open(|pools| async move { pools.lists.acquire().await }).await
     }
 
     /// Begins a transaction. Dropping it rolls it back.
     pub async fn begin(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        self.pool().begin().await
+        self.open(|pools| async move { pools.commands.begin().await }).await
+    }
+
+    /// Pools that are replaced while one of their connections is waited for are closed: the new ones may have one.
+    async fn open<T, F: Future<Output = Result<T, sqlx::Error>>>(
+        &self,
+        open: impl Fn(Pools) -> F,
+    ) -> Result<T, sqlx::Error> {
+        match open(self.pools()).await {
+            Err(sqlx::Error::PoolClosed) => open(self.pools()).await,
+            opened => opened,
+        }
     }
 
     /// How often a connection has answered: the count stays the same while all of them hang, and while none is used.
@@ -105,26 +117,19 @@ impl Database {
         }
     }
 
-    /// Opens new connections from now on, to `server`. Work on the old ones fails.
+    /// Opens new connections from now on, to `server`. Work in progress ends on the old ones, if it can.
     pub fn replace(&self, server: &PgConnectOptions) {
-        self.exchange(server, Instant::now);
-    }
-
-    /// Opens new connections from now on, to `server`. Work on the old ones fails if it began before the outage ended;
-    /// other work ends there, if it can.
-    pub fn replace_after(&self, server: &PgConnectOptions, end_of_outage: Instant) {
-        self.exchange(server, || end_of_outage);
-    }
-
-    fn exchange(&self, server: &PgConnectOptions, lost_before: impl FnOnce() -> Instant) {
         let fresh = Pools::open(server, self.0.connections);
         let replaced = {
             let mut pools = self.0.pools.write().unwrap_or_else(PoisonError::into_inner);
-            // Under the lock: what begins from now on finds the new pools.
-            self.0.lost_before.send_replace(Some(lost_before()));
             std::mem::replace(&mut *pools, fresh)
         };
         tokio::spawn(async move { replaced.close(REPLACED_WITHIN).await });
+    }
+
+    /// Work that began before the end of an outage fails.
+    pub fn give_up(&self, end_of_outage: Instant) {
+        self.0.lost_before.send_replace(Some(end_of_outage));
     }
 
     /// Closes the connections; gives up those that do not end within `bound`.
@@ -219,11 +224,9 @@ mod tests {
         let end_of_outage = Instant::now();
         let mut later = Box::pin(database.unless_lost(pending::<Result<(), PortError>>()));
         assert!(later.as_mut().now_or_never().is_none());
-        database.replace_after(servers.first(), end_of_outage);
+        database.give_up(end_of_outage);
         assert!(matches!(before.await, Err(PortError::Unavailable(_))));
         assert!(later.as_mut().now_or_never().is_none(), "it began after the outage");
-        database.replace(servers.first());
-        assert!(matches!(later.await, Err(PortError::Unavailable(_))));
         let done = database.unless_lost(ready(Ok::<_, PortError>(1)));
         assert!(matches!(done.await, Ok(1)));
     }

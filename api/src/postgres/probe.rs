@@ -15,10 +15,9 @@ use crate::metrics::Metrics;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 const FIRST_LOOK_WITHIN: Duration = Duration::from_secs(2);
-/// How long after an outage whatever survived it has its answer: longer than most statements and waits for locks take.
-/// What has none by then never gets one, nor do the pools get its connection back: the driver waits without a bound for a
-/// connection that went silent.
-const SETTLED_AFTER: Duration = Duration::from_secs(2);
+/// How long after an outage whatever survived it has its answer: longer than all but slow statements take. What has none by
+/// then is given up, and the pools with it: the driver waits without a bound for a connection that went silent.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 
 /// What the service knows of its database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +60,16 @@ pub struct Probe {
     database: Database,
     session: Option<Session>,
     pools: PoolsAsSeen,
-    /// When the last outage ended, until the pools that seem to have survived it are replaced.
-    recovered: Option<Instant>,
+    /// The end of an outage, until what was in progress has ended.
+    recovered: Option<Recovered>,
+}
+
+/// The end of an outage.
+#[derive(Clone, Copy, Debug)]
+struct Recovered {
+    at: Instant,
+    /// The pools were outdated, and have been replaced.
+    replaced: bool,
 }
 
 /// What is known of the pools while the probe has lost its connection.
@@ -134,19 +141,20 @@ impl Probe {
         Ok(())
     }
 
-    /// At once if they are outdated: whatever uses them hangs, or leads nowhere. Otherwise after what has survived the
-    /// outage has ended.
+    /// Outdated pools are replaced at once, others after what has survived the outage has ended. What has no answer by then
+    /// is given up.
     fn replace_pools(&mut self, server: &PgConnectOptions, is_new: bool) {
-        if is_new && self.pools.are_outdated(&place(server), self.database.answers()) {
+        let outdated = is_new && self.pools.are_outdated(&place(server), self.database.answers());
+        if outdated {
             self.database.replace(server);
-            self.recovered = None;
-        } else if is_new && self.pools.answers.is_some() {
-            self.recovered = Some(Instant::now());
-        } else if let Some(recovered) =
-            self.recovered.filter(|recovered| recovered.elapsed() >= SETTLED_AFTER)
-        {
-            self.database.replace_after(server, recovered);
-            self.recovered = None;
+        }
+        if is_new && self.pools.answers.is_some() {
+            self.recovered = Some(Recovered { at: Instant::now(), replaced: outdated });
+        } else if let Some(recovered) = self.recovered.take_if(|it| it.at.elapsed() >= SETTLED_AFTER) {
+            if !recovered.replaced {
+                self.database.replace(server);
+            }
+            self.database.give_up(recovered.at);
         }
     }
 }

@@ -66,6 +66,7 @@ pub struct SingleStatementUnitOfWork {
 impl UnitOfWork for SingleStatementUnitOfWork {
     /// Finds the command that has the key, and loads the basket on the way.
     async fn claim(&mut self, command: &CommandEnvelope) -> Result<Claim, PortError> {
+        let mut sql = self.database.connection().await.map_err(port_error)?;
         let row = sqlx::query(
             "SELECT k.command_id, k.fingerprint, k.result, b.id, b.owner, b.buyer_id, b.status, b.lines,
                     b.payment_method, b.version, b.created_at, b.updated_at
@@ -77,7 +78,7 @@ impl UnitOfWork for SingleStatementUnitOfWork {
         .bind(command.command.command_type().into_str())
         .bind(command.idempotency_key.as_ref().map(|key| key.key.as_str()))
         .bind(command.command.loads().map(|id| id.0))
-        .fetch_one(&self.database.pool())
+        .fetch_one(&mut *sql)
         .await
         .map_err(port_error)?;
         if let Some(first) = completed_command(&row)? {
@@ -136,7 +137,8 @@ impl UnitOfWork for SingleStatementUnitOfWork {
             statement.push(")");
         }
         statement.push(COMPLETE);
-        let row = statement.build().fetch_one(&self.database.pool()).await.map_err(port_error)?;
+        let mut sql = self.database.connection().await.map_err(port_error)?;
+        let row = statement.build().fetch_one(&mut *sql).await.map_err(port_error)?;
         let done: bool = row.try_get("done").map_err(port_error)?;
         if !done {
             // The retry finds out which of the two, and says so.

@@ -9,7 +9,7 @@ use basket::application::queries::{
 use basket::application::{BasketStatus, CommandId, CommandType, OutcomeKind};
 use basket::domain::{BasketId, BuyerId};
 use basket_api::metrics::Connections;
-use basket_api::postgres::{Database, PostgresBaskets, PostgresCommandLog};
+use basket_api::postgres::{Database, PostgresBaskets, PostgresCommandLog, Servers};
 use chrono::{TimeDelta, Utc};
 use testbed::{Database as Fresh, wait};
 use uuid::Uuid;
@@ -30,11 +30,12 @@ async fn assert_reads_little<T>(
 ) {
     // The sums of what all sessions have reported; the one for lists reports what it has done so far.
     let statistics = async || {
+        let mut sql = database.list_connection().await.unwrap();
         let report = sqlx::query("SELECT pg_stat_force_next_flush()");
-        report.execute(&database.lists()).await.unwrap();
+        report.execute(&mut *sql).await.unwrap();
         let sums = "SELECT (SELECT sum(seq_tup_read) FROM pg_stat_user_tables)::bigint,
                            (SELECT sum(idx_tup_read) FROM pg_stat_user_indexes)::bigint";
-        sqlx::query_as::<_, (i64, i64)>(sums).fetch_one(&database.lists()).await.unwrap()
+        sqlx::query_as::<_, (i64, i64)>(sums).fetch_one(&mut *sql).await.unwrap()
     };
     let before = statistics().await;
     for _ in 0..REPEATED {
@@ -82,7 +83,7 @@ async fn every_filter_of_baskets_is_served_by_an_index() {
     let (database, _fresh) = with_rows(many).await;
     let baskets = PostgresBaskets::new(database.clone());
     let oldest = sqlx::query_scalar("SELECT id FROM basket_view ORDER BY id OFFSET 50 LIMIT 1");
-    let oldest: Uuid = oldest.fetch_one(&database.lists()).await.unwrap();
+    let oldest: Uuid = oldest.fetch_one(&mut *database.list_connection().await.unwrap()).await.unwrap();
     for buyer in [None, Some("guest"), Some("none")] {
         for status in [None, Some(BasketStatus::Open), Some(BasketStatus::CheckedOut)] {
             for after in [None, Some(BasketId(oldest))] {
@@ -115,20 +116,23 @@ async fn every_filter_of_the_log_is_served_by_an_index() {
     let (database, _fresh) = with_rows(many).await;
     let log = PostgresCommandLog::new(database.clone());
     let oldest = sqlx::query_scalar("SELECT id FROM command_log ORDER BY id OFFSET 50 LIMIT 1");
-    let oldest: Uuid = oldest.fetch_one(&database.lists()).await.unwrap();
-    let times = [(None, None), (Some(Utc::now() + TimeDelta::minutes(5)), None), (None, Some(Utc::now()))];
+    let oldest: Uuid = oldest.fetch_one(&mut *database.list_connection().await.unwrap()).await.unwrap();
+    let (soon, now) = (Utc::now() + TimeDelta::minutes(5), Utc::now());
+    let mut filters = vec![
+        CommandFilter { from: Some(soon), ..CommandFilter::default() },
+        CommandFilter { until: Some(now), ..CommandFilter::default() },
+    ];
+    for command_type in [None, Some(CommandType::CreateBasket), Some(CommandType::CheckOut)] {
+        for outcome in [None, Some(OutcomeKind::Accepted), Some(OutcomeKind::Refused)] {
+            filters.push(CommandFilter { command_type, outcome, ..CommandFilter::default() });
+        }
+    }
     for principal in [None, Some("developer")] {
-        for command_type in [None, Some(CommandType::CreateBasket), Some(CommandType::CheckOut)] {
-            for outcome in [None, Some(OutcomeKind::Accepted), Some(OutcomeKind::Refused)] {
-                for (from, until) in times {
-                    for after in [None, Some(CommandId(oldest))] {
-                        let filter = CommandFilter { command_type, outcome, from, until };
-                        let list =
-                            async || log.list(principal, &filter, PageRequest { after, limit: LIMIT }).await;
-                        let what = format!("{filter:?} of {principal:?} after {after:?}");
-                        assert_reads_little(&database, list, &what).await;
-                    }
-                }
+        for filter in &filters {
+            for after in [None, Some(CommandId(oldest))] {
+                let list = async || log.list(principal, filter, PageRequest { after, limit: LIMIT }).await;
+                let what = format!("{filter:?} of {principal:?} after {after:?}");
+                assert_reads_little(&database, list, &what).await;
             }
         }
     }
@@ -141,11 +145,23 @@ async fn every_filter_of_the_log_is_served_by_an_index() {
 async fn slow_lists_take_no_connection_of_commands() {
     let fresh = Fresh::fresh("pools").await.unwrap();
     let database = Database::new(&fresh.url().parse().unwrap(), 4);
-    let _list = database.lists().acquire().await.unwrap();
-    let crowded = database.lists().acquire().await;
+    let _list = database.list_connection().await.unwrap();
+    let crowded = database.list_connection().await;
     assert!(matches!(crowded, Err(sqlx::Error::PoolTimedOut)), "one in four is for lists");
-    let pool = database.pool();
-    let _commands =
-        (pool.acquire().await.unwrap(), pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    let open = async || database.connection().await.unwrap();
+    let _commands = (open().await, open().await, open().await);
     assert_eq!(database.connections(), Connections { idle: 0, used: 4 });
+}
+
+/// As after an outage, while requests wait for a connection.
+#[tokio::test]
+async fn a_connection_that_is_waited_for_while_the_pools_are_replaced_comes_from_the_new_ones() {
+    let fresh = Fresh::fresh("replaced").await.unwrap();
+    let servers: Servers = fresh.url().parse().unwrap();
+    let database = Database::new(&servers, 4);
+    let _held = database.list_connection().await.unwrap();
+    let mut waiting = Box::pin(database.list_connection());
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    database.replace(servers.first());
+    waiting.await.unwrap();
 }
