@@ -2,6 +2,7 @@
 
 mod answer;
 mod halt;
+mod token;
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, NulError, c_char};
@@ -13,6 +14,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use self::answer::{AdminRequest, Owned, text};
 pub use self::halt::{halt, is_halt};
+pub use self::token::{Token, report_token_failure, set_token};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use hyper::body::Bytes;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use outbox_relay::config::{self, Access, Sink};
+use outbox_relay::config::{self, Access, Sink, TokenCredentials};
 use outbox_relay::error::RelayError;
 use outbox_relay::kafka::client::client_config;
 use outbox_relay::postgres::connection;
@@ -40,7 +40,7 @@ pub struct Connections {
     /// To relays.
     pub relays: RelayClient,
     turns: Mutex<HashMap<String, Weak<Semaphore>>>,
-    clusters: Mutex<HashMap<String, Shared>>,
+    clusters: Mutex<HashMap<ClusterKey, Shared>>,
     databases: Mutex<Vec<Idle>>,
     /// Database servers that do not answer.
     silent: Breaker,
@@ -48,6 +48,9 @@ pub struct Connections {
 
 /// To the pods of relays, which are asked every few seconds: connections are kept from one pass to the next.
 pub type RelayClient = Client<HttpConnector, Empty<Bytes>>;
+
+/// A digest of a client's settings, and the credentials that its tokens are fetched with.
+type ClusterKey = (String, Option<TokenCredentials>);
 
 /// A cluster's client, and when it was last asked for.
 type Shared = (Instant, Arc<OnceCell<Cluster>>);
@@ -80,17 +83,17 @@ impl Connections {
     /// # Errors
     /// The settings cannot be used.
     pub async fn cluster(&self, sink: &Sink) -> Result<Cluster, KafkaError> {
-        let config = client_config(sink);
-        let cell = self.cell(cluster_key(&config));
+        let (sink, config) = (sink.clone(), client_config(sink));
+        let cell = self.cell((cluster_key(&config), sink.access.token_credentials().cloned()));
         // Many resources may ask for the same one at once: one of them creates it.
-        let create = async || match tokio::task::spawn_blocking(move || Cluster::new(&config)).await {
+        let create = async || match tokio::task::spawn_blocking(move || Cluster::new(&sink)).await {
             Ok(created) => created,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         };
         cell.get_or_try_init(create).await.cloned()
     }
 
-    fn cell(&self, key: String) -> Arc<OnceCell<Cluster>> {
+    fn cell(&self, key: ClusterKey) -> Arc<OnceCell<Cluster>> {
         let mut clusters = lock(&self.clusters);
         clusters.retain(|other, (used, _)| *other == key || used.elapsed() < IDLE);
         let (used, cell) = clusters.entry(key).or_insert_with(|| (Instant::now(), Arc::default()));

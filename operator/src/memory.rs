@@ -48,10 +48,16 @@ pub struct Settled {
     pub generation: Option<i64>,
     /// As it was written.
     pub status: OutboxRelayStatus,
-    /// Where its topics are,
-    pub cluster: Cluster,
-    /// and how they were.
-    pub topics: Topics,
+    /// Its topics.
+    pub topics: SeenTopics,
+}
+
+/// The topics as the last reconciliation saw them.
+pub enum SeenTopics {
+    /// Where they are, and how they were.
+    At(Cluster, Topics),
+    /// The operator has no access to them.
+    NoAccess,
 }
 
 /// Objects that were applied.

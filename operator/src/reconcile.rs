@@ -32,19 +32,19 @@ use serde_json::{Value, json};
 use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::finalizer::reconcile_unreadable;
+use self::kafka::Kafka;
 use self::resolve::{Resolution, resolve};
 use crate::connections::Connections;
 use crate::desired::naming::MANAGER;
 use crate::desired::pod::{PodDefaults, UserIds};
 use crate::desired::workload::workload;
 use crate::events::{self, Kind};
-use crate::memory::{Applied, Memory, Settled};
+use crate::memory::{Applied, Memory, SeenTopics, Settled};
 use crate::metrics::{Metrics, Outcome};
 use crate::references::LookError;
 use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
 use crate::secrets::ReadError;
 use crate::status::{Aspect, Finding, Findings, Reason};
-use crate::topics::{Cluster, Topics};
 use crate::user_ids;
 use crate::watched::{NotSynced, Watched};
 
@@ -226,10 +226,8 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     let is_server_away =
         [Aspect::DatabaseReachable, Aspect::KafkaReachable].iter().any(|aspect| pass.findings.fails(*aspect));
     let (at, generation) = (Instant::now(), relay.metadata.generation);
-    let settled = pass
-        .topics_seen
-        .filter(|_| well)
-        .map(|(cluster, topics)| Arc::new(Settled { at, generation, status, cluster, topics }));
+    let settled =
+        pass.topics_seen.filter(|_| well).map(|topics| Arc::new(Settled { at, generation, status, topics }));
     let away = context.memory.with(relay, |memory| {
         memory.settled = settled;
         memory.failures = if done.is_ok() { 0 } else { memory.failures };
@@ -284,8 +282,8 @@ struct Pass<'a> {
     topics: Vec<TopicStatus>,
     database_identity: Option<String>,
     kafka_identity: Option<String>,
-    /// Where its topics are and their last state, for the next quick check.
-    topics_seen: Option<(Cluster, Topics)>,
+    /// Its topics, for the next quick check.
+    topics_seen: Option<SeenTopics>,
 }
 
 impl<'a> Pass<'a> {
@@ -318,8 +316,12 @@ impl Pass<'_> {
             .step("references", resolved.as_ref().is_ok_and(|resolved| resolved.finding.holds == Some(true)));
         let resolved = resolved?;
         self.findings.set(Aspect::ReferencesResolved, resolved.finding.clone());
-        let (config, cluster) = self.check_sides(&resolved).await;
-        let Some((config, cluster)) = config.zip(cluster) else { return Ok(()) };
+        let (config, kafka) = self.check_sides(&resolved).await;
+        let (config, cluster) = match (config, kafka) {
+            (Some(config), Kafka::Usable(cluster)) => (config, Some(cluster)),
+            (Some(config), Kafka::LeftToRelay) => (config, None),
+            _ => return Ok(()),
+        };
         // Boxed: the objects are large, and most passes make none.
         let applied = Box::pin(self.apply(&resolved.relay, config)).await;
         self.context.metrics.step("workload", matches!(applied, Ok(Ok(_))));
@@ -334,24 +336,29 @@ impl Pass<'_> {
             }
         };
         self.findings.set(Aspect::WorkloadAvailable, finding);
-        let topics = cluster.topics(&self.topic_names()).await;
-        self.topics_seen = topics.ok().map(|topics| (cluster, topics));
+        self.topics_seen = match cluster {
+            None => Some(SeenTopics::NoAccess),
+            Some(cluster) => {
+                let topics = cluster.topics(&self.topic_names()).await;
+                topics.ok().map(|topics| SeenTopics::At(cluster, topics))
+            }
+        };
         Ok(())
     }
 
-    /// Checks each side whose own references can be used; with the configuration and the cluster, where a relay could be started.
-    async fn check_sides<'r>(&mut self, resolved: &'r Resolution) -> (Option<&'r Config>, Option<Cluster>) {
-        let (mut config, mut cluster) = (None, None);
+    /// Checks each side whose own references can be used; with the configuration, where a relay could be started.
+    async fn check_sides<'r>(&mut self, resolved: &'r Resolution) -> (Option<&'r Config>, Kafka) {
+        let (mut config, mut kafka) = (None, Kafka::NotReady);
         if let Some((usable, secrets)) = &resolved.postgres {
             let database = self.database(usable, secrets).await;
             self.context.metrics.step("database", database);
             config = database.then_some(usable);
         }
         if let Some((sink, secrets)) = &resolved.kafka {
-            cluster = self.kafka(sink, secrets).await;
-            self.context.metrics.step("kafka", cluster.is_some());
+            kafka = self.kafka(sink, secrets).await;
+            self.context.metrics.step("kafka", !matches!(kafka, Kafka::NotReady));
         }
-        (config, cluster)
+        (config, kafka)
     }
 
     fn topic_names(&self) -> Vec<String> {

@@ -4,6 +4,7 @@
 //! defaults, and CEL rules say what belongs together and what may not change. Descriptions are what `kubectl explain`
 //! shows.
 
+mod sasl;
 mod secrets;
 mod sink;
 mod source;
@@ -14,12 +15,12 @@ mod workload;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+pub use self::sasl::{Extension, Oauthbearer, Sasl, SaslMechanism, TokenEndpoint};
 pub use self::secrets::{
     CaSecretRef, CertificateSecretRef, CredentialsSecretRef, RoleCertificateSecretRef, Tls, TlsMode, Username,
 };
 pub use self::sink::{
-    Compression, Delivery, KafkaClusterRef, KafkaSink, KafkaUserRef, OnPoison, Routing, Sasl, SaslMechanism,
-    Sink,
+    Compression, Delivery, KafkaClusterRef, KafkaSink, KafkaUserRef, OnPoison, Routing, Sink,
 };
 pub use self::source::{
     ChannelBinding, CreationPolicy, DeletionPolicy, Failover, Heartbeat, PostgresClusterRef, PostgresSource,
@@ -87,6 +88,8 @@ pub use self::workload::{LogLevel, NetworkAccess, RelayWorkload, Shutdown};
         .message("eventSource cannot change: the relay knows its own records by it"),
     validation = Rule::new("!has(self.delivery.deadLetterTopic) || self.delivery.deadLetterTopic != self.routing.replacement")
         .message("events would be routed to deadLetterTopic, which takes none: change routing.replacement"),
+    validation = Rule::new("size(self.topics) == 0 || !has(self.sink.kafka.sasl) || has(self.sink.kafka.sasl.credentialsSecretRef)")
+        .message("only the relay's pods have credentials for Kafka, so the operator cannot create topics: create them yourself, and leave topics empty"),
 )]
 pub struct OutboxRelaySpec {
     /// Where rows come from.

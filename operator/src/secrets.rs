@@ -95,8 +95,8 @@ impl KafkaSecrets {
     /// Names the Secret, and the key.
     pub async fn read(reader: &mut Reader<'_>, kafka: &KafkaSink) -> Result<KafkaSecrets, ReadError> {
         // First: of a user name that is missing it is said how else it can be given.
-        if let Some(sasl) = &kafka.sasl {
-            user(reader, &sasl.credentials_secret_ref).await?;
+        if let Some(reference) = kafka.sasl.as_ref().and_then(|sasl| sasl.credentials_secret_ref.as_ref()) {
+            user(reader, reference).await?;
         }
         let admin = optional(reader, kafka.admin_credentials_secret_ref.as_ref()).await?;
         let admin_certificate = kafka.admin_certificate_secret_ref.as_ref();

@@ -208,7 +208,7 @@ impl Findings {
         match wrong(Some(false))
             .find(lasts)
             .or_else(|| wrong(Some(false)).next())
-            .or_else(|| wrong(None).next())
+            .or_else(|| wrong(None).find(|(_, finding)| finding.reason != Reason::NoCredentials))
         {
             None => Finding::yes(Reason::Streaming, "a relay delivers"),
             Some((aspect, finding)) => {

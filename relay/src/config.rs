@@ -6,15 +6,20 @@ mod files;
 mod kafka_access;
 mod load;
 mod model;
+mod sasl;
 mod secret;
 
 pub use access::{Access, ChannelBinding, SourceTls, TlsMode};
 pub use files::ReadFile;
-pub use kafka_access::{Sasl, SaslMechanism, SinkAccess, SinkTls};
+pub use kafka_access::{SinkAccess, SinkTls};
 pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV, SINK_PASSWORD_ENV};
 pub use model::{
     AdminConfig, Compression, Config, CreationPolicy, Delivery, Failover, HeartbeatConfig, OnPoison,
     Publication, Retention, Shutdown, Sink, Slot, Source, StartAt, TableName, quote,
+};
+pub use sasl::{
+    AwsMskIam, ClientCredentials, Oauthbearer, Sasl, SaslCredentials, TokenCredentials, TokenEndpoint,
+    TokenSource, UserPassword,
 };
 pub use secret::Secret;
 

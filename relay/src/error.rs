@@ -12,6 +12,7 @@ use serde::de::value::{Error, StrDeserializer};
 use serde::{Deserialize, Serialize};
 
 pub use self::backoff::Backoff;
+pub(crate) use self::backoff::jitter;
 pub use self::cause::{chain, reason_of_all, reason_of_connection, reason_of_sqlstate};
 
 /// What the relay does about an error. Only invalid configuration and bugs end the process: a process in a restart loop

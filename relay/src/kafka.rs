@@ -1,6 +1,7 @@
 //! All communication with Kafka.
 //!
-//! [`client`] configures every client. [`producers`] send records. A [`query`] blocks, so [`queries`] runs it on the
+//! [`client`] creates every client, and [`tokens`] supplies those that authenticate with tokens. [`producers`] send
+//! records. A [`query`] blocks, so [`queries`] runs it on the
 //! threads of [`call_pool`]: what a partition contains ([`scanner`], [`scan`], [`offset_gaps`]), whether topics and
 //! partitions still match the checkpoint ([`verify`]), and why a partition acknowledges nothing ([`diagnosis`]).
 //! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error`] explains error codes.
@@ -16,5 +17,6 @@ pub mod queries;
 pub mod query;
 pub mod scan;
 pub mod scanner;
+pub mod tokens;
 pub mod verify;
 pub mod watchdog;

@@ -508,7 +508,7 @@ async fn event_loop(context: &Context, mut opened: OpenSession) -> Result<EventL
             format!("the Kafka client could not be created: {error}"),
         )
     };
-    let acks = Arc::new(AckQueue::default());
+    let acks = Arc::new(AckQueue::new(&config.sink));
     let largest_batch = opened.start.mappings.smallest_limit();
     let producers = Producers::new(&config.sink, config.delivery.max_in_flight_events, largest_batch, &acks)
         .map_err(refused)?;

@@ -10,7 +10,7 @@ use postgres_protocol::message::frontend;
 use crate::connection::Connection;
 use crate::report::{Notices, server_error};
 use crate::wire::Reader;
-use crate::{ChannelBinding, ConnectOptions, Error};
+use crate::{ChannelBinding, ConnectOptions, Error, TlsMode};
 
 /// Progress of SCRAM. The server must prove at the end that it knows the password, too, so AuthenticationOk before that
 /// is rejected.
@@ -34,8 +34,12 @@ pub(crate) async fn authenticate(
         match (kind, &mut exchange) {
             // The exchange satisfied the required channel binding, or no SASL exchange took place.
             (0, Exchange::Proven) => return Ok(()),
-            (0 | 5, Exchange::None) if demand == ChannelBinding::Require => return Err(unbound()),
+            (0 | 3 | 5, Exchange::None) if demand == ChannelBinding::Require => return Err(unbound()),
             (0, Exchange::None) => return Ok(()),
+            // As managed servers ask for the tokens of IAM. Nothing but the name that was verified keeps it from others.
+            (3, Exchange::None) if is_verified(connection, options) => {
+                frontend::password_message(password(options)?, connection.output())?;
+            }
             (5, Exchange::None) => {
                 let salt = <[u8; 4]>::try_from(reader.rest())
                     .map_err(|_| Error::protocol("an md5 request without its salt"))?;
@@ -72,6 +76,11 @@ async fn next_request(connection: &mut Connection, notices: &mut Notices) -> Res
             tag => return Err(Error::protocol(format!("message {tag:#04x} while authenticating"))),
         }
     }
+}
+
+/// Whether the connection is encrypted, and the server's certificate was verified.
+fn is_verified(connection: &Connection, options: &ConnectOptions) -> bool {
+    connection.is_encrypted() && matches!(options.tls.mode, TlsMode::VerifyCa | TlsMode::VerifyFull)
 }
 
 fn password(options: &ConnectOptions) -> Result<&[u8], Error> {
@@ -118,8 +127,8 @@ fn scram_failed(error: std::io::Error) -> Error {
 
 fn unacceptable(kind: u32) -> Error {
     Error::auth(match kind {
-        3 => "the server asks for the password in clear text, which this client never sends; \
-              use scram-sha-256 in pg_hba.conf"
+        3 => "the server asks for the password in clear text, which is refused without TLS that verifies the server; \
+              use scram-sha-256 in pg_hba.conf, or the TLS mode verify-full"
             .to_owned(),
         2 | 6 | 7 | 8 | 9 => "the server asks for Kerberos, GSSAPI or SSPI, which are not supported; \
               use scram-sha-256 in pg_hba.conf"

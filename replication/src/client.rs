@@ -62,8 +62,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects and authenticates: trust, md5, SCRAM-SHA-256 and SCRAM-SHA-256-PLUS; a password is never sent in
-    /// clear text. Tries the hosts in order, and each of their addresses, until one can be used.
+    /// Connects and authenticates: trust, md5, SCRAM-SHA-256 and SCRAM-SHA-256-PLUS; a password is sent in clear text
+    /// only over TLS that has verified the server. Tries the hosts in order, and each of their addresses, until one can be used.
     ///
     /// # Errors
     /// [`Error::Connect`], [`Error::Timeout`] after `connect_timeout`, [`Error::Tls`], [`Error::Auth`],

@@ -29,6 +29,10 @@ impl Connection {
         Connection { socket, input: Framing::new(), output: BytesMut::new(), unflushed: false, broken: None }
     }
 
+    pub(crate) fn is_encrypted(&self) -> bool {
+        matches!(self.socket, Socket::Tls(_))
+    }
+
     /// The data for SCRAM channel binding over this connection.
     pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         self.socket.end_point()

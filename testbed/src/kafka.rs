@@ -23,7 +23,7 @@ use crate::proxy::Proxy;
 use crate::{Error, cache, net, wait};
 
 use properties::{Ports, properties};
-pub use security::{BrokerTls, Login, Security};
+pub use security::{BrokerTls, Login, Security, TokenCheck};
 
 const RELEASE: &str = "4.3.1";
 const READY_WITHIN: Duration = Duration::from_secs(90);
@@ -399,6 +399,7 @@ impl Broker {
         }
         let program = launch
             .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+            .arg(security::keys_argument(self.folder.path()))
             .arg("-cp")
             .arg(class_path(&self.libraries))
             .arg("kafka.Kafka")

@@ -4,7 +4,7 @@
 //!   ([`cache`]) and never left behind ([`guard`]).
 //! - [`kubernetes`]: a control plane, built once, and a node that runs [`images`]; [`prometheus`]: what tests its rules, and what
 //!   scrapes.
-//! - [`certificates`]: CAs, and certificates of servers and clients.
+//! - [`certificates`]: CAs, and certificates of servers and clients; [`issuer`]: tokens.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
 //! - [`shared`]: one PostgreSQL and one Kafka for many tests, each with its own [`Database`] and topics.
@@ -22,6 +22,7 @@ mod error;
 mod go;
 pub mod guard;
 pub mod images;
+pub mod issuer;
 pub mod java;
 pub mod kafka;
 pub mod kubernetes;

@@ -1,16 +1,18 @@
 //! The relay's configuration, in the relay's own types: what it would refuse cannot be written.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use kube::ResourceExt;
 use outbox_relay::config::{
     self, AdminConfig, Config, FORMAT_VERSION, HeartbeatConfig, SinkTls, SourceTls, TableName,
 };
 
-use super::files::{KAFKA, POSTGRES};
+use super::files::{KAFKA, POSTGRES, token_endpoint_ca_file};
 use crate::resource::{
-    ChannelBinding, Compression, CreationPolicy, Delivery, Failover, Heartbeat, OnPoison, OutboxRelay,
-    Retention, Routing, Sasl, SaslMechanism, Shutdown, StartAt, TlsMode, Username,
+    ChannelBinding, Compression, CreationPolicy, CredentialsSecretRef, Delivery, Failover, Heartbeat,
+    Oauthbearer, OnPoison, OutboxRelay, Retention, Routing, Sasl, SaslMechanism, Shutdown, StartAt, TlsMode,
+    TokenEndpoint, Username,
 };
 
 /// Port of the relay's admin listener.
@@ -68,7 +70,11 @@ pub fn source(relay: &OutboxRelay, user: &str) -> Result<config::Source, Invalid
         port: number("source.postgres.port", postgres.port)?,
         database: given("source.postgres.database", postgres.database.as_ref())?,
         user: user.to_owned(),
-        password_file: postgres.credentials_secret_ref.as_ref().map(|_| POSTGRES.password_file()),
+        password_file: match (&postgres.password_file, &postgres.credentials_secret_ref) {
+            (Some(file), _) => Some(PathBuf::from(file)),
+            (None, Some(_)) => Some(POSTGRES.password_file()),
+            (None, None) => None,
+        },
         password: None,
         tls: SourceTls {
             mode: tls_mode(tls.mode),
@@ -116,7 +122,7 @@ pub fn sink(relay: &OutboxRelay) -> Result<config::Sink, Invalid> {
     Ok(config::Sink {
         bootstrap_servers: given("sink.kafka.bootstrapServers", kafka.bootstrap_servers.as_ref())?,
         tls: SinkTls { mode: tls_mode(kafka.tls.mode), ca_file, cert_file, key_file },
-        sasl: kafka.sasl.as_ref().map(sasl),
+        sasl: kafka.sasl.as_ref().map(sasl).transpose()?,
         access: config::SinkAccess::default(),
         compression: match kafka.compression {
             Compression::None => config::Compression::None,
@@ -129,21 +135,73 @@ pub fn sink(relay: &OutboxRelay) -> Result<config::Sink, Invalid> {
     })
 }
 
-fn sasl(sasl: &Sasl) -> config::Sasl {
-    let (username, username_file) = match sasl.credentials_secret_ref.user() {
-        Username::Text(name) => (Some(name.to_owned()), None),
-        Username::Key(_) => (None, Some(KAFKA.username_file())),
-    };
-    config::Sasl {
-        mechanism: match sasl.mechanism {
-            SaslMechanism::Plain => config::SaslMechanism::Plain,
-            SaslMechanism::ScramSha256 => config::SaslMechanism::ScramSha256,
-            SaslMechanism::ScramSha512 => config::SaslMechanism::ScramSha512,
-        },
+fn sasl(sasl: &Sasl) -> Result<config::Sasl, Invalid> {
+    let reference = sasl.credentials_secret_ref.as_ref();
+    Ok(match sasl.mechanism {
+        SaslMechanism::Plain => config::Sasl::Plain(user_password(reference)),
+        SaslMechanism::ScramSha256 => config::Sasl::ScramSha256(user_password(reference)),
+        SaslMechanism::ScramSha512 => config::Sasl::ScramSha512(user_password(reference)),
+        SaslMechanism::Oauthbearer => {
+            let oauth = sasl.oauthbearer.as_ref().map(|oauth| oauthbearer(oauth, reference)).transpose()?;
+            config::Sasl::Oauthbearer(oauth.unwrap_or_default())
+        }
+        SaslMechanism::AwsMskIam => {
+            config::Sasl::AwsMskIam(config::AwsMskIam { region: sasl.region.clone().unwrap_or_default() })
+        }
+    })
+}
+
+fn user_password(reference: Option<&CredentialsSecretRef>) -> config::UserPassword {
+    let (username, username_file) = user(reference);
+    config::UserPassword {
         username,
         username_file,
-        password_file: Some(KAFKA.password_file()),
+        password_file: reference.map(|_| KAFKA.password_file()),
         password: None,
+    }
+}
+/// As text, or as the file that has it.
+fn user(reference: Option<&CredentialsSecretRef>) -> (Option<String>, Option<PathBuf>) {
+    match reference.map(CredentialsSecretRef::user) {
+        Some(Username::Text(name)) => (Some(name.to_owned()), None),
+        Some(Username::Key(_)) => (None, Some(KAFKA.username_file())),
+        None => (None, None),
+    }
+}
+
+fn oauthbearer(
+    oauth: &Oauthbearer,
+    reference: Option<&CredentialsSecretRef>,
+) -> Result<config::Oauthbearer, Invalid> {
+    let lifetime = oauth.token_lifetime_seconds;
+    let extensions = oauth.extensions.iter().flatten();
+    Ok(config::Oauthbearer {
+        token_file: oauth.token_file.as_ref().map(PathBuf::from),
+        client_credentials: oauth
+            .token_endpoint
+            .as_ref()
+            .map(|endpoint| client_credentials(endpoint, reference)),
+        token_lifetime_seconds: lifetime
+            .map(|seconds| number("sink.kafka.sasl.oauthbearer.tokenLifetimeSeconds", seconds))
+            .transpose()?,
+        extensions: extensions.map(|(name, value)| (name.clone(), value.0.clone())).collect(),
+    })
+}
+
+fn client_credentials(
+    endpoint: &TokenEndpoint,
+    reference: Option<&CredentialsSecretRef>,
+) -> config::ClientCredentials {
+    let (client_id, client_id_file) = user(reference);
+    config::ClientCredentials {
+        token_endpoint: endpoint.url.clone(),
+        allow_http: endpoint.allow_http,
+        ca_file: endpoint.ca_secret_ref.as_ref().map(|_| token_endpoint_ca_file()),
+        client_id,
+        client_id_file,
+        client_secret_file: reference.map(|_| KAFKA.password_file()),
+        client_secret: None,
+        scope: endpoint.scope.clone(),
     }
 }
 

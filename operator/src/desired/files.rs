@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{KeyToPath, SecretVolumeSource, Volume, VolumeMo
 
 use crate::resource::{
     CaSecretRef, CertificateSecretRef, CredentialsSecretRef, KafkaSink, OutboxRelaySpec, PostgresSource,
-    Username,
+    Sasl, Username,
 };
 
 /// Where pods have the folders.
@@ -58,6 +58,14 @@ pub const KAFKA: Side = Side {
     admin_certificate: "kafka-admin-tls",
 };
 
+/// Folder of the CA certificates for the token endpoint.
+const TOKEN_ENDPOINT_CA: &str = "kafka-token-endpoint-ca";
+
+/// The file with the CA certificates for the token endpoint.
+pub fn token_endpoint_ca_file() -> PathBuf {
+    path(TOKEN_ENDPOINT_CA, CA)
+}
+
 impl Side {
     /// The file with the password.
     pub fn password_file(&self) -> PathBuf {
@@ -98,8 +106,7 @@ impl Side {
     }
 
     fn ca(&self, reference: &CaSecretRef) -> SecretFolder {
-        let files = vec![(reference.key.clone(), CA)];
-        SecretFolder { folder: self.ca, secret: reference.name.clone(), files }
+        ca(self.ca, reference)
     }
 }
 
@@ -117,23 +124,34 @@ pub fn of_postgres(postgres: &PostgresSource) -> Vec<SecretFolder> {
 
 /// What pods see of the Secrets for Kafka. A user name that is a text of the resource is in the relay's configuration.
 pub fn of_kafka(kafka: &KafkaSink) -> Vec<SecretFolder> {
-    let credentials = kafka.sasl.iter().map(|sasl| {
-        let reference = &sasl.credentials_secret_ref;
-        let username = match reference.user() {
-            Username::Text(_) => None,
-            Username::Key(key) => Some((key.to_owned(), USERNAME)),
-        };
-        let password = (reference.password_key.clone(), PASSWORD);
-        KAFKA.credentials(reference, username.into_iter().chain([password]).collect())
-    });
+    let sasl = kafka.sasl.as_ref();
+    let credentials =
+        sasl.and_then(|sasl| sasl.credentials_secret_ref.as_ref()).into_iter().map(|reference| {
+            let username = match reference.user() {
+                Username::Text(_) => None,
+                Username::Key(key) => Some((key.to_owned(), USERNAME)),
+            };
+            let password = (reference.password_key.clone(), PASSWORD);
+            KAFKA.credentials(reference, username.into_iter().chain([password]).collect())
+        });
     let ca = kafka.tls.ca_secret_ref.iter().map(|reference| KAFKA.ca(reference));
     let own = kafka.tls.certificate_secret_ref.iter().map(|own| certificate(KAFKA.certificate, own));
-    credentials.chain(ca).chain(own).collect()
+    let token_endpoint_ca = sasl.and_then(token_endpoint_ca);
+    credentials.chain(ca).chain(own).chain(token_endpoint_ca).collect()
+}
+
+fn token_endpoint_ca(sasl: &Sasl) -> Option<SecretFolder> {
+    let endpoint = sasl.oauthbearer.as_ref()?.token_endpoint.as_ref()?;
+    endpoint.ca_secret_ref.as_ref().map(|reference| ca(TOKEN_ENDPOINT_CA, reference))
 }
 
 /// Every Secret that pods see. The administrators' are not among them.
 pub fn mounted(spec: &OutboxRelaySpec) -> Vec<SecretFolder> {
     [of_postgres(&spec.source.postgres), of_kafka(&spec.sink.kafka)].concat()
+}
+
+fn ca(folder: &'static str, reference: &CaSecretRef) -> SecretFolder {
+    SecretFolder { folder, secret: reference.name.clone(), files: vec![(reference.key.clone(), CA)] }
 }
 
 fn certificate(folder: &'static str, reference: &CertificateSecretRef) -> SecretFolder {

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 
 use super::Pass;
 use super::objects;
-use crate::memory::Settled;
+use crate::memory::{SeenTopics, Settled};
 
 /// How long a successful reconciliation stays valid while the quick check sees no change. What shows neither to the relay
 /// nor in the lists of topics, a topic's configuration for example, is repaired within this time.
@@ -28,7 +28,8 @@ impl Pass<'_> {
     }
 
     async fn topics_unchanged(&self, settled: &Settled) -> bool {
-        settled.cluster.topics(&self.topic_names()).await.is_ok_and(|topics| topics == settled.topics)
+        let SeenTopics::At(cluster, before) = &settled.topics else { return true };
+        cluster.topics(&self.topic_names()).await.is_ok_and(|topics| topics == *before)
     }
 
     /// Spreads the reconciliations of resources that were created at the same time.

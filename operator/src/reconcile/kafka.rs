@@ -9,14 +9,38 @@ use outbox_relay::error;
 use super::Pass;
 use crate::desired::files::KAFKA;
 use crate::events::Kind;
-use crate::resource::{Topic, TopicStatus};
+use crate::resource::{Sasl, Topic, TopicStatus};
 use crate::secrets::KafkaSecrets;
 use crate::status::{Aspect, Finding, Reason};
 use crate::topics::{Cluster, KafkaError, Observed, Step, plan};
 
+/// State of the Kafka side.
+pub(super) enum Kafka {
+    /// It has what the relay needs.
+    Usable(Cluster),
+    /// The operator has no credentials for it; the relay reports whether it can use it.
+    LeftToRelay,
+    /// Something is missing; the conditions name it.
+    NotReady,
+}
+
+const HELD_BY_PODS: &str = "the operator has no credentials for Kafka: only the relay's pods have them. It neither checks nor creates \
+     topics, and Streaming tells whether the relay reaches Kafka";
+
 impl Pass<'_> {
+    /// Whether a relay could be started, as far as Kafka is concerned.
+    pub(super) async fn kafka(&mut self, sink: &Sink, secrets: &KafkaSecrets) -> Kafka {
+        if self.relay.spec.sink.kafka.sasl.as_ref().is_some_and(Sasl::is_held_by_pods) {
+            self.findings.set(Aspect::KafkaReachable, Finding::unknown(Reason::NoCredentials, HELD_BY_PODS));
+            self.findings.set(Aspect::TopicsReady, Finding::yes(Reason::AsDeclared, "no topic is declared"));
+            self.leave_topics();
+            return Kafka::LeftToRelay;
+        }
+        self.usable_cluster(sink, secrets).await.map_or(Kafka::NotReady, Kafka::Usable)
+    }
+
     /// The cluster, where a relay could be started.
-    pub(super) async fn kafka(&mut self, sink: &Sink, secrets: &KafkaSecrets) -> Option<Cluster> {
+    async fn usable_cluster(&mut self, sink: &Sink, secrets: &KafkaSecrets) -> Option<Cluster> {
         let cluster = match self.cluster(sink, secrets).await {
             Ok(cluster) => cluster,
             Err(problem) => {
@@ -77,9 +101,8 @@ impl Pass<'_> {
     /// The cluster as the administrator sees it, or else the relay.
     pub(super) async fn cluster(&self, sink: &Sink, secrets: &KafkaSecrets) -> Result<Cluster, String> {
         let mut sink = sink.clone();
-        if let (Some(sasl), Some(admin)) = (&mut sink.sasl, &secrets.admin) {
-            (sasl.username, sasl.username_file) = (Some(admin.user.clone()), None);
-            sasl.password = Some(admin.password.clone());
+        if let Some(admin) = &secrets.admin {
+            sink.sasl = sink.sasl.and_then(|sasl| sasl.with_user(&admin.user, &admin.password));
         }
         if self.relay.spec.sink.kafka.admin_certificate_secret_ref.is_some() {
             [sink.tls.cert_file, sink.tls.key_file] = KAFKA.admin_certificate_files();

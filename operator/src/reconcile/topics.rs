@@ -56,6 +56,17 @@ impl Pass<'_> {
         problems
     }
 
+    /// Only the relay's pods have credentials now: topics that the operator has managed until then are left as they are.
+    pub(super) fn leave_topics(&mut self) {
+        for topic in std::mem::take(&mut self.topics) {
+            let note = format!(
+                "topic {} is left as it is: the operator has no credentials for Kafka any more",
+                topic.name
+            );
+            self.context.tell(self.relay, Kind::Normal, "TopicRetained", &note);
+        }
+    }
+
     /// Whether the specification before this one was looked at.
     fn saw_it_go(&self) -> bool {
         let seen = self.relay.status.as_ref().and_then(|status| status.observed_generation);

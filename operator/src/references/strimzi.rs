@@ -166,7 +166,9 @@ pub fn fill_in_user(
         let username = status.and_then(|status| status.username.clone()).unwrap_or_else(|| name.clone());
         kafka.sasl = Some(Sasl {
             mechanism: SaslMechanism::ScramSha512,
-            credentials_secret_ref: CredentialsSecretRef::of(secret, Some(username)),
+            credentials_secret_ref: Some(CredentialsSecretRef::of(secret, Some(username))),
+            oauthbearer: None,
+            region: None,
         });
         return Ok(());
     }

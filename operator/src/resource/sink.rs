@@ -4,6 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::sasl::Sasl;
 use super::secrets::{CertificateSecretRef, CredentialsSecretRef, Tls};
 
 /// `host:port`, IPv6 addresses in brackets, separated by commas.
@@ -21,8 +22,10 @@ pub struct Sink {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!has(self.sasl) || self.sasl.mechanism != 'PLAIN' || self.tls.mode != 'disable'")
-        .message("PLAIN shows the password to anyone on the network path: use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512"),
+    validation = Rule::new("!has(self.sasl) || !(self.sasl.mechanism in ['PLAIN', 'OAUTHBEARER', 'AWS_MSK_IAM']) || self.tls.mode != 'disable'")
+        .message("PLAIN, OAUTHBEARER and AWS_MSK_IAM show the password or token to anyone on the network path: use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512"),
+    validation = Rule::new("!has(self.adminCredentialsSecretRef) || !has(self.sasl) || has(self.sasl.credentialsSecretRef)")
+        .message("adminCredentialsSecretRef needs sasl.credentialsSecretRef: leave it out where only the relay's pods have credentials"),
     validation = Rule::new("has(self.bootstrapServers) != has(self.clusterRef)")
         .message("give either bootstrapServers, or clusterRef, which stands for a listener of Strimzi's Kafka"),
     validation = Rule::new("!has(self.clusterRef) || !has(self.clusterRef.namespace) || has(self.tls.caSecretRef) || \
@@ -57,7 +60,8 @@ pub struct KafkaSink {
     /// SASL authentication of the relay. Without it, brokers know the relay by its client certificate, or not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sasl: Option<Sasl>,
-    /// Credentials of a SASL user that may create and configure topics. Only the operator uses it. Without it the relay's user is used.
+    /// Credentials of a SASL user, or of a client of the token endpoint, that may create and configure topics. Only the operator uses it.
+    /// Without it the relay's are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_credentials_secret_ref: Option<CredentialsSecretRef>,
     /// The same for brokers that know clients by certificate: the client certificate of a user that may create and configure topics.
@@ -103,30 +107,6 @@ pub struct KafkaUserRef {
     /// Name of the KafkaUser. Its authentication is `scram-sha-512` or `tls`.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-}
-
-/// SASL authentication of the relay.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Sasl {
-    /// SASL mechanism.
-    pub mechanism: SaslMechanism,
-    /// User name and password.
-    pub credentials_secret_ref: CredentialsSecretRef,
-}
-
-/// SASL mechanism.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-pub enum SaslMechanism {
-    /// As it is: over TLS only.
-    #[serde(rename = "PLAIN")]
-    Plain,
-    /// By a proof.
-    #[serde(rename = "SCRAM-SHA-256")]
-    ScramSha256,
-    /// By a proof.
-    #[serde(rename = "SCRAM-SHA-512")]
-    ScramSha512,
 }
 
 /// Compression of record batches.

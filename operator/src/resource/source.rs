@@ -35,12 +35,16 @@ pub struct Source {
     validation = Rule::new("!has(self.clusterRef) || !has(self.clusterRef.role) || !(has(self.credentialsSecretRef) || has(self.username))")
         .message("clusterRef.role stands for the role and its Secret: leave out credentialsSecretRef and username, or role"),
     validation = Rule::new("has(self.credentialsSecretRef) || has(self.username) || has(self.clusterRef)")
-        .message("credentialsSecretRef is required; for a role that logs in with its certificate alone, set username"),
+        .message("credentialsSecretRef is required; for a role that logs in with its certificate alone, or with passwordFile, set username"),
     validation = Rule::new("!has(self.username) || !has(self.credentialsSecretRef)")
         .message("username is for a role without a password: beside one, set credentialsSecretRef.username or usernameKey"),
-    validation = Rule::new("!has(self.username) || has(self.tls.certificateSecretRef)")
-        .message("username is for a role that logs in with its certificate alone: set tls.certificateSecretRef"),
-    validation = Rule::new("!has(self.username) || self.tls.channelBinding == 'prefer'")
+    validation = Rule::new("!has(self.username) || has(self.tls.certificateSecretRef) || has(self.passwordFile)")
+        .message("username is for a role without a Secret: set tls.certificateSecretRef for one that logs in with its certificate alone, or passwordFile"),
+    validation = Rule::new("!has(self.passwordFile) || has(self.username)")
+        .message("passwordFile takes the place of credentialsSecretRef: leave that out, and set username"),
+    validation = Rule::new("!has(self.passwordFile) || has(self.adminCredentialsSecretRef) || has(self.adminCertificateSecretRef)")
+        .message("the operator does not have passwordFile, which is in the relay's pods: set adminCredentialsSecretRef or adminCertificateSecretRef"),
+    validation = Rule::new("!has(self.username) || has(self.passwordFile) || self.tls.channelBinding == 'prefer'")
         .message("channelBinding binds a password's proof to the TLS connection: without a password leave it at prefer"),
     validation = Rule::new("!has(self.adminCertificateSecretRef) || !has(self.adminCredentialsSecretRef)")
         .message("give either adminCredentialsSecretRef or adminCertificateSecretRef"),
@@ -72,10 +76,16 @@ pub struct PostgresSource {
     /// password as a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<CredentialsSecretRef>,
-    /// The relay's role, where it has no password and logs in with `tls.certificateSecretRef` alone.
+    /// The relay's role, where it authenticates with `tls.certificateSecretRef` alone, or with the password in `passwordFile`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub username: Option<String>,
+    /// Path of a file in the relay's pods with the password of `username`, which another process renews: a sidecar for the IAM
+    /// authentication of Amazon RDS, Cloud SQL or Azure, which `relay.podTemplate` adds. The relay reads it for each connection. The
+    /// operator does not have the file and needs credentials of an administrator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 1024), regex(pattern = "^/"))]
+    pub password_file: Option<String>,
     /// Credentials of a role for what the relay's may not do: to create the publication (owner of the table) and, when this resource is
     /// deleted, to drop the slot (REPLICATION) and delete the relay's row (DELETE on the checkpoint table). Only the operator uses it. Without
     /// it the relay's role is used.

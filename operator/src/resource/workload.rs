@@ -83,7 +83,7 @@ pub struct NetworkAccess {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     pub ingress_from: Vec<NetworkPolicyPeer>,
-    /// Whom the pods may reach: PostgreSQL, and every Kafka broker.
+    /// Destinations that the pods may reach: PostgreSQL, every Kafka broker and, for tokens, the token endpoint or AWS STS.
     #[schemars(length(min = 1, max = 50))]
     pub egress: Vec<NetworkPolicyEgressRule>,
 }

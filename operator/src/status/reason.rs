@@ -49,6 +49,8 @@ pub enum Reason {
     KafkaUnreachable,
     /// The client refuses its settings.
     KafkaSettingsUnusable,
+    /// Only the relay's pods have credentials.
+    NoCredentials,
     /// Something was to be done about a topic and was not.
     TopicFailed,
     /// A topic cannot be made what is declared.
@@ -78,7 +80,7 @@ pub enum Reason {
 }
 
 /// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
-const TABLE: [(Reason, &str, &str); 32] = [
+const TABLE: [(Reason, &str, &str); 33] = [
     (Reason::Streaming, "`Streaming`, `Ready` True", "a relay delivers, by its own account"),
     (Reason::Resolved, "`ReferencesResolved` True", ""),
     (Reason::Connected, "`DatabaseReachable`, `KafkaReachable` True", ""),
@@ -147,6 +149,12 @@ const TABLE: [(Reason, &str, &str); 32] = [
         "check that Kafka runs, and that `sink.kafka` leads to it. Rejected credentials and certificates have another reason, `KafkaAuthenticationFailed`",
     ),
     (Reason::KafkaSettingsUnusable, "`KafkaReachable` False", "the message has the client's words"),
+    (
+        Reason::NoCredentials,
+        "`KafkaReachable` Unknown",
+        "nothing: the credentials for Kafka are in the relay's pods only, so the operator neither checks nor creates topics; `Streaming` tells \
+         whether the relay reaches Kafka",
+    ),
     (
         Reason::TopicFailed,
         "`TopicsReady` False",

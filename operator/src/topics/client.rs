@@ -4,10 +4,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use outbox_relay::kafka::client::auth_failure;
+use outbox_relay::config::Sink;
+use outbox_relay::kafka::client::{self, auth_failure, client_config};
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
 
 use super::error::KafkaError;
 
@@ -22,12 +22,12 @@ const DIAGNOSIS_WITHIN: Duration = Duration::from_secs(3);
 pub type Admin = AdminClient<DefaultClientContext>;
 
 /// A client that is dropped on a separate thread.
-pub struct Client(Option<Admin>);
+pub struct Client(Option<Arc<Admin>>);
 
 impl Client {
     /// The client.
     pub fn admin(&self) -> Option<&Admin> {
-        self.0.as_ref()
+        self.0.as_deref()
     }
 }
 
@@ -40,7 +40,7 @@ impl Drop for Client {
 
 /// See the module's text.
 pub struct SharedClient {
-    config: ClientConfig,
+    sink: Sink,
     current: Mutex<Arc<Client>>,
     silence: Mutex<Silence>,
 }
@@ -65,9 +65,9 @@ impl Silence {
 
 impl SharedClient {
     /// Creates the client; it does not connect yet. Blocks.
-    pub fn create(config: &ClientConfig) -> Result<SharedClient, KafkaError> {
-        let client = Arc::new(create(config)?);
-        Ok(SharedClient { config: config.clone(), current: Mutex::new(client), silence: Mutex::default() })
+    pub fn create(sink: &Sink) -> Result<SharedClient, KafkaError> {
+        let client = Arc::new(create(sink)?);
+        Ok(SharedClient { sink: sink.clone(), current: Mutex::new(client), silence: Mutex::default() })
     }
 
     /// The client to use now.
@@ -83,10 +83,10 @@ impl SharedClient {
     /// Kafka has not answered `client`: finds out whether that is for want of trust, and replaces the client. Blocks.
     pub fn on_silence(&self, error: KafkaError) -> KafkaError {
         if lock(&self.silence).is_due(Instant::now()) {
-            if let Ok(client) = create(&self.config) {
+            if let Ok(client) = create(&self.sink) {
                 *lock(&self.current) = Arc::new(client);
             }
-            let why = auth_failure(&self.config, DIAGNOSIS_WITHIN);
+            let why = auth_failure(&self.sink, DIAGNOSIS_WITHIN);
             lock(&self.silence).why_not_trusted = why;
         }
         match lock(&self.silence).why_not_trusted.clone() {
@@ -100,11 +100,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn create(config: &ClientConfig) -> Result<Client, KafkaError> {
-    let mut config = config.clone();
+fn create(sink: &Sink) -> Result<Client, KafkaError> {
+    let mut config = client_config(sink);
     // Its last push would delay the end of a client by up to a second.
     config.set("enable.metrics.push", "false");
-    let client = config.create().map_err(|error| KafkaError::failed("creating a client", &error))?;
+    let client = client::create(sink, &config, DefaultClientContext);
+    let client = client.map_err(|error| KafkaError::failed("creating a client", &error))?;
     Ok(Client(Some(client)))
 }
 
@@ -123,9 +124,8 @@ mod tests {
 
     #[test]
     fn the_answer_serves_all_that_ask_within_that_time() {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", "127.0.0.1:1");
-        let client = SharedClient::create(&config).unwrap();
+        let sink = serde_json::json!({"bootstrapServers": "127.0.0.1:1", "tls": {"mode": "disable"}});
+        let client = SharedClient::create(&serde_json::from_value(sink).unwrap()).unwrap();
         let first = client.current();
         lock(&client.silence).is_due(Instant::now());
         lock(&client.silence).why_not_trusted = Some("SASL authentication failed".to_owned());

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kafka_admin::{ConfigChange, TopicDescription};
+use outbox_relay::config::Sink;
 use rdkafka::admin::{
     AdminOptions, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
-use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::client::{Admin, Client, SharedClient};
@@ -56,8 +56,8 @@ impl Cluster {
     ///
     /// # Errors
     /// The settings cannot be used.
-    pub fn new(config: &ClientConfig) -> Result<Cluster, KafkaError> {
-        let client = SharedClient::create(config)?;
+    pub fn new(sink: &Sink) -> Result<Cluster, KafkaError> {
+        let client = SharedClient::create(sink)?;
         Ok(Cluster(Arc::new(Inner {
             client,
             interest: Mutex::default(),

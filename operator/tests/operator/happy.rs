@@ -3,8 +3,6 @@
 use std::collections::BTreeSet;
 
 use testbed::guard::Folder;
-use testbed::records::read_all;
-use testbed::wait;
 
 use crate::stage::{SOON, Stage};
 
@@ -47,14 +45,7 @@ async fn from_a_resource_to_events_in_kafka() {
     let expected = BTreeSet::from(["SecretUnusable", "Unschedulable"]);
     assert_eq!(warnings, expected, "what needs no action is no warning");
     stage.insert(stage.database.name()).await;
-    wait::until("the event in Kafka", SOON, async || {
-        match read_all(&stage.bootstrap, &[&stage.topic]).await {
-            Ok(records) if records.len() == 1 => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await
-    .unwrap();
+    stage.until_records(1).await;
     stage.operator.terminate().unwrap();
     assert_eq!(stage.operator.wait(SOON).await.unwrap().code(), Some(0), "{}", stage.operator.log_tail());
 }

@@ -40,6 +40,7 @@ mod secrets;
 mod sides;
 mod stage;
 mod stumbling;
+mod tokens;
 mod topics;
 mod truth;
 mod values;

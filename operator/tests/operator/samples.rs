@@ -17,5 +17,5 @@ async fn every_sample_is_accepted() {
         names.push(applied.unwrap_or_else(|error| panic!("{}: {error}", path.display())));
     }
     names.sort();
-    assert_eq!(names.len(), 8, "{names:?}");
+    assert_eq!(names.len(), 10, "{names:?}");
 }

@@ -238,6 +238,9 @@ async fn references_that_contradict_each_other_are_refused_with_a_reason() {
     let plain = json!({"mode": "disable"});
     let (own, owner) = (json!({"certificateSecretRef": secret}), json!({"name": "s", "username": "o"}));
     let bound = json!({"channelBinding": "require", "certificateSecretRef": secret});
+    let file = json!({"tokenFile": "/run/kafka/token"});
+    let oauth =
+        |oauthbearer: Value| json!({"sasl": {"mechanism": "OAUTHBEARER", "oauthbearer": oauthbearer}});
     let cases = [
         (postgres, json!({"credentialsSecretRef": both}), "give either username"),
         (postgres, json!({"credentialsSecretRef": null}), "credentialsSecretRef is required"),
@@ -271,6 +274,51 @@ async fn references_that_contradict_each_other_are_refused_with_a_reason() {
             json!({"adminCertificateSecretRef": secret, "tls": plain}),
             "adminCertificateSecretRef is not used without TLS",
         ),
+        (
+            postgres,
+            json!({"passwordFile": "/run/password", "adminCredentialsSecretRef": secret}),
+            "passwordFile takes the place of credentialsSecretRef",
+        ),
+        (
+            postgres,
+            json!({"passwordFile": "/run/password", "username": "u", "credentialsSecretRef": null}),
+            "the operator does not have passwordFile",
+        ),
+        (kafka, json!({"sasl": {"mechanism": "PLAIN"}}), "PLAIN and SCRAM need credentialsSecretRef"),
+        (
+            kafka,
+            json!({"sasl": {"mechanism": "OAUTHBEARER"}}),
+            "mechanism OAUTHBEARER needs the field oauthbearer",
+        ),
+        (
+            kafka,
+            json!({"sasl": {"mechanism": "PLAIN", "credentialsSecretRef": secret, "oauthbearer": file}}),
+            "no other mechanism uses it",
+        ),
+        (
+            kafka,
+            oauth(json!({"tokenFile": "/t", "tokenEndpoint": {"url": "https://i"}})),
+            "give either tokenEndpoint or tokenFile",
+        ),
+        (kafka, oauth(json!({"tokenEndpoint": {"url": "https://i"}})), "needs credentialsSecretRef"),
+        (kafka, oauth(json!({"tokenEndpoint": {"url": "http://i"}})), "use https, or set allowHttp"),
+        (kafka, oauth(file.clone()), "leave topics empty"),
+        (
+            kafka,
+            oauth(json!({"tokenFile": "/t", "extensions": {"auth": "x"}})),
+            "the name of a SASL extension",
+        ),
+        (
+            kafka,
+            oauth(json!({"tokenFile": "/t", "extensions": {"pool-1": "x"}})),
+            "the name of a SASL extension",
+        ),
+        (kafka, json!({"sasl": {"mechanism": "AWS_MSK_IAM"}}), "needs the region of the cluster"),
+        (
+            kafka,
+            json!({"sasl": {"mechanism": "AWS_MSK_IAM", "region": "eu-central-1", "credentialsSecretRef": secret}}),
+            "uses the AWS credentials of the relay's pods",
+        ),
         ("", json!({"heartbeat": {"intervalSeconds": 3601}}), "heartbeat.intervalSeconds"),
         ("", json!({"shutdown": {"graceSeconds": 0}}), "shutdown.graceSeconds"),
     ];
@@ -284,6 +332,16 @@ async fn references_that_contradict_each_other_are_refused_with_a_reason() {
         (postgres, json!({"tls": {"channelBinding": "require"}})),
         (postgres, json!({"adminCertificateSecretRef": owner})),
         (kafka, json!({"adminCertificateSecretRef": secret})),
+        (
+            postgres,
+            json!({"passwordFile": "/run/password", "username": "u", "credentialsSecretRef": null,
+                   "adminCredentialsSecretRef": secret, "tls": {"channelBinding": "require"}}),
+        ),
+        (
+            kafka,
+            json!({"sasl": {"mechanism": "OAUTHBEARER", "credentialsSecretRef": secret,
+                            "oauthbearer": {"tokenEndpoint": {"url": "https://i"}, "extensions": {"pool": "x"}}}}),
+        ),
         ("", json!({"heartbeat": {"intervalSeconds": 0}})),
     ] {
         let accepted = apply(&namespace, &relay(&changed(place, &values))).await;

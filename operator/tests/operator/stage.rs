@@ -11,11 +11,11 @@ use k8s_openapi::jiff::Timestamp;
 use outbox_operator::desired::configuration::ADMIN_PORT;
 use outbox_operator::desired::files::POD_ROOT;
 use outbox_operator::topics::{Cluster, Observed};
-use rdkafka::config::ClientConfig;
 use serde_json::{Value, json};
 use testbed::guard::Folder;
 use testbed::kubernetes::{self, Namespace};
 use testbed::process::{Launch, Program};
+use testbed::records::read_all;
 use testbed::rust::cargo;
 use testbed::{Database, net, shared, wait};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -142,6 +142,18 @@ impl Stage {
         self.database.execute(&insert).await.unwrap();
     }
 
+    /// Waits until Kafka has so many records in the resource's topic.
+    pub async fn until_records(&self, count: usize) {
+        wait::until(format!("{count} records"), SOON, async || {
+            match read_all(&self.bootstrap, &[&self.topic]).await {
+                Ok(records) if records.len() == count => Ok(()),
+                other => Err(format!("{other:?}\n{}", self.operator.log_tail())),
+            }
+        })
+        .await
+        .unwrap();
+    }
+
     /// Makes the Secret and the resource, runs its relay, and waits until all is well.
     pub async fn until_streaming(&self, folder: &Folder) -> Program {
         self.make_secret().await;
@@ -178,7 +190,8 @@ impl Stage {
 
     /// A client of Kafka's.
     pub fn cluster(&self) -> Cluster {
-        Cluster::new(ClientConfig::new().set("bootstrap.servers", &self.bootstrap)).unwrap()
+        let sink = json!({"bootstrapServers": self.bootstrap, "tls": {"mode": "disable"}});
+        Cluster::new(&serde_json::from_value(sink).unwrap()).unwrap()
     }
 
     async fn topics(&self, name: &str) -> BTreeMap<String, Observed> {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use outbox_operator::resource::Topic;
 use outbox_operator::topics::{Cluster, Observed, Plan, Step, plan};
-use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode;
 use serde_json::{Value, json};
 use testbed::kafka::{Kafka, KafkaOptions, alter_topic, grow_topic};
@@ -16,7 +15,8 @@ use crate::stage::Stage;
 const SOON: Duration = Duration::from_secs(60);
 
 fn cluster(bootstrap: &str) -> Cluster {
-    Cluster::new(ClientConfig::new().set("bootstrap.servers", bootstrap)).unwrap()
+    let sink = json!({"bootstrapServers": bootstrap, "tls": {"mode": "disable"}});
+    Cluster::new(&serde_json::from_value(sink).unwrap()).unwrap()
 }
 
 fn topic(name: &str, partitions: i32, config: &Value) -> Topic {

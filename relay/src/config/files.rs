@@ -29,6 +29,21 @@ pub(super) fn line(read: ReadFile<'_>, what: &'static str, file: &Path) -> Resul
     Ok(text(read, what, file)?.trim_end_matches(['\r', '\n']).to_owned())
 }
 
+/// The client libraries say of a PEM that they cannot use no more than that; a wrong file should be named.
+pub(super) fn pem(
+    read: ReadFile<'_>,
+    what: &'static str,
+    file: &Path,
+    holds: &str,
+) -> Result<String, ConfigError> {
+    let text = text(read, what, file)?;
+    if text.contains("-----BEGIN ") && text.contains(&format!("{holds}-----")) {
+        return Ok(text);
+    }
+    let kind = holds.to_lowercase();
+    Err(ConfigError::field(what, format!("{} holds no {kind} in PEM form", file.display())))
+}
+
 fn unreadable(what: &'static str, file: &Path, source: io::Error) -> ConfigError {
     ConfigError::Unreadable { what, path: file.display().to_string(), source }
 }

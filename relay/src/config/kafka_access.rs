@@ -1,14 +1,14 @@
-//! Access to Kafka: TLS and SASL. Files are checked at the start and read again when sessions begin, so that what is
+//! How clients connect to Kafka: TLS and credentials. Files are checked at the start and read again when sessions begin, so that what is
 //! rotated is used without a restart.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rdkafka::config::ClientConfig;
 use serde::{Deserialize, Serialize};
 
 use super::access::TlsMode;
 use super::files::{self, ReadFile, TlsFields, TlsFiles};
-use super::load::SINK_PASSWORD_ENV;
+use super::sasl::{SaslCredentials, TokenCredentials, TokenSource};
 use super::{ConfigError, Secret, Sink};
 
 /// How the connections to Kafka are protected.
@@ -28,50 +28,6 @@ pub struct SinkTls {
     pub key_file: Option<PathBuf>,
 }
 
-/// How the relay logs in.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Sasl {
-    /// How the password is shown to the broker.
-    pub mechanism: SaslMechanism,
-    /// Name of the user.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub username: Option<String>,
-    /// File that holds the name, in place of `username`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub username_file: Option<PathBuf>,
-    /// File that holds the password; the environment variable takes precedence.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<PathBuf>,
-    /// The password, filled in from the environment.
-    #[serde(skip)]
-    pub password: Option<Secret>,
-}
-
-/// How the password is shown to the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub enum SaslMechanism {
-    /// As it is: over TLS only.
-    #[serde(rename = "PLAIN")]
-    Plain,
-    /// By a proof.
-    #[serde(rename = "SCRAM-SHA-256")]
-    ScramSha256,
-    /// By a proof.
-    #[serde(rename = "SCRAM-SHA-512")]
-    ScramSha512,
-}
-
-impl SaslMechanism {
-    fn name(self) -> &'static str {
-        match self {
-            SaslMechanism::Plain => "PLAIN",
-            SaslMechanism::ScramSha256 => "SCRAM-SHA-256",
-            SaslMechanism::ScramSha512 => "SCRAM-SHA-512",
-        }
-    }
-}
-
 const FIELDS: TlsFields = TlsFields {
     mode: "sink.tls.mode",
     ca: "sink.tls.caFile",
@@ -84,7 +40,7 @@ const FIELDS: TlsFields = TlsFields {
 pub struct SinkAccess {
     ca: Option<String>,
     certificate: Option<(String, Secret)>,
-    login: Option<(String, Secret)>,
+    credentials: Option<SaslCredentials>,
 }
 
 impl SinkAccess {
@@ -93,27 +49,46 @@ impl SinkAccess {
     /// # Errors
     /// Names the field whose file cannot be used, or that would be ignored.
     pub fn read(sink: &Sink) -> Result<SinkAccess, ConfigError> {
-        SinkAccess::read_with(sink, &files::from_disk)
+        SinkAccess::read_files(sink, &files::from_disk)
     }
 
-    /// As [`SinkAccess::read`], from files that `read` knows.
+    /// As [`SinkAccess::read`], from files that `read` knows. For a program that acts for others, as the operator does: it must not show its own
+    /// files or AWS credentials to brokers that others have named, so tokens that come from there are refused.
     ///
     /// # Errors
-    /// Names the field whose file cannot be used, or that would be ignored.
+    /// Names the field whose file cannot be used, that would be ignored, or that names credentials that only the relay has.
     pub fn read_with(sink: &Sink, read: ReadFile<'_>) -> Result<SinkAccess, ConfigError> {
+        let access = SinkAccess::read_files(sink, read)?;
+        match access.token_credentials().map(|credentials| &credentials.source) {
+            None | Some(TokenSource::Endpoint(_)) => Ok(access),
+            Some(TokenSource::File(_) | TokenSource::AwsMskIam { .. }) => {
+                Err(ConfigError::field("sink.sasl", "only the relay itself has these credentials"))
+            }
+        }
+    }
+
+    fn read_files(sink: &Sink, read: ReadFile<'_>) -> Result<SinkAccess, ConfigError> {
         let SinkTls { mode, ca_file: ca, cert_file: cert, key_file: key } = &sink.tls;
         let files = TlsFiles { fields: &FIELDS, mode: *mode, ca, cert, key };
         files.check()?;
-        let ca = ca.as_deref().map(|file| pem(read, FIELDS.ca, file, "CERTIFICATE")).transpose()?;
+        let ca = ca.as_deref().map(|file| files::pem(read, FIELDS.ca, file, "CERTIFICATE")).transpose()?;
         let certificate = match files.identity()? {
             Some((cert, key)) => Some((
-                pem(read, FIELDS.cert, cert, "CERTIFICATE")?,
-                Secret::new(pem(read, FIELDS.key, key, "PRIVATE KEY")?),
+                files::pem(read, FIELDS.cert, cert, "CERTIFICATE")?,
+                Secret::new(files::pem(read, FIELDS.key, key, "PRIVATE KEY")?),
             )),
             None => None,
         };
-        let login = sink.sasl.as_ref().map(|sasl| login(read, sasl, sink.tls.mode)).transpose()?;
-        Ok(SinkAccess { ca, certificate, login })
+        let credentials = sink.sasl.as_ref().map(|sasl| sasl.credentials(read, sink.tls.mode)).transpose()?;
+        Ok(SinkAccess { ca, certificate, credentials })
+    }
+
+    /// What tokens are fetched with, where clients authenticate with tokens.
+    pub fn token_credentials(&self) -> Option<&TokenCredentials> {
+        match &self.credentials {
+            Some(SaslCredentials::Token(credentials)) => Some(credentials),
+            _ => None,
+        }
     }
 }
 
@@ -134,54 +109,26 @@ impl Sink {
             config.set("enable.ssl.certificate.verification", verifies.to_string());
             config.set("ssl.endpoint.identification.algorithm", name);
         }
-        let SinkAccess { ca, certificate, login } = &self.access;
+        let SinkAccess { ca, certificate, credentials } = &self.access;
         if let Some(ca) = ca {
             config.set("ssl.ca.pem", ca);
         }
         if let Some((certificate, key)) = certificate {
             config.set("ssl.certificate.pem", certificate).set("ssl.key.pem", key.reveal());
         }
-        if let (Some(sasl), Some((user, password))) = (&self.sasl, login) {
-            config.set("sasl.mechanism", sasl.mechanism.name());
+        if let Some(sasl) = &self.sasl {
+            config.set("sasl.mechanism", sasl.wire_name());
+        }
+        if let Some(SaslCredentials::Password { user, password }) = credentials {
             config.set("sasl.username", user).set("sasl.password", password.reveal());
         }
     }
 }
 
-fn login(read: ReadFile<'_>, sasl: &Sasl, tls: TlsMode) -> Result<(String, Secret), ConfigError> {
-    if sasl.mechanism == SaslMechanism::Plain && tls == TlsMode::Disable {
-        let problem = "PLAIN shows the password to anyone on the network path; use TLS, or SCRAM-SHA-256 or SCRAM-SHA-512";
-        return Err(ConfigError::field("sink.sasl.mechanism", problem));
-    }
-    let user = match (&sasl.username, &sasl.username_file) {
-        (Some(user), None) => user.clone(),
-        (None, Some(file)) => files::line(read, "sink.sasl.usernameFile", file)?,
-        _ => return Err(ConfigError::field("sink.sasl.username", "give either username or usernameFile")),
-    };
-    let password = match (&sasl.password, &sasl.password_file) {
-        (Some(password), _) => password.clone(),
-        (None, Some(file)) => Secret::new(files::line(read, "sink.sasl.passwordFile", file)?),
-        (None, None) => {
-            let problem =
-                format!("is missing; it, or the environment variable {SINK_PASSWORD_ENV}, has the password");
-            return Err(ConfigError::field("sink.sasl.passwordFile", problem));
-        }
-    };
-    Ok((user, password))
-}
-
-/// The client library says of a PEM it cannot use no more than that; a wrong file should be named.
-fn pem(read: ReadFile<'_>, what: &'static str, file: &Path, holds: &str) -> Result<String, ConfigError> {
-    let text = files::text(read, what, file)?;
-    if text.contains("-----BEGIN ") && text.contains(&format!("{holds}-----")) {
-        return Ok(text);
-    }
-    let kind = holds.to_lowercase();
-    Err(ConfigError::field(what, format!("{} holds no {kind} in PEM form", file.display())))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use serde_json::{Value, json};
 
@@ -255,15 +202,30 @@ mod tests {
             _ => Err(std::io::ErrorKind::NotFound.into()),
         };
         let access = SinkAccess::read_with(&sink, &read).unwrap();
-        assert_eq!(access.login, Some(("shipper".to_owned(), Secret::new("hunter2"))));
+        let expected =
+            SaslCredentials::Password { user: "shipper".to_owned(), password: Secret::new("hunter2") };
+        assert_eq!(access.credentials, Some(expected));
         assert!(access.ca.is_some() && SinkAccess::read(&sink).is_err());
+    }
+
+    #[test]
+    fn a_program_that_acts_for_others_does_not_use_its_own_files_and_aws_credentials() {
+        let read = |_: &Path| Ok(b"token".to_vec());
+        for sasl in [
+            json!({"mechanism": "AWS_MSK_IAM", "region": "eu-central-1"}),
+            json!({"mechanism": "OAUTHBEARER", "tokenFile": "/var/run/secrets/kubernetes.io/serviceaccount/token"}),
+        ] {
+            let refused =
+                SinkAccess::read_with(&sink(&json!({"sasl": sasl})), &read).unwrap_err().to_string();
+            assert!(refused.starts_with("sink.sasl: only the relay itself"), "{refused}");
+        }
     }
 
     #[test]
     fn secrets_are_not_printed() {
         let sasl = json!({"sasl": {"mechanism": "PLAIN", "username": "u"}});
         let mut sink = sink(&sasl);
-        sink.sasl.as_mut().unwrap().password = Some(Secret::new("hunter2"));
+        sink.sasl.as_mut().unwrap().set_secret(Some(Secret::new("hunter2")));
         sink.access = SinkAccess::read(&sink).unwrap();
         assert!(!format!("{sink:?}").contains("hunter2"));
     }

@@ -20,7 +20,7 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const ENV_PREFIX: &str = "OUTBOX_RELAY__";
 /// Environment variable with the source role's password.
 pub const PASSWORD_ENV: &str = "OUTBOX_RELAY_SOURCE_PASSWORD";
-/// Environment variable with the password of `sink.sasl`.
+/// Environment variable with the password, or the client secret, of `sink.sasl`.
 pub const SINK_PASSWORD_ENV: &str = "OUTBOX_RELAY_SINK_PASSWORD";
 
 /// Slot names are `[a-z0-9_]`, 63 bytes at most (NAMEDATALEN - 1).
@@ -97,7 +97,7 @@ impl Config {
         })?;
         config.source.password = password;
         if let Some(sasl) = &mut config.sink.sasl {
-            sasl.password = sink_password;
+            sasl.set_secret(sink_password);
         }
         config.check()?;
         Access::read(&config.source)?;
@@ -204,7 +204,20 @@ fn refuse_secrets(tree: &Value) -> Result<(), ConfigError> {
         format!(
             "secrets do not belong in this file; use sink.sasl.passwordFile or the environment variable {SINK_PASSWORD_ENV}"
         )
-    })
+    })?;
+    for (secret, instead) in [
+        ("sink.sasl.token", "use sink.sasl.tokenFile".to_owned()),
+        (
+            "sink.sasl.clientCredentials.clientSecret",
+            format!("use clientSecretFile beside it or the environment variable {SINK_PASSWORD_ENV}"),
+        ),
+    ] {
+        let pointer = format!("/{}", secret.replace('.', "/"));
+        require(tree.pointer(&pointer).is_none(), secret, || {
+            format!("secrets do not belong in this file; {instead}")
+        })?;
+    }
+    Ok(())
 }
 
 /// Sets the field that `SOURCE__SLOT__NAME` names: segments are camel-cased, values read as YAML scalars, so that
@@ -327,5 +340,10 @@ sink: {bootstrapServers: 'kafka:9092'}
     fn a_password_in_the_file_is_refused_and_not_repeated() {
         let text = error(&MINIMAL.replace("user: relay", "user: relay, password: hunter2"));
         assert!(text.contains("OUTBOX_RELAY_SOURCE_PASSWORD") && !text.contains("hunter2"));
+        for sasl in ["token: hunter2", "clientCredentials: {clientSecret: hunter2}", "password: hunter2"] {
+            let sink = format!("sink: {{sasl: {{mechanism: OAUTHBEARER, {sasl}}}, ");
+            let text = error(&MINIMAL.replace("sink: {", &sink));
+            assert!(text.contains("do not belong in this file") && !text.contains("hunter2"), "{text}");
+        }
     }
 }

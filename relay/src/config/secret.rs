@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A password or key. `Debug` shows that it is set, never what it is; it cannot be serialised.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
 impl Secret {

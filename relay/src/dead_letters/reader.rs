@@ -2,12 +2,13 @@
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use outbox::{column, header};
 use pg_replication::PgTime;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use crate::config::Sink;
 use crate::event::row::{Attributes, EventId, OutboxRow, RowError};
 use crate::event::value::checked;
-use crate::kafka::client::reader_config;
+use crate::kafka::client::{self, reader_config};
 
 /// Timeout of one poll.
 const POLL: Duration = Duration::from_millis(100);
@@ -206,7 +207,7 @@ fn shown(text: &str) -> String {
 
 /// Reads a dead-letter topic.
 pub struct Reader {
-    consumer: BaseConsumer,
+    consumer: Arc<BaseConsumer>,
     topic: String,
 }
 
@@ -214,10 +215,9 @@ impl Reader {
     /// Does not connect yet.
     pub fn new(sink: &Sink, topic: &str) -> Result<Reader, ReadError> {
         let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
-        let consumer: BaseConsumer = reader_config(sink, "dead-letters")
-            .set("auto.offset.reset", "earliest")
-            .create()
-            .map_err(failed)?;
+        let mut config = reader_config(sink, "dead-letters");
+        config.set("auto.offset.reset", "earliest");
+        let consumer = client::create(sink, &config, DefaultConsumerContext).map_err(failed)?;
         Ok(Reader { consumer, topic: topic.to_owned() })
     }
 

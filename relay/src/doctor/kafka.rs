@@ -1,11 +1,12 @@
 //! Checks of the sink. Nothing is produced, so a missing Write permission shows only when the relay sends.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use admin::{Finding, Grade};
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
@@ -13,13 +14,15 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{Topics, problem};
 use crate::config::{Config, Routing, Sink};
 use crate::error::{ErrorKind, RelayError};
-use crate::kafka::client::{client_config, reader_config};
+use crate::kafka::client::{self, client_config, reader_config};
 use crate::kafka::verify::read_settings;
 use crate::routing::router::{is_internal, is_topic_name};
 use crate::topics::settings::TopicSettings;
 
 /// Timeout of one request; a person is waiting for it.
 const REQUEST: Duration = Duration::from_secs(10);
+/// How long the reason is looked for when Kafka does not answer.
+const DIAGNOSIS_WITHIN: Duration = Duration::from_secs(5);
 /// Timeout of one poll.
 const POLL: Duration = Duration::from_millis(100);
 /// From this value of min.insync.replicas on, acknowledged records survive the loss of one broker.
@@ -37,7 +40,8 @@ pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
     let (mut findings, found) = looked.unwrap_or_default();
     findings.extend(internal.iter().map(|topic| kafkas_own(topic)));
     findings.extend(routing(&config.routing));
-    let admin: Result<AdminClient<DefaultClientContext>, _> = client_config(&config.sink).create();
+    let admin: Result<Arc<AdminClient<_>>, _> =
+        client::create(&config.sink, &client_config(&config.sink), DefaultClientContext);
     for topic in &found {
         let read = match &admin {
             Ok(admin) => read_settings(admin, topic, REQUEST).await,
@@ -90,13 +94,18 @@ fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
     let unreachable = |error: KafkaError| {
         problem(CHECK, &RelayError::new(ErrorKind::KafkaUnreachable, format!("no answer: {error}")))
     };
-    let consumer: BaseConsumer = match reader_config(sink, "doctor").create() {
+    let created = client::create(sink, &reader_config(sink, "doctor"), DefaultConsumerContext);
+    let consumer: Arc<BaseConsumer> = match created {
         Ok(consumer) => consumer,
         Err(error) => return (vec![unreachable(error)], Vec::new()),
     };
     let metadata = match consumer.fetch_metadata(None, REQUEST) {
         Ok(metadata) => metadata,
-        Err(error) => return (vec![unreachable(error)], Vec::new()),
+        Err(error) => {
+            let failure = client::auth_failure(sink, DIAGNOSIS_WITHIN)
+                .map(|why| problem(CHECK, &RelayError::new(ErrorKind::KafkaAuthenticationFailed, why)));
+            return (vec![failure.unwrap_or_else(|| unreachable(error))], Vec::new());
+        }
     };
     let brokers = metadata.brokers().len();
     let mut findings =

@@ -45,7 +45,7 @@ impl Backoff {
 }
 
 /// Between 0.75 and 1.25, from the clock: enough to keep processes from retrying in step.
-fn jitter() -> f64 {
+pub(crate) fn jitter() -> f64 {
     let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |elapsed| elapsed.subsec_nanos());
     0.75 + f64::from(nanos % 1_000) / 2_000.0
 }

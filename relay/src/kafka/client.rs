@@ -1,16 +1,17 @@
-//! How every Kafka client of the relay is made, and what librdkafka reports about its certificates and credentials.
+//! How every Kafka client of the relay is created, and its errors of certificates and authentication.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
-use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-use crate::config::Sink;
+use crate::config::{Sink, TokenCredentials};
 use crate::error::ErrorKind;
 use crate::kafka::error::reason_of_kafka;
+use crate::kafka::tokens::{self, TokenClient};
 
 /// A change of leaders that no error told of is noticed within this, in place of librdkafka's five minutes: one request for
 /// the topics in use.
@@ -48,24 +49,51 @@ pub fn reader_config(sink: &Sink, purpose: &str) -> ClientConfig {
     config
 }
 
-/// Keeps what librdkafka reports about certificates and credentials: requests themselves only end without an answer.
-#[derive(Default)]
-pub struct AuthErrors(Mutex<Option<String>>);
+/// Creates a client with `config`, which is based on `sink`'s settings, and keeps it supplied with tokens where `sink` uses them.
+///
+/// # Errors
+/// The settings cannot be used.
+pub fn create<T, C>(sink: &Sink, config: &ClientConfig, context: C) -> KafkaResult<Arc<T>>
+where
+    T: FromClientConfigAndContext<C> + TokenClient + 'static,
+    C: ClientContext,
+{
+    let client = Arc::new(T::from_config_and_context(config, context)?);
+    if let Some(credentials) = sink.access.token_credentials() {
+        tokens::supply(credentials, &client);
+    }
+    Ok(client)
+}
+
+/// Keeps the last error of certificates or authentication that librdkafka reported: requests themselves only time out.
+pub struct AuthErrors {
+    last: Mutex<Option<String>>,
+    tokens: Option<TokenCredentials>,
+}
 
 impl AuthErrors {
-    /// Whether an error was of that kind; it is kept then.
-    pub fn record(&self, error: &KafkaError, reason: &str) -> bool {
-        let code = error.rdkafka_error_code();
-        let heard = code.is_some_and(|code| reason_of_kafka(code) == ErrorKind::KafkaAuthenticationFailed);
-        if heard {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
-        }
-        heard
+    /// For clients of `sink`.
+    pub fn new(sink: &Sink) -> AuthErrors {
+        AuthErrors { last: Mutex::default(), tokens: sink.access.token_credentials().cloned() }
     }
 
-    /// What was heard since the last call.
+    /// Whether an error is of that kind; if so, it is kept, and a rejected token is replaced.
+    pub fn record(&self, error: &KafkaError, reason: &str) -> bool {
+        let code = error.rdkafka_error_code();
+        let is_kept = code.is_some_and(|code| reason_of_kafka(code) == ErrorKind::KafkaAuthenticationFailed);
+        if is_kept {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+            if let (Some(RDKafkaErrorCode::Authentication), Some(credentials)) = (code, &self.tokens) {
+                tokens::on_rejected(credentials);
+            }
+        }
+        is_kept
+    }
+
+    /// The last error since the last call. A broker only says that the token has expired; why there is no newer one is known here.
     pub fn take(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        Some(self.tokens.as_ref().and_then(tokens::problem).unwrap_or(last))
     }
 }
 
@@ -78,13 +106,13 @@ impl ClientContext for AuthErrors {
 
 impl ConsumerContext for AuthErrors {}
 
-/// Why brokers and a client with this configuration do not trust each other, in librdkafka's words; `None` where they do, or no broker can
+/// Why brokers and a client of `sink` do not trust each other, in librdkafka's words; `None` where they do, or no broker can
 /// be reached. For a request that got no answer, because the request itself does not tell. Blocks for `within` at most.
-pub fn auth_failure(config: &ClientConfig, within: Duration) -> Option<String> {
-    let mut config = config.clone();
+pub fn auth_failure(sink: &Sink, within: Duration) -> Option<String> {
+    let mut config = client_config(sink);
     // A consumer tells of errors of its connections; it joins no group, and has to have the name of one.
     config.set("group.id", "outbox-diagnosis").set("enable.metrics.push", "false");
-    let client: BaseConsumer<AuthErrors> = config.create_with_context(AuthErrors::default()).ok()?;
+    let client: Arc<BaseConsumer<AuthErrors>> = create(sink, &config, AuthErrors::new(sink)).ok()?;
     let began = Instant::now();
     while began.elapsed() < within {
         if kafka_admin::cluster_id(client.client(), DIAGNOSIS_STEP).is_ok() {

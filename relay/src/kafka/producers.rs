@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
-use crate::kafka::client::{AuthErrors, client_config};
+use crate::kafka::client::{self, AuthErrors, client_config};
 use crate::progress::ledger::EntryId;
 use crate::topics::partitions::PartitionId;
 
@@ -80,7 +80,6 @@ pub struct Ack {
 }
 
 /// Passes acknowledgements from librdkafka's threads to the event loop.
-#[derive(Default)]
 pub struct AckQueue {
     acks: Mutex<Vec<Ack>>,
     arrived: Notify,
@@ -91,6 +90,18 @@ pub struct AckQueue {
 }
 
 impl AckQueue {
+    /// For producers of `sink`.
+    pub fn new(sink: &Sink) -> AckQueue {
+        AckQueue {
+            acks: Mutex::default(),
+            arrived: Notify::default(),
+            brokers_down: AtomicBool::default(),
+            failed: AtomicBool::default(),
+            auth_errors: AuthErrors::new(sink),
+            last_connection_error: Mutex::default(),
+        }
+    }
+
     /// Waits for an acknowledgement or a failure.
     pub async fn arrived(&self) {
         self.arrived.notified().await;
@@ -249,8 +260,8 @@ impl Producers {
     ) -> Result<Producers, KafkaError> {
         let mut config = producer_config(sink, max_in_flight);
         config.set("batch.size", largest_batch(limit).to_string());
-        let producers = (0..sink.producers)
-            .map(|_| config.create_with_context(DeliveryReports(Arc::clone(acks))).map(Arc::new));
+        let producers =
+            (0..sink.producers).map(|_| client::create(sink, &config, DeliveryReports(Arc::clone(acks))));
         Ok(Producers { producers: producers.collect::<Result<_, _>>()? })
     }
 
@@ -385,7 +396,7 @@ mod tests {
     #[test]
     fn librdkafka_accepts_the_largest_budget_that_can_be_configured() {
         let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
-        assert!(Producers::new(&sink, 1_000_000, None, &Arc::default()).is_ok());
+        assert!(Producers::new(&sink, 1_000_000, None, &Arc::new(AckQueue::new(&sink))).is_ok());
         let queue: u64 = LARGEST_QUEUE_KBYTES.parse().unwrap();
         // `delivery.maxInFlightBytes` is at most this.
         assert!(queue * 1024 > 1 << 32);
@@ -439,7 +450,8 @@ mod tests {
         config.set("bootstrap.servers", format!("127.0.0.1:{}", broker(&fenced)));
         // Without an ApiVersions request, which the broker above does not support.
         config.set("api.version.request", "false").set("broker.version.fallback", "0.9.0.1");
-        let acks = Arc::new(AckQueue::default());
+        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
+        let acks = Arc::new(AckQueue::new(&sink));
         let producer: ThreadedProducer<DeliveryReports> =
             config.create_with_context(DeliveryReports(acks)).unwrap();
         let producer = Arc::new(producer);

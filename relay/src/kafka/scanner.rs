@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use outbox::{Position, header};
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -19,7 +19,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::Sink;
 use crate::error::ErrorKind;
 use crate::failpoint::{self, Boundary};
-use crate::kafka::client::{AuthErrors, client_config, reader_config};
+use crate::kafka::client::{self, AuthErrors, client_config, reader_config};
 use crate::kafka::error::reason_of_kafka;
 use crate::kafka::scan::{Scan, Step};
 use crate::progress::lineage::Lineage;
@@ -112,8 +112,8 @@ pub struct FoundTopic {
 /// Reads from Kafka for one session.
 pub struct PartitionScanner {
     /// One client for all queries, because closing a client takes a tenth of a second.
-    pub(crate) admin: AdminClient<DefaultClientContext>,
-    pub(crate) consumer: BaseConsumer<AuthErrors>,
+    pub(crate) admin: Arc<AdminClient<DefaultClientContext>>,
+    pub(crate) consumer: Arc<BaseConsumer<AuthErrors>>,
     sink: Sink,
     /// Held by the scan that reads records, because the consumer has one assignment.
     reading: Mutex<()>,
@@ -135,7 +135,8 @@ impl PartitionScanner {
         lineage: Lineage,
         server_started: i64,
     ) -> Result<PartitionScanner, KafkaError> {
-        let consumer: BaseConsumer<AuthErrors> = reader_config(sink, "search")
+        let mut config = reader_config(sink, "search");
+        config
             .set("auto.offset.reset", "error")
             // Another producer's open transaction must not hide this outbox's records after it.
             .set("isolation.level", "read_uncommitted")
@@ -143,10 +144,10 @@ impl PartitionScanner {
             // Limits the memory of a scan of any length. A single larger record is fetched nevertheless.
             .set("queued.max.messages.kbytes", "2048")
             .set("fetch.message.max.bytes", "1048576")
-            .set("receive.message.max.bytes", LARGEST_RESPONSE)
-            .create_with_context(AuthErrors::default())?;
+            .set("receive.message.max.bytes", LARGEST_RESPONSE);
+        let consumer = client::create(sink, &config, AuthErrors::new(sink))?;
         let (reading, waiting, cancelled) = (Mutex::new(()), AtomicUsize::new(0), AtomicBool::new(false));
-        let admin = client_config(sink).create()?;
+        let admin = client::create(sink, &client_config(sink), DefaultClientContext)?;
         Ok(PartitionScanner {
             admin,
             consumer,
@@ -174,7 +175,8 @@ impl PartitionScanner {
         let no_broker = error.rdkafka_error_code() == Some(RDKafkaErrorCode::BrokerTransportFailure);
         let waited = began.elapsed() >= REQUEST;
         self.check_authentication()?;
-        let new_client: Result<BaseConsumer, _> = reader_config(&self.sink, "search").create();
+        let new_client: Result<Arc<BaseConsumer>, _> =
+            client::create(&self.sink, &reader_config(&self.sink, "search"), DefaultConsumerContext);
         let responded = new_client.and_then(|client| client.fetch_metadata(None, REQUEST)).is_ok();
         Ok(match responded {
             false => Reachability::Down,

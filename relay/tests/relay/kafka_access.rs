@@ -41,7 +41,7 @@ impl Guarded {
             }),
             logins: vec![login(PASSWORD), Login { user: "other".into(), password: "other-secret".into() }],
             authorize,
-            super_users: Vec::new(),
+            ..Security::default()
         };
         let options = KafkaOptions { brokers: count, security: Some(security), ..KafkaOptions::default() };
         let kafka = Kafka::start(options).await.unwrap();
@@ -177,6 +177,7 @@ async fn no_other_server_is_trusted_and_no_secret_is_shown() {
             logins: vec![login(PASSWORD)],
             authorize: true,
             super_users: vec![USER.to_owned()],
+            ..Security::default()
         })
         .unwrap();
     guarded.kafka.start_again().await.unwrap();

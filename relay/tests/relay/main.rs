@@ -31,6 +31,7 @@ mod many_topics;
 mod memory;
 mod misconfiguration;
 mod network;
+mod oauth;
 mod one_partition;
 mod one_writer;
 mod poison;

@@ -91,6 +91,40 @@ async fn each_mode_requires_what_it_promises() {
     Client::connect(&in_mode(Require, trusting(&server, &ours))).await.unwrap();
 }
 
+/// Managed servers ask for the tokens of IAM in this way.
+#[tokio::test]
+async fn a_password_in_clear_text_is_for_a_verified_server() {
+    let authority = Authority::new("CA").unwrap();
+    let certificate = authority.server(&["127.0.0.1"]).unwrap();
+    let server = Server::presenting(PgVersion::V18, certificate, None).await;
+    server.sql("CREATE ROLE plain LOGIN REPLICATION PASSWORD 'sesame'").await;
+    let rules = "host all plain all password\nlocal all all trust\nhost all all all scram-sha-256";
+    let file = server.value("current_setting('hba_file')").await.unwrap();
+    server.sql(&format!("COPY (SELECT unnest(string_to_array(E'{rules}', E'\n'))) TO '{file}'")).await;
+    server.sql("SELECT pg_reload_conf()").await;
+    let verified = || ConnectOptions {
+        user: "plain".into(),
+        password: Some(Password::new("sesame")),
+        ..trusting(&server, &authority)
+    };
+    let mut bound = verified();
+    bound.tls.channel_binding = ChannelBinding::Require;
+    testbed::wait::until("a server that asks for the password", SOON, async || {
+        match Client::connect(&bound).await {
+            Err(error @ Error::Auth { .. }) => Ok(error.to_string()),
+            other => Err(other.err().map_or_else(|| "connected".to_owned(), |error| error.to_string())),
+        }
+    })
+    .await
+    .unwrap();
+    Client::connect(&verified()).await.unwrap();
+    let encrypted = Client::connect(&in_mode(TlsMode::Require, verified())).await.err().unwrap();
+    assert!(encrypted.to_string().contains("refused without TLS that verifies the server"), "{encrypted}");
+    assert!(!encrypted.to_string().contains("sesame"), "{encrypted}");
+    let open = Client::connect(&in_mode(TlsMode::Disable, verified())).await.err().unwrap();
+    assert!(matches!(open, Error::Auth { .. }), "{open}");
+}
+
 /// What a server presents, what is trusted, how it is reached; and in which modes that connects, or which error it
 /// gives.
 struct Case {

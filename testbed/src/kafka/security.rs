@@ -13,6 +13,8 @@ pub struct Security {
     pub tls: Option<BrokerTls>,
     /// Users of PLAIN and SCRAM; without, no authentication is required.
     pub logins: Vec<Login>,
+    /// Whose tokens are accepted (OAUTHBEARER).
+    pub tokens: Option<TokenCheck>,
     /// Whether users of this listener may do nothing but what `super_users` says.
     pub authorize: bool,
     /// Users who may do everything.
@@ -28,6 +30,17 @@ pub struct BrokerTls {
     pub client_authority: Option<String>,
 }
 
+/// How brokers check tokens. A connection ends when the token expires that it was authenticated with, unless the client shows another.
+#[derive(Clone, Debug)]
+pub struct TokenCheck {
+    /// The issuer's keys, a JSON Web Key Set.
+    pub keys: String,
+    /// `iss` of its tokens.
+    pub issuer: String,
+    /// `aud` of tokens for these brokers.
+    pub audience: String,
+}
+
 /// A user with a password.
 #[derive(Clone, Debug)]
 pub struct Login {
@@ -38,11 +51,24 @@ pub struct Login {
 }
 
 const LISTENER: &str = "listener.name.secure";
+const KEYS: &str = "keys.json";
+const MODULE: &str = "org.apache.kafka.common.security";
+/// Longer than tokens are valid in any test; a token that expires sooner ends its connection then.
+const LONGEST_LOGIN_MS: u32 = 3_600_000;
+
+/// The one address that a broker may read keys from: it has to be told to the virtual machine, too.
+pub(super) fn keys_argument(folder: &Path) -> String {
+    format!("-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={}", keys_url(folder))
+}
+
+fn keys_url(folder: &Path) -> String {
+    format!("file://{}", folder.join(KEYS).display())
+}
 
 impl Security {
     /// Kafka's name for the combination.
     pub(super) fn protocol(&self) -> &'static str {
-        match (&self.tls, self.logins.is_empty()) {
+        match (&self.tls, self.logins.is_empty() && self.tokens.is_none()) {
             (Some(_), true) => "SSL",
             (Some(_), false) => "SASL_SSL",
             (None, true) => "PLAINTEXT",
@@ -65,22 +91,40 @@ impl Security {
                 lines.push(format!("{LISTENER}.ssl.client.auth=required"));
             }
         }
+        let mut mechanisms = Vec::new();
         if !self.logins.is_empty() {
-            let module = "org.apache.kafka.common.security";
             let users: String = self
                 .logins
                 .iter()
                 .map(|login| format!(" user_{}=\"{}\"", login.user, login.password))
                 .collect();
-            lines.push(format!("{LISTENER}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512"));
+            mechanisms.extend(["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]);
             lines.push(format!(
-                "{LISTENER}.plain.sasl.jaas.config={module}.plain.PlainLoginModule required{users};"
+                "{LISTENER}.plain.sasl.jaas.config={MODULE}.plain.PlainLoginModule required{users};"
             ));
             for mechanism in ["scram-sha-256", "scram-sha-512"] {
                 lines.push(format!(
-                    "{LISTENER}.{mechanism}.sasl.jaas.config={module}.scram.ScramLoginModule required;"
+                    "{LISTENER}.{mechanism}.sasl.jaas.config={MODULE}.scram.ScramLoginModule required;"
                 ));
             }
+        }
+        if let Some(tokens) = &self.tokens {
+            mechanisms.push("OAUTHBEARER");
+            write(folder, KEYS, &tokens.keys)?;
+            let prefix = format!("{LISTENER}.oauthbearer");
+            let oauth = format!("{MODULE}.oauthbearer.OAuthBearer");
+            let (keys, TokenCheck { issuer, audience, .. }) = (keys_url(folder), tokens);
+            lines.extend([
+                format!("{prefix}.sasl.jaas.config={oauth}LoginModule required;"),
+                format!("{prefix}.sasl.server.callback.handler.class={oauth}ValidatorCallbackHandler"),
+                format!("{prefix}.sasl.oauthbearer.jwks.endpoint.url={keys}"),
+                format!("{prefix}.sasl.oauthbearer.expected.issuer={issuer}"),
+                format!("{prefix}.sasl.oauthbearer.expected.audience={audience}"),
+                format!("{prefix}.connections.max.reauth.ms={LONGEST_LOGIN_MS}"),
+            ]);
+        }
+        if !mechanisms.is_empty() {
+            lines.push(format!("{LISTENER}.sasl.enabled.mechanisms={}", mechanisms.join(",")));
         }
         if self.authorize {
             // The testbed's own listener has no users: every client there is ANONYMOUS.
