@@ -126,6 +126,41 @@ async fn a_namespace_that_is_deleted_takes_what_was_made_with_it() {
     .unwrap();
 }
 
+/// As OPERATOR.md describes it, with an event that is committed while neither resource exists.
+#[tokio::test]
+async fn a_resource_with_another_name_continues_at_the_position_of_the_first() {
+    let mut stage = Stage::shared("moved").await;
+    stage.make_secret().await;
+    stage.spec["source"]["postgres"]["slot"]["deletionPolicy"] = json!("Retain");
+    stage.apply_as("store").await;
+    stage.until_of("store", &[("SlotReady", "False", "WaitingForRelay")]).await;
+    let folder = Folder::new("relay").unwrap();
+    let mut relay = stage.start_relay_of("store", &folder).await;
+    stage.insert(stage.database.name()).await;
+    stage.until_records(1).await;
+
+    stage.spec["suspend"] = json!(true);
+    stage.apply_as("store").await;
+    relay.terminate().unwrap();
+    relay.wait(SOON).await.unwrap();
+    stage.until_of("store", &[("Ready", "True", "Suspended")]).await;
+    stage.namespace.kubectl(&["delete", "obr", "store", "--timeout=120s"]).await.unwrap();
+    stage.insert(stage.database.name()).await;
+    let namespace = stage.namespace.name();
+    let rename =
+        format!("UPDATE outbox_checkpoint SET relay = '{namespace}/shop' WHERE relay = '{namespace}/store'");
+    stage.database.execute(&rename).await.unwrap();
+
+    stage.spec["suspend"] = json!(false);
+    stage.apply().await;
+    stage.until(&[("SlotReady", "True", "Present"), ("WorkloadAvailable", "False", "Unschedulable")]).await;
+    let _relay = stage.start_relay(&folder).await;
+    stage.say_that_pods_are_ready().await;
+    stage.until(&[("Ready", "True", "Streaming")]).await;
+    stage.until_records(2).await;
+    assert_eq!(stage.value("SELECT count(*) FROM outbox_checkpoint").await.as_deref(), Some("1"));
+}
+
 /// Reached by another name, it is the same database; and the older resource has its slot until it goes.
 #[tokio::test]
 async fn of_two_resources_for_one_slot_the_older_has_it() {

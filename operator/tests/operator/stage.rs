@@ -244,7 +244,13 @@ pub fn relay_program() -> PathBuf {
 impl Stage {
     /// Starts the relay as its pod would, with the folders of Secrets elsewhere.
     pub async fn start_relay(&self, folder: &Folder) -> Program {
-        let stored = self.namespace.kubectl(&["get", "configmap", "shop-relay", "-o", "json"]).await.unwrap();
+        self.start_relay_of("shop", folder).await
+    }
+
+    /// As [`Stage::start_relay`], of a resource with another name.
+    pub async fn start_relay_of(&self, name: &str, folder: &Folder) -> Program {
+        let name = format!("{name}-relay");
+        let stored = self.namespace.kubectl(&["get", "configmap", &name, "-o", "json"]).await.unwrap();
         let stored: Value = serde_json::from_str(&stored).unwrap();
         let root = folder.path().display().to_string();
         let yaml = stored["data"]["relay.yaml"].as_str().unwrap().replace(POD_ROOT, &root);
