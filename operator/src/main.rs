@@ -10,15 +10,14 @@ use std::time::Instant;
 use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
-use kube::{Client, CustomResourceExt};
+use kube::Client;
 use outbox_operator::connections::Connections;
 use outbox_operator::desired::pod;
 use outbox_operator::leadership::{DEFAULT_LEASE, Leadership, LeaseReference};
 use outbox_operator::memory::Memory;
 use outbox_operator::metrics::Metrics;
 use outbox_operator::reconcile::Context;
-use outbox_operator::resource::OutboxRelay;
-use outbox_operator::{controller, doctor, fields, status};
+use outbox_operator::{controller, doctor, fields, resource, status};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OnceCell, Semaphore, watch};
@@ -138,7 +137,7 @@ fn main() {
     exit(match arguments.command {
         Command::Run(options) => run(options),
         Command::Doctor(options) => examine(&options),
-        Command::Crd => match serde_saphyr::to_string(&OutboxRelay::crd()) {
+        Command::Crd => match serde_saphyr::to_string(&resource::definition()) {
             Ok(yaml) => print(&yaml),
             Err(error) => {
                 eprintln!("cannot write the CRD: {error}");

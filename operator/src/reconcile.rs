@@ -265,7 +265,7 @@ async fn put_status(
     status: &OutboxRelayStatus,
 ) -> Result<(), kube::Error> {
     let api = context.beside::<OutboxRelay>(relay);
-    let patch = json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "status": status});
+    let patch = json!({"apiVersion": OutboxRelay::api_version(&()), "kind": "OutboxRelay", "status": status});
     let parameters = PatchParams::apply(MANAGER).force();
     let (name, patch) = (relay.name_any(), Patch::Apply(patch));
     match context.metrics.kubernetes("status", api.patch_status(&name, &parameters, &patch)).await {

@@ -10,6 +10,7 @@ mod sink;
 mod source;
 mod status;
 mod topics;
+mod versions;
 mod workload;
 
 use kube::{CustomResource, KubeSchema};
@@ -28,13 +29,14 @@ pub use self::source::{
 };
 pub use self::status::{Condition, OutboxRelayStatus, TopicStatus};
 pub use self::topics::Topic;
+pub use self::versions::definition;
 pub use self::workload::{LogLevel, NetworkAccess, RelayWorkload, Shutdown};
 
 /// A relay with its publication, replication slot, topics and pods.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[kube(
     group = "outbox.dev",
-    version = "v1alpha1",
+    version = "v1beta1",
     kind = "OutboxRelay",
     namespaced,
     shortname = "obr",

@@ -129,7 +129,7 @@ mod tests {
         let judged = |change: fn(&mut Value)| {
             let mut published = known();
             change(&mut published["properties"]["spec"]["properties"]);
-            judge(&known(), &published, "outbox.dev/v1alpha1")
+            judge(&known(), &published, "outbox.dev/v1beta1")
         };
         assert_eq!(judged(|_| {}).result, Grade::Ok);
         let without =

@@ -57,7 +57,7 @@ mod tests {
 
     fn relay(uid: &str, second: u32, slot: &str, identity: Option<&str>) -> OutboxRelay {
         serde_json::from_value(json!({
-            "apiVersion": "outbox.dev/v1alpha1",
+            "apiVersion": "outbox.dev/v1beta1",
             "kind": "OutboxRelay",
             "metadata": {"name": uid, "uid": uid, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")},
             "spec": {

@@ -23,7 +23,7 @@ pub async fn define(cluster: &Cluster) {
 }
 
 pub fn relay(spec: &Value) -> Value {
-    json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "metadata": {"name": "shop"}, "spec": spec})
+    json!({"apiVersion": "outbox.dev/v1beta1", "kind": "OutboxRelay", "metadata": {"name": "shop"}, "spec": spec})
 }
 
 pub fn least() -> Value {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 pub fn relay(spec: &Value) -> OutboxRelay {
     let metadata = json!({"name": "shop", "namespace": "team", "uid": "u-1"});
     serde_json::from_value(
-        json!({"apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "metadata": metadata, "spec": spec}),
+        json!({"apiVersion": "outbox.dev/v1beta1", "kind": "OutboxRelay", "metadata": metadata, "spec": spec}),
     )
     .unwrap()
 }

@@ -83,7 +83,7 @@ async fn each_thing_that_is_wrong_is_named_with_its_remedy() {
     let operator = launch(&deployment["spec"]["template"], &doctor.kubeconfig);
     let mut operator = operator.env("OUTBOX_OPERATOR_LISTEN", listen).start().unwrap();
     let apply = "kubectl apply --server-side -f crds/outboxrelays.outbox.dev.yaml";
-    doctor.until_only(&["problem  CRD", "knows no outboxrelays in outbox.dev/v1alpha1", apply]).await;
+    doctor.until_only(&["problem  CRD", "knows no outboxrelays in outbox.dev/v1beta1", apply]).await;
 
     cluster
         .apply(&definition(|fields| drop(fields.as_object_mut().unwrap().remove("suspend"))))

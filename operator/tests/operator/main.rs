@@ -44,4 +44,5 @@ mod tokens;
 mod topics;
 mod truth;
 mod values;
+mod versions;
 mod written;

@@ -47,7 +47,7 @@ impl<'a> Traffic<'a> {
         cluster.restrict(name).await.unwrap();
         traffic.password(PASSWORD).await;
         let resource = json!({
-            "apiVersion": "outbox.dev/v1alpha1", "kind": "OutboxRelay", "metadata": {"name": name, "namespace": name},
+            "apiVersion": "outbox.dev/v1beta1", "kind": "OutboxRelay", "metadata": {"name": name, "namespace": name},
             "spec": {
                 "source": {"postgres": {
                     "host": site.servers.postgres_host(), "database": traffic.database.name(), "tls": {"mode": "disable"},
