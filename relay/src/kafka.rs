@@ -4,6 +4,7 @@
 //! records. A [`query`] blocks, so [`queries`] runs it on the
 //! threads of [`call_pool`]: what a partition contains ([`scanner`], [`scan`], [`offset_gaps`]), whether topics and
 //! partitions still match the checkpoint ([`verify`]), and why a partition acknowledges nothing ([`diagnosis`]).
+//! [`own_records`] tells this outbox's records from those of other producers.
 //! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error`] explains error codes.
 
 mod call_pool;
@@ -12,6 +13,7 @@ pub mod credentials;
 pub mod diagnosis;
 pub mod error;
 mod offset_gaps;
+pub mod own_records;
 pub mod producers;
 pub mod queries;
 pub mod query;

@@ -25,6 +25,7 @@ use crate::dead_letters::replay::ReplayHandle;
 use crate::delivery::{Delivery, InitialState, KafkaBroker, OutboxTable, StreamForm, memory_limit};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::credentials;
+use crate::kafka::own_records::OwnRecords;
 use crate::kafka::producers::{AckQueue, Producers};
 use crate::kafka::queries::KafkaQueries;
 use crate::kafka::scanner::PartitionScanner;
@@ -512,9 +513,12 @@ async fn event_loop(context: &Context, mut opened: OpenSession) -> Result<EventL
     let largest_batch = opened.start.mappings.smallest_limit();
     let producers = Producers::new(&config.sink, config.delivery.max_in_flight_events, largest_batch, &acks)
         .map_err(refused)?;
-    let lineage = opened.start.lineage.clone();
-    let started = opened.start.server_started;
-    let scanner = PartitionScanner::new(&config.sink, config.source.event_source(), lineage, started);
+    let own = OwnRecords {
+        source: config.source.event_source(),
+        lineage: opened.start.lineage.clone(),
+        server_started: opened.start.server_started,
+    };
+    let scanner = PartitionScanner::new(&config.sink, own);
     let (queries, query_results) = KafkaQueries::new(Arc::new(scanner.map_err(refused)?));
     let writer = Writer::start(opened.sql, config, opened.history, opened.committed, context.status.clone());
     let InitialState { confirmed, snapshot_cursor, lineage, mappings, .. } = &opened.start;

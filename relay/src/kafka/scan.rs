@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use outbox::{Position, header};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 
-use crate::kafka::scanner::{PartitionScanner, value_of};
+use crate::kafka::own_records::{OwnRecords, value_of};
 use crate::progress::fingerprints::{FoundRecords, fingerprint};
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
@@ -103,7 +103,7 @@ impl Scan {
     }
 
     /// Processes a record. Returns whether the scan is complete.
-    pub(super) fn on_record(&mut self, scanner: &PartitionScanner, message: &BorrowedMessage<'_>) -> bool {
+    pub(crate) fn on_record(&mut self, own: &OwnRecords, message: &impl Message) -> bool {
         let offset = message.offset();
         self.records.has_missing_offsets |= offset > self.found.end;
         if offset >= self.until {
@@ -111,23 +111,18 @@ impl Scan {
             return true;
         }
         self.found.end = offset + 1;
-        if let Some(position) = scanner.position(message) {
-            self.on_own_record(scanner, message, position);
+        if let Some(position) = own.position(message) {
+            self.on_own_record(own, message, position);
         }
         self.is_done()
     }
 
-    fn on_own_record(
-        &mut self,
-        scanner: &PartitionScanner,
-        message: &BorrowedMessage<'_>,
-        position: Position,
-    ) {
-        let is_on_line = scanner.lineage.is_on_line(position);
+    fn on_own_record(&mut self, own: &OwnRecords, message: &impl Message, position: Position) {
+        let is_on_line = own.lineage.is_on_line(position);
         let id = value_of(message, header::CE_ID);
         let known = match &self.range {
-            Range::ToEnd if scanner.lineage.holds(position) => None,
-            Range::ToEnd => return self.on_phantom(scanner, message, position, is_on_line),
+            Range::ToEnd if own.lineage.holds(position) => None,
+            Range::ToEnd => return self.on_phantom(own, message, position, is_on_line),
             Range::BeforeProbe(gap) if is_on_line => gap.known,
             Range::Gaps(gaps) if is_on_line => {
                 if is_within(gaps, message.offset()) {
@@ -151,19 +146,13 @@ impl Scan {
         }
     }
 
-    fn on_phantom(
-        &mut self,
-        scanner: &PartitionScanner,
-        message: &BorrowedMessage<'_>,
-        position: Position,
-        is_on_line: bool,
-    ) {
+    fn on_phantom(&mut self, own: &OwnRecords, message: &impl Message, position: Position, is_on_line: bool) {
         let id = value_of(message, header::CE_ID).map(|id| String::from_utf8_lossy(id).into_owned());
         self.phantoms.add(Phantoms {
             count: 1,
             ids: id.into_iter().collect(),
             ahead: is_on_line.then_some(position),
-            by_another_server: is_on_line && scanner.is_after_server_start(message),
+            by_another_server: is_on_line && own.is_after_server_start(message),
         });
     }
 

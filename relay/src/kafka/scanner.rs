@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use outbox::{Position, header};
+use outbox::Position;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Sink;
@@ -21,8 +21,8 @@ use crate::error::ErrorKind;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::client::{self, AuthErrors, client_config, reader_config};
 use crate::kafka::error::reason_of_kafka;
+use crate::kafka::own_records::OwnRecords;
 use crate::kafka::scan::{Scan, Step};
-use crate::progress::lineage::Lineage;
 use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
 
@@ -119,22 +119,13 @@ pub struct PartitionScanner {
     reading: Mutex<()>,
     /// The number of scans that wait to read records.
     pub(crate) waiting: AtomicUsize,
-    source: String,
-    pub(crate) lineage: Lineage,
-    /// When the database server was started, in milliseconds since 1970.
-    server_started: i64,
+    pub(crate) own: OwnRecords,
     cancelled: AtomicBool,
 }
 
 impl PartitionScanner {
-    /// A scanner for records whose `ce_source` is `source`. `lineage` and `server_started`, in milliseconds since 1970,
-    /// describe the database server.
-    pub fn new(
-        sink: &Sink,
-        source: String,
-        lineage: Lineage,
-        server_started: i64,
-    ) -> Result<PartitionScanner, KafkaError> {
+    /// A scanner for this outbox's records.
+    pub fn new(sink: &Sink, own: OwnRecords) -> Result<PartitionScanner, KafkaError> {
         let mut config = reader_config(sink, "search");
         config
             .set("auto.offset.reset", "error")
@@ -148,17 +139,7 @@ impl PartitionScanner {
         let consumer = client::create(sink, &config, AuthErrors::new(sink))?;
         let (reading, waiting, cancelled) = (Mutex::new(()), AtomicUsize::new(0), AtomicBool::new(false));
         let admin = client::create(sink, &client_config(sink), DefaultClientContext)?;
-        Ok(PartitionScanner {
-            admin,
-            consumer,
-            sink: sink.clone(),
-            reading,
-            waiting,
-            source,
-            lineage,
-            server_started,
-            cancelled,
-        })
+        Ok(PartitionScanner { admin, consumer, sink: sink.clone(), reading, waiting, own, cancelled })
     }
 
     /// Makes all running calls return soon.
@@ -281,7 +262,7 @@ impl PartitionScanner {
                 Some(Ok(message)) => {
                     failpoint::pass(Boundary::InSearch);
                     last_record = Instant::now();
-                    if scan.on_record(self, &message) {
+                    if scan.on_record(&self.own, &message) {
                         return Ok(Step::Done);
                     }
                 }
@@ -300,21 +281,6 @@ impl PartitionScanner {
     fn read_up_to(&self, topic: &str, partition: i32) -> Option<i64> {
         let positions = self.consumer.position().ok()?;
         positions.find_partition(topic, partition)?.offset().to_raw().filter(|offset| *offset >= 0)
-    }
-
-    /// The position of a record, if it is of this outbox, on any timeline.
-    pub(crate) fn position(&self, message: &BorrowedMessage<'_>) -> Option<Position> {
-        if value_of(message, header::CE_SOURCE)? != self.source.as_bytes() {
-            return None;
-        }
-        position_of(message)
-    }
-
-    /// Whether a record was written after the start of the database server, judging by its timestamp. A server that was
-    /// restored to an earlier state was started after it lost its later rows. So if such a record lies beyond the end
-    /// of the server's WAL, another server wrote it.
-    pub(crate) fn is_after_server_start(&self, message: &BorrowedMessage<'_>) -> bool {
-        message.timestamp().to_millis().is_some_and(|time| time >= self.server_started)
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -363,15 +329,6 @@ impl FairShare {
 
 pub(crate) fn is_of(message: &BorrowedMessage<'_>, topic: &str, partition: i32) -> bool {
     message.partition() == partition && message.topic() == topic
-}
-
-/// The position in a record of any producer.
-pub(crate) fn position_of(message: &BorrowedMessage<'_>) -> Option<Position> {
-    std::str::from_utf8(value_of(message, header::CE_SEQUENCE)?).ok()?.parse().ok()
-}
-
-pub(crate) fn value_of<'m>(message: &'m BorrowedMessage<'_>, name: &str) -> Option<&'m [u8]> {
-    message.headers()?.iter().find(|header| header.key == name).and_then(|header| header.value)
 }
 
 /// Whether the offset no longer exists, because of retention or a DeleteRecords request.

@@ -9,13 +9,14 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::Message;
 use rdkafka::metadata::MetadataTopic;
 
 use crate::error::ErrorKind;
 use crate::kafka::error::reason_of_kafka;
+use crate::kafka::own_records::{OwnRecords, position_of};
 use crate::kafka::scanner::{
-    FairShare, POLL, PartitionScanner, QueryError, REQUEST, is_of, is_out_of_range, is_refusal, position_of,
+    FairShare, POLL, PartitionScanner, QueryError, REQUEST, is_of, is_out_of_range, is_refusal,
 };
 use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
@@ -54,7 +55,7 @@ impl PartitionScanner {
                 // A leftover of the partition that was read before.
                 Some(Ok(message)) if !is_of(&message, topic, partition) => {}
                 Some(Ok(message)) if message.offset() == offset => {
-                    return Ok(Some(self.inspect_record(&message)));
+                    return Ok(Some(RecordAt::of(&message, &self.own)));
                 }
                 Some(Err(KafkaError::PartitionEOF(other))) if other != partition => {}
                 Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Some(RecordAt::Nothing)),
@@ -64,12 +65,6 @@ impl PartitionScanner {
             }
         }
         Err(QueryError::Cancelled)
-    }
-
-    fn inspect_record(&self, message: &BorrowedMessage<'_>) -> RecordAt {
-        let Some(position) = position_of(message) else { return RecordAt::Foreign };
-        let is_own = self.position(message).is_some();
-        RecordAt::Event { position, is_own, after_server_start: self.is_after_server_start(message) }
     }
 
     /// Fails if the record cannot come from this server: it is on the server's timeline, but beyond the end of its WAL.
@@ -82,7 +77,7 @@ impl PartitionScanner {
     ) -> Result<(), QueryError> {
         match found {
             RecordAt::Event { position, is_own: true, after_server_start }
-                if self.lineage.is_on_line(position) && !self.lineage.holds(position) =>
+                if self.own.lineage.is_on_line(position) && !self.own.lineage.holds(position) =>
             {
                 let by_another_server = after_server_start;
                 Err(QueryError::Ahead { topic: topic.into(), partition, offset, position, by_another_server })
@@ -200,10 +195,19 @@ pub enum RecordAt {
     Removed,
 }
 
+impl RecordAt {
+    /// What a record is to the outbox of `own`.
+    pub(crate) fn of(message: &impl Message, own: &OwnRecords) -> RecordAt {
+        let Some(position) = position_of(message) else { return RecordAt::Foreign };
+        let is_own = own.position(message).is_some();
+        RecordAt::Event { position, is_own, after_server_start: own.is_after_server_start(message) }
+    }
+}
+
 /// Checks that a partition from `low` to `high` is the one that the checkpoint describes. `found` is what is at the
 /// offset of its last record. Returns the offset at which a scan starts, or what is wrong. `compacted` is the topic's
 /// policy, if known.
-pub(super) fn check_same_partition(
+pub(crate) fn check_same_partition(
     topic: &str,
     start: &ScanStart,
     low: i64,
