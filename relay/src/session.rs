@@ -275,11 +275,9 @@ fn mappings_of(
     confirmed: EndLsn,
     horizon: EndLsn,
 ) -> RoutingHistory {
-    let rule = config.routing_rule();
-    let Some(stored) = stored else { return RoutingHistory::first(rule) };
-    let version = stored.version;
-    let mappings = stored.prune_confirmed(confirmed).with_rule(rule, horizon);
-    if mappings.version != version {
+    let stored_version = stored.as_ref().map(|stored| stored.version);
+    let mappings = RoutingHistory::at_start(stored, config.routing_rule(), confirmed, horizon);
+    if stored_version.is_some_and(|stored| stored != mappings.version) {
         tracing::info!(
             version = mappings.version,
             until = %horizon,

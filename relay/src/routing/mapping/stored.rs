@@ -74,6 +74,20 @@ impl RoutingHistory {
         RoutingHistory { version: 1, current, previous: Vec::new(), refused: RefusedRows::default() }
     }
 
+    /// The history that a session starts with. Rows before `confirmed` are in Kafka, and no row committed at or after
+    /// `horizon` was sent yet.
+    pub fn at_start(
+        stored: Option<RoutingHistory>,
+        rule: Rule,
+        confirmed: EndLsn,
+        horizon: EndLsn,
+    ) -> RoutingHistory {
+        match stored {
+            Some(stored) => stored.prune_confirmed(confirmed).with_rule(rule, horizon),
+            None => RoutingHistory::first(rule),
+        }
+    }
+
     /// Drops what only concerns rows before `confirmed`.
     pub fn prune_confirmed(mut self, confirmed: EndLsn) -> RoutingHistory {
         self.previous.retain(|earlier| earlier.until > confirmed);
