@@ -1,15 +1,16 @@
 //! The path of every event: from stream messages to Kafka records and ledger entries.
 //!
 //! Nothing here blocks the event loop. If a row cannot be sent yet, because its topic is unknown or its partition is
-//! being scanned, [`Delivery::on_message`] returns [`Flow::Blocked`]. The caller keeps the message and offers it again.
+//! being scanned, [`Delivery::on_message`] returns [`Flow::Blocked`]. [`StreamInput`] keeps the message and offers it again.
 //!
 //! A row enters through `ingest` and leaves through `dispatch`, perhaps after a stay in `waiting_rows`. It is done in
 //! `acks`, or refused by Kafka, see `refusals`. `topic_discovery` and `query_results` process what queries to Kafka
-//! return; `replays` sends dead letters again. `silent_partitions` and `another_outbox` detect external faults.
+//! return; `checkpoint_schedule` says what to store, and when; `replays` sends dead letters again. `silent_partitions` and `another_outbox` detect external faults.
 
 mod acks;
 mod another_outbox;
 mod broker;
+mod checkpoint_schedule;
 mod dead_letters;
 mod dispatch;
 mod in_flight;
@@ -21,6 +22,7 @@ mod query_results;
 mod refusals;
 mod replays;
 mod silent_partitions;
+mod stream_input;
 mod topic_counters;
 mod topic_discovery;
 mod waiting_rows;
@@ -35,6 +37,7 @@ use tokio::sync::oneshot;
 
 use self::another_outbox::Strays;
 pub use self::broker::{Broker, KafkaBroker, ProducerReports};
+pub use self::checkpoint_schedule::CheckpointSchedule;
 use self::dead_letters::InFlightDeadLetters;
 use self::in_flight::InFlight;
 use self::ingest::Transaction;
@@ -43,6 +46,7 @@ pub use self::lost_records::LostRecords;
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
 use self::silent_partitions::{BlockedOn, Diagnoses};
+pub use self::stream_input::{BURST, InputStop, StreamInput};
 use self::topic_counters::TopicCounters;
 use self::topic_discovery::TopicDiscovery;
 use self::waiting_rows::WaitingRows;
@@ -280,17 +284,6 @@ impl<B: Broker> Delivery<B> {
     /// The ledger.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
-    }
-
-    /// The routing to store, without the earlier versions that only concern confirmed rows.
-    pub fn pruned_routing(&mut self) -> &mut RoutingTable {
-        self.routing.on_confirmed(self.ledger.confirmed());
-        &mut self.routing
-    }
-
-    /// Topics and partitions.
-    pub fn partitions(&mut self) -> &mut Partitions {
-        &mut self.partitions
     }
 
     /// Events and bytes that Kafka has not acknowledged: sent, or waiting for their partition.

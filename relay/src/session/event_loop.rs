@@ -7,7 +7,6 @@ mod snapshot;
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use pg_replication::{EndLsn, Frame, Stream};
 use prometheus::IntCounter;
 use tokio::sync::{mpsc, watch};
@@ -16,12 +15,14 @@ use tokio::time::MissedTickBehavior;
 use self::read_pacing::ReadPacing;
 use self::snapshot::{SnapshotRows, next_page};
 use crate::dead_letters::replay::ReplayRequest;
-use crate::delivery::{CAUSE_START, Delivery, Flow, LostRecords, Refusal};
+use crate::delivery::{
+    CAUSE_START, CheckpointSchedule, Delivery, InputStop, LostRecords, Refusal, StreamInput,
+};
 use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::AckQueue;
 use crate::kafka::query::QueryResult;
-use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint, Writer};
+use crate::postgres::checkpoint::Writer;
 use crate::session::Context;
 use crate::session::end::SessionEnd;
 use crate::session::slot_guard::{Now, SlotGuard};
@@ -31,13 +32,6 @@ use crate::status::{Phase, SessionStats, StallReason, Status};
 /// Interval of checkpoints under load, and of status and metrics. After a crash the relay reads this much again, and
 /// skips what is in Kafka.
 const TICK: Duration = Duration::from_millis(100);
-/// Without events, a checkpoint is written only after this much new WAL. A checkpoint writes WAL itself, so a smaller
-/// step would make each checkpoint cause the next.
-const IDLE_CHECKPOINT_BYTES: u64 = 1024 * 1024;
-/// Without events, a checkpoint is written at least this often, if there is new WAL.
-const IDLE_CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
-/// Messages processed before timers and acknowledgements get their turn.
-const BURST: usize = 512;
 
 /// See the module documentation.
 pub struct EventLoop {
@@ -54,12 +48,8 @@ pub struct EventLoop {
     drain_within: Duration,
     status: Status,
     metrics: Metrics,
-    /// A message that is blocked. It is decoded and routed again at each turn of the loop until it can be sent, which
-    /// keeps no half-processed state.
-    parked: Option<Bytes>,
-    /// The blocked row can never be delivered.
-    poisoned: bool,
-    requested: LastRequested,
+    input: StreamInput,
+    checkpoints: CheckpointSchedule,
     pacing: ReadPacing,
     copied_rows: IntCounter,
 }
@@ -77,17 +67,6 @@ enum NextStep {
     Wait,
 }
 
-/// The last checkpoint that was requested.
-struct LastRequested {
-    confirmed: EndLsn,
-    snapshot_cursor: Option<i64>,
-    /// The revision of the routing.
-    revision: u64,
-    at: Instant,
-    /// `transactions_total` at that time. If it has changed since, the progress is more than idle WAL.
-    transactions: u64,
-}
-
 impl EventLoop {
     /// The loop for a stream that has just been opened.
     pub fn new(
@@ -99,15 +78,8 @@ impl EventLoop {
         slot_guard: SlotGuard,
         context: &Context,
     ) -> EventLoop {
-        let committed = writer.committed();
         let copied_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
-        let requested = LastRequested {
-            confirmed: committed.confirmed,
-            snapshot_cursor: committed.copied,
-            revision: committed.revision,
-            at: Instant::now(),
-            transactions: context.metrics.transactions_total.get(),
-        };
+        let checkpoints = CheckpointSchedule::new(&writer.committed(), &delivery, Instant::now());
         EventLoop {
             stream,
             delivery,
@@ -120,9 +92,8 @@ impl EventLoop {
             drain_within: context.config.shutdown.drain(),
             status: context.status.clone(),
             metrics: context.metrics.clone(),
-            parked: None,
-            poisoned: false,
-            requested,
+            input: StreamInput::new(context.status.clone()),
+            checkpoints,
             pacing: ReadPacing::new(Instant::now()),
             copied_rows,
         }
@@ -199,7 +170,7 @@ impl EventLoop {
     /// Adds to the error what is known about its cause: the broker's response and the row concerned.
     pub async fn explain(&mut self, error: RelayError) -> RelayError {
         let error = self.delivery.find_cause(error).await;
-        self.delivery.on_session_error(error, self.parked.is_some())
+        self.delivery.on_session_error(error, self.input.is_blocked())
     }
 
     /// The record that Kafka refused, if that ended the session.
@@ -220,52 +191,17 @@ impl EventLoop {
 
     /// Processes buffered messages, at most a burst.
     fn process_buffered(&mut self) -> Result<NextStep, RelayError> {
-        for _ in 0..BURST {
-            if !self.delivery.has_room() {
-                return Ok(NextStep::Wait);
-            }
-            let data = match self.parked.take() {
-                Some(data) => data,
-                None => match self.next_frame()? {
-                    None => return Ok(NextStep::ReadStream),
-                    Some(Frame::Keepalive { wal_end, .. }) => {
-                        self.delivery.on_keepalive(wal_end);
-                        continue;
-                    }
-                    Some(Frame::XLogData { data, .. }) => data,
-                },
-            };
-            let flow = match self.delivery.on_message(&data, self.writer.committed().revision) {
-                Err(error) if error.kind == ErrorKind::PoisonRow => self.on_poison(error),
-                flow => flow?,
-            };
-            if flow == Flow::Next {
-                self.on_poison_cleared();
-            }
-            if flow == Flow::Blocked {
-                self.parked = Some(data);
-                self.request_checkpoint(false);
-                return Ok(NextStep::Wait);
-            }
+        let EventLoop { stream, status, delivery, input, .. } = self;
+        let committed_revision = self.writer.committed().revision;
+        let stopped = input.process(delivery, committed_revision, || next_frame(stream, status))?;
+        if stopped == InputStop::Blocked {
+            self.write_due_checkpoint();
         }
-        Ok(NextStep::Continue)
-    }
-
-    /// A row that can never be delivered blocks the rows after it and nothing else: rows sent before it are still
-    /// acknowledged, stored in the checkpoint and confirmed.
-    fn on_poison(&mut self, error: RelayError) -> Flow {
-        if !std::mem::replace(&mut self.poisoned, true) {
-            tracing::error!(reason = error.kind.name(), "delivery stopped: {error}");
-            self.status.set_poison(Some(error));
-        }
-        Flow::Blocked
-    }
-
-    fn on_poison_cleared(&mut self) {
-        if std::mem::take(&mut self.poisoned) {
-            tracing::info!("the poison row can be delivered now; delivery continues");
-            self.status.set_poison(None);
-        }
+        Ok(match stopped {
+            InputStop::Empty => NextStep::ReadStream,
+            InputStop::BurstEnded => NextStep::Continue,
+            InputStop::NoRoom | InputStop::Blocked => NextStep::Wait,
+        })
     }
 
     /// A replayed dead letter counts in the in-flight budget.
@@ -280,44 +216,28 @@ impl EventLoop {
         Ok(self.stream.confirm(self.writer.committed().confirmed.min(received))?)
     }
 
-    /// Requests a checkpoint when there is something new to store. A new routing revision is stored immediately,
-    /// because rows wait for it.
-    fn request_checkpoint(&mut self, force: bool) {
-        let confirmed = self.delivery.ledger().confirmed();
-        let revision = self.delivery.pruned_routing().revision();
-        let transactions = self.metrics.transactions_total.get();
-        let advanced = confirmed.lsn().as_u64().saturating_sub(self.requested.confirmed.lsn().as_u64());
-        let idle_due =
-            advanced >= IDLE_CHECKPOINT_BYTES || self.requested.at.elapsed() >= IDLE_CHECKPOINT_EVERY;
-        let due = advanced > 0 && (force || transactions != self.requested.transactions || idle_due);
-        let snapshot_cursor = self.delivery.snapshot_cursor();
-        let unchanged =
-            revision == self.requested.revision && snapshot_cursor == self.requested.snapshot_cursor;
-        if !due && unchanged {
-            return;
+    /// Writes a checkpoint if one is due.
+    fn write_due_checkpoint(&mut self) {
+        if let Some(due) = self.checkpoints.next(&mut self.delivery, Instant::now()) {
+            self.writer.write(due);
         }
-        self.requested =
-            LastRequested { confirmed, snapshot_cursor, revision, at: Instant::now(), transactions };
-        let first_unconfirmed = self.delivery.ledger().first_unconfirmed();
-        let mappings = self.delivery.pruned_routing().history();
-        let offsets = self.delivery.partitions().take_offsets(first_unconfirmed, confirmed);
-        self.writer.write(CheckpointUpdate {
-            confirmed,
-            copied: snapshot_cursor,
-            mappings,
-            revision,
-            offsets,
-        });
+    }
+
+    /// Writes a checkpoint of all progress.
+    fn write_last_checkpoint(&mut self) {
+        if let Some(last) = self.checkpoints.last(&mut self.delivery, Instant::now()) {
+            self.writer.write(last);
+        }
     }
 
     fn tick(&mut self) -> Result<(), RelayError> {
         self.delivery.on_tick(self.writer.committed().revision, Instant::now())?;
         let reading = self.stall_reason().is_none();
         self.status.with_slot_seen(|seen| self.slot_guard.check(Instant::now(), reading, seen))?;
-        if self.stream.confirmed_sent() == self.requested.confirmed {
+        if self.stream.confirmed_sent() == self.checkpoints.confirmed() {
             failpoint::pass(Boundary::StatusSent);
         }
-        self.request_checkpoint(false);
+        self.write_due_checkpoint();
         self.report();
         if self.status.unresolved_error().is_some_and(|at| self.delivery.is_past(at)) {
             self.status.on_error_resolved();
@@ -327,13 +247,13 @@ impl EventLoop {
 
     /// Why the stream is not read at the moment.
     fn stall_reason(&self) -> Option<StallReason> {
-        if self.poisoned {
+        if self.input.is_poisoned() {
             Some(StallReason::PoisonRow)
         } else if self.snapshot.is_some() {
             Some(StallReason::Copy)
         } else if !self.delivery.has_room() {
             Some(StallReason::Budget)
-        } else if self.parked.is_some() {
+        } else if self.input.is_blocked() {
             Some(if self.delivery.waits_for_topic() { StallReason::Topic } else { StallReason::Search })
         } else {
             None
@@ -372,43 +292,18 @@ impl EventLoop {
         metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == Some(true)));
     }
 
-    /// The next message, unless a notice before it ends the session.
-    fn next_frame(&mut self) -> Result<Option<Frame>, RelayError> {
-        let frame = self.stream.next_frame()?;
-        self.check_notices()?;
-        Ok(frame)
-    }
-
-    /// PostgreSQL 18 and newer skip the rows of a publication that does not exist, with only a warning. Later messages
-    /// must not move the position past those rows, so the warning ends the session.
-    fn check_notices(&mut self) -> Result<(), RelayError> {
-        for notice in self.stream.take_notices() {
-            if notice.skipped_publication() {
-                return Err(RelayError::new(ErrorKind::PublicationMissing, notice.to_string()));
-            }
-            if notice.waits_for_standby() {
-                self.status.set_awaited_standby(&notice.to_string());
-            } else {
-                tracing::warn!("PostgreSQL sent a notice: {notice}");
-            }
-        }
-        Ok(())
-    }
-
     /// How the relay ends, once a graceful shutdown is complete or its deadline is reached.
     async fn drained(&mut self, since: Instant) -> Result<Option<SessionEnd>, RelayError> {
         failpoint::pass(Boundary::InDrain);
         let late = since.elapsed() > self.drain_within;
         // An open transaction is read to its end, unless it is blocked by a row that needs manual action.
-        let stuck = self.poisoned || self.delivery.waits_for_topic();
+        let stuck = self.input.is_poisoned() || self.delivery.waits_for_topic();
         let settled = self.delivery.in_flight().0 == 0 && (stuck || !self.delivery.in_transaction());
         if !settled && !late {
             return Ok(None);
         }
-        self.request_checkpoint(true);
-        let LastRequested { confirmed, snapshot_cursor, .. } = self.requested;
-        let stored = |row: CommittedCheckpoint| row.confirmed >= confirmed && row.copied == snapshot_cursor;
-        while !stored(self.writer.committed()) {
+        self.write_last_checkpoint();
+        while !self.checkpoints.is_committed(&self.writer.committed()) {
             let left = self.drain_within.saturating_sub(since.elapsed()).max(TICK);
             match tokio::time::timeout(left, self.writer.changed()).await {
                 Ok(changed) => changed?,
@@ -422,6 +317,24 @@ impl EventLoop {
             _ => SessionEnd::Late,
         }))
     }
+}
+
+/// The next message, unless a notice before it ends the session.
+fn next_frame(stream: &mut Stream, status: &Status) -> Result<Option<Frame>, RelayError> {
+    let frame = stream.next_frame()?;
+    // PostgreSQL 18 and newer skip the rows of a publication that does not exist, with only a warning. Later messages
+    // must not move the position past those rows, so the warning ends the session.
+    for notice in stream.take_notices() {
+        if notice.skipped_publication() {
+            return Err(RelayError::new(ErrorKind::PublicationMissing, notice.to_string()));
+        }
+        if notice.waits_for_standby() {
+            status.set_awaited_standby(&notice.to_string());
+        } else {
+            tracing::warn!("PostgreSQL sent a notice: {notice}");
+        }
+    }
+    Ok(frame)
 }
 
 /// Reads from the stream, or only sends confirmations. Both are cancel-safe.

@@ -4,9 +4,9 @@
 
 use std::collections::VecDeque;
 
-use super::{BURST, EventLoop, NextStep};
-use crate::delivery::Flow;
-use crate::error::{ErrorKind, RelayError};
+use super::{EventLoop, NextStep};
+use crate::delivery::{BURST, Flow};
+use crate::error::RelayError;
 use crate::postgres::backfill::{Pages, StoredRow};
 use crate::status::Phase;
 
@@ -36,19 +36,12 @@ impl EventLoop {
             if !self.delivery.has_room() {
                 return Ok(NextStep::Wait);
             }
-            let flow = match self.delivery.on_snapshot_row(snapshot.pages.layout(), row, committed_revision) {
-                Ok(Flow::Next) => {
-                    snapshot.page.pop_front();
-                    self.on_poison_cleared();
-                    continue;
-                }
-                Err(error) if error.kind == ErrorKind::PoisonRow => self.on_poison(error),
-                flow => flow?,
-            };
-            if flow == Flow::Blocked {
-                self.request_checkpoint(false);
+            let flow = self.delivery.on_snapshot_row(snapshot.pages.layout(), row, committed_revision);
+            if self.input.block_on_poison(flow)? == Flow::Blocked {
+                self.write_due_checkpoint();
                 return Ok(NextStep::Wait);
             }
+            snapshot.page.pop_front();
         }
         Ok(NextStep::Continue)
     }
@@ -59,7 +52,7 @@ impl EventLoop {
             return Ok(NextStep::Wait);
         }
         self.delivery.finish_snapshot();
-        self.request_checkpoint(true);
+        self.write_last_checkpoint();
         if self.writer.committed().copied.is_some() {
             return Ok(NextStep::Wait);
         }

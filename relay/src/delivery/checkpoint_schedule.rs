@@ -1,0 +1,87 @@
+//! When a checkpoint is due, and what it contains.
+
+use std::time::{Duration, Instant};
+
+use pg_replication::EndLsn;
+
+use super::{Broker, Delivery};
+use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint};
+
+/// Without events, a checkpoint is written only after this much new WAL. A checkpoint writes WAL itself, so a smaller
+/// step would make each checkpoint cause the next.
+const IDLE_BYTES: u64 = 1024 * 1024;
+/// Without events, a checkpoint is written at least this often, if there is new WAL.
+const IDLE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The last checkpoint that was due.
+#[derive(Debug)]
+pub struct CheckpointSchedule {
+    confirmed: EndLsn,
+    snapshot_cursor: Option<i64>,
+    /// The revision of the routing.
+    revision: u64,
+    at: Instant,
+    /// `transactions_total` at that time. If it has changed since, the progress is more than idle WAL.
+    transactions: u64,
+}
+
+impl CheckpointSchedule {
+    /// The schedule after the checkpoint that the session started with.
+    pub fn new<B: Broker>(committed: &CommittedCheckpoint, delivery: &Delivery<B>, now: Instant) -> Self {
+        CheckpointSchedule {
+            confirmed: committed.confirmed,
+            snapshot_cursor: committed.copied,
+            revision: committed.revision,
+            at: now,
+            transactions: delivery.metrics.transactions_total.get(),
+        }
+    }
+
+    /// The checkpoint that is due. A new routing revision is stored immediately, because rows wait for it.
+    pub fn next<B: Broker>(&mut self, delivery: &mut Delivery<B>, now: Instant) -> Option<CheckpointUpdate> {
+        let advanced = self.advanced(delivery);
+        let has_events = delivery.metrics.transactions_total.get() != self.transactions;
+        let waited = now.saturating_duration_since(self.at) >= IDLE_INTERVAL;
+        self.update(delivery, now, advanced > 0 && (has_events || waited || advanced >= IDLE_BYTES))
+    }
+
+    /// The checkpoint of all progress, however small.
+    pub fn last<B: Broker>(&mut self, delivery: &mut Delivery<B>, now: Instant) -> Option<CheckpointUpdate> {
+        let advanced = self.advanced(delivery);
+        self.update(delivery, now, advanced > 0)
+    }
+
+    /// The LSN of the last checkpoint that was due.
+    pub fn confirmed(&self) -> EndLsn {
+        self.confirmed
+    }
+
+    /// Whether the committed checkpoint contains all progress of the last one that was due.
+    pub fn is_committed(&self, committed: &CommittedCheckpoint) -> bool {
+        committed.confirmed >= self.confirmed && committed.copied == self.snapshot_cursor
+    }
+
+    fn advanced<B: Broker>(&self, delivery: &Delivery<B>) -> u64 {
+        delivery.ledger.confirmed().lsn().as_u64().saturating_sub(self.confirmed.lsn().as_u64())
+    }
+
+    fn update<B: Broker>(
+        &mut self,
+        delivery: &mut Delivery<B>,
+        now: Instant,
+        is_due: bool,
+    ) -> Option<CheckpointUpdate> {
+        let confirmed = delivery.ledger.confirmed();
+        delivery.routing.on_confirmed(confirmed);
+        let revision = delivery.routing.revision();
+        let snapshot_cursor = delivery.snapshot_cursor();
+        if !is_due && revision == self.revision && snapshot_cursor == self.snapshot_cursor {
+            return None;
+        }
+        let transactions = delivery.metrics.transactions_total.get();
+        *self = CheckpointSchedule { confirmed, snapshot_cursor, revision, at: now, transactions };
+        let mappings = delivery.routing.history();
+        let offsets = delivery.partitions.take_offsets(delivery.ledger.first_unconfirmed(), confirmed);
+        Some(CheckpointUpdate { confirmed, copied: snapshot_cursor, mappings, revision, offsets })
+    }
+}
