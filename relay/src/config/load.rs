@@ -74,7 +74,7 @@ impl Config {
         Config::parse(&text, &shown, environment)
     }
 
-    fn parse(
+    pub(crate) fn parse(
         text: &str,
         path: &str,
         environment: impl Iterator<Item = (String, String)>,

@@ -221,9 +221,6 @@ impl RoutingTable {
 }
 
 #[cfg(test)]
-mod model;
-
-#[cfg(test)]
 mod tests {
     use pg_replication::Lsn;
 
