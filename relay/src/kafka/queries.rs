@@ -95,6 +95,9 @@ impl KafkaQueries {
             let settings = describe(&caller, &name).await;
             let compacted = settings.map(|settings| settings.compacted);
             let topic: Arc<str> = name.as_str().into();
+            // Before any partition is verified: a row that is sent without the limits of its topic may be refused, in
+            // each session again.
+            drop(results.send(QueryResult::Settings { topic: name, settings }));
             // One query for each partition, because a leader may be down.
             for partition in partitions {
                 let topic = Arc::clone(&topic);
@@ -105,7 +108,7 @@ impl KafkaQueries {
                     Ok(QueryResult::Verified { partition: id, search })
                 });
             }
-            Ok(QueryResult::Settings { topic: name, settings })
+            Ok(None)
         });
     }
 
@@ -193,10 +196,11 @@ impl KafkaQueries {
         }
     }
 
-    fn submit<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
-        &self,
-        query: impl FnOnce(Caller) -> F,
-    ) {
+    fn submit<R, F>(&self, query: impl FnOnce(Caller) -> F)
+    where
+        R: Into<Option<QueryResult>>,
+        F: Future<Output = Result<R, QueryError>> + Send + 'static,
+    {
         spawn(&self.caller, &self.results, query);
     }
 }
@@ -207,16 +211,20 @@ impl Drop for KafkaQueries {
     }
 }
 
-/// Runs a query until it completes, or the session ends.
-fn spawn<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
-    caller: &Caller,
-    results: &mpsc::UnboundedSender<QueryResult>,
-    query: impl FnOnce(Caller) -> F,
-) {
+/// Runs a query until it completes, or the session ends. A query may also have sent its result already.
+fn spawn<R, F>(caller: &Caller, results: &mpsc::UnboundedSender<QueryResult>, query: impl FnOnce(Caller) -> F)
+where
+    R: Into<Option<QueryResult>>,
+    F: Future<Output = Result<R, QueryError>> + Send + 'static,
+{
     let (query, results) = (query(caller.clone()), results.clone());
     tokio::spawn(async move {
         tokio::select! {
-            result = query => drop(results.send(result.unwrap_or_else(QueryResult::Failed))),
+            result = query => {
+                if let Some(result) = result.map_or_else(|error| Some(QueryResult::Failed(error)), Into::into) {
+                    drop(results.send(result));
+                }
+            }
             () = results.closed() => {}
         }
     });
