@@ -7,8 +7,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use admin::LogFormat;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use process::LogFormat;
 use url::Url;
 
 use crate::auth::{ClaimNames, KeySource, SetUpError, TokenRules, TokenVerifier};
@@ -30,7 +30,7 @@ const SHORTEST_KEY_RETENTION: Duration = Duration::from_secs(24 * 3600);
 #[derive(Parser)]
 #[command(
     name = "basket-api",
-    version = admin::version(),
+    version = process::version(),
     about,
     after_help = "Environment:\n  BASKET_DATABASE_URL       postgres://user:password@host:port/database (required);\n                            several hosts, separated by commas, where a failover moves the primary\n  \
                   BASKET_STATIC_TOKEN       the bearer token of --auth static-token, 16 characters or more\n\

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
-use admin::{Finding, root_cause};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::StatusCode;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use process::{Finding, root_cause};
 use serde_json::Value;
 use sqlx::FromRow;
 use sqlx::postgres::PgConnection;

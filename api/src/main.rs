@@ -3,18 +3,18 @@
 use std::error::Error;
 use std::process::exit;
 
-use admin::{EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
 use basket::application::integration_events::schemas;
 use basket_api::config::{self, Arguments, Command, Serve};
 use basket_api::doctor;
 use basket_api::http::openapi;
 use basket_api::postgres::{Limits, PATIENT, Servers, migrate, rebuild_read_model};
 use basket_api::service::{StartError, serve};
+use process::{EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() {
-    let arguments: Arguments = admin::arguments();
+    let arguments: Arguments = process::arguments();
     match arguments.command {
         Command::Openapi => print(&openapi::document()),
         Command::EventSchemas => print(&event_schemas()),
@@ -25,7 +25,7 @@ fn main() {
         _ => LogFormat::Text,
     };
     let log_level = init_logging("info,sqlx=warn,sqlx_core::pool=off", format);
-    admin::exit_on_panic();
+    process::exit_on_panic();
     let servers = config::database().unwrap_or_else(|error| refuse(&error));
     let Ok(runtime) = tokio::runtime::Builder::new_multi_thread().enable_all().build() else {
         tracing::error!("cannot start the runtime");
@@ -37,7 +37,7 @@ fn main() {
         Command::RebuildReadModel => runtime.block_on(rebuild(servers)),
         Command::Doctor(options) => {
             let findings = runtime.block_on(doctor::examine(&servers, options.url.as_ref()));
-            admin::report(&findings, options.json)
+            process::report(&findings, options.json)
         }
         Command::Openapi | Command::EventSchemas => 0,
     })
@@ -57,7 +57,7 @@ fn refuse(error: &dyn Error) -> ! {
     exit(EXIT_CONFIG)
 }
 
-async fn run(options: Serve, servers: Servers, log_level: admin::LogLevel) -> i32 {
+async fn run(options: Serve, servers: Servers, log_level: process::LogLevel) -> i32 {
     match serve(options, servers, log_level, stop_signal()).await {
         Ok(()) => 0,
         Err(StartError::Metrics(error)) => {

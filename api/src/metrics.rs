@@ -113,7 +113,7 @@ impl Metrics {
             ))?,
         };
         let registry = &metrics.registry;
-        registry.register(Box::new(admin::build_info(NAMESPACE)?))?;
+        registry.register(Box::new(process::build_info(NAMESPACE)?))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         registry.register(Box::new(metrics.http_requests.clone()))?;
         registry.register(Box::new(metrics.http_seconds.clone()))?;

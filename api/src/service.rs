@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use admin::{Admin, BindError, LogLevel, Readiness};
 use basket::application::Dispatch;
+use process::{Admin, BindError, LogLevel, Readiness};
 use tokio::sync::watch;
 
 use crate::bus::bus;
@@ -61,14 +61,14 @@ pub async fn serve(
     let admin = Admin::new(metrics.registry.clone(), log_level).readiness(ready);
     let (admin_address, listener) = admin.bind(options.admin_listen).await?;
     let address = options.listen;
-    let socket = admin::listen(address).await.map_err(|source| StartError::Listen { address, source })?;
+    let socket = process::listen(address).await.map_err(|source| StartError::Listen { address, source })?;
     tokio::spawn(listener);
     housekeeping::start(&servers, bus, &options.retention, &metrics);
     tokio::spawn(Probe::new(servers, database.clone()).run(metrics.clone(), state));
     if let Authentication::Tokens { verifier, .. } = authentication {
         tokio::spawn(verifier.keep_fresh(metrics.clone()));
     }
-    tracing::info!(%address, admin = %admin_address, version = admin::version(), "basket-api serves");
+    tracing::info!(%address, admin = %admin_address, version = process::version(), "basket-api serves");
     if !address.ip().is_loopback() && !options.access.auth.tells_callers_apart() {
         tracing::warn!(
             auth = options.access.auth.name(),

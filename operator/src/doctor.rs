@@ -6,8 +6,8 @@ mod rights;
 
 use std::time::Duration;
 
-use admin::{Finding, Grade, root_cause};
 use kube::{Client, Error};
+use process::{Finding, Grade, root_cause};
 
 use crate::leadership::{LeaseReference, leader};
 

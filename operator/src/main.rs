@@ -7,7 +7,6 @@ use std::process::exit;
 use std::sync::Arc;
 use std::time::Instant;
 
-use admin::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use kube::Client;
@@ -18,6 +17,7 @@ use outbox_operator::memory::Memory;
 use outbox_operator::metrics::Metrics;
 use outbox_operator::reconcile::Context;
 use outbox_operator::{controller, doctor, fields, resource, status};
+use process::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OnceCell, Semaphore, watch};
@@ -27,7 +27,7 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 /// Makes what OutboxRelay resources declare: publication, topics and relay.
 #[derive(Parser)]
 #[command(
-    version = admin::version(),
+    version = process::version(),
     about,
     after_help = "Exit codes: 0 done, or stopped gracefully; 64 invalid arguments; 69 no Kubernetes API server to be found, the Lease was lost, or 'doctor' found a problem; 70 a bug."
 )]
@@ -133,7 +133,7 @@ struct Run {
 }
 
 fn main() {
-    let arguments: Arguments = admin::arguments();
+    let arguments: Arguments = process::arguments();
     exit(match arguments.command {
         Command::Run(options) => run(options),
         Command::Doctor(options) => examine(&options),
@@ -159,7 +159,7 @@ fn print(text: &str) -> i32 {
 
 fn run(options: Run) -> i32 {
     let log_level = init_logging(DEFAULT_LOG_FILTER, options.log_format);
-    admin::exit_on_panic();
+    process::exit_on_panic();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else { return EXIT_BUG };
     runtime.block_on(async {
@@ -176,7 +176,7 @@ fn run(options: Run) -> i32 {
         let (stop, stopping) = watch::channel(false);
         tokio::spawn(stop_on_signal(stop));
         let namespaces = options.place.namespaces();
-        tracing::info!(?namespaces, version = admin::version(), "outbox-operator starts");
+        tracing::info!(?namespaces, version = process::version(), "outbox-operator starts");
         match options.place.lease() {
             Some(lease) => {
                 let work = work(client.clone(), &options, metrics, stopping.clone());
@@ -203,7 +203,7 @@ fn examine(options: &Doctor) -> i32 {
     let (namespaces, lease) = (options.place.namespaces(), options.place.lease());
     runtime.block_on(async {
         let Some(client) = client().await else { return EXIT_UNAVAILABLE };
-        admin::report(&doctor::examine(&client, &namespaces, lease.as_ref()).await, options.json)
+        process::report(&doctor::examine(&client, &namespaces, lease.as_ref()).await, options.json)
     })
 }
 

@@ -110,7 +110,7 @@ impl Metrics {
             registry,
         };
         let registry = &metrics.registry;
-        registry.register(Box::new(admin::build_info(NAMESPACE)?))?;
+        registry.register(Box::new(process::build_info(NAMESPACE)?))?;
         registry.register(Box::new(metrics.leader.clone()))?;
         registry.register(Box::new(metrics.crd_missing.clone()))?;
         registry.register(Box::new(metrics.watch_synced.clone()))?;

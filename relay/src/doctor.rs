@@ -10,7 +10,7 @@ mod walsender;
 
 use std::collections::BTreeMap;
 
-use admin::Finding;
+use process::Finding;
 
 use crate::config::Config;
 use crate::error::RelayError;

@@ -5,10 +5,6 @@ use std::process::exit;
 use std::sync::Arc;
 use std::time::Duration;
 
-use admin::{
-    ActionRefused, Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, Lines, LogFormat, LogLevel, StatusCode,
-    init_logging,
-};
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 use outbox_relay::cli::dead_letters::REPLAY_PATH;
@@ -21,6 +17,10 @@ use outbox_relay::session::end::SessionEnd;
 use outbox_relay::status::Status;
 use outbox_relay::status::metrics::Metrics;
 use outbox_relay::supervisor;
+use process::{
+    ActionRefused, Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, Lines, LogFormat, LogLevel, StatusCode,
+    init_logging,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -30,7 +30,7 @@ const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 /// Carries committed outbox rows from PostgreSQL to Kafka.
 #[derive(Parser)]
 #[command(
-    version = admin::version(),
+    version = process::version(),
     about,
     after_help = "Exit codes: 0 done, or stopped by SIGTERM or SIGINT; 64 invalid configuration or arguments; 69 a problem was found, or \
     the command failed (not for 'run'); 70 a bug.\n\
@@ -131,11 +131,11 @@ struct Output {
 }
 
 fn main() {
-    let arguments: Arguments = admin::arguments();
+    let arguments: Arguments = process::arguments();
     let code = match arguments.command {
         Command::Run { file, log_format } => {
             let log_level = init_logging(DEFAULT_LOG_FILTER, log_format);
-            admin::exit_on_panic();
+            process::exit_on_panic();
             outbox_relay::failpoint::arm();
             run(Arc::new(file.load()), log_level)
         }
@@ -181,7 +181,7 @@ fn doctor(config: &Config, json: bool) -> i32 {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return EXIT_BUG;
     };
-    admin::report(&runtime.block_on(outbox_relay::doctor::examine(config)), json)
+    process::report(&runtime.block_on(outbox_relay::doctor::examine(config)), json)
 }
 
 fn lag(config: &Config, format: Format) -> i32 {
@@ -219,7 +219,7 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
             return EXIT_CONFIG;
         }
     };
-    tracing::info!(%address, name = %config.name, version = admin::version(), "outbox-relay starts");
+    tracing::info!(%address, name = %config.name, version = process::version(), "outbox-relay starts");
     shared.spawn(observer::observe(Config::clone(&config), status.clone(), metrics.clone()));
     shared.spawn(maintenance::maintain(Config::clone(&config), status.clone()));
     shared.spawn(stop_on_signal(stop, config.shutdown.grace()));

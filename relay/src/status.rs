@@ -19,9 +19,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use admin::Readiness;
 use outbox::Position;
 use pg_replication::{EndLsn, Host};
+use process::Readiness;
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 

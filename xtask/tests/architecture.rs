@@ -53,7 +53,7 @@ fn the_basket_has_no_io_in_its_tree() {
 fn the_checker_shares_no_code_with_what_it_checks() {
     let tree = tree("testbed");
     for product in
-        ["outbox", "outbox-relay", "outbox-operator", "pg-replication", "basket", "basket-api", "admin"]
+        ["outbox", "outbox-relay", "outbox-operator", "pg-replication", "basket", "basket-api", "process"]
     {
         assert!(!tree.contains(&product.to_owned()), "testbed depends on {product}");
     }
@@ -93,8 +93,7 @@ fn names_application(path: &Path) -> bool {
 #[test]
 fn documents_name_no_file_that_is_not_there() {
     let root = repository();
-    let folders =
-        ["admin", "api", "examples", "operator", "outbox", "relay", "replication", "testbed", "xtask"];
+    let folders = ["api", "crates", "examples", "operator", "relay", "testbed", "xtask"];
     let files: Vec<PathBuf> = folders.iter().flat_map(|folder| files::below(&root.join(folder))).collect();
     let mut named = 0;
     for document in documents(&root) {
@@ -115,7 +114,7 @@ fn documents_name_no_file_that_is_not_there() {
 
 #[test]
 fn the_threat_model_names_existing_tests() {
-    let folders = ["admin", "api", "operator", "relay", "replication"];
+    let folders = ["api", "crates", "operator", "relay"];
     let mut files: Vec<PathBuf> =
         folders.iter().flat_map(|folder| files::below(&repository().join(folder))).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "rs"));

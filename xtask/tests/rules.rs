@@ -34,7 +34,7 @@ fn every_code_of_a_rule_is_in_the_table_and_every_row_is_used() {
         row.captures_iter(&reliability()).map(|found| found[1].to_owned()).collect();
     let named = Regex::new(r"\bR\d{1,2}\b|\bfn r\d{1,2}_").unwrap();
     let mut used = BTreeSet::new();
-    for file in sources(&["relay", "replication", "outbox"]) {
+    for file in sources(&["relay", "crates/pg-replication", "crates/outbox"]) {
         let text = fs::read_to_string(file).unwrap();
         let codes = named.find_iter(&text).map(|found| found.as_str().trim_start_matches("fn "));
         used.extend(codes.map(|code| code.trim_end_matches('_').to_uppercase()));

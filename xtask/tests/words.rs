@@ -65,7 +65,7 @@ const REPLACEMENTS: [(&str, &str); 40] = [
 /// Where a word of the list is a name that others have given.
 const NAMES_OF_OTHERS: [(&str, &str); 4] = [
     // The part of a URI between scheme and path (RFC 3986).
-    ("outbox/src/attribute.rs", "authority"),
+    ("crates/outbox/src/attribute.rs", "authority"),
     // A field of CloudNativePG's roles.
     ("docs/samples/cloudnative-pg.yaml", "login"),
     // A member of kubeconfig files.

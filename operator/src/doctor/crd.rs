@@ -3,9 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use admin::Finding;
 use hyper::Request;
 use kube::{Client, CustomResourceExt, Error, Resource};
+use process::Finding;
 use serde_json::Value;
 
 use super::unanswered;
@@ -121,7 +121,7 @@ fn is_same(one: &Value, other: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use admin::Grade;
+    use process::Grade;
     use serde_json::json;
 
     #[test]

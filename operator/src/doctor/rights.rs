@@ -3,7 +3,6 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use admin::Finding;
 use futures::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -11,6 +10,7 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use kube::api::PostParams;
 use kube::{Api, Client, Error};
+use process::Finding;
 
 use super::unanswered;
 use crate::leadership::LeaseReference;

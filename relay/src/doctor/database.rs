@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use admin::Finding;
 use chrono::{DateTime, Utc};
 use pg_replication::Host;
+use process::Finding;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 

@@ -1,7 +1,7 @@
 //! Checks of what the walsender waits for: replies of the relay, and standbys.
 
-use admin::Finding;
 use pg_replication::FAILOVER_SINCE;
+use process::Finding;
 use sqlx::postgres::PgConnection;
 
 use crate::config::{Config, Failover};

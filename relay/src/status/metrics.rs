@@ -73,7 +73,7 @@ impl Metrics {
     }
 
     fn in_registry(registry: Registry, register: Register<'_>) -> Result<Metrics, prometheus::Error> {
-        registered(register, admin::build_info(NAMESPACE)?)?;
+        registered(register, process::build_info(NAMESPACE)?)?;
         let histogram = HistogramOpts::new(
             "commit_to_ack_duration_seconds",
             "From commit to Kafka's acknowledgement of the transaction's last row",

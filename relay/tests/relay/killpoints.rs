@@ -16,7 +16,7 @@ use crate::poison;
 
 /// The signal that ends a process that called `abort`.
 const SIGABRT: i32 = 6;
-/// See `admin::EXIT_BUG`.
+/// See `process::EXIT_BUG`.
 const EXIT_BUG: i32 = 70;
 
 #[tokio::test]
