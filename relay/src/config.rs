@@ -17,6 +17,7 @@ pub use model::{
     AdminConfig, Compression, Config, CreationPolicy, Delivery, Failover, HeartbeatConfig, OnPoison,
     Publication, Retention, Shutdown, Sink, Slot, Source, StartAt, TableName, quote,
 };
+pub(crate) use sasl::is_loopback;
 pub use sasl::{
     AwsMskIam, ClientCredentials, Oauthbearer, Sasl, SaslCredentials, TokenCredentials, TokenEndpoint,
     TokenSource, UserPassword,

@@ -352,7 +352,8 @@ fn check_extensions(extensions: &BTreeMap<String, String>) -> Result<(), ConfigE
     Ok(())
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether a URL leads to this machine or pod.
+pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
         Some(Host::Ipv4(address)) => address.is_loopback(),

@@ -11,10 +11,10 @@ use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Method, Request};
 use serde::Deserialize;
+use url::Url;
 use url::form_urlencoded::Serializer;
-use url::{Host, Url};
 
-use crate::config::Secret;
+use crate::config::{Secret, is_loopback};
 use crate::error::excerpt;
 use crate::kafka::tokens::https::{Client, HttpsError};
 
@@ -24,7 +24,7 @@ pub(super) type Environment = Box<dyn Fn(&str) -> Option<String> + Send>;
 /// Where relative addresses of container credentials are (ECS).
 const CONTAINER_HOST: &str = "http://169.254.170.2";
 /// Hosts of container credentials without TLS, beside loopback addresses, as AWS' own clients allow them.
-const CONTAINER_HOSTS: [&str; 3] = ["169.254.170.2", "169.254.170.23", "fd00:ec2::23"];
+const CONTAINER_HOSTS: [&str; 3] = ["169.254.170.2", "169.254.170.23", "[fd00:ec2::23]"];
 
 /// Why there are no credentials. Nothing secret is in it.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -204,16 +204,7 @@ fn safe(variable: &'static str, url: String) -> Result<String, AwsError> {
 
 fn is_safe(url: &str) -> bool {
     let Ok(url) = Url::parse(url) else { return false };
-    let is_of_node = match url.host() {
-        Some(Host::Ipv4(address)) => {
-            address.is_loopback() || CONTAINER_HOSTS.contains(&&*address.to_string())
-        }
-        Some(Host::Ipv6(address)) => {
-            address.is_loopback() || CONTAINER_HOSTS.contains(&&*address.to_string())
-        }
-        Some(Host::Domain(name)) => name == "localhost",
-        None => false,
-    };
+    let is_of_node = is_loopback(&url) || url.host_str().is_some_and(|host| CONTAINER_HOSTS.contains(&host));
     url.scheme() == "https" || url.scheme() == "http" && is_of_node
 }
 
