@@ -119,7 +119,7 @@ impl Issuer {
         format!("{scheme}://localhost:{}/token", self.address.port())
     }
 
-    /// The set of its keys, for those who verify its tokens.
+    /// The set of its keys, with which brokers verify its tokens.
     pub fn keys(&self) -> Value {
         lock(&self.key).set()
     }

@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 use testbed::guard::Folder;
 use testbed::kubernetes::{Cluster, Kubernetes, Namespace};
+use testbed::wait;
 
-use crate::cluster::{DEFINITION, define, relay};
-use crate::stage::Stage;
+use crate::cluster::{DEFINITION, define, least, relay};
+use crate::stage::{SOON, Stage};
 
 const PAGE: &str = include_str!("../../../docs/UPGRADE.md");
 const CRD: &str = "outboxrelays.outbox.dev";
@@ -47,7 +48,7 @@ async fn a_cluster_with_v1alpha1_alone_is_upgraded_and_keeps_its_resources() {
     cluster.apply(&with_v1alpha1_alone()).await.unwrap();
     cluster.until_established(&[CRD]).await.unwrap();
     let namespace = cluster.namespace("versions").await.unwrap();
-    let mut older = relay(&crate::cluster::least());
+    let mut older = relay(&least());
     older["apiVersion"] = json!("outbox.dev/v1alpha1");
     older["spec"]["suspend"] = json!(true);
     namespace.kubectl_with(&["create", "-f", "-"], &older.to_string()).await.unwrap();
@@ -93,7 +94,7 @@ async fn a_resource_of_the_older_version_is_operated_and_read_in_both() {
     let patch = json!([{"op": "replace", "path": "/spec/topics/0/partitions", "value": 4}]).to_string();
     let kind = "outboxrelays.v1alpha1.outbox.dev";
     stage.namespace.kubectl(&["patch", kind, "shop", "--type=json", "-p", &patch]).await.unwrap();
-    testbed::wait::until("four partitions", crate::stage::SOON, async || {
+    wait::until("four partitions", SOON, async || {
         let observed = stage.observed().await;
         match &observed {
             Some(topic) if topic.partitions == 4 => Ok(()),

@@ -1,4 +1,4 @@
-//! The issuer's keys: when they are read, and from whom.
+//! The issuer's keys: when they are read, and from where.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
