@@ -17,14 +17,16 @@ use tokio::task::JoinSet;
 use crate::cluster::{define, relay};
 use crate::stage::{get, operator};
 
+/// The number of resources, unless this variable has another: 1,000 are measured by hand.
+const VARIABLE: &str = "OUTBOX_TEST_RESOURCES";
 const RESOURCES: usize = 300;
-/// On a busy machine.
-const AT_LAST: Duration = Duration::from_secs(600);
+/// For each resource, on a busy machine.
+const AT_LAST: Duration = Duration::from_secs(2);
 /// Loopback addresses, so that the test can answer for pods.
 const PODS: &str = "127.200.0.1/16";
 /// How long the operator is watched when all is well.
 const IDLE: Duration = Duration::from_secs(120);
-/// Twice the goal, which is for the program as it is shipped: this one is built for tests.
+/// For 300 resources. Twice the goal, which is for the program as it is shipped: this one is built for tests.
 const MOST_MEMORY: u64 = 128 * 1024 * 1024;
 
 #[tokio::test]
@@ -32,16 +34,17 @@ async fn three_hundred_resources() {
     if !testbed::long_matrix() {
         return;
     }
+    let resources = std::env::var(VARIABLE).map_or(RESOURCES, |number| number.parse().unwrap());
     let mut cluster = Kubernetes::start().await.unwrap();
     cluster.simulate_node(PODS).await.unwrap();
     define(&cluster).await;
-    let setting = |name: &str| (name.to_owned(), (RESOURCES + 10).to_string());
+    let setting = |name: &str| (name.to_owned(), (resources + 10).to_string());
     let settings = vec![setting("max_replication_slots"), setting("max_wal_senders")];
     let postgres = Postgres::start(PostgresOptions { settings, ..PostgresOptions::default() });
     let (postgres, kafka) = tokio::try_join!(postgres, Kafka::start(KafkaOptions::default())).unwrap();
     let database = Database::on(&postgres.url("postgres"), "scale").await.unwrap();
     let slots = format!(
-        "SELECT count(pg_create_logical_replication_slot('s' || n, 'pgoutput')) FROM generate_series(1, {RESOURCES}) n"
+        "SELECT count(pg_create_logical_replication_slot('s' || n, 'pgoutput')) FROM generate_series(1, {resources}) n"
     );
     database.execute(&slots).await.unwrap();
 
@@ -51,13 +54,13 @@ async fn three_hundred_resources() {
         .start()
         .unwrap();
     let begun = Instant::now();
-    cluster.apply(&objects(&database, postgres.port(), &kafka.bootstrap())).await.unwrap();
+    cluster.apply(&objects(resources, &database, postgres.port(), &kafka.bootstrap())).await.unwrap();
     let mut answering = JoinSet::new();
     let mut known = HashSet::new();
-    wait::until("all of them Ready", AT_LAST, async || {
+    wait::until("all of them Ready", AT_LAST * u32::try_from(resources).unwrap(), async || {
         answer_for_new_pods(&cluster, &mut known, &mut answering).await?;
         let ready = count_ready(&cluster).await?;
-        if ready == RESOURCES { Ok(()) } else { Err(format!("{ready} are\n{}", program.log_tail())) }
+        if ready == resources { Ok(()) } else { Err(format!("{ready} are\n{}", program.log_tail())) }
     })
     .await
     .unwrap();
@@ -68,24 +71,26 @@ async fn three_hundred_resources() {
     let while_idle = Counted::now(listen).await.since(&counted);
     let (resident, most) = program.memory().unwrap();
     println!(
-        "{RESOURCES} resources: all Ready after {:.0} s, {busy:.1} s of CPU, {:.1} requests to the API server for each; then {:.2} % of \
+        "{resources} resources: all Ready after {:.0} s, {busy:.1} s of CPU, {:.1} requests to the API server for each; then {:.2} % of \
          a core, {:.2} passes a second, {:.3} requests to the API server for each; {} MiB resident, {} at most",
         ready.as_secs_f64(),
-        counted.requests / RESOURCES as f64,
+        counted.requests / resources as f64,
         idle * 100.0,
         while_idle.passes / IDLE.as_secs_f64(),
         while_idle.requests / while_idle.passes,
         resident >> 20,
         most >> 20,
     );
-    assert!(most < MOST_MEMORY, "{most} bytes");
-    assert_eq!(count_ready(&cluster).await.unwrap(), RESOURCES);
+    assert_eq!(count_ready(&cluster).await.unwrap(), resources);
+    if resources == RESOURCES {
+        assert!(most < MOST_MEMORY, "{most} bytes");
+    }
 }
 
-fn objects(database: &Database, port: u16, bootstrap: &str) -> String {
+fn objects(resources: usize, database: &Database, port: u16, bootstrap: &str) -> String {
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "credentials"},
                         "stringData": {"username": "postgres", "password": "unused"}});
-    let resources = (1..=RESOURCES).map(|number| {
+    let resources = (1..=resources).map(|number| {
         let mut object = relay(&json!({
             "source": {"postgres": {
                 "host": "127.0.0.1", "port": port, "database": database.name(), "tls": {"mode": "disable"},
