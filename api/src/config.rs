@@ -443,6 +443,16 @@ mod tests {
     }
 
     #[test]
+    fn the_commands_of_the_documents_are_accepted() {
+        let commands = testbed::documents::commands("basket-api").unwrap();
+        assert!(commands.len() > 1, "the commands were not found: {commands:?}");
+        for (document, words) in commands {
+            let parsed = Arguments::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{}: {}", document.display(), parsed.err().unwrap());
+        }
+    }
+
+    #[test]
     fn durations_have_units() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("30d"), Ok(Duration::from_secs(30 * 24 * 3600)));

@@ -291,6 +291,16 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    #[test]
+    fn the_commands_of_the_documents_are_accepted() {
+        let commands = testbed::documents::commands("outbox-operator").unwrap();
+        assert!(commands.len() > 0, "the commands were not found: {commands:?}");
+        for (document, words) in commands {
+            let parsed = Arguments::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{}: {}", document.display(), parsed.err().unwrap());
+        }
+    }
+
     fn namespaces(given: &str) -> Option<Vec<String>> {
         let arguments = ["outbox-operator", "doctor", "--namespace", given];
         match Arguments::try_parse_from(arguments).ok()?.command {

@@ -206,7 +206,9 @@ impl ErrorKind {
             ErrorKind::DatabaseMissing => "check source.database",
             ErrorKind::WalLevelTooLow => "set wal_level = logical in PostgreSQL and restart it",
             ErrorKind::ServerTooOld => "use PostgreSQL 15 or newer",
-            ErrorKind::TableMissing => "apply the migrations, or check source.table",
+            ErrorKind::TableMissing => {
+                "check source.table, or apply migrations/0001_outbox.sql and migrations/0002_outbox_checkpoint.sql in its schema"
+            }
             ErrorKind::TableUnsuitable => "correct the table: see docs/OUTBOX.md, 'What the table may be'",
             ErrorKind::StreamFormChanged => {
                 "no action needed: the relay reopens the stream with values in text format"

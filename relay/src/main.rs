@@ -296,4 +296,14 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
     }
+
+    #[test]
+    fn the_commands_of_the_documents_are_accepted() {
+        let commands = testbed::documents::commands("outbox-relay").unwrap();
+        assert!(commands.len() > 5, "the commands were not found: {commands:?}");
+        for (document, words) in commands {
+            let parsed = Arguments::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{}: {}", document.display(), parsed.err().unwrap());
+        }
+    }
 }

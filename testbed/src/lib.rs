@@ -8,6 +8,7 @@
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
 //! - [`shared`]: one PostgreSQL and one Kafka for many tests, each with its own [`Database`] and topics.
+//! - [`documents`]: the commands that documents show.
 //! - [`load`], [`records`], [`checker`]: what was committed, what is in Kafka, and whether that is right.
 //!
 //! No product crate is used here, so the checker shares no code with what it checks.
@@ -18,6 +19,7 @@ use std::path::Path;
 pub mod cache;
 pub mod certificates;
 pub mod checker;
+pub mod documents;
 mod error;
 mod go;
 pub mod guard;

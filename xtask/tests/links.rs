@@ -7,6 +7,8 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
+mod files;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -59,11 +61,9 @@ fn without_blocks(document: &Path) -> String {
 }
 
 fn documents() -> Vec<PathBuf> {
-    let root = repository();
-    let folders = ["", "docs", "docs/runbooks", "charts/basket-api", "charts/outbox-operator", "examples"];
-    let entries = folders.iter().flat_map(|folder| fs::read_dir(root.join(folder)).unwrap());
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+    let mut files = files::below(&repository());
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    files
 }
 
 #[test]

@@ -97,7 +97,7 @@ async fn missing_tables_and_a_publication_that_does_not_fit() {
     let site = fresh().await;
     site.execute("ALTER TABLE outbox RENAME TO outbox_gone").await;
     let relay = site.launch(|text| text);
-    shows(&relay, "TableMissing", "apply the migrations").await;
+    shows(&relay, "TableMissing", "0002_outbox_checkpoint.sql in its schema").await;
     site.execute(
         "ALTER TABLE outbox_gone RENAME TO outbox; ALTER TABLE outbox_checkpoint RENAME TO checkpoint_gone",
     )
