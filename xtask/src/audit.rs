@@ -31,7 +31,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn audit(options: Options) -> Result<(), Failure> {
-    let program = rust::program("cargo-deny", CARGO_DENY)?;
+    let program = rust::program("cargo-deny", CARGO_DENY, &[])?;
     println!("{}", heading("licences, bans and sources"));
     let checks = ["check", "--hide-inclusion-graph", "licenses", "bans", "sources"];
     let allowed = judged("licences, bans and sources", deny(&program, &checks)?);

@@ -16,6 +16,7 @@ pub mod openapi;
 pub mod paint;
 pub mod sbom;
 pub mod shop;
+pub mod site;
 pub mod soak;
 pub mod stack;
 pub mod test;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use xtask::{
-    audit, bench, charts, cluster, contract, crds, demo, images, openapi, paint, sbom, soak, test, up,
+    audit, bench, charts, cluster, contract, crds, demo, images, openapi, paint, sbom, site, soak, test, up,
 };
 
 /// Real servers on this machine: show the platform, run it, test it, measure it.
@@ -43,6 +43,8 @@ enum Command {
     Crds,
     /// Write the tables of values in the charts' READMEs again.
     Charts,
+    /// Build the documents as a site into target/site.
+    Site,
 }
 
 #[tokio::main]
@@ -65,6 +67,7 @@ async fn main() -> ExitCode {
             Command::Openapi => openapi::run(),
             Command::Crds => crds::run(),
             Command::Charts => charts::run(),
+            Command::Site => site::run().await,
         }
     };
     let ended = tokio::select! {
@@ -102,6 +105,16 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_of_the_documents_are_accepted() {
+        let commands = testbed::documents::commands("cargo xtask").unwrap();
+        assert!(commands.len() > 2, "the commands were not found: {commands:?}");
+        for (document, words) in commands {
+            let parsed = Arguments::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{}: {}", document.display(), parsed.err().unwrap());
+        }
     }
 
     #[test]

@@ -130,8 +130,8 @@ fn the_threat_model_names_existing_tests() {
 }
 
 fn documents(root: &Path) -> Vec<PathBuf> {
-    let folders = [root.to_owned(), root.join("docs")];
-    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+    let mut files = files::below(&root.join("docs"));
+    files.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| root.join(name)));
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    files
 }

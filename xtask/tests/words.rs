@@ -63,11 +63,12 @@ const REPLACEMENTS: [(&str, &str); 40] = [
 ];
 
 /// Where a word of the list is a name that others have given.
-const NAMES_OF_OTHERS: [(&str, &str); 4] = [
+const NAMES_OF_OTHERS: [(&str, &str); 5] = [
     // The part of a URI between scheme and path (RFC 3986).
     ("crates/outbox/src/attribute.rs", "authority"),
     // A field of CloudNativePG's roles.
     ("docs/samples/cloudnative-pg.yaml", "login"),
+    ("docs/tutorials/kubernetes.md", "login"),
     // A member of kubeconfig files.
     ("testbed/src/kubernetes/access.rs", "authority"),
     // A user of the system.

@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 pub const PARTITIONS: i32 = 3;
 /// The password of the testbed's servers.
-const PASSWORD: &str = "testbed-password";
+pub const PASSWORD: &str = "testbed-password";
 
 /// Tests that start their own servers are heavy: two run at a time.
 static HEAVY: Semaphore = Semaphore::const_new(2);

@@ -39,6 +39,7 @@ mod poolers;
 mod procedures;
 mod proxied;
 mod publication;
+mod quick_start;
 mod refused;
 mod replay;
 mod retention;

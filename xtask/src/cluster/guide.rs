@@ -17,7 +17,7 @@ pub struct Guide {
 /// Its title: what has to be done once.
 pub const FIRST_RECORD: &str = "From nothing to the first record";
 /// Its title: how an installation is looked at.
-pub const CHECK: &str = "Is all well?";
+pub const CHECK: &str = "Verify the installation";
 /// Its title: what Prometheus has to be told.
 pub const MONITORING: &str = "Monitoring";
 
