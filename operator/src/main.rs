@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn the_commands_of_the_documents_are_accepted() {
         let commands = testbed::documents::commands("outbox-operator").unwrap();
-        assert!(commands.len() > 0, "the commands were not found: {commands:?}");
+        assert!(!commands.is_empty(), "the commands were not found: {commands:?}");
         for (document, words) in commands {
             let parsed = Arguments::try_parse_from(&words);
             assert!(parsed.is_ok(), "{}: {}", document.display(), parsed.err().unwrap());
