@@ -210,6 +210,7 @@ async fn claim_checkpoint(
         tracing::warn!("{doubt}");
     }
     adopt_checkpoint(&mut sql, config, &decided, history, confirmed).await?;
+    checkpoint::store_owner(&mut sql, config).await?;
     let server_started = slot::server_start_time(&mut sql).await?;
     let flush = slot::flush_lsn(&mut sql).await?;
     let snapshot_cursor = snapshot.as_ref().map(|backfill| backfill.after);

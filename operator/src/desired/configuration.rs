@@ -37,6 +37,7 @@ pub fn configuration(relay: &OutboxRelay, user: &str) -> Result<Config, Invalid>
     Ok(Config {
         version: FORMAT_VERSION,
         name: identity(relay),
+        owner: relay.uid().unwrap_or_default(),
         source: source(relay, user)?,
         sink: sink(relay)?,
         routing: routing(&spec.routing),

@@ -168,7 +168,7 @@ impl Pass<'_> {
         let mut database = self.connect(&admin, &secrets).await?;
         let sql = &mut database.sql;
         if drops_slot {
-            end_slot(sql, &admin, &identity(self.relay)).await?;
+            end_slot(sql, &admin, self.relay).await?;
         }
         if drops_publication && is_marked(sql, &publication.name, self.relay).await? {
             if let Some(grant) = grants::to_drop_publication(sql, &publication.name, &admin.user).await? {
@@ -205,9 +205,25 @@ fn unresolved(what: &'static str, problem: &dyn Error) -> Pending {
 }
 
 /// Drops the slot where it is the relay's own and the relay does not read it any more.
-async fn end_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<(), Pending> {
-    if !is_ours(sql, source, relay).await? {
-        return Ok(());
+async fn end_slot(
+    sql: &mut PgConnection,
+    source: &config::Source,
+    resource: &OutboxRelay,
+) -> Result<(), Pending> {
+    let relay = &identity(resource);
+    match ownership(sql, source, relay, &resource.uid().unwrap_or_default()).await? {
+        Ownership::Ours => {}
+        Ownership::NotRegistered => return Ok(()),
+        Ownership::OtherOwner(owner) => {
+            let slot = &source.slot.name;
+            tracing::warn!(
+                %slot,
+                relay,
+                owner,
+                "kept the slot: the relay that last held it belongs to another resource, or to none"
+            );
+            return Ok(());
+        }
     }
     let state = slot::state(sql, &source.slot.name).await.map_err(RelayError::from)?;
     let state = state.filter(|state| state.database.as_ref() == Some(&source.database));
@@ -220,16 +236,35 @@ async fn end_slot(sql: &mut PgConnection, source: &config::Source, relay: &str) 
     Ok(drop_slot(sql, source, relay).await?)
 }
 
-/// Whether a relay of this resource has registered for the slot: what it never had is not its own to drop.
-async fn is_ours(sql: &mut PgConnection, source: &config::Source, relay: &str) -> Result<bool, RelayError> {
+/// Whose the slot is, as the checkpoint says.
+enum Ownership {
+    /// A relay of this resource was the last that held it, or registered for it.
+    Ours,
+    /// No relay of this resource's name has registered for the slot: what it never had is not its own to drop.
+    NotRegistered,
+    /// The resource was declared again, in this Kubernetes cluster or in another, and that resource's relay has held the slot since.
+    OtherOwner(String),
+}
+
+async fn ownership(
+    sql: &mut PgConnection,
+    source: &config::Source,
+    relay: &str,
+    uid: &str,
+) -> Result<Ownership, RelayError> {
     let table = source.table.sibling(checkpoint::TABLE);
-    let select = format!("SELECT EXISTS (SELECT FROM {table} WHERE relay = $1 AND slot = $2)");
-    let ours =
-        sqlx::query_scalar(AssertSqlSafe(select)).bind(relay).bind(&source.slot.name).fetch_one(sql).await;
-    match ours.map_err(RelayError::from) {
+    // A table without migration 0006 has no such column.
+    let select = format!("SELECT to_jsonb(c) ->> 'owner' FROM {table} AS c WHERE relay = $1 AND slot = $2");
+    let select = sqlx::query_scalar(AssertSqlSafe(select)).bind(relay).bind(&source.slot.name);
+    let row: Result<Option<Option<String>>, RelayError> =
+        select.fetch_optional(sql).await.map_err(RelayError::from);
+    match row {
         // The table is gone, and with it everything that rests on it.
-        Err(error) if error.kind == ErrorKind::TableMissing => Ok(false),
-        ours => ours,
+        Err(error) if error.kind == ErrorKind::TableMissing => Ok(Ownership::NotRegistered),
+        Err(error) => Err(error),
+        Ok(None) => Ok(Ownership::NotRegistered),
+        Ok(Some(Some(owner))) if owner != uid => Ok(Ownership::OtherOwner(owner)),
+        Ok(Some(_)) => Ok(Ownership::Ours),
     }
 }
 

@@ -67,6 +67,47 @@ async fn a_slot_that_another_client_creates_is_not_dropped() {
     stage.database.execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.unwrap();
 }
 
+/// The same resource in two Kubernetes clusters, or declared again after it was deleted: the slot is of the one whose relay held it last.
+#[tokio::test]
+async fn a_slot_that_the_relay_of_another_resource_has_held_since_is_not_dropped() {
+    let stage = Stage::shared("uid").await;
+    let slot = stage.database.name().to_owned();
+    stage.database.execute(&make_slot(&slot)).await.unwrap();
+    register(&stage, &slot).await;
+    stage.make_secret().await;
+    // A relay that no resource declares has an empty owner.
+    for owner in ["b7c1d1c0-another-resource", ""] {
+        stage.database.execute(&format!("UPDATE outbox_checkpoint SET owner = '{owner}'")).await.unwrap();
+        stage.apply().await;
+        stage.until(&[("SlotReady", "True", "Present")]).await;
+        delete(&stage).await;
+        assert!(has_slot(&stage, &slot).await, "the other relay needs it: {owner}");
+        assert_eq!(stage.value("SELECT count(*) FROM outbox_checkpoint").await.as_deref(), Some("1"));
+    }
+    stage.apply().await;
+    stage.until(&[("SlotReady", "True", "Present")]).await;
+    let uid = ["get", "obr", "shop", "-o", "jsonpath={.metadata.uid}"];
+    let uid = stage.namespace.kubectl(&uid).await.unwrap();
+    stage.database.execute(&format!("UPDATE outbox_checkpoint SET owner = '{uid}'")).await.unwrap();
+    delete(&stage).await;
+    assert!(!has_slot(&stage, &slot).await, "its own");
+}
+
+/// The operator is newer than the table.
+#[tokio::test]
+async fn a_slot_is_dropped_where_the_checkpoint_has_no_owner_column() {
+    let stage = Stage::shared("older").await;
+    let slot = stage.database.name().to_owned();
+    stage.database.execute("ALTER TABLE outbox_checkpoint DROP COLUMN owner").await.unwrap();
+    stage.database.execute(&make_slot(&slot)).await.unwrap();
+    register(&stage, &slot).await;
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("SlotReady", "True", "Present")]).await;
+    delete(&stage).await;
+    assert!(!has_slot(&stage, &slot).await);
+}
+
 /// Objects of the same names with another owner: none is changed, none is deleted with the resource, and the condition names
 /// the first.
 #[tokio::test]

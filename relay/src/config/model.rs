@@ -34,6 +34,9 @@ pub struct Config {
     pub version: u32,
     /// Name of this relay: its row in `outbox_checkpoint`.
     pub name: String,
+    /// What declares this relay. The checkpoint shows the owner of the relay that last held the slot.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub owner: String,
     /// Where rows come from.
     pub source: Source,
     /// Where records go.

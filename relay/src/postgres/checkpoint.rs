@@ -272,6 +272,25 @@ pub async fn move_to_timeline(
     check_one_row(written.rows_affected(), config)
 }
 
+/// Stores the owner of the relay that holds the slot. Every session calls it once it holds the slot, so the row shows the owner of
+/// the last holder. The column is optional: a table without migration 0006 lacks it, and delivery does not need it.
+pub async fn store_owner(sql: &mut PgConnection, config: &Config) -> Result<(), RelayError> {
+    let table = config.source.table.sibling(TABLE);
+    let select = format!(
+        "SELECT to_jsonb(c) ? 'owner' AND to_jsonb(c) ->> 'owner' IS DISTINCT FROM $2 FROM {table} AS c WHERE relay = $1"
+    );
+    let differs: Option<bool> = sqlx::query_scalar(AssertSqlSafe(select))
+        .bind(&config.name)
+        .bind(&config.owner)
+        .fetch_optional(&mut *sql)
+        .await?;
+    if differs == Some(true) {
+        let update = format!("UPDATE {table} SET owner = $2 WHERE relay = $1");
+        sqlx::query(AssertSqlSafe(update)).bind(&config.name).bind(&config.owner).execute(&mut *sql).await?;
+    }
+    Ok(())
+}
+
 fn check_one_row(written: u64, config: &Config) -> Result<(), RelayError> {
     if written == 1 {
         return Ok(());

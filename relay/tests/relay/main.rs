@@ -34,6 +34,7 @@ mod network;
 mod oauth;
 mod one_partition;
 mod one_writer;
+mod owner;
 mod poison;
 mod poolers;
 mod procedures;

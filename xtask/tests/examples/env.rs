@@ -33,6 +33,7 @@ impl Env {
         for file in [
             "migrations/0001_outbox.sql",
             "migrations/0002_outbox_checkpoint.sql",
+            "migrations/0006_outbox_checkpoint_owner.sql",
             "examples/writer/schema.sql",
         ] {
             writer.execute(&read(file)).await.unwrap();
