@@ -22,7 +22,7 @@ use crate::breaker::Breaker;
 use crate::desired::workload::digest;
 use crate::topics::{Cluster, KafkaError};
 
-/// Longer than from one pass to the next.
+/// Longer than from one reconciliation to the next.
 const IDLE: Duration = Duration::from_secs(150);
 /// Idle connections to databases at most: they are the database's, and its services need them.
 const KEPT: usize = 32;
@@ -46,7 +46,7 @@ pub struct Connections {
     silent: Breaker,
 }
 
-/// To the pods of relays, which are asked every few seconds: connections are kept from one pass to the next.
+/// To the pods of relays, which are asked every few seconds: connections are kept from one reconciliation to the next.
 pub type RelayClient = Client<HttpConnector, Empty<Bytes>>;
 
 /// A digest of a client's settings, and the credentials that its tokens are fetched with.
@@ -141,7 +141,7 @@ impl Connections {
         new
     }
 
-    /// Keeps a connection for the next pass.
+    /// Keeps a connection for the next reconciliation.
     pub fn keep(&self, database: Database) {
         let kept = Idle { key: database.key, since: Instant::now(), connection: database.sql };
         let mut idle = lock(&self.databases);

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 use crate::reconcile::{Context, ReconcileError, reconcile, reconcile_unreadable};
-use crate::watched::{Guarded, Watched};
+use crate::stores::{Guarded, Stores};
 
 /// Reconciliations wait for servers most of the time. Of all namespaces together: see [`Context::turns`].
 pub const AT_ONCE: u16 = 64;
@@ -23,14 +23,14 @@ pub struct Loop {
 }
 
 /// Begins to watch `namespaces`, or all where there is none: what is seen, and the loops to [`run`].
-pub fn watch(client: &kube::Client, namespaces: &[String], metrics: &Metrics) -> (Vec<Watched>, Vec<Loop>) {
+pub fn watch(client: &kube::Client, namespaces: &[String], metrics: &Metrics) -> (Vec<Stores>, Vec<Loop>) {
     let places: Vec<Option<&str>> = match namespaces {
         [] => vec![None],
         named => named.iter().map(|namespace| Some(namespace.as_str())).collect(),
     };
     let begin = |place| {
-        let (watched, controller, beside) = Watched::begin(client, place, metrics);
-        (watched, Loop { controller, beside: beside.boxed() })
+        let (stores, controller, beside) = Stores::begin(client, place, metrics);
+        (stores, Loop { controller, beside: beside.boxed() })
     };
     places.into_iter().map(begin).unzip()
 }
@@ -57,13 +57,13 @@ pub async fn run(loops: Vec<Loop>, context: Arc<Context>, mut stop: watch::Recei
 
 async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<bool>) {
     let forgetting = Arc::clone(&context);
-    let passes = one
+    let reconciliations = one
         .controller
         .with_config(Config::default().concurrency(AT_ONCE))
         .graceful_shutdown_on(async move { drop(stop.wait_for(|stop| *stop).await) })
         .run(guarded, again, context)
-        .for_each(async |pass| {
-            match pass {
+        .for_each(async |ended| {
+            match ended {
                 // Said where it happened.
                 Ok(_) | Err(Error::ReconcilerFailed(..)) => {}
                 Err(Error::QueueError(error)) => {
@@ -72,16 +72,16 @@ async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<boo
                 Err(Error::ObjectNotFound(gone)) => {
                     forgetting.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
                 }
-                Err(error) => tracing::debug!(%error, "a pass ended early"),
+                Err(error) => tracing::debug!(%error, "a reconciliation ended early"),
             }
         });
     let beside = one.beside.for_each(|()| future::ready(()));
-    future::select(Box::pin(passes), Box::pin(beside)).await;
+    future::select(Box::pin(reconciliations), Box::pin(beside)).await;
 }
 
 async fn guarded(relay: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    for watched in &context.watched {
-        watched.synced(&*relay).await?;
+    for stores in &context.stores {
+        stores.synced(&*relay).await?;
     }
     // Closed never.
     let _turn = context.turns.acquire().await.ok();
@@ -94,9 +94,9 @@ async fn guarded(relay: Arc<Guarded>, context: Arc<Context>) -> Result<Action, R
 fn again(relay: Arc<Guarded>, error: &ReconcileError, context: Arc<Context>) -> Action {
     tracing::warn!(namespace = relay.namespace(), name = relay.name_any(), %error, "will be tried again");
     let failures = relay.0.as_ref().map_or(0, |relay| {
-        context.memory.with(relay, |memory| {
-            memory.failures = memory.failures.saturating_add(1);
-            memory.failures
+        context.cache.with(relay, |cached| {
+            cached.failures = cached.failures.saturating_add(1);
+            cached.failures
         })
     });
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());

@@ -17,7 +17,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 /// Whether you have to act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum EventType {
     /// No action is needed.
     Normal,
     /// Act on it.
@@ -26,9 +26,9 @@ pub enum Kind {
 
 /// Tells of `relay` in the background: an Event that cannot be written is no reason to do less. Not by kube's recorder, which shows
 /// the first note of a reason for all that come after it.
-pub fn tell(client: &Client, relay: &OutboxRelay, kind: Kind, reason: &str, note: &str) {
+pub fn publish(client: &Client, relay: &OutboxRelay, type_: EventType, reason: &str, note: &str) {
     let api: Api<Event> = Api::namespaced(client.clone(), &relay.namespace().unwrap_or_default());
-    let event = event(relay, kind, reason, note);
+    let event = event(relay, type_, reason, note);
     tokio::spawn(async move {
         let created = tokio::time::timeout(WITHIN, api.create(&PostParams::default(), &event)).await;
         match created {
@@ -39,7 +39,7 @@ pub fn tell(client: &Client, relay: &OutboxRelay, kind: Kind, reason: &str, note
     });
 }
 
-fn event(relay: &OutboxRelay, kind: Kind, reason: &str, note: &str) -> Event {
+fn event(relay: &OutboxRelay, type_: EventType, reason: &str, note: &str) -> Event {
     Event {
         metadata: ObjectMeta {
             generate_name: Some(format!("{}-", relay.name_any())),
@@ -53,7 +53,7 @@ fn event(relay: &OutboxRelay, kind: Kind, reason: &str, note: &str) -> Event {
         regarding: Some(relay.object_ref(&())),
         reporting_controller: Some(format!("outbox.dev/{MANAGER}")),
         reporting_instance: Some(std::env::var("HOSTNAME").unwrap_or_else(|_| MANAGER.to_owned())),
-        type_: Some(format!("{kind:?}")),
+        type_: Some(format!("{type_:?}")),
         ..Event::default()
     }
 }

@@ -24,7 +24,7 @@ const RENEW_WITHIN: Duration = Duration::from_secs(10);
 const EVERY: Duration = Duration::from_secs(2);
 
 /// How often a process that waits for its renewal checks it.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Where the Lease is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +154,7 @@ pub async fn leader(client: Client, lease: &LeaseReference) -> Result<Option<Str
     let (began, before) = (Instant::now(), api.get_opt(name).await?);
     let version = before.and_then(|lease| lease.metadata.resource_version);
     while began.elapsed() < LASTS + EVERY * 2 {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let Some(lease) = api.get_opt(name).await? else { continue };
         let holder = lease.spec.and_then(|spec| spec.holder_identity).filter(|holder| !holder.is_empty());
         if holder.is_some() && lease.metadata.resource_version != version {

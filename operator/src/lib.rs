@@ -1,33 +1,34 @@
 //! The operator: creates and manages the publication, slot, topics and relay of an `OutboxRelay` resource.
 //!
 //! - [`resource`]: the custom resource, as people write it and as the API server checks it.
-//! - [`controller`]: which resources to look at, and when; [`reconcile`]: one pass over one of them.
-//! - [`watched`], [`touched`]: what is seen of the API server's objects; [`connections`], [`breaker`], [`memory`]: what passes share.
+//! - [`controller`]: which resources to reconcile, and when; [`reconcile`]: one reconciliation of one of them.
+//! - [`stores`], [`change_counts`]: what is seen of the API server's objects; [`connections`], [`breaker`], [`cache`]: what reconciliations
+//!   share.
 //! - [`leadership`]: which of several operators acts.
-//! - [`references`]: other operators' resources in place of fields; [`secrets`], [`status`]: what a pass begins and ends with.
+//! - [`references`]: other operators' resources in place of fields; [`secrets`], [`conditions`]: what a reconciliation begins and ends with.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects.
 //! - [`topics`]: what has to be done about topics, and doing it.
-//! - [`events`], [`metrics`]: what is told beside the status.
+//! - [`events`], [`metrics`]: what is reported beside the status.
 //! - [`doctor`]: whether an operator could do its work, and one does it.
 //! - [`user_ids`]: what kind of cluster it is.
-//! - [`fields`]: its fields as a table, for the documents.
+//! - [`field_table`]: the resource's fields as a table, for the documents.
 
 pub mod breaker;
+pub mod cache;
+pub mod change_counts;
+pub mod conditions;
 pub mod connections;
 pub mod controller;
 pub mod desired;
 pub mod doctor;
 pub mod events;
-pub mod fields;
+pub mod field_table;
 pub mod leadership;
-pub mod memory;
 pub mod metrics;
 pub mod reconcile;
 pub mod references;
 pub mod resource;
 pub mod secrets;
-pub mod status;
+pub mod stores;
 pub mod topics;
-pub mod touched;
 pub mod user_ids;
-pub mod watched;

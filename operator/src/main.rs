@@ -10,13 +10,13 @@ use std::time::Instant;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use kube::Client;
+use outbox_operator::cache::ReconcileCache;
 use outbox_operator::connections::Connections;
 use outbox_operator::desired::pod;
 use outbox_operator::leadership::{DEFAULT_LEASE, Leadership, LeaseReference};
-use outbox_operator::memory::Memory;
 use outbox_operator::metrics::Metrics;
 use outbox_operator::reconcile::Context;
-use outbox_operator::{controller, doctor, fields, resource, status};
+use outbox_operator::{conditions, controller, doctor, field_table, resource};
 use process::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
@@ -144,8 +144,8 @@ fn main() {
                 EXIT_BUG
             }
         },
-        Command::Fields => print(&fields::markdown()),
-        Command::Reasons => print(&status::markdown()),
+        Command::Fields => print(&field_table::markdown()),
+        Command::Reasons => print(&conditions::markdown()),
     })
 }
 
@@ -222,14 +222,14 @@ fn readiness(metrics: &Metrics) -> impl Fn() -> Readiness + Send + Sync + use<> 
 /// Reconciles the resources until it is asked to stop.
 async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::Receiver<bool>) {
     metrics.leader.set(1);
-    let (watched, loops) = controller::watch(&client, &options.place.namespaces(), &metrics);
+    let (stores, loops) = controller::watch(&client, &options.place.namespaces(), &metrics);
     let context = Context {
         client,
         image: options.relay_image.clone(),
         pod_template: options.relay_pod_template.clone(),
-        watched,
+        stores,
         connections: Connections::default(),
-        memory: Memory::default(),
+        cache: ReconcileCache::default(),
         metrics,
         user_ids: OnceCell::new(),
         since: Instant::now(),

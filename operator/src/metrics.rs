@@ -8,8 +8,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use crate::conditions::ConditionType;
 use crate::resource::{Condition, OutboxRelay};
-use crate::status::Aspect;
 
 const NAMESPACE: &str = "outbox_operator";
 
@@ -19,7 +19,7 @@ const API_SERVER_WITHIN: Duration = Duration::from_secs(30);
 /// From a look at what is in memory to a server that does not answer.
 const SECONDS: [f64; 11] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 10.0];
 
-/// How a pass ended.
+/// How a reconciliation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The quick check found no change.
@@ -125,8 +125,8 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// A pass has ended that began at `since`.
-    pub fn passed(&self, since: Instant, outcome: Outcome) {
+    /// A reconciliation has ended that began at `since`.
+    pub fn reconciled(&self, since: Instant, outcome: Outcome) {
         let name = match outcome {
             Outcome::Unchanged => "unchanged",
             Outcome::Ready => "ready",
@@ -137,7 +137,7 @@ impl Metrics {
         self.reconcile_seconds.observe(since.elapsed().as_secs_f64());
     }
 
-    /// A step of a pass was done, or stopped those after it.
+    /// A step of a reconciliation was done, or stopped those after it.
     pub fn step(&self, step: &str, done: bool) {
         self.steps.with_label_values(&[step, if done { "done" } else { "stopped" }]).inc();
     }
@@ -219,7 +219,7 @@ impl Metrics {
     }
 
     fn forget_conditions(&self, namespace: &str, name: &str) {
-        for aspect in Aspect::ALL {
+        for aspect in ConditionType::ALL {
             for status in STATUSES {
                 let labels = [namespace, name, &aspect.to_string(), status];
                 // It may never have been there.
@@ -256,7 +256,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.step("database", true);
         metrics.watch_synced.with_label_values(&["n", "Pod"]).set(1);
-        metrics.passed(Instant::now(), Outcome::Ready);
+        metrics.reconciled(Instant::now(), Outcome::Ready);
         metrics.requests.with_label_values(&["kafka", "observe", "answered"]).observe(0.0);
         metrics.conditions.with_label_values(&["n", "r", "Ready", "True"]).set(1);
         metrics.slot_wal_status.with_label_values(&["n", "r", "lost"]).set(1);

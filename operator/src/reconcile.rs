@@ -5,17 +5,17 @@
 
 mod cleanup;
 mod conflicts;
-mod database;
 mod deletion_rights;
 mod finalizer;
-mod glance;
-mod kafka;
-mod objects;
+mod owned_topics;
 mod paused;
 mod pods;
-mod relay;
+mod relay_status;
 mod resolve;
-mod topics;
+mod sink;
+mod source;
+mod steady_state;
+mod workload;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,28 +32,28 @@ use serde_json::{Value, json};
 use tokio::sync::{OnceCell, Semaphore};
 
 pub use self::finalizer::reconcile_unreadable;
-use self::kafka::Kafka;
 use self::resolve::{Resolution, resolve};
+use self::sink::Kafka;
+use crate::cache::{Applied, LastSuccess, ObservedTopics, ReconcileCache};
+use crate::conditions::{ConditionState, ConditionType, Conditions, Reason};
 use crate::connections::Connections;
 use crate::desired::naming::MANAGER;
 use crate::desired::pod::{PodDefaults, UserIds};
 use crate::desired::workload::workload;
-use crate::events::{self, Kind};
-use crate::memory::{Applied, Memory, SeenTopics, Settled};
+use crate::events::{self, EventType};
 use crate::metrics::{Metrics, Outcome};
 use crate::references::LookError;
 use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus, TopicStatus};
 use crate::secrets::ReadError;
-use crate::status::{Aspect, Finding, Findings, Reason};
+use crate::stores::{NotSynced, Stores};
 use crate::user_ids;
-use crate::watched::{NotSynced, Watched};
 
 /// How often everything is looked at again: what happens outside shows within 10 s.
-const LOOK_EVERY: Duration = Duration::from_secs(8);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(8);
 /// Looks are at beats of this process's clock, so that those of many resources are one waking.
-const BEAT: Duration = Duration::from_secs(1);
+const TICK: Duration = Duration::from_secs(1);
 /// So many failed looks in a row are as quick as others; then each pause is twice the one before,
-const LOOKS_BEFORE_PAUSES: u32 = 3;
+const RESYNCS_BEFORE_BACKOFF: u32 = 3;
 /// so many times: up to 64 s.
 const MOST_DOUBLINGS: u32 = 3;
 /// Others see what a database or Kafka cluster is after a moment.
@@ -62,7 +62,7 @@ const IDENTIFIED: Duration = Duration::from_millis(500);
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// An Event about readiness is written for each reason at most so often,
-const TELL_EVERY: Duration = Duration::from_secs(5 * 60);
+const EVENT_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// and for so many reasons within that time: a pod that gives another one each time must not fill the cluster with Events.
 const MOST_REASONS: usize = 20;
 
@@ -75,11 +75,11 @@ pub struct Context {
     /// Laid under what resources say of their pods.
     pub pod_template: Option<Value>,
     /// What is seen of the API server's objects: one for each namespace that is looked at, or one for all.
-    pub watched: Vec<Watched>,
+    pub stores: Vec<Stores>,
     /// To databases and Kafka clusters.
     pub connections: Connections,
     /// From one pass to the next.
-    pub memory: Memory,
+    pub cache: ReconcileCache,
     /// What `/metrics` shows.
     pub metrics: Metrics,
     /// Who chooses the users of pods; looked at once.
@@ -92,41 +92,41 @@ pub struct Context {
 
 impl Context {
     /// Objects of a kind in the namespace of `relay`.
-    fn beside<K>(&self, relay: &impl ResourceExt) -> Api<K>
+    fn namespaced<K>(&self, relay: &impl ResourceExt) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
     {
         Api::namespaced(self.client.clone(), &relay.namespace().unwrap_or_default())
     }
 
-    fn next_look(&self) -> Action {
-        let past_beat = self.since.elapsed().as_nanos() % BEAT.as_nanos();
-        Action::requeue(LOOK_EVERY - Duration::from_nanos_u128(past_beat))
+    fn next_resync(&self) -> Action {
+        let past_tick = self.since.elapsed().as_nanos() % TICK.as_nanos();
+        Action::requeue(RESYNC_INTERVAL - Duration::from_nanos_u128(past_tick))
     }
 
     /// When to look again at a resource whose database or Kafka did not answer `failures` times in a row: what does not answer takes time, and
     /// the others need it.
-    fn next_look_after(&self, failures: u32) -> Action {
-        match failures.saturating_sub(LOOKS_BEFORE_PAUSES) {
-            0 => self.next_look(),
-            more => Action::requeue(LOOK_EVERY * (1 << more.min(MOST_DOUBLINGS))),
+    fn next_resync_after(&self, failures: u32) -> Action {
+        match failures.saturating_sub(RESYNCS_BEFORE_BACKOFF) {
+            0 => self.next_resync(),
+            more => Action::requeue(RESYNC_INTERVAL * (1 << more.min(MOST_DOUBLINGS))),
         }
     }
 
     fn find_in_relays<T>(&self, look: impl Fn(&OutboxRelay) -> Option<T>) -> Option<T> {
-        self.watched.iter().find_map(|watched| watched.find_in_relays(&look))
+        self.stores.iter().find_map(|stores| stores.find_in_relays(&look))
     }
 
     fn deployment(&self, relay: &OutboxRelay) -> Option<Arc<Deployment>> {
-        self.watched.iter().find_map(|watched| watched.deployment(relay))
+        self.stores.iter().find_map(|stores| stores.deployment(relay))
     }
 
     fn pods(&self, relay: &OutboxRelay) -> Vec<Arc<Pod>> {
-        self.watched.iter().flat_map(|watched| watched.pods(relay)).collect()
+        self.stores.iter().flat_map(|stores| stores.pods(relay)).collect()
     }
 
-    fn touched(&self, relay: &OutboxRelay) -> u64 {
-        self.watched.iter().map(|watched| watched.touched(relay)).sum()
+    fn change_count(&self, relay: &OutboxRelay) -> u64 {
+        self.stores.iter().map(|stores| stores.change_count(relay)).sum()
     }
 
     /// What is the same for all pods. The API server is asked the first time.
@@ -137,20 +137,20 @@ impl Context {
     }
 
     /// Says what has happened, in the log and as an Event.
-    fn tell(&self, relay: &OutboxRelay, kind: Kind, reason: &str, note: &str) {
+    fn publish_event(&self, relay: &OutboxRelay, type_: EventType, reason: &str, note: &str) {
         let (namespace, name) = (relay.namespace(), relay.name_any());
-        match kind {
-            Kind::Normal => tracing::info!(namespace, name, reason, "{note}"),
-            Kind::Warning => tracing::warn!(namespace, name, reason, "{note}"),
+        match type_ {
+            EventType::Normal => tracing::info!(namespace, name, reason, "{note}"),
+            EventType::Warning => tracing::warn!(namespace, name, reason, "{note}"),
         }
-        events::tell(&self.client, relay, kind, reason, note);
+        events::publish(&self.client, relay, type_, reason, note);
     }
 
     /// The resource is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
         self.metrics.forget(namespace, name);
-        self.memory.forget(namespace, name);
-        self.watched.iter().for_each(|watched| watched.forget(namespace, name));
+        self.cache.forget(namespace, name);
+        self.stores.iter().for_each(|stores| stores.forget(namespace, name));
     }
 }
 
@@ -182,14 +182,14 @@ pub async fn reconcile(relay: &OutboxRelay, context: &Context) -> Result<Action,
     let held = finalizer::is_held(relay);
     let wanted = cleanup::deletes_something(&relay.spec);
     if relay.metadata.deletion_timestamp.is_some() {
-        return if held { finalizer::end(relay, context).await } else { Ok(Action::await_change()) };
+        return if held { finalizer::finalize(relay, context).await } else { Ok(Action::await_change()) };
     }
     if paused::is_paused(relay) {
         return paused::say(relay, context).await;
     }
     if held != wanted {
         // Nothing is made before it is certain that it will be looked after. The change brings about the next pass.
-        finalizer::hold(relay, context, wanted).await?;
+        finalizer::set_finalizer(relay, context, wanted).await?;
         return Ok(Action::requeue(RETRY_AFTER));
     }
     pass(relay, context).await
@@ -199,13 +199,13 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     let mut pass = Pass::new(relay, context);
     let (since, metrics) = (Instant::now(), &context.metrics);
     if pass.unchanged().await {
-        metrics.passed(since, Outcome::Unchanged);
-        return Ok(context.next_look());
+        metrics.reconciled(since, Outcome::Unchanged);
+        return Ok(context.next_resync());
     }
     let done = Box::pin(pass.run()).await;
     if let Err(error @ (ReconcileError::Secret(_) | ReconcileError::Reference(_))) = done {
         // Next to nothing was checked: the existing conditions still count, and keep their generation.
-        metrics.passed(since, Outcome::Failed);
+        metrics.reconciled(since, Outcome::Failed);
         return Err(error);
     }
     let well = pass.findings.is_well();
@@ -214,8 +214,8 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
         (Ok(()), true) => Outcome::Ready,
         (Ok(()), false) => Outcome::NotReady,
     };
-    metrics.passed(since, outcome);
-    if !pass.findings.is_reached(Aspect::SlotReady) {
+    metrics.reconciled(since, outcome);
+    if !pass.findings.is_reached(ConditionType::SlotReady) {
         // What was seen before says nothing of now.
         metrics.slot(relay, None);
     }
@@ -223,31 +223,34 @@ async fn pass(relay: &OutboxRelay, context: &Context) -> Result<Action, Reconcil
     let is_identified_anew = relay.status.as_ref().is_none_or(|before| {
         before.database_identity != status.database_identity || before.kafka_identity != status.kafka_identity
     });
-    let is_server_away =
-        [Aspect::DatabaseReachable, Aspect::KafkaReachable].iter().any(|aspect| pass.findings.fails(*aspect));
+    let is_server_away = [ConditionType::DatabaseReachable, ConditionType::KafkaReachable]
+        .iter()
+        .any(|aspect| pass.findings.fails(*aspect));
     let (at, generation) = (Instant::now(), relay.metadata.generation);
-    let settled =
-        pass.topics_seen.filter(|_| well).map(|topics| Arc::new(Settled { at, generation, status, topics }));
-    let away = context.memory.with(relay, |memory| {
-        memory.settled = settled;
-        memory.failures = if done.is_ok() { 0 } else { memory.failures };
-        memory.servers_away = if is_server_away { memory.servers_away.saturating_add(1) } else { 0 };
-        memory.servers_away
+    let last_success = pass
+        .topics_seen
+        .filter(|_| well)
+        .map(|topics| Arc::new(LastSuccess { at, generation, status, topics }));
+    let away = context.cache.with(relay, |cached| {
+        cached.last_success = last_success;
+        cached.failures = if done.is_ok() { 0 } else { cached.failures };
+        cached.servers_away = if is_server_away { cached.servers_away.saturating_add(1) } else { 0 };
+        cached.servers_away
     });
     done.map(|()| match is_identified_anew && !is_server_away {
         true => Action::requeue(IDENTIFIED),
-        false => context.next_look_after(away),
+        false => context.next_resync_after(away),
     })
 }
 
 /// An API server that fails says nothing about the objects; one that refuses them does.
-fn not_applied(error: &ReconcileError) -> Finding {
+fn not_applied(error: &ReconcileError) -> ConditionState {
     match error {
-        ReconcileError::Kubernetes(error) if is_unavailable(error) => Finding::unknown(
+        ReconcileError::Kubernetes(error) if is_unavailable(error) => ConditionState::unknown(
             Reason::KubernetesUnavailable,
             format!("the API server failed while the objects were applied: {error}; it is tried again"),
         ),
-        error => Finding::no(Reason::NotMade, format!("the objects were not applied: {error}")),
+        error => ConditionState::no(Reason::NotMade, format!("the objects were not applied: {error}")),
     }
 }
 
@@ -264,7 +267,7 @@ async fn put_status(
     relay: &OutboxRelay,
     status: &OutboxRelayStatus,
 ) -> Result<(), kube::Error> {
-    let api = context.beside::<OutboxRelay>(relay);
+    let api = context.namespaced::<OutboxRelay>(relay);
     let patch = json!({"apiVersion": OutboxRelay::api_version(&()), "kind": "OutboxRelay", "status": status});
     let parameters = PatchParams::apply(MANAGER).force();
     let (name, patch) = (relay.name_any(), Patch::Apply(patch));
@@ -278,23 +281,23 @@ async fn put_status(
 struct Pass<'a> {
     relay: &'a OutboxRelay,
     context: &'a Context,
-    findings: Findings,
+    findings: Conditions,
     topics: Vec<TopicStatus>,
     database_identity: Option<String>,
     kafka_identity: Option<String>,
     /// Its topics, for the next quick check.
-    topics_seen: Option<SeenTopics>,
+    topics_seen: Option<ObservedTopics>,
 }
 
 impl<'a> Pass<'a> {
     fn new(relay: &'a OutboxRelay, context: &'a Context) -> Pass<'a> {
         let before = relay.status.clone().unwrap_or_default();
-        let findings = Findings::new(relay.spec.suspend);
+        let findings = Conditions::new(relay.spec.suspend);
         Pass {
             relay,
             context,
             findings,
-            topics: topics::known(before.topics, &relay.spec.topics),
+            topics: owned_topics::known(before.topics, &relay.spec.topics),
             database_identity: before.database_identity,
             kafka_identity: before.kafka_identity,
             topics_seen: None,
@@ -304,18 +307,19 @@ impl<'a> Pass<'a> {
 
 impl Pass<'_> {
     async fn run(&mut self) -> Result<(), ReconcileError> {
-        if self.relay.spec.suspend && objects::stop(self.context, self.relay).await? {
-            let finding = Finding::yes(Reason::Suspended, "spec.suspend is true, and no pod is left");
-            self.findings.set(Aspect::Suspended, finding);
+        if self.relay.spec.suspend && workload::stop(self.context, self.relay).await? {
+            let finding = ConditionState::yes(Reason::Suspended, "spec.suspend is true, and no pod is left");
+            self.findings.set(ConditionType::Suspended, finding);
         }
-        self.findings.set(Aspect::Streaming, self.streaming().await);
-        self.findings.set(Aspect::WorkloadAvailable, objects::available(self.context, self.relay, None));
+        self.findings.set(ConditionType::Streaming, self.streaming().await);
+        self.findings
+            .set(ConditionType::WorkloadAvailable, workload::available(self.context, self.relay, None));
         let metrics = &self.context.metrics;
         let resolved = resolve(self.relay, self.context).await;
         metrics
             .step("references", resolved.as_ref().is_ok_and(|resolved| resolved.finding.holds == Some(true)));
         let resolved = resolved?;
-        self.findings.set(Aspect::ReferencesResolved, resolved.finding.clone());
+        self.findings.set(ConditionType::ReferencesResolved, resolved.finding.clone());
         let (config, kafka) = self.check_sides(&resolved).await;
         let (config, cluster) = match (config, kafka) {
             (Some(config), Kafka::Usable(cluster)) => (config, Some(cluster)),
@@ -326,21 +330,21 @@ impl Pass<'_> {
         let applied = Box::pin(self.apply(&resolved.relay, config)).await;
         self.context.metrics.step("workload", matches!(applied, Ok(Ok(_))));
         let applied = applied.inspect_err(|error| {
-            self.findings.set(Aspect::WorkloadAvailable, not_applied(error));
+            self.findings.set(ConditionType::WorkloadAvailable, not_applied(error));
         })?;
         let finding = match applied {
-            Ok(applied) => objects::available(self.context, self.relay, applied),
+            Ok(applied) => workload::available(self.context, self.relay, applied),
             Err(finding) => {
-                self.findings.set(Aspect::WorkloadAvailable, finding);
+                self.findings.set(ConditionType::WorkloadAvailable, finding);
                 return Ok(());
             }
         };
-        self.findings.set(Aspect::WorkloadAvailable, finding);
+        self.findings.set(ConditionType::WorkloadAvailable, finding);
         self.topics_seen = match cluster {
-            None => Some(SeenTopics::NoAccess),
+            None => Some(ObservedTopics::NoAccess),
             Some(cluster) => {
                 let topics = cluster.topics(&self.topic_names()).await;
-                topics.ok().map(|topics| SeenTopics::At(cluster, topics))
+                topics.ok().map(|topics| ObservedTopics::At(cluster, topics))
             }
         };
         Ok(())
@@ -365,30 +369,30 @@ impl Pass<'_> {
         self.relay.spec.topics.iter().map(|topic| topic.name.clone()).collect()
     }
 
-    /// Applies the objects where they are not what was applied last, or were touched since. The finding says why none was applied.
+    /// Applies the objects where they are not what was applied last, or were change_count since. The finding says why none was applied.
     /// `relay` is the resource without references.
     async fn apply(
         &self,
         relay: &OutboxRelay,
         config: &Config,
-    ) -> Result<Result<Option<Deployment>, Finding>, ReconcileError> {
-        let touched = self.context.touched(self.relay);
+    ) -> Result<Result<Option<Deployment>, ConditionState>, ReconcileError> {
+        let change_count = self.context.change_count(self.relay);
         let yaml = serde_saphyr::to_string(config)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
         let defaults = self.context.pod_defaults().await?;
         let workload = workload(relay, &yaml, defaults)
             .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
-        let wanted = Applied { digest: workload.digest(), touched };
-        if self.context.memory.of(self.relay).applied.as_ref() == Some(&wanted) {
+        let wanted = Applied { digest: workload.digest(), change_count };
+        if self.context.cache.of(self.relay).applied.as_ref() == Some(&wanted) {
             return Ok(Ok(None));
         }
-        if let Some(object) = objects::taken(self.context, self.relay, &workload).await? {
+        if let Some(object) = workload::taken(self.context, self.relay, &workload).await? {
             let remedy = "delete it, or give the resource another name";
             let what = format!("{object} is there and is not this resource's: {remedy}");
-            return Ok(Err(Finding::no(Reason::NameTaken, what)));
+            return Ok(Err(ConditionState::no(Reason::NameTaken, what)));
         }
-        let deployment = Box::pin(objects::apply(self.context, self.relay, workload)).await?;
-        self.context.memory.with(self.relay, |memory| memory.applied = Some(wanted));
+        let deployment = Box::pin(workload::apply(self.context, self.relay, workload)).await?;
+        self.context.cache.with(self.relay, |cached| cached.applied = Some(wanted));
         Ok(Ok(Some(deployment)))
     }
 
@@ -410,36 +414,36 @@ impl Pass<'_> {
         if relay.status.as_ref() == Some(&status) {
             return Ok(status);
         }
-        self.tell_of_change(&before);
+        self.publish_change(&before);
         put_status(self.context, relay, &status).await?;
         Ok(status)
     }
 
     /// Whether an Event with this reason is due: one that comes and goes is told of every few minutes.
-    fn may_tell(&self, reason: &str) -> bool {
-        self.context.memory.with(self.relay, |memory| {
-            memory.told.retain(|_, at| at.elapsed() < TELL_EVERY);
-            let is_due = !memory.told.contains_key(reason) && memory.told.len() < MOST_REASONS;
+    fn is_event_due(&self, reason: &str) -> bool {
+        self.context.cache.with(self.relay, |cached| {
+            cached.told.retain(|_, at| at.elapsed() < EVENT_INTERVAL);
+            let is_due = !cached.told.contains_key(reason) && cached.told.len() < MOST_REASONS;
             if is_due {
-                memory.told.insert(reason.to_owned(), Instant::now());
+                cached.told.insert(reason.to_owned(), Instant::now());
             }
             is_due
         })
     }
 
     /// Records readiness, when it or its reason has changed.
-    fn tell_of_change(&self, before: &[Condition]) {
+    fn publish_change(&self, before: &[Condition]) {
         let now = self.findings.summary();
         let reason = now.reason.to_string();
         let same = |before: &Condition| {
-            before.type_ == Aspect::Ready.to_string()
+            before.type_ == ConditionType::Ready.to_string()
                 && before.status == now.status()
                 && before.reason == reason
         };
-        if !before.iter().any(same) && self.may_tell(&reason) {
+        if !before.iter().any(same) && self.is_event_due(&reason) {
             let well = now.holds == Some(true) || now.reason.passes();
-            let kind = if well { Kind::Normal } else { Kind::Warning };
-            self.context.tell(self.relay, kind, &reason, &now.message);
+            let type_ = if well { EventType::Normal } else { EventType::Warning };
+            self.context.publish_event(self.relay, type_, &reason, &now.message);
         }
     }
 }

@@ -64,7 +64,7 @@ fn check_database(relay: &OutboxRelay, postgres: &PostgresSource) -> Result<(), 
 
 /// What a resource says of each side without references, as it was when they were read last.
 #[derive(Clone, Default)]
-pub struct Remembered {
+pub struct LastRead {
     /// Of PostgreSQL.
     pub postgres: Option<Arc<PostgresSource>>,
     /// Of Kafka.

@@ -17,10 +17,10 @@ use outbox_relay::postgres::slot;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
-use super::database::is_marked;
 use super::deletion_rights::not_permitted;
 use super::resolve::{self, Readers, without_references};
-use super::{Pass, objects};
+use super::source::is_own_publication;
+use super::{Pass, workload};
 use crate::desired::configuration::{self, identity};
 use crate::resource::{CreationPolicy, DeletionPolicy, OutboxRelay, OutboxRelaySpec, TopicStatus};
 
@@ -144,9 +144,9 @@ impl Pass<'_> {
     /// In a namespace that is being deleted the operator's Role there may go before the resource: then it may not look at the Deployment,
     /// which is deleted with the namespace, and the slot tells whether a relay still runs.
     async fn stop_relay(&self) -> Result<(), kube::Error> {
-        let deployments = self.context.beside::<Deployment>(self.relay);
+        let deployments = self.context.namespaced::<Deployment>(self.relay);
         let metrics = &self.context.metrics;
-        match objects::delete_own(metrics, &deployments, self.relay, DeleteParams::foreground()).await {
+        match workload::delete_own(metrics, &deployments, self.relay, DeleteParams::foreground()).await {
             Err(kube::Error::Api(refusal)) if refusal.code == 403 => Ok(()),
             stopped => stopped,
         }
@@ -170,7 +170,7 @@ impl Pass<'_> {
         if drops_slot {
             end_slot(sql, &admin, self.relay).await?;
         }
-        if drops_publication && is_marked(sql, &publication.name, self.relay).await? {
+        if drops_publication && is_own_publication(sql, &publication.name, self.relay).await? {
             if let Some(grant) = grants::to_drop_publication(sql, &publication.name, &admin.user).await? {
                 return Err(Pending::NotPermitted(not_permitted(&admin, &grant)));
             }

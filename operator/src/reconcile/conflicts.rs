@@ -9,13 +9,13 @@ use crate::resource::{OutboxRelay, OutboxRelayStatus};
 
 impl Pass<'_> {
     /// The resource that has the slot in place of this one, if there is one; among those that this operator looks at.
-    pub(super) fn rival(&self) -> Option<String> {
+    pub(super) fn owner(&self) -> Option<String> {
         let database = self.database_identity.as_deref();
         self.context.find_in_relays(|other| has_slot(other, self.relay, database).then(|| identity(other)))
     }
 
     /// A topic that another resource has, and that resource.
-    pub(super) fn topic_rival(&self) -> Option<(String, String)> {
+    pub(super) fn topic_owner(&self) -> Option<(String, String)> {
         let kafka = self.kafka_identity.as_deref();
         self.context.find_in_relays(|other| Some((common_topic(other, self.relay, kafka)?, identity(other))))
     }

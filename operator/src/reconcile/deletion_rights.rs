@@ -8,22 +8,22 @@ use sqlx::postgres::PgConnection;
 
 use super::Pass;
 use super::cleanup;
-use super::database::is_marked;
-use crate::events::Kind;
+use super::source::is_own_publication;
+use crate::conditions::ConditionType;
+use crate::events::EventType;
 use crate::resource::Condition;
-use crate::status::Aspect;
 
 impl Pass<'_> {
     /// Adds to the conditions which rights are missing, and tells of it once. `source` has the role that will delete. Delivery needs none
     /// of it, so no condition turns False.
     pub(super) async fn check_deletion_rights(&mut self, sql: &mut PgConnection, source: &config::Source) {
         for (aspect, missing) in [
-            (Aspect::SlotReady, self.missing_for_slot(sql, source).await),
-            (Aspect::PublicationReady, self.missing_for_publication(sql, source).await),
+            (ConditionType::SlotReady, self.missing_for_slot(sql, source).await),
+            (ConditionType::PublicationReady, self.missing_for_publication(sql, source).await),
         ] {
             match missing {
                 Ok(None) => {
-                    self.context.memory.with(self.relay, |memory| memory.missing_rights.remove(&aspect));
+                    self.context.cache.with(self.relay, |cached| cached.missing_rights.remove(&aspect));
                 }
                 Ok(Some(grant)) => self.report_missing(aspect, &not_permitted(source, &grant)),
                 Err(error) => tracing::debug!(%error, "rights for the deletion were not looked at"),
@@ -48,23 +48,25 @@ impl Pass<'_> {
         source: &config::Source,
     ) -> Result<Option<String>, RelayError> {
         let name = &source.publication.name;
-        if !cleanup::deletes_publication(&self.relay.spec) || !is_marked(sql, name, self.relay).await? {
+        if !cleanup::deletes_publication(&self.relay.spec)
+            || !is_own_publication(sql, name, self.relay).await?
+        {
             return Ok(None);
         }
         grants::to_drop_publication(sql, name, &source.user).await
     }
 
-    fn report_missing(&mut self, aspect: Aspect, note: &str) {
+    fn report_missing(&mut self, aspect: ConditionType, note: &str) {
         // By this process, which may not see its last status yet, or by one before it.
         let told = self
             .context
-            .memory
-            .with(self.relay, |memory| memory.missing_rights.insert(aspect, note.to_owned()));
+            .cache
+            .with(self.relay, |cached| cached.missing_rights.insert(aspect, note.to_owned()));
         let type_ = aspect.to_string();
         let is_said = |before: &Condition| before.type_ == type_ && before.message.contains(note);
         let said = self.relay.status.iter().flat_map(|status| &status.conditions).any(is_said);
         if told.as_deref() != Some(note) && !said {
-            self.context.tell(self.relay, Kind::Warning, "DeletionNotPermitted", note);
+            self.context.publish_event(self.relay, EventType::Warning, "DeletionNotPermitted", note);
         }
         self.findings.add(aspect, note);
     }

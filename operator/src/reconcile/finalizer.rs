@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::cleanup::{self, Pending};
 use super::{Context, Pass, RETRY_AFTER, ReconcileError};
-use crate::events::Kind;
+use crate::events::EventType;
 use crate::resource::OutboxRelay;
-use crate::watched::Guarded;
+use crate::stores::Guarded;
 
 const FINALIZER: &str = "outbox.dev/cleanup";
 
@@ -45,13 +45,13 @@ pub async fn reconcile_unreadable(
         "finalizer removed; external resources may remain, which are not known here: delete them by hand"
     );
     context.metrics.deletions_given_up.inc();
-    hold(relay, context, false).await?;
+    set_finalizer(relay, context, false).await?;
     Ok(Action::requeue(RETRY_AFTER))
 }
 
 /// Adds the finalizer, or takes it away; answers whether that was done. The list as it was read is part of the request: no other finalizer is
 /// lost, and where the resource has changed the next reconciliation does it.
-pub(super) async fn hold(
+pub(super) async fn set_finalizer(
     relay: &impl ResourceExt,
     context: &Context,
     held: bool,
@@ -63,7 +63,7 @@ pub(super) async fn hold(
     }
     let metadata = json!({"finalizers": finalizers, "resourceVersion": relay.resource_version()});
     let patch = Patch::Merge(json!({"metadata": metadata}));
-    let api = context.beside::<PartialObjectMeta<OutboxRelay>>(relay);
+    let api = context.namespaced::<PartialObjectMeta<OutboxRelay>>(relay);
     let (name, parameters) = (relay.name_any(), PatchParams::default());
     let patching = api.patch_metadata(&name, &parameters, &patch);
     match context.metrics.kubernetes("hold", patching).await {
@@ -75,7 +75,7 @@ pub(super) async fn hold(
 }
 
 /// Lets a resource go that is being deleted, once what its policies say is done, or cannot be done.
-pub(super) async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
+pub(super) async fn finalize(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
     let mut pass = Pass::new(relay, context);
     let (namespace, name) = (relay.namespace(), relay.name_any());
     let within = cleanup::within(relay);
@@ -87,13 +87,13 @@ pub(super) async fn end(relay: &OutboxRelay, context: &Context) -> Result<Action
             pass.write_status().await?;
             return Ok(Action::requeue(RETRY_AFTER));
         }
-        if hold(relay, context, false).await? {
+        if set_finalizer(relay, context, false).await? {
             let note = format!("what is left outside has to be deleted by hand: {pending}");
-            context.tell(relay, Kind::Warning, "DeletionGivenUp", &note);
+            context.publish_event(relay, EventType::Warning, "DeletionGivenUp", &note);
             context.metrics.deletions_given_up.inc();
         }
     } else {
-        hold(relay, context, false).await?;
+        set_finalizer(relay, context, false).await?;
     }
     // By then it is gone, and what is remembered of it goes.
     Ok(Action::requeue(RETRY_AFTER))

@@ -6,7 +6,7 @@ use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
 use super::{Context, ReconcileError, put_status};
-use crate::events::Kind;
+use crate::events::EventType;
 use crate::resource::{Condition, OutboxRelay};
 
 /// Set to "true", nothing is changed for this resource until it is removed; deletion goes ahead.
@@ -22,13 +22,13 @@ pub(super) fn is_paused(relay: &OutboxRelay) -> bool {
 /// Adds the condition. The next reconciliation that is not paused writes all conditions, and this one is not among them.
 pub(super) async fn say(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
     // What was seen before the pause says nothing about what is there after it.
-    context.memory.forget(&relay.namespace().unwrap_or_default(), &relay.name_any());
+    context.cache.forget(&relay.namespace().unwrap_or_default(), &relay.name_any());
     let mut status = relay.status.clone().unwrap_or_default();
     if status.conditions.iter().any(|condition| condition.type_ == CONDITION) {
         return Ok(Action::await_change());
     }
     let message = format!("the annotation {PAUSE} is true: nothing is changed until it is removed");
-    context.tell(relay, Kind::Normal, CONDITION, &message);
+    context.publish_event(relay, EventType::Normal, CONDITION, &message);
     let now = Timestamp::now();
     status.conditions.push(Condition {
         last_transition_time: Time(Timestamp::from_second(now.as_second()).unwrap_or(now)),

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod}
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
-use crate::status::Reason;
+use crate::conditions::Reason;
 
 /// A relay that is not ready for longer has a reason, which `Streaming` says.
 const STARTS_WITHIN_SECONDS: i64 = 30;
@@ -25,7 +25,7 @@ pub(super) fn problem(pod: &Pod, now: Timestamp) -> Option<(Reason, String)> {
         .find(|condition| condition.type_ == "PodScheduled" && condition.status == "False");
     if let Some(condition) = unscheduled {
         let reason = condition.reason.clone().unwrap_or_else(|| "Unschedulable".to_owned());
-        let reason = Reason::Said(reason);
+        let reason = Reason::External(reason);
         return Some((reason, condition.message.clone().unwrap_or_default()));
     }
     status.container_statuses.iter().flatten().find_map(|container| stopped(&pod.name_any(), container, now))
@@ -44,11 +44,11 @@ fn stopped(pod: &str, container: &ContainerStatus, now: Timestamp) -> Option<(Re
         let message = waiting.message.clone().unwrap_or_default();
         let before = container.last_state.as_ref().and_then(|state| state.terminated.as_ref()).map(ending);
         let message = before.map_or(message.clone(), |before| format!("{message}; it had ended: {before}"));
-        return Some((Reason::Said(reason), message));
+        return Some((Reason::External(reason), message));
     }
     if let Some(ended) = &state.terminated {
         let reason = ended.reason.clone().unwrap_or_else(|| "Terminated".to_owned());
-        return Some((Reason::Said(reason), format!("pod {pod} has ended: {}", ending(ended))));
+        return Some((Reason::External(reason), format!("pod {pod} has ended: {}", ending(ended))));
     }
     let started = state.running.as_ref()?.started_at.as_ref()?;
     let age = now.as_second() - started.0.as_second();

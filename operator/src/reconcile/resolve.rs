@@ -7,18 +7,18 @@ use outbox_relay::config::{Config, Sink};
 use serde_json::Value;
 
 use super::{Context, ReconcileError};
+use crate::conditions::{ConditionState, Outlook, Reason};
 use crate::desired::configuration::configuration;
 use crate::desired::naming;
 use crate::desired::pod::{self, PodDefaults, UserIds};
 use crate::references::{self, LookError, ReferenceError, Summary};
 use crate::resource::{KafkaSink, OutboxRelay, PostgresSource};
 use crate::secrets::{self, KafkaSecrets, PostgresSecrets, ReadError, SecretError, Values};
-use crate::status::{Finding, Outlook, Reason};
 
 /// What the resource refers to.
 pub(super) struct Resolution {
     /// Whether all of it can be used.
-    pub(super) finding: Finding,
+    pub(super) finding: ConditionState,
     /// The resource without references to other operators' resources.
     pub(super) relay: OutboxRelay,
     /// The relay's configuration, which has the role's name, and the Secrets for PostgreSQL, where they can be used.
@@ -85,7 +85,7 @@ pub(super) async fn resolve(relay: &OutboxRelay, context: &Context) -> Result<Re
     let (postgres, kafka) = (postgres?, kafka?);
     if postgres.is_ok() && kafka.is_ok() {
         // Those that are not referenced any more are forgotten.
-        context.memory.with(relay, |memory| memory.secrets = Some(Arc::new(used)));
+        context.cache.with(relay, |cached| cached.secrets = Some(Arc::new(used)));
     } else {
         remember(relay, context, used);
     }
@@ -94,7 +94,7 @@ pub(super) async fn resolve(relay: &OutboxRelay, context: &Context) -> Result<Re
 
 /// Adds what was read to what was read before.
 pub(super) fn remember(relay: &OutboxRelay, context: &Context, used: Values) {
-    context.memory.with(relay, |memory| Arc::make_mut(memory.secrets.get_or_insert_default()).extend(used));
+    context.cache.with(relay, |cached| Arc::make_mut(cached.secrets.get_or_insert_default()).extend(used));
 }
 
 fn usable<T>(read: Result<T, SideError>) -> Result<Result<T, Unresolved>, ReconcileError> {
@@ -125,7 +125,7 @@ fn judge(
     let config = match check(&relay, user, template) {
         Ok(config) => config,
         Err(problem) => {
-            let finding = Finding::no(Reason::SpecificationInvalid, problem);
+            let finding = ConditionState::no(Reason::SpecificationInvalid, problem);
             return Resolution { finding, relay, postgres: None, kafka: None };
         }
     };
@@ -145,13 +145,13 @@ fn apart<T, S>(read: Read<T, S>, problems: &mut Vec<Unresolved>) -> (Option<T>, 
 }
 
 /// The reason is that of the first problem that needs a person, or else of the first.
-fn finding(problems: &[Unresolved], summary: String) -> Finding {
+fn finding(problems: &[Unresolved], summary: String) -> ConditionState {
     let needs_action = |problem: &&Unresolved| problem.reason().outlook() == Outlook::NeedsAction;
     match problems.iter().find(needs_action).or(problems.first()) {
-        None => Finding::yes(Reason::Resolved, summary),
+        None => ConditionState::yes(Reason::Resolved, summary),
         Some(first) => {
             let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            Finding::no(first.reason(), all.join("; "))
+            ConditionState::no(first.reason(), all.join("; "))
         }
     }
 }
@@ -204,25 +204,25 @@ pub(super) struct Readers<'a> {
 impl<'a> Readers<'a> {
     pub(super) fn new(relay: &'a OutboxRelay, context: &'a Context) -> Readers<'a> {
         let is_ending = relay.metadata.deletion_timestamp.is_some();
-        let before = context.memory.of(relay).secrets.filter(|_| is_ending);
+        let before = context.cache.of(relay).secrets.filter(|_| is_ending);
         Readers {
             relay,
             context,
             references: references::Reader::new(&context.client, &context.metrics),
-            secrets: secrets::Reader::new(context.beside(relay), &context.metrics, before),
+            secrets: secrets::Reader::new(context.namespaced(relay), &context.metrics, before),
         }
     }
 
     pub(super) async fn postgres(&mut self) -> Result<(PostgresSource, PostgresSecrets), SideError> {
         let read = references::postgres(self.relay, &self.references).await;
-        let read = self.or_as_before(read, |memory| &mut memory.postgres)?;
+        let read = self.or_as_before(read, |cached| &mut cached.postgres)?;
         let secrets = PostgresSecrets::read(&mut self.secrets, &read).await?;
         Ok((read, secrets))
     }
 
     pub(super) async fn kafka(&mut self) -> Result<(KafkaSink, KafkaSecrets), SideError> {
         let read = references::kafka(self.relay, &self.references).await;
-        let read = self.or_as_before(read, |memory| &mut memory.kafka)?;
+        let read = self.or_as_before(read, |cached| &mut cached.kafka)?;
         let secrets = KafkaSecrets::read(&mut self.secrets, &read).await?;
         Ok((read, secrets))
     }
@@ -230,10 +230,10 @@ impl<'a> Readers<'a> {
     fn or_as_before<T: Clone>(
         &self,
         read: Result<T, LookError>,
-        place: fn(&mut references::Remembered) -> &mut Option<Arc<T>>,
+        place: fn(&mut references::LastRead) -> &mut Option<Arc<T>>,
     ) -> Result<T, LookError> {
-        self.context.memory.with(self.relay, |memory| {
-            let before = place(&mut memory.references);
+        self.context.cache.with(self.relay, |cached| {
+            let before = place(&mut cached.references);
             match (read, &before) {
                 (Ok(side), _) => {
                     *before = Some(Arc::new(side.clone()));

@@ -1,4 +1,4 @@
-//! Reads Secrets, each once in a pass however many references lead to it, and keeps only the keys that are referenced.
+//! Reads Secrets, each once in a reconciliation however many references lead to it, and keeps only the keys that are referenced.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;

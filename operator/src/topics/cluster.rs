@@ -170,10 +170,10 @@ impl Cluster {
     ///
     /// # Errors
     /// Kafka does not answer, or refuses.
-    pub async fn carry_out(&self, topic: &str, step: &Step) -> Result<(), KafkaError> {
-        let carried_out = carry_out(&self.0.client.current(), topic, step).await;
+    pub async fn apply_step(&self, topic: &str, step: &Step) -> Result<(), KafkaError> {
+        let applied = apply_step(&self.0.client.current(), topic, step).await;
         self.forget().await;
-        carried_out
+        applied
     }
 
     /// Deletes a topic. One that does not exist is no error.
@@ -206,7 +206,7 @@ fn look(client: &Client, names: &BTreeSet<String>) -> Result<View, KafkaError> {
     Ok(View { cluster_id, topics })
 }
 
-async fn carry_out(client: &Arc<Client>, topic: &str, step: &Step) -> Result<(), KafkaError> {
+async fn apply_step(client: &Arc<Client>, topic: &str, step: &Step) -> Result<(), KafkaError> {
     match step {
         Step::Create { partitions, replication_factor, config } => {
             let replicas = TopicReplication::Fixed(replication_factor.unwrap_or(BROKERS_DEFAULT));
@@ -228,13 +228,13 @@ async fn carry_out(client: &Arc<Client>, topic: &str, step: &Step) -> Result<(),
             let grown = admin(client)?.create_partitions([&new], &options()).await;
             done(&format!("growing topic {topic} to {partitions} partitions"), grown, None)
         }
-        Step::Configure { set, given_back } => {
-            let (client, set, given_back) = (Arc::clone(client), set.clone(), given_back.clone());
+        Step::Configure { set, reset } => {
+            let (client, set, reset) = (Arc::clone(client), set.clone(), reset.clone());
             let (topic, doing) = (topic.to_owned(), format!("configuring topic {topic}"));
             let configuring = tokio::task::spawn_blocking(move || {
                 let set = set.iter().map(|(key, value)| (key.as_str(), ConfigChange::Set(value)));
-                let given_back = given_back.iter().map(|key| (key.as_str(), ConfigChange::Delete));
-                let alterations = set.chain(given_back).collect();
+                let reset = reset.iter().map(|key| (key.as_str(), ConfigChange::Delete));
+                let alterations = set.chain(reset).collect();
                 let altered = kafka_admin::alter_topic_config(
                     admin(&client)?.inner(),
                     &topic,

@@ -45,7 +45,7 @@ pub enum Step {
         /// To be set.
         set: BTreeMap<String, String>,
         /// To be the broker's again.
-        given_back: BTreeSet<String>,
+        reset: BTreeSet<String>,
     },
 }
 
@@ -62,9 +62,9 @@ impl Display for Step {
                 write!(f, "made, with {partitions} partitions and {replicas} replicas")
             }
             Step::Grow { partitions } => write!(f, "grown to {partitions} partitions"),
-            Step::Configure { set, given_back } if given_back.is_empty() => write!(f, "configured: {set:?}"),
-            Step::Configure { set, given_back } => {
-                write!(f, "configured: {set:?}, and the broker's again: {given_back:?}")
+            Step::Configure { set, reset } if reset.is_empty() => write!(f, "configured: {set:?}"),
+            Step::Configure { set, reset } => {
+                write!(f, "configured: {set:?}, and the broker's again: {reset:?}")
             }
         }
     }
@@ -135,10 +135,10 @@ fn configure(declared: &Topic, owned: &BTreeSet<String>, present: &BTreeMap<Stri
         present.get(*key).is_none_or(|present| !are_same(key, value, present))
     };
     let set = declared.config.iter().filter(differs).map(|(key, value)| (key.clone(), value.clone()));
-    let given_back = owned.iter().filter(|key| !declared.config.contains_key(*key));
-    let given_back = given_back.filter(|key| present.contains_key(*key)).cloned();
-    let (set, given_back) = (set.collect::<BTreeMap<_, _>>(), given_back.collect::<BTreeSet<_>>());
-    (!set.is_empty() || !given_back.is_empty()).then_some(Step::Configure { set, given_back })
+    let reset = owned.iter().filter(|key| !declared.config.contains_key(*key));
+    let reset = reset.filter(|key| present.contains_key(*key)).cloned();
+    let (set, reset) = (set.collect::<BTreeMap<_, _>>(), reset.collect::<BTreeSet<_>>());
+    (!set.is_empty() || !reset.is_empty()).then_some(Step::Configure { set, reset })
 }
 
 #[cfg(test)]
@@ -175,9 +175,9 @@ mod tests {
                 Some(Observed { id: None, partitions, replication_factor, overrides: config })
             }
             (Step::Grow { partitions }, Some(observed)) => Some(Observed { partitions, ..observed }),
-            (Step::Configure { set, given_back }, Some(mut observed)) => {
+            (Step::Configure { set, reset }, Some(mut observed)) => {
                 observed.overrides.extend(set);
-                observed.overrides.retain(|key, _| !given_back.contains(key));
+                observed.overrides.retain(|key, _| !reset.contains(key));
                 Some(observed)
             }
             (_, None) => None,
@@ -204,7 +204,7 @@ mod tests {
         let overrides = pairs(&[("foreign", "1"), ("mine", "1"), ("was.mine", "1")]);
         let observed = Observed { id: None, partitions: 3, replication_factor: Some(1), overrides };
         let plan = plan(&topic(3, 1, &[("mine", "2")]), &keys(&["mine", "was.mine"]), Some(&observed));
-        let step = Step::Configure { set: pairs(&[("mine", "2")]), given_back: keys(&["was.mine"]) };
+        let step = Step::Configure { set: pairs(&[("mine", "2")]), reset: keys(&["was.mine"]) };
         assert_eq!(plan, Plan { steps: vec![step], deviations: Vec::new() });
     }
 

@@ -39,7 +39,7 @@ async fn carry_out(cluster: &Cluster, topic: &Topic, owned: &[&str], observed: O
     let owned: BTreeSet<String> = owned.iter().map(|key| (*key).to_owned()).collect();
     let plan = plan(topic, &owned, observed);
     for step in &plan.steps {
-        cluster.carry_out(&topic.name, step).await.unwrap();
+        cluster.apply_step(&topic.name, step).await.unwrap();
     }
     plan
 }
@@ -55,7 +55,7 @@ async fn a_topic_becomes_what_is_declared_and_what_others_set_stays() {
     carry_out(&cluster, &declared, &[], None).await;
     // Once more, as by one who may not see it.
     let again = plan(&declared, &BTreeSet::new(), None);
-    let refused = cluster.carry_out(&name, &again.steps[0]).await.unwrap_err();
+    let refused = cluster.apply_step(&name, &again.steps[0]).await.unwrap_err();
     assert_eq!(refused.code, Some(RDKafkaErrorCode::TopicAlreadyExists), "{refused}");
     let made = seen(&cluster, &name, |topic| topic.partitions == 2).await;
     assert_eq!(made.overrides["message.timestamp.type"], "LogAppendTime");
@@ -137,10 +137,10 @@ async fn what_kafka_refuses_is_said_with_its_code() {
         replication_factor: Some(replication_factor),
         config: serde_json::from_value(config.clone()).unwrap(),
     };
-    let error = cluster.carry_out(&name, &step(3, &json!({}))).await.unwrap_err();
+    let error = cluster.apply_step(&name, &step(3, &json!({}))).await.unwrap_err();
     assert_eq!(error.code, Some(RDKafkaErrorCode::InvalidReplicationFactor));
     assert!(error.to_string().starts_with(&format!("Kafka: creating topic {name}: ")), "{error}");
-    let error = cluster.carry_out(&name, &step(1, &json!({"no.such.key": "1"}))).await.unwrap_err();
+    let error = cluster.apply_step(&name, &step(1, &json!({"no.such.key": "1"}))).await.unwrap_err();
     assert_eq!(error.code, Some(RDKafkaErrorCode::InvalidConfig));
 }
 

@@ -1,4 +1,4 @@
-//! What this process remembers of a resource from one pass to the next. Nothing rests on it: without it everything is looked at, and
+//! What this process remembers of a resource from one reconciliation to the next. Nothing rests on it: without it everything is looked at, and
 //! applied, once more.
 
 use std::collections::{BTreeMap, HashMap};
@@ -7,23 +7,23 @@ use std::time::Instant;
 
 use kube::ResourceExt;
 
+use crate::conditions::ConditionType;
 use crate::references;
 use crate::resource::{OutboxRelay, OutboxRelayStatus};
 use crate::secrets::Values;
-use crate::status::Aspect;
 use crate::topics::{Cluster, Contests, Topics};
 
 /// By namespace and name. A resource that was recreated under the same name has another status, and other objects.
 #[derive(Default)]
-pub struct Memory(Mutex<HashMap<(String, String), Remembered>>);
+pub struct ReconcileCache(Mutex<HashMap<(String, String), CachedState>>);
 
 /// Of one resource.
 #[derive(Clone, Default)]
-pub struct Remembered {
-    /// The last pass that found everything as it should be.
-    pub settled: Option<Arc<Settled>>,
+pub struct CachedState {
+    /// The last reconciliation that found everything as it should be.
+    pub last_success: Option<Arc<LastSuccess>>,
     /// What its references led to.
-    pub references: references::Remembered,
+    pub references: references::LastRead,
     /// What its Secrets held under the keys that it references, when they were last read.
     pub secrets: Option<Arc<Values>>,
     /// What was applied last.
@@ -31,17 +31,17 @@ pub struct Remembered {
     /// Keys of its topics that something else sets back.
     pub contests: Contests,
     /// Rights that the deletion lacks, as they were told of.
-    pub missing_rights: BTreeMap<Aspect, String>,
-    /// Passes in a row that the API server has refused something.
+    pub missing_rights: BTreeMap<ConditionType, String>,
+    /// Reconciliations in a row that the API server has refused something.
     pub failures: u32,
-    /// Passes in a row in which its database or Kafka did not answer.
+    /// Reconciliations in a row in which its database or Kafka did not answer.
     pub servers_away: u32,
     /// Reasons of Events, and when each was written last.
     pub told: HashMap<String, Instant>,
 }
 
-/// A pass that found everything as it should be.
-pub struct Settled {
+/// A reconciliation that found everything as it should be.
+pub struct LastSuccess {
     /// When.
     pub at: Instant,
     /// Of the specification.
@@ -49,11 +49,11 @@ pub struct Settled {
     /// As it was written.
     pub status: OutboxRelayStatus,
     /// Its topics.
-    pub topics: SeenTopics,
+    pub topics: ObservedTopics,
 }
 
 /// The topics as the last reconciliation saw them.
-pub enum SeenTopics {
+pub enum ObservedTopics {
     /// Where they are, and how they were.
     At(Cluster, Topics),
     /// The operator has no access to them.
@@ -65,25 +65,25 @@ pub enum SeenTopics {
 pub struct Applied {
     /// Of all of them.
     pub digest: String,
-    /// [`crate::watched::Watched::touched`] from before.
-    pub touched: u64,
+    /// [`crate::stores::Stores::change_count`] from before.
+    pub change_count: u64,
 }
 
-impl Memory {
+impl ReconcileCache {
     /// What is remembered of `relay`.
-    pub fn of(&self, relay: &OutboxRelay) -> Remembered {
+    pub fn of(&self, relay: &OutboxRelay) -> CachedState {
         self.with(relay, |remembered| remembered.clone())
     }
 
     /// Changes what is remembered of `relay`.
-    pub fn with<T>(&self, relay: &OutboxRelay, change: impl FnOnce(&mut Remembered) -> T) -> T {
-        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        change(memory.entry((relay.namespace().unwrap_or_default(), relay.name_any())).or_default())
+    pub fn with<T>(&self, relay: &OutboxRelay, change: impl FnOnce(&mut CachedState) -> T) -> T {
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        change(cached.entry((relay.namespace().unwrap_or_default(), relay.name_any())).or_default())
     }
 
     /// It is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
-        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        memory.remove(&(namespace.to_owned(), name.to_owned()));
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cached.remove(&(namespace.to_owned(), name.to_owned()));
     }
 }

@@ -1,5 +1,5 @@
-//! What the API server has, kept up to date by watching, so that a pass does not ask for it: resources, and of what belongs to
-//! them the parts that passes look at.
+//! What the API server has, kept up to date by watching, so that a reconciliation does not ask for it: resources, and of what belongs to
+//! them the parts that reconciliations read.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -18,23 +18,23 @@ use kube::runtime::{Controller, PredicateConfig, WatchStreamExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::OnceCell;
 
+use crate::change_counts::ChangeCounts;
 use crate::desired::naming::{INSTANCE, MANAGED_BY, MANAGER, object_name};
 use crate::metrics::Metrics;
 use crate::resource::OutboxRelay;
-use crate::touched::Touched;
 
 /// One resource that cannot be read, written by an older or newer version perhaps, must not keep all others from being
 /// watched.
 pub type Guarded = DeserializeGuard<OutboxRelay>;
 
 /// See the module's text. One namespace, or all of them.
-pub struct Watched {
+pub struct Stores {
     /// `None` is all.
     namespace: Option<String>,
     relays: Store<Guarded>,
     deployments: Store<Deployment>,
     pods: Store<Pod>,
-    touched: Arc<Touched>,
+    change_counts: Arc<ChangeCounts>,
     seen: OnceCell<()>,
 }
 
@@ -48,16 +48,16 @@ pub struct NotSynced(String);
 /// How long one reconciliation waits for the first lists.
 const WITHIN: Duration = Duration::from_secs(20);
 
-impl Watched {
+impl Stores {
     /// What is there of `namespace`, or of all; with the loop that its changes set in motion, and a stream that has to be polled
     /// beside it.
     pub fn begin(
         client: &Client,
         namespace: Option<&str>,
         metrics: &Metrics,
-    ) -> (Watched, Controller<Guarded>, impl Stream<Item = ()> + Send + use<>) {
-        let touched = Arc::new(Touched::default());
-        let place = Place {
+    ) -> (Stores, Controller<Guarded>, impl Stream<Item = ()> + Send + use<>) {
+        let change_counts = Arc::new(ChangeCounts::default());
+        let scope = Scope {
             client: client.clone(),
             namespace: namespace.map(str::to_owned),
             metrics: metrics.clone(),
@@ -66,7 +66,7 @@ impl Watched {
         let (deployments, deployments_written) = reflector::store();
         let (pods, pods_written) = reflector::store();
         let crd_missing = metrics.crd_missing.clone();
-        let resources = place
+        let resources = scope
             .watch::<Guarded>(watcher::Config::default())
             .inspect(move |seen| crd_missing.set(seen.as_ref().err().is_some_and(is_missing).into()))
             .modify(|relay| relay.meta_mut().managed_fields = None)
@@ -74,32 +74,34 @@ impl Watched {
             .touched_objects()
             .predicate_filter(what_matters, PredicateConfig::default());
         let mut controller = Controller::for_stream(resources, relays.clone());
-        let made = touched
-            .count(place.watch::<Deployment>(ours()))
+        let made = change_counts
+            .count(scope.watch::<Deployment>(ours()))
             .modify(|deployment| {
                 (deployment.metadata.managed_fields, deployment.spec) = (None, None);
             })
             .reflect(deployments_written);
         controller = controller.owns_stream(without_errors(made));
-        controller =
-            controller.owns_stream(counted(&touched, place.watch::<PartialObjectMeta<ConfigMap>>(ours())));
-        controller =
-            controller.owns_stream(counted(&touched, place.watch::<PartialObjectMeta<Service>>(ours())));
         controller = controller
-            .owns_stream(counted(&touched, place.watch::<PartialObjectMeta<ServiceAccount>>(ours())));
+            .owns_stream(counted(&change_counts, scope.watch::<PartialObjectMeta<ConfigMap>>(ours())));
         controller = controller
-            .owns_stream(counted(&touched, place.watch::<PartialObjectMeta<PodDisruptionBudget>>(ours())));
+            .owns_stream(counted(&change_counts, scope.watch::<PartialObjectMeta<Service>>(ours())));
         controller = controller
-            .owns_stream(counted(&touched, place.watch::<PartialObjectMeta<NetworkPolicy>>(ours())));
+            .owns_stream(counted(&change_counts, scope.watch::<PartialObjectMeta<ServiceAccount>>(ours())));
+        controller = controller.owns_stream(counted(
+            &change_counts,
+            scope.watch::<PartialObjectMeta<PodDisruptionBudget>>(ours()),
+        ));
+        controller = controller
+            .owns_stream(counted(&change_counts, scope.watch::<PartialObjectMeta<NetworkPolicy>>(ours())));
         // They belong to ReplicaSets; reconciliations look at them.
-        let pods_seen = place
+        let pods_seen = scope
             .watch::<Pod>(ours())
             .modify(|pod| (pod.metadata.managed_fields, pod.spec) = (None, None))
             .reflect(pods_written)
             .map(drop);
-        let namespace = place.namespace;
+        let namespace = scope.namespace;
         (
-            Watched { namespace, relays, deployments, pods, touched, seen: OnceCell::new() },
+            Stores { namespace, relays, deployments, pods, change_counts, seen: OnceCell::new() },
             controller,
             pods_seen,
         )
@@ -152,15 +154,15 @@ impl Watched {
     }
 
     /// Changes whenever something that belongs to the resource does.
-    pub fn touched(&self, relay: &OutboxRelay) -> u64 {
+    pub fn change_count(&self, relay: &OutboxRelay) -> u64 {
         let key = (relay.namespace().unwrap_or_default(), relay.name_any());
-        self.touched.count_of(&key)
+        self.change_counts.count_of(&key)
     }
 
     /// The resource is gone.
     pub fn forget(&self, namespace: &str, name: &str) {
         let key = (namespace.to_owned(), name.to_owned());
-        self.touched.forget(&key);
+        self.change_counts.forget(&key);
     }
 }
 
@@ -185,13 +187,13 @@ fn what_matters(relay: &Guarded) -> Option<u64> {
 }
 
 /// Where is looked.
-struct Place {
+struct Scope {
     client: Client,
     namespace: Option<String>,
     metrics: Metrics,
 }
 
-impl Place {
+impl Scope {
     fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -229,10 +231,10 @@ impl Place {
 
 /// The changes of a kind of which nothing is kept.
 fn counted<K: Resource, S: Stream<Item = Result<watcher::Event<K>, watcher::Error>>>(
-    touched: &Arc<Touched>,
+    change_counts: &Arc<ChangeCounts>,
     events: S,
 ) -> impl Stream<Item = Result<K, watcher::Error>> + use<K, S> {
-    without_errors(touched.count(events))
+    without_errors(change_counts.count(events))
 }
 
 /// One kind that cannot be watched must not slow down all others: an error in one of its streams makes the controller pause.

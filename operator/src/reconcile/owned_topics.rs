@@ -3,10 +3,10 @@
 use std::slice;
 
 use super::Pass;
-use super::kafka::FAILED;
-use crate::events::Kind;
+use super::sink::FAILED;
+use crate::conditions::Reason;
+use crate::events::EventType;
 use crate::resource::{DeletionPolicy, Topic, TopicStatus};
-use crate::status::Reason;
 use crate::topics::{Cluster, KafkaError};
 
 /// What is known of a resource's topics, with the policies that are declared now: one that was withdrawn counts no more, whether or not
@@ -21,31 +21,31 @@ pub(super) fn known(before: Vec<TopicStatus>, declared: &[Topic]) -> Vec<TopicSt
 
 impl Pass<'_> {
     /// The cluster is another than before, or is seen for the first time. What is known of topics is about those in the other one.
-    pub(super) fn came_to(&mut self, identity: String) {
+    pub(super) fn on_cluster_changed(&mut self, identity: String) {
         if let Some(before) = self.kafka_identity.replace(identity.clone()) {
             let note = format!(
                 "spec.sink.kafka leads to Kafka cluster {identity}, and led to {before}; topics there are left as they are"
             );
-            self.context.tell(self.relay, Kind::Normal, "KafkaClusterChanged", &note);
+            self.context.publish_event(self.relay, EventType::Normal, "KafkaClusterChanged", &note);
             self.topics.clear();
         }
     }
 
     /// Topics that are not declared any more are deleted where that was said, and are ignored from then on.
-    pub(super) async fn take_away(&mut self, cluster: &Cluster) -> Vec<(Reason, String)> {
+    pub(super) async fn delete_undeclared(&mut self, cluster: &Cluster) -> Vec<(Reason, String)> {
         let declared = |name: &str| self.relay.spec.topics.iter().any(|topic| topic.name == name);
         let (kept, gone): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.topics).into_iter().partition(|topic| declared(&topic.name));
         self.topics = kept;
         let mut problems = Vec::new();
         for topic in gone.into_iter().filter(|topic| topic.deletion_policy == DeletionPolicy::Delete) {
-            if !self.saw_it_go() {
+            if !self.saw_last_declaration() {
                 let note = format!(
                     "topic {} is not declared any more and is left as it is: the resource was changed more than once since it was last \
                      looked at, so the policy that was declared last is not known",
                     topic.name
                 );
-                self.context.tell(self.relay, Kind::Warning, "TopicRetained", &note);
+                self.context.publish_event(self.relay, EventType::Warning, "TopicRetained", &note);
                 continue;
             }
             if let Err(error) = self.delete_own_topic(cluster, &topic).await {
@@ -57,18 +57,18 @@ impl Pass<'_> {
     }
 
     /// Only the relay's pods have credentials now: topics that the operator has managed until then are left as they are.
-    pub(super) fn leave_topics(&mut self) {
+    pub(super) fn release_all(&mut self) {
         for topic in std::mem::take(&mut self.topics) {
             let note = format!(
                 "topic {} is left as it is: the operator has no credentials for Kafka any more",
                 topic.name
             );
-            self.context.tell(self.relay, Kind::Normal, "TopicRetained", &note);
+            self.context.publish_event(self.relay, EventType::Normal, "TopicRetained", &note);
         }
     }
 
     /// Whether the specification before this one was looked at.
-    fn saw_it_go(&self) -> bool {
+    fn saw_last_declaration(&self) -> bool {
         let seen = self.relay.status.as_ref().and_then(|status| status.observed_generation);
         let generation = self.relay.metadata.generation;
         seen.zip(generation).is_some_and(|(seen, generation)| seen + 1 >= generation)
@@ -91,12 +91,12 @@ impl Pass<'_> {
         if is_another || cluster_is_another {
             let note =
                 format!("topic {} is left as it is: it is not the one that this resource had", topic.name);
-            self.context.tell(self.relay, Kind::Warning, "TopicRetained", &note);
+            self.context.publish_event(self.relay, EventType::Warning, "TopicRetained", &note);
             return Ok(());
         }
         cluster.delete(&topic.name).await?;
         let note = format!("deleted topic {}", topic.name);
-        self.context.tell(self.relay, Kind::Normal, "TopicDeleted", &note);
+        self.context.publish_event(self.relay, EventType::Normal, "TopicDeleted", &note);
         Ok(())
     }
 }

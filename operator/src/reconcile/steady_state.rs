@@ -6,29 +6,31 @@ use std::time::Duration;
 use kube::ResourceExt;
 
 use super::Pass;
-use super::objects;
-use crate::memory::{SeenTopics, Settled};
+use super::workload;
+use crate::cache::{LastSuccess, ObservedTopics};
 
 /// How long a successful reconciliation stays valid while the quick check sees no change. What shows neither to the relay
 /// nor in the lists of topics, a topic's configuration for example, is repaired within this time.
-const BELIEVED: Duration = Duration::from_secs(60);
+const STEADY_STATE_TTL: Duration = Duration::from_secs(60);
 
 impl Pass<'_> {
     /// Whether everything is as the last reconciliation found it, as far as the quick check can see.
     pub(super) async fn unchanged(&self) -> bool {
-        let remembered = self.context.memory.of(self.relay);
-        let (Some(settled), Some(applied)) = (remembered.settled, remembered.applied) else { return false };
-        settled.at.elapsed() < BELIEVED + self.apart()
-            && settled.generation == self.relay.metadata.generation
-            && Some(&settled.status) == self.relay.status.as_ref()
-            && applied.touched == self.context.touched(self.relay)
-            && objects::available(self.context, self.relay, None).holds == Some(true)
+        let remembered = self.context.cache.of(self.relay);
+        let (Some(last_success), Some(applied)) = (remembered.last_success, remembered.applied) else {
+            return false;
+        };
+        last_success.at.elapsed() < STEADY_STATE_TTL + self.apart()
+            && last_success.generation == self.relay.metadata.generation
+            && Some(&last_success.status) == self.relay.status.as_ref()
+            && applied.change_count == self.context.change_count(self.relay)
+            && workload::available(self.context, self.relay, None).holds == Some(true)
             && self.streaming().await.holds == Some(true)
-            && self.topics_unchanged(&settled).await
+            && self.topics_unchanged(&last_success).await
     }
 
-    async fn topics_unchanged(&self, settled: &Settled) -> bool {
-        let SeenTopics::At(cluster, before) = &settled.topics else { return true };
+    async fn topics_unchanged(&self, last_success: &LastSuccess) -> bool {
+        let ObservedTopics::At(cluster, before) = &last_success.topics else { return true };
         cluster.topics(&self.topic_names()).await.is_ok_and(|topics| topics == *before)
     }
 

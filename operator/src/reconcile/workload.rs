@@ -1,4 +1,4 @@
-//! The Kubernetes side of a pass: server-side apply, and what became of it.
+//! The Kubernetes side of a reconciliation: server-side apply, and what became of it.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use serde_json::json;
 
 use super::Context;
 use super::pods::{has_ended, problem};
+use crate::conditions::{ConditionState, Reason};
 use crate::desired::naming::{MANAGER, object_name};
 use crate::desired::workload::Workload;
 use crate::metrics::Metrics;
 use crate::resource::OutboxRelay;
-use crate::status::{Finding, Reason};
 
 /// Applies all objects, what pods need before the pods; answers the Deployment as it is now.
 pub(super) async fn apply(
@@ -32,18 +32,18 @@ pub(super) async fn apply(
     let metrics = &context.metrics;
     let Workload { service_account, config_map, service, disruption_budget, network_policy, deployment } =
         workload;
-    one(metrics, &context.beside(relay), &service_account).await?;
-    one(metrics, &context.beside(relay), &config_map).await?;
-    one(metrics, &context.beside(relay), &service).await?;
-    one(metrics, &context.beside(relay), &disruption_budget).await?;
+    one(metrics, &context.namespaced(relay), &service_account).await?;
+    one(metrics, &context.namespaced(relay), &config_map).await?;
+    one(metrics, &context.namespaced(relay), &service).await?;
+    one(metrics, &context.namespaced(relay), &disruption_budget).await?;
     match network_policy {
-        Some(policy) => drop(one(metrics, &context.beside(relay), &policy).await?),
+        Some(policy) => drop(one(metrics, &context.namespaced(relay), &policy).await?),
         None => {
-            let policies = context.beside::<NetworkPolicy>(relay);
+            let policies = context.namespaced::<NetworkPolicy>(relay);
             delete_own(metrics, &policies, relay, DeleteParams::default()).await?;
         }
     }
-    one(metrics, &context.beside(relay), &deployment).await
+    one(metrics, &context.namespaced(relay), &deployment).await
 }
 
 /// Deletes an object that the resource no longer asks for; not one of the same name with another owner.
@@ -83,14 +83,14 @@ pub(super) async fn taken(
 ) -> Result<Option<String>, kube::Error> {
     let metrics = &context.metrics;
     Ok(match workload.network_policy {
-        Some(_) => foreign(metrics, &context.beside::<NetworkPolicy>(relay), relay).await?,
+        Some(_) => foreign(metrics, &context.namespaced::<NetworkPolicy>(relay), relay).await?,
         None => None,
     }
-    .or(foreign(metrics, &context.beside::<ServiceAccount>(relay), relay).await?)
-    .or(foreign(metrics, &context.beside::<ConfigMap>(relay), relay).await?)
-    .or(foreign(metrics, &context.beside::<Service>(relay), relay).await?)
-    .or(foreign(metrics, &context.beside::<PodDisruptionBudget>(relay), relay).await?)
-    .or(foreign(metrics, &context.beside::<Deployment>(relay), relay).await?))
+    .or(foreign(metrics, &context.namespaced::<ServiceAccount>(relay), relay).await?)
+    .or(foreign(metrics, &context.namespaced::<ConfigMap>(relay), relay).await?)
+    .or(foreign(metrics, &context.namespaced::<Service>(relay), relay).await?)
+    .or(foreign(metrics, &context.namespaced::<PodDisruptionBudget>(relay), relay).await?)
+    .or(foreign(metrics, &context.namespaced::<Deployment>(relay), relay).await?))
 }
 
 async fn foreign<K>(
@@ -116,20 +116,27 @@ where
 
 /// Whether the pods that are meant to run do, all of them as they are specified now and ready: what `kubectl rollout status` waits for.
 /// `applied` is the Deployment where it has just been applied.
-pub(super) fn available(context: &Context, relay: &OutboxRelay, applied: Option<Deployment>) -> Finding {
+pub(super) fn available(
+    context: &Context,
+    relay: &OutboxRelay,
+    applied: Option<Deployment>,
+) -> ConditionState {
     let found = applied.map(Arc::new).or_else(|| context.deployment(relay));
     let Some(deployment) = found else {
-        return Finding::no(Reason::NotYet, "the Deployment is not made yet");
+        return ConditionState::no(Reason::NotYet, "the Deployment is not made yet");
     };
     if relay.spec.suspend {
-        return Finding::no(Reason::Suspended, "no pods are meant to run");
+        return ConditionState::no(Reason::Suspended, "no pods are meant to run");
     }
     let status = deployment.status.as_ref();
     let rollout = Rollout::of(&deployment, relay.spec.relay.replicas);
     match rollout {
-        Rollout::Done => return Finding::yes(Reason::Available, ""),
+        Rollout::Done => return ConditionState::yes(Reason::Available, ""),
         Rollout::Unseen if status.and_then(|status| status.available_replicas).unwrap_or(0) > 0 => {
-            return Finding::no(Reason::RollingOut, "the pods that run are of an earlier specification");
+            return ConditionState::no(
+                Reason::RollingOut,
+                "the pods that run are of an earlier specification",
+            );
         }
         Rollout::Unseen | Rollout::Progresses { ready: 0, .. } => {}
         Rollout::Progresses { updated, ready, meant } => {
@@ -138,7 +145,7 @@ pub(super) fn available(context: &Context, relay: &OutboxRelay, applied: Option<
             let what = format!(
                 "{updated} of {meant} pods are of this specification, {ready} pods are ready{problem}"
             );
-            return Finding::no(Reason::RollingOut, what);
+            return ConditionState::no(Reason::RollingOut, what);
         }
     }
     let (reason, message) =
@@ -149,7 +156,7 @@ pub(super) fn available(context: &Context, relay: &OutboxRelay, applied: Option<
             let message = refused.and_then(|condition| condition.message.clone());
             (Reason::NoPodReady, message.unwrap_or_else(|| "no pod is ready yet".to_owned()))
         });
-    Finding::no(reason, message)
+    ConditionState::no(reason, message)
 }
 
 /// How far a Deployment is.
@@ -189,7 +196,7 @@ pub(super) async fn stop(context: &Context, relay: &OutboxRelay) -> Result<bool,
     let status = deployment.status.as_ref();
     let has_pods = status.and_then(|status| status.replicas).unwrap_or(0) > 0;
     if has_pods && is_owned(&deployment.metadata, relay) {
-        let api = context.beside::<Deployment>(relay);
+        let api = context.namespaced::<Deployment>(relay);
         let (name, none) = (object_name(relay), Patch::Merge(json!({"spec": {"replicas": 0}})));
         let parameters = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
         context.metrics.kubernetes("stop", api.patch(&name, &parameters, &none)).await?;

@@ -1,4 +1,4 @@
-//! The Kafka side of a pass: whether the cluster answers, and the topics.
+//! The Kafka side of a reconciliation: whether the cluster answers, and the topics.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -7,11 +7,11 @@ use outbox_relay::config::{Sink, SinkAccess};
 use outbox_relay::error;
 
 use super::Pass;
+use crate::conditions::{ConditionState, ConditionType, Reason};
 use crate::desired::files::KAFKA;
-use crate::events::Kind;
+use crate::events::EventType;
 use crate::resource::{Sasl, Topic, TopicStatus};
 use crate::secrets::KafkaSecrets;
-use crate::status::{Aspect, Finding, Reason};
 use crate::topics::{Cluster, KafkaError, Observed, Step, plan};
 
 /// State of the Kafka side.
@@ -31,9 +31,15 @@ impl Pass<'_> {
     /// Whether a relay could be started, as far as Kafka is concerned.
     pub(super) async fn kafka(&mut self, sink: &Sink, secrets: &KafkaSecrets) -> Kafka {
         if self.relay.spec.sink.kafka.sasl.as_ref().is_some_and(Sasl::is_held_by_pods) {
-            self.findings.set(Aspect::KafkaReachable, Finding::unknown(Reason::NoCredentials, HELD_BY_PODS));
-            self.findings.set(Aspect::TopicsReady, Finding::yes(Reason::AsDeclared, "no topic is declared"));
-            self.leave_topics();
+            self.findings.set(
+                ConditionType::KafkaReachable,
+                ConditionState::unknown(Reason::NoCredentials, HELD_BY_PODS),
+            );
+            self.findings.set(
+                ConditionType::TopicsReady,
+                ConditionState::yes(Reason::AsDeclared, "no topic is declared"),
+            );
+            self.release_all();
             return Kafka::LeftToRelay;
         }
         self.usable_cluster(sink, secrets).await.map_or(Kafka::NotReady, Kafka::Usable)
@@ -44,8 +50,10 @@ impl Pass<'_> {
         let cluster = match self.cluster(sink, secrets).await {
             Ok(cluster) => cluster,
             Err(problem) => {
-                self.findings
-                    .set(Aspect::KafkaReachable, Finding::no(Reason::KafkaSettingsUnusable, problem));
+                self.findings.set(
+                    ConditionType::KafkaReachable,
+                    ConditionState::no(Reason::KafkaSettingsUnusable, problem),
+                );
                 return None;
             }
         };
@@ -54,26 +62,26 @@ impl Pass<'_> {
         let observed = match self.context.metrics.request("kafka", "observe", observing).await {
             Ok(observed) => observed,
             Err(error) => {
-                self.findings.set(Aspect::KafkaReachable, unreachable(&error));
+                self.findings.set(ConditionType::KafkaReachable, unreachable(&error));
                 return None;
             }
         };
-        self.findings.set(Aspect::KafkaReachable, Finding::yes(Reason::Connected, ""));
+        self.findings.set(ConditionType::KafkaReachable, ConditionState::yes(Reason::Connected, ""));
         if !self.is_known_and_alone(&cluster).await {
             return None;
         }
-        let mut problems = self.take_away(&cluster).await;
+        let mut problems = self.delete_undeclared(&cluster).await;
         for topic in &self.relay.spec.topics {
             problems.extend(self.topic(&cluster, topic, observed.get(&topic.name)).await);
         }
         let finding = match problems.first() {
-            None => Finding::yes(Reason::AsDeclared, ""),
+            None => ConditionState::yes(Reason::AsDeclared, ""),
             Some((reason, _)) => {
                 let all: Vec<&str> = problems.iter().map(|(_, problem)| problem.as_str()).collect();
-                Finding::no(reason.clone(), all.join("; "))
+                ConditionState::no(reason.clone(), all.join("; "))
             }
         };
-        self.findings.set(Aspect::TopicsReady, finding);
+        self.findings.set(ConditionType::TopicsReady, finding);
         problems.iter().all(|(reason, _)| *reason != FAILED).then_some(cluster)
     }
 
@@ -83,16 +91,18 @@ impl Pass<'_> {
         if let Some(identity) = cluster.identity().await
             && self.kafka_identity.as_ref() != Some(&identity)
         {
-            self.came_to(identity);
-            let registering = Finding::unknown(Reason::Registering, "which cluster it is was just found out");
-            self.findings.set(Aspect::TopicsReady, registering);
+            self.on_cluster_changed(identity);
+            let registering =
+                ConditionState::unknown(Reason::Registering, "which cluster it is was just found out");
+            self.findings.set(ConditionType::TopicsReady, registering);
             return false;
         }
-        match self.topic_rival() {
+        match self.topic_owner() {
             None => true,
-            Some((topic, rival)) => {
-                let what = format!("{rival} is older and has topic {topic}: take it from one of the two");
-                self.findings.set(Aspect::TopicsReady, Finding::no(Reason::ResourceConflict, what));
+            Some((topic, owner)) => {
+                let what = format!("{owner} is older and has topic {topic}: take it from one of the two");
+                self.findings
+                    .set(ConditionType::TopicsReady, ConditionState::no(Reason::ResourceConflict, what));
                 false
             }
         }
@@ -126,11 +136,11 @@ impl Pass<'_> {
             (known.and_then(|known| known.id.as_ref()), found.and_then(|found| found.id.as_ref()));
         if before.is_some() && id.is_some() && before != id {
             let note = format!("topic {}, by another client: {REPLACED}", topic.name);
-            self.context.tell(self.relay, Kind::Warning, "TopicReplaced", &note);
+            self.context.publish_event(self.relay, EventType::Warning, "TopicReplaced", &note);
         }
         let plan = plan(topic, &owned, found);
         for step in plan.steps.into_iter().filter_map(|step| self.without_contested(topic, step)) {
-            if let Err(error) = cluster.carry_out(&topic.name, &step).await {
+            if let Err(error) = cluster.apply_step(&topic.name, &step).await {
                 return vec![(FAILED, error.to_string())];
             }
             self.on_step(topic, &step);
@@ -155,31 +165,31 @@ impl Pass<'_> {
 
     /// What is left of a step where another manager contests some of the keys that it sets.
     fn without_contested(&self, topic: &Topic, step: Step) -> Option<Step> {
-        let Step::Configure { mut set, given_back } = step else { return Some(step) };
-        let (contests, now) = (self.context.memory.of(self.relay).contests, Instant::now());
+        let Step::Configure { mut set, reset } = step else { return Some(step) };
+        let (contests, now) = (self.context.cache.of(self.relay).contests, Instant::now());
         set.retain(|key, value| contests.may_set(&topic.name, key, value, now));
-        (!set.is_empty() || !given_back.is_empty()).then_some(Step::Configure { set, given_back })
+        (!set.is_empty() || !reset.is_empty()).then_some(Step::Configure { set, reset })
     }
 
     /// A step was done. What is set again and again is in the condition, not in an Event each time.
     fn on_step(&self, topic: &Topic, step: &Step) {
         let now = Instant::now();
-        let all_contested = self.context.memory.with(self.relay, |memory| {
-            let Step::Configure { set, given_back } = step else { return false };
+        let all_contested = self.context.cache.with(self.relay, |cached| {
+            let Step::Configure { set, reset } = step else { return false };
             for (key, value) in set {
-                memory.contests.on_set(&topic.name, key, value, now);
+                cached.contests.on_set(&topic.name, key, value, now);
             }
-            let contested = memory.contests.of_topic(&topic.name, now);
-            given_back.is_empty() && set.keys().all(|key| contested.contains(&key.as_str()))
+            let contested = cached.contests.of_topic(&topic.name, now);
+            reset.is_empty() && set.keys().all(|key| contested.contains(&key.as_str()))
         });
         if !all_contested {
             let note = format!("topic {}: {step}", topic.name);
-            self.context.tell(self.relay, Kind::Normal, "TopicChanged", &note);
+            self.context.publish_event(self.relay, EventType::Normal, "TopicChanged", &note);
         }
     }
 
     fn contested(&self, topic: &Topic) -> Option<(Reason, String)> {
-        let contests = self.context.memory.of(self.relay).contests;
+        let contests = self.context.cache.of(self.relay).contests;
         let keys = contests.of_topic(&topic.name, Instant::now());
         (!keys.is_empty()).then(|| {
             let what = format!(
@@ -198,12 +208,12 @@ const REPLACED: &str = "it was deleted and recreated, and its records are gone; 
 pub(super) const FAILED: Reason = Reason::TopicFailed;
 
 /// Tells rejected credentials and certificates from a Kafka that is down.
-fn unreachable(error: &KafkaError) -> Finding {
+fn unreachable(error: &KafkaError) -> ConditionState {
     if error.is_distrust {
         let remedy = "check sink.kafka.sasl, sink.kafka.tls and the Secrets they refer to";
         let reason = error::ErrorKind::KafkaAuthenticationFailed;
-        return Finding::no(reason, format!("{error}; {remedy}"));
+        return ConditionState::no(reason, format!("{error}; {remedy}"));
     }
     let remedy = "check that Kafka runs, and that sink.kafka leads to it";
-    Finding::no(Reason::KafkaUnreachable, format!("{error}; {remedy}"))
+    ConditionState::no(Reason::KafkaUnreachable, format!("{error}; {remedy}"))
 }

@@ -13,10 +13,10 @@ use serde::Deserialize;
 
 use super::Pass;
 use super::pods::has_ended;
+use crate::conditions::{ConditionState, ConditionType, Reason};
 use crate::connections::RelayClient;
 use crate::desired::configuration::{ADMIN_PORT, identity};
 use crate::resource::Condition;
-use crate::status::{Aspect, Finding, Reason};
 
 /// A pod of the same cluster answers at once, or not at all.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -44,9 +44,9 @@ struct Problem {
 
 impl Pass<'_> {
     /// Whether the relay reports that it delivers.
-    pub(super) async fn streaming(&self) -> Finding {
+    pub(super) async fn streaming(&self) -> ConditionState {
         if self.relay.spec.suspend {
-            return Finding::no(Reason::Suspended, "no pods are meant to run");
+            return ConditionState::no(Reason::Suspended, "no pods are meant to run");
         }
         let pods = self.context.pods(self.relay);
         let running: Vec<_> = pods.iter().filter_map(|pod| Some((pod.name_any(), address(pod)?))).collect();
@@ -63,7 +63,7 @@ impl Pass<'_> {
         });
         let finding = judge(futures::future::join_all(asked).await);
         let mut before = self.relay.status.iter().flat_map(|status| &status.conditions);
-        steady(finding, before.find(|condition| condition.type_ == Aspect::Streaming.to_string()))
+        steady(finding, before.find(|condition| condition.type_ == ConditionType::Streaming.to_string()))
     }
 }
 
@@ -98,42 +98,42 @@ fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// The active one speaks for all. Where none is seen and one is silent, the silent one may be it.
-fn judge(answers: Vec<Result<Answer, String>>) -> Finding {
+fn judge(answers: Vec<Result<Answer, String>>) -> ConditionState {
     let (answers, silent): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
     let mut answers: Vec<Answer> = answers.into_iter().flatten().collect();
     answers.sort_by_key(|answer| answer.role != "active");
     let first = answers.first().filter(|answer| silent.is_empty() || answer.role != "standby");
     match first {
-        Some(Answer { role, ready: true, phase, .. }) if role == "active" => Finding::yes(
+        Some(Answer { role, ready: true, phase, .. }) if role == "active" => ConditionState::yes(
             Reason::Streaming,
             if phase == "copying" { "rows that were there first" } else { "" },
         ),
         Some(Answer { problem: Some(Problem { reason, message, remedy }), .. }) => {
-            Finding::no(said(reason), format!("{}; {}", shortened(message), shortened(remedy)))
+            ConditionState::no(said(reason), format!("{}; {}", shortened(message), shortened(remedy)))
         }
         Some(Answer { phase, .. }) => {
-            Finding::no(Reason::NotYet, format!("the relay says: {}", excerpt(phase)))
+            ConditionState::no(Reason::NotYet, format!("the relay says: {}", excerpt(phase)))
         }
         None => match silent.into_iter().find_map(Result::err) {
-            Some(problem) => Finding::unknown(
+            Some(problem) => ConditionState::unknown(
                 Reason::RelayUnreachable,
                 format!("{problem}; the operator has to reach port {ADMIN_PORT} of the pods"),
             ),
-            None => Finding::no(Reason::NoPod, "no pod of the relay runs"),
+            None => ConditionState::no(Reason::NoPod, "no pod of the relay runs"),
         },
     }
 }
 
 /// Keeps a message that differs from the one before only in numbers, of records that wait for example: a status is written when something has
 /// changed, not while it lasts.
-fn steady(finding: Finding, before: Option<&Condition>) -> Finding {
+fn steady(finding: ConditionState, before: Option<&Condition>) -> ConditionState {
     let without_numbers = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
     let same = before.filter(|before| {
         before.reason == finding.reason.to_string()
             && without_numbers(&before.message) == without_numbers(&finding.message)
     });
     match same {
-        Some(before) => Finding { message: before.message.clone(), ..finding },
+        Some(before) => ConditionState { message: before.message.clone(), ..finding },
         None => finding,
     }
 }
@@ -149,7 +149,7 @@ fn said(reason: &str) -> Reason {
         return known.into();
     }
     let is_word = (1..=64).contains(&reason.len()) && reason.bytes().all(|byte| byte.is_ascii_alphabetic());
-    Reason::Said(if is_word { reason.to_owned() } else { "RelayProblem".to_owned() })
+    Reason::External(if is_word { reason.to_owned() } else { "RelayProblem".to_owned() })
 }
 
 #[cfg(test)]
@@ -157,7 +157,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::status::Findings;
+    use crate::conditions::Conditions;
 
     fn answer(role: &str, ready: bool, reason: Option<&str>) -> Result<Answer, String> {
         let problem = reason.map(|reason| Problem {
@@ -200,21 +200,25 @@ mod tests {
 
     #[test]
     fn a_message_that_only_counts_on_stays_as_it_was() {
-        let finding = |records| Finding::no(Reason::Said("Slow".into()), format!("{records} records wait"));
-        let mut findings = Findings::new(false);
-        findings.set(Aspect::Streaming, finding(7));
+        let finding =
+            |records| ConditionState::no(Reason::External("Slow".into()), format!("{records} records wait"));
+        let mut findings = Conditions::new(false);
+        findings.set(ConditionType::Streaming, finding(7));
         let before = findings.conditions(&[], None, Timestamp::now());
         let before = before.iter().find(|condition| condition.type_ == "Streaming");
         assert_eq!(steady(finding(12), before).message, "7 records wait");
-        assert_eq!(steady(Finding::no(Reason::NoPod, "8 records wait"), before).message, "8 records wait");
+        assert_eq!(
+            steady(ConditionState::no(Reason::NoPod, "8 records wait"), before).message,
+            "8 records wait"
+        );
     }
 
     #[test]
     fn a_server_in_a_relays_place_cannot_invent_a_reason() {
         assert_eq!(said("SlotLost"), Reason::Relay(error::ErrorKind::SlotLost));
-        assert_eq!(said("OfANewerRelay"), Reason::Said("OfANewerRelay".into()));
+        assert_eq!(said("OfANewerRelay"), Reason::External("OfANewerRelay".into()));
         for made_up in ["", "no word", &"R".repeat(65), "R1"] {
-            assert_eq!(said(made_up), Reason::Said("RelayProblem".into()), "{made_up}");
+            assert_eq!(said(made_up), Reason::External("RelayProblem".into()), "{made_up}");
         }
     }
 

@@ -12,7 +12,7 @@ pub type Key = (String, String);
 
 /// By resource.
 #[derive(Default)]
-pub struct Touched(Mutex<HashMap<Key, Changes>>);
+pub struct ChangeCounts(Mutex<HashMap<Key, Changes>>);
 
 /// Of the objects of one resource.
 #[derive(Default)]
@@ -46,25 +46,25 @@ impl Version {
     }
 }
 
-impl Touched {
+impl ChangeCounts {
     /// Counts what comes through.
     pub fn count<K: Resource, S: Stream<Item = Result<Event<K>, watcher::Error>>>(
         self: &Arc<Self>,
         events: S,
     ) -> impl Stream<Item = Result<Event<K>, watcher::Error>> + use<K, S> {
-        let touched = Arc::clone(self);
+        let counts = Arc::clone(self);
         events.inspect(move |event| match event {
-            Ok(Event::Apply(object) | Event::InitApply(object)) => touched.on_object(object, false),
-            Ok(Event::Delete(object)) => touched.on_object(object, true),
+            Ok(Event::Apply(object) | Event::InitApply(object)) => counts.on_object(object, false),
+            Ok(Event::Delete(object)) => counts.on_object(object, true),
             Ok(Event::Init | Event::InitDone) | Err(_) => {}
         })
     }
 
     fn on_object(&self, object: &impl ResourceExt, is_deleted: bool) {
-        let mut touched = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for owner in object.owner_references() {
             let key = (object.namespace().unwrap_or_default(), owner.name.clone());
-            touched.entry(key).or_default().on_object(object, is_deleted);
+            counts.entry(key).or_default().on_object(object, is_deleted);
         }
     }
 
@@ -112,10 +112,10 @@ mod tests {
 
     #[test]
     fn a_status_that_changes_is_not_a_change() {
-        let (touched, key) = (Touched::default(), ("n".to_owned(), "shop".to_owned()));
+        let (counts, key) = (ChangeCounts::default(), ("n".to_owned(), "shop".to_owned()));
         let see = |object: &Deployment, is_deleted| {
-            touched.on_object(object, is_deleted);
-            touched.count_of(&key)
+            counts.on_object(object, is_deleted);
+            counts.count_of(&key)
         };
         assert_eq!(see(&object(Some(1), "1", "x"), false), 1);
         assert_eq!(see(&object(Some(1), "2", "x"), false), 1, "its status");
@@ -126,10 +126,10 @@ mod tests {
 
     #[test]
     fn an_object_without_a_generation_is_known_by_its_version() {
-        let (touched, key) = (Touched::default(), ("n".to_owned(), "shop".to_owned()));
+        let (counts, key) = (ChangeCounts::default(), ("n".to_owned(), "shop".to_owned()));
         for (version, count) in [("1", 1), ("1", 1), ("2", 2)] {
-            touched.on_object(&object::<ConfigMap>(None, version, "x"), false);
-            assert_eq!(touched.count_of(&key), count);
+            counts.on_object(&object::<ConfigMap>(None, version, "x"), false);
+            assert_eq!(counts.count_of(&key), count);
         }
     }
 }

@@ -76,7 +76,7 @@ pub enum Reason {
     /// One of the relay's own.
     Relay(error::ErrorKind),
     /// In the words of a relay or of Kubernetes.
-    Said(String),
+    External(String),
 }
 
 /// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
@@ -231,7 +231,7 @@ impl Reason {
                 Action::Stop => Outlook::NeedsAction,
             },
             // A node may be on its way.
-            Reason::Said(word) if word == "Unschedulable" => Outlook::Passes,
+            Reason::External(word) if word == "Unschedulable" => Outlook::Passes,
             Reason::KafkaUnreachable
             | Reason::KubernetesUnavailable
             | Reason::ReferenceNotReady
@@ -263,7 +263,7 @@ impl Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Reason::Relay(reason) => f.write_str(&reason.name()),
-            Reason::Said(word) => f.write_str(word),
+            Reason::External(word) => f.write_str(word),
             own => write!(f, "{own:?}"),
         }
     }

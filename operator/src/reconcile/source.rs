@@ -14,13 +14,13 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
 use super::Pass;
+use crate::conditions::{ConditionState, ConditionType, Reason};
 use crate::connections::Database;
 use crate::desired::configuration::identity;
 use crate::desired::files::POSTGRES;
-use crate::events::Kind;
+use crate::events::EventType;
 use crate::resource::{CreationPolicy, OutboxRelay};
 use crate::secrets::PostgresSecrets;
-use crate::status::{Aspect, Finding, Reason};
 
 /// How long all of it may take: an outage has to show within 10 s.
 const WITHIN: Duration = Duration::from_secs(6);
@@ -81,35 +81,35 @@ impl Pass<'_> {
                 return false;
             }
         };
-        self.findings.set(Aspect::DatabaseReachable, Finding::yes(Reason::Connected, ""));
+        self.findings.set(ConditionType::DatabaseReachable, ConditionState::yes(Reason::Connected, ""));
         if self.database_identity.as_ref() != Some(&identity) {
             // Others have to be able to see it before anything is made.
             self.database_identity = Some(identity);
-            for aspect in [Aspect::PublicationReady, Aspect::SlotReady] {
+            for aspect in [ConditionType::PublicationReady, ConditionType::SlotReady] {
                 self.findings.set(
                     aspect,
-                    Finding::unknown(Reason::Registering, "which database it is was just found out"),
+                    ConditionState::unknown(Reason::Registering, "which database it is was just found out"),
                 );
             }
             return false;
         }
-        if let Some(rival) = self.rival() {
+        if let Some(owner) = self.owner() {
             let what = format!(
-                "{rival} is older and has slot {}: give this one another slot, or delete it",
+                "{owner} is older and has slot {}: give this one another slot, or delete it",
                 source.slot.name
             );
-            self.findings.set(Aspect::SlotReady, Finding::no(Reason::ResourceConflict, what));
+            self.findings.set(ConditionType::SlotReady, ConditionState::no(Reason::ResourceConflict, what));
             return false;
         }
         let published = self.publish(&mut database.sql, source).await;
         let publication = match &published {
-            Ok(()) => Finding::yes(Reason::Present, ""),
+            Ok(()) => ConditionState::yes(Reason::Present, ""),
             Err(error) => no(error),
         };
-        self.findings.set(Aspect::PublicationReady, publication);
+        self.findings.set(ConditionType::PublicationReady, publication);
         let slot = self.slot(&mut database.sql, config).await;
         let is_usable = slot.is_ok();
-        self.findings.set(Aspect::SlotReady, slot.unwrap_or_else(|error| no(&error)));
+        self.findings.set(ConditionType::SlotReady, slot.unwrap_or_else(|error| no(&error)));
         if is_usable {
             self.check_deletion_rights(&mut database.sql, source).await;
             self.context.connections.keep(database);
@@ -145,22 +145,22 @@ impl Pass<'_> {
         let name = &source.publication.name;
         let mut transaction = sql.begin().await?;
         publication::create_if_missing(&mut transaction, source).await?;
-        let mark = format!("COMMENT ON PUBLICATION {} IS {}", quote(name), literal(&mark(self.relay)));
+        let mark = format!("COMMENT ON PUBLICATION {} IS {}", quote(name), quote_literal(&mark(self.relay)));
         sqlx::query(AssertSqlSafe(mark)).execute(&mut *transaction).await?;
         transaction.commit().await?;
-        self.context.tell(
+        self.context.publish_event(
             self.relay,
-            Kind::Normal,
+            EventType::Normal,
             "PublicationCreated",
             &format!("made publication {name}"),
         );
         Ok(())
     }
 
-    async fn slot(&self, sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
+    async fn slot(&self, sql: &mut PgConnection, config: &Config) -> Result<ConditionState, RelayError> {
         let name = &config.source.slot.name;
         let slot = slot_query::state(sql, name).await?;
-        let told = self.findings.holds(Aspect::Streaming);
+        let told = self.findings.holds(ConditionType::Streaming);
         self.context.metrics.slot(self.relay, slot.as_ref().filter(|_| !told));
         let lost =
             |how: &str| no(&RelayError::new(error::ErrorKind::SlotLost, format!("slot {name}: {how}")));
@@ -172,28 +172,28 @@ impl Pass<'_> {
                 let what = format!(
                     "slot {name} belongs to database {database}: choose another name, slots are the server's"
                 );
-                Finding::no(error::ErrorKind::SlotUnsuitable, what)
+                ConditionState::no(error::ErrorKind::SlotUnsuitable, what)
             }
             Some(slot) if slot.plugin.as_deref() != Some("pgoutput") => {
                 let what = format!("slot {name} has another plugin: choose another name");
-                Finding::no(error::ErrorKind::SlotUnsuitable, what)
+                ConditionState::no(error::ErrorKind::SlotUnsuitable, what)
             }
             Some(slot) if slot.is_lost() => lost(&slot.loss_reason()),
-            Some(_) => Finding::yes(Reason::Present, ""),
-            None if had_slot(sql, config).await? => lost(
+            Some(_) => ConditionState::yes(Reason::Present, ""),
+            None if slot_existed(sql, config).await? => lost(
                 "it does not exist any more; rows that were committed since the checkpoint are not in a new slot's stream, and are still in the outbox table",
             ),
-            None => room(sql, name).await?,
+            None => check_slot_capacity(sql, name).await?,
         })
     }
 
     fn database_is_not_reachable(&mut self, error: &RelayError) {
-        self.findings.set(Aspect::DatabaseReachable, no(error));
+        self.findings.set(ConditionType::DatabaseReachable, no(error));
     }
 }
 
-fn no(error: &RelayError) -> Finding {
-    Finding::no(error.kind, error.to_string())
+fn no(error: &RelayError) -> ConditionState {
+    ConditionState::no(error.kind, error.to_string())
 }
 
 /// Before there are pods that could only say the same.
@@ -208,7 +208,7 @@ async fn check_grants(sql: &mut PgConnection, source: &config::Source) -> Result
 }
 
 /// Whether the relay's checkpoint rests on a slot. A role that may not look is not told.
-async fn had_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, RelayError> {
+async fn slot_existed(sql: &mut PgConnection, config: &Config) -> Result<bool, RelayError> {
     let table = config.source.table.sibling(checkpoint::TABLE);
     let rests = "relay = $1 AND slot = $2 AND confirmed_lsn IS NOT NULL";
     let had = sqlx::query_scalar(AssertSqlSafe(format!("SELECT EXISTS (SELECT FROM {table} WHERE {rests})")))
@@ -223,7 +223,7 @@ async fn had_slot(sql: &mut PgConnection, config: &Config) -> Result<bool, Relay
 }
 
 /// Whether the relay will find room for its slot.
-async fn room(sql: &mut PgConnection, slot: &str) -> Result<Finding, RelayError> {
+async fn check_slot_capacity(sql: &mut PgConnection, slot: &str) -> Result<ConditionState, RelayError> {
     let (used, most): (i64, i64) = sqlx::query_as(
         "SELECT count(*), current_setting('max_replication_slots')::bigint FROM pg_replication_slots",
     )
@@ -231,11 +231,11 @@ async fn room(sql: &mut PgConnection, slot: &str) -> Result<Finding, RelayError>
     .await?;
     if used < most {
         let what = format!("the relay makes slot {slot} when it first starts");
-        return Ok(Finding::no(Reason::WaitingForRelay, what));
+        return Ok(ConditionState::no(Reason::WaitingForRelay, what));
     }
     let remedy = "drop one that is not read, or raise max_replication_slots";
     let what = format!("all {most} slots of the server are in use: {remedy}");
-    Ok(Finding::no(Reason::NoFreeSlot, what))
+    Ok(ConditionState::no(Reason::NoFreeSlot, what))
 }
 
 /// The comment of a publication that the operator has made for `relay`: a publication of another owner is never dropped.
@@ -244,7 +244,7 @@ fn mark(relay: &OutboxRelay) -> String {
 }
 
 /// Whether the operator has made a publication for `relay`.
-pub(super) async fn is_marked(
+pub(super) async fn is_own_publication(
     sql: &mut PgConnection,
     name: &str,
     relay: &OutboxRelay,
@@ -259,6 +259,6 @@ pub(super) async fn is_marked(
     Ok(comment.is_some_and(|comment| comment == mark(relay)))
 }
 
-fn literal(text: &str) -> String {
+fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
