@@ -82,10 +82,10 @@ fn report_error(context: &Context, error: &RelayError, last_logged: &mut Option<
     let reason = error.kind.name();
     let side = error.kind.side();
     if is_new {
-        context.metrics.reconnects_total.with_label_values(&[side, &reason]).inc();
+        context.metrics.reconnects_total.with_label_values(&[side, reason]).inc();
     }
     if side == "kafka" {
-        context.metrics.producer_rebuilds_total.with_label_values(&[&reason]).inc();
+        context.metrics.producer_rebuilds_total.with_label_values(&[reason]).inc();
     }
     let current = (error.kind, error.detail.clone());
     if last_logged.as_ref() == Some(&current) {
@@ -98,7 +98,7 @@ fn report_error(context: &Context, error: &RelayError, last_logged: &mut Option<
     }
     // One gap counts once, not at every retry.
     if error.kind.is_gap() {
-        context.metrics.gap_total.with_label_values(&[&reason]).inc();
+        context.metrics.gap_total.with_label_values(&[reason]).inc();
     }
     *last_logged = Some(current);
 }

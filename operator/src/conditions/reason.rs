@@ -262,7 +262,7 @@ impl Reason {
 impl Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Reason::Relay(reason) => f.write_str(&reason.name()),
+            Reason::Relay(reason) => f.write_str(reason.name()),
             Reason::External(word) => f.write_str(word),
             own => write!(f, "{own:?}"),
         }

@@ -292,13 +292,13 @@ fn registered<M: Collector + Clone + 'static>(
 }
 
 fn with_causes(counters: IntCounterVec) -> IntCounterVec {
-    from_zero(counters, ErrorKind::GAPS.map(ErrorKind::name))
+    from_zero(counters, ErrorKind::gaps().map(ErrorKind::name))
 }
 
 /// Counters that are exported as 0 from the start: the first event of a process must show as an increase.
-fn from_zero<const N: usize>(counters: IntCounterVec, labels: [impl AsRef<str>; N]) -> IntCounterVec {
+fn from_zero(counters: IntCounterVec, labels: impl IntoIterator<Item = &'static str>) -> IntCounterVec {
     for label in labels {
-        drop(counters.with_label_values(&[label.as_ref()]));
+        drop(counters.with_label_values(&[label]));
     }
     counters
 }

@@ -141,7 +141,7 @@ fn checkpoint(state: &State, now: Instant) -> Option<Value> {
 /// With `until` for the last problem, which may be over.
 fn problem_json(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
     let mut value = json!({
-        "reason": shown.reason,
+        "reason": shown.reason.name(),
         "message": shown.what,
         "remedy": shown.reason.remedy(),
         "since": time(shown.since),
