@@ -291,8 +291,8 @@ async fn held(sql: &mut PgConnection, config: &Config, holder: &Holder) -> Resul
 /// also shows whether the server accepts one.
 async fn verdict(sql: &mut PgConnection, config: &Config, server: &Host) -> Result<Finding, RelayError> {
     const CHECK: &str = "delivery";
-    Ok(match session::plan(sql, config, server).await {
-        Ok(plan) => Finding::ok(CHECK, plan),
+    Ok(match session::plan::first_step(sql, config, server).await {
+        Ok(step) => Finding::ok(CHECK, step),
         Err(held) if held.kind == ErrorKind::SlotActive => {
             Finding::ok(CHECK, "the slot is being created; a relay that starts now would stand by")
         }
