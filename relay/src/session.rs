@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use self::claim::OpenSession;
 use self::end::SessionEnd;
-use self::open::OpenSession;
 use self::slot_wait::Memory;
 use crate::config::Config;
 use crate::dead_letters::replay::ReplayHandle;

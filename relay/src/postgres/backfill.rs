@@ -17,7 +17,7 @@ use crate::config::Source;
 use crate::error::{ErrorKind, RelayError};
 use crate::event::column_type::ColumnType;
 use crate::event::row::{Layout, is_read};
-use crate::postgres::checkpoint::ClusterTimeline;
+use crate::postgres::checkpoint::{ClusterTimeline, RemainingSnapshot};
 use crate::postgres::columns::{self, TableColumn, text_form};
 use crate::postgres::{connection, preconditions};
 use crate::routing::mapping::RoutingHistory;
@@ -32,15 +32,6 @@ const FIRST_PAGE_ROWS: i64 = 64;
 /// After this long without a row, another connection checks whether the server is still working: on a table without an
 /// index on `seq` a page can take minutes.
 const ASK_AFTER: Duration = Duration::from_secs(10);
-
-/// Which rows to read.
-#[derive(Clone, Debug)]
-pub struct Backfill {
-    /// Rows visible in this snapshot, in the text format of `pg_snapshot`.
-    pub snapshot: String,
-    /// And with a greater `seq`.
-    pub after: i64,
-}
 
 /// A row of the table with its `seq`.
 #[derive(Debug)]
@@ -85,7 +76,7 @@ impl Pages {
         server: &Host,
         history: ClusterTimeline,
         mappings: &RoutingHistory,
-        backfill: Backfill,
+        rest: RemainingSnapshot,
     ) -> Result<Pages, RelayError> {
         let access = connection::access(source)?;
         let mut sql = connection::connect_to(source, &access, server, "start").await?;
@@ -101,7 +92,8 @@ impl Pages {
             server: server.clone(),
             sql,
             statement: statement(source, &columns, mappings),
-            backfill,
+            snapshot: rest.snapshot,
+            read_to: rest.cursor,
             page_rows: FIRST_PAGE_ROWS,
         };
         let (sender, pages) = mpsc::channel(1);
@@ -198,7 +190,10 @@ struct ReaderTask {
     source: Source,
     server: Host,
     statement: String,
-    backfill: Backfill,
+    /// Rows visible in this snapshot are read, in the text format of `pg_snapshot`.
+    snapshot: String,
+    /// All of them up to this `seq` have been read, or need not be.
+    read_to: i64,
     page_rows: i64,
 }
 
@@ -217,12 +212,12 @@ impl ReaderTask {
     /// Reads a page; an empty one is the last.
     async fn page(&mut self) -> Result<Vec<StoredRow>, RelayError> {
         let mut rows = sqlx::query(AssertSqlSafe(self.statement.as_str()))
-            .bind(self.backfill.after)
-            .bind(&self.backfill.snapshot)
+            .bind(self.read_to)
+            .bind(&self.snapshot)
             .bind(self.page_rows + 1)
             .fetch(&mut self.sql);
         let (source, server, process) = (&self.source, &self.server, self.process);
-        let (mut page, mut bytes, mut last, mut known) = (Vec::new(), 0, self.backfill.after, true);
+        let (mut page, mut bytes, mut last, mut known) = (Vec::new(), 0, self.read_to, true);
         while bytes < PAGE_BYTES
             && let Some(row) = next_row(&mut rows, source, server, process).await?
         {
@@ -240,7 +235,7 @@ impl ReaderTask {
             page.push(row);
         }
         drop(rows);
-        self.backfill.after = last;
+        self.read_to = last;
         // The driver reads and discards what a page leaves over, so pages of large rows get shorter.
         self.page_rows = if bytes >= PAGE_BYTES {
             i64::try_from(page.len()).unwrap_or(PAGE_ROWS)

@@ -56,16 +56,23 @@ pub enum CheckpointPhase {
     Snapshotting {
         /// The slot's consistent point: where the stream begins after the initial snapshot.
         from: EndLsn,
-        /// The snapshot of the rows that the stream will not carry, in the text format of `pg_snapshot`.
-        snapshot: String,
-        /// Every row of the snapshot up to this `seq` is in Kafka.
-        cursor: i64,
+        /// The rows that are still to be delivered.
+        rest: RemainingSnapshot,
     },
     /// It streams.
     Delivered {
         /// Every commit before this LSN is in Kafka.
         confirmed: EndLsn,
     },
+}
+
+/// The part of the initial snapshot that is still to be delivered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemainingSnapshot {
+    /// The rows that the stream will not carry: those visible in this snapshot, in the text format of `pg_snapshot`.
+    pub snapshot: String,
+    /// Every row of the snapshot up to this `seq` is in Kafka.
+    pub cursor: i64,
 }
 
 /// The cursor before any row was delivered: no row has a negative `seq`.
@@ -142,7 +149,7 @@ fn phase_of(row: &PgRow) -> Result<CheckpointPhase, RelayError> {
         (None, _) => Ok(CheckpointPhase::Registered),
         (Some("copying"), Some((from, snapshot))) => {
             let cursor = row.try_get::<Option<i64>, _>("start_cursor")?.unwrap_or(SNAPSHOT_NOT_STARTED);
-            Ok(CheckpointPhase::Snapshotting { from, snapshot, cursor })
+            Ok(CheckpointPhase::Snapshotting { from, rest: RemainingSnapshot { snapshot, cursor } })
         }
         (Some("copying"), None) => {
             let what =

@@ -1,20 +1,33 @@
 //! Takes the checkpoint over once the session holds the slot: no other relay writes it from then on.
 
-use pg_replication::{EndLsn, Lsn, Stream};
+use pg_replication::{EndLsn, Host, Lsn, Stream};
 use sqlx::postgres::PgConnection;
 
-use super::decision::StartDecision;
-use super::open::OpenSession;
+use super::decision::{DeliveryPhase, StartDecision};
 use super::server::{Decided, ServerInfo, decide_now};
 use super::slot_wait::Memory;
 use crate::config::Config;
-use crate::delivery::{InitialState, OutboxTable, StreamForm};
+use crate::delivery::{InitialState, LostRecords, OutboxTable, Refusal, StreamForm};
 use crate::error::{ErrorKind, RelayError};
-use crate::postgres::checkpoint::{self, CheckpointUpdate, ClusterTimeline};
+use crate::postgres::checkpoint::{self, Checkpoint, CheckpointUpdate, ClusterTimeline, CommittedCheckpoint};
 use crate::postgres::{publication, slot, table};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::RoutingHistory;
 use crate::topics::partitions::Partitions;
+
+/// An open stream and everything that runs on it.
+pub(super) struct OpenSession {
+    pub(super) stream: Stream,
+    /// Process id of the walsender that serves the stream.
+    pub(super) walsender_pid: Option<i64>,
+    pub(super) sql: PgConnection,
+    /// The host both connections use.
+    pub(super) server: Host,
+    pub(super) history: ClusterTimeline,
+    pub(super) phase: DeliveryPhase,
+    pub(super) start: InitialState,
+    pub(super) committed: CommittedCheckpoint,
+}
 
 /// Takes the checkpoint over. This session holds the slot, so no other relay writes the checkpoint now.
 pub(super) async fn claim_checkpoint(
@@ -28,76 +41,81 @@ pub(super) async fn claim_checkpoint(
 ) -> Result<OpenSession, RelayError> {
     let slot_name = &config.source.slot.name;
     let walsender_pid = slot::state(&mut sql, slot_name).await?.and_then(|slot| slot.active_pid);
-    let decided = decide_now(&mut sql, config, &server).await?;
-    let (confirmed, snapshot) = match (decided.decision, decided.snapshot()) {
-        (StartDecision::Snapshot { from }, Some(backfill)) => (from, Some(backfill)),
-        (StartDecision::Stream { confirmed, .. }, _) => (confirmed, None),
-        _ => {
-            let what = format!("slot {slot_name} disappeared while the relay was starting to stream from it");
-            return Err(RelayError::new(ErrorKind::SlotLost, what));
-        }
+    let Decided { decision, checkpoint } = decide_now(&mut sql, config, &server).await?;
+    let StartDecision::Deliver(phase) = decision else {
+        let what = format!("slot {slot_name} disappeared while the relay was starting to stream from it");
+        return Err(RelayError::new(ErrorKind::SlotLost, what));
     };
     let history = server.history();
     for doubt in table::doubts(&mut sql, config).await? {
         tracing::warn!("{doubt}");
     }
-    adopt_checkpoint(&mut sql, config, &decided, history, confirmed).await?;
+    adopt_checkpoint(&mut sql, config, checkpoint.as_ref(), history, &phase).await?;
     checkpoint::store_owner(&mut sql, config).await?;
     let server_started = slot::server_start_time(&mut sql).await?;
-    let flush = slot::flush_lsn(&mut sql).await?;
-    let snapshot_cursor = snapshot.as_ref().map(|backfill| backfill.after);
-    // Snapshot rows get positions right before the slot's start, and an earlier session may have sent some of them.
-    let end = if snapshot_cursor.is_some() { flush.max(just_behind(confirmed)) } else { flush };
-    let (stored, mut offsets) = decided
-        .checkpoint
-        .map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
-    if let Some(lost) = &memory.lost {
+    let horizon = replay_horizon(&phase, slot::flush_lsn(&mut sql).await?);
+    let refusal = memory.refusal.take();
+    let update =
+        first_checkpoint(config, checkpoint, &phase, horizon, refusal.as_ref(), memory.lost.as_ref())?;
+    let committed = checkpoint::write_now(&mut sql, config, history, &update).await?;
+    memory.lost = None;
+    let CheckpointUpdate { mappings, offsets, .. } = update;
+    let form = match binary {
+        true => StreamForm::Binary,
+        false => StreamForm::Text { largest_value: mappings.largest_value() },
+    };
+    let start = InitialState {
+        confirmed: phase.stream_start(),
+        snapshot_cursor: phase.snapshot_cursor(),
+        form,
+        lineage: Lineage::new(server.timelines, horizon),
+        server_started,
+        partitions: Partitions::from_checkpoint(&mappings, &offsets),
+        mappings,
+        table: OutboxTable { name: config.source.table.clone(), oid: table },
+        refusal,
+    };
+    let server = server.address;
+    Ok(OpenSession { stream, walsender_pid, sql, server, history, phase, start, committed })
+}
+
+/// Nothing committed at or beyond this LSN can be in Kafka yet. Snapshot rows get positions right before the slot's
+/// start, and an earlier session may have sent some of them.
+fn replay_horizon(phase: &DeliveryPhase, flush: EndLsn) -> EndLsn {
+    match phase {
+        DeliveryPhase::Snapshot { from, .. } => flush.max(just_behind(*from)),
+        DeliveryPhase::Stream { .. } => flush,
+    }
+}
+
+fn just_behind(lsn: EndLsn) -> EndLsn {
+    EndLsn::new(Lsn::from(lsn.lsn().as_u64().saturating_add(1)))
+}
+
+/// The checkpoint that a session writes before it delivers: the stored one with the present routing, and with what the
+/// last session learned, the record that Kafka refused or the records that it lost.
+fn first_checkpoint(
+    config: &Config,
+    stored: Option<Checkpoint>,
+    phase: &DeliveryPhase,
+    horizon: EndLsn,
+    refusal: Option<&Refusal>,
+    lost: Option<&LostRecords>,
+) -> Result<CheckpointUpdate, RelayError> {
+    let (confirmed, copied) = (phase.stream_start(), phase.snapshot_cursor());
+    let (stored, mut offsets) =
+        stored.map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
+    if let Some(lost) = lost {
         lost.apply(&mut offsets);
     }
-    let refusal = memory.refusal.take();
-    let mut mappings = mappings_of(config, stored, confirmed, end);
-    if let Some(refusal) = refusal.as_ref().filter(|refusal| refusal.is_poison)
+    let mut mappings = mappings_of(config, stored, confirmed, horizon);
+    if let Some(refusal) = refusal.filter(|refusal| refusal.is_poison)
         && !mappings.refused.add(refusal.refused())
     {
         let what = "Kafka refuses row after row: the checkpoint already holds as many refused, unconfirmed rows as it can";
         return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
     }
-    let progress = CheckpointUpdate { confirmed, copied: snapshot_cursor, mappings, revision: 0, offsets };
-    let committed = checkpoint::write_now(&mut sql, config, history, &progress).await?;
-    memory.lost = None;
-    let CheckpointUpdate { mappings, offsets, .. } = progress;
-    let partitions = Partitions::from_checkpoint(&mappings, &offsets);
-    let form = match binary {
-        true => StreamForm::Binary,
-        false => StreamForm::Text { largest_value: mappings.largest_value() },
-    };
-    let lineage = Lineage::new(server.timelines, end);
-    let table = OutboxTable { name: config.source.table.clone(), oid: table };
-    let start = InitialState {
-        confirmed,
-        snapshot_cursor,
-        form,
-        lineage,
-        server_started,
-        mappings,
-        partitions,
-        table,
-        refusal,
-    };
-    Ok(OpenSession {
-        stream,
-        walsender_pid,
-        sql,
-        server: server.address,
-        history,
-        start,
-        snapshot,
-        committed,
-    })
-}
-
-fn just_behind(lsn: EndLsn) -> EndLsn {
-    EndLsn::new(Lsn::from(lsn.lsn().as_u64().saturating_add(1)))
+    Ok(CheckpointUpdate { confirmed, copied, mappings, revision: 0, offsets })
 }
 
 /// The routing to deliver with: the configured one, plus the earlier ones from the checkpoint for rows that an earlier
@@ -125,11 +143,11 @@ fn mappings_of(
 async fn adopt_checkpoint(
     sql: &mut PgConnection,
     config: &Config,
-    decided: &Decided,
+    checkpoint: Option<&Checkpoint>,
     history: ClusterTimeline,
-    confirmed: EndLsn,
+    phase: &DeliveryPhase,
 ) -> Result<(), RelayError> {
-    let Some(checkpoint) = &decided.checkpoint else {
+    let Some(checkpoint) = checkpoint else {
         if publication::may_be_newer_than_slot(sql, config).await? {
             let (slot, publication) = (&config.source.slot.name, &config.source.publication.name);
             tracing::warn!(
@@ -140,7 +158,8 @@ async fn adopt_checkpoint(
         }
         return checkpoint::register(sql, config, history).await;
     };
-    let diverged = matches!(decided.decision, StartDecision::Stream { diverged: true, .. });
+    let confirmed = phase.stream_start();
+    let diverged = matches!(phase, DeliveryPhase::Stream { diverged: true, .. });
     if diverged {
         tracing::warn!(
             %confirmed,

@@ -18,7 +18,7 @@ use pg_replication::{EndLsn, TimelineHistory};
 
 use crate::config::{CreationPolicy, Source, StartAt};
 use crate::error::{ErrorKind, RelayError};
-use crate::postgres::checkpoint::{Checkpoint, CheckpointPhase, ClusterTimeline};
+use crate::postgres::checkpoint::{Checkpoint, CheckpointPhase, ClusterTimeline, RemainingSnapshot};
 use crate::progress::lineage::left_at;
 use crate::status::SlotState;
 
@@ -42,18 +42,34 @@ pub struct StartInputs<'a> {
 }
 
 /// How a session starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartDecision {
     /// There was never a slot: register and create it.
     CreateSlot,
     /// The slot was created, but its snapshot was lost: drop and recreate the slot.
     RecreateSlot,
-    /// Continue the initial snapshot.
+    /// Continue from the checkpoint, or from the slot.
+    Deliver(DeliveryPhase),
+}
+
+impl StartDecision {
+    /// Whether the slot has to be created first.
+    pub fn creates_slot(&self) -> bool {
+        matches!(self, StartDecision::CreateSlot | StartDecision::RecreateSlot)
+    }
+}
+
+/// What a session delivers, and from where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeliveryPhase {
+    /// The rest of the initial snapshot, then the stream.
     Snapshot {
-        /// Where the stream begins after the snapshot.
+        /// Where the stream begins.
         from: EndLsn,
+        /// The rows to deliver before the stream.
+        rest: RemainingSnapshot,
     },
-    /// Read the stream.
+    /// The stream.
     Stream {
         /// Everything before this LSN is in Kafka.
         confirmed: EndLsn,
@@ -62,12 +78,30 @@ pub enum StartDecision {
     },
 }
 
+impl DeliveryPhase {
+    /// Every row before this LSN is in Kafka, or belongs to the snapshot.
+    pub fn stream_start(&self) -> EndLsn {
+        match self {
+            DeliveryPhase::Snapshot { from: start, .. } | DeliveryPhase::Stream { confirmed: start, .. } => {
+                *start
+            }
+        }
+    }
+
+    /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
+    pub fn snapshot_cursor(&self) -> Option<i64> {
+        match self {
+            DeliveryPhase::Snapshot { rest, .. } => Some(rest.cursor),
+            DeliveryPhase::Stream { .. } => None,
+        }
+    }
+}
+
 /// The part of the checkpoint that is valid on this server.
 enum CheckpointState {
     Nothing,
     Creating,
-    Snapshotting { from: EndLsn },
-    Delivered { confirmed: EndLsn, diverged: bool },
+    Delivering(DeliveryPhase),
 }
 
 /// Decides how the session starts, or why it must not.
@@ -98,17 +132,13 @@ pub fn decide(inputs: &StartInputs<'_>) -> Result<StartDecision, RelayError> {
         )),
         CheckpointState::Nothing => {
             check_not_lost(name, slot)?;
-            Ok(StartDecision::Stream { confirmed: slot.confirmed.unwrap_or_default(), diverged: false })
+            let confirmed = slot.confirmed.unwrap_or_default();
+            Ok(StartDecision::Deliver(DeliveryPhase::Stream { confirmed, diverged: false }))
         }
-        CheckpointState::Snapshotting { from } => {
+        CheckpointState::Delivering(phase) => {
             check_not_lost(name, slot)?;
-            check_not_ahead(name, slot, from)?;
-            Ok(StartDecision::Snapshot { from })
-        }
-        CheckpointState::Delivered { confirmed, diverged } => {
-            check_not_lost(name, slot)?;
-            check_not_ahead(name, slot, confirmed)?;
-            Ok(StartDecision::Stream { confirmed, diverged })
+            check_not_ahead(name, slot, phase.stream_start())?;
+            Ok(StartDecision::Deliver(phase))
         }
     }
 }
@@ -128,12 +158,10 @@ fn without_slot(inputs: &StartInputs<'_>, checkpoint: &CheckpointState) -> Resul
                 ),
             ))
         }
-        CheckpointState::Snapshotting { from: lsn } | CheckpointState::Delivered { confirmed: lsn, .. } => {
-            Err(RelayError::new(
-                ErrorKind::SlotLost,
-                format!("slot {name} is gone; the checkpoint is at {lsn}"),
-            ))
-        }
+        CheckpointState::Delivering(phase) => Err(RelayError::new(
+            ErrorKind::SlotLost,
+            format!("slot {name} is gone; the checkpoint is at {}", phase.stream_start()),
+        )),
         CheckpointState::Nothing | CheckpointState::Creating
             if inputs.source.slot.creation_policy == CreationPolicy::IfMissing =>
         {
@@ -172,14 +200,16 @@ fn checkpoint_state(
     };
     // Up to here the server's WAL and the checkpoint's are the same.
     let common = left.map_or(inputs.flush, EndLsn::new);
-    match checkpoint.progress {
+    match &checkpoint.progress {
         CheckpointPhase::Registered => Ok(CheckpointState::Nothing),
         CheckpointPhase::Creating => Ok(CheckpointState::Creating),
-        CheckpointPhase::Snapshotting { from, .. } if from > common => changed(format!(
+        CheckpointPhase::Snapshotting { from, .. } if *from > common => changed(format!(
             "the slot was created at {from}, but the server's WAL differs from the checkpoint's after {common}"
         )),
-        CheckpointPhase::Snapshotting { from, .. } => Ok(CheckpointState::Snapshotting { from }),
-        CheckpointPhase::Delivered { confirmed } if went_back(inputs, checkpoint, confirmed) => {
+        CheckpointPhase::Snapshotting { from, rest } => {
+            Ok(CheckpointState::Delivering(DeliveryPhase::Snapshot { from: *from, rest: rest.clone() }))
+        }
+        CheckpointPhase::Delivered { confirmed } if went_back(inputs, checkpoint, *confirmed) => {
             changed(format!(
                 "the checkpoint is back at {confirmed}, behind what this relay has confirmed: the database was \
                  restored to an earlier state without a new timeline, so the same positions will be used for other \
@@ -187,7 +217,8 @@ fn checkpoint_state(
             ))
         }
         CheckpointPhase::Delivered { confirmed } => {
-            Ok(CheckpointState::Delivered { confirmed: confirmed.min(common), diverged: confirmed > common })
+            let (confirmed, diverged) = ((*confirmed).min(common), *confirmed > common);
+            Ok(CheckpointState::Delivering(DeliveryPhase::Stream { confirmed, diverged }))
         }
     }
 }

@@ -1,8 +1,12 @@
 //! The event loop: the only task that owns the stream. It reads while the in-flight budget has room, processes
 //! acknowledgements, requests checkpoints, and confirms to PostgreSQL the position of a committed checkpoint. It never
 //! waits for Kafka: when the budget is used up it stops reading, while a timer keeps confirmations going.
+//!
+//! [`EventLoop::run`] lists what one turn does, and `next_event` what the loop waits for, in the order of priority.
 
+mod drain;
 mod read_pacing;
+mod report;
 mod snapshot;
 
 use std::time::{Duration, Instant};
@@ -10,10 +14,10 @@ use std::time::{Duration, Instant};
 use pg_replication::{EndLsn, Frame, Stream};
 use prometheus::IntCounter;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use self::read_pacing::ReadPacing;
-use self::snapshot::{SnapshotRows, next_page};
+use self::snapshot::{RowSource, next_page};
 use crate::dead_letters::replay::ReplayRequest;
 use crate::delivery::{
     CAUSE_START, CheckpointSchedule, Delivery, InputStop, LostRecords, Refusal, StreamInput,
@@ -27,7 +31,7 @@ use crate::session::Context;
 use crate::session::end::SessionEnd;
 use crate::session::slot_guard::{Now, SlotGuard};
 use crate::status::metrics::Metrics;
-use crate::status::{Phase, SessionStats, StallReason, Status};
+use crate::status::{Phase, Status};
 
 /// Interval of checkpoints under load, and of status and metrics. After a crash the relay reads this much again, and
 /// skips what is in Kafka.
@@ -40,12 +44,14 @@ pub struct EventLoop {
     acks: std::sync::Arc<AckQueue>,
     query_results: mpsc::UnboundedReceiver<QueryResult>,
     writer: Writer,
-    /// The initial snapshot, which is delivered before the stream is read.
-    snapshot: Option<SnapshotRows>,
+    source: RowSource,
     /// A dead letter that waits to be replayed.
     replay: Option<ReplayRequest>,
     slot_guard: SlotGuard,
+    /// Since when a shutdown is requested.
+    draining_since: Option<Instant>,
     drain_within: Duration,
+    ticks: Interval,
     status: Status,
     metrics: Metrics,
     input: StreamInput,
@@ -80,16 +86,20 @@ impl EventLoop {
     ) -> EventLoop {
         let copied_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
         let checkpoints = CheckpointSchedule::new(&writer.committed(), &delivery, Instant::now());
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         EventLoop {
             stream,
             delivery,
             acks,
             query_results,
             writer,
-            snapshot: None,
+            source: RowSource::Stream,
             replay: None,
             slot_guard,
+            draining_since: None,
             drain_within: context.config.shutdown.drain(),
+            ticks,
             status: context.status.clone(),
             metrics: context.metrics.clone(),
             input: StreamInput::new(context.status.clone()),
@@ -106,55 +116,63 @@ impl EventLoop {
         shutdown: &mut watch::Receiver<bool>,
         replays: &mut mpsc::Receiver<ReplayRequest>,
     ) -> Result<SessionEnd, RelayError> {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut draining: Option<Instant> = None;
         loop {
-            // First in the loop: after a long pause of this process nothing more may be sent.
+            // First, because after a long pause of this process nothing more may be sent.
             self.slot_guard.on_loop_turn(Now::read())?;
             self.delivery.process_acks(Instant::now())?;
             self.confirm()?;
-            let may_read = draining.is_none() || self.delivery.in_transaction();
-            let step = match self.snapshot {
-                _ if !may_read => NextStep::Wait,
-                Some(_) => self.process_snapshot()?,
-                None => self.process_buffered()?,
-            };
-            if let Some(request) = self.replay.take() {
-                self.replay = self.delivery.on_replay_request(request, self.writer.committed().revision)?;
-            }
-            if let Some(since) = draining
-                && let Some(ended) = self.drained(since).await?
-            {
+            let step = self.process_input()?;
+            self.process_replay()?;
+            if let Some(ended) = self.drained().await? {
                 return Ok(ended);
             }
             if step == NextStep::ReadStream {
                 self.pacing.pause(&self.stream);
             }
-            tokio::select! {
-                biased;
-                changed = shutdown.wait_for(|stop| *stop), if draining.is_none() => {
-                    if changed.is_ok() {
-                        self.status.enter(Phase::Draining);
-                        draining = Some(Instant::now());
-                    }
-                }
-                _ = ticks.tick() => self.tick()?,
-                () = self.acks.arrived() => {}
-                changed = self.writer.changed() => changed?,
-                Some(result) = self.query_results.recv() => self.delivery.on_query_result(result)?,
-                Some(request) = replays.recv(), if draining.is_none() && self.accepts_replays() => {
-                    self.replay = Some(request);
-                }
-                page = next_page(&mut self.snapshot), if step == NextStep::ReadPage => self.on_page(page?),
-                read = fill_or_idle(&mut self.stream, step == NextStep::ReadStream) => {
-                    self.pacing.on_read(read?, Instant::now());
-                    failpoint::pass(Boundary::AfterRead);
-                }
-                // Last, so that a status update that is due is sent first.
-                () = std::future::ready(()), if step == NextStep::Continue => {}
-            }
+            self.next_event(step, shutdown, replays).await?;
         }
+    }
+
+    /// Waits for one event and processes it. `biased` polls the branches in the order in which they stand, so of several
+    /// events that are ready the first one here is processed. Dropping the other futures loses nothing.
+    async fn next_event(
+        &mut self,
+        step: NextStep,
+        shutdown: &mut watch::Receiver<bool>,
+        replays: &mut mpsc::Receiver<ReplayRequest>,
+    ) -> Result<(), RelayError> {
+        let takes_replays =
+            self.draining_since.is_none() && self.replay.is_none() && self.delivery.has_room();
+        tokio::select! {
+            biased;
+            // 1. A shutdown request, once: it limits everything else.
+            changed = shutdown.wait_for(|stop| *stop), if self.draining_since.is_none() => {
+                if changed.is_ok() {
+                    self.status.enter(Phase::Draining);
+                    self.draining_since = Some(Instant::now());
+                }
+            }
+            // 2. The tick: status, metrics and checkpoints are current under any load.
+            _ = self.ticks.tick() => self.tick()?,
+            // 3. Acknowledgements: each turn of the loop processes them all, which makes room for more rows.
+            () = self.acks.arrived() => {}
+            // 4. A checkpoint was committed: the next turn confirms it, and rows that waited for it can be sent.
+            changed = self.writer.changed() => changed?,
+            // 5. A query result: rows wait for it.
+            Some(result) = self.query_results.recv() => self.delivery.on_query_result(result)?,
+            // 6. A dead letter to replay. It counts in the in-flight budget.
+            Some(request) = replays.recv(), if takes_replays => self.replay = Some(request),
+            // 7. A page of the initial snapshot: new rows come after everything that deals with the rows already read.
+            page = next_page(&mut self.source), if step == NextStep::ReadPage => self.source.on_page(page?),
+            // 8. The stream. Polled even when nothing is to be read, because it sends the status updates that are due.
+            read = fill_or_idle(&mut self.stream, step == NextStep::ReadStream) => {
+                self.pacing.on_read(read?, Instant::now());
+                failpoint::pass(Boundary::AfterRead);
+            }
+            // 9. Always ready while there is more to process, so the last.
+            () = std::future::ready(()), if step == NextStep::Continue => {}
+        }
+        Ok(())
     }
 
     /// The position of the last committed checkpoint.
@@ -189,24 +207,37 @@ impl EventLoop {
         (self.stream, self.delivery, self.writer)
     }
 
-    /// Processes buffered messages, at most a burst.
-    fn process_buffered(&mut self) -> Result<NextStep, RelayError> {
-        let EventLoop { stream, status, delivery, input, .. } = self;
+    /// Processes the rows that have been read, at most a burst. While draining, only to the end of the open transaction.
+    fn process_input(&mut self) -> Result<NextStep, RelayError> {
+        let EventLoop { stream, delivery, source, input, status, .. } = self;
+        if self.draining_since.is_some() && !delivery.in_transaction() {
+            return Ok(NextStep::Wait);
+        }
         let committed_revision = self.writer.committed().revision;
-        let stopped = input.process(delivery, committed_revision, || next_frame(stream, status))?;
+        let stopped = match source {
+            RowSource::Snapshot(rows) => rows.process(delivery, input, committed_revision)?,
+            RowSource::Stream => {
+                input.process(delivery, committed_revision, || next_frame(stream, status))?
+            }
+        };
         if stopped == InputStop::Blocked {
             self.write_due_checkpoint();
         }
-        Ok(match stopped {
-            InputStop::Empty => NextStep::ReadStream,
-            InputStop::BurstEnded => NextStep::Continue,
-            InputStop::NoRoom | InputStop::Blocked => NextStep::Wait,
+        Ok(match (stopped, &self.source) {
+            (InputStop::Empty, RowSource::Stream) => NextStep::ReadStream,
+            (InputStop::Empty, RowSource::Snapshot(rows)) if rows.is_exhausted() => self.finish_snapshot(),
+            (InputStop::Empty, RowSource::Snapshot(_)) => NextStep::ReadPage,
+            (InputStop::BurstEnded, _) => NextStep::Continue,
+            (InputStop::NoRoom | InputStop::Blocked, _) => NextStep::Wait,
         })
     }
 
-    /// A replayed dead letter counts in the in-flight budget.
-    fn accepts_replays(&self) -> bool {
-        self.replay.is_none() && self.delivery.has_room()
+    /// Sends the dead letter that waits, if its partition is ready for it.
+    fn process_replay(&mut self) -> Result<(), RelayError> {
+        if let Some(request) = self.replay.take() {
+            self.replay = self.delivery.on_replay_request(request, self.writer.committed().revision)?;
+        }
+        Ok(())
     }
 
     /// Confirms the committed checkpoint's position to PostgreSQL, but nothing beyond the received position: a stream
@@ -244,79 +275,6 @@ impl EventLoop {
         }
         Ok(())
     }
-
-    /// Why the stream is not read at the moment.
-    fn stall_reason(&self) -> Option<StallReason> {
-        if self.input.is_poisoned() {
-            Some(StallReason::PoisonRow)
-        } else if self.snapshot.is_some() {
-            Some(StallReason::Copy)
-        } else if !self.delivery.has_room() {
-            Some(StallReason::Budget)
-        } else if self.input.is_blocked() {
-            Some(if self.delivery.waits_for_topic() { StallReason::Topic } else { StallReason::Search })
-        } else {
-            None
-        }
-    }
-
-    fn report(&self) {
-        let (in_flight_events, in_flight_bytes) = self.delivery.in_flight();
-        let ledger = self.delivery.ledger();
-        let counts = self.delivery.counts();
-        let numbers = SessionStats {
-            received: EndLsn::new(self.stream.received()),
-            received_events: counts.received,
-            sent_events: counts.sent,
-            suppressed_events: counts.suppressed,
-            acknowledged: ledger.confirmed(),
-            acknowledged_events: counts.acknowledged,
-            confirmed: self.stream.confirmed_sent(),
-            in_flight_events,
-            in_flight_bytes,
-            oldest_commit: ledger.oldest_commit_time(),
-            copied_rows: (self.copied_rows.get() > 0 || self.snapshot.is_some())
-                .then(|| self.copied_rows.get()),
-            hold_up: self.stall_reason(),
-            writing_since: self.writer.waits_since(),
-        };
-        self.status.set_session_stats(numbers);
-        let metrics = &self.metrics;
-        metrics.in_flight_events.set(gauge(in_flight_events as u64));
-        metrics.in_flight_bytes.set(gauge(in_flight_bytes as u64));
-        metrics.received_lsn.set(gauge(numbers.received.lsn().as_u64()));
-        metrics.acknowledged_lsn.set(gauge(numbers.acknowledged.lsn().as_u64()));
-        metrics.confirmed_lsn.set(gauge(numbers.confirmed.lsn().as_u64()));
-        let kafka = self.delivery.kafka_answers();
-        self.status.set_kafka_answers(kafka, self.acks.last_connection_error());
-        metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == Some(true)));
-    }
-
-    /// How the relay ends, once a graceful shutdown is complete or its deadline is reached.
-    async fn drained(&mut self, since: Instant) -> Result<Option<SessionEnd>, RelayError> {
-        failpoint::pass(Boundary::InDrain);
-        let late = since.elapsed() > self.drain_within;
-        // An open transaction is read to its end, unless it is blocked by a row that needs manual action.
-        let stuck = self.input.is_poisoned() || self.delivery.waits_for_topic();
-        let settled = self.delivery.in_flight().0 == 0 && (stuck || !self.delivery.in_transaction());
-        if !settled && !late {
-            return Ok(None);
-        }
-        self.write_last_checkpoint();
-        while !self.checkpoints.is_committed(&self.writer.committed()) {
-            let left = self.drain_within.saturating_sub(since.elapsed()).max(TICK);
-            match tokio::time::timeout(left, self.writer.changed()).await {
-                Ok(changed) => changed?,
-                Err(_) => return Ok(Some(SessionEnd::Late)),
-            }
-        }
-        self.confirm()?;
-        Ok(Some(match (settled, stuck) {
-            (true, true) => SessionEnd::Blocked,
-            (true, false) if self.delivery.ledger().is_empty() => SessionEnd::Drained,
-            _ => SessionEnd::Late,
-        }))
-    }
 }
 
 /// The next message, unless a notice before it ends the session.
@@ -340,8 +298,4 @@ fn next_frame(stream: &mut Stream, status: &Status) -> Result<Option<Frame>, Rel
 /// Reads from the stream, or only sends confirmations. Both are cancel-safe.
 async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<usize, RelayError> {
     if read { Ok(stream.fill().await?) } else { match stream.idle().await? {} }
-}
-
-fn gauge(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -2,19 +2,16 @@
 
 use std::time::Duration;
 
-use pg_replication::{Client, EndLsn, Host, PgOutput, Stream};
+use pg_replication::{Client, EndLsn, PgOutput};
 use sqlx::postgres::PgConnection;
 
-use super::claim::claim_checkpoint;
-use super::decision::StartDecision;
+use super::claim::{OpenSession, claim_checkpoint};
+use super::decision::{DeliveryPhase, StartDecision};
 use super::server::{Decided, ServerInfo, decide_now};
 use super::slot_wait::{self, Memory};
 use super::{Context, bootstrap};
 use crate::config::{Config, StartAt};
-use crate::delivery::InitialState;
 use crate::error::{ErrorKind, RelayError};
-use crate::postgres::backfill::Backfill;
-use crate::postgres::checkpoint::{ClusterTimeline, CommittedCheckpoint};
 use crate::postgres::slot_holder::{self, Own};
 use crate::postgres::{columns, connection, preconditions, publication, table};
 
@@ -22,36 +19,19 @@ use crate::postgres::{columns, connection, preconditions, publication, table};
 /// the default `wal_sender_timeout`.
 const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An open stream and everything that runs on it.
-pub(super) struct OpenSession {
-    pub(super) stream: Stream,
-    /// Process id of the walsender that serves the stream.
-    pub(super) walsender_pid: Option<i64>,
-    pub(super) sql: PgConnection,
-    /// The host both connections use.
-    pub(super) server: Host,
-    pub(super) history: ClusterTimeline,
-    pub(super) start: InitialState,
-    /// The initial snapshot, if its rows are still to be delivered before the stream.
-    pub(super) snapshot: Option<Backfill>,
-    pub(super) committed: CommittedCheckpoint,
-}
-
 pub(super) async fn open(context: &Context, memory: &mut Memory) -> Result<OpenSession, RelayError> {
     let config = &*context.config;
     let access = connection::access(&config.source)?;
     // The replication connection comes first: it selects the host and address that the SQL connection has to use.
     let mut client = connection::connect_replication(&config.source, access.clone()).await?;
-    let identity = client.identify_system().await?;
-    let timelines = client.timeline_history(identity.timeline).await?;
     let address = client.address().clone();
-    let mut sql = connection::connect_to(&config.source, &access, &address, "session").await?;
+    let server = ServerInfo::identify(&mut client, address, memory.reached).await?;
+    let address = &server.address;
+    let mut sql = connection::connect_to(&config.source, &access, address, "session").await?;
     if client.is_pooled() {
-        connection::check_not_shared(&config.source, &access, &address, &mut sql).await?;
+        connection::check_not_shared(&config.source, &access, address, &mut sql).await?;
     }
-    context.status.set_server(&address);
-    let server =
-        ServerInfo { system_identifier: identity.system_id, timelines, reached: memory.reached, address };
+    context.status.set_server(address);
     preconditions::check_same_server(&mut sql, server.history()).await?;
     preconditions::check_preconditions(&mut sql, &config.source).await?;
     // Check before START_REPLICATION, which would write an error into the server log at every attempt.
@@ -61,7 +41,7 @@ pub(super) async fn open(context: &Context, memory: &mut Memory) -> Result<OpenS
     let decided = within_limit(decide_now(&mut sql, config, &server)).await?;
     let binary = reads_binary(&mut sql, config, memory, &decided).await?;
     let mut table = within_limit(publication::ensure(&mut sql, config)).await?;
-    if creates(decided.decision) {
+    if decided.decision.creates_slot() {
         create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
         // The new slot streams only the current table, which may have been recreated while the slot creation waited.
         table = table::oid(&mut sql, config).await?;
@@ -112,7 +92,8 @@ async fn reads_binary(
 ) -> Result<bool, RelayError> {
     let binary = !memory.text_form;
     let columns = columns::of(sql, &config.source).await?;
-    let continues = matches!(decided.decision, StartDecision::Stream { .. }) && decided.checkpoint.is_some();
+    let streams = matches!(decided.decision, StartDecision::Deliver(DeliveryPhase::Stream { .. }));
+    let continues = streams && decided.checkpoint.is_some();
     match columns::layout(&columns, &config.routing.by_field) {
         Ok(layout) => Ok(binary && !layout.needs_text()),
         Err(error) if continues => {
@@ -123,10 +104,6 @@ async fn reads_binary(
         }
         Err(error) => Err(error),
     }
-}
-
-fn creates(decision: StartDecision) -> bool {
-    matches!(decision, StartDecision::CreateSlot | StartDecision::RecreateSlot)
 }
 
 /// Creates the slot, unless another relay created it before this one got the lock.
@@ -143,7 +120,7 @@ async fn create_slot(
     memory.on_slot_taken(own.clone(), true);
     bootstrap::watch_client_connection(sql, client).await?;
     let decision = decide_now(sql, config, server).await?.decision;
-    if creates(decision) {
+    if decision.creates_slot() {
         let history = server.history();
         if decision == StartDecision::RecreateSlot {
             bootstrap::drop_leftover(sql, &config.source.slot.name).await?;

@@ -3,7 +3,7 @@
 use pg_replication::Host;
 use sqlx::postgres::PgConnection;
 
-use super::decision::StartDecision;
+use super::decision::{DeliveryPhase, StartDecision};
 use super::server::{ServerInfo, decide_now};
 use crate::config::{Access, Config};
 use crate::error::RelayError;
@@ -21,23 +21,18 @@ pub async fn first_step(
     if client.is_pooled() {
         connection::check_not_shared(&config.source, &access, address, sql).await?;
     }
-    let identity = client.identify_system().await?;
-    let timelines = client.timeline_history(identity.timeline).await?;
-    let server = ServerInfo {
-        system_identifier: identity.system_id,
-        timelines,
-        reached: None,
-        address: address.clone(),
-    };
+    let server = ServerInfo::identify(&mut client, address.clone(), None).await?;
     preconditions::check_same_server(sql, server.history()).await?;
     Ok(match decide_now(sql, config, &server).await?.decision {
         StartDecision::CreateSlot => "a relay would create the slot".to_owned(),
         StartDecision::RecreateSlot => {
             "a relay would drop and recreate the slot: its creation was not completed".to_owned()
         }
-        StartDecision::Snapshot { from } => {
+        StartDecision::Deliver(DeliveryPhase::Snapshot { from, .. }) => {
             format!("a relay would deliver the initial snapshot, the rows from before {from}")
         }
-        StartDecision::Stream { confirmed, .. } => format!("a relay would continue from {confirmed}"),
+        StartDecision::Deliver(DeliveryPhase::Stream { confirmed, .. }) => {
+            format!("a relay would continue from {confirmed}")
+        }
     })
 }

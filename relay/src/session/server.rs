@@ -1,13 +1,12 @@
 //! The server as a session finds it, and the decision that follows from it.
 
-use pg_replication::{EndLsn, Host, TimelineHistory};
+use pg_replication::{Client, EndLsn, Host, TimelineHistory};
 use sqlx::postgres::PgConnection;
 
 use super::decision::{StartDecision, StartInputs, decide};
 use crate::config::Config;
 use crate::error::RelayError;
-use crate::postgres::backfill::Backfill;
-use crate::postgres::checkpoint::{self, Checkpoint, CheckpointPhase, ClusterTimeline};
+use crate::postgres::checkpoint::{self, Checkpoint, ClusterTimeline};
 use crate::postgres::slot;
 
 /// The server, as the replication connection describes it.
@@ -20,6 +19,16 @@ pub(super) struct ServerInfo {
 }
 
 impl ServerInfo {
+    pub(super) async fn identify(
+        client: &mut Client,
+        address: Host,
+        reached: Option<(ClusterTimeline, EndLsn)>,
+    ) -> Result<ServerInfo, RelayError> {
+        let identity = client.identify_system().await?;
+        let timelines = client.timeline_history(identity.timeline).await?;
+        Ok(ServerInfo { system_identifier: identity.system_id, timelines, reached, address })
+    }
+
     pub(super) fn history(&self) -> ClusterTimeline {
         ClusterTimeline { system_identifier: self.system_identifier, timeline: self.timelines.timeline() }
     }
@@ -29,18 +38,6 @@ impl ServerInfo {
 pub(super) struct Decided {
     pub(super) decision: StartDecision,
     pub(super) checkpoint: Option<Checkpoint>,
-}
-
-impl Decided {
-    /// The rows of the initial snapshot that are still to be delivered.
-    pub(super) fn snapshot(&self) -> Option<Backfill> {
-        match &self.checkpoint.as_ref()?.progress {
-            CheckpointPhase::Snapshotting { snapshot, cursor, .. } => {
-                Some(Backfill { snapshot: snapshot.clone(), after: *cursor })
-            }
-            _ => None,
-        }
-    }
 }
 
 pub(super) async fn decide_now(

@@ -38,11 +38,11 @@ fn delivered(confirmed: u64) -> Checkpoint {
 }
 
 fn snapshotting(from: u64) -> Checkpoint {
-    checkpoint(CheckpointPhase::Snapshotting {
-        from: lsn(from),
-        snapshot: "3:3:".into(),
-        cursor: SNAPSHOT_NOT_STARTED,
-    })
+    checkpoint(CheckpointPhase::Snapshotting { from: lsn(from), rest: rest() })
+}
+
+fn rest() -> RemainingSnapshot {
+    RemainingSnapshot { snapshot: "3:3:".into(), cursor: SNAPSHOT_NOT_STARTED }
 }
 
 fn slot(confirmed: u64) -> SlotState {
@@ -89,7 +89,11 @@ fn decide_on(checkpoint: Option<&Checkpoint>, slot: Option<&SlotState>) -> Resul
 }
 
 fn continues_from(confirmed: u64) -> Result<StartDecision, ErrorKind> {
-    Ok(StartDecision::Stream { confirmed: lsn(confirmed), diverged: false })
+    streams(confirmed, false)
+}
+
+fn streams(confirmed: u64, diverged: bool) -> Result<StartDecision, ErrorKind> {
+    Ok(StartDecision::Deliver(DeliveryPhase::Stream { confirmed: lsn(confirmed), diverged }))
 }
 
 #[test]
@@ -141,7 +145,8 @@ fn a_slot_without_its_snapshot_is_recreated_unless_a_process_holds_it() {
 #[test]
 fn a_snapshot_continues_while_its_slot_has_not_moved() {
     let snapshotting = snapshotting(5);
-    assert_eq!(decide_on(Some(&snapshotting), Some(&slot(5))), Ok(StartDecision::Snapshot { from: lsn(5) }));
+    let snapshot = DeliveryPhase::Snapshot { from: lsn(5), rest: rest() };
+    assert_eq!(decide_on(Some(&snapshotting), Some(&slot(5))), Ok(StartDecision::Deliver(snapshot)));
     assert_eq!(decide_on(Some(&snapshotting), Some(&slot(6))), Err(ErrorKind::SlotAhead));
     assert_eq!(decide_on(Some(&snapshotting), None), Err(ErrorKind::SlotLost));
 }
@@ -208,7 +213,7 @@ fn a_promotion_beyond_the_checkpoint_is_normal_and_one_before_it_leaves_phantoms
         assert_eq!(promoted(beyond).decide(Some(&at_16), Some(&slot(8)), &table), continues_from(16));
     }
     let before = promoted("1\t0/F\n").decide(Some(&at_16), Some(&slot(8)), &table);
-    assert_eq!(before, Ok(StartDecision::Stream { confirmed: lsn(15), diverged: true }));
+    assert_eq!(before, streams(15, true));
     assert_eq!(promoted("1\t0/F\n").decide(Some(&at_16), Some(&slot(16)), &table), Err(ErrorKind::SlotAhead));
     assert_eq!(
         promoted("1\t0/F\n").decide(Some(&snapshotting(16)), Some(&slot(15)), &table),
@@ -220,7 +225,7 @@ fn a_promotion_beyond_the_checkpoint_is_normal_and_one_before_it_leaves_phantoms
 fn a_wal_that_ends_before_the_checkpoint_leaves_phantoms() {
     let restored = Server { end: 12, ..PRIMARY };
     let decision = restored.decide(Some(&delivered(16)), Some(&slot(8)), &source(StartAt::Table));
-    assert_eq!(decision, Ok(StartDecision::Stream { confirmed: lsn(12), diverged: true }));
+    assert_eq!(decision, streams(12, true));
 }
 
 #[test]
@@ -283,23 +288,26 @@ proptest! {
         let decision = server.decide(checkpoint.as_ref(), slot.as_ref(), &source);
         let progress = checkpoint.map(|row| row.progress);
         match (decision, &progress) {
-            (Ok(StartDecision::Stream { confirmed, diverged }), Some(CheckpointPhase::Delivered { confirmed: known })) => {
+            (Ok(StartDecision::Deliver(DeliveryPhase::Stream { confirmed, diverged })), Some(CheckpointPhase::Delivered { confirmed: known })) => {
                 prop_assert!(confirmed <= *known && confirmed <= lsn(end) && Some(confirmed) >= at.map(lsn));
                 prop_assert_eq!(diverged, confirmed < *known);
             }
-            (Ok(StartDecision::Stream { confirmed, .. }), _) => {
+            (Ok(StartDecision::Deliver(DeliveryPhase::Stream { confirmed, .. })), _) => {
                 prop_assert!(now && Some(confirmed) == at.map(lsn));
                 prop_assert!(matches!(progress, None | Some(CheckpointPhase::Registered)));
             }
-            (Ok(StartDecision::Snapshot { from }), Some(CheckpointPhase::Snapshotting { from: known, .. })) => {
+            (Ok(StartDecision::Deliver(DeliveryPhase::Snapshot { from, rest })), Some(CheckpointPhase::Snapshotting { from: known, rest: stored })) => {
                 prop_assert!(from == *known && from <= lsn(end) && Some(from) >= at.map(lsn));
+                prop_assert_eq!(&rest, stored);
             }
             (Ok(StartDecision::CreateSlot), _) => {
                 prop_assert!(at.is_none());
                 prop_assert!(matches!(progress, None | Some(CheckpointPhase::Registered | CheckpointPhase::Creating)));
             }
             (Ok(StartDecision::RecreateSlot), _) => prop_assert_eq!(&progress, &Some(CheckpointPhase::Creating)),
-            (Ok(StartDecision::Snapshot { .. }), _) => prop_assert!(false, "there is no snapshot to continue"),
+            (Ok(StartDecision::Deliver(DeliveryPhase::Snapshot { .. })), _) => {
+                prop_assert!(false, "there is no snapshot to continue");
+            }
             (Err(_), _) => {}
         }
     }

@@ -5,78 +5,94 @@
 use std::collections::VecDeque;
 
 use super::{EventLoop, NextStep};
-use crate::delivery::{BURST, Flow};
+use crate::delivery::{BURST, Delivery, Flow, InputStop, StreamInput};
 use crate::error::RelayError;
 use crate::postgres::backfill::{Pages, StoredRow};
 use crate::status::Phase;
+
+/// Where the loop takes rows from.
+pub(super) enum RowSource {
+    /// The initial snapshot.
+    Snapshot(SnapshotRows),
+    /// The stream.
+    Stream,
+}
 
 /// The rows of the initial snapshot.
 pub(super) struct SnapshotRows {
     pages: Pages,
     page: VecDeque<StoredRow>,
-    /// All pages were read.
-    exhausted: bool,
+    all_pages_read: bool,
+}
+
+impl SnapshotRows {
+    /// Delivers rows of the pages that have been read, at most a burst.
+    pub(super) fn process(
+        &mut self,
+        delivery: &mut Delivery,
+        input: &mut StreamInput,
+        committed_revision: u64,
+    ) -> Result<InputStop, RelayError> {
+        for _ in 0..BURST {
+            let Some(row) = self.page.front() else { return Ok(InputStop::Empty) };
+            if !delivery.has_room() {
+                return Ok(InputStop::NoRoom);
+            }
+            let flow = delivery.on_snapshot_row(self.pages.layout(), row, committed_revision);
+            if input.block_on_poison(flow)? == Flow::Blocked {
+                return Ok(InputStop::Blocked);
+            }
+            self.page.pop_front();
+        }
+        Ok(InputStop::BurstEnded)
+    }
+
+    /// Whether all its rows have been read and processed.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.all_pages_read && self.page.is_empty()
+    }
+}
+
+impl RowSource {
+    /// A page arrived, or `None` after the last one.
+    pub(super) fn on_page(&mut self, page: Option<Vec<StoredRow>>) {
+        match (self, page) {
+            (RowSource::Snapshot(rows), Some(page)) => rows.page.extend(page),
+            (RowSource::Snapshot(rows), None) => rows.all_pages_read = true,
+            (RowSource::Stream, _) => {}
+        }
+    }
 }
 
 impl EventLoop {
     /// Delivers the rows of `pages` before anything from the stream.
     pub fn with_snapshot(mut self, pages: Pages) -> EventLoop {
-        self.snapshot = Some(SnapshotRows { pages, page: VecDeque::new(), exhausted: false });
+        let rows = SnapshotRows { pages, page: VecDeque::new(), all_pages_read: false };
+        self.source = RowSource::Snapshot(rows);
         self
     }
 
-    /// Processes rows of the snapshot, at most a burst.
-    pub(super) fn process_snapshot(&mut self) -> Result<NextStep, RelayError> {
-        let committed_revision = self.writer.committed().revision;
-        for _ in 0..BURST {
-            let Some(snapshot) = &mut self.snapshot else { return Ok(NextStep::Continue) };
-            let Some(row) = snapshot.page.front() else {
-                return if snapshot.exhausted { self.finish_snapshot() } else { Ok(NextStep::ReadPage) };
-            };
-            if !self.delivery.has_room() {
-                return Ok(NextStep::Wait);
-            }
-            let flow = self.delivery.on_snapshot_row(snapshot.pages.layout(), row, committed_revision);
-            if self.input.block_on_poison(flow)? == Flow::Blocked {
-                self.write_due_checkpoint();
-                return Ok(NextStep::Wait);
-            }
-            snapshot.page.pop_front();
-        }
-        Ok(NextStep::Continue)
-    }
-
     /// Once all snapshot rows are in Kafka, records that in the checkpoint. The stream is read after that write.
-    fn finish_snapshot(&mut self) -> Result<NextStep, RelayError> {
+    pub(super) fn finish_snapshot(&mut self) -> NextStep {
         if !self.delivery.ledger().is_empty() {
-            return Ok(NextStep::Wait);
+            return NextStep::Wait;
         }
         self.delivery.finish_snapshot();
         self.write_last_checkpoint();
         if self.writer.committed().copied.is_some() {
-            return Ok(NextStep::Wait);
+            return NextStep::Wait;
         }
-        self.snapshot = None;
+        self.source = RowSource::Stream;
         self.status.enter(Phase::Streaming);
         tracing::info!("the initial snapshot is delivered; streaming");
-        Ok(NextStep::Continue)
-    }
-
-    pub(super) fn on_page(&mut self, page: Option<Vec<StoredRow>>) {
-        let Some(snapshot) = &mut self.snapshot else { return };
-        match page {
-            Some(rows) => snapshot.page.extend(rows),
-            None => snapshot.exhausted = true,
-        }
+        NextStep::Continue
     }
 }
 
 /// The next page, or `None` after the last. Cancel-safe.
-pub(super) async fn next_page(
-    snapshot: &mut Option<SnapshotRows>,
-) -> Result<Option<Vec<StoredRow>>, RelayError> {
-    match snapshot {
-        Some(snapshot) => snapshot.pages.next().await,
-        None => std::future::pending().await,
+pub(super) async fn next_page(source: &mut RowSource) -> Result<Option<Vec<StoredRow>>, RelayError> {
+    match source {
+        RowSource::Snapshot(rows) => rows.pages.next().await,
+        RowSource::Stream => std::future::pending().await,
     }
 }

@@ -1,0 +1,63 @@
+//! What the event loop shows in status and metrics.
+
+use pg_replication::EndLsn;
+
+use super::EventLoop;
+use super::snapshot::RowSource;
+use crate::status::{SessionStats, StallReason};
+
+impl EventLoop {
+    /// Why the stream is not read at the moment.
+    pub(super) fn stall_reason(&self) -> Option<StallReason> {
+        if self.input.is_poisoned() {
+            Some(StallReason::PoisonRow)
+        } else if self.copies() {
+            Some(StallReason::Copy)
+        } else if !self.delivery.has_room() {
+            Some(StallReason::Budget)
+        } else if self.input.is_blocked() {
+            Some(if self.delivery.waits_for_topic() { StallReason::Topic } else { StallReason::Search })
+        } else {
+            None
+        }
+    }
+
+    fn copies(&self) -> bool {
+        matches!(self.source, RowSource::Snapshot(_))
+    }
+
+    pub(super) fn report(&self) {
+        let (in_flight_events, in_flight_bytes) = self.delivery.in_flight();
+        let ledger = self.delivery.ledger();
+        let counts = self.delivery.counts();
+        let numbers = SessionStats {
+            received: EndLsn::new(self.stream.received()),
+            received_events: counts.received,
+            sent_events: counts.sent,
+            suppressed_events: counts.suppressed,
+            acknowledged: ledger.confirmed(),
+            acknowledged_events: counts.acknowledged,
+            confirmed: self.stream.confirmed_sent(),
+            in_flight_events,
+            in_flight_bytes,
+            oldest_commit: ledger.oldest_commit_time(),
+            copied_rows: (self.copied_rows.get() > 0 || self.copies()).then(|| self.copied_rows.get()),
+            hold_up: self.stall_reason(),
+            writing_since: self.writer.waits_since(),
+        };
+        self.status.set_session_stats(numbers);
+        let metrics = &self.metrics;
+        metrics.in_flight_events.set(gauge(in_flight_events as u64));
+        metrics.in_flight_bytes.set(gauge(in_flight_bytes as u64));
+        metrics.received_lsn.set(gauge(numbers.received.lsn().as_u64()));
+        metrics.acknowledged_lsn.set(gauge(numbers.acknowledged.lsn().as_u64()));
+        metrics.confirmed_lsn.set(gauge(numbers.confirmed.lsn().as_u64()));
+        let kafka = self.delivery.kafka_answers();
+        self.status.set_kafka_answers(kafka, self.acks.last_connection_error());
+        metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == Some(true)));
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
