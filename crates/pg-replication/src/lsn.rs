@@ -100,11 +100,29 @@ impl EndLsn {
         self.0
     }
 
+    /// The least end that covers the transaction whose commit record begins at `commit`.
+    pub const fn just_after(commit: CommitLsn) -> Self {
+        EndLsn(Lsn(commit.0.0.saturating_add(1)))
+    }
+
+    /// The bytes of WAL from `earlier` to this end; 0 if it is not earlier.
+    pub const fn bytes_since(self, earlier: EndLsn) -> u64 {
+        self.0.0.saturating_sub(earlier.0.0)
+    }
+
     /// Whether the transaction whose commit record begins at `commit` lies before this end.
     ///
     /// Strictly: a commit record that begins exactly here belongs to the *next* transaction.
     pub fn covers(self, commit: CommitLsn) -> bool {
         commit.0 < self.0
+    }
+}
+
+impl FromStr for EndLsn {
+    type Err = ParseLsnError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(EndLsn)
     }
 }
 
@@ -157,6 +175,21 @@ mod tests {
         assert!(!EndLsn::new(at).covers(CommitLsn::new(at)));
         assert!(EndLsn::new(Lsn(101)).covers(CommitLsn::new(at)));
         assert!(!EndLsn::new(Lsn(99)).covers(CommitLsn::new(at)));
+    }
+
+    #[test]
+    fn the_end_just_after_a_commit_is_the_least_that_covers_it() {
+        let commit = CommitLsn::new(Lsn(100));
+        assert_eq!(EndLsn::just_after(commit), EndLsn::new(Lsn(101)));
+        assert!(EndLsn::just_after(commit).covers(commit));
+        assert_eq!(EndLsn::just_after(CommitLsn::new(Lsn(u64::MAX))), EndLsn::new(Lsn(u64::MAX)));
+    }
+
+    #[test]
+    fn bytes_between_two_ends_are_never_negative() {
+        let (earlier, later) = (EndLsn::new(Lsn(100)), EndLsn::new(Lsn(140)));
+        assert_eq!(later.bytes_since(earlier), 40);
+        assert_eq!(earlier.bytes_since(later), 0);
     }
 
     proptest! {

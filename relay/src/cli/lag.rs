@@ -6,6 +6,7 @@ use std::fmt::Write;
 use pg_replication::EndLsn;
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnection;
+use sqlx::types::Text;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::admin_client::request;
@@ -56,9 +57,9 @@ pub async fn lag(config: &Config, format: Format) -> Result<(), RelayError> {
 async fn checkpoint(sql: &mut PgConnection, config: &Config) -> Result<Option<EndLsn>, RelayError> {
     let table = config.source.table.sibling(TABLE);
     let select = format!("SELECT confirmed_lsn::text FROM {table} WHERE relay = $1");
-    let found: Option<Option<String>> =
+    let found: Option<Option<Text<EndLsn>>> =
         sqlx::query_scalar(AssertSqlSafe(select)).bind(&config.name).fetch_optional(sql).await?;
-    Ok(found.flatten().and_then(|text| text.parse().ok()).map(EndLsn::new))
+    Ok(found.flatten().map(|Text(lsn)| lsn))
 }
 
 async fn oldest(sql: &mut PgConnection, config: &Config) -> Oldest {

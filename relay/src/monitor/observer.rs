@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use pg_replication::{EndLsn, Host};
 use sqlx::postgres::PgConnection;
+use sqlx::types::Text;
 use sqlx::{AssertSqlSafe, Row};
 use tokio::time::timeout;
 
@@ -217,10 +218,10 @@ async fn read_checkpoint(
         Ok(None) | Err(sqlx::Error::Database(_)) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let confirmed: Option<String> = row.try_get("confirmed")?;
+    let confirmed: Option<Text<EndLsn>> = row.try_get("confirmed")?;
     let age: f64 = row.try_get("age")?;
     Ok(Some(ObservedCheckpoint {
-        confirmed: confirmed.and_then(|text| text.parse().ok()).map(EndLsn::new),
+        confirmed: confirmed.map(|Text(lsn)| lsn),
         age: Duration::try_from_secs_f64(age.max(0.0)).unwrap_or_default(),
     }))
 }

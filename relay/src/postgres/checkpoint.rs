@@ -9,7 +9,7 @@ mod writer;
 
 use pg_replication::EndLsn;
 use sqlx::postgres::{PgConnection, PgRow};
-use sqlx::types::Json;
+use sqlx::types::{Json, Text};
 use sqlx::{AssertSqlSafe, Row};
 
 use self::statement::Statement;
@@ -139,12 +139,15 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
 }
 
 fn phase_of(row: &PgRow) -> Result<CheckpointPhase, RelayError> {
-    let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok()).map(EndLsn::new);
-    if let Some(confirmed) = lsn(row.try_get("confirmed")?) {
+    let lsn = |column: &str| -> Result<Option<EndLsn>, sqlx::Error> {
+        let lsn: Option<Text<EndLsn>> = row.try_get(column)?;
+        Ok(lsn.map(|Text(lsn)| lsn))
+    };
+    if let Some(confirmed) = lsn("confirmed")? {
         return Ok(CheckpointPhase::Delivered { confirmed });
     }
     let phase: Option<String> = row.try_get("start_phase")?;
-    let stored = lsn(row.try_get("start")?).zip(row.try_get::<Option<String>, _>("snapshot")?);
+    let stored = lsn("start")?.zip(row.try_get::<Option<String>, _>("snapshot")?);
     match (phase.as_deref(), stored) {
         (None, _) => Ok(CheckpointPhase::Registered),
         (Some("copying"), Some((from, snapshot))) => {

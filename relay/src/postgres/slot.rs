@@ -7,8 +7,9 @@ use pg_replication::EndLsn;
 use serde_json::Value;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
+use sqlx::types::Text;
 
-use crate::error::{ErrorKind, RelayError};
+use crate::error::RelayError;
 use crate::status::SlotState;
 
 /// Queries the slot. `to_jsonb`, because the view has different columns in each version.
@@ -29,7 +30,7 @@ pub async fn state(sql: &mut PgConnection, slot: &str) -> Result<Option<SlotStat
     let text = |name: &str| slot.get(name).and_then(Value::as_str).map(str::to_owned);
     let number = |name: &str| slot.get(name).and_then(Value::as_i64);
     let flag = |name: &str| slot.get(name).and_then(Value::as_bool).unwrap_or_default();
-    let lsn = |text: Option<String>| text.and_then(|text| text.parse().ok()).map(EndLsn::new);
+    let lsn = |name: &str| text(name).and_then(|text| text.parse().ok());
     Ok(Some(SlotState {
         plugin: text("plugin"),
         database: text("database"),
@@ -38,10 +39,10 @@ pub async fn state(sql: &mut PgConnection, slot: &str) -> Result<Option<SlotStat
         active_pid: number("active_pid"),
         wal_status: text("wal_status"),
         invalidation_reason: text("invalidation_reason"),
-        confirmed: lsn(text("confirmed_flush_lsn")),
-        restart: lsn(text("restart_lsn")),
+        confirmed: lsn("confirmed_flush_lsn"),
+        restart: lsn("restart_lsn"),
         safe_wal_bytes: number("safe_wal_size"),
-        current: lsn(row.try_get("current").ok()),
+        current: row.try_get("current").ok().map(|Text(lsn)| lsn),
         inactive_for: row
             .try_get::<Option<f64>, _>("inactive_for")?
             .and_then(|seconds| Duration::try_from_secs_f64(seconds.max(0.0)).ok()),
@@ -57,13 +58,7 @@ pub async fn server_start_time(sql: &mut PgConnection) -> Result<i64, RelayError
 
 /// The server's flush LSN: nothing committed at or beyond it has left the server.
 pub async fn flush_lsn(sql: &mut PgConnection) -> Result<EndLsn, RelayError> {
-    let text: String =
+    let Text(lsn): Text<EndLsn> =
         sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text").fetch_one(&mut *sql).await?;
-    lsn(&text)
-}
-
-/// Parses an LSN in PostgreSQL's text format.
-pub(super) fn lsn(text: &str) -> Result<EndLsn, RelayError> {
-    let lsn = text.parse().map(EndLsn::new);
-    lsn.map_err(|_| RelayError::new(ErrorKind::DatabaseError, format!("'{text}' is not an LSN")))
+    Ok(lsn)
 }

@@ -1,6 +1,6 @@
 //! Takes the checkpoint over once the session holds the slot: no other relay writes it from then on.
 
-use pg_replication::{EndLsn, Host, Lsn, Stream};
+use pg_replication::{CommitLsn, EndLsn, Host, Stream};
 use sqlx::postgres::PgConnection;
 
 use super::decision::{DeliveryPhase, StartDecision};
@@ -83,13 +83,9 @@ pub(super) async fn claim_checkpoint(
 /// start, and an earlier session may have sent some of them.
 fn replay_horizon(phase: &DeliveryPhase, flush: EndLsn) -> EndLsn {
     match phase {
-        DeliveryPhase::Snapshot { from, .. } => flush.max(just_behind(*from)),
+        DeliveryPhase::Snapshot { from, .. } => flush.max(EndLsn::just_after(CommitLsn::new(from.lsn()))),
         DeliveryPhase::Stream { .. } => flush,
     }
-}
-
-fn just_behind(lsn: EndLsn) -> EndLsn {
-    EndLsn::new(Lsn::from(lsn.lsn().as_u64().saturating_add(1)))
 }
 
 /// The checkpoint that a session writes before it delivers: the stored one with the present routing, and with what the

@@ -44,7 +44,7 @@ impl SlotState {
 
     /// Bytes of WAL between `lsn` and the server's current LSN, where both are known.
     pub fn behind(&self, lsn: Option<EndLsn>) -> Option<u64> {
-        Some(self.current?.lsn().as_u64().saturating_sub(lsn?.lsn().as_u64()))
+        Some(self.current?.bytes_since(lsn?))
     }
 
     /// Why it was lost, as a sentence.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
-use sqlx::types::Json;
+use sqlx::types::{Json, Text};
 
 use super::{CheckpointUpdate, ClusterTimeline, TABLE};
 use crate::config::Config;
@@ -68,7 +68,7 @@ impl Statement {
         if looks_at_table {
             self.looked_at_table = Some(Instant::now());
         }
-        let written: Option<String> = sqlx::query_scalar(AssertSqlSafe(self.sql.as_str()))
+        let written: Option<Text<u64>> = sqlx::query_scalar(AssertSqlSafe(self.sql.as_str()))
             .bind(&self.config.name)
             .bind(self.history.system_identifier.cast_signed())
             .bind(self.history.timeline.cast_signed())
@@ -85,8 +85,8 @@ impl Statement {
             .bind(looks_at_table)
             .fetch_optional(&mut *sql)
             .await?;
-        if let Some(written) = written {
-            return xid(&written);
+        if let Some(Text(written)) = written {
+            return Ok(written);
         }
         table::check(sql, &self.config).await?;
         publication::verify_fingerprint(sql, &self.config).await?;
@@ -122,9 +122,4 @@ impl Statement {
 /// The `xmin` of a row written by the transaction with this id: the id without its epoch.
 fn row_version(xid: u64) -> String {
     (xid & u64::from(u32::MAX)).to_string()
-}
-
-pub(super) fn xid(text: &str) -> Result<u64, RelayError> {
-    text.parse()
-        .map_err(|_| RelayError::new(ErrorKind::DatabaseError, format!("'{text}' is not a transaction id")))
 }

@@ -3,19 +3,20 @@
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgConnection;
+use sqlx::types::Text;
 use sqlx::{Connection, Row};
 use tokio::sync::watch;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
-use super::statement::{Statement, xid};
+use super::statement::Statement;
 use super::{CheckpointUpdate, ClusterTimeline, CommittedCheckpoint};
 use crate::config::Config;
 use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::connection::CONNECT_WITHIN;
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
-use crate::postgres::slot::{self, lsn};
+use crate::postgres::slot;
 use crate::status::Status;
 
 /// How often this connection queries the slot.
@@ -170,9 +171,6 @@ async fn take_snapshot(sql: &mut PgConnection) -> Result<Snapshot, RelayError> {
     )
     .fetch_one(&mut *sql)
     .await?;
-    Ok(Snapshot {
-        snapshot: row.try_get("snapshot")?,
-        xmin: xid(&row.try_get::<String, _>("xmin")?)?,
-        until: lsn(&row.try_get::<String, _>("until")?)?,
-    })
+    let (Text(xmin), Text(until)) = (row.try_get("xmin")?, row.try_get("until")?);
+    Ok(Snapshot { snapshot: row.try_get("snapshot")?, xmin, until })
 }
