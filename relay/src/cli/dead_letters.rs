@@ -75,7 +75,8 @@ pub fn replay(
         let line: ReplayLine = serde_json::from_str(&line).map_err(|_| CommandError::BrokeOff)?;
         print(format, || text(&line), || json!(line));
         match line {
-            ReplayLine::Replayed(replayed) => refused += u64::from(replayed.outcome != ReplayOutcome::Sent),
+            ReplayLine::Replayed(Replayed { outcome: ReplayOutcome::Sent { .. }, .. }) => {}
+            ReplayLine::Replayed(_) => refused += 1,
             ReplayLine::Summary(Summary { error: Some(error), .. }) => {
                 return Err(CommandError::Incomplete(error));
             }
@@ -88,19 +89,14 @@ pub fn replay(
 }
 
 fn text(line: &ReplayLine) -> String {
-    let Replayed { id, outcome, topic, partition, error } = match line {
+    let (id, outcome) = match line {
         ReplayLine::Summary(summary) => return format!("{} sent, {} refused", summary.sent, summary.refused),
-        ReplayLine::Replayed(replayed) => replayed,
+        ReplayLine::Replayed(Replayed { id, outcome }) => (id.as_deref().unwrap_or("-"), outcome),
     };
-    let id = id.as_deref().unwrap_or("-");
-    let error = error.as_deref().unwrap_or("-");
     match outcome {
-        ReplayOutcome::Sent => {
-            let topic = topic.as_deref().unwrap_or("-");
-            format!("sent     {id} to {topic}/{}", partition.unwrap_or_default())
-        }
-        ReplayOutcome::Refused => format!("refused  {id}: {error}"),
-        ReplayOutcome::Missing => format!("missing  {id}: {error}"),
-        ReplayOutcome::Unknown => format!("unknown  {id}: {error}"),
+        ReplayOutcome::Sent { topic, partition } => format!("sent     {id} to {topic}/{partition}"),
+        ReplayOutcome::Refused { error } => format!("refused  {id}: {error}"),
+        ReplayOutcome::Missing { error } => format!("missing  {id}: {error}"),
+        ReplayOutcome::Unknown { error } => format!("unknown  {id}: {error}"),
     }
 }

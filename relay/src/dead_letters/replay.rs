@@ -89,28 +89,22 @@ pub enum ReplayLine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replayed {
     pub id: Option<String>,
+    #[serde(flatten)]
     pub outcome: ReplayOutcome,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub topic: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub partition: Option<i32>,
-    /// Why it was not sent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
 }
 
-/// The result for one dead letter, in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// What became of a dead letter, and where it is now, or why it was not sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum ReplayOutcome {
     /// Kafka acknowledged the event.
-    Sent,
+    Sent { topic: String, partition: i32 },
     /// It still cannot be delivered.
-    Refused,
+    Refused { error: String },
     /// The outbox has no such dead letter.
-    Missing,
+    Missing { error: String },
     /// The session ended before the result was known.
-    Unknown,
+    Unknown { error: String },
 }
 
 /// How many were sent and refused, and why not all were considered.
@@ -125,31 +119,19 @@ pub struct Summary {
     pub error: Option<String>,
 }
 
-impl Replayed {
-    fn new(id: Option<String>, outcome: Option<SendOutcome>) -> Replayed {
-        let not_sent = |outcome, error| Replayed {
-            id: id.clone(),
-            outcome,
-            topic: None,
-            partition: None,
-            error: Some(error),
-        };
+impl From<Option<SendOutcome>> for ReplayOutcome {
+    /// `None` when the session has ended.
+    fn from(outcome: Option<SendOutcome>) -> Self {
         match outcome {
-            Some(SendOutcome::Sent { topic, partition }) => Replayed {
-                id,
-                outcome: ReplayOutcome::Sent,
-                topic: Some(topic),
-                partition: Some(partition),
-                error: None,
-            },
-            Some(SendOutcome::Refused(error)) => not_sent(ReplayOutcome::Refused, error),
+            Some(SendOutcome::Sent { topic, partition }) => ReplayOutcome::Sent { topic, partition },
+            Some(SendOutcome::Refused(error)) => ReplayOutcome::Refused { error },
             Some(SendOutcome::UnknownTopic(topic)) => {
-                not_sent(ReplayOutcome::Refused, format!("topic {topic} does not exist"))
+                ReplayOutcome::Refused { error: format!("topic {topic} does not exist") }
             }
-            None => {
-                let error = "the relay's session ended before Kafka acknowledged it; check the topic before trying again";
-                not_sent(ReplayOutcome::Unknown, error.to_owned())
-            }
+            None => ReplayOutcome::Unknown {
+                error: "the relay's session ended before Kafka acknowledged it; check the topic before trying again"
+                    .to_owned(),
+            },
         }
     }
 }
@@ -255,28 +237,21 @@ impl Replay {
         if let Some(id) = &id {
             self.missing.remove(id);
         }
-        let replayed = Replayed::new(id, self.send(reader, letter));
-        let outcome = replayed.outcome;
-        let written = self.write_line(ReplayLine::Replayed(replayed));
+        let outcome = ReplayOutcome::from(self.send(reader, letter));
+        let is_unknown = matches!(outcome, ReplayOutcome::Unknown { .. });
         match outcome {
-            ReplayOutcome::Sent => self.summary.sent += 1,
-            ReplayOutcome::Refused | ReplayOutcome::Missing => self.summary.refused += 1,
-            ReplayOutcome::Unknown => return ControlFlow::Break(()),
+            ReplayOutcome::Sent { .. } => self.summary.sent += 1,
+            ReplayOutcome::Refused { .. } | ReplayOutcome::Missing { .. } => self.summary.refused += 1,
+            ReplayOutcome::Unknown { .. } => {}
         }
-        written
+        let written = self.write_line(ReplayLine::Replayed(Replayed { id, outcome }));
+        if is_unknown { ControlFlow::Break(()) } else { written }
     }
 
     fn report_missing(&mut self) {
         for id in std::mem::take(&mut self.missing) {
-            let error = Some("this outbox has no such dead letter".to_owned());
-            let missing = Replayed {
-                id: Some(id),
-                outcome: ReplayOutcome::Missing,
-                topic: None,
-                partition: None,
-                error,
-            };
-            if self.write_line(ReplayLine::Replayed(missing)).is_break() {
+            let outcome = ReplayOutcome::Missing { error: "this outbox has no such dead letter".to_owned() };
+            if self.write_line(ReplayLine::Replayed(Replayed { id: Some(id), outcome })).is_break() {
                 return;
             }
         }
@@ -331,6 +306,22 @@ mod tests {
             serde_json::from_value::<Selection>(json!({"id": "a"})).is_err(),
             "a typing error is no selection"
         );
+    }
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        let sent = ReplayOutcome::Sent { topic: "t".into(), partition: 3 };
+        let refused = ReplayOutcome::from(Some(SendOutcome::UnknownTopic("t".into())));
+        let line = |id: &str, outcome| ReplayLine::Replayed(Replayed { id: Some(id.into()), outcome });
+        let lines = [
+            (line("a", sent), json!({"id": "a", "outcome": "sent", "topic": "t", "partition": 3})),
+            (line("b", refused), json!({"id": "b", "outcome": "refused", "error": "topic t does not exist"})),
+            (ReplayLine::Summary(Summary::default()), json!({"sent": 0, "refused": 0})),
+        ];
+        for (line, written) in lines {
+            assert_eq!(json!(line), written);
+            assert_eq!(serde_json::from_value::<ReplayLine>(written).unwrap(), line);
+        }
     }
 
     #[tokio::test]
