@@ -7,6 +7,7 @@ mod claim;
 pub mod decision;
 pub mod end;
 pub mod event_loop;
+pub mod memory;
 mod open;
 pub mod plan;
 mod server;
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 
 use self::claim::OpenSession;
 use self::end::SessionEnd;
-use self::slot_wait::Memory;
+use self::memory::Memory;
 use crate::config::Config;
 use crate::dead_letters::replay::ReplayHandle;
 use crate::error::{ErrorKind, RelayError};

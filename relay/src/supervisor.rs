@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::dead_letters::replay::ReplayHandle;
 use crate::error::{Action, Backoff, ErrorKind, RelayError};
 use crate::session::end::SessionEnd;
-use crate::session::slot_wait::Memory;
+use crate::session::memory::Memory;
 use crate::session::{self, Context};
 use crate::status::metrics::Metrics;
 use crate::status::{Phase, Status};
@@ -25,7 +25,7 @@ pub async fn run(
     let context = Context { config, status, metrics, replays };
     let mut memory = Memory::default();
     let ended = sessions(&context, &mut memory, &mut shutdown).await;
-    memory.end_creation(&context.config).await;
+    memory.slot.end_creation(&context.config).await;
     ended
 }
 

@@ -24,7 +24,7 @@ use crate::postgres::checkpoint::{self, CheckpointUpdate, ClusterTimeline};
 use crate::postgres::connection::CONNECT_WITHIN;
 use crate::routing::mapping::RoutingHistory;
 use crate::session::Context;
-use crate::session::slot_wait::{self, Memory};
+use crate::session::slot_wait::{self, SlotMemory};
 use crate::status::Phase;
 use crate::topics::partitions::Offsets;
 
@@ -37,7 +37,7 @@ const REPORT_AFTER: Duration = Duration::from_secs(5);
 
 /// Makes this the only relay that creates the slot while `sql` is connected. All writes about the creation use that
 /// connection, so a relay that lost the lock cannot write any more.
-pub async fn lock(sql: &mut PgConnection, slot: &str, memory: &Memory) -> Result<(), RelayError> {
+pub async fn lock(sql: &mut PgConnection, slot: &str, memory: &SlotMemory) -> Result<(), RelayError> {
     let name = lock_name(slot);
     if try_lock(sql, &name).await?
         || (slot_wait::end_creator(sql, &name, memory).await? && try_lock(sql, &name).await?)

@@ -4,8 +4,8 @@ use pg_replication::{CommitLsn, EndLsn, Host, Stream};
 use sqlx::postgres::PgConnection;
 
 use super::decision::{DeliveryPhase, StartDecision};
+use super::memory::Memory;
 use super::server::{Decided, ServerInfo, decide_now};
-use super::slot_wait::Memory;
 use crate::config::Config;
 use crate::delivery::{InitialState, LostRecords, OutboxTable, Refusal, StreamForm};
 use crate::error::{ErrorKind, RelayError};

@@ -7,8 +7,9 @@ use sqlx::postgres::PgConnection;
 
 use super::claim::{OpenSession, claim_checkpoint};
 use super::decision::{DeliveryPhase, StartDecision};
+use super::memory::Memory;
 use super::server::{Decided, ServerInfo, decide_now};
-use super::slot_wait::{self, Memory};
+use super::slot_wait::{self, SlotMemory};
 use super::{Context, bootstrap};
 use crate::config::{Config, StartAt};
 use crate::error::{ErrorKind, RelayError};
@@ -35,18 +36,18 @@ pub(super) async fn open(context: &Context, memory: &mut Memory) -> Result<OpenS
     preconditions::check_same_server(&mut sql, server.history()).await?;
     preconditions::check_preconditions(&mut sql, &config.source).await?;
     // Check before START_REPLICATION, which would write an error into the server log at every attempt.
-    slot_wait::until_free(&mut sql, config, memory).await?;
+    slot_wait::until_free(&mut sql, config, &mut memory.slot).await?;
     table::check(&mut sql, config).await?;
     let own = slot_holder::announce_companion(&mut sql, client.process_id().cast_signed()).await?;
     let decided = within_limit(decide_now(&mut sql, config, &server)).await?;
     let binary = reads_binary(&mut sql, config, memory, &decided).await?;
     let mut table = within_limit(publication::ensure(&mut sql, config)).await?;
     if decided.decision.creates_slot() {
-        create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
+        create_slot(&mut sql, &mut client, context, &server, &mut memory.slot, &own).await?;
         // The new slot streams only the current table, which may have been recreated while the slot creation waited.
         table = table::oid(&mut sql, config).await?;
     }
-    memory.on_slot_taken(own, false);
+    memory.slot.on_taken(own, false);
     let output = PgOutput {
         publications: vec![config.source.publication.name.clone()],
         binary,
@@ -112,12 +113,12 @@ async fn create_slot(
     client: &mut Client,
     context: &Context,
     server: &ServerInfo,
-    memory: &mut Memory,
+    memory: &mut SlotMemory,
     own: &Own,
 ) -> Result<(), RelayError> {
     let config = &*context.config;
     bootstrap::lock(sql, &config.source.slot.name, memory).await?;
-    memory.on_slot_taken(own.clone(), true);
+    memory.on_taken(own.clone(), true);
     bootstrap::watch_client_connection(sql, client).await?;
     let decision = decide_now(sql, config, server).await?.decision;
     if decision.creates_slot() {

@@ -1,4 +1,4 @@
-//! What to do about a slot that another connection holds, and what this process remembers about its earlier sessions.
+//! What to do about a slot that another connection holds.
 //!
 //! | holder of the slot | the relay |
 //! |---|---|
@@ -14,14 +14,11 @@
 
 use std::time::{Duration, Instant};
 
-use pg_replication::EndLsn;
 use sqlx::postgres::PgConnection;
 use tokio::time::timeout;
 
 use crate::config::Config;
-use crate::delivery::{LostRecords, Refusal};
 use crate::error::{ErrorKind, RelayError, reason_of_sqlstate};
-use crate::postgres::checkpoint::ClusterTimeline;
 use crate::postgres::connection;
 use crate::postgres::slot_holder::{self, Backend, Holder, Kind, Orphan, Own, Silence, format_time};
 
@@ -32,18 +29,9 @@ const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 /// Time allowed for cancelling a slot creation when the relay stops.
 const END_CREATION_WITHIN: Duration = Duration::from_secs(8);
 
-/// What the process remembers from one session to the next.
+/// What this process remembers about the holders of the slot.
 #[derive(Debug, Default)]
-pub struct Memory {
-    /// The position its sessions have confirmed, and on which timeline.
-    pub reached: Option<(ClusterTimeline, EndLsn)>,
-    /// The record that Kafka refused, if that ended the last session.
-    pub refusal: Option<Refusal>,
-    /// The records that Kafka lost, if that ended the last session.
-    pub lost: Option<LostRecords>,
-    /// A row arrived whose table has a column that is read in text form. From then on streams use the text form. The
-    /// catalog cannot decide this: it may show a later table.
-    pub text_form: bool,
+pub struct SlotMemory {
     /// The server processes of the last session that acquired the slot or began to create it.
     own: Option<Own>,
     /// That session began to create the slot and did not complete.
@@ -52,12 +40,11 @@ pub struct Memory {
     orphan_since: Option<(Backend, Instant)>,
 }
 
-impl Memory {
+impl SlotMemory {
     /// A session acquires the slot or, with `creating`, begins to create it. So no other server process of this relay
     /// can hold it now.
-    pub fn on_slot_taken(&mut self, own: Own, creating: bool) {
-        let before = std::mem::take(self);
-        *self = Memory { own: Some(own), creating, orphan_since: None, ..before };
+    pub fn on_taken(&mut self, own: Own, creating: bool) {
+        *self = SlotMemory { own: Some(own), creating, orphan_since: None };
     }
 
     /// Cancels a slot creation that did not complete, when no other session follows: while PostgreSQL waits for
@@ -103,7 +90,7 @@ impl Memory {
 pub async fn until_free(
     sql: &mut PgConnection,
     config: &Config,
-    memory: &mut Memory,
+    memory: &mut SlotMemory,
 ) -> Result<(), RelayError> {
     let slot = &config.source.slot.name;
     while let Some(holder) = slot_holder::of(sql, slot).await? {
@@ -189,7 +176,11 @@ fn reason(error: &sqlx::Error) -> Option<ErrorKind> {
 
 /// Terminates the session that holds the lock on the slot's creation, if it belongs to an earlier session of this
 /// process or to a relay that is gone. Returns whether the lock is free.
-pub async fn end_creator(sql: &mut PgConnection, lock: &str, memory: &Memory) -> Result<bool, RelayError> {
+pub async fn end_creator(
+    sql: &mut PgConnection,
+    lock: &str,
+    memory: &SlotMemory,
+) -> Result<bool, RelayError> {
     let Some(session) = slot_holder::of_lock(sql, lock).await? else { return Ok(true) };
     let own = memory.own.as_ref().is_some_and(|own| own.session == session.backend);
     let pid = session.backend.pid;
@@ -217,7 +208,7 @@ mod tests {
 
     #[test]
     fn only_a_stream_without_a_session_gets_a_grace_period() {
-        let mut memory = Memory::default();
+        let mut memory = SlotMemory::default();
         let start = Instant::now();
         let stream = Holder::for_tests(7, false);
         assert_eq!(memory.wait_left(&stream, Orphan::Own, start), Duration::ZERO);
