@@ -62,3 +62,15 @@ pub async fn flush_lsn(sql: &mut PgConnection) -> Result<EndLsn, RelayError> {
         sqlx::query_scalar("SELECT pg_current_wal_flush_lsn()::text").fetch_one(&mut *sql).await?;
     Ok(lsn)
 }
+
+/// Drops the slot that an interrupted relay left. PostgreSQL refuses to drop a slot that is in use.
+pub async fn drop_own(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError> {
+    sqlx::query(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
+         WHERE slot_name = $1 AND plugin = 'pgoutput' AND database = current_database()",
+    )
+    .bind(slot)
+    .execute(&mut *sql)
+    .await?;
+    Ok(())
+}

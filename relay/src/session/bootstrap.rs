@@ -13,15 +13,15 @@ use std::time::Duration;
 use chrono::Utc;
 use pg_replication::{Client, EndLsn, FAILOVER_SINCE, SlotOptions, Snapshot, SqlState};
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::config::{Failover, Source};
+use crate::config::Failover;
 use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::blocking_transactions::{self, OpenTransaction};
 use crate::postgres::checkpoint::{self, CheckpointUpdate, ClusterTimeline};
 use crate::postgres::connection::CONNECT_WITHIN;
+use crate::postgres::{initial_rows, slot};
 use crate::routing::mapping::RoutingHistory;
 use crate::session::Context;
 use crate::session::slot_wait::{self, SlotMemory};
@@ -89,7 +89,7 @@ pub async fn drop_leftover(sql: &mut PgConnection, slot: &str) -> Result<(), Rel
         "an earlier first start was interrupted before it stored the snapshot of this slot; dropping and recreating \
          the slot"
     );
-    drop_slot(sql, slot).await
+    slot::drop_own(sql, slot).await
 }
 
 /// Creates the slot for `source.start: Now`. Registers the relay first: from then on retention keeps the rows that this
@@ -121,7 +121,7 @@ pub async fn create_slot_with_snapshot(
 ) -> Result<(), RelayError> {
     let config = &*context.config;
     let (source, slot) = (&config.source, &config.source.slot.name);
-    check_table(sql, source).await?;
+    initial_rows::check_table(sql, source).await?;
     checkpoint::begin_slot_creation(sql, config, history).await?;
     let (from, snapshot) = match create(sql, client, context, Snapshot::Export).await {
         Ok((from, Some(snapshot))) => (from, snapshot),
@@ -137,9 +137,9 @@ pub async fn create_slot_with_snapshot(
         }
         Err(error) => return Err(error.into()),
     };
-    let (snapshot, order) = describe(sql, source, &snapshot).await?;
+    let (snapshot, order) = initial_rows::describe(sql, source, &snapshot).await?;
     if let Err(refused) = order.check(source) {
-        drop_slot(sql, slot).await?;
+        slot::drop_own(sql, slot).await?;
         checkpoint::abort_slot_creation(sql, config).await?;
         return Err(refused);
     }
@@ -224,142 +224,5 @@ fn report_blocking_transactions(context: &Context, open: &[OpenTransaction], rep
     context.status.on_error(Phase::Starting, &error);
     if !blocking_transactions::are_same(open, reported) {
         tracing::warn!(reason = error.kind.name(), "{error}");
-    }
-}
-
-/// Drops the slot that an interrupted relay left. PostgreSQL refuses to drop a slot that is in use.
-async fn drop_slot(sql: &mut PgConnection, slot: &str) -> Result<(), RelayError> {
-    sqlx::query(
-        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots
-         WHERE slot_name = $1 AND plugin = 'pgoutput' AND database = current_database()",
-    )
-    .bind(slot)
-    .execute(&mut *sql)
-    .await?;
-    Ok(())
-}
-
-/// The exported snapshot in its text form, and whether that text and `seq` identify all rows the snapshot shows.
-async fn describe(
-    sql: &mut PgConnection,
-    source: &Source,
-    exported: &str,
-) -> Result<(String, RowOrder), RelayError> {
-    let begin = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}'",
-        exported.replace('\'', "''")
-    );
-    sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *sql).await?;
-    let snapshot: String =
-        sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *sql).await?;
-    let order = RowOrder::of(sql, source).await?;
-    sqlx::raw_sql("COMMIT").execute(&mut *sql).await?;
-    Ok((snapshot, order))
-}
-
-/// Checks, before anything is created, that the table's rows can be read and identified by snapshot and `seq`.
-async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
-    let table = source.table.quoted();
-    let row = sqlx::query(
-        "SELECT count(*) FILTER (WHERE attname = 'seq' AND atttypid = 'bigint'::regtype AND attnotnull) = 1
-                AND count(*) FILTER (WHERE attname = 'xid' AND atttypid = 'xid8'::regtype AND attnotnull) = 1 AS identified,
-                count(*) FILTER (WHERE attname = 'occurred_at' AND atttypid = 'timestamptz'::regtype AND attnotnull) = 1 AS timestamped,
-                has_table_privilege($1::regclass, 'SELECT') AS readable, row_security_active($1::regclass) AS secured,
-                current_user::text AS role
-         FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped",
-    )
-    .bind(&table)
-    .fetch_one(&mut *sql)
-    .await?;
-    let role: String = row.try_get("role")?;
-    let role = crate::config::quote(&role);
-    if !row.try_get::<bool, _>("identified")? {
-        let what = format!(
-            "table {} has no columns seq (bigint, not null) and xid (xid8, not null), which source.start: Table needs \
-             to find and order the rows from before the slot; add them, or set source.start: Now",
-            source.table
-        );
-        return Err(RelayError::new(ErrorKind::StartRefused, what));
-    }
-    if !row.try_get::<bool, _>("timestamped")? {
-        let what = format!(
-            "table {} has no column occurred_at (timestamptz, not null), which source.start: Table needs for the time \
-             of rows from before the slot; add it, or set source.start: Now",
-            source.table
-        );
-        return Err(RelayError::new(ErrorKind::StartRefused, what));
-    }
-    if !row.try_get::<bool, _>("readable")? {
-        let what = format!(
-            "role {role} may not read table {}, whose rows are delivered first: GRANT SELECT ON {table} TO {role}",
-            source.table
-        );
-        return Err(RelayError::new(ErrorKind::PermissionDenied, what));
-    }
-    if row.try_get::<bool, _>("secured")? {
-        let what = format!(
-            "row-level security hides rows of table {} from role {role}: ALTER ROLE {role} BYPASSRLS",
-            source.table
-        );
-        return Err(RelayError::new(ErrorKind::PermissionDenied, what));
-    }
-    RowOrder::of(sql, source).await?.check(source)
-}
-
-/// Rows that the initial snapshot would miss or could not deliver.
-struct RowOrder {
-    /// Some visible rows have an `xid` that the snapshot does not show: they come from another cluster.
-    foreign: bool,
-    /// Some rows have a negative `seq`, which is before the first cursor position.
-    negative: bool,
-    /// Some rows have a time that no record can have. In the stream the commit time replaces it, which is unknown here.
-    undated: bool,
-}
-
-impl RowOrder {
-    /// Checks every row that the connection's snapshot shows.
-    async fn of(sql: &mut PgConnection, source: &Source) -> Result<RowOrder, RelayError> {
-        let select = format!(
-            "SELECT coalesce(bool_or(NOT pg_visible_in_snapshot(xid, s)), false) AS foreign_xid,
-                    coalesce(bool_or(seq < 0), false) AS negative,
-                    coalesce(bool_or(occurred_at NOT BETWEEN '0001-01-01Z' AND '9999-12-31 23:59:59.999999Z'), false)
-                        AS undated
-             FROM {}, (SELECT pg_current_snapshot() AS s) AS current",
-            source.table.quoted()
-        );
-        let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *sql).await?;
-        Ok(RowOrder {
-            foreign: row.try_get("foreign_xid")?,
-            negative: row.try_get("negative")?,
-            undated: row.try_get("undated")?,
-        })
-    }
-
-    fn check(&self, source: &Source) -> Result<(), RelayError> {
-        let table = source.table.quoted();
-        if self.foreign {
-            let what = format!(
-                "table {} has rows whose xid comes from another cluster, for example after a dump and restore; run: \
-                 UPDATE {table} SET xid = DEFAULT WHERE NOT pg_visible_in_snapshot(xid, pg_current_snapshot())",
-                source.table
-            );
-            return Err(RelayError::new(ErrorKind::StartRefused, what));
-        }
-        if self.negative {
-            let what = format!(
-                "table {} has rows with a negative seq, which source.start: Table cannot order; renumber them",
-                source.table
-            );
-            return Err(RelayError::new(ErrorKind::StartRefused, what));
-        }
-        if self.undated {
-            let what = format!(
-                "table {} has rows whose occurred_at is infinite or outside the years 1 to 9999, which a Kafka \
-                 timestamp cannot hold; correct them",
-                source.table
-            );
-            return Err(RelayError::new(ErrorKind::StartRefused, what));
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,133 @@
+//! The rows that are in the table before the slot: whether the initial snapshot can read, identify and order them.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Row};
+
+use crate::config::Source;
+use crate::error::{ErrorKind, RelayError};
+
+/// The exported snapshot in its text form, and whether that text and `seq` identify all rows the snapshot shows.
+pub async fn describe(
+    sql: &mut PgConnection,
+    source: &Source,
+    exported: &str,
+) -> Result<(String, RowOrder), RelayError> {
+    let begin = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{}'",
+        exported.replace('\'', "''")
+    );
+    sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *sql).await?;
+    let snapshot: String =
+        sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *sql).await?;
+    let order = RowOrder::of(sql, source).await?;
+    sqlx::raw_sql("COMMIT").execute(&mut *sql).await?;
+    Ok((snapshot, order))
+}
+
+/// Checks, before anything is created, that the table's rows can be read and identified by snapshot and `seq`.
+pub async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
+    let table = source.table.quoted();
+    let row = sqlx::query(
+        "SELECT count(*) FILTER (WHERE attname = 'seq' AND atttypid = 'bigint'::regtype AND attnotnull) = 1
+                AND count(*) FILTER (WHERE attname = 'xid' AND atttypid = 'xid8'::regtype AND attnotnull) = 1 AS identified,
+                count(*) FILTER (WHERE attname = 'occurred_at' AND atttypid = 'timestamptz'::regtype AND attnotnull) = 1 AS timestamped,
+                has_table_privilege($1::regclass, 'SELECT') AS readable, row_security_active($1::regclass) AS secured,
+                current_user::text AS role
+         FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped",
+    )
+    .bind(&table)
+    .fetch_one(&mut *sql)
+    .await?;
+    let role: String = row.try_get("role")?;
+    let role = crate::config::quote(&role);
+    if !row.try_get::<bool, _>("identified")? {
+        let what = format!(
+            "table {} has no columns seq (bigint, not null) and xid (xid8, not null), which source.start: Table needs \
+             to find and order the rows from before the slot; add them, or set source.start: Now",
+            source.table
+        );
+        return Err(RelayError::new(ErrorKind::StartRefused, what));
+    }
+    if !row.try_get::<bool, _>("timestamped")? {
+        let what = format!(
+            "table {} has no column occurred_at (timestamptz, not null), which source.start: Table needs for the time \
+             of rows from before the slot; add it, or set source.start: Now",
+            source.table
+        );
+        return Err(RelayError::new(ErrorKind::StartRefused, what));
+    }
+    if !row.try_get::<bool, _>("readable")? {
+        let what = format!(
+            "role {role} may not read table {}, whose rows are delivered first: GRANT SELECT ON {table} TO {role}",
+            source.table
+        );
+        return Err(RelayError::new(ErrorKind::PermissionDenied, what));
+    }
+    if row.try_get::<bool, _>("secured")? {
+        let what = format!(
+            "row-level security hides rows of table {} from role {role}: ALTER ROLE {role} BYPASSRLS",
+            source.table
+        );
+        return Err(RelayError::new(ErrorKind::PermissionDenied, what));
+    }
+    RowOrder::of(sql, source).await?.check(source)
+}
+
+/// Rows that the initial snapshot would miss or could not deliver.
+pub struct RowOrder {
+    /// Some visible rows have an `xid` that the snapshot does not show: they come from another cluster.
+    foreign: bool,
+    /// Some rows have a negative `seq`, which is before the first cursor position.
+    negative: bool,
+    /// Some rows have a time that no record can have. In the stream the commit time replaces it, which is unknown here.
+    undated: bool,
+}
+
+impl RowOrder {
+    /// Checks every row that the connection's snapshot shows.
+    async fn of(sql: &mut PgConnection, source: &Source) -> Result<RowOrder, RelayError> {
+        let select = format!(
+            "SELECT coalesce(bool_or(NOT pg_visible_in_snapshot(xid, s)), false) AS foreign_xid,
+                    coalesce(bool_or(seq < 0), false) AS negative,
+                    coalesce(bool_or(occurred_at NOT BETWEEN '0001-01-01Z' AND '9999-12-31 23:59:59.999999Z'), false)
+                        AS undated
+             FROM {}, (SELECT pg_current_snapshot() AS s) AS current",
+            source.table.quoted()
+        );
+        let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *sql).await?;
+        Ok(RowOrder {
+            foreign: row.try_get("foreign_xid")?,
+            negative: row.try_get("negative")?,
+            undated: row.try_get("undated")?,
+        })
+    }
+
+    /// Fails if the initial snapshot could not deliver every row.
+    pub fn check(&self, source: &Source) -> Result<(), RelayError> {
+        let table = source.table.quoted();
+        if self.foreign {
+            let what = format!(
+                "table {} has rows whose xid comes from another cluster, for example after a dump and restore; run: \
+                 UPDATE {table} SET xid = DEFAULT WHERE NOT pg_visible_in_snapshot(xid, pg_current_snapshot())",
+                source.table
+            );
+            return Err(RelayError::new(ErrorKind::StartRefused, what));
+        }
+        if self.negative {
+            let what = format!(
+                "table {} has rows with a negative seq, which source.start: Table cannot order; renumber them",
+                source.table
+            );
+            return Err(RelayError::new(ErrorKind::StartRefused, what));
+        }
+        if self.undated {
+            let what = format!(
+                "table {} has rows whose occurred_at is infinite or outside the years 1 to 9999, which a Kafka \
+                 timestamp cannot hold; correct them",
+                source.table
+            );
+            return Err(RelayError::new(ErrorKind::StartRefused, what));
+        }
+        Ok(())
+    }
+}
