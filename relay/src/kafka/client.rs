@@ -13,11 +13,11 @@ use crate::error::ErrorKind;
 use crate::kafka::error::reason_of_kafka;
 use crate::kafka::tokens::{self, TokenClient};
 
-/// A change of leaders that no error told of is noticed within this, in place of librdkafka's five minutes: one request for
-/// the topics in use.
+/// A change of leaders without an error is noticed within this time, not within librdkafka's five minutes. The price is
+/// one request for the topics in use.
 const METADATA_REFRESH_MS: &str = "10000";
 
-/// A request without an answer takes this long while the reason is looked for.
+/// Timeout of each request while the reason is searched for.
 const DIAGNOSIS_STEP: Duration = Duration::from_millis(300);
 
 /// Settings all clients share.
@@ -38,18 +38,18 @@ pub fn client_config(sink: &Sink) -> ClientConfig {
     config
 }
 
-/// Settings of a client that reads records and joins no group; `purpose` names it in the group that it has to have.
+/// Settings of a client that reads records and joins no group; `purpose` is part of the name of that group.
 pub fn reader_config(sink: &Sink, purpose: &str) -> ClientConfig {
     let mut config = client_config(sink);
     config
-        // Never joined: a consumer cannot be made without the name of a group.
+        // Never joined, but librdkafka creates no consumer without it.
         .set("group.id", format!("outbox-relay-{purpose}"))
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true");
     config
 }
 
-/// Creates a client with `config`, which is based on `sink`'s settings, and keeps it supplied with tokens where `sink` uses them.
+/// Creates a client with `config`, which is based on `sink`'s settings, and supplies it with tokens if `sink` uses them.
 ///
 /// # Errors
 /// The settings cannot be used.
@@ -90,7 +90,8 @@ impl AuthErrors {
         is_kept
     }
 
-    /// The last error since the last call. A broker only says that the token has expired; why there is no newer one is known here.
+    /// The last error since the last call. A broker only reports that the token has expired; the reason why there is no
+    /// newer one is more useful.
     pub fn take(&self) -> Option<String> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         Some(self.tokens.as_ref().and_then(tokens::problem).unwrap_or(last))
@@ -106,11 +107,12 @@ impl ClientContext for AuthErrors {
 
 impl ConsumerContext for AuthErrors {}
 
-/// Why brokers and a client of `sink` do not trust each other, in librdkafka's words; `None` where they do, or no broker can
-/// be reached. For a request that got no answer, because the request itself does not tell. Blocks for `within` at most.
+/// The TLS or authentication error between brokers and a client of `sink`, as librdkafka reports it; `None` if there is
+/// none, or if no broker can be reached. For a request that timed out, because the request itself does not contain the
+/// reason. Blocks for `within` at most.
 pub fn auth_failure(sink: &Sink, within: Duration) -> Option<String> {
     let mut config = client_config(sink);
-    // A consumer tells of errors of its connections; it joins no group, and has to have the name of one.
+    // A consumer reports errors of its connections. It joins no group, but needs the name of one.
     config.set("group.id", "outbox-diagnosis").set("enable.metrics.push", "false");
     let client: Arc<BaseConsumer<AuthErrors>> = create(sink, &config, AuthErrors::new(sink)).ok()?;
     let began = Instant::now();
