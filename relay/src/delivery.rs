@@ -39,6 +39,7 @@ use self::another_outbox::Strays;
 pub use self::broker::{Broker, KafkaBroker, ProducerReports};
 pub use self::checkpoint_schedule::CheckpointSchedule;
 use self::dead_letters::InFlightDeadLetters;
+use self::dispatch::NextRow;
 use self::in_flight::InFlight;
 use self::ingest::Transaction;
 pub use self::ingest::{OutboxTable, memory_limit};
@@ -58,7 +59,6 @@ use crate::event::dead_letter::DeadLetterEncoder;
 use crate::event::record::{RecordEncoder, kafka_timestamp};
 use crate::event::row::{Layout, RowError};
 use crate::kafka::producers::{Ack, largest_batch};
-use crate::kafka::query::Query;
 use crate::kafka::watchdog::Watchdog;
 use crate::progress::fingerprints::RecentRows;
 use crate::progress::ledger::{Inconsistent, Ledger};
@@ -67,7 +67,7 @@ use crate::progress::snapshot_cursor::SnapshotCursor;
 use crate::routing::mapping::{RoutingHistory, RoutingTable};
 use crate::status::Status;
 use crate::status::metrics::Metrics;
-use crate::topics::partitions::Partitions;
+use crate::topics::registry::{NoPartition, TopicRegistry};
 
 /// Maximum number of transactions that are read but not confirmed. An entry is small, but while one partition makes no
 /// progress, the transactions after it must not fill the memory.
@@ -111,8 +111,8 @@ pub struct InitialState {
     pub server_started: i64,
     /// How rows are routed, now and by earlier versions.
     pub mappings: RoutingHistory,
-    /// The Kafka partitions as the checkpoint knows them.
-    pub partitions: Partitions,
+    /// The topics and partitions as the checkpoint knows them.
+    pub topics: TopicRegistry,
     /// The table whose rows are delivered.
     pub table: OutboxTable,
     /// The refusal that ended the previous session, if one did.
@@ -159,7 +159,7 @@ pub struct Delivery<B = KafkaBroker> {
     last_commit: CommitLsn,
     transaction: Option<Transaction>,
     ledger: Ledger,
-    partitions: Partitions,
+    topics: TopicRegistry,
     broker: B,
     drained_acks: Vec<Ack>,
     /// Acknowledgements that were drained but not processed, because one before them was a failure.
@@ -181,9 +181,7 @@ pub struct Delivery<B = KafkaBroker> {
     counters: TopicCounters,
     /// The time of this turn of the event loop, in milliseconds since 1970.
     now_millis: i64,
-    /// The last row was re-routed from its original partition. Block until it is acknowledged: if a later row reached
-    /// that partition first, a restart would find the higher position there and skip this row.
-    rerouted_row_in_flight: bool,
+    next_row: NextRow,
     in_flight: InFlight,
     waiting: WaitingRows,
     /// The partition that the next row waits for, if the row cannot be queued.
@@ -205,8 +203,13 @@ impl<B: Broker> Delivery<B> {
         metrics: Metrics,
     ) -> Result<Self, RelayError> {
         let largest_batch = largest_batch(start.mappings.smallest_limit());
-        let routing = RoutingTable::new(start.mappings)
+        let mut topics = start.topics;
+        let routing = RoutingTable::new(start.mappings, &mut topics)
             .map_err(|error| RelayError::new(ErrorKind::PoisonRow, error.to_string()))?;
+        let timestamps_refused = start.refusal.as_ref().and_then(Refusal::topic_of_timestamp);
+        if let Some(topic) = timestamps_refused.and_then(|topic| topics.find(topic)) {
+            topics.topic_mut(topic).timestamps_refused = true;
+        }
         let delivery = Delivery {
             table: start.table,
             sink: config.sink.clone(),
@@ -230,7 +233,7 @@ impl<B: Broker> Delivery<B> {
             last_commit: CommitLsn::default(),
             transaction: None,
             ledger: Ledger::new(start.confirmed),
-            partitions: start.partitions,
+            topics,
             broker,
             drained_acks: Vec::new(),
             unprocessed_acks: Vec::new(),
@@ -245,7 +248,7 @@ impl<B: Broker> Delivery<B> {
             counts: Counters::default(),
             counters: TopicCounters::default(),
             now_millis: kafka_timestamp(PgTime::now()),
-            rerouted_row_in_flight: false,
+            next_row: NextRow::Anytime,
             in_flight: InFlight::default(),
             waiting: WaitingRows::default(),
             blocked_on: None,
@@ -256,15 +259,14 @@ impl<B: Broker> Delivery<B> {
             metrics,
         };
         for topic in delivery.routing.topics() {
-            let partitions = delivery.partitions.to_verify(topic);
-            delivery.broker.query(Query::Verify { topic, partitions, at_start: true });
+            delivery.verify(topic, true);
         }
         delivery.update_integrity();
         Ok(delivery)
     }
 
     fn update_integrity(&self) {
-        if self.partitions.all_verified() {
+        if self.topics.all_verified() {
             self.status.on_kafka_verified();
         }
     }
@@ -336,6 +338,12 @@ fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
 
 impl From<Inconsistent> for RelayError {
     fn from(error: Inconsistent) -> Self {
+        violation(error.to_string())
+    }
+}
+
+impl From<NoPartition> for RelayError {
+    fn from(error: NoPartition) -> Self {
         violation(error.to_string())
     }
 }

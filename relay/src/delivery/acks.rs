@@ -63,9 +63,8 @@ impl<B: Broker> Delivery<B> {
     fn on_ack(&mut self, ack: Ack, now: Instant) -> Result<(), RelayError> {
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
         let Some(sent) = self.in_flight.on_acked(partition) else { return Ok(()) };
-        let Some((topic, number)) = self.partitions.name_of(partition) else { return Ok(()) };
         if ack.tag.is_replay() {
-            complete_replay(self.replay.take(), topic, number, &ack.outcome);
+            complete_replay(self.replay.take(), self.topics.name_of(partition), &ack.outcome);
         }
         let offset = match ack.outcome {
             Ok(offset) => offset,
@@ -88,26 +87,30 @@ impl<B: Broker> Delivery<B> {
         } else {
             self.observe_latency(completed);
         }
-        self.counters.count(partition, || self.metrics.events_total.with_label_values(&[topic]));
+        let counter = || {
+            let topic = &self.topics.topic_of(partition).name;
+            self.metrics.events_total.with_label_values(&[topic])
+        };
+        self.counters.count(partition, counter);
         self.metrics.bytes_total.inc_by(sent.bytes as u64);
         self.dead_letters.on_acknowledged(partition);
-        let landed = self.partitions.dedup(partition).map(|dedup| dedup.on_acknowledged(offset, now));
-        match landed {
-            Some(Landed::AfterGap(gap)) => self.on_gap(partition, gap),
-            Some(Landed::Backwards { expected }) => {
-                let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
+        match self.topics.partition_mut(partition).dedup.on_acknowledged(offset, now) {
+            Landed::AfterGap(gap) => self.on_gap(partition, gap),
+            Landed::Backwards { expected } => {
+                let name = self.topics.name_of(partition);
                 let what = format!(
-                    "{topic}/{number} stored a record at offset {offset}, but it had already reached offset \
+                    "{name} stored a record at offset {offset}, but it had already reached offset \
                      {expected}, so Kafka has lost records; the relay sends all unconfirmed rows again"
                 );
-                self.lost = Some(LostRecords { topic: topic.to_owned(), partition: number, offset });
+                let (topic, partition) = (name.topic.to_owned(), name.number);
+                self.lost = Some(LostRecords { topic, partition, offset });
                 self.metrics.duplicates_detected_total.inc();
                 return Err(RelayError::new(ErrorKind::KafkaLostRecords, what));
             }
-            Some(Landed::InOrder) | None => {}
+            Landed::InOrder => {}
         }
         if let Some(position) = sent.position {
-            self.partitions.on_acknowledged(partition, entry, position, offset);
+            self.topics.partition_mut(partition).on_acknowledged(entry, position, offset);
         }
         self.resume(partition)
     }
@@ -115,10 +118,9 @@ impl<B: Broker> Delivery<B> {
     /// There is a gap of offsets before a record of this process: other producers wrote there. Rows wait only for the
     /// scan of the gap before the probe.
     fn on_gap(&mut self, partition: PartitionId, gap: OffsetGap) {
-        let is_before_probe =
-            self.partitions.dedup(partition).and_then(|dedup| dedup.retain_from(EndLsn::ZERO))
-                == Some(gap.from);
-        let Some(partition) = self.queried(partition) else { return };
+        let dedup = &self.topics.partition(partition).dedup;
+        let is_before_probe = dedup.retain_from(EndLsn::ZERO) == Some(gap.from);
+        let partition = self.queried(partition);
         self.broker.query(match is_before_probe {
             true => Query::GapBeforeProbe(partition, gap),
             false => Query::Gap(partition, gap),

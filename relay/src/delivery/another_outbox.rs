@@ -15,6 +15,7 @@ use crate::error::{ErrorKind, RelayError};
 use crate::kafka::scan::Stray;
 use crate::progress::fingerprints::Writer;
 use crate::topics::partitions::PartitionId;
+use crate::topics::registry::PartitionName;
 
 /// Maximum number of records that wait until the stream has reached their position. Normally there are none.
 const MAX_WAITING: usize = 1024;
@@ -77,10 +78,9 @@ impl<B: Broker> Delivery<B> {
     }
 
     fn stray_error(&self, partition: PartitionId, position: Position) -> RelayError {
-        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
-        let source = &self.encoder.source;
+        let (name, source) = (self.topics.name_of(partition), &self.encoder.source);
         let what = format!(
-            "{topic}/{number} received an event of source {source} at {position}, but this database has no such row: \
+            "{name} received an event of source {source} at {position}, but this database has no such row: \
              another outbox writes to the topic under the same source name"
         );
         RelayError::new(ErrorKind::EventSourceShared, what)
@@ -88,10 +88,9 @@ impl<B: Broker> Delivery<B> {
 
     /// A partition has events after a row's position, but not the row's own event.
     pub(super) fn missing_event_error(&self, partition: PartitionId, position: Position) -> RelayError {
-        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
-        let source = &self.encoder.source;
+        let (name, source) = (self.topics.name_of(partition), &self.encoder.source);
         let what = format!(
-            "{topic}/{number} has events of source {source} after {position}, but not the event of that position: \
+            "{name} has events of source {source} after {position}, but not the event of that position: \
              another outbox writes to the topic under the same source name, or Kafka has lost records"
         );
         RelayError::new(ErrorKind::EventSourceShared, what)
@@ -103,21 +102,19 @@ impl<B: Broker> Delivery<B> {
         position: Position,
         by_another_server: bool,
     ) -> RelayError {
-        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
-        record_ahead_error(topic, number, position, by_another_server, &self.encoder.source)
+        record_ahead_error(self.topics.name_of(partition), position, by_another_server, &self.encoder.source)
     }
 }
 
 /// A partition has a record with this outbox's `ce_source`, on the server's timeline, beyond the end of the server's
 /// WAL.
 pub(super) fn record_ahead_error(
-    topic: &str,
-    partition: i32,
+    name: PartitionName<'_>,
     position: Position,
     by_another_server: bool,
     source: &str,
 ) -> RelayError {
-    let record = format!("{topic}/{partition} has an event of source {source} at {position}");
+    let record = format!("{name} has an event of source {source} at {position}");
     if by_another_server {
         let what = format!(
             "{record}, which is beyond the end of the server's WAL, and was written while this server was running: \

@@ -80,8 +80,8 @@ impl CheckpointSchedule {
         }
         let transactions = delivery.metrics.transactions_total.get();
         *self = CheckpointSchedule { confirmed, snapshot_cursor, revision, at: now, transactions };
-        let mappings = delivery.routing.history();
-        let offsets = delivery.partitions.take_offsets(delivery.ledger.first_unconfirmed(), confirmed);
+        let mappings = delivery.routing.history(&delivery.topics);
+        let offsets = delivery.topics.take_offsets(delivery.ledger.first_unconfirmed(), confirmed);
         Some(CheckpointUpdate { confirmed, copied: snapshot_cursor, mappings, revision, offsets })
     }
 }

@@ -1,17 +1,20 @@
 //! From a row to a record in a producer: decides the partition, whether Kafka already has the record, and its content.
 
+use std::time::Instant;
+
 use outbox::Position;
 use pg_replication::pgoutput::Column;
 use pg_replication::{CommitLsn, PgTime};
 use rdkafka::error::KafkaError;
 
-use super::waiting_rows::{Placed, WaitingRow};
+use super::silent_partitions::BlockedOn;
+use super::waiting_rows::{Absence, Placed, WaitingRow};
 use super::{Broker, Delivery, Flow, code_of, violation};
 use crate::error::RelayError;
 use crate::event::decoded_row::DecodedRow;
 use crate::event::poison::{Poison, PoisonKind};
 use crate::event::record::{Prepared, kafka_timestamp};
-use crate::event::row::{EventId, Layout, RowError};
+use crate::event::row::{EventId, Layout, PartialRow, RowError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka;
 use crate::kafka::producers::{ProducerRecord, Tag};
@@ -19,7 +22,7 @@ use crate::progress::fingerprints::fingerprint;
 use crate::progress::ledger::EntryId;
 use crate::progress::partition_dedup::Admission;
 use crate::routing::error::RoutingError;
-use crate::routing::mapping::{Destination, RoutingInput};
+use crate::routing::mapping::{CurrentDestination, Destination, EarlierDestination, RoutingInput};
 use crate::topics::partitions::PartitionId;
 
 /// The source of a row.
@@ -32,9 +35,41 @@ pub(super) struct Origin {
     pub(super) snapshot_seq: Option<i64>,
 }
 
-/// A commit LSN after those of all earlier routing versions, so that only the current version applies.
-pub(super) fn current_routing_commit() -> CommitLsn {
-    CommitLsn::new(u64::MAX.into())
+/// A decoded row.
+struct Candidate<'a> {
+    decoded: DecodedRow<'a>,
+    /// The size of its record; 0 if it cannot become one.
+    bytes: usize,
+    time: PgTime,
+    origin: Origin,
+    fingerprint: u64,
+}
+
+impl Candidate<'_> {
+    fn at(&self, partition: PartitionId, absence: Absence) -> Placed {
+        Placed { partition, position: self.origin.position, fingerprint: self.fingerprint, absence }
+    }
+}
+
+/// What to do with a row.
+enum Decision {
+    /// Offer it again later.
+    Block,
+    /// Kafka has it.
+    Skip,
+    /// Queue it until its partition accepts it.
+    Queue(Placed, Option<Poison>),
+    /// Send it.
+    Send(Placed, Option<Poison>),
+}
+
+/// When the next row may be processed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NextRow {
+    Anytime,
+    /// The last row went to another partition than its first routing version chose. If a later row reached that
+    /// partition first, a restart would find the higher position there and skip the row.
+    OnceAllAcknowledged,
 }
 
 impl<B: Broker> Delivery<B> {
@@ -47,110 +82,137 @@ impl<B: Broker> Delivery<B> {
         origin: Origin,
         committed_revision: u64,
     ) -> Result<Flow, RelayError> {
-        if self.rerouted_row_in_flight && self.in_flight().0 > 0 {
+        if self.next_row == NextRow::OnceAllAcknowledged && self.in_flight().0 > 0 {
             return Ok(Flow::Blocked);
         }
-        self.rerouted_row_in_flight = false;
-        let (decoded, time) = self.decode(layout, values.clone(), origin)?;
+        self.next_row = NextRow::Anytime;
+        let row = self.decode(layout, values.clone(), origin)?;
         failpoint::pass(match origin.position.index {
             0 => Boundary::AfterDecode,
             _ => Boundary::InTransaction,
         });
-        let route_by = decoded.routing_value();
+        let route_by = row.decoded.routing_value();
         let column = |name: &str| {
             if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
         };
-        let bytes = match &decoded {
-            DecodedRow::Valid(row, _) => self.encoder.size(row),
-            DecodedRow::Invalid(..) => 0,
-        };
-        let destination = self.destination(&decoded, bytes, origin, column, committed_revision)?;
-        let Some((partition, poison)) = destination else { return Ok(Flow::Blocked) };
-        let accepts = |(topic, _)| self.routing.accepts(topic, bytes, decoded.has_key());
-        let fits = self.partitions.name_of(partition).is_some_and(accepts);
-        let fingerprint = fingerprint(origin.position, decoded.id().map(EventId::as_bytes));
-        let is_dead_letter = poison.is_some();
-        let placed = Placed { partition, position: origin.position, fingerprint, is_dead_letter, fits };
-        let admission = match self.waiting.has(partition) {
-            true => Admission::Wait,
-            false => self.admit(placed)?,
-        };
-        let waits = matches!(admission, Admission::Wait | Admission::Scan { .. });
-        let is_retry = self.refusals.is_retry(origin.position);
-        if waits && (is_retry || !placed.keeps_partition()) {
-            return Ok(self.block_on(partition));
-        }
-        if admission == Admission::AlreadyThere {
-            self.count_suppressed();
-            if let (Some(seq), Some(cursor)) = (origin.snapshot_seq, &mut self.snapshot) {
-                cursor.on_duplicate(seq);
+        let fingerprint = row.fingerprint;
+        let (decision, mut next_row) = self.decide(&row, column, committed_revision)?;
+        match decision {
+            Decision::Block => return Ok(Flow::Blocked),
+            Decision::Skip => {
+                self.count_suppressed();
+                if let (Some(seq), Some(cursor)) = (origin.snapshot_seq, &mut self.snapshot) {
+                    cursor.on_duplicate(seq);
+                }
             }
-        } else if !placed.keeps_partition() {
-            // An earlier routing version chose this partition, but the row was not sent there. Route it by the current
-            // one.
-            let origin = Origin { commit: current_routing_commit(), ..origin };
-            let flow = self.deliver(layout, values, origin, committed_revision)?;
-            self.rerouted_row_in_flight = flow == Flow::Next;
-            return Ok(flow);
-        } else {
-            if let Some(Poison {
-                kind: PoisonKind::TooLarge | PoisonKind::NoKey, topic: Some(topic), ..
-            }) = &poison
-            {
-                self.watch_settings(topic);
-            }
-            self.rerouted_row_in_flight |= is_retry;
-            let prepared = self.prepare((decoded, bytes), poison, placed, time);
-            let entry = self.ledger_entry(origin, prepared.time)?;
-            if waits {
+            Decision::Queue(placed, poison) => {
+                let (prepared, entry) = self.enter(row, poison, placed)?;
                 let row = WaitingRow { placed, prepared: prepared.into_owned(), entry };
                 self.waiting.push(row, self.in_flight.now());
-            } else {
+            }
+            Decision::Send(placed, poison) => {
+                if self.refusals.is_retry(origin.position) {
+                    next_row = NextRow::OnceAllAcknowledged;
+                }
+                let (prepared, entry) = self.enter(row, poison, placed)?;
                 self.send(prepared, entry, placed)?;
             }
         }
+        self.next_row = next_row;
         self.blocked_on = None;
         self.recent.on_row(origin.position, fingerprint);
         self.counts.received += 1;
         Ok(Flow::Next)
     }
 
-    /// The partition of a row, with the poison if it goes there as a dead letter; `None` while that is not known.
-    fn destination<'a>(
+    /// Decides where a row goes, and when. A row that may have been sent by an earlier version of the routing is
+    /// compared with that version's partition.
+    fn decide<'a>(
         &mut self,
-        decoded: &DecodedRow<'_>,
-        bytes: usize,
-        Origin { position, commit, .. }: Origin,
+        row: &Candidate<'_>,
         column: impl Fn(&str) -> Option<&'a str>,
         committed_revision: u64,
-    ) -> Result<Option<(PartitionId, Option<Poison>)>, RelayError> {
-        let partition_key = decoded.partition_key(position);
+    ) -> Result<(Decision, NextRow), RelayError> {
+        let Origin { position, commit, .. } = row.origin;
+        let partition_key = row.decoded.partition_key(position);
         let input = RoutingInput {
             key: &partition_key,
-            bytes,
-            has_key: decoded.has_key(),
+            bytes: row.bytes,
+            has_key: row.decoded.has_key(),
             position: Some(position),
-            invalid: decoded.error(),
-            commit,
+            invalid: row.decoded.error(),
             column: |name: &str| column(name),
         };
-        match self.routing.destination(&input) {
-            Ok(Destination::Partition { topic, number, revision, poison })
-                if revision <= committed_revision =>
-            {
-                let partition = self.partitions.id(topic, number);
-                let partition =
-                    partition.ok_or_else(|| violation(format!("topic {topic} has no partition {number}")))?;
-                Ok(Some((partition, poison)))
+        let mut next_row = NextRow::Anytime;
+        match self.routing.earlier_destination(&input, commit, &self.topics) {
+            Some(EarlierDestination::Kept(destination)) => {
+                return Ok((self.decide_at(row, destination, committed_revision)?, next_row));
             }
-            Ok(Destination::Partition { .. }) => Ok(None),
-            Ok(Destination::NewTopic(name)) => {
-                let name = name.to_owned();
-                self.request_topic(&name);
-                Ok(None)
+            Some(EarlierDestination::Superseded(Destination { topic, number, revision, .. })) => {
+                if revision > committed_revision {
+                    return Ok((Decision::Block, next_row));
+                }
+                let partition = self.topics.partition_at(topic, number)?;
+                match self.admission(row.at(partition, Absence::SentElsewhere))? {
+                    Admission::AlreadyThere => return Ok((Decision::Skip, next_row)),
+                    Admission::Wait | Admission::Scan { .. } => {
+                        return Ok((self.block_on(partition), next_row));
+                    }
+                    Admission::Send => next_row = NextRow::OnceAllAcknowledged,
+                }
             }
-            Err(error) => Err(self.routing_error(decoded, position, error)),
+            None => {}
         }
+        let decision = match self.routing.current_destination(&input, &self.topics) {
+            Ok(CurrentDestination::Partition(destination)) => {
+                self.decide_at(row, destination, committed_revision)?
+            }
+            Ok(CurrentDestination::NewTopic(name)) => {
+                self.request_topic(&name);
+                Decision::Block
+            }
+            Err(error) => return Err(self.routing_error(&row.decoded, position, error)),
+        };
+        Ok((decision, next_row))
+    }
+
+    /// Decides what to do with a row that goes to this destination unless it is there already.
+    fn decide_at(
+        &mut self,
+        row: &Candidate<'_>,
+        destination: Destination,
+        committed_revision: u64,
+    ) -> Result<Decision, RelayError> {
+        let Destination { topic, number, revision, poison } = destination;
+        if revision > committed_revision {
+            return Ok(Decision::Block);
+        }
+        let partition = self.topics.partition_at(topic, number)?;
+        let absence = if poison.is_some() { Absence::NotSent } else { Absence::Impossible };
+        let placed = row.at(partition, absence);
+        Ok(match self.admission(placed)? {
+            Admission::AlreadyThere => Decision::Skip,
+            Admission::Send => Decision::Send(placed, poison),
+            // A retried row is sent alone.
+            Admission::Wait | Admission::Scan { .. } if self.refusals.is_retry(placed.position) => {
+                self.block_on(partition)
+            }
+            Admission::Wait | Admission::Scan { .. } => Decision::Queue(placed, poison),
+        })
+    }
+
+    fn admission(&mut self, placed: Placed) -> Result<Admission, RelayError> {
+        match self.waiting.has(placed.partition) {
+            true => Ok(Admission::Wait),
+            false => self.admit(placed),
+        }
+    }
+
+    fn block_on(&mut self, partition: PartitionId) -> Decision {
+        if self.blocked_on.is_none_or(|blocked| blocked.partition != partition) {
+            self.blocked_on = Some(BlockedOn { partition, since: Instant::now() });
+        }
+        Decision::Block
     }
 
     /// Decodes a row and its time. A bad value makes the row invalid. A row that does not match its relation is a
@@ -160,42 +222,60 @@ impl<B: Broker> Delivery<B> {
         layout: &Layout,
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
-    ) -> Result<(DecodedRow<'a>, PgTime), RelayError> {
-        let (row, error) = match layout.read(values.clone()) {
+    ) -> Result<Candidate<'a>, RelayError> {
+        let invalid = |row: PartialRow<'a>, poison| {
+            let time = row.occurred_at.unwrap_or(origin.commit_time);
+            (DecodedRow::Invalid(row, poison), 0, time)
+        };
+        let (decoded, bytes, time) = match layout.read(values.clone()) {
             Ok(row) => {
                 let time = row.occurred_at.unwrap_or(origin.commit_time);
-                let headers = self.encoder.headers(&row, Some(origin.position), time);
-                match headers {
-                    Ok(headers) => return Ok((DecodedRow::Valid(row, headers), time)),
-                    Err(error) => (row.into(), Poison::from(&error)),
+                match self.encoder.headers(&row, Some(origin.position), time) {
+                    Ok(headers) => {
+                        let bytes = self.encoder.size(&row);
+                        (DecodedRow::Valid(row, headers), bytes, time)
+                    }
+                    Err(error) => invalid(row.into(), Poison::from(&error)),
                 }
             }
             Err(error @ RowError::ColumnCount { .. }) => return Err(violation(error.to_string())),
             Err(RowError::Oversized { .. }) => {
                 let row = layout.decode_lenient(values);
                 let bytes = self.encoder.size_with_left_out(&row);
-                (row, Poison::oversized(bytes, self.sink.max_message_bytes))
+                invalid(row, Poison::oversized(bytes, self.sink.max_message_bytes))
             }
-            Err(error) => (layout.decode_lenient(values), Poison::from(&error)),
+            Err(error) => invalid(layout.decode_lenient(values), Poison::from(&error)),
         };
-        let time = row.occurred_at.unwrap_or(origin.commit_time);
-        Ok((DecodedRow::Invalid(row, error), time))
+        let fingerprint = fingerprint(origin.position, decoded.id().map(EventId::as_bytes));
+        Ok(Candidate { decoded, bytes, time, origin, fingerprint })
     }
 
-    fn prepare<'a>(
-        &self,
-        (decoded, bytes): (DecodedRow<'a>, usize),
+    /// Makes the record of a row, and enters the row into the ledger.
+    fn enter<'a>(
+        &mut self,
+        row: Candidate<'a>,
         poison: Option<Poison>,
         placed: Placed,
-        time: PgTime,
-    ) -> Prepared<'a> {
+    ) -> Result<(Prepared<'a>, EntryId), RelayError> {
+        if let Some(Poison { kind: PoisonKind::TooLarge | PoisonKind::NoKey, topic: Some(topic), .. }) =
+            &poison
+        {
+            self.watch_settings(topic);
+        }
+        let origin = row.origin;
+        let prepared = self.prepare(row, poison, placed);
+        let entry = self.ledger_entry(origin, prepared.time)?;
+        Ok((prepared, entry))
+    }
+
+    fn prepare<'a>(&self, row: Candidate<'a>, poison: Option<Poison>, placed: Placed) -> Prepared<'a> {
+        let Candidate { decoded, bytes, time, .. } = row;
         let (row, poison) = match (decoded, poison) {
             (DecodedRow::Valid(row, headers), None) => return Prepared::event(row, headers, bytes, time),
             (DecodedRow::Valid(row, _), Some(poison)) => (row.into(), poison),
             (DecodedRow::Invalid(row, error), poison) => (row, poison.unwrap_or(error)),
         };
-        let limit =
-            self.partitions.name_of(placed.partition).map_or(0, |(topic, _)| self.routing.limit(topic));
+        let limit = self.routing.limit(self.topics.partition(placed.partition).topic);
         self.dead_letter_encoder.encode(row, poison, placed.position, time, limit)
     }
 
@@ -238,9 +318,7 @@ impl<B: Broker> Delivery<B> {
             self.dead_letters.on_sent(partition, summary);
             failpoint::pass(Boundary::DeadLetterSent);
         }
-        if let Some(dedup) = self.partitions.dedup(partition) {
-            dedup.on_sent(position, self.in_flight.now());
-        }
+        self.topics.partition_mut(partition).dedup.on_sent(position, self.in_flight.now());
         Ok(())
     }
 
@@ -255,23 +333,19 @@ impl<B: Broker> Delivery<B> {
         tag: Tag,
         position: Option<Position>,
     ) -> Result<(), KafkaError> {
-        let Some((topic, number)) = self.partitions.name_of(tag.partition()) else { return Ok(()) };
-        let now = self.now_millis;
-        let mut timestamp = kafka_timestamp(prepared.time);
-        let settings = self.partitions.settings(topic).copied().unwrap_or_default();
-        // Kafka has no timestamps before 1970, and librdkafka treats 0 as no timestamp.
-        let outside_limits = settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now);
-        if timestamp <= 0 || outside_limits || self.refusals.timestamps_were_refused(topic) {
-            timestamp = now;
+        let name = self.topics.name_of(tag.partition());
+        let (now, time) = (self.now_millis, kafka_timestamp(prepared.time));
+        let keeps_time = self.topics.topic_of(tag.partition()).accepts_timestamp(time, now);
+        if !keeps_time {
             self.metrics.timestamps_replaced_total.inc();
         }
         let record = ProducerRecord {
-            topic,
-            partition: number,
+            topic: name.topic,
+            partition: name.number,
             key: prepared.key.as_deref(),
             value: prepared.value.as_deref(),
             headers: prepared.headers,
-            timestamp,
+            timestamp: if keeps_time { time } else { now },
         };
         let sent = self.broker.produce(record, tag);
         // A producer accepts nothing after a refused record, so this call may be the first sign of the refusal.

@@ -8,9 +8,9 @@ use crate::error::{ErrorKind, RelayError};
 use crate::kafka;
 use crate::kafka::query::QueryResult;
 use crate::kafka::scanner::{QueryError, Reachability};
-use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
 use crate::topics::partitions::PartitionId;
+use crate::topics::registry::PartitionName;
 
 impl<B: Broker> Delivery<B> {
     /// Processes the result of a query.
@@ -18,10 +18,10 @@ impl<B: Broker> Delivery<B> {
         match result {
             QueryResult::Topic { name, found } => self.on_topic_found(&name, &found),
             QueryResult::TopicMissing { name, missing } => self.status.set_topic_missing(&name, missing),
-            QueryResult::Grown { name, found } => self.on_topic_grown(name, &found),
+            QueryResult::Grown { name, found } => self.on_topic_grown(&name, &found),
             QueryResult::Settings { topic, settings } => self.on_settings(&topic, settings)?,
             QueryResult::Verified { partition, search } => {
-                self.partitions.mark_verified(partition, search);
+                self.topics.partition_mut(partition).mark_verified(search);
                 self.update_integrity();
                 self.resume(partition)?;
             }
@@ -35,15 +35,16 @@ impl<B: Broker> Delivery<B> {
                     return Err(self.record_ahead_error(partition, position, by_another_server));
                 }
                 self.report_phantoms(partition, phantoms);
-                self.partitions.set_found(partition, records);
-                if let Some(dedup) = self.partitions.dedup(partition) {
-                    dedup.on_scanned(found);
-                }
+                let scanned = self.topics.partition_mut(partition);
+                scanned.found = records;
+                scanned.dedup.on_scanned(found);
                 self.resume(partition)?;
             }
             QueryResult::GapScanned { partition, gap, found, records } => {
-                self.partitions.set_found(partition, records);
-                self.on_gap_scanned(partition, gap, found);
+                let scanned = self.topics.partition_mut(partition);
+                scanned.found = records;
+                let duplicates = scanned.dedup.on_gap_scanned(gap, found);
+                self.count_duplicates(duplicates);
                 self.resume(partition)?;
             }
             QueryResult::GapsSkipped(gaps) => self.metrics.offset_gaps_skipped_total.inc_by(gaps),
@@ -67,8 +68,7 @@ impl<B: Broker> Delivery<B> {
                 topic, partition, position, by_another_server, ..
             }) => {
                 return Err(record_ahead_error(
-                    &topic,
-                    partition,
+                    PartitionName { topic: &topic, number: partition },
                     position,
                     by_another_server,
                     &self.encoder.source,
@@ -93,20 +93,14 @@ impl<B: Broker> Delivery<B> {
         if phantoms.count == 0 {
             return;
         }
-        let topic = self.partitions.name_of(partition).map_or("", |(topic, _)| topic);
         tracing::warn!(
-            topic,
+            topic = self.topics.topic_of(partition).name,
             events = phantoms.count,
             ids = phantoms.ids.join(" "),
             "Kafka has events whose rows this server does not have: it was restored, or promoted without them"
         );
         self.metrics.phantom_events_total.inc_by(phantoms.count);
         self.status.add_phantoms(phantoms);
-    }
-
-    fn on_gap_scanned(&mut self, partition: PartitionId, gap: OffsetGap, found: ScanResult) {
-        let duplicates = self.partitions.dedup(partition).map_or(0, |dedup| dedup.on_gap_scanned(gap, found));
-        self.count_duplicates(duplicates);
     }
 
     pub(super) fn count_duplicates(&self, duplicates: u64) {

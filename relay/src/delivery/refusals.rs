@@ -34,6 +34,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// The topic, if the broker refused a timestamp that the topic's settings allow. Its records then get the current
+    /// time.
+    pub(super) fn topic_of_timestamp(&self) -> Option<&str> {
+        (self.code == Code::InvalidTimestamp).then_some(self.topic.as_str())
+    }
+
     /// The entry for the routing history.
     pub fn refused(&self) -> RefusedRow {
         RefusedRow { position: self.position, topic: self.topic.clone(), cause: explained(self.code) }
@@ -77,17 +83,10 @@ impl RefusalWatch {
     /// Whether this session already adapted to a refusal by `topic`: it read the topic's settings again, and sent
     /// records with the current time if their timestamps were refused.
     fn has_adapted(&self, topic: &str, code: Code) -> bool {
-        if code == Code::InvalidTimestamp {
-            return self.timestamps_were_refused(topic);
-        }
-        self.previous.as_ref().is_some_and(|previous| previous.topic == topic)
-    }
-
-    /// Whether the broker refused a timestamp that the topic's settings allow. Its records then get the current time.
-    pub(super) fn timestamps_were_refused(&self, topic: &str) -> bool {
-        let of_timestamp =
-            |refusal: &Refusal| refusal.code == Code::InvalidTimestamp && refusal.topic == topic;
-        self.previous.as_ref().is_some_and(of_timestamp)
+        self.previous.as_ref().is_some_and(|previous| {
+            let of_timestamp = previous.code == Code::InvalidTimestamp;
+            previous.topic == topic && (of_timestamp || code != Code::InvalidTimestamp)
+        })
     }
 }
 
@@ -106,16 +105,15 @@ impl<B: Broker> Delivery<B> {
         let alone = self.in_flight.is_empty(partition) && !self.refusals.purged.contains(&partition.0);
         let fault = fault_of(code);
         self.refusals.has_response |= fault != Fault::Producer;
-        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
+        let name = self.topics.name_of(partition);
         let Some(position) = position else {
-            return error_of(&format!("Kafka refused a replayed dead letter for {topic}/{number}"), code);
+            return error_of(&format!("Kafka refused a replayed dead letter for {name}"), code);
         };
         if fault == Fault::Row {
-            let is_poison = alone && self.refusals.has_adapted(topic, code);
-            self.refusals.current = Some(Refusal { position, topic: topic.to_owned(), code, is_poison });
+            let is_poison = alone && self.refusals.has_adapted(name.topic, code);
+            self.refusals.current = Some(Refusal { position, topic: name.topic.to_owned(), code, is_poison });
         }
-        error_of(&format!("Kafka refused a record for {topic}/{number}, the row at {position}"), code)
-            .at(position)
+        error_of(&format!("Kafka refused a record for {name}, the row at {position}"), code).at(position)
     }
 
     /// The refusal that ended this session, for the next one.
@@ -156,7 +154,7 @@ impl<B: Broker> Delivery<B> {
     }
 
     fn is_caught_up(&self) -> bool {
-        let kafka_is_well = self.kafka_answers == Some(true) && self.partitions.all_verified();
+        let kafka_is_well = self.kafka_answers == Some(true) && self.topics.all_verified();
         kafka_is_well && self.snapshot.is_none() && self.ledger.confirmed() >= self.lineage.end()
     }
 
@@ -165,7 +163,7 @@ impl<B: Broker> Delivery<B> {
         let due = self.refusals.waiting.take_if(|(_, since)| since.elapsed() >= RETRY_INTERVAL);
         if let Some((position, _)) = due {
             self.refusals.retry = Some(position);
-            self.routing.retry(position);
+            self.routing.retry(position, &self.topics);
         }
     }
 }

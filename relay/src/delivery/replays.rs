@@ -4,14 +4,15 @@ use pg_replication::PgTime;
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
-use super::dispatch::{current_routing_commit, produce_failed};
+use super::dispatch::produce_failed;
 use super::{Broker, Delivery};
 use crate::dead_letters::replay::{ReplayRequest, SendOutcome};
 use crate::error::RelayError;
 use crate::event::poison::Poison;
 use crate::event::record::Prepared;
 use crate::kafka::producers::Tag;
-use crate::routing::mapping::{Destination, RoutingInput};
+use crate::routing::mapping::{CurrentDestination, Destination, RoutingInput};
+use crate::topics::registry::PartitionName;
 
 impl<B: Broker> Delivery<B> {
     /// Replays a dead letter with the current routing. Returns the request if it must be offered again later.
@@ -35,16 +36,13 @@ impl<B: Broker> Delivery<B> {
                 has_key: row.key.is_some(),
                 position: None,
                 invalid: None,
-                commit: current_routing_commit(),
                 column: |_: &str| row.route_by,
             };
-            let destination = match self.routing.destination(&input)? {
-                Destination::Partition { poison: Some(poison), .. } => return Err(poison),
-                Destination::Partition { topic, number, revision, poison: None } => {
-                    let id = self.partitions.id(topic, number).filter(|_| revision <= committed_revision);
-                    Ok(id.filter(|id| self.partitions.is_verified(*id)))
+            let destination = match self.routing.current_destination(&input, &self.topics)? {
+                CurrentDestination::Partition(Destination { poison: Some(poison), .. }) => {
+                    return Err(poison);
                 }
-                Destination::NewTopic(topic) => Err(topic.to_owned()),
+                destination => destination,
             };
             // The timestamp is the current time: retention could delete a record as old as its event immediately.
             Ok((destination, Prepared::event(row, headers, bytes, now)))
@@ -54,15 +52,19 @@ impl<B: Broker> Delivery<B> {
             Err(poison) => return Ok(send_outcome(answer, SendOutcome::Refused(poison.error))),
         };
         match destination {
-            Ok(Some(partition)) => {
-                self.produce(prepared, Tag::replay(partition), None)
-                    .map_err(|error| produce_failed("a dead letter", &error))?;
-                self.replay = Some(answer);
-                return Ok(None);
+            CurrentDestination::Partition(Destination { topic, number, revision, .. }) => {
+                let partition = self.topics.partition_at(topic, number)?;
+                if revision <= committed_revision && self.topics.partition(partition).is_verified() {
+                    self.produce(prepared, Tag::replay(partition), None)
+                        .map_err(|error| produce_failed("a dead letter", &error))?;
+                    self.replay = Some(answer);
+                    return Ok(None);
+                }
             }
-            Err(topic) if !topic_exists => return Ok(send_outcome(answer, SendOutcome::UnknownTopic(topic))),
-            Err(topic) => self.request_topic(&topic),
-            Ok(None) => {}
+            CurrentDestination::NewTopic(topic) if !topic_exists => {
+                return Ok(send_outcome(answer, SendOutcome::UnknownTopic(topic)));
+            }
+            CurrentDestination::NewTopic(topic) => self.request_topic(&topic),
         }
         drop(prepared);
         Ok(Some(ReplayRequest { letter, topic_exists, answer }))
@@ -73,16 +75,13 @@ impl<B: Broker> Delivery<B> {
 /// record.
 pub(super) fn complete_replay(
     answer: Option<oneshot::Sender<SendOutcome>>,
-    topic: &str,
-    partition: i32,
+    name: PartitionName<'_>,
     outcome: &Result<i64, RDKafkaErrorCode>,
 ) {
     let Some(answer) = answer else { return };
     let outcome = match outcome {
-        Ok(_) => SendOutcome::Sent { topic: topic.to_owned(), partition },
-        Err(code) => {
-            SendOutcome::Refused(format!("Kafka refused the record for {topic}/{partition}: {code:?}"))
-        }
+        Ok(_) => SendOutcome::Sent { topic: name.topic.to_owned(), partition: name.number },
+        Err(code) => SendOutcome::Refused(format!("Kafka refused the record for {name}: {code:?}")),
     };
     send_outcome(answer, outcome);
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::in_flight::SilentQueue;
-use super::{Broker, Delivery, Flow};
+use super::{Broker, Delivery};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::diagnosis::Diagnosis;
 use crate::kafka::query::Query;
@@ -22,8 +22,8 @@ const DIAGNOSE_EVERY: Duration = Duration::from_secs(3);
 /// The partition that the next row waits for, if the row cannot be queued.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BlockedOn {
-    partition: PartitionId,
-    since: Instant,
+    pub(super) partition: PartitionId,
+    pub(super) since: Instant,
 }
 
 /// The diagnoses of silent partitions.
@@ -35,14 +35,6 @@ pub(super) struct Diagnoses {
 }
 
 impl<B: Broker> Delivery<B> {
-    /// The next row waits for this partition and cannot be queued.
-    pub(super) fn block_on(&mut self, partition: PartitionId) -> Flow {
-        if self.blocked_on.is_none_or(|blocked| blocked.partition != partition) {
-            self.blocked_on = Some(BlockedOn { partition, since: Instant::now() });
-        }
-        Flow::Blocked
-    }
-
     /// Shows the partitions without progress, and starts the diagnosis of one of them.
     pub(super) fn watch_silent_partitions(&mut self, now: Instant) -> Result<(), RelayError> {
         self.in_flight.on_turn(now);
@@ -71,27 +63,27 @@ impl<B: Broker> Delivery<B> {
         silent.sort_by_key(|(silent, _)| silent.since);
         self.diagnoses.found.retain(|id, _| silent.iter().any(|(silent, _)| silent.partition == *id));
         self.diagnose(now, &silent);
-        let shown = silent.iter().filter_map(|(silent, waits_for)| {
-            let (topic, number) = self.partitions.name_of(silent.partition)?;
+        let shown = silent.iter().map(|(silent, waits_for)| {
+            let name = self.topics.name_of(silent.partition);
             let diagnosis = self.diagnoses.found.get(&silent.partition);
-            Some(SilentPartition {
-                topic: topic.to_owned(),
-                partition: number,
+            SilentPartition {
+                topic: name.topic.to_owned(),
+                partition: name.number,
                 records: silent.records,
                 oldest: silent.oldest,
                 since: silent.since,
                 waits_for: *waits_for,
                 cause: diagnosis.and_then(|(_, diagnosis)| diagnosis.what.clone()),
-            })
+            }
         });
         self.status.set_silent_partitions(shown.collect());
         Ok(())
     }
 
     fn waited_too_long(&self, partition: PartitionId) -> RelayError {
-        let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
+        let name = self.topics.name_of(partition);
         let what = format!(
-            "{topic}/{number} has acknowledged nothing for {} h; a new session sends its waiting records again, \
+            "{name} has acknowledged nothing for {} h; a new session sends its waiting records again, \
              before brokers forget the producer",
             GIVE_UP_AFTER.as_secs() / 3600
         );
@@ -109,9 +101,8 @@ impl<B: Broker> Delivery<B> {
             diagnosed(id).is_none_or(|at| now.saturating_duration_since(at) >= DIAGNOSE_EVERY)
         };
         let Some(id) = next.filter(is_due) else { return };
-        let Some(partition) = self.queried(id) else { return };
-        let min_in_sync = self.min_in_sync(partition.topic);
-        self.broker.query(Query::Diagnosis { partition, min_in_sync });
+        let min_in_sync = self.topics.topic_of(id).min_in_sync_replicas();
+        self.broker.query(Query::Diagnosis { partition: self.queried(id), min_in_sync });
         self.diagnoses.running = Some(id);
     }
 
@@ -122,10 +113,9 @@ impl<B: Broker> Delivery<B> {
     ) -> Result<(), RelayError> {
         self.diagnoses.running = None;
         if diagnosis.producer_is_lost {
-            let (topic, number) = self.partitions.name_of(partition).unwrap_or_default();
-            let what = format!(
-                "{topic}/{number} is reachable, but its producer knows no broker address that still works"
-            );
+            let name = self.topics.name_of(partition);
+            let what =
+                format!("{name} is reachable, but its producer knows no broker address that still works");
             return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
         }
         self.diagnoses.found.insert(partition, (Instant::now(), diagnosis));

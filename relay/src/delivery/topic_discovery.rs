@@ -10,6 +10,7 @@ use crate::error::{ErrorKind, RelayError};
 use crate::kafka::query::Query;
 use crate::kafka::scanner::FoundTopic;
 use crate::routing::mapping::TopicShape;
+use crate::topics::registry::TopicId;
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::{TopicChange, TopicState, TopicWatch};
 
@@ -28,9 +29,9 @@ pub(super) struct TopicDiscovery {
     /// When the last metadata query started, and whether it is still running.
     metadata_query: (Instant, bool),
     /// Topics with new partitions whose query is running.
-    growing: HashSet<String>,
+    growing: HashSet<TopicId>,
     /// The new shapes of topics that have grown. They are used once all earlier records are acknowledged.
-    pub(super) grown: BTreeMap<String, TopicShape>,
+    pub(super) grown: BTreeMap<TopicId, TopicShape>,
     /// The topic that rejects a row because of its settings, and when these were last read.
     watched_settings: Option<(String, Instant)>,
 }
@@ -66,7 +67,8 @@ impl<B: Broker> Delivery<B> {
     pub(super) fn watch_topics(&mut self) {
         let (started, is_running) = self.discovery.metadata_query;
         if !is_running && started.elapsed() >= METADATA_EVERY {
-            let topics: Vec<String> = self.routing.topics().into_iter().map(str::to_owned).collect();
+            let name = |topic| self.topics.topic(topic).name.clone();
+            let topics: Vec<String> = self.routing.topics().into_iter().map(name).collect();
             self.discovery.metadata_query = (Instant::now(), !topics.is_empty());
             if !topics.is_empty() {
                 self.broker.query(Query::TopicStates(topics));
@@ -90,50 +92,53 @@ impl<B: Broker> Delivery<B> {
     /// A requested topic exists.
     pub(super) fn on_topic_found(&mut self, topic: &str, found: &FoundTopic) {
         self.discovery.requested.retain(|requested| requested != topic);
-        let shape = self.register_topic(topic, found);
+        let (topic, shape) = self.register_topic(topic, found);
         self.routing.add_topic(topic, shape);
     }
 
     /// The new partitions of a topic are known.
-    pub(super) fn on_topic_grown(&mut self, topic: String, found: &FoundTopic) {
+    pub(super) fn on_topic_grown(&mut self, topic: &str, found: &FoundTopic) {
+        let (topic, shape) = self.register_topic(topic, found);
         self.discovery.growing.remove(&topic);
-        let shape = self.register_topic(&topic, found);
         self.discovery.grown.insert(topic, shape);
     }
 
-    /// Registers the partitions and settings of a new or grown topic.
-    fn register_topic(&mut self, name: &str, found: &FoundTopic) -> TopicShape {
-        let known = self.partitions.count(name);
-        self.partitions.add(name, found.partitions, &found.ends);
-        self.partitions.set_settings(name, found.settings);
-        for new in self.partitions.to_verify(name).into_iter().skip(known) {
-            self.partitions.mark_verified(new.id, new.start.search);
+    /// Registers the partitions and settings of a new or grown topic. Nothing was sent to the new partitions, so they
+    /// need no verification.
+    fn register_topic(&mut self, name: &str, found: &FoundTopic) -> (TopicId, TopicShape) {
+        let known = self.topics.find(name).map_or(0, |topic| self.topics.topic(topic).partition_count());
+        let topic = self.topics.add(name, found.partitions, &found.ends);
+        self.topics.topic_mut(topic).settings = found.settings;
+        for new in self.topics.to_verify(topic).into_iter().skip(known) {
+            self.topics.partition_mut(new.id).mark_verified(new.start.search);
         }
-        let limit = found.settings.and_then(|settings| settings.lower_limit(&self.sink));
-        let known = self.routing.shape(name).is_some_and(|shape| shape.compacted);
+        let limit = found.settings.and_then(|settings| settings.lower_limit(self.sink.max_message_bytes));
+        let known = self.routing.shape(topic).is_some_and(|shape| shape.compacted);
         let compacted = found.settings.map_or(known, |settings| settings.compacted);
-        TopicShape { partitions: found.partitions, max_message_bytes: limit, compacted }
+        (topic, TopicShape { partitions: found.partitions, max_message_bytes: limit, compacted })
     }
 
     pub(super) fn on_settings(
         &mut self,
-        topic: &str,
+        name: &str,
         settings: Option<TopicSettings>,
     ) -> Result<(), RelayError> {
-        self.partitions.set_settings(topic, settings);
+        // A topic that is not in use: its settings are read because a row is too large for it.
+        let Some(topic) = self.topics.find(name) else { return Ok(()) };
+        self.topics.topic_mut(topic).settings = settings;
         let (Some(settings), Some(shape)) = (settings, self.routing.shape(topic)) else { return Ok(()) };
-        let limit = settings.lower_limit(&self.sink);
+        let limit = settings.lower_limit(self.sink.max_message_bytes);
         let current = TopicShape { max_message_bytes: limit, compacted: settings.compacted, ..shape };
         if current == shape {
             return Ok(());
         }
         tracing::info!(
-            topic,
+            topic = name,
             bytes = limit.unwrap_or(self.sink.max_message_bytes),
             compacted = current.compacted,
             "the topic's max.message.bytes or cleanup.policy has changed"
         );
-        let shapes = BTreeMap::from([(topic.to_owned(), current)]);
+        let shapes = BTreeMap::from([(topic, current)]);
         // Every row sent so far was committed before the horizon, or not after the last transaction that began.
         let behind_last = EndLsn::new((self.last_commit.lsn().as_u64() + 1).into());
         self.change_routing(&shapes, self.lineage.end().max(behind_last))
@@ -153,42 +158,45 @@ impl<B: Broker> Delivery<B> {
             }
             return Ok(());
         };
-        let partitions = &self.partitions;
-        let changes = self.discovery.watch.on_states(states, |topic| partitions.count(topic));
-        self.on_topic_changes(changes)
+        // A result may name only topics that were queried, which are those of the routing.
+        let known = states.into_iter().filter_map(|(name, state)| Some((self.topics.find(&name)?, state)));
+        let known: Vec<(TopicId, TopicState)> = known.collect();
+        let count = |topic| self.topics.topic(topic).partition_count();
+        let changes = self.discovery.watch.on_states(known, count);
+        changes.into_iter().try_for_each(|(topic, change)| self.on_topic_change(topic, change))
     }
 
-    fn on_topic_changes(&mut self, changes: Vec<(String, TopicChange)>) -> Result<(), RelayError> {
-        for (topic, change) in changes {
-            match change {
-                TopicChange::Missing => {
-                    // The topic may be recreated under the same name, without its records.
-                    self.partitions.invalidate(&topic);
-                    self.verify(&topic);
+    fn on_topic_change(&mut self, topic: TopicId, change: TopicChange) -> Result<(), RelayError> {
+        match change {
+            TopicChange::Missing => {
+                // The topic may be recreated under the same name, without its records.
+                self.topics.invalidate(topic);
+                self.verify(topic, false);
+            }
+            TopicChange::LeaderChanged => self.verify(topic, false),
+            TopicChange::Grown => {
+                if self.discovery.growing.insert(topic) {
+                    self.broker.query(Query::Growth(&self.topics.topic(topic).name));
                 }
-                TopicChange::LeaderChanged => self.verify(&topic),
-                TopicChange::Grown => {
-                    if self.discovery.growing.insert(topic.clone()) {
-                        self.broker.query(Query::Growth(&topic));
-                    }
-                }
-                TopicChange::Shrunk { partitions } => {
-                    let known = self.partitions.count(&topic);
-                    let what = format!(
-                        "topic {topic} has {partitions} partitions, but the relay has written to {known}: the topic \
-                         was recreated"
-                    );
-                    return Err(RelayError::new(ErrorKind::KafkaLostRecords, what));
-                }
+            }
+            TopicChange::Shrunk { partitions } => {
+                let topic = self.topics.topic(topic);
+                let what = format!(
+                    "topic {} has {partitions} partitions, but the relay has written to {}: the topic was recreated",
+                    topic.name,
+                    topic.partition_count()
+                );
+                return Err(RelayError::new(ErrorKind::KafkaLostRecords, what));
             }
         }
         Ok(())
     }
 
     /// Compares the partitions of a topic with what this session knows.
-    fn verify(&self, topic: &str) {
-        let partitions = self.partitions.to_verify(topic);
-        self.broker.query(Query::Verify { topic, partitions, at_start: false });
+    pub(super) fn verify(&self, topic: TopicId, at_start: bool) {
+        let partitions = self.topics.to_verify(topic);
+        let topic = &self.topics.topic(topic).name;
+        self.broker.query(Query::Verify { topic, partitions, at_start });
     }
 
     /// Starts to use all partitions of topics that have grown. It waits until nothing is in flight, so that no event
@@ -200,7 +208,7 @@ impl<B: Broker> Delivery<B> {
         let grown = std::mem::take(&mut self.discovery.grown);
         for (topic, shape) in &grown {
             tracing::info!(
-                topic,
+                topic = self.topics.topic(*topic).name,
                 partitions = shape.partitions,
                 "the topic has more partitions; events are now distributed over all of them"
             );
@@ -210,7 +218,7 @@ impl<B: Broker> Delivery<B> {
 
     fn change_routing(
         &mut self,
-        shapes: &BTreeMap<String, TopicShape>,
+        shapes: &BTreeMap<TopicId, TopicShape>,
         until: EndLsn,
     ) -> Result<(), RelayError> {
         let changed = self.routing.change_topics(shapes, until);

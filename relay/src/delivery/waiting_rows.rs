@@ -16,6 +16,7 @@ use crate::kafka::query::{QueriedPartition, Query};
 use crate::progress::ledger::EntryId;
 use crate::progress::partition_dedup::Admission;
 use crate::topics::partitions::PartitionId;
+use crate::topics::registry::PartitionName;
 
 /// A row with the partition it is routed to.
 #[derive(Clone, Copy, Debug)]
@@ -23,18 +24,18 @@ pub(super) struct Placed {
     pub(super) partition: PartitionId,
     pub(super) position: Position,
     pub(super) fingerprint: u64,
-    /// The row goes to the dead-letter topic.
-    pub(super) is_dead_letter: bool,
-    /// The topic's current settings allow the row.
-    pub(super) fits: bool,
+    pub(super) absence: Absence,
 }
 
-impl Placed {
-    /// Whether the row goes to this partition if Kafka does not have it there. Otherwise it is routed again, by the
-    /// current version.
-    pub(super) fn keeps_partition(&self) -> bool {
-        self.is_dead_letter || self.fits
-    }
+/// What it means if the partition lacks a row although it has later ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absence {
+    /// An event cannot be absent.
+    Impossible,
+    /// Kafka may have refused the row before it became a dead letter, while it accepted later dead letters.
+    NotSent,
+    /// An earlier version of the routing chose the partition, and the row was sent to the one of a later version.
+    SentElsewhere,
 }
 
 /// A row that waits.
@@ -106,39 +107,33 @@ impl WaitingRows {
 impl<B: Broker> Delivery<B> {
     /// Whether a row must be sent to its partition, is there already, or has to wait.
     pub(super) fn admit(&mut self, row: Placed) -> Result<Admission, RelayError> {
-        let Placed { partition, position, fingerprint, is_dead_letter, fits } = row;
+        let Placed { partition, position, fingerprint, absence } = row;
         let replayed = self.lineage.holds(position);
-        let dedup =
-            self.partitions.is_verified(partition).then(|| self.partitions.dedup(partition)).flatten();
-        let admission = dedup.map_or(Admission::Wait, |dedup| dedup.admit(position, replayed));
+        let admission = match self.topics.partition_mut(partition) {
+            verified if verified.is_verified() => verified.dedup.admit(position, replayed),
+            _ => Admission::Wait,
+        };
         if let Admission::Scan { from } = admission {
             self.scan(partition, from);
         }
-        if admission != Admission::AlreadyThere || !self.partitions.lacks(partition, position, fingerprint) {
+        if admission != Admission::AlreadyThere || !self.topics.lacks(partition, position, fingerprint) {
             return Ok(admission);
         }
-        match (is_dead_letter, fits) {
-            // Kafka may have refused the row before it became poison, while it accepted later dead letters.
-            (true, _) => Ok(Admission::Send),
-            // The row was sent to the partition of a later routing version.
-            (false, false) => Ok(Admission::AlreadyThere),
-            (false, true) => Err(self.missing_event_error(partition, position)),
+        match absence {
+            Absence::NotSent => Ok(Admission::Send),
+            Absence::SentElsewhere => Ok(Admission::AlreadyThere),
+            Absence::Impossible => Err(self.missing_event_error(partition, position)),
         }
     }
 
     fn scan(&self, partition: PartitionId, from: i64) {
-        let Some(partition) = self.queried(partition) else { return };
-        let min_in_sync = self.min_in_sync(partition.topic);
-        self.broker.query(Query::Scan { partition, from, min_in_sync });
+        let min_in_sync = self.topics.topic_of(partition).min_in_sync_replicas();
+        self.broker.query(Query::Scan { partition: self.queried(partition), from, min_in_sync });
     }
 
-    pub(super) fn queried(&self, id: PartitionId) -> Option<QueriedPartition<'_>> {
-        let (topic, number) = self.partitions.name_of(id)?;
-        Some(QueriedPartition { id, topic, number })
-    }
-
-    pub(super) fn min_in_sync(&self, topic: &str) -> Option<usize> {
-        self.partitions.settings(topic).and_then(|settings| settings.min_in_sync_replicas)
+    pub(super) fn queried(&self, id: PartitionId) -> QueriedPartition<'_> {
+        let PartitionName { topic, number } = self.topics.name_of(id);
+        QueriedPartition { id, topic, number }
     }
 
     /// Sends rows that wait for a partition, as far as possible, after the partition's state has changed.

@@ -197,7 +197,7 @@ fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, KafkaError>) -
         }
     };
     let TopicSettings { max_message_bytes: largest, min_in_sync_replicas: in_sync, .. } = described;
-    if let Some(largest) = described.lower_limit(sink) {
+    if let Some(largest) = described.lower_limit(sink.max_message_bytes) {
         let message = format!(
             "max.message.bytes of {topic} is {largest}, but sink.maxMessageBytes is {}",
             sink.max_message_bytes

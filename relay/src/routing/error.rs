@@ -103,10 +103,11 @@ impl From<RoutingError> for Poison {
 mod tests {
     use std::collections::BTreeMap;
 
-    use pg_replication::{CommitLsn, EndLsn};
+    use pg_replication::EndLsn;
 
     use super::*;
-    use crate::routing::mapping::{Destination, RoutingHistory, RoutingInput, RoutingTable, TopicShape};
+    use crate::routing::mapping::testing::RoutedTopics;
+    use crate::routing::mapping::{RoutingHistory, RoutingInput, TopicShape};
     use crate::routing::rule::{Routing, Rule};
 
     fn rule(dead_letter_topic: Option<&str>) -> Rule {
@@ -123,26 +124,21 @@ mod tests {
 
     /// The topic, with the poison if the row goes there as a dead letter; or why the row has no destination.
     fn destination(
-        table: &mut RoutingTable,
+        table: &mut RoutedTopics,
         route: Option<&str>,
         bytes: usize,
         invalid: Option<&Poison>,
         commit: u64,
     ) -> Result<(String, Option<Poison>), RoutingError> {
-        let commit = CommitLsn::new(commit.into());
         let column = |_: &str| route;
-        let input = RoutingInput { key: b"k", bytes, has_key: true, position: None, invalid, commit, column };
-        table.destination(&input).map(|destination| match destination {
-            Destination::Partition { topic, poison, .. } => (topic.to_owned(), poison),
-            Destination::NewTopic(topic) => (format!("new {topic}"), None),
-        })
+        let input = RoutingInput { key: b"k", bytes, has_key: true, position: None, invalid, column };
+        table.topic(&input, commit)
     }
 
     #[test]
     fn every_kind_of_poison_goes_to_the_dead_letter_topic_and_nothing_else_does() {
         let topics = ["outbox.event.a", "dead"];
-        let mut table =
-            RoutingTable::new(with_topics(RoutingHistory::first(rule(Some("dead"))), &topics)).unwrap();
+        let mut table = RoutedTopics::new(with_topics(RoutingHistory::first(rule(Some("dead"))), &topics));
         let headers = Poison::new(PoisonKind::Headers, "bad headers");
         for (route, bytes, invalid, kind, topic) in [
             (Some("a b"), 10, None, PoisonKind::Unroutable, Some("outbox.event.a b")),
@@ -158,7 +154,7 @@ mod tests {
             destination(&mut table, Some("a"), 1_000, None, 1).unwrap(),
             ("outbox.event.a".into(), None)
         );
-        let mut stops = RoutingTable::new(with_topics(RoutingHistory::first(rule(None)), &topics)).unwrap();
+        let mut stops = RoutedTopics::new(with_topics(RoutingHistory::first(rule(None)), &topics));
         assert!(destination(&mut stops, Some("a b"), 10, None, 1).is_err());
         assert!(destination(&mut stops, Some("a"), 10, Some(&headers), 1).is_err());
     }
@@ -170,17 +166,17 @@ mod tests {
         let before = with_topics(RoutingHistory::first(rule(Some("dead"))), &["outbox.event.a", "dead"]);
         // The limit was raised: a row before the horizon that was a dead letter is still routed to the dead-letter
         // topic.
-        let mut table = RoutingTable::new(before.clone().with_rule(larger(Some("dead")), horizon)).unwrap();
+        let mut table = RoutedTopics::new(before.clone().with_rule(larger(Some("dead")), horizon));
         let at =
-            |table: &mut RoutingTable, commit| destination(table, Some("a"), 2_000, None, commit).unwrap().0;
+            |table: &mut RoutedTopics, commit| destination(table, Some("a"), 2_000, None, commit).unwrap().0;
         assert_eq!((at(&mut table, 99).as_str(), at(&mut table, 100).as_str()), ("dead", "outbox.event.a"));
         // Dead letters were disabled.
-        let mut table = RoutingTable::new(before.with_rule(rule(None), horizon)).unwrap();
+        let mut table = RoutedTopics::new(before.with_rule(rule(None), horizon));
         assert_eq!(at(&mut table, 99), "dead");
         assert!(destination(&mut table, Some("a"), 2_000, None, 100).is_err());
         // Dead letters were enabled: a blocked row has no destination in the earlier version, so it was not sent.
         let before = with_topics(RoutingHistory::first(rule(None)), &["outbox.event.a"]);
-        let mut table = RoutingTable::new(before.with_rule(rule(Some("dead")), horizon)).unwrap();
-        assert_eq!(at(&mut table, 99), "new dead");
+        let mut table = RoutedTopics::new(before.with_rule(rule(Some("dead")), horizon));
+        assert_eq!(at(&mut table, 99), "dead, new");
     }
 }

@@ -23,34 +23,48 @@ mod compiled;
 mod refused;
 mod stored;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn};
 
-use self::compiled::CompiledRouting;
+use self::compiled::{CompiledRouting, Route};
 pub use self::refused::{RefusedRow, RefusedRows};
 pub use self::stored::{RoutingConfig, RoutingHistory, Superseded, TopicShape};
 use crate::event::poison::Poison;
 use crate::routing::error::RoutingError;
-use crate::routing::router::InvalidRule;
+use crate::routing::router::{InvalidRule, partition};
+use crate::topics::registry::{TopicId, TopicRegistry};
 
 /// The destination of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Destination<'m> {
+pub struct Destination {
+    /// Topic.
+    pub topic: TopicId,
+    /// Partition number.
+    pub number: i32,
+    /// The row may be sent once the committed checkpoint has this routing revision.
+    pub revision: u64,
+    /// Why the row goes there as a dead letter, if it does.
+    pub poison: Option<Poison>,
+}
+
+/// The destination of a row by the current mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CurrentDestination {
     /// A partition.
-    Partition {
-        /// Topic.
-        topic: &'m str,
-        /// Partition number.
-        number: i32,
-        /// The row may be sent once the committed checkpoint has this routing revision.
-        revision: u64,
-        /// Why the row goes there as a dead letter, if it does.
-        poison: Option<Poison>,
-    },
+    Partition(Destination),
     /// A topic that is not part of the mapping yet.
-    NewTopic(&'m str),
+    NewTopic(String),
+}
+
+/// The destination of a row by an earlier mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EarlierDestination {
+    /// The row still goes there.
+    Kept(Destination),
+    /// The topic does not accept the row any more. If the row was not sent there then, the current mapping decides.
+    Superseded(Destination),
 }
 
 /// The properties of a row that determine its destination.
@@ -65,8 +79,6 @@ pub struct RoutingInput<'a, F> {
     pub position: Option<Position>,
     /// Why the row cannot be converted to a record, if it cannot.
     pub invalid: Option<&'a Poison>,
-    /// The commit LSN of the row's transaction.
-    pub commit: CommitLsn,
     /// Returns the text of a column.
     pub column: F,
 }
@@ -80,89 +92,118 @@ pub struct RoutingTable {
     /// Incremented with each change that has to be stored.
     revision: u64,
     /// Topics that were added or changed in this session, and the revision of the change.
-    changed_topics: HashMap<String, u64>,
+    changed_topics: BTreeMap<TopicId, u64>,
 }
 
 impl RoutingTable {
-    /// Continues from the stored mappings.
-    pub fn new(stored: RoutingHistory) -> Result<RoutingTable, InvalidRule> {
+    /// Continues from the stored mappings. Adds their topics to the registry, unless it has them.
+    pub fn new(stored: RoutingHistory, registry: &mut TopicRegistry) -> Result<RoutingTable, InvalidRule> {
+        let no_starts = BTreeMap::new();
+        let mut compiled = |RoutingConfig { rule, topics }: RoutingConfig| {
+            let by_id =
+                topics.iter().map(|(name, shape)| (registry.add(name, shape.partitions, &no_starts), *shape));
+            CompiledRouting::new(rule, by_id.collect())
+        };
         let previous = stored.previous.into_iter();
         Ok(RoutingTable {
             version: stored.version,
-            current: CompiledRouting::new(stored.current)?,
+            current: compiled(stored.current)?,
             previous: previous
-                .map(|earlier| Ok((earlier.until, CompiledRouting::new(earlier.mapping)?)))
+                .map(|earlier| Ok((earlier.until, compiled(earlier.mapping)?)))
                 .collect::<Result<_, _>>()?,
             refused: stored.refused,
             revision: 0,
-            changed_topics: HashMap::new(),
+            changed_topics: BTreeMap::new(),
         })
     }
 
-    /// The destination of a row.
-    pub fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
+    /// The destination of a row that an earlier mapping may have sent; `None` if none has a destination for it. `commit`
+    /// is the commit LSN of the row's transaction.
+    pub fn earlier_destination<'a, F: Fn(&str) -> Option<&'a str>>(
         &mut self,
         input: &RoutingInput<'a, F>,
-    ) -> Result<Destination<'_>, RoutingError> {
-        for (until, earlier) in &mut self.previous {
-            // No row was sent by a mapping to a topic that is not part of it.
-            if until.covers(input.commit)
-                && let Ok((topic, Some(number), poison)) = earlier.destination(input, &self.refused)
-            {
-                let revision = self.changed_topics.get(topic).copied().unwrap_or(0);
-                return Ok(Destination::Partition { topic, number, revision, poison });
-            }
-        }
-        let (topic, number, poison) = self.current.destination(input, &self.refused)?;
-        let revision = self.changed_topics.get(topic).copied().unwrap_or(0);
-        Ok(match number {
-            Some(number) => Destination::Partition { topic, number, revision, poison },
-            None => Destination::NewTopic(topic),
+        commit: CommitLsn,
+        registry: &TopicRegistry,
+    ) -> Option<EarlierDestination> {
+        let mut applicable = self.previous.iter_mut().filter(|(until, _)| until.covers(commit));
+        // No row was sent by a mapping to a topic that is not part of it.
+        let found = applicable.find_map(|(_, earlier)| match earlier.route(input, &self.refused, registry) {
+            Ok((Route::Known(topic, shape), poison)) => Some((topic, shape, poison)),
+            _ => None,
+        });
+        let (topic, shape, poison) = found?;
+        let kept = poison.is_some() || self.current.accepts(topic, input.bytes, input.has_key);
+        let destination = self.partition(topic, shape, input.key, poison);
+        Some(match kept {
+            true => EarlierDestination::Kept(destination),
+            false => EarlierDestination::Superseded(destination),
         })
+    }
+
+    /// The destination of a row by the current mapping.
+    pub fn current_destination<'a, F: Fn(&str) -> Option<&'a str>>(
+        &mut self,
+        input: &RoutingInput<'a, F>,
+        registry: &TopicRegistry,
+    ) -> Result<CurrentDestination, RoutingError> {
+        let (route, poison) = self.current.route(input, &self.refused, registry)?;
+        Ok(match route {
+            Route::Known(topic, shape) => {
+                CurrentDestination::Partition(self.partition(topic, shape, input.key, poison))
+            }
+            Route::New(topic) => CurrentDestination::NewTopic(topic),
+        })
+    }
+
+    fn partition(
+        &self,
+        topic: TopicId,
+        shape: TopicShape,
+        key: &[u8],
+        poison: Option<Poison>,
+    ) -> Destination {
+        let revision = self.changed_topics.get(&topic).copied().unwrap_or(0);
+        Destination { topic, number: partition(key, shape.partitions), revision, poison }
     }
 
     /// The size of the largest record that a topic accepts now. For topics known only to earlier mappings this limit is
     /// not tracked: those mappings keep the limit they were created with.
-    pub fn limit(&self, topic: &str) -> usize {
-        self.current.mapping.limit(topic).0
-    }
-
-    /// Whether a topic now accepts a record of this size, with or without a key.
-    pub fn accepts(&self, topic: &str, bytes: usize, has_key: bool) -> bool {
-        bytes <= self.limit(topic) && (has_key || !self.current.mapping.is_compacted(topic))
+    pub fn limit(&self, topic: TopicId) -> usize {
+        self.current.limit(topic)
     }
 
     /// Makes a row that Kafka refused routable again. The row has no other destination, so it was not sent elsewhere.
-    pub fn retry(&mut self, position: Position) {
+    pub fn retry(&mut self, position: Position, registry: &TopicRegistry) {
         let topics = self.refused.forget(position);
         if !topics.is_empty() {
             self.revision += 1;
-            // The row waits until the checkpoint has this revision. Otherwise a restart would route it elsewhere.
-            self.changed_topics.extend(topics.into_iter().map(|topic| (topic, self.revision)));
+            // The row waits until the checkpoint has this revision. Otherwise a restart would route it elsewhere. A
+            // topic that is not in use gets a revision when it is added.
+            let known = topics.iter().filter_map(|topic| registry.find(topic));
+            self.changed_topics.extend(known.map(|topic| (topic, self.revision)));
         }
     }
 
     /// Adds a topic. This does not affect rows that were sent, because none was sent to this topic.
-    pub fn add_topic(&mut self, topic: &str, shape: TopicShape) {
+    pub fn add_topic(&mut self, topic: TopicId, shape: TopicShape) {
         self.revision += 1;
-        self.current.mapping.topics.insert(topic.to_owned(), shape);
-        self.changed_topics.insert(topic.to_owned(), self.revision);
+        self.current.topics.insert(topic, shape);
+        self.changed_topics.insert(topic, self.revision);
     }
 
     /// Changes topics. No row committed at or after `until` was sent before the change.
     pub fn change_topics(
         &mut self,
-        shapes: &BTreeMap<String, TopicShape>,
+        shapes: &BTreeMap<TopicId, TopicShape>,
         until: EndLsn,
     ) -> Result<(), InvalidRule> {
-        let mut mapping = self.current.mapping.clone();
-        mapping.topics.extend(shapes.iter().map(|(name, shape)| (name.clone(), *shape)));
-        let earlier = std::mem::replace(&mut self.current, CompiledRouting::new(mapping)?);
-        self.previous.push((until, earlier));
+        let mut topics = self.current.topics.clone();
+        topics.extend(shapes);
+        let changed = CompiledRouting::new(self.current.rule.clone(), topics)?;
+        self.previous.push((until, std::mem::replace(&mut self.current, changed)));
         self.version += 1;
         self.revision += 1;
-        let changed = shapes.keys().map(|name| (name.clone(), self.revision));
-        self.changed_topics.extend(changed);
+        self.changed_topics.extend(shapes.keys().map(|topic| (*topic, self.revision)));
         Ok(())
     }
 
@@ -177,22 +218,21 @@ impl RoutingTable {
 
     /// The smallest limit of any topic. No batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
-        let earlier = self.previous.iter().map(|(_, compiled)| compiled);
-        earlier.chain([&self.current]).filter_map(|compiled| compiled.mapping.smallest_limit()).min()
+        self.all().filter_map(CompiledRouting::smallest_limit).min()
     }
 
     /// The shape of a topic in the current mapping.
-    pub fn shape(&self, topic: &str) -> Option<TopicShape> {
-        self.current.mapping.topics.get(topic).copied()
+    pub fn shape(&self, topic: TopicId) -> Option<TopicShape> {
+        self.current.topics.get(&topic).copied()
     }
 
     /// The topics of all mappings.
-    pub fn topics(&self) -> BTreeSet<&str> {
-        let earlier = self.previous.iter().map(|(_, compiled)| compiled);
-        earlier
-            .chain([&self.current])
-            .flat_map(|compiled| compiled.mapping.topics.keys().map(String::as_str))
-            .collect()
+    pub fn topics(&self) -> BTreeSet<TopicId> {
+        self.all().flat_map(|compiled| compiled.topics.keys().copied()).collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &CompiledRouting> {
+        self.previous.iter().map(|(_, compiled)| compiled).chain([&self.current])
     }
 
     /// Incremented with each change that has to be stored.
@@ -201,14 +241,14 @@ impl RoutingTable {
     }
 
     /// The mappings to store.
-    pub fn history(&self) -> RoutingHistory {
+    pub fn history(&self, registry: &TopicRegistry) -> RoutingHistory {
         let earlier = |(until, compiled): &(EndLsn, CompiledRouting)| Superseded {
             until: *until,
-            mapping: compiled.mapping.clone(),
+            mapping: compiled.to_config(registry),
         };
         RoutingHistory {
             version: self.version,
-            current: self.current.mapping.clone(),
+            current: self.current.to_config(registry),
             previous: self.previous.iter().map(earlier).collect(),
             refused: self.refused.clone(),
         }
@@ -216,7 +256,64 @@ impl RoutingTable {
 
     /// The column that the current rule reads.
     pub fn by_field(&self) -> &str {
-        &self.current.mapping.rule.routing.by_field
+        &self.current.rule.routing.by_field
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+
+    /// A routing table with its registry, for tests that name topics.
+    pub struct RoutedTopics {
+        pub table: RoutingTable,
+        pub registry: TopicRegistry,
+    }
+
+    impl RoutedTopics {
+        pub fn new(history: RoutingHistory) -> RoutedTopics {
+            let mut registry = TopicRegistry::default();
+            RoutedTopics { table: RoutingTable::new(history, &mut registry).unwrap(), registry }
+        }
+
+        /// The destination of a row of the transaction with this commit LSN.
+        pub fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
+            &mut self,
+            input: &RoutingInput<'a, F>,
+            commit: u64,
+        ) -> Result<CurrentDestination, RoutingError> {
+            let commit = CommitLsn::new(commit.into());
+            match self.table.earlier_destination(input, commit, &self.registry) {
+                Some(EarlierDestination::Kept(found) | EarlierDestination::Superseded(found)) => {
+                    Ok(CurrentDestination::Partition(found))
+                }
+                None => self.table.current_destination(input, &self.registry),
+            }
+        }
+
+        /// Its topic, and the poison if it goes there as a dead letter.
+        pub fn topic<'a, F: Fn(&str) -> Option<&'a str>>(
+            &mut self,
+            input: &RoutingInput<'a, F>,
+            commit: u64,
+        ) -> Result<(String, Option<Poison>), RoutingError> {
+            Ok(match self.destination(input, commit)? {
+                CurrentDestination::Partition(Destination { topic, poison, .. }) => {
+                    (self.registry.topic(topic).name.clone(), poison)
+                }
+                CurrentDestination::NewTopic(topic) => (format!("{topic}, new"), None),
+            })
+        }
+
+        pub fn add_topic(&mut self, name: &str, shape: TopicShape) {
+            let topic = self.registry.add(name, shape.partitions, &BTreeMap::new());
+            self.table.add_topic(topic, shape);
+        }
+
+        pub fn change_topic(&mut self, name: &str, shape: TopicShape, until: EndLsn) {
+            let topic = self.registry.find(name).unwrap();
+            self.table.change_topics(&BTreeMap::from([(topic, shape)]), until).unwrap();
+        }
     }
 }
 
@@ -224,6 +321,7 @@ impl RoutingTable {
 mod tests {
     use pg_replication::Lsn;
 
+    use super::testing::RoutedTopics;
     use super::*;
     use crate::event::poison::PoisonKind;
     use crate::routing::rule::{Routing, Rule};
@@ -238,22 +336,17 @@ mod tests {
     fn shape(partitions: i32) -> TopicShape {
         TopicShape { partitions, max_message_bytes: None, compacted: false }
     }
-    fn topic_of(table: &mut RoutingTable, commit: u64, bytes: usize) -> Result<String, RoutingError> {
-        let commit = CommitLsn::new(Lsn::from(commit));
+    fn topic_of(routing: &mut RoutedTopics, commit: u64, bytes: usize) -> Result<String, RoutingError> {
         let column = |_: &str| Some("x");
-        let input =
-            RoutingInput { key: b"k", bytes, has_key: true, position: None, invalid: None, commit, column };
-        Ok(match table.destination(&input)? {
-            Destination::Partition { topic, .. } => topic.to_owned(),
-            Destination::NewTopic(topic) => format!("{topic}, new"),
-        })
+        let input = RoutingInput { key: b"k", bytes, has_key: true, position: None, invalid: None, column };
+        routing.topic(&input, commit).map(|(topic, _)| topic)
     }
 
     #[test]
     fn rows_before_a_change_are_routed_by_the_earlier_mapping() {
         let mut old = RoutingHistory::first(rule("old.${routedByValue}", 100));
         old.current.topics.insert("old.x".into(), shape(3));
-        let mut table = RoutingTable::new(old.with_rule(rule("new.${routedByValue}", 200), end(50))).unwrap();
+        let mut table = RoutedTopics::new(old.with_rule(rule("new.${routedByValue}", 200), end(50)));
         assert_eq!(topic_of(&mut table, 49, 80).unwrap(), "old.x");
         assert_eq!(topic_of(&mut table, 50, 80).unwrap(), "new.x, new");
         assert_eq!(
@@ -262,14 +355,14 @@ mod tests {
             "too large for the old rule, so it was never sent"
         );
         assert!(topic_of(&mut table, 49, 250).is_err());
-        table.on_confirmed(end(50));
+        table.table.on_confirmed(end(50));
         assert_eq!(topic_of(&mut table, 49, 80).unwrap(), "new.x, new", "the earlier mapping is dropped");
     }
 
     #[test]
     fn no_row_was_sent_to_a_topic_that_the_old_mapping_did_not_know() {
         let old = RoutingHistory::first(rule("old.${routedByValue}", 100));
-        let mut table = RoutingTable::new(old.with_rule(rule("new.${routedByValue}", 100), end(50))).unwrap();
+        let mut table = RoutedTopics::new(old.with_rule(rule("new.${routedByValue}", 100), end(50)));
         assert_eq!(topic_of(&mut table, 10, 1).unwrap(), "new.x, new");
     }
 
@@ -279,54 +372,42 @@ mod tests {
         old.current.topics.insert("old.x".into(), TopicShape { max_message_bytes: Some(50), ..shape(3) });
         let both = old.with_rule(rule("new.${routedByValue}", 200), end(50));
         assert_eq!(both.smallest_limit(), Some(50));
-        let mut table = RoutingTable::new(both).unwrap();
+        let mut table = RoutedTopics::new(both);
         table.add_topic("new.x", TopicShape { max_message_bytes: Some(70), ..shape(3) });
-        assert_eq!(table.smallest_limit(), Some(50));
-        table.on_confirmed(end(50));
-        assert_eq!(table.smallest_limit(), Some(70), "the earlier mapping is dropped");
+        assert_eq!(table.table.smallest_limit(), Some(50));
+        table.table.on_confirmed(end(50));
+        assert_eq!(table.table.smallest_limit(), Some(70), "the earlier mapping is dropped");
     }
 
     #[test]
     fn an_unlimited_number_of_values_does_not_fill_the_memory() {
-        let mut table = RoutingTable::new(RoutingHistory::first(Rule {
+        let mut first = RoutingHistory::first(Rule {
             routing: Routing { regex: "x.*".into(), replacement: "t".into(), ..Routing::default() },
             max_message_bytes: 100,
             dead_letter_topic: None,
-        }))
-        .unwrap();
+        });
+        first.current.topics.insert("t".into(), shape(3));
+        let mut table = RoutedTopics::new(first);
         for n in 0..100_000 {
             let value = format!("x{n}");
-            let commit = CommitLsn::new(Lsn::from(1));
             let column = |_: &str| Some(value.as_str());
-            let input = RoutingInput {
-                key: b"k",
-                bytes: 1,
-                has_key: true,
-                position: None,
-                invalid: None,
-                commit,
-                column,
-            };
-            table.destination(&input).unwrap();
+            let input =
+                RoutingInput { key: b"k", bytes: 1, has_key: true, position: None, invalid: None, column };
+            table.destination(&input, 1).unwrap();
         }
-        assert!(table.current.cached_routes() < 20_000);
+        assert!((1..20_000).contains(&table.table.current.cached_routes()));
     }
 
     /// The topic of a row without a key at this position, and the kind of poison if it goes there as a dead letter.
     fn keyless(
-        table: &mut RoutingTable,
+        table: &mut RoutedTopics,
         position: Position,
     ) -> Result<(String, Option<PoisonKind>), RoutingError> {
-        let commit = CommitLsn::new(Lsn::from(position.commit_lsn));
-        let (position, column) = (Some(position), |_: &str| Some("x"));
-        let input =
-            RoutingInput { key: b"id", bytes: 1, has_key: false, position, invalid: None, commit, column };
-        Ok(match table.destination(&input)? {
-            Destination::Partition { topic, poison, .. } => {
-                (topic.to_owned(), poison.map(|poison| poison.kind))
-            }
-            Destination::NewTopic(topic) => (format!("{topic}, new"), None),
-        })
+        let (commit, column) = (position.commit_lsn, |_: &str| Some("x"));
+        let position = Some(position);
+        let input = RoutingInput { key: b"id", bytes: 1, has_key: false, position, invalid: None, column };
+        let (topic, poison) = table.topic(&input, commit)?;
+        Ok((topic, poison.map(|poison| poison.kind)))
     }
 
     fn at(commit_lsn: u64) -> Position {
@@ -340,14 +421,16 @@ mod tests {
             RoutingHistory::first(Rule { dead_letter_topic: dead, ..rule("t.${routedByValue}", 100) });
         first.current.topics.insert("t.x".into(), shape(3));
         first.current.topics.insert("dead".into(), shape(1));
-        let mut table = RoutingTable::new(first).unwrap();
+        let mut table = RoutedTopics::new(first);
         assert_eq!(keyless(&mut table, at(1)).unwrap(), ("t.x".into(), None));
         let compacted = TopicShape { compacted: true, ..shape(3) };
-        table.change_topics(&BTreeMap::from([("t.x".into(), compacted)]), end(50)).unwrap();
+        table.change_topic("t.x", compacted, end(50));
         assert_eq!(keyless(&mut table, at(49)).unwrap(), ("t.x".into(), None), "may have been sent");
-        assert!(!table.accepts("t.x", 1, false) && table.accepts("t.x", 1, true));
+        let current = &table.table.current;
+        let topic = table.registry.find("t.x").unwrap();
+        assert!(!current.accepts(topic, 1, false) && current.accepts(topic, 1, true));
         assert_eq!(keyless(&mut table, at(50)).unwrap(), ("dead".into(), Some(PoisonKind::NoKey)));
-        table.change_topics(&BTreeMap::from([("dead".into(), compacted)]), end(60)).unwrap();
+        table.change_topic("dead", compacted, end(60));
         let error = keyless(&mut table, at(60)).unwrap_err();
         assert_eq!(error.decided_by_settings_of(), Some("dead"), "{error}");
         assert!(
@@ -364,23 +447,23 @@ mod tests {
         both.current.topics.insert("new.x".into(), shape(3));
         let refused = |topic: &str| RefusedRow { position: at(10), topic: topic.into(), cause: "no".into() };
         assert!(both.refused.add(refused("old.x")));
-        let mut table = RoutingTable::new(both.clone()).unwrap();
+        let mut table = RoutedTopics::new(both.clone());
         assert_eq!(keyless(&mut table, at(11)).unwrap().0, "old.x");
         assert_eq!(keyless(&mut table, at(10)).unwrap().0, "new.x", "it was not sent there");
         assert!(both.refused.add(refused("new.x")));
-        let mut table = RoutingTable::new(both).unwrap();
+        let mut table = RoutedTopics::new(both);
         assert!(keyless(&mut table, at(10)).unwrap_err().is_refusal());
-        table.retry(at(10));
-        let commit = CommitLsn::new(Lsn::from(10));
+        table.table.retry(at(10), &table.registry);
         let (position, column) = (Some(at(10)), |_: &str| Some("x"));
-        let input =
-            RoutingInput { key: b"k", bytes: 1, has_key: true, position, invalid: None, commit, column };
-        let Destination::Partition { topic: "old.x", revision, .. } = table.destination(&input).unwrap()
+        let input = RoutingInput { key: b"k", bytes: 1, has_key: true, position, invalid: None, column };
+        let CurrentDestination::Partition(Destination { topic, revision, .. }) =
+            table.destination(&input, 10).unwrap()
         else {
-            panic!("routed elsewhere");
+            panic!("not routed");
         };
-        assert_eq!((revision, table.revision()), (1, 1));
-        assert!(table.history().refused.is_empty());
+        assert_eq!(table.registry.topic(topic).name, "old.x");
+        assert_eq!((revision, table.table.revision()), (1, 1));
+        assert!(table.table.history(&table.registry).refused.is_empty());
     }
 
     #[test]
@@ -412,9 +495,11 @@ mod tests {
     fn a_limit_alone_keeps_the_topics_and_a_topics_own_limit_holds() {
         let mut first = RoutingHistory::first(rule("t.${routedByValue}", 100));
         first.current.topics.insert("t.x".into(), TopicShape { max_message_bytes: Some(50), ..shape(3) });
-        let mut table = RoutingTable::new(first.with_rule(rule("t.${routedByValue}", 200), end(9))).unwrap();
-        assert_eq!(table.shape("t.x").map(|shape| shape.partitions), Some(3));
-        assert_eq!((table.limit("t.x"), table.limit("t.y")), (50, 200));
+        let mut table = RoutedTopics::new(first.with_rule(rule("t.${routedByValue}", 200), end(9)));
+        let topic = table.registry.find("t.x").unwrap();
+        assert_eq!(table.table.shape(topic).map(|shape| shape.partitions), Some(3));
+        let other = table.registry.add("t.y", 3, &BTreeMap::new());
+        assert_eq!((table.table.limit(topic), table.table.limit(other)), (50, 200));
         let refused = topic_of(&mut table, 10, 60).unwrap_err().to_string();
         assert_eq!(refused, "the record would have 60 bytes, but max.message.bytes of topic t.x is 50");
     }

@@ -13,7 +13,7 @@ use crate::postgres::checkpoint::{self, Checkpoint, CheckpointUpdate, ClusterTim
 use crate::postgres::{publication, slot, table};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::RoutingHistory;
-use crate::topics::partitions::Partitions;
+use crate::topics::registry::TopicRegistry;
 
 /// An open stream and everything that runs on it.
 pub(super) struct OpenSession {
@@ -70,7 +70,7 @@ pub(super) async fn claim_checkpoint(
         form,
         lineage: Lineage::new(server.timelines, horizon),
         server_started,
-        partitions: Partitions::from_checkpoint(&mappings, &offsets),
+        topics: TopicRegistry::new(mappings.topics(), &offsets),
         mappings,
         table: OutboxTable { name: config.source.table.clone(), oid: table },
         refusal,

@@ -1,7 +1,5 @@
 //! The topic settings that matter to a record: its maximum size and age.
 
-use crate::config::Sink;
-
 /// Kafka's default for `retention.ms`, seven days, assumed if the relay may not read the settings.
 const DEFAULT_RETENTION_MS: i64 = 7 * 24 * 3600 * 1000;
 
@@ -61,9 +59,9 @@ impl TopicSettings {
         }
     }
 
-    /// The topic's size limit, if it is below the configured one.
-    pub fn lower_limit(&self, sink: &Sink) -> Option<usize> {
-        self.max_message_bytes.filter(|limit| *limit < sink.max_message_bytes)
+    /// The topic's size limit, if it is below `configured`.
+    pub fn lower_limit(&self, configured: usize) -> Option<usize> {
+        self.max_message_bytes.filter(|limit| *limit < configured)
     }
 
     /// Whether a record with this timestamp would be refused, or deleted before consumers can read it. Retention is by

@@ -1,6 +1,8 @@
 //! Detects changes of topics while the relay runs, by comparing successive metadata queries.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+
+use crate::topics::registry::TopicId;
 
 /// A topic counts as missing after this many successive queries: one broker may learn of a new topic late.
 const MISSING_RESULTS: u32 = 2;
@@ -35,8 +37,8 @@ pub enum TopicChange {
 /// The state from the previous query.
 #[derive(Debug, Default)]
 pub struct TopicWatch {
-    leaders: HashMap<String, Vec<i32>>,
-    missing: HashMap<String, u32>,
+    leaders: HashMap<TopicId, Vec<i32>>,
+    missing: HashMap<TopicId, u32>,
     was_unavailable: bool,
 }
 
@@ -49,12 +51,12 @@ impl TopicWatch {
     /// Returns the changes since the previous query. `known` returns the number of partitions that the relay knows.
     pub fn on_states(
         &mut self,
-        states: BTreeMap<String, TopicState>,
-        known: impl Fn(&str) -> usize,
-    ) -> Vec<(String, TopicChange)> {
+        states: impl IntoIterator<Item = (TopicId, TopicState)>,
+        known: impl Fn(TopicId) -> usize,
+    ) -> Vec<(TopicId, TopicChange)> {
         let was_unavailable = std::mem::take(&mut self.was_unavailable);
-        let change = |(topic, state): (String, TopicState)| {
-            let change = self.change(&topic, state, known(&topic), was_unavailable)?;
+        let change = |(topic, state)| {
+            let change = self.change(topic, state, known(topic), was_unavailable)?;
             Some((topic, change))
         };
         states.into_iter().filter_map(change).collect()
@@ -62,7 +64,7 @@ impl TopicWatch {
 
     fn change(
         &mut self,
-        topic: &str,
+        topic: TopicId,
         state: TopicState,
         known: usize,
         was_unavailable: bool,
@@ -70,13 +72,13 @@ impl TopicWatch {
         let leaders = match state {
             TopicState::Unknown => return None,
             TopicState::Missing => {
-                let results = self.missing.entry(topic.to_owned()).or_default();
+                let results = self.missing.entry(topic).or_default();
                 *results += 1;
                 return (*results == MISSING_RESULTS).then_some(TopicChange::Missing);
             }
             TopicState::Present(leaders) => leaders,
         };
-        self.missing.remove(topic);
+        self.missing.remove(&topic);
         let partitions = leaders.len();
         if partitions < known {
             return Some(TopicChange::Shrunk { partitions });
@@ -84,7 +86,7 @@ impl TopicWatch {
         if leaders.iter().any(|leader| *leader < 0) {
             return None;
         }
-        let before = self.leaders.insert(topic.to_owned(), leaders.clone());
+        let before = self.leaders.insert(topic, leaders.clone());
         if partitions > known {
             return Some(TopicChange::Grown);
         }
@@ -95,10 +97,14 @@ impl TopicWatch {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::topics::registry::TopicRegistry;
 
     fn change(watch: &mut TopicWatch, state: TopicState) -> Option<TopicChange> {
-        watch.on_states(BTreeMap::from([("t".to_owned(), state)]), |_| 2).pop().map(|(_, change)| change)
+        let topic = TopicRegistry::default().add("t", 2, &BTreeMap::new());
+        watch.on_states([(topic, state)], |_| 2).pop().map(|(_, change)| change)
     }
 
     #[test]

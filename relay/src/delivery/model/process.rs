@@ -17,7 +17,7 @@ use crate::progress::lineage::Lineage;
 use crate::routing::mapping::RoutingHistory;
 use crate::status::Status;
 use crate::status::metrics::Metrics;
-use crate::topics::partitions::Partitions;
+use crate::topics::registry::TopicRegistry;
 
 const CONFIG: &str = "
 version: 1
@@ -81,7 +81,7 @@ impl Relay {
             lineage,
             server_started: 0,
             mappings: first.mappings.clone(),
-            partitions: Partitions::from_checkpoint(&first.mappings, &first.offsets),
+            topics: TopicRegistry::new(first.mappings.topics(), &first.offsets),
             table: OutboxTable { name: config.source.table.clone(), oid: None },
             refusal: None,
         };

@@ -136,7 +136,10 @@ impl RoutingHistory {
 
     /// The smallest limit of any topic. No batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
-        self.all().filter_map(RoutingConfig::smallest_limit).min()
+        self.all()
+            .flat_map(|mapping| mapping.topics.values())
+            .filter_map(|shape| shape.max_message_bytes)
+            .min()
     }
 
     fn all(&self) -> impl Iterator<Item = &RoutingConfig> {

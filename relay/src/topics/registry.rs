@@ -1,0 +1,258 @@
+//! The one registry of the topics and partitions that this relay writes to. Names are resolved to ids here; everything
+//! else is asked by id.
+//!
+//! A topic or partition is never removed, so an id is a proof: a look-up by id always finds it. An id of another registry
+//! is a bug, and panics.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use outbox::Position;
+use pg_replication::EndLsn;
+
+use crate::progress::ledger::EntryId;
+use crate::topics::partitions::{Offsets, Partition, PartitionId, ScanStart, ToVerify};
+use crate::topics::settings::TopicSettings;
+
+/// A topic of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicId(u32);
+
+/// What is known of a topic, besides its partitions.
+pub struct Topic {
+    /// The name.
+    pub name: String,
+    /// `None` if they are not known.
+    pub settings: Option<TopicSettings>,
+    /// The broker refused a timestamp that the settings allow. Records get the current time.
+    pub timestamps_refused: bool,
+    partitions: Vec<PartitionId>,
+}
+
+impl Topic {
+    /// The number of known partitions.
+    pub fn partition_count(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// The number of replicas that must have a record before it is acknowledged, if known.
+    pub fn min_in_sync_replicas(&self) -> Option<usize> {
+        self.settings.and_then(|settings| settings.min_in_sync_replicas)
+    }
+
+    /// Whether a record may have this timestamp. Both are in milliseconds since 1970.
+    pub fn accepts_timestamp(&self, timestamp: i64, now: i64) -> bool {
+        let settings = self.settings.unwrap_or_default();
+        let outside_limits = settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now);
+        // Kafka has no timestamps before 1970, and librdkafka treats 0 as no timestamp.
+        timestamp > 0 && !outside_limits && !self.timestamps_refused
+    }
+}
+
+/// The name of a partition, for messages and for Kafka.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionName<'a> {
+    /// The topic.
+    pub topic: &'a str,
+    /// The number in the topic.
+    pub number: i32,
+}
+
+impl fmt::Display for PartitionName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.number)
+    }
+}
+
+/// A topic has fewer partitions than the routing has. It indicates a bug, not an external fault.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("topic {topic} has no partition {number}")]
+pub struct NoPartition {
+    topic: String,
+    number: i32,
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub struct TopicRegistry {
+    topics: Vec<Topic>,
+    by_name: HashMap<String, TopicId>,
+    partitions: Vec<Partition>,
+}
+
+impl TopicRegistry {
+    /// The topics with their numbers of partitions, and what the checkpoint knows of the partitions.
+    pub fn new<'a>(topics: impl IntoIterator<Item = (&'a str, i32)>, offsets: &Offsets) -> Self {
+        let mut registry = TopicRegistry::default();
+        let none = BTreeMap::new();
+        for (name, count) in topics {
+            registry.add(name, count, offsets.get(name).unwrap_or(&none));
+        }
+        registry
+    }
+
+    /// Adds a topic, or those of its partitions that are not known yet. A partition that is not in `starts` is scanned
+    /// from its beginning.
+    pub fn add(&mut self, name: &str, count: i32, starts: &BTreeMap<i32, ScanStart>) -> TopicId {
+        let id = self.find(name).unwrap_or_else(|| self.add_topic(name));
+        let known = i32::try_from(self.topic(id).partition_count()).unwrap_or(i32::MAX);
+        for number in known..count {
+            let partition = PartitionId(u32::try_from(self.partitions.len()).unwrap_or(u32::MAX));
+            let start = starts.get(&number).cloned().unwrap_or_default();
+            self.partitions.push(Partition::new(id, number, start));
+            self.topic_mut(id).partitions.push(partition);
+        }
+        id
+    }
+
+    fn add_topic(&mut self, name: &str) -> TopicId {
+        let id = TopicId(u32::try_from(self.topics.len()).unwrap_or(u32::MAX));
+        self.topics.push(Topic {
+            name: name.to_owned(),
+            settings: None,
+            timestamps_refused: false,
+            partitions: Vec::new(),
+        });
+        self.by_name.insert(name.to_owned(), id);
+        id
+    }
+
+    /// The topic of this name, if the relay writes to it.
+    pub fn find(&self, name: &str) -> Option<TopicId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// What is known of a topic.
+    pub fn topic(&self, id: TopicId) -> &Topic {
+        topic_in(&self.topics, id)
+    }
+
+    /// See [`TopicRegistry::topic`].
+    #[expect(clippy::indexing_slicing, reason = "an id is a proof: see the module documentation")]
+    pub fn topic_mut(&mut self, id: TopicId) -> &mut Topic {
+        &mut self.topics[id.0 as usize]
+    }
+
+    /// The partition with this number.
+    pub fn partition_at(&self, topic: TopicId, number: i32) -> Result<PartitionId, NoPartition> {
+        let topic = self.topic(topic);
+        let id = usize::try_from(number).ok().and_then(|index| topic.partitions.get(index));
+        id.copied().ok_or_else(|| NoPartition { topic: topic.name.clone(), number })
+    }
+
+    /// A partition.
+    #[expect(clippy::indexing_slicing, reason = "an id is a proof: see the module documentation")]
+    pub fn partition(&self, id: PartitionId) -> &Partition {
+        &self.partitions[id.0 as usize]
+    }
+
+    /// See [`TopicRegistry::partition`].
+    #[expect(clippy::indexing_slicing, reason = "an id is a proof: see the module documentation")]
+    pub fn partition_mut(&mut self, id: PartitionId) -> &mut Partition {
+        &mut self.partitions[id.0 as usize]
+    }
+
+    /// The topic of a partition.
+    pub fn topic_of(&self, id: PartitionId) -> &Topic {
+        self.topic(self.partition(id).topic)
+    }
+
+    /// The name of a partition.
+    pub fn name_of(&self, id: PartitionId) -> PartitionName<'_> {
+        let partition = self.partition(id);
+        PartitionName { topic: &self.topic(partition.topic).name, number: partition.number }
+    }
+
+    /// Whether a partition lacks a row at or below its high-water mark.
+    pub fn lacks(&self, id: PartitionId, position: Position, fingerprint: u64) -> bool {
+        let compacted = self.topic_of(id).settings.map(|settings| settings.compacted);
+        self.partition(id).found.lacks(position, fingerprint, compacted)
+    }
+
+    /// Whether records may be sent to every partition.
+    pub fn all_verified(&self) -> bool {
+        self.partitions.iter().all(Partition::is_verified)
+    }
+
+    /// Stops sending to a topic until it is verified again.
+    pub fn invalidate(&mut self, topic: TopicId) {
+        self.partitions
+            .iter_mut()
+            .filter(|partition| partition.topic == topic)
+            .for_each(Partition::invalidate);
+    }
+
+    /// What to verify about a topic.
+    pub fn to_verify(&self, topic: TopicId) -> Vec<ToVerify> {
+        let ids = self.topic(topic).partitions.iter();
+        ids.map(|id| self.partition(*id).to_verify(*id)).collect()
+    }
+
+    /// What to store with a checkpoint at `confirmed`. `first_unconfirmed` is the oldest ledger entry after it.
+    pub fn take_offsets(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> Offsets {
+        let mut offsets = Offsets::new();
+        for partition in &mut self.partitions {
+            let start = partition.take_offset(first_unconfirmed, confirmed);
+            let topic = topic_in(&self.topics, partition.topic);
+            offsets.entry(topic.name.clone()).or_default().insert(partition.number, start);
+        }
+        offsets
+    }
+}
+
+#[expect(clippy::indexing_slicing, reason = "an id is a proof: see the module documentation")]
+fn topic_in(topics: &[Topic], id: TopicId) -> &Topic {
+    &topics[id.0 as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topics::partitions::LastRecord;
+
+    fn at(search: i64) -> ScanStart {
+        ScanStart { search, last: None }
+    }
+
+    #[test]
+    fn scan_starts_advance_only_with_the_confirmed_prefix() {
+        let mut topics = TopicRegistry::default();
+        let topic = topics.add("t", 1, &BTreeMap::from([(0, at(10))]));
+        let id = topics.partition_at(topic, 0).unwrap();
+        for (entry, offset) in [(0, 10), (0, 11), (2, 12)] {
+            let position = Position { timeline: 1, commit_lsn: 100 + entry, index: 4 };
+            topics.partition_mut(id).on_acknowledged(entry, position, offset);
+        }
+        assert_eq!(topics.take_offsets(0, EndLsn::ZERO)["t"][&0], at(10), "entry 0 is not confirmed");
+        let last = Some(LastRecord { offset: 11, timeline: 1, commit: 100, index: Some(4) });
+        assert_eq!(topics.take_offsets(1, EndLsn::ZERO)["t"][&0], ScanStart { search: 12, last });
+        assert_eq!(
+            topics.take_offsets(2, EndLsn::ZERO)["t"][&0].search,
+            12,
+            "entry 2 would be replayed and must be found"
+        );
+        assert_eq!(topics.to_verify(topic)[0].start.last.unwrap().offset, 12, "but it must exist");
+        assert_eq!(topics.take_offsets(3, EndLsn::ZERO)["t"][&0].search, 13);
+    }
+
+    #[test]
+    fn partitions_are_restored_from_the_checkpoint_and_a_topic_can_grow() {
+        let offsets = Offsets::from([("b".into(), BTreeMap::from([(2, at(7))]))]);
+        let mut topics = TopicRegistry::new([("b", 3)], &offsets);
+        assert_eq!(
+            topics.take_offsets(0, EndLsn::ZERO)["b"],
+            BTreeMap::from([(0, at(0)), (1, at(0)), (2, at(7))])
+        );
+        let topic = topics.add("b", 5, &BTreeMap::from([(0, at(99)), (3, at(4))]));
+        assert_eq!(topics.find("b"), Some(topic));
+        assert_eq!(
+            topics.take_offsets(0, EndLsn::ZERO)["b"][&0],
+            at(0),
+            "a known partition keeps its scan start"
+        );
+        assert_eq!(topics.take_offsets(0, EndLsn::ZERO)["b"][&3], at(4));
+        assert_eq!(topics.partition_at(topic, 4), Ok(PartitionId(4)));
+        assert_eq!(topics.name_of(PartitionId(4)).to_string(), "b/4");
+        assert_eq!(topics.partition_at(topic, 5).unwrap_err().to_string(), "topic b has no partition 5");
+    }
+}
