@@ -13,8 +13,8 @@ mod broker;
 mod checkpoint_schedule;
 mod dead_letters;
 mod dispatch;
-mod in_flight;
 mod ingest;
+mod lanes;
 mod lost_records;
 #[cfg(test)]
 mod model;
@@ -38,11 +38,11 @@ use tokio::sync::oneshot;
 use self::another_outbox::Strays;
 pub use self::broker::{Broker, KafkaBroker, ProducerReports};
 pub use self::checkpoint_schedule::CheckpointSchedule;
-use self::dead_letters::InFlightDeadLetters;
+use self::dead_letters::DeadLetterLog;
 use self::dispatch::NextRow;
-use self::in_flight::InFlight;
 use self::ingest::Transaction;
 pub use self::ingest::{OutboxTable, memory_limit};
+use self::lanes::Lanes;
 pub use self::lost_records::LostRecords;
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
@@ -50,7 +50,6 @@ use self::silent_partitions::{BlockedOn, Diagnoses};
 pub use self::stream_input::{BURST, InputStop, StreamInput};
 use self::topic_counters::TopicCounters;
 use self::topic_discovery::TopicDiscovery;
-use self::waiting_rows::WaitingRows;
 use crate::config::{Config, Sink};
 use crate::dead_letters::replay::SendOutcome;
 use crate::error::{ErrorKind, RelayError};
@@ -139,7 +138,7 @@ pub struct Delivery<B = KafkaBroker> {
     routing: RoutingTable,
     encoder: RecordEncoder,
     dead_letter_encoder: DeadLetterEncoder,
-    dead_letters: InFlightDeadLetters,
+    dead_letters: DeadLetterLog,
     /// Receives the outcome of the replay in flight.
     replay: Option<oneshot::Sender<SendOutcome>>,
     max_events: usize,
@@ -182,8 +181,7 @@ pub struct Delivery<B = KafkaBroker> {
     /// The time of this turn of the event loop, in milliseconds since 1970.
     now_millis: i64,
     next_row: NextRow,
-    in_flight: InFlight,
-    waiting: WaitingRows,
+    lanes: Lanes,
     /// The partition that the next row waits for, if the row cannot be queued.
     blocked_on: Option<BlockedOn>,
     diagnoses: Diagnoses,
@@ -219,7 +217,7 @@ impl<B: Broker> Delivery<B> {
                 config.source.table.to_string(),
                 config.source.event_source(),
             ),
-            dead_letters: InFlightDeadLetters::new(metrics.clone(), status.clone()),
+            dead_letters: DeadLetterLog::default(),
             replay: None,
             max_events: config.delivery.max_in_flight_events,
             max_bytes: config.delivery.max_in_flight_bytes,
@@ -249,8 +247,7 @@ impl<B: Broker> Delivery<B> {
             counters: TopicCounters::default(),
             now_millis: kafka_timestamp(PgTime::now()),
             next_row: NextRow::Anytime,
-            in_flight: InFlight::default(),
-            waiting: WaitingRows::default(),
+            lanes: Lanes::default(),
             blocked_on: None,
             diagnoses: Diagnoses::default(),
             recent: RecentRows::default(),
@@ -290,7 +287,8 @@ impl<B: Broker> Delivery<B> {
 
     /// Events and bytes that Kafka has not acknowledged: sent, or waiting for their partition.
     pub fn in_flight(&self) -> (usize, usize) {
-        (self.in_flight.events + self.waiting.events, self.in_flight.bytes + self.waiting.bytes)
+        let load = self.lanes.load();
+        (load.events, load.bytes)
     }
 
     /// Whether Kafka responds; `None` before the first query.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use pg_replication::{EndLsn, PgTime};
 use rdkafka::error::RDKafkaErrorCode;
 
+use super::lanes::{SentContent, SentRecord};
 use super::replays::complete_replay;
 use super::{Broker, CAUSE_START, Delivery, LostRecords};
 use crate::error::{ErrorKind, RelayError};
@@ -27,7 +28,7 @@ impl<B: Broker> Delivery<B> {
         let reports = self.broker.take_reports(&mut drained);
         self.acked_since_tick += drained.len();
         self.brokers_down |= reports.brokers_down;
-        self.in_flight.on_turn(now);
+        self.lanes.on_turn(now);
         self.now_millis = kafka_timestamp(PgTime::now());
         let mut acks = drained.drain(..);
         let processed = acks.try_for_each(|ack| self.on_ack(ack, now));
@@ -62,20 +63,19 @@ impl<B: Broker> Delivery<B> {
 
     fn on_ack(&mut self, ack: Ack, now: Instant) -> Result<(), RelayError> {
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
-        let Some(sent) = self.in_flight.on_acked(partition) else { return Ok(()) };
         if ack.tag.is_replay() {
             complete_replay(self.replay.take(), self.topics.name_of(partition), &ack.outcome);
         }
         let offset = match ack.outcome {
             Ok(offset) => offset,
             Err(code) => {
+                let position = self.lanes.on_ended(partition).and_then(|sent| sent.content.position());
                 self.metrics.count_produce_error(code);
-                return Err(self.on_refusal(partition, sent.position, code));
+                return Err(self.on_refusal(partition, position, code));
             }
         };
-        if ack.tag.is_replay() {
-            return Ok(());
-        }
+        let SentRecord { bytes, content, .. } = self.lanes.on_acked(ack.tag)?;
+        let Some(position) = content.position() else { return Ok(()) };
         self.counts.acknowledged += 1;
         let completed = self.ledger.acknowledge(entry)?;
         failpoint::pass(match completed {
@@ -92,8 +92,12 @@ impl<B: Broker> Delivery<B> {
             self.metrics.events_total.with_label_values(&[topic])
         };
         self.counters.count(partition, counter);
-        self.metrics.bytes_total.inc_by(sent.bytes as u64);
-        self.dead_letters.on_acknowledged(partition);
+        self.metrics.bytes_total.inc_by(bytes as u64);
+        if let SentContent::DeadLetter(summary) = content {
+            self.metrics.dead_letters_total.with_label_values(&[summary.kind.label()]).inc();
+            self.dead_letters.on_acknowledged(&summary);
+            self.status.on_dead_letter(*summary);
+        }
         match self.topics.partition_mut(partition).dedup.on_acknowledged(offset, now) {
             Landed::AfterGap(gap) => self.on_gap(partition, gap),
             Landed::Backwards { expected } => {
@@ -109,9 +113,7 @@ impl<B: Broker> Delivery<B> {
             }
             Landed::InOrder => {}
         }
-        if let Some(position) = sent.position {
-            self.topics.partition_mut(partition).on_acknowledged(entry, position, offset);
-        }
+        self.topics.partition_mut(partition).on_acknowledged(entry, position, offset);
         self.resume(partition)
     }
 
@@ -137,7 +139,7 @@ impl<B: Broker> Delivery<B> {
 
     pub(super) fn watch_producers(&mut self, now: Instant) -> Result<(), RelayError> {
         let activity = match std::mem::take(&mut self.acked_since_tick) {
-            0 if self.in_flight.events == 0 => Activity::Idle,
+            0 if self.lanes.sent.events == 0 => Activity::Idle,
             0 => Activity::Waiting,
             _ => Activity::Acknowledged,
         };

@@ -7,8 +7,8 @@ use pg_replication::pgoutput::Column;
 use pg_replication::{CommitLsn, PgTime};
 use rdkafka::error::KafkaError;
 
+use super::lanes::{Absence, Placed, SentContent, SentRecord, WaitingRow};
 use super::silent_partitions::BlockedOn;
-use super::waiting_rows::{Absence, Placed, WaitingRow};
 use super::{Broker, Delivery, Flow, code_of, violation};
 use crate::error::RelayError;
 use crate::event::decoded_row::DecodedRow;
@@ -108,7 +108,7 @@ impl<B: Broker> Delivery<B> {
             Decision::Queue(placed, poison) => {
                 let (prepared, entry) = self.enter(row, poison, placed)?;
                 let row = WaitingRow { placed, prepared: prepared.into_owned(), entry };
-                self.waiting.push(row, self.in_flight.now());
+                self.lanes.push_waiting(row);
             }
             Decision::Send(placed, poison) => {
                 if self.refusals.is_retry(origin.position) {
@@ -202,7 +202,7 @@ impl<B: Broker> Delivery<B> {
     }
 
     fn admission(&mut self, placed: Placed) -> Result<Admission, RelayError> {
-        match self.waiting.has(placed.partition) {
+        match self.lanes.has_waiting(placed.partition) {
             true => Ok(Admission::Wait),
             false => self.admit(placed),
         }
@@ -311,14 +311,15 @@ impl<B: Broker> Delivery<B> {
         placed: Placed,
     ) -> Result<(), RelayError> {
         let Placed { partition, position, .. } = placed;
-        let dead_letter = prepared.dead.take();
-        self.produce(prepared, Tag::new(entry, partition), Some(position))
+        let dead_letter = prepared.dead.take().map(Box::new);
+        let is_dead_letter = dead_letter.is_some();
+        let content = dead_letter.map_or(SentContent::Event(position), SentContent::DeadLetter);
+        self.produce(prepared, Tag::new(entry, partition), content)
             .map_err(|error| produce_failed(&format!("the event at {position}"), &error))?;
-        if let Some(summary) = dead_letter {
-            self.dead_letters.on_sent(partition, summary);
+        if is_dead_letter {
             failpoint::pass(Boundary::DeadLetterSent);
         }
-        self.topics.partition_mut(partition).dedup.on_sent(position, self.in_flight.now());
+        self.topics.partition_mut(partition).dedup.on_sent(position, self.lanes.now());
         Ok(())
     }
 
@@ -331,7 +332,7 @@ impl<B: Broker> Delivery<B> {
         &mut self,
         prepared: Prepared<'_>,
         tag: Tag,
-        position: Option<Position>,
+        content: SentContent,
     ) -> Result<(), KafkaError> {
         let name = self.topics.name_of(tag.partition());
         let (now, time) = (self.now_millis, kafka_timestamp(prepared.time));
@@ -351,7 +352,7 @@ impl<B: Broker> Delivery<B> {
         // A producer accepts nothing after a refused record, so this call may be the first sign of the refusal.
         sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
         self.counts.sent += 1;
-        self.in_flight.on_sent(tag.partition(), prepared.bytes, position);
+        self.lanes.on_sent(SentRecord { tag, bytes: prepared.bytes, content });
         Ok(())
     }
 }

@@ -102,7 +102,7 @@ impl<B: Broker> Delivery<B> {
             self.refusals.purged.insert(partition.0);
         }
         // The row and the rest of its request can be identified only while responses arrive in the order of sending.
-        let alone = self.in_flight.is_empty(partition) && !self.refusals.purged.contains(&partition.0);
+        let alone = self.lanes.has_nothing_sent(partition) && !self.refusals.purged.contains(&partition.0);
         let fault = fault_of(code);
         self.refusals.has_response |= fault != Fault::Producer;
         let name = self.topics.name_of(partition);
@@ -187,7 +187,7 @@ impl Delivery<KafkaBroker> {
             let unprocessed = std::mem::take(&mut self.unprocessed_acks);
             for ack in unprocessed.into_iter().chain(acks) {
                 let partition = ack.tag.partition();
-                let position = self.in_flight.on_acked(partition).and_then(|sent| sent.position);
+                let position = self.lanes.on_ended(partition).and_then(|sent| sent.content.position());
                 let Err(code) = ack.outcome else { continue };
                 let refused = self.on_refusal(partition, position, code);
                 if fault_of(code) != Fault::Producer {

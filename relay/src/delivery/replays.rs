@@ -5,6 +5,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
 use super::dispatch::produce_failed;
+use super::lanes::SentContent;
 use super::{Broker, Delivery};
 use crate::dead_letters::replay::{ReplayRequest, SendOutcome};
 use crate::error::RelayError;
@@ -55,7 +56,7 @@ impl<B: Broker> Delivery<B> {
             CurrentDestination::Partition(Destination { topic, number, revision, .. }) => {
                 let partition = self.topics.partition_at(topic, number)?;
                 if revision <= committed_revision && self.topics.partition(partition).is_verified() {
-                    self.produce(prepared, Tag::replay(partition), None)
+                    self.produce(prepared, Tag::replay(partition), SentContent::Replay)
                         .map_err(|error| produce_failed("a dead letter", &error))?;
                     self.replay = Some(answer);
                     return Ok(None);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::in_flight::SilentQueue;
+use super::lanes::SilentLane;
 use super::{Broker, Delivery};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::diagnosis::Diagnosis;
@@ -37,23 +37,23 @@ pub(super) struct Diagnoses {
 impl<B: Broker> Delivery<B> {
     /// Shows the partitions without progress, and starts the diagnosis of one of them.
     pub(super) fn watch_silent_partitions(&mut self, now: Instant) -> Result<(), RelayError> {
-        self.in_flight.on_turn(now);
-        if let Some(partition) = self.in_flight.silent(GIVE_UP_AFTER).first().map(|silent| silent.partition) {
+        self.lanes.on_turn(now);
+        if let Some(partition) = self.lanes.silent(GIVE_UP_AFTER).first().map(|silent| silent.partition) {
             return Err(self.waited_too_long(partition));
         }
-        let sent = self.in_flight.silent(DIAGNOSE_AFTER).into_iter().map(|silent| {
-            let records = silent.records + self.waiting.count(silent.partition);
-            (SilentQueue { records, ..silent }, WaitsFor::Acknowledgement)
+        let sent = self.lanes.silent(DIAGNOSE_AFTER).into_iter().map(|silent| {
+            let records = silent.records + self.lanes.waiting_count(silent.partition);
+            (SilentLane { records, ..silent }, WaitsFor::Acknowledgement)
         });
-        let mut silent: Vec<(SilentQueue, WaitsFor)> = sent.collect();
+        let mut silent: Vec<(SilentLane, WaitsFor)> = sent.collect();
         let blocked = self.blocked_on.map(|BlockedOn { partition, since }| {
-            let records = self.waiting.count(partition);
-            SilentQueue { partition, records, oldest: since, since }
+            let records = self.lanes.waiting_count(partition);
+            SilentLane { partition, records, oldest: since, since }
         });
         let unsent =
-            self.waiting.silent().chain(blocked).filter(|SilentQueue { partition, since, .. }| {
+            self.lanes.with_waiting().chain(blocked).filter(|SilentLane { partition, since, .. }| {
                 let is_late = now.saturating_duration_since(*since) >= DIAGNOSE_AFTER;
-                is_late && self.in_flight.is_empty(*partition)
+                is_late && self.lanes.has_nothing_sent(*partition)
             });
         for waiting in unsent {
             if !silent.iter().any(|(known, _)| known.partition == waiting.partition) {
@@ -91,7 +91,7 @@ impl<B: Broker> Delivery<B> {
     }
 
     /// Starts the diagnosis of the partition that was diagnosed longest ago.
-    fn diagnose(&mut self, now: Instant, silent: &[(SilentQueue, WaitsFor)]) {
+    fn diagnose(&mut self, now: Instant, silent: &[(SilentLane, WaitsFor)]) {
         if self.diagnoses.running.is_some() {
             return;
         }

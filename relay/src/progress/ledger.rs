@@ -28,6 +28,9 @@ pub enum Inconsistent {
     /// An acknowledgement for an entry without outstanding rows.
     #[error("ledger entry {0} was acknowledged, but has no outstanding rows")]
     NotOutstanding(EntryId),
+    /// An acknowledgement that is not of the oldest record in flight to its partition.
+    #[error("a record of ledger entry {0} was acknowledged before an earlier record of its partition")]
+    NotOldest(EntryId),
 }
 
 /// A transaction whose last outstanding row was acknowledged.
