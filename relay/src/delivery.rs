@@ -3,9 +3,14 @@
 //! Nothing here blocks the event loop. If a row cannot be sent yet, because its topic is unknown or its partition is
 //! being scanned, [`Delivery::on_message`] returns [`Flow::Blocked`]. [`StreamInput`] keeps the message and offers it again.
 //!
-//! A row enters through `ingest` and leaves through `dispatch`, perhaps after a stay in `waiting_rows`. It is done in
-//! `acks`, or refused by Kafka, see `refusals`. `topic_discovery` and `query_results` process what queries to Kafka
-//! return; `checkpoint_schedule` says what to store, and when; `replays` sends dead letters again. `silent_partitions` and `another_outbox` detect external faults.
+//! A row passes the stages once, in this order. `ingest` decodes messages and gives a row its origin. `dispatch` decides
+//! where the row goes, and makes its record. `in_flight` admits the row to its partition and sends it, perhaps after a
+//! wait in its lane (`lanes`). `acks` takes the acknowledgement to the ledger (`source_progress`) and the partition, or
+//! `refusals` takes Kafka's refusal. [`Delivery`] holds the stages, and calls one after the other.
+//!
+//! `topic_discovery` learns of topics, `query_results` passes on what queries to Kafka return, and `kafka_health` knows
+//! whether Kafka responds; `checkpoint_schedule` says what to store, and when; `replays` sends dead letters again.
+//! `silent_partitions` and `another_outbox` detect external faults.
 
 mod acks;
 mod another_outbox;
@@ -13,7 +18,9 @@ mod broker;
 mod checkpoint_schedule;
 mod dead_letters;
 mod dispatch;
+mod in_flight;
 mod ingest;
+mod kafka_health;
 mod lanes;
 mod lost_records;
 #[cfg(test)]
@@ -22,55 +29,50 @@ mod query_results;
 mod refusals;
 mod replays;
 mod silent_partitions;
+mod source_progress;
 mod stream_input;
 mod topic_counters;
 mod topic_discovery;
-mod waiting_rows;
 
-use std::collections::HashMap;
-use std::rc::Rc;
 use std::time::Instant;
 
-use pg_replication::{CommitLsn, EndLsn, PgTime};
+use outbox::Position;
+use pg_replication::EndLsn;
+use pg_replication::pgoutput::{Begin, Column, Insert, Message};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use tokio::sync::oneshot;
 
+use self::acks::Acks;
 use self::another_outbox::Strays;
 pub use self::broker::{Broker, KafkaBroker, ProducerReports};
 pub use self::checkpoint_schedule::CheckpointSchedule;
-use self::dead_letters::DeadLetterLog;
-use self::dispatch::NextRow;
-use self::ingest::Transaction;
-pub use self::ingest::{OutboxTable, memory_limit};
-use self::lanes::Lanes;
+use self::dispatch::{Dispatch, Dispatched};
+pub use self::in_flight::Counters;
+use self::in_flight::InFlight;
+use self::ingest::{Ingest, Inserted, Origin};
+pub use self::ingest::{OutboxTable, StreamForm, memory_limit};
+use self::kafka_health::{Answers, KafkaHealth};
+use self::lanes::Load;
 pub use self::lost_records::LostRecords;
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
-use self::silent_partitions::{BlockedOn, Diagnoses};
+use self::replays::Replays;
+use self::silent_partitions::Diagnoses;
+use self::source_progress::SourceProgress;
 pub use self::stream_input::{BURST, InputStop, StreamInput};
-use self::topic_counters::TopicCounters;
 use self::topic_discovery::TopicDiscovery;
-use crate::config::{Config, Sink};
-use crate::dead_letters::replay::SendOutcome;
+use crate::config::Config;
+use crate::dead_letters::replay::ReplayRequest;
 use crate::error::{ErrorKind, RelayError};
-use crate::event::column_type::ColumnType;
-use crate::event::dead_letter::DeadLetterEncoder;
-use crate::event::record::{RecordEncoder, kafka_timestamp};
-use crate::event::row::{Layout, RowError};
-use crate::kafka::producers::{Ack, largest_batch};
-use crate::kafka::watchdog::Watchdog;
-use crate::progress::fingerprints::RecentRows;
+use crate::event::row::Layout;
+use crate::failpoint::{self, Boundary};
+use crate::kafka::producers::largest_batch;
+use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
-use crate::progress::snapshot_cursor::SnapshotCursor;
 use crate::routing::mapping::{RoutingHistory, RoutingTable};
 use crate::status::Status;
 use crate::status::metrics::Metrics;
 use crate::topics::registry::{NoPartition, TopicRegistry};
-
-/// Maximum number of transactions that are read but not confirmed. An entry is small, but while one partition makes no
-/// progress, the transactions after it must not fill the memory.
-const MAX_UNCONFIRMED_TRANSACTIONS: usize = 65_536;
 
 /// Label value of `refilled_rows_total` for the rows of the initial snapshot.
 pub const CAUSE_START: &str = "start";
@@ -82,18 +84,6 @@ pub enum Flow {
     Next,
     /// The message is not processed: offer it again when something has changed.
     Blocked,
-}
-
-/// The format of values in the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamForm {
-    /// Binary, for the types that have a binary format.
-    Binary,
-    /// Text.
-    Text {
-        /// The largest value that a record may have.
-        largest_value: usize,
-    },
 }
 
 /// What a session starts with.
@@ -118,75 +108,18 @@ pub struct InitialState {
     pub refusal: Option<Refusal>,
 }
 
-/// Event counts of this session.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Rows read.
-    pub received: u64,
-    /// Records handed to a producer.
-    pub sent: u64,
-    /// Rows that were not sent because Kafka has them.
-    pub suppressed: u64,
-    /// Records acknowledged by Kafka.
-    pub acknowledged: u64,
-}
-
 /// See the module documentation.
 pub struct Delivery<B = KafkaBroker> {
-    table: OutboxTable,
-    sink: Sink,
-    routing: RoutingTable,
-    encoder: RecordEncoder,
-    dead_letter_encoder: DeadLetterEncoder,
-    dead_letters: DeadLetterLog,
-    /// Receives the outcome of the replay in flight.
-    replay: Option<oneshot::Sender<SendOutcome>>,
-    max_events: usize,
-    max_bytes: usize,
-    start: EndLsn,
-    lineage: Lineage,
-    /// Set during the initial snapshot.
-    snapshot: Option<SnapshotCursor>,
-    /// By relation OID; `None` for a table that is not the outbox. A layout error is reported only when a row of that
-    /// relation has to be delivered.
-    layouts: HashMap<u32, Option<Result<Rc<Layout>, RowError>>>,
-    /// Types announced in the stream, by OID.
-    types: HashMap<u32, ColumnType>,
-    form: StreamForm,
-    discovery: TopicDiscovery,
-    /// The commit LSN of the last transaction that began in the stream.
-    last_commit: CommitLsn,
-    transaction: Option<Transaction>,
-    ledger: Ledger,
-    topics: TopicRegistry,
-    broker: B,
-    drained_acks: Vec<Ack>,
-    /// Acknowledgements that were drained but not processed, because one before them was a failure.
-    unprocessed_acks: Vec<Ack>,
+    ingest: Ingest,
+    dispatch: Dispatch,
+    in_flight: InFlight<B>,
+    acks: Acks,
     refusals: RefusalWatch,
-    lost: Option<LostRecords>,
-    /// Why authentication with a broker failed, until another broker responds.
-    auth_error: Option<String>,
-    /// When this was last logged.
-    auth_error_logged: Option<Instant>,
-    watchdog: Watchdog,
-    /// Acknowledgements since the last tick of the watchdog.
-    acked_since_tick: usize,
-    /// Whether all brokers seemed to be down since the last tick.
-    brokers_down: bool,
-    /// Whether Kafka responds; `None` before the first query.
-    kafka_answers: Option<bool>,
-    counts: Counters,
-    counters: TopicCounters,
-    /// The time of this turn of the event loop, in milliseconds since 1970.
-    now_millis: i64,
-    next_row: NextRow,
-    lanes: Lanes,
-    /// The partition that the next row waits for, if the row cannot be queued.
-    blocked_on: Option<BlockedOn>,
-    diagnoses: Diagnoses,
-    recent: RecentRows,
+    replays: Replays,
+    discovery: TopicDiscovery,
+    health: KafkaHealth,
     strays: Strays,
+    diagnoses: Diagnoses,
     status: Status,
     metrics: Metrics,
 }
@@ -208,121 +141,268 @@ impl<B: Broker> Delivery<B> {
         if let Some(topic) = timestamps_refused.and_then(|topic| topics.find(topic)) {
             topics.topic_mut(topic).timestamps_refused = true;
         }
+        let progress = SourceProgress::new(start.confirmed, start.lineage, start.snapshot_cursor);
+        let budget =
+            Load { events: config.delivery.max_in_flight_events, bytes: config.delivery.max_in_flight_bytes };
+        let source = config.source.event_source();
         let delivery = Delivery {
-            table: start.table,
-            sink: config.sink.clone(),
-            routing,
-            encoder: RecordEncoder { source: config.source.event_source() },
-            dead_letter_encoder: DeadLetterEncoder::new(
-                config.source.table.to_string(),
-                config.source.event_source(),
-            ),
-            dead_letters: DeadLetterLog::default(),
-            replay: None,
-            max_events: config.delivery.max_in_flight_events,
-            max_bytes: config.delivery.max_in_flight_bytes,
-            start: start.confirmed,
-            lineage: start.lineage,
-            snapshot: start.snapshot_cursor.map(SnapshotCursor::new),
-            layouts: HashMap::new(),
-            types: HashMap::new(),
-            form: start.form,
-            discovery: TopicDiscovery::new(largest_batch),
-            last_commit: CommitLsn::default(),
-            transaction: None,
-            ledger: Ledger::new(start.confirmed),
-            topics,
-            broker,
-            drained_acks: Vec::new(),
-            unprocessed_acks: Vec::new(),
+            ingest: Ingest::new(start.table, start.form),
+            dispatch: Dispatch::new(routing, config),
+            in_flight: InFlight::new(broker, topics, progress, source, budget, metrics.clone()),
+            acks: Acks::new(status.clone(), metrics.clone()),
             refusals: RefusalWatch::new(start.refusal),
-            lost: None,
-            auth_error: None,
-            auth_error_logged: None,
-            watchdog: Watchdog::default(),
-            acked_since_tick: 0,
-            brokers_down: false,
-            kafka_answers: None,
-            counts: Counters::default(),
-            counters: TopicCounters::default(),
-            now_millis: kafka_timestamp(PgTime::now()),
-            next_row: NextRow::Anytime,
-            lanes: Lanes::default(),
-            blocked_on: None,
-            diagnoses: Diagnoses::default(),
-            recent: RecentRows::default(),
+            replays: Replays::default(),
+            discovery: TopicDiscovery::new(config.sink.max_message_bytes, largest_batch),
+            health: KafkaHealth::default(),
             strays: Strays::default(),
+            diagnoses: Diagnoses::default(),
             status,
             metrics,
         };
-        for topic in delivery.routing.topics() {
-            delivery.verify(topic, true);
+        for topic in delivery.dispatch.routing.topics() {
+            delivery.in_flight.verify(topic, true);
         }
         delivery.update_integrity();
         Ok(delivery)
     }
 
     fn update_integrity(&self) {
-        if self.topics.all_verified() {
+        if self.in_flight.topics.all_verified() {
             self.status.on_kafka_verified();
         }
     }
 
+    /// Processes one pgoutput message. A row that cannot be delivered becomes a dead letter. If dead letters are
+    /// disabled, the result is [`ErrorKind::PoisonRow`]: no state has changed, and delivery of earlier rows continues.
+    /// `committed_revision` is the routing revision in the committed checkpoint.
+    pub fn on_message(&mut self, data: &[u8], committed_revision: u64) -> Result<Flow, RelayError> {
+        match Message::parse(data).map_err(|error| violation(error.to_string()))? {
+            Message::Begin(begin) => return self.on_begin(&begin),
+            Message::Insert(insert) => return self.on_insert(&insert, committed_revision),
+            Message::Commit(commit) => self.on_commit(commit.end_lsn)?,
+            Message::Relation(relation) => {
+                self.ingest.on_relation(&relation, self.dispatch.routing.by_field());
+            }
+            // The publication publishes inserts only. Anything else it may publish later is not an event.
+            Message::Update(_) | Message::Delete(_) | Message::Truncate(_) => {}
+            Message::Type(announced) => self.ingest.on_type(&announced),
+            Message::Origin(_) => {}
+            // Needs no ledger entry: the following keepalive, or the surrounding Commit, has one.
+            Message::Logical(message) => self.status.on_stream_message(message.prefix, message.content),
+        }
+        Ok(Flow::Next)
+    }
+
+    /// A keepalive: the server has sent everything before `end`.
+    pub fn on_keepalive(&mut self, end: EndLsn) {
+        self.strays.on_passed(end);
+        self.in_flight.progress.ledger.keepalive(end);
+    }
+
+    fn on_begin(&mut self, begin: &Begin) -> Result<Flow, RelayError> {
+        // Rows before the horizon may have been sent, so they are routed to the partitions they would have gone to
+        // then.
+        if !self.in_flight.progress.lineage.end().covers(begin.final_lsn) {
+            self.apply_growth()?;
+            if self.discovery.has_grown() {
+                return Ok(Flow::Blocked);
+            }
+        }
+        self.in_flight.progress.ledger.begin(begin.final_lsn, begin.commit_time)?;
+        self.ingest.on_begin(begin, &self.in_flight.progress);
+        Ok(Flow::Next)
+    }
+
+    fn on_commit(&mut self, end: EndLsn) -> Result<(), RelayError> {
+        failpoint::pass(Boundary::AllSent);
+        self.ingest.on_commit();
+        self.strays.on_passed(end);
+        let completed = self.in_flight.progress.ledger.commit(end)?;
+        self.in_flight.observe_latency(completed);
+        Ok(())
+    }
+
+    fn on_insert(&mut self, insert: &Insert<'_>, committed_revision: u64) -> Result<Flow, RelayError> {
+        let (layout, origin) = match self.ingest.on_insert(insert, &self.in_flight.progress)? {
+            Inserted::Elsewhere => return Ok(Flow::Next),
+            Inserted::Delivered => {
+                self.in_flight.counts.received += 1;
+                self.in_flight.counts.suppressed += 1;
+                return Ok(Flow::Next);
+            }
+            Inserted::Row(layout, origin) => (layout, origin),
+        };
+        let flow = self.deliver(&layout, insert.tuple.columns(), origin, committed_revision)?;
+        if flow == Flow::Next {
+            self.ingest.on_row_processed();
+        }
+        Ok(flow)
+    }
+
+    /// Processes a row of the initial snapshot. An earlier process may have sent any of them.
+    pub fn on_snapshot_row(
+        &mut self,
+        layout: &Layout,
+        row: &StoredRow,
+        committed_revision: u64,
+    ) -> Result<Flow, RelayError> {
+        let origin = Origin::in_snapshot(row.seq()?, &self.in_flight.progress);
+        self.deliver(layout, row.values(), origin, committed_revision)
+    }
+
+    fn deliver<'a>(
+        &mut self,
+        layout: &Layout,
+        values: impl Iterator<Item = Column<'a>> + Clone,
+        origin: Origin,
+        committed_revision: u64,
+    ) -> Result<Flow, RelayError> {
+        let Delivery { dispatch, in_flight, discovery, refusals, .. } = self;
+        let mut context = dispatch::Context { in_flight, discovery, refusals, committed_revision };
+        match dispatch.deliver(layout, values, origin, &mut context)? {
+            Dispatched::Blocked => Ok(Flow::Blocked),
+            Dispatched::Done { fingerprint } => {
+                self.strays.on_row(origin.position, fingerprint);
+                self.in_flight.counts.received += 1;
+                Ok(Flow::Next)
+            }
+        }
+    }
+
+    /// Replays a dead letter with the current routing. Returns the request if it must be offered again later.
+    pub fn on_replay_request(
+        &mut self,
+        request: ReplayRequest,
+        committed_revision: u64,
+    ) -> Result<Option<ReplayRequest>, RelayError> {
+        let Delivery { replays, dispatch, discovery, in_flight, .. } = self;
+        replays.on_request(request, committed_revision, dispatch, discovery, in_flight)
+    }
+
+    /// Processes the acknowledgements that have arrived. A failed delivery ends the session.
+    pub fn process_acks(&mut self, now: Instant) -> Result<(), RelayError> {
+        let (reports, outcomes) = self.acks.take_reports(&self.in_flight.broker);
+        self.health.on_reports(&reports, outcomes);
+        self.in_flight.on_turn(now);
+        self.acks.process(now, &mut self.in_flight, &mut self.replays, &mut self.refusals)?;
+        if let Some(why) = reports.auth_error {
+            self.health.on_auth_error(why, now, &self.in_flight.broker);
+        }
+        if reports.failed {
+            self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
+            return Err(RelayError::new(ErrorKind::DeliveryFailed, "a producer has failed permanently"));
+        }
+        Ok(())
+    }
+
+    /// Called at every tick for the work that no message triggers.
+    pub fn on_tick(&mut self, committed_revision: u64, now: Instant) -> Result<(), RelayError> {
+        self.discovery.on_tick(&self.dispatch.routing, &self.in_flight);
+        self.refusals.on_tick(&mut self.dispatch.routing, &self.in_flight.topics);
+        if self.ledger().confirmed() >= self.in_flight.progress.lineage.end() {
+            self.apply_growth()?;
+        }
+        self.discovery.check_batches(&self.dispatch.routing, committed_revision)?;
+        self.check_strays()?;
+        self.in_flight.lanes.on_turn(now);
+        let silent = self.diagnoses.on_tick(now, self.dispatch.blocked_on(), &self.in_flight)?;
+        self.status.set_silent_partitions(silent);
+        self.health.on_tick(now, self.in_flight.lanes.sent.events, &self.in_flight.broker)
+    }
+
+    fn apply_growth(&mut self) -> Result<(), RelayError> {
+        let InFlight { progress, topics, .. } = &self.in_flight;
+        self.discovery.apply_growth(progress, &mut self.dispatch.routing, topics)
+    }
+
+    fn check_strays(&mut self) -> Result<(), RelayError> {
+        let InFlight { topics, source, .. } = &self.in_flight;
+        let duplicates = self.strays.check(&self.status, topics, source)?;
+        self.in_flight.count_duplicates(duplicates);
+        Ok(())
+    }
+
+    /// All rows of the snapshot are in Kafka: the stream can be read.
+    pub fn finish_snapshot(&mut self) {
+        self.in_flight.progress.finish_snapshot();
+    }
+
+    /// Adds to the error the row that must be delivered before the error counts as resolved: the row that was blocked
+    /// when the session ended, or the oldest one that Kafka has not acknowledged.
+    pub fn on_session_error(&mut self, error: RelayError, blocked: bool) -> RelayError {
+        if error.at.is_some() || !(blocked || error.kind.side() == "kafka") {
+            return error;
+        }
+        let blocked_in = blocked.then(|| self.ingest.last_commit());
+        RelayError { at: self.in_flight.progress.first_unfinished(blocked_in), ..error }
+    }
+
+    /// Whether an earlier session's error is resolved: the row at `at` is in Kafka. If no row is known, or the server
+    /// no longer has it, one acknowledgement is enough, or that everything is sent and Kafka responds.
+    pub fn is_past(&mut self, at: Option<Position>) -> bool {
+        let progress = &mut self.in_flight.progress;
+        match at.filter(|position| progress.lineage.is_on_line(*position)) {
+            Some(position) => progress.has_delivered(position),
+            None => self.in_flight.counts.acknowledged > 0 || self.is_caught_up(),
+        }
+    }
+
+    fn is_caught_up(&self) -> bool {
+        let kafka_is_well = self.health.answers() == Answers::Yes && self.in_flight.topics.all_verified();
+        kafka_is_well && self.in_flight.progress.is_caught_up()
+    }
+}
+
+/// What the event loop asks.
+impl<B: Broker> Delivery<B> {
     /// Whether the budget allows another message. A single record may always be in flight, however large.
     pub fn has_room(&self) -> bool {
-        let (events, bytes) = self.in_flight();
-        let within = events < self.max_events && bytes < self.max_bytes;
-        (within || events == 0) && self.ledger.len() < MAX_UNCONFIRMED_TRANSACTIONS
+        self.in_flight.has_room()
     }
 
     /// Whether a transaction has been read only in part.
     pub fn in_transaction(&self) -> bool {
-        self.transaction.is_some()
+        self.ingest.in_transaction()
+    }
+
+    /// Whether a row waits for a topic that does not exist or is not known yet.
+    pub fn waits_for_topic(&self) -> bool {
+        self.discovery.is_waiting()
     }
 
     /// The ledger.
     pub fn ledger(&self) -> &Ledger {
-        &self.ledger
+        &self.in_flight.progress.ledger
     }
 
     /// Events and bytes that Kafka has not acknowledged: sent, or waiting for their partition.
     pub fn in_flight(&self) -> (usize, usize) {
-        let load = self.lanes.load();
+        let load = self.in_flight.lanes.load();
         (load.events, load.bytes)
     }
 
     /// Whether Kafka responds; `None` before the first query.
     pub fn kafka_answers(&self) -> Option<bool> {
-        self.kafka_answers
+        match self.health.answers() {
+            Answers::Unknown => None,
+            Answers::Yes => Some(true),
+            Answers::No => Some(false),
+        }
     }
 
     /// Event counts of this session.
     pub fn counts(&self) -> Counters {
-        self.counts
+        self.in_flight.counts
     }
 
-    /// Called at every tick for the work that no message triggers.
-    pub fn on_tick(&mut self, committed_revision: u64, now: Instant) -> Result<(), RelayError> {
-        self.watch_topics();
-        self.retry_refused_row();
-        if self.ledger.confirmed() >= self.lineage.end() {
-            self.apply_growth()?;
-        }
-        let limit = self.routing.smallest_limit().filter(|_| committed_revision >= self.routing.revision());
-        if let Some(limit) = limit.filter(|limit| *limit < self.discovery.largest_batch) {
-            let what = format!(
-                "a topic now limits messages to {limit} bytes (max.message.bytes), less than the producers' batches"
-            );
-            return Err(RelayError::new(ErrorKind::TopicChanged, what));
-        }
-        self.check_strays()?;
-        self.watch_silent_partitions(now)?;
-        self.watch_producers(now)
+    /// The refusal that ended this session, for the next one.
+    pub fn take_refusal(&mut self) -> Option<Refusal> {
+        self.refusals.take()
     }
 
     /// The records that Kafka lost, if that ended the session.
     pub fn take_lost(&mut self) -> Option<LostRecords> {
-        self.lost.take()
+        self.acks.take_lost()
     }
 }
 

@@ -1,94 +1,128 @@
-//! Kafka's acknowledgements, and what follows when there are none.
+//! Kafka's acknowledgements: from the record in flight to the ledger, the partition and the rows that wait for it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use pg_replication::{EndLsn, PgTime};
-use rdkafka::error::RDKafkaErrorCode;
+use pg_replication::EndLsn;
 
+use super::dead_letters::DeadLetterLog;
+use super::in_flight::InFlight;
 use super::lanes::{SentContent, SentRecord};
-use super::replays::complete_replay;
-use super::{Broker, CAUSE_START, Delivery, LostRecords};
+use super::refusals::RefusalWatch;
+use super::replays::Replays;
+use super::topic_counters::TopicCounters;
+use super::{Broker, CAUSE_START, LostRecords, ProducerReports};
 use crate::error::{ErrorKind, RelayError};
-use crate::event::record::kafka_timestamp;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::Ack;
 use crate::kafka::query::Query;
-use crate::kafka::watchdog::{Activity, WatchdogAction};
-use crate::progress::ledger::Completed;
 use crate::progress::partition_dedup::{Landed, OffsetGap};
+use crate::status::Status;
+use crate::status::metrics::Metrics;
 use crate::topics::partitions::PartitionId;
 
-/// How often to log that authentication with a broker fails.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+/// See the module documentation.
+pub(super) struct Acks {
+    drained: Vec<Ack>,
+    /// Acknowledgements that were drained but not processed, because one before them was a failure.
+    unprocessed: Vec<Ack>,
+    counters: TopicCounters,
+    dead_letters: DeadLetterLog,
+    lost: Option<LostRecords>,
+    status: Status,
+    metrics: Metrics,
+}
 
-impl<B: Broker> Delivery<B> {
-    /// Processes the acknowledgements that have arrived. A failed delivery ends the session.
-    pub fn process_acks(&mut self, now: Instant) -> Result<(), RelayError> {
-        let mut drained = std::mem::take(&mut self.drained_acks);
-        let reports = self.broker.take_reports(&mut drained);
-        self.acked_since_tick += drained.len();
-        self.brokers_down |= reports.brokers_down;
-        self.lanes.on_turn(now);
-        self.now_millis = kafka_timestamp(PgTime::now());
+impl Acks {
+    pub(super) fn new(status: Status, metrics: Metrics) -> Acks {
+        Acks {
+            drained: Vec::new(),
+            unprocessed: Vec::new(),
+            counters: TopicCounters::default(),
+            dead_letters: DeadLetterLog::default(),
+            lost: None,
+            status,
+            metrics,
+        }
+    }
+
+    /// Takes what the producers have reported. Returns their reports, and the number of outcomes to process.
+    pub(super) fn take_reports(&mut self, broker: &impl Broker) -> (ProducerReports, usize) {
+        let reports = broker.take_reports(&mut self.drained);
+        (reports, self.drained.len())
+    }
+
+    /// Processes the outcomes that were taken, up to the first failure.
+    pub(super) fn process<B: Broker>(
+        &mut self,
+        now: Instant,
+        in_flight: &mut InFlight<B>,
+        replays: &mut Replays,
+        refusals: &mut RefusalWatch,
+    ) -> Result<(), RelayError> {
+        let mut drained = std::mem::take(&mut self.drained);
         let mut acks = drained.drain(..);
-        let processed = acks.try_for_each(|ack| self.on_ack(ack, now));
-        self.unprocessed_acks.extend(acks);
-        self.drained_acks = drained;
-        processed?;
-        if let Some(why) = reports.auth_error {
-            self.on_auth_error(why, now);
-        }
-        if reports.failed {
-            self.metrics.count_produce_error(RDKafkaErrorCode::Fatal);
-            return Err(RelayError::new(ErrorKind::DeliveryFailed, "a producer has failed permanently"));
-        }
-        Ok(())
-    }
-
-    /// TLS or SASL with one broker failed. If no other broker responds either, the result of the query started here
-    /// ends the session.
-    fn on_auth_error(&mut self, why: String, now: Instant) {
-        if self.auth_error_logged.is_none_or(|at| now.saturating_duration_since(at) >= WARN_EVERY) {
-            self.auth_error_logged = Some(now);
-            tracing::warn!(
-                "authentication with a Kafka broker failed: {why}; check the broker's certificate and the relay's \
-                 Kafka credentials"
-            );
-        }
-        self.auth_error = Some(why);
-        if self.watchdog.claim_probe() {
-            self.broker.query(Query::Reachability { of_producers: false });
-        }
-    }
-
-    fn on_ack(&mut self, ack: Ack, now: Instant) -> Result<(), RelayError> {
-        let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
-        if ack.tag.is_replay() {
-            complete_replay(self.replay.take(), self.topics.name_of(partition), &ack.outcome);
-        }
-        let offset = match ack.outcome {
-            Ok(offset) => offset,
-            Err(code) => {
-                let position = self.lanes.on_ended(partition).and_then(|sent| sent.content.position());
-                self.metrics.count_produce_error(code);
-                return Err(self.on_refusal(partition, position, code));
+        let processed = acks.try_for_each(|ack| {
+            let partition = ack.tag.partition();
+            if ack.tag.is_replay() {
+                replays.on_outcome(in_flight.topics.name_of(partition), &ack.outcome);
             }
-        };
-        let SentRecord { bytes, content, .. } = self.lanes.on_acked(ack.tag)?;
+            match ack.outcome {
+                Ok(offset) => self.on_acknowledged(&ack, offset, now, in_flight),
+                Err(code) => {
+                    self.metrics.count_produce_error(code);
+                    let position =
+                        in_flight.lanes.on_ended(partition).and_then(|sent| sent.content.position());
+                    Err(refusals.on_refusal(partition, position, code, in_flight))
+                }
+            }
+        });
+        self.unprocessed.extend(acks);
+        self.drained = drained;
+        processed
+    }
+
+    fn on_acknowledged<B: Broker>(
+        &mut self,
+        ack: &Ack,
+        offset: i64,
+        now: Instant,
+        in_flight: &mut InFlight<B>,
+    ) -> Result<(), RelayError> {
+        let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
+        let SentRecord { bytes, content, .. } = in_flight.lanes.on_acked(ack.tag)?;
         let Some(position) = content.position() else { return Ok(()) };
-        self.counts.acknowledged += 1;
-        let completed = self.ledger.acknowledge(entry)?;
+        in_flight.counts.acknowledged += 1;
+        let completed = in_flight.progress.ledger.acknowledge(entry)?;
         failpoint::pass(match completed {
             None => Boundary::PartlyAcknowledged,
             Some(_) => Boundary::AllAcknowledged,
         });
-        if self.snapshot.is_some() {
+        if in_flight.progress.is_in_snapshot() {
             self.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]).inc();
         } else {
-            self.observe_latency(completed);
+            in_flight.observe_latency(completed);
         }
+        self.count(partition, bytes, content, in_flight);
+        match in_flight.topics.partition_mut(partition).dedup.on_acknowledged(offset, now) {
+            Landed::InOrder => {}
+            Landed::AfterGap(gap) => on_gap(partition, gap, in_flight),
+            Landed::Backwards { expected } => {
+                return Err(self.on_lost_records(partition, offset, expected, in_flight));
+            }
+        }
+        in_flight.topics.partition_mut(partition).on_acknowledged(entry, position, offset);
+        in_flight.resume(partition)
+    }
+
+    fn count<B>(
+        &mut self,
+        partition: PartitionId,
+        bytes: usize,
+        content: SentContent,
+        in_flight: &InFlight<B>,
+    ) {
         let counter = || {
-            let topic = &self.topics.topic_of(partition).name;
+            let topic = &in_flight.topics.topic_of(partition).name;
             self.metrics.events_total.with_label_values(&[topic])
         };
         self.counters.count(partition, counter);
@@ -98,66 +132,45 @@ impl<B: Broker> Delivery<B> {
             self.dead_letters.on_acknowledged(&summary);
             self.status.on_dead_letter(*summary);
         }
-        match self.topics.partition_mut(partition).dedup.on_acknowledged(offset, now) {
-            Landed::AfterGap(gap) => self.on_gap(partition, gap),
-            Landed::Backwards { expected } => {
-                let name = self.topics.name_of(partition);
-                let what = format!(
-                    "{name} stored a record at offset {offset}, but it had already reached offset \
-                     {expected}, so Kafka has lost records; the relay sends all unconfirmed rows again"
-                );
-                let (topic, partition) = (name.topic.to_owned(), name.number);
-                self.lost = Some(LostRecords { topic, partition, offset });
-                self.metrics.duplicates_detected_total.inc();
-                return Err(RelayError::new(ErrorKind::KafkaLostRecords, what));
-            }
-            Landed::InOrder => {}
-        }
-        self.topics.partition_mut(partition).on_acknowledged(entry, position, offset);
-        self.resume(partition)
     }
 
-    /// There is a gap of offsets before a record of this process: other producers wrote there. Rows wait only for the
-    /// scan of the gap before the probe.
-    fn on_gap(&mut self, partition: PartitionId, gap: OffsetGap) {
-        let dedup = &self.topics.partition(partition).dedup;
-        let is_before_probe = dedup.retain_from(EndLsn::ZERO) == Some(gap.from);
-        let partition = self.queried(partition);
-        self.broker.query(match is_before_probe {
-            true => Query::GapBeforeProbe(partition, gap),
-            false => Query::Gap(partition, gap),
-        });
+    /// A record was stored before offsets that the partition had already reached.
+    fn on_lost_records<B>(
+        &mut self,
+        partition: PartitionId,
+        offset: i64,
+        expected: i64,
+        in_flight: &InFlight<B>,
+    ) -> RelayError {
+        let name = in_flight.topics.name_of(partition);
+        let what = format!(
+            "{name} stored a record at offset {offset}, but it had already reached offset {expected}, so Kafka has \
+             lost records; the relay sends all unconfirmed rows again"
+        );
+        self.lost = Some(LostRecords { topic: name.topic.to_owned(), partition: name.number, offset });
+        self.metrics.duplicates_detected_total.inc();
+        RelayError::new(ErrorKind::KafkaLostRecords, what)
     }
 
-    pub(super) fn observe_latency(&self, completed: Option<Completed>) {
-        let Some(Completed { commit_time }) = completed else { return };
-        let micros = PgTime::now().as_micros().saturating_sub(commit_time.as_micros());
-        self.metrics.transactions_total.inc();
-        // Negative when the database's clock is ahead of this machine's.
-        self.metrics.commit_to_ack_seconds.observe(micros.max(0) as f64 / 1e6);
+    /// The records that Kafka lost, if that ended the session.
+    pub(super) fn take_lost(&mut self) -> Option<LostRecords> {
+        self.lost.take()
     }
 
-    pub(super) fn watch_producers(&mut self, now: Instant) -> Result<(), RelayError> {
-        let activity = match std::mem::take(&mut self.acked_since_tick) {
-            0 if self.lanes.sent.events == 0 => Activity::Idle,
-            0 => Activity::Waiting,
-            _ => Activity::Acknowledged,
-        };
-        if activity == Activity::Acknowledged {
-            self.kafka_answers = Some(true);
-        }
-        match self.watchdog.tick(now, activity, std::mem::take(&mut self.brokers_down)) {
-            WatchdogAction::None => Ok(()),
-            WatchdogAction::Probe => {
-                // A stranded producer matters only while it has records to send and gets no acknowledgements.
-                let of_producers = activity == Activity::Waiting;
-                self.broker.query(Query::Reachability { of_producers });
-                Ok(())
-            }
-            WatchdogAction::Rebuild => {
-                let what = "Kafka is reachable, but acknowledges none of the records in flight";
-                Err(RelayError::new(ErrorKind::DeliveryFailed, what))
-            }
-        }
+    /// The outcomes that were taken but not processed.
+    pub(super) fn take_unprocessed(&mut self) -> Vec<Ack> {
+        std::mem::take(&mut self.unprocessed)
     }
+}
+
+/// There is a gap of offsets before a record of this process: other producers wrote there. Rows wait only for the scan
+/// of the gap before the probe.
+fn on_gap<B: Broker>(partition: PartitionId, gap: OffsetGap, in_flight: &InFlight<B>) {
+    let dedup = &in_flight.topics.partition(partition).dedup;
+    let is_before_probe = dedup.retain_from(EndLsn::ZERO) == Some(gap.from);
+    let partition = in_flight.queried(partition);
+    in_flight.broker.query(match is_before_probe {
+        true => Query::GapBeforeProbe(partition, gap),
+        false => Query::Gap(partition, gap),
+    });
 }

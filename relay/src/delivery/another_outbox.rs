@@ -10,12 +10,12 @@ use std::time::Instant;
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn};
 
-use super::{Broker, Delivery};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::scan::Stray;
-use crate::progress::fingerprints::Writer;
+use crate::progress::fingerprints::{RecentRows, Writer};
+use crate::status::Status;
 use crate::topics::partitions::PartitionId;
-use crate::topics::registry::PartitionName;
+use crate::topics::registry::{PartitionName, TopicRegistry};
 
 /// Maximum number of records that wait until the stream has reached their position. Normally there are none.
 const MAX_WAITING: usize = 1024;
@@ -27,6 +27,7 @@ pub(super) struct Strays {
     waiting: Vec<(PartitionId, Stray, Instant)>,
     /// The position up to which the stream has been read.
     passed: EndLsn,
+    recent: RecentRows,
 }
 
 impl Strays {
@@ -34,76 +35,58 @@ impl Strays {
     pub(super) fn on_passed(&mut self, end: EndLsn) {
         self.passed = self.passed.max(end);
     }
-}
 
-impl<B: Broker> Delivery<B> {
+    /// A row was read.
+    pub(super) fn on_row(&mut self, position: Position, fingerprint: u64) {
+        self.recent.on_row(position, fingerprint);
+    }
+
     /// Strays were found between the records that this process has sent.
-    pub(super) fn on_strays(
-        &mut self,
-        partition: PartitionId,
-        strays: Vec<Stray>,
-        more: u64,
-    ) -> Result<(), RelayError> {
-        self.count_duplicates(more);
+    pub(super) fn add(&mut self, partition: PartitionId, strays: Vec<Stray>) {
         let now = Instant::now();
-        self.strays.waiting.extend(strays.into_iter().map(|stray| (partition, stray, now)));
-        self.strays.waiting.truncate(MAX_WAITING);
-        self.check_strays()
+        self.waiting.extend(strays.into_iter().map(|stray| (partition, stray, now)));
+        self.waiting.truncate(MAX_WAITING);
     }
 
     /// Decides which outbox the strays belong to. A stray whose row is in this database was sent by another relay
-    /// process of this outbox, so the event is in Kafka twice. Any other stray comes from another outbox.
-    pub(super) fn check_strays(&mut self) -> Result<(), RelayError> {
+    /// process of this outbox, so the event is in Kafka twice. Any other stray comes from another outbox. Returns the
+    /// number of duplicates.
+    pub(super) fn check(
+        &mut self,
+        status: &Status,
+        topics: &TopicRegistry,
+        source: &str,
+    ) -> Result<u64, RelayError> {
         let mut duplicates = 0;
-        for (partition, stray, since) in std::mem::take(&mut self.strays.waiting) {
+        for (partition, stray, since) in std::mem::take(&mut self.waiting) {
             let Stray { position, fingerprint } = stray;
-            let passed = self.strays.passed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
+            let passed = self.passed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
             match self.recent.writer_of(position, fingerprint, passed) {
                 Writer::ThisOutbox | Writer::Unknown => duplicates += 1,
-                Writer::AnotherOutbox => return Err(self.stray_error(partition, position)),
-                Writer::NotReached if self.is_beyond_server(position, since) => {
-                    return Err(self.stray_error(partition, position));
+                Writer::NotReached if !is_beyond_server(status, position, since) => {
+                    self.waiting.push((partition, stray, since));
                 }
-                Writer::NotReached => self.strays.waiting.push((partition, stray, since)),
+                Writer::AnotherOutbox | Writer::NotReached => {
+                    return Err(stray_error(topics.name_of(partition), position, source));
+                }
             }
         }
-        self.count_duplicates(duplicates);
-        Ok(())
+        Ok(duplicates)
     }
+}
 
-    /// Whether the server's WAL ended before `position` when it was queried after `since`.
-    fn is_beyond_server(&self, position: Position, since: Instant) -> bool {
-        let end = self.status.server_end(since);
-        end.is_some_and(|end| !end.covers(CommitLsn::new(Lsn::from(position.commit_lsn))))
-    }
+/// Whether the server's WAL ended before `position` when it was queried after `since`.
+fn is_beyond_server(status: &Status, position: Position, since: Instant) -> bool {
+    let end = status.server_end(since);
+    end.is_some_and(|end| !end.covers(CommitLsn::new(Lsn::from(position.commit_lsn))))
+}
 
-    fn stray_error(&self, partition: PartitionId, position: Position) -> RelayError {
-        let (name, source) = (self.topics.name_of(partition), &self.encoder.source);
-        let what = format!(
-            "{name} received an event of source {source} at {position}, but this database has no such row: \
-             another outbox writes to the topic under the same source name"
-        );
-        RelayError::new(ErrorKind::EventSourceShared, what)
-    }
-
-    /// A partition has events after a row's position, but not the row's own event.
-    pub(super) fn missing_event_error(&self, partition: PartitionId, position: Position) -> RelayError {
-        let (name, source) = (self.topics.name_of(partition), &self.encoder.source);
-        let what = format!(
-            "{name} has events of source {source} after {position}, but not the event of that position: \
-             another outbox writes to the topic under the same source name, or Kafka has lost records"
-        );
-        RelayError::new(ErrorKind::EventSourceShared, what)
-    }
-
-    pub(super) fn record_ahead_error(
-        &self,
-        partition: PartitionId,
-        position: Position,
-        by_another_server: bool,
-    ) -> RelayError {
-        record_ahead_error(self.topics.name_of(partition), position, by_another_server, &self.encoder.source)
-    }
+fn stray_error(name: PartitionName<'_>, position: Position, source: &str) -> RelayError {
+    let what = format!(
+        "{name} received an event of source {source} at {position}, but this database has no such row: \
+         another outbox writes to the topic under the same source name"
+    );
+    RelayError::new(ErrorKind::EventSourceShared, what)
 }
 
 /// A partition has a record with this outbox's `ce_source`, on the server's timeline, beyond the end of the server's

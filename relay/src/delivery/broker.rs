@@ -71,12 +71,12 @@ impl Broker for KafkaBroker {
 impl Delivery<KafkaBroker> {
     /// Stops sending; with `all`, records in flight are not retried either.
     pub fn purge(&self, all: bool) {
-        let producers = &self.broker.producers;
+        let producers = &self.in_flight.broker.producers;
         if all { producers.purge_all() } else { producers.purge_queued() }
     }
 
     /// The producers, to be closed. Cancels the queries.
     pub fn into_producers(self) -> Producers {
-        self.broker.producers
+        self.in_flight.broker.producers
     }
 }

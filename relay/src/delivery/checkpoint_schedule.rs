@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pg_replication::EndLsn;
 
+use super::in_flight::InFlight;
 use super::{Broker, Delivery};
 use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint};
 
@@ -62,7 +63,7 @@ impl CheckpointSchedule {
     }
 
     fn advanced<B: Broker>(&self, delivery: &Delivery<B>) -> u64 {
-        delivery.ledger.confirmed().lsn().as_u64().saturating_sub(self.confirmed.lsn().as_u64())
+        delivery.ledger().confirmed().lsn().as_u64().saturating_sub(self.confirmed.lsn().as_u64())
     }
 
     fn update<B: Broker>(
@@ -71,17 +72,19 @@ impl CheckpointSchedule {
         now: Instant,
         is_due: bool,
     ) -> Option<CheckpointUpdate> {
-        let confirmed = delivery.ledger.confirmed();
-        delivery.routing.on_confirmed(confirmed);
-        let revision = delivery.routing.revision();
-        let snapshot_cursor = delivery.snapshot_cursor();
+        let confirmed = delivery.ledger().confirmed();
+        let routing = &mut delivery.dispatch.routing;
+        routing.on_confirmed(confirmed);
+        let revision = routing.revision();
+        let snapshot_cursor = delivery.in_flight.progress.snapshot_cursor();
         if !is_due && revision == self.revision && snapshot_cursor == self.snapshot_cursor {
             return None;
         }
         let transactions = delivery.metrics.transactions_total.get();
         *self = CheckpointSchedule { confirmed, snapshot_cursor, revision, at: now, transactions };
-        let mappings = delivery.routing.history(&delivery.topics);
-        let offsets = delivery.topics.take_offsets(delivery.ledger.first_unconfirmed(), confirmed);
+        let InFlight { topics, progress, .. } = &mut delivery.in_flight;
+        let mappings = delivery.dispatch.routing.history(topics);
+        let offsets = topics.take_offsets(progress.ledger.first_unconfirmed(), confirmed);
         Some(CheckpointUpdate { confirmed, copied: snapshot_cursor, mappings, revision, offsets })
     }
 }

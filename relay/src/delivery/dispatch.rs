@@ -3,37 +3,31 @@
 use std::time::Instant;
 
 use outbox::Position;
+use pg_replication::PgTime;
 use pg_replication::pgoutput::Column;
-use pg_replication::{CommitLsn, PgTime};
-use rdkafka::error::KafkaError;
 
-use super::lanes::{Absence, Placed, SentContent, SentRecord, WaitingRow};
+use super::in_flight::InFlight;
+use super::ingest::Origin;
+use super::lanes::{Absence, Placed, WaitingRow};
+use super::refusals::RefusalWatch;
 use super::silent_partitions::BlockedOn;
-use super::{Broker, Delivery, Flow, code_of, violation};
+use super::topic_discovery::TopicDiscovery;
+use super::{Broker, violation};
+use crate::config::Config;
 use crate::error::RelayError;
+use crate::event::dead_letter::DeadLetterEncoder;
 use crate::event::decoded_row::DecodedRow;
 use crate::event::poison::{Poison, PoisonKind};
-use crate::event::record::{Prepared, kafka_timestamp};
+use crate::event::record::{Prepared, RecordEncoder};
 use crate::event::row::{EventId, Layout, PartialRow, RowError};
 use crate::failpoint::{self, Boundary};
-use crate::kafka;
-use crate::kafka::producers::{ProducerRecord, Tag};
 use crate::progress::fingerprints::fingerprint;
-use crate::progress::ledger::EntryId;
 use crate::progress::partition_dedup::Admission;
 use crate::routing::error::RoutingError;
-use crate::routing::mapping::{CurrentDestination, Destination, EarlierDestination, RoutingInput};
+use crate::routing::mapping::{
+    CurrentDestination, Destination, EarlierDestination, RoutingInput, RoutingTable,
+};
 use crate::topics::partitions::PartitionId;
-
-/// The source of a row.
-#[derive(Clone, Copy)]
-pub(super) struct Origin {
-    pub(super) position: Position,
-    pub(super) commit: CommitLsn,
-    pub(super) commit_time: PgTime,
-    /// The row's `seq`, if it comes from the initial snapshot. Otherwise the row is of the stream's open transaction.
-    pub(super) snapshot_seq: Option<i64>,
-}
 
 /// A decoded row.
 struct Candidate<'a> {
@@ -72,18 +66,67 @@ pub(super) enum NextRow {
     OnceAllAcknowledged,
 }
 
-impl<B: Broker> Delivery<B> {
-    /// Sends a row, skips it because Kafka has it, or queues it until its partition accepts it. Returns
-    /// [`Flow::Blocked`] if its partition cannot be determined yet, or if the row must not be queued.
-    pub(super) fn deliver<'a>(
+/// The other stages that dispatch needs for a row.
+pub(super) struct Context<'c, B> {
+    pub(super) in_flight: &'c mut InFlight<B>,
+    pub(super) discovery: &'c mut TopicDiscovery,
+    pub(super) refusals: &'c mut RefusalWatch,
+    /// The routing revision in the committed checkpoint.
+    pub(super) committed_revision: u64,
+}
+
+/// What became of a row.
+pub(super) enum Dispatched {
+    /// Nothing: it must be offered again.
+    Blocked,
+    /// It is sent, waits for its partition, or is in Kafka already.
+    Done {
+        /// Identifies the row.
+        fingerprint: u64,
+    },
+}
+
+/// See the module documentation.
+pub(super) struct Dispatch {
+    pub(super) routing: RoutingTable,
+    pub(super) encoder: RecordEncoder,
+    dead_letter_encoder: DeadLetterEncoder,
+    /// `sink.maxMessageBytes`.
+    max_message_bytes: usize,
+    next_row: NextRow,
+    /// The partition that the next row waits for, if the row cannot be queued.
+    blocked_on: Option<BlockedOn>,
+}
+
+impl Dispatch {
+    pub(super) fn new(routing: RoutingTable, config: &Config) -> Dispatch {
+        let source = config.source.event_source();
+        Dispatch {
+            routing,
+            encoder: RecordEncoder { source: source.clone() },
+            dead_letter_encoder: DeadLetterEncoder::new(config.source.table.to_string(), source),
+            max_message_bytes: config.sink.max_message_bytes,
+            next_row: NextRow::Anytime,
+            blocked_on: None,
+        }
+    }
+
+    /// The partition that the next row waits for, if the row cannot be queued.
+    pub(super) fn blocked_on(&self) -> Option<BlockedOn> {
+        self.blocked_on
+    }
+
+    /// Sends a row, skips it because Kafka has it, or queues it until its partition accepts it. The row is blocked if its
+    /// partition cannot be determined yet, or if it must not be queued.
+    pub(super) fn deliver<'a, B: Broker>(
         &mut self,
         layout: &Layout,
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
-        committed_revision: u64,
-    ) -> Result<Flow, RelayError> {
-        if self.next_row == NextRow::OnceAllAcknowledged && self.in_flight().0 > 0 {
-            return Ok(Flow::Blocked);
+        context: &mut Context<'_, B>,
+    ) -> Result<Dispatched, RelayError> {
+        if self.next_row == NextRow::OnceAllAcknowledged && context.in_flight.lanes.load().events > 0 {
+            return Ok(Dispatched::Blocked);
         }
         self.next_row = NextRow::Anytime;
         let row = self.decode(layout, values.clone(), origin)?;
@@ -96,42 +139,40 @@ impl<B: Broker> Delivery<B> {
             if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
         };
         let fingerprint = row.fingerprint;
-        let (decision, mut next_row) = self.decide(&row, column, committed_revision)?;
+        let (decision, mut next_row) = self.decide(&row, column, context)?;
         match decision {
-            Decision::Block => return Ok(Flow::Blocked),
+            Decision::Block => return Ok(Dispatched::Blocked),
             Decision::Skip => {
-                self.count_suppressed();
-                if let (Some(seq), Some(cursor)) = (origin.snapshot_seq, &mut self.snapshot) {
-                    cursor.on_duplicate(seq);
-                }
+                context.in_flight.count_suppressed();
+                context.in_flight.progress.on_duplicate(origin);
             }
             Decision::Queue(placed, poison) => {
-                let (prepared, entry) = self.enter(row, poison, placed)?;
+                let prepared = self.prepare(row, poison, placed, context);
+                let entry = context.in_flight.progress.enter(origin, prepared.time)?;
                 let row = WaitingRow { placed, prepared: prepared.into_owned(), entry };
-                self.lanes.push_waiting(row);
+                context.in_flight.lanes.push_waiting(row);
             }
             Decision::Send(placed, poison) => {
-                if self.refusals.is_retry(origin.position) {
+                if context.refusals.is_retry(origin.position) {
                     next_row = NextRow::OnceAllAcknowledged;
                 }
-                let (prepared, entry) = self.enter(row, poison, placed)?;
-                self.send(prepared, entry, placed)?;
+                let prepared = self.prepare(row, poison, placed, context);
+                let entry = context.in_flight.progress.enter(origin, prepared.time)?;
+                context.in_flight.send(prepared, entry, placed)?;
             }
         }
         self.next_row = next_row;
         self.blocked_on = None;
-        self.recent.on_row(origin.position, fingerprint);
-        self.counts.received += 1;
-        Ok(Flow::Next)
+        Ok(Dispatched::Done { fingerprint })
     }
 
     /// Decides where a row goes, and when. A row that may have been sent by an earlier version of the routing is
     /// compared with that version's partition.
-    fn decide<'a>(
+    fn decide<'a, B: Broker>(
         &mut self,
         row: &Candidate<'_>,
         column: impl Fn(&str) -> Option<&'a str>,
-        committed_revision: u64,
+        context: &mut Context<'_, B>,
     ) -> Result<(Decision, NextRow), RelayError> {
         let Origin { position, commit, .. } = row.origin;
         let partition_key = row.decoded.partition_key(position);
@@ -144,68 +185,71 @@ impl<B: Broker> Delivery<B> {
             column: |name: &str| column(name),
         };
         let mut next_row = NextRow::Anytime;
-        match self.routing.earlier_destination(&input, commit, &self.topics) {
+        match self.routing.earlier_destination(&input, commit, &context.in_flight.topics) {
             Some(EarlierDestination::Kept(destination)) => {
-                return Ok((self.decide_at(row, destination, committed_revision)?, next_row));
+                return Ok((self.decide_at(row, destination, context)?, next_row));
             }
-            Some(EarlierDestination::Superseded(Destination { topic, number, revision, .. })) => {
-                if revision > committed_revision {
-                    return Ok((Decision::Block, next_row));
+            Some(EarlierDestination::Superseded(destination)) => {
+                if let Some(decision) = self.decide_superseded(row, &destination, context)? {
+                    return Ok((decision, next_row));
                 }
-                let partition = self.topics.partition_at(topic, number)?;
-                match self.admission(row.at(partition, Absence::SentElsewhere))? {
-                    Admission::AlreadyThere => return Ok((Decision::Skip, next_row)),
-                    Admission::Wait | Admission::Scan { .. } => {
-                        return Ok((self.block_on(partition), next_row));
-                    }
-                    Admission::Send => next_row = NextRow::OnceAllAcknowledged,
-                }
+                next_row = NextRow::OnceAllAcknowledged;
             }
             None => {}
         }
-        let decision = match self.routing.current_destination(&input, &self.topics) {
-            Ok(CurrentDestination::Partition(destination)) => {
-                self.decide_at(row, destination, committed_revision)?
-            }
+        let decision = match self.routing.current_destination(&input, &context.in_flight.topics) {
+            Ok(CurrentDestination::Partition(destination)) => self.decide_at(row, destination, context)?,
             Ok(CurrentDestination::NewTopic(name)) => {
-                self.request_topic(&name);
+                context.discovery.request(&name, &context.in_flight.broker);
                 Decision::Block
             }
-            Err(error) => return Err(self.routing_error(&row.decoded, position, error)),
+            Err(error) => return Err(routing_error(&row.decoded, position, &error, context)),
         };
         Ok((decision, next_row))
     }
 
+    /// Decides what to do with a row that does not go to this destination any more; `None` if it was not sent there
+    /// either.
+    fn decide_superseded<B: Broker>(
+        &mut self,
+        row: &Candidate<'_>,
+        destination: &Destination,
+        context: &mut Context<'_, B>,
+    ) -> Result<Option<Decision>, RelayError> {
+        if destination.revision > context.committed_revision {
+            return Ok(Some(Decision::Block));
+        }
+        let partition = context.in_flight.topics.partition_at(destination.topic, destination.number)?;
+        Ok(match context.in_flight.admit(row.at(partition, Absence::SentElsewhere))? {
+            Admission::AlreadyThere => Some(Decision::Skip),
+            Admission::Wait | Admission::Scan { .. } => Some(self.block_on(partition)),
+            Admission::Send => None,
+        })
+    }
+
     /// Decides what to do with a row that goes to this destination unless it is there already.
-    fn decide_at(
+    fn decide_at<B: Broker>(
         &mut self,
         row: &Candidate<'_>,
         destination: Destination,
-        committed_revision: u64,
+        context: &mut Context<'_, B>,
     ) -> Result<Decision, RelayError> {
         let Destination { topic, number, revision, poison } = destination;
-        if revision > committed_revision {
+        if revision > context.committed_revision {
             return Ok(Decision::Block);
         }
-        let partition = self.topics.partition_at(topic, number)?;
+        let partition = context.in_flight.topics.partition_at(topic, number)?;
         let absence = if poison.is_some() { Absence::NotSent } else { Absence::Impossible };
         let placed = row.at(partition, absence);
-        Ok(match self.admission(placed)? {
+        Ok(match context.in_flight.admit(placed)? {
             Admission::AlreadyThere => Decision::Skip,
             Admission::Send => Decision::Send(placed, poison),
             // A retried row is sent alone.
-            Admission::Wait | Admission::Scan { .. } if self.refusals.is_retry(placed.position) => {
+            Admission::Wait | Admission::Scan { .. } if context.refusals.is_retry(placed.position) => {
                 self.block_on(partition)
             }
             Admission::Wait | Admission::Scan { .. } => Decision::Queue(placed, poison),
         })
-    }
-
-    fn admission(&mut self, placed: Placed) -> Result<Admission, RelayError> {
-        match self.lanes.has_waiting(placed.partition) {
-            true => Ok(Admission::Wait),
-            false => self.admit(placed),
-        }
     }
 
     fn block_on(&mut self, partition: PartitionId) -> Decision {
@@ -242,7 +286,7 @@ impl<B: Broker> Delivery<B> {
             Err(RowError::Oversized { .. }) => {
                 let row = layout.decode_lenient(values);
                 let bytes = self.encoder.size_with_left_out(&row);
-                invalid(row, Poison::oversized(bytes, self.sink.max_message_bytes))
+                invalid(row, Poison::oversized(bytes, self.max_message_bytes))
             }
             Err(error) => invalid(layout.decode_lenient(values), Poison::from(&error)),
         };
@@ -250,113 +294,43 @@ impl<B: Broker> Delivery<B> {
         Ok(Candidate { decoded, bytes, time, origin, fingerprint })
     }
 
-    /// Makes the record of a row, and enters the row into the ledger.
-    fn enter<'a>(
-        &mut self,
+    /// Makes the record of a row. If the topic's settings make it a dead letter, they are read regularly.
+    fn prepare<'a, B>(
+        &self,
         row: Candidate<'a>,
         poison: Option<Poison>,
         placed: Placed,
-    ) -> Result<(Prepared<'a>, EntryId), RelayError> {
+        context: &mut Context<'_, B>,
+    ) -> Prepared<'a> {
         if let Some(Poison { kind: PoisonKind::TooLarge | PoisonKind::NoKey, topic: Some(topic), .. }) =
             &poison
         {
-            self.watch_settings(topic);
+            context.discovery.watch_settings(topic);
         }
-        let origin = row.origin;
-        let prepared = self.prepare(row, poison, placed);
-        let entry = self.ledger_entry(origin, prepared.time)?;
-        Ok((prepared, entry))
-    }
-
-    fn prepare<'a>(&self, row: Candidate<'a>, poison: Option<Poison>, placed: Placed) -> Prepared<'a> {
         let Candidate { decoded, bytes, time, .. } = row;
         let (row, poison) = match (decoded, poison) {
             (DecodedRow::Valid(row, headers), None) => return Prepared::event(row, headers, bytes, time),
             (DecodedRow::Valid(row, _), Some(poison)) => (row.into(), poison),
             (DecodedRow::Invalid(row, error), poison) => (row, poison.unwrap_or(error)),
         };
-        let limit = self.routing.limit(self.topics.partition(placed.partition).topic);
+        let limit = self.routing.limit(context.in_flight.topics.partition(placed.partition).topic);
         self.dead_letter_encoder.encode(row, poison, placed.position, time, limit)
-    }
-
-    /// The error for a row that cannot be routed. Delivery continues once the topic's settings allow the row, or once
-    /// the broker accepts it.
-    fn routing_error(
-        &mut self,
-        decoded: &DecodedRow<'_>,
-        position: Position,
-        error: RoutingError,
-    ) -> RelayError {
-        if let Some(topic) = error.decided_by_settings_of() {
-            self.watch_settings(topic);
-        }
-        if error.is_refusal() {
-            self.refusals.on_unroutable(position);
-        }
-        decoded.poison_error(error, position)
-    }
-
-    /// The ledger entry of a row, which is completed when the row is in Kafka.
-    fn ledger_entry(&mut self, origin: Origin, time: PgTime) -> Result<EntryId, RelayError> {
-        let Some(seq) = origin.snapshot_seq else { return Ok(self.ledger.row()?) };
-        let entry = self.ledger.single_row_transaction(self.before_start(), time, self.start)?;
-        self.snapshot.iter_mut().for_each(|cursor| cursor.on_sent(entry, seq));
-        Ok(entry)
-    }
-
-    pub(super) fn send(
-        &mut self,
-        mut prepared: Prepared<'_>,
-        entry: EntryId,
-        placed: Placed,
-    ) -> Result<(), RelayError> {
-        let Placed { partition, position, .. } = placed;
-        let dead_letter = prepared.dead.take().map(Box::new);
-        let is_dead_letter = dead_letter.is_some();
-        let content = dead_letter.map_or(SentContent::Event(position), SentContent::DeadLetter);
-        self.produce(prepared, Tag::new(entry, partition), content)
-            .map_err(|error| produce_failed(&format!("the event at {position}"), &error))?;
-        if is_dead_letter {
-            failpoint::pass(Boundary::DeadLetterSent);
-        }
-        self.topics.partition_mut(partition).dedup.on_sent(position, self.lanes.now());
-        Ok(())
-    }
-
-    pub(super) fn count_suppressed(&mut self) {
-        self.counts.suppressed += 1;
-        self.metrics.duplicates_suppressed_total.inc();
-    }
-
-    pub(super) fn produce(
-        &mut self,
-        prepared: Prepared<'_>,
-        tag: Tag,
-        content: SentContent,
-    ) -> Result<(), KafkaError> {
-        let name = self.topics.name_of(tag.partition());
-        let (now, time) = (self.now_millis, kafka_timestamp(prepared.time));
-        let keeps_time = self.topics.topic_of(tag.partition()).accepts_timestamp(time, now);
-        if !keeps_time {
-            self.metrics.timestamps_replaced_total.inc();
-        }
-        let record = ProducerRecord {
-            topic: name.topic,
-            partition: name.number,
-            key: prepared.key.as_deref(),
-            value: prepared.value.as_deref(),
-            headers: prepared.headers,
-            timestamp: if keeps_time { time } else { now },
-        };
-        let sent = self.broker.produce(record, tag);
-        // A producer accepts nothing after a refused record, so this call may be the first sign of the refusal.
-        sent.inspect_err(|error| self.metrics.count_produce_error(code_of(error)))?;
-        self.counts.sent += 1;
-        self.lanes.on_sent(SentRecord { tag, bytes: prepared.bytes, content });
-        Ok(())
     }
 }
 
-pub(super) fn produce_failed(what: &str, error: &KafkaError) -> RelayError {
-    kafka::error::error_of(&format!("the producer did not accept {what}"), code_of(error))
+/// The error for a row that cannot be routed. Delivery continues once the topic's settings allow the row, or once the
+/// broker accepts it.
+fn routing_error<B>(
+    decoded: &DecodedRow<'_>,
+    position: Position,
+    error: &RoutingError,
+    context: &mut Context<'_, B>,
+) -> RelayError {
+    if let Some(topic) = error.decided_by_settings_of() {
+        context.discovery.watch_settings(topic);
+    }
+    if error.is_refusal() {
+        context.refusals.on_unroutable(position);
+    }
+    decoded.poison_error(error, position)
 }

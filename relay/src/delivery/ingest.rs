@@ -1,24 +1,75 @@
-//! Stream messages and rows of the initial snapshot: decodes them and assigns each row its position.
+//! Stream messages and rows of the initial snapshot: decodes them and assigns each row its origin.
 
+use std::collections::HashMap;
 use std::rc::Rc;
 
-use pg_replication::pgoutput::{Insert, Message, Relation};
-use pg_replication::{CommitLsn, EndLsn, Lsn, MemoryLimit, PgTime};
+use outbox::Position;
+use pg_replication::pgoutput::{Begin, Insert, Relation, Type};
+use pg_replication::{CommitLsn, EndLsn, MemoryLimit, PgTime};
 
-use super::dispatch::Origin;
-use super::{Broker, Delivery, Flow, StreamForm, violation};
+use super::source_progress::SourceProgress;
+use super::violation;
 use crate::config::TableName;
 use crate::error::{ErrorKind, RelayError};
 use crate::event::column_type::ColumnType;
-use crate::event::row::{Layout, is_read};
+use crate::event::row::{Layout, RowError, is_read};
 use crate::event::value::HEX_PREFIX;
-use crate::failpoint::{self, Boundary};
-use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::Inconsistent;
 use crate::routing::mapping::RoutingHistory;
 
+/// The format of values in the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamForm {
+    /// Binary, for the types that have a binary format.
+    Binary,
+    /// Text.
+    Text {
+        /// The largest value that a record may have.
+        largest_value: usize,
+    },
+}
+
+/// The origin of a row.
+#[derive(Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) position: Position,
+    pub(super) commit: CommitLsn,
+    pub(super) commit_time: PgTime,
+    pub(super) source: RowSource,
+}
+
+/// Where a row was read.
+#[derive(Clone, Copy)]
+pub(super) enum RowSource {
+    /// In the stream's open transaction.
+    Stream,
+    /// In the initial snapshot.
+    Snapshot { seq: i64 },
+}
+
+impl Origin {
+    /// The origin of a row of the initial snapshot. These rows come before the stream, in the order of `seq`. Their
+    /// position is the byte before the slot's start, where no commit can be, with `seq` as the index, so positions stay
+    /// in order.
+    pub(super) fn in_snapshot(seq: i64, progress: &SourceProgress) -> Origin {
+        let commit = progress.before_start();
+        let position = progress.lineage.position(commit, seq.cast_unsigned());
+        Origin { position, commit, commit_time: PgTime::now(), source: RowSource::Snapshot { seq } }
+    }
+}
+
+/// An insert of the stream.
+pub(super) enum Inserted {
+    /// Into another table.
+    Elsewhere,
+    /// In a transaction before the confirmed LSN, so Kafka has it.
+    Delivered,
+    /// A row to deliver.
+    Row(Rc<Layout>, Origin),
+}
+
 /// The transaction that is being read.
-pub(super) struct Transaction {
+struct Transaction {
     commit: CommitLsn,
     commit_time: PgTime,
     /// The number of inserts into the outbox table so far, which is the index in the next row's position.
@@ -59,93 +110,71 @@ impl OutboxTable {
     }
 }
 
-impl<B: Broker> Delivery<B> {
-    /// Processes one pgoutput message. A row that cannot be delivered becomes a dead letter. If dead letters are
-    /// disabled, the result is [`ErrorKind::PoisonRow`]: no state has changed, and delivery of earlier rows continues.
-    /// `committed_revision` is the routing revision in the committed checkpoint.
-    pub fn on_message(&mut self, data: &[u8], committed_revision: u64) -> Result<Flow, RelayError> {
-        match Message::parse(data).map_err(|error| violation(error.to_string()))? {
-            Message::Begin(begin) => return self.on_begin(begin.final_lsn, begin.commit_time),
-            Message::Insert(insert) => return self.on_insert(&insert, committed_revision),
-            Message::Commit(commit) => self.on_commit(commit.end_lsn)?,
-            Message::Relation(relation) => self.on_relation(&relation),
-            // The publication publishes inserts only. Anything else it may publish later is not an event.
-            Message::Update(_) | Message::Delete(_) | Message::Truncate(_) => {}
-            Message::Type(announced) => {
-                let kind = ColumnType::named(announced.namespace, announced.name);
-                self.types.insert(announced.oid, kind);
-            }
-            Message::Origin(_) => {}
-            // Needs no ledger entry: the following keepalive, or the surrounding Commit, has one.
-            Message::Logical(message) => self.status.on_stream_message(message.prefix, message.content),
+/// See the module documentation.
+pub(super) struct Ingest {
+    table: OutboxTable,
+    form: StreamForm,
+    /// By relation OID; `None` for a table that is not the outbox. A layout error is reported only when a row of that
+    /// relation has to be delivered.
+    layouts: HashMap<u32, Option<Result<Rc<Layout>, RowError>>>,
+    /// Types announced in the stream, by OID.
+    types: HashMap<u32, ColumnType>,
+    /// The commit LSN of the last transaction that began in the stream.
+    last_commit: CommitLsn,
+    transaction: Option<Transaction>,
+}
+
+impl Ingest {
+    pub(super) fn new(table: OutboxTable, form: StreamForm) -> Ingest {
+        Ingest {
+            table,
+            form,
+            layouts: HashMap::new(),
+            types: HashMap::new(),
+            last_commit: CommitLsn::default(),
+            transaction: None,
         }
-        Ok(Flow::Next)
     }
 
-    /// A keepalive: the server has sent everything before `end`.
-    pub fn on_keepalive(&mut self, end: EndLsn) {
-        self.strays.on_passed(end);
-        self.ledger.keepalive(end);
+    /// Whether a transaction has been read only in part.
+    pub(super) fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
     }
 
-    /// Processes a row of the initial snapshot. These rows come before the stream, in the order of `seq`. Their
-    /// position is the byte before the slot's start, where no commit can be, with `seq` as the index, so positions stay
-    /// in order. An earlier process may have sent any of them.
-    pub fn on_snapshot_row(
-        &mut self,
-        layout: &Layout,
-        row: &StoredRow,
-        committed_revision: u64,
-    ) -> Result<Flow, RelayError> {
-        let (seq, commit) = (row.seq()?, self.before_start());
-        let position = self.lineage.position(commit, seq.cast_unsigned());
-        let origin = Origin { position, commit, commit_time: PgTime::now(), snapshot_seq: Some(seq) };
-        self.deliver(layout, row.values(), origin, committed_revision)
+    /// An LSN behind the last commit: no row committed at or after it was read from the stream.
+    pub(super) fn behind_last(&self) -> EndLsn {
+        EndLsn::new((self.last_commit.lsn().as_u64() + 1).into())
     }
 
-    /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
-    pub fn snapshot_cursor(&mut self) -> Option<i64> {
-        let first_unconfirmed = self.ledger.first_unconfirmed();
-        self.snapshot.as_mut().map(|cursor| cursor.advance(first_unconfirmed))
+    /// The commit LSN of the last transaction that began in the stream.
+    pub(super) fn last_commit(&self) -> CommitLsn {
+        self.last_commit
     }
 
-    /// All rows of the snapshot are in Kafka: the stream can be read.
-    pub fn finish_snapshot(&mut self) {
-        self.snapshot = None;
-    }
-
-    fn on_begin(&mut self, commit: CommitLsn, commit_time: PgTime) -> Result<Flow, RelayError> {
-        // Rows before the horizon may have been sent, so they are routed to the partitions they would have gone to
-        // then.
-        if !self.lineage.end().covers(commit) {
-            self.apply_growth()?;
-            if !self.discovery.grown.is_empty() {
-                return Ok(Flow::Blocked);
-            }
-        }
-        self.ledger.begin(commit, commit_time)?;
+    pub(super) fn on_begin(&mut self, begin: &Begin, progress: &SourceProgress) {
+        let (commit, commit_time) = (begin.final_lsn, begin.commit_time);
+        let delivered = progress.is_before_start(commit);
         self.last_commit = commit;
-        let delivered = self.start.covers(commit);
         self.transaction = Some(Transaction { commit, commit_time, index: 0, delivered });
-        Ok(Flow::Next)
     }
 
-    fn on_commit(&mut self, end: EndLsn) -> Result<(), RelayError> {
-        failpoint::pass(Boundary::AllSent);
+    pub(super) fn on_commit(&mut self) {
         self.transaction = None;
-        self.strays.on_passed(end);
-        let completed = self.ledger.commit(end)?;
-        self.observe_latency(completed);
-        Ok(())
     }
 
-    fn on_relation(&mut self, relation: &Relation<'_>) {
+    pub(super) fn on_type(&mut self, announced: &Type<'_>) {
+        let kind = ColumnType::named(announced.namespace, announced.name);
+        self.types.insert(announced.oid, kind);
+    }
+
+    /// `by_field` is the column that the routing reads.
+    pub(super) fn on_relation(&mut self, relation: &Relation<'_>, by_field: &str) {
         let is_outbox = self.table.is(relation);
         // A type that is not announced is PostgreSQL's own.
         let kind = |oid| self.types.get(&oid).cloned().unwrap_or_else(|| ColumnType::built_in(oid));
         let columns = relation.columns().map(|column| (column.name, kind(column.type_oid)));
         let layout = is_outbox.then(|| {
-            let layout = Layout::new(columns, self.routing.by_field())?;
+            let layout = Layout::new(columns, by_field)?;
             Ok(Rc::new(match self.form {
                 StreamForm::Binary => layout,
                 StreamForm::Text { largest_value } => layout.in_text_form(largest_value),
@@ -154,22 +183,24 @@ impl<B: Broker> Delivery<B> {
         self.layouts.insert(relation.oid, layout);
     }
 
-    fn on_insert(&mut self, insert: &Insert<'_>, committed_revision: u64) -> Result<Flow, RelayError> {
+    pub(super) fn on_insert(
+        &self,
+        insert: &Insert<'_>,
+        progress: &SourceProgress,
+    ) -> Result<Inserted, RelayError> {
         let transaction = self.transaction.as_ref().ok_or(Inconsistent::NoTransaction)?;
         let layout = match self.layouts.get(&insert.relation) {
             Some(Some(layout)) => layout.clone(),
-            Some(None) => return Ok(Flow::Next),
+            Some(None) => return Ok(Inserted::Elsewhere),
             None => {
                 let what = format!("a row arrived before its relation with OID {}", insert.relation);
                 return Err(violation(what));
             }
         };
         if transaction.delivered {
-            self.counts.received += 1;
-            self.counts.suppressed += 1;
-            return Ok(Flow::Next);
+            return Ok(Inserted::Delivered);
         }
-        let (commit, commit_time) = (transaction.commit, transaction.commit_time);
+        let Transaction { commit, commit_time, index, .. } = *transaction;
         let layout = layout.map_err(|error| {
             // Name the transaction: the table may look different by now.
             let what = format!("in the transaction whose commit is at {}: {error}", commit.lsn());
@@ -179,20 +210,12 @@ impl<B: Broker> Delivery<B> {
             let what = "a column of the outbox table has a type that the relay reads in text form";
             return Err(RelayError::new(ErrorKind::StreamFormChanged, what));
         }
-        let position = self.lineage.position(commit, transaction.index);
-        let origin = Origin { position, commit, commit_time, snapshot_seq: None };
-        let flow = self.deliver(&layout, insert.tuple.columns(), origin, committed_revision)?;
-        if flow == Flow::Next
-            && let Some(transaction) = &mut self.transaction
-        {
-            transaction.index += 1;
-        }
-        Ok(flow)
+        let position = progress.lineage.position(commit, index);
+        Ok(Inserted::Row(layout, Origin { position, commit, commit_time, source: RowSource::Stream }))
     }
 
-    /// The byte before the slot's start. No commit can be there: a commit record starts at a multiple of eight bytes
-    /// and is longer than one byte.
-    pub(super) fn before_start(&self) -> CommitLsn {
-        CommitLsn::new(Lsn::from(self.start.lsn().as_u64().saturating_sub(1)))
+    /// The row of the last insert was processed.
+    pub(super) fn on_row_processed(&mut self) {
+        self.transaction.iter_mut().for_each(|transaction| transaction.index += 1);
     }
 }

@@ -182,22 +182,22 @@ impl Lanes {
         lane.waiting.push_back(row);
     }
 
-    pub(super) fn first_waiting(&self, partition: PartitionId) -> Option<Placed> {
-        if self.waiting.events == 0 {
-            return None;
-        }
-        self.lane(partition)?.waiting.front().map(|row| row.placed)
-    }
-
+    /// Takes the row that waits longest.
     pub(super) fn pop_waiting(&mut self, partition: PartitionId) -> Option<WaitingRow> {
         let row = self.lanes.get_mut(partition.0 as usize)?.waiting.pop_front()?;
         self.waiting.remove(row.prepared.bytes);
         Some(row)
     }
 
+    /// The row that was taken last has to wait longer.
+    pub(super) fn put_back(&mut self, row: WaitingRow) {
+        self.waiting.add(row.prepared.bytes);
+        self.lane_mut(row.placed.partition).waiting.push_front(row);
+    }
+
     /// Whether rows wait for this partition. Later rows must then wait behind them.
     pub(super) fn has_waiting(&self, partition: PartitionId) -> bool {
-        self.first_waiting(partition).is_some()
+        self.waiting.events > 0 && self.lane(partition).is_some_and(|lane| !lane.waiting.is_empty())
     }
 
     pub(super) fn waiting_count(&self, partition: PartitionId) -> usize {

@@ -9,14 +9,15 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use outbox::Position;
-use pg_replication::CommitLsn;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
+use super::in_flight::InFlight;
 use super::{Broker, Delivery, KafkaBroker};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::error::{Fault, error_of, explained, fault_of, reason_of_kafka};
-use crate::routing::mapping::RefusedRow;
+use crate::routing::mapping::{RefusedRow, RoutingTable};
 use crate::topics::partitions::PartitionId;
+use crate::topics::registry::TopicRegistry;
 
 /// Time to wait for the broker's response that made a producer fail: librdkafka reports the fatal error before it.
 const CAUSE_WITHIN: Duration = Duration::from_millis(500);
@@ -88,82 +89,45 @@ impl RefusalWatch {
             previous.topic == topic && (of_timestamp || code != Code::InvalidTimestamp)
         })
     }
-}
 
-impl<B: Broker> Delivery<B> {
-    /// Kafka refused a record, which is no longer in flight.
-    pub(super) fn on_refusal(
+    /// Kafka refused a record, which is no longer in flight. `position` is that of its row; a replayed dead letter has
+    /// none.
+    pub(super) fn on_refusal<B: Broker>(
         &mut self,
         partition: PartitionId,
         position: Option<Position>,
         code: Code,
+        in_flight: &InFlight<B>,
     ) -> RelayError {
         if matches!(code, Code::PurgeQueue | Code::PurgeInflight) {
-            self.refusals.purged.insert(partition.0);
+            self.purged.insert(partition.0);
         }
         // The row and the rest of its request can be identified only while responses arrive in the order of sending.
-        let alone = self.lanes.has_nothing_sent(partition) && !self.refusals.purged.contains(&partition.0);
+        let alone = in_flight.lanes.has_nothing_sent(partition) && !self.purged.contains(&partition.0);
         let fault = fault_of(code);
-        self.refusals.has_response |= fault != Fault::Producer;
-        let name = self.topics.name_of(partition);
+        self.has_response |= fault != Fault::Producer;
+        let name = in_flight.topics.name_of(partition);
         let Some(position) = position else {
             return error_of(&format!("Kafka refused a replayed dead letter for {name}"), code);
         };
         if fault == Fault::Row {
-            let is_poison = alone && self.refusals.has_adapted(name.topic, code);
-            self.refusals.current = Some(Refusal { position, topic: name.topic.to_owned(), code, is_poison });
+            let is_poison = alone && self.has_adapted(name.topic, code);
+            self.current = Some(Refusal { position, topic: name.topic.to_owned(), code, is_poison });
         }
         error_of(&format!("Kafka refused a record for {name}, the row at {position}"), code).at(position)
     }
 
     /// The refusal that ended this session, for the next one.
-    pub fn take_refusal(&mut self) -> Option<Refusal> {
-        self.refusals.current.take()
-    }
-
-    /// Adds to the error the row that must be delivered before the error counts as resolved: the row that was blocked
-    /// when the session ended, or the oldest one that Kafka has not acknowledged.
-    pub fn on_session_error(&mut self, error: RelayError, blocked: bool) -> RelayError {
-        if error.at.is_some() || !(blocked || error.kind.side() == "kafka") {
-            return error;
-        }
-        let unfinished = match self.snapshot_cursor() {
-            Some(seq) => Some((self.before_start(), seq.saturating_add(1).cast_unsigned())),
-            None if blocked => Some((self.last_commit, 0)),
-            None => self.ledger.commit_lsn(self.ledger.first_unconfirmed()).map(|commit| (commit, 0)),
-        };
-        let at = unfinished.map(|(commit, index)| self.lineage.position(commit, index));
-        RelayError { at, ..error }
-    }
-
-    /// Whether an earlier session's error is resolved: the row at `at` is in Kafka. If no row is known, or the server
-    /// no longer has it, one acknowledgement is enough, or that everything is sent and Kafka responds.
-    pub fn is_past(&mut self, at: Option<Position>) -> bool {
-        match at.filter(|position| self.lineage.is_on_line(*position)) {
-            Some(position) => self.has_delivered(position),
-            None => self.counts.acknowledged > 0 || self.is_caught_up(),
-        }
-    }
-
-    fn has_delivered(&mut self, position: Position) -> bool {
-        let commit = CommitLsn::new(position.commit_lsn.into());
-        match self.snapshot_cursor() {
-            Some(seq) if commit == self.before_start() => position.index.cast_signed() <= seq,
-            _ => self.ledger.confirmed().covers(commit),
-        }
-    }
-
-    fn is_caught_up(&self) -> bool {
-        let kafka_is_well = self.kafka_answers == Some(true) && self.topics.all_verified();
-        kafka_is_well && self.snapshot.is_none() && self.ledger.confirmed() >= self.lineage.end()
+    pub(super) fn take(&mut self) -> Option<Refusal> {
+        self.current.take()
     }
 
     /// Retries a refused row that cannot become a dead letter from time to time: the broker may accept it by now.
-    pub(super) fn retry_refused_row(&mut self) {
-        let due = self.refusals.waiting.take_if(|(_, since)| since.elapsed() >= RETRY_INTERVAL);
+    pub(super) fn on_tick(&mut self, routing: &mut RoutingTable, topics: &TopicRegistry) {
+        let due = self.waiting.take_if(|(_, since)| since.elapsed() >= RETRY_INTERVAL);
         if let Some((position, _)) = due {
-            self.refusals.retry = Some(position);
-            self.routing.retry(position, &self.topics);
+            self.retry = Some(position);
+            routing.retry(position, topics);
         }
     }
 }
@@ -174,7 +138,7 @@ impl Delivery<KafkaBroker> {
         if error.kind != ErrorKind::DeliveryFailed || self.refusals.has_response {
             return error;
         }
-        if let Some((code, why)) = self.broker.producers.failure()
+        if let Some((code, why)) = self.in_flight.broker.producers.failure()
             && fault_of(code) != Fault::Producer
         {
             let what = format!("a producer has failed permanently: {why}: {}", explained(code));
@@ -182,20 +146,22 @@ impl Delivery<KafkaBroker> {
         }
         let deadline = tokio::time::Instant::now() + CAUSE_WITHIN;
         loop {
-            let mut acks = std::mem::take(&mut self.drained_acks);
-            self.broker.acks.take(&mut acks);
-            let unprocessed = std::mem::take(&mut self.unprocessed_acks);
-            for ack in unprocessed.into_iter().chain(acks) {
+            let mut acks = self.acks.take_unprocessed();
+            let mut arrived = Vec::new();
+            self.in_flight.broker.acks.take(&mut arrived);
+            acks.append(&mut arrived);
+            for ack in acks {
                 let partition = ack.tag.partition();
-                let position = self.lanes.on_ended(partition).and_then(|sent| sent.content.position());
+                let sent = self.in_flight.lanes.on_ended(partition);
                 let Err(code) = ack.outcome else { continue };
-                let refused = self.on_refusal(partition, position, code);
+                let position = sent.and_then(|sent| sent.content.position());
+                let refused = self.refusals.on_refusal(partition, position, code, &self.in_flight);
                 if fault_of(code) != Fault::Producer {
                     self.metrics.count_produce_error(code);
                     return refused;
                 }
             }
-            if tokio::time::timeout_at(deadline, self.broker.acks.arrived()).await.is_err() {
+            if tokio::time::timeout_at(deadline, self.in_flight.broker.acks.arrived()).await.is_err() {
                 return error;
             }
         }

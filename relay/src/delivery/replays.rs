@@ -4,87 +4,99 @@ use pg_replication::PgTime;
 use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
-use super::dispatch::produce_failed;
-use super::lanes::SentContent;
-use super::{Broker, Delivery};
+use super::Broker;
+use super::dispatch::Dispatch;
+use super::in_flight::InFlight;
+use super::topic_discovery::TopicDiscovery;
 use crate::dead_letters::replay::{ReplayRequest, SendOutcome};
 use crate::error::RelayError;
 use crate::event::poison::Poison;
 use crate::event::record::Prepared;
-use crate::kafka::producers::Tag;
+use crate::event::row::OutboxRow;
 use crate::routing::mapping::{CurrentDestination, Destination, RoutingInput};
-use crate::topics::registry::PartitionName;
+use crate::topics::registry::{PartitionName, TopicRegistry};
 
-impl<B: Broker> Delivery<B> {
+/// The replay in flight.
+#[derive(Default)]
+pub(super) struct Replays {
+    /// Receives its outcome.
+    answer: Option<oneshot::Sender<SendOutcome>>,
+}
+
+impl Replays {
     /// Replays a dead letter with the current routing. Returns the request if it must be offered again later.
-    pub fn on_replay_request(
+    pub(super) fn on_request<B: Broker>(
         &mut self,
         request: ReplayRequest,
         committed_revision: u64,
+        dispatch: &mut Dispatch,
+        discovery: &mut TopicDiscovery,
+        in_flight: &mut InFlight<B>,
     ) -> Result<Option<ReplayRequest>, RelayError> {
-        if self.replay.is_some() {
+        if self.answer.is_some() {
             return Ok(Some(request));
         }
         let ReplayRequest { letter, topic_exists, answer } = request;
-        let prepared = letter.row().map_err(|error| Poison::from(&error)).and_then(|row| {
-            let now = PgTime::now();
-            let time = row.occurred_at.unwrap_or(now);
-            let headers = self.encoder.headers(&row, None, time).map_err(|error| Poison::from(&error))?;
-            let bytes = self.encoder.size(&row);
-            let input = RoutingInput {
-                key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),
-                bytes,
-                has_key: row.key.is_some(),
-                position: None,
-                invalid: None,
-                column: |_: &str| row.route_by,
-            };
-            let destination = match self.routing.current_destination(&input, &self.topics)? {
-                CurrentDestination::Partition(Destination { poison: Some(poison), .. }) => {
-                    return Err(poison);
-                }
-                destination => destination,
-            };
-            // The timestamp is the current time: retention could delete a record as old as its event immediately.
-            Ok((destination, Prepared::event(row, headers, bytes, now)))
-        });
-        let (destination, prepared) = match prepared {
+        let row = letter.row().map_err(|error| Poison::from(&error));
+        let (destination, prepared) = match row.and_then(|row| dispatch.replay(row, &in_flight.topics)) {
             Ok(routed) => routed,
             Err(poison) => return Ok(send_outcome(answer, SendOutcome::Refused(poison.error))),
         };
         match destination {
             CurrentDestination::Partition(Destination { topic, number, revision, .. }) => {
-                let partition = self.topics.partition_at(topic, number)?;
-                if revision <= committed_revision && self.topics.partition(partition).is_verified() {
-                    self.produce(prepared, Tag::replay(partition), SentContent::Replay)
-                        .map_err(|error| produce_failed("a dead letter", &error))?;
-                    self.replay = Some(answer);
+                let partition = in_flight.topics.partition_at(topic, number)?;
+                if revision <= committed_revision && in_flight.topics.partition(partition).is_verified() {
+                    in_flight.send_replay(prepared, partition)?;
+                    self.answer = Some(answer);
                     return Ok(None);
                 }
             }
             CurrentDestination::NewTopic(topic) if !topic_exists => {
                 return Ok(send_outcome(answer, SendOutcome::UnknownTopic(topic)));
             }
-            CurrentDestination::NewTopic(topic) => self.request_topic(&topic),
+            CurrentDestination::NewTopic(topic) => discovery.request(&topic, &in_flight.broker),
         }
         drop(prepared);
         Ok(Some(ReplayRequest { letter, topic_exists, answer }))
     }
+
+    /// Reports the outcome of the replay in flight. Its record has no position, so deduplication treats it as another
+    /// producer's record.
+    pub(super) fn on_outcome(&mut self, name: PartitionName<'_>, outcome: &Result<i64, RDKafkaErrorCode>) {
+        let Some(answer) = self.answer.take() else { return };
+        let outcome = match outcome {
+            Ok(_) => SendOutcome::Sent { topic: name.topic.to_owned(), partition: name.number },
+            Err(code) => SendOutcome::Refused(format!("Kafka refused the record for {name}: {code:?}")),
+        };
+        send_outcome(answer, outcome);
+    }
 }
 
-/// Reports the outcome of a replay. Its record has no position, so deduplication treats it as another producer's
-/// record.
-pub(super) fn complete_replay(
-    answer: Option<oneshot::Sender<SendOutcome>>,
-    name: PartitionName<'_>,
-    outcome: &Result<i64, RDKafkaErrorCode>,
-) {
-    let Some(answer) = answer else { return };
-    let outcome = match outcome {
-        Ok(_) => SendOutcome::Sent { topic: name.topic.to_owned(), partition: name.number },
-        Err(code) => SendOutcome::Refused(format!("Kafka refused the record for {name}: {code:?}")),
-    };
-    send_outcome(answer, outcome);
+impl Dispatch {
+    /// The destination and the record of a dead letter that is replayed.
+    fn replay<'a>(
+        &mut self,
+        row: OutboxRow<'a>,
+        topics: &TopicRegistry,
+    ) -> Result<(CurrentDestination, Prepared<'a>), Poison> {
+        let now = PgTime::now();
+        let time = row.occurred_at.unwrap_or(now);
+        let headers = self.encoder.headers(&row, None, time).map_err(|error| Poison::from(&error))?;
+        let bytes = self.encoder.size(&row);
+        let input = RoutingInput {
+            key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),
+            bytes,
+            has_key: row.key.is_some(),
+            position: None,
+            invalid: None,
+            column: |_: &str| row.route_by,
+        };
+        match self.routing.current_destination(&input, topics)? {
+            CurrentDestination::Partition(Destination { poison: Some(poison), .. }) => Err(poison),
+            // The timestamp is the current time: retention could delete a record as old as its event immediately.
+            destination => Ok((destination, Prepared::event(row, headers, bytes, now))),
+        }
+    }
 }
 
 /// Ignores an error: the requester may be gone.

@@ -22,6 +22,8 @@
 mod compiled;
 mod refused;
 mod stored;
+#[cfg(test)]
+pub(super) mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -257,63 +259,6 @@ impl RoutingTable {
     /// The column that the current rule reads.
     pub fn by_field(&self) -> &str {
         &self.current.rule.routing.by_field
-    }
-}
-
-#[cfg(test)]
-pub(super) mod testing {
-    use super::*;
-
-    /// A routing table with its registry, for tests that name topics.
-    pub struct RoutedTopics {
-        pub table: RoutingTable,
-        pub registry: TopicRegistry,
-    }
-
-    impl RoutedTopics {
-        pub fn new(history: RoutingHistory) -> RoutedTopics {
-            let mut registry = TopicRegistry::default();
-            RoutedTopics { table: RoutingTable::new(history, &mut registry).unwrap(), registry }
-        }
-
-        /// The destination of a row of the transaction with this commit LSN.
-        pub fn destination<'a, F: Fn(&str) -> Option<&'a str>>(
-            &mut self,
-            input: &RoutingInput<'a, F>,
-            commit: u64,
-        ) -> Result<CurrentDestination, RoutingError> {
-            let commit = CommitLsn::new(commit.into());
-            match self.table.earlier_destination(input, commit, &self.registry) {
-                Some(EarlierDestination::Kept(found) | EarlierDestination::Superseded(found)) => {
-                    Ok(CurrentDestination::Partition(found))
-                }
-                None => self.table.current_destination(input, &self.registry),
-            }
-        }
-
-        /// Its topic, and the poison if it goes there as a dead letter.
-        pub fn topic<'a, F: Fn(&str) -> Option<&'a str>>(
-            &mut self,
-            input: &RoutingInput<'a, F>,
-            commit: u64,
-        ) -> Result<(String, Option<Poison>), RoutingError> {
-            Ok(match self.destination(input, commit)? {
-                CurrentDestination::Partition(Destination { topic, poison, .. }) => {
-                    (self.registry.topic(topic).name.clone(), poison)
-                }
-                CurrentDestination::NewTopic(topic) => (format!("{topic}, new"), None),
-            })
-        }
-
-        pub fn add_topic(&mut self, name: &str, shape: TopicShape) {
-            let topic = self.registry.add(name, shape.partitions, &BTreeMap::new());
-            self.table.add_topic(topic, shape);
-        }
-
-        pub fn change_topic(&mut self, name: &str, shape: TopicShape, until: EndLsn) {
-            let topic = self.registry.find(name).unwrap();
-            self.table.change_topics(&BTreeMap::from([(topic, shape)]), until).unwrap();
-        }
     }
 }
 

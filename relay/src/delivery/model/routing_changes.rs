@@ -165,9 +165,9 @@ impl World {
     }
 
     fn change_topics(&mut self, process: &mut Process, run: &Run, row: usize) {
-        let delivery = &process.delivery;
-        let name = |topic| delivery.topics.topic(topic).name.clone();
-        let topics: Vec<String> = delivery.routing.topics().into_iter().map(name).collect();
+        let (registry, routing) = (&process.delivery.in_flight.topics, &process.delivery.dispatch.routing);
+        let name = |topic| registry.topic(topic).name.clone();
+        let topics: Vec<String> = routing.topics().into_iter().map(name).collect();
         if let Some((_, limit)) = run.limit_at.filter(|(at, _)| *at == row) {
             self.kafka.change_settings(|settings| settings.max_message_bytes = Some(limit));
             topics.iter().for_each(|topic| self.kafka.query(Query::Settings(topic)));
