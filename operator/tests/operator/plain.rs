@@ -81,6 +81,7 @@ async fn it_is_what_the_operator_makes_of_the_least_there_can_be() {
         if let Some(file) = object.pointer_mut("/data/relay.yaml") {
             let mut config: Config = serde_saphyr::from_str(file.as_str().unwrap()).unwrap();
             config.name = "shop".to_owned();
+            config.owner = String::new();
             *file = json!(config);
         }
         // kubectl's own way to say that there is none.
