@@ -2,223 +2,143 @@
 //! only with its status.
 
 mod reason;
+mod state;
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Display};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 
 pub use self::reason::{Outlook, Reason, markdown};
+pub use self::state::{ConditionState, ConditionType, Status};
 
 /// So long a problem that needs a person is still taken for one on the way: a Secret may come a moment after the resource that refers to it.
 const STALLED_AFTER_SECONDS: i64 = 30;
 
-/// A type of condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ConditionType {
-    /// Everything else, summed up.
-    Ready,
-    /// The Secrets are there, and the specification means something.
-    ReferencesResolved,
-    /// PostgreSQL answers, and can be used.
-    DatabaseReachable,
-    /// Kafka answers.
-    KafkaReachable,
-    /// The publication is there and suits.
-    PublicationReady,
-    /// The slot is there and suits.
-    SlotReady,
-    /// The topics are as they are declared.
-    TopicsReady,
-    /// A pod runs and is ready.
-    WorkloadAvailable,
-    /// The relay delivers, by its own account.
-    Streaming,
-    /// Nothing is meant to run.
-    Suspended,
-    /// kstatus: what is missing comes without help.
-    Reconciling,
-    /// kstatus: what is missing does not come without help.
-    Stalled,
-}
+/// The conditions that one step has found out about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepConditions(BTreeMap<ConditionType, ConditionState>);
 
-impl ConditionType {
-    /// All of them, in the order in which things are done.
-    pub const ALL: [ConditionType; 12] = [
-        ConditionType::Ready,
-        ConditionType::ReferencesResolved,
-        ConditionType::DatabaseReachable,
-        ConditionType::KafkaReachable,
-        ConditionType::PublicationReady,
-        ConditionType::SlotReady,
-        ConditionType::TopicsReady,
-        ConditionType::WorkloadAvailable,
-        ConditionType::Streaming,
-        ConditionType::Suspended,
-        ConditionType::Reconciling,
-        ConditionType::Stalled,
-    ];
-
-    /// Whether it is found out about something outside. The others are about what was found.
-    fn is_observed(self) -> bool {
-        !matches!(
-            self,
-            ConditionType::Ready
-                | ConditionType::Suspended
-                | ConditionType::Reconciling
-                | ConditionType::Stalled
-        )
-    }
-}
-
-impl Display for ConditionType {
-    /// API: the type of the condition, and a label of a metric.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ConditionType::Ready => "Ready",
-            ConditionType::ReferencesResolved => "ReferencesResolved",
-            ConditionType::DatabaseReachable => "DatabaseReachable",
-            ConditionType::KafkaReachable => "KafkaReachable",
-            ConditionType::PublicationReady => "PublicationReady",
-            ConditionType::SlotReady => "SlotReady",
-            ConditionType::TopicsReady => "TopicsReady",
-            ConditionType::WorkloadAvailable => "WorkloadAvailable",
-            ConditionType::Streaming => "Streaming",
-            ConditionType::Suspended => "Suspended",
-            ConditionType::Reconciling => "Reconciling",
-            ConditionType::Stalled => "Stalled",
-        })
-    }
-}
-
-/// What was found about one aspect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConditionState {
-    /// `None` where it could not be looked at.
-    pub holds: Option<bool>,
-    /// In one word.
-    pub reason: Reason,
-    /// In a sentence, with what to do.
-    pub message: String,
-}
-
-impl ConditionState {
-    /// It is as it should be.
-    pub fn yes(reason: Reason, message: impl Into<String>) -> ConditionState {
-        ConditionState { holds: Some(true), reason, message: message.into() }
+impl StepConditions {
+    /// What was found out about one condition.
+    pub fn of(type_: ConditionType, state: ConditionState) -> StepConditions {
+        StepConditions([(type_, state)].into())
     }
 
-    /// It is not.
-    pub fn no(reason: impl Into<Reason>, message: impl Into<String>) -> ConditionState {
-        ConditionState { holds: Some(false), reason: reason.into(), message: message.into() }
-    }
-
-    /// It could not be looked at.
-    pub fn unknown(reason: Reason, message: impl Into<String>) -> ConditionState {
-        ConditionState { holds: None, reason, message: message.into() }
-    }
-
-    /// The status of a condition.
-    pub fn status(&self) -> &'static str {
-        match self.holds {
-            Some(true) => "True",
-            Some(false) => "False",
-            None => "Unknown",
-        }
-    }
-}
-
-/// What was found in one reconciliation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conditions {
-    found: BTreeMap<ConditionType, ConditionState>,
-    /// `spec.suspend`.
-    suspended: bool,
-    /// Why the resource, which is being deleted, is still there.
-    deletion: Option<String>,
-}
-
-impl Conditions {
-    /// Nothing was looked at yet.
-    pub fn new(suspended: bool) -> Conditions {
-        let not_reached = ConditionState::unknown(Reason::NotReached, "something before it failed");
-        let mut findings: BTreeMap<ConditionType, ConditionState> =
-            ConditionType::ALL.map(|aspect| (aspect, not_reached.clone())).into();
-        let suspension = match suspended {
-            true => ConditionState::no(
-                Reason::Suspending,
-                "spec.suspend is true; whether pods are left is not known yet",
-            ),
-            false => ConditionState::no(Reason::Running, ""),
-        };
-        findings.insert(ConditionType::Suspended, suspension);
-        Conditions { found: findings, suspended, deletion: None }
-    }
-
-    /// Puts down what was found.
-    pub fn set(&mut self, aspect: ConditionType, finding: ConditionState) {
-        self.found.insert(aspect, finding);
+    /// Records what was found.
+    pub fn set(&mut self, type_: ConditionType, state: ConditionState) {
+        self.0.insert(type_, state);
     }
 
     /// Adds a sentence to what was found, whatever that is.
-    pub fn add(&mut self, aspect: ConditionType, note: &str) {
-        if let Some(finding) = self.found.get_mut(&aspect) {
-            let separator = if finding.message.is_empty() { "" } else { "; " };
-            finding.message.push_str(separator);
-            finding.message.push_str(note);
+    pub fn add_note(&mut self, type_: ConditionType, note: &str) {
+        if let Some(state) = self.0.get_mut(&type_) {
+            let separator = if state.message.is_empty() { "" } else { "; " };
+            state.message.push_str(separator);
+            state.message.push_str(note);
         }
     }
+}
 
-    /// The resource is being deleted, and waits for this.
-    pub fn deletion_waits(&mut self, why: String) {
-        self.deletion = Some(why);
+/// What a resource is meant to become, which decides what `Ready` means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Goal {
+    Streaming,
+    /// `spec.suspend`.
+    Suspended,
+    /// It is being deleted, and is still there for a reason.
+    Deleted {
+        waits_for: String,
+    },
+}
+
+/// The conditions that one reconciliation has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    found: BTreeMap<ConditionType, ConditionState>,
+    goal: Goal,
+}
+
+impl Conditions {
+    /// Nothing was observed yet.
+    pub fn new(is_suspended: bool) -> Conditions {
+        let not_reached = ConditionState::unknown(Reason::NotReached, "something before it failed");
+        let mut found: BTreeMap<ConditionType, ConditionState> =
+            ConditionType::ALL.map(|type_| (type_, not_reached.clone())).into();
+        let (goal, suspension) = match is_suspended {
+            true => (
+                Goal::Suspended,
+                ConditionState::no(
+                    Reason::Suspending,
+                    "spec.suspend is true; whether pods are left is not known yet",
+                ),
+            ),
+            false => (Goal::Streaming, ConditionState::no(Reason::Running, "")),
+        };
+        found.insert(ConditionType::Suspended, suspension);
+        Conditions { found, goal }
+    }
+
+    /// Those of a resource that is being deleted, and waits for something.
+    pub fn of_deletion(is_suspended: bool, waits_for: String) -> Conditions {
+        Conditions { goal: Goal::Deleted { waits_for }, ..Conditions::new(is_suspended) }
+    }
+
+    /// Records what was found.
+    pub fn set(&mut self, type_: ConditionType, state: ConditionState) {
+        self.found.insert(type_, state);
+    }
+
+    /// Records what a step has found.
+    pub fn extend(&mut self, step: StepConditions) {
+        self.found.extend(step.0);
     }
 
     /// Whether everything is as it should be.
-    pub fn is_well(&self) -> bool {
-        self.summary().holds == Some(true)
+    pub fn is_ready(&self) -> bool {
+        self.summary().status == Status::True
     }
 
-    /// Whether it was looked at.
-    pub fn is_reached(&self, aspect: ConditionType) -> bool {
-        self.found.get(&aspect).is_some_and(|finding| finding.reason != Reason::NotReached)
+    /// Whether a step has come to it.
+    pub fn is_reached(&self, type_: ConditionType) -> bool {
+        self.found.get(&type_).is_some_and(|state| state.reason != Reason::NotReached)
     }
 
-    /// Whether it is not as it should be.
-    pub fn fails(&self, aspect: ConditionType) -> bool {
-        self.found.get(&aspect).is_some_and(|finding| finding.holds == Some(false))
-    }
-
-    /// What was found.
-    pub fn holds(&self, aspect: ConditionType) -> bool {
-        self.found.get(&aspect).is_some_and(|finding| finding.holds == Some(true))
+    /// Whether it is as it should be.
+    pub fn status(&self, type_: ConditionType) -> Status {
+        self.found.get(&type_).map_or(Status::Unknown, |state| state.status)
     }
 
     /// The first that is not as it should be, in the order in which things are done. A transient problem hides none that
     /// you have to correct.
     pub fn summary(&self) -> ConditionState {
-        if let Some(why) = &self.deletion {
-            return ConditionState::no(Reason::Deleting, why);
-        }
-        if let Some(suspension) = self.found.get(&ConditionType::Suspended).filter(|_| self.suspended) {
+        match &self.goal {
+            Goal::Deleted { waits_for } => ConditionState::no(Reason::Deleting, waits_for),
             // A resource that is as it was asked to be is ready: tools that wait for it must not time out.
-            return suspension.clone();
+            Goal::Suspended => self
+                .found
+                .get(&ConditionType::Suspended)
+                .cloned()
+                .unwrap_or_else(|| ConditionState::no(Reason::Suspending, "")),
+            Goal::Streaming => self.first_problem(),
         }
-        let checked = self.found.iter().filter(|(aspect, _)| aspect.is_observed());
-        let wrong = |holds| checked.clone().filter(move |(_, finding)| finding.holds == holds);
+    }
+
+    fn first_problem(&self) -> ConditionState {
+        let checked = self.found.iter().filter(|(type_, _)| type_.is_observed());
+        let with = |status| checked.clone().filter(move |(_, state)| state.status == status);
         // Pods come after the slot, and are missing for a moment at every start.
-        let lasts = |(_, finding): &(&ConditionType, &ConditionState)| {
-            !matches!(finding.reason, Reason::NoPod | Reason::NoPodReady) && !finding.reason.passes()
+        let lasts = |(_, state): &(&ConditionType, &ConditionState)| {
+            !matches!(state.reason, Reason::NoPod | Reason::NoPodReady) && !state.reason.passes()
         };
-        match wrong(Some(false))
+        match with(Status::False)
             .find(lasts)
-            .or_else(|| wrong(Some(false)).next())
-            .or_else(|| wrong(None).find(|(_, finding)| finding.reason != Reason::NoCredentials))
+            .or_else(|| with(Status::False).next())
+            .or_else(|| with(Status::Unknown).find(|(_, state)| state.reason != Reason::NoCredentials))
         {
             None => ConditionState::yes(Reason::Streaming, "a relay delivers"),
-            Some((aspect, finding)) => {
-                ConditionState { message: format!("{aspect}: {}", finding.message), ..finding.clone() }
+            Some((type_, state)) => {
+                ConditionState { message: format!("{type_}: {}", state.message), ..state.clone() }
             }
         }
     }
@@ -239,22 +159,22 @@ impl Conditions {
         self.set(ConditionType::Ready, summary);
         self.set(ConditionType::Reconciling, reconciling);
         self.set(ConditionType::Stalled, stalled);
-        let condition = |(aspect, finding): (ConditionType, ConditionState)| Condition {
-            last_transition_time: transition(before, aspect, &finding, now),
-            message: finding.message.clone(),
+        let condition = |(type_, state): (ConditionType, ConditionState)| Condition {
+            last_transition_time: transition(before, type_, &state, now),
+            message: state.message.clone(),
             observed_generation: generation,
-            reason: finding.reason.to_string(),
-            status: finding.status().to_owned(),
-            type_: aspect.to_string(),
+            reason: state.reason.to_string(),
+            status: state.status.as_str().to_owned(),
+            type_: type_.to_string(),
         };
         self.found.into_iter().map(condition).collect()
     }
 }
 
 /// Since when a condition has the status that it has now.
-fn transition(before: &[Condition], aspect: ConditionType, finding: &ConditionState, now: Timestamp) -> Time {
-    let type_ = aspect.to_string();
-    let same = before.iter().find(|known| known.type_ == type_ && known.status == finding.status());
+fn transition(before: &[Condition], type_: ConditionType, state: &ConditionState, now: Timestamp) -> Time {
+    let (type_, status) = (type_.to_string(), state.status.as_str());
+    let same = before.iter().find(|known| known.type_ == type_ && known.status == status);
     same.map_or(Time(now), |known| known.last_transition_time.clone())
 }
 
@@ -263,9 +183,9 @@ fn transition(before: &[Condition], aspect: ConditionType, finding: &ConditionSt
 fn progress(ready: &ConditionState, lasts: bool) -> [ConditionState; 2] {
     let yes = || ConditionState::yes(ready.reason.clone(), ready.message.clone());
     let no = || ConditionState::no(ready.reason.clone(), "");
-    match (ready.holds, ready.reason.outlook()) {
-        (Some(true), _) => [no(), no()],
-        (Some(false), Outlook::NeedsAction) if lasts => [no(), yes()],
+    match (ready.status, ready.reason.outlook()) {
+        (Status::True, _) => [no(), no()],
+        (Status::False, Outlook::NeedsAction) if lasts => [no(), yes()],
         _ => [yes(), no()],
     }
 }
@@ -280,18 +200,18 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn ready(findings: &Conditions) -> (String, String) {
-        let conditions = findings.clone().conditions(&[], None, at(0));
-        let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready").unwrap();
+    fn ready(conditions: &Conditions) -> (String, String) {
+        let written = conditions.clone().conditions(&[], None, at(0));
+        let ready = written.into_iter().find(|condition| condition.type_ == "Ready").unwrap();
         (ready.status, ready.reason)
     }
 
     fn all_well() -> Conditions {
-        let mut findings = Conditions::new(false);
-        for aspect in ConditionType::ALL.into_iter().filter(|aspect| *aspect != ConditionType::Suspended) {
-            findings.set(aspect, ConditionState::yes(Reason::Present, ""));
+        let mut conditions = Conditions::new(false);
+        for type_ in ConditionType::ALL.into_iter().filter(|type_| *type_ != ConditionType::Suspended) {
+            conditions.set(type_, ConditionState::yes(Reason::Present, ""));
         }
-        findings
+        conditions
     }
 
     #[test]
@@ -306,17 +226,17 @@ mod tests {
     #[test]
     fn ready_names_what_is_wrong_first_and_suspension_before_all() {
         assert_eq!(ready(&all_well()).0, "True");
-        let mut findings = all_well();
-        findings.set(ConditionType::Streaming, ConditionState::unknown(Reason::NotReached, ""));
-        findings.set(ConditionType::TopicsReady, ConditionState::no(Reason::NotAsDeclared, ""));
-        assert_eq!(ready(&findings), ("False".into(), "NotAsDeclared".into()));
-        findings.set(ConditionType::SlotReady, ConditionState::no(Reason::WaitingForRelay, ""));
-        findings.set(ConditionType::TopicsReady, ConditionState::yes(Reason::AsDeclared, ""));
-        findings.set(ConditionType::WorkloadAvailable, ConditionState::no(Reason::NotMade, ""));
-        assert_eq!(ready(&findings), ("False".into(), "NotMade".into()), "the slot is waited for in vain");
-        findings.suspended = true;
-        findings.set(ConditionType::Suspended, ConditionState::yes(Reason::Suspended, ""));
-        assert_eq!(ready(&findings), ("True".into(), "Suspended".into()), "as it was asked to be");
+        let mut conditions = all_well();
+        conditions.set(ConditionType::Streaming, ConditionState::unknown(Reason::NotReached, ""));
+        conditions.set(ConditionType::TopicsReady, ConditionState::no(Reason::NotAsDeclared, ""));
+        assert_eq!(ready(&conditions), ("False".into(), "NotAsDeclared".into()));
+        conditions.set(ConditionType::SlotReady, ConditionState::no(Reason::WaitingForRelay, ""));
+        conditions.set(ConditionType::TopicsReady, ConditionState::yes(Reason::AsDeclared, ""));
+        conditions.set(ConditionType::WorkloadAvailable, ConditionState::no(Reason::NotMade, ""));
+        assert_eq!(ready(&conditions), ("False".into(), "NotMade".into()), "the slot is waited for in vain");
+        conditions.goal = Goal::Suspended;
+        conditions.set(ConditionType::Suspended, ConditionState::yes(Reason::Suspended, ""));
+        assert_eq!(ready(&conditions), ("True".into(), "Suspended".into()), "as it was asked to be");
         assert_eq!(ready(&Conditions::new(true)), ("False".into(), "Suspending".into()));
     }
 
@@ -334,16 +254,16 @@ mod tests {
 
     #[test]
     fn tools_that_wait_know_what_to_wait_for() {
-        let of = |findings: &Conditions, since: i64, now: i64| {
-            let before = findings.clone().conditions(&[], Some(1), at(since));
-            kstatus(&findings.clone().conditions(&before, Some(1), at(now)))
+        let of = |conditions: &Conditions, since: i64, now: i64| {
+            let before = conditions.clone().conditions(&[], Some(1), at(since));
+            kstatus(&conditions.clone().conditions(&before, Some(1), at(now)))
         };
         assert_eq!(of(&all_well(), 0, 100), "Current");
         assert_eq!(of(&Conditions::new(false), 0, 100), "InProgress");
-        let with = |aspect, finding| {
-            let mut findings = all_well();
-            findings.set(aspect, finding);
-            findings
+        let with = |type_, state| {
+            let mut conditions = all_well();
+            conditions.set(type_, state);
+            conditions
         };
         let missing =
             with(ConditionType::ReferencesResolved, ConditionState::no(Reason::SecretUnusable, "no Secret"));
@@ -365,9 +285,9 @@ mod tests {
     #[test]
     fn a_condition_keeps_its_time_while_its_status_stays() {
         let first = all_well().conditions(&[], Some(1), at(10));
-        let mut findings = all_well();
-        findings.set(ConditionType::KafkaReachable, ConditionState::no(Reason::KafkaUnreachable, "away"));
-        let second = findings.conditions(&first, Some(2), at(20));
+        let mut conditions = all_well();
+        conditions.set(ConditionType::KafkaReachable, ConditionState::no(Reason::KafkaUnreachable, "away"));
+        let second = conditions.conditions(&first, Some(2), at(20));
         let times: BTreeMap<_, _> = second
             .iter()
             .map(|condition| (condition.type_.as_str(), condition.last_transition_time.0.as_second()))

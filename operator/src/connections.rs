@@ -19,7 +19,7 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use crate::breaker::Breaker;
-use crate::desired::workload::digest;
+use crate::digest::{ClientKey, ConnectionKey, SecretsDigest};
 use crate::topics::{Cluster, KafkaError};
 
 /// Longer than from one reconciliation to the next.
@@ -39,7 +39,7 @@ const LIMITS: &str =
 pub struct Connections {
     /// To relays.
     pub relays: RelayClient,
-    turns: Mutex<HashMap<String, Weak<Semaphore>>>,
+    turns: Mutex<HashMap<ConnectionKey, Weak<Semaphore>>>,
     clusters: Mutex<HashMap<ClusterKey, Shared>>,
     databases: Mutex<Vec<Idle>>,
     /// Database servers that do not answer.
@@ -49,21 +49,21 @@ pub struct Connections {
 /// To the pods of relays, which are asked every few seconds: connections are kept from one reconciliation to the next.
 pub type RelayClient = Client<HttpConnector, Empty<Bytes>>;
 
-/// A digest of a client's settings, and the credentials that its tokens are fetched with.
-type ClusterKey = (String, Option<TokenCredentials>);
+/// The settings of a client, and the credentials that its tokens are fetched with.
+type ClusterKey = (ClientKey, Option<TokenCredentials>);
 
 /// A cluster's client, and when it was last asked for.
 type Shared = (Instant, Arc<OnceCell<Cluster>>);
 
 struct Idle {
-    key: String,
+    key: ConnectionKey,
     since: Instant,
     connection: PgConnection,
 }
 
 /// An open connection, to be given back with [`Connections::keep`] where nothing went wrong on it.
 pub struct Database {
-    key: String,
+    key: ConnectionKey,
     _turn: Option<OwnedSemaphorePermit>,
     /// The connection.
     pub sql: PgConnection,
@@ -84,7 +84,7 @@ impl Connections {
     /// The settings cannot be used.
     pub async fn cluster(&self, sink: &Sink) -> Result<Cluster, KafkaError> {
         let (sink, config) = (sink.clone(), client_config(sink));
-        let cell = self.cell((cluster_key(&config), sink.access.token_credentials().cloned()));
+        let cell = self.cell((client_key(&config), sink.access.token_credentials().cloned()));
         // Many resources may ask for the same one at once: one of them creates it.
         let create = async || match tokio::task::spawn_blocking(move || Cluster::new(&sink)).await {
             Ok(created) => created,
@@ -101,8 +101,7 @@ impl Connections {
         Arc::clone(cell)
     }
 
-    /// A connection to the database that takes writes. `access` is what the files that `source` names hold, and `secrets` a digest of
-    /// them.
+    /// A connection to the database that takes writes. `access` is what the files that `source` names hold.
     ///
     /// # Errors
     /// The reason why there is none.
@@ -110,9 +109,9 @@ impl Connections {
         &self,
         source: &config::Source,
         access: &Access,
-        secrets: &str,
+        secrets: &SecretsDigest,
     ) -> Result<Database, RelayError> {
-        let key = key(source, secrets);
+        let key = connection_key(source, secrets);
         // Never closed.
         let turn = self.turns(&key).acquire_owned().await.ok();
         if let Some(mut sql) = self.take(&key) {
@@ -130,14 +129,14 @@ impl Connections {
         Ok(Database { sql, _turn: turn, key })
     }
 
-    fn turns(&self, key: &str) -> Arc<Semaphore> {
+    fn turns(&self, key: &ConnectionKey) -> Arc<Semaphore> {
         let mut turns = lock(&self.turns);
         if let Some(turns) = turns.get(key).and_then(Weak::upgrade) {
             return turns;
         }
         turns.retain(|_, turns| turns.strong_count() > 0);
         let new = Arc::new(Semaphore::new(AT_ONCE));
-        turns.insert(key.to_owned(), Arc::downgrade(&new));
+        turns.insert(key.clone(), Arc::downgrade(&new));
         new
     }
 
@@ -158,25 +157,26 @@ impl Connections {
         }
     }
 
-    fn take(&self, key: &str) -> Option<PgConnection> {
+    fn take(&self, key: &ConnectionKey) -> Option<PgConnection> {
         let mut idle = lock(&self.databases);
-        let position = idle.iter().rposition(|idle| idle.key == key && idle.since.elapsed() < IDLE)?;
+        let position = idle.iter().rposition(|idle| idle.key == *key && idle.since.elapsed() < IDLE)?;
         Some(idle.remove(position).connection)
     }
 }
 
 /// Of all settings of a connection: one that was opened without verifying the server is not reused where verification is required.
-fn key(source: &config::Source, secrets: &str) -> String {
+fn connection_key(source: &config::Source, secrets: &SecretsDigest) -> ConnectionKey {
     let config::Source { host, port, database, user, password, tls, .. } = source;
     let password = password.as_ref().map_or("", |password| password.reveal());
-    digest([host, &port.to_string(), database, user, password, &format!("{:?}", tls.mode), secrets])
+    let (port, mode) = (port.to_string(), format!("{:?}", tls.mode));
+    ConnectionKey::of([host, &port, database, user, password, &mode, secrets.as_str()])
 }
 
 /// Of all settings of a client, including secrets: `config_map` alone masks them, and a client would be reused by any
 /// resource that knows the name of its user.
-fn cluster_key(config: &ClientConfig) -> String {
+fn client_key(config: &ClientConfig) -> ClientKey {
     let names: BTreeSet<&str> = config.config_map().into_keys().collect();
-    digest(names.into_iter().flat_map(|name| [name, config.get(name).unwrap_or_default()]))
+    ClientKey::of(names.into_iter().flat_map(|name| [name, config.get(name).unwrap_or_default()]))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,6 +198,8 @@ mod tests {
 
     #[test]
     fn a_connection_is_reused_only_with_equal_settings() {
+        let key =
+            |source: &config::Source, secrets: &str| connection_key(source, &SecretsDigest::of([secrets]));
         let given = key(&source("user", json!("u")), "secrets");
         assert_eq!(given, key(&source("slot", json!({"name": "t"})), "secrets"), "it does not matter");
         for (field, value) in [
@@ -224,10 +226,10 @@ mod tests {
             }
             config
         };
-        let given = cluster_key(&config(""));
-        assert_eq!(given, cluster_key(&config("")));
+        let given = client_key(&config(""));
+        assert_eq!(given, client_key(&config("")));
         for name in secrets {
-            assert_ne!(given, cluster_key(&config(name)), "{name}");
+            assert_ne!(given, client_key(&config(name)), "{name}");
         }
     }
 }

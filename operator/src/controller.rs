@@ -10,11 +10,8 @@ use kube::runtime::controller::{Action, Config, Error};
 use tokio::sync::watch;
 
 use crate::metrics::Metrics;
-use crate::reconcile::{Context, ReconcileError, reconcile, reconcile_unreadable};
+use crate::reconcile::{Context, MOST_AT_ONCE, ReconcileError, reconcile, reconcile_unreadable};
 use crate::stores::{Guarded, Stores};
-
-/// Reconciliations wait for servers most of the time. Of all namespaces together: see [`Context::turns`].
-pub const AT_ONCE: u16 = 64;
 
 /// What is looked after.
 pub struct Loop {
@@ -45,7 +42,7 @@ pub async fn run(loops: Vec<Loop>, context: Arc<Context>, mut stop: watch::Recei
         loops.into_iter().map(|one| run_one(one, Arc::clone(&context), stop.clone())).collect();
     let finished = async {
         drop(stop.wait_for(|stop| *stop).await);
-        let all = context.turns.acquire_many(AT_ONCE.into());
+        let all = context.permits.acquire_many(MOST_AT_ONCE.into());
         if tokio::time::timeout(FINISH_WITHIN, all).await.is_err() {
             tracing::warn!(
                 "a reconciliation did not end within {FINISH_WITHIN:?}; the next operator does it again"
@@ -59,7 +56,7 @@ async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<boo
     let forgetting = Arc::clone(&context);
     let reconciliations = one
         .controller
-        .with_config(Config::default().concurrency(AT_ONCE))
+        .with_config(Config::default().concurrency(MOST_AT_ONCE))
         .graceful_shutdown_on(async move { drop(stop.wait_for(|stop| *stop).await) })
         .run(guarded, again, context)
         .for_each(async |ended| {
@@ -80,11 +77,11 @@ async fn run_one(one: Loop, context: Arc<Context>, mut stop: watch::Receiver<boo
 }
 
 async fn guarded(relay: Arc<Guarded>, context: Arc<Context>) -> Result<Action, ReconcileError> {
-    for stores in &context.stores {
+    for stores in context.stores() {
         stores.synced(&*relay).await?;
     }
-    // Closed never.
-    let _turn = context.turns.acquire().await.ok();
+    // Never closed.
+    let _permit = context.permits.acquire().await.ok();
     match &relay.0 {
         Ok(relay) => reconcile(relay, &context).await,
         Err(invalid) => reconcile_unreadable(&relay, &invalid.error, &context).await,
@@ -93,12 +90,7 @@ async fn guarded(relay: Arc<Guarded>, context: Arc<Context>) -> Result<Action, R
 
 fn again(relay: Arc<Guarded>, error: &ReconcileError, context: Arc<Context>) -> Action {
     tracing::warn!(namespace = relay.namespace(), name = relay.name_any(), %error, "will be tried again");
-    let failures = relay.0.as_ref().map_or(0, |relay| {
-        context.cache.with(relay, |cached| {
-            cached.failures = cached.failures.saturating_add(1);
-            cached.failures
-        })
-    });
+    let failures = relay.0.as_ref().map_or(0, |relay| context.on_failure(relay));
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.subsec_nanos());
     Action::requeue(pause(failures, nanos))
 }

@@ -5,22 +5,19 @@ use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::process::exit;
 use std::sync::Arc;
-use std::time::Instant;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use kube::Client;
-use outbox_operator::cache::ReconcileCache;
-use outbox_operator::connections::Connections;
 use outbox_operator::desired::pod;
 use outbox_operator::leadership::{DEFAULT_LEASE, Leadership, LeaseReference};
 use outbox_operator::metrics::Metrics;
-use outbox_operator::reconcile::Context;
+use outbox_operator::reconcile::{Context, RelayDefaults};
 use outbox_operator::{conditions, controller, doctor, field_table, resource};
 use process::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OnceCell, Semaphore, watch};
+use tokio::sync::watch;
 
 const DEFAULT_LOG_FILTER: &str = "info,librdkafka=off,rdkafka=off";
 
@@ -223,18 +220,11 @@ fn readiness(metrics: &Metrics) -> impl Fn() -> Readiness + Send + Sync + use<> 
 async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::Receiver<bool>) {
     metrics.leader.set(1);
     let (stores, loops) = controller::watch(&client, &options.place.namespaces(), &metrics);
-    let context = Context {
-        client,
+    let defaults = RelayDefaults {
         image: options.relay_image.clone(),
         pod_template: options.relay_pod_template.clone(),
-        stores,
-        connections: Connections::default(),
-        cache: ReconcileCache::default(),
-        metrics,
-        user_ids: OnceCell::new(),
-        since: Instant::now(),
-        turns: Semaphore::new(controller::AT_ONCE.into()),
     };
+    let context = Context::new(client, defaults, stores, metrics);
     controller::run(loops, Arc::new(context), stopping).await;
 }
 

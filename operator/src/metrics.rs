@@ -8,7 +8,7 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use crate::conditions::ConditionType;
+use crate::conditions::{ConditionType, Status};
 use crate::resource::{Condition, OutboxRelay};
 
 const NAMESPACE: &str = "outbox_operator";
@@ -54,7 +54,6 @@ pub struct Metrics {
     retained_wal_bytes: IntGaugeVec,
 }
 
-const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
 const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 
 impl Metrics {
@@ -179,7 +178,7 @@ impl Metrics {
     pub fn conditions(&self, relay: &OutboxRelay, conditions: &[Condition]) {
         let (namespace, name) = names(relay);
         for condition in conditions {
-            for status in STATUSES {
+            for status in Status::ALL.map(Status::as_str) {
                 let labels = [namespace.as_str(), &name, &condition.type_, status];
                 if condition.status == status {
                     self.conditions.with_label_values(&labels).set(1);
@@ -219,9 +218,9 @@ impl Metrics {
     }
 
     fn forget_conditions(&self, namespace: &str, name: &str) {
-        for aspect in ConditionType::ALL {
-            for status in STATUSES {
-                let labels = [namespace, name, &aspect.to_string(), status];
+        for type_ in ConditionType::ALL {
+            for status in Status::ALL.map(Status::as_str) {
+                let labels = [namespace, name, &type_.to_string(), status];
                 // It may never have been there.
                 drop(self.conditions.remove_label_values(&labels));
             }

@@ -125,3 +125,27 @@ pub struct OutboxRelaySpec {
     #[serde(default)]
     pub suspend: bool,
 }
+
+impl OutboxRelaySpec {
+    /// Of the topics that are declared.
+    pub fn topic_names(&self) -> Vec<String> {
+        self.topics.iter().map(|topic| topic.name.clone()).collect()
+    }
+
+    /// Whether something outside Kubernetes is deleted with the resource.
+    pub fn deletes_something(&self) -> bool {
+        let deletes_topic = |topic: &Topic| topic.deletion_policy == DeletionPolicy::Delete;
+        self.deletes_slot() || self.deletes_publication() || self.topics.iter().any(deletes_topic)
+    }
+
+    /// A slot that another tool creates is not the operator's to drop.
+    pub fn deletes_slot(&self) -> bool {
+        let slot = &self.source.postgres.slot;
+        slot.deletion_policy == DeletionPolicy::Delete && slot.creation_policy == CreationPolicy::IfMissing
+    }
+
+    /// Whether a publication that the operator has created is dropped.
+    pub fn deletes_publication(&self) -> bool {
+        self.source.postgres.publication.deletion_policy == DeletionPolicy::Delete
+    }
+}

@@ -11,7 +11,7 @@ use outbox_relay::config::Secret as Hidden;
 
 pub use self::reader::{ReadError, Reader, SecretError, Values};
 use crate::desired::files::{self, KAFKA, POSTGRES, SecretFolder};
-use crate::desired::workload::digest;
+use crate::digest::SecretsDigest;
 use crate::resource::{CredentialsSecretRef, KafkaSink, PostgresSource, Username};
 
 /// A user name and a password.
@@ -42,8 +42,8 @@ impl Files {
     }
 
     /// Changes when any of them changes.
-    pub fn digest(&self) -> String {
-        digest(self.of_pods.values().chain(self.own.values()).map(String::as_str))
+    pub fn digest(&self) -> SecretsDigest {
+        SecretsDigest::of(self.of_pods.values().chain(self.own.values()).map(String::as_str))
     }
 }
 

@@ -1,4 +1,4 @@
-//! No module of the API is in a cycle: a reader can start anywhere and only follows imports downwards.
+//! No module of the API or the operator is in a cycle: a reader can start anywhere and only follows imports downwards.
 
 #![allow(
     clippy::unwrap_used,
@@ -122,6 +122,11 @@ fn no_module_of_the_basket_is_in_a_cycle() {
 #[test]
 fn no_module_of_the_service_is_in_a_cycle() {
     assert_no_cycle("api/src");
+}
+
+#[test]
+fn no_module_of_the_operator_is_in_a_cycle() {
+    assert_no_cycle("operator/src");
 }
 
 #[test]

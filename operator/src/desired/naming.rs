@@ -10,6 +10,9 @@ use crate::resource::OutboxRelay;
 /// Who makes the objects; server-side apply knows them by it.
 pub const MANAGER: &str = "outbox-operator";
 
+/// Name of the relay's container.
+pub(super) const CONTAINER: &str = "relay";
+
 const NAME: &str = "app.kubernetes.io/name";
 /// The label with the name of the resource.
 pub const INSTANCE: &str = "app.kubernetes.io/instance";

@@ -14,9 +14,11 @@ use kube::api::ObjectMeta;
 use serde_json::Value;
 
 use super::configuration::{ADMIN_PORT, Invalid};
+use super::configuration_file::{FOLDER, NAME};
 use super::files::mounted;
-use super::naming::{labels, object_name, selector};
+use super::naming::{CONTAINER, labels, object_name, selector};
 use super::pod_overrides;
+use crate::digest::ConfigurationDigest;
 use crate::resource::{LogLevel, OutboxRelay};
 
 /// Longer than the relay takes from the signal to its end (`spec.shutdown.graceSeconds`): it ends before it is killed.
@@ -26,12 +28,6 @@ const USER: i64 = 65_532;
 /// What a relay that has nothing to do but 1,000 events per second needs, measured in docs/PERFORMANCE.md, with room: a pod that requests
 /// nothing is the first that its node evicts, and a namespace with a quota refuses it.
 const REQUESTS: [(&str, &str); 2] = [("cpu", "100m"), ("memory", "64Mi")];
-/// Where the container finds the configuration.
-pub(super) const CONFIGURATION_FOLDER: &str = "/etc/outbox-relay/config";
-/// Name of the relay's container.
-pub(super) const CONTAINER: &str = "relay";
-/// Name of the configuration's file.
-pub const CONFIGURATION_FILE: &str = "relay.yaml";
 /// Name of the admin listener's port.
 pub const ADMIN: &str = "admin";
 /// How messages call the template for all relays.
@@ -75,12 +71,12 @@ impl UserIds {
 pub fn template(
     relay: &OutboxRelay,
     defaults: PodDefaults<'_>,
-    digest: &str,
+    digest: &ConfigurationDigest,
 ) -> Result<PodTemplateSpec, Invalid> {
     let own = PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels(relay)),
-            annotations: Some([(DIGEST.to_owned(), digest.to_owned())].into()),
+            annotations: Some([(DIGEST.to_owned(), digest.as_str().to_owned())].into()),
             ..ObjectMeta::default()
         }),
         spec: Some(pod(relay, defaults)),
@@ -96,7 +92,7 @@ pub fn template(
     // The pods are found by the labels, and replaced when the digest changes.
     let metadata = template.metadata.get_or_insert_default();
     metadata.labels.get_or_insert_default().extend(labels(relay));
-    metadata.annotations.get_or_insert_default().insert(DIGEST.to_owned(), digest.to_owned());
+    metadata.annotations.get_or_insert_default().insert(DIGEST.to_owned(), digest.as_str().to_owned());
     Ok(template)
 }
 
@@ -215,7 +211,7 @@ fn container(relay: &OutboxRelay, image: &str) -> Container {
     let workload = &relay.spec.relay;
     let configuration = VolumeMount {
         name: "configuration".to_owned(),
-        mount_path: CONFIGURATION_FOLDER.to_owned(),
+        mount_path: FOLDER.to_owned(),
         read_only: Some(true),
         ..VolumeMount::default()
     };
@@ -227,7 +223,7 @@ fn container(relay: &OutboxRelay, image: &str) -> Container {
             ["run", "--log-format", "json", "--config"]
                 .map(str::to_owned)
                 .into_iter()
-                .chain([format!("{CONFIGURATION_FOLDER}/{CONFIGURATION_FILE}")])
+                .chain([format!("{FOLDER}/{NAME}")])
                 .collect(),
         ),
         env: Some(vec![EnvVar {

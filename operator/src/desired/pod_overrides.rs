@@ -7,8 +7,9 @@ use k8s_openapi::DeepMerge;
 use k8s_openapi::api::core::v1::{Container, EnvFromSource, PodTemplateSpec};
 use serde_json::Value;
 
+use super::configuration_file::FOLDER;
 use super::files::POD_ROOT;
-use super::pod::{CONFIGURATION_FOLDER, CONTAINER};
+use super::naming::CONTAINER;
 
 /// Environment variables that the relay reads as configuration.
 const CONFIGURING: &str = "OUTBOX_RELAY_";
@@ -170,8 +171,7 @@ fn keeps_files(own: &PodTemplateSpec, laid: &PodTemplateSpec) -> Result<(), Stri
     if let Some(volume) = volumes(own).into_iter().find(|volume| !laid_volumes.contains(volume)) {
         return Err(format!("the volume {} is the operator's: give another one another name", volume.name));
     }
-    let is_within =
-        |path: &str| [CONFIGURATION_FOLDER, POD_ROOT].iter().any(|own| Path::new(path).starts_with(own));
+    let is_within = |path: &str| [FOLDER, POD_ROOT].iter().any(|own| Path::new(path).starts_with(own));
     let changed = own_mounts.iter().find(|mount| !laid_mounts.contains(mount));
     let added = laid_mounts.iter().find(|mount| !own_mounts.contains(mount) && is_within(&mount.mount_path));
     match changed.or(added) {

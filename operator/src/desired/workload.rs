@@ -10,11 +10,12 @@ use k8s_openapi::api::networking::v1::{
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use sha2::{Digest, Sha256};
 
 use super::configuration::{ADMIN_PORT, Invalid};
+use super::configuration_file::{self, ConfigurationFile};
 use super::naming::{metadata, selector};
-use super::pod::{self, ADMIN, CONFIGURATION_FILE, PodDefaults};
+use super::pod::{self, ADMIN, PodDefaults};
+use crate::digest::WorkloadDigest;
 use crate::resource::OutboxRelay;
 
 /// Every object of a relay.
@@ -34,17 +35,17 @@ pub struct Workload {
     pub deployment: Deployment,
 }
 
-/// The objects of a relay with this configuration, which is YAML. Pods are replaced when it changes, and not when a Secret does: the relay
+/// The objects of a relay with this configuration. Pods are replaced when it changes, and not when a Secret does: the relay
 /// reads passwords and certificates again at each connect.
 ///
 /// # Errors
 /// As [`pod::template`].
 pub fn workload(
     relay: &OutboxRelay,
-    configuration: &str,
+    configuration: &ConfigurationFile,
     defaults: PodDefaults<'_>,
 ) -> Result<Workload, Invalid> {
-    let template = pod::template(relay, defaults, &digest([configuration]))?;
+    let template = pod::template(relay, defaults, &configuration.digest())?;
     Ok(Workload {
         service_account: ServiceAccount {
             metadata: metadata(relay),
@@ -53,7 +54,7 @@ pub fn workload(
         },
         config_map: ConfigMap {
             metadata: metadata(relay),
-            data: Some([(CONFIGURATION_FILE.to_owned(), configuration.to_owned())].into()),
+            data: Some([(configuration_file::NAME.to_owned(), configuration.as_str().to_owned())].into()),
             ..ConfigMap::default()
         },
         service: service(relay),
@@ -75,7 +76,7 @@ pub fn workload(
 
 impl Workload {
     /// Changes when anything in it changes.
-    pub fn digest(&self) -> String {
+    pub fn digest(&self) -> WorkloadDigest {
         // What has no JSON form would be applied in no other.
         let json = |object: serde_json::Result<String>| object.unwrap_or_default();
         let objects = [
@@ -86,18 +87,8 @@ impl Workload {
             json(serde_json::to_string(&self.network_policy)),
             json(serde_json::to_string(&self.deployment)),
         ];
-        digest(objects.iter().map(String::as_str))
+        WorkloadDigest::of(objects.iter().map(String::as_str))
     }
-}
-
-/// Of texts, each told apart from the next.
-pub fn digest<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut digest = Sha256::new();
-    for text in texts {
-        digest.update((text.len() as u64).to_be_bytes());
-        digest.update(text);
-    }
-    digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn by_label(relay: &OutboxRelay) -> LabelSelector {

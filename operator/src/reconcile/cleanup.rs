@@ -9,7 +9,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::DeleteParams;
-use outbox_relay::config::{self, quote};
+use outbox_relay::config;
 use outbox_relay::error::{ErrorKind, RelayError};
 use outbox_relay::postgres::checkpoint;
 use outbox_relay::postgres::grants;
@@ -18,34 +18,17 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
 use super::deletion_rights::not_permitted;
+use super::owned_topics::{self, OwnedTopics};
 use super::resolve::{self, Readers, without_references};
-use super::source::is_own_publication;
-use super::{Pass, workload};
+use super::{Context, publication, sink, source, workload};
 use crate::desired::configuration::{self, identity};
-use crate::resource::{CreationPolicy, DeletionPolicy, OutboxRelay, OutboxRelaySpec, TopicStatus};
+use crate::resource::{DeletionPolicy, OutboxRelay};
 
 /// Set to "true" on a resource that is being deleted, it lets the resource go at once, whatever is left outside.
 pub const FORCE: &str = "outbox.dev/force-delete";
 /// So long a resource is held when what its policies say cannot be done: longer than a restart or a failover takes, and no
 /// namespace stays for a day because a database is gone.
 pub const GIVE_UP_AFTER_SECONDS: i64 = 30 * 60;
-
-/// Whether something outside Kubernetes goes with the resource.
-pub fn deletes_something(spec: &OutboxRelaySpec) -> bool {
-    let policies = [deletes_slot(spec), deletes_publication(spec)];
-    let topics = spec.topics.iter().map(|topic| topic.deletion_policy == DeletionPolicy::Delete);
-    policies.into_iter().chain(topics).any(|deletes| deletes)
-}
-
-/// A slot that another tool creates is not the operator's to drop.
-pub(super) fn deletes_slot(spec: &OutboxRelaySpec) -> bool {
-    let slot = &spec.source.postgres.slot;
-    slot.deletion_policy == DeletionPolicy::Delete && slot.creation_policy == CreationPolicy::IfMissing
-}
-
-pub(super) fn deletes_publication(spec: &OutboxRelaySpec) -> bool {
-    spec.source.postgres.publication.deletion_policy == DeletionPolicy::Delete
-}
 
 /// How long one try may take: a lock or a silent server must not keep a resource forever, and one that is deleted by force is tried
 /// once more, for a moment.
@@ -113,91 +96,101 @@ impl From<RelayError> for Pending {
 const OF_POSTGRES: &str = "slot and publication";
 const OF_KAFKA: &str = "topics";
 
-impl Pass<'_> {
-    /// Everything that has to be done before the resource may go. Doing it twice is no error.
-    pub(super) async fn clean_up(&mut self) -> Result<(), Pending> {
-        self.stop_relay().await?;
-        let mut readers = Readers::new(self.relay, self.context);
-        let cleaned = self.clean_sides(&mut readers).await;
-        // The next try needs it, when the Secrets are gone by then.
-        resolve::remember(self.relay, self.context, readers.into_used());
-        cleaned
-    }
+/// Does everything that has to be done before the resource may go. Doing it twice is no error.
+pub(super) async fn clean_up(relay: &OutboxRelay, context: &Context) -> Result<(), Pending> {
+    stop_relay(relay, context).await?;
+    let mut readers = Readers::new(relay, context);
+    let cleaned = clean_sides(relay, context, &mut readers).await;
+    // The next try needs it, when the Secrets are gone by then.
+    resolve::remember(relay, context, readers.into_used());
+    cleaned
+}
 
-    async fn clean_sides(&self, readers: &mut Readers<'_>) -> Result<(), Pending> {
-        // A silent server of one side leaves time for the other.
-        let within = within(self.relay) / 2;
-        let late = |what| Err(Pending::Late { what, within });
-        let database = tokio::time::timeout(within, self.clean_database(readers)).await;
-        let database = database.unwrap_or_else(|_| late(OF_POSTGRES));
-        if matches!(database, Err(Pending::SlotHeld(_))) {
-            // The relay still writes to its topics.
-            return database;
-        }
-        let topics = tokio::time::timeout(within, self.clean_topics(readers)).await;
-        match (database, topics.unwrap_or_else(|_| late(OF_KAFKA))) {
-            (Err(database), Err(topics)) => Err(Pending::Both(database.into(), topics.into())),
-            (database, topics) => database.and(topics),
-        }
+async fn clean_sides(
+    relay: &OutboxRelay,
+    context: &Context,
+    readers: &mut Readers<'_>,
+) -> Result<(), Pending> {
+    // A silent server of one side leaves time for the other.
+    let within = within(relay) / 2;
+    let late = |what| Err(Pending::Late { what, within });
+    let database = tokio::time::timeout(within, clean_database(relay, context, readers)).await;
+    let database = database.unwrap_or_else(|_| late(OF_POSTGRES));
+    if matches!(database, Err(Pending::SlotHeld(_))) {
+        // The relay still writes to its topics.
+        return database;
     }
+    let topics = tokio::time::timeout(within, clean_topics(relay, context, readers)).await;
+    match (database, topics.unwrap_or_else(|_| late(OF_KAFKA))) {
+        (Err(database), Err(topics)) => Err(Pending::Both(database.into(), topics.into())),
+        (database, topics) => database.and(topics),
+    }
+}
 
-    /// In a namespace that is being deleted the operator's Role there may go before the resource: then it may not look at the Deployment,
-    /// which is deleted with the namespace, and the slot tells whether a relay still runs.
-    async fn stop_relay(&self) -> Result<(), kube::Error> {
-        let deployments = self.context.namespaced::<Deployment>(self.relay);
-        let metrics = &self.context.metrics;
-        match workload::delete_own(metrics, &deployments, self.relay, DeleteParams::foreground()).await {
-            Err(kube::Error::Api(refusal)) if refusal.code == 403 => Ok(()),
-            stopped => stopped,
-        }
+/// In a namespace that is being deleted the operator's Role there may go before the resource: then it may not look at the Deployment,
+/// which is deleted with the namespace, and the slot tells whether a relay still runs.
+async fn stop_relay(relay: &OutboxRelay, context: &Context) -> Result<(), kube::Error> {
+    let deployments = context.namespaced::<Deployment>(relay);
+    match workload::delete_own(&context.metrics, &deployments, relay, DeleteParams::foreground()).await {
+        Err(kube::Error::Api(refusal)) if refusal.code == 403 => Ok(()),
+        stopped => stopped,
     }
+}
 
-    async fn clean_database(&self, readers: &mut Readers<'_>) -> Result<(), Pending> {
-        let publication = &self.relay.spec.source.postgres.publication;
-        let (drops_slot, drops_publication) =
-            (deletes_slot(&self.relay.spec), deletes_publication(&self.relay.spec));
-        if !drops_slot && !drops_publication {
-            return Ok(());
-        }
-        let (postgres, secrets) =
-            readers.postgres().await.map_err(|error| unresolved(OF_POSTGRES, &error))?;
-        let relay = without_references(self.relay, Some(postgres), None);
-        let source = configuration::source(&relay, &secrets.user);
-        let source = source.map_err(|invalid| unresolved(OF_POSTGRES, &invalid))?;
-        let admin = self.administrator(&source, &secrets);
-        let mut database = self.connect(&admin, &secrets).await?;
-        let sql = &mut database.sql;
-        if drops_slot {
-            end_slot(sql, &admin, self.relay).await?;
-        }
-        if drops_publication && is_own_publication(sql, &publication.name, self.relay).await? {
-            if let Some(grant) = grants::to_drop_publication(sql, &publication.name, &admin.user).await? {
-                return Err(Pending::NotPermitted(not_permitted(&admin, &grant)));
-            }
-            drop_publication(sql, &publication.name).await?;
-        }
-        drop(database.sql.close().await);
-        Ok(())
+async fn clean_database(
+    relay: &OutboxRelay,
+    context: &Context,
+    readers: &mut Readers<'_>,
+) -> Result<(), Pending> {
+    let name = &relay.spec.source.postgres.publication.name;
+    let (drops_slot, drops_publication) = (relay.spec.deletes_slot(), relay.spec.deletes_publication());
+    if !drops_slot && !drops_publication {
+        return Ok(());
     }
+    let (postgres, secrets) = readers.postgres().await.map_err(|error| unresolved(OF_POSTGRES, &error))?;
+    let resolved = without_references(relay, Some(postgres), None);
+    let source = configuration::source(&resolved, &secrets.user);
+    let source = source.map_err(|invalid| unresolved(OF_POSTGRES, &invalid))?;
+    let admin = source::administrator(relay, &source, &secrets);
+    let mut database = source::connect(context, &admin, &secrets).await?;
+    let sql = &mut database.sql;
+    if drops_slot {
+        end_slot(sql, &admin, relay).await?;
+    }
+    if drops_publication && publication::is_own(sql, name, relay).await? {
+        if let Some(grant) = grants::to_drop_publication(sql, name, &admin.user).await? {
+            return Err(Pending::NotPermitted(not_permitted(&admin, &grant)));
+        }
+        publication::drop(sql, name).await?;
+    }
+    drop(database.sql.close().await);
+    Ok(())
+}
 
-    async fn clean_topics(&self, readers: &mut Readers<'_>) -> Result<(), Pending> {
-        let declared = |name: &str| self.relay.spec.topics.iter().any(|topic| topic.name == name);
-        let is_doomed =
-            |topic: &&TopicStatus| topic.deletion_policy == DeletionPolicy::Delete && declared(&topic.name);
-        let doomed: Vec<_> = self.topics.iter().filter(is_doomed).collect();
-        if doomed.is_empty() {
-            return Ok(());
-        }
-        let (kafka, secrets) = readers.kafka().await.map_err(|error| unresolved(OF_KAFKA, &error))?;
-        let relay = without_references(self.relay, None, Some(kafka));
-        let sink = configuration::sink(&relay).map_err(|invalid| unresolved(OF_KAFKA, &invalid))?;
-        let cluster = self.cluster(&sink, &secrets).await;
-        let cluster = cluster.map_err(|problem| Pending::Unresolved { what: OF_KAFKA, problem })?;
-        for topic in doomed {
-            self.delete_own_topic(&cluster, topic).await?;
-        }
-        Ok(())
+async fn clean_topics(
+    relay: &OutboxRelay,
+    context: &Context,
+    readers: &mut Readers<'_>,
+) -> Result<(), Pending> {
+    let owned = OwnedTopics::of(relay);
+    let is_declared = |name: &str| relay.spec.topics.iter().any(|topic| topic.name == name);
+    let to_delete: Vec<_> = owned
+        .topics
+        .iter()
+        .filter(|topic| topic.deletion_policy == DeletionPolicy::Delete && is_declared(&topic.name))
+        .collect();
+    if to_delete.is_empty() {
+        return Ok(());
     }
+    let (kafka, secrets) = readers.kafka().await.map_err(|error| unresolved(OF_KAFKA, &error))?;
+    let resolved = without_references(relay, None, Some(kafka));
+    let sink = configuration::sink(&resolved).map_err(|invalid| unresolved(OF_KAFKA, &invalid))?;
+    let cluster = sink::connect(relay, context, &sink, &secrets).await;
+    let cluster = cluster.map_err(|problem| Pending::Unresolved { what: OF_KAFKA, problem })?;
+    for topic in to_delete {
+        owned_topics::delete(relay, context, &cluster, owned.cluster_identity.as_deref(), topic).await?;
+    }
+    Ok(())
 }
 
 fn unresolved(what: &'static str, problem: &dyn Error) -> Pending {
@@ -266,14 +259,6 @@ async fn ownership(
         Ok(Some(Some(owner))) if owner != uid => Ok(Ownership::OtherOwner(owner)),
         Ok(Some(_)) => Ok(Ownership::Ours),
     }
-}
-
-/// Only one with the mark of this resource: what it did not make is not its own to drop.
-async fn drop_publication(sql: &mut PgConnection, name: &str) -> Result<(), RelayError> {
-    let drop = format!("DROP PUBLICATION IF EXISTS {}", quote(name));
-    sqlx::query(AssertSqlSafe(drop)).execute(sql).await?;
-    tracing::info!(publication = name, "dropped the publication");
-    Ok(())
 }
 
 /// The slot, if it is one of this database, and the row by which retention waits for this relay. Slots are the server's: another database's

@@ -3,37 +3,47 @@
 
 use kube::ResourceExt;
 
-use super::Pass;
+use super::Context;
 use crate::desired::configuration::identity;
 use crate::resource::{OutboxRelay, OutboxRelayStatus};
 
-impl Pass<'_> {
-    /// The resource that has the slot in place of this one, if there is one; among those that this operator looks at.
-    pub(super) fn owner(&self) -> Option<String> {
-        let database = self.database_identity.as_deref();
-        self.context.find_in_relays(|other| has_slot(other, self.relay, database).then(|| identity(other)))
-    }
+/// The resource that has the slot in place of `relay`, if there is one among those that this operator watches.
+pub(super) fn slot_owner(relay: &OutboxRelay, context: &Context, database: &str) -> Option<String> {
+    context.find_in_relays(|other| has_slot(other, relay, database).then(|| identity(other)))
+}
 
-    /// A topic that another resource has, and that resource.
-    pub(super) fn topic_owner(&self) -> Option<(String, String)> {
-        let kafka = self.kafka_identity.as_deref();
-        self.context.find_in_relays(|other| Some((common_topic(other, self.relay, kafka)?, identity(other))))
-    }
+/// A topic that another resource has, and that resource.
+pub(super) struct TakenTopic {
+    pub(super) topic: String,
+    pub(super) owner: String,
+}
+
+/// The first topic of `relay` that another resource has. Without the identity of the cluster none is known.
+pub(super) fn taken_topic(
+    relay: &OutboxRelay,
+    context: &Context,
+    cluster: Option<&str>,
+) -> Option<TakenTopic> {
+    let cluster = cluster?;
+    context.find_in_relays(|other| {
+        let topic = common_topic(other, relay, cluster)?;
+        Some(TakenTopic { topic, owner: identity(other) })
+    })
 }
 
 /// Whether `other` is another resource for the same slot of the same database, and the older.
-fn has_slot(other: &OutboxRelay, relay: &OutboxRelay, database: Option<&str>) -> bool {
+fn has_slot(other: &OutboxRelay, relay: &OutboxRelay, database: &str) -> bool {
     let slot = |relay: &OutboxRelay| relay.spec.source.postgres.slot.name.clone();
     let known = known(other, |status| &status.database_identity);
-    database.is_some() && known == database && slot(other) == slot(relay) && is_older(other, relay)
+    known == Some(database) && slot(other) == slot(relay) && is_older(other, relay)
 }
 
 /// A topic of `relay` that `other` declares, too, in the same cluster, where it is the older.
-fn common_topic(other: &OutboxRelay, relay: &OutboxRelay, kafka: Option<&str>) -> Option<String> {
-    let same = kafka.is_some() && known(other, |status| &status.kafka_identity) == kafka;
+fn common_topic(other: &OutboxRelay, relay: &OutboxRelay, cluster: &str) -> Option<String> {
+    let is_same = known(other, |status| &status.kafka_identity) == Some(cluster);
     let mut theirs = other.spec.topics.iter().map(|topic| &topic.name);
     let is_ours = |name: &&String| relay.spec.topics.iter().any(|topic| topic.name == **name);
-    (same && is_older(other, relay)).then(|| theirs.find(is_ours).cloned()).flatten()
+    (is_same && is_older(other, relay)).then(|| theirs.find(is_ours).cloned()).flatten()
 }
 
 fn known(relay: &OutboxRelay, what: impl Fn(&OutboxRelayStatus) -> &Option<String>) -> Option<&str> {
@@ -76,26 +86,26 @@ mod tests {
     #[test]
     fn the_older_of_two_for_one_slot_has_it() {
         let (old, new) = (relay("a", 1, "s", Some("7/d")), relay("b", 2, "s", Some("7/d")));
-        assert!(has_slot(&old, &new, Some("7/d")));
-        assert!(!has_slot(&new, &old, Some("7/d")));
-        assert!(!has_slot(&old, &old, Some("7/d")), "itself");
+        assert!(has_slot(&old, &new, "7/d"));
+        assert!(!has_slot(&new, &old, "7/d"));
+        assert!(!has_slot(&old, &old, "7/d"), "itself");
         let twin = relay("c", 1, "s", Some("7/d"));
-        assert!(has_slot(&old, &twin, Some("7/d")) && !has_slot(&twin, &old, Some("7/d")), "made at once");
+        assert!(has_slot(&old, &twin, "7/d") && !has_slot(&twin, &old, "7/d"), "made at once");
     }
 
     #[test]
     fn another_slot_or_database_is_no_conflict() {
         let new = relay("b", 2, "s", Some("7/d"));
-        assert!(!has_slot(&relay("a", 1, "other", Some("7/d")), &new, Some("7/d")));
-        assert!(!has_slot(&relay("a", 1, "s", Some("8/d")), &new, Some("7/d")));
-        assert!(!has_slot(&relay("a", 1, "s", None), &new, None), "nothing is known of either");
+        assert!(!has_slot(&relay("a", 1, "other", Some("7/d")), &new, "7/d"));
+        assert!(!has_slot(&relay("a", 1, "s", Some("8/d")), &new, "7/d"));
+        assert!(!has_slot(&relay("a", 1, "s", None), &new, "7/d"), "its database is not known yet");
     }
 
     #[test]
     fn the_older_of_two_for_one_topic_has_it() {
         let (old, new) = (relay("a", 1, "s", None), relay("b", 2, "r", None));
-        assert_eq!(common_topic(&old, &new, Some("k")).as_deref(), Some("t"));
-        assert_eq!(common_topic(&new, &old, Some("k")), None);
-        assert_eq!(common_topic(&old, &new, Some("another")), None);
+        assert_eq!(common_topic(&old, &new, "k").as_deref(), Some("t"));
+        assert_eq!(common_topic(&new, &old, "k"), None);
+        assert_eq!(common_topic(&old, &new, "another"), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Whether what the deletion policies say could be done now. It is said while the resource lives: a right that is missing when the
+//! Whether what the deletion policies say could be done now. It is reported while the resource lives: a right that is missing when the
 //! resource is deleted would keep it until the operator gives up.
 
 use outbox_relay::config;
@@ -6,69 +6,77 @@ use outbox_relay::error::RelayError;
 use outbox_relay::postgres::grants;
 use sqlx::postgres::PgConnection;
 
-use super::Pass;
-use super::cleanup;
-use super::source::is_own_publication;
+use super::{Context, publication};
 use crate::conditions::ConditionType;
 use crate::events::EventType;
-use crate::resource::Condition;
+use crate::resource::{Condition, OutboxRelay};
 
-impl Pass<'_> {
-    /// Adds to the conditions which rights are missing, and tells of it once. `source` has the role that will delete. Delivery needs none
-    /// of it, so no condition turns False.
-    pub(super) async fn check_deletion_rights(&mut self, sql: &mut PgConnection, source: &config::Source) {
-        for (aspect, missing) in [
-            (ConditionType::SlotReady, self.missing_for_slot(sql, source).await),
-            (ConditionType::PublicationReady, self.missing_for_publication(sql, source).await),
-        ] {
-            match missing {
-                Ok(None) => {
-                    self.context.cache.with(self.relay, |cached| cached.missing_rights.remove(&aspect));
-                }
-                Ok(Some(grant)) => self.report_missing(aspect, &not_permitted(source, &grant)),
-                Err(error) => tracing::debug!(%error, "rights for the deletion were not looked at"),
+/// A right that the deletion needs and the role lacks.
+pub(super) struct MissingRight {
+    /// To which its note is added. Delivery needs none of these rights, so no condition turns False.
+    pub(super) condition: ConditionType,
+    pub(super) note: String,
+}
+
+/// Which rights are missing; publishes each once. `source` has the role that will delete.
+pub(super) async fn missing(
+    relay: &OutboxRelay,
+    context: &Context,
+    sql: &mut PgConnection,
+    source: &config::Source,
+) -> Vec<MissingRight> {
+    let checked = [
+        (ConditionType::SlotReady, missing_for_slot(relay, sql, source).await),
+        (ConditionType::PublicationReady, missing_for_publication(relay, sql, source).await),
+    ];
+    let mut missing = Vec::new();
+    for (condition, grant) in checked {
+        match grant {
+            Ok(None) => {
+                context.cache.with(relay, |cached| cached.missing_rights.remove(&condition));
             }
+            Ok(Some(grant)) => {
+                let right = MissingRight { condition, note: not_permitted(source, &grant) };
+                publish(relay, context, &right);
+                missing.push(right);
+            }
+            Err(error) => tracing::debug!(%error, "rights for the deletion were not looked at"),
         }
     }
+    missing
+}
 
-    async fn missing_for_slot(
-        &self,
-        sql: &mut PgConnection,
-        source: &config::Source,
-    ) -> Result<Option<String>, RelayError> {
-        if !cleanup::deletes_slot(&self.relay.spec) {
-            return Ok(None);
-        }
-        grants::to_drop_slot(sql, source, &source.user).await
+async fn missing_for_slot(
+    relay: &OutboxRelay,
+    sql: &mut PgConnection,
+    source: &config::Source,
+) -> Result<Option<String>, RelayError> {
+    if !relay.spec.deletes_slot() {
+        return Ok(None);
     }
+    grants::to_drop_slot(sql, source, &source.user).await
+}
 
-    async fn missing_for_publication(
-        &self,
-        sql: &mut PgConnection,
-        source: &config::Source,
-    ) -> Result<Option<String>, RelayError> {
-        let name = &source.publication.name;
-        if !cleanup::deletes_publication(&self.relay.spec)
-            || !is_own_publication(sql, name, self.relay).await?
-        {
-            return Ok(None);
-        }
-        grants::to_drop_publication(sql, name, &source.user).await
+async fn missing_for_publication(
+    relay: &OutboxRelay,
+    sql: &mut PgConnection,
+    source: &config::Source,
+) -> Result<Option<String>, RelayError> {
+    let name = &source.publication.name;
+    if !relay.spec.deletes_publication() || !publication::is_own(sql, name, relay).await? {
+        return Ok(None);
     }
+    grants::to_drop_publication(sql, name, &source.user).await
+}
 
-    fn report_missing(&mut self, aspect: ConditionType, note: &str) {
-        // By this process, which may not see its last status yet, or by one before it.
-        let told = self
-            .context
-            .cache
-            .with(self.relay, |cached| cached.missing_rights.insert(aspect, note.to_owned()));
-        let type_ = aspect.to_string();
-        let is_said = |before: &Condition| before.type_ == type_ && before.message.contains(note);
-        let said = self.relay.status.iter().flat_map(|status| &status.conditions).any(is_said);
-        if told.as_deref() != Some(note) && !said {
-            self.context.publish_event(self.relay, EventType::Warning, "DeletionNotPermitted", note);
-        }
-        self.findings.add(aspect, note);
+/// Publishes an Event, unless this process did so before, or its status, which another process may have written, already says it.
+fn publish(relay: &OutboxRelay, context: &Context, MissingRight { condition, note }: &MissingRight) {
+    let before = context.cache.with(relay, |cached| cached.missing_rights.insert(*condition, note.clone()));
+    let type_ = condition.to_string();
+    let says_so = |before: &Condition| before.type_ == type_ && before.message.contains(note);
+    let is_in_status = relay.status.iter().flat_map(|status| &status.conditions).any(says_so);
+    if before.as_ref() != Some(note) && !is_in_status {
+        context.publish_event(relay, EventType::Warning, "DeletionNotPermitted", note);
     }
 }
 

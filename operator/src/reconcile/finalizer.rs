@@ -8,7 +8,8 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 
 use super::cleanup::{self, Pending};
-use super::{Context, Pass, RETRY_AFTER, ReconcileError};
+use super::report::Report;
+use super::{Context, RETRY_AFTER, ReconcileError, write_status};
 use crate::events::EventType;
 use crate::resource::OutboxRelay;
 use crate::stores::Guarded;
@@ -49,16 +50,16 @@ pub async fn reconcile_unreadable(
     Ok(Action::requeue(RETRY_AFTER))
 }
 
-/// Adds the finalizer, or takes it away; answers whether that was done. The list as it was read is part of the request: no other finalizer is
+/// Adds the finalizer, or removes it; returns whether that was done. The list as it was read is part of the request: no other finalizer is
 /// lost, and where the resource has changed the next reconciliation does it.
 pub(super) async fn set_finalizer(
     relay: &impl ResourceExt,
     context: &Context,
-    held: bool,
+    is_wanted: bool,
 ) -> Result<bool, ReconcileError> {
     let mut finalizers: Vec<&str> = relay.finalizers().iter().map(String::as_str).collect();
     finalizers.retain(|finalizer| *finalizer != FINALIZER);
-    if held {
+    if is_wanted {
         finalizers.push(FINALIZER);
     }
     let metadata = json!({"finalizers": finalizers, "resourceVersion": relay.resource_version()});
@@ -74,27 +75,27 @@ pub(super) async fn set_finalizer(
     }
 }
 
-/// Lets a resource go that is being deleted, once what its policies say is done, or cannot be done.
+/// Deletes what the policies of a resource say, and removes its finalizer once that is done, or cannot be done.
 pub(super) async fn finalize(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
-    let mut pass = Pass::new(relay, context);
-    let (namespace, name) = (relay.namespace(), relay.name_any());
     let within = cleanup::within(relay);
-    let cleaned = tokio::time::timeout(within, pass.clean_up()).await;
-    if let Err(pending) = cleaned.unwrap_or(Err(Pending::Late { what: "what is to be deleted", within })) {
-        if !cleanup::is_given_up(relay, Timestamp::now()) {
-            tracing::warn!(namespace, name, %pending, "deletion waits");
-            pass.findings.deletion_waits(pending.to_string());
-            pass.write_status().await?;
-            return Ok(Action::requeue(RETRY_AFTER));
+    let cleaned = tokio::time::timeout(within, cleanup::clean_up(relay, context)).await;
+    match cleaned.unwrap_or(Err(Pending::Late { what: "what is to be deleted", within })) {
+        Ok(()) => {
+            set_finalizer(relay, context, false).await?;
         }
-        if set_finalizer(relay, context, false).await? {
-            let note = format!("what is left outside has to be deleted by hand: {pending}");
-            context.publish_event(relay, EventType::Warning, "DeletionGivenUp", &note);
-            context.metrics.deletions_given_up.inc();
+        Err(pending) if cleanup::is_given_up(relay, Timestamp::now()) => {
+            if set_finalizer(relay, context, false).await? {
+                let note = format!("what is left outside has to be deleted by hand: {pending}");
+                context.publish_event(relay, EventType::Warning, "DeletionGivenUp", &note);
+                context.metrics.deletions_given_up.inc();
+            }
         }
-    } else {
-        set_finalizer(relay, context, false).await?;
+        Err(pending) => {
+            tracing::warn!(namespace = relay.namespace(), name = relay.name_any(), %pending, "deletion waits");
+            let report = Report::of_deletion(relay, pending.to_string());
+            write_status::write(relay, context, &report).await?;
+        }
     }
-    // By then it is gone, and what is remembered of it goes.
+    // By then it is gone, and what is cached of it goes; or it is tried again.
     Ok(Action::requeue(RETRY_AFTER))
 }

@@ -5,7 +5,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
-use super::{Context, ReconcileError, put_status};
+use super::{Context, ReconcileError, write_status};
 use crate::events::EventType;
 use crate::resource::{Condition, OutboxRelay};
 
@@ -20,7 +20,7 @@ pub(super) fn is_paused(relay: &OutboxRelay) -> bool {
 }
 
 /// Adds the condition. The next reconciliation that is not paused writes all conditions, and this one is not among them.
-pub(super) async fn say(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
+pub(super) async fn report(relay: &OutboxRelay, context: &Context) -> Result<Action, ReconcileError> {
     // What was seen before the pause says nothing about what is there after it.
     context.cache.forget(&relay.namespace().unwrap_or_default(), &relay.name_any());
     let mut status = relay.status.clone().unwrap_or_default();
@@ -38,6 +38,6 @@ pub(super) async fn say(relay: &OutboxRelay, context: &Context) -> Result<Action
         status: "True".to_owned(),
         type_: CONDITION.to_owned(),
     });
-    put_status(context, relay, &status).await?;
+    write_status::put(relay, context, &status).await?;
     Ok(Action::await_change())
 }

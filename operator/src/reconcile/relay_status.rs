@@ -11,12 +11,12 @@ use kube::{Resource, ResourceExt};
 use outbox_relay::error::{self, excerpt};
 use serde::Deserialize;
 
-use super::Pass;
+use super::Context;
 use super::pods::has_ended;
 use crate::conditions::{ConditionState, ConditionType, Reason};
 use crate::connections::RelayClient;
 use crate::desired::configuration::{ADMIN_PORT, identity};
-use crate::resource::Condition;
+use crate::resource::{Condition, OutboxRelay};
 
 /// A pod of the same cluster answers at once, or not at all.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -42,29 +42,27 @@ struct Problem {
     remedy: String,
 }
 
-impl Pass<'_> {
-    /// Whether the relay reports that it delivers.
-    pub(super) async fn streaming(&self) -> ConditionState {
-        if self.relay.spec.suspend {
-            return ConditionState::no(Reason::Suspended, "no pods are meant to run");
-        }
-        let pods = self.context.pods(self.relay);
-        let running: Vec<_> = pods.iter().filter_map(|pod| Some((pod.name_any(), address(pod)?))).collect();
-        let name = identity(self.relay);
-        let asked = running.iter().map(async |(pod, address)| {
-            let late = |_| Err(format!("no answer within {ANSWER_WITHIN:?}"));
-            let client = &self.context.connections.relays;
-            let answer = async {
-                let answer = tokio::time::timeout(ANSWER_WITHIN, ask(client, *address)).await;
-                answer.unwrap_or_else(late).and_then(|answer| answer.of(&name))
-            };
-            let answer = self.context.metrics.request("relay", "status", answer).await;
-            answer.map_err(|problem| format!("pod {pod}, http://{address}/status: {problem}"))
-        });
-        let finding = judge(futures::future::join_all(asked).await);
-        let mut before = self.relay.status.iter().flat_map(|status| &status.conditions);
-        steady(finding, before.find(|condition| condition.type_ == ConditionType::Streaming.to_string()))
+/// Whether the relay reports that it delivers.
+pub(super) async fn streaming(relay: &OutboxRelay, context: &Context) -> ConditionState {
+    if relay.spec.suspend {
+        return ConditionState::no(Reason::Suspended, "no pods are meant to run");
     }
+    let pods = context.pods(relay);
+    let running: Vec<_> = pods.iter().filter_map(|pod| Some((pod.name_any(), address(pod)?))).collect();
+    let name = identity(relay);
+    let asked = running.iter().map(async |(pod, address)| {
+        let late = |_| Err(format!("no answer within {ANSWER_WITHIN:?}"));
+        let client = &context.connections.relays;
+        let answer = async {
+            let answer = tokio::time::timeout(ANSWER_WITHIN, ask(client, *address)).await;
+            answer.unwrap_or_else(late).and_then(|answer| answer.of(&name))
+        };
+        let answer = context.metrics.request("relay", "status", answer).await;
+        answer.map_err(|problem| format!("pod {pod}, http://{address}/status: {problem}"))
+    });
+    let state = judge(futures::future::join_all(asked).await);
+    let mut before = relay.status.iter().flat_map(|status| &status.conditions);
+    steady(state, before.find(|condition| condition.type_ == ConditionType::Streaming.to_string()))
 }
 
 impl Answer {
@@ -126,15 +124,15 @@ fn judge(answers: Vec<Result<Answer, String>>) -> ConditionState {
 
 /// Keeps a message that differs from the one before only in numbers, of records that wait for example: a status is written when something has
 /// changed, not while it lasts.
-fn steady(finding: ConditionState, before: Option<&Condition>) -> ConditionState {
+fn steady(state: ConditionState, before: Option<&Condition>) -> ConditionState {
     let without_numbers = |text: &str| text.replace(|character: char| character.is_ascii_digit(), "");
     let same = before.filter(|before| {
-        before.reason == finding.reason.to_string()
-            && without_numbers(&before.message) == without_numbers(&finding.message)
+        before.reason == state.reason.to_string()
+            && without_numbers(&before.message) == without_numbers(&state.message)
     });
     match same {
-        Some(before) => ConditionState { message: before.message.clone(), ..finding },
-        None => finding,
+        Some(before) => ConditionState { message: before.message.clone(), ..state },
+        None => state,
     }
 }
 
@@ -157,7 +155,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
-    use crate::conditions::Conditions;
+    use crate::conditions::{Conditions, Status};
 
     fn answer(role: &str, ready: bool, reason: Option<&str>) -> Result<Answer, String> {
         let problem = reason.map(|reason| Problem {
@@ -174,39 +172,39 @@ mod tests {
         })
     }
 
-    fn judged(answers: Vec<Result<Answer, String>>) -> (Option<bool>, String) {
-        let finding = judge(answers);
-        (finding.holds, finding.reason.to_string())
+    fn judged(answers: Vec<Result<Answer, String>>) -> (Status, String) {
+        let state = judge(answers);
+        (state.status, state.reason.to_string())
     }
 
     #[test]
     fn the_active_pod_speaks_for_all() {
         let well = judged(vec![answer("standby", true, Some("SlotActive")), answer("active", true, None)]);
-        assert_eq!(well, (Some(true), "Streaming".into()));
+        assert_eq!(well, (Status::True, "Streaming".into()));
         let stuck = judged(vec![answer("standby", true, None), answer("active", false, Some("PoisonRow"))]);
-        assert_eq!(stuck, (Some(false), "PoisonRow".into()));
+        assert_eq!(stuck, (Status::False, "PoisonRow".into()));
     }
 
     #[test]
     fn without_an_active_pod_the_others_reason_counts_and_silence_is_not_taken_for_either() {
         let waits = judged(vec![Err("pod x".into()), answer("none", false, Some("SlotLost"))]);
-        assert_eq!(waits, (Some(false), "SlotLost".into()));
-        assert_eq!(judged(vec![answer("none", false, None)]), (Some(false), "NotYet".into()));
-        assert_eq!(judged(vec![Err("pod x".into())]), (None, "RelayUnreachable".into()));
-        assert_eq!(judged(Vec::new()), (Some(false), "NoPod".into()));
+        assert_eq!(waits, (Status::False, "SlotLost".into()));
+        assert_eq!(judged(vec![answer("none", false, None)]), (Status::False, "NotYet".into()));
+        assert_eq!(judged(vec![Err("pod x".into())]), (Status::Unknown, "RelayUnreachable".into()));
+        assert_eq!(judged(Vec::new()), (Status::False, "NoPod".into()));
         let standby = judged(vec![answer("standby", true, None), Err("pod x".into())]);
-        assert_eq!(standby, (None, "RelayUnreachable".into()), "the silent one may deliver");
+        assert_eq!(standby, (Status::Unknown, "RelayUnreachable".into()), "the silent one may deliver");
     }
 
     #[test]
     fn a_message_that_only_counts_on_stays_as_it_was() {
-        let finding =
+        let state =
             |records| ConditionState::no(Reason::External("Slow".into()), format!("{records} records wait"));
-        let mut findings = Conditions::new(false);
-        findings.set(ConditionType::Streaming, finding(7));
-        let before = findings.conditions(&[], None, Timestamp::now());
+        let mut conditions = Conditions::new(false);
+        conditions.set(ConditionType::Streaming, state(7));
+        let before = conditions.conditions(&[], None, Timestamp::now());
         let before = before.iter().find(|condition| condition.type_ == "Streaming");
-        assert_eq!(steady(finding(12), before).message, "7 records wait");
+        assert_eq!(steady(state(12), before).message, "7 records wait");
         assert_eq!(
             steady(ConditionState::no(Reason::NoPod, "8 records wait"), before).message,
             "8 records wait"

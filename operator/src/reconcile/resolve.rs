@@ -11,20 +11,61 @@ use crate::conditions::{ConditionState, Outlook, Reason};
 use crate::desired::configuration::configuration;
 use crate::desired::naming;
 use crate::desired::pod::{self, PodDefaults, UserIds};
+use crate::digest::ConfigurationDigest;
 use crate::references::{self, LookError, ReferenceError, Summary};
 use crate::resource::{KafkaSink, OutboxRelay, PostgresSource};
 use crate::secrets::{self, KafkaSecrets, PostgresSecrets, ReadError, SecretError, Values};
 
 /// What the resource refers to.
 pub(super) struct Resolution {
-    /// Whether all of it can be used.
-    pub(super) finding: ConditionState,
     /// The resource without references to other operators' resources.
     pub(super) relay: OutboxRelay,
-    /// The relay's configuration, which has the role's name, and the Secrets for PostgreSQL, where they can be used.
-    pub(super) postgres: Option<(Config, PostgresSecrets)>,
-    /// The settings, and the Secrets for Kafka, where they can be used.
-    pub(super) kafka: Option<(Sink, KafkaSecrets)>,
+    pub(super) source: Result<ResolvedSource, Unresolved>,
+    pub(super) sink: Result<ResolvedSink, Unresolved>,
+    /// What the references lead to.
+    summary: String,
+}
+
+/// What the PostgreSQL side needs.
+pub(super) struct ResolvedSource {
+    /// The relay's configuration, which has the role's name.
+    pub(super) config: Config,
+    pub(super) secrets: PostgresSecrets,
+}
+
+/// What the Kafka side needs.
+pub(super) struct ResolvedSink {
+    pub(super) sink: Sink,
+    pub(super) secrets: KafkaSecrets,
+}
+
+impl Resolution {
+    /// Whether both sides can be used.
+    pub(super) fn is_complete(&self) -> bool {
+        self.source.is_ok() && self.sink.is_ok()
+    }
+
+    /// The reason is that of the first problem that needs a person, or else of the first.
+    pub(super) fn condition(&self) -> ConditionState {
+        let problems = [self.source.as_ref().err(), self.sink.as_ref().err()];
+        let problems: Vec<&Unresolved> = problems.into_iter().flatten().collect();
+        let needs_action = |problem: &&&Unresolved| problem.reason().outlook() == Outlook::NeedsAction;
+        match problems.iter().find(needs_action).or(problems.first()) {
+            None => ConditionState::yes(Reason::Resolved, &self.summary),
+            Some(first) => {
+                let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                ConditionState::no(first.reason(), all.join("; "))
+            }
+        }
+    }
+}
+
+/// Why there is no [`Resolution`].
+pub(super) enum ResolveError {
+    /// The API server did not return what the resource refers to, which says nothing about it: no condition changes.
+    Unavailable(ReconcileError),
+    /// The specification has no meaning, whatever the references lead to.
+    Invalid(String),
 }
 
 /// Why one side cannot be checked.
@@ -74,22 +115,19 @@ impl From<ReadError> for SideError {
 }
 
 /// Reads what both sides refer to, and checks the specification.
-///
-/// # Errors
-/// The API server did not answer.
-pub(super) async fn resolve(relay: &OutboxRelay, context: &Context) -> Result<Resolution, ReconcileError> {
+pub(super) async fn resolve(relay: &OutboxRelay, context: &Context) -> Result<Resolution, ResolveError> {
     let mut readers = Readers::new(relay, context);
-    let postgres = usable(readers.postgres().await);
-    let kafka = usable(readers.kafka().await);
+    let source = unresolved(readers.postgres().await);
+    let sink = unresolved(readers.kafka().await);
     let used = readers.into_used();
-    let (postgres, kafka) = (postgres?, kafka?);
-    if postgres.is_ok() && kafka.is_ok() {
+    let (source, sink) = (source?, sink?);
+    if source.is_ok() && sink.is_ok() {
         // Those that are not referenced any more are forgotten.
         context.cache.with(relay, |cached| cached.secrets = Some(Arc::new(used)));
     } else {
         remember(relay, context, used);
     }
-    Ok(judge(relay, context.pod_template.as_ref(), postgres, kafka))
+    validate(relay, context.defaults.pod_template.as_ref(), source, sink)
 }
 
 /// Adds what was read to what was read before.
@@ -97,11 +135,12 @@ pub(super) fn remember(relay: &OutboxRelay, context: &Context, used: Values) {
     context.cache.with(relay, |cached| Arc::make_mut(cached.secrets.get_or_insert_default()).extend(used));
 }
 
-fn usable<T>(read: Result<T, SideError>) -> Result<Result<T, Unresolved>, ReconcileError> {
+/// Separates what is wrong with a side from an API server that did not answer.
+fn unresolved<T>(read: Result<T, SideError>) -> Result<Result<T, Unresolved>, ResolveError> {
     match read {
         Ok(side) => Ok(Ok(side)),
         Err(SideError::Unresolved(problem)) => Ok(Err(problem)),
-        Err(SideError::Unavailable(error)) => Err(error),
+        Err(SideError::Unavailable(error)) => Err(ResolveError::Unavailable(error)),
     }
 }
 
@@ -110,50 +149,21 @@ const UNKNOWN_USER: &str = "unknown";
 
 type Read<T, S> = Result<(T, S), Unresolved>;
 
-fn judge(
+fn validate(
     relay: &OutboxRelay,
     template: Option<&Value>,
-    postgres: Read<PostgresSource, PostgresSecrets>,
-    kafka: Read<KafkaSink, KafkaSecrets>,
-) -> Resolution {
-    let mut problems = Vec::new();
-    let (source, postgres) = apart(postgres, &mut problems);
-    let (sink, kafka) = apart(kafka, &mut problems);
-    let summary = Summary { relay, postgres: source.as_ref(), kafka: sink.as_ref() }.to_string();
-    let relay = without_references(relay, source, sink);
-    let user = postgres.as_ref().map_or(UNKNOWN_USER, |secrets| secrets.user.as_str());
-    let config = match check(&relay, user, template) {
-        Ok(config) => config,
-        Err(problem) => {
-            let finding = ConditionState::no(Reason::SpecificationInvalid, problem);
-            return Resolution { finding, relay, postgres: None, kafka: None };
-        }
-    };
-    let kafka = kafka.map(|secrets| (config.sink.clone(), secrets));
-    let postgres = postgres.map(|secrets| (config, secrets));
-    Resolution { finding: finding(&problems, summary), relay, postgres, kafka }
-}
-
-fn apart<T, S>(read: Read<T, S>, problems: &mut Vec<Unresolved>) -> (Option<T>, Option<S>) {
-    match read {
-        Ok((side, secrets)) => (Some(side), Some(secrets)),
-        Err(problem) => {
-            problems.push(problem);
-            (None, None)
-        }
-    }
-}
-
-/// The reason is that of the first problem that needs a person, or else of the first.
-fn finding(problems: &[Unresolved], summary: String) -> ConditionState {
-    let needs_action = |problem: &&Unresolved| problem.reason().outlook() == Outlook::NeedsAction;
-    match problems.iter().find(needs_action).or(problems.first()) {
-        None => ConditionState::yes(Reason::Resolved, summary),
-        Some(first) => {
-            let all: Vec<String> = problems.iter().map(ToString::to_string).collect();
-            ConditionState::no(first.reason(), all.join("; "))
-        }
-    }
+    source: Read<PostgresSource, PostgresSecrets>,
+    sink: Read<KafkaSink, KafkaSecrets>,
+) -> Result<Resolution, ResolveError> {
+    let (postgres, kafka) = (source.as_ref().ok(), sink.as_ref().ok());
+    let (postgres, kafka) = (postgres.map(|(postgres, _)| postgres), kafka.map(|(kafka, _)| kafka));
+    let summary = Summary { relay, postgres, kafka }.to_string();
+    let resolved = without_references(relay, postgres.cloned(), kafka.cloned());
+    let user = source.as_ref().map_or(UNKNOWN_USER, |(_, secrets)| secrets.user.as_str());
+    let config = check(&resolved, user, template).map_err(ResolveError::Invalid)?;
+    let sink = sink.map(|(_, secrets)| ResolvedSink { sink: config.sink.clone(), secrets });
+    let source = source.map(|(_, secrets)| ResolvedSource { config, secrets });
+    Ok(Resolution { relay: resolved, source, sink, summary })
 }
 
 /// The resource with the fields that its references stand for. A side that could not be read gets names that lead nowhere, so that the
@@ -188,7 +198,7 @@ fn check(relay: &OutboxRelay, user: &str, template: Option<&Value>) -> Result<Co
     naming::check(relay)?;
     config.check().map_err(|invalid| invalid.to_string())?;
     let defaults = PodDefaults { image: "", user_ids: UserIds::Fixed, template };
-    pod::template(relay, defaults, "").map_err(|invalid| invalid.to_string())?;
+    pod::template(relay, defaults, &ConfigurationDigest::of([])).map_err(|invalid| invalid.to_string())?;
     Ok(config)
 }
 

@@ -1,4 +1,4 @@
-//! The Kubernetes side of a reconciliation: server-side apply, and what became of it.
+//! The Kubernetes side of a reconciliation: the relay's objects by server-side apply, and the state of its pods.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -11,20 +11,124 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Resource, ResourceExt};
+use outbox_relay::config::Config;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::Context;
 use super::pods::{has_ended, problem};
-use crate::conditions::{ConditionState, Reason};
+use super::{Context, ReconcileError};
+use crate::conditions::{ConditionState, ConditionType, Reason, StepConditions};
+use crate::desired::configuration_file::ConfigurationFile;
 use crate::desired::naming::{MANAGER, object_name};
-use crate::desired::workload::Workload;
+use crate::desired::workload::{Workload, workload};
+use crate::digest::WorkloadDigest;
 use crate::metrics::Metrics;
 use crate::resource::OutboxRelay;
 
-/// Applies all objects, what pods need before the pods; answers the Deployment as it is now.
-pub(super) async fn apply(
+/// What this step returns.
+pub(super) struct WorkloadReport {
+    pub(super) conditions: StepConditions,
+    pub(super) result: Result<(), NotApplied>,
+}
+
+/// Why no object was applied.
+pub(super) enum NotApplied {
+    /// An object of that name has another owner.
+    NameTaken,
+    /// The API server refused, or did not answer.
+    Failed(ReconcileError),
+}
+
+/// Objects that were applied, to tell whether that is due again.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct AppliedObjects {
+    digest: WorkloadDigest,
+    /// [`crate::stores::Stores::change_count`] from before.
+    pub(super) change_count: u64,
+}
+
+/// The Deployment, as far as the objects were applied.
+enum Applied {
+    /// As it is after it was applied now.
+    Now(Box<Deployment>),
+    /// The objects were as they should be.
+    Before,
+    /// None was applied: the named object has another owner.
+    NameTaken(String),
+}
+
+/// Applies the objects of `resolved`, which is the resource without references, where that is due.
+pub(super) async fn check(
+    relay: &OutboxRelay,
+    context: &Context,
+    resolved: &OutboxRelay,
+    config: &Config,
+) -> WorkloadReport {
+    // Boxed: the objects are large, and most reconciliations apply none.
+    let applied = Box::pin(apply_if_due(relay, context, resolved, config)).await;
+    let (state, result) = match applied {
+        Ok(Applied::Now(deployment)) => (available(relay, context, Some(*deployment)), Ok(())),
+        Ok(Applied::Before) => (available(relay, context, None), Ok(())),
+        Ok(Applied::NameTaken(object)) => (name_taken(&object), Err(NotApplied::NameTaken)),
+        Err(error) => (not_applied(&error), Err(NotApplied::Failed(error))),
+    };
+    context.metrics.step("workload", result.is_ok());
+    WorkloadReport { conditions: StepConditions::of(ConditionType::WorkloadAvailable, state), result }
+}
+
+fn name_taken(object: &str) -> ConditionState {
+    let remedy = "delete it, or give the resource another name";
+    let what = format!("{object} is there and is not this resource's: {remedy}");
+    ConditionState::no(Reason::NameTaken, what)
+}
+
+/// An API server that fails says nothing about the objects; one that refuses them does.
+fn not_applied(error: &ReconcileError) -> ConditionState {
+    match error {
+        ReconcileError::Kubernetes(error) if is_unavailable(error) => ConditionState::unknown(
+            Reason::KubernetesUnavailable,
+            format!("the API server failed while the objects were applied: {error}; it is tried again"),
+        ),
+        error => ConditionState::no(Reason::NotMade, format!("the objects were not applied: {error}")),
+    }
+}
+
+/// Whether the API server gave no decision: it did not answer, failed, or had too much to do.
+fn is_unavailable(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code >= 500 || status.code == 429,
+        _ => true,
+    }
+}
+
+/// Applies the objects where they are not what was applied last, or were changed since.
+async fn apply_if_due(
+    relay: &OutboxRelay,
+    context: &Context,
+    resolved: &OutboxRelay,
+    config: &Config,
+) -> Result<Applied, ReconcileError> {
+    // Before anything is applied: what changes meanwhile is applied by the next reconciliation.
+    let change_count = context.change_count(relay);
+    let file = ConfigurationFile::of(config).map_err(ReconcileError::Configuration)?;
+    let defaults = context.pod_defaults().await?;
+    let workload = workload(resolved, &file, defaults)
+        .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
+    let wanted = AppliedObjects { digest: workload.digest(), change_count };
+    if context.cache.of(relay).applied.as_ref() == Some(&wanted) {
+        return Ok(Applied::Before);
+    }
+    if let Some(object) = taken(context, relay, &workload).await? {
+        return Ok(Applied::NameTaken(object));
+    }
+    let deployment = Box::pin(apply(context, relay, workload)).await?;
+    context.cache.with(relay, |cached| cached.applied = Some(wanted));
+    Ok(Applied::Now(Box::new(deployment)))
+}
+
+/// Applies all objects, what pods need before the pods; returns the Deployment as it is now.
+async fn apply(
     context: &Context,
     relay: &OutboxRelay,
     workload: Workload,
@@ -76,7 +180,7 @@ fn is_owned(object: &ObjectMeta, relay: &OutboxRelay) -> bool {
 }
 
 /// The first object that has a name of the relay's objects and another owner. It would be changed, and deleted with this resource.
-pub(super) async fn taken(
+async fn taken(
     context: &Context,
     relay: &OutboxRelay,
     workload: &Workload,
@@ -117,8 +221,8 @@ where
 /// Whether the pods that are meant to run do, all of them as they are specified now and ready: what `kubectl rollout status` waits for.
 /// `applied` is the Deployment where it has just been applied.
 pub(super) fn available(
-    context: &Context,
     relay: &OutboxRelay,
+    context: &Context,
     applied: Option<Deployment>,
 ) -> ConditionState {
     let found = applied.map(Arc::new).or_else(|| context.deployment(relay));
@@ -189,8 +293,17 @@ impl Rollout {
     }
 }
 
-/// Ends the pods of a relay that is suspended, whatever other problems exist. Returns whether none is left.
-pub(super) async fn stop(context: &Context, relay: &OutboxRelay) -> Result<bool, kube::Error> {
+/// Ends the pods of a relay that is suspended, whatever other problems exist.
+pub(super) async fn suspend(relay: &OutboxRelay, context: &Context) -> Result<StepConditions, kube::Error> {
+    if !relay.spec.suspend || !stop(relay, context).await? {
+        return Ok(StepConditions::default());
+    }
+    let suspended = ConditionState::yes(Reason::Suspended, "spec.suspend is true, and no pod is left");
+    Ok(StepConditions::of(ConditionType::Suspended, suspended))
+}
+
+/// Scales the Deployment to zero. Returns whether no pod is left.
+async fn stop(relay: &OutboxRelay, context: &Context) -> Result<bool, kube::Error> {
     let none_left = context.pods(relay).iter().all(|pod| has_ended(pod));
     let Some(deployment) = context.deployment(relay) else { return Ok(none_left) };
     let status = deployment.status.as_ref();
@@ -206,6 +319,7 @@ pub(super) async fn stop(context: &Context, relay: &OutboxRelay) -> Result<bool,
 
 #[cfg(test)]
 mod tests {
+    use kube::core::Status;
     use serde_json::json;
 
     use super::*;
@@ -223,5 +337,21 @@ mod tests {
             let progresses = Rollout::Progresses { updated, ready, meant: 2 };
             assert_eq!(rollout(3, status(updated, all, ready)), progresses);
         }
+    }
+
+    #[test]
+    fn an_api_server_that_fails_is_not_taken_for_one_that_refuses() {
+        let reason = |code| {
+            let answer = Status { code, ..Status::default() };
+            not_applied(&ReconcileError::Kubernetes(kube::Error::Api(answer.boxed()))).reason
+        };
+        for code in [429, 500, 503, 504] {
+            assert_eq!(reason(code), Reason::KubernetesUnavailable, "{code}");
+        }
+        for code in [403, 409, 422] {
+            assert_eq!(reason(code), Reason::NotMade, "{code}");
+        }
+        let no_answer = ReconcileError::Kubernetes(kube::Error::LinesCodecMaxLineLengthExceeded);
+        assert_eq!(not_applied(&no_answer).reason, Reason::KubernetesUnavailable);
     }
 }

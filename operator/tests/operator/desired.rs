@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::PodSpec;
 use outbox_operator::desired::configuration::configuration;
+use outbox_operator::desired::configuration_file::ConfigurationFile;
 use outbox_operator::desired::pod::{PodDefaults, UserIds, check_common};
 use outbox_operator::desired::workload::{Workload, workload};
 use outbox_operator::resource::OutboxRelay;
@@ -53,12 +54,12 @@ fn everything() -> Value {
     })
 }
 
-pub fn yaml(spec: &Value) -> String {
-    serde_saphyr::to_string(&configuration(&relay(spec), "outbox_relay").unwrap()).unwrap()
+pub fn file(spec: &Value) -> ConfigurationFile {
+    ConfigurationFile::of(&configuration(&relay(spec), "outbox_relay").unwrap()).unwrap()
 }
 
 pub fn built(spec: &Value) -> Workload {
-    workload(&relay(spec), &yaml(spec), DEFAULTS).unwrap()
+    workload(&relay(spec), &file(spec), DEFAULTS).unwrap()
 }
 
 const DEFAULTS: PodDefaults<'_> =
@@ -73,11 +74,11 @@ pub fn pod(workload: &Workload) -> &PodSpec {
 fn the_relay_reads_its_configuration_as_it_was_meant() {
     for spec in [least(), everything()] {
         let meant = configuration(&relay(&spec), "outbox_relay").unwrap();
-        let read: Config = serde_saphyr::from_str(&yaml(&spec)).unwrap();
+        let read: Config = serde_saphyr::from_str(file(&spec).as_str()).unwrap();
         assert_eq!(json!(read), json!(meant));
         read.check().unwrap();
     }
-    let read = json!(serde_saphyr::from_str::<Config>(&yaml(&everything())).unwrap());
+    let read = json!(serde_saphyr::from_str::<Config>(file(&everything()).as_str()).unwrap());
     for (path, expected) in [
         ("/version", json!(1)),
         ("/name", json!("team/shop")),
@@ -106,7 +107,7 @@ fn the_relay_reads_its_configuration_as_it_was_meant() {
         assert_eq!(read.pointer(path), Some(&expected), "{path}");
     }
     assert_eq!(
-        json!(serde_saphyr::from_str::<Config>(&yaml(&least())).unwrap())["source"]["slot"]["creationPolicy"],
+        json!(serde_saphyr::from_str::<Config>(file(&least()).as_str()).unwrap())["source"]["slot"]["creationPolicy"],
         "IfMissing"
     );
 }
@@ -193,7 +194,7 @@ fn a_pod_template_is_laid_over_the_operators() {
         ),
     ] {
         spec["relay"]["podTemplate"] = given;
-        let refused = workload(&relay(&spec), "", DEFAULTS).unwrap_err().to_string();
+        let refused = workload(&relay(&spec), &file(&least()), DEFAULTS).unwrap_err().to_string();
         assert!(refused.starts_with("spec.relay.podTemplate: ") && refused.contains(said), "{refused}");
     }
 }
@@ -222,7 +223,7 @@ fn null_in_a_pod_template_removes_what_the_operator_sets() {
 fn the_cluster_chooses_users_where_it_wants_to() {
     let of = |user_ids| {
         let defaults = PodDefaults { user_ids, ..DEFAULTS };
-        let workload = workload(&relay(&least()), "", defaults).unwrap();
+        let workload = workload(&relay(&least()), &file(&least()), defaults).unwrap();
         let context = pod(&workload).security_context.clone().unwrap();
         (context.run_as_user, context.run_as_group, context.fs_group, context.run_as_non_root)
     };
@@ -302,7 +303,7 @@ fn a_template_for_all_relays_is_laid_under_what_a_resource_says() {
     });
     let of = |spec: &Value| {
         let defaults = PodDefaults { template: Some(&common), ..DEFAULTS };
-        json!(workload(&relay(spec), &yaml(spec), defaults).unwrap().deployment)["spec"]["template"].clone()
+        json!(workload(&relay(spec), &file(spec), defaults).unwrap().deployment)["spec"]["template"].clone()
     };
     let least = of(&least());
     assert_eq!(least["metadata"]["annotations"]["team"], "platform");

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use outbox_operator::desired::configuration::configuration;
+use outbox_operator::desired::configuration_file::ConfigurationFile;
 use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::workload;
 use outbox_operator::resource::OutboxRelay;
@@ -22,9 +23,9 @@ async fn a_restricted_namespace_takes_the_objects_and_they_go_with_their_resourc
     apply(&namespace, &relay(&with(least(), "/relay", access))).await.unwrap();
     let stored = namespace.kubectl(&["get", "obr", "shop", "-o", "json"]).await.unwrap();
     let stored: OutboxRelay = serde_json::from_str(&stored).unwrap();
-    let yaml = serde_saphyr::to_string(&configuration(&stored, "relay").unwrap()).unwrap();
+    let file = ConfigurationFile::of(&configuration(&stored, "relay").unwrap()).unwrap();
     let defaults = PodDefaults { image: "outbox-relay:test", user_ids: UserIds::Fixed, template: None };
-    let workload = workload(&stored, &yaml, defaults).unwrap();
+    let workload = workload(&stored, &file, defaults).unwrap();
     for object in [
         json!(workload.service_account),
         json!(workload.config_map),

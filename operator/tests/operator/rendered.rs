@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use outbox_operator::desired::configuration::configuration;
+use outbox_operator::desired::configuration_file::ConfigurationFile;
 use outbox_operator::desired::pod::{PodDefaults, UserIds};
 use outbox_operator::desired::workload::workload;
 use outbox_operator::references::{cloudnative_pg, strimzi};
@@ -20,9 +21,9 @@ pub fn objects(sample: &str) -> Vec<Value> {
     replace_references(&mut relay);
     let config = configuration(&relay, "outbox_relay").unwrap();
     config.check().unwrap_or_else(|error| assert!(error.to_string().contains("File"), "{error}"));
-    let yaml = serde_saphyr::to_string(&config).unwrap();
+    let file = ConfigurationFile::of(&config).unwrap();
     let defaults = PodDefaults { image: "outbox-relay:0.1.0", user_ids: UserIds::Fixed, template: None };
-    let made = workload(&relay, &yaml, defaults).unwrap();
+    let made = workload(&relay, &file, defaults).unwrap();
     [
         Some(json!(made.service_account)),
         Some(json!(made.config_map)),

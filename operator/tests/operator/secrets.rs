@@ -193,7 +193,7 @@ fn what_the_resource_says_itself_is_not_mounted() {
     spec["sink"]["kafka"]["sasl"] = json!({
         "mechanism": "SCRAM-SHA-512", "credentialsSecretRef": {"name": "shop-user", "username": "shop-user"},
     });
-    let config: Value = serde_saphyr::from_str(&desired::yaml(&spec)).unwrap();
+    let config: Value = serde_saphyr::from_str(desired::file(&spec).as_str()).unwrap();
     assert_eq!(config["sink"]["sasl"]["username"], "shop-user");
     assert_eq!(config["sink"]["sasl"].get("usernameFile"), None);
     let workload = desired::built(&spec);
@@ -214,7 +214,7 @@ fn a_certificate_is_mounted_by_the_names_of_its_keys() {
     source.insert("username".into(), json!("shipper"));
     source.insert("tls".into(), json!({"certificateSecretRef": {"name": "shipper-cert"}}));
     source.insert("adminCertificateSecretRef".into(), json!({"name": "owner-cert", "username": "owner"}));
-    let config: Value = serde_saphyr::from_str(&desired::yaml(&spec)).unwrap();
+    let config: Value = serde_saphyr::from_str(desired::file(&spec).as_str()).unwrap();
     assert_eq!(config["source"].get("passwordFile"), None);
     assert_eq!(config["sink"]["tls"]["certFile"], "/etc/outbox-relay/secrets/kafka-tls/tls.crt");
     let workload = desired::built(&spec);

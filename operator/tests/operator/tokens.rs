@@ -171,7 +171,7 @@ fn the_relay_gets_what_the_resource_says_of_tokens() {
             "extensions": {"logicalCluster": "lkc-1"},
         },
     });
-    let config: Value = serde_saphyr::from_str(&desired::yaml(&spec)).unwrap();
+    let config: Value = serde_saphyr::from_str(desired::file(&spec).as_str()).unwrap();
     assert_eq!(
         config["sink"]["sasl"],
         json!({
@@ -193,7 +193,7 @@ fn the_relay_gets_what_the_resource_says_of_tokens() {
     source.remove("credentialsSecretRef");
     source.insert("username".into(), json!("shipper"));
     source.insert("passwordFile".into(), json!("/run/database/password"));
-    let config: Value = serde_saphyr::from_str(&desired::yaml(&spec)).unwrap();
+    let config: Value = serde_saphyr::from_str(desired::file(&spec).as_str()).unwrap();
     assert_eq!(
         config["sink"]["sasl"],
         json!({"mechanism": "OAUTHBEARER", "tokenFile": "/run/kafka/token", "tokenLifetimeSeconds": 60})
@@ -201,6 +201,6 @@ fn the_relay_gets_what_the_resource_says_of_tokens() {
     assert_eq!(config["source"]["passwordFile"], "/run/database/password");
 
     spec["sink"]["kafka"]["sasl"] = json!({"mechanism": "AWS_MSK_IAM", "region": "eu-central-1"});
-    let config: Value = serde_saphyr::from_str(&desired::yaml(&spec)).unwrap();
+    let config: Value = serde_saphyr::from_str(desired::file(&spec).as_str()).unwrap();
     assert_eq!(config["sink"]["sasl"], json!({"mechanism": "AWS_MSK_IAM", "region": "eu-central-1"}));
 }
