@@ -24,7 +24,17 @@ pub enum EventType {
     Warning,
 }
 
-/// Tells of `relay` in the background: an Event that cannot be written is no reason to do less. Not by kube's recorder, which shows
+impl EventType {
+    /// API: Kubernetes' own two types of Events.
+    fn as_str(self) -> &'static str {
+        match self {
+            EventType::Normal => "Normal",
+            EventType::Warning => "Warning",
+        }
+    }
+}
+
+/// Writes an Event about `relay` in the background: an Event that cannot be written is no reason to do less. Not by kube's recorder, which shows
 /// the first note of a reason for all that come after it.
 pub fn publish(client: &Client, relay: &OutboxRelay, type_: EventType, reason: &str, note: &str) {
     let api: Api<Event> = Api::namespaced(client.clone(), &relay.namespace().unwrap_or_default());
@@ -53,7 +63,7 @@ fn event(relay: &OutboxRelay, type_: EventType, reason: &str, note: &str) -> Eve
         regarding: Some(relay.object_ref(&())),
         reporting_controller: Some(format!("outbox.dev/{MANAGER}")),
         reporting_instance: Some(std::env::var("HOSTNAME").unwrap_or_else(|_| MANAGER.to_owned())),
-        type_: Some(format!("{type_:?}")),
+        type_: Some(type_.as_str().to_owned()),
         ..Event::default()
     }
 }

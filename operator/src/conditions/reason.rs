@@ -260,18 +260,51 @@ impl Reason {
 }
 
 impl Display for Reason {
+    /// API: the reason of a condition, and of the Event about readiness.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reason::Relay(reason) => f.write_str(reason.name()),
-            Reason::External(word) => f.write_str(word),
-            own => write!(f, "{own:?}"),
-        }
+        f.write_str(match self {
+            Reason::Streaming => "Streaming",
+            Reason::Resolved => "Resolved",
+            Reason::Connected => "Connected",
+            Reason::Present => "Present",
+            Reason::AsDeclared => "AsDeclared",
+            Reason::Available => "Available",
+            Reason::RollingOut => "RollingOut",
+            Reason::Running => "Running",
+            Reason::Suspended => "Suspended",
+            Reason::Suspending => "Suspending",
+            Reason::NotReached => "NotReached",
+            Reason::Registering => "Registering",
+            Reason::SecretUnusable => "SecretUnusable",
+            Reason::ReferenceUnusable => "ReferenceUnusable",
+            Reason::ReferenceNotReady => "ReferenceNotReady",
+            Reason::SpecificationInvalid => "SpecificationInvalid",
+            Reason::ResourceConflict => "ResourceConflict",
+            Reason::WaitingForRelay => "WaitingForRelay",
+            Reason::NoFreeSlot => "NoFreeSlot",
+            Reason::KafkaUnreachable => "KafkaUnreachable",
+            Reason::KafkaSettingsUnusable => "KafkaSettingsUnusable",
+            Reason::NoCredentials => "NoCredentials",
+            Reason::TopicFailed => "TopicFailed",
+            Reason::NotAsDeclared => "NotAsDeclared",
+            Reason::TopicContested => "TopicContested",
+            Reason::NotMade => "NotMade",
+            Reason::KubernetesUnavailable => "KubernetesUnavailable",
+            Reason::NameTaken => "NameTaken",
+            Reason::NoPodReady => "NoPodReady",
+            Reason::NoPod => "NoPod",
+            Reason::NotYet => "NotYet",
+            Reason::RelayUnreachable => "RelayUnreachable",
+            Reason::Deleting => "Deleting",
+            Reason::Relay(kind) => kind.name(),
+            Reason::External(word) => word,
+        })
     }
 }
 
 impl From<error::ErrorKind> for Reason {
-    fn from(reason: error::ErrorKind) -> Self {
-        Reason::Relay(reason)
+    fn from(kind: error::ErrorKind) -> Self {
+        Reason::Relay(kind)
     }
 }
 
