@@ -9,6 +9,7 @@ use kube::runtime::Controller;
 use kube::runtime::controller::{Action, Config, Error};
 use tokio::sync::watch;
 
+use crate::activity::Activity;
 use crate::metrics::Metrics;
 use crate::reconcile::{Context, MOST_AT_ONCE, ReconcileError, reconcile, reconcile_unreadable};
 use crate::stores::{Guarded, Stores};
@@ -20,13 +21,18 @@ pub struct Loop {
 }
 
 /// Begins to watch `namespaces`, or all where there is none: what is seen, and the loops to [`run`].
-pub fn watch(client: &kube::Client, namespaces: &[String], metrics: &Metrics) -> (Vec<Stores>, Vec<Loop>) {
+pub fn watch(
+    client: &kube::Client,
+    namespaces: &[String],
+    metrics: &Metrics,
+    activity: &Activity,
+) -> (Vec<Stores>, Vec<Loop>) {
     let places: Vec<Option<&str>> = match namespaces {
         [] => vec![None],
         named => named.iter().map(|namespace| Some(namespace.as_str())).collect(),
     };
     let begin = |place| {
-        let (stores, controller, beside) = Stores::begin(client, place, metrics);
+        let (stores, controller, beside) = Stores::begin(client, place, metrics, activity);
         (stores, Loop { controller, beside: beside.boxed() })
     };
     places.into_iter().map(begin).unzip()

@@ -4,7 +4,7 @@
 //! - [`controller`]: which resources to reconcile, and when; [`reconcile`]: one reconciliation of one of them.
 //! - [`stores`], [`change_counts`]: what is seen of the API server's objects; [`connections`], [`breaker`]: what reconciliations
 //!   share.
-//! - [`leadership`]: which of several operators acts.
+//! - [`leadership`]: which of several operators acts; [`activity`]: whether this one does, and is ready.
 //! - [`references`]: other operators' resources in place of fields; [`secrets`], [`conditions`]: what a reconciliation begins and ends with.
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects; [`digest`]: whether they
 //!   have changed.
@@ -14,6 +14,7 @@
 //! - [`user_ids`]: what kind of cluster it is.
 //! - [`field_table`]: the resource's fields as a table, for the documents.
 
+pub mod activity;
 pub mod breaker;
 pub mod change_counts;
 pub mod conditions;

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use kube::Client;
+use outbox_operator::activity::Activity;
 use outbox_operator::desired::pod;
 use outbox_operator::leadership::{DEFAULT_LEASE, Leadership, LeaseReference};
 use outbox_operator::metrics::Metrics;
 use outbox_operator::reconcile::{Context, RelayDefaults};
 use outbox_operator::{conditions, controller, doctor, field_table, resource};
-use process::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, Readiness, init_logging};
+use process::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
 use serde_json::Value;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -157,12 +159,22 @@ fn print(text: &str) -> i32 {
 fn run(options: Run) -> i32 {
     let log_level = init_logging(DEFAULT_LOG_FILTER, options.log_format);
     process::exit_on_panic();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let Ok(runtime) = runtime else { return EXIT_BUG };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(code) => return code,
+    };
     runtime.block_on(async {
         let Some(client) = client().await else { return EXIT_UNAVAILABLE };
-        let Ok(metrics) = Metrics::new() else { return EXIT_BUG };
-        let admin = Admin::new(metrics.registry.clone(), log_level).readiness(readiness(&metrics));
+        let metrics = match Metrics::new() {
+            Ok(metrics) => metrics,
+            Err(error) => {
+                eprintln!("cannot register the metrics: {error}");
+                return EXIT_BUG;
+            }
+        };
+        let activity = Activity::new(&metrics);
+        let readiness = activity.clone();
+        let admin = Admin::new(metrics.registry.clone(), log_level).readiness(move || readiness.readiness());
         match admin.bind(options.listen).await {
             Ok((_, listener)) => drop(tokio::spawn(listener)),
             Err(error) => {
@@ -176,14 +188,22 @@ fn run(options: Run) -> i32 {
         tracing::info!(?namespaces, version = process::version(), "outbox-operator starts");
         match options.place.lease() {
             Some(lease) => {
-                let work = work(client.clone(), &options, metrics, stopping.clone());
+                let work = work(client.clone(), &options, metrics, activity, stopping.clone());
                 lead(client, &lease, work, stopping).await
             }
             None => {
-                work(client, &options, metrics, stopping).await;
+                work(client, &options, metrics, activity, stopping).await;
                 stopped()
             }
         }
+    })
+}
+
+/// The runtime, or the exit code.
+fn runtime() -> Result<Runtime, i32> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| {
+        eprintln!("cannot start the runtime: {error}");
+        EXIT_BUG
     })
 }
 
@@ -195,8 +215,10 @@ async fn client() -> Option<Client> {
 }
 
 fn examine(options: &Doctor) -> i32 {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let Ok(runtime) = runtime else { return EXIT_BUG };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(code) => return code,
+    };
     let (namespaces, lease) = (options.place.namespaces(), options.place.lease());
     runtime.block_on(async {
         let Some(client) = client().await else { return EXIT_UNAVAILABLE };
@@ -204,22 +226,16 @@ fn examine(options: &Doctor) -> i32 {
     })
 }
 
-/// One that stands by is ready: it takes over when it has to.
-fn readiness(metrics: &Metrics) -> impl Fn() -> Readiness + Send + Sync + use<> {
-    let (leader, crd_missing) = (metrics.leader.clone(), metrics.crd_missing.clone());
-    move || match (leader.get(), crd_missing.get()) {
-        (0, _) => Readiness::Ready("stands by".to_owned()),
-        (_, 0) => Readiness::Ready("leads".to_owned()),
-        _ => Readiness::NotReady(
-            "OutboxRelay is not defined: outbox-operator crd | kubectl apply --server-side -f -".to_owned(),
-        ),
-    }
-}
-
 /// Reconciles the resources until it is asked to stop.
-async fn work(client: Client, options: &Run, metrics: Metrics, stopping: watch::Receiver<bool>) {
-    metrics.leader.set(1);
-    let (stores, loops) = controller::watch(&client, &options.place.namespaces(), &metrics);
+async fn work(
+    client: Client,
+    options: &Run,
+    metrics: Metrics,
+    activity: Activity,
+    stopping: watch::Receiver<bool>,
+) {
+    activity.on_lead();
+    let (stores, loops) = controller::watch(&client, &options.place.namespaces(), &metrics, &activity);
     let defaults = RelayDefaults {
         image: options.relay_image.clone(),
         pod_template: options.relay_pod_template.clone(),

@@ -18,6 +18,7 @@ use kube::runtime::{Controller, PredicateConfig, WatchStreamExt};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::OnceCell;
 
+use crate::activity::Activity;
 use crate::change_counts::ChangeCounts;
 use crate::desired::naming::{INSTANCE, MANAGED_BY, MANAGER, object_name};
 use crate::metrics::Metrics;
@@ -55,6 +56,7 @@ impl Stores {
         client: &Client,
         namespace: Option<&str>,
         metrics: &Metrics,
+        activity: &Activity,
     ) -> (Stores, Controller<Guarded>, impl Stream<Item = ()> + Send + use<>) {
         let change_counts = Arc::new(ChangeCounts::default());
         let scope = Scope {
@@ -65,10 +67,10 @@ impl Stores {
         let (relays, relays_written) = reflector::store();
         let (deployments, deployments_written) = reflector::store();
         let (pods, pods_written) = reflector::store();
-        let crd_missing = metrics.crd_missing.clone();
+        let activity = activity.clone();
         let resources = scope
             .watch::<Guarded>(watcher::Config::default())
-            .inspect(move |seen| crd_missing.set(seen.as_ref().err().is_some_and(is_missing).into()))
+            .inspect(move |seen| activity.on_crd(seen.as_ref().err().is_some_and(is_missing)))
             .modify(|relay| relay.meta_mut().managed_fields = None)
             .reflect(relays_written)
             .touched_objects()
