@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use postgres_protocol::message::frontend;
 use tokio::time::timeout;
 
-use crate::command::{self, PgOutput, SlotOptions};
+use crate::command::{self, CreatedSlot, PgOutput, Row, SlotOptions, SystemIdentity};
 use crate::connection::Connection;
 use crate::hosts::Route;
 use crate::report::{Notices, server_error};
@@ -13,35 +13,10 @@ use crate::socket::Socket;
 use crate::startup::{self, ServerParameters};
 use crate::timeline::TimelineHistory;
 use crate::wire::{Reader, WireError};
-use crate::{ConnectOptions, EndLsn, Error, Host, Lsn, Notice, Stream, Target, hosts, settings};
+use crate::{ConnectOptions, EndLsn, Error, Host, Notice, Stream, Target, hosts, settings};
 
 /// The first timeline of a cluster, as initdb creates it.
 const FIRST_TIMELINE: u32 = 1;
-
-/// Identity and WAL position of the server: the result of IDENTIFY_SYSTEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SystemIdentity {
-    /// Set by initdb; the same on a primary and its standbys, different after a dump and restore.
-    pub system_id: u64,
-    /// Increases with each promotion: LSNs of different timelines are not comparable.
-    pub timeline: u32,
-    /// How far the server's WAL is flushed.
-    pub flush_lsn: Lsn,
-    /// The database of this connection.
-    pub database: String,
-}
-
-/// A newly created slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CreatedSlot {
-    /// Everything committed from here on will be streamed.
-    pub consistent_point: EndLsn,
-    /// Names the snapshot for `SET TRANSACTION SNAPSHOT`; it exists until the next command on this connection.
-    pub snapshot_name: Option<String>,
-}
-
-/// A row of a result; `None` is SQL NULL.
-pub type Row = Vec<Option<String>>;
 
 /// A connection in replication mode to one database, ready for commands.
 ///

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::client::{CreatedSlot, Row, SystemIdentity};
 use crate::{EndLsn, Error, Lsn};
 
 /// The first version whose commands take options in parentheses.
@@ -26,6 +25,31 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) fn useful_timeout(configured: Duration) -> Duration {
     if USEFUL_TIMEOUTS.contains(&configured) { configured } else { DEFAULT_TIMEOUT }
 }
+
+/// Identity and WAL position of the server: the result of IDENTIFY_SYSTEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// Set by initdb; the same on a primary and its standbys, different after a dump and restore.
+    pub system_id: u64,
+    /// Increases with each promotion: LSNs of different timelines are not comparable.
+    pub timeline: u32,
+    /// How far the server's WAL is flushed.
+    pub flush_lsn: Lsn,
+    /// The database of this connection.
+    pub database: String,
+}
+
+/// A newly created slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedSlot {
+    /// Everything committed from here on will be streamed.
+    pub consistent_point: EndLsn,
+    /// Names the snapshot for `SET TRANSACTION SNAPSHOT`; it exists until the next command on this connection.
+    pub snapshot_name: Option<String>,
+}
+
+/// A row of a result; `None` is SQL NULL.
+pub type Row = Vec<Option<String>>;
 
 /// How a slot is created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

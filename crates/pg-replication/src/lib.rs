@@ -25,8 +25,8 @@ mod timeline;
 mod tls;
 mod wire;
 
-pub use client::{Client, CreatedSlot, Row, SystemIdentity};
-pub use command::{FAILOVER_SINCE, PgOutput, SlotOptions, Snapshot};
+pub use client::Client;
+pub use command::{CreatedSlot, FAILOVER_SINCE, PgOutput, Row, SlotOptions, Snapshot, SystemIdentity};
 pub use error::Error;
 pub use framing::MemoryLimit;
 pub use hosts::FailedHost;
