@@ -30,8 +30,6 @@ pub mod error;
 pub mod event;
 pub mod failpoint;
 pub mod kafka;
-#[cfg(test)]
-mod layers;
 pub mod monitor;
 pub mod postgres;
 pub mod progress;
