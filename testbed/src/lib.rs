@@ -2,8 +2,8 @@
 //!
 //! - [`postgres`], [`kafka`]: servers that can be stopped, killed, paused and started again; fetched once
 //!   ([`cache`]) and never left behind ([`guard`]).
-//! - [`kubernetes`]: a control plane, built once, and a node that runs [`images`]; [`prometheus`]: what tests its rules, and what
-//!   scrapes.
+//! - [`kubernetes`]: a control plane, built once, and a node that runs [`images`]; [`prometheus`]: what scrapes,
+//!   and what tests [`alerts`]; [`dashboard`].
 //! - [`certificates`]: CAs, and certificates of servers and clients; [`issuer`]: tokens.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
@@ -16,9 +16,11 @@
 use std::fs;
 use std::path::Path;
 
+pub mod alerts;
 pub mod cache;
 pub mod certificates;
 pub mod checker;
+pub mod dashboard;
 pub mod documents;
 mod error;
 mod go;
@@ -30,6 +32,7 @@ pub mod kafka;
 pub mod kubernetes;
 pub mod load;
 pub mod lua;
+pub mod metrics;
 pub mod net;
 pub mod node;
 pub mod other_producer;

@@ -3,6 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::{Value, json};
+
+use crate::guard::Folder;
 use crate::kubernetes::Cluster;
 use crate::{Error, blocking, cache, go};
 
@@ -82,6 +85,31 @@ pub async fn promtool(folder: &Path, arguments: &[&str]) -> Result<String, Error
     let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     let folder = folder.to_owned();
     blocking(move || run(&folder, &arguments, doing)).await
+}
+
+/// Whether Prometheus can read these groups of rules.
+///
+/// # Errors
+/// It cannot, or promtool cannot be built.
+pub async fn check_rules(groups: &Value) -> Result<(), Error> {
+    let folder = Folder::new("rules")?;
+    write(folder.path(), "rules.yaml", &groups.to_string())?;
+    promtool(folder.path(), &["check", "rules", "rules.yaml"]).await.map(drop)
+}
+
+/// Whether Prometheus can read these expressions.
+///
+/// # Errors
+/// As [`check_rules`].
+pub async fn check_expressions(expressions: &[String]) -> Result<(), Error> {
+    let rule = |(n, expression): (usize, &String)| json!({"record": format!("e{n}"), "expr": expression});
+    let rules: Vec<Value> = expressions.iter().enumerate().map(rule).collect();
+    check_rules(&json!({"groups": [{"name": "expressions", "rules": rules}]})).await
+}
+
+pub(crate) fn write(folder: &Path, name: &str, text: &str) -> Result<(), Error> {
+    let path = folder.join(name);
+    std::fs::write(&path, text).map_err(Error::file("write", &path))
 }
 
 fn run(folder: &Path, arguments: &[String], doing: String) -> Result<String, Error> {

@@ -23,7 +23,6 @@ mod isolation;
 mod kills;
 mod leadership;
 mod lifecycle;
-mod metrics;
 mod monitoring;
 mod objects;
 mod openshift;
