@@ -6,6 +6,7 @@ use testbed::postgres::PgVersion;
 use testbed::wait;
 
 use crate::fixture::{OwnServers, Site, TIMEOUT, heavy_permit};
+use crate::misconfiguration::fresh;
 
 /// A change, and the statement that undoes it.
 const CHANGES: [(&str, &str); 6] = [
@@ -120,4 +121,27 @@ async fn another_table_in_the_publication_changes_nothing() {
     site.until_records(1).await;
     site.until_confirmed(&relay).await;
     relay.until_ready().await;
+}
+
+/// The stream does not contain rows from before the table was published, even if the slot has retained their WAL.
+#[tokio::test]
+async fn doctor_reports_that_a_slot_may_be_older_than_the_publication() {
+    let site = fresh().await;
+    let slot = &site.slot;
+    let said = format!("outbox may be newer than slot {slot}");
+    let create_slot = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+    let create_publication =
+        "CREATE PUBLICATION outbox WITH (publish = 'insert', publish_via_partition_root = true)";
+    site.execute(create_publication).await;
+    site.execute(&create_slot).await;
+    site.execute("ALTER PUBLICATION outbox ADD TABLE outbox").await;
+    let admin = testbed::net::free_port().unwrap();
+    let start_now = |text: String| text.replace("source: {", "source: {start: Now, ");
+    let doctor = site.command(admin, start_now, &["doctor"]).await;
+    assert!(doctor.out.contains(&said), "{doctor:?}");
+    let relay = site.launch(start_now);
+    relay.until_ready().await;
+    assert!(relay.program.log().contains("may be older than the publication"), "{}", relay.program.log());
+    let doctor = site.command(admin, start_now, &["doctor"]).await;
+    assert!(!doctor.out.contains(&said), "there is a checkpoint: {doctor:?}");
 }
