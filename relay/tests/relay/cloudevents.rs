@@ -2,8 +2,9 @@
 
 use testbed::records::Record;
 
+use crate::dead_letters::dead_letters;
 use crate::fixture::Site;
-use crate::poison::{self, dead_letters};
+use crate::poison;
 
 /// Column, SQL value, and part of the error.
 const POISON: [(&str, &str, &str); 11] = [

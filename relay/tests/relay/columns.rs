@@ -6,6 +6,7 @@ use futures::stream;
 use testbed::records::Record;
 use testbed::wait;
 
+use crate::dead_letters::dead_letters;
 use crate::fixture::{Site, TIMEOUT};
 use crate::poison;
 
@@ -400,7 +401,7 @@ async fn r24_large_bytes_in_text_form() {
     assert_eq!(records.len(), 2);
     assert_eq!(records[0], records[1]);
     assert_eq!(records[0].value, Some(vec![b'\\'; 900_000]));
-    let mut letters: Vec<Record> = poison::dead_letters(&site).await.iter().map(content).collect();
+    let mut letters: Vec<Record> = dead_letters(&site).await.iter().map(content).collect();
     letters.sort_by_key(|letter| letter.header("dead_letter_error").unwrap().to_owned());
     assert_eq!(letters.len(), 4);
     assert_eq!((&letters[0], &letters[2]), (&letters[1], &letters[3]));

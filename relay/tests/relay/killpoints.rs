@@ -11,6 +11,7 @@ use testbed::postgres::PgVersion;
 use testbed::unique;
 use uuid::Uuid;
 
+use crate::dead_letters::dead_letters;
 use crate::fixture::{OwnServers, Relay, Site, TIMEOUT, assert_correct, heavy_permit};
 use crate::poison;
 
@@ -124,7 +125,7 @@ async fn a_dead_letter_is_sent_and_not_acknowledged() {
     let relay = site.relay().await;
     site.until_confirmed(&relay).await;
     poison::exactly(&site, &site.records().await, &format!("aggregatetype = '{}'", site.aggregate)).await;
-    poison::exactly(&site, &poison::dead_letters(&site).await, "aggregatetype = 'no topic'").await;
+    poison::exactly(&site, &dead_letters(&site).await, "aggregatetype = 'no topic'").await;
 }
 
 /// A panic in any thread ends the process, because a dead thread would leave a process that seems alive.

@@ -17,6 +17,7 @@ mod commands;
 mod confirmation;
 mod crash;
 mod data;
+mod dead_letters;
 mod delivery;
 mod dropping;
 mod first_record;

@@ -4,6 +4,7 @@ use testbed::load::{Backlog, write_backlog};
 use testbed::postgres::PgVersion;
 use testbed::records::Record;
 
+use crate::dead_letters::{find, until_dead};
 use crate::fixture::{OwnServers, Relay, Site, heavy_permit};
 use crate::poison;
 
@@ -109,15 +110,14 @@ async fn rows_of_any_size_use_bounded_memory_and_become_the_same_from_snapshot_a
     let relay = site.launch(|text| text.replace("source: {", "source: {start: Table, "));
     relay.until_ready().await;
     insert_large_rows(&site, "behind").await;
-    let letters = poison::until_dead(&site, 8).await;
+    let letters = until_dead(&site, 8).await;
     for (kind, omitted, bytes) in [
         ("payload", "payload", 150_000_002),
         ("headers", "headers", 100_000_009),
         ("text", "tracestate", 150_000_000),
         ("digits", "payload", 1_310_030),
     ] {
-        let [copied, streamed] =
-            ["before", "behind"].map(|round| poison::find(&letters, &format!("{kind}-{round}")));
+        let [copied, streamed] = ["before", "behind"].map(|round| find(&letters, &format!("{kind}-{round}")));
         assert_eq!((&copied.value, shape(copied)), (&streamed.value, shape(streamed)), "{kind}");
         assert_eq!(copied.header("dead_letter_reason"), Some("too_large"));
         assert_eq!(copied.header("dead_letter_omitted"), Some(omitted));

@@ -6,22 +6,16 @@ use std::time::Duration;
 use serde_json::Value;
 use testbed::kafka::create_topic;
 use testbed::records::{Record, read_all};
-use testbed::wait;
 
-use crate::fixture::{PARTITIONS, Relay, Site, TIMEOUT, heavy_permit};
+use crate::dead_letters::{dead_letters, find, until_dead, with_dead_letters};
+use crate::fixture::{PARTITIONS, Relay, Site, heavy_permit};
 
 /// Small, so that rows beyond it are cheap.
 const LIMIT: usize = 100_000;
 
-fn dead_topic(site: &Site) -> String {
-    // A name that the default rule can result in.
-    format!("outbox.event.{}-dead", site.aggregate)
-}
-
 pub async fn site() -> Site {
     let mut site = Site::shared().await;
-    create_topic(&site.bootstrap, &dead_topic(&site), PARTITIONS, 1, &[]).await.unwrap();
-    site.extra = format!("delivery: {{onPoison: DeadLetter, deadLetterTopic: '{}'}}\n", dead_topic(&site));
+    with_dead_letters(&mut site, PARTITIONS, &[]).await;
     // Rows that a five-column table for Debezium accepts.
     site.execute("ALTER TABLE outbox ALTER id DROP NOT NULL, ALTER aggregatetype DROP NOT NULL").await;
     site
@@ -31,19 +25,6 @@ fn limited(text: String) -> String {
     text.replace("sink: {", &format!("sink: {{maxMessageBytes: {LIMIT}, "))
 }
 
-pub async fn dead_letters(site: &Site) -> Vec<Record> {
-    read_all(&site.bootstrap, &[&dead_topic(site)]).await.unwrap()
-}
-
-pub async fn until_dead(site: &Site, count: usize) -> Vec<Record> {
-    wait::until(format!("{count} dead letters"), TIMEOUT, async || {
-        let letters = dead_letters(site).await;
-        if letters.len() >= count { Ok(letters) } else { Err(letters.len()) }
-    })
-    .await
-    .unwrap()
-}
-
 /// One row: SQL expressions of id, aggregatetype, payload and headers.
 async fn row(site: &Site, key: &str, id: &str, kind: &str, payload: &str, headers: &str) {
     site.execute(&format!(
@@ -51,13 +32,6 @@ async fn row(site: &Site, key: &str, id: &str, kind: &str, payload: &str, header
          VALUES ({id}, {kind}, '{key}', 'n.v1', {payload}, {headers})"
     ))
     .await;
-}
-
-pub fn find<'a>(letters: &'a [Record], key: &str) -> &'a Record {
-    let found: Vec<&Record> =
-        letters.iter().filter(|letter| letter.key.as_deref() == Some(key.as_bytes())).collect();
-    let [letter] = found.as_slice() else { panic!("{} dead letters of {key}", found.len()) };
-    letter
 }
 
 fn text(bytes: Option<&Vec<u8>>) -> Option<&str> {

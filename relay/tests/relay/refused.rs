@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use testbed::kafka::{alter_topic, create_topic, grow_topic};
-use testbed::records::{Record, read_all};
+use testbed::records::Record;
 use testbed::wait;
 
+use crate::dead_letters::{self, dead_letters, dead_topic, until_dead};
 use crate::fixture::{Relay, Site, TIMEOUT, heavy_permit};
 use crate::kafka_access::{Guarded, PASSWORD, USER};
 
@@ -15,10 +16,6 @@ const TOPIC: [(&str, &str); 2] = [("max.message.bytes", "5000000"), ("segment.by
 const LARGER_SEGMENTS: [(&str, &str); 2] = [("max.message.bytes", "5000000"), ("segment.bytes", "10485760")];
 const COMPACTED: [(&str, &str); 1] = [("cleanup.policy", "compact")];
 const NOT_COMPACTED: [(&str, &str); 1] = [("cleanup.policy", "delete")];
-
-fn dead_topic(site: &Site) -> String {
-    format!("{}-dead", site.aggregate)
-}
 
 /// A site whose topics have one partition and these settings.
 async fn site(topic: &[(&str, &str)], dead_topic_settings: &[(&str, &str)]) -> Site {
@@ -31,8 +28,7 @@ async fn site(topic: &[(&str, &str)], dead_topic_settings: &[(&str, &str)]) -> S
 }
 
 async fn with_dead_letters(site: &mut Site, settings: &[(&str, &str)]) {
-    create_topic(&site.bootstrap, &dead_topic(site), 1, 1, settings).await.unwrap();
-    site.extra = format!("delivery: {{onPoison: DeadLetter, deadLetterTopic: '{}'}}\n", dead_topic(site));
+    dead_letters::with_dead_letters(site, 1, settings).await;
     site.execute("ALTER TABLE outbox ALTER aggregateid DROP NOT NULL").await;
 }
 
@@ -61,19 +57,6 @@ async fn event(site: &Site, key: &str, payload: &str) -> String {
 /// 2 MB that remain larger than a segment after compression.
 const LARGE: &str =
     "(SELECT to_jsonb(string_agg(md5(n::text || random()), '')) FROM generate_series(1, 62500) n)";
-
-async fn dead_letters(site: &Site) -> Vec<Record> {
-    read_all(&site.bootstrap, &[&dead_topic(site)]).await.unwrap()
-}
-
-async fn until_dead(site: &Site, count: usize) -> Vec<Record> {
-    wait::until(format!("{count} dead letters"), TIMEOUT, async || {
-        let letters = dead_letters(site).await;
-        if letters.len() >= count { Ok(letters) } else { Err(letters.len()) }
-    })
-    .await
-    .unwrap()
-}
 
 fn ids(records: &[Record]) -> Vec<&str> {
     records.iter().map(|record| record.header("ce_id").unwrap()).collect()
