@@ -24,7 +24,7 @@ const CLIENTS: usize = 32;
 const ARGUMENTS: [&str; 2] = ["--auth=static-token", "--drain-timeout=3s"];
 
 /// A service whose connections to the shared server pass a proxy.
-async fn behind_a_proxy() -> (Proxy, Service) {
+pub async fn behind_a_proxy() -> (Proxy, Service) {
     behind_a_proxy_with(&[]).await
 }
 
