@@ -1,4 +1,4 @@
--- The relay's role, what it may do, and the publication that it reads. Run by the owner of the outbox table, who may create roles.
+-- The relay's role, what it may do, and the publication that it reads. Run by the owner of the outbox table, with the right to create roles.
 CREATE ROLE outbox_relay LOGIN REPLICATION PASSWORD 'change-me';
 GRANT SELECT ON outbox TO outbox_relay;
 GRANT SELECT, INSERT, UPDATE ON outbox_checkpoint TO outbox_relay;

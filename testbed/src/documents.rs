@@ -1,4 +1,4 @@
-//! The commands that documents show, for the tests of the programs that have to accept them.
+//! The documents, and the commands that they show, for the tests of documents and of the programs that have to accept the commands.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::{Error, cache};
 /// The documents cannot be read.
 pub fn commands(program: &str) -> Result<Vec<(PathBuf, Vec<String>)>, Error> {
     let mut found = Vec::new();
-    for document in documents(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))? {
+    for document in below(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))? {
         let text = fs::read_to_string(&document).map_err(Error::file("read", &document))?;
         found.extend(in_blocks(&text, program).map(|words| (document.clone(), words)));
     }
@@ -62,14 +62,17 @@ fn arguments(line: &str) -> Vec<String> {
     arguments
 }
 
-/// Markdown files that are not hidden, built or fetched.
-fn documents(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+/// The Markdown files below a folder that are not hidden, built or fetched.
+///
+/// # Errors
+/// The folder cannot be read.
+pub fn below(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     for path in cache::files(folder)? {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if path.is_dir() {
             if name != "target" && name != "node_modules" && !name.starts_with('.') {
-                found.extend(documents(&path)?);
+                found.extend(below(&path)?);
             }
         } else if path.extension().is_some_and(|extension| extension == "md") {
             found.push(path);

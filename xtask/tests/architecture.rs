@@ -130,8 +130,7 @@ fn the_threat_model_names_existing_tests() {
 }
 
 fn documents(root: &Path) -> Vec<PathBuf> {
-    let mut files = files::below(&root.join("docs"));
+    let mut files = testbed::documents::below(&root.join("docs")).unwrap();
     files.extend(["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"].map(|name| root.join(name)));
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
     files
 }

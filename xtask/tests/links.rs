@@ -7,19 +7,18 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
-mod files;
-
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use regex::Regex;
+use testbed::documents::below;
 use xtask::build::repository;
 
 #[test]
 fn links_lead_to_existing_files_and_headings() {
     let link = Regex::new(r"\]\(([^)\s]+)\)").unwrap();
     let (mut broken, mut checked) = (Vec::new(), 0);
-    for document in documents() {
+    for document in below(&repository()).unwrap() {
         let text = without_blocks(&document);
         for target in link.captures_iter(&text).map(|found| found.extract::<1>().1[0]) {
             if target.starts_with("https://") || target.starts_with("http://") {
@@ -58,12 +57,6 @@ fn headings(document: &Path) -> Vec<String> {
 fn without_blocks(document: &Path) -> String {
     let text = fs::read_to_string(document).unwrap();
     text.split("```").step_by(2).collect()
-}
-
-fn documents() -> Vec<PathBuf> {
-    let mut files = files::below(&repository());
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
-    files
 }
 
 #[test]

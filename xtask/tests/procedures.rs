@@ -7,12 +7,11 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
-mod files;
-
 use std::fs;
 use std::path::PathBuf;
 
 use regex::Regex;
+use testbed::documents::below;
 use xtask::build::repository;
 
 /// The operator names a relay `<namespace>/<resource>`, so a literal name finds no row of it.
@@ -83,8 +82,7 @@ fn matches(pattern: &Regex, text: &str) -> Vec<String> {
 }
 
 fn documents() -> Vec<PathBuf> {
-    let mut files = files::below(&repository());
-    files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    let files = below(&repository()).unwrap();
     assert!(files.len() > 40, "the documents were not found: {}", files.len());
     files
 }

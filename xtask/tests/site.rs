@@ -7,11 +7,10 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
-mod files;
-
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use testbed::documents::below;
 use xtask::build::repository;
 use xtask::site;
 
@@ -21,8 +20,7 @@ fn every_document_is_in_the_summary_once() {
     let listed = site::listed(&root).unwrap();
     let once: BTreeSet<PathBuf> = listed.iter().cloned().collect();
     assert_eq!(once.len(), listed.len(), "a document is listed twice: {listed:#?}");
-    let mut documents: BTreeSet<PathBuf> = files::below(&root.join("docs")).into_iter().collect();
-    documents.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
+    let documents: BTreeSet<PathBuf> = below(&root.join("docs")).unwrap().into_iter().collect();
     let of_docs: BTreeSet<PathBuf> =
         once.iter().filter(|path| path.starts_with("docs")).map(|path| root.join(path)).collect();
     assert_eq!(of_docs, documents, "docs/SUMMARY.md, and the documents");

@@ -37,7 +37,7 @@ pub fn configuration(relay: &OutboxRelay, user: &str) -> Result<Config, Invalid>
     Ok(Config {
         version: FORMAT_VERSION,
         name: identity(relay),
-        owner: relay.uid().unwrap_or_default(),
+        owner: owner(relay),
         source: source(relay, user)?,
         sink: sink(relay)?,
         routing: routing(&spec.routing),
@@ -53,6 +53,11 @@ pub fn configuration(relay: &OutboxRelay, user: &str) -> Result<Config, Invalid>
 /// The relay's name in its checkpoint: of no other resource in the cluster.
 pub fn identity(relay: &OutboxRelay) -> String {
     format!("{}/{}", relay.namespace().unwrap_or_default(), relay.name_any())
+}
+
+/// The owner of the relay in its checkpoint: of no other resource anywhere, also not of one that is declared again.
+pub fn owner(relay: &OutboxRelay) -> String {
+    relay.uid().unwrap_or_default()
 }
 
 /// The PostgreSQL side alone. What the rest of the specification says does not matter to it.

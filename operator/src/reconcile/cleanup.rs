@@ -204,7 +204,7 @@ async fn end_slot(
     resource: &OutboxRelay,
 ) -> Result<(), Pending> {
     let relay = &identity(resource);
-    match ownership(sql, source, relay, &resource.uid().unwrap_or_default()).await? {
+    match ownership(sql, source, relay, &configuration::owner(resource)).await? {
         Ownership::Ours => {}
         Ownership::NotRegistered => return Ok(()),
         Ownership::OtherOwner(owner) => {
@@ -243,7 +243,7 @@ async fn ownership(
     sql: &mut PgConnection,
     source: &config::Source,
     relay: &str,
-    uid: &str,
+    own: &str,
 ) -> Result<Ownership, RelayError> {
     let table = source.table.sibling(checkpoint::TABLE);
     // A table without migration 0006 has no such column.
@@ -256,7 +256,7 @@ async fn ownership(
         Err(error) if error.kind == ErrorKind::TableMissing => Ok(Ownership::NotRegistered),
         Err(error) => Err(error),
         Ok(None) => Ok(Ownership::NotRegistered),
-        Ok(Some(Some(owner))) if owner != uid => Ok(Ownership::OtherOwner(owner)),
+        Ok(Some(Some(owner))) if owner != own => Ok(Ownership::OtherOwner(owner)),
         Ok(Some(_)) => Ok(Ownership::Ours),
     }
 }

@@ -89,8 +89,8 @@ mod tests {
         assert!(has_slot(&old, &new, "7/d"));
         assert!(!has_slot(&new, &old, "7/d"));
         assert!(!has_slot(&old, &old, "7/d"), "itself");
-        let twin = relay("c", 1, "s", Some("7/d"));
-        assert!(has_slot(&old, &twin, "7/d") && !has_slot(&twin, &old, "7/d"), "made at once");
+        let same_age = relay("c", 1, "s", Some("7/d"));
+        assert!(has_slot(&old, &same_age, "7/d") && !has_slot(&same_age, &old, "7/d"), "made at once");
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub(super) async fn check<'a>(
     report
 }
 
-/// The source as the administrator sees it, who creates the publication where it may be created.
+/// The source as the administrator uses it: it creates the publication where it may be created.
 pub(super) fn administrator(
     relay: &OutboxRelay,
     source: &config::Source,

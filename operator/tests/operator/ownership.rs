@@ -34,6 +34,15 @@ pub fn make_slot(slot: &str) -> String {
     format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")
 }
 
+/// Applies the resource where its relay has created the slot.
+async fn apply_with_slot(stage: &Stage, slot: &str) {
+    stage.database.execute(&make_slot(slot)).await.unwrap();
+    register(stage, slot).await;
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("SlotReady", "True", "Present")]).await;
+}
+
 /// Slots are the server's: a name that this resource's relay had once may be another database's by now.
 #[tokio::test]
 async fn a_slot_of_another_database_is_not_used_and_not_dropped() {
@@ -57,11 +66,7 @@ async fn a_slot_that_another_client_creates_is_not_dropped() {
     let mut stage = Stage::shared("never").await;
     let slot = stage.database.name().to_owned();
     stage.spec["source"]["postgres"]["slot"]["creationPolicy"] = json!("Never");
-    stage.database.execute(&make_slot(&slot)).await.unwrap();
-    register(&stage, &slot).await;
-    stage.make_secret().await;
-    stage.apply().await;
-    stage.until(&[("SlotReady", "True", "Present")]).await;
+    apply_with_slot(&stage, &slot).await;
     delete(&stage).await;
     assert!(has_slot(&stage, &slot).await);
     stage.database.execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).await.unwrap();
@@ -72,20 +77,16 @@ async fn a_slot_that_another_client_creates_is_not_dropped() {
 async fn a_slot_that_the_relay_of_another_resource_has_held_since_is_not_dropped() {
     let stage = Stage::shared("uid").await;
     let slot = stage.database.name().to_owned();
-    stage.database.execute(&make_slot(&slot)).await.unwrap();
-    register(&stage, &slot).await;
-    stage.make_secret().await;
+    apply_with_slot(&stage, &slot).await;
     // A relay that no resource declares has an empty owner.
     for owner in ["b7c1d1c0-another-resource", ""] {
         stage.database.execute(&format!("UPDATE outbox_checkpoint SET owner = '{owner}'")).await.unwrap();
-        stage.apply().await;
-        stage.until(&[("SlotReady", "True", "Present")]).await;
         delete(&stage).await;
         assert!(has_slot(&stage, &slot).await, "the other relay needs it: {owner}");
         assert_eq!(stage.value("SELECT count(*) FROM outbox_checkpoint").await.as_deref(), Some("1"));
+        stage.apply().await;
+        stage.until(&[("SlotReady", "True", "Present")]).await;
     }
-    stage.apply().await;
-    stage.until(&[("SlotReady", "True", "Present")]).await;
     let uid = ["get", "obr", "shop", "-o", "jsonpath={.metadata.uid}"];
     let uid = stage.namespace.kubectl(&uid).await.unwrap();
     stage.database.execute(&format!("UPDATE outbox_checkpoint SET owner = '{uid}'")).await.unwrap();
@@ -99,11 +100,7 @@ async fn a_slot_is_dropped_where_the_checkpoint_has_no_owner_column() {
     let stage = Stage::shared("older").await;
     let slot = stage.database.name().to_owned();
     stage.database.execute("ALTER TABLE outbox_checkpoint DROP COLUMN owner").await.unwrap();
-    stage.database.execute(&make_slot(&slot)).await.unwrap();
-    register(&stage, &slot).await;
-    stage.make_secret().await;
-    stage.apply().await;
-    stage.until(&[("SlotReady", "True", "Present")]).await;
+    apply_with_slot(&stage, &slot).await;
     delete(&stage).await;
     assert!(!has_slot(&stage, &slot).await);
 }

@@ -63,7 +63,7 @@ impl CheckpointSchedule {
     }
 
     fn advanced<B: Broker>(&self, delivery: &Delivery<B>) -> u64 {
-        delivery.ledger().confirmed().lsn().as_u64().saturating_sub(self.confirmed.lsn().as_u64())
+        delivery.ledger().confirmed().bytes_since(self.confirmed)
     }
 
     fn update<B: Broker>(

@@ -143,7 +143,7 @@ impl Ingest {
 
     /// An LSN behind the last commit: no row committed at or after it was read from the stream.
     pub(super) fn behind_last(&self) -> EndLsn {
-        EndLsn::new((self.last_commit.lsn().as_u64() + 1).into())
+        EndLsn::just_after(self.last_commit)
     }
 
     /// The commit LSN of the last transaction that began in the stream.
