@@ -1,5 +1,6 @@
 //! `cargo xtask test`: what a change must pass.
 
+use std::num::NonZero;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -111,7 +112,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let (postgres, kafka) =
         tokio::try_join!(Postgres::start(PostgresOptions::default()), Kafka::start(KafkaOptions::default()))?;
     let shared = json!({ "postgres_url": postgres.url("postgres"), "kafka_bootstrap": kafka.bootstrap() });
-    let mut environment = vec![(VARIABLE, shared.to_string())];
+    let mut environment = vec![(VARIABLE, shared.to_string()), tests_at_a_time()];
     if options.all {
         environment.push((LONG_MATRIX, "1".to_owned()));
     }
@@ -128,12 +129,20 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
             let older = Postgres::start(PostgresOptions { version, ..PostgresOptions::default() }).await?;
             let shared =
                 json!({ "postgres_url": older.url("postgres"), "kafka_bootstrap": kafka.bootstrap() });
-            let environment = vec![(VARIABLE, shared.to_string())];
+            let environment = vec![(VARIABLE, shared.to_string()), tests_at_a_time()];
             let ended = tokio::task::spawn_blocking(move || run_part(&OLDER, &environment)).await??;
             count(&OLDER, ended, &mut passed, &mut failed);
         }
     }
     conclude(passed, failed)
+}
+
+/// Three tests at a time for two processors: tests on real servers wait most of the time, and with libtest's one for each
+/// processor more than half of the machine is idle. A number in the environment wins.
+fn tests_at_a_time() -> (&'static str, String) {
+    const THREADS: &str = "RUST_TEST_THREADS";
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    (THREADS, std::env::var(THREADS).unwrap_or_else(|_| (cpus * 3).div_ceil(2).to_string()))
 }
 
 /// Whether it passed, and how long it took.

@@ -13,7 +13,7 @@ const SCALED: &str = "helm upgrade outbox charts/outbox-operator --namespace out
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_alerts_fire_and_end() {
-    let Some(site) = installed().await else { return };
+    let Some((_turn, site)) = installed().await else { return };
     let prometheus = site.monitor(quiet).await.unwrap();
     site.shell(SCALED).await.unwrap();
     let traffic = Traffic::start(&site, "watched").await;

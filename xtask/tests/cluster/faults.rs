@@ -7,7 +7,7 @@ use crate::{installed, scale, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_of_the_cluster_lose_and_double_nothing() {
-    let Some(site) = installed().await else { return };
+    let Some((_turn, site)) = installed().await else { return };
     evicted(&site).await;
     killed_for_its_memory(&site).await;
     secret_rotated(&site).await;

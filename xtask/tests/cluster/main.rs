@@ -19,29 +19,36 @@ use std::time::Duration;
 
 use testbed::kubernetes::{Cluster, can_be_a_node};
 use testbed::wait;
+use tokio::sync::{Mutex, MutexGuard};
 use xtask::build::Profile;
 use xtask::cluster::Site;
 
 /// Generous: images are unpacked and pods started on a machine that is busy with tests.
 pub const SOON: Duration = Duration::from_secs(180);
 
-/// Whether this machine cannot be a node; says why.
-pub fn no_node() -> bool {
-    let why = can_be_a_node().err();
-    if let Some(why) = &why {
-        eprintln!("skipped: this machine cannot be a node: {why}");
+/// Two clusters at a time take the processor from each other's servers, however many threads run tests.
+static TURN: Mutex<()> = Mutex::const_new(());
+
+/// The turn of a test that starts a node; `None` where this machine cannot be one, and says why.
+pub async fn turn() -> Option<MutexGuard<'static, ()>> {
+    match can_be_a_node() {
+        Ok(()) => Some(TURN.lock().await),
+        Err(why) => {
+            eprintln!("skipped: this machine cannot be a node: {why}");
+            None
+        }
     }
-    why.is_some()
 }
 
 /// A cluster with the platform on it, for the tests that take minutes; `None` where they do not run.
-pub async fn installed() -> Option<Site> {
-    if !testbed::long_matrix() || no_node() {
+pub async fn installed() -> Option<(MutexGuard<'static, ()>, Site)> {
+    if !testbed::long_matrix() {
         return None;
     }
+    let turn = turn().await?;
     let site = Site::start(Profile::Dev, quiet).await.unwrap();
     site.install(quiet).await.unwrap();
-    Some(site)
+    Some((turn, site))
 }
 
 /// No progress is shown.

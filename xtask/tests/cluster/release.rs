@@ -12,7 +12,7 @@ const BEFORE: &str = "0.0.1";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn upgraded_rolled_back_and_reinstalled_under_traffic() {
-    let Some(site) = installed().await else { return };
+    let Some((_turn, site)) = installed().await else { return };
     let cluster = &site.cluster;
     let folder = Folder::new("charts").unwrap();
     let chart = build::repository().join("charts/outbox-operator").display().to_string();

@@ -6,13 +6,11 @@ use xtask::cluster::Site;
 use xtask::cluster::guide::{CHECK, Guide};
 
 use crate::traffic::Traffic;
-use crate::{no_node, quiet, until};
+use crate::{quiet, turn, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_nothing_to_an_event_and_back() {
-    if no_node() {
-        return;
-    }
+    let Some(_turn) = turn().await else { return };
     let site = Site::start(Profile::Dev, quiet).await.unwrap();
     let cluster = &site.cluster;
     let record = site.install(quiet).await.unwrap();
