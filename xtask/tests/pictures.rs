@@ -1,0 +1,122 @@
+//! The pictures of the documents: each has its place and its words, they have one style, and what they show is what the code says.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected should fail there and then"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+
+use regex::Regex;
+use serde_json::Value;
+use testbed::documents::below;
+use xtask::build::repository;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).unwrap()
+}
+
+/// The pictures, by the names of their files.
+fn pictures() -> BTreeMap<String, String> {
+    let files = fs::read_dir(repository().join("docs/images")).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    files.map(|path| (name(&path), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// The words in a picture, one after another.
+fn words(picture: &str) -> String {
+    let text = Regex::new(r"(?s)<text[^>]*>(.*?)</text>").unwrap();
+    let tag = Regex::new("<[^>]*>").unwrap();
+    let words = text.captures_iter(picture).map(|found| tag.replace_all(&found[1], "").into_owned());
+    words.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn every_picture_is_in_a_document_and_says_in_words_what_it_shows() {
+    let image = Regex::new(r"!\[([^\]]*)\]\([^)]*images/([^)]+)\)").unwrap();
+    let mut shown = BTreeSet::new();
+    for document in below(&repository()).unwrap() {
+        for found in image.captures_iter(&fs::read_to_string(&document).unwrap()) {
+            let [alternative, name] = found.extract().1;
+            assert!(alternative.len() > 40, "{}: {name} has no text alternative", document.display());
+            shown.insert(name.to_owned());
+        }
+    }
+    let pictures = pictures();
+    assert!(pictures.keys().eq(&shown), "in docs/images: {:?}, in documents: {shown:?}", pictures.keys());
+    for (name, picture) in pictures {
+        for part in
+            ["role=\"img\"", "<title id=\"title\">", "<desc id=\"desc\">", "(prefers-color-scheme: dark)"]
+        {
+            assert!(picture.contains(part), "{name} has no {part}");
+        }
+    }
+}
+
+#[test]
+fn drawn_pictures_have_one_style_and_one_width() {
+    let style = |picture: &str| {
+        picture[picture.find("<style>").unwrap()..picture.find("</style>").unwrap()].to_owned()
+    };
+    let drawn = pictures();
+    let expected = style(&drawn["data-flow.svg"]);
+    for (name, picture) in &drawn {
+        assert_eq!(style(picture), expected, "{name}");
+        assert!(picture.contains("viewBox=\"0 0 800 "), "{name}: text is drawn for a width of 800");
+    }
+    assert!(drawn.len() > 5);
+}
+
+#[test]
+fn the_thresholds_of_the_alerts_are_those_of_the_chart() {
+    let values: Value = serde_saphyr::from_str(&read("charts/outbox-operator/values.yaml")).unwrap();
+    let rules = &values["alerts"]["rules"];
+    let number = |alert: &str, key: &str| rules[alert][key].as_f64().unwrap();
+    let after = |alert: &str, key: &str| match rules[alert][key].as_str().unwrap() {
+        "0m" => "immediately".to_owned(),
+        time => format!("after {} min", time.trim_end_matches('m')),
+    };
+    let gibibytes = |key: &str| format!("{} GiB", number("OutboxRetainedWalHigh", key) / f64::from(1 << 30));
+    let words = words(&pictures()["slot-wal.svg"]);
+    for expected in [
+        format!("OutboxRelayDown\ncritical, {}", after("OutboxRelayDown", "for")),
+        format!("OutboxRetainedWalHigh\nwarning, {}", after("OutboxRetainedWalHigh", "for")),
+        format!("OutboxRetainedWalHigh\ncritical, {}", after("OutboxRetainedWalHigh", "criticalFor")),
+        format!("OutboxSlotAtRisk\ncritical, {}", after("OutboxSlotAtRisk", "for")),
+        format!("OutboxSlotLost\ncritical, {}", after("OutboxSlotLost", "for")),
+        format!("{} % of it is left", number("OutboxSlotAtRisk", "safeShare") * 100.0),
+        gibibytes("warningBytes"),
+        gibibytes("criticalBytes"),
+    ] {
+        assert!(words.contains(&expected), "'{expected}' is not in slot-wal.svg:\n{words}");
+    }
+}
+
+#[test]
+fn phases_and_ports_are_those_of_the_code() {
+    let pictures = pictures();
+    let phases = words(&pictures["phases.svg"]);
+    let source = read("relay/src/status/signals.rs");
+    let named = Regex::new(r#"Phase::\w+ => "(\w+)""#).unwrap();
+    let names: Vec<String> = named.captures_iter(&source).map(|found| found[1].to_owned()).collect();
+    assert_eq!(names.len(), 7, "the phases were not found: {names:?}");
+    for name in names {
+        assert!(phases.lines().any(|line| line == name), "phases.svg does not have {name}");
+    }
+    let kubernetes = words(&pictures["kubernetes.svg"]);
+    for (file, port) in [
+        ("operator/src/desired/configuration.rs", r"ADMIN_PORT: u16 = (\d+)"),
+        ("charts/outbox-operator/templates/deployment.yaml", r"containerPort: (\d+)"),
+    ] {
+        let port = Regex::new(port).unwrap().captures(&read(file)).unwrap()[1].to_owned();
+        assert!(
+            kubernetes.contains(&format!(":{port} ")),
+            "kubernetes.svg does not have port {port} of {file}"
+        );
+    }
+}
