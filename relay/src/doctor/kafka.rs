@@ -15,7 +15,9 @@ use super::{Topics, problem};
 use crate::config::{Config, Routing, Sink};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::client::{self, client_config, reader_config};
-use crate::kafka::verify::read_settings;
+use crate::kafka::error::error_of;
+use crate::kafka::scanner::{self, is_refusal};
+use crate::kafka::verify::{SettingsError, read_settings};
 use crate::routing::router::{is_internal, is_topic_name};
 use crate::topics::settings::TopicSettings;
 
@@ -45,7 +47,7 @@ pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
     for topic in &found {
         let read = match &admin {
             Ok(admin) => read_settings(admin, topic, REQUEST).await,
-            Err(error) => Err(error.clone()),
+            Err(error) => Err(SettingsError::NoResponse(error.clone())),
         };
         findings.push(settings(&config.sink, topic, read.clone()));
         if dead_letter_topic == Some(topic) && read.is_ok_and(|settings| settings.compacted) {
@@ -112,7 +114,7 @@ fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
         vec![Finding::ok(CHECK, format!("{} leads to {brokers} broker(s)", sink.bootstrap_servers))];
     let mut found = Vec::new();
     for (topic, count) in topics {
-        let finding = exists(&metadata, topic, *count);
+        let finding = exists(partition_count(&consumer, &metadata, topic), topic, *count);
         let there = finding.result == Grade::Ok;
         findings.push(finding);
         if there {
@@ -123,16 +125,27 @@ fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
     (findings, found)
 }
 
-fn exists(metadata: &Metadata, topic: &str, count: i32) -> Finding {
-    const CHECK: &str = "topic";
-    let found = metadata.topics().iter().find(|found| found.name() == topic);
-    let partitions =
-        found.filter(|found| found.error().is_none()).map_or(0, |found| found.partitions().len());
-    if partitions == 0 {
-        let error = RelayError::new(ErrorKind::TopicMissing, format!("topic {topic} does not exist"));
-        return problem(CHECK, &error);
+/// The number of partitions of a topic; 0 if it does not exist. A topic that is not listed is queried by name: the relay
+/// may only lack the permission to list it.
+fn partition_count(consumer: &BaseConsumer, listed: &Metadata, topic: &str) -> Result<i32, KafkaError> {
+    let listed = listed.topics().iter().find(|listed| listed.name() == topic && listed.error().is_none());
+    match listed {
+        Some(listed) => Ok(i32::try_from(listed.partitions().len()).unwrap_or(i32::MAX)),
+        None => scanner::partition_count(consumer, topic, REQUEST),
     }
-    if i32::try_from(partitions).is_ok_and(|partitions| partitions < count) {
+}
+
+fn exists(partitions: Result<i32, KafkaError>, topic: &str, count: i32) -> Finding {
+    const CHECK: &str = "topic";
+    let partitions = match partitions {
+        Ok(0) => {
+            let what = format!("topic {topic} does not exist");
+            return problem(CHECK, &RelayError::new(ErrorKind::TopicMissing, what));
+        }
+        Ok(partitions) => partitions,
+        Err(error) => return problem(CHECK, &failed(&format!("topic {topic} cannot be looked up"), &error)),
+    };
+    if partitions < count {
         let message = format!("{topic} has {partitions} partitions, but {count} in the checkpoint");
         return Finding::problem(
             CHECK,
@@ -153,7 +166,17 @@ fn readable(consumer: &BaseConsumer, topic: &str) -> Finding {
             CHECK,
             format!("{topic} can be read; whether it can be written shows when the relay sends"),
         ),
-        Err(error) => Finding::problem(CHECK, format!("{topic} cannot be read: {error}"), remedy),
+        Err(error) if is_refusal(&error) => {
+            Finding::problem(CHECK, format!("{topic} cannot be read: {error}"), remedy)
+        }
+        Err(error) => problem(CHECK, &failed(&format!("{topic} cannot be read"), &error)),
+    }
+}
+
+fn failed(what: &str, error: &KafkaError) -> RelayError {
+    match error.rdkafka_error_code() {
+        Some(code) => error_of(what, code),
+        None => RelayError::new(ErrorKind::KafkaUnreachable, format!("{what}: {error}")),
     }
 }
 
@@ -183,17 +206,17 @@ fn fetch(consumer: &BaseConsumer, topic: &str) -> Result<(), KafkaError> {
 }
 
 /// The topic settings that the guarantees depend on.
-fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, KafkaError>) -> Finding {
+fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, SettingsError>) -> Finding {
     const CHECK: &str = "topic settings";
     let described = match read {
         Ok(described) => described,
         Err(error) => {
             let message = format!("the settings of {topic} cannot be read: {error}");
-            return Finding::warn(
-                CHECK,
-                message,
-                "grant DescribeConfigs on the topic, or check them yourself",
-            );
+            let remedy = match error {
+                SettingsError::Refused(_) => "grant DescribeConfigs on the topic, or check them yourself",
+                SettingsError::NoResponse(_) => "run doctor again once all brokers respond",
+            };
+            return Finding::warn(CHECK, message, remedy);
         }
     };
     let TopicSettings { max_message_bytes: largest, min_in_sync_replicas: in_sync, .. } = described;
@@ -217,4 +240,31 @@ fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, KafkaError>) -
     let keys =
         if described.compacted { "; it is compacted: a row without a key is a poison row" } else { "" };
     Finding::ok(CHECK, format!("{topic}: min.insync.replicas {in_sync}, max.message.bytes {largest}{keys}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kafkas_own_answer_means_that_a_topic_does_not_exist() {
+        let found = |partitions| exists(partitions, "t", 3);
+        let missing = found(Ok(0));
+        assert!(missing.message.contains("does not exist"), "{missing:?}");
+        assert_eq!(found(Ok(3)).result, Grade::Ok);
+        for code in [RDKafkaErrorCode::TopicAuthorizationFailed, RDKafkaErrorCode::LeaderNotAvailable] {
+            let unknown = found(Err(KafkaError::MetadataFetch(code)));
+            assert_eq!(unknown.result, Grade::Problem);
+            assert!(unknown.message.contains(&format!("{code:?}")), "{unknown:?}");
+            assert_ne!(unknown.remedy, missing.remedy);
+        }
+    }
+
+    #[test]
+    fn only_a_refusal_asks_for_a_permission_on_the_settings() {
+        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
+        let remedy = |error: KafkaError| format!("{:?}", settings(&sink, "t", Err(error.into())).remedy);
+        assert!(remedy(KafkaError::AdminOp(RDKafkaErrorCode::TopicAuthorizationFailed)).contains("grant"));
+        assert!(!remedy(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)).contains("grant"));
+    }
 }

@@ -95,11 +95,6 @@ impl Caller {
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
-
-    /// Waits for a permit of the metadata lane, for a call that needs no thread.
-    pub(super) async fn metadata_permit(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        self.lanes.metadata.acquire().await.ok()
-    }
 }
 
 /// Counts a scan that waits to read records, so that the running one yields.

@@ -4,7 +4,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::metadata::Metadata;
 
 use crate::kafka::producers::ProducerHandles;
-use crate::kafka::scanner::{PartitionScanner, REQUEST};
+use crate::kafka::scanner::{PartitionScanner, QueryError, REQUEST};
 
 /// The diagnosis of a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,16 +33,14 @@ impl PartitionScanner {
         if let Some(what) = state.obstacle(min_in_sync) {
             return Diagnosis { what: Some(what), producer_is_lost: false };
         }
-        if self.watermarks(topic, partition).is_err() {
-            return Diagnosis {
-                what: Some(format!("its leader, {}, does not respond", state.leader_name)),
-                producer_is_lost: false,
-            };
-        }
-        Diagnosis {
-            what: Some(format!("its leader, {}, responds", state.leader_name)),
-            producer_is_lost: producers.has_no_broker(),
-        }
+        let (responds, producer_is_lost) = match self.watermarks(topic, partition) {
+            Ok(_) => ("responds", producers.has_no_broker()),
+            Err(QueryError::NoResponse(_)) => ("does not respond", false),
+            // The query of the session reports the refusal.
+            Err(_) => return Diagnosis::default(),
+        };
+        let what = Some(format!("its leader, {}, {responds}", state.leader_name));
+        Diagnosis { what, producer_is_lost }
     }
 }
 

@@ -92,7 +92,7 @@ impl KafkaQueries {
         let (name, results) = (topic.to_owned(), self.results.clone());
         self.submit(async move |caller| {
             wait_for_topic(&caller, &name, &results).await?;
-            let settings = describe(&caller, &name).await;
+            let settings = describe(&caller, &name).await?;
             let compacted = settings.map(|settings| settings.compacted);
             let topic: Arc<str> = name.as_str().into();
             // Before any partition is verified: a row that is sent without the limits of its topic may be refused, in
@@ -115,7 +115,7 @@ impl KafkaQueries {
     fn describe(&self, topic: &str) {
         let topic = topic.to_owned();
         self.submit(async move |caller| {
-            let settings = describe(&caller, &topic).await;
+            let settings = describe(&caller, &topic).await?;
             Ok(QueryResult::Settings { topic, settings })
         });
     }
@@ -260,9 +260,10 @@ async fn watermarks(caller: &Caller, topic: &Arc<str>, number: i32) -> Result<(i
     caller.persist(Lane::Offsets, move |scanner| scanner.watermarks(&topic, number)).await
 }
 
-async fn describe(caller: &Caller, topic: &str) -> Option<TopicSettings> {
-    let _permit = caller.metadata_permit().await;
-    caller.scanner.describe(topic).await
+/// The settings of a topic; `None` if the relay may not read them.
+async fn describe(caller: &Caller, topic: &str) -> Result<Option<TopicSettings>, QueryError> {
+    let topic = topic.to_owned();
+    caller.persist(Lane::Metadata, move |scanner| scanner.describe(&topic)).await
 }
 
 /// The partition count, end offsets and settings of an existing topic.
@@ -278,7 +279,7 @@ async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, QueryError> {
         let (_, search) = watermarks(caller, &topic, partition).await?;
         ends.insert(partition, ScanStart { search, last: None });
     }
-    Ok(FoundTopic { partitions, ends, settings: describe(caller, name).await })
+    Ok(FoundTopic { partitions, ends, settings: describe(caller, name).await? })
 }
 
 /// Compares a partition with the checkpoint. Returns the offset at which a scan of it starts.
@@ -351,7 +352,7 @@ async fn scan_partition(
             tracing::debug!(%topic, number, "fewer replicas in sync than min.insync.replicas");
             tokio::time::sleep(VERIFY_PAUSE).await;
             // Read the setting again: administrators may lower it to let delivery continue.
-            min_in_sync = describe(caller, topic).await.and_then(|settings| settings.min_in_sync_replicas);
+            min_in_sync = describe(caller, topic).await?.and_then(|settings| settings.min_in_sync_replicas);
         }
         let (_, high) = watermarks(caller, topic, number).await?;
         if high < from {

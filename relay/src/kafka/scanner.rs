@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use outbox::Position;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -182,26 +182,12 @@ impl PartitionScanner {
 
     /// The number of partitions of a topic; 0 if it does not exist.
     pub fn partition_count(&self, name: &str) -> Result<i32, QueryError> {
-        self.request(|| {
-            let metadata = self.consumer.fetch_metadata(Some(name), REQUEST)?;
-            let topic = metadata.topics().iter().find(|topic| topic.name() == name);
-            let count = topic.map_or(Ok(0), |topic| match topic.error().map(RDKafkaErrorCode::from) {
-                None => Ok(topic.partitions().len()),
-                Some(code) if reason_of_kafka(code) == ErrorKind::TopicMissing => Ok(0),
-                Some(code) => Err(KafkaError::MetadataFetch(code)),
-            })?;
-            Ok(i32::try_from(count).unwrap_or(i32::MAX))
-        })
+        self.request(|| partition_count(&*self.consumer, name, REQUEST))
     }
 
     /// The first offset of a partition, and its end.
     pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), QueryError> {
         self.request(|| self.consumer.fetch_watermarks(topic, partition, LEADER_REQUEST))
-    }
-
-    /// The cluster id, if the brokers return one.
-    pub fn cluster_id(&self) -> Option<String> {
-        self.consumer.client().fetch_cluster_id(REQUEST)
     }
 
     /// Makes a request once.
@@ -286,6 +272,22 @@ impl PartitionScanner {
     pub(crate) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
+}
+
+/// The number of partitions of a topic; 0 if it does not exist. Another error than that decides nothing.
+pub fn partition_count<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    name: &str,
+    within: Duration,
+) -> Result<i32, KafkaError> {
+    let metadata = consumer.fetch_metadata(Some(name), within)?;
+    let topic = metadata.topics().iter().find(|topic| topic.name() == name);
+    let count = topic.map_or(Ok(0), |topic| match topic.error().map(RDKafkaErrorCode::from) {
+        None => Ok(topic.partitions().len()),
+        Some(code) if reason_of_kafka(code) == ErrorKind::TopicMissing => Ok(0),
+        Some(code) => Err(KafkaError::MetadataFetch(code)),
+    })?;
+    Ok(i32::try_from(count).unwrap_or(i32::MAX))
 }
 
 /// How long a scan may continue while others wait.

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Once;
 use std::time::{Duration, Instant};
 
+use futures::executor::block_on;
 use outbox::Position;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
-use rdkafka::metadata::MetadataTopic;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use crate::error::ErrorKind;
 use crate::kafka::error::reason_of_kafka;
@@ -25,7 +26,7 @@ use crate::topics::watch::TopicState;
 /// Up to this many topics are queried by name. For more, one request queries all topics of the cluster.
 const FEW_TOPICS: usize = 16;
 
-static SETTINGS_UNREADABLE: Once = Once::new();
+static SETTINGS_REFUSED: Once = Once::new();
 static FEW_REPLICAS: Once = Once::new();
 
 impl PartitionScanner {
@@ -114,32 +115,19 @@ impl PartitionScanner {
     /// The replicas of a partition. Brokers before 4.0 return records that fewer replicas have than an acknowledgement
     /// needs. In that state nothing could be delivered either, so waiting for its end costs nothing, with brokers of
     /// any version.
-    pub fn replicas(&self, topic: &str, partition: i32) -> Result<Option<Replicas>, QueryError> {
+    pub fn replicas(&self, topic: &str, partition: i32) -> Result<Replicas, QueryError> {
         self.request(|| {
             let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST)?;
-            let mut found = metadata.topics().iter().flat_map(|topic| topic.partitions());
-            let found = found.find(|found| found.id() == partition);
-            Ok(found.map(|found| Replicas { all: found.replicas().len(), in_sync: found.isr().len() }))
+            replicas_in(&metadata, topic, partition)
         })
     }
 
     /// The settings of a topic; `None` if the relay may not read them.
-    pub async fn describe(&self, topic: &str) -> Option<TopicSettings> {
-        match read_settings(&self.admin, topic, REQUEST).await {
-            Ok(settings) => {
-                if settings.min_in_sync_replicas.is_some_and(|replicas| replicas < 2) {
-                    FEW_REPLICAS.call_once(|| {
-                        tracing::warn!(
-                            topic,
-                            "min.insync.replicas of the topic is 1, so the failure of one broker can lose \
-                             acknowledged records; set it to 2"
-                        );
-                    });
-                }
-                Some(settings)
-            }
-            Err(error) => {
-                SETTINGS_UNREADABLE.call_once(|| {
+    pub fn describe(&self, topic: &str) -> Result<Option<TopicSettings>, QueryError> {
+        let settings = match block_on(read_settings(&self.admin, topic, REQUEST)) {
+            Ok(settings) => settings,
+            Err(SettingsError::Refused(error)) => {
+                SETTINGS_REFUSED.call_once(|| {
                     tracing::info!(
                         topic,
                         %error,
@@ -147,10 +135,33 @@ impl PartitionScanner {
                          the relay DescribeConfigs on its topics"
                     );
                 });
-                None
+                return Ok(None);
             }
+            Err(SettingsError::NoResponse(error)) => return self.request(|| Err(error)),
+        };
+        if settings.min_in_sync_replicas.is_some_and(|replicas| replicas < 2) {
+            FEW_REPLICAS.call_once(|| {
+                tracing::warn!(
+                    topic,
+                    "min.insync.replicas of the topic is 1, so the failure of one broker can lose acknowledged \
+                     records; set it to 2"
+                );
+            });
         }
+        Ok(Some(settings))
     }
+}
+
+/// A broker that does not know the partition (yet) decides nothing: the caller asks again.
+fn replicas_in(metadata: &Metadata, topic: &str, partition: i32) -> Result<Replicas, KafkaError> {
+    let topic = metadata.topics().iter().find(|found| found.name() == topic);
+    if let Some(code) = topic.and_then(MetadataTopic::error) {
+        return Err(KafkaError::MetadataFetch(code.into()));
+    }
+    let mut partitions = topic.into_iter().flat_map(MetadataTopic::partitions);
+    let found = partitions.find(|found| found.id() == partition);
+    let found = found.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition))?;
+    Ok(Replicas { all: found.replicas().len(), in_sync: found.isr().len() })
 }
 
 fn state_of(topic: &MetadataTopic) -> TopicState {
@@ -161,12 +172,37 @@ fn state_of(topic: &MetadataTopic) -> TopicState {
     }
 }
 
+/// Why the settings of a topic were not read.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The relay lacks the permission, or the broker does not support the request. It would be refused again.
+    #[error("{0}")]
+    Refused(KafkaError),
+    /// Anything else. It says nothing about the permission, and nothing about the settings.
+    #[error("{0}")]
+    NoResponse(KafkaError),
+}
+
+impl From<KafkaError> for SettingsError {
+    fn from(error: KafkaError) -> Self {
+        match error {
+            KafkaError::AdminOp(
+                RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+                | RDKafkaErrorCode::UnsupportedVersion
+                | RDKafkaErrorCode::UnsupportedFeature,
+            ) => SettingsError::Refused(error),
+            _ => SettingsError::NoResponse(error),
+        }
+    }
+}
+
 /// Reads the settings of a topic from Kafka, with the timeout `within`.
 pub async fn read_settings(
     admin: &AdminClient<DefaultClientContext>,
     topic: &str,
     within: Duration,
-) -> Result<TopicSettings, KafkaError> {
+) -> Result<TopicSettings, SettingsError> {
     let options = AdminOptions::new().request_timeout(Some(within));
     let response = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await?;
     let resource = response.into_iter().next().ok_or(KafkaError::Canceled)?;
@@ -259,15 +295,19 @@ pub struct Replicas {
 
 /// Whether a record that a scan finds counts as acknowledged: as many replicas are in sync as an acknowledgement needs,
 /// but never more than the partition has. (KIP-966: brokers from 4.0 on accept records for a topic with fewer replicas
-/// than `min.insync.replicas`. Older brokers always refuse them.) If either number is unknown, the broker's own rule
+/// than `min.insync.replicas`. Older brokers always refuse them.) If the setting is unknown, the broker's own rule
 /// applies.
-pub(super) fn counts_as_acknowledged(replicas: Option<Replicas>, min_in_sync: Option<usize>) -> bool {
-    replicas.zip(min_in_sync).is_none_or(|(replicas, needed)| replicas.in_sync >= needed.min(replicas.all))
+pub(super) fn counts_as_acknowledged(replicas: Replicas, min_in_sync: Option<usize>) -> bool {
+    min_in_sync.is_none_or(|needed| replicas.in_sync >= needed.min(replicas.all))
 }
 
 #[cfg(test)]
 mod tests {
+    use pg_replication::{EndLsn, TimelineHistory};
+
     use super::*;
+    use crate::config::Sink;
+    use crate::progress::lineage::Lineage;
     use crate::topics::partitions::LastRecord;
 
     const LAST: LastRecord = LastRecord { offset: 41, timeline: 1, commit: 100, index: Some(3) };
@@ -325,12 +365,50 @@ mod tests {
 
     #[test]
     fn a_scanned_record_counts_when_enough_replicas_are_in_sync() {
-        let of_three = |in_sync| Some(Replicas { all: 3, in_sync });
+        let of_three = |in_sync| Replicas { all: 3, in_sync };
         assert!(counts_as_acknowledged(of_three(2), Some(2)));
         assert!(counts_as_acknowledged(of_three(3), Some(2)));
         assert!(!counts_as_acknowledged(of_three(1), Some(2)));
         assert!(counts_as_acknowledged(of_three(1), None), "min.insync.replicas is unknown");
-        let only = Some(Replicas { all: 1, in_sync: 1 });
+        let only = Replicas { all: 1, in_sync: 1 };
         assert!(counts_as_acknowledged(only, Some(2)), "there are no more replicas");
+    }
+
+    #[test]
+    fn only_a_refusal_means_that_the_relay_may_not_read_the_settings() {
+        use RDKafkaErrorCode as Code;
+        let is_refused = |error: KafkaError| matches!(error.into(), SettingsError::Refused(_));
+        for code in [
+            Code::TopicAuthorizationFailed,
+            Code::ClusterAuthorizationFailed,
+            Code::UnsupportedVersion,
+            Code::UnsupportedFeature,
+        ] {
+            assert!(is_refused(KafkaError::AdminOp(code)), "{code:?}");
+        }
+        for code in [
+            Code::OperationTimedOut,
+            Code::RequestTimedOut,
+            Code::BrokerTransportFailure,
+            Code::UnknownTopicOrPartition,
+            Code::NotController,
+            Code::SaslAuthenticationFailed,
+            Code::Unknown,
+        ] {
+            assert!(!is_refused(KafkaError::AdminOp(code)), "{code:?}");
+        }
+        assert!(!is_refused(KafkaError::Canceled));
+    }
+
+    #[test]
+    fn a_silent_broker_has_not_refused_the_settings() {
+        // It accepts connections and never responds.
+        let broker = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let bootstrap = broker.local_addr().unwrap().to_string();
+        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": bootstrap})).unwrap();
+        let lineage = Lineage::new(TimelineHistory::parse(1, "").unwrap(), EndLsn::ZERO);
+        let own = OwnRecords { source: "/shop".into(), lineage, server_started: 0 };
+        let read = PartitionScanner::new(&sink, own).unwrap().describe("t");
+        assert!(matches!(read, Err(QueryError::NoResponse(_))), "{read:?}");
     }
 }
