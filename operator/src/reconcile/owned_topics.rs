@@ -126,7 +126,7 @@ pub(super) async fn delete(
     let Some(id) = now.get(&topic.name).map(|topic| topic.id.clone()) else { return Ok(()) };
     let is_another = topic.id.as_ref().zip(id.as_ref()).is_some_and(|(before, now)| before != now);
     let cluster_is_another =
-        cluster.identity().await.zip(identity).is_some_and(|(now, before)| now != before);
+        cluster.identity().await?.zip(identity).is_some_and(|(now, before)| now != before);
     if is_another || cluster_is_another {
         let note = format!("topic {} is left as it is: it is not the one that this resource had", topic.name);
         context.publish_event(relay, EventType::Warning, "TopicRetained", &note);

@@ -41,7 +41,7 @@ pub(super) async fn check(
         leave_to_relay(relay, context, owned)
     } else {
         match observe(relay, context, sink, secrets).await {
-            Ok((cluster, observed)) => check_topics(relay, context, owned, cluster, &observed).await,
+            Ok(observed) => check_topics(relay, context, owned, observed).await,
             Err(state) => {
                 SinkReport::not_ready(owned, StepConditions::of(ConditionType::KafkaReachable, state))
             }
@@ -87,19 +87,29 @@ fn leave_to_relay(relay: &OutboxRelay, context: &Context, owned: OwnedTopics) ->
     SinkReport { conditions, owned_topics, side: Side::Ready(KafkaAccess::RelayOnly) }
 }
 
-/// The cluster, and those of the declared topics that exist; or why it is not reachable.
+/// A cluster that answers.
+struct ObservedCluster {
+    cluster: Cluster,
+    /// `None` if its brokers report none.
+    identity: Option<String>,
+    /// The declared topics that exist.
+    topics: BTreeMap<String, Observed>,
+}
+
+/// The cluster; or why it is not reachable.
 async fn observe(
     relay: &OutboxRelay,
     context: &Context,
     sink: &Sink,
     secrets: &KafkaSecrets,
-) -> Result<(Cluster, BTreeMap<String, Observed>), ConditionState> {
+) -> Result<ObservedCluster, ConditionState> {
     let cluster = connect(relay, context, sink, secrets).await;
     let cluster = cluster.map_err(|problem| ConditionState::no(Reason::KafkaSettingsUnusable, problem))?;
     let names = relay.spec.topic_names();
-    let observed = context.metrics.request("kafka", "observe", cluster.observe(&names)).await;
-    let observed = observed.map_err(|error| unreachable(&error))?;
-    Ok((cluster, observed))
+    let topics = context.metrics.request("kafka", "observe", cluster.observe(&names)).await;
+    let topics = topics.map_err(|error| unreachable(&error))?;
+    let identity = cluster.identity().await.map_err(|error| unreachable(&error))?;
+    Ok(ObservedCluster { cluster, identity, topics })
 }
 
 /// Makes the topics of a cluster that answers what is declared, once others can see which cluster it is and none of them has one of the
@@ -108,13 +118,12 @@ async fn check_topics(
     relay: &OutboxRelay,
     context: &Context,
     owned: OwnedTopics,
-    cluster: Cluster,
-    observed: &BTreeMap<String, Observed>,
+    observed: ObservedCluster,
 ) -> SinkReport {
+    let ObservedCluster { cluster, identity, topics } = observed;
     let connected = ConditionState::yes(Reason::Connected, "");
     let mut conditions = StepConditions::of(ConditionType::KafkaReachable, connected);
-    // A cluster that does not report its identity now is taken for the one it was.
-    if let Some(identity) = cluster.identity().await
+    if let Some(identity) = identity
         && owned.cluster_identity.as_ref() != Some(&identity)
     {
         let what = "which cluster it is was just found out";
@@ -128,7 +137,7 @@ async fn check_topics(
         conditions.set(ConditionType::TopicsReady, ConditionState::no(Reason::ResourceConflict, what));
         return SinkReport::not_ready(owned, conditions);
     }
-    let (owned_topics, problems) = apply_topics(relay, context, owned, &cluster, observed).await;
+    let (owned_topics, problems) = apply_topics(relay, context, owned, &cluster, &topics).await;
     conditions.set(ConditionType::TopicsReady, topics_ready(&problems));
     let has_failed = problems.iter().any(|problem| matches!(problem, TopicProblem::Failed(_)));
     let side = if has_failed { Side::NotReady } else { Side::Ready(KafkaAccess::Operator(cluster)) };

@@ -65,9 +65,12 @@ impl Cluster {
         })))
     }
 
-    /// The id of the cluster: the same by whatever name it is reached. `None` where it does not tell.
-    pub async fn identity(&self) -> Option<String> {
-        self.view(&[]).await.ok()?.cluster_id.clone()
+    /// The id of the cluster, the same under each of its names. `None` if its brokers report none.
+    ///
+    /// # Errors
+    /// Kafka does not answer, or refuses.
+    pub async fn identity(&self) -> Result<Option<String>, KafkaError> {
+        Ok(self.view(&[]).await?.cluster_id.clone())
     }
 
     /// Those of these topics that exist, as they were at most 3 s ago.
@@ -267,4 +270,19 @@ fn done(doing: &str, outcomes: Outcomes, already: Option<RDKafkaErrorCode>) -> R
     let outcomes = outcomes.map_err(|error| KafkaError::failed(doing, &error))?;
     let refusal = outcomes.into_iter().filter_map(Result::err).find(|(_, code)| Some(*code) != already);
     refusal.map_or(Ok(()), |(_, code)| Err(KafkaError::refused(doing, code)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_that_does_not_respond_is_not_one_without_an_id() {
+        // It accepts connections and never responds.
+        let broker = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let bootstrap = broker.local_addr().unwrap().to_string();
+        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": bootstrap})).unwrap();
+        let cluster = tokio::task::spawn_blocking(move || Cluster::new(&sink)).await.unwrap().unwrap();
+        assert!(cluster.identity().await.is_err());
+    }
 }
