@@ -28,6 +28,7 @@ use crate::routing::mapping::{
     CurrentDestination, Destination, EarlierDestination, RoutingInput, RoutingTable,
 };
 use crate::topics::partitions::PartitionId;
+use crate::topics::settings::Settings;
 
 /// A decoded row.
 struct Candidate<'a> {
@@ -203,7 +204,10 @@ impl Dispatch {
                 context.discovery.request(&name, &context.in_flight.broker);
                 Decision::Block
             }
-            Err(error) => return Err(routing_error(&row.decoded, position, &error, context)),
+            Err(error) => {
+                self.blocked_on = None;
+                return Err(routing_error(&row.decoded, position, &error, context));
+            }
         };
         Ok((decision, next_row))
     }
@@ -239,6 +243,11 @@ impl Dispatch {
             return Ok(Decision::Block);
         }
         let partition = context.in_flight.topics.partition_at(topic, number)?;
+        // The settings may change the destination, also of a row that would only be queued: the topic would refuse it,
+        // in each session again.
+        if context.in_flight.topics.topic(topic).settings == Settings::Unread {
+            return Ok(self.block_on(partition));
+        }
         let absence = if poison.is_some() { Absence::NotSent } else { Absence::Impossible };
         let placed = row.at(partition, absence);
         Ok(match context.in_flight.admit(placed)? {

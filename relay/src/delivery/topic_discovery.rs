@@ -145,7 +145,7 @@ impl TopicDiscovery {
     ) -> (TopicId, TopicShape) {
         let known = topics.find(name).map_or(0, |topic| topics.topic(topic).partition_count());
         let topic = topics.add(name, found.partitions, &found.ends);
-        topics.topic_mut(topic).settings = found.settings;
+        topics.topic_mut(topic).settings = found.settings.into();
         for new in topics.to_verify(topic).into_iter().skip(known) {
             topics.partition_mut(new.id).mark_verified(new.start.search);
         }
@@ -166,7 +166,7 @@ impl TopicDiscovery {
     ) -> Result<(), RelayError> {
         // A topic that is not in use: its settings are read because a row is too large for it.
         let Some(topic) = topics.find(name) else { return Ok(()) };
-        topics.topic_mut(topic).settings = settings;
+        topics.topic_mut(topic).settings = settings.into();
         let (Some(settings), Some(shape)) = (settings, routing.shape(topic)) else { return Ok(()) };
         let limit = settings.lower_limit(self.max_message_bytes);
         let current = TopicShape { max_message_bytes: limit, compacted: settings.compacted, ..shape };

@@ -95,9 +95,6 @@ impl KafkaQueries {
             let settings = describe(&caller, &name).await?;
             let compacted = settings.map(|settings| settings.compacted);
             let topic: Arc<str> = name.as_str().into();
-            // Before any partition is verified: a row that is sent without the limits of its topic may be refused, in
-            // each session again.
-            drop(results.send(QueryResult::Settings { topic: name, settings }));
             // One query for each partition, because a leader may be down.
             for partition in partitions {
                 let topic = Arc::clone(&topic);
@@ -108,7 +105,7 @@ impl KafkaQueries {
                     Ok(QueryResult::Verified { partition: id, search })
                 });
             }
-            Ok(None)
+            Ok(QueryResult::Settings { topic: name, settings })
         });
     }
 
@@ -196,11 +193,10 @@ impl KafkaQueries {
         }
     }
 
-    fn submit<R, F>(&self, query: impl FnOnce(Caller) -> F)
-    where
-        R: Into<Option<QueryResult>>,
-        F: Future<Output = Result<R, QueryError>> + Send + 'static,
-    {
+    fn submit<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
+        &self,
+        query: impl FnOnce(Caller) -> F,
+    ) {
         spawn(&self.caller, &self.results, query);
     }
 }
@@ -211,20 +207,16 @@ impl Drop for KafkaQueries {
     }
 }
 
-/// Runs a query until it completes, or the session ends. A query may also have sent its result already.
-fn spawn<R, F>(caller: &Caller, results: &mpsc::UnboundedSender<QueryResult>, query: impl FnOnce(Caller) -> F)
-where
-    R: Into<Option<QueryResult>>,
-    F: Future<Output = Result<R, QueryError>> + Send + 'static,
-{
+/// Runs a query until it completes, or the session ends.
+fn spawn<F: Future<Output = Result<QueryResult, QueryError>> + Send + 'static>(
+    caller: &Caller,
+    results: &mpsc::UnboundedSender<QueryResult>,
+    query: impl FnOnce(Caller) -> F,
+) {
     let (query, results) = (query(caller.clone()), results.clone());
     tokio::spawn(async move {
         tokio::select! {
-            result = query => {
-                if let Some(result) = result.map_or_else(|error| Some(QueryResult::Failed(error)), Into::into) {
-                    drop(results.send(result));
-                }
-            }
+            result = query => drop(results.send(result.unwrap_or_else(QueryResult::Failed))),
             () = results.closed() => {}
         }
     });

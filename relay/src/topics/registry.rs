@@ -12,7 +12,7 @@ use pg_replication::EndLsn;
 
 use crate::progress::ledger::EntryId;
 use crate::topics::partitions::{Offsets, Partition, PartitionId, ScanStart, ToVerify};
-use crate::topics::settings::TopicSettings;
+use crate::topics::settings::Settings;
 
 /// A topic of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,8 +22,8 @@ pub struct TopicId(u32);
 pub struct Topic {
     /// The name.
     pub name: String,
-    /// `None` if they are not known.
-    pub settings: Option<TopicSettings>,
+    /// What this session knows of its settings.
+    pub settings: Settings,
     /// The broker refused a timestamp that the settings allow. Records get the current time.
     pub timestamps_refused: bool,
     partitions: Vec<PartitionId>,
@@ -37,12 +37,12 @@ impl Topic {
 
     /// The number of replicas that must have a record before it is acknowledged, if known.
     pub fn min_in_sync_replicas(&self) -> Option<usize> {
-        self.settings.and_then(|settings| settings.min_in_sync_replicas)
+        self.settings.known().and_then(|settings| settings.min_in_sync_replicas)
     }
 
     /// Whether a record may have this timestamp. Both are in milliseconds since 1970.
     pub fn accepts_timestamp(&self, timestamp: i64, now: i64) -> bool {
-        let settings = self.settings.unwrap_or_default();
+        let settings = self.settings.known().unwrap_or_default();
         let outside_limits = settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now);
         // Kafka has no timestamps before 1970, and librdkafka treats 0 as no timestamp.
         timestamp > 0 && !outside_limits && !self.timestamps_refused
@@ -109,7 +109,7 @@ impl TopicRegistry {
         let id = TopicId(u32::try_from(self.topics.len()).unwrap_or(u32::MAX));
         self.topics.push(Topic {
             name: name.to_owned(),
-            settings: None,
+            settings: Settings::Unread,
             timestamps_refused: false,
             partitions: Vec::new(),
         });
@@ -165,7 +165,7 @@ impl TopicRegistry {
 
     /// Whether a partition lacks a row at or below its high-water mark.
     pub fn lacks(&self, id: PartitionId, position: Position, fingerprint: u64) -> bool {
-        let compacted = self.topic_of(id).settings.map(|settings| settings.compacted);
+        let compacted = self.topic_of(id).settings.known().map(|settings| settings.compacted);
         self.partition(id).found.lacks(position, fingerprint, compacted)
     }
 
@@ -174,8 +174,9 @@ impl TopicRegistry {
         self.partitions.iter().all(Partition::is_verified)
     }
 
-    /// Stops sending to a topic until it is verified again.
+    /// Stops sending to a topic until it is verified again. It may be recreated with other settings.
     pub fn invalidate(&mut self, topic: TopicId) {
+        self.topic_mut(topic).settings = Settings::Unread;
         self.partitions
             .iter_mut()
             .filter(|partition| partition.topic == topic)

@@ -22,6 +22,34 @@ pub struct TopicSettings {
     ahead_ms: Option<i64>,
 }
 
+/// What a session knows of the settings of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settings {
+    /// They were neither read nor refused yet. A row that is placed now may be one that the topic refuses.
+    Unread,
+    /// The relay may not read them.
+    Refused,
+    /// They were read.
+    Read(TopicSettings),
+}
+
+impl Settings {
+    /// The settings, if they were read.
+    pub fn known(self) -> Option<TopicSettings> {
+        match self {
+            Settings::Read(settings) => Some(settings),
+            Settings::Unread | Settings::Refused => None,
+        }
+    }
+}
+
+impl From<Option<TopicSettings>> for Settings {
+    /// The result of a query; `None` if the relay may not read them.
+    fn from(read: Option<TopicSettings>) -> Self {
+        read.map_or(Settings::Refused, Settings::Read)
+    }
+}
+
 impl Default for TopicSettings {
     /// The assumption if the relay may not read the settings.
     fn default() -> Self {

@@ -103,6 +103,29 @@ proptest! {
     }
 }
 
+/// The topic has become compacted, and the settings arrive last. Until then the row is neither sent nor queued, because
+/// a queued row keeps its destination.
+#[test]
+fn no_row_is_placed_before_the_settings_of_its_topic_are_known() {
+    let row = |key: Option<&str>| Row { aggregate_type: "a", key: key.map(str::to_owned), payload_bytes: 10 };
+    let mut world = World::new(vec![row(Some("0"))]);
+    let mut process = world.start(0, 0);
+    assert!((0..TURNS).any(|_| world.turn(&mut process, true) && process.is_done(&world.stream)));
+    world.end_session();
+    world.kafka.change_settings(|settings| settings.compacted = true);
+    world.stream.push(Transaction::new(1, vec![row(None)]));
+
+    let (mut process, now) = (world.start(0, 1), Instant::now());
+    let read = |process: &mut Process| (0..TURNS).for_each(|_| process.read(&world.stream, now).unwrap());
+    read(&mut process);
+    (0..PARTITIONS).for_each(|_| process.answer(0, now).unwrap());
+    read(&mut process);
+    assert_eq!(process.delivery.in_flight.lanes.load().events, 0, "the settings are not known");
+    assert!(!process.is_poisoned() && !world.kafka.is_idle());
+    assert!((0..TURNS).any(|_| !world.turn(&mut process, true)), "the topic would refuse the row");
+    assert_eq!(process.delivery.in_flight.lanes.load().events, 0);
+}
+
 struct World {
     relay: Relay,
     /// One row in each transaction.
