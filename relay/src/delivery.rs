@@ -297,7 +297,7 @@ impl<B: Broker> Delivery<B> {
 
     /// Called at every tick for the work that no message triggers.
     pub fn on_tick(&mut self, committed_revision: u64, now: Instant) -> Result<(), RelayError> {
-        self.discovery.on_tick(&self.dispatch.routing, &self.in_flight);
+        self.discovery.on_tick(now, &self.dispatch.routing, &self.in_flight);
         self.refusals.on_tick(&mut self.dispatch.routing, &self.in_flight.topics);
         if self.ledger().confirmed() >= self.in_flight.progress.lineage.end() {
             self.apply_growth()?;

@@ -37,8 +37,14 @@ pub(super) struct TopicDiscovery {
     growing: HashSet<TopicId>,
     /// The new shapes of topics that have grown. They are used once all earlier records are acknowledged.
     grown: BTreeMap<TopicId, TopicShape>,
-    /// The topic that rejects a row because of its settings, and when these were last read.
-    watched_settings: Option<(String, Instant)>,
+    /// The topic that rejects a row because of its settings.
+    watched_settings: Option<WatchedSettings>,
+}
+
+struct WatchedSettings {
+    topic: String,
+    /// When they were last read; `None` while a query is running, which lasts until Kafka responds.
+    read: Option<Instant>,
 }
 
 impl TopicDiscovery {
@@ -70,19 +76,25 @@ impl TopicDiscovery {
     }
 
     /// Starts the queries that are due.
-    pub(super) fn on_tick<B: Broker>(&mut self, routing: &RoutingTable, in_flight: &InFlight<B>) {
-        if !self.is_querying_metadata && self.metadata_queried.elapsed() >= METADATA_EVERY {
+    pub(super) fn on_tick<B: Broker>(
+        &mut self,
+        now: Instant,
+        routing: &RoutingTable,
+        in_flight: &InFlight<B>,
+    ) {
+        let is_due = now.saturating_duration_since(self.metadata_queried) >= METADATA_EVERY;
+        if !self.is_querying_metadata && is_due {
             let name = |topic| in_flight.topics.topic(topic).name.clone();
             let topics: Vec<String> = routing.topics().into_iter().map(name).collect();
-            (self.metadata_queried, self.is_querying_metadata) = (Instant::now(), !topics.is_empty());
+            (self.metadata_queried, self.is_querying_metadata) = (now, !topics.is_empty());
             if !topics.is_empty() {
                 in_flight.broker.query(Query::TopicStates(topics));
             }
         }
-        if let Some((topic, read)) = &mut self.watched_settings
-            && read.elapsed() >= READ_SETTINGS_EVERY
+        if let Some(WatchedSettings { topic, read }) = &mut self.watched_settings
+            && read.is_some_and(|read| now.saturating_duration_since(read) >= READ_SETTINGS_EVERY)
         {
-            *read = Instant::now();
+            *read = None;
             in_flight.broker.query(Query::Settings(topic));
         }
     }
@@ -103,8 +115,9 @@ impl TopicDiscovery {
 
     /// Reads the settings of `topic` regularly from now on.
     pub(super) fn watch_settings(&mut self, topic: &str) {
-        if self.watched_settings.as_ref().is_none_or(|(known, _)| known != topic) {
-            self.watched_settings = Some((topic.to_owned(), Instant::now()));
+        if self.watched_settings.as_ref().is_none_or(|watched| watched.topic != topic) {
+            let (topic, read) = (topic.to_owned(), Some(Instant::now()));
+            self.watched_settings = Some(WatchedSettings { topic, read });
         }
     }
 
@@ -157,13 +170,16 @@ impl TopicDiscovery {
 
     /// The settings of a topic were read. No row committed at or after `unsent` was sent.
     pub(super) fn on_settings(
-        &self,
+        &mut self,
         name: &str,
         settings: Option<TopicSettings>,
         unsent: EndLsn,
         routing: &mut RoutingTable,
         topics: &mut TopicRegistry,
     ) -> Result<(), RelayError> {
+        if let Some(watched) = self.watched_settings.as_mut().filter(|watched| watched.topic == name) {
+            watched.read = Some(Instant::now());
+        }
         // A topic that is not in use: its settings are read because a row is too large for it.
         let Some(topic) = topics.find(name) else { return Ok(()) };
         topics.topic_mut(topic).settings = settings.into();

@@ -41,6 +41,7 @@ struct Kafka {
     /// The number of partitions of every topic.
     partition_count: i32,
     settings: TopicSettings,
+    settings_queries: usize,
     /// `None` before the first session.
     own: Option<OwnRecords>,
     /// Acknowledgements that have arrived.
@@ -214,6 +215,11 @@ impl MemoryKafka {
         self.0.borrow().answers.is_empty()
     }
 
+    /// The number of queries for nothing but the settings of a topic.
+    pub(super) fn settings_queries(&self) -> usize {
+        self.0.borrow().settings_queries
+    }
+
     /// The number of records to a partition that are not appended.
     pub(super) fn in_flight(&self, name: &Name) -> usize {
         self.0.borrow().partitions.get(name).map_or(0, |partition| partition.sent.len())
@@ -298,7 +304,10 @@ impl Kafka {
                 }
                 settings_of(topic)
             }
-            Query::Settings(topic) => settings_of(topic),
+            Query::Settings(topic) => {
+                self.settings_queries += 1;
+                settings_of(topic)
+            }
             Query::TopicStates(topics) => Box::new(move |kafka| {
                 let present = TopicState::Present(vec![0; kafka.partition_count as usize]);
                 let states = topics.into_iter().map(|topic| (topic, present.clone())).collect();

@@ -1,7 +1,7 @@
 //! Relays crash and get new configurations, while topics get other limits, other policies and more partitions. In every
 //! case each row is in one partition once, and each partition is in the order of the rows.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pg_replication::EndLsn;
 use proptest::prelude::*;
@@ -124,6 +124,10 @@ fn no_row_is_placed_before_the_settings_of_its_topic_are_known() {
     assert!(!process.is_poisoned() && !world.kafka.is_idle());
     assert!((0..TURNS).any(|_| !world.turn(&mut process, true)), "the topic would refuse the row");
     assert_eq!(process.delivery.in_flight.lanes.load().events, 0);
+
+    // While the row is refused, the settings are read again: by one query at a time, however long Kafka is silent.
+    (1..10).for_each(|minute| process.tick(now + Duration::from_secs(60 * minute)).unwrap());
+    assert_eq!(world.kafka.settings_queries(), 1);
 }
 
 struct World {
