@@ -4,6 +4,7 @@
 //! records. A [`query`] blocks, so [`queries`] runs it on the
 //! threads of [`call_pool`]: what a partition contains ([`scanner`], [`scan`], [`offset_gaps`]), whether topics and
 //! partitions still match the checkpoint ([`verify`]), and why a partition acknowledges nothing ([`diagnosis`]).
+//! [`partition_reader`] polls one partition for all of them.
 //! [`own_records`] tells this outbox's records from those of other producers.
 //! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error`] explains error codes.
 
@@ -14,6 +15,7 @@ pub mod diagnosis;
 pub mod error;
 mod offset_gaps;
 pub mod own_records;
+pub(crate) mod partition_reader;
 pub mod producers;
 pub mod queries;
 pub mod query;

@@ -18,9 +18,8 @@ use crate::config::Sink;
 use crate::event::row::{Attributes, EventId, OutboxRow, RowError};
 use crate::event::value::checked;
 use crate::kafka::client::{self, reader_config};
+use crate::kafka::partition_reader::{self, Polled};
 
-/// Timeout of one poll.
-const POLL: Duration = Duration::from_millis(100);
 /// Timeout of one request for metadata, watermarks or offsets.
 const REQUEST: Duration = Duration::from_secs(10);
 /// A read that receives nothing for this long fails: a person is waiting for it.
@@ -280,18 +279,13 @@ impl Reader {
         until: i64,
         take: &mut impl FnMut(DeadLetter) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, ReadError> {
-        let mut assignment = TopicPartitionList::new();
-        assignment
-            .add_partition_offset(&self.topic, partition, Offset::Offset(from))
-            .and_then(|()| self.consumer.assign(&assignment))
+        partition_reader::assign(&self.consumer, &self.topic, partition, Offset::Offset(from))
             .map_err(|error| self.failed(error))?;
         let mut progress = Instant::now();
         loop {
-            match self.consumer.poll(POLL) {
-                // Fetched for the previous assignment.
-                Some(Ok(message)) if message.partition() != partition => {}
-                Some(Ok(message)) if message.offset() >= until => return Ok(ControlFlow::Continue(())),
-                Some(Ok(message)) => {
+            match partition_reader::poll(&self.consumer, &self.topic, partition) {
+                Polled::Record(message) if message.offset() >= until => return Ok(ControlFlow::Continue(())),
+                Polled::Record(message) => {
                     let last = message.offset() + 1 >= until;
                     let taken = DeadLetter::of(&message).map_or(ControlFlow::Continue(()), &mut *take);
                     if last || taken.is_break() {
@@ -300,11 +294,9 @@ impl Reader {
                     // Not earlier: `take` may block.
                     progress = Instant::now();
                 }
-                Some(Err(KafkaError::PartitionEOF(end))) if end == partition => {
-                    return Ok(ControlFlow::Continue(()));
-                }
-                Some(Err(error)) => tracing::debug!(%error, "reading dead letters"),
-                None => {}
+                Polled::End => return Ok(ControlFlow::Continue(())),
+                Polled::Refused(error) => tracing::debug!(%error, "reading dead letters"),
+                Polled::OutOfRange | Polled::Nothing => {}
             }
             if progress.elapsed() > STALLED_AFTER {
                 return Err(ReadError::Stalled { topic: self.topic.clone(), partition });

@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use process::{Finding, Grade};
+use rdkafka::Offset;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
-use rdkafka::{Offset, TopicPartitionList};
 
 use super::{Topics, problem};
 use crate::config::{Config, Routing, Sink};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::client::{self, client_config, reader_config};
 use crate::kafka::error::error_of;
+use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scanner::{self, is_refusal};
 use crate::kafka::verify::{SettingsError, read_settings};
 use crate::routing::router::{is_internal, is_topic_name};
@@ -25,8 +26,6 @@ use crate::topics::settings::TopicSettings;
 const REQUEST: Duration = Duration::from_secs(10);
 /// How long the reason is looked for when Kafka does not answer.
 const DIAGNOSIS_WITHIN: Duration = Duration::from_secs(5);
-/// Timeout of one poll.
-const POLL: Duration = Duration::from_millis(100);
 /// From this value of min.insync.replicas on, acknowledged records survive the loss of one broker.
 const MIN_IN_SYNC_REPLICAS: usize = 2;
 
@@ -181,24 +180,23 @@ fn failed(what: &str, error: &KafkaError) -> RelayError {
 }
 
 fn fetch(consumer: &BaseConsumer, topic: &str) -> Result<(), KafkaError> {
-    let mut assignment = TopicPartitionList::new();
-    assignment.add_partition_offset(topic, 0, Offset::End)?;
-    consumer.assign(&assignment)?;
+    partition_reader::assign(consumer, topic, 0, Offset::End)?;
     let asked = Instant::now();
     let mut outcome = Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
     while asked.elapsed() < REQUEST {
-        match consumer.poll(POLL) {
-            Some(Ok(_)) | Some(Err(KafkaError::PartitionEOF(_))) => {
+        match partition_reader::poll(consumer, topic, 0) {
+            Polled::Record(_) | Polled::End => {
                 outcome = Ok(());
                 break;
             }
-            Some(Err(error))
+            Polled::Refused(error)
                 if error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed) =>
             {
                 outcome = Err(error);
                 break;
             }
-            Some(Err(_)) | None => {}
+            // A broker that fails authentication is not the leader, while another one answers.
+            Polled::Refused(_) | Polled::OutOfRange | Polled::Nothing => {}
         }
     }
     consumer.unassign()?;

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outbox::Position;
+use rdkafka::Offset;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Sink;
 use crate::error::ErrorKind;
@@ -22,12 +21,11 @@ use crate::failpoint::{self, Boundary};
 use crate::kafka::client::{self, AuthErrors, client_config, reader_config};
 use crate::kafka::error::reason_of_kafka;
 use crate::kafka::own_records::OwnRecords;
+use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scan::{Scan, Step};
 use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
 
-/// Timeout of one poll, and the delay after which the end of a session is noticed.
-pub(crate) const POLL: Duration = Duration::from_millis(100);
 /// Timeout of a metadata or watermark request.
 pub(crate) const REQUEST: Duration = Duration::from_secs(5);
 /// A connected broker responds within this time.
@@ -219,11 +217,8 @@ impl PartitionScanner {
             return Err(QueryError::Cancelled);
         }
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut assignment = TopicPartitionList::new();
-        assignment
-            .add_partition_offset(topic, partition, Offset::Offset(start))
+        partition_reader::assign(&self.consumer, topic, partition, Offset::Offset(start))
             .map_err(QueryError::Refused)?;
-        self.consumer.assign(&assignment).map_err(QueryError::Refused)?;
         let found = read();
         drop(self.consumer.unassign());
         found
@@ -241,23 +236,21 @@ impl PartitionScanner {
             if share.must_yield(self, began, last_record) {
                 return Ok(Step::Yielded);
             }
-            match self.consumer.poll(POLL) {
-                None => {}
-                // A leftover of the partition that was read before.
-                Some(Ok(message)) if !is_of(&message, &scan.topic, scan.partition) => {}
-                Some(Ok(message)) => {
+            match partition_reader::poll(&self.consumer, &scan.topic, scan.partition) {
+                Polled::Nothing => {}
+                Polled::Record(message) => {
                     failpoint::pass(Boundary::InSearch);
                     last_record = Instant::now();
                     if scan.on_record(&self.own, &message) {
                         return Ok(Step::Done);
                     }
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) if partition == scan.partition => {
-                    return Ok(scan.on_partition_end(self.read_up_to(&scan.topic, partition)));
+                Polled::End => {
+                    let end = self.read_up_to(&scan.topic, scan.partition);
+                    return Ok(scan.on_partition_end(end));
                 }
-                Some(Err(error)) if is_out_of_range(&error) => return Ok(Step::OutOfRange),
-                Some(Err(error)) if is_refusal(&error) => return Err(QueryError::Refused(error)),
-                Some(Err(error)) => tracing::debug!(%error, "scanning a partition"),
+                Polled::OutOfRange => return Ok(Step::OutOfRange),
+                Polled::Refused(error) => return Err(QueryError::Refused(error)),
             }
         }
         Err(QueryError::Cancelled)
@@ -327,15 +320,6 @@ impl FairShare {
         let used_up = self.total.is_some_and(|total| began.elapsed() >= total);
         (quiet || used_up) && scanner.waiting.load(Ordering::Relaxed) > 0
     }
-}
-
-pub(crate) fn is_of(message: &BorrowedMessage<'_>, topic: &str, partition: i32) -> bool {
-    message.partition() == partition && message.topic() == topic
-}
-
-/// Whether the offset no longer exists, because of retention or a DeleteRecords request.
-pub(crate) fn is_out_of_range(error: &KafkaError) -> bool {
-    error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset)
 }
 
 /// Whether retrying cannot resolve the error.

@@ -16,9 +16,8 @@ use rdkafka::metadata::{Metadata, MetadataTopic};
 use crate::error::ErrorKind;
 use crate::kafka::error::reason_of_kafka;
 use crate::kafka::own_records::{OwnRecords, position_of};
-use crate::kafka::scanner::{
-    FairShare, POLL, PartitionScanner, QueryError, REQUEST, is_of, is_out_of_range, is_refusal,
-};
+use crate::kafka::partition_reader::{self, Polled};
+use crate::kafka::scanner::{FairShare, PartitionScanner, QueryError, REQUEST};
 use crate::topics::partitions::ScanStart;
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
@@ -50,19 +49,15 @@ impl PartitionScanner {
     ) -> Result<Option<RecordAt>, QueryError> {
         let began = Instant::now();
         while !self.is_cancelled() {
-            match self.consumer.poll(POLL) {
-                None if share.must_yield(self, began, began) => return Ok(None),
-                None => {}
-                // A leftover of the partition that was read before.
-                Some(Ok(message)) if !is_of(&message, topic, partition) => {}
-                Some(Ok(message)) if message.offset() == offset => {
+            match partition_reader::poll(&self.consumer, topic, partition) {
+                Polled::Nothing if share.must_yield(self, began, began) => return Ok(None),
+                Polled::Nothing => {}
+                Polled::Record(message) if message.offset() == offset => {
                     return Ok(Some(RecordAt::of(&message, &self.own)));
                 }
-                Some(Err(KafkaError::PartitionEOF(other))) if other != partition => {}
-                Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(Some(RecordAt::Nothing)),
-                Some(Err(error)) if is_out_of_range(&error) => return Ok(Some(RecordAt::Removed)),
-                Some(Err(error)) if is_refusal(&error) => return Err(QueryError::Refused(error)),
-                Some(Err(error)) => tracing::debug!(%error, "reading the record at an offset"),
+                Polled::Record(_) | Polled::End => return Ok(Some(RecordAt::Nothing)),
+                Polled::OutOfRange => return Ok(Some(RecordAt::Removed)),
+                Polled::Refused(error) => return Err(QueryError::Refused(error)),
             }
         }
         Err(QueryError::Cancelled)
