@@ -1,4 +1,4 @@
--- The table of the service. The outbox table beside it is migrations/0001_outbox.sql.
+-- The table of the service. The outbox table beside it is migrations/outbox/0001_outbox.sql.
 
 CREATE TABLE account (
     account_id text   PRIMARY KEY,

@@ -50,13 +50,29 @@ pub mod wait;
 pub use error::Error;
 pub use shared::{Database, shared, unique};
 
-/// The repository's migrations, in order, as SQL.
+/// The repository's migrations, in the order of their versions, as SQL.
 ///
 /// # Errors
-/// The folder cannot be read: the testbed runs inside the repository only.
+/// The folders cannot be read: the testbed runs inside the repository only.
 pub fn migrations() -> Result<Vec<String>, Error> {
-    let mut files = cache::files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations"))?;
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "sql"));
+    migrations_in(&["outbox", "basket"])
+}
+
+/// Those of the outbox's tables, which every service applies.
+///
+/// # Errors
+/// As [`migrations`].
+pub fn outbox_migrations() -> Result<Vec<String>, Error> {
+    migrations_in(&["outbox"])
+}
+
+fn migrations_in(folders: &[&str]) -> Result<Vec<String>, Error> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations");
+    let mut files = Vec::new();
+    for folder in folders {
+        files.extend(cache::files(&root.join(folder))?);
+    }
+    files.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
     files.iter().map(|path| fs::read_to_string(path).map_err(Error::file("read", path))).collect()
 }
 

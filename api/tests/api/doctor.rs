@@ -12,12 +12,12 @@ use crate::service::Service;
 const SOON: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "not-to-be-printed";
 
-fn program(url: &str) -> Launch {
+pub fn program(url: &str) -> Launch {
     Launch::new("basket-api", env!("CARGO_BIN_EXE_basket-api")).env("BASKET_DATABASE_URL", url)
 }
 
 /// The exit code and what is printed.
-async fn ended(launch: Launch) -> (Option<i32>, String) {
+pub async fn ended(launch: Launch) -> (Option<i32>, String) {
     let mut program = launch.start().unwrap();
     let code = program.wait(SOON).await.unwrap().code();
     assert!(!program.log().contains(PASSWORD), "{}", program.log());

@@ -22,6 +22,7 @@ mod items;
 mod limits;
 mod lists;
 mod memory;
+mod migrations;
 mod options;
 mod outages;
 mod privileges;

@@ -185,7 +185,7 @@ async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Re
             }
             None => {
                 let unless =
-                    "apply migrations/0001_outbox.sql, unless the table is not partitioned on purpose";
+                    "apply migrations/outbox/0001_outbox.sql, unless the table is not partitioned on purpose";
                 ("does not exist", unless.to_owned())
             }
         };

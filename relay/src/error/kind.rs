@@ -101,7 +101,7 @@ kinds! {
     ServerTooOld => postgres(Stop, "use PostgreSQL 15 or newer"),
     /// The outbox table does not exist.
     TableMissing => postgres(Stop,
-        "check source.table, or apply migrations/0001_outbox.sql and migrations/0002_outbox_checkpoint.sql in its schema"),
+        "check source.table, or apply the files of migrations/outbox in its schema"),
     /// The table lacks a column, or contains rows that the stream does not carry.
     TableUnsuitable => postgres(Stop, "correct the table: see docs/OUTBOX.md, 'What the table may be'"),
     /// The table has a column whose values can only be read in text format, while the stream was opened in binary
@@ -110,7 +110,7 @@ kinds! {
         "no action needed: the relay reopens the stream with values in text format"),
     /// The checkpoint table does not exist.
     CheckpointTableMissing => postgres(Stop,
-        "apply migrations/0002_outbox_checkpoint.sql in the schema of the outbox table"),
+        "apply migrations/outbox/*_outbox_checkpoint*.sql in the schema of the outbox table"),
     /// The publication does not exist and may not be created.
     PublicationMissing => postgres(Stop,
         "create the publication, or set source.publication.creationPolicy to IfMissing"),

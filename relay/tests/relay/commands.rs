@@ -101,7 +101,7 @@ async fn what_is_wrong_outside_is_named_with_its_remedy() {
     site.execute("ALTER TABLE outbox RENAME TO outbox_gone").await;
     let problems = problems(&site, |text| text).await;
     assert!(
-        problems.iter().any(|problem| problem.contains("0002_outbox_checkpoint.sql in its schema")),
+        problems.iter().any(|problem| problem.contains("migrations/outbox in its schema")),
         "{problems:?}"
     );
 }

@@ -31,11 +31,10 @@ async fn site() -> Site {
     let database = Database::empty_on(&servers.postgres_url("postgres"), "quick").await.unwrap();
     let site = Site::without_topic(database, servers.kafka_bootstrap());
     create_topic(&site.bootstrap, &site.topic(), PARTITIONS, 1, &[]).await.unwrap();
-    let psql = blocks("sh").into_iter().find(|block| block.starts_with("psql ")).unwrap();
-    let files: Vec<&str> = psql.split_whitespace().filter(|word| word.ends_with(".sql")).collect();
-    assert_eq!(files.len(), 3, "{psql}");
-    for file in files {
-        site.execute(&std::fs::read_to_string(repository().join(file)).unwrap()).await;
+    let applied = blocks("sh").into_iter().find(|block| block.contains("migrations/")).unwrap();
+    assert!(applied.starts_with("cat migrations/outbox/*.sql | psql "), "{applied}");
+    for migration in testbed::outbox_migrations().unwrap() {
+        site.execute(&migration).await;
     }
     site.execute(&here(&site, RELAY_SQL)).await;
     site
@@ -112,6 +111,12 @@ async fn the_relay_of_compose_delivers_with_its_environment() {
         let file = mount.as_str().unwrap().split(':').next().unwrap();
         assert!(repository().join(file).is_file(), "{file} is mounted");
     }
+    let mounted = COMPOSE.matches("- ./migrations/outbox/").count();
+    assert_eq!(
+        mounted,
+        testbed::outbox_migrations().unwrap().len(),
+        "every migration of the outbox is mounted"
+    );
     let target = compose["services"]["relay"]["build"]["target"].as_str().unwrap();
     let dockerfile = std::fs::read_to_string(repository().join("Dockerfile")).unwrap();
     assert!(dockerfile.contains(&format!(" AS {target}\n")), "{target}");

@@ -30,14 +30,10 @@ impl Env {
         let postgres = server.postgres_url("postgres");
         let bootstrap = server.kafka_bootstrap().to_owned();
         let writer = Database::empty_on(&postgres, "writer").await.unwrap();
-        for file in [
-            "migrations/0001_outbox.sql",
-            "migrations/0002_outbox_checkpoint.sql",
-            "migrations/0006_outbox_checkpoint_owner.sql",
-            "examples/writer/schema.sql",
-        ] {
-            writer.execute(&read(file)).await.unwrap();
+        for migration in testbed::outbox_migrations().unwrap() {
+            writer.execute(&migration).await.unwrap();
         }
+        writer.execute(&read("examples/writer/schema.sql")).await.unwrap();
         let consumer = Database::empty_on(&postgres, "consumer").await.unwrap();
         consumer.execute(&read("examples/consumer/schema.sql")).await.unwrap();
         let name = unique(purpose);
