@@ -22,6 +22,7 @@ mod delivery;
 mod dropping;
 mod first_record;
 mod fixture;
+mod from_debezium;
 mod grants;
 mod hosts;
 mod idle;
