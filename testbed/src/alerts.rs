@@ -11,7 +11,7 @@ use crate::{Error, cache};
 
 const RUNBOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/runbooks");
 /// The parts of a runbook.
-const PARTS: [&str; 4] = ["## What it means", "## Impact", "## Diagnosis", "## Mitigation"];
+const PARTS: [&str; 5] = ["## What it means", "## Impact", "## Diagnosis", "## Mitigation", "## Done when"];
 
 /// The alerting rules of a chart.
 #[derive(Clone, Debug, PartialEq)]
