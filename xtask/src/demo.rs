@@ -2,6 +2,7 @@
 
 mod reader;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -13,7 +14,7 @@ use crate::build::{self, Profile};
 use crate::paint::{bad, faint, good, heading, notable};
 use crate::shop::{Shop, text};
 use crate::stack::{Stack, StackOptions, TOPIC};
-use crate::{Failure, up};
+use crate::{Failure, recording, up};
 
 /// Buyers of the rush, who shop while the relay is dead.
 const RUSH: u32 = 40;
@@ -30,10 +31,16 @@ pub struct Options {
     /// Stay up after the verdict and print the addresses.
     #[arg(long)]
     keep: bool,
+    /// Write a recording of the run as an animated SVG, if it ends well.
+    #[arg(long, value_name = "FILE", conflicts_with = "keep")]
+    record: Option<PathBuf>,
 }
 
 /// Runs it. An error when the verdict is not right.
 pub async fn run(options: &Options) -> Result<(), Failure> {
+    if let Some(file) = &options.record {
+        return recording::demo(file).await;
+    }
     build::require_tools()?;
     println!("{}", heading("Outbox Platform: from an HTTP request to a Kafka record"));
     println!("{}", faint("building the programs"));

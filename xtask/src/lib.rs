@@ -14,6 +14,7 @@ pub mod demo;
 pub mod images;
 pub mod openapi;
 pub mod paint;
+pub mod recording;
 pub mod sbom;
 pub mod shop;
 pub mod site;

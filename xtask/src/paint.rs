@@ -1,15 +1,28 @@
-//! How things look in a terminal: colour where the terminal has it and NO_COLOR is not set.
+//! How things look in a terminal: colour where the terminal has it and NO_COLOR is not set, or where `CLICOLOR_FORCE` asks for it.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use crate::Failure;
 
+/// Environment variable that asks for colours where there is no terminal (bixense.com/clicolors).
+pub const FORCED: &str = "CLICOLOR_FORCE";
+
+/// SGR code of a heading: bold.
+pub const HEADING: &str = "1";
+/// Of something good: green.
+pub const GOOD: &str = "32";
+/// Of something bad: red.
+pub const BAD: &str = "31";
+/// Of something to look at: cyan.
+pub const NOTABLE: &str = "36";
+/// Of something less important.
+pub const FAINT: &str = "2";
+
 fn colours() -> bool {
     static COLOURS: OnceLock<bool> = OnceLock::new();
-    *COLOURS.get_or_init(|| {
-        std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
-    })
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
+    *COLOURS.get_or_init(|| is_set(FORCED) || (std::io::stdout().is_terminal() && !is_set("NO_COLOR")))
 }
 
 fn painted(code: &str, text: &str) -> String {
@@ -18,27 +31,27 @@ fn painted(code: &str, text: &str) -> String {
 
 /// A heading.
 pub fn heading(text: &str) -> String {
-    format!("\n{}", painted("1", text))
+    format!("\n{}", painted(HEADING, text))
 }
 
 /// Something good.
 pub fn good(text: &str) -> String {
-    painted("32", text)
+    painted(GOOD, text)
 }
 
 /// Something bad.
 pub fn bad(text: &str) -> String {
-    painted("31", text)
+    painted(BAD, text)
 }
 
 /// Something to look at.
 pub fn notable(text: &str) -> String {
-    painted("36", text)
+    painted(NOTABLE, text)
 }
 
 /// Something less important.
 pub fn faint(text: &str) -> String {
-    painted("2", text)
+    painted(FAINT, text)
 }
 
 /// An error with its sources, a line each.

@@ -17,6 +17,9 @@ use serde_json::Value;
 use testbed::documents::below;
 use xtask::build::repository;
 
+/// Made by `cargo xtask demo --record`, and not drawn.
+const RECORDING: &str = "demo.svg";
+
 fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap()
 }
@@ -63,7 +66,8 @@ fn drawn_pictures_have_one_style_and_one_width() {
     let style = |picture: &str| {
         picture[picture.find("<style>").unwrap()..picture.find("</style>").unwrap()].to_owned()
     };
-    let drawn = pictures();
+    let mut drawn = pictures();
+    drawn.remove(RECORDING);
     let expected = style(&drawn["data-flow.svg"]);
     for (name, picture) in &drawn {
         assert_eq!(style(picture), expected, "{name}");
@@ -119,4 +123,19 @@ fn phases_and_ports_are_those_of_the_code() {
             "kubernetes.svg does not have port {port} of {file}"
         );
     }
+}
+
+#[test]
+fn the_recording_is_of_the_demo_as_it_is() {
+    let heading = Regex::new(r#"heading\("([^"]+)"\)"#).unwrap();
+    let demo = read("xtask/src/demo.rs");
+    let headings: Vec<&str> = heading.captures_iter(&demo).map(|found| found.extract::<1>().1[0]).collect();
+    let words = words(&pictures()[RECORDING]);
+    for heading in headings.iter().filter(|heading| !heading.starts_with("Staying up")) {
+        assert!(
+            words.contains(heading),
+            "cargo xtask demo --record docs/images/{RECORDING}: '{heading}' is missing"
+        );
+    }
+    assert!(headings.len() > 4 && words.contains("right: every committed event once, in order"));
 }
