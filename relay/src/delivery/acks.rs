@@ -110,7 +110,7 @@ impl Acks {
                 return Err(self.on_lost_records(partition, offset, expected, in_flight));
             }
         }
-        in_flight.topics.partition_mut(partition).on_acknowledged(entry, position, offset);
+        in_flight.topics.on_acknowledged(partition, entry, position, offset);
         in_flight.resume(partition)
     }
 

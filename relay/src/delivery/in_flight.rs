@@ -25,6 +25,9 @@ use crate::topics::registry::{PartitionName, TopicId, TopicRegistry};
 /// Maximum number of transactions that are read but not confirmed. An entry is small, but while one partition makes no
 /// progress, the transactions after it must not fill the memory.
 const MAX_UNCONFIRMED_TRANSACTIONS: usize = 65_536;
+/// Maximum number of acknowledged records that are not confirmed, one for each transaction and partition: about 12 MB.
+/// While one partition makes no progress, transactions with many partitions must not fill the memory either.
+const MAX_UNCONFIRMED_RECORDS: usize = 4 * MAX_UNCONFIRMED_TRANSACTIONS;
 
 /// Event counts of this session.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,7 +89,8 @@ impl<B: Broker> InFlight<B> {
     /// Whether the budget allows another message. A single record may always be in flight, however large.
     pub(super) fn has_room(&self) -> bool {
         let Load { events, bytes } = self.lanes.load();
-        let within = events < self.budget.events && bytes < self.budget.bytes;
+        let within_budget = events < self.budget.events && bytes < self.budget.bytes;
+        let within = within_budget && self.topics.unconfirmed_count() < MAX_UNCONFIRMED_RECORDS;
         (within || events == 0) && self.progress.ledger.len() < MAX_UNCONFIRMED_TRANSACTIONS
     }
 
@@ -242,4 +246,40 @@ impl<B: Broker> InFlight<B> {
 
 fn produce_failed(what: &str, error: &KafkaError) -> RelayError {
     kafka::error::error_of(&format!("the producer did not accept {what}"), code_of(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pg_replication::{EndLsn, TimelineHistory};
+
+    use super::*;
+    use crate::delivery::model::MemoryKafka;
+    use crate::progress::lineage::Lineage;
+
+    #[test]
+    fn acknowledged_records_of_many_partitions_are_bounded_while_another_one_is_stuck() {
+        let mut topics = TopicRegistry::default();
+        let topic = topics.add("t", 5, &BTreeMap::new());
+        let [stuck, others @ ..] = [0, 1, 2, 3, 4].map(|number| topics.partition_at(topic, number).unwrap());
+        let lineage = Lineage::new(TimelineHistory::parse(1, "").unwrap(), EndLsn::ZERO);
+        let progress = SourceProgress::new(EndLsn::ZERO, lineage, None);
+        let (kafka, budget) = (MemoryKafka::new(5), Load { events: 10, bytes: 10_000 });
+        let metrics = Metrics::new().unwrap();
+        let mut in_flight = InFlight::new(kafka, topics, progress, String::new(), budget, metrics);
+        let sent = SentRecord { tag: Tag::new(0, stuck), bytes: 1, content: SentContent::Replay };
+        in_flight.lanes.on_sent(sent);
+        let mut entry = 0;
+        while in_flight.has_room() && entry < 1_000_000 {
+            entry += 1;
+            let position = Position { timeline: 1, commit_lsn: entry, index: 0 };
+            for partition in others {
+                in_flight.topics.on_acknowledged(partition, entry, position, 7);
+            }
+        }
+        assert_eq!(in_flight.topics.unconfirmed_count(), MAX_UNCONFIRMED_RECORDS);
+        in_flight.topics.take_offsets(entry + 1, EndLsn::ZERO);
+        assert!(in_flight.has_room(), "a checkpoint makes room");
+    }
 }

@@ -6,3 +6,5 @@ mod memory_kafka;
 mod outbox_stream;
 mod process;
 mod routing_changes;
+
+pub(super) use self::memory_kafka::MemoryKafka;

@@ -127,8 +127,13 @@ impl Partition {
         ToVerify { id, number: self.number, start }
     }
 
+    /// The number of [`Partition::on_acknowledged`] records that are stored until they are confirmed.
+    pub(super) fn unconfirmed_count(&self) -> usize {
+        self.unconfirmed.len()
+    }
+
     /// The record at `position`, of ledger entry `entry`, was acknowledged at `offset`.
-    pub fn on_acknowledged(&mut self, entry: EntryId, position: Position, offset: i64) {
+    pub(super) fn on_acknowledged(&mut self, entry: EntryId, position: Position, offset: i64) {
         let record = LastRecord::new(position, offset);
         match self.unconfirmed.back_mut() {
             Some((last, known)) if *last == entry => *known = record,

@@ -78,6 +78,8 @@ pub struct TopicRegistry {
     topics: Vec<Topic>,
     by_name: HashMap<String, TopicId>,
     partitions: Vec<Partition>,
+    /// The number of acknowledged records that the partitions store because they are not confirmed.
+    unconfirmed: usize,
 }
 
 impl TopicRegistry {
@@ -189,11 +191,27 @@ impl TopicRegistry {
         ids.map(|id| self.partition(*id).to_verify(*id)).collect()
     }
 
+    /// The record at `position`, of ledger entry `entry`, was acknowledged at `offset` of a partition.
+    pub fn on_acknowledged(&mut self, id: PartitionId, entry: EntryId, position: Position, offset: i64) {
+        let partition = self.partition_mut(id);
+        let before = partition.unconfirmed_count();
+        partition.on_acknowledged(entry, position, offset);
+        self.unconfirmed += self.partition(id).unconfirmed_count() - before;
+    }
+
+    /// The number of acknowledged records that are stored until they are confirmed: one for each transaction and
+    /// partition.
+    pub fn unconfirmed_count(&self) -> usize {
+        self.unconfirmed
+    }
+
     /// What to store with a checkpoint at `confirmed`. `first_unconfirmed` is the oldest ledger entry after it.
     pub fn take_offsets(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> Offsets {
         let mut offsets = Offsets::new();
+        self.unconfirmed = 0;
         for partition in &mut self.partitions {
             let start = partition.take_offset(first_unconfirmed, confirmed);
+            self.unconfirmed += partition.unconfirmed_count();
             let topic = topic_in(&self.topics, partition.topic);
             offsets.entry(topic.name.clone()).or_default().insert(partition.number, start);
         }
@@ -222,11 +240,13 @@ mod tests {
         let id = topics.partition_at(topic, 0).unwrap();
         for (entry, offset) in [(0, 10), (0, 11), (2, 12)] {
             let position = Position { timeline: 1, commit_lsn: 100 + entry, index: 4 };
-            topics.partition_mut(id).on_acknowledged(entry, position, offset);
+            topics.on_acknowledged(id, entry, position, offset);
         }
+        assert_eq!(topics.unconfirmed_count(), 2, "the last record of each entry");
         assert_eq!(topics.take_offsets(0, EndLsn::ZERO)["t"][&0], at(10), "entry 0 is not confirmed");
         let last = Some(LastRecord { offset: 11, timeline: 1, commit: 100, index: Some(4) });
         assert_eq!(topics.take_offsets(1, EndLsn::ZERO)["t"][&0], ScanStart { search: 12, last });
+        assert_eq!(topics.unconfirmed_count(), 1);
         assert_eq!(
             topics.take_offsets(2, EndLsn::ZERO)["t"][&0].search,
             12,

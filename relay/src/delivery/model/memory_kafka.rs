@@ -33,7 +33,7 @@ pub(super) type Name = (String, i32);
 const REQUESTS_IN_FLIGHT: usize = 4;
 
 #[derive(Clone, Default)]
-pub(super) struct MemoryKafka(Rc<RefCell<Kafka>>);
+pub(in crate::delivery) struct MemoryKafka(Rc<RefCell<Kafka>>);
 
 #[derive(Default)]
 struct Kafka {
@@ -102,7 +102,7 @@ impl Broker for MemoryKafka {
 
 /// What happens to Kafka.
 impl MemoryKafka {
-    pub(super) fn new(partition_count: i32) -> MemoryKafka {
+    pub(in crate::delivery) fn new(partition_count: i32) -> MemoryKafka {
         MemoryKafka(Rc::new(RefCell::new(Kafka { partition_count, ..Kafka::default() })))
     }
 
