@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use super::{Sasl, Secret, SinkAccess, SinkTls, SourceTls};
 use crate::routing::rule::{Routing, Rule};
 
-/// Delivered but unacknowledged records at most. A few thousand keep a broker busy at any round-trip time worth
+/// Maximum number of records that wait or are sent and not acknowledged. A few thousand keep a broker busy at any round-trip time worth
 /// having, and each costs librdkafka about 1.5 KB besides its payload (measured), so this caps memory as well.
 const DEFAULT_MAX_IN_FLIGHT_EVENTS: usize = 8_192;
-/// Payload and key bytes in flight at most: 16 MiB, so that large events cannot grow memory either.
+/// The same in bytes, headers and overhead of each record included, so that large events cannot fill the memory either.
 const DEFAULT_MAX_IN_FLIGHT_BYTES: usize = 16 * 1024 * 1024;
 /// librdkafka's own default; the broker's `message.max.bytes` default is a little more.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_000_000;
@@ -233,9 +233,9 @@ pub enum OnPoison {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Delivery {
-    /// Records sent and not acknowledged.
+    /// Maximum number of records that wait for their partition, or are sent and not acknowledged.
     pub max_in_flight_events: usize,
-    /// Their payload and key bytes.
+    /// Maximum of their bytes: key, value, headers and overhead. A single record may always be in flight.
     pub max_in_flight_bytes: usize,
     /// What becomes of a row that cannot be delivered.
     pub on_poison: OnPoison,

@@ -23,7 +23,7 @@ pub struct QueriedPartition<'a> {
     pub number: i32,
 }
 
-/// A query. It never fails for the caller: it is repeated until Kafka responds or the session ends.
+/// A query. It is repeated while Kafka does not respond. A refusal, or lost records, end the session.
 #[derive(Debug)]
 pub enum Query<'a> {
     /// Finds a topic, once it exists.

@@ -142,7 +142,6 @@ fn read_as(kind: &ColumnType) -> ColumnType {
 ///
 /// The values are followed by the sizes of those that are too large to be read. A document is converted to text once,
 /// after the LIMIT; the size of a text or bytea is known without reading it.
-/// the LIMIT; the size of a text or of bytes is known without reading them.
 fn statement(source: &Source, columns: &[TableColumn], mappings: &RoutingHistory) -> String {
     let (mut read, mut texts, mut values, mut sizes) = (vec![], vec![], vec![], vec![]);
     for (index, column) in columns.iter().enumerate() {

@@ -2,10 +2,9 @@
 //!
 //! A relay's walsender alone does not tell: PostgreSQL keeps one whose client is gone until a timeout, or for hours. So
 //! each session marks its walsender over its SQL connection, with an advisory lock on the walsender's pid
-//! ([`accompany`]). PostgreSQL releases the lock when that connection ends, and shows whether the connection was used
+//! ([`announce_companion`]). PostgreSQL releases the lock when that connection ends, and shows whether the connection was used
 //! lately: a relay sends a query every second, and closes its stream when it gets no answer for a minute. A relay's
 //! walsender without such a session is an orphan.
-//! such a session beside it is an orphan.
 
 use std::time::Duration;
 
