@@ -4,7 +4,7 @@
 mod api;
 mod baseline;
 mod drain;
-mod latency;
+mod live;
 mod site;
 
 use std::path::PathBuf;
@@ -28,7 +28,7 @@ enum Scenario {
     /// A backlog of one-row transactions: the relay to Kafka against pg_recvlogical to nowhere.
     Drain(drain::Options),
     /// Live traffic at a fixed rate: from COMMIT to the consumer.
-    Latency(latency::Options),
+    Live(live::Options),
     /// Commands and queries over HTTP: the basket API against pgbench running the same statements.
     Api(api::Options),
 }
@@ -39,7 +39,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let programs = build::programs(Profile::Release)?;
     match &options.scenario {
         Scenario::Drain(options) => drain::run(options, &programs).await,
-        Scenario::Latency(options) => latency::run(options, &programs).await,
+        Scenario::Live(options) => live::run(options, &programs).await,
         Scenario::Api(options) => api::run(options, &programs).await,
     }
 }

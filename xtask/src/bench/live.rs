@@ -20,7 +20,7 @@ use crate::Failure;
 /// Longest latency that is told apart: a minute.
 const MOST_MICROS: u64 = 60_000_000;
 
-/// Options of `latency`.
+/// Options of `live`.
 #[derive(Args, Debug)]
 pub struct Options {
     /// Events per second.
@@ -86,7 +86,7 @@ pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
     }
     let medians = rounds.iter().map(|round| (round.build, round.p50_ms));
     table.push_str(&options.baseline.ratio("p50", medians));
-    report("latency", &table, &rounds)
+    report("live", &table, &rounds)
 }
 
 /// Live traffic through one build.
