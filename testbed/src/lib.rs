@@ -9,6 +9,7 @@
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
 //! - [`shared`]: one PostgreSQL and one Kafka for many tests, each with its own [`Database`] and topics.
 //! - [`documents`]: the commands that documents show.
+//! - [`log_ends`]: how much is in Kafka and since when, without reading it.
 //! - [`load`], [`records`], [`checker`]: what was committed, what is in Kafka, and whether that is right.
 //!
 //! No product crate is used here, so the checker shares no code with what it checks.
@@ -31,6 +32,7 @@ pub mod java;
 pub mod kafka;
 pub mod kubernetes;
 pub mod load;
+pub mod log_ends;
 pub mod lua;
 pub mod metrics;
 pub mod net;

@@ -251,6 +251,21 @@ pub fn cpu_seconds(pid: u32) -> f64 {
     (ticks(11) + ticks(12)) / 100.0
 }
 
+/// CPU seconds that all processes of this machine and its kernel have used since it was started.
+pub fn machine_cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks: Vec<f64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    // user, nice, system, then idle and iowait, which are no work, then irq and softirq.
+    [0, 1, 2, 5, 6].into_iter().filter_map(|index| ticks.get(index)).sum::<f64>() / 100.0
+}
+
 impl Drop for Program {
     fn drop(&mut self) {
         drop(self.child.kill());

@@ -13,12 +13,12 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use uuid::Uuid;
 
 /// How long one request to the brokers may take.
-const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const REQUEST_DEADLINE: Duration = Duration::from_secs(30);
 /// A read that gets nothing for this long has stalled: brokers of one machine answer in milliseconds, and one that
 /// restarts is back within this time.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// How often a read looks whether it has stalled.
-const POLL: Duration = Duration::from_millis(200);
+pub(crate) const POLL: Duration = Duration::from_millis(200);
 
 /// One Kafka record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +46,9 @@ impl Record {
         std::str::from_utf8(value.as_deref()?).ok()
     }
 
-    /// The event's id: header `ce_id`, or `id` where records follow Debezium's format.
+    /// The event's id: header `ce_id`, or `id` where records follow Debezium's format. Debezium Server writes it as JSON, in quotes.
     pub fn event_id(&self) -> Option<Uuid> {
-        Uuid::parse_str(self.header("ce_id").or_else(|| self.header("id"))?).ok()
+        Uuid::parse_str(self.header("ce_id").or_else(|| self.header("id"))?.trim_matches('"')).ok()
     }
 
     fn from_message(message: &BorrowedMessage<'_>) -> Record {
@@ -226,7 +226,7 @@ impl Tail {
     }
 }
 
-fn settings(bootstrap: &str) -> ClientConfig {
+pub(crate) fn settings(bootstrap: &str) -> ClientConfig {
     let mut settings = ClientConfig::new();
     settings
         .set("bootstrap.servers", bootstrap)
@@ -254,7 +254,7 @@ fn from_the_start(topic: &str, partitions: &[i32]) -> Result<TopicPartitionList,
 }
 
 /// The partitions of `topic`.
-fn partitions<C, X>(consumer: &C, bootstrap: &str, topic: &str) -> Result<Vec<i32>, ReadError>
+pub(crate) fn partitions<C, X>(consumer: &C, bootstrap: &str, topic: &str) -> Result<Vec<i32>, ReadError>
 where
     C: Consumer<X>,
     X: rdkafka::consumer::ConsumerContext,
@@ -271,7 +271,7 @@ where
 }
 
 /// Whether an error is transient: librdkafka keeps trying to reach brokers.
-fn passes(error: &KafkaError) -> bool {
+pub(crate) fn passes(error: &KafkaError) -> bool {
     !matches!(
         error.rdkafka_error_code(),
         Some(

@@ -10,7 +10,7 @@
 )]
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -18,6 +18,7 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedPr
 use sqlx::Row;
 use testbed::checker::{Verdict, check};
 use testbed::load::{Backlog, Fate, Load, LoadOptions, Log, write_backlog};
+use testbed::log_ends::LogEnds;
 use testbed::postgres::{Postgres, PostgresOptions};
 use testbed::records::{Record, Tail, read_all};
 use testbed::{Database, kafka, shared, unique, wait};
@@ -210,7 +211,7 @@ async fn the_log_is_what_the_table_holds_although_postgres_was_killed() {
 #[tokio::test]
 async fn a_backlog_has_all_its_rows_in_transactions_of_the_wanted_size() {
     let database = Database::fresh("backlog").await.unwrap();
-    let backlog = Backlog { rows: 1_000, rows_per_transaction: 7, keys: 10, ..Backlog::default() };
+    let backlog = Backlog { rows: 1_000, rows_per_transaction: vec![7], keys: 10, ..Backlog::default() };
     write_backlog(database.url(), &backlog).await.unwrap();
     let log = Log::of_table(database.url(), "outbox", str::to_owned).await.unwrap();
     assert_eq!(log.count(Fate::Committed), 1_000);
@@ -222,4 +223,53 @@ async fn a_backlog_has_all_its_rows_in_transactions_of_the_wanted_size() {
         .await
         .unwrap();
     assert_eq!(transactions, 143, "1,000 rows by sevens");
+}
+
+#[tokio::test]
+async fn transactions_of_a_backlog_take_turns_in_size_and_type() {
+    let database = Database::fresh("backlog").await.unwrap();
+    let backlog = Backlog { rows: 25, rows_per_transaction: vec![1, 10], types: 3, ..Backlog::default() };
+    write_backlog(database.url(), &backlog).await.unwrap();
+    let mut connection = database.connect().await.unwrap();
+    let by_transaction = "SELECT min(aggregatetype), count(*) FROM outbox GROUP BY xid ORDER BY min(seq)";
+    let transactions: Vec<(String, i64)> =
+        sqlx::query_as(by_transaction).fetch_all(&mut connection).await.unwrap();
+    let rows: Vec<i64> = transactions.iter().map(|(_, rows)| *rows).collect();
+    assert_eq!(rows, [1, 10, 1, 10, 1, 2]);
+    let types: Vec<&str> = transactions.iter().map(|(aggregatetype, _)| aggregatetype.as_str()).collect();
+    assert_eq!(types, ["load-0", "load-1", "load-2", "load-0", "load-1", "load-2"]);
+    assert_eq!(backlog.aggregatetypes(), ["load-0", "load-1", "load-2"]);
+}
+
+#[tokio::test]
+async fn the_ends_of_logs_say_how_many_records_there_are_and_when_they_were_appended() {
+    let bootstrap = shared().await.unwrap().kafka_bootstrap();
+    let topics = [unique("ends"), unique("ends")];
+    for topic in &topics {
+        let by_arrival = [("message.timestamp.type", "LogAppendTime")];
+        kafka::create_topic(bootstrap, topic, 3, 1, &by_arrival).await.unwrap();
+    }
+    let logs = LogEnds::open(bootstrap, &topics).await.unwrap();
+    assert_eq!(logs.records().await.unwrap(), 0);
+    assert_eq!(logs.appended().await.unwrap(), None);
+    for topic in topics.iter().cycle().take(11) {
+        let record = Record {
+            topic: topic.clone(),
+            partition: 0,
+            offset: 0,
+            timestamp: None,
+            key: Some(Uuid::new_v4().into_bytes().to_vec()),
+            value: Some(b"{}".to_vec()),
+            headers: Vec::new(),
+        };
+        produce(&[record]).await;
+    }
+    let found = read_all(bootstrap, &[&topics[0], &topics[1]]).await.unwrap();
+    let appended = |millis: i64| SystemTime::UNIX_EPOCH + Duration::from_millis(millis.unsigned_abs());
+    let times: Vec<_> = found.iter().map(|record| appended(record.timestamp.unwrap())).collect();
+    assert_eq!(logs.records().await.unwrap(), 11);
+    assert_eq!(logs.appended().await.unwrap(), times.iter().min().copied().zip(times.iter().max().copied()));
+    let later = LogEnds::open(bootstrap, &topics).await.unwrap();
+    assert_eq!(later.records().await.unwrap(), 0);
+    assert!(LogEnds::open(bootstrap, &["no-such-topic".to_owned()]).await.is_err());
 }

@@ -140,7 +140,7 @@ async fn killed_again_and_again_inside_one_large_transaction() {
     site.relay().await.stop().await;
     let backlog = Backlog {
         rows: 20_000,
-        rows_per_transaction: 20_000,
+        rows_per_transaction: vec![20_000],
         aggregatetype: site.aggregate.clone(),
         ..Backlog::default()
     };

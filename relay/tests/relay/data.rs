@@ -56,7 +56,7 @@ async fn one_transaction_of_two_hundred_thousand_rows() {
     let relay = site.relay().await;
     let backlog = Backlog {
         rows: 200_000,
-        rows_per_transaction: 200_000,
+        rows_per_transaction: vec![200_000],
         aggregatetype: site.aggregate.clone(),
         ..Backlog::default()
     };

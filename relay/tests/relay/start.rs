@@ -19,7 +19,7 @@ const MIB: u64 = 1024 * 1024;
 async fn backlog(site: &Site, rows: usize) {
     let backlog = Backlog {
         rows,
-        rows_per_transaction: 20,
+        rows_per_transaction: vec![20],
         aggregatetype: site.aggregate.clone(),
         ..Backlog::default()
     };
