@@ -2,12 +2,21 @@
 //! the machine they were taken on, which the result names.
 
 mod api;
-mod baseline;
+mod comparison;
+mod debezium;
 mod drain;
+mod limits;
 mod live;
+mod pictures;
+mod readers;
+mod relay;
 mod site;
+mod statistics;
+mod svg;
+mod usage;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -21,32 +30,45 @@ use crate::paint::{faint, heading};
 pub struct Options {
     #[command(subcommand)]
     scenario: Scenario,
+    /// Measures the programs in this folder instead of building those of this commit.
+    #[arg(long, global = true, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
 }
 
 #[derive(Subcommand, Debug)]
 enum Scenario {
-    /// A backlog of one-row transactions: the relay to Kafka against pg_recvlogical to nowhere.
+    /// A backlog: how fast it is delivered to Kafka, and what that costs. pg_recvlogical reads the same into nothing.
     Drain(drain::Options),
-    /// Live traffic at a fixed rate: from COMMIT to the consumer.
+    /// Live traffic at fixed rates: from COMMIT to the consumer.
     Live(live::Options),
     /// Commands and queries over HTTP: the basket API against pgbench running the same statements.
     Api(api::Options),
+    /// Draws the results in target/bench into docs/images.
+    Pictures,
 }
 
 /// Runs one.
 pub async fn run(options: &Options) -> Result<(), Failure> {
-    build::require_tools()?;
-    let programs = build::programs(Profile::Release)?;
     match &options.scenario {
-        Scenario::Drain(options) => drain::run(options, &programs).await,
-        Scenario::Live(options) => live::run(options, &programs).await,
-        Scenario::Api(options) => api::run(options, &programs).await,
+        Scenario::Drain(scenario) => drain::run(scenario, &options.programs()?).await,
+        Scenario::Live(scenario) => live::run(scenario, &options.programs()?).await,
+        Scenario::Api(scenario) => api::run(scenario, &options.programs()?).await,
+        Scenario::Pictures => pictures::run(),
+    }
+}
+
+impl Options {
+    /// The folder of the programs that are measured; builds them if need be.
+    fn programs(&self) -> Result<PathBuf, Failure> {
+        build::require_tools()?;
+        self.programs.clone().map_or_else(|| build::programs(Profile::Release), Ok)
     }
 }
 
 /// Where figures come from.
 #[derive(Serialize)]
 struct Machine {
+    commit: String,
     cpu: String,
     cpus: usize,
     memory_kib: String,
@@ -62,7 +84,9 @@ impl Machine {
                 .map(|(_, value)| value.trim().to_owned())
                 .unwrap_or_default()
         };
+        let commit = build::output(Command::new("git").args(["describe", "--always", "--dirty"]));
         Machine {
+            commit: String::from_utf8_lossy(&commit.unwrap_or_default()).trim().to_owned(),
             cpu: field(&read("/proc/cpuinfo"), "model name"),
             cpus: std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             memory_kib: field(&read("/proc/meminfo"), "MemTotal"),
@@ -74,11 +98,15 @@ impl Machine {
 /// Prints a table and keeps the figures in `target/bench`.
 fn report<T: Serialize>(name: &str, table: &str, figures: &T) -> Result<(), Failure> {
     println!("{}\n{table}", heading(name));
-    let folder: PathBuf = build::target().join("bench");
-    std::fs::create_dir_all(&folder)?;
-    let path = folder.join(format!("{name}.json"));
+    let path = results(name);
+    std::fs::create_dir_all(path.parent().unwrap_or(Path::new("")))?;
     let result = serde_json::json!({ "machine": Machine::here(), "figures": figures });
     std::fs::write(&path, serde_json::to_string_pretty(&result)?)?;
     println!("{}", faint(&format!("figures: {}", path.display())));
     Ok(())
+}
+
+/// Where the figures of a scenario are kept.
+fn results(name: &str) -> PathBuf {
+    build::target().join("bench").join(format!("{name}.json"))
 }

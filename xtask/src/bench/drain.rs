@@ -1,213 +1,237 @@
-//! How fast a backlog drains.
+//! How fast a backlog drains, and what that costs.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
-use serde::Serialize;
-use sqlx::AssertSqlSafe;
+use serde::{Deserialize, Serialize};
 use testbed::load::{Backlog, write_backlog};
-use testbed::process::cpu_seconds;
+use testbed::log_ends::LogEnds;
 
-use super::baseline::{Baseline, Build};
+use super::comparison::{Figure, Measured, compare, table};
+use super::debezium::Settings;
+use super::limits::Limits;
+use super::readers::{Others, Reader, THIS, in_turn};
 use super::report;
 use super::site::{PARTITIONS, Servers, Site};
+use super::statistics::{Spread, ratio};
+use super::usage::{Cpu, memory_mib};
 use crate::Failure;
 use crate::paint::faint;
 
+/// No drain takes longer.
+const WITHIN: Duration = Duration::from_secs(1800);
+/// Longer than any reader takes to stop.
+const STOPS_WITHIN: Duration = Duration::from_secs(120);
+/// How often memory is looked at, and whether everything has been delivered.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
 /// Options of `drain`.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Serialize)]
 pub struct Options {
-    /// Rows of the backlog, each a transaction.
+    /// Rows of the backlog.
     #[arg(long, default_value_t = 500_000)]
-    rows: usize,
+    rows: u64,
+    /// Rows of a transaction; several sizes, such as 1,1,100, take turns.
+    #[arg(long, value_name = "ROWS", value_delimiter = ',', default_value = "1")]
+    transaction_rows: Vec<usize>,
     /// Bytes of filler in each payload.
     #[arg(long, default_value_t = 330)]
     filler: usize,
-    /// Rounds; each measures all readers on copies of one slot.
+    /// Rounds; each measures all readers, each on its own copy of the same backlog. The first drain is not counted.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Partitions of the topic.
+    /// Partitions of each topic.
     #[arg(long, default_value_t = PARTITIONS)]
     partitions: i32,
-    /// Encrypts the relay's connections to PostgreSQL. pg_recvlogical reads without TLS.
+    /// Topics that the rows are spread over.
+    #[arg(long, default_value_t = 1)]
+    topics: usize,
+    /// Delivers a row to each topic first and stops, so that the reader that is measured starts again.
+    #[arg(long)]
+    restart: bool,
+    /// Encrypts the readers' connections to PostgreSQL. pg_recvlogical reads without TLS.
     #[arg(long)]
     tls: bool,
     #[command(flatten)]
-    baseline: Baseline,
+    #[serde(flatten)]
+    others: Others,
 }
 
-#[derive(Serialize)]
-struct Round {
-    build: &'static str,
-    rows: usize,
-    relay_rows_per_second: f64,
-    relay_cpu_microseconds_per_event: f64,
-    walsender_cpu_microseconds_per_event: f64,
-    broker_cpu_microseconds_per_event: f64,
-    relay_peak_rss_mib: f64,
-    pg_recvlogical_rows_per_second: f64,
-    decode_only_rows_per_second: f64,
-    relay_to_pg_recvlogical: f64,
+/// One reader in one round.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Drained {
+    /// Its name.
+    pub reader: String,
+    /// From the first record to the last, by the broker's clock.
+    pub events_per_second: f64,
+    /// From the start of the process to the first record.
+    pub first_record_ms: f64,
+    /// Microseconds per event, from the start of the process on.
+    pub cpu: Cpu,
+    /// Most resident memory.
+    pub peak_mib: f64,
+    /// Seconds since the start, and resident memory then.
+    pub memory_mib: Vec<(f64, f64)>,
+    /// Records that were delivered more than once.
+    pub surplus: u64,
+}
+
+/// All that is kept.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Figures<O> {
+    /// What was asked for.
+    pub options: O,
+    /// What all rounds say.
+    pub comparison: Vec<Measured>,
+    /// Every drain, in its order.
+    pub drains: Vec<Drained>,
+    /// Per round.
+    pub limits: Vec<Limits>,
 }
 
 /// Measures and reports.
 pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
+    let readers = options.others.readers(programs, Settings::Throughput)?;
     let servers = Servers::start(options.tls).await?;
-    // The first drain finds a JVM that has compiled nothing yet: it took a third longer than the same again.
+    // The first drain finds a broker whose JVM has compiled nothing yet: it took a third longer than the same again.
     println!("{}", faint("a drain that is not counted, for Kafka to get warm"));
-    let this = Build { name: "this", programs: programs.to_owned() };
-    round(options, &servers, &this, false).await?;
-    let mut rounds = Vec::new();
+    let relay = readers.first().ok_or("nothing to measure")?;
+    drain(options, &servers, relay, None).await?;
+    let mut figures = Figures { options, comparison: Vec::new(), drains: Vec::new(), limits: Vec::new() };
     for number in 1..=options.rounds {
-        println!("{}", faint(&format!("round {number} of {}", options.rounds)));
-        for build in options.baseline.builds(programs, number) {
-            rounds.push(round(options, &servers, &build, number % 2 == 0).await?);
+        for reader in in_turn(&readers, number) {
+            println!("{}", faint(&format!("round {number} of {}: {}", options.rounds, reader.name())));
+            let limits = (reader.name() == THIS).then_some(number % 2 == 0);
+            let (drained, limits) = drain(options, &servers, reader, limits).await?;
+            figures.drains.push(drained);
+            figures.limits.extend(limits);
         }
     }
-    let mut table = String::from(
-        "                                                                  CPU per event, us\n  \
-         build      rows/s relay   pg_recvlogical   ratio   decode only   relay   walsender   broker   peak memory\n",
-    );
-    for round in &rounds {
-        table.push_str(&format!(
-            "  {:<8}   {:>12.0}   {:>14.0}   {:>5.2}   {:>11.0}   {:>5.1}   {:>9.1}   {:>6.1}   {:>7.1} MiB\n",
-            round.build,
-            round.relay_rows_per_second,
-            round.pg_recvlogical_rows_per_second,
-            round.relay_to_pg_recvlogical,
-            round.decode_only_rows_per_second,
-            round.relay_cpu_microseconds_per_event,
-            round.walsender_cpu_microseconds_per_event,
-            round.broker_cpu_microseconds_per_event,
-            round.relay_peak_rss_mib
-        ));
-    }
-    let rates = rounds.iter().map(|round| (round.build, round.relay_rows_per_second));
-    table.push_str(&options.baseline.ratio("rows/s", rates));
-    report("drain", &table, &rounds)
+    let names: Vec<String> = readers.iter().map(Reader::name).collect();
+    figures.comparison = compare(&names, &figures.drains, |drained| &drained.reader, &MEASURES);
+    let table = table(&names, &figures.comparison) + &limits(&figures);
+    report("drain", &table, &figures)
 }
 
-/// One backlog, read by all. Who goes first alternates, because the first finds the WAL cold.
-async fn round(
+/// What is compared; pictures know them by these names.
+pub const RATE: &str = "events/s, first to last record";
+/// Most resident memory.
+pub const PEAK: &str = "peak memory, MiB";
+/// The parts of the CPU time that pictures show.
+pub const CPU: [&str; 3] = ["CPU per event, us: reader", "walsender", "broker"];
+
+const MEASURES: [(&str, Figure<Drained>); 7] = [
+    (RATE, |drained| drained.events_per_second),
+    ("first record after the start, ms", |drained| drained.first_record_ms),
+    (CPU[0], |drained| drained.cpu.reader),
+    (CPU[1], |drained| drained.cpu.walsender),
+    (CPU[2], |drained| drained.cpu.broker),
+    ("whole machine", |drained| drained.cpu.machine),
+    (PEAK, |drained| drained.peak_mib),
+];
+
+impl Options {
+    fn backlog(&self, aggregatetype: &str) -> Backlog {
+        Backlog {
+            rows: self.rows as usize,
+            rows_per_transaction: self.transaction_rows.clone(),
+            filler_bytes: self.filler,
+            aggregatetype: aggregatetype.to_owned(),
+            types: self.topics,
+            ..Backlog::default()
+        }
+    }
+}
+
+/// Writes a backlog for a reader and lets it drain. With `limits`, they are measured on the same backlog, and the value says whether after
+/// the drain: who is first finds the WAL cold.
+async fn drain(
     options: &Options,
     servers: &Servers,
-    build: &Build,
-    relay_first: bool,
-) -> Result<Round, Failure> {
-    let programs = build.programs.as_path();
-    let site = Site::new(servers, programs, options.partitions).await?;
-    for copy in ["received", "decoded"] {
-        site.database
-            .execute(&format!(
-                "SELECT pg_copy_logical_replication_slot('{}', '{}_{copy}')",
-                site.slot, site.slot
-            ))
-            .await?;
+    reader: &Reader,
+    limits: Option<bool>,
+) -> Result<(Drained, Option<Limits>), Failure> {
+    let aggregatetypes = |own: &str| options.backlog(own).aggregatetypes();
+    let site = Site::new(servers, options.partitions, aggregatetypes).await?;
+    reader.prepare(&site).await?;
+    let backlog = options.backlog(&site.aggregate);
+    if options.restart {
+        let each_topic = Backlog { rows: options.topics, rows_per_transaction: vec![1], ..backlog.clone() };
+        write_backlog(site.database.url(), &each_topic).await?;
+        delivered(options.topics as u64, servers, reader, &site).await?;
     }
-    let backlog = Backlog {
-        rows: options.rows,
-        filler_bytes: options.filler,
-        aggregatetype: site.aggregate.clone(),
-        ..Backlog::default()
-    };
+    if limits.is_some() {
+        Limits::prepare(&site).await?;
+    }
     write_backlog(site.database.url(), &backlog).await?;
     let rows = options.rows as f64;
-    let (relay, received) = if relay_first {
-        let relay = drain(&site, servers, programs, rows).await?;
-        (relay, receive(&site, rows).await?)
-    } else {
-        let received = receive(&site, rows).await?;
-        (drain(&site, servers, programs, rows).await?, received)
+    let before = match limits {
+        Some(false) => Some(Limits::measure(&site, rows).await?),
+        _ => None,
     };
-    Ok(Round {
-        build: build.name,
-        rows: options.rows,
-        relay_rows_per_second: relay.rows_per_second,
-        relay_cpu_microseconds_per_event: relay.relay_microseconds,
-        walsender_cpu_microseconds_per_event: relay.walsender_microseconds,
-        broker_cpu_microseconds_per_event: relay.broker_microseconds,
-        relay_peak_rss_mib: relay.peak_mib,
-        pg_recvlogical_rows_per_second: received,
-        decode_only_rows_per_second: decode(&site, rows).await?,
-        relay_to_pg_recvlogical: relay.rows_per_second / received,
-    })
+    let drained = delivered(options.rows, servers, reader, &site).await?;
+    let after = match limits {
+        Some(true) => Some(Limits::measure(&site, rows).await?),
+        _ => None,
+    };
+    Ok((drained, before.or(after)))
 }
 
-struct Drained {
-    rows_per_second: f64,
-    relay_microseconds: f64,
-    walsender_microseconds: f64,
-    broker_microseconds: f64,
-    peak_mib: f64,
-}
-
-/// The relay, from the start of its process to the last acknowledgement; CPU time per event, also of the servers.
-async fn drain(site: &Site, servers: &Servers, programs: &Path, rows: f64) -> Result<Drained, Failure> {
-    let brokers = || servers.kafka.pids().into_iter().map(cpu_seconds).sum::<f64>();
-    let (started, brokers_before) = (Instant::now(), brokers());
-    let mut relay = site.relay(programs)?;
-    relay.until_metric("outbox_relay_events_total", rows).await?;
-    let took = started.elapsed().as_secs_f64();
-    let relay_cpu = relay.program.cpu_seconds();
-    let walsender =
-        format!("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '{}'", site.slot);
-    let walsender_cpu = cpu_seconds(one(site, &walsender).await?.parse()?);
-    let microseconds = |seconds: f64| seconds * 1e6 / rows;
-    let (_, peak) = relay.program.memory().ok_or("the relay is gone")?;
-    relay.program.kill().await?;
-    Ok(Drained {
-        rows_per_second: rows / took,
-        relay_microseconds: microseconds(relay_cpu),
-        walsender_microseconds: microseconds(walsender_cpu),
-        broker_microseconds: microseconds(brokers() - brokers_before),
-        peak_mib: peak as f64 / 1048576.0,
-    })
-}
-
-/// pg_recvlogical over TCP into nothing, in binary as the relay reads.
-async fn receive(site: &Site, rows: f64) -> Result<f64, Failure> {
-    let end: String = one(site, "SELECT pg_current_wal_lsn()::text").await?;
-    let mut reader = Command::new("pg_recvlogical");
-    reader
-        .args([
-            "--start",
-            "--no-loop",
-            "-f",
-            "/dev/null",
-            "-o",
-            "proto_version=1",
-            "-o",
-            "publication_names=outbox",
-        ])
-        .args(["-o", "binary=true", "--endpos", &end, "--slot", &format!("{}_received", site.slot)])
-        .args(["--dbname", site.database.url()])
-        .stderr(Stdio::null());
-    let started = Instant::now();
-    let status = tokio::task::spawn_blocking(move || reader.status()).await?;
-    let status = status
-        .map_err(|error| format!("pg_recvlogical cannot be run ({error}): install postgresql-client"))?;
-    if status.success() {
-        Ok(rows / started.elapsed().as_secs_f64())
-    } else {
-        Err("pg_recvlogical failed".into())
+/// From the start of the reader until all rows are in Kafka; then it is stopped.
+async fn delivered(rows: u64, servers: &Servers, reader: &Reader, site: &Site) -> Result<Drained, Failure> {
+    let logs = LogEnds::open(&site.bootstrap, &site.topics).await?;
+    let before = Cpu::before(servers);
+    let (started, clock) = (SystemTime::now(), Instant::now());
+    let mut program = reader.start(site)?;
+    let mut memory = Vec::new();
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    while logs.records().await? < rows {
+        if program.exit_status().is_some() || clock.elapsed() > WITHIN {
+            return Err(format!("{} does not deliver: {}", reader.name(), program.log_tail()).into());
+        }
+        memory.extend(memory_mib(&program).map(|(now, _)| (clock.elapsed().as_secs_f64(), now)));
+        looks.tick().await;
     }
+    let after = Cpu::now(servers, site, &program).await?;
+    let (_, peak_mib) = memory_mib(&program).ok_or("the reader has ended")?;
+    program.terminate()?;
+    program.wait(STOPS_WITHIN).await?;
+    let (first, last) = logs.appended().await?.ok_or("no record was delivered")?;
+    // The broker's clock has milliseconds.
+    let took = last.duration_since(first)?.max(Duration::from_millis(1));
+    Ok(Drained {
+        reader: reader.name(),
+        events_per_second: rows as f64 / took.as_secs_f64(),
+        first_record_ms: first.duration_since(started).unwrap_or_default().as_secs_f64() * 1e3,
+        cpu: after.per_event(before, rows),
+        peak_mib,
+        memory_mib: memory,
+        surplus: logs.records().await?.saturating_sub(rows),
+    })
 }
 
-/// Decoding alone, inside the server: what no reader can exceed.
-async fn decode(site: &Site, rows: f64) -> Result<f64, Failure> {
-    let peek = format!(
-        "SELECT count(*)::text FROM pg_logical_slot_peek_binary_changes('{}_decoded', NULL, NULL,
-         'proto_version', '1', 'publication_names', 'outbox', 'binary', 'true')",
-        site.slot
+/// Lines for what delivers nothing, and for what was delivered too often.
+fn limits<O>(figures: &Figures<O>) -> String {
+    let relay = Spread::of(
+        figures
+            .drains
+            .iter()
+            .filter(|drained| drained.reader == THIS)
+            .map(|drained| drained.events_per_second),
     );
-    let started = Instant::now();
-    one(site, &peek).await?;
-    Ok(rows / started.elapsed().as_secs_f64())
-}
-
-async fn one(site: &Site, sql: &str) -> Result<String, Failure> {
-    let mut connection = site.database.connect().await?;
-    Ok(sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_one(&mut connection).await?)
+    let mut lines = String::new();
+    for (name, figure) in super::limits::MEASURES {
+        let reached = Spread::of(figures.limits.iter().map(figure));
+        if let (Some(Spread { min, median, max }), Some(times)) = (reached, ratio(relay, reached)) {
+            lines += &format!(
+                "  {name}: {median:.0} ({min:.0} to {max:.0}) rows/s; the relay's rate is {times:.2} of it\n"
+            );
+        }
+    }
+    let surplus: u64 = figures.drains.iter().map(|drained| drained.surplus).sum();
+    if surplus > 0 {
+        lines += &format!("  {surplus} records were delivered more than once\n");
+    }
+    lines
 }

@@ -1,33 +1,34 @@
-//! A database, a topic, and a relay between them, for one measurement.
+//! The servers of a measurement, and a database with its topics for one reader.
 
-use std::path::Path;
-use std::time::Duration;
-
+use futures::{StreamExt, TryStreamExt, stream};
+use sqlx::AssertSqlSafe;
 use testbed::certificates::Authority;
 use testbed::guard::Folder;
 use testbed::kafka::{Kafka, KafkaOptions};
 use testbed::postgres::{Postgres, PostgresOptions, ServerTls};
-use testbed::process::{Launch, Program};
-use testbed::{Database, net, unique, wait};
+use testbed::{Database, unique};
 
 use crate::Failure;
 
-/// Partitions of the topic, as in the figures this project compares itself with.
+/// Partitions of a topic, as in the figures this project compares itself with.
 pub const PARTITIONS: i32 = 6;
-/// Nothing measured here takes longer.
-const WITHIN: Duration = Duration::from_secs(600);
+/// The broker says when a record arrived: what a producer says would be the event's own time.
+const BY_ARRIVAL: [(&str, &str); 1] = [("message.timestamp.type", "LogAppendTime")];
+/// Topics that are created side by side.
+const CREATED_AT_ONCE: usize = 8;
 
-/// Servers of a measurement: PostgreSQL with fsync, one broker.
+/// PostgreSQL with fsync, and one broker.
 pub struct Servers {
     /// PostgreSQL.
     pub postgres: Postgres,
     /// Kafka.
     pub kafka: Kafka,
-    tls: bool,
+    /// Whether readers encrypt their connections to PostgreSQL.
+    pub tls: bool,
 }
 
 impl Servers {
-    /// Starts them. With `tls`, the relay's connections to PostgreSQL are encrypted.
+    /// Starts them.
     pub async fn start(tls: bool) -> Result<Servers, Failure> {
         let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let settings = vec![
@@ -45,95 +46,65 @@ impl Servers {
     }
 }
 
-/// One database with its topic and slot.
+/// One database, and the topics its rows go to.
 pub struct Site {
     /// The database.
     pub database: Database,
-    /// `aggregatetype` of its rows.
+    /// `aggregatetype` of its rows, or what it begins with if there are several.
     pub aggregate: String,
-    /// The relay's slot.
+    /// The reader's slot.
     pub slot: String,
-    bootstrap: String,
-    port: u16,
-    tls: bool,
-    folder: Folder,
+    /// The topics.
+    pub topics: Vec<String>,
+    /// Brokers.
+    pub bootstrap: String,
+    /// PostgreSQL's port.
+    pub port: u16,
+    /// Whether the reader encrypts its connections to PostgreSQL.
+    pub tls: bool,
+    /// For configuration and state of the reader.
+    pub folder: Folder,
 }
 
 impl Site {
-    /// On `servers`, with slot, checkpoint and topic of `partitions` there: the relay has run once.
-    pub async fn new(servers: &Servers, programs: &Path, partitions: i32) -> Result<Site, Failure> {
-        let site = Site {
+    /// On `servers`, with topics of `partitions`, one for each name that `aggregatetypes` makes of the site's own.
+    pub async fn new(
+        servers: &Servers,
+        partitions: i32,
+        aggregatetypes: impl FnOnce(&str) -> Vec<String>,
+    ) -> Result<Site, Failure> {
+        let aggregate = unique("bench");
+        let topics: Vec<String> =
+            aggregatetypes(&aggregate).iter().map(|name| format!("outbox.event.{name}")).collect();
+        stream::iter(&topics)
+            .map(|topic| servers.kafka.create_topic(topic, partitions, 1, &BY_ARRIVAL))
+            .buffer_unordered(CREATED_AT_ONCE)
+            .try_collect::<Vec<()>>()
+            .await?;
+        Ok(Site {
             database: Database::on(&servers.postgres.url("postgres"), "bench").await?,
-            aggregate: unique("bench"),
+            aggregate,
             slot: unique("slot"),
+            topics,
             bootstrap: servers.kafka.bootstrap(),
             port: servers.postgres.port(),
             tls: servers.tls,
             folder: Folder::new("bench")?,
-        };
-        servers.kafka.create_topic(&site.topic(), partitions, 1, &[]).await?;
-        let mut relay = site.relay(programs)?;
-        relay.until_streaming().await?;
-        relay.program.terminate()?;
-        relay.program.wait(WITHIN).await?;
-        Ok(site)
+        })
     }
 
-    /// Its topic.
-    pub fn topic(&self) -> String {
-        format!("outbox.event.{}", self.aggregate)
+    /// What a query for one text returns; `None` for NULL or no row.
+    pub async fn text(&self, sql: &str) -> Result<Option<String>, Failure> {
+        let mut connection = self.database.connect().await?;
+        let found: Option<Option<String>> =
+            sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_optional(&mut connection).await?;
+        Ok(found.flatten())
     }
 
-    /// Starts the relay; does not wait.
-    pub fn relay(&self, programs: &Path) -> Result<Relay, Failure> {
-        let admin = net::free_port()?;
-        let path = self.folder.path().join("relay.yaml");
-        let text = format!(
-            "version: 1\nname: bench\nsource: {{host: 127.0.0.1, port: {}, tls: {{mode: {}}}, database: {}, user: postgres, \
-             publication: {{name: outbox}}, slot: {{name: {}}}}}\nsink: {{bootstrapServers: '{}', tls: {{mode: disable}}}}\n\
-             admin: {{listen: '127.0.0.1:{admin}'}}\n",
-            self.port,
-            if self.tls { "require" } else { "disable" },
-            self.database.name(),
-            self.slot,
-            self.bootstrap
-        );
-        std::fs::write(&path, text)?;
-        let program = Launch::new("outbox-relay", programs.join("outbox-relay"))
-            .arg("run")
-            .arg("--config")
-            .arg(path)
-            .start()?;
-        Ok(Relay { program, admin })
-    }
-}
-
-/// A relay being measured.
-pub struct Relay {
-    /// The process.
-    pub program: Program,
-    admin: u16,
-}
-
-impl Relay {
-    /// Waits until the stream is open.
-    pub async fn until_streaming(&self) -> Result<(), Failure> {
-        self.until_metric("outbox_relay_streaming", 1.0).await
-    }
-
-    /// Waits until a metric, summed over its labels, has reached `least`.
-    pub async fn until_metric(&self, name: &str, least: f64) -> Result<(), Failure> {
-        let url = format!("http://127.0.0.1:{}/metrics", self.admin);
-        let reached = wait::until(format!("{name} of {least}"), WITHIN, async || {
-            let text = match reqwest::get(&url).await {
-                Ok(answer) => answer.text().await.unwrap_or_default(),
-                Err(error) => return Err(error.to_string()),
-            };
-            let values =
-                text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
-            let sum: f64 = values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum();
-            if sum >= least { Ok(()) } else { Err(sum.to_string()) }
-        });
-        Ok(reached.await?)
+    /// The process that serves the reader's slot; `None` while nothing reads.
+    pub async fn walsender(&self) -> Result<Option<u32>, Failure> {
+        let active =
+            format!("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '{}'", self.slot);
+        Ok(self.text(&active).await?.map(|pid| pid.parse()).transpose()?)
     }
 }
