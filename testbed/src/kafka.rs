@@ -1,6 +1,7 @@
 //! Real Apache Kafka brokers (KRaft), one or three.
 
 mod acl;
+mod batches;
 mod properties;
 mod security;
 mod topics;
@@ -19,6 +20,7 @@ use crate::process::{Launch, Program};
 use crate::proxy::Proxy;
 use crate::{Error, cache, net, wait};
 
+pub use batches::Batches;
 use properties::{Ports, properties};
 pub use security::{BrokerTls, Login, Security, TokenCheck};
 pub use topics::{alter_topic, create_topic, delete_records, delete_topic, grow_topic};
@@ -199,6 +201,16 @@ impl Kafka {
             broker.kill().await?;
         }
         Ok(())
+    }
+
+    /// SIGSTOP of every broker.
+    pub fn pause(&self) -> Result<(), Error> {
+        self.brokers.iter().try_for_each(Broker::pause)
+    }
+
+    /// SIGCONT of every broker.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.brokers.iter().try_for_each(Broker::resume)
     }
 
     /// Starts every broker that does not run, on its old port, and waits until the cluster takes requests.

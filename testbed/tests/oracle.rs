@@ -226,6 +226,18 @@ async fn a_backlog_has_all_its_rows_in_transactions_of_the_wanted_size() {
 }
 
 #[tokio::test]
+async fn payloads_of_a_backlog_are_as_large_for_postgresql_as_for_a_reader() {
+    let database = Database::fresh("backlog").await.unwrap();
+    let backlog = Backlog { rows: 3, filler_bytes: 20_000, ..Backlog::default() };
+    write_backlog(database.url(), &backlog).await.unwrap();
+    let mut connection = database.connect().await.unwrap();
+    let sizes = "SELECT length(payload ->> 'filler'), pg_column_size(payload) FROM outbox";
+    let found: Vec<(i32, i32)> = sqlx::query_as(sizes).fetch_all(&mut connection).await.unwrap();
+    assert_eq!(found.len(), 3);
+    assert!(found.iter().all(|(text, stored)| *text == 20_000 && stored >= text), "{found:?}");
+}
+
+#[tokio::test]
 async fn transactions_of_a_backlog_take_turns_in_size_and_type() {
     let database = Database::fresh("backlog").await.unwrap();
     let backlog = Backlog { rows: 25, rows_per_transaction: vec![1, 10], types: 3, ..Backlog::default() };

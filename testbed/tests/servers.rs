@@ -10,8 +10,11 @@
 
 use std::time::Duration;
 
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use sqlx::{Connection, PgConnection};
-use testbed::kafka::{Kafka, KafkaOptions};
+use testbed::kafka::{Batches, Kafka, KafkaOptions};
 use testbed::postgres::{Auth, PgVersion, Postgres, PostgresOptions, Shutdown};
 use testbed::{Error, wait};
 
@@ -97,4 +100,34 @@ async fn three_brokers_live_without_one() -> Result<(), Error> {
     })
     .await?;
     kafka.start_again().await
+}
+
+#[tokio::test]
+async fn batches_are_counted_with_their_records_while_a_broker_runs() -> Result<(), Error> {
+    let kafka = Kafka::start(KafkaOptions::default()).await?;
+    let [counted, counted_too, other] = ["counted", "counted-too", "counted-not"].map(str::to_owned);
+    for topic in [&counted, &counted_too, &other] {
+        kafka.create_topic(topic, 2, 1, &[]).await?;
+    }
+    let topics = [counted.clone(), counted_too.clone()];
+    assert_eq!(kafka.batches(&topics)?, Batches::default());
+    let producer: BaseProducer =
+        ClientConfig::new().set("bootstrap.servers", kafka.bootstrap()).create().unwrap();
+    let sent = tokio::task::spawn_blocking(move || {
+        for (topic, records) in [(counted, 3), (counted_too, 2), (other, 4_u8)] {
+            for number in 0..records {
+                producer
+                    .send(BaseRecord::to(&topic).key(&[number][..]).payload("event"))
+                    .map_err(|(error, _)| error)?;
+                // The next record comes after this one is stored, so in another batch.
+                producer.flush(SOON)?;
+            }
+        }
+        Ok::<_, KafkaError>(())
+    });
+    sent.await.unwrap().unwrap();
+    let found = kafka.batches(&topics)?;
+    assert_eq!((found.batches, found.records), (5, 5));
+    assert!(found.bytes > 5 * 61, "{found:?}");
+    Ok(())
 }
