@@ -14,6 +14,17 @@ use crate::records::{POLL, REQUEST_DEADLINE, ReadError, STALLED_AFTER, partition
 
 type Partition = (String, i32);
 
+/// When records were appended, by the brokers' clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The first one.
+    pub first: SystemTime,
+    /// The middle one of each partition, on average.
+    pub middle: SystemTime,
+    /// The last one.
+    pub last: SystemTime,
+}
+
 /// The logs of some topics, from when this was opened.
 #[derive(Clone)]
 pub struct LogEnds {
@@ -67,42 +78,56 @@ impl LogEnds {
         .await
     }
 
-    /// When the first and the last of these records were appended; `None` without a record. The topics' `message.timestamp.type` has to be
-    /// `LogAppendTime`.
+    /// When these records were appended; `None` without a record. The topics' `message.timestamp.type` has to be `LogAppendTime`.
     ///
     /// # Errors
     /// Brokers that cannot be reached.
-    pub async fn appended(&self) -> Result<Option<(SystemTime, SystemTime)>, ReadError> {
+    pub async fn appended(&self) -> Result<Option<Appended>, ReadError> {
         let logs = self.clone();
         blocking(move || {
             let ends = logs.ends()?;
             let ranges = logs.partitions.iter().zip(logs.begins.iter().zip(ends));
-            let (firsts, lasts): (Vec<_>, Vec<_>) = ranges
+            let filled: Vec<(&Partition, i64, i64)> = ranges
                 .filter(|(_, (begin, end))| *begin < end)
-                .map(|(partition, (begin, end))| ((partition.clone(), *begin), (partition.clone(), end - 1)))
-                .unzip();
-            let first = logs.timestamps(&firsts)?.into_iter().min();
-            Ok(first.zip(logs.timestamps(&lasts)?.into_iter().max()))
+                .map(|(partition, (begin, end))| (partition, *begin, end))
+                .collect();
+            let times = |offset: fn(i64, i64) -> i64| {
+                let records =
+                    filled.iter().map(|(partition, begin, end)| ((*partition).clone(), offset(*begin, *end)));
+                logs.timestamps(&records.collect::<Vec<_>>())
+            };
+            let first = times(|begin, _| begin)?.into_iter().min();
+            let middle = mean(&times(|begin, end| begin + (end - begin) / 2)?);
+            let last = times(|_, end| end - 1)?.into_iter().max();
+            Ok(first.zip(last).map(|(first, last)| Appended { first, middle, last }))
         })
         .await
     }
 
-    /// The next offset of each partition: one request to each broker.
+    /// The next offset of each partition. Leaders may change meanwhile, most of all those of topics that were just created.
     fn ends(&self) -> Result<Vec<i64>, ReadError> {
+        let asked = Instant::now();
+        loop {
+            match self.ask_ends() {
+                Err(error) if passes(&error) && asked.elapsed() < STALLED_AFTER => std::thread::sleep(POLL),
+                answered => return answered.map_err(|source| self.failed(source)),
+            }
+        }
+    }
+
+    /// One request to each broker.
+    fn ask_ends(&self) -> Result<Vec<i64>, KafkaError> {
         let mut wanted = TopicPartitionList::new();
         for (topic, number) in self.partitions.iter() {
-            wanted.add_partition_offset(topic, *number, Offset::End).map_err(|source| self.failed(source))?;
+            wanted.add_partition_offset(topic, *number, Offset::End)?;
         }
-        let answered = self
-            .consumer
-            .offsets_for_times(wanted, REQUEST_DEADLINE)
-            .map_err(|source| self.failed(source))?;
+        let answered = self.consumer.offsets_for_times(wanted, REQUEST_DEADLINE)?;
         let offset = |(topic, number): &Partition| {
             let found = answered.find_partition(topic, *number)?;
             found.error().ok().and(found.offset().to_raw())
         };
         let offsets: Option<Vec<i64>> = self.partitions.iter().map(offset).collect();
-        offsets.ok_or_else(|| self.failed(KafkaError::NoMessageReceived))
+        offsets.ok_or(KafkaError::NoMessageReceived)
     }
 
     /// The timestamps of single records.
@@ -141,6 +166,13 @@ impl LogEnds {
     fn failed(&self, source: KafkaError) -> ReadError {
         failed(&self.bootstrap, "asking where logs end", source)
     }
+}
+
+/// The epoch without a time.
+fn mean(times: &[SystemTime]) -> SystemTime {
+    let since_epoch = times.iter().filter_map(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    SystemTime::UNIX_EPOCH
+        + since_epoch.sum::<Duration>() / u32::try_from(times.len().max(1)).unwrap_or(u32::MAX)
 }
 
 fn failed(bootstrap: &str, doing: &str, source: KafkaError) -> ReadError {

@@ -9,7 +9,7 @@
     reason = "a test that meets the unexpected should fail there and then"
 )]
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use rdkafka::ClientConfig;
@@ -277,10 +277,19 @@ async fn the_ends_of_logs_say_how_many_records_there_are_and_when_they_were_appe
         produce(&[record]).await;
     }
     let found = read_all(bootstrap, &[&topics[0], &topics[1]]).await.unwrap();
-    let appended = |millis: i64| SystemTime::UNIX_EPOCH + Duration::from_millis(millis.unsigned_abs());
-    let times: Vec<_> = found.iter().map(|record| appended(record.timestamp.unwrap())).collect();
+    let time =
+        |record: &Record| SystemTime::UNIX_EPOCH + Duration::from_millis(record.timestamp.unwrap() as u64);
+    let mut partitions: BTreeMap<(&str, i32), Vec<SystemTime>> = BTreeMap::new();
+    for record in &found {
+        partitions.entry((&record.topic, record.partition)).or_default().push(time(record));
+    }
     assert_eq!(logs.records().await.unwrap(), 11);
-    assert_eq!(logs.appended().await.unwrap(), times.iter().min().copied().zip(times.iter().max().copied()));
+    let appended = logs.appended().await.unwrap().unwrap();
+    assert_eq!(Some(appended.first), found.iter().map(time).min());
+    assert_eq!(Some(appended.last), found.iter().map(time).max());
+    let middles = partitions.values().map(|times| times[times.len() / 2]);
+    let middle: Duration = middles.map(|time| time.duration_since(SystemTime::UNIX_EPOCH).unwrap()).sum();
+    assert_eq!(appended.middle, SystemTime::UNIX_EPOCH + middle / partitions.len() as u32);
     let later = LogEnds::open(bootstrap, &topics).await.unwrap();
     assert_eq!(later.records().await.unwrap(), 0);
     assert!(LogEnds::open(bootstrap, &["no-such-topic".to_owned()]).await.is_err());

@@ -2,15 +2,22 @@
 //! the machine they were taken on, which the result names.
 
 mod api;
+mod arrivals;
+mod backlog;
+mod cases;
 mod comparison;
 mod debezium;
 mod drain;
 mod limits;
 mod live;
+mod memory;
 mod pictures;
 mod readers;
+mod reads;
 mod relay;
+mod scale;
 mod site;
+mod startup;
 mod statistics;
 mod svg;
 mod usage;
@@ -41,6 +48,12 @@ enum Scenario {
     Drain(drain::Options),
     /// Live traffic at fixed rates: from COMMIT to the consumer.
     Live(live::Options),
+    /// How soon a reader that is started again delivers, with few and with many topics that it knows.
+    Startup(startup::Options),
+    /// Resident memory: with nothing to do, with one large transaction, and while Kafka does not answer.
+    Memory(memory::Options),
+    /// Backlogs of different shapes: transactions, partitions, topics, payloads, replicas.
+    Scale(scale::Options),
     /// Commands and queries over HTTP: the basket API against pgbench running the same statements.
     Api(api::Options),
     /// Draws the results in target/bench into docs/images.
@@ -52,6 +65,9 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     match &options.scenario {
         Scenario::Drain(scenario) => drain::run(scenario, &options.programs()?).await,
         Scenario::Live(scenario) => live::run(scenario, &options.programs()?).await,
+        Scenario::Startup(scenario) => startup::run(scenario, &options.programs()?).await,
+        Scenario::Memory(scenario) => memory::run(scenario, &options.programs()?).await,
+        Scenario::Scale(scenario) => scale::run(scenario, &options.programs()?).await,
         Scenario::Api(scenario) => api::run(scenario, &options.programs()?).await,
         Scenario::Pictures => pictures::run(),
     }

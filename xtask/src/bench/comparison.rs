@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::statistics::{Spread, ratio};
 
-/// One of the figures of a measurement.
-pub type Figure<T> = fn(&T) -> f64;
+/// One of the figures of a measurement, if it has that.
+pub type Figure<T> = fn(&T) -> Option<f64>;
 
 /// One figure of all readers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,15 +28,17 @@ pub struct Cell {
     pub to_first: Option<f64>,
 }
 
-/// Compares what was measured. `reader` says of whom a measurement is.
+/// Compares what was measured; a figure that nothing has is left out. `reader` is the reader of a measurement.
 pub fn compare<T>(
     readers: &[String],
-    measured: &[T],
+    measured: &[&T],
     reader: fn(&T) -> &str,
     measures: &[(&str, Figure<T>)],
 ) -> Vec<Measured> {
     let row = |(measure, figure): &(&str, Figure<T>)| {
-        let of = |name: &String| Spread::of(measured.iter().filter(|one| reader(one) == name).map(figure));
+        let of = |name: &String| {
+            Spread::of(measured.iter().copied().filter(|one| reader(one) == name).filter_map(figure))
+        };
         let first = readers.first().and_then(of);
         let cell = |name: &String| {
             let spread = of(name)?;
@@ -44,7 +46,7 @@ pub fn compare<T>(
         };
         Measured { measure: (*measure).to_owned(), cells: readers.iter().filter_map(cell).collect() }
     };
-    measures.iter().map(row).collect()
+    measures.iter().map(row).filter(|row| !row.cells.is_empty()).collect()
 }
 
 /// A line for each figure and a column for each reader: median, smallest and largest, and the ratio.
@@ -85,6 +87,12 @@ mod tests {
 
     struct Round(&'static str, f64);
 
+    const MEASURES: [(&str, Figure<Round>); 3] = [
+        ("time, ms", |round| Some(round.1)),
+        ("rate", |round| Some(2000.0 / round.1)),
+        ("not measured", |_| None),
+    ];
+
     fn rows() -> (Vec<String>, Vec<Measured>) {
         let readers = ["ours", "theirs", "absent"].map(str::to_owned).to_vec();
         let rounds = [
@@ -94,9 +102,8 @@ mod tests {
             Round("theirs", 50.0),
             Round("ours", 20.0),
         ];
-        let measures: [(&str, Figure<Round>); 2] =
-            [("time, ms", |round| round.1), ("rate", |round| 2000.0 / round.1)];
-        let rows = compare(&readers, &rounds, |round| round.0, &measures);
+        let rounds: Vec<&Round> = rounds.iter().collect();
+        let rows = compare(&readers, &rounds, |round| round.0, &MEASURES);
         (readers, rows)
     }
 

@@ -22,9 +22,9 @@ pub struct Limits {
 
 /// What they are called.
 pub const MEASURES: [(&str, Figure<Limits>); 3] = [
-    ("pg_recvlogical, text", |limits| limits.pg_recvlogical_text),
-    ("pg_recvlogical, binary", |limits| limits.pg_recvlogical_binary),
-    ("decode only", |limits| limits.decode_only),
+    ("pg_recvlogical, text", |limits| Some(limits.pg_recvlogical_text)),
+    ("pg_recvlogical, binary", |limits| Some(limits.pg_recvlogical_binary)),
+    ("decode only", |limits| Some(limits.decode_only)),
 ];
 
 const COPIES: [&str; 3] = ["text", "binary", "decoded"];

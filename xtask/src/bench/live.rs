@@ -1,39 +1,41 @@
 //! How long an event takes from COMMIT to its consumer, and what that costs.
 //!
-//! Writers keep to their rate whatever the reader does, so a reader that falls behind is seen in every latency.
+//! Writers keep to their rate whatever the reader does, and every event that was committed while it was measured counts, also one that
+//! arrives after that or never: a reader that falls behind is seen in every latency.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
-use sqlx::Row;
+use testbed::kafka::Batches;
 use testbed::load::{Load, LoadOptions};
 use testbed::process::Program;
-use testbed::records::Tail;
-use testbed::wait;
-use uuid::Uuid;
 
+use super::arrivals::{Arrivals, LONGEST, committed, latencies};
 use super::comparison::{Figure, Measured, compare, table};
 use super::debezium::Settings;
 use super::readers::{Others, Reader, in_turn};
+use super::reads::{CountReads, Counter, Reads};
 use super::report;
-use super::site::{PARTITIONS, Servers, Site};
+use super::site::{PARTITIONS, ServerOptions, Servers, Site};
 use super::usage::{Cpu, memory_mib};
 use crate::Failure;
 use crate::paint::faint;
 
-/// Longest latency that is told apart: a minute.
-const MOST_MICROS: u64 = 60_000_000;
-/// Longer than any reader takes to start.
-const READS_WITHIN: Duration = Duration::from_secs(120);
+/// The fewest connections that write.
+const WRITERS: usize = 4;
+/// Transactions per second that a connection commits with ease: most of its time it waits for the disk.
+const RATE_OF_A_WRITER: f64 = 200.0;
+/// Keys of the events: writers seldom wait for each other's.
+const KEYS: usize = 1_000;
+/// A reader that is this slow does not keep up: it is not measured at higher rates.
+const TOO_SLOW_MS: f64 = 5_000.0;
 
 /// Options of `live`.
 #[derive(Args, Debug, Serialize)]
 pub struct Options {
-    /// Events per second; several rates are measured one after the other.
+    /// Events per second; several rates are measured one after the other, until a reader does not keep up.
     #[arg(long, value_name = "EVENTS", value_delimiter = ',', default_value = "1000")]
     rate: Vec<f64>,
     /// Seconds measured.
@@ -51,21 +53,26 @@ pub struct Options {
     /// Partitions of the topic.
     #[arg(long, default_value_t = PARTITIONS)]
     partitions: i32,
-    /// Encrypts the readers' connections to PostgreSQL.
+    /// Counts the reads of the slot. That needs perf, and makes every system call of the machine slower.
     #[arg(long)]
-    tls: bool,
+    reads: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    servers: ServerOptions,
     #[command(flatten)]
     #[serde(flatten)]
     others: Others,
 }
 
 /// One reader at one rate in one round.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Followed {
     /// The reader's name.
     pub reader: String,
     /// Events per second that were asked for.
     pub rate: f64,
+    /// Events per second that were written.
+    pub written_per_second: f64,
     /// Events per second that arrived.
     pub arrived_per_second: f64,
     /// Half of the events took no longer.
@@ -78,10 +85,16 @@ pub struct Followed {
     pub p999_ms: f64,
     /// None took longer.
     pub max_ms: f64,
+    /// Per cent of the events, and the latency that these did not exceed.
+    pub distribution: Vec<(f64, f64)>,
     /// Microseconds per event while it was measured.
     pub cpu: Cpu,
     /// Most resident memory.
     pub peak_mib: f64,
+    /// Records of a batch that the broker stored.
+    pub batch_records: Option<f64>,
+    /// Reads of the slot, if they were counted.
+    pub reads: Option<Reads>,
 }
 
 /// All that is kept.
@@ -98,22 +111,29 @@ pub struct Figures<O> {
 /// Measures and reports.
 pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
     let readers = options.others.readers(programs, Settings::Latency)?;
-    let servers = Servers::start(options.tls).await?;
+    let servers = Servers::start(options.servers).await?;
+    let mut rates = options.rate.clone();
+    rates.sort_by(f64::total_cmp);
     let mut figures = Figures { options, comparisons: Vec::new(), followed: Vec::new() };
     for number in 1..=options.rounds {
         for reader in in_turn(&readers, number) {
-            for rate in &options.rate {
-                let name = reader.name();
+            let name = reader.name();
+            for rate in &rates {
                 println!("{}", faint(&format!("round {number} of {}: {name}, {rate}/s", options.rounds)));
-                figures.followed.push(follow(options, &servers, reader, *rate).await?);
+                let followed = follow(options, &servers, reader, *rate).await?;
+                let too_slow = followed.p50_ms > TOO_SLOW_MS;
+                figures.followed.push(followed);
+                if too_slow {
+                    println!("{}", faint(&format!("{name} does not keep up with {rate}/s")));
+                    break;
+                }
             }
         }
     }
     let names: Vec<String> = readers.iter().map(Reader::name).collect();
     let mut tables = String::new();
-    for rate in &options.rate {
-        let its: Vec<Followed> =
-            figures.followed.iter().filter(|followed| followed.rate == *rate).cloned().collect();
+    for rate in &rates {
+        let its: Vec<&Followed> = figures.followed.iter().filter(|followed| followed.rate == *rate).collect();
         let rows = compare(&names, &its, |followed| &followed.reader, &MEASURES);
         tables += &format!("  {rate} events/s\n{}\n", table(&names, &rows));
         figures.comparisons.push((*rate, rows));
@@ -124,18 +144,22 @@ pub async fn run(options: &Options, programs: &Path) -> Result<(), Failure> {
 /// What is compared; pictures know them by these names.
 pub const LATENCIES: [&str; 2] = ["p50, ms", "p99, ms"];
 
-const MEASURES: [(&str, Figure<Followed>); 11] = [
-    ("arrived, events/s", |followed| followed.arrived_per_second),
-    (LATENCIES[0], |followed| followed.p50_ms),
-    ("p90, ms", |followed| followed.p90_ms),
-    (LATENCIES[1], |followed| followed.p99_ms),
-    ("p99.9, ms", |followed| followed.p999_ms),
-    ("longest, ms", |followed| followed.max_ms),
-    ("CPU per event, us: reader", |followed| followed.cpu.reader),
-    ("walsender", |followed| followed.cpu.walsender),
-    ("broker", |followed| followed.cpu.broker),
-    ("whole machine", |followed| followed.cpu.machine),
-    ("peak memory, MiB", |followed| followed.peak_mib),
+const MEASURES: [(&str, Figure<Followed>); 15] = [
+    ("written, events/s", |followed| Some(followed.written_per_second)),
+    ("arrived, events/s", |followed| Some(followed.arrived_per_second)),
+    (LATENCIES[0], |followed| Some(followed.p50_ms)),
+    ("p90, ms", |followed| Some(followed.p90_ms)),
+    (LATENCIES[1], |followed| Some(followed.p99_ms)),
+    ("p99.9, ms", |followed| Some(followed.p999_ms)),
+    ("longest, ms", |followed| Some(followed.max_ms)),
+    ("CPU per event, us: reader", |followed| Some(followed.cpu.reader)),
+    ("walsender", |followed| Some(followed.cpu.walsender)),
+    ("broker", |followed| Some(followed.cpu.broker)),
+    ("whole machine", |followed| Some(followed.cpu.machine)),
+    ("peak memory, MiB", |followed| Some(followed.peak_mib)),
+    ("records of a batch", |followed| followed.batch_records),
+    ("reads of the slot per second", |followed| Some(followed.reads?.per_second)),
+    ("bytes of a read", |followed| Some(followed.reads?.bytes)),
 ];
 
 /// Live traffic through one reader.
@@ -148,78 +172,79 @@ async fn follow(
     let site = Site::new(servers, options.partitions, |aggregate| vec![aggregate.to_owned()]).await?;
     reader.prepare(&site).await?;
     let mut program = reader.start(&site)?;
-    reads(&site, &mut program).await?;
-    let topics: Vec<&str> = site.topics.iter().map(String::as_str).collect();
-    let tail = Tail::start(&site.bootstrap, &topics).await?;
+    site.until_read_by(&mut program).await?;
+    let arrivals = Arrivals::of(&site).await?;
     let load = LoadOptions {
+        writers: WRITERS.max((rate / RATE_OF_A_WRITER).ceil() as usize),
+        keys: KEYS,
         rows: 1..=1,
         rollback_percent: 0,
         savepoint_percent: 0,
         filler_bytes: options.filler,
         rate: Some(rate),
         aggregatetype: site.aggregate.clone(),
-        topic: topics.concat(),
+        topic: site.topics.concat(),
         ..LoadOptions::default()
     };
     let load = Load::start(site.database.url(), load).await?;
-    let warm = SystemTime::now() + Duration::from_secs(options.warm_up);
-    arrivals(&tail, warm).await?;
-    let before = Cpu::now(servers, &site, &program).await?;
-    let arrived = arrivals(&tail, warm + Duration::from_secs(options.seconds)).await?;
-    let after = Cpu::now(servers, &site, &program).await?;
+    let from = SystemTime::now() + Duration::from_secs(options.warm_up);
+    let until = from + Duration::from_secs(options.seconds);
+    sleep_until(from).await;
+    let counter = CountReads::from(options.reads).start(&site, &program).await?;
+    let before = Moment::now(servers, &site, &program, &arrivals).await?;
+    sleep_until(until).await;
+    let after = Moment::now(servers, &site, &program, &arrivals).await?;
+    let reads = Counter::finished(counter, &program).await?;
     load.stop().await?;
     let (_, peak_mib) = memory_mib(&program).ok_or("the reader has ended")?;
-    let latencies = latencies(&site, &arrived).await?;
+    let committed = committed(&site, from, until).await?;
+    let arrived = arrivals.all_of(&committed, LONGEST).await?;
+    let latencies = latencies(&committed, &arrived)?;
+    let in_time = after.arrived - before.arrived;
+    let per_second = |events: u64| events as f64 / options.seconds as f64;
     let ms = |quantile: f64| latencies.value_at_quantile(quantile) as f64 / 1000.0;
     Ok(Followed {
         reader: reader.name(),
         rate,
-        arrived_per_second: latencies.len() as f64 / options.seconds as f64,
+        written_per_second: per_second(latencies.len()),
+        arrived_per_second: per_second(in_time),
         p50_ms: ms(0.5),
         p90_ms: ms(0.9),
         p99_ms: ms(0.99),
         p999_ms: ms(0.999),
         max_ms: ms(1.0),
-        cpu: after.per_event(before, latencies.len().max(1)),
+        distribution: (0..100).map(f64::from).chain([99.9]).map(|share| (share, ms(share / 100.0))).collect(),
+        cpu: after.cpu.per_event(before.cpu, in_time.max(1)),
         peak_mib,
+        batch_records: (after.stored - before.stored).records_each(),
+        reads,
     })
 }
 
-/// Waits until the reader reads its slot.
-async fn reads(site: &Site, program: &mut Program) -> Result<(), Failure> {
-    let reading = wait::until("a reader on its slot", READS_WITHIN, async || match site.walsender().await {
-        Ok(Some(_)) => Ok(Ok(())),
-        Ok(None) if program.exit_status().is_some() => Ok(Err(program.log_tail())),
-        Ok(None) => Err(program.log_tail()),
-        Err(error) => Err(error.to_string()),
-    });
-    Ok(reading.await??)
+/// What is known at one moment.
+struct Moment {
+    cpu: Cpu,
+    stored: Batches,
+    arrived: u64,
 }
 
-/// The events that arrive until `end`, and when.
-async fn arrivals(tail: &Tail, end: SystemTime) -> Result<HashMap<Uuid, SystemTime>, Failure> {
-    let mut arrived = HashMap::new();
-    while let Ok(left) = end.duration_since(SystemTime::now()) {
-        if let Ok(record) = tokio::time::timeout(left, tail.next()).await {
-            let id = record?.event_id().ok_or("a record without the id of its event")?;
-            arrived.entry(id).or_insert_with(SystemTime::now);
-        }
+impl Moment {
+    async fn now(
+        servers: &Servers,
+        site: &Site,
+        reader: &Program,
+        arrivals: &Arrivals,
+    ) -> Result<Moment, Failure> {
+        Ok(Moment {
+            cpu: Cpu::now(servers, site, reader).await?,
+            stored: servers.kafka.batches(&site.topics)?,
+            arrived: arrivals.count(),
+        })
     }
-    Ok(arrived)
 }
 
-/// Arrival minus commit, as PostgreSQL timed it. One machine, one clock.
-async fn latencies(site: &Site, arrived: &HashMap<Uuid, SystemTime>) -> Result<Histogram<u64>, Failure> {
-    let mut histogram = Histogram::new_with_bounds(1, MOST_MICROS, 3)?;
-    let mut connection = site.database.connect().await?;
-    let commits =
-        "SELECT id, (extract(epoch FROM pg_xact_commit_timestamp(xid::xid)) * 1000000)::bigint FROM outbox";
-    for row in &sqlx::query(commits).fetch_all(&mut connection).await? {
-        let (id, committed): (Uuid, i64) = (row.try_get(0)?, row.try_get(1)?);
-        let Some(arrived) = arrived.get(&id) else { continue };
-        let arrived = arrived.duration_since(SystemTime::UNIX_EPOCH)?.as_micros();
-        let micros = u64::try_from(arrived)?.saturating_sub(committed.unsigned_abs());
-        histogram.record(micros.clamp(1, MOST_MICROS))?;
+async fn sleep_until(time: SystemTime) {
+    if let Ok(left) = time.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left).await;
     }
-    Ok(histogram)
 }

@@ -6,9 +6,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::comparison::Measured;
+use super::backlog::{self, FIRST, RATE};
+use super::comparison::{Cell, Measured};
 use super::statistics::Spread;
-use super::{drain, limits, live, results, svg};
+use super::{cases, drain, limits, live, results, svg};
 use crate::Failure;
 use crate::build::repository;
 
@@ -20,24 +21,26 @@ struct Kept<F> {
 
 /// Draws what has been measured.
 pub fn run() -> Result<(), Failure> {
-    let drawn = drains()? + lives()?;
+    let drawn = drains()? + lives()? + cases("scale", RATE, "events/s")? + cases("startup", FIRST.0, "ms")?;
     if drawn == 0 {
-        return Err("nothing has been measured: run 'cargo xtask bench drain' or 'live'".into());
+        return Err(
+            "nothing has been measured: run 'cargo xtask bench drain', 'live', 'scale' or 'startup'".into()
+        );
     }
     Ok(())
 }
 
 fn drains() -> Result<usize, Failure> {
     let Some(figures) = kept::<drain::Figures<Value>>("drain")? else { return Ok(0) };
-    let mut rates = bars(&figures.comparison, &[drain::RATE]);
+    let mut rates = bars(&figures.comparison, &[RATE]);
     rates.extend(limits::MEASURES.iter().take(2).filter_map(|(name, figure)| {
-        Some(((*name).to_owned(), vec![Spread::of(figures.limits.iter().map(figure))?.median]))
+        Some(((*name).to_owned(), vec![Spread::of(figures.limits.iter().filter_map(figure))?.median]))
     }));
     draw("bench-drain", &svg::bars("Draining a backlog, first to last record", "events/s", &[], &rates))?;
-    let cpu = bars(&figures.comparison, &drain::CPU);
+    let cpu = bars(&figures.comparison, &backlog::CPU);
     let parts = ["reader", "walsender", "broker"];
     draw("bench-cpu", &svg::bars("CPU time per event in a drain", "us", &parts, &cpu))?;
-    let peaks = bars(&figures.comparison, &[drain::PEAK]);
+    let peaks = bars(&figures.comparison, &[backlog::PEAK]);
     draw("bench-peak-memory", &svg::bars("Peak memory in a drain", "MiB", &[], &peaks))?;
     let last_round = |name: &String| figures.drains.iter().rfind(|drained| drained.reader == *name);
     let over_time: Vec<(String, Vec<(f64, f64)>)> = peaks
@@ -45,7 +48,7 @@ fn drains() -> Result<usize, Failure> {
         .filter_map(|(name, _)| last_round(name))
         .map(|drained| (drained.reader.clone(), drained.memory_mib.clone()))
         .collect();
-    draw("bench-memory", &svg::lines("Resident memory in a drain", "MiB", &over_time))?;
+    draw("bench-memory", &svg::lines("Resident memory in a drain", "s", "MiB", &over_time))?;
     Ok(1)
 }
 
@@ -59,6 +62,34 @@ fn lives() -> Result<usize, Failure> {
         }
         draw(name, &svg::bars(&format!("From COMMIT to the consumer, {measure}"), "ms", &[], &all))?;
     }
+    for (rate, rows) in &figures.comparisons {
+        let readers = bars(rows, &[live::LATENCIES[0]]).into_iter().map(|(reader, _)| reader);
+        let last_round = |reader: String| {
+            figures.followed.iter().rfind(|followed| followed.reader == reader && followed.rate == *rate)
+        };
+        let series: Vec<(String, Vec<(f64, f64)>)> = readers
+            .filter_map(last_round)
+            .map(|followed| (followed.reader.clone(), followed.distribution.clone()))
+            .collect();
+        let title = format!("From COMMIT to the consumer at {rate} events/s, by share of events");
+        draw(&format!("bench-latency-{rate}"), &svg::lines(&title, "%", "ms", &series))?;
+    }
+    Ok(1)
+}
+
+/// One figure of a scenario of several cases.
+fn cases(scenario: &str, figure: &str, unit: &str) -> Result<usize, Failure> {
+    let Some(figures) = kept::<cases::Figures<Value>>(scenario)? else { return Ok(0) };
+    let rows = figures.comparisons.iter().filter(|(name, _)| name == figure).flat_map(|(_, rows)| rows);
+    let bars = rows.flat_map(|row| {
+        let name = |cell: &Cell| match row.cells.len() {
+            1 => row.measure.clone(),
+            _ => format!("{}, {}", row.measure, cell.reader),
+        };
+        row.cells.iter().map(move |cell| (name(cell), vec![cell.spread.median]))
+    });
+    let picture = svg::bars(&format!("{scenario}: {figure}"), unit, &[], &bars.collect::<Vec<_>>());
+    draw(&format!("bench-{scenario}"), &picture)?;
     Ok(1)
 }
 
@@ -89,6 +120,6 @@ fn kept<F: DeserializeOwned>(scenario: &str) -> Result<Option<F>, Failure> {
 fn draw(name: &str, picture: &str) -> Result<(), Failure> {
     let path = repository().join("docs/images").join(format!("{name}.svg"));
     fs::write(&path, picture)?;
-    println!("drawn: {}", path.display());
+    println!("drawn: {}; a document has to show it", path.display());
     Ok(())
 }

@@ -45,7 +45,7 @@ pub const THIS: &str = "relay";
 impl Others {
     /// All that is measured, this build of the relay first. `tuned` is how Debezium is tuned for the scenario.
     pub fn readers(&self, programs: &Path, tuned: Settings) -> Result<Vec<Reader>, Failure> {
-        let mut readers = vec![Reader::Relay { name: THIS, programs: programs.to_owned() }];
+        let mut readers = vec![Reader::this(programs)];
         readers.extend(
             self.against.clone().map(|programs| Reader::Relay { name: "relay, other build", programs }),
         );
@@ -66,6 +66,11 @@ pub fn in_turn(readers: &[Reader], number: usize) -> Vec<&Reader> {
 }
 
 impl Reader {
+    /// The build of the relay that everything else is compared with.
+    pub fn this(programs: &Path) -> Reader {
+        Reader::Relay { name: THIS, programs: programs.to_owned() }
+    }
+
     /// What tables call it.
     pub fn name(&self) -> String {
         match self {

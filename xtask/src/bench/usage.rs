@@ -6,7 +6,8 @@ use testbed::process::{Program, cpu_seconds, machine_cpu_seconds};
 use super::site::{Servers, Site};
 use crate::Failure;
 
-const MIB: f64 = 1_048_576.0;
+/// Bytes of a MiB.
+pub const MIB: f64 = 1_048_576.0;
 
 /// CPU time, of whole processes and of the machine with everything that runs on it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,7 +34,8 @@ impl Cpu {
     /// # Errors
     /// The reader does not read.
     pub async fn now(servers: &Servers, site: &Site, reader: &Program) -> Result<Cpu, Failure> {
-        let walsender = site.walsender().await?.ok_or("the reader has left its slot")?;
+        let left = || format!("the reader has left its slot: {}", reader.log_tail());
+        let walsender = site.walsender().await?.ok_or_else(left)?;
         Ok(Cpu { reader: reader.cpu_seconds(), walsender: cpu_seconds(walsender), ..Cpu::before(servers) })
     }
 
