@@ -8,6 +8,7 @@ mod cases;
 mod comparison;
 mod debezium;
 mod drain;
+mod gate;
 mod limits;
 mod live;
 mod memory;
@@ -54,6 +55,8 @@ enum Scenario {
     Memory(memory::Options),
     /// Backlogs of different shapes: transactions, partitions, topics, payloads, replicas.
     Scale(scale::Options),
+    /// A short drain against limits with wide margins. Fails beyond them.
+    Gate(gate::Options),
     /// Commands and queries over HTTP: the basket API against pgbench running the same statements.
     Api(api::Options),
     /// Draws the results in target/bench into docs/images.
@@ -68,6 +71,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         Scenario::Startup(scenario) => startup::run(scenario, &options.programs()?).await,
         Scenario::Memory(scenario) => memory::run(scenario, &options.programs()?).await,
         Scenario::Scale(scenario) => scale::run(scenario, &options.programs()?).await,
+        Scenario::Gate(scenario) => gate::run(scenario, &options.programs()?).await,
         Scenario::Api(scenario) => api::run(scenario, &options.programs()?).await,
         Scenario::Pictures => pictures::run(),
     }

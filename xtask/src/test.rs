@@ -96,6 +96,9 @@ const OLDER: Part = Part {
 };
 /// Not of every change: what others have published since is no fault of one, and the tool has to be built first.
 const AUDIT: Part = Part { name: "audit", arguments: &["xtask", "audit"] };
+/// Not of every change: it builds the programs with --release, and wants a machine that does nothing else.
+const GATE: Part =
+    Part { name: "rate, CPU time and memory of the relay", arguments: &["xtask", "bench", "gate"] };
 const DEMO: Part = Part { name: "the whole way: demo", arguments: &["xtask", "demo"] };
 
 /// Runs all parts, also after one has failed, and ends with how many passed and failed.
@@ -117,8 +120,8 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         environment.push((LONG_MATRIX, "1".to_owned()));
     }
     let soak = if options.all { &LONG_SOAK } else { &SOAK };
-    let audit = options.all.then_some(&AUDIT);
-    for part in DEFAULT.iter().chain(audit).chain([soak, &DEMO]) {
+    let only_all: &[&Part] = if options.all { &[&AUDIT, &GATE] } else { &[] };
+    for part in DEFAULT.iter().chain(only_all.iter().copied()).chain([soak, &DEMO]) {
         let environment = environment.clone();
         // On a separate thread, so that Ctrl-C is heard meanwhile.
         let ended = tokio::task::spawn_blocking(move || run_part(part, &environment)).await??;
