@@ -3,8 +3,9 @@
 //! [`connection`] connects. [`preconditions`], [`columns`], [`publication`] and [`table`] check that the relay can work
 //! and that the stream carries every row of the table. [`slot_holder`] finds who holds the slot,
 //! [`blocking_transactions`] what its creation waits for, and [`grants`] the role's privileges. [`checkpoint`] stores
-//! the relay's progress, with the [`delivered_snapshots`] that say which rows may be dropped. [`initial_rows`]
-//! checks the rows from before the slot, and [`backfill`] reads them.
+//! the relay's progress, with the [`delivered_snapshots`] that say which rows may be dropped, and [`missing_rows`] which
+//! ones may be missing in Kafka after a gap. [`initial_rows`] checks the rows from before the slot, and [`backfill`]
+//! reads them.
 
 pub mod backfill;
 pub mod blocking_transactions;
@@ -14,6 +15,7 @@ pub mod connection;
 pub mod delivered_snapshots;
 pub mod grants;
 pub mod initial_rows;
+pub mod missing_rows;
 pub mod preconditions;
 pub mod publication;
 pub mod slot;

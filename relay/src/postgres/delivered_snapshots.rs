@@ -1,5 +1,5 @@
 //! The delivered snapshot: which transactions have all their rows in Kafka. It decides which rows may be dropped, and
-//! which ones a refill would send.
+//! which ones a refill looks at ([`missing_rows`](super::missing_rows)).
 //!
 //! The snapshot is taken first, then the server's insert LSN: every transaction visible in the snapshot has its commit
 //! record before that LSN. So once everything before the LSN is confirmed, everything in the snapshot is in Kafka.
@@ -70,6 +70,12 @@ impl DeliveredSnapshots {
     /// Whether it is time to take a snapshot.
     pub fn is_due(&self) -> bool {
         self.pending.is_none() && self.taken.is_none_or(|at| at.elapsed() >= TAKE_EVERY)
+    }
+
+    /// Tests do not wait until the next one is due.
+    #[cfg(test)]
+    pub fn take_now(&mut self) {
+        self.taken = None;
     }
 
     pub fn on_taken(&mut self, taken: Snapshot) {
@@ -225,7 +231,7 @@ mod tests {
                             }
                         }
                         delivered.on_written(xid, &offsets);
-                        delivered.taken = None;
+                        delivered.take_now();
                         if delivered.is_due() {
                             delivered.on_taken(world.snapshot());
                         }
