@@ -40,9 +40,10 @@ impl Reader {
             let place = format!("{}[{}]@{}", record.topic, record.partition, record.offset);
             let key = String::from_utf8_lossy(record.key.as_deref().unwrap_or_default()).into_owned();
             println!(
-                "      {} {:<22} {}  key {}  {}",
+                "      {} {} {}  key {}  {}",
                 notable("→"),
-                notable(record.header("ce_type").unwrap_or("?")),
+                // Padded before it is painted: escape sequences would count.
+                notable(&format!("{:<22}", record.header("ce_type").unwrap_or("?"))),
                 place,
                 short(&key),
                 faint(&format!("{took:.1} ms from COMMIT"))
