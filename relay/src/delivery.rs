@@ -370,6 +370,11 @@ impl<B: Broker> Delivery<B> {
         self.discovery.is_waiting()
     }
 
+    /// Whether a row that must not wait in its lane waits for its partition.
+    pub fn waits_for_partition(&self) -> bool {
+        self.dispatch.blocked_on().is_some()
+    }
+
     /// The ledger.
     pub fn ledger(&self) -> &Ledger {
         &self.in_flight.progress.ledger

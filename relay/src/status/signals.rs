@@ -44,8 +44,10 @@ pub enum StallReason {
     Budget,
     /// A row waits until its topic exists.
     Topic,
-    /// A row waits for its partition and cannot be parked, or waits until its topic is in the checkpoint.
-    Search,
+    /// A row waits until a checkpoint has stored how rows are routed now.
+    Checkpoint,
+    /// A row waits for its partition, and must not wait in its lane.
+    Partition,
     /// A row can never be delivered.
     PoisonRow,
     /// The initial snapshot, the rows from before the slot, is delivered first.
@@ -57,8 +59,10 @@ impl StallReason {
         match self {
             StallReason::Budget => "the in-flight limit is reached: Kafka has to acknowledge first",
             StallReason::Topic => "a row waits for its topic",
-            StallReason::Search => {
-                "a row waits for its partition and blocks the stream: Kafka rejected it before, or it was re-routed"
+            StallReason::Checkpoint => "a row waits until a checkpoint has stored how rows are routed now",
+            StallReason::Partition => {
+                "a row waits for its partition and blocks the stream: the topic's settings are not read yet, Kafka \
+                 rejected the row before, or it was re-routed"
             }
             StallReason::PoisonRow => "a row cannot be delivered",
             StallReason::Copy => "the rows from before the slot are delivered first",

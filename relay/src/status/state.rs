@@ -177,7 +177,7 @@ impl State {
             && let Some(lasted) = stalled(self.acknowledged_moved)
         {
             let rows = match self.numbers.hold_up {
-                Some(StallReason::Search) => "rows wait for their partition",
+                Some(StallReason::Partition) => "rows wait for their partition",
                 _ => "rows wait",
             };
             let what = format!("{rows}, and Kafka does not acknowledge");

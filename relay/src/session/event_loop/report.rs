@@ -16,7 +16,13 @@ impl EventLoop {
         } else if !self.delivery.has_room() {
             Some(StallReason::Budget)
         } else if self.input.is_blocked() {
-            Some(if self.delivery.waits_for_topic() { StallReason::Topic } else { StallReason::Search })
+            Some(if self.delivery.waits_for_topic() {
+                StallReason::Topic
+            } else if self.delivery.waits_for_partition() {
+                StallReason::Partition
+            } else {
+                StallReason::Checkpoint
+            })
         } else {
             None
         }
