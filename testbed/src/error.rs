@@ -69,6 +69,14 @@ pub enum Error {
         /// What it said.
         detail: String,
     },
+    /// The browser refused.
+    #[error("the browser: {doing} failed: {detail}")]
+    Browser {
+        /// What was being done.
+        doing: String,
+        /// What it said.
+        detail: String,
+    },
     /// A server ended unexpectedly.
     #[error("{server} ended while it was starting; the end of its log:\n{log}")]
     Ended {

@@ -4,6 +4,7 @@
 //!   ([`cache`]) and never left behind ([`guard`]).
 //! - [`kubernetes`]: a control plane, built once, and a node that runs [`images`]; [`prometheus`]: what scrapes,
 //!   and what tests [`alerts`]; [`dashboard`].
+//! - [`browser`]: Chromium, for the pages that programs serve.
 //! - [`certificates`]: CAs, and certificates of servers and clients; [`issuer`]: tokens.
 //! - [`process`]: a product's binary under the same control.
 //! - [`proxy`]: a network that resets, goes silent, is slow, or breaks inside a message.
@@ -18,6 +19,7 @@ use std::fs;
 use std::path::Path;
 
 pub mod alerts;
+pub mod browser;
 pub mod cache;
 pub mod certificates;
 pub mod checker;

@@ -19,31 +19,15 @@ const LINKS: [&str; 6] =
 /// Lays the packages over the system, and executes the arguments: a script for a separate mount namespace.
 const OVER_THE_SYSTEM: &str = r#"mount -t overlay overlay -o "lowerdir=$0/usr:/usr" /usr && exec "$@""#;
 
-const DISTRIBUTION: &str = "Debian or Ubuntu, whose packages bring container runtime and image builder";
+const DISTRIBUTION: &str = "Debian or Ubuntu, whose packages are unpacked beside the system";
 
-/// The folder that the packages are unpacked in.
+/// The folder that the packages of a node are unpacked in.
 ///
 /// # Errors
 /// This is no Debian, or the packages cannot be fetched.
 pub(crate) fn folder() -> Result<PathBuf, Error> {
-    let said = format!("fetching the packages {} (46 MB)", PACKAGES.join(", "));
-    cache::entry("packages", &said, |folder| {
-        let fetched = folder.join("fetched");
-        let lists = fetched.join("lists/partial");
-        fs::create_dir_all(&lists).map_err(Error::file("make", &lists))?;
-        apt(&fetched, &["update"])?;
-        apt(
-            &fetched,
-            &[&["install", "--yes", "--download-only", "--no-install-recommends"], &PACKAGES[..]].concat(),
-        )?;
-        for package in
-            cache::files(&fetched)?.iter().filter(|file| file.extension().is_some_and(|end| end == "deb"))
-        {
-            let mut unpack = Command::new("dpkg-deb");
-            unpack.arg("--extract").arg(package).arg(folder);
-            cache::run(&mut unpack, "dpkg-deb", DISTRIBUTION, "unpacking a package")?;
-        }
-        fs::remove_dir_all(&fetched).map_err(Error::file("remove", &fetched))?;
+    cache::entry("packages", &fetching(&PACKAGES, 46), |folder| {
+        unpack(&PACKAGES, folder)?;
         let programs = folder.join("usr/sbin");
         for link in LINKS {
             let to = programs.join(link);
@@ -51,6 +35,35 @@ pub(crate) fn folder() -> Result<PathBuf, Error> {
         }
         Ok(())
     })
+}
+
+/// A folder with these packages and what they need that the system does not have.
+///
+/// # Errors
+/// This is no Debian, or the packages cannot be fetched.
+pub(crate) fn unpacked(entry: &str, packages: &[&str], megabytes: u32) -> Result<PathBuf, Error> {
+    cache::entry(entry, &fetching(packages, megabytes), |folder| unpack(packages, folder))
+}
+
+fn fetching(packages: &[&str], megabytes: u32) -> String {
+    format!("fetching the packages {} ({megabytes} MB)", packages.join(", "))
+}
+
+fn unpack(packages: &[&str], folder: &Path) -> Result<(), Error> {
+    let fetched = folder.join("fetched");
+    let lists = fetched.join("lists/partial");
+    fs::create_dir_all(&lists).map_err(Error::file("make", &lists))?;
+    apt(&fetched, &["update"])?;
+    // Also what is installed: a program looks for its own files beside itself.
+    let install = ["install", "--reinstall", "--yes", "--download-only", "--no-install-recommends"];
+    apt(&fetched, &[&install, packages].concat())?;
+    let is_package = |file: &&PathBuf| file.extension().is_some_and(|end| end == "deb");
+    for package in cache::files(&fetched)?.iter().filter(is_package) {
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("--extract").arg(package).arg(folder);
+        cache::run(&mut unpack, "dpkg-deb", DISTRIBUTION, "unpacking a package")?;
+    }
+    fs::remove_dir_all(&fetched).map_err(Error::file("remove", &fetched))
 }
 
 /// Runs a program with the packages over the system, in a separate mount namespace.
@@ -98,13 +111,13 @@ pub(crate) fn require_root() -> Result<(), Error> {
     )))
 }
 
-/// With separate package lists: those of the system may be missing, or old.
+/// With separate package lists: those of the system may be missing, or old. Without the locks of the system, in which nothing changes.
 fn apt(folder: &Path, arguments: &[&str]) -> Result<(), Error> {
     let mut apt = Command::new("apt-get");
     apt.arg("--quiet")
         .args(["-o", &format!("Dir::State::Lists={}", folder.join("lists").display())])
         .args(["-o", &format!("Dir::Cache::Archives={}/", folder.display())])
-        .args(["-o", "APT::Sandbox::User=root"])
+        .args(["-o", "APT::Sandbox::User=root", "-o", "Debug::NoLocking=true"])
         .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive");
     cache::run(&mut apt, "apt-get", DISTRIBUTION, &format!("apt-get {}", arguments.join(" ")))
