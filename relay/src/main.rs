@@ -16,6 +16,7 @@ use outbox_relay::monitor::observer;
 use outbox_relay::session::end::SessionEnd;
 use outbox_relay::status::Status;
 use outbox_relay::status::metrics::Metrics;
+use outbox_relay::status::page;
 use outbox_relay::supervisor;
 use process::{
     ActionRefused, Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, Lines, LogFormat, LogLevel, StatusCode,
@@ -208,6 +209,7 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     let admin = Admin::new(metrics.registry.clone(), log_level)
         .readiness(move || ready.readiness())
         .status(move || show.json())
+        .page(page::page())
         .action(REPLAY_PATH, replay_dead_letters(&replays, &config));
     let address = match shared.block_on(admin.bind(config.admin.listen)) {
         Ok((address, listener)) => {

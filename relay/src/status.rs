@@ -9,6 +9,7 @@
 
 pub mod heartbeat;
 pub mod metrics;
+pub mod page;
 mod report;
 mod signals;
 mod slot_state;
@@ -63,6 +64,8 @@ impl Status {
             publication: source.publication.name.clone(),
             slot: source.slot.name.clone(),
             bootstrap_servers: config.sink.bootstrap_servers.clone(),
+            max_in_flight_events: config.delivery.max_in_flight_events,
+            max_in_flight_bytes: config.delivery.max_in_flight_bytes,
         };
         Status::about(about, Heartbeat::new(config))
     }

@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
 
 use regex::Regex;
 use serde_json::Value;
@@ -24,11 +23,16 @@ fn read(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap()
 }
 
-/// The pictures, by the names of their files.
+/// The names of all pictures. Those that end in .png were taken of a page in a browser, the others were drawn.
+fn names() -> BTreeSet<String> {
+    let files = fs::read_dir(repository().join("docs/images")).unwrap();
+    files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// The drawn pictures, by the names of their files.
 fn pictures() -> BTreeMap<String, String> {
-    let files = fs::read_dir(repository().join("docs/images")).unwrap().map(|entry| entry.unwrap().path());
-    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
-    files.map(|path| (name(&path), fs::read_to_string(path).unwrap())).collect()
+    let drawn = names().into_iter().filter(|name| name.ends_with(".svg"));
+    drawn.map(|name| (name.clone(), read(&format!("docs/images/{name}")))).collect()
 }
 
 /// The words in a picture, one after another.
@@ -50,9 +54,8 @@ fn every_picture_is_in_a_document_and_says_in_words_what_it_shows() {
             shown.insert(name.to_owned());
         }
     }
-    let pictures = pictures();
-    assert!(pictures.keys().eq(&shown), "in docs/images: {:?}, in documents: {shown:?}", pictures.keys());
-    for (name, picture) in pictures {
+    assert_eq!(names(), shown, "in docs/images, and in documents");
+    for (name, picture) in pictures() {
         for part in
             ["role=\"img\"", "<title id=\"title\">", "<desc id=\"desc\">", "(prefers-color-scheme: dark)"]
         {

@@ -4,6 +4,7 @@ mod bind;
 mod finding;
 mod listener;
 mod log;
+mod page;
 
 use std::sync::LazyLock;
 
@@ -11,6 +12,7 @@ pub use bind::listen;
 pub use finding::{Finding, Grade, report, root_cause};
 pub use listener::{ActionRefused, Admin, BindError, Lines, Readiness};
 pub use log::{LogFormat, LogLevel, init_logging};
+pub use page::Page;
 pub use warp::http::StatusCode;
 
 /// The version shared by all programs, with the commit if the build set `OUTBOX_COMMIT`, as that of the images does.

@@ -24,6 +24,7 @@ use warp::{Filter, hyper::body::Bytes};
 
 use crate::LogLevel;
 use crate::bind::listen;
+use crate::page::Page;
 
 /// A log filter is a short line; anything longer is a mistake.
 const MAX_LOG_FILTER_BYTES: u64 = 4096;
@@ -77,6 +78,7 @@ pub struct Admin {
     registry: Registry,
     readiness: ReadinessProbe,
     status: StatusProbe,
+    page: Option<Page>,
     log_level: LogLevel,
     actions: Arc<HashMap<&'static str, Action>>,
 }
@@ -88,6 +90,7 @@ impl Admin {
             registry,
             readiness: Arc::new(|| Readiness::Ready("ok".into())),
             status: Arc::new(|| serde_json::json!({})),
+            page: None,
             log_level,
             actions: Arc::default(),
         }
@@ -119,6 +122,13 @@ impl Admin {
         self
     }
 
+    /// Serves `page` at `/`.
+    #[must_use]
+    pub fn page(mut self, page: Page) -> Self {
+        self.page = Some(page);
+        self
+    }
+
     /// Binds `address` and returns the bound address with the future that serves it. Dropping the future stops
     /// the listener.
     pub async fn bind(
@@ -134,18 +144,23 @@ impl Admin {
     fn routes(
         self,
     ) -> impl Filter<Extract = (impl Reply + use<>,), Error = Infallible> + Clone + Send + Sync + use<> {
-        let Admin { registry, readiness, status, log_level, actions } = self;
-        let livez = warp::path!("livez").and(warp::get()).map(|| text(StatusCode::OK, "ok"));
-        let readyz = warp::path!("readyz").and(warp::get()).map(move || match readiness() {
+        let Admin { registry, readiness, status, page, log_level, actions } = self;
+        // The server leaves out the body of an answer to HEAD.
+        let read = warp::get().or(warp::head()).unify();
+        let livez = warp::path!("livez").and(read).map(|| text(StatusCode::OK, "ok"));
+        let readyz = warp::path!("readyz").and(read).map(move || match readiness() {
             Readiness::Ready(role) => text(StatusCode::OK, &role),
             Readiness::NotReady(reason) => text(StatusCode::SERVICE_UNAVAILABLE, &reason),
         });
-        let metrics = warp::path!("metrics").and(warp::get()).map(move || render(&registry));
-        let status =
-            warp::path!("status").and(warp::get()).map(move || reply::json(&status()).into_response());
+        let metrics = warp::path!("metrics").and(read).map(move || render(&registry));
+        let status = warp::path!("status").and(read).map(move || reply::json(&status()).into_response());
+        let page = warp::path::end()
+            .and_then(move || std::future::ready(page.clone().ok_or_else(warp::reject::not_found)))
+            .and(read)
+            .map(|page: Page| page.reply());
         let read_level = log_level.clone();
         let get_level =
-            warp::path!("log-level").and(warp::get()).map(move || text(StatusCode::OK, &read_level.get()));
+            warp::path!("log-level").and(read).map(move || text(StatusCode::OK, &read_level.get()));
         let put_level = warp::path!("log-level")
             .and(warp::put())
             .and(warp::body::content_length_limit(MAX_LOG_FILTER_BYTES))
@@ -160,7 +175,7 @@ impl Admin {
             .and(warp::body::content_length_limit(MAX_ACTION_BYTES))
             .and(warp::body::bytes())
             .map(|action: Action, body: Bytes| act(&action, &body));
-        let routes = livez.or(readyz).unify().or(metrics).unify().or(status).unify();
+        let routes = livez.or(readyz).unify().or(metrics).unify().or(status).unify().or(page).unify();
         routes.or(get_level).unify().or(put_level).unify().or(action).unify().recover(refuse)
     }
 }
@@ -352,6 +367,48 @@ mod tests {
         let metrics = warp::test::request().path("/metrics").reply(&routes).await;
         assert!(std::str::from_utf8(metrics.body()).unwrap().contains("a_total 0"));
         assert_eq!(warp::test::request().path("/secrets").reply(&routes).await.status(), 404);
+    }
+
+    #[tokio::test]
+    async fn a_program_with_a_page_serves_it_at_the_root_and_one_without_does_not() {
+        let routes = admin().page(Page::new("A title", "<main></main>", "draw();")).routes();
+        let page = warp::test::request().path("/").reply(&routes).await;
+        assert_eq!(
+            (page.status(), &page.headers()["content-type"]),
+            (StatusCode::OK, &"text/html; charset=utf-8".parse().unwrap())
+        );
+        assert!(
+            page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'")
+        );
+        assert!(std::str::from_utf8(page.body()).unwrap().contains("<title>A title</title>"));
+        assert_eq!(warp::test::request().path("/index.html").reply(&routes).await.status(), 404);
+        assert_eq!(warp::test::request().method("POST").path("/").reply(&routes).await.status(), 405);
+        assert_eq!(warp::test::request().path("/livez").reply(&routes).await.body(), "ok\n");
+        assert_eq!(warp::test::request().path("/").reply(&admin().routes()).await.status(), 404);
+    }
+
+    #[tokio::test]
+    async fn head_is_answered_as_get_without_a_body() {
+        let registry = Registry::new();
+        registry.register(Box::new(prometheus::IntCounter::new("a_total", "help").unwrap())).unwrap();
+        let admin = Admin::new(registry, init_logging("info", LogFormat::Text)).page(Page::new("t", "", ""));
+        let (address, listener) = admin.bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let serving = tokio::spawn(listener);
+        for path in ["/", "/livez", "/readyz", "/metrics", "/status", "/log-level"] {
+            let ask = async |method: &str| {
+                let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+                let answer = answer(address, &request).await;
+                let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+                let (status, length) = (head.lines().next().unwrap(), head.to_lowercase());
+                let length =
+                    length.lines().find(|line| line.starts_with("content-length")).map(str::to_owned);
+                (status.to_owned(), length, body.is_empty())
+            };
+            let (get, head) = (ask("GET").await, ask("HEAD").await);
+            assert_eq!((&get.0, &get.1), (&head.0, &head.1), "{path}");
+            assert!(head.0.contains("200") && head.2, "{path}: {head:?}");
+        }
+        serving.abort();
     }
 
     async fn answer(address: SocketAddr, request: &str) -> String {

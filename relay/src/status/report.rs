@@ -33,6 +33,10 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         "confirmedLsn": numbers.confirmed.to_string(),
         "inFlightEvents": numbers.in_flight_events,
         "inFlightBytes": numbers.in_flight_bytes,
+        "inFlightLimit": {
+            "events": state.about.max_in_flight_events,
+            "bytes": state.about.max_in_flight_bytes,
+        },
         "copiedRows": numbers.copied_rows,
         "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
         "deadLetters": dead_letters(state),

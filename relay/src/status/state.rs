@@ -319,6 +319,8 @@ pub(super) struct RelayInfo {
     pub(super) publication: String,
     pub(super) slot: String,
     pub(super) bootstrap_servers: String,
+    pub(super) max_in_flight_events: usize,
+    pub(super) max_in_flight_bytes: usize,
 }
 
 /// Rows that became dead letters since the process started.

@@ -37,6 +37,7 @@ mod oauth;
 mod one_partition;
 mod one_writer;
 mod owner;
+mod page;
 mod poison;
 mod poolers;
 mod procedures;
