@@ -9,7 +9,7 @@
 //! - [`desired`]: what should be there, as a function of the resource: the relay's configuration and its objects; [`digest`]: whether they
 //!   have changed.
 //! - [`topics`]: what has to be done about topics, and doing it.
-//! - [`events`], [`metrics`]: what is reported beside the status.
+//! - [`events`], [`metrics`]: what is reported beside the status; [`overview`]: all resources, for `/status` and the status page.
 //! - [`doctor`]: whether an operator could do its work, and one does it.
 //! - [`user_ids`]: what kind of cluster it is.
 //! - [`field_table`]: the resource's fields as a table, for the documents.
@@ -27,6 +27,7 @@ pub mod events;
 pub mod field_table;
 pub mod leadership;
 pub mod metrics;
+pub mod overview;
 pub mod reconcile;
 pub mod references;
 pub mod resource;

@@ -13,6 +13,7 @@ use outbox_operator::activity::Activity;
 use outbox_operator::desired::pod;
 use outbox_operator::leadership::{DEFAULT_LEASE, Leadership, LeaseReference};
 use outbox_operator::metrics::Metrics;
+use outbox_operator::overview::{self, Overview};
 use outbox_operator::reconcile::{Context, RelayDefaults};
 use outbox_operator::{conditions, controller, doctor, field_table, resource};
 use process::{Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, LogFormat, init_logging};
@@ -123,7 +124,7 @@ struct Run {
     /// Pod template, as YAML or JSON, for all relays: as spec.relay.podTemplate, which is laid over it, as are the resource's other fields.
     #[arg(long, env = "OUTBOX_OPERATOR_RELAY_POD_TEMPLATE", value_parser = pod_template)]
     relay_pod_template: Option<Value>,
-    /// Address of the admin listener: /livez /readyz /metrics /log-level.
+    /// Address of the admin listener: a status page at /, and /livez /readyz /metrics /status /log-level.
     #[arg(long, env = "OUTBOX_OPERATOR_LISTEN", default_value = "127.0.0.1:9101")]
     listen: SocketAddr,
     /// How log lines look.
@@ -173,8 +174,12 @@ fn run(options: Run) -> i32 {
             }
         };
         let activity = Activity::new(&metrics);
-        let readiness = activity.clone();
-        let admin = Admin::new(metrics.registry.clone(), log_level).readiness(move || readiness.readiness());
+        let overview = Overview::new(activity.clone());
+        let (readiness, status) = (activity.clone(), overview.clone());
+        let admin = Admin::new(metrics.registry.clone(), log_level)
+            .readiness(move || readiness.readiness())
+            .status(move || status.json())
+            .page(overview::page());
         match admin.bind(options.listen).await {
             Ok((_, listener)) => drop(tokio::spawn(listener)),
             Err(error) => {
@@ -188,11 +193,11 @@ fn run(options: Run) -> i32 {
         tracing::info!(?namespaces, version = process::version(), "outbox-operator starts");
         match options.place.lease() {
             Some(lease) => {
-                let work = work(client.clone(), &options, metrics, activity, stopping.clone());
+                let work = work(client.clone(), &options, metrics, activity, &overview, stopping.clone());
                 lead(client, &lease, work, stopping).await
             }
             None => {
-                work(client, &options, metrics, activity, stopping).await;
+                work(client, &options, metrics, activity, &overview, stopping).await;
                 stopped()
             }
         }
@@ -232,10 +237,12 @@ async fn work(
     options: &Run,
     metrics: Metrics,
     activity: Activity,
+    overview: &Overview,
     stopping: watch::Receiver<bool>,
 ) {
     activity.on_lead();
     let (stores, loops) = controller::watch(&client, &options.place.namespaces(), &metrics, &activity);
+    overview.on_watch(&stores);
     let defaults = RelayDefaults {
         image: options.relay_image.clone(),
         pod_template: options.relay_pod_template.clone(),

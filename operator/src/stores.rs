@@ -131,6 +131,11 @@ impl Stores {
         listed.map(drop).map_err(|_| NotSynced(place()))
     }
 
+    /// The resources, with those that cannot be read.
+    pub fn relays(&self) -> Store<Guarded> {
+        self.relays.clone()
+    }
+
     /// What `look` finds first in the resources that can be read.
     pub fn find_in_relays<T>(&self, look: impl Fn(&OutboxRelay) -> Option<T>) -> Option<T> {
         self.relays.state().iter().find_map(|relay| look(relay.0.as_ref().ok()?))

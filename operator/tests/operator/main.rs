@@ -27,6 +27,7 @@ mod monitoring;
 mod objects;
 mod openshift;
 mod ownership;
+mod page;
 mod plain;
 mod references;
 mod refused;

@@ -171,6 +171,11 @@ impl Stage {
         get(SocketAddr::from((Ipv4Addr::LOCALHOST, self.admin_port)), "/metrics").await
     }
 
+    /// Where the operator that was started with the stage serves its status page.
+    pub fn admin_url(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.admin_port)
+    }
+
     /// The value of a SQL expression, as text.
     pub async fn value(&self, sql: &str) -> Option<String> {
         let mut connection = self.database.connect().await.unwrap();
