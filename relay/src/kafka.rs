@@ -4,7 +4,7 @@
 //! records. A [`query`] blocks, so [`queries`] runs it on the
 //! threads of [`call_pool`]: what a partition contains ([`scanner`], [`scan`], [`offset_gaps`]), whether topics and
 //! partitions still match the checkpoint ([`verify`]), and why a partition acknowledges nothing ([`diagnosis`]).
-//! [`partition_reader`] polls one partition for all of them.
+//! [`partition_reader`] polls one partition for all of them, and [`topic_reader`] reads a topic back for commands.
 //! [`own_records`] tells this outbox's records from those of other producers.
 //! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error`] explains error codes.
 
@@ -22,5 +22,6 @@ pub mod query;
 pub mod scan;
 pub mod scanner;
 pub mod tokens;
+pub mod topic_reader;
 pub mod verify;
 pub mod watchdog;

@@ -9,8 +9,9 @@ use serde_json::json;
 use super::admin_client::{RequestError, request};
 use super::{Format, print};
 use crate::config::Config;
-use crate::dead_letters::reader::{ReadError, Reader};
+use crate::dead_letters::reader::Reader;
 use crate::dead_letters::replay::{ReplayLine, ReplayOutcome, Replayed, Summary};
+use crate::kafka::topic_reader::ReadError;
 
 /// Path of the admin listener that replays dead letters.
 pub const REPLAY_PATH: &str = "/dead-letters/replay";

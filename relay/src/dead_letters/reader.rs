@@ -1,52 +1,21 @@
-//! Reads dead letters back from their topic. All calls block.
+//! Dead letters as they are read back from their topic. All calls block.
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use outbox::{column, header};
 use pg_replication::PgTime;
-use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
-use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use rdkafka::{Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
 use crate::config::Sink;
 use crate::event::row::{Attributes, EventId, OutboxRow, RowError};
 use crate::event::value::checked;
-use crate::kafka::client::{self, reader_config};
-use crate::kafka::partition_reader::{self, Polled};
+use crate::kafka::topic_reader::{ReadError, TopicReader};
 
-/// Timeout of one request for metadata, watermarks or offsets.
-const REQUEST: Duration = Duration::from_secs(10);
-/// A read that receives nothing for this long fails: a person is waiting for it.
-const STALLED_AFTER: Duration = Duration::from_secs(30);
 /// Longest excerpt of a key or an error on a line for people.
 const MAX_SHOWN_CHARS: usize = 120;
-
-/// The dead letters cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// Kafka does not respond, or rejects the request.
-    #[error("cannot read topic {topic}: {source}")]
-    Kafka {
-        /// The topic's name.
-        topic: String,
-        /// librdkafka's error.
-        source: KafkaError,
-    },
-    /// The topic does not exist.
-    #[error("topic {0} does not exist")]
-    NoSuchTopic(String),
-    /// Nothing arrives before the end of the partition.
-    #[error(
-        "topic {topic}: no record arrived for {STALLED_AFTER:?}, although partition {partition} has more"
-    )]
-    Stalled { topic: String, partition: i32 },
-}
 
 /// A record of a dead-letter topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -205,27 +174,17 @@ fn shown(text: &str) -> String {
 }
 
 /// Reads a dead-letter topic.
-pub struct Reader {
-    consumer: Arc<BaseConsumer>,
-    topic: String,
-}
+pub struct Reader(TopicReader);
 
 impl Reader {
     /// Does not connect yet.
     pub fn new(sink: &Sink, topic: &str) -> Result<Reader, ReadError> {
-        let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
-        let mut config = reader_config(sink, "dead-letters");
-        config.set("auto.offset.reset", "earliest");
-        let consumer = client::create(sink, &config, DefaultConsumerContext).map_err(failed)?;
-        Ok(Reader { consumer, topic: topic.to_owned() })
+        TopicReader::new(sink, topic, "dead-letters").map(Reader)
     }
 
     /// Partitions of a topic; 0 if it does not exist.
     pub fn partitions(&self, topic: &str) -> Result<i32, ReadError> {
-        let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
-        let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST).map_err(failed)?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
-        Ok(found.map_or(0, |found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)))
+        self.0.partitions(topic)
     }
 
     /// Passes every dead letter now in the topic to `take`, partition by partition, until it breaks. With `since`, only
@@ -235,77 +194,7 @@ impl Reader {
         since: Option<DateTime<Utc>>,
         mut take: impl FnMut(DeadLetter) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
-        let partitions = self.partitions(&self.topic)?;
-        if partitions == 0 {
-            return Err(ReadError::NoSuchTopic(self.topic.clone()));
-        }
-        for partition in 0..partitions {
-            let Some((from, until)) = self.range(partition, since).map_err(|error| self.failed(error))?
-            else {
-                continue;
-            };
-            if self.read_partition(partition, from, until, &mut take)?.is_break() {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Offsets to read; `None` if there are none.
-    fn range(&self, partition: i32, since: Option<DateTime<Utc>>) -> Result<Option<(i64, i64)>, KafkaError> {
-        let (low, high) = self.consumer.fetch_watermarks(&self.topic, partition, REQUEST)?;
-        let from = match since {
-            None => Some(low),
-            Some(since) => {
-                let mut times = TopicPartitionList::new();
-                let millis = Offset::Offset(since.timestamp_millis());
-                times.add_partition_offset(&self.topic, partition, millis)?;
-                let found = self.consumer.offsets_for_times(times, REQUEST)?;
-                // Kafka returns the end offset if no record is that late.
-                found
-                    .elements()
-                    .first()
-                    .and_then(|element| element.offset().to_raw())
-                    .filter(|from| *from >= 0)
-            }
-        };
-        Ok(from.filter(|from| *from < high).map(|from| (from, high)))
-    }
-
-    fn read_partition(
-        &self,
-        partition: i32,
-        from: i64,
-        until: i64,
-        take: &mut impl FnMut(DeadLetter) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, ReadError> {
-        partition_reader::assign(&self.consumer, &self.topic, partition, Offset::Offset(from))
-            .map_err(|error| self.failed(error))?;
-        let mut progress = Instant::now();
-        loop {
-            match partition_reader::poll(&self.consumer, &self.topic, partition) {
-                Polled::Record(message) if message.offset() >= until => return Ok(ControlFlow::Continue(())),
-                Polled::Record(message) => {
-                    let last = message.offset() + 1 >= until;
-                    let taken = DeadLetter::of(&message).map_or(ControlFlow::Continue(()), &mut *take);
-                    if last || taken.is_break() {
-                        return Ok(taken);
-                    }
-                    // Not earlier: `take` may block.
-                    progress = Instant::now();
-                }
-                Polled::End => return Ok(ControlFlow::Continue(())),
-                Polled::Refused(error) => tracing::debug!(%error, "reading dead letters"),
-                Polled::OutOfRange | Polled::Nothing => {}
-            }
-            if progress.elapsed() > STALLED_AFTER {
-                return Err(ReadError::Stalled { topic: self.topic.clone(), partition });
-            }
-        }
-    }
-
-    fn failed(&self, source: KafkaError) -> ReadError {
-        ReadError::Kafka { topic: self.topic.clone(), source }
+        self.0.read(since, |message| DeadLetter::of(message).map_or(ControlFlow::Continue(()), &mut take))
     }
 }
 

@@ -1,0 +1,146 @@
+//! Reads records back from a topic, for commands. All calls block.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::config::Sink;
+use crate::kafka::client::{self, reader_config};
+use crate::kafka::partition_reader::{self, Polled};
+
+/// Timeout of one request for metadata, watermarks or offsets.
+const REQUEST: Duration = Duration::from_secs(10);
+/// A read that receives nothing for this long fails: a person is waiting for it.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+
+/// The topic cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Kafka does not respond, or rejects the request.
+    #[error("cannot read topic {topic}: {source}")]
+    Kafka {
+        /// The topic's name.
+        topic: String,
+        /// librdkafka's error.
+        source: KafkaError,
+    },
+    /// The topic does not exist.
+    #[error("topic {0} does not exist")]
+    NoSuchTopic(String),
+    /// Nothing arrives before the end of the partition.
+    #[error(
+        "topic {topic}: no record arrived for {STALLED_AFTER:?}, although partition {partition} has more"
+    )]
+    Stalled { topic: String, partition: i32 },
+}
+
+/// Reads a topic.
+pub struct TopicReader {
+    consumer: Arc<BaseConsumer>,
+    topic: String,
+}
+
+impl TopicReader {
+    /// Does not connect yet. `purpose` tells the readers of the relay apart in Kafka.
+    pub fn new(sink: &Sink, topic: &str, purpose: &str) -> Result<TopicReader, ReadError> {
+        let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
+        let mut config = reader_config(sink, purpose);
+        config.set("auto.offset.reset", "earliest");
+        let consumer = client::create(sink, &config, DefaultConsumerContext).map_err(failed)?;
+        Ok(TopicReader { consumer, topic: topic.to_owned() })
+    }
+
+    /// Partitions of a topic; 0 if it does not exist.
+    pub fn partitions(&self, topic: &str) -> Result<i32, ReadError> {
+        let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
+        let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST).map_err(failed)?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
+        Ok(found.map_or(0, |found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)))
+    }
+
+    /// Passes every record now in the topic to `take`, partition by partition, until it breaks. With `since`, only
+    /// those with that timestamp and those after them.
+    pub fn read(
+        &self,
+        since: Option<DateTime<Utc>>,
+        mut take: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
+        let partitions = self.partitions(&self.topic)?;
+        if partitions == 0 {
+            return Err(ReadError::NoSuchTopic(self.topic.clone()));
+        }
+        for partition in 0..partitions {
+            let Some((from, until)) = self.range(partition, since).map_err(|error| self.failed(error))?
+            else {
+                continue;
+            };
+            if self.read_partition(partition, from, until, &mut take)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Offsets to read; `None` if there are none.
+    fn range(&self, partition: i32, since: Option<DateTime<Utc>>) -> Result<Option<(i64, i64)>, KafkaError> {
+        let (low, high) = self.consumer.fetch_watermarks(&self.topic, partition, REQUEST)?;
+        let from = match since {
+            None => Some(low),
+            Some(since) => {
+                let mut times = TopicPartitionList::new();
+                let millis = Offset::Offset(since.timestamp_millis());
+                times.add_partition_offset(&self.topic, partition, millis)?;
+                let found = self.consumer.offsets_for_times(times, REQUEST)?;
+                // Kafka returns the end offset if no record is that late.
+                found
+                    .elements()
+                    .first()
+                    .and_then(|element| element.offset().to_raw())
+                    .filter(|from| *from >= 0)
+            }
+        };
+        Ok(from.filter(|from| *from < high).map(|from| (from, high)))
+    }
+
+    fn read_partition(
+        &self,
+        partition: i32,
+        from: i64,
+        until: i64,
+        take: &mut impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, ReadError> {
+        partition_reader::assign(&self.consumer, &self.topic, partition, Offset::Offset(from))
+            .map_err(|error| self.failed(error))?;
+        let mut progress = Instant::now();
+        loop {
+            match partition_reader::poll(&self.consumer, &self.topic, partition) {
+                Polled::Record(message) if message.offset() >= until => return Ok(ControlFlow::Continue(())),
+                Polled::Record(message) => {
+                    let last = message.offset() + 1 >= until;
+                    let taken = take(&message);
+                    if last || taken.is_break() {
+                        return Ok(taken);
+                    }
+                    // Not earlier: `take` may block.
+                    progress = Instant::now();
+                }
+                Polled::End => return Ok(ControlFlow::Continue(())),
+                Polled::Refused(error) => tracing::debug!(%error, "reading a topic"),
+                Polled::OutOfRange | Polled::Nothing => {}
+            }
+            if progress.elapsed() > STALLED_AFTER {
+                return Err(ReadError::Stalled { topic: self.topic.clone(), partition });
+            }
+        }
+    }
+
+    fn failed(&self, source: KafkaError) -> ReadError {
+        ReadError::Kafka { topic: self.topic.clone(), source }
+    }
+}
