@@ -1,6 +1,7 @@
 //! What was found, as conditions: every type of condition is there from the first reconciliation on, with a reason, and its time changes
 //! only with its status.
 
+mod field_names;
 mod reason;
 mod state;
 

@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 
 use outbox_relay::error::RelayError;
 
+use super::field_names::of_the_resource;
 use super::reason::Reason;
 
 /// A type of condition.
@@ -123,17 +124,22 @@ pub struct ConditionState {
 impl ConditionState {
     /// It is as it should be.
     pub fn yes(reason: Reason, message: impl Into<String>) -> ConditionState {
-        ConditionState { status: Status::True, reason, message: message.into() }
+        ConditionState::new(Status::True, reason, message.into())
     }
 
     /// It is not.
     pub fn no(reason: impl Into<Reason>, message: impl Into<String>) -> ConditionState {
-        ConditionState { status: Status::False, reason: reason.into(), message: message.into() }
+        ConditionState::new(Status::False, reason.into(), message.into())
     }
 
     /// It could not be observed.
     pub fn unknown(reason: Reason, message: impl Into<String>) -> ConditionState {
-        ConditionState { status: Status::Unknown, reason, message: message.into() }
+        ConditionState::new(Status::Unknown, reason, message.into())
+    }
+
+    /// A message may come from the relay or its code.
+    fn new(status: Status, reason: Reason, message: String) -> ConditionState {
+        ConditionState { status, reason, message: of_the_resource(&message) }
     }
 }
 
