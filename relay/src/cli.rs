@@ -3,6 +3,7 @@
 pub mod admin_client;
 pub mod dead_letters;
 pub mod lag;
+pub mod locate;
 
 use std::io::Write;
 

@@ -11,6 +11,7 @@ use outbox_relay::cli::dead_letters::REPLAY_PATH;
 use outbox_relay::cli::{self, Format};
 use outbox_relay::config::Config;
 use outbox_relay::dead_letters::replay::{ReplayHandle, ReplayRejected, Selection};
+use outbox_relay::error::RelayError;
 use outbox_relay::monitor::maintenance;
 use outbox_relay::monitor::observer;
 use outbox_relay::session::end::SessionEnd;
@@ -68,6 +69,21 @@ enum Command {
     Lag {
         #[command(flatten)]
         file: File,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Say what has become of an event: committed, confirmed, and acknowledged in which topic, partition and offset; or
+    /// why it is not in Kafka.
+    ///
+    /// Searches the table, and the topic from the time on at which the row was written: for a minute at most each.
+    ///
+    /// Exit codes: 0 its record is in its topic; 64 invalid configuration; 69 it is not, or that cannot be found out.
+    Where {
+        #[command(flatten)]
+        file: File,
+        /// The event's id: column id of the table, header ce_id of the record.
+        #[arg(long)]
+        id: String,
         #[command(flatten)]
         output: Output,
     },
@@ -142,6 +158,7 @@ fn main() {
         }
         Command::Doctor { file, output } => doctor(&file.load(), output.json),
         Command::Lag { file, output } => lag(&file.load(), output.format()),
+        Command::Where { file, id, output } => locate(&file.load(), &id, output.format()),
         Command::DeadLetters(DeadLetters::List { file, since, limit, output }) => {
             exit_code(cli::dead_letters::list(&file.load(), since, limit, output.format()))
         }
@@ -190,6 +207,17 @@ fn lag(config: &Config, format: Format) -> i32 {
         return EXIT_BUG;
     };
     exit_code(runtime.block_on(cli::lag::lag(config, format)))
+}
+
+fn locate(config: &Config, id: &str, format: Format) -> i32 {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return EXIT_BUG;
+    };
+    match runtime.block_on(cli::locate::locate(config, id, format)) {
+        Ok(true) => 0,
+        Ok(false) => EXIT_UNAVAILABLE,
+        Err(error) => exit_code::<RelayError>(Err(error)),
+    }
 }
 
 /// The listener and the observer share one runtime. The session runs on its own thread and single-threaded runtime, so

@@ -2,6 +2,7 @@
 //! *read*, *published* and *acknowledged*. The first column names the source of each value.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 
 use pg_replication::EndLsn;
 use serde_json::{Value, json};
@@ -46,9 +47,7 @@ pub async fn lag(config: &Config, format: Format) -> Result<(), RelayError> {
         checkpoint: checkpoint(&mut sql, config).await?,
         oldest: oldest(&mut sql, config).await,
     };
-    let listen = config.admin.listen;
-    let status = tokio::task::spawn_blocking(move || status(listen)).await;
-    let relay = status.unwrap_or_else(|_| Err("the request to the relay failed".to_owned()));
+    let relay = relay_status(config.admin.listen).await;
     let json = || json!({"database": database.json(), "relay": relay.as_ref().ok(), "relayError": relay.as_ref().err()});
     print(format, || format!("{}{}", database.text(), text_of_relay(&relay)), json);
     Ok(())
@@ -88,7 +87,13 @@ async fn oldest(sql: &mut PgConnection, config: &Config) -> Oldest {
     looked.await.unwrap_or_else(|error| Oldest::Unknown(chain(&error)))
 }
 
-fn status(listen: std::net::SocketAddr) -> Result<Value, String> {
+/// What the running relay says under `/status`, or why it says nothing.
+pub(super) async fn relay_status(listen: SocketAddr) -> Result<Value, String> {
+    let status = tokio::task::spawn_blocking(move || status(listen)).await;
+    status.unwrap_or_else(|_| Err("the request to the relay failed".to_owned()))
+}
+
+fn status(listen: SocketAddr) -> Result<Value, String> {
     let lines = request(listen, "GET", "/status", "").map_err(|error| error.to_string())?;
     let body: Result<String, _> = lines.collect();
     let body = body.map_err(|error| error.to_string())?;

@@ -224,7 +224,7 @@ fn kind_of_relation(kind: &str) -> &'static str {
     }
 }
 
-fn literal(text: &str) -> String {
+pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 

@@ -29,6 +29,7 @@ mod idle;
 mod kafka_access;
 #[cfg(feature = "failpoints")]
 mod killpoints;
+mod locate;
 mod many_topics;
 mod memory;
 mod misconfiguration;

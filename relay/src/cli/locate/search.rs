@@ -1,0 +1,119 @@
+//! The record of an event in Kafka.
+
+use std::fmt::{self, Display};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use outbox::header;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::kafka::topic_reader::{ReadError, TopicReader};
+use crate::routing::router::Router;
+
+/// Records that are searched at most, and for how long: a person is waiting.
+const MAX_RECORDS: u64 = 5_000_000;
+const SEARCH_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where a record is.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct Place {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+/// What the search of a topic found.
+#[derive(Debug)]
+pub enum Search {
+    Found(Place),
+    /// Among so many records.
+    NotFound {
+        topic: String,
+        records: u64,
+    },
+    /// It ended early, and why.
+    Incomplete(String),
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} at offset {}", self.topic, self.partition, self.offset)
+    }
+}
+
+/// The topic that the present rule gives, or why there is none.
+pub fn topic_of(config: &Config, route: Option<&str>) -> Result<String, String> {
+    let router = Router::new(&config.routing).map_err(|error| error.to_string())?;
+    let router = router.excluding(config.delivery.dead_letters());
+    let route = route.ok_or_else(|| format!("column {} is NULL", config.routing.by_field))?;
+    router.topic(route).map_err(|error| error.to_string())
+}
+
+/// What Kafka has.
+#[derive(Debug, Default)]
+pub struct Searched {
+    /// `Err` if the row has no topic, and why. `None` if nothing was searched.
+    pub topic: Option<Result<Search, String>>,
+    pub dead_letters: Option<Search>,
+}
+
+impl Searched {
+    /// The search did not take place.
+    pub fn failed(why: &str) -> Searched {
+        Searched { topic: Some(Ok(Search::Incomplete(why.to_owned()))), dead_letters: None }
+    }
+}
+
+/// Searches the topic, and the dead-letter topic where the record is not in it. Blocks.
+pub fn search_all(
+    config: &Config,
+    topic: Result<String, String>,
+    id: &str,
+    since: Option<DateTime<Utc>>,
+) -> Searched {
+    let topic = topic.map(|topic| search(config, &topic, id, since));
+    let dead_letters = match &topic {
+        Ok(Search::Found(_)) => None,
+        _ => config.delivery.dead_letters().map(|topic| search(config, topic, id, since)),
+    };
+    Searched { topic: Some(topic), dead_letters }
+}
+
+/// Looks for the record in all partitions, because there may have been fewer when it was written. Its timestamp is the row's
+/// or, where that does not fit the topic, a later one: no record before the row's time can be it.
+fn search(config: &Config, topic: &str, id: &str, since: Option<DateTime<Utc>>) -> Search {
+    let source = config.source.event_source();
+    let (mut found, mut records, began) = (None, 0, Instant::now());
+    let mut is_full = false;
+    let read = TopicReader::new(&config.sink, topic, "where").and_then(|reader| {
+        reader.read(since, |message| {
+            if has(message, header::CE_ID, id) && has(message, header::CE_SOURCE, &source) {
+                let (partition, offset) = (message.partition(), message.offset());
+                found = Some(Place { topic: topic.to_owned(), partition, offset });
+                return ControlFlow::Break(());
+            }
+            records += 1;
+            is_full = records >= MAX_RECORDS || began.elapsed() >= SEARCH_WITHIN;
+            if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+    });
+    match (found, read) {
+        (Some(place), _) => Search::Found(place),
+        (None, Err(ReadError::NoSuchTopic(topic))) => Search::NotFound { topic, records: 0 },
+        (None, Err(error)) => Search::Incomplete(error.to_string()),
+        (None, Ok(())) if is_full => Search::Incomplete(format!(
+            "not among the first {records} records of {topic} since it was written"
+        )),
+        (None, Ok(())) => Search::NotFound { topic: topic.to_owned(), records },
+    }
+}
+
+fn has(message: &BorrowedMessage<'_>, name: &str, value: &str) -> bool {
+    let headers = message.headers();
+    headers.is_some_and(|headers| {
+        headers.iter().any(|header| header.key == name && header.value == Some(value.as_bytes()))
+    })
+}
