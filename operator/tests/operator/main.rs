@@ -29,6 +29,7 @@ mod openshift;
 mod ownership;
 mod page;
 mod plain;
+mod plugin;
 mod references;
 mod refused;
 mod rendered;

@@ -235,15 +235,20 @@ pub fn program(kubeconfig: &Path) -> Launch {
     Launch::new("outbox-operator", program).env("KUBECONFIG", kubeconfig)
 }
 
-/// Beside the operator's, built with the features that tests are built with.
+/// Beside the operator's.
 pub fn relay_program() -> PathBuf {
+    built("outbox-relay")
+}
+
+/// Another program of the workspace, built with the features that tests are built with.
+pub fn built(program: &str) -> PathBuf {
     let built = cargo()
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
-        .args(["build", "--quiet", "--locked", "--workspace", "--bin", "outbox-relay"])
+        .args(["build", "--quiet", "--locked", "--workspace", "--bin", program])
         .status()
         .unwrap();
     assert!(built.success());
-    Path::new(env!("CARGO_BIN_EXE_outbox-operator")).with_file_name("outbox-relay")
+    Path::new(env!("CARGO_BIN_EXE_outbox-operator")).with_file_name(program)
 }
 
 impl Stage {

@@ -60,6 +60,11 @@ impl Cluster {
         &self.kubeconfig
     }
 
+    /// The program kubectl.
+    pub fn kubectl_program(&self) -> &Path {
+        &self.kubectl
+    }
+
     /// The command that makes an image known to the node, without its last argument, the archive.
     pub fn import_command(&self) -> &[String] {
         &self.import

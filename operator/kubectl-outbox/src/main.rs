@@ -1,0 +1,182 @@
+//! The kubectl plugin `kubectl outbox`: all relays in a table, and the commands of one relay by the name of its resource.
+//! It asks kubectl for everything, so it has the rights, the cluster and the namespace that kubectl has.
+
+mod kubectl;
+mod relays;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use self::kubectl::{Failure, Kubectl};
+use self::relays::{Relay, exec_in, find, list};
+use self::table::{bytes, print, seconds};
+
+/// Shows OutboxRelay resources with what their relays report, and runs the relay's commands in its pod.
+#[derive(Parser)]
+#[command(
+    name = "kubectl-outbox",
+    bin_name = "kubectl outbox",
+    version,
+    after_help = "Rights: get and list on outboxrelays and pods; get on pods/proxy for lag; create on pods/exec for doctor, where and dead-letters.\n\
+    Exit codes: 0 shown; 1 kubectl failed, or there is no such relay; 2 invalid arguments; otherwise those of the relay's command."
+)]
+struct Arguments {
+    #[command(flatten)]
+    cluster: Cluster,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Cluster {
+    /// Namespace. Without it, status and top show all namespaces, and the others use the one of kubectl's context.
+    #[arg(long, short, global = true)]
+    namespace: Option<String>,
+    /// kubectl's context.
+    #[arg(long, global = true)]
+    context: Option<String>,
+    /// kubectl's configuration file.
+    #[arg(long, global = true)]
+    kubeconfig: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All relays: whether they are ready, why not, and how far behind they are.
+    Status,
+    /// All relays, the one furthest behind first, with what they have in flight and the WAL that their slots retain.
+    Top,
+    /// Run the relay's checks of source and sink in its pod.
+    Doctor(Name),
+    /// Say what has become of an event: committed, confirmed, acknowledged at topic, partition and offset; or why not.
+    Where {
+        #[command(flatten)]
+        relay: Name,
+        /// The event's id.
+        id: String,
+    },
+    /// Show the relay's dead letters.
+    DeadLetters {
+        #[command(flatten)]
+        relay: Name,
+        /// Only those written at this time or later, such as 2026-11-24T10:00:00Z.
+        #[arg(long)]
+        since: Option<String>,
+        /// At most this many.
+        #[arg(long)]
+        limit: Option<String>,
+    },
+}
+
+#[derive(Args)]
+struct Name {
+    /// Name of the OutboxRelay resource.
+    name: String,
+}
+
+fn main() -> ExitCode {
+    let Arguments { cluster, command } = Arguments::parse();
+    let Cluster { namespace, context, kubeconfig } = cluster;
+    let kubectl = Kubectl::new([("--context", context), ("--kubeconfig", kubeconfig)]);
+    run(&kubectl, namespace.as_deref(), command).unwrap_or_else(|failure| {
+        eprintln!("error: {failure}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(kubectl: &Kubectl, namespace: Option<&str>, command: Command) -> Result<ExitCode, Failure> {
+    let exec = |Name { name }: Name, arguments: &[&str]| {
+        let relay = find(kubectl, namespace, &name)?;
+        exec_in(kubectl, &relay, arguments)
+    };
+    match command {
+        Command::Status => show(list(kubectl, namespace)?, &STATUS, status_row),
+        Command::Top => {
+            let mut relays = list(kubectl, namespace)?;
+            // Unknown lag last: there is nothing to compare.
+            relays
+                .sort_by(|a, b| b.lag_seconds().unwrap_or(-1.0).total_cmp(&a.lag_seconds().unwrap_or(-1.0)));
+            show(relays, &TOP, top_row)
+        }
+        Command::Doctor(relay) => exec(relay, &["doctor"]),
+        Command::Where { relay, id } => exec(relay, &["where", "--id", &id]),
+        Command::DeadLetters { relay, since, limit } => {
+            let options = [("--since", &since), ("--limit", &limit)];
+            let options = options.iter().filter_map(|(name, value)| Some([*name, value.as_deref()?]));
+            exec(relay, &["dead-letters", "list"].into_iter().chain(options.flatten()).collect::<Vec<_>>())
+        }
+    }
+}
+
+const STATUS: [&str; 6] = ["NAMESPACE", "NAME", "READY", "REASON", "LAG", "TOPICS"];
+const TOP: [&str; 8] =
+    ["NAMESPACE", "NAME", "LAG", "IN FLIGHT", "UNCONFIRMED", "RETAINED", "UNTIL AT RISK", "PHASE"];
+
+/// Prints a line for each relay, and on standard error why one reports nothing.
+fn show<const COLUMNS: usize>(
+    relays: Vec<Relay>,
+    heads: &[&str; COLUMNS],
+    row: impl Fn(&Relay) -> [String; COLUMNS],
+) -> Result<ExitCode, Failure> {
+    if relays.is_empty() {
+        eprintln!("No OutboxRelay resources found.");
+    } else {
+        print(heads, &relays.iter().map(row).collect::<Vec<_>>());
+    }
+    for relay in &relays {
+        if let Err(why) = &relay.report {
+            eprintln!("{}/{}: {why}", relay.namespace, relay.name);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status_row(relay: &Relay) -> [String; 6] {
+    let lag = relay.lag_seconds().map_or_else(unknown, seconds);
+    let Relay { namespace, name, ready, reason, topics, .. } = relay;
+    [namespace.clone(), name.clone(), ready.clone(), reason.clone(), lag, topics.to_string()]
+}
+
+fn top_row(relay: &Relay) -> [String; 8] {
+    let number = |pointer: &str| relay.member(pointer).and_then(serde_json::Value::as_u64);
+    let size = |pointer: &str| number(pointer).map_or_else(unknown, bytes);
+    let phase = relay.member("/phase").and_then(serde_json::Value::as_str);
+    [
+        relay.namespace.clone(),
+        relay.name.clone(),
+        relay.lag_seconds().map_or_else(unknown, seconds),
+        number("/inFlightEvents").map_or_else(unknown, |events| events.to_string()),
+        size("/slot/unconfirmedBytes"),
+        size("/slot/retainedBytes"),
+        size("/slot/safeBytes"),
+        phase.map_or_else(unknown, str::to_owned),
+    ]
+}
+
+fn unknown() -> String {
+    "-".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_commands_of_the_documents_are_accepted() {
+        let commands = testbed::documents::commands("kubectl outbox").unwrap();
+        assert!(commands.len() >= 5, "the commands were not found: {commands:?}");
+        for (document, words) in commands {
+            let parsed = Arguments::try_parse_from(&words);
+            assert!(parsed.is_ok(), "{}: {}", document.display(), parsed.err().unwrap());
+        }
+    }
+}
