@@ -1,10 +1,17 @@
 //! A client of the basket API.
 
+use std::time::Duration;
+
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::stack::{Stack, TOKEN};
+
+/// How often a command is repeated while the service is busy.
+const REPETITIONS: u32 = 30;
+/// The service's `Retry-After`.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// A shop's backend.
 #[derive(Clone)]
@@ -84,12 +91,19 @@ impl Shop {
         Ok(())
     }
 
+    /// Sends a command until it succeeds. A busy service answers 503; the key makes the repetition safe.
     async fn expect(&self, path: &str, key: &str, body: &Value) -> Result<Value, Failure> {
-        let answer = self.send(path, key, body).await?;
-        if answer.status.is_success() {
-            return Ok(answer.body);
+        let mut repetitions = 0..REPETITIONS;
+        loop {
+            let answer = self.send(path, key, body).await?;
+            if answer.status.is_success() {
+                return Ok(answer.body);
+            }
+            if answer.status != StatusCode::SERVICE_UNAVAILABLE || repetitions.next().is_none() {
+                return Err(format!("{path} answered {}: {}", answer.status, answer.body).into());
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        Err(format!("{path} answered {}: {}", answer.status, answer.body).into())
     }
 }
 
