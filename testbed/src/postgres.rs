@@ -170,12 +170,62 @@ impl Postgres {
         .await?
     }
 
-    /// Starts a stopped server as a standby without a primary: it recovers, and accepts no writes, until it is
-    /// promoted (`SELECT pg_promote()`), which begins a new timeline.
+    /// Starts a stopped server as a standby, without a primary if none is configured: it recovers, and accepts no
+    /// writes, until it is promoted (`SELECT pg_promote()`), which begins a new timeline.
     pub async fn start_as_standby(&mut self) -> Result<(), Error> {
         let signal = self.folder.path().join("data/standby.signal");
         fs::write(&signal, "").map_err(Error::file("write", &signal))?;
         self.start_again().await
+    }
+
+    /// Starts a streaming standby of this server that reads its physical slot `slot`, and synchronises failover slots
+    /// (PostgreSQL 17 and newer). This server restarts: its files are copied while it is stopped.
+    ///
+    /// # Errors
+    /// A server does not stop or start, or the files cannot be copied.
+    pub async fn start_streaming_standby(&mut self, slot: &str) -> Result<Postgres, Error> {
+        self.stop(Shutdown::Fast).await?;
+        let folder = Folder::new("postgres")?;
+        let data = folder.path().join("data");
+        copy_folder(&self.folder.path().join("data"), &data)?;
+        // As pg_basebackup, which leaves out the slots of the primary.
+        let slots = data.join("pg_replslot");
+        fs::remove_dir_all(&slots)
+            .and_then(|()| fs::create_dir(&slots))
+            .map_err(Error::file("empty", &slots))?;
+        guard::give_away(&slots)?;
+        let (binaries, options, port) = (self.binaries.clone(), self.options.clone(), net::free_port()?);
+        let mut standby = Postgres { binaries, options, port, program: None, folder };
+        self.start_again().await?;
+        standby.follow(self, slot).await?;
+        Ok(standby)
+    }
+
+    /// Starts a stopped server as a streaming standby of `primary`. The physical slot `slot` of the primary is created
+    /// if it does not exist.
+    ///
+    /// # Errors
+    /// The settings cannot be written, or the server does not start.
+    pub async fn follow(&mut self, primary: &Postgres, slot: &str) -> Result<(), Error> {
+        let create = format!(
+            "SELECT pg_create_physical_replication_slot('{slot}', true)
+             WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}')"
+        );
+        primary.execute_locally(&create).await?;
+        let standby = [
+            (
+                "primary_conninfo",
+                format!("host=127.0.0.1 port={} user=postgres dbname=postgres", primary.port),
+            ),
+            ("primary_slot_name", slot.to_owned()),
+            ("hot_standby_feedback", "on".to_owned()),
+        ];
+        let synchronises = [("sync_replication_slots", "on".to_owned())];
+        let synchronises = synchronises.into_iter().filter(|_| self.options.version != PgVersion::V15);
+        let settings = standby.into_iter().chain(synchronises);
+        self.options.settings.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+        self.configure(&self.folder.path().join("data"))?;
+        self.start_as_standby().await
     }
 
     /// Copies the data of a stopped server, for [`Postgres::restore`].
@@ -197,19 +247,7 @@ impl Postgres {
 
     fn copy(&self, from: &str, to: &str) -> Result<(), Error> {
         let [from, to] = [from, to].map(|name| self.folder.path().join(name));
-        let copied = || {
-            if to.exists() {
-                fs::remove_dir_all(&to)?;
-            }
-            // It keeps owners and modes, which PostgreSQL is particular about.
-            let status = std::process::Command::new("cp").arg("-a").arg(&from).arg(&to).status()?;
-            if status.success() {
-                Ok(())
-            } else {
-                Err(std::io::Error::other(format!("cp ended with {status}")))
-            }
-        };
-        copied().map_err(Error::file("copy", &from))
+        copy_folder(&from, &to)
     }
 
     /// Stops it in order.
@@ -368,6 +406,18 @@ impl Drop for Postgres {
         drop(process::send(Signal::Kill, &processes));
         self.program = None;
     }
+}
+
+/// Replaces `to`. Owners and modes are kept, which PostgreSQL is particular about.
+fn copy_folder(from: &Path, to: &Path) -> Result<(), Error> {
+    let copied = || {
+        if to.exists() {
+            fs::remove_dir_all(to)?;
+        }
+        let status = Command::new("cp").arg("-a").arg(from).arg(to).status()?;
+        if status.success() { Ok(()) } else { Err(std::io::Error::other(format!("cp ended with {status}"))) }
+    };
+    copied().map_err(Error::file("copy", from))
 }
 
 fn local_options(folder: &Folder, port: u16) -> PgConnectOptions {
