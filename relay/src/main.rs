@@ -14,6 +14,7 @@ use outbox_relay::dead_letters::replay::{ReplayHandle, ReplayRejected, Selection
 use outbox_relay::error::RelayError;
 use outbox_relay::monitor::maintenance;
 use outbox_relay::monitor::observer;
+use outbox_relay::monitor::standbys;
 use outbox_relay::session::end::SessionEnd;
 use outbox_relay::status::Status;
 use outbox_relay::status::metrics::Metrics;
@@ -251,6 +252,7 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     };
     tracing::info!(%address, name = %config.name, version = process::version(), "outbox-relay starts");
     shared.spawn(observer::observe(Config::clone(&config), status.clone(), metrics.clone()));
+    shared.spawn(standbys::observe(Config::clone(&config), status.clone()));
     shared.spawn(maintenance::maintain(Config::clone(&config), status.clone()));
     shared.spawn(stop_on_signal(stop, config.shutdown.grace()));
     let ended = own.block_on(supervisor::run(config, status, metrics, replays, shutdown));

@@ -2,10 +2,10 @@
 //!
 //! [`connection`] connects. [`preconditions`], [`columns`], [`publication`] and [`table`] check that the relay can work
 //! and that the stream carries every row of the table. [`slot_holder`] finds who holds the slot,
-//! [`blocking_transactions`] what its creation waits for, and [`grants`] the role's privileges. [`checkpoint`] stores
-//! the relay's progress, with the [`delivered_snapshots`] that say which rows may be dropped, and [`missing_rows`] which
-//! ones may be missing in Kafka after a gap. [`initial_rows`] checks the rows from before the slot, and [`backfill`]
-//! reads them.
+//! [`blocking_transactions`] what its creation waits for, [`failover`] what a promoted standby would have of it, and
+//! [`grants`] the role's privileges. [`checkpoint`] stores the relay's progress, with the [`delivered_snapshots`] that say
+//! which rows may be dropped, and [`missing_rows`] which ones may be missing in Kafka after a gap. [`initial_rows`] checks
+//! the rows from before the slot, and [`backfill`] reads them.
 
 pub mod backfill;
 pub mod blocking_transactions;
@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod columns;
 pub mod connection;
 pub mod delivered_snapshots;
+pub mod failover;
 pub mod grants;
 pub mod initial_rows;
 pub mod missing_rows;

@@ -7,6 +7,7 @@
 //! the next stream opens: that stream may end in the same way a moment later. It is over when delivery has passed the
 //! point where it happened.
 
+pub mod failover;
 pub mod heartbeat;
 pub mod metrics;
 pub mod page;
@@ -26,6 +27,7 @@ use process::Readiness;
 use serde_json::Value;
 use sqlx::postgres::PgConnection;
 
+use self::failover::{FailoverReadiness, FailoverState, PrimaryState, Standby};
 use self::heartbeat::Heartbeat;
 pub use self::signals::{
     Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason, WaitsFor,
@@ -96,6 +98,7 @@ impl Status {
             server: None,
             awaited_standby: None,
             checkpoint: None,
+            failover: FailoverState::default(),
             kafka: None,
             kafka_changed: now,
             kafka_says: None,
@@ -296,6 +299,21 @@ impl Status {
     /// The address the session is connected to; `None` when there is no session.
     pub fn server(&self) -> Option<Host> {
         self.state().server.clone()
+    }
+
+    /// What the primary shows that decides whether a failover would succeed; `None` while that is not known.
+    pub fn set_primary(&self, primary: Option<PrimaryState>) {
+        self.state().failover.primary = primary;
+    }
+
+    /// What the standbys show.
+    pub fn set_standbys(&self, standbys: Vec<Standby>) {
+        self.state().failover.standbys = standbys;
+    }
+
+    /// Whether delivery would continue if a standby were promoted now.
+    pub fn failover_readiness(&self) -> FailoverReadiness {
+        self.state().failover.readiness()
     }
 
     /// The server reported over the stream that it waits for a standby.

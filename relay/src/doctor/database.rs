@@ -54,6 +54,7 @@ pub async fn examine(config: &Config) -> Examined {
         found("slot", slot(sql, config).await),
         found("delivery", verdict(sql, config, &server_address).await),
         found("standbys", walsender::standbys(sql, config).await),
+        found("failover", walsender::failover(sql, config, &server_address).await),
         found("WAL limit", wal_limit(sql).await),
         found("walsender timeout", walsender::timeout(sql).await),
         found("places", places(sql, config).await),

@@ -1,11 +1,13 @@
-//! Checks of what the walsender waits for: replies of the relay, and standbys.
+//! Checks of what the walsender waits for, replies of the relay and standbys, and of what standbys have of the slot.
 
-use pg_replication::FAILOVER_SINCE;
+use pg_replication::{FAILOVER_SINCE, Host};
 use process::Finding;
 use sqlx::postgres::PgConnection;
 
 use crate::config::{Config, Failover};
 use crate::error::{ErrorKind, RelayError};
+use crate::postgres::failover::{self, StandbySlot, Standbys};
+use crate::status::failover::{FailoverReadiness, FailoverReason, FailoverState};
 
 pub async fn timeout(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     const CHECK: &str = "walsender timeout";
@@ -21,30 +23,13 @@ pub async fn timeout(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     Ok(Finding::warn(CHECK, message, "set it to 60s, the default, for other clients"))
 }
 
-/// A slot that `synchronized_standby_slots` lists.
-#[derive(sqlx::FromRow)]
-struct StandbySlot {
-    name: String,
-    kind: Option<String>,
-    active: Option<bool>,
-    lost: Option<bool>,
-}
-
 /// Whether the stream of a failover slot would wait for missing standbys (PostgreSQL 17 and newer).
 pub async fn standbys(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "standbys";
     if !is_failover_slot(sql, config).await? {
         return Ok(Finding::ok(CHECK, "the slot is no failover slot: delivery waits for no standby"));
     }
-    let listed: Vec<StandbySlot> = sqlx::query_as(
-        "SELECT named.name, s.slot_type AS kind, s.active,
-                s.wal_status = 'lost' OR to_jsonb(s) ->> 'invalidation_reason' IS NOT NULL AS lost
-         FROM (SELECT trim(both ' \"' FROM listed) AS name
-               FROM unnest(string_to_array(current_setting('synchronized_standby_slots', true), ',')) listed) named
-         LEFT JOIN pg_replication_slots s ON s.slot_name = named.name WHERE named.name <> ''",
-    )
-    .fetch_all(sql)
-    .await?;
+    let listed = failover::listed_standby_slots(sql).await?;
     let faults: Vec<(String, bool)> = listed.iter().filter_map(StandbySlot::fault).collect();
     if faults.is_empty() {
         let message = match listed.len() {
@@ -66,18 +51,26 @@ pub async fn standbys(sql: &mut PgConnection, config: &Config) -> Result<Finding
     })
 }
 
-impl StandbySlot {
-    /// The problem with this slot, and whether it is permanent: a standby may be restarting.
-    fn fault(&self) -> Option<(String, bool)> {
-        let name = &self.name;
-        match (self.kind.as_deref(), self.lost, self.active) {
-            (None, ..) => Some((format!("slot {name}, which does not exist"), true)),
-            (Some("logical"), ..) => Some((format!("slot {name}, which is a logical slot"), true)),
-            (_, Some(true), _) => Some((format!("slot {name}, which is invalidated"), true)),
-            (.., Some(false)) => Some((format!("slot {name}, which no standby reads"), false)),
-            _ => None,
+/// Whether delivery would continue from a promoted standby.
+pub async fn failover(sql: &mut PgConnection, config: &Config, server: &Host) -> Result<Finding, RelayError> {
+    const CHECK: &str = "failover";
+    let primary = match failover::primary(sql, &config.source.slot.name).await {
+        Ok(primary) => primary,
+        Err(error) => {
+            let message = format!("not known: {}", RelayError::from(error).detail);
+            return Ok(Finding::warn(CHECK, message, FailoverReason::StandbyUnknown.remedy()));
         }
-    }
+    };
+    let standbys = Standbys::default().query(&config.source, Some(server)).await?;
+    let FailoverReadiness { reason, message } = FailoverState { primary, standbys }.readiness();
+    Ok(match reason.is_ready() {
+        Some(true) => Finding::ok(CHECK, message),
+        Some(false) => Finding::warn(CHECK, message, reason.remedy()),
+        None if reason == FailoverReason::StandbyUnknown => {
+            Finding::warn(CHECK, format!("not known: {message}"), reason.remedy())
+        }
+        None => Finding::ok(CHECK, format!("not known: {message}")),
+    })
 }
 
 /// The state of the relay's slot, or of the slot it would create.

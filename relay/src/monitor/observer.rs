@@ -19,6 +19,7 @@ use crate::error::RelayError;
 use crate::monitor::maintenance;
 use crate::postgres::checkpoint;
 use crate::postgres::connection;
+use crate::postgres::failover;
 use crate::postgres::slot;
 use crate::status::metrics::Metrics;
 use crate::status::{ObservedCheckpoint, STANDBY_POLL_INTERVAL, Status};
@@ -29,12 +30,12 @@ const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 const OBSERVE_WITHIN: Duration = Duration::from_secs(3);
 /// A query that waits for a lock shows nothing; the next one may succeed.
 const WAIT_FOR_LOCKS: &str = "SET lock_timeout = '1s'";
-/// Less often than the slot, because the query counts rows of the DEFAULT partition; still within 10 s.
-const OBSERVE_PARTITIONS_EVERY: Duration = Duration::from_secs(5);
+/// Less often than the slot, because it costs more (rows of the DEFAULT partition are counted); still within 10 s.
+const OBSERVE_MORE_EVERY: Duration = Duration::from_secs(5);
 
 pub async fn observe(config: Config, status: Status, metrics: Metrics) {
     let mut observer =
-        Observer { config, status, metrics, link: Link::Down, partitions_seen: None, blind: false };
+        Observer { config, status, metrics, link: Link::Down, more_observed: None, blind: false };
     loop {
         observer.on_tick().await;
         let pause = if observer.status.is_standby() { STANDBY_POLL_INTERVAL } else { OBSERVE_EVERY };
@@ -47,7 +48,8 @@ struct Observer {
     status: Status,
     metrics: Metrics,
     link: Link,
-    partitions_seen: Option<Instant>,
+    /// When the partitions, and what matters for a failover, were last observed.
+    more_observed: Option<Instant>,
     /// The failure was logged.
     blind: bool,
 }
@@ -74,9 +76,14 @@ impl Observer {
         self.status.record_problem();
         if self.link.sql().is_some() {
             self.send_heartbeat().await;
-            self.observe_partitions().await;
+            if self.more_observed.is_none_or(|at| at.elapsed() >= OBSERVE_MORE_EVERY) {
+                self.more_observed = Some(Instant::now());
+                self.observe_partitions().await;
+                self.observe_failover().await;
+            }
         } else {
             self.metrics.set_partitions(None);
+            self.status.set_primary(None);
         }
     }
 
@@ -150,6 +157,7 @@ impl Observer {
         }
         metrics.lag_seconds.set(status.lag_seconds());
         metrics.set_heartbeat(status.heartbeat_age());
+        metrics.set_failover_ready(status.failover_readiness().reason.is_ready());
     }
 
     async fn send_heartbeat(&mut self) {
@@ -165,11 +173,7 @@ impl Observer {
     }
 
     async fn observe_partitions(&mut self) {
-        if self.partitions_seen.is_some_and(|at| at.elapsed() < OBSERVE_PARTITIONS_EVERY) {
-            return;
-        }
         let Some(sql) = self.link.sql() else { return };
-        self.partitions_seen = Some(Instant::now());
         let state = match timeout(OBSERVE_WITHIN, maintenance::partition_state(&self.config, sql)).await {
             Ok(Ok(state)) => state,
             Ok(Err(sqlx::Error::Database(_))) => None,
@@ -179,6 +183,24 @@ impl Observer {
             }
         };
         self.metrics.set_partitions(state);
+    }
+
+    /// The active relay does it for a standby relay, too.
+    async fn observe_failover(&mut self) {
+        let Some(sql) = self.link.sql().filter(|_| !self.status.is_standby()) else {
+            return self.status.set_primary(None);
+        };
+        let query = failover::primary(sql, &self.config.source.slot.name);
+        let primary = match timeout(OBSERVE_WITHIN, query).await {
+            Ok(Ok(primary)) => primary,
+            // Some providers refuse functions that PostgreSQL allows to everyone.
+            Ok(Err(sqlx::Error::Database(_))) => None,
+            Ok(Err(_)) | Err(_) => {
+                self.link = Link::Down;
+                None
+            }
+        };
+        self.status.set_primary(primary);
     }
 }
 

@@ -107,6 +107,25 @@ pub async fn connect_to(
         check_writable(&mut sql).await?;
         Ok(sql)
     };
+    within_limit(source, host, connecting).await
+}
+
+/// As [`connect_to`], but the host may be a standby.
+pub async fn connect_to_any(
+    source: &Source,
+    access: &Access,
+    host: &Host,
+    purpose: &str,
+) -> Result<PgConnection, RelayError> {
+    let connecting = async { Ok(log_in(source, access, host, purpose).await?) };
+    within_limit(source, host, connecting).await
+}
+
+async fn within_limit(
+    source: &Source,
+    host: &Host,
+    connecting: impl Future<Output = Result<PgConnection, RelayError>>,
+) -> Result<PgConnection, RelayError> {
     let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
     let late =
         |_| RelayError::new(ErrorKind::DatabaseUnreachable, format!("no answer within {CONNECT_WITHIN:?}"));

@@ -34,6 +34,8 @@ pub struct Metrics {
     slot_safe_wal_bytes: IntGaugeVec,
     slot_active: IntGaugeVec,
     slot_wal_status: IntGaugeVec,
+    /// No series while it is not known.
+    failover_ready: IntGaugeVec,
     default_partition_rows: IntGaugeVec,
     oldest_partition_age_seconds: GaugeVec,
     pub connected: IntGaugeVec,
@@ -110,6 +112,10 @@ impl Metrics {
             slot_wal_status: registered(
                 register,
                 int_gauge_vec("slot_wal_status", "1 for the status the slot has", &["status"])?,
+            )?,
+            failover_ready: known(
+                "failover_ready",
+                "1 while delivery would continue from a promoted standby, 0 while it would not",
             )?,
             default_partition_rows: known(
                 "default_partition_rows",
@@ -243,6 +249,14 @@ impl Metrics {
         self.slot_wal_status.reset();
     }
 
+    /// Shows whether delivery would continue after a failover; `None` while that is not known.
+    pub fn set_failover_ready(&self, is_ready: Option<bool>) {
+        match is_ready {
+            Some(is_ready) => only(&self.failover_ready).set(i64::from(is_ready)),
+            None => self.failover_ready.reset(),
+        }
+    }
+
     /// Shows the age of the newest heartbeat that came back; `None` while none is expected.
     pub fn set_heartbeat(&self, age: Option<Duration>) {
         match age {
@@ -345,14 +359,17 @@ mod tests {
             "outbox_relay_heartbeat_age_seconds",
             "outbox_relay_default_partition_rows",
             "outbox_relay_oldest_partition_age_seconds",
+            "outbox_relay_failover_ready",
             "outbox_relay_slot_safe_wal_bytes",
         ];
         assert!(optional.iter().all(|name| !shown(name)), "before any observation");
         metrics.set_heartbeat(Some(Duration::ZERO));
         metrics.set_partitions(Some((0, 0.0)));
-        assert!(optional[..3].iter().all(|name| shown(name)), "zero is a value, too");
+        metrics.set_failover_ready(Some(false));
+        assert!(optional[..4].iter().all(|name| shown(name)), "zero is a value, too");
         metrics.set_heartbeat(None);
         metrics.set_partitions(None);
+        metrics.set_failover_ready(None);
         assert!(optional.iter().all(|name| !shown(name)));
     }
 

@@ -7,6 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use pg_replication::EndLsn;
 use serde_json::{Value, json};
 
+use super::failover::FailoverState;
 use super::{Phase, Problem, SilentPartition, StallReason, State, WaitsFor};
 use crate::status::SlotState;
 
@@ -45,6 +46,7 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         "source": source(state, now),
         "slot": slot(state, now),
         "checkpoint": checkpoint(state, now),
+        "failover": failover(&state.failover),
         "heartbeat": {
             "intervalSeconds": state.heartbeat.interval().as_secs(),
             "ageSeconds": state.heartbeat_age(now).map(seconds),
@@ -131,6 +133,30 @@ fn slot(state: &State, now: Instant) -> Value {
         "unconfirmedBytes": slot.map(|slot| slot.behind(slot.confirmed).unwrap_or(0)),
         "retainedBytes": slot.map(|slot| slot.behind(slot.restart).unwrap_or(0)),
         "safeBytes": slot.and_then(|slot| slot.safe_wal_bytes),
+    })
+}
+
+/// `ready` is `null` while it is not known.
+fn failover(state: &FailoverState) -> Value {
+    let readiness = state.readiness();
+    let primary = state.primary.as_ref();
+    let standbys = state.standbys.iter().map(|standby| {
+        let shown = standby.state.as_ref().ok();
+        json!({
+            "host": standby.host.to_string(),
+            "primarySlot": shown.and_then(|shown| shown.primary_slot.as_deref()),
+            "copy": shown.map(|shown| shown.copy.name()),
+            "behindBytes": standby.behind(primary),
+            "error": standby.state.as_ref().err(),
+        })
+    });
+    json!({
+        "ready": readiness.reason.is_ready(),
+        "reason": readiness.reason.name(),
+        "message": readiness.message,
+        "remedy": readiness.reason.remedy(),
+        "failoverSlot": primary.map(|primary| primary.is_failover_slot),
+        "standbys": standbys.collect::<Vec<_>>(),
     })
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use outbox::Position;
 use pg_replication::{Host, PgTime};
 
+use super::failover::FailoverState;
 use super::heartbeat::Heartbeat;
 use super::signals::{Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason};
 use super::unread_lag::UnreadLag;
@@ -64,6 +65,7 @@ pub(super) struct State {
     /// The server's last notice about a standby it waits for, until the stream moves again.
     pub(super) awaited_standby: Option<String>,
     pub(super) checkpoint: Option<(Instant, ObservedCheckpoint)>,
+    pub(super) failover: FailoverState,
     /// Whether Kafka responded last; `None` before the first answer.
     pub(super) kafka: Option<bool>,
     pub(super) kafka_changed: Instant,

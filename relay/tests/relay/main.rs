@@ -20,6 +20,7 @@ mod data;
 mod dead_letters;
 mod delivery;
 mod dropping;
+mod failover;
 mod first_record;
 mod fixture;
 mod from_debezium;
