@@ -126,7 +126,7 @@ impl Conditions {
     }
 
     fn first_problem(&self) -> ConditionState {
-        let checked = self.found.iter().filter(|(type_, _)| type_.is_observed());
+        let checked = self.found.iter().filter(|(type_, _)| type_.counts_for_ready());
         let with = |status| checked.clone().filter(move |(_, state)| state.status == status);
         // Pods come after the slot, and are missing for a moment at every start.
         let lasts = |(_, state): &(&ConditionType, &ConditionState)| {
@@ -194,6 +194,7 @@ fn progress(ready: &ConditionState, lasts: bool) -> [ConditionState; 2] {
 #[cfg(test)]
 mod tests {
     use outbox_relay::error;
+    use outbox_relay::status::failover::FailoverReason;
 
     use super::*;
 
@@ -219,7 +220,7 @@ mod tests {
     fn every_condition_is_there_from_the_first_pass() {
         let conditions = Conditions::new(false).conditions(&[], Some(1), at(0));
         let types: Vec<&str> = conditions.iter().map(|condition| condition.type_.as_str()).collect();
-        assert_eq!(types.len(), 12);
+        assert_eq!(types.len(), 13);
         assert!(conditions.iter().all(|condition| !condition.reason.is_empty()));
         assert_eq!(ready(&Conditions::new(false)), ("Unknown".into(), "NotReached".into()));
     }
@@ -239,6 +240,18 @@ mod tests {
         conditions.set(ConditionType::Suspended, ConditionState::yes(Reason::Suspended, ""));
         assert_eq!(ready(&conditions), ("True".into(), "Suspended".into()), "as it was asked to be");
         assert_eq!(ready(&Conditions::new(true)), ("False".into(), "Suspending".into()));
+    }
+
+    #[test]
+    fn a_standby_without_the_slot_does_not_change_ready() {
+        for state in [
+            ConditionState::no(FailoverReason::SlotNotSynchronized, ""),
+            ConditionState::unknown(Reason::NotReported, ""),
+        ] {
+            let mut conditions = all_well();
+            conditions.set(ConditionType::FailoverReady, state);
+            assert_eq!(ready(&conditions).0, "True");
+        }
     }
 
     /// kstatus's rules for resources of any kind.

@@ -31,6 +31,7 @@ use kube::runtime::controller::Action;
 
 pub use self::context::{Context, MOST_AT_ONCE, RelayDefaults};
 pub use self::finalizer::reconcile_unreadable;
+use self::relay_status::RelayReport;
 use self::report::{Progress, Report};
 use self::resolve::{Resolution, ResolveError, resolve};
 use self::side::Side;
@@ -113,8 +114,9 @@ async fn run(relay: &OutboxRelay, context: &Context) -> Result<Report, Reconcile
         Ok(suspension) => report.conditions.extend(suspension),
         Err(error) => return Ok(report.with(Progress::Failed(error.into()))),
     }
-    let streaming = relay_status::streaming(relay, context).await;
+    let RelayReport { streaming, failover_ready } = relay_status::observe(relay, context).await;
     report.conditions.set(ConditionType::Streaming, streaming.clone());
+    report.conditions.set(ConditionType::FailoverReady, failover_ready);
     report.conditions.set(ConditionType::WorkloadAvailable, workload::available(relay, context, None));
 
     let resolved = resolve(relay, context).await;

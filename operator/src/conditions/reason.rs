@@ -3,6 +3,9 @@
 use std::fmt::{self, Display, Write};
 
 use outbox_relay::error::{self, Action};
+use outbox_relay::status::failover::FailoverReason;
+
+use super::state::Status;
 
 /// A condition's reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,16 +74,20 @@ pub enum Reason {
     NotYet,
     /// Pods do not answer the operator.
     RelayUnreachable,
+    /// No relay reports it.
+    NotReported,
     /// The resource is being deleted, and something has to be done before.
     Deleting,
     /// One of the relay's own.
     Relay(error::ErrorKind),
+    /// One of the relay's own, about failover.
+    Failover(FailoverReason),
     /// In the words of a relay or of Kubernetes.
     External(String),
 }
 
 /// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
-const TABLE: [(Reason, &str, &str); 33] = [
+const TABLE: [(Reason, &str, &str); 34] = [
     (Reason::Streaming, "`Streaming`, `Ready` True", "a relay delivers, by its own account"),
     (Reason::Resolved, "`ReferencesResolved` True", ""),
     (Reason::Connected, "`DatabaseReachable`, `KafkaReachable` True", ""),
@@ -206,6 +213,11 @@ const TABLE: [(Reason, &str, &str); 33] = [
         "the operator has to reach port 9100 of the pods: look for a NetworkPolicy",
     ),
     (
+        Reason::NotReported,
+        "`FailoverReady` Unknown",
+        "nothing, while no relay is active; otherwise its image is older than this condition",
+    ),
+    (
         Reason::Deleting,
         "`Ready` False",
         "the message says what deletion waits for: [Deletion](OPERATOR.md#deletion)",
@@ -295,8 +307,10 @@ impl Display for Reason {
             Reason::NoPod => "NoPod",
             Reason::NotYet => "NotYet",
             Reason::RelayUnreachable => "RelayUnreachable",
+            Reason::NotReported => "NotReported",
             Reason::Deleting => "Deleting",
             Reason::Relay(kind) => kind.name(),
+            Reason::Failover(reason) => reason.name(),
             Reason::External(word) => word,
         })
     }
@@ -305,6 +319,12 @@ impl Display for Reason {
 impl From<error::ErrorKind> for Reason {
     fn from(kind: error::ErrorKind) -> Self {
         Reason::Relay(kind)
+    }
+}
+
+impl From<FailoverReason> for Reason {
+    fn from(reason: FailoverReason) -> Self {
+        Reason::Failover(reason)
     }
 }
 
@@ -323,6 +343,15 @@ pub fn markdown() -> String {
     for (reason, conditions, meaning) in &TABLE {
         // Writing to a String cannot fail.
         let _ = writeln!(table, "| `{reason}` | {conditions} | {meaning} |");
+    }
+    for reason in FailoverReason::ALL {
+        let status = match reason.is_ready() {
+            Some(true) => Status::True,
+            Some(false) => Status::False,
+            None => Status::Unknown,
+        };
+        let (name, status, remedy) = (reason.name(), status.as_str(), reason.remedy());
+        let _ = writeln!(table, "| `{name}` | `FailoverReady` {status} | {remedy} |");
     }
     table
 }

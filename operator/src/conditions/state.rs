@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use outbox_relay::error::RelayError;
 
 use super::field_names::of_the_resource;
@@ -28,6 +29,8 @@ pub enum ConditionType {
     WorkloadAvailable,
     /// The relay delivers, by its own account.
     Streaming,
+    /// Delivery would continue if a standby of the database were promoted.
+    FailoverReady,
     /// Nothing is meant to run.
     Suspended,
     /// kstatus: what is missing comes without help.
@@ -38,7 +41,7 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All of them, in the order in which things are done.
-    pub const ALL: [ConditionType; 12] = [
+    pub const ALL: [ConditionType; 13] = [
         ConditionType::Ready,
         ConditionType::ReferencesResolved,
         ConditionType::DatabaseReachable,
@@ -48,16 +51,18 @@ impl ConditionType {
         ConditionType::TopicsReady,
         ConditionType::WorkloadAvailable,
         ConditionType::Streaming,
+        ConditionType::FailoverReady,
         ConditionType::Suspended,
         ConditionType::Reconciling,
         ConditionType::Stalled,
     ];
 
-    /// Whether it is found out about something outside. The others are about what was found.
-    pub(super) fn is_observed(self) -> bool {
+    /// Whether `Ready` depends on it. The others sum up what was found, or are about the future.
+    pub(super) fn counts_for_ready(self) -> bool {
         !matches!(
             self,
             ConditionType::Ready
+                | ConditionType::FailoverReady
                 | ConditionType::Suspended
                 | ConditionType::Reconciling
                 | ConditionType::Stalled
@@ -78,6 +83,7 @@ impl Display for ConditionType {
             ConditionType::TopicsReady => "TopicsReady",
             ConditionType::WorkloadAvailable => "WorkloadAvailable",
             ConditionType::Streaming => "Streaming",
+            ConditionType::FailoverReady => "FailoverReady",
             ConditionType::Suspended => "Suspended",
             ConditionType::Reconciling => "Reconciling",
             ConditionType::Stalled => "Stalled",
@@ -130,6 +136,13 @@ impl ConditionState {
     /// It is not.
     pub fn no(reason: impl Into<Reason>, message: impl Into<String>) -> ConditionState {
         ConditionState::new(Status::False, reason.into(), message.into())
+    }
+
+    /// Whether a condition that was written says the same.
+    pub fn is_written_as(&self, condition: &Condition) -> bool {
+        condition.status == self.status.as_str()
+            && condition.reason == self.reason.to_string()
+            && condition.message == self.message
     }
 
     /// It could not be observed.

@@ -9,6 +9,7 @@ use hyper::Uri;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, ResourceExt};
 use outbox_relay::error::{self, excerpt};
+use outbox_relay::status::failover::FailoverReason;
 use serde::Deserialize;
 
 use super::Context;
@@ -33,6 +34,8 @@ struct Answer {
     ready: bool,
     phase: String,
     problem: Option<Problem>,
+    /// Relays of before this condition do not report it.
+    failover: Option<Failover>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,10 +45,27 @@ struct Problem {
     remedy: String,
 }
 
-/// Whether the relay reports that it delivers.
-pub(super) async fn streaming(relay: &OutboxRelay, context: &Context) -> ConditionState {
+/// `ready` is not known where it is absent.
+#[derive(Debug, Deserialize)]
+struct Failover {
+    ready: Option<bool>,
+    reason: String,
+    message: String,
+    remedy: String,
+}
+
+/// What the relay reports.
+pub(super) struct RelayReport {
+    /// Whether it delivers.
+    pub(super) streaming: ConditionState,
+    /// Whether it would after a failover of the database.
+    pub(super) failover_ready: ConditionState,
+}
+
+pub(super) async fn observe(relay: &OutboxRelay, context: &Context) -> RelayReport {
     if relay.spec.suspend {
-        return ConditionState::no(Reason::Suspended, "no pods are meant to run");
+        let streaming = ConditionState::no(Reason::Suspended, "no pods are meant to run");
+        return RelayReport { streaming, failover_ready: failover_ready(&[]) };
     }
     let pods = context.pods(relay);
     let running: Vec<_> = pods.iter().filter_map(|pod| Some((pod.name_any(), address(pod)?))).collect();
@@ -60,9 +80,11 @@ pub(super) async fn streaming(relay: &OutboxRelay, context: &Context) -> Conditi
         let answer = context.metrics.request("relay", "status", answer).await;
         answer.map_err(|problem| format!("pod {pod}, http://{address}/status: {problem}"))
     });
-    let state = judge(futures::future::join_all(asked).await);
+    let answers = futures::future::join_all(asked).await;
+    let failover_ready = failover_ready(&answers);
     let mut before = relay.status.iter().flat_map(|status| &status.conditions);
-    steady(state, before.find(|condition| condition.type_ == ConditionType::Streaming.to_string()))
+    let before = before.find(|condition| condition.type_ == ConditionType::Streaming.to_string());
+    RelayReport { streaming: steady(judge(answers), before), failover_ready }
 }
 
 impl Answer {
@@ -122,6 +144,23 @@ fn judge(answers: Vec<Result<Answer, String>>) -> ConditionState {
     }
 }
 
+/// A standby relay leaves it to the active one to look at the database's standbys.
+fn failover_ready(answers: &[Result<Answer, String>]) -> ConditionState {
+    let mut answers = answers.iter().flatten().filter(|answer| answer.role != "standby");
+    let Some(Failover { ready, reason, message, remedy }) =
+        answers.find_map(|answer| answer.failover.as_ref())
+    else {
+        return ConditionState::unknown(Reason::NotReported, "no active relay reports it");
+    };
+    let reason = FailoverReason::from_name(reason).map_or_else(|| external(reason), Reason::Failover);
+    let (message, remedy) = (shortened(message), shortened(remedy));
+    match ready {
+        Some(true) => ConditionState::yes(reason, message),
+        Some(false) => ConditionState::no(reason, format!("{message}; {remedy}")),
+        None => ConditionState::unknown(reason, format!("{message}; {remedy}")),
+    }
+}
+
 /// Keeps a message that differs from the one before only in numbers, of records that wait for example: a status is written when something has
 /// changed, not while it lasts.
 fn steady(state: ConditionState, before: Option<&Condition>) -> ConditionState {
@@ -143,9 +182,10 @@ fn shortened(words: &str) -> &str {
 
 /// A relay's reason, of this version or another. What answers in its place need not be a relay.
 fn said(reason: &str) -> Reason {
-    if let Some(known) = error::ErrorKind::from_name(reason) {
-        return known.into();
-    }
+    error::ErrorKind::from_name(reason).map_or_else(|| external(reason), Reason::Relay)
+}
+
+fn external(reason: &str) -> Reason {
     let is_word = (1..=64).contains(&reason.len()) && reason.bytes().all(|byte| byte.is_ascii_alphabetic());
     Reason::External(if is_word { reason.to_owned() } else { "RelayProblem".to_owned() })
 }
@@ -169,6 +209,7 @@ mod tests {
             ready,
             phase: "streaming".into(),
             problem,
+            failover: None,
         })
     }
 
@@ -194,6 +235,38 @@ mod tests {
         assert_eq!(judged(Vec::new()), (Status::False, "NoPod".into()));
         let standby = judged(vec![answer("standby", true, None), Err("pod x".into())]);
         assert_eq!(standby, (Status::Unknown, "RelayUnreachable".into()), "the silent one may deliver");
+    }
+
+    #[test]
+    fn the_active_relay_reports_about_failover() {
+        let with = |role: &str, ready: Option<bool>, reason: &str| {
+            let failover =
+                Failover { ready, reason: reason.into(), message: "what".into(), remedy: "to do".into() };
+            answer(role, true, None).map(|answer| Answer { failover: Some(failover), ..answer })
+        };
+        let judged = |answers: &[Result<Answer, String>]| {
+            let state = failover_ready(answers);
+            (state.status, state.reason.to_string(), state.message)
+        };
+        let standby = || with("standby", None, "SlotUnknown");
+        assert_eq!(
+            judged(&[standby(), with("active", Some(true), "SlotSynchronized")]),
+            (Status::True, "SlotSynchronized".into(), "what".into())
+        );
+        let what_to_do = || "what; to do".to_owned();
+        assert_eq!(
+            judged(&[with("active", Some(false), "SlotSyncBlocked"), standby()]),
+            (Status::False, "SlotSyncBlocked".into(), what_to_do())
+        );
+        assert_eq!(
+            judged(&[with("none", None, "OfANewerRelay")]),
+            (Status::Unknown, "OfANewerRelay".into(), what_to_do())
+        );
+        for nothing in
+            [vec![], vec![standby()], vec![answer("active", true, None)], vec![Err("pod x".into())]]
+        {
+            assert_eq!(judged(&nothing).1, "NotReported");
+        }
     }
 
     #[test]

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
+use super::relay_status::RelayReport;
 use super::report::{Progress, Report};
 use super::side::KafkaAccess;
 use super::{Context, relay_status, workload};
-use crate::conditions::Status;
+use crate::conditions::{ConditionType, Status};
 use crate::resource::{OutboxRelay, OutboxRelayStatus};
 use crate::topics::{Cluster, Topics};
 
@@ -57,8 +58,16 @@ pub(super) async fn is_unchanged(relay: &OutboxRelay, context: &Context) -> bool
         && Some(&last.status) == relay.status.as_ref()
         && applied.change_count == context.change_count(relay)
         && workload::available(relay, context, None).status == Status::True
-        && relay_status::streaming(relay, context).await.status == Status::True
+        && is_relay_unchanged(relay, context, &last.status).await
         && last.topics.are_unchanged(relay).await
+}
+
+/// Whether a relay streams still, and reports the same about a failover.
+async fn is_relay_unchanged(relay: &OutboxRelay, context: &Context, before: &OutboxRelayStatus) -> bool {
+    let RelayReport { streaming, failover_ready } = relay_status::observe(relay, context).await;
+    let type_ = ConditionType::FailoverReady.to_string();
+    let mut written = before.conditions.iter().filter(|condition| condition.type_ == type_);
+    streaming.status == Status::True && written.any(|condition| failover_ready.is_written_as(condition))
 }
 
 /// What the quick check compares with: `None` where the reconciliation found something that is not as it should be.

@@ -14,7 +14,8 @@ pub struct OutboxRelayStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Ready sums the others up: ReferencesResolved, DatabaseReachable, KafkaReachable, PublicationReady, SlotReady, TopicsReady,
-    /// WorkloadAvailable, Streaming, Suspended; Reconciling and Stalled as kstatus reads them.
+    /// WorkloadAvailable, Streaming, Suspended; Reconciling and Stalled as kstatus reads them. FailoverReady is apart: it is about the next
+    /// failover of the database, not about now.
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

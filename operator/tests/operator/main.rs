@@ -17,6 +17,7 @@ mod dashboard;
 mod desired;
 mod doctor;
 mod drift;
+mod failover;
 mod gitops;
 mod happy;
 mod isolation;
