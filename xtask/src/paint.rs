@@ -21,8 +21,11 @@ pub const FAINT: &str = "2";
 
 fn colours() -> bool {
     static COLOURS: OnceLock<bool> = OnceLock::new();
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
-    *COLOURS.get_or_init(|| is_set(FORCED) || (std::io::stdout().is_terminal() && !is_set("NO_COLOR")))
+    let value = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    *COLOURS.get_or_init(|| match value(FORCED) {
+        Some(forced) if forced != "0" => true,
+        _ => std::io::stdout().is_terminal() && value("NO_COLOR").is_none(),
+    })
 }
 
 fn painted(code: &str, text: &str) -> String {
