@@ -13,6 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::config::Sink;
 use crate::kafka::client::{self, reader_config};
 use crate::kafka::partition_reader::{self, Polled};
+use crate::kafka::scanner::partition_count;
 
 /// Timeout of one request for metadata, watermarks or offsets.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -59,9 +60,7 @@ impl TopicReader {
     /// Partitions of a topic; 0 if it does not exist.
     pub fn partitions(&self, topic: &str) -> Result<i32, ReadError> {
         let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
-        let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST).map_err(failed)?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none());
-        Ok(found.map_or(0, |found| i32::try_from(found.partitions().len()).unwrap_or(i32::MAX)))
+        partition_count(&*self.consumer, topic, REQUEST).map_err(failed)
     }
 
     /// Passes every record now in the topic to `take`, partition by partition, until it breaks. With `since`, only
