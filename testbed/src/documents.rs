@@ -1,16 +1,35 @@
 //! The documents, and the commands that they show, for the tests of documents and of the programs that have to accept the commands.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, cache};
+
+/// Checks that `parse` accepts the commands of `program` in all documents, and that these have at least `fewest`.
+///
+/// # Errors
+/// A command is not accepted, fewer are found, or the documents cannot be read.
+pub fn accepted<E: Display>(
+    program: &str,
+    fewest: usize,
+    parse: impl Fn(&[String]) -> Result<(), E>,
+) -> Result<(), String> {
+    let commands = commands(program).map_err(|error| error.to_string())?;
+    if commands.len() < fewest {
+        return Err(format!("the commands were not found: {commands:?}"));
+    }
+    commands.iter().try_for_each(|(document, words)| {
+        parse(words).map_err(|error| format!("{}: {error}", document.display()))
+    })
+}
 
 /// The commands of `program` in blocks of shell code of all documents, each with the file it is in: its words, without what another
 /// program is given (pipes, redirections).
 ///
 /// # Errors
 /// The documents cannot be read.
-pub fn commands(program: &str) -> Result<Vec<(PathBuf, Vec<String>)>, Error> {
+fn commands(program: &str) -> Result<Vec<(PathBuf, Vec<String>)>, Error> {
     let mut found = Vec::new();
     for document in below(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))? {
         let text = fs::read_to_string(&document).map_err(Error::file("read", &document))?;

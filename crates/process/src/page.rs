@@ -9,6 +9,8 @@ use warp::reply::{self, Reply, Response};
 /// The frame of all pages.
 const STYLE: &str = include_str!("page/style.css");
 const FRAME: &str = include_str!("page/frame.js");
+/// The elements that the frame's script fills.
+const HEAD: &str = include_str!("page/head.html");
 
 /// A status page: the program's part in the frame that all programs share.
 #[derive(Clone, Debug)]
@@ -21,10 +23,11 @@ impl Page {
     /// `content` is HTML of the program's own. `script` shows the values in it, with the functions of `page/frame.js`.
     pub fn new(title: &str, content: &str, script: &str) -> Page {
         let script = format!("{FRAME}\n{script}");
+        let head = HEAD.replace("{title}", title);
         let document = format!(
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n\
-             <style>{STYLE}</style>\n</head>\n<body>\n{content}<script>{script}</script>\n</body>\n</html>\n"
+             <style>{STYLE}</style>\n</head>\n<body>\n{head}{content}<script>{script}</script>\n</body>\n</html>\n"
         );
         // By hash, not 'unsafe-inline': markup in a value could not run even if it got into the page.
         let policy = format!(

@@ -12,6 +12,7 @@ use pg_replication::{EndLsn, Host};
 use sqlx::postgres::PgConnection;
 use sqlx::types::Text;
 use sqlx::{AssertSqlSafe, Row};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use crate::config::{Config, Source};
@@ -174,14 +175,8 @@ impl Observer {
 
     async fn observe_partitions(&mut self) {
         let Some(sql) = self.link.sql() else { return };
-        let state = match timeout(OBSERVE_WITHIN, maintenance::partition_state(&self.config, sql)).await {
-            Ok(Ok(state)) => state,
-            Ok(Err(sqlx::Error::Database(_))) => None,
-            Ok(Err(_)) | Err(_) => {
-                self.link = Link::Down;
-                None
-            }
-        };
+        let answer = timeout(OBSERVE_WITHIN, maintenance::partition_state(&self.config, sql)).await;
+        let state = self.answered(answer);
         self.metrics.set_partitions(state);
     }
 
@@ -190,17 +185,22 @@ impl Observer {
         let Some(sql) = self.link.sql().filter(|_| !self.status.is_standby()) else {
             return self.status.set_primary(None);
         };
-        let query = failover::primary(sql, &self.config.source.slot.name);
-        let primary = match timeout(OBSERVE_WITHIN, query).await {
-            Ok(Ok(primary)) => primary,
-            // Some providers refuse functions that PostgreSQL allows to everyone.
+        let answer = timeout(OBSERVE_WITHIN, failover::primary(sql, &self.config.source.slot.name)).await;
+        let primary = self.answered(answer);
+        self.status.set_primary(primary);
+    }
+
+    /// What a query found. Nothing if the server refuses it: some providers refuse functions that PostgreSQL allows to
+    /// everyone. A connection without an answer is closed.
+    fn answered<T>(&mut self, answer: Result<Result<Option<T>, sqlx::Error>, Elapsed>) -> Option<T> {
+        match answer {
+            Ok(Ok(found)) => found,
             Ok(Err(sqlx::Error::Database(_))) => None,
             Ok(Err(_)) | Err(_) => {
                 self.link = Link::Down;
                 None
             }
-        };
-        self.status.set_primary(primary);
+        }
     }
 }
 

@@ -137,7 +137,7 @@ impl Shape {
     }
 }
 
-/// When the limits are measured on the same backlog: who is first finds the WAL cold.
+/// When the limits are measured on the same backlog: the first one finds the WAL cold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitsOrder {
     /// Before the drain.
