@@ -175,6 +175,15 @@ impl Site {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut self.sql().await).await.unwrap()
     }
 
+    pub async fn until_value(&self, sql: &str, expected: &str) {
+        wait::until(format!("{expected} from {sql}"), TIMEOUT, async || {
+            let seen = self.value(sql).await;
+            if seen.as_deref() == Some(expected) { Ok(()) } else { Err(format!("{seen:?}")) }
+        })
+        .await
+        .unwrap();
+    }
+
     /// PostgreSQL's major version.
     pub async fn major(&self) -> u32 {
         let major = self.value("current_setting('server_version_num')::int / 10000").await;

@@ -44,20 +44,11 @@ impl Server {
         (sql, pid.to_string())
     }
 
-    async fn until_value(&self, sql: &str, expected: &str) {
-        wait::until(format!("{expected} from {sql}"), TIMEOUT, async || {
-            let seen = self.site.value(sql).await;
-            if seen.as_deref() == Some(expected) { Ok(()) } else { Err(format!("{seen:?}")) }
-        })
-        .await
-        .unwrap();
-    }
-
     /// Walsenders of relays, and slots.
     async fn until_left(&self, walsenders: u32, slots: u32) {
         let walsenders_now = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox-relay'";
-        self.until_value(walsenders_now, &walsenders.to_string()).await;
-        self.until_value("SELECT count(*) FROM pg_replication_slots", &slots.to_string()).await;
+        self.site.until_value(walsenders_now, &walsenders.to_string()).await;
+        self.site.until_value("SELECT count(*) FROM pg_replication_slots", &slots.to_string()).await;
     }
 
     async fn walsender(&self) -> String {
