@@ -69,6 +69,7 @@ fn every_step_comes_after_what_it_needs_and_may_do_no_more_than_it_has_to() {
     let jobs = workflow["jobs"].as_object().unwrap();
     let order: BTreeMap<&str, &str> = [
         ("images", "version"),
+        ("plugin", "version"),
         ("sign", "images"),
         ("charts", "sign"),
         ("crates", "charts"),
@@ -100,6 +101,23 @@ fn every_step_comes_after_what_it_needs_and_may_do_no_more_than_it_has_to() {
             assert!(commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit()), "{action}");
         }
     }
+}
+
+#[test]
+fn the_plugins_archives_are_those_of_its_krew_manifest() {
+    let workflow = yaml(".github/workflows/release.yml");
+    let built = workflow["jobs"]["plugin"]["strategy"]["matrix"]["include"].as_array().unwrap();
+    let built: BTreeSet<String> = built
+        .iter()
+        .map(|row| format!("kubectl-outbox-{}.tar.gz", row["target"].as_str().unwrap()))
+        .collect();
+    let manifest = fs::read_to_string(repository().join(".krew.yaml")).unwrap();
+    let archive = Regex::new(r#"/([^/"]+\.tar\.gz)""#).unwrap();
+    let named: BTreeSet<String> = archive.captures_iter(&manifest).map(|found| found[1].to_owned()).collect();
+    assert_eq!(built, named);
+    let steps = workflow["jobs"]["plugin"]["steps"].as_array().unwrap();
+    assert!(steps.iter().any(|step| step["with"]["path"] == "kubectl-outbox-${{ matrix.target }}.tar.gz"));
+    assert!(workflow["jobs"]["page"]["steps"].to_string().contains("plugin/*.tar.gz"));
 }
 
 #[test]
