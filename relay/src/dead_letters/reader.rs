@@ -13,6 +13,8 @@ use crate::config::Sink;
 use crate::event::row::{Attributes, EventId, OutboxRow, RowError};
 use crate::event::value::checked;
 use crate::kafka::topic_reader::{ReadError, TopicReader};
+use crate::progress::offset::Offset;
+use crate::topics::partitions::PartitionNumber;
 
 /// Longest excerpt of a key or an error on a line for people.
 const MAX_SHOWN_CHARS: usize = 120;
@@ -21,9 +23,9 @@ const MAX_SHOWN_CHARS: usize = 120;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeadLetter {
     /// Partition of the dead-letter topic.
-    pub partition: i32,
+    pub partition: PartitionNumber,
     /// Offset in that partition.
-    pub offset: i64,
+    pub offset: Offset,
     /// Kafka timestamp, in milliseconds since 1970.
     pub timestamp: Option<i64>,
     /// `ce_source`: the outbox the row came from.
@@ -60,8 +62,8 @@ impl DeadLetter {
     /// `None` for a record that is not a dead letter.
     fn of(message: &BorrowedMessage<'_>) -> Option<DeadLetter> {
         let mut letter = DeadLetter {
-            partition: message.partition(),
-            offset: message.offset(),
+            partition: PartitionNumber(message.partition()),
+            offset: Offset(message.offset()),
             timestamp: message.timestamp().to_millis(),
             key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().map(<[u8]>::to_vec),

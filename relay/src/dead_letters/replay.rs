@@ -17,6 +17,7 @@ use super::reader::{DeadLetter, Reader};
 use crate::config::Config;
 use crate::error::RelayError;
 use crate::kafka::credentials;
+use crate::topics::partitions::PartitionNumber;
 
 /// Result lines buffered for the client.
 const LINES: usize = 16;
@@ -68,7 +69,7 @@ pub enum ReplayRejected {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SendOutcome {
     /// Kafka acknowledged the event.
-    Sent { topic: String, partition: i32 },
+    Sent { topic: String, partition: PartitionNumber },
     /// It still cannot be delivered, and stays a dead letter.
     Refused(String),
     /// The relay does not know the topic, and must not wait for a topic that may never be created.
@@ -98,7 +99,7 @@ pub struct Replayed {
 #[serde(tag = "outcome", rename_all = "lowercase")]
 pub enum ReplayOutcome {
     /// Kafka acknowledged the event.
-    Sent { topic: String, partition: i32 },
+    Sent { topic: String, partition: PartitionNumber },
     /// It still cannot be delivered.
     Refused { error: String },
     /// The outbox has no such dead letter.
@@ -310,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_line_is_read_as_it_was_written() {
-        let sent = ReplayOutcome::Sent { topic: "t".into(), partition: 3 };
+        let sent = ReplayOutcome::Sent { topic: "t".into(), partition: PartitionNumber(3) };
         let refused = ReplayOutcome::from(Some(SendOutcome::UnknownTopic("t".into())));
         let line = |id: &str, outcome| ReplayLine::Replayed(Replayed { id: Some(id.into()), outcome });
         let lines = [

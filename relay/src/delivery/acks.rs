@@ -15,6 +15,7 @@ use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::Ack;
 use crate::kafka::query::Query;
+use crate::progress::offset::Offset;
 use crate::progress::partition_dedup::{Landed, OffsetGap};
 use crate::status::Status;
 use crate::status::metrics::Metrics;
@@ -84,7 +85,7 @@ impl Acks {
     fn on_acknowledged<B: Broker>(
         &mut self,
         ack: &Ack,
-        offset: i64,
+        offset: Offset,
         now: Instant,
         in_flight: &mut InFlight<B>,
     ) -> Result<(), RelayError> {
@@ -138,8 +139,8 @@ impl Acks {
     fn on_lost_records<B>(
         &mut self,
         partition: PartitionId,
-        offset: i64,
-        expected: i64,
+        offset: Offset,
+        expected: Offset,
         in_flight: &InFlight<B>,
     ) -> RelayError {
         let name = in_flight.topics.name_of(partition);
@@ -167,7 +168,7 @@ impl Acks {
 /// of the gap before the probe.
 fn on_gap<B: Broker>(partition: PartitionId, gap: OffsetGap, in_flight: &InFlight<B>) {
     let dedup = &in_flight.topics.partition(partition).dedup;
-    let is_before_probe = dedup.retain_from(EndLsn::ZERO) == Some(gap.from);
+    let is_before_probe = dedup.retain_from(EndLsn::ZERO) == Some(gap.range.from);
     let partition = in_flight.queried(partition);
     in_flight.broker.query(match is_before_probe {
         true => Query::GapBeforeProbe(partition, gap),

@@ -257,12 +257,15 @@ mod tests {
     use super::*;
     use crate::delivery::model::MemoryKafka;
     use crate::progress::lineage::Lineage;
+    use crate::progress::offset::Offset;
+    use crate::topics::partitions::PartitionNumber;
 
     #[test]
     fn acknowledged_records_of_many_partitions_are_bounded_while_another_one_is_stuck() {
         let mut topics = TopicRegistry::default();
         let topic = topics.add("t", 5, &BTreeMap::new());
-        let [stuck, others @ ..] = [0, 1, 2, 3, 4].map(|number| topics.partition_at(topic, number).unwrap());
+        let [stuck, others @ ..] =
+            [0, 1, 2, 3, 4].map(|number| topics.partition_at(topic, PartitionNumber(number)).unwrap());
         let lineage = Lineage::new(TimelineHistory::parse(1, "").unwrap(), EndLsn::ZERO);
         let progress = SourceProgress::new(EndLsn::ZERO, lineage, None);
         let (kafka, budget) = (MemoryKafka::new(5), Load { events: 10, bytes: 10_000 });
@@ -275,7 +278,7 @@ mod tests {
             entry += 1;
             let position = Position { timeline: 1, commit_lsn: entry, index: 0 };
             for partition in others {
-                in_flight.topics.on_acknowledged(partition, entry, position, 7);
+                in_flight.topics.on_acknowledged(partition, entry, position, Offset(7));
             }
         }
         assert_eq!(in_flight.topics.unconfirmed_count(), MAX_UNCONFIRMED_RECORDS);

@@ -1,6 +1,7 @@
 //! Records that Kafka acknowledged and then lost: a record sent later got a lower offset than they had.
 
-use crate::topics::partitions::Offsets;
+use crate::progress::offset::Offset;
+use crate::topics::partitions::{Offsets, PartitionNumber};
 
 /// What the next session has to know about the loss.
 #[derive(Clone, Debug)]
@@ -8,9 +9,9 @@ pub struct LostRecords {
     /// The topic.
     pub topic: String,
     /// The partition number.
-    pub partition: i32,
+    pub partition: PartitionNumber,
     /// The offset of the record that revealed the loss.
-    pub offset: i64,
+    pub offset: Offset,
 }
 
 impl LostRecords {
@@ -19,8 +20,8 @@ impl LostRecords {
     /// records are lost as well, nothing changes: the verification of the partition stops delivery.
     pub fn apply(&self, offsets: &mut Offsets) {
         let known = offsets.get_mut(&self.topic).and_then(|partitions| partitions.get_mut(&self.partition));
-        if let Some(start) = known.filter(|start| start.search <= self.offset) {
-            start.search = self.offset + 1;
+        if let Some(start) = known.filter(|start| start.offset <= self.offset) {
+            start.offset = self.offset.next();
         }
     }
 }
@@ -34,13 +35,15 @@ mod tests {
 
     #[test]
     fn the_scan_starts_after_the_record_that_revealed_the_loss_unless_confirmed_records_are_lost() {
-        let lost = LostRecords { topic: "t".into(), partition: 3, offset: 10 };
-        for (search, expected) in [(10, 11), (7, 11), (11, 11), (20, 20)] {
-            let start = ScanStart { search, last: None };
-            let mut offsets = Offsets::from([("t".into(), BTreeMap::from([(3, start.clone()), (4, start)]))]);
+        let (partition, another) = (PartitionNumber(3), PartitionNumber(4));
+        let lost = LostRecords { topic: "t".into(), partition, offset: Offset(10) };
+        for (known, expected) in [(10, 11), (7, 11), (11, 11), (20, 20)] {
+            let start = ScanStart { offset: Offset(known), last: None };
+            let mut offsets =
+                Offsets::from([("t".into(), BTreeMap::from([(partition, start.clone()), (another, start)]))]);
             lost.apply(&mut offsets);
-            assert_eq!(offsets["t"][&3].search, expected);
-            assert_eq!(offsets["t"][&4].search, search, "another partition");
+            assert_eq!(offsets["t"][&partition].offset, Offset(expected));
+            assert_eq!(offsets["t"][&another].offset, Offset(known), "another partition");
         }
     }
 }

@@ -25,8 +25,8 @@ impl<B: Broker> Delivery<B> {
                 let unsent = in_flight.progress.lineage.end().max(self.ingest.behind_last());
                 discovery.on_settings(&topic, settings, unsent, routing, topics)?;
             }
-            QueryResult::Verified { partition, search } => {
-                topics.partition_mut(partition).mark_verified(search);
+            QueryResult::Verified { partition, scan_from } => {
+                topics.partition_mut(partition).mark_verified(scan_from);
                 self.update_integrity();
                 self.in_flight.resume(partition)?;
             }

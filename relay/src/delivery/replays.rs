@@ -13,6 +13,7 @@ use crate::error::RelayError;
 use crate::event::poison::Poison;
 use crate::event::record::Prepared;
 use crate::event::row::OutboxRow;
+use crate::progress::offset::Offset;
 use crate::routing::mapping::{CurrentDestination, Destination, RoutingInput};
 use crate::topics::registry::{PartitionName, TopicRegistry};
 
@@ -62,7 +63,7 @@ impl Replays {
 
     /// Reports the outcome of the replay in flight. Its record has no position, so deduplication treats it as another
     /// producer's record.
-    pub(super) fn on_outcome(&mut self, name: PartitionName<'_>, outcome: &Result<i64, RDKafkaErrorCode>) {
+    pub(super) fn on_outcome(&mut self, name: PartitionName<'_>, outcome: &Result<Offset, RDKafkaErrorCode>) {
         let Some(answer) = self.answer.take() else { return };
         let outcome = match outcome {
             Ok(_) => SendOutcome::Sent { topic: name.topic.to_owned(), partition: name.number },

@@ -160,7 +160,7 @@ impl TopicDiscovery {
         let topic = topics.add(name, found.partitions, &found.ends);
         topics.topic_mut(topic).settings = found.settings.into();
         for new in topics.to_verify(topic).into_iter().skip(known) {
-            topics.partition_mut(new.id).mark_verified(new.start.search);
+            topics.partition_mut(new.id).mark_verified(new.start.offset);
         }
         let limit = found.settings.and_then(|settings| settings.lower_limit(self.max_message_bytes));
         let known = routing.shape(topic).is_some_and(|shape| shape.compacted);

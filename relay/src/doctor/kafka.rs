@@ -20,6 +20,7 @@ use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scanner::{self, is_refusal};
 use crate::kafka::verify::{SettingsError, read_settings};
 use crate::routing::router::{is_internal, is_topic_name};
+use crate::topics::partitions::PartitionNumber;
 use crate::topics::settings::TopicSettings;
 
 /// Timeout of one request; a person is waiting for it.
@@ -180,11 +181,12 @@ fn failed(what: &str, error: &KafkaError) -> RelayError {
 }
 
 fn fetch(consumer: &BaseConsumer, topic: &str) -> Result<(), KafkaError> {
-    partition_reader::assign(consumer, topic, 0, Offset::End)?;
+    const FIRST: PartitionNumber = PartitionNumber(0);
+    partition_reader::assign(consumer, topic, FIRST, Offset::End)?;
     let asked = Instant::now();
     let mut outcome = Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut));
     while asked.elapsed() < REQUEST {
-        match partition_reader::poll(consumer, topic, 0) {
+        match partition_reader::poll(consumer, topic, FIRST) {
             Polled::Record(_) | Polled::End => {
                 outcome = Ok(());
                 break;

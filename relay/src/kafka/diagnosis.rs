@@ -5,6 +5,7 @@ use rdkafka::metadata::Metadata;
 
 use crate::kafka::producers::ProducerHandles;
 use crate::kafka::scanner::{PartitionScanner, QueryError, REQUEST};
+use crate::topics::partitions::PartitionNumber;
 
 /// The diagnosis of a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +21,7 @@ impl PartitionScanner {
     pub fn diagnose(
         &self,
         topic: &str,
-        partition: i32,
+        partition: PartitionNumber,
         min_in_sync: Option<usize>,
         producers: &ProducerHandles,
     ) -> Diagnosis {
@@ -53,9 +54,9 @@ struct PartitionState {
 }
 
 impl PartitionState {
-    fn of(metadata: &Metadata, topic: &str, number: i32) -> Option<PartitionState> {
+    fn of(metadata: &Metadata, topic: &str, number: PartitionNumber) -> Option<PartitionState> {
         let topic = metadata.topics().iter().find(|found| found.name() == topic)?;
-        let partition = topic.partitions().iter().find(|found| found.id() == number)?;
+        let partition = topic.partitions().iter().find(|found| found.id() == number.0)?;
         let leader = partition.leader();
         let broker = metadata.brokers().iter().find(|broker| broker.id() == leader);
         let leader_name = broker.map_or_else(

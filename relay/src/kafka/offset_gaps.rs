@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::topics::partitions::PartitionId;
+use crate::progress::offset::OffsetRange;
+use crate::topics::partitions::{PartitionId, PartitionNumber};
 
 /// Maximum number of queued gaps of one partition: 16 kB.
 const MAX_GAPS: usize = 1024;
@@ -27,9 +28,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct PartitionGaps {
     pub(super) topic: Arc<str>,
-    pub(super) number: i32,
-    /// In order; each is the first offset, and the first offset after the gap.
-    pub(super) gaps: VecDeque<(i64, i64)>,
+    pub(super) number: PartitionNumber,
+    /// In order.
+    pub(super) gaps: VecDeque<OffsetRange>,
     offsets: i64,
 }
 
@@ -69,15 +70,21 @@ impl OffsetGaps {
     }
 
     /// Adds a gap, which is after all queued gaps of the partition.
-    pub(super) fn add(&mut self, id: PartitionId, topic: &str, number: i32, gap: (i64, i64)) -> Added {
+    pub(super) fn add(
+        &mut self,
+        id: PartitionId,
+        topic: &str,
+        number: PartitionNumber,
+        gap: OffsetRange,
+    ) -> Added {
         let new = || PartitionGaps { topic: topic.into(), number, gaps: VecDeque::new(), offsets: 0 };
         let partition = self.waiting.entry(id.0).or_insert_with(new);
         partition.gaps.push_back(gap);
-        partition.offsets += gap.1 - gap.0;
+        partition.offsets += gap.count();
         let mut skipped = 0;
         while partition.gaps.len() > MAX_GAPS || partition.offsets > MAX_OFFSETS {
-            let Some((from, until)) = partition.gaps.pop_front() else { break };
-            partition.offsets -= until - from;
+            let Some(oldest) = partition.gaps.pop_front() else { break };
+            partition.offsets -= oldest.count();
             skipped += 1;
         }
         Added { skipped, must_start: !std::mem::replace(&mut self.is_scanning, true) }
@@ -99,39 +106,48 @@ impl OffsetGaps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::offset::Offset;
 
     const ONE: PartitionId = PartitionId(1);
     const TWO: PartitionId = PartitionId(2);
 
+    fn gap(from: i64, until: i64) -> OffsetRange {
+        OffsetRange { from: Offset(from), until: Offset(until) }
+    }
+
+    fn add(gaps: &mut OffsetGaps, id: PartitionId, from: i64, until: i64) -> Added {
+        gaps.add(id, "t", PartitionNumber(0), gap(from, until))
+    }
+
     #[test]
     fn the_gaps_of_a_partition_are_scanned_together_one_partition_after_another() {
         let mut gaps = OffsetGaps::new(Instant::now());
-        assert!(gaps.add(ONE, "t", 0, (3, 5)).must_start);
-        assert!(!gaps.add(ONE, "t", 0, (6, 7)).must_start);
-        assert!(!gaps.add(TWO, "t", 1, (1, 2)).must_start);
+        assert!(add(&mut gaps, ONE, 3, 5).must_start);
+        assert!(!add(&mut gaps, ONE, 6, 7).must_start);
+        assert!(!add(&mut gaps, TWO, 1, 2).must_start);
         let (id, taken) = gaps.take().unwrap();
-        assert_eq!((id, taken.gaps), (ONE, VecDeque::from([(3, 5), (6, 7)])));
-        assert!(!gaps.add(ONE, "t", 0, (8, 9)).must_start, "a scan is running");
+        assert_eq!((id, taken.gaps), (ONE, VecDeque::from([gap(3, 5), gap(6, 7)])));
+        assert!(!add(&mut gaps, ONE, 8, 9).must_start, "a scan is running");
         assert_eq!(gaps.take().unwrap().0, TWO, "each in turn");
         assert_eq!(gaps.take().unwrap().0, ONE);
         assert!(gaps.take().is_none());
-        assert!(gaps.add(ONE, "t", 0, (10, 11)).must_start, "no scan is running");
+        assert!(add(&mut gaps, ONE, 10, 11).must_start, "no scan is running");
     }
 
     #[test]
     fn the_oldest_gaps_are_skipped_when_too_many_wait() {
         let mut gaps = OffsetGaps::new(Instant::now());
         let skipped: u64 =
-            (0..MAX_GAPS as i64 + 7).map(|n| gaps.add(ONE, "t", 0, (2 * n, 2 * n + 1)).skipped).sum();
+            (0..MAX_GAPS as i64 + 7).map(|n| add(&mut gaps, ONE, 2 * n, 2 * n + 1).skipped).sum();
         assert_eq!(skipped, 7);
-        assert_eq!(gaps.take().unwrap().1.gaps.front(), Some(&(14, 15)));
+        assert_eq!(gaps.take().unwrap().1.gaps.front(), Some(&gap(14, 15)));
     }
 
     #[test]
     fn a_gap_that_is_too_long_is_skipped_as_a_whole() {
         let mut gaps = OffsetGaps::new(Instant::now());
-        assert_eq!(gaps.add(ONE, "t", 0, (0, 10)).skipped, 0);
-        assert_eq!(gaps.add(ONE, "t", 0, (11, MAX_OFFSETS + 12)).skipped, 2);
+        assert_eq!(add(&mut gaps, ONE, 0, 10).skipped, 0);
+        assert_eq!(add(&mut gaps, ONE, 11, MAX_OFFSETS + 12).skipped, 2);
         assert!(gaps.take().is_none());
     }
 

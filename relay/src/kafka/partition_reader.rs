@@ -8,6 +8,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::kafka::scanner::is_refusal;
+use crate::topics::partitions::PartitionNumber;
 
 /// Timeout of one poll, and so the delay after which a reader notices that it has to stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -30,11 +31,11 @@ pub(crate) enum Polled<'a> {
 pub(crate) fn assign<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,
-    partition: i32,
+    partition: PartitionNumber,
     from: Offset,
 ) -> Result<(), KafkaError> {
     let mut assignment = TopicPartitionList::new();
-    assignment.add_partition_offset(topic, partition, from)?;
+    assignment.add_partition_offset(topic, partition.0, from)?;
     consumer.assign(&assignment)
 }
 
@@ -43,20 +44,20 @@ pub(crate) fn assign<C: ConsumerContext>(
 pub(crate) fn poll<'a, C: ConsumerContext>(
     consumer: &'a BaseConsumer<C>,
     topic: &str,
-    partition: i32,
+    partition: PartitionNumber,
 ) -> Polled<'a> {
     match consumer.poll(POLL) {
-        Some(Ok(message)) if message.partition() == partition && message.topic() == topic => {
+        Some(Ok(message)) if message.partition() == partition.0 && message.topic() == topic => {
             Polled::Record(message)
         }
-        Some(Err(KafkaError::PartitionEOF(ended))) if ended == partition => Polled::End,
+        Some(Err(KafkaError::PartitionEOF(ended))) if ended == partition.0 => Polled::End,
         Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) | None => Polled::Nothing,
         Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
             Polled::OutOfRange
         }
         Some(Err(error)) if is_refusal(&error) => Polled::Refused(error),
         Some(Err(error)) => {
-            tracing::debug!(%error, topic, partition, "reading a partition");
+            tracing::debug!(%error, topic, %partition, "reading a partition");
             Polled::Nothing
         }
     }

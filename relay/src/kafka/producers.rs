@@ -19,7 +19,8 @@ use crate::config::Sink;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::client::{self, AuthErrors, client_config};
 use crate::progress::ledger::EntryId;
-use crate::topics::partitions::PartitionId;
+use crate::progress::offset::Offset;
+use crate::topics::partitions::{PartitionId, PartitionNumber};
 
 /// A request without a response within this time is retried. It is shorter than librdkafka's 30 s, so that a leader
 /// change is noticed sooner.
@@ -76,7 +77,7 @@ pub struct Ack {
     /// The record.
     pub tag: Tag,
     /// Its offset, or why it may not be in Kafka.
-    pub outcome: Result<i64, RDKafkaErrorCode>,
+    pub outcome: Result<Offset, RDKafkaErrorCode>,
 }
 
 /// Passes acknowledgements from librdkafka's threads to the event loop.
@@ -182,7 +183,7 @@ impl ProducerContext for DeliveryReports {
     fn delivery(&self, result: &DeliveryResult<'_>, tag: usize) {
         failpoint::pass(Boundary::InCallback);
         let outcome = match result {
-            Ok(message) if message.offset() >= 0 => Ok(message.offset()),
+            Ok(message) if message.offset() >= 0 => Ok(Offset(message.offset())),
             // librdkafka infers this delivery from the acknowledgement of a later record (`rd_kafka_dr_implicit_ack`).
             // But a broker that had no state of this producer may have refused this record and appended the later one.
             Ok(_) => Err(RDKafkaErrorCode::NoOffset),
@@ -198,7 +199,7 @@ pub struct ProducerRecord<'a> {
     /// Topic.
     pub topic: &'a str,
     /// Partition number.
-    pub partition: i32,
+    pub partition: PartitionNumber,
     /// Key.
     pub key: Option<&'a [u8]>,
     /// Value; `None` is a tombstone.
@@ -271,21 +272,21 @@ impl Producers {
     }
 
     /// Handles to query these producers, or only the one that sends to `partition`.
-    pub fn handles(&self, partition: Option<i32>) -> ProducerHandles {
+    pub fn handles(&self, partition: Option<PartitionNumber>) -> ProducerHandles {
         let of_one = partition.map(|partition| self.of(partition).cloned().into_iter().collect());
         ProducerHandles(of_one.unwrap_or_else(|| self.producers.clone()))
     }
 
     /// The producer of a partition. It is always the same one, which keeps the order within the partition.
-    fn of(&self, partition: i32) -> Option<&Arc<ThreadedProducer<DeliveryReports>>> {
-        self.producers.get(partition.unsigned_abs() as usize % self.producers.len().max(1))
+    fn of(&self, partition: PartitionNumber) -> Option<&Arc<ThreadedProducer<DeliveryReports>>> {
+        self.producers.get(partition.0.unsigned_abs() as usize % self.producers.len().max(1))
     }
 
     /// Passes a record to the producer of its partition.
     pub fn send(&self, record: ProducerRecord<'_>, tag: Tag) -> Result<(), KafkaError> {
         let producer = self.of(record.partition).ok_or(KafkaError::Canceled)?;
         let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, tag.0)
-            .partition(record.partition)
+            .partition(record.partition.0)
             .headers(record.headers)
             .timestamp(record.timestamp);
         if let Some(key) = record.key {

@@ -12,11 +12,12 @@ use crate::kafka::call_pool::{Caller, Lane, PAUSE};
 use crate::kafka::offset_gaps::{self, OffsetGaps, PartitionGaps};
 use crate::kafka::producers::{ProducerHandles, Producers};
 use crate::kafka::query::{QueriedPartition, Query, QueryResult};
-use crate::kafka::scan::{Range, Scan, Step};
+use crate::kafka::scan::{Scan, Scope, Step};
 use crate::kafka::scanner::{FairShare, FoundTopic, PartitionScanner, QueryError, Reachability};
 use crate::kafka::verify;
+use crate::progress::offset::{Offset, OffsetRange};
 use crate::progress::partition_dedup::OffsetGap;
-use crate::topics::partitions::{ScanStart, ToVerify};
+use crate::topics::partitions::{PartitionNumber, ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
 
 /// How often to query a topic that does not exist.
@@ -100,9 +101,9 @@ impl KafkaQueries {
                 let topic = Arc::clone(&topic);
                 spawn(&caller, &results, async move |caller| {
                     let ToVerify { id, number, start } = partition;
-                    let search =
+                    let scan_from =
                         verify_partition(&caller, &topic, number, start, compacted, at_start).await?;
-                    Ok(QueryResult::Verified { partition: id, search })
+                    Ok(QueryResult::Verified { partition: id, scan_from })
                 });
             }
             Ok(QueryResult::Settings { topic: name, settings })
@@ -125,7 +126,7 @@ impl KafkaQueries {
         });
     }
 
-    fn scan(&self, partition: QueriedPartition<'_>, from: i64, min_in_sync: Option<usize>) {
+    fn scan(&self, partition: QueriedPartition<'_>, from: Offset, min_in_sync: Option<usize>) {
         let QueriedPartition { id: partition, topic, number } = partition;
         let topic: Arc<str> = topic.into();
         self.submit(async move |caller| {
@@ -166,7 +167,7 @@ impl KafkaQueries {
         let QueriedPartition { id: partition, topic, number } = partition;
         let topic: Arc<str> = topic.into();
         self.submit(async move |caller| {
-            let scan = Scan::new(&topic, number, Range::BeforeProbe(gap), gap.from, gap.until);
+            let scan = Scan::new(&topic, number, Scope::BeforeProbe(gap), gap.range);
             let Scan { found, records, .. } = read(&caller, scan, FairShare::first()).await?;
             Ok(QueryResult::GapScanned { partition, gap, found, records })
         });
@@ -174,8 +175,8 @@ impl KafkaQueries {
 
     /// Queues the scan of a gap between records of this process.
     fn scan_gap_later(&self, QueriedPartition { id, topic, number }: QueriedPartition<'_>, gap: OffsetGap) {
-        let range = (gap.from, gap.until);
-        let added = self.gaps.lock().unwrap_or_else(PoisonError::into_inner).add(id, topic, number, range);
+        let added =
+            self.gaps.lock().unwrap_or_else(PoisonError::into_inner).add(id, topic, number, gap.range);
         if added.skipped > 0 {
             drop(self.results.send(QueryResult::GapsSkipped(added.skipped)));
         }
@@ -247,7 +248,11 @@ async fn partition_count(caller: &Caller, name: &str) -> Result<i32, QueryError>
     caller.persist(Lane::Metadata, move |scanner| scanner.partition_count(&name)).await
 }
 
-async fn watermarks(caller: &Caller, topic: &Arc<str>, number: i32) -> Result<(i64, i64), QueryError> {
+async fn watermarks(
+    caller: &Caller,
+    topic: &Arc<str>,
+    number: PartitionNumber,
+) -> Result<OffsetRange, QueryError> {
     let topic = Arc::clone(topic);
     caller.persist(Lane::Offsets, move |scanner| scanner.watermarks(&topic, number)).await
 }
@@ -267,9 +272,9 @@ async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, QueryError> {
         partitions = partition_count(caller, name).await?;
     }
     let (topic, mut ends) = (Arc::from(name), BTreeMap::new());
-    for partition in 0..partitions {
-        let (_, search) = watermarks(caller, &topic, partition).await?;
-        ends.insert(partition, ScanStart { search, last: None });
+    for number in (0..partitions).map(PartitionNumber) {
+        let offset = watermarks(caller, &topic, number).await?.until;
+        ends.insert(number, ScanStart { offset, last: None });
     }
     Ok(FoundTopic { partitions, ends, settings: describe(caller, name).await? })
 }
@@ -278,43 +283,43 @@ async fn topic(caller: &Caller, name: &str) -> Result<FoundTopic, QueryError> {
 async fn verify_partition(
     caller: &Caller,
     topic: &Arc<str>,
-    number: i32,
+    number: PartitionNumber,
     start: ScanStart,
     compacted: Option<bool>,
     at_start: bool,
-) -> Result<i64, QueryError> {
-    let reached = start.last.map_or(0, |last| last.offset + 1).max(start.search);
-    let (mut low, mut high) = watermarks(caller, topic, number).await?;
+) -> Result<Offset, QueryError> {
+    let reached = start.last.map_or(Offset::ZERO, |last| last.offset.next()).max(start.offset);
+    let mut present = watermarks(caller, topic, number).await?;
     for _ in 1..VERIFY_ATTEMPTS {
-        if high >= reached {
+        if present.until >= reached {
             break;
         }
         tokio::time::sleep(VERIFY_PAUSE).await;
-        (low, high) = watermarks(caller, topic, number).await?;
+        present = watermarks(caller, topic, number).await?;
     }
     let found = match start.last {
-        Some(last) if low <= last.offset && last.offset < high => {
+        Some(last) if present.contains(last.offset) => {
             Some(record_at(caller, topic, number, last.offset).await?)
         }
         _ => None,
     };
     let lost = |what| QueryError::Lost { topic: topic.to_string(), partition: number, what };
-    let search = verify::check_same_partition(topic, &start, low, high, found, compacted).map_err(lost)?;
+    let scan_from = verify::check_same_partition(topic, &start, present, found, compacted).map_err(lost)?;
     // A record beyond the end of the server's WAL reveals that the database was restored. Checking the last record is
     // enough, while this session has sent nothing.
-    if at_start && high > reached && high > low {
-        let newest = record_at(caller, topic, number, high - 1).await?;
-        caller.scanner.check_not_ahead(topic, number, high - 1, newest)?;
+    if let Some(last) = present.last().filter(|last| at_start && *last >= reached) {
+        let newest = record_at(caller, topic, number, last).await?;
+        caller.scanner.check_not_ahead(topic, number, last, newest)?;
     }
-    Ok(search)
+    Ok(scan_from)
 }
 
 /// What is at an offset.
 async fn record_at(
     caller: &Caller,
     topic: &Arc<str>,
-    number: i32,
-    offset: i64,
+    number: PartitionNumber,
+    offset: Offset,
 ) -> Result<verify::RecordAt, QueryError> {
     let mut share = FairShare::first();
     loop {
@@ -335,23 +340,23 @@ async fn record_at(
 async fn scan_partition(
     caller: &Caller,
     topic: &Arc<str>,
-    number: i32,
-    from: i64,
+    number: PartitionNumber,
+    from: Offset,
     mut min_in_sync: Option<usize>,
 ) -> Result<Scan, QueryError> {
     loop {
         while !is_replicated(caller, topic, number, min_in_sync).await? {
-            tracing::debug!(%topic, number, "fewer replicas in sync than min.insync.replicas");
+            tracing::debug!(%topic, %number, "fewer replicas in sync than min.insync.replicas");
             tokio::time::sleep(VERIFY_PAUSE).await;
             // Read the setting again: administrators may lower it to let delivery continue.
             min_in_sync = describe(caller, topic).await?.and_then(|settings| settings.min_in_sync_replicas);
         }
-        let (_, high) = watermarks(caller, topic, number).await?;
-        if high < from {
-            let what = format!("it ends at offset {high}, but it had already reached {from}");
+        let until = watermarks(caller, topic, number).await?.until;
+        if until < from {
+            let what = format!("it ends at offset {until}, but it had already reached {from}");
             return Err(QueryError::Lost { topic: topic.to_string(), partition: number, what });
         }
-        let scan = Scan::new(topic, number, Range::ToEnd, from, high);
+        let scan = Scan::new(topic, number, Scope::ToEnd, OffsetRange { from, until });
         let scan = read(caller, scan, FairShare::first()).await?;
         if is_replicated(caller, topic, number, min_in_sync).await? {
             return Ok(scan);
@@ -362,7 +367,7 @@ async fn scan_partition(
 async fn is_replicated(
     caller: &Caller,
     topic: &Arc<str>,
-    number: i32,
+    number: PartitionNumber,
     min_in_sync: Option<usize>,
 ) -> Result<bool, QueryError> {
     let topic = Arc::clone(topic);
@@ -376,9 +381,9 @@ async fn read(caller: &Caller, mut scan: Scan, mut share: FairShare) -> Result<S
     let (topic, number) = (Arc::clone(&scan.topic), scan.partition);
     let mut attempts = 1;
     loop {
-        let (low, high) = watermarks(caller, &topic, number).await?;
-        if high < scan.end() {
-            let what = format!("it ends at offset {high}, but it had already reached {}", scan.end());
+        let OffsetRange { from: low, until } = watermarks(caller, &topic, number).await?;
+        if until < scan.end() {
+            let what = format!("it ends at offset {until}, but it had already reached {}", scan.end());
             return Err(QueryError::Lost { topic: topic.to_string(), partition: number, what });
         }
         scan.skip_to(low);
@@ -417,12 +422,10 @@ async fn read_gaps(
         let Some((partition, PartitionGaps { topic, number, gaps: ranges, .. })) = next else {
             return Ok(());
         };
-        let Some((from, until)) = ranges.front().zip(ranges.back()).map(|(first, last)| (first.0, last.1))
-        else {
-            continue;
-        };
+        let Some((first, last)) = ranges.front().zip(ranges.back()) else { continue };
+        let all = OffsetRange { from: first.from, until: last.until };
         let began = Instant::now();
-        let scan = Scan::new(&topic, number, Range::Gaps(ranges.into()), from, until);
+        let scan = Scan::new(&topic, number, Scope::Gaps(ranges.into()), all);
         let scan = read(caller, scan, FairShare::brief(offset_gaps::BRIEF_TURN)).await?;
         if !scan.strays.is_empty() {
             let Scan { strays, more_strays: more, .. } = scan;

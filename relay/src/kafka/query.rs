@@ -6,9 +6,10 @@ use crate::kafka::diagnosis::Diagnosis;
 use crate::kafka::scan::Stray;
 use crate::kafka::scanner::{FoundTopic, QueryError, Reachability};
 use crate::progress::fingerprints::FoundRecords;
+use crate::progress::offset::Offset;
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
-use crate::topics::partitions::{PartitionId, ToVerify};
+use crate::topics::partitions::{PartitionId, PartitionNumber, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
@@ -20,7 +21,7 @@ pub struct QueriedPartition<'a> {
     /// Its topic.
     pub topic: &'a str,
     /// Its number in the topic.
-    pub number: i32,
+    pub number: PartitionNumber,
 }
 
 /// A query. It is repeated while Kafka does not respond. A refusal, or lost records, end the session.
@@ -51,7 +52,7 @@ pub enum Query<'a> {
         /// The partition.
         partition: QueriedPartition<'a>,
         /// The first offset to read.
-        from: i64,
+        from: Offset,
         /// `min.insync.replicas` of the topic, if known.
         min_in_sync: Option<usize>,
     },
@@ -109,7 +110,7 @@ pub enum QueryResult {
         /// The partition.
         partition: PartitionId,
         /// The offset at which a scan of it starts.
-        search: i64,
+        scan_from: Offset,
     },
     /// The states of topics from the metadata; `None` if Kafka did not respond.
     TopicStates(Option<BTreeMap<String, TopicState>>),

@@ -7,8 +7,10 @@ use rdkafka::message::Message;
 
 use crate::kafka::own_records::{OwnRecords, value_of};
 use crate::progress::fingerprints::{FoundRecords, fingerprint};
+use crate::progress::offset::{Offset, OffsetRange};
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
+use crate::topics::partitions::PartitionNumber;
 
 /// Maximum number of strays that one scan keeps. Normally there are none.
 const MAX_STRAYS: usize = 1024;
@@ -35,16 +37,16 @@ pub enum Step {
     OutOfRange,
 }
 
-/// The range of a scan.
+/// The records that a scan looks for.
 #[derive(Clone, Debug)]
-pub enum Range {
-    /// To the end of the partition when the scan began, for rows from before this session.
+pub enum Scope {
+    /// Those of rows from before this session, up to the end of the partition when the scan began.
     ToEnd,
-    /// The gap before the probe. Its records were appended during this session, by a process that may have received
+    /// Those in the gap before the probe. They were appended during this session, by a process that may have received
     /// more WAL than the server had when the session began.
     BeforeProbe(OffsetGap),
-    /// Gaps between records of this process, in order; each is the first offset, and the first offset after the gap.
-    Gaps(Vec<(i64, i64)>),
+    /// Those in gaps between records of this process, in order.
+    Gaps(Vec<OffsetRange>),
 }
 
 /// See the module documentation.
@@ -53,10 +55,10 @@ pub struct Scan {
     /// Topic.
     pub topic: Arc<str>,
     /// Partition number.
-    pub partition: i32,
-    range: Range,
-    /// The first offset after the range.
-    pub until: i64,
+    pub partition: PartitionNumber,
+    scope: Scope,
+    /// The first offset that is not read.
+    pub until: Offset,
     /// The result.
     pub found: ScanResult,
     /// The records of this outbox.
@@ -70,14 +72,14 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// A scan of `range`, which ends before `until`.
-    pub fn new(topic: &Arc<str>, partition: i32, range: Range, from: i64, until: i64) -> Scan {
+    /// A scan of `range`.
+    pub fn new(topic: &Arc<str>, partition: PartitionNumber, scope: Scope, range: OffsetRange) -> Scan {
         Scan {
             topic: Arc::clone(topic),
             partition,
-            range,
-            until,
-            found: ScanResult::nothing(from),
+            scope,
+            until: range.until,
+            found: ScanResult::nothing(range.from),
             records: FoundRecords::default(),
             phantoms: Phantoms::default(),
             strays: Vec::new(),
@@ -86,12 +88,12 @@ impl Scan {
     }
 
     /// The offset to continue from.
-    pub fn end(&self) -> i64 {
+    pub fn end(&self) -> Offset {
         self.found.end
     }
 
     /// Retention has removed the records before `low`. They existed, or the partition would not begin after them.
-    pub fn skip_to(&mut self, low: i64) {
+    pub fn skip_to(&mut self, low: Offset) {
         if low > self.found.end {
             self.found.end = low;
             self.records.begins_late = true;
@@ -104,13 +106,13 @@ impl Scan {
 
     /// Processes a record. Returns whether the scan is complete.
     pub(crate) fn on_record(&mut self, own: &OwnRecords, message: &impl Message) -> bool {
-        let offset = message.offset();
+        let offset = Offset(message.offset());
         self.records.has_missing_offsets |= offset > self.found.end;
         if offset >= self.until {
             self.found.end = self.until;
             return true;
         }
-        self.found.end = offset + 1;
+        self.found.end = offset.next();
         if let Some(position) = own.position(message) {
             self.on_own_record(own, message, position);
         }
@@ -120,17 +122,17 @@ impl Scan {
     fn on_own_record(&mut self, own: &OwnRecords, message: &impl Message, position: Position) {
         let is_on_line = own.lineage.is_on_line(position);
         let id = value_of(message, header::CE_ID);
-        let known = match &self.range {
-            Range::ToEnd if own.lineage.holds(position) => None,
-            Range::ToEnd => return self.on_phantom(own, message, position, is_on_line),
-            Range::BeforeProbe(gap) if is_on_line => gap.known,
-            Range::Gaps(gaps) if is_on_line => {
-                if is_within(gaps, message.offset()) {
+        let known = match &self.scope {
+            Scope::ToEnd if own.lineage.holds(position) => None,
+            Scope::ToEnd => return self.on_phantom(own, message, position, is_on_line),
+            Scope::BeforeProbe(gap) if is_on_line => gap.known,
+            Scope::Gaps(gaps) if is_on_line => {
+                if is_within(gaps, Offset(message.offset())) {
                     self.on_stray(Stray { position, fingerprint: fingerprint(position, id) });
                 }
                 return;
             }
-            Range::BeforeProbe(_) | Range::Gaps(_) => return,
+            Scope::BeforeProbe(_) | Scope::Gaps(_) => return,
         };
         self.found.highest = self.found.highest.max(Some(position));
         self.found.own_records += 1;
@@ -158,7 +160,7 @@ impl Scan {
 
     /// The consumer has reached the end of the partition, and has read everything before `read_up_to`, including
     /// offsets without a record.
-    pub(super) fn on_partition_end(&mut self, read_up_to: Option<i64>) -> Step {
+    pub(super) fn on_partition_end(&mut self, read_up_to: Option<Offset>) -> Step {
         if let Some(read_up_to) = read_up_to.filter(|offset| *offset > self.found.end) {
             self.records.has_missing_offsets = true;
             self.found.end = read_up_to;
@@ -167,38 +169,46 @@ impl Scan {
     }
 }
 
-fn is_within(gaps: &[(i64, i64)], offset: i64) -> bool {
-    let next = gaps.partition_point(|(from, _)| *from <= offset);
-    next.checked_sub(1).and_then(|at| gaps.get(at)).is_some_and(|(_, until)| offset < *until)
+fn is_within(gaps: &[OffsetRange], offset: Offset) -> bool {
+    let next = gaps.partition_point(|gap| gap.from <= offset);
+    next.checked_sub(1).and_then(|at| gaps.get(at)).is_some_and(|gap| gap.contains(offset))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn range(from: i64, until: i64) -> OffsetRange {
+        OffsetRange { from: Offset(from), until: Offset(until) }
+    }
+
+    fn to_end(from: i64, until: i64) -> Scan {
+        Scan::new(&"t".into(), PartitionNumber(0), Scope::ToEnd, range(from, until))
+    }
+
     #[test]
     fn only_offsets_within_gaps_count() {
-        let gaps = [(3, 5), (8, 9)];
-        let within: Vec<i64> = (0..12).filter(|offset| is_within(&gaps, *offset)).collect();
+        let gaps = [range(3, 5), range(8, 9)];
+        let within: Vec<i64> = (0..12).filter(|offset| is_within(&gaps, Offset(*offset))).collect();
         assert_eq!(within, [3, 4, 8]);
     }
 
     #[test]
     fn a_scan_is_not_done_if_the_partition_ends_too_early() {
-        let mut scan = Scan::new(&"t".into(), 0, Range::ToEnd, 5, 10);
+        let mut scan = to_end(5, 10);
         assert_eq!(scan.on_partition_end(None), Step::EndedEarly);
-        assert_eq!(scan.on_partition_end(Some(7)), Step::EndedEarly);
-        assert_eq!((scan.on_partition_end(Some(10)), scan.end()), (Step::Done, 10));
+        assert_eq!(scan.on_partition_end(Some(Offset(7))), Step::EndedEarly);
+        assert_eq!((scan.on_partition_end(Some(Offset(10))), scan.end()), (Step::Done, Offset(10)));
         assert!(scan.records.has_missing_offsets, "control records");
     }
 
     #[test]
     fn records_that_retention_removed_are_skipped() {
-        let mut scan = Scan::new(&"t".into(), 0, Range::ToEnd, 5, 10);
-        scan.skip_to(3);
+        let mut scan = to_end(5, 10);
+        scan.skip_to(Offset(3));
         assert!(!scan.records.begins_late);
-        scan.skip_to(8);
+        scan.skip_to(Offset(8));
         assert!(scan.records.begins_late);
-        assert_eq!(scan.end(), 8);
+        assert_eq!(scan.end(), Offset(8));
     }
 }

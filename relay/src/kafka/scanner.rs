@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use outbox::Position;
-use rdkafka::Offset;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, DefaultConsumerContext};
@@ -23,7 +22,8 @@ use crate::kafka::error::reason_of_kafka;
 use crate::kafka::own_records::OwnRecords;
 use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scan::{Scan, Step};
-use crate::topics::partitions::ScanStart;
+use crate::progress::offset::{Offset, OffsetRange};
+use crate::topics::partitions::{PartitionNumber, ScanStart};
 use crate::topics::settings::TopicSettings;
 
 /// Timeout of a metadata or watermark request.
@@ -49,7 +49,7 @@ pub enum QueryError {
         /// Topic.
         topic: String,
         /// Partition number.
-        partition: i32,
+        partition: PartitionNumber,
         /// What was found instead.
         what: String,
     },
@@ -61,9 +61,9 @@ pub enum QueryError {
         /// Topic.
         topic: String,
         /// Partition number.
-        partition: i32,
+        partition: PartitionNumber,
         /// The last offset of the partition.
-        offset: i64,
+        offset: Offset,
         /// The position of the record there.
         position: Position,
         /// The record was written while this server was running, so another server wrote it.
@@ -102,7 +102,7 @@ pub struct FoundTopic {
     /// The number of partitions.
     pub partitions: i32,
     /// The end offset of each partition. No record before it is from this outbox.
-    pub ends: BTreeMap<i32, ScanStart>,
+    pub ends: BTreeMap<PartitionNumber, ScanStart>,
     /// The topic's settings, if the relay may read them.
     pub settings: Option<TopicSettings>,
 }
@@ -183,9 +183,11 @@ impl PartitionScanner {
         self.request(|| partition_count(&*self.consumer, name, REQUEST))
     }
 
-    /// The first offset of a partition, and its end.
-    pub fn watermarks(&self, topic: &str, partition: i32) -> Result<(i64, i64), QueryError> {
-        self.request(|| self.consumer.fetch_watermarks(topic, partition, LEADER_REQUEST))
+    /// The offsets that a partition has.
+    pub fn watermarks(&self, topic: &str, partition: PartitionNumber) -> Result<OffsetRange, QueryError> {
+        let (low, high) =
+            self.request(|| self.consumer.fetch_watermarks(topic, partition.0, LEADER_REQUEST))?;
+        Ok(OffsetRange { from: Offset(low), until: Offset(high) })
     }
 
     /// Makes a request once.
@@ -209,15 +211,15 @@ impl PartitionScanner {
     pub(crate) fn reading_from<T>(
         &self,
         topic: &str,
-        partition: i32,
-        start: i64,
+        partition: PartitionNumber,
+        start: Offset,
         read: impl FnOnce() -> Result<T, QueryError>,
     ) -> Result<T, QueryError> {
         if self.is_cancelled() {
             return Err(QueryError::Cancelled);
         }
         let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        partition_reader::assign(&self.consumer, topic, partition, Offset::Offset(start))
+        partition_reader::assign(&self.consumer, topic, partition, rdkafka::Offset::Offset(start.0))
             .map_err(QueryError::Refused)?;
         let found = read();
         drop(self.consumer.unassign());
@@ -257,9 +259,10 @@ impl PartitionScanner {
     }
 
     /// The offset after everything that the consumer received, including control records.
-    fn read_up_to(&self, topic: &str, partition: i32) -> Option<i64> {
+    fn read_up_to(&self, topic: &str, partition: PartitionNumber) -> Option<Offset> {
         let positions = self.consumer.position().ok()?;
-        positions.find_partition(topic, partition)?.offset().to_raw().filter(|offset| *offset >= 0)
+        let offset = positions.find_partition(topic, partition.0)?.offset().to_raw()?;
+        (offset >= 0).then_some(Offset(offset))
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {

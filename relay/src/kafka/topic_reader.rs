@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::Sink;
 use crate::kafka::client::{self, reader_config};
 use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scanner::partition_count;
+use crate::progress::offset::{Offset, OffsetRange};
+use crate::topics::partitions::PartitionNumber;
 
 /// Timeout of one request for metadata, watermarks or offsets.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -38,7 +40,7 @@ pub enum ReadError {
     #[error(
         "topic {topic}: no record arrived for {STALLED_AFTER:?}, although partition {partition} has more"
     )]
-    Stalled { topic: String, partition: i32 },
+    Stalled { topic: String, partition: PartitionNumber },
 }
 
 /// Reads a topic.
@@ -74,12 +76,11 @@ impl TopicReader {
         if partitions == 0 {
             return Err(ReadError::NoSuchTopic(self.topic.clone()));
         }
-        for partition in 0..partitions {
-            let Some((from, until)) = self.range(partition, since).map_err(|error| self.failed(error))?
-            else {
+        for partition in (0..partitions).map(PartitionNumber) {
+            let Some(range) = self.range(partition, since).map_err(|error| self.failed(error))? else {
                 continue;
             };
-            if self.read_partition(partition, from, until, &mut take)?.is_break() {
+            if self.read_partition(partition, range, &mut take)?.is_break() {
                 break;
             }
         }
@@ -87,14 +88,18 @@ impl TopicReader {
     }
 
     /// Offsets to read; `None` if there are none.
-    fn range(&self, partition: i32, since: Option<DateTime<Utc>>) -> Result<Option<(i64, i64)>, KafkaError> {
-        let (low, high) = self.consumer.fetch_watermarks(&self.topic, partition, REQUEST)?;
+    fn range(
+        &self,
+        partition: PartitionNumber,
+        since: Option<DateTime<Utc>>,
+    ) -> Result<Option<OffsetRange>, KafkaError> {
+        let (low, high) = self.consumer.fetch_watermarks(&self.topic, partition.0, REQUEST)?;
         let from = match since {
             None => Some(low),
             Some(since) => {
                 let mut times = TopicPartitionList::new();
-                let millis = Offset::Offset(since.timestamp_millis());
-                times.add_partition_offset(&self.topic, partition, millis)?;
+                let millis = rdkafka::Offset::Offset(since.timestamp_millis());
+                times.add_partition_offset(&self.topic, partition.0, millis)?;
                 let found = self.consumer.offsets_for_times(times, REQUEST)?;
                 // Kafka returns the end offset if no record is that late.
                 found
@@ -104,24 +109,31 @@ impl TopicReader {
                     .filter(|from| *from >= 0)
             }
         };
-        Ok(from.filter(|from| *from < high).map(|from| (from, high)))
+        let range = from.map(|from| OffsetRange { from: Offset(from), until: Offset(high) });
+        Ok(range.filter(|range| range.count() > 0))
     }
 
     fn read_partition(
         &self,
-        partition: i32,
-        from: i64,
-        until: i64,
+        partition: PartitionNumber,
+        range: OffsetRange,
         take: &mut impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, ReadError> {
-        partition_reader::assign(&self.consumer, &self.topic, partition, Offset::Offset(from))
-            .map_err(|error| self.failed(error))?;
+        partition_reader::assign(
+            &self.consumer,
+            &self.topic,
+            partition,
+            rdkafka::Offset::Offset(range.from.0),
+        )
+        .map_err(|error| self.failed(error))?;
         let mut progress = Instant::now();
         loop {
             match partition_reader::poll(&self.consumer, &self.topic, partition) {
-                Polled::Record(message) if message.offset() >= until => return Ok(ControlFlow::Continue(())),
+                Polled::Record(message) if message.offset() >= range.until.0 => {
+                    return Ok(ControlFlow::Continue(()));
+                }
                 Polled::Record(message) => {
-                    let last = message.offset() + 1 >= until;
+                    let last = Offset(message.offset()).next() >= range.until;
                     let taken = take(&message);
                     if last || taken.is_break() {
                         return Ok(taken);

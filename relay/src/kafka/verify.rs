@@ -18,7 +18,8 @@ use crate::kafka::error::reason_of_kafka;
 use crate::kafka::own_records::{OwnRecords, position_of};
 use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scanner::{FairShare, PartitionScanner, QueryError, REQUEST};
-use crate::topics::partitions::ScanStart;
+use crate::progress::offset::{Offset, OffsetRange};
+use crate::topics::partitions::{PartitionNumber, ScanStart};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
@@ -33,8 +34,8 @@ impl PartitionScanner {
     pub fn record_at(
         &self,
         topic: &str,
-        partition: i32,
-        offset: i64,
+        partition: PartitionNumber,
+        offset: Offset,
         share: &FairShare,
     ) -> Result<Option<RecordAt>, QueryError> {
         self.reading_from(topic, partition, offset, || self.read_record(topic, partition, offset, share))
@@ -43,8 +44,8 @@ impl PartitionScanner {
     fn read_record(
         &self,
         topic: &str,
-        partition: i32,
-        offset: i64,
+        partition: PartitionNumber,
+        offset: Offset,
         share: &FairShare,
     ) -> Result<Option<RecordAt>, QueryError> {
         let began = Instant::now();
@@ -52,7 +53,7 @@ impl PartitionScanner {
             match partition_reader::poll(&self.consumer, topic, partition) {
                 Polled::Nothing if share.must_yield(self, began, began) => return Ok(None),
                 Polled::Nothing => {}
-                Polled::Record(message) if message.offset() == offset => {
+                Polled::Record(message) if message.offset() == offset.0 => {
                     return Ok(Some(RecordAt::of(&message, &self.own)));
                 }
                 Polled::Record(_) | Polled::End => return Ok(Some(RecordAt::Nothing)),
@@ -67,8 +68,8 @@ impl PartitionScanner {
     pub fn check_not_ahead(
         &self,
         topic: &str,
-        partition: i32,
-        offset: i64,
+        partition: PartitionNumber,
+        offset: Offset,
         found: RecordAt,
     ) -> Result<(), QueryError> {
         match found {
@@ -110,7 +111,7 @@ impl PartitionScanner {
     /// The replicas of a partition. Brokers before 4.0 return records that fewer replicas have than an acknowledgement
     /// needs. In that state nothing could be delivered either, so waiting for its end costs nothing, with brokers of
     /// any version.
-    pub fn replicas(&self, topic: &str, partition: i32) -> Result<Replicas, QueryError> {
+    pub fn replicas(&self, topic: &str, partition: PartitionNumber) -> Result<Replicas, QueryError> {
         self.request(|| {
             let metadata = self.consumer.fetch_metadata(Some(topic), REQUEST)?;
             replicas_in(&metadata, topic, partition)
@@ -148,13 +149,13 @@ impl PartitionScanner {
 }
 
 /// A broker that does not know the partition (yet) decides nothing: the caller asks again.
-fn replicas_in(metadata: &Metadata, topic: &str, partition: i32) -> Result<Replicas, KafkaError> {
+fn replicas_in(metadata: &Metadata, topic: &str, partition: PartitionNumber) -> Result<Replicas, KafkaError> {
     let topic = metadata.topics().iter().find(|found| found.name() == topic);
     if let Some(code) = topic.and_then(MetadataTopic::error) {
         return Err(KafkaError::MetadataFetch(code.into()));
     }
     let mut partitions = topic.into_iter().flat_map(MetadataTopic::partitions);
-    let found = partitions.find(|found| found.id() == partition);
+    let found = partitions.find(|found| found.id() == partition.0);
     let found = found.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownPartition))?;
     Ok(Replicas { all: found.replicas().len(), in_sync: found.isr().len() })
 }
@@ -235,41 +236,41 @@ impl RecordAt {
     }
 }
 
-/// Checks that a partition from `low` to `high` is the one that the checkpoint describes. `found` is what is at the
+/// Checks that a partition with the offsets `present` is the one that the checkpoint describes. `found` is what is at the
 /// offset of its last record. Returns the offset at which a scan starts, or what is wrong. `compacted` is the topic's
 /// policy, if known.
 pub(crate) fn check_same_partition(
     topic: &str,
     start: &ScanStart,
-    low: i64,
-    high: i64,
+    present: OffsetRange,
     found: Option<RecordAt>,
     compacted: Option<bool>,
-) -> Result<i64, String> {
+) -> Result<Offset, String> {
+    let OffsetRange { from: low, until: high } = present;
     let Some(last) = start.last else {
         // It has no confirmed record of this relay. If the topic was recreated, the whole partition is scanned.
-        return Ok(if high < start.search { low } else { start.search });
+        return Ok(if high < start.offset { low } else { start.offset });
     };
     let offset = last.offset;
-    if high < start.search || high <= offset {
+    if high < start.offset || high <= offset {
         return Err(format!("it ends at offset {high}, but Kafka had acknowledged offset {offset}"));
     }
     match found {
         // Retention removed the record, because the partition begins after it.
-        None if low > offset => Ok(start.search),
-        Some(RecordAt::Removed) => Ok(start.search),
+        None if low > offset => Ok(start.offset),
+        Some(RecordAt::Removed) => Ok(start.offset),
         // Its `ce_source` does not matter: `source.eventSource` may have changed.
-        Some(RecordAt::Event { position, .. }) if last.is_at(position) => Ok(start.search),
+        Some(RecordAt::Event { position, .. }) if last.is_at(position) => Ok(start.offset),
         // Compaction keeps offsets, and removes a record once there is a later one with its key.
-        Some(RecordAt::Nothing) if compacted == Some(true) => Ok(start.search),
+        Some(RecordAt::Nothing) if compacted == Some(true) => Ok(start.offset),
         Some(RecordAt::Nothing) if compacted.is_none() => {
             tracing::warn!(
                 topic,
-                offset,
+                %offset,
                 "the last acknowledged record is gone. Compaction may have removed it; the relay cannot read the \
                  topic's settings (DescribeConfigs) to be sure. Delivery continues"
             );
-            Ok(start.search)
+            Ok(start.offset)
         }
         Some(RecordAt::Event { position, .. }) => {
             Err(format!("offset {offset} now has another event, the one at {position}"))
@@ -305,16 +306,20 @@ mod tests {
     use crate::progress::lineage::Lineage;
     use crate::topics::partitions::LastRecord;
 
-    const LAST: LastRecord = LastRecord { offset: 41, timeline: 1, commit: 100, index: Some(3) };
-    const START: ScanStart = ScanStart { search: 42, last: Some(LAST) };
+    const LAST: LastRecord = LastRecord { offset: Offset(41), timeline: 1, commit: 100, index: Some(3) };
+    const START: ScanStart = ScanStart { offset: Offset(42), last: Some(LAST) };
 
     fn event(commit_lsn: u64, index: u64) -> Option<RecordAt> {
         let position = Position { timeline: 1, commit_lsn, index };
         Some(RecordAt::Event { position, is_own: true, after_server_start: true })
     }
 
+    fn present(from: i64, until: i64) -> OffsetRange {
+        OffsetRange { from: Offset(from), until: Offset(until) }
+    }
+
     fn check(low: i64, high: i64, found: Option<RecordAt>, compacted: Option<bool>) -> Result<i64, String> {
-        check_same_partition("t", &START, low, high, found, compacted)
+        check_same_partition("t", &START, present(low, high), found, compacted).map(|from| from.0)
     }
 
     #[test]
@@ -328,8 +333,11 @@ mod tests {
 
     #[test]
     fn a_last_record_stored_without_an_index_is_compared_without_it() {
-        let start = ScanStart { search: 42, last: Some(LastRecord { index: None, ..LAST }) };
-        assert_eq!(check_same_partition("t", &start, 0, 60, event(100, 7), Some(false)), Ok(42));
+        let start = ScanStart { offset: Offset(42), last: Some(LastRecord { index: None, ..LAST }) };
+        assert_eq!(
+            check_same_partition("t", &start, present(0, 60), event(100, 7), Some(false)),
+            Ok(Offset(42))
+        );
     }
 
     #[test]
@@ -353,9 +361,9 @@ mod tests {
 
     #[test]
     fn a_topic_without_acknowledged_records_cannot_have_lost_any() {
-        let start = ScanStart { search: 42, last: None };
-        assert_eq!(check_same_partition("t", &start, 0, 50, None, Some(false)), Ok(42));
-        assert_eq!(check_same_partition("t", &start, 0, 5, None, Some(false)), Ok(0));
+        let start = ScanStart { offset: Offset(42), last: None };
+        assert_eq!(check_same_partition("t", &start, present(0, 50), None, Some(false)), Ok(Offset(42)));
+        assert_eq!(check_same_partition("t", &start, present(0, 5), None, Some(false)), Ok(Offset(0)));
     }
 
     #[test]

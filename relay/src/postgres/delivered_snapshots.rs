@@ -95,14 +95,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::topics::partitions::ScanStart;
+    use crate::progress::offset::Offset;
+    use crate::topics::partitions::{PartitionNumber, ScanStart};
 
     fn lsn(value: u64) -> EndLsn {
         EndLsn::new(pg_replication::Lsn::from(value))
     }
     fn at(offset: i64) -> Offsets {
-        let floor = ScanStart { search: offset, last: None };
-        Offsets::from([("t".into(), BTreeMap::from([(0, floor)]))])
+        let start = ScanStart { offset: Offset(offset), last: None };
+        Offsets::from([("t".into(), BTreeMap::from([(PartitionNumber(0), start)]))])
     }
     fn taken(snapshot: &str, xmin: u64, until: u64) -> Snapshot {
         Snapshot { snapshot: snapshot.into(), xmin, until: lsn(until) }
@@ -218,7 +219,7 @@ mod tests {
                         world.last_completed = world.last_completed.max(xid);
                         if let Some(stored) = stored {
                             if let Some(offsets) = &stored.offsets {
-                                offsets_in_row = offsets["t"][&0].search;
+                                offsets_in_row = offsets["t"][&PartitionNumber(0)].offset.0;
                             }
                             let visible: BTreeSet<u64> =
                                 stored.snapshot.split(',').filter_map(|xid| xid.parse().ok()).collect();

@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn};
 
+use crate::progress::offset::{Offset, OffsetRange};
+
 /// The result of scanning a partition or a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanResult {
@@ -33,12 +35,12 @@ pub struct ScanResult {
     /// How many of them are at or below the position known before the scan of a gap: [`OffsetGap::known`].
     pub repeated: u64,
     /// The offset of the next record appended after the scan.
-    pub end: i64,
+    pub end: Offset,
 }
 
 impl ScanResult {
     /// The result of a scan from `start` that found no records.
-    pub fn nothing(start: i64) -> ScanResult {
+    pub fn nothing(start: Offset) -> ScanResult {
         ScanResult { highest: None, own_records: 0, repeated: 0, end: start }
     }
 }
@@ -53,7 +55,7 @@ pub enum Admission {
     /// The partition must be scanned first.
     Scan {
         /// The first offset to read.
-        from: i64,
+        from: Offset,
     },
     /// A scan or a probe is in progress: ask again later.
     Wait,
@@ -69,17 +71,15 @@ pub enum Landed {
     /// Before records that were already appended: the partition was truncated, or the topic was recreated.
     Backwards {
         /// The lowest possible offset.
-        expected: i64,
+        expected: Offset,
     },
 }
 
 /// A range of offsets that other producers filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffsetGap {
-    /// The first offset of the gap.
-    pub from: i64,
-    /// The first offset after the gap.
-    pub until: i64,
+    /// The offsets.
+    pub range: OffsetRange,
     /// The highest position known to be in the partition outside of the gap. This outbox's records in the gap at or
     /// below it are duplicates.
     pub known: Option<Position>,
@@ -96,12 +96,12 @@ enum State {
     Scanning,
     /// Scanned up to `end`; the next row sent is the probe.
     Scanned {
-        end: i64,
+        end: Offset,
     },
     /// One record is in flight, and nothing may be sent before it is acknowledged. `end` is the end of the scan right
     /// before it, if there was one.
     Probing {
-        end: Option<i64>,
+        end: Option<Offset>,
         probe: Position,
     },
     /// The probe was appended after a gap, which is being scanned.
@@ -116,10 +116,10 @@ enum State {
 pub struct PartitionDedup {
     state: State,
     /// Where a scan starts: every record before this offset is confirmed, or of another producer.
-    scan_from: i64,
+    scan_from: Offset,
     highest: Option<Position>,
     /// The offset of the next record if no other producer writes. Unknown before the first acknowledgement.
-    next: Option<i64>,
+    next: Option<Offset>,
     /// The number of records that are sent but not acknowledged.
     in_flight: usize,
     /// When a record was last acknowledged.
@@ -130,7 +130,7 @@ pub struct PartitionDedup {
 
 impl PartitionDedup {
     /// The state of a partition whose records before offset `scan_from` need no scan.
-    pub fn new(scan_from: i64) -> Self {
+    pub fn new(scan_from: Offset) -> Self {
         PartitionDedup {
             state: State::Unscanned,
             scan_from,
@@ -144,11 +144,11 @@ impl PartitionDedup {
 
     /// The offset that the checkpoint must not advance past: the start of the gap before the probe, until every row in
     /// it is confirmed. This process will not send those rows, so its successor must be able to find them.
-    pub fn retain_from(&self, confirmed: EndLsn) -> Option<i64> {
+    pub fn retain_from(&self, confirmed: EndLsn) -> Option<Offset> {
         let (gap, highest) = self.before_probe?;
         let is_confirmed =
             |position: Position| confirmed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
-        (!highest.is_some_and(is_confirmed)).then_some(gap.from)
+        (!highest.is_some_and(is_confirmed)).then_some(gap.range.from)
     }
 
     /// Decides what to do with the next row of this partition. Rows arrive in position order. `replayed` is whether the
@@ -192,7 +192,7 @@ impl PartitionDedup {
     }
 
     /// A record of this process was acknowledged at `offset`.
-    pub fn on_acknowledged(&mut self, offset: i64, now: Instant) -> Landed {
+    pub fn on_acknowledged(&mut self, offset: Offset, now: Instant) -> Landed {
         let expected = match self.state {
             State::Probing { end: Some(end), .. } => Some(end),
             _ => self.next,
@@ -203,9 +203,10 @@ impl PartitionDedup {
         }
         self.in_flight = self.in_flight.saturating_sub(1);
         self.acknowledged_at = Some(now);
-        self.next = Some(offset + 1);
+        self.next = Some(offset.next());
         let gap = expected.filter(|from| *from < offset);
-        let gap = gap.map(|from| OffsetGap { from, until: offset, known: self.highest });
+        let gap =
+            gap.map(|from| OffsetGap { range: OffsetRange { from, until: offset }, known: self.highest });
         if let State::Probing { end, probe } = self.state {
             // A gap before a probe without a preceding scan is treated like a later gap.
             let after_scan = gap.filter(|_| end.is_some());
@@ -254,32 +255,36 @@ mod tests {
         admission
     }
     fn found(highest: Option<u64>, own_records: u64, end: i64) -> ScanResult {
-        ScanResult { highest: highest.map(at), own_records, repeated: 0, end }
+        ScanResult { highest: highest.map(at), own_records, repeated: 0, end: Offset(end) }
+    }
+
+    fn gap(from: i64, until: i64, known: Option<Position>) -> OffsetGap {
+        OffsetGap { range: OffsetRange { from: Offset(from), until: Offset(until) }, known }
     }
 
     #[test]
     fn rows_beyond_the_horizon_need_no_scan_and_the_first_is_sent_alone() {
-        let mut dedup = PartitionDedup::new(0);
+        let mut dedup = PartitionDedup::new(Offset(0));
         assert_eq!(offer(&mut dedup, 10, false), Admission::Send);
         assert_eq!(offer(&mut dedup, 20, false), Admission::Wait, "the broker may not know the producer");
-        assert_eq!(dedup.on_acknowledged(3, Instant::now()), Landed::InOrder);
+        assert_eq!(dedup.on_acknowledged(Offset(3), Instant::now()), Landed::InOrder);
         assert_eq!(offer(&mut dedup, 20, false), Admission::Send);
         assert_eq!(offer(&mut dedup, 30, false), Admission::Send);
     }
 
     #[test]
     fn after_an_idle_time_one_record_is_sent_alone_again() {
-        let mut dedup = PartitionDedup::new(0);
+        let mut dedup = PartitionDedup::new(Offset(0));
         let start = Instant::now();
         dedup.on_sent(at(10), start);
-        dedup.on_acknowledged(3, start);
+        dedup.on_acknowledged(Offset(3), start);
         dedup.on_sent(at(20), start + MAX_IDLE / 2);
         assert_eq!(dedup.admit(at(30), false), Admission::Send, "the partition is not idle");
-        dedup.on_acknowledged(4, start + MAX_IDLE / 2);
+        dedup.on_acknowledged(Offset(4), start + MAX_IDLE / 2);
         dedup.on_sent(at(30), start + MAX_IDLE * 2);
         assert_eq!(dedup.admit(at(40), false), Admission::Wait, "the broker may have forgotten the producer");
-        let gap = OffsetGap { from: 5, until: 9, known: None };
-        assert_eq!(dedup.on_acknowledged(9, start + MAX_IDLE * 2), Landed::AfterGap(gap));
+        let gap = gap(5, 9, None);
+        assert_eq!(dedup.on_acknowledged(Offset(9), start + MAX_IDLE * 2), Landed::AfterGap(gap));
         assert_eq!(
             dedup.admit(at(40), false),
             Admission::Send,
@@ -290,10 +295,10 @@ mod tests {
 
     #[test]
     fn a_partition_with_a_record_in_flight_for_long_is_not_idle() {
-        let mut dedup = PartitionDedup::new(0);
+        let mut dedup = PartitionDedup::new(Offset(0));
         let start = Instant::now();
         dedup.on_sent(at(10), start);
-        dedup.on_acknowledged(3, start);
+        dedup.on_acknowledged(Offset(3), start);
         dedup.on_sent(at(20), start);
         dedup.on_sent(at(30), start + MAX_IDLE * 2);
         assert_eq!(
@@ -305,30 +310,34 @@ mod tests {
 
     #[test]
     fn replayed_rows_wait_for_the_scan_and_one_probe() {
-        let mut dedup = PartitionDedup::new(7);
-        assert_eq!(offer(&mut dedup, 10, true), Admission::Scan { from: 7 });
+        let mut dedup = PartitionDedup::new(Offset(7));
+        assert_eq!(offer(&mut dedup, 10, true), Admission::Scan { from: Offset(7) });
         assert_eq!(offer(&mut dedup, 10, true), Admission::Wait);
         dedup.on_scanned(found(Some(10), 3, 42));
         assert_eq!(offer(&mut dedup, 10, true), Admission::AlreadyThere);
         assert_eq!(offer(&mut dedup, 20, true), Admission::Send);
         assert_eq!(offer(&mut dedup, 30, false), Admission::Wait);
-        assert_eq!(dedup.on_acknowledged(42, Instant::now()), Landed::InOrder);
+        assert_eq!(dedup.on_acknowledged(Offset(42), Instant::now()), Landed::InOrder);
         assert_eq!(offer(&mut dedup, 30, false), Admission::Send);
     }
 
     #[test]
     fn a_gap_before_the_probe_is_scanned_before_anything_is_sent() {
-        let mut dedup = PartitionDedup::new(0);
+        let mut dedup = PartitionDedup::new(Offset(0));
         offer(&mut dedup, 10, true);
         dedup.on_scanned(found(None, 0, 5));
         assert_eq!(offer(&mut dedup, 10, true), Admission::Send);
-        let gap = OffsetGap { from: 5, until: 8, known: None };
-        assert_eq!(dedup.on_acknowledged(8, Instant::now()), Landed::AfterGap(gap));
-        assert_eq!(dedup.retain_from(end(90)), Some(5), "the gap is not scanned yet");
+        let gap = gap(5, 8, None);
+        assert_eq!(dedup.on_acknowledged(Offset(8), Instant::now()), Landed::AfterGap(gap));
+        assert_eq!(dedup.retain_from(end(90)), Some(Offset(5)), "the gap is not scanned yet");
         assert_eq!(offer(&mut dedup, 20, true), Admission::Wait);
         // The dead process's last request: rows 10, 20 and 30. The probe, row 10, is in Kafka twice.
         assert_eq!(dedup.on_gap_scanned(gap, found(Some(30), 3, 8)), 1);
-        assert_eq!(dedup.retain_from(end(25)), Some(5), "the gap contains row 30, which is not confirmed");
+        assert_eq!(
+            dedup.retain_from(end(25)),
+            Some(Offset(5)),
+            "the gap contains row 30, which is not confirmed"
+        );
         assert_eq!(dedup.retain_from(end(35)), None);
         assert_eq!(offer(&mut dedup, 20, true), Admission::AlreadyThere);
         assert_eq!(offer(&mut dedup, 30, true), Admission::AlreadyThere);
@@ -337,12 +346,12 @@ mod tests {
 
     #[test]
     fn a_record_in_the_gap_that_the_scan_had_seen_is_a_duplicate() {
-        let mut dedup = PartitionDedup::new(0);
+        let mut dedup = PartitionDedup::new(Offset(0));
         offer(&mut dedup, 10, true);
         dedup.on_scanned(found(Some(20), 2, 5));
         assert_eq!(offer(&mut dedup, 30, true), Admission::Send);
-        let gap = OffsetGap { from: 5, until: 7, known: Some(at(20)) };
-        assert_eq!(dedup.on_acknowledged(7, Instant::now()), Landed::AfterGap(gap));
+        let gap = gap(5, 7, Some(at(20)));
+        assert_eq!(dedup.on_acknowledged(Offset(7), Instant::now()), Landed::AfterGap(gap));
         // The gap contains row 20 again, and row 25, which is new.
         let read = ScanResult { repeated: 1, ..found(Some(25), 2, 7) };
         assert_eq!(dedup.on_gap_scanned(gap, read), 1);
@@ -350,32 +359,35 @@ mod tests {
 
     #[test]
     fn own_records_in_a_later_gap_are_counted() {
-        let mut dedup = PartitionDedup::new(0);
+        let mut dedup = PartitionDedup::new(Offset(0));
         offer(&mut dedup, 10, false);
-        assert_eq!(dedup.on_acknowledged(3, Instant::now()), Landed::InOrder);
-        let gap = OffsetGap { from: 4, until: 6, known: None };
-        assert_eq!(dedup.on_acknowledged(6, Instant::now()), Landed::AfterGap(gap));
+        assert_eq!(dedup.on_acknowledged(Offset(3), Instant::now()), Landed::InOrder);
+        let gap = gap(4, 6, None);
+        assert_eq!(dedup.on_acknowledged(Offset(6), Instant::now()), Landed::AfterGap(gap));
         assert_eq!(dedup.on_gap_scanned(gap, found(Some(50), 1, 6)), 1);
         assert_eq!(dedup.admit(at(20), false), Admission::Send, "no process has sent it");
     }
 
     #[test]
     fn an_offset_that_goes_back_is_detected() {
-        let mut dedup = PartitionDedup::new(10);
+        let mut dedup = PartitionDedup::new(Offset(10));
         offer(&mut dedup, 10, false);
         assert_eq!(
-            dedup.on_acknowledged(0, Instant::now()),
-            Landed::Backwards { expected: 10 },
+            dedup.on_acknowledged(Offset(0), Instant::now()),
+            Landed::Backwards { expected: Offset(10) },
             "below the start of the scan"
         );
-        assert_eq!(dedup.on_acknowledged(10, Instant::now()), Landed::InOrder);
-        assert_eq!(dedup.on_acknowledged(10, Instant::now()), Landed::Backwards { expected: 11 });
+        assert_eq!(dedup.on_acknowledged(Offset(10), Instant::now()), Landed::InOrder);
+        assert_eq!(
+            dedup.on_acknowledged(Offset(10), Instant::now()),
+            Landed::Backwards { expected: Offset(11) }
+        );
     }
 
     #[test]
     fn admitting_a_row_without_sending_it_changes_nothing() {
-        let mut dedup = PartitionDedup::new(0);
-        assert_eq!(dedup.admit(at(10), true), Admission::Scan { from: 0 });
+        let mut dedup = PartitionDedup::new(Offset(0));
+        assert_eq!(dedup.admit(at(10), true), Admission::Scan { from: Offset(0) });
         dedup.on_scanned(found(None, 0, 5));
         assert_eq!(dedup.admit(at(10), true), Admission::Send);
         assert_eq!(dedup.admit(at(10), true), Admission::Send, "no probe is in flight");
@@ -390,19 +402,19 @@ mod tests {
             // Nothing beyond the horizon can be in Kafka.
             let horizon = horizon.max(appended);
             let mut log: Vec<u64> = (0..appended).collect();
-            let mut dedup = PartitionDedup::new(0);
+            let mut dedup = PartitionDedup::new(Offset(0));
             for row in 0..rows {
                 loop {
                     match offer(&mut dedup, row, row < horizon) {
                         Admission::Send => {
                             log.push(row);
-                            let landed = dedup.on_acknowledged(log.len() as i64 - 1, Instant::now());
+                            let landed = dedup.on_acknowledged(Offset(log.len() as i64 - 1), Instant::now());
                             prop_assert_eq!(landed, Landed::InOrder);
                             break;
                         }
                         Admission::AlreadyThere => break,
                         Admission::Scan { from } => {
-                            let range = &log[from as usize..];
+                            let range = &log[from.0 as usize..];
                             dedup.on_scanned(found(range.iter().max().copied(), range.len() as u64, log.len() as i64));
                         }
                         Admission::Wait => prop_assert!(false, "nothing is in flight"),

@@ -36,6 +36,7 @@ pub use self::stored::{RoutingConfig, RoutingHistory, Superseded, TopicShape};
 use crate::event::poison::Poison;
 use crate::routing::error::RoutingError;
 use crate::routing::router::{InvalidRule, partition};
+use crate::topics::partitions::PartitionNumber;
 use crate::topics::registry::{TopicId, TopicRegistry};
 
 /// The destination of a row.
@@ -44,7 +45,7 @@ pub struct Destination {
     /// Topic.
     pub topic: TopicId,
     /// Partition number.
-    pub number: i32,
+    pub number: PartitionNumber,
     /// The row may be sent once the committed checkpoint has this routing revision.
     pub revision: u64,
     /// Why the row goes there as a dead letter, if it does.

@@ -4,6 +4,7 @@ use regex::Regex;
 
 use crate::error::excerpt;
 use crate::routing::rule::Routing;
+use crate::topics::partitions::PartitionNumber;
 
 /// The longest topic name that Kafka accepts.
 const MAX_TOPIC_BYTES: usize = 249;
@@ -113,10 +114,10 @@ pub fn is_internal(name: &str) -> bool {
 
 /// The partition that Kafka's Java client chooses: `(murmur2(key) & 0x7fffffff) % partitions`. librdkafka's default is
 /// another hash, with which two producers would send one key to two partitions.
-pub fn partition(key: &[u8], partitions: i32) -> i32 {
+pub fn partition(key: &[u8], partitions: i32) -> PartitionNumber {
     let positive = murmur2(key) & 0x7fff_ffff;
     let count = u32::try_from(partitions).unwrap_or(1).max(1);
-    i32::try_from(positive % count).unwrap_or(0)
+    PartitionNumber(i32::try_from(positive % count).unwrap_or(0))
 }
 
 /// MurmurHash2 as in `org.apache.kafka.common.utils.Utils.murmur2`: 32 bits, little-endian words.
@@ -200,7 +201,7 @@ mod tests {
 
         #[test]
         fn any_key_has_a_partition_that_exists(key: Vec<u8>, count in 1i32..2_000) {
-            prop_assert!((0..count).contains(&partition(&key, count)));
+            prop_assert!((0..count).contains(&partition(&key, count).0));
         }
     }
 
@@ -216,7 +217,7 @@ mod tests {
     fn partitions_are_those_of_the_java_client() {
         let partitions = [("21", 0), ("foobar", 6), ("abc", 3), ("", 9)];
         for (key, expected) in partitions {
-            assert_eq!(partition(key.as_bytes(), 12), expected, "{key}");
+            assert_eq!(partition(key.as_bytes(), 12), PartitionNumber(expected), "{key}");
         }
     }
 

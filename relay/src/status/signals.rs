@@ -4,6 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use pg_replication::{EndLsn, PgTime};
 
+use crate::topics::partitions::PartitionNumber;
+
 /// What the relay is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -114,7 +116,7 @@ pub enum WaitsFor {
 #[derive(Clone, Debug)]
 pub struct SilentPartition {
     pub topic: String,
-    pub partition: i32,
+    pub partition: PartitionNumber,
     /// Records that are not acknowledged, or rows that wait for the scan.
     pub records: usize,
     /// Since when the oldest of them waits.

@@ -1,6 +1,7 @@
 //! A partition that this relay writes to: its deduplication state, and what the checkpoint stores of it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 
 use outbox::Position;
 use pg_replication::EndLsn;
@@ -8,17 +9,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::progress::fingerprints::FoundRecords;
 use crate::progress::ledger::EntryId;
+use crate::progress::offset::Offset;
 use crate::progress::partition_dedup::PartitionDedup;
 use crate::topics::registry::TopicId;
 
 /// The checkpoint's data about partitions: topic -> partition number -> scan start.
-pub type Offsets = BTreeMap<String, BTreeMap<i32, ScanStart>>;
+pub type Offsets = BTreeMap<String, BTreeMap<PartitionNumber, ScanStart>>;
 
 /// Where a scan of a partition starts, and how to verify that the records before it still exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanStart {
     /// The offset at which a scan starts: every record before it is confirmed, or of another producer.
-    pub search: i64,
+    #[serde(rename = "search")]
+    pub offset: Offset,
     /// This relay's last record before that offset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastRecord>,
@@ -30,7 +33,7 @@ pub struct ScanStart {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastRecord {
     /// The record's offset.
-    pub offset: i64,
+    pub offset: Offset,
     /// The timeline of its transaction.
     pub timeline: u32,
     /// The commit LSN of its transaction, the middle part of the position.
@@ -42,7 +45,7 @@ pub struct LastRecord {
 
 impl LastRecord {
     /// The record at `position` was acknowledged at `offset`.
-    pub fn new(position: Position, offset: i64) -> LastRecord {
+    pub fn new(position: Position, offset: Offset) -> LastRecord {
         let Position { timeline, commit_lsn: commit, index } = position;
         LastRecord { offset, timeline, commit, index: Some(index) }
     }
@@ -51,6 +54,17 @@ impl LastRecord {
     pub fn is_at(&self, position: Position) -> bool {
         let same_transaction = position.timeline == self.timeline && position.commit_lsn == self.commit;
         same_transaction && self.index.is_none_or(|index| index == position.index)
+    }
+}
+
+/// The number of a partition in its topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PartitionNumber(pub i32);
+
+impl fmt::Display for PartitionNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -64,7 +78,7 @@ pub struct ToVerify {
     /// The partition.
     pub id: PartitionId,
     /// Its number in the topic.
-    pub number: i32,
+    pub number: PartitionNumber,
     /// The start of its scan, and the last record that must exist.
     pub start: ScanStart,
 }
@@ -74,7 +88,7 @@ pub struct Partition {
     /// The topic.
     pub topic: TopicId,
     /// The number in the topic.
-    pub number: i32,
+    pub number: PartitionNumber,
     /// Which rows it has.
     pub dedup: PartitionDedup,
     /// The records of this outbox that the last scan found. Only rows at or below the high-water mark are compared with
@@ -90,11 +104,11 @@ pub struct Partition {
 }
 
 impl Partition {
-    pub(super) fn new(topic: TopicId, number: i32, start: ScanStart) -> Partition {
+    pub(super) fn new(topic: TopicId, number: PartitionNumber, start: ScanStart) -> Partition {
         Partition {
             topic,
             number,
-            dedup: PartitionDedup::new(start.search),
+            dedup: PartitionDedup::new(start.offset),
             found: FoundRecords::default(),
             start,
             unconfirmed: VecDeque::new(),
@@ -107,11 +121,11 @@ impl Partition {
         self.verified
     }
 
-    /// The partition matches the checkpoint, and its scan starts at offset `search`.
-    pub fn mark_verified(&mut self, search: i64) {
-        if !std::mem::replace(&mut self.verified, true) && search < self.start.search {
-            self.start.search = search;
-            self.dedup = PartitionDedup::new(search);
+    /// The partition matches the checkpoint, and its scan starts at `scan_from`.
+    pub fn mark_verified(&mut self, scan_from: Offset) {
+        if !std::mem::replace(&mut self.verified, true) && scan_from < self.start.offset {
+            self.start.offset = scan_from;
+            self.dedup = PartitionDedup::new(scan_from);
         }
     }
 
@@ -133,7 +147,7 @@ impl Partition {
     }
 
     /// The record at `position`, of ledger entry `entry`, was acknowledged at `offset`.
-    pub(super) fn on_acknowledged(&mut self, entry: EntryId, position: Position, offset: i64) {
+    pub(super) fn on_acknowledged(&mut self, entry: EntryId, position: Position, offset: Offset) {
         let record = LastRecord::new(position, offset);
         match self.unconfirmed.back_mut() {
             Some((last, known)) if *last == entry => *known = record,
@@ -145,12 +159,12 @@ impl Partition {
     pub(super) fn take_offset(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> ScanStart {
         let is_confirmed = |(entry, _): &mut (EntryId, LastRecord)| *entry < first_unconfirmed;
         while let Some((_, last)) = self.unconfirmed.pop_front_if(is_confirmed) {
-            let search = self.start.search.max(last.offset + 1);
-            self.start = ScanStart { search, last: Some(last) };
+            let offset = self.start.offset.max(last.offset.next());
+            self.start = ScanStart { offset, last: Some(last) };
         }
         let mut start = self.start.clone();
         let retained = self.dedup.retain_from(confirmed);
-        start.search = retained.map_or(start.search, |from| from.min(start.search));
+        start.offset = retained.map_or(start.offset, |from| from.min(start.offset));
         start
     }
 }
@@ -165,7 +179,7 @@ mod tests {
         let start: ScanStart = serde_json::from_str(stored).unwrap();
         let at = |commit_lsn, index| Position { timeline: 1, commit_lsn, index };
         assert!(start.last.unwrap().is_at(at(100, 7)) && !start.last.unwrap().is_at(at(101, 7)));
-        let record = LastRecord::new(at(100, 7), 11);
+        let record = LastRecord::new(at(100, 7), Offset(11));
         assert!(record.is_at(at(100, 7)) && !record.is_at(at(100, 6)));
     }
 }

@@ -11,7 +11,8 @@ use outbox::Position;
 use pg_replication::EndLsn;
 
 use crate::progress::ledger::EntryId;
-use crate::topics::partitions::{Offsets, Partition, PartitionId, ScanStart, ToVerify};
+use crate::progress::offset::Offset;
+use crate::topics::partitions::{Offsets, Partition, PartitionId, PartitionNumber, ScanStart, ToVerify};
 use crate::topics::settings::Settings;
 
 /// A topic of the registry.
@@ -55,7 +56,7 @@ pub struct PartitionName<'a> {
     /// The topic.
     pub topic: &'a str,
     /// The number in the topic.
-    pub number: i32,
+    pub number: PartitionNumber,
 }
 
 impl fmt::Display for PartitionName<'_> {
@@ -69,7 +70,7 @@ impl fmt::Display for PartitionName<'_> {
 #[error("topic {topic} has no partition {number}")]
 pub struct NoPartition {
     topic: String,
-    number: i32,
+    number: PartitionNumber,
 }
 
 /// See the module documentation.
@@ -95,10 +96,10 @@ impl TopicRegistry {
 
     /// Adds a topic, or those of its partitions that are not known yet. A partition that is not in `starts` is scanned
     /// from its beginning.
-    pub fn add(&mut self, name: &str, count: i32, starts: &BTreeMap<i32, ScanStart>) -> TopicId {
+    pub fn add(&mut self, name: &str, count: i32, starts: &BTreeMap<PartitionNumber, ScanStart>) -> TopicId {
         let id = self.find(name).unwrap_or_else(|| self.add_topic(name));
         let known = i32::try_from(self.topic(id).partition_count()).unwrap_or(i32::MAX);
-        for number in known..count {
+        for number in (known..count).map(PartitionNumber) {
             let partition = PartitionId(u32::try_from(self.partitions.len()).unwrap_or(u32::MAX));
             let start = starts.get(&number).cloned().unwrap_or_default();
             self.partitions.push(Partition::new(id, number, start));
@@ -136,9 +137,9 @@ impl TopicRegistry {
     }
 
     /// The partition with this number.
-    pub fn partition_at(&self, topic: TopicId, number: i32) -> Result<PartitionId, NoPartition> {
+    pub fn partition_at(&self, topic: TopicId, number: PartitionNumber) -> Result<PartitionId, NoPartition> {
         let topic = self.topic(topic);
-        let id = usize::try_from(number).ok().and_then(|index| topic.partitions.get(index));
+        let id = usize::try_from(number.0).ok().and_then(|index| topic.partitions.get(index));
         id.copied().ok_or_else(|| NoPartition { topic: topic.name.clone(), number })
     }
 
@@ -192,7 +193,7 @@ impl TopicRegistry {
     }
 
     /// The record at `position`, of ledger entry `entry`, was acknowledged at `offset` of a partition.
-    pub fn on_acknowledged(&mut self, id: PartitionId, entry: EntryId, position: Position, offset: i64) {
+    pub fn on_acknowledged(&mut self, id: PartitionId, entry: EntryId, position: Position, offset: Offset) {
         let partition = self.partition_mut(id);
         let before = partition.unconfirmed_count();
         partition.on_acknowledged(entry, position, offset);
@@ -229,51 +230,58 @@ mod tests {
     use super::*;
     use crate::topics::partitions::LastRecord;
 
-    fn at(search: i64) -> ScanStart {
-        ScanStart { search, last: None }
+    const ZERO: PartitionNumber = PartitionNumber(0);
+
+    fn at(offset: i64) -> ScanStart {
+        ScanStart { offset: Offset(offset), last: None }
     }
 
     #[test]
     fn scan_starts_advance_only_with_the_confirmed_prefix() {
         let mut topics = TopicRegistry::default();
-        let topic = topics.add("t", 1, &BTreeMap::from([(0, at(10))]));
-        let id = topics.partition_at(topic, 0).unwrap();
+        let topic = topics.add("t", 1, &BTreeMap::from([(ZERO, at(10))]));
+        let id = topics.partition_at(topic, ZERO).unwrap();
         for (entry, offset) in [(0, 10), (0, 11), (2, 12)] {
             let position = Position { timeline: 1, commit_lsn: 100 + entry, index: 4 };
-            topics.on_acknowledged(id, entry, position, offset);
+            topics.on_acknowledged(id, entry, position, Offset(offset));
         }
         assert_eq!(topics.unconfirmed_count(), 2, "the last record of each entry");
-        assert_eq!(topics.take_offsets(0, EndLsn::ZERO)["t"][&0], at(10), "entry 0 is not confirmed");
-        let last = Some(LastRecord { offset: 11, timeline: 1, commit: 100, index: Some(4) });
-        assert_eq!(topics.take_offsets(1, EndLsn::ZERO)["t"][&0], ScanStart { search: 12, last });
+        assert_eq!(topics.take_offsets(0, EndLsn::ZERO)["t"][&ZERO], at(10), "entry 0 is not confirmed");
+        let last = Some(LastRecord { offset: Offset(11), timeline: 1, commit: 100, index: Some(4) });
+        assert_eq!(topics.take_offsets(1, EndLsn::ZERO)["t"][&ZERO], ScanStart { offset: Offset(12), last });
         assert_eq!(topics.unconfirmed_count(), 1);
         assert_eq!(
-            topics.take_offsets(2, EndLsn::ZERO)["t"][&0].search,
-            12,
+            topics.take_offsets(2, EndLsn::ZERO)["t"][&ZERO].offset,
+            Offset(12),
             "entry 2 would be replayed and must be found"
         );
-        assert_eq!(topics.to_verify(topic)[0].start.last.unwrap().offset, 12, "but it must exist");
-        assert_eq!(topics.take_offsets(3, EndLsn::ZERO)["t"][&0].search, 13);
+        assert_eq!(topics.to_verify(topic)[0].start.last.unwrap().offset, Offset(12), "but it must exist");
+        assert_eq!(topics.take_offsets(3, EndLsn::ZERO)["t"][&ZERO].offset, Offset(13));
     }
 
     #[test]
     fn partitions_are_restored_from_the_checkpoint_and_a_topic_can_grow() {
-        let offsets = Offsets::from([("b".into(), BTreeMap::from([(2, at(7))]))]);
+        let offsets = Offsets::from([("b".into(), BTreeMap::from([(PartitionNumber(2), at(7))]))]);
         let mut topics = TopicRegistry::new([("b", 3)], &offsets);
         assert_eq!(
             topics.take_offsets(0, EndLsn::ZERO)["b"],
-            BTreeMap::from([(0, at(0)), (1, at(0)), (2, at(7))])
+            [(0, at(0)), (1, at(0)), (2, at(7))]
+                .map(|(number, start)| (PartitionNumber(number), start))
+                .into()
         );
-        let topic = topics.add("b", 5, &BTreeMap::from([(0, at(99)), (3, at(4))]));
+        let topic = topics.add("b", 5, &BTreeMap::from([(ZERO, at(99)), (PartitionNumber(3), at(4))]));
         assert_eq!(topics.find("b"), Some(topic));
         assert_eq!(
-            topics.take_offsets(0, EndLsn::ZERO)["b"][&0],
+            topics.take_offsets(0, EndLsn::ZERO)["b"][&ZERO],
             at(0),
             "a known partition keeps its scan start"
         );
-        assert_eq!(topics.take_offsets(0, EndLsn::ZERO)["b"][&3], at(4));
-        assert_eq!(topics.partition_at(topic, 4), Ok(PartitionId(4)));
+        assert_eq!(topics.take_offsets(0, EndLsn::ZERO)["b"][&PartitionNumber(3)], at(4));
+        assert_eq!(topics.partition_at(topic, PartitionNumber(4)), Ok(PartitionId(4)));
         assert_eq!(topics.name_of(PartitionId(4)).to_string(), "b/4");
-        assert_eq!(topics.partition_at(topic, 5).unwrap_err().to_string(), "topic b has no partition 5");
+        assert_eq!(
+            topics.partition_at(topic, PartitionNumber(5)).unwrap_err().to_string(),
+            "topic b has no partition 5"
+        );
     }
 }

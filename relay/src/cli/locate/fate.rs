@@ -139,6 +139,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::progress::offset::Offset;
+    use crate::topics::partitions::PartitionNumber;
 
     fn config() -> Config {
         serde_json::from_value(json!({
@@ -166,7 +168,7 @@ mod tests {
     }
 
     fn place(topic: &str) -> Place {
-        Place { topic: topic.to_owned(), partition: 2, offset: 7 }
+        Place { topic: topic.to_owned(), partition: PartitionNumber(2), offset: Offset(7) }
     }
 
     fn not_found() -> Search {

@@ -11,7 +11,9 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::kafka::topic_reader::{ReadError, TopicReader};
+use crate::progress::offset::Offset;
 use crate::routing::router::Router;
+use crate::topics::partitions::PartitionNumber;
 
 /// Records that are searched at most, and for how long: a person is waiting.
 const MAX_RECORDS: u64 = 5_000_000;
@@ -21,8 +23,8 @@ const SEARCH_WITHIN: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct Place {
     pub topic: String,
-    pub partition: i32,
-    pub offset: i64,
+    pub partition: PartitionNumber,
+    pub offset: Offset,
 }
 
 /// What the search of a topic found.
@@ -91,8 +93,11 @@ fn search(config: &Config, topic: &str, id: &str, since: Option<DateTime<Utc>>) 
     let read = TopicReader::new(&config.sink, topic, "where").and_then(|reader| {
         reader.read(since, |message| {
             if has(message, header::CE_ID, id) && has(message, header::CE_SOURCE, &source) {
-                let (partition, offset) = (message.partition(), message.offset());
-                found = Some(Place { topic: topic.to_owned(), partition, offset });
+                found = Some(Place {
+                    topic: topic.to_owned(),
+                    partition: PartitionNumber(message.partition()),
+                    offset: Offset(message.offset()),
+                });
                 return ControlFlow::Break(());
             }
             records += 1;

@@ -16,7 +16,7 @@ use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::CheckpointUpdate;
 use crate::routing::mapping::{RoutingHistory, TopicShape};
 use crate::routing::router::partition;
-use crate::topics::partitions::{LastRecord, Offsets};
+use crate::topics::partitions::{LastRecord, Offsets, PartitionNumber};
 
 const PARTITIONS: usize = 3;
 const TOPIC: &str = "t";
@@ -118,7 +118,7 @@ proptest! {
         for partition in 0..PARTITIONS {
             let newest = world.kafka.own(&name(partition)).pop();
             let newest = newest.map(|(offset, position)| LastRecord::new(position, offset));
-            let remembered = world.stored_offsets()[TOPIC][&(partition as i32)].last;
+            let remembered = world.stored_offsets()[TOPIC][&PartitionNumber(partition as i32)].last;
             prop_assert_eq!(remembered, newest);
         }
     }
@@ -128,7 +128,7 @@ proptest! {
 /// again.
 #[test]
 fn a_process_that_dies_before_it_has_scanned_a_gap_causes_no_duplicate_of_its_probe() {
-    let target = partition(b"key-0", PARTITIONS as i32) as usize;
+    let target = partition(b"key-0", PARTITIONS as i32).0 as usize;
     let answers = || vec![Step::Answer(0); 4];
     let acknowledged = || [Step::Append(target), Step::Acknowledge(target)];
     let mut world = World::new(Requests::MayArriveLate);
@@ -172,7 +172,7 @@ struct World {
 }
 
 fn name(partition: usize) -> Name {
-    (TOPIC.to_owned(), partition as i32)
+    (TOPIC.to_owned(), PartitionNumber(partition as i32))
 }
 
 fn relay() -> Relay {
@@ -287,9 +287,9 @@ impl World {
 
     /// The next process does not scan the records before the stored offset, so their rows must be confirmed.
     fn check_scan_start(&self, written: &CheckpointUpdate, partition: usize) {
-        let start = &written.offsets[TOPIC][&(partition as i32)];
+        let start = &written.offsets[TOPIC][&PartitionNumber(partition as i32)];
         let skipped =
-            self.kafka.own(&name(partition)).into_iter().filter(|(offset, _)| *offset < start.search);
+            self.kafka.own(&name(partition)).into_iter().filter(|(offset, _)| *offset < start.offset);
         for (offset, position) in skipped {
             let commit = CommitLsn::new(position.commit_lsn.into());
             assert!(written.confirmed.covers(commit), "offset {offset} is skipped, but not confirmed");
@@ -346,7 +346,7 @@ impl World {
         let mut expected: [Vec<Position>; PARTITIONS] = Default::default();
         for (position, row) in self.stream.iter().flat_map(Transaction::rows) {
             let key = row.key.as_deref().unwrap_or_default();
-            expected[partition(key.as_bytes(), PARTITIONS as i32) as usize].push(position);
+            expected[partition(key.as_bytes(), PARTITIONS as i32).0 as usize].push(position);
         }
         expected
     }
@@ -369,7 +369,7 @@ impl World {
         for partition in (0..PARTITIONS).map(name) {
             let (mut seen, known) = (HashSet::new(), self.kafka.seen(&partition));
             for (offset, position) in self.kafka.own(&partition) {
-                let visible = known.is_some_and(|(from, last)| (from..=last).contains(&offset));
+                let visible = known.is_some_and(|range| range.contains(offset));
                 let counted_before = self.seen_by_dead_processes.contains(&position);
                 duplicates += u64::from(!seen.insert(position) && visible && !counted_before);
             }

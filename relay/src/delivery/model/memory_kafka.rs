@@ -18,16 +18,17 @@ use crate::kafka::diagnosis::Diagnosis;
 use crate::kafka::own_records::OwnRecords;
 use crate::kafka::producers::{Ack, ProducerRecord, Tag};
 use crate::kafka::query::{Query, QueryResult};
-use crate::kafka::scan::{Range, Scan};
+use crate::kafka::scan::{Scan, Scope};
 use crate::kafka::scanner::{FoundTopic, QueryError, Reachability};
 use crate::kafka::verify::{RecordAt, check_same_partition};
+use crate::progress::offset::{Offset, OffsetRange};
 use crate::progress::partition_dedup::OffsetGap;
-use crate::topics::partitions::{ScanStart, ToVerify};
+use crate::topics::partitions::{PartitionNumber, ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
 /// A topic and the number of a partition.
-pub(super) type Name = (String, i32);
+pub(super) type Name = (String, PartitionNumber);
 
 /// Records sent without waiting for the acknowledgement of an earlier one.
 const REQUESTS_IN_FLIGHT: usize = 4;
@@ -66,8 +67,8 @@ struct Partition {
     /// Sent by a process that is dead, and not appended.
     late: VecDeque<Record>,
     knows_producer: bool,
-    /// The offsets that the session knows: from the end of its scan or its first record, to its last.
-    seen: Option<(i64, i64)>,
+    /// The offsets that the session knows: from the end of its scan or its first record, to its last record.
+    seen: Option<OffsetRange>,
 }
 
 struct Record {
@@ -160,7 +161,7 @@ impl MemoryKafka {
         let partition = kafka.partition(name);
         let Some(ack) = partition.outcomes.pop_front() else { return };
         if let Ok(offset) = ack.outcome {
-            partition.seen.get_or_insert((offset, offset)).1 = offset;
+            partition.seen.get_or_insert(OffsetRange { from: offset, until: offset }).until = offset.next();
         }
         kafka.arrived.push(ack);
     }
@@ -231,15 +232,18 @@ impl MemoryKafka {
     }
 
     /// The positions of this outbox's records in a partition, with their offsets.
-    pub(super) fn own(&self, name: &Name) -> Vec<(i64, Position)> {
+    pub(super) fn own(&self, name: &Name) -> Vec<(Offset, Position)> {
         let kafka = self.0.borrow();
         let positions = kafka.partitions.get(name).map_or(&[][..], |partition| &partition.positions);
-        let own = positions.iter().zip(0..).filter_map(|(position, offset)| Some((offset, (*position)?)));
+        let own = positions
+            .iter()
+            .zip((0..).map(Offset))
+            .filter_map(|(position, offset)| Some((offset, (*position)?)));
         own.collect()
     }
 
     /// The offsets of a partition that the session knows.
-    pub(super) fn seen(&self, name: &Name) -> Option<(i64, i64)> {
+    pub(super) fn seen(&self, name: &Name) -> Option<OffsetRange> {
         self.0.borrow().partitions.get(name)?.seen
     }
 
@@ -248,7 +252,7 @@ impl MemoryKafka {
         let gaps = self.0.borrow().later_gaps.clone();
         let within = |(name, gap): (Name, OffsetGap)| {
             let own = self.own(&name).into_iter();
-            own.filter(move |(offset, _)| (gap.from..gap.until).contains(offset))
+            own.filter(move |(offset, _)| gap.range.contains(*offset))
         };
         gaps.into_iter().flat_map(within).map(|(_, position)| position).collect()
     }
@@ -275,11 +279,11 @@ impl Kafka {
         partition.knows_producer = true;
     }
 
-    fn store(&mut self, name: &Name, record: Record) -> i64 {
+    fn store(&mut self, name: &Name, record: Record) -> Offset {
         let Record { key, value, headers, timestamp } = record;
-        let offset = self.partition(name).log.len() as i64;
+        let offset = self.end(name);
         let timestamp = Timestamp::CreateTime(timestamp);
-        let message = OwnedMessage::new(value, key, name.0.clone(), timestamp, name.1, offset, headers);
+        let message = OwnedMessage::new(value, key, name.0.clone(), timestamp, name.1.0, offset.0, headers);
         let position = self.own.as_ref().and_then(|own| own.position(&message));
         let partition = self.partition(name);
         partition.log.push(message);
@@ -317,16 +321,16 @@ impl Kafka {
                 let (id, name) = (partition.id, (partition.topic.to_owned(), partition.number));
                 Box::new(move |kafka| {
                     let end = kafka.end(&name);
-                    kafka.partition(&name).seen.get_or_insert((end, end));
-                    let Scan { found, records, phantoms, .. } = kafka.scan(&name, Range::ToEnd, from, end);
+                    kafka.partition(&name).seen.get_or_insert(OffsetRange { from: end, until: end.next() });
+                    let range = OffsetRange { from, until: end };
+                    let Scan { found, records, phantoms, .. } = kafka.scan(&name, Scope::ToEnd, range);
                     Some(QueryResult::Scanned { partition: id, found, records, phantoms })
                 })
             }
             Query::GapBeforeProbe(partition, gap) => {
                 let (id, name) = (partition.id, (partition.topic.to_owned(), partition.number));
                 Box::new(move |kafka| {
-                    let range = Range::BeforeProbe(gap);
-                    let Scan { found, records, .. } = kafka.scan(&name, range, gap.from, gap.until);
+                    let Scan { found, records, .. } = kafka.scan(&name, Scope::BeforeProbe(gap), gap.range);
                     Some(QueryResult::GapScanned { partition: id, gap, found, records })
                 })
             }
@@ -334,9 +338,8 @@ impl Kafka {
                 let (id, name) = (partition.id, (partition.topic.to_owned(), partition.number));
                 self.later_gaps.push((name.clone(), gap));
                 Box::new(move |kafka| {
-                    let range = Range::Gaps(vec![(gap.from, gap.until)]);
-                    let Scan { strays, more_strays: more, .. } =
-                        kafka.scan(&name, range, gap.from, gap.until);
+                    let scope = Scope::Gaps(vec![gap.range]);
+                    let Scan { strays, more_strays: more, .. } = kafka.scan(&name, scope, gap.range);
                     (!strays.is_empty()).then_some(QueryResult::Strays { partition: id, strays, more })
                 })
             }
@@ -350,34 +353,36 @@ impl Kafka {
     }
 
     fn found(&self, topic: &str) -> FoundTopic {
-        let start = |number| ScanStart { search: self.end(&(topic.to_owned(), number)), last: None };
-        let ends = (0..self.partition_count).map(|number| (number, start(number))).collect();
+        let start = |number| ScanStart { offset: self.end(&(topic.to_owned(), number)), last: None };
+        let ends =
+            (0..self.partition_count).map(PartitionNumber).map(|number| (number, start(number))).collect();
         FoundTopic { partitions: self.partition_count, ends, settings: Some(self.settings) }
     }
 
-    fn end(&self, name: &Name) -> i64 {
-        self.partitions.get(name).map_or(0, |partition| partition.log.len() as i64)
+    fn end(&self, name: &Name) -> Offset {
+        Offset(self.partitions.get(name).map_or(0, |partition| partition.log.len() as i64))
     }
 
     fn verify(&self, topic: &str, partition: &ToVerify) -> QueryResult {
         let ToVerify { id, number, start } = partition;
         let name = (topic.to_owned(), *number);
         let log = self.partitions.get(&name).map_or(&[][..], |partition| &partition.log);
-        let last = start.last.and_then(|last| log.get(last.offset as usize));
+        let last = start.last.and_then(|last| log.get(last.offset.0 as usize));
         let found = last.zip(self.own.as_ref()).map(|(message, own)| RecordAt::of(message, own));
         let compacted = Some(self.settings.compacted);
-        match check_same_partition(topic, start, 0, log.len() as i64, found, compacted) {
-            Ok(search) => QueryResult::Verified { partition: *id, search },
+        let present = OffsetRange { from: Offset::ZERO, until: self.end(&name) };
+        match check_same_partition(topic, start, present, found, compacted) {
+            Ok(scan_from) => QueryResult::Verified { partition: *id, scan_from },
             Err(what) => {
                 QueryResult::Failed(QueryError::Lost { topic: topic.to_owned(), partition: *number, what })
             }
         }
     }
 
-    fn scan(&self, name: &Name, range: Range, from: i64, until: i64) -> Scan {
-        let mut scan = Scan::new(&name.0.as_str().into(), name.1, range, from, until);
+    fn scan(&self, name: &Name, scope: Scope, range: OffsetRange) -> Scan {
+        let mut scan = Scan::new(&name.0.as_str().into(), name.1, scope, range);
         if let (Some(partition), Some(own)) = (self.partitions.get(name), &self.own) {
-            for message in &partition.log[from as usize..until as usize] {
+            for message in &partition.log[range.from.0 as usize..range.until.0 as usize] {
                 scan.on_record(own, message);
             }
         }

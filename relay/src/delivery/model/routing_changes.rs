@@ -155,7 +155,7 @@ impl World {
             }
         }
         for name in self.kafka.names() {
-            let count = self.kafka.in_flight(&name) * run.appended[name.1 as usize % 4] / 100;
+            let count = self.kafka.in_flight(&name) * run.appended[name.1.0 as usize % 4] / 100;
             (0..count).for_each(|_| self.kafka.append(&name));
         }
         self.end_session();

@@ -13,7 +13,8 @@ use proptest::prelude::*;
 
 use super::{MissingRows, RowState, TransactionSnapshot};
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
-use crate::topics::partitions::{Offsets, ScanStart};
+use crate::progress::offset::Offset;
+use crate::topics::partitions::{Offsets, PartitionNumber, ScanStart};
 
 const KEYS: u64 = 4;
 const PARTITIONS: usize = 2;
@@ -137,11 +138,12 @@ impl World {
     fn store_checkpoint(&mut self) {
         let read = self.committed[..self.read].last().map_or(0, |last| last.end);
         let confirmed = self.checkpoint.confirmed.max(read);
+        let start = |offset| ScanStart { offset: Offset(offset), last: None };
         let ends = self
             .kafka
             .iter()
             .enumerate()
-            .map(|(number, log)| (number as i32, ScanStart { search: log.len() as i64, last: None }));
+            .map(|(number, log)| (PartitionNumber(number as i32), start(log.len() as i64)));
         let offsets = Offsets::from([("t".to_owned(), ends.collect())]);
         let xid = self.next_xid();
         let stored = self.session.take_confirmed(end(confirmed));
@@ -225,8 +227,9 @@ impl World {
     /// The events that Kafka holds at or behind the frozen offsets.
     fn evidence(&self) -> BTreeSet<u64> {
         let start = |number: usize| {
-            let known = self.checkpoint.offsets.get("t").and_then(|topic| topic.get(&(number as i32)));
-            known.map_or(0, |start| start.search as usize)
+            let known =
+                self.checkpoint.offsets.get("t").and_then(|topic| topic.get(&PartitionNumber(number as i32)));
+            known.map_or(0, |start| start.offset.0 as usize)
         };
         self.kafka.iter().enumerate().flat_map(|(number, log)| log[start(number)..].iter().copied()).collect()
     }
