@@ -329,7 +329,7 @@ impl<B: Broker> Delivery<B> {
 
     /// Adds to the error the row that must be delivered before the error counts as resolved: the row that was blocked
     /// when the session ended, or the oldest one that Kafka has not acknowledged.
-    pub fn on_session_error(&mut self, error: RelayError, blocked: bool) -> RelayError {
+    pub fn locate_error(&self, error: RelayError, blocked: bool) -> RelayError {
         if error.at.is_some() || !(blocked || error.kind.side() == "kafka") {
             return error;
         }
@@ -339,8 +339,8 @@ impl<B: Broker> Delivery<B> {
 
     /// Whether an earlier session's error is resolved: the row at `at` is in Kafka. If no row is known, or the server
     /// no longer has it, one acknowledgement is enough, or that everything is sent and Kafka responds.
-    pub fn is_past(&mut self, at: Option<Position>) -> bool {
-        let progress = &mut self.in_flight.progress;
+    pub fn is_past(&self, at: Option<Position>) -> bool {
+        let progress = &self.in_flight.progress;
         match at.filter(|position| progress.lineage.is_on_line(*position)) {
             Some(position) => progress.has_delivered(position),
             None => self.in_flight.counts.acknowledged > 0 || self.is_caught_up(),
@@ -406,8 +406,8 @@ impl<B: Broker> Delivery<B> {
     }
 
     /// The records that Kafka lost, if that ended the session.
-    pub fn take_lost(&mut self) -> Option<LostRecords> {
-        self.acks.take_lost()
+    pub fn take_lost_records(&mut self) -> Option<LostRecords> {
+        self.acks.take_lost_records()
     }
 }
 

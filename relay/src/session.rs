@@ -98,8 +98,8 @@ async fn stream(
     } else {
         ended
     };
-    memory.refusal = event_loop.refusal();
-    memory.lost = event_loop.lost();
+    memory.refusal = event_loop.take_refusal();
+    memory.lost = event_loop.take_lost_records();
     // The SQL session must outlive the stream: other relays treat a stream without its session as orphaned.
     let (stream, delivery, writer) = event_loop.into_parts();
     let producers = delivery.into_producers();

@@ -390,7 +390,7 @@ impl Status {
         self.heartbeat_not_sent();
         match error {
             sqlx::Error::Database(error) => {
-                if self.state().heartbeat.is_first_refusal() {
+                if self.state().heartbeat.on_refused() {
                     tracing::warn!("cannot send heartbeats; delivery continues without them: {error}");
                 }
                 Ok(())

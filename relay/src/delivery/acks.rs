@@ -154,7 +154,7 @@ impl Acks {
     }
 
     /// The records that Kafka lost, if that ended the session.
-    pub(super) fn take_lost(&mut self) -> Option<LostRecords> {
+    pub(super) fn take_lost_records(&mut self) -> Option<LostRecords> {
         self.lost.take()
     }
 

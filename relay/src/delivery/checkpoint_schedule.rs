@@ -76,6 +76,7 @@ impl CheckpointSchedule {
         let routing = &mut delivery.dispatch.routing;
         routing.on_confirmed(confirmed);
         let revision = routing.revision();
+        delivery.in_flight.progress.advance_snapshot_cursor();
         let snapshot_cursor = delivery.in_flight.progress.snapshot_cursor();
         if !is_due && revision == self.revision && snapshot_cursor == self.snapshot_cursor {
             return None;
@@ -84,7 +85,7 @@ impl CheckpointSchedule {
         *self = CheckpointSchedule { confirmed, snapshot_cursor, revision, at: now, transactions };
         let InFlight { topics, progress, .. } = &mut delivery.in_flight;
         let mappings = delivery.dispatch.routing.history(topics);
-        let offsets = topics.take_offsets(progress.ledger.first_unconfirmed(), confirmed);
+        let offsets = topics.advance_scan_starts(progress.ledger.first_unconfirmed(), confirmed);
         Some(CheckpointUpdate { confirmed, copied: snapshot_cursor, mappings, revision, offsets })
     }
 }

@@ -206,7 +206,7 @@ impl Dispatch {
             }
             Err(error) => {
                 self.blocked_on = None;
-                return Err(routing_error(&row.decoded, position, &error, context));
+                return Err(on_unroutable(&row.decoded, position, &error, context));
             }
         };
         Ok((decision, next_row))
@@ -327,9 +327,9 @@ impl Dispatch {
     }
 }
 
-/// The error for a row that cannot be routed. Delivery continues once the topic's settings allow the row, or once the
-/// broker accepts it.
-fn routing_error<B>(
+/// A row cannot be routed. Delivery continues once the topic's settings allow the row, or once the broker accepts it, so
+/// these are tried again from time to time. Returns the error to show until then.
+fn on_unroutable<B>(
     decoded: &DecodedRow<'_>,
     position: Position,
     error: &RoutingError,
@@ -339,7 +339,7 @@ fn routing_error<B>(
         context.discovery.watch_settings(topic);
     }
     if error.is_refusal() {
-        context.refusals.on_unroutable(position);
+        context.refusals.schedule_retry(position);
     }
     decoded.poison_error(error, position)
 }

@@ -282,7 +282,7 @@ mod tests {
             }
         }
         assert_eq!(in_flight.topics.unconfirmed_count(), MAX_UNCONFIRMED_RECORDS);
-        in_flight.topics.take_offsets(entry + 1, EndLsn::ZERO);
+        in_flight.topics.advance_scan_starts(entry + 1, EndLsn::ZERO);
         assert!(in_flight.has_room(), "a checkpoint makes room");
     }
 }

@@ -69,8 +69,8 @@ impl RefusalWatch {
         RefusalWatch { previous, ..RefusalWatch::default() }
     }
 
-    /// The row at `position` cannot be routed, because Kafka refused it.
-    pub(super) fn on_unroutable(&mut self, position: Position) {
+    /// The row at `position` cannot be routed, because Kafka refused it. It is retried later.
+    pub(super) fn schedule_retry(&mut self, position: Position) {
         if self.waiting.is_none_or(|(known, _)| known != position) {
             self.waiting = Some((position, Instant::now()));
         }

@@ -44,9 +44,9 @@ impl SourceProgress {
     /// Adds a row that is sent or waits. Returns the entry to acknowledge it with.
     pub(super) fn enter(&mut self, origin: Origin, time: PgTime) -> Result<EntryId, Inconsistent> {
         match origin.source {
-            RowSource::Stream => self.ledger.row(),
+            RowSource::Stream => self.ledger.add_row(),
             RowSource::Snapshot { seq } => {
-                let entry = self.ledger.single_row_transaction(self.before_start(), time, self.start)?;
+                let entry = self.ledger.add_single_row_transaction(self.before_start(), time, self.start)?;
                 self.snapshot.iter_mut().for_each(|cursor| cursor.on_sent(entry, seq));
                 Ok(entry)
             }
@@ -66,9 +66,15 @@ impl SourceProgress {
     }
 
     /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
-    pub(super) fn snapshot_cursor(&mut self) -> Option<i64> {
+    pub(super) fn snapshot_cursor(&self) -> Option<i64> {
         let first_unconfirmed = self.ledger.first_unconfirmed();
-        self.snapshot.as_mut().map(|cursor| cursor.advance(first_unconfirmed))
+        self.snapshot.as_ref().map(|cursor| cursor.reached(first_unconfirmed))
+    }
+
+    /// Moves the cursor past the rows that are in Kafka by now.
+    pub(super) fn advance_snapshot_cursor(&mut self) {
+        let first_unconfirmed = self.ledger.first_unconfirmed();
+        self.snapshot.iter_mut().for_each(|cursor| cursor.advance(first_unconfirmed));
     }
 
     /// All rows of the snapshot are in Kafka.
@@ -78,7 +84,7 @@ impl SourceProgress {
 
     /// The first row that is not in Kafka. `blocked_in` is the transaction of the row that blocks the stream, if one
     /// does.
-    pub(super) fn first_unfinished(&mut self, blocked_in: Option<CommitLsn>) -> Option<Position> {
+    pub(super) fn first_unfinished(&self, blocked_in: Option<CommitLsn>) -> Option<Position> {
         let (commit, index) = match (self.snapshot_cursor(), blocked_in) {
             (Some(seq), _) => (self.before_start(), seq.saturating_add(1).cast_unsigned()),
             (None, Some(commit)) => (commit, 0),
@@ -88,7 +94,7 @@ impl SourceProgress {
     }
 
     /// Whether the row at `position` is in Kafka.
-    pub(super) fn has_delivered(&mut self, position: Position) -> bool {
+    pub(super) fn has_delivered(&self, position: Position) -> bool {
         let commit = CommitLsn::new(position.commit_lsn.into());
         match self.snapshot_cursor() {
             Some(seq) if commit == self.before_start() => position.index.cast_signed() <= seq,

@@ -58,8 +58,8 @@ impl OffsetGaps {
         OffsetGaps { waiting: BTreeMap::new(), last: 0, is_scanning: false, credit: (MOST_CREDIT, now) }
     }
 
-    /// How long to pause after a scan that took `took` and ended at `now`.
-    pub(super) fn pause_after(&mut self, took: Duration, now: Instant) -> Duration {
+    /// A scan took `took` and ended at `now`. Returns how long to pause before the next one.
+    pub(super) fn on_scanned(&mut self, took: Duration, now: Instant) -> Duration {
         let (credit, since) = self.credit;
         let earned = now.saturating_duration_since(since) / SHARE;
         let credit = (credit + earned).min(MOST_CREDIT);
@@ -158,11 +158,11 @@ mod tests {
         let (mut read, began) = (Duration::ZERO, now);
         for _ in 0..100 {
             read += second;
-            now += second + gaps.pause_after(second, now + second);
+            now += second + gaps.on_scanned(second, now + second);
         }
         let most = MOST_CREDIT + (now - began) / SHARE + second;
         assert!(read <= most, "{read:?} of {:?}", now - began);
         now += 60 * second;
-        assert_eq!(gaps.pause_after(second, now), Duration::ZERO, "after a while without gaps");
+        assert_eq!(gaps.on_scanned(second, now), Duration::ZERO, "after a while without gaps");
     }
 }

@@ -432,7 +432,7 @@ async fn read_gaps(
             drop(results.send(QueryResult::Strays { partition, strays, more }));
         }
         let (took, now) = (began.elapsed(), Instant::now());
-        let pause = gaps.lock().unwrap_or_else(PoisonError::into_inner).pause_after(took, now);
+        let pause = gaps.lock().unwrap_or_else(PoisonError::into_inner).on_scanned(took, now);
         tokio::time::sleep(pause).await;
     }
 }

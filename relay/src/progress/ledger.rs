@@ -85,7 +85,7 @@ impl Ledger {
     }
 
     /// Adds an outstanding row to the open transaction. Returns the entry to acknowledge it with.
-    pub fn row(&mut self) -> Result<EntryId, Inconsistent> {
+    pub fn add_row(&mut self) -> Result<EntryId, Inconsistent> {
         let id = self.first + self.entries.len() as u64;
         let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
         let open = open.ok_or(Inconsistent::NoTransaction)?;
@@ -94,14 +94,14 @@ impl Ledger {
     }
 
     /// Adds a transaction with a single outstanding row. Returns the entry to acknowledge it with.
-    pub fn single_row_transaction(
+    pub fn add_single_row_transaction(
         &mut self,
         commit: CommitLsn,
         commit_time: PgTime,
         end: EndLsn,
     ) -> Result<EntryId, Inconsistent> {
         self.begin(commit, commit_time)?;
-        let id = self.row()?;
+        let id = self.add_row()?;
         self.commit(end)?;
         Ok(id)
     }
@@ -213,7 +213,7 @@ mod tests {
     /// A transaction whose commit record spans `lsn..lsn + 8`.
     fn transaction(ledger: &mut Ledger, lsn: u64, rows: usize) -> Vec<EntryId> {
         ledger.begin(commit_at(lsn), PgTime::default()).unwrap();
-        let ids = (0..rows).map(|_| ledger.row().unwrap()).collect();
+        let ids = (0..rows).map(|_| ledger.add_row().unwrap()).collect();
         ledger.commit(end(lsn + 8)).unwrap();
         ids
     }
@@ -262,7 +262,7 @@ mod tests {
     fn snapshot_rows_confirm_nothing_beyond_the_start_of_the_stream() {
         let mut ledger = Ledger::new(end(100));
         let rows = [0; 3]
-            .map(|_| ledger.single_row_transaction(commit_at(99), PgTime::default(), end(100)).unwrap());
+            .map(|_| ledger.add_single_row_transaction(commit_at(99), PgTime::default(), end(100)).unwrap());
         ledger.acknowledge(rows[1]).unwrap();
         assert_eq!(ledger.first_unconfirmed(), rows[0]);
         ledger.acknowledge(rows[0]).unwrap();

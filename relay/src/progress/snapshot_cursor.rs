@@ -31,13 +31,18 @@ impl SnapshotCursor {
         }
     }
 
-    /// Moves the cursor, given the oldest unconfirmed ledger entry. Returns the `seq` up to which all rows are in
-    /// Kafka.
-    pub fn advance(&mut self, first_unconfirmed: EntryId) -> i64 {
+    /// The `seq` up to which all rows are in Kafka, given the oldest unconfirmed ledger entry.
+    pub fn reached(&self, first_unconfirmed: EntryId) -> i64 {
+        let confirmed = self.ahead.partition_point(|(entry, _)| *entry < first_unconfirmed);
+        let last = confirmed.checked_sub(1).and_then(|index| self.ahead.get(index));
+        last.map_or(self.reached, |(_, seq)| *seq)
+    }
+
+    /// Forgets the rows up to that `seq`.
+    pub fn advance(&mut self, first_unconfirmed: EntryId) {
         while let Some((_, seq)) = self.ahead.pop_front_if(|(entry, _)| *entry < first_unconfirmed) {
             self.reached = seq;
         }
-        self.reached
     }
 }
 
@@ -49,12 +54,14 @@ mod tests {
     fn the_cursor_advances_only_past_acknowledged_rows() {
         let mut cursor = SnapshotCursor::new(-1);
         cursor.on_duplicate(3);
-        assert_eq!(cursor.advance(0), 3);
+        assert_eq!(cursor.reached(0), 3);
         cursor.on_sent(0, 4);
         cursor.on_duplicate(6);
         cursor.on_sent(1, 9);
-        assert_eq!(cursor.advance(0), 3, "entry 0 is not acknowledged");
-        assert_eq!(cursor.advance(1), 6, "row 6 was in Kafka, and now all rows before it are");
-        assert_eq!(cursor.advance(2), 9);
+        assert_eq!(cursor.reached(0), 3, "entry 0 is not acknowledged");
+        assert_eq!(cursor.reached(1), 6, "row 6 was in Kafka, and now all rows before it are");
+        assert_eq!(cursor.reached(2), 9);
+        cursor.advance(1);
+        assert_eq!((cursor.reached(1), cursor.reached(2), cursor.ahead.len()), (6, 9, 1));
     }
 }

@@ -214,7 +214,7 @@ impl RoutingTable {
     pub fn on_confirmed(&mut self, confirmed: EndLsn) {
         let before = self.previous.len();
         self.previous.retain(|(until, _)| *until > confirmed);
-        if self.refused.confirm(confirmed) || self.previous.len() < before {
+        if self.refused.remove_confirmed(confirmed) || self.previous.len() < before {
             self.revision += 1;
         }
     }

@@ -123,7 +123,7 @@ impl EventLoop {
             self.confirm()?;
             let step = self.process_input()?;
             self.process_replay()?;
-            if let Some(ended) = self.drained().await? {
+            if let Some(ended) = self.end_drain().await? {
                 return Ok(ended);
             }
             if step == NextStep::ReadStream {
@@ -188,17 +188,17 @@ impl EventLoop {
     /// Adds to the error what is known about its cause: the broker's response and the row concerned.
     pub async fn explain(&mut self, error: RelayError) -> RelayError {
         let error = self.delivery.find_cause(error).await;
-        self.delivery.on_session_error(error, self.input.is_blocked())
+        self.delivery.locate_error(error, self.input.is_blocked())
     }
 
     /// The record that Kafka refused, if that ended the session.
-    pub fn refusal(&mut self) -> Option<Refusal> {
+    pub fn take_refusal(&mut self) -> Option<Refusal> {
         self.delivery.take_refusal()
     }
 
     /// The records that Kafka lost, if that ended the session.
-    pub fn lost(&mut self) -> Option<LostRecords> {
-        self.delivery.take_lost()
+    pub fn take_lost_records(&mut self) -> Option<LostRecords> {
+        self.delivery.take_lost_records()
     }
 
     /// Returns what the session has to close: the stream, `Delivery` with the producers, and the writer with its

@@ -72,8 +72,8 @@ impl Heartbeat {
         self.in_flight = None;
     }
 
-    /// The server rejected a heartbeat; returns whether for the first time.
-    pub fn is_first_refusal(&mut self) -> bool {
+    /// The server refused a heartbeat. Returns whether for the first time.
+    pub fn on_refused(&mut self) -> bool {
         !std::mem::replace(&mut self.refused, true)
     }
 

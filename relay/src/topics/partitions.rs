@@ -155,8 +155,9 @@ impl Partition {
         }
     }
 
-    /// What to store with a checkpoint at `confirmed`. `first_unconfirmed` is the oldest ledger entry after it.
-    pub(super) fn take_offset(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> ScanStart {
+    /// Moves the scan start to a checkpoint at `confirmed`, and returns what to store with it. `first_unconfirmed` is the
+    /// oldest ledger entry after it.
+    pub(super) fn advance_scan_start(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> ScanStart {
         let is_confirmed = |(entry, _): &mut (EntryId, LastRecord)| *entry < first_unconfirmed;
         while let Some((_, last)) = self.unconfirmed.pop_front_if(is_confirmed) {
             let offset = self.start.offset.max(last.offset.next());

@@ -64,7 +64,7 @@ impl RefusedRows {
     /// Removes rows before `confirmed`, and returns whether there were any. Rows of the initial snapshot have the byte
     /// before the start of the stream as their position. That start stays the confirmed LSN until all of them are
     /// delivered.
-    pub fn confirm(&mut self, confirmed: EndLsn) -> bool {
+    pub fn remove_confirmed(&mut self, confirmed: EndLsn) -> bool {
         let before = self.0.len();
         self.0.retain(|known| confirmed.lsn().as_u64() <= known.position.commit_lsn.saturating_add(1));
         self.0.len() < before
@@ -109,8 +109,8 @@ mod tests {
         let json = serde_json::to_value(&refusals).unwrap();
         assert_eq!(json[0]["position"], "00000001-0000000000000028-0000000000000000");
         assert_eq!(serde_json::from_value::<RefusedRows>(json).unwrap(), refusals);
-        assert!(!refusals.confirm(end(41)), "a snapshot row before the stream at 41");
-        assert!(refusals.confirm(end(48)) && refusals.cause(at(40), "a").is_none());
+        assert!(!refusals.remove_confirmed(end(41)), "a snapshot row before the stream at 41");
+        assert!(refusals.remove_confirmed(end(48)) && refusals.cause(at(40), "a").is_none());
         assert_eq!(refusals.forget(at(80)), ["b"]);
         assert!(refusals.is_empty());
     }

@@ -91,7 +91,7 @@ impl RoutingHistory {
     /// Drops what only concerns rows before `confirmed`.
     pub fn prune_confirmed(mut self, confirmed: EndLsn) -> RoutingHistory {
         self.previous.retain(|earlier| earlier.until > confirmed);
-        self.refused.confirm(confirmed);
+        self.refused.remove_confirmed(confirmed);
         self
     }
 

@@ -8,8 +8,9 @@ use crate::failpoint::{self, Boundary};
 use crate::session::end::SessionEnd;
 
 impl EventLoop {
-    /// How the relay ends, once a graceful shutdown is complete or its deadline is reached.
-    pub(super) async fn drained(&mut self) -> Result<Option<SessionEnd>, RelayError> {
+    /// Ends a graceful shutdown once it is complete or its deadline is reached: writes and confirms the last checkpoint,
+    /// and returns how the relay ends.
+    pub(super) async fn end_drain(&mut self) -> Result<Option<SessionEnd>, RelayError> {
         let Some(since) = self.draining_since else { return Ok(None) };
         failpoint::pass(Boundary::InDrain);
         let late = since.elapsed() > self.drain_within;
