@@ -66,6 +66,7 @@ use crate::error::{ErrorKind, RelayError};
 use crate::event::row::Layout;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::largest_batch;
+use crate::kafka::query::Verification;
 use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
@@ -160,7 +161,7 @@ impl<B: Broker> Delivery<B> {
             metrics,
         };
         for topic in delivery.dispatch.routing.topics() {
-            delivery.in_flight.verify(topic, true);
+            delivery.in_flight.verify(topic, Verification::AtStart);
         }
         delivery.update_integrity();
         Ok(delivery)

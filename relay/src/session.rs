@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::dead_letters::replay::ReplayHandle;
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::credentials;
+use crate::kafka::producers::Purge;
 use crate::postgres::publication;
 use crate::status::Status;
 use crate::status::metrics::Metrics;
@@ -90,10 +91,10 @@ async fn stream(
     let ended = if let Err(error) = ended {
         // First of all, because the rest takes time: once the slot is free another relay may send, so this one must not
         // send anything new. If another relay may be sending already, records in flight are not retried either.
-        event_loop.purge(matches!(
-            error.kind,
-            ErrorKind::ProcessPaused | ErrorKind::SlotActive | ErrorKind::SlotLost
-        ));
+        event_loop.purge(match error.kind {
+            ErrorKind::ProcessPaused | ErrorKind::SlotActive | ErrorKind::SlotLost => Purge::All,
+            _ => Purge::Queued,
+        });
         Err(event_loop.explain(error).await)
     } else {
         ended

@@ -204,14 +204,14 @@ impl Status {
         }
     }
 
-    /// Whether a topic that rows are routed to is missing.
-    pub fn set_topic_missing(&self, topic: &str, missing: bool) {
-        let topics = &mut self.state().missing;
-        if missing {
-            topics.entry(topic.to_owned()).or_insert_with(SystemTime::now);
-        } else {
-            topics.remove(topic);
-        }
+    /// A topic that rows are routed to does not exist.
+    pub fn on_topic_missing(&self, topic: String) {
+        self.state().missing.entry(topic).or_insert_with(SystemTime::now);
+    }
+
+    /// The topic exists.
+    pub fn on_topic_exists(&self, topic: &str) {
+        self.state().missing.remove(topic);
     }
 
     /// The session's counters; called at every tick.

@@ -137,11 +137,19 @@ impl From<Option<SendOutcome>> for ReplayOutcome {
     }
 }
 
+/// What the session does with a dead letter for a topic that it does not know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownTopic {
+    /// Returns it: the topic may not exist.
+    Return,
+    /// Waits for the topic, which exists.
+    WaitFor,
+}
+
 /// A dead letter on its way to the session.
 pub struct ReplayRequest {
     pub letter: DeadLetter,
-    /// Whether the topic was looked up and exists.
-    pub topic_exists: bool,
+    pub unknown_topic: UnknownTopic,
     /// Receives the result.
     pub answer: oneshot::Sender<SendOutcome>,
 }
@@ -263,19 +271,19 @@ impl Replay {
             Ok(letter) => letter,
             Err(error) => return Some(SendOutcome::Refused(error.to_string())),
         };
-        let outcome = self.send_to_session(letter.clone(), false)?;
+        let outcome = self.send_to_session(letter.clone(), UnknownTopic::Return)?;
         let SendOutcome::UnknownTopic(topic) = &outcome else { return Some(outcome) };
         match reader.partitions(topic) {
             Ok(0) => Some(outcome),
-            Ok(_) => self.send_to_session(letter, true),
+            Ok(_) => self.send_to_session(letter, UnknownTopic::WaitFor),
             Err(error) => Some(SendOutcome::Refused(error.to_string())),
         }
     }
 
     /// `None` when the session has ended.
-    fn send_to_session(&self, letter: DeadLetter, topic_exists: bool) -> Option<SendOutcome> {
+    fn send_to_session(&self, letter: DeadLetter, unknown_topic: UnknownTopic) -> Option<SendOutcome> {
         let (answer, outcome) = oneshot::channel();
-        self.session.blocking_send(ReplayRequest { letter, topic_exists, answer }).ok()?;
+        self.session.blocking_send(ReplayRequest { letter, unknown_topic, answer }).ok()?;
         outcome.blocking_recv().ok()
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rdkafka::error::KafkaError;
 
 use super::Delivery;
-use crate::kafka::producers::{Ack, AckQueue, ProducerRecord, Producers, Tag};
+use crate::kafka::producers::{Ack, AckQueue, ProducerRecord, Producers, Purge, Tag};
 use crate::kafka::queries::KafkaQueries;
 use crate::kafka::query::Query;
 
@@ -69,10 +69,9 @@ impl Broker for KafkaBroker {
 }
 
 impl Delivery<KafkaBroker> {
-    /// Stops sending; with `all`, records in flight are not retried either.
-    pub fn purge(&self, all: bool) {
-        let producers = &self.in_flight.broker.producers;
-        if all { producers.purge_all() } else { producers.purge_queued() }
+    /// Stops sending.
+    pub fn purge(&self, purge: Purge) {
+        self.in_flight.broker.producers.purge(purge);
     }
 
     /// The producers, to be closed. Cancels the queries.

@@ -15,7 +15,7 @@ use crate::event::record::{Prepared, kafka_timestamp};
 use crate::failpoint::{self, Boundary};
 use crate::kafka;
 use crate::kafka::producers::{ProducerRecord, Tag};
-use crate::kafka::query::{QueriedPartition, Query};
+use crate::kafka::query::{QueriedPartition, Query, Verification};
 use crate::progress::ledger::{Completed, EntryId};
 use crate::progress::partition_dedup::Admission;
 use crate::status::metrics::Metrics;
@@ -213,10 +213,10 @@ impl<B: Broker> InFlight<B> {
     }
 
     /// Compares the partitions of a topic with what this session knows.
-    pub(super) fn verify(&self, topic: TopicId, at_start: bool) {
+    pub(super) fn verify(&self, topic: TopicId, when: Verification) {
         let partitions = self.topics.to_verify(topic);
         let topic = &self.topics.topic(topic).name;
-        self.broker.query(Query::Verify { topic, partitions, at_start });
+        self.broker.query(Query::Verify { topic, partitions, when });
     }
 
     /// A row was not sent because Kafka has it.

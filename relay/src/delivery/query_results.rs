@@ -19,7 +19,8 @@ impl<B: Broker> Delivery<B> {
         let (routing, topics) = (&mut dispatch.routing, &mut in_flight.topics);
         match result {
             QueryResult::Topic { name, found } => discovery.on_found(&name, &found, routing, topics),
-            QueryResult::TopicMissing { name, missing } => self.status.set_topic_missing(&name, missing),
+            QueryResult::TopicMissing(name) => self.status.on_topic_missing(name),
+            QueryResult::TopicExists(name) => self.status.on_topic_exists(&name),
             QueryResult::Grown { name, found } => discovery.on_grown(&name, &found, routing, topics),
             QueryResult::Settings { topic, settings } => {
                 let unsent = in_flight.progress.lineage.end().max(self.ingest.behind_last());

@@ -8,7 +8,7 @@ use super::Broker;
 use super::dispatch::Dispatch;
 use super::in_flight::InFlight;
 use super::topic_discovery::TopicDiscovery;
-use crate::dead_letters::replay::{ReplayRequest, SendOutcome};
+use crate::dead_letters::replay::{ReplayRequest, SendOutcome, UnknownTopic};
 use crate::error::RelayError;
 use crate::event::poison::Poison;
 use crate::event::record::Prepared;
@@ -37,7 +37,7 @@ impl Replays {
         if self.answer.is_some() {
             return Ok(Some(request));
         }
-        let ReplayRequest { letter, topic_exists, answer } = request;
+        let ReplayRequest { letter, unknown_topic, answer } = request;
         let row = letter.row().map_err(|error| Poison::from(&error));
         let (destination, prepared) = match row.and_then(|row| dispatch.replay(row, &in_flight.topics)) {
             Ok(routed) => routed,
@@ -52,13 +52,13 @@ impl Replays {
                     return Ok(None);
                 }
             }
-            CurrentDestination::NewTopic(topic) if !topic_exists => {
+            CurrentDestination::NewTopic(topic) if unknown_topic == UnknownTopic::Return => {
                 return Ok(send_outcome(answer, SendOutcome::UnknownTopic(topic)));
             }
             CurrentDestination::NewTopic(topic) => discovery.request(&topic, &in_flight.broker),
         }
         drop(prepared);
-        Ok(Some(ReplayRequest { letter, topic_exists, answer }))
+        Ok(Some(ReplayRequest { letter, unknown_topic, answer }))
     }
 
     /// Reports the outcome of the replay in flight. Its record has no position, so deduplication treats it as another

@@ -9,7 +9,7 @@ use super::Broker;
 use super::in_flight::InFlight;
 use super::source_progress::SourceProgress;
 use crate::error::{ErrorKind, RelayError};
-use crate::kafka::query::Query;
+use crate::kafka::query::{Query, Verification};
 use crate::kafka::scanner::FoundTopic;
 use crate::routing::mapping::{RoutingTable, TopicShape};
 use crate::topics::registry::{TopicId, TopicRegistry};
@@ -228,9 +228,9 @@ impl TopicDiscovery {
             TopicChange::Missing => {
                 // The topic may be recreated under the same name, without its records.
                 in_flight.topics.invalidate(topic);
-                in_flight.verify(topic, false);
+                in_flight.verify(topic, Verification::Later);
             }
-            TopicChange::LeaderChanged => in_flight.verify(topic, false),
+            TopicChange::LeaderChanged => in_flight.verify(topic, Verification::Later),
             TopicChange::Grown => {
                 if self.growing.insert(topic) {
                     in_flight.broker.query(Query::Growth(&in_flight.topics.topic(topic).name));

@@ -210,6 +210,16 @@ pub struct ProducerRecord<'a> {
     pub timestamp: i64,
 }
 
+/// The records that producers drop when they stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purge {
+    /// Those that are not in flight, including those that would have to be retried: a record after a dropped one must
+    /// not be appended.
+    Queued,
+    /// Those in flight as well, so that none of them is retried.
+    All,
+}
+
 /// The producers of one session.
 pub struct Producers {
     producers: Vec<Arc<ThreadedProducer<DeliveryReports>>>,
@@ -298,20 +308,15 @@ impl Producers {
         producer.send(message).map_err(|(error, _)| error)
     }
 
-    /// Drops the records that are not in flight, including those that would have to be retried: a record after a
-    /// dropped one must not be appended.
-    pub fn purge_queued(&self) {
+    /// Stops sending.
+    pub fn purge(&self, purge: Purge) {
+        let records = match purge {
+            Purge::Queued => PurgeConfig::default().queue(),
+            Purge::All => PurgeConfig::default().queue().inflight(),
+        };
         for producer in &self.producers {
             kafka_admin::halt(producer.client());
-            producer.purge(PurgeConfig::default().queue());
-        }
-    }
-
-    /// Drops the records in flight as well, so that none of them is retried.
-    pub fn purge_all(&self) {
-        for producer in &self.producers {
-            kafka_admin::halt(producer.client());
-            producer.purge(PurgeConfig::default().queue().inflight());
+            producer.purge(records);
         }
     }
 
@@ -321,7 +326,7 @@ impl Producers {
         let deadline = Instant::now() + SETTLE_WITHIN;
         loop {
             // A record that a broker refused temporarily is in the queue again.
-            self.purge_queued();
+            self.purge(Purge::Queued);
             let settled = self.producers.iter().all(|producer| producer.in_flight_count() == 0);
             if settled || Instant::now() >= deadline {
                 break;

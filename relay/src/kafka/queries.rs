@@ -11,7 +11,7 @@ use crate::error::ErrorKind;
 use crate::kafka::call_pool::{Caller, Lane, PAUSE};
 use crate::kafka::offset_gaps::{self, OffsetGaps, PartitionGaps};
 use crate::kafka::producers::{ProducerHandles, Producers};
-use crate::kafka::query::{QueriedPartition, Query, QueryResult};
+use crate::kafka::query::{QueriedPartition, Query, QueryResult, Verification};
 use crate::kafka::scan::{Scan, Scope, Step};
 use crate::kafka::scanner::{FairShare, FoundTopic, PartitionScanner, QueryError, Reachability};
 use crate::kafka::verify;
@@ -48,7 +48,7 @@ impl KafkaQueries {
         match query {
             Query::FindTopic(name) => self.find_topic(name),
             Query::Growth(name) => self.find_growth(name, producers.handles(None)),
-            Query::Verify { topic, partitions, at_start } => self.verify(topic, partitions, at_start),
+            Query::Verify { topic, partitions, when } => self.verify(topic, partitions, when),
             Query::Settings(topic) => self.describe(topic),
             Query::TopicStates(topics) => self.read_topic_states(topics),
             Query::Scan { partition, from, min_in_sync } => self.scan(partition, from, min_in_sync),
@@ -89,7 +89,7 @@ impl KafkaQueries {
         });
     }
 
-    fn verify(&self, topic: &str, partitions: Vec<ToVerify>, at_start: bool) {
+    fn verify(&self, topic: &str, partitions: Vec<ToVerify>, when: Verification) {
         let (name, results) = (topic.to_owned(), self.results.clone());
         self.submit(async move |caller| {
             wait_for_topic(&caller, &name, &results).await?;
@@ -101,8 +101,7 @@ impl KafkaQueries {
                 let topic = Arc::clone(&topic);
                 spawn(&caller, &results, async move |caller| {
                     let ToVerify { id, number, start } = partition;
-                    let scan_from =
-                        verify_partition(&caller, &topic, number, start, compacted, at_start).await?;
+                    let scan_from = verify_partition(&caller, &topic, number, start, compacted, when).await?;
                     Ok(QueryResult::Verified { partition: id, scan_from })
                 });
             }
@@ -229,17 +228,16 @@ async fn wait_for_topic(
     name: &str,
     results: &mpsc::UnboundedSender<QueryResult>,
 ) -> Result<(), QueryError> {
-    let report = |missing| drop(results.send(QueryResult::TopicMissing { name: name.to_owned(), missing }));
     let mut logged = false;
     while partition_count(caller, name).await? == 0 {
         if !std::mem::replace(&mut logged, true) {
             tracing::warn!(topic = %name, "the topic does not exist; {}", ErrorKind::TopicMissing.remedy());
         }
         // Report it each time, because a new phase of the session clears earlier reports.
-        report(true);
+        drop(results.send(QueryResult::TopicMissing(name.to_owned())));
         tokio::time::sleep(FIND_TOPIC_EVERY).await;
     }
-    report(false);
+    drop(results.send(QueryResult::TopicExists(name.to_owned())));
     Ok(())
 }
 
@@ -286,7 +284,7 @@ async fn verify_partition(
     number: PartitionNumber,
     start: ScanStart,
     compacted: Option<bool>,
-    at_start: bool,
+    when: Verification,
 ) -> Result<Offset, QueryError> {
     let reached = start.last.map_or(Offset::ZERO, |last| last.offset.next()).max(start.offset);
     let mut present = watermarks(caller, topic, number).await?;
@@ -307,7 +305,9 @@ async fn verify_partition(
     let scan_from = verify::check_same_partition(topic, &start, present, found, compacted).map_err(lost)?;
     // A record beyond the end of the server's WAL reveals that the database was restored. Checking the last record is
     // enough, while this session has sent nothing.
-    if let Some(last) = present.last().filter(|last| at_start && *last >= reached) {
+    if when == Verification::AtStart
+        && let Some(last) = present.last().filter(|last| *last >= reached)
+    {
         let newest = record_at(caller, topic, number, last).await?;
         caller.scanner.check_not_ahead(topic, number, last, newest)?;
     }

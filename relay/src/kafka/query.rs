@@ -24,6 +24,16 @@ pub struct QueriedPartition<'a> {
     pub number: PartitionNumber,
 }
 
+/// When a topic is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verification {
+    /// Before this session has sent anything: the end of a partition shows what earlier sessions, or another server's
+    /// relay, have sent.
+    AtStart,
+    /// After the topic was missing, has a new leader, or Kafka was unavailable.
+    Later,
+}
+
 /// A query. It is repeated while Kafka does not respond. A refusal, or lost records, end the session.
 #[derive(Debug)]
 pub enum Query<'a> {
@@ -39,8 +49,8 @@ pub enum Query<'a> {
         topic: &'a str,
         /// The partitions, as the checkpoint knows them.
         partitions: Vec<ToVerify>,
-        /// This session has sent nothing yet.
-        at_start: bool,
+        /// Whether this session may have sent records to it.
+        when: Verification,
     },
     /// Reads the settings of a topic.
     Settings(&'a str),
@@ -84,13 +94,10 @@ pub enum QueryResult {
         /// Its partitions and settings.
         found: FoundTopic,
     },
-    /// Whether a topic is missing.
-    TopicMissing {
-        /// The topic.
-        name: String,
-        /// Whether it is missing.
-        missing: bool,
-    },
+    /// A topic that rows or verification wait for does not exist.
+    TopicMissing(String),
+    /// The topic exists.
+    TopicExists(String),
     /// A topic has more partitions, and the producers know them.
     Grown {
         /// The topic.

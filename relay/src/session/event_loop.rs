@@ -24,7 +24,7 @@ use crate::delivery::{
 };
 use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
-use crate::kafka::producers::AckQueue;
+use crate::kafka::producers::{AckQueue, Purge};
 use crate::kafka::query::QueryResult;
 use crate::postgres::checkpoint::Writer;
 use crate::session::Context;
@@ -180,9 +180,9 @@ impl EventLoop {
         self.writer.committed().confirmed
     }
 
-    /// Stops sending: see [`Delivery::purge`].
-    pub fn purge(&self, all: bool) {
-        self.delivery.purge(all);
+    /// Stops sending.
+    pub fn purge(&self, purge: Purge) {
+        self.delivery.purge(purge);
     }
 
     /// Adds to the error what is known about its cause: the broker's response and the row concerned.

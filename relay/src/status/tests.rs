@@ -146,13 +146,13 @@ fn a_checkpoint_that_is_not_written_makes_it_not_ready() {
 #[test]
 fn a_topic_that_is_found_clears_neither_another_missing_topic_nor_a_poison_row() {
     let status = streaming();
-    status.set_topic_missing("a", true);
-    status.set_topic_missing("b", true);
+    status.on_topic_missing("a".into());
+    status.on_topic_missing("b".into());
     assert_eq!(status.json()["problem"]["message"], "topic a does not exist, and 1 more");
-    status.set_topic_missing("a", false);
+    status.on_topic_exists("a");
     assert_eq!(status.json()["problem"]["message"], "topic b does not exist");
     status.set_poison(Some(RelayError::new(ErrorKind::PoisonRow, "row 1")));
-    status.set_topic_missing("b", false);
+    status.on_topic_exists("b");
     assert_eq!(reason(&status).as_deref(), Some("PoisonRow"));
     status.set_poison(None);
     assert_eq!(reason(&status), None);
