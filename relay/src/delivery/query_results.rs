@@ -75,7 +75,7 @@ impl<B: Broker> Delivery<B> {
         }
         self.report_phantoms(partition, phantoms);
         let scanned = self.in_flight.topics.partition_mut(partition);
-        scanned.found = records;
+        scanned.found = Some(records);
         scanned.dedup.on_scanned(found);
         self.in_flight.resume(partition)
     }
@@ -88,7 +88,7 @@ impl<B: Broker> Delivery<B> {
         records: FoundRecords,
     ) -> Result<(), RelayError> {
         let scanned = self.in_flight.topics.partition_mut(partition);
-        scanned.found = records;
+        scanned.found = Some(records);
         let duplicates = scanned.dedup.on_gap_scanned(gap, found);
         self.in_flight.count_duplicates(duplicates);
         self.in_flight.resume(partition)

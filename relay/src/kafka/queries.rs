@@ -131,7 +131,7 @@ impl KafkaQueries {
         self.submit(async move |caller| {
             let scan = scan_partition(&caller, &topic, number, from, min_in_sync).await?;
             let Scan { found, records, phantoms, .. } = scan;
-            Ok(QueryResult::Scanned { partition, found, records, phantoms })
+            Ok(QueryResult::Scanned { partition, found, records: records.finish(), phantoms })
         });
     }
 
@@ -168,7 +168,7 @@ impl KafkaQueries {
         self.submit(async move |caller| {
             let scan = Scan::new(&topic, number, Scope::BeforeProbe(gap), gap.range);
             let Scan { found, records, .. } = read(&caller, scan, FairShare::first()).await?;
-            Ok(QueryResult::GapScanned { partition, gap, found, records })
+            Ok(QueryResult::GapScanned { partition, gap, found, records: records.finish() })
         });
     }
 
@@ -388,14 +388,14 @@ async fn read(caller: &Caller, mut scan: Scan, mut share: FairShare) -> Result<S
         }
         scan.skip_to(low);
         if scan.is_done() {
-            break;
+            return Ok(scan);
         }
         let step;
         let run = move |scanner: &PartitionScanner| scanner.scan(&mut scan, &share).map(|step| (step, scan));
         (step, scan) = caller.call(Lane::Records, run).await??;
         match step {
-            Step::Done => break,
-            Step::EndedEarly if attempts >= VERIFY_ATTEMPTS => break,
+            Step::Done => return Ok(scan),
+            Step::EndedEarly if attempts >= VERIFY_ATTEMPTS => return Ok(scan),
             Step::EndedEarly => {
                 attempts += 1;
                 tokio::time::sleep(VERIFY_PAUSE).await;
@@ -407,8 +407,6 @@ async fn read(caller: &Caller, mut scan: Scan, mut share: FairShare) -> Result<S
             Step::OutOfRange => {}
         }
     }
-    scan.records.sort();
-    Ok(scan)
 }
 
 /// Scans the queued gaps, until there are none.

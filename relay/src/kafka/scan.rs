@@ -6,7 +6,7 @@ use outbox::{Position, header};
 use rdkafka::message::Message;
 
 use crate::kafka::own_records::{OwnRecords, value_of};
-use crate::progress::fingerprints::{FoundRecords, fingerprint};
+use crate::progress::fingerprints::{RecordCollector, fingerprint};
 use crate::progress::offset::{Offset, OffsetRange};
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
@@ -62,7 +62,7 @@ pub struct Scan {
     /// The result.
     pub found: ScanResult,
     /// The records of this outbox.
-    pub records: FoundRecords,
+    pub records: RecordCollector,
     /// Records whose rows the server does not have.
     pub phantoms: Phantoms,
     /// The strays in gaps, up to the maximum.
@@ -80,7 +80,7 @@ impl Scan {
             scope,
             until: range.until,
             found: ScanResult::nothing(range.from),
-            records: FoundRecords::default(),
+            records: RecordCollector::default(),
             phantoms: Phantoms::default(),
             strays: Vec::new(),
             more_strays: 0,

@@ -21,11 +21,10 @@ pub fn fingerprint(position: Position, id: Option<&[u8]>) -> u64 {
     hasher.finish()
 }
 
-/// This outbox's records in a range of a partition.
+/// Collects this outbox's records while a scan reads a range of a partition.
 #[derive(Clone, Debug, Default)]
-pub struct FoundRecords {
+pub struct RecordCollector {
     fingerprints: Vec<u64>,
-    is_sorted: bool,
     lowest: Option<Position>,
     overflowed: bool,
     /// Retention removed the start of the range.
@@ -34,7 +33,7 @@ pub struct FoundRecords {
     pub has_missing_offsets: bool,
 }
 
-impl FoundRecords {
+impl RecordCollector {
     /// A record of this outbox was found.
     pub fn add(&mut self, position: Position, id: Option<&[u8]>) {
         if self.fingerprints.len() >= MAX_FOUND {
@@ -42,26 +41,32 @@ impl FoundRecords {
             return;
         }
         self.fingerprints.push(fingerprint(position, id));
-        self.is_sorted = false;
         self.lowest = Some(self.lowest.map_or(position, |lowest| lowest.min(position)));
     }
 
-    /// Called after the last record was added.
-    pub fn sort(&mut self) {
+    /// The records, once the whole range was read.
+    pub fn finish(mut self) -> FoundRecords {
         self.fingerprints.sort_unstable();
         self.fingerprints.shrink_to_fit();
-        self.is_sorted = true;
+        FoundRecords(self)
     }
+}
 
+/// This outbox's records in a range of a partition. Their fingerprints are sorted.
+#[derive(Clone, Debug)]
+pub struct FoundRecords(RecordCollector);
+
+impl FoundRecords {
     /// Whether the row at `position` with the fingerprint `row`, which is at or below the highest position of the
     /// range, is certainly not in it. `compacted` is the topic's policy, if known.
     pub fn lacks(&self, position: Position, row: u64, compacted: Option<bool>) -> bool {
-        let removed_by_compaction = self.has_missing_offsets && compacted != Some(false);
-        let removed_by_retention = self.begins_late && self.lowest.is_none_or(|lowest| position < lowest);
-        if !self.is_sorted || self.overflowed || removed_by_compaction || removed_by_retention {
+        let FoundRecords(range) = self;
+        let removed_by_compaction = range.has_missing_offsets && compacted != Some(false);
+        let removed_by_retention = range.begins_late && range.lowest.is_none_or(|lowest| position < lowest);
+        if range.overflowed || removed_by_compaction || removed_by_retention {
             return false;
         }
-        let contains = |fingerprint| self.fingerprints.binary_search(&fingerprint).is_ok();
+        let contains = |fingerprint| range.fingerprints.binary_search(&fingerprint).is_ok();
         !contains(row) && !contains(fingerprint(position, None))
     }
 }
@@ -118,16 +123,15 @@ mod tests {
         Position { timeline: 1, commit_lsn, index: 0 }
     }
 
-    fn found(records: &[(u64, &[u8])]) -> FoundRecords {
-        let mut found = FoundRecords::default();
-        records.iter().for_each(|(lsn, id)| found.add(at(*lsn), Some(id)));
-        found.sort();
-        found
+    fn collected(records: &[(u64, &[u8])]) -> RecordCollector {
+        let mut collected = RecordCollector::default();
+        records.iter().for_each(|(lsn, id)| collected.add(at(*lsn), Some(id)));
+        collected
     }
 
     #[test]
     fn a_row_is_found_only_by_its_own_id() {
-        let found = found(&[(10, b"a"), (30, b"b")]);
+        let found = collected(&[(10, b"a"), (30, b"b")]).finish();
         assert!(!found.lacks(at(10), fingerprint(at(10), Some(b"a")), Some(false)));
         assert!(
             found.lacks(at(10), fingerprint(at(10), Some(b"x")), Some(false)),
@@ -141,17 +145,18 @@ mod tests {
 
     #[test]
     fn a_record_without_an_id_is_recognised_by_its_position() {
-        let mut found = FoundRecords::default();
-        found.add(at(10), None);
-        found.sort();
+        let mut collected = RecordCollector::default();
+        collected.add(at(10), None);
+        let found = collected.finish();
         assert!(!found.lacks(at(10), fingerprint(at(10), Some(b"a")), Some(false)));
         assert!(found.lacks(at(11), fingerprint(at(11), Some(b"a")), Some(false)));
     }
 
     #[test]
     fn a_row_that_compaction_or_retention_may_have_removed_is_not_reported_missing() {
-        let whole = found(&[(10, b"a"), (30, b"b")]);
-        let compacted = FoundRecords { has_missing_offsets: true, ..whole.clone() };
+        let collected = collected(&[(10, b"a"), (30, b"b")]);
+        let whole = collected.clone().finish();
+        let compacted = RecordCollector { has_missing_offsets: true, ..collected.clone() }.finish();
         assert!(
             whole.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(true)),
             "every offset has a record"
@@ -162,16 +167,16 @@ mod tests {
             compacted.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)),
             "control records only"
         );
-        let late = FoundRecords { begins_late: true, ..whole };
+        let late = RecordCollector { begins_late: true, ..collected }.finish();
         assert!(!late.lacks(at(5), fingerprint(at(5), Some(b"z")), Some(false)));
         assert!(late.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)));
     }
 
     #[test]
     fn a_scan_beyond_the_limit_proves_nothing() {
-        let mut found = FoundRecords::default();
-        (0..=MAX_FOUND as u64).for_each(|lsn| found.add(at(lsn), Some(b"a")));
-        found.sort();
+        let mut collected = RecordCollector::default();
+        (0..=MAX_FOUND as u64).for_each(|lsn| collected.add(at(lsn), Some(b"a")));
+        let found = collected.finish();
         assert!(!found.lacks(at(1), fingerprint(at(1), Some(b"x")), Some(false)));
     }
 

@@ -91,9 +91,9 @@ pub struct Partition {
     pub number: PartitionNumber,
     /// Which rows it has.
     pub dedup: PartitionDedup,
-    /// The records of this outbox that the last scan found. Only rows at or below the high-water mark are compared with
-    /// them.
-    pub found: FoundRecords,
+    /// The records of this outbox that the last scan found, if there was one. Only rows at or below the high-water mark are
+    /// compared with them.
+    pub found: Option<FoundRecords>,
     /// The scan start as of the confirmed prefix.
     start: ScanStart,
     /// Records that are acknowledged but not yet in the confirmed prefix, the last of each ledger entry. After a crash
@@ -109,7 +109,7 @@ impl Partition {
             topic,
             number,
             dedup: PartitionDedup::new(start.offset),
-            found: FoundRecords::default(),
+            found: None,
             start,
             unconfirmed: VecDeque::new(),
             verified: false,

@@ -169,7 +169,8 @@ impl TopicRegistry {
     /// Whether a partition lacks a row at or below its high-water mark.
     pub fn lacks(&self, id: PartitionId, position: Position, fingerprint: u64) -> bool {
         let compacted = self.topic_of(id).settings.known().map(|settings| settings.compacted);
-        self.partition(id).found.lacks(position, fingerprint, compacted)
+        let found = self.partition(id).found.as_ref();
+        found.is_some_and(|found| found.lacks(position, fingerprint, compacted))
     }
 
     /// Whether records may be sent to every partition.

@@ -324,14 +324,14 @@ impl Kafka {
                     kafka.partition(&name).seen.get_or_insert(OffsetRange { from: end, until: end.next() });
                     let range = OffsetRange { from, until: end };
                     let Scan { found, records, phantoms, .. } = kafka.scan(&name, Scope::ToEnd, range);
-                    Some(QueryResult::Scanned { partition: id, found, records, phantoms })
+                    Some(QueryResult::Scanned { partition: id, found, records: records.finish(), phantoms })
                 })
             }
             Query::GapBeforeProbe(partition, gap) => {
                 let (id, name) = (partition.id, (partition.topic.to_owned(), partition.number));
                 Box::new(move |kafka| {
                     let Scan { found, records, .. } = kafka.scan(&name, Scope::BeforeProbe(gap), gap.range);
-                    Some(QueryResult::GapScanned { partition: id, gap, found, records })
+                    Some(QueryResult::GapScanned { partition: id, gap, found, records: records.finish() })
                 })
             }
             Query::Gap(partition, gap) => {
@@ -386,7 +386,6 @@ impl Kafka {
                 scan.on_record(own, message);
             }
         }
-        scan.records.sort();
         scan
     }
 }
