@@ -219,7 +219,7 @@ impl<B: Broker> Delivery<B> {
         self.ingest.on_commit();
         self.strays.on_passed(end);
         let completed = self.in_flight.progress.ledger.commit(end)?;
-        self.in_flight.observe_latency(completed);
+        self.in_flight.on_completed(completed);
         Ok(())
     }
 

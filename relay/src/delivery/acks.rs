@@ -101,7 +101,7 @@ impl Acks {
         if in_flight.progress.is_in_snapshot() {
             self.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]).inc();
         } else {
-            in_flight.observe_latency(completed);
+            in_flight.on_completed(completed);
         }
         self.count(partition, bytes, content, in_flight);
         match in_flight.topics.partition_mut(partition).dedup.on_acknowledged(offset, now) {

@@ -22,26 +22,26 @@ pub struct CheckpointSchedule {
     /// The revision of the routing.
     revision: u64,
     at: Instant,
-    /// `transactions_total` at that time. If it has changed since, the progress is more than idle WAL.
+    /// The number of completed transactions at that time. If it has changed since, the progress is more than idle WAL.
     transactions: u64,
 }
 
 impl CheckpointSchedule {
     /// The schedule after the checkpoint that the session started with.
-    pub fn new<B: Broker>(committed: &CommittedCheckpoint, delivery: &Delivery<B>, now: Instant) -> Self {
+    pub fn new(committed: &CommittedCheckpoint, now: Instant) -> Self {
         CheckpointSchedule {
             confirmed: committed.confirmed,
             snapshot_cursor: committed.copied,
             revision: committed.revision,
             at: now,
-            transactions: delivery.metrics.transactions_total.get(),
+            transactions: 0,
         }
     }
 
     /// The checkpoint that is due. A new routing revision is stored immediately, because rows wait for it.
     pub fn next<B: Broker>(&mut self, delivery: &mut Delivery<B>, now: Instant) -> Option<CheckpointUpdate> {
         let advanced = self.advanced(delivery);
-        let has_events = delivery.metrics.transactions_total.get() != self.transactions;
+        let has_events = delivery.counts().transactions != self.transactions;
         let waited = now.saturating_duration_since(self.at) >= IDLE_INTERVAL;
         self.update(delivery, now, advanced > 0 && (has_events || waited || advanced >= IDLE_BYTES))
     }
@@ -81,7 +81,7 @@ impl CheckpointSchedule {
         if !is_due && revision == self.revision && snapshot_cursor == self.snapshot_cursor {
             return None;
         }
-        let transactions = delivery.metrics.transactions_total.get();
+        let transactions = delivery.counts().transactions;
         *self = CheckpointSchedule { confirmed, snapshot_cursor, revision, at: now, transactions };
         let InFlight { topics, progress, .. } = &mut delivery.in_flight;
         let mappings = delivery.dispatch.routing.history(topics);

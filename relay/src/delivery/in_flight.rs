@@ -40,6 +40,8 @@ pub struct Counters {
     pub suppressed: u64,
     /// Records acknowledged by Kafka.
     pub acknowledged: u64,
+    /// Transactions whose rows are all in Kafka.
+    pub transactions: u64,
 }
 
 /// See the module documentation.
@@ -142,7 +144,7 @@ impl<B: Broker> InFlight<B> {
                 Admission::AlreadyThere => {
                     self.count_suppressed();
                     let completed = self.progress.ledger.withdraw(row.entry)?;
-                    self.observe_latency(completed);
+                    self.on_completed(completed);
                 }
                 Admission::Wait | Admission::Scan { .. } => {
                     self.lanes.put_back(row);
@@ -235,8 +237,10 @@ impl<B: Broker> InFlight<B> {
         }
     }
 
-    pub(super) fn observe_latency(&self, completed: Option<Completed>) {
+    /// All rows of a transaction are in Kafka, if there is one.
+    pub(super) fn on_completed(&mut self, completed: Option<Completed>) {
         let Some(Completed { commit_time }) = completed else { return };
+        self.counts.transactions += 1;
         let micros = PgTime::now().as_micros().saturating_sub(commit_time.as_micros());
         self.metrics.transactions_total.inc();
         // Negative when the database's clock is ahead of this machine's.

@@ -85,7 +85,7 @@ impl EventLoop {
         context: &Context,
     ) -> EventLoop {
         let copied_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
-        let checkpoints = CheckpointSchedule::new(&writer.committed(), &delivery, Instant::now());
+        let checkpoints = CheckpointSchedule::new(&writer.committed(), Instant::now());
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         EventLoop {

@@ -89,7 +89,7 @@ impl Relay {
             Delivery::new(config, initial, kafka.clone(), status.clone(), metrics.clone()).unwrap();
         delivery.on_message(&relation(), 0).unwrap();
         let committed = first.committed(0);
-        let checkpoints = CheckpointSchedule::new(&committed, &delivery, Instant::now());
+        let checkpoints = CheckpointSchedule::new(&committed, Instant::now());
         *stored = Some(first);
         let sent = stream.iter().take_while(|transaction| confirmed.covers(transaction.commit())).count();
         Process {
