@@ -16,7 +16,7 @@ mod acks;
 mod another_outbox;
 mod broker;
 mod checkpoint_schedule;
-mod dead_letters;
+mod dead_letter_log;
 mod dispatch;
 mod in_flight;
 mod ingest;
@@ -259,8 +259,8 @@ impl<B: Broker> Delivery<B> {
         committed_revision: u64,
     ) -> Result<Flow, RelayError> {
         let Delivery { dispatch, in_flight, discovery, refusals, .. } = self;
-        let mut context = dispatch::Context { in_flight, discovery, refusals, committed_revision };
-        match dispatch.deliver(layout, values, origin, &mut context)? {
+        let mut stages = dispatch::Stages { in_flight, discovery, refusals, committed_revision };
+        match dispatch.deliver(layout, values, origin, &mut stages)? {
             Dispatched::Blocked => Ok(Flow::Blocked),
             Dispatched::Done { fingerprint } => {
                 self.strays.on_row(origin.position, fingerprint);

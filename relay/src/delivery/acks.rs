@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use pg_replication::EndLsn;
 
-use super::dead_letters::DeadLetterLog;
+use super::dead_letter_log::DeadLetterLog;
 use super::in_flight::InFlight;
 use super::lanes::{SentContent, SentRecord};
 use super::refusals::RefusalWatch;

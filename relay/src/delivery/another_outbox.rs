@@ -12,7 +12,7 @@ use pg_replication::{CommitLsn, EndLsn, Lsn};
 
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::scan::Stray;
-use crate::progress::fingerprints::{RecentRows, Writer};
+use crate::progress::fingerprints::{RecentRows, WrittenBy};
 use crate::status::Status;
 use crate::topics::partitions::PartitionId;
 use crate::topics::registry::{PartitionName, TopicRegistry};
@@ -62,11 +62,11 @@ impl Strays {
             let Stray { position, fingerprint } = stray;
             let passed = self.passed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
             match self.recent.writer_of(position, fingerprint, passed) {
-                Writer::ThisOutbox | Writer::Unknown => duplicates += 1,
-                Writer::NotReached if !is_beyond_server(status, position, since) => {
+                WrittenBy::ThisOutbox | WrittenBy::Unknown => duplicates += 1,
+                WrittenBy::NotReached if !is_beyond_server(status, position, since) => {
                     self.waiting.push((partition, stray, since));
                 }
-                Writer::AnotherOutbox | Writer::NotReached => {
+                WrittenBy::AnotherOutbox | WrittenBy::NotReached => {
                     return Err(stray_error(topics.name_of(partition), position, source));
                 }
             }

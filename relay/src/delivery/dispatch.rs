@@ -68,7 +68,7 @@ pub(super) enum NextRow {
 }
 
 /// The other stages that dispatch needs for a row.
-pub(super) struct Context<'c, B> {
+pub(super) struct Stages<'c, B> {
     pub(super) in_flight: &'c mut InFlight<B>,
     pub(super) discovery: &'c mut TopicDiscovery,
     pub(super) refusals: &'c mut RefusalWatch,
@@ -124,9 +124,9 @@ impl Dispatch {
         layout: &Layout,
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
-        context: &mut Context<'_, B>,
+        stages: &mut Stages<'_, B>,
     ) -> Result<Dispatched, RelayError> {
-        if self.next_row == NextRow::OnceAllAcknowledged && context.in_flight.lanes.load().events > 0 {
+        if self.next_row == NextRow::OnceAllAcknowledged && stages.in_flight.lanes.load().events > 0 {
             return Ok(Dispatched::Blocked);
         }
         self.next_row = NextRow::Anytime;
@@ -140,26 +140,26 @@ impl Dispatch {
             if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
         };
         let fingerprint = row.fingerprint;
-        let (decision, mut next_row) = self.decide(&row, column, context)?;
+        let (decision, mut next_row) = self.decide(&row, column, stages)?;
         match decision {
             Decision::Block => return Ok(Dispatched::Blocked),
             Decision::Skip => {
-                context.in_flight.count_suppressed();
-                context.in_flight.progress.on_duplicate(origin);
+                stages.in_flight.count_suppressed();
+                stages.in_flight.progress.on_duplicate(origin);
             }
             Decision::Queue(placed, poison) => {
-                let prepared = self.prepare(row, poison, placed, context);
-                let entry = context.in_flight.progress.enter(origin, prepared.time)?;
+                let prepared = self.prepare(row, poison, placed, stages);
+                let entry = stages.in_flight.progress.enter(origin, prepared.time)?;
                 let row = WaitingRow { placed, prepared: prepared.into_owned(), entry };
-                context.in_flight.lanes.push_waiting(row);
+                stages.in_flight.lanes.push_waiting(row);
             }
             Decision::Send(placed, poison) => {
-                if context.refusals.is_retry(origin.position) {
+                if stages.refusals.is_retry(origin.position) {
                     next_row = NextRow::OnceAllAcknowledged;
                 }
-                let prepared = self.prepare(row, poison, placed, context);
-                let entry = context.in_flight.progress.enter(origin, prepared.time)?;
-                context.in_flight.send(prepared, entry, placed)?;
+                let prepared = self.prepare(row, poison, placed, stages);
+                let entry = stages.in_flight.progress.enter(origin, prepared.time)?;
+                stages.in_flight.send(prepared, entry, placed)?;
             }
         }
         self.next_row = next_row;
@@ -173,7 +173,7 @@ impl Dispatch {
         &mut self,
         row: &Candidate<'_>,
         column: impl Fn(&str) -> Option<&'a str>,
-        context: &mut Context<'_, B>,
+        stages: &mut Stages<'_, B>,
     ) -> Result<(Decision, NextRow), RelayError> {
         let Origin { position, commit, .. } = row.origin;
         let partition_key = row.decoded.partition_key(position);
@@ -186,27 +186,27 @@ impl Dispatch {
             column: |name: &str| column(name),
         };
         let mut next_row = NextRow::Anytime;
-        match self.routing.earlier_destination(&input, commit, &context.in_flight.topics) {
+        match self.routing.earlier_destination(&input, commit, &stages.in_flight.topics) {
             Some(EarlierDestination::Kept(destination)) => {
-                return Ok((self.decide_at(row, destination, context)?, next_row));
+                return Ok((self.decide_at(row, destination, stages)?, next_row));
             }
             Some(EarlierDestination::Superseded(destination)) => {
-                if let Some(decision) = self.decide_superseded(row, &destination, context)? {
+                if let Some(decision) = self.decide_superseded(row, &destination, stages)? {
                     return Ok((decision, next_row));
                 }
                 next_row = NextRow::OnceAllAcknowledged;
             }
             None => {}
         }
-        let decision = match self.routing.current_destination(&input, &context.in_flight.topics) {
-            Ok(CurrentDestination::Partition(destination)) => self.decide_at(row, destination, context)?,
+        let decision = match self.routing.current_destination(&input, &stages.in_flight.topics) {
+            Ok(CurrentDestination::Partition(destination)) => self.decide_at(row, destination, stages)?,
             Ok(CurrentDestination::NewTopic(name)) => {
-                context.discovery.request(&name, &context.in_flight.broker);
+                stages.discovery.request(&name, &stages.in_flight.broker);
                 Decision::Block
             }
             Err(error) => {
                 self.blocked_on = None;
-                return Err(on_unroutable(&row.decoded, position, &error, context));
+                return Err(on_unroutable(&row.decoded, position, &error, stages));
             }
         };
         Ok((decision, next_row))
@@ -218,13 +218,13 @@ impl Dispatch {
         &mut self,
         row: &Candidate<'_>,
         destination: &Destination,
-        context: &mut Context<'_, B>,
+        stages: &mut Stages<'_, B>,
     ) -> Result<Option<Decision>, RelayError> {
-        if destination.revision > context.committed_revision {
+        if destination.revision > stages.committed_revision {
             return Ok(Some(Decision::Block));
         }
-        let partition = context.in_flight.topics.partition_at(destination.topic, destination.number)?;
-        Ok(match context.in_flight.admit(row.at(partition, Absence::SentElsewhere))? {
+        let partition = stages.in_flight.topics.partition_at(destination.topic, destination.number)?;
+        Ok(match stages.in_flight.admit(row.at(partition, Absence::SentElsewhere))? {
             Admission::AlreadyThere => Some(Decision::Skip),
             Admission::Wait | Admission::Scan { .. } => Some(self.block_on(partition)),
             Admission::Send => None,
@@ -236,25 +236,25 @@ impl Dispatch {
         &mut self,
         row: &Candidate<'_>,
         destination: Destination,
-        context: &mut Context<'_, B>,
+        stages: &mut Stages<'_, B>,
     ) -> Result<Decision, RelayError> {
         let Destination { topic, number, revision, poison } = destination;
-        if revision > context.committed_revision {
+        if revision > stages.committed_revision {
             return Ok(Decision::Block);
         }
-        let partition = context.in_flight.topics.partition_at(topic, number)?;
+        let partition = stages.in_flight.topics.partition_at(topic, number)?;
         // The settings may change the destination, also of a row that would only be queued: the topic would refuse it,
         // in each session again.
-        if context.in_flight.topics.topic(topic).settings == Settings::Unread {
+        if stages.in_flight.topics.topic(topic).settings == Settings::Unread {
             return Ok(self.block_on(partition));
         }
         let absence = if poison.is_some() { Absence::NotSent } else { Absence::Impossible };
         let placed = row.at(partition, absence);
-        Ok(match context.in_flight.admit(placed)? {
+        Ok(match stages.in_flight.admit(placed)? {
             Admission::AlreadyThere => Decision::Skip,
             Admission::Send => Decision::Send(placed, poison),
             // A retried row is sent alone.
-            Admission::Wait | Admission::Scan { .. } if context.refusals.is_retry(placed.position) => {
+            Admission::Wait | Admission::Scan { .. } if stages.refusals.is_retry(placed.position) => {
                 self.block_on(partition)
             }
             Admission::Wait | Admission::Scan { .. } => Decision::Queue(placed, poison),
@@ -309,12 +309,12 @@ impl Dispatch {
         row: Candidate<'a>,
         poison: Option<Poison>,
         placed: Placed,
-        context: &mut Context<'_, B>,
+        stages: &mut Stages<'_, B>,
     ) -> Prepared<'a> {
         if let Some(Poison { kind: PoisonKind::TooLarge | PoisonKind::NoKey, topic: Some(topic), .. }) =
             &poison
         {
-            context.discovery.watch_settings(topic);
+            stages.discovery.watch_settings(topic);
         }
         let Candidate { decoded, bytes, time, .. } = row;
         let (row, poison) = match (decoded, poison) {
@@ -322,7 +322,7 @@ impl Dispatch {
             (DecodedRow::Valid(row, _), Some(poison)) => (row.into(), poison),
             (DecodedRow::Invalid(row, error), poison) => (row, poison.unwrap_or(error)),
         };
-        let limit = self.routing.limit(context.in_flight.topics.partition(placed.partition).topic);
+        let limit = self.routing.limit(stages.in_flight.topics.partition(placed.partition).topic);
         self.dead_letter_encoder.encode(row, poison, placed.position, time, limit)
     }
 }
@@ -333,13 +333,13 @@ fn on_unroutable<B>(
     decoded: &DecodedRow<'_>,
     position: Position,
     error: &RoutingError,
-    context: &mut Context<'_, B>,
+    stages: &mut Stages<'_, B>,
 ) -> RelayError {
     if let Some(topic) = error.decided_by_settings_of() {
-        context.discovery.watch_settings(topic);
+        stages.discovery.watch_settings(topic);
     }
     if error.is_refusal() {
-        context.refusals.schedule_retry(position);
+        stages.refusals.schedule_retry(position);
     }
     decoded.poison_error(error, position)
 }

@@ -35,12 +35,12 @@ pub(super) struct Origin {
     pub(super) position: Position,
     pub(super) commit: CommitLsn,
     pub(super) commit_time: PgTime,
-    pub(super) source: RowSource,
+    pub(super) read_from: ReadFrom,
 }
 
 /// Where a row was read.
 #[derive(Clone, Copy)]
-pub(super) enum RowSource {
+pub(super) enum ReadFrom {
     /// In the stream's open transaction.
     Stream,
     /// In the initial snapshot.
@@ -54,7 +54,7 @@ impl Origin {
     pub(super) fn in_snapshot(seq: i64, progress: &SourceProgress) -> Origin {
         let commit = progress.before_start();
         let position = progress.lineage.position(commit, seq.cast_unsigned());
-        Origin { position, commit, commit_time: PgTime::now(), source: RowSource::Snapshot { seq } }
+        Origin { position, commit, commit_time: PgTime::now(), read_from: ReadFrom::Snapshot { seq } }
     }
 }
 
@@ -211,7 +211,7 @@ impl Ingest {
             return Err(RelayError::new(ErrorKind::StreamFormChanged, what));
         }
         let position = progress.lineage.position(commit, index);
-        Ok(Inserted::Row(layout, Origin { position, commit, commit_time, source: RowSource::Stream }))
+        Ok(Inserted::Row(layout, Origin { position, commit, commit_time, read_from: ReadFrom::Stream }))
     }
 
     /// The row of the last insert was processed.

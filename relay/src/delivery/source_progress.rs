@@ -3,7 +3,7 @@
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 
-use super::ingest::{Origin, RowSource};
+use super::ingest::{Origin, ReadFrom};
 use crate::progress::ledger::{EntryId, Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
 use crate::progress::snapshot_cursor::SnapshotCursor;
@@ -43,9 +43,9 @@ impl SourceProgress {
 
     /// Adds a row that is sent or waits. Returns the entry to acknowledge it with.
     pub(super) fn enter(&mut self, origin: Origin, time: PgTime) -> Result<EntryId, Inconsistent> {
-        match origin.source {
-            RowSource::Stream => self.ledger.add_row(),
-            RowSource::Snapshot { seq } => {
+        match origin.read_from {
+            ReadFrom::Stream => self.ledger.add_row(),
+            ReadFrom::Snapshot { seq } => {
                 let entry = self.ledger.add_single_row_transaction(self.before_start(), time, self.start)?;
                 self.snapshot.iter_mut().for_each(|cursor| cursor.on_sent(entry, seq));
                 Ok(entry)
@@ -55,7 +55,7 @@ impl SourceProgress {
 
     /// A row was in Kafka already.
     pub(super) fn on_duplicate(&mut self, origin: Origin) {
-        if let (RowSource::Snapshot { seq }, Some(cursor)) = (origin.source, &mut self.snapshot) {
+        if let (ReadFrom::Snapshot { seq }, Some(cursor)) = (origin.read_from, &mut self.snapshot) {
             cursor.on_duplicate(seq);
         }
     }

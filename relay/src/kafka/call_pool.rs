@@ -16,7 +16,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 /// The kind of a call.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Lane {
+pub(super) enum CallKind {
     /// Reachability of Kafka, and diagnoses of partitions.
     Health,
     /// Topics and their partitions, which every broker knows.
@@ -27,18 +27,18 @@ pub(super) enum Lane {
     Records,
 }
 
-/// See the module documentation.
-pub(super) struct Lanes {
+/// The threads for each kind, as permits.
+struct Threads {
     health: Arc<Semaphore>,
     metadata: Arc<Semaphore>,
     offsets: Arc<Semaphore>,
     records: Arc<Semaphore>,
 }
 
-impl Default for Lanes {
+impl Default for Threads {
     fn default() -> Self {
         let threads = |count| Arc::new(Semaphore::new(count));
-        Lanes { health: threads(3), metadata: threads(4), offsets: threads(8), records: threads(1) }
+        Threads { health: threads(3), metadata: threads(4), offsets: threads(8), records: threads(1) }
     }
 }
 
@@ -46,27 +46,27 @@ impl Default for Lanes {
 #[derive(Clone)]
 pub(super) struct Caller {
     pub(super) scanner: Arc<PartitionScanner>,
-    lanes: Arc<Lanes>,
+    threads: Arc<Threads>,
 }
 
 impl Caller {
     pub(super) fn new(scanner: Arc<PartitionScanner>) -> Caller {
-        Caller { scanner, lanes: Arc::default() }
+        Caller { scanner, threads: Arc::default() }
     }
 
     /// Makes a blocking call once, when a thread is free.
     pub(super) async fn call<T: Send + 'static>(
         &self,
-        lane: Lane,
+        kind: CallKind,
         call: impl FnOnce(&PartitionScanner) -> T + Send + 'static,
     ) -> Result<T, QueryError> {
-        let threads = match lane {
-            Lane::Health => &self.lanes.health,
-            Lane::Metadata => &self.lanes.metadata,
-            Lane::Offsets => &self.lanes.offsets,
-            Lane::Records => &self.lanes.records,
+        let threads = match kind {
+            CallKind::Health => &self.threads.health,
+            CallKind::Metadata => &self.threads.metadata,
+            CallKind::Offsets => &self.threads.offsets,
+            CallKind::Records => &self.threads.records,
         };
-        let waits = matches!(lane, Lane::Records).then(|| Waits::new(Arc::clone(&self.scanner)));
+        let waits = matches!(kind, CallKind::Records).then(|| Waits::new(Arc::clone(&self.scanner)));
         let thread = Arc::clone(threads).acquire_owned().await.map_err(|_| QueryError::Cancelled)?;
         drop(waits);
         let scanner = Arc::clone(&self.scanner);
@@ -81,13 +81,13 @@ impl Caller {
     /// Repeats a blocking call until Kafka responds.
     pub(super) async fn persist<T: Send + 'static>(
         &self,
-        lane: Lane,
+        kind: CallKind,
         call: impl Fn(&PartitionScanner) -> Result<T, QueryError> + Send + Sync + 'static,
     ) -> Result<T, QueryError> {
         let (call, mut pause) = (Arc::new(call), PAUSE);
         loop {
             let attempt = Arc::clone(&call);
-            match self.call(lane, move |scanner| attempt(scanner)).await? {
+            match self.call(kind, move |scanner| attempt(scanner)).await? {
                 Err(QueryError::NoResponse(error)) => tracing::debug!(%error, "querying Kafka"),
                 result => return result,
             }

@@ -18,7 +18,7 @@ pub enum Fault {
 }
 
 /// The meaning of a code.
-struct Entry {
+struct CodeMeaning {
     fault: Fault,
     reason: ErrorKind,
     /// What happened and what to do, unless the name of the code is enough.
@@ -30,17 +30,17 @@ struct Entry {
 /// librdkafka retries transient errors, so such a code arrives here only if it persists. A code that ends a producer is
 /// handled with new producers, a scan and a replay, as every retry is.
 pub fn reason_of_kafka(code: Code) -> ErrorKind {
-    entry(code).reason
+    meaning_of(code).reason
 }
 
 /// What the refusal of a record is caused by.
 pub fn fault_of(code: Code) -> Fault {
-    entry(code).fault
+    meaning_of(code).fault
 }
 
 /// The code with its meaning, for messages.
 pub fn explained(code: Code) -> String {
-    let meaning = entry(code).meaning;
+    let meaning = meaning_of(code).meaning;
     if meaning.is_empty() { format!("{code:?}") } else { format!("{code:?}: {meaning}") }
 }
 
@@ -50,11 +50,11 @@ pub fn error_of(what_failed: &str, code: Code) -> RelayError {
 }
 
 /// A code that is not in the table, as a newer librdkafka may add, is retried like a server error.
-fn entry(code: Code) -> Entry {
+fn meaning_of(code: Code) -> CodeMeaning {
     let entries = [of_record, of_topic, of_producer, of_cluster, of_other_requests];
     let known = entries.iter().find_map(|known| known(code));
     let (fault, reason, meaning) = known.unwrap_or((Fault::Cluster, ErrorKind::DeliveryFailed, ""));
-    Entry { fault, reason, meaning }
+    CodeMeaning { fault, reason, meaning }
 }
 
 type Known = Option<(Fault, ErrorKind, &'static str)>;

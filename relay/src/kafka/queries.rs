@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::error::ErrorKind;
-use crate::kafka::call_pool::{Caller, Lane, PAUSE};
+use crate::kafka::call_pool::{CallKind, Caller, PAUSE};
 use crate::kafka::offset_gaps::{self, OffsetGaps, PartitionGaps};
 use crate::kafka::producers::{ProducerHandles, Producers};
 use crate::kafka::query::{QueriedPartition, Query, QueryResult, Verification};
@@ -80,7 +80,7 @@ impl KafkaQueries {
             loop {
                 let (producers, name) = (Arc::clone(&producers), name.clone());
                 let all_know = move |_: &PartitionScanner| producers.know_partitions(&name, found.partitions);
-                if caller.call(Lane::Health, all_know).await? {
+                if caller.call(CallKind::Health, all_know).await? {
                     break;
                 }
                 tokio::time::sleep(FIND_TOPIC_EVERY).await;
@@ -120,7 +120,7 @@ impl KafkaQueries {
     fn read_topic_states(&self, topics: Vec<String>) {
         self.submit(async move |caller| {
             Ok(QueryResult::TopicStates(
-                caller.call(Lane::Health, move |scanner| scanner.topic_states(&topics)).await?,
+                caller.call(CallKind::Health, move |scanner| scanner.topic_states(&topics)).await?,
             ))
         });
     }
@@ -137,7 +137,7 @@ impl KafkaQueries {
 
     fn check_reachability(&self, producers: Option<ProducerHandles>) {
         self.submit(async move |caller| {
-            let reachability = caller.call(Lane::Health, move |scanner| {
+            let reachability = caller.call(CallKind::Health, move |scanner| {
                 let reachability = scanner.reachability()?;
                 let stranded = reachability == Reachability::Up
                     && producers.is_some_and(|producers| producers.has_no_broker());
@@ -158,7 +158,10 @@ impl KafkaQueries {
         self.submit(async move |caller| {
             let diagnose =
                 move |scanner: &PartitionScanner| scanner.diagnose(&topic, number, min_in_sync, &producers);
-            Ok(QueryResult::Diagnosed { partition, diagnosis: caller.call(Lane::Health, diagnose).await? })
+            Ok(QueryResult::Diagnosed {
+                partition,
+                diagnosis: caller.call(CallKind::Health, diagnose).await?,
+            })
         });
     }
 
@@ -243,7 +246,7 @@ async fn wait_for_topic(
 
 async fn partition_count(caller: &Caller, name: &str) -> Result<i32, QueryError> {
     let name = name.to_owned();
-    caller.persist(Lane::Metadata, move |scanner| scanner.partition_count(&name)).await
+    caller.persist(CallKind::Metadata, move |scanner| scanner.partition_count(&name)).await
 }
 
 async fn watermarks(
@@ -252,13 +255,13 @@ async fn watermarks(
     number: PartitionNumber,
 ) -> Result<OffsetRange, QueryError> {
     let topic = Arc::clone(topic);
-    caller.persist(Lane::Offsets, move |scanner| scanner.watermarks(&topic, number)).await
+    caller.persist(CallKind::Offsets, move |scanner| scanner.watermarks(&topic, number)).await
 }
 
 /// The settings of a topic; `None` if the relay may not read them.
 async fn describe(caller: &Caller, topic: &str) -> Result<Option<TopicSettings>, QueryError> {
     let topic = topic.to_owned();
-    caller.persist(Lane::Metadata, move |scanner| scanner.describe(&topic)).await
+    caller.persist(CallKind::Metadata, move |scanner| scanner.describe(&topic)).await
 }
 
 /// The partition count, end offsets and settings of an existing topic.
@@ -325,7 +328,7 @@ async fn record_at(
     loop {
         let name = Arc::clone(topic);
         let read = move |scanner: &PartitionScanner| scanner.record_at(&name, number, offset, &share);
-        if let Some(found) = caller.call(Lane::Records, read).await?? {
+        if let Some(found) = caller.call(CallKind::Records, read).await?? {
             return Ok(found);
         }
         share = share.longer();
@@ -372,7 +375,7 @@ async fn is_replicated(
 ) -> Result<bool, QueryError> {
     let topic = Arc::clone(topic);
     let replicas = move |scanner: &PartitionScanner| scanner.replicas(&topic, number);
-    let replicas = caller.persist(Lane::Metadata, replicas).await?;
+    let replicas = caller.persist(CallKind::Metadata, replicas).await?;
     Ok(verify::counts_as_acknowledged(replicas, min_in_sync))
 }
 
@@ -392,7 +395,7 @@ async fn read(caller: &Caller, mut scan: Scan, mut share: FairShare) -> Result<S
         }
         let step;
         let run = move |scanner: &PartitionScanner| scanner.scan(&mut scan, &share).map(|step| (step, scan));
-        (step, scan) = caller.call(Lane::Records, run).await??;
+        (step, scan) = caller.call(CallKind::Records, run).await??;
         match step {
             Step::Done => return Ok(scan),
             Step::EndedEarly if attempts >= VERIFY_ATTEMPTS => return Ok(scan),

@@ -77,7 +77,7 @@ pub struct RecentRows(VecDeque<(Position, u64)>);
 
 /// The writer of a record at a position on the server's timelines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Writer {
+pub enum WrittenBy {
     /// The record is a row of this database.
     ThisOutbox,
     /// The stream has passed the position and has no such row.
@@ -99,18 +99,18 @@ impl RecentRows {
 
     /// The writer of the record with this position and fingerprint. `passed` is whether the stream has passed the
     /// position.
-    pub fn writer_of(&self, position: Position, fingerprint: u64, passed: bool) -> Writer {
+    pub fn writer_of(&self, position: Position, fingerprint: u64, passed: bool) -> WrittenBy {
         let Some((first, _)) = self.0.front() else {
-            return if passed { Writer::Unknown } else { Writer::NotReached };
+            return if passed { WrittenBy::Unknown } else { WrittenBy::NotReached };
         };
         if position < *first {
-            return Writer::Unknown;
+            return WrittenBy::Unknown;
         }
         let at = self.0.partition_point(|(row, _)| *row < position);
         match self.0.get(at) {
-            Some((row, known)) if *row == position && *known == fingerprint => Writer::ThisOutbox,
-            None if !passed => Writer::NotReached,
-            _ => Writer::AnotherOutbox,
+            Some((row, known)) if *row == position && *known == fingerprint => WrittenBy::ThisOutbox,
+            None if !passed => WrittenBy::NotReached,
+            _ => WrittenBy::AnotherOutbox,
         }
     }
 }
@@ -183,16 +183,16 @@ mod tests {
     #[test]
     fn the_writer_of_a_record_is_known_while_its_row_is_remembered() {
         let mut rows = RecentRows::default();
-        assert_eq!(rows.writer_of(at(5), 0, false), Writer::NotReached);
+        assert_eq!(rows.writer_of(at(5), 0, false), WrittenBy::NotReached);
         for lsn in 0..MAX_RECENT as u64 + 10 {
             rows.on_row(at(2 * lsn), lsn);
         }
         let last = 2 * (MAX_RECENT as u64 + 9);
-        assert_eq!(rows.writer_of(at(4), 2, true), Writer::Unknown, "forgotten");
-        assert_eq!(rows.writer_of(at(last), last / 2, true), Writer::ThisOutbox);
-        assert_eq!(rows.writer_of(at(last), 0, true), Writer::AnotherOutbox, "another id");
-        assert_eq!(rows.writer_of(at(last - 1), 0, true), Writer::AnotherOutbox, "no row there");
-        assert_eq!(rows.writer_of(at(last + 1), 0, false), Writer::NotReached);
-        assert_eq!(rows.writer_of(at(last + 1), 0, true), Writer::AnotherOutbox);
+        assert_eq!(rows.writer_of(at(4), 2, true), WrittenBy::Unknown, "forgotten");
+        assert_eq!(rows.writer_of(at(last), last / 2, true), WrittenBy::ThisOutbox);
+        assert_eq!(rows.writer_of(at(last), 0, true), WrittenBy::AnotherOutbox, "another id");
+        assert_eq!(rows.writer_of(at(last - 1), 0, true), WrittenBy::AnotherOutbox, "no row there");
+        assert_eq!(rows.writer_of(at(last + 1), 0, false), WrittenBy::NotReached);
+        assert_eq!(rows.writer_of(at(last + 1), 0, true), WrittenBy::AnotherOutbox);
     }
 }

@@ -43,7 +43,7 @@ pub(super) struct Answer {
 
 /// An error response (RFC 6749, 5.2).
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorResponse {
     error: String,
     #[serde(default)]
     error_description: Option<String>,
@@ -65,7 +65,7 @@ impl Endpoint {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|_| EndpointError::NotAnAnswer { url });
         }
-        let refusal: Option<Refusal> = serde_json::from_slice(&body).ok();
+        let refusal: Option<ErrorResponse> = serde_json::from_slice(&body).ok();
         let said = refusal.map(|refusal| match refusal.error_description {
             Some(description) => format!(" ({}: {})", refusal.error, description),
             None => format!(" ({})", refusal.error),
