@@ -25,7 +25,6 @@ use outbox::Position;
 use pg_replication::{EndLsn, Host};
 use process::Readiness;
 use serde_json::Value;
-use sqlx::postgres::PgConnection;
 
 use self::failover::{FailoverReadiness, FailoverState, PrimaryState, Standby};
 use self::heartbeat::Heartbeat;
@@ -370,7 +369,7 @@ impl Status {
     }
 
     /// The heartbeat to send now: prefix and content, if the stream is open and one is due.
-    pub fn heartbeat_due(&self) -> Option<(String, String)> {
+    pub fn take_due_heartbeat(&self) -> Option<(String, String)> {
         let mut state = self.state();
         if state.phase != Phase::Streaming {
             return None;
@@ -379,28 +378,13 @@ impl Status {
         Some((state.heartbeat.prefix().to_owned(), content))
     }
 
-    /// Sends a heartbeat over `sql` if one is due. Delivery does not depend on it: a missing privilege is logged once.
-    ///
-    /// # Errors
-    /// The connection failed.
-    pub async fn send_heartbeat(&self, sql: &mut PgConnection) -> Result<(), sqlx::Error> {
-        let Some((prefix, content)) = self.heartbeat_due() else { return Ok(()) };
-        let message = sqlx::query("SELECT pg_logical_emit_message(false, $1, $2)").bind(prefix).bind(content);
-        let Err(error) = message.execute(sql).await else { return Ok(()) };
-        self.heartbeat_not_sent();
-        match error {
-            sqlx::Error::Database(error) => {
-                if self.state().heartbeat.on_refused() {
-                    tracing::warn!("cannot send heartbeats; delivery continues without them: {error}");
-                }
-                Ok(())
-            }
-            error => Err(error),
-        }
+    /// The server refused the heartbeat. Returns whether for the first time.
+    pub fn on_heartbeat_refused(&self) -> bool {
+        self.state().heartbeat.on_refused()
     }
 
     /// The heartbeat could not be sent.
-    pub fn heartbeat_not_sent(&self) {
+    pub fn on_heartbeat_not_sent(&self) {
         self.state().heartbeat.on_send_failed();
     }
 

@@ -21,6 +21,7 @@ use crate::monitor::maintenance;
 use crate::postgres::checkpoint;
 use crate::postgres::connection;
 use crate::postgres::failover;
+use crate::postgres::heartbeat;
 use crate::postgres::slot;
 use crate::status::metrics::Metrics;
 use crate::status::{ObservedCheckpoint, STANDBY_POLL_INTERVAL, Status};
@@ -163,11 +164,11 @@ impl Observer {
 
     async fn send_heartbeat(&mut self) {
         let Some(sql) = self.link.sql() else { return };
-        match timeout(OBSERVE_WITHIN, self.status.send_heartbeat(sql)).await {
+        match timeout(OBSERVE_WITHIN, heartbeat::send_if_due(sql, &self.status)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => self.link = Link::Down,
             Err(_) => {
-                self.status.heartbeat_not_sent();
+                self.status.on_heartbeat_not_sent();
                 self.link = Link::Down;
             }
         }

@@ -74,6 +74,7 @@ impl Heartbeat {
 
     /// The server refused a heartbeat. Returns whether for the first time.
     pub fn on_refused(&mut self) -> bool {
+        self.in_flight = None;
         !std::mem::replace(&mut self.refused, true)
     }
 

@@ -16,7 +16,7 @@ use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::connection::CONNECT_WITHIN;
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
-use crate::postgres::slot;
+use crate::postgres::{heartbeat, slot};
 use crate::status::Status;
 
 /// How often this connection queries the slot.
@@ -132,7 +132,7 @@ impl WriterTask {
         let asking = async {
             let slot = slot::state(&mut self.sql, &self.slot).await?;
             self.status.set_slot_by_session(self.asked, slot);
-            self.status.send_heartbeat(&mut self.sql).await
+            heartbeat::send_if_due(&mut self.sql, &self.status).await
         };
         Ok(timeout(CONNECT_WITHIN, asking).await.map_err(late)??)
     }
