@@ -9,15 +9,18 @@
 
 pub mod failover;
 pub mod heartbeat;
+mod kafka_state;
 pub mod metrics;
+mod observation;
 pub mod page;
+mod problems;
 mod report;
+mod session_state;
 mod signals;
 mod slot_state;
 mod state;
 mod unread_lag;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,14 +29,14 @@ use pg_replication::{EndLsn, Host};
 use process::Readiness;
 use serde_json::Value;
 
-use self::failover::{FailoverReadiness, FailoverState, PrimaryState, Standby};
+use self::failover::{FailoverReadiness, PrimaryState, Standby};
 use self::heartbeat::Heartbeat;
+use self::problems::Problem;
 pub use self::signals::{
     Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason, WaitsFor,
 };
 pub use self::slot_state::{LastSlotObservation, SlotState};
-use self::state::{DeadLetters, LastProblem, Problem, RelayInfo, State};
-use self::unread_lag::UnreadLag;
+use self::state::{RelayInfo, State};
 use crate::config::Config;
 use crate::error::{ErrorKind, RelayError};
 use crate::event::dead_letter::DeadLetterSummary;
@@ -72,41 +75,7 @@ impl Status {
     }
 
     fn about(about: RelayInfo, heartbeat: Heartbeat) -> Status {
-        let (now, time) = (Instant::now(), SystemTime::now());
-        Status(Arc::new(Mutex::new(State {
-            about,
-            started: time,
-            phase: Phase::Starting,
-            phase_since: time,
-            error: None,
-            unresolved: None,
-            poison: None,
-            missing: BTreeMap::new(),
-            last: None,
-            numbers: SessionStats::default(),
-            ticked: now,
-            acknowledged_moved: now,
-            acknowledged_at: None,
-            received_moved: now,
-            unread: UnreadLag::default(),
-            slot: None,
-            slot_seen: None,
-            slot_idle: None,
-            observer_failure: None,
-            session_answered: None,
-            server: None,
-            awaited_standby: None,
-            checkpoint: None,
-            failover: FailoverState::default(),
-            kafka: None,
-            kafka_changed: now,
-            kafka_says: None,
-            silent: Vec::new(),
-            heartbeat,
-            phantoms: Phantoms::default(),
-            maintenance: None,
-            dead_letters: DeadLetters::default(),
-        })))
+        Status(Arc::new(Mutex::new(State::new(about, heartbeat))))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -119,9 +88,9 @@ impl Status {
         state.move_to(phase);
         if matches!(phase, Phase::Copying | Phase::Streaming) {
             let now = Instant::now();
-            state.error = state.unresolved.clone();
-            state.kafka = None;
-            (state.ticked, state.acknowledged_moved, state.received_moved) = (now, now, now);
+            state.problems.error = state.problems.unresolved.clone();
+            (state.kafka.answers, state.kafka.progress_at) = (None, now);
+            state.session.on_stream_opened(now);
             state.heartbeat.on_stream_opened(now);
         }
         if phase != Phase::Draining {
@@ -131,26 +100,26 @@ impl Status {
 
     /// Every record that the checkpoint remembers is still in Kafka.
     pub fn on_kafka_verified(&self) {
-        self.state().clear_unresolved(|shown| shown.reason == ErrorKind::KafkaLostRecords);
+        self.state().problems.clear_unresolved(|shown| shown.reason == ErrorKind::KafkaLostRecords);
     }
 
     /// The error that ended the previous stream and may end this one: the row that has to be delivered before it counts
     /// as resolved, where one is known.
     pub fn unresolved_error(&self) -> Option<Option<Position>> {
-        self.state().unresolved.as_ref().map(|shown| shown.at)
+        self.state().problems.unresolved.as_ref().map(|shown| shown.at)
     }
 
     /// Delivery has passed the error that ended the previous stream.
     pub fn on_error_resolved(&self) {
         // A new session does not restore lost records: Kafka has to be checked first.
-        self.state().clear_unresolved(|shown| shown.reason != ErrorKind::KafkaLostRecords);
+        self.state().problems.clear_unresolved(|shown| shown.reason != ErrorKind::KafkaLostRecords);
     }
 
     /// Moves to `phase` because of `error`. Returns whether the error is new: the stream was open before, or another
     /// kind of error was shown.
     pub fn on_error(&self, phase: Phase, error: &RelayError) -> bool {
         let mut state = self.state();
-        let since = match &state.error {
+        let since = match &state.problems.error {
             Some(shown) if shown.reason == error.kind => Some(shown.since),
             _ => None,
         };
@@ -158,7 +127,7 @@ impl Status {
         state.move_to(phase);
         // A session that has not begun may still have its connections.
         if phase != Phase::Starting {
-            (state.server, state.session_answered, state.awaited_standby) = (None, None, None);
+            state.session.on_closed();
         }
         let shown = Problem {
             reason: error.kind,
@@ -168,70 +137,47 @@ impl Status {
         };
         match error.kind {
             // Another relay delivers from here on, including what this process did not.
-            _ if phase == Phase::Standby => state.unresolved = None,
+            _ if phase == Phase::Standby => state.problems.unresolved = None,
             ErrorKind::CredentialsRotated | ErrorKind::TopicChanged => {}
-            ErrorKind::KafkaLostRecords => state.set_unresolved(shown.clone()),
-            _ if was_open => state.set_unresolved(shown.clone()),
+            ErrorKind::KafkaLostRecords => state.problems.set_unresolved(shown.clone()),
+            _ if was_open => state.problems.set_unresolved(shown.clone()),
             _ => {}
         }
-        state.error = Some(shown);
+        state.problems.error = Some(shown);
         state.clear_session();
-        // The session's clients are gone. Rows that were read and not acknowledged still wait, unless another relay
-        // delivers them now.
-        state.kafka = None;
-        state.numbers = match phase {
-            Phase::Standby => SessionStats::default(),
-            _ => SessionStats {
-                in_flight_events: 0,
-                in_flight_bytes: 0,
-                hold_up: None,
-                writing_since: None,
-                ..state.numbers
-            },
-        };
+        state.kafka.answers = None;
+        match phase {
+            Phase::Standby => state.session.stats = SessionStats::default(),
+            _ => state.session.clear_in_flight(),
+        }
         was_open || since.is_none()
     }
 
     /// A row cannot be delivered; `None` when it was sent after all. Kafka may still reject it.
     pub fn set_poison(&self, error: Option<RelayError>) {
-        let mut state = self.state();
-        let sent = state.poison.take();
-        state.poison = error.map(|t| Problem { at: t.at, ..Problem::new(t.kind, t.detail, Duration::ZERO) });
-        if let Some(sent) = sent.filter(|sent| sent.at.is_some() && state.poison.is_none()) {
-            state.set_unresolved(sent);
-            state.error = state.unresolved.clone();
-        }
+        let poison = error
+            .map(|error| Problem { at: error.at, ..Problem::new(error.kind, error.detail, Duration::ZERO) });
+        self.state().problems.set_poison(poison);
     }
 
     /// A topic that rows are routed to does not exist.
     pub fn on_topic_missing(&self, topic: String) {
-        self.state().missing.entry(topic).or_insert_with(SystemTime::now);
+        self.state().problems.missing_topics.entry(topic).or_insert_with(SystemTime::now);
     }
 
     /// The topic exists.
     pub fn on_topic_exists(&self, topic: &str) {
-        self.state().missing.remove(topic);
+        self.state().problems.missing_topics.remove(topic);
     }
 
     /// The session's counters; called at every tick.
-    pub fn set_session_stats(&self, numbers: SessionStats) {
+    pub fn set_session_stats(&self, stats: SessionStats) {
         let mut state = self.state();
         let now = Instant::now();
-        state.ticked = now;
-        if numbers.acknowledged_events > state.numbers.acknowledged_events {
-            state.acknowledged_at = Some(SystemTime::now());
-        }
-        // A row that is already in Kafka counts as acknowledged.
-        let settled = |numbers: &SessionStats| (numbers.acknowledged_events, numbers.suppressed_events);
-        if settled(&numbers) != settled(&state.numbers) || numbers.oldest_commit.is_none() {
-            state.acknowledged_moved = now;
-        }
-        if numbers.received != state.numbers.received {
-            state.received_moved = now;
-            state.awaited_standby = None;
-        }
-        state.numbers = numbers;
-        state.unread.on_acknowledged(numbers.acknowledged);
+        let before = state.session.stats;
+        state.kafka.on_stats(&before, &stats, now);
+        state.session.set_stats(stats, now);
+        state.unread.on_acknowledged(stats.acknowledged);
     }
 
     /// Events were found in Kafka that are not part of the server's history.
@@ -253,51 +199,46 @@ impl Status {
 
     /// Whether Kafka responds (it acknowledged something, or answered a request), and the client's last connection
     /// error.
-    pub fn set_kafka_answers(&self, connected: Option<bool>, says: Option<String>) {
-        let mut state = self.state();
-        state.kafka_says = says;
-        if state.kafka != connected {
-            state.kafka = connected;
-            state.kafka_changed = Instant::now();
-        }
+    pub fn set_kafka_answers(&self, answers: Option<bool>, connection_error: Option<String>) {
+        self.state().kafka.set_answers(answers, connection_error);
     }
 
     /// The partitions without progress; called at every tick.
     pub fn set_silent_partitions(&self, silent: Vec<SilentPartition>) {
-        self.state().silent = silent;
+        self.state().kafka.silent = silent;
     }
 
     /// The end of the server's WAL, if it was observed after `since`.
     pub fn server_end(&self, since: Instant) -> Option<EndLsn> {
         let state = self.state();
-        state.slot_seen.filter(|seen| *seen > since)?;
-        state.slot.as_ref()?.current
+        state.observed.at.filter(|at| *at > since)?;
+        state.observed.slot.as_ref()?.current
     }
 
     /// The observer queried the slot at `asked`: this is what the server showed, and `checkpoint` the relay's
     /// checkpoint row.
     pub fn set_slot(&self, asked: Instant, slot: Option<SlotState>, checkpoint: Option<ObservedCheckpoint>) {
         let mut state = self.state();
-        state.observer_failure = None;
-        state.checkpoint = checkpoint.map(|checkpoint| (asked, checkpoint));
+        state.observed.failure = None;
+        state.observed.checkpoint = checkpoint.map(|checkpoint| (asked, checkpoint));
         state.set_slot(asked, slot, checkpoint.map(|checkpoint| checkpoint.age));
     }
 
     /// The same over the session's own connection, which works while the observer cannot connect.
     pub fn set_slot_by_session(&self, asked: Instant, slot: Option<SlotState>) {
         let mut state = self.state();
-        state.session_answered = Some(asked);
+        state.session.answered_at = Some(asked);
         state.set_slot(asked, slot, None);
     }
 
     /// The session is connected to this address. Other connections use the same one.
     pub fn set_server(&self, server: &Host) {
-        self.state().server = Some(server.clone());
+        self.state().session.server = Some(server.clone());
     }
 
     /// The address the session is connected to; `None` when there is no session.
     pub fn server(&self) -> Option<Host> {
-        self.state().server.clone()
+        self.state().session.server.clone()
     }
 
     /// What the primary shows that decides whether a failover would succeed; `None` while that is not known.
@@ -317,17 +258,13 @@ impl Status {
 
     /// The server reported over the stream that it waits for a standby.
     pub fn set_awaited_standby(&self, notice: &str) {
-        let mut state = self.state();
-        if state.awaited_standby.as_deref() != Some(notice) {
-            tracing::warn!("PostgreSQL says: {notice}");
-            state.awaited_standby = Some(notice.to_owned());
-        }
+        self.state().session.set_awaited_standby(notice);
     }
 
     /// The slot as the server shows it, all zero if it does not exist; `None` while it is not known.
     pub fn slot(&self) -> Option<SlotState> {
         let state = self.state();
-        state.slot_is_known(Instant::now()).then(|| state.slot.clone().unwrap_or_default())
+        state.observed.is_current(Instant::now()).then(|| state.observed.slot.clone().unwrap_or_default())
     }
 
     /// Whether the database responds on any connection.
@@ -347,9 +284,9 @@ impl Status {
         loop {
             tokio::time::sleep(STANDBY_POLL_INTERVAL).await;
             let state = self.state();
-            let held = state.slot.as_ref().is_some_and(|slot| slot.active_pid.is_some());
-            let seen = state.slot_seen.is_some_and(|seen| seen > since);
-            if state.observer_failure.is_some() || (seen && !held) {
+            let observed = &state.observed;
+            let is_newer = observed.at.is_some_and(|at| at > since);
+            if observed.failure.is_some() || (is_newer && !observed.is_held()) {
                 return;
             }
         }
@@ -357,15 +294,14 @@ impl Status {
 
     /// The observer's query of `asked` failed.
     pub fn on_observer_failed(&self, asked: Instant, why: String) {
-        let mut state = self.state();
-        let since = state.observer_failure.as_ref().map_or(asked, |(since, _)| *since);
-        state.observer_failure = Some((since, why));
+        self.state().observed.on_failed(asked, why);
     }
 
     /// Calls `judge` with the last observation of the slot.
     pub fn with_slot_seen<T>(&self, judge: impl FnOnce(LastSlotObservation<'_>) -> T) -> T {
         let state = self.state();
-        judge(state.slot_seen.map(|asked| (asked, state.slot.as_ref())))
+        let observed = &state.observed;
+        judge(observed.at.map(|asked| (asked, observed.slot.as_ref())))
     }
 
     /// The heartbeat to send now: prefix and content, if the stream is open and one is due.
@@ -400,7 +336,7 @@ impl Status {
 
     /// For how long no connection has held the slot.
     pub fn slot_inactive_for(&self) -> Duration {
-        self.state().slot_inactive(Instant::now())
+        self.state().observed.inactive_for(Instant::now())
     }
 
     /// Age in seconds of the oldest committed row that Kafka has not acknowledged. For rows that were read: from their
@@ -426,28 +362,11 @@ impl Status {
         }
     }
 
-    /// Records the current problem, and when the last one ended, for `/status`. Called regularly.
+    /// Records the present problem, and when the last one ended, for `/status`. Called regularly.
     pub fn record_problem(&self) {
         let mut state = self.state();
         let problem = state.problem(Instant::now());
-        let current = state.last.as_ref().filter(|past| past.until.is_none());
-        match (problem, current) {
-            (Some(now), Some(past)) if now.reason == past.shown.reason => {}
-            (Some(shown), _) => {
-                // An error that ended a session has been logged already.
-                if state.error.is_none() {
-                    let reason = shown.reason.name();
-                    tracing::warn!(reason, "not ready: {}; {}", shown.what, shown.reason.remedy());
-                }
-                state.last = Some(LastProblem { shown, until: None });
-            }
-            (None, Some(past)) => {
-                let reason = past.shown.reason.name();
-                tracing::info!(reason, "ready again");
-                state.last.as_mut().map(|past| past.until.insert(SystemTime::now()));
-            }
-            (None, None) => {}
-        }
+        state.problems.record(problem);
     }
 
     /// For `/status`.

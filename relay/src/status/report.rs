@@ -1,5 +1,5 @@
 //! `/status` as JSON. Members and their meaning: docs/OPERATIONS.md. Times are RFC 3339, durations seconds, bytes
-//! numbers. Observations of the server carry their time, because the server may be unreachable since.
+//! stats. Observations of the server carry their time, because the server may be unreachable since.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,12 +8,13 @@ use pg_replication::EndLsn;
 use serde_json::{Value, json};
 
 use super::failover::FailoverState;
-use super::{Phase, Problem, SilentPartition, StallReason, State, WaitsFor};
-use crate::status::SlotState;
+use super::problems::Problem;
+use super::state::State;
+use super::{Phase, SilentPartition, SlotState, StallReason, WaitsFor};
 
 pub(super) fn json(state: &State, now: Instant) -> Value {
     let problem = state.problem(now);
-    let numbers = &state.numbers;
+    let stats = &state.session.stats;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "name": state.about.name,
@@ -22,26 +23,26 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         "phase": state.phase.name(),
         "phaseSince": time(state.phase_since),
         "ready": state.is_ready(problem.as_ref()),
-        "problem": problem.as_ref().or(state.error.as_ref()).map(|shown| problem_json(shown, None)),
-        "lastProblem": state.last.as_ref().map(|past| problem_json(&past.shown, Some(past.until))),
+        "problem": problem.as_ref().or(state.problems.error.as_ref()).map(|shown| problem_json(shown, None)),
+        "lastProblem": state.problems.last.as_ref().map(|past| problem_json(&past.shown, Some(past.until))),
         "lagSeconds": seconds(state.lag(now)),
-        "receivedLsn": numbers.received.to_string(),
-        "receivedEvents": numbers.received_events,
-        "sentEvents": numbers.sent_events,
-        "suppressedEvents": numbers.suppressed_events,
-        "acknowledgedLsn": numbers.acknowledged.to_string(),
-        "acknowledgedEvents": numbers.acknowledged_events,
-        "confirmedLsn": numbers.confirmed.to_string(),
-        "inFlightEvents": numbers.in_flight_events,
-        "inFlightBytes": numbers.in_flight_bytes,
+        "receivedLsn": stats.received.to_string(),
+        "receivedEvents": stats.received_events,
+        "sentEvents": stats.sent_events,
+        "suppressedEvents": stats.suppressed_events,
+        "acknowledgedLsn": stats.acknowledged.to_string(),
+        "acknowledgedEvents": stats.acknowledged_events,
+        "confirmedLsn": stats.confirmed.to_string(),
+        "inFlightEvents": stats.in_flight_events,
+        "inFlightBytes": stats.in_flight_bytes,
         "inFlightLimit": {
             "events": state.about.max_in_flight_events,
             "bytes": state.about.max_in_flight_bytes,
         },
-        "copiedRows": numbers.copied_rows,
+        "copiedRows": stats.copied_rows,
         "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
         "deadLetters": dead_letters(state),
-        "budgetFull": numbers.hold_up == Some(StallReason::Budget),
+        "budgetFull": stats.hold_up == Some(StallReason::Budget),
         "notReadingBecause": not_reading(state),
         "source": source(state, now),
         "slot": slot(state, now),
@@ -58,9 +59,9 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         })),
         "sink": {
             "bootstrapServers": state.about.bootstrap_servers,
-            "connected": state.kafka,
-            "lastAcknowledgementAt": state.acknowledged_at.map(time),
-            "silentPartitions": state.silent.iter().map(|silent| silent_partition(silent, now)).collect::<Vec<_>>(),
+            "connected": state.kafka.answers,
+            "lastAcknowledgementAt": state.kafka.acknowledged_at.map(time),
+            "silentPartitions": state.kafka.silent.iter().map(|silent| silent_partition(silent, now)).collect::<Vec<_>>(),
         },
     })
 }
@@ -97,7 +98,9 @@ fn dead_letters(state: &State) -> Value {
 
 fn not_reading(state: &State) -> Option<&'static str> {
     match state.phase {
-        Phase::Copying | Phase::Streaming | Phase::Draining => state.numbers.hold_up.map(StallReason::text),
+        Phase::Copying | Phase::Streaming | Phase::Draining => {
+            state.session.stats.hold_up.map(StallReason::text)
+        }
         _ => Some("the stream is not open"),
     }
 }
@@ -111,20 +114,21 @@ fn source(state: &State, now: Instant) -> Value {
         "table": state.about.table,
         "publication": state.about.publication,
         "connected": state.is_connected(now),
-        "observerError": state.observer_failure.as_ref().map(|(_, why)| why),
+        "observerError": state.observed.failure.as_ref().map(|(_, why)| why),
     })
 }
 
 /// Members are `null` while there is no slot, or before it was first observed.
 fn slot(state: &State, now: Instant) -> Value {
-    let slot = state.slot.as_ref();
+    let observed = &state.observed;
+    let slot = observed.slot.as_ref();
     let lsn = |lsn: fn(&SlotState) -> Option<EndLsn>| slot.and_then(lsn).map(|lsn| lsn.to_string());
     json!({
         "name": state.about.slot,
-        "observedAt": state.slot_seen.map(|seen| time(SystemTime::now() - now.saturating_duration_since(seen))),
-        "exists": state.slot_seen.map(|_| slot.is_some()),
+        "observedAt": observed.at.map(|at| time(SystemTime::now() - now.saturating_duration_since(at))),
+        "exists": observed.at.map(|_| slot.is_some()),
         "activePid": slot.and_then(|slot| slot.active_pid),
-        "inactiveSeconds": slot.map(|_| seconds(state.slot_inactive(now))),
+        "inactiveSeconds": slot.map(|_| seconds(observed.inactive_for(now))),
         "walStatus": slot.and_then(|slot| slot.wal_status.as_deref()),
         "invalidationReason": slot.and_then(|slot| slot.invalidation_reason.as_deref()),
         "confirmedLsn": lsn(|slot| slot.confirmed),
@@ -161,7 +165,7 @@ fn failover(state: &FailoverState) -> Value {
 }
 
 fn checkpoint(state: &State, now: Instant) -> Option<Value> {
-    let (seen, checkpoint) = state.checkpoint?;
+    let (seen, checkpoint) = state.observed.checkpoint?;
     Some(json!({
         "confirmedLsn": checkpoint.confirmed.map(|lsn| lsn.to_string()),
         "ageSeconds": seconds(checkpoint.age + now.saturating_duration_since(seen)),

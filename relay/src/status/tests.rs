@@ -24,7 +24,7 @@ fn streaming() -> Status {
 fn grow_old(status: &Status, age: Duration) {
     let mut state = status.state();
     let then = Instant::now().checked_sub(age).unwrap();
-    (state.acknowledged_moved, state.received_moved) = (then, then);
+    (state.kafka.progress_at, state.session.received_at) = (then, then);
 }
 
 fn reason(status: &Status) -> Option<String> {
