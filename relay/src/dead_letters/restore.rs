@@ -5,26 +5,25 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::reader::DeadLetter;
-use crate::config::Config;
+use crate::config::{Config, quote};
 use crate::error::RelayError;
 use crate::event::column_type::ColumnType;
 use crate::event::row::JSON_MEDIA_TYPE;
 use crate::postgres::columns::{self, text_form};
 use crate::postgres::connection;
 
-/// The values of a row whose size is not limited.
-const PARTS: [&str; 10] = [
-    "payload",
-    "key",
-    "type",
-    "route",
-    "headers",
-    "traceparent",
-    "tracestate",
-    "subject",
-    "data_schema",
-    "content_type",
+/// The columns that are restored as bytes, and those that are restored as text.
+const BYTES: [&str; 3] = [column::PAYLOAD, column::AGGREGATE_ID, column::HEADERS];
+const TEXTS: [&str; 6] = [
+    column::TYPE,
+    column::TRACEPARENT,
+    column::TRACESTATE,
+    column::SUBJECT,
+    column::DATA_SCHEMA,
+    column::DATA_CONTENT_TYPE,
 ];
+/// The name in the query's result of the column that selects the topic.
+const ROUTE: &str = "route";
 
 /// The omitted columns cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -82,24 +81,19 @@ async fn fill(
         Some(column) if column.kind == ColumnType::Bytea => column.quoted(),
         _ => format!("convert_to({}, 'UTF8')", text(name)),
     };
+    let bytes = BYTES.map(|name| format!("{}::bytea AS {}", bytes(name), quote(name)));
+    let texts = TEXTS.map(|name| format!("{} AS {}", text(name), quote(name)));
+    let route = format!("{} AS {ROUTE}", text(&config.routing.by_field));
+    let values: Vec<String> = bytes.into_iter().chain(texts).chain([route]).collect();
     let select = format!(
-        "SELECT {}::bytea AS payload, {}::bytea AS key, {}::bytea AS headers, {} AS type, {} AS route,
-                {} AS traceparent, {} AS tracestate, {} AS subject, {} AS data_schema, {} AS content_type
-         FROM {} WHERE {} = $1 LIMIT 1",
-        bytes(column::PAYLOAD),
-        bytes(column::AGGREGATE_ID),
-        bytes(column::HEADERS),
-        text(column::TYPE),
-        text(&config.routing.by_field),
-        text(column::TRACEPARENT),
-        text(column::TRACESTATE),
-        text(column::SUBJECT),
-        text(column::DATA_SCHEMA),
-        text(column::DATA_CONTENT_TYPE),
+        "SELECT {} FROM {} WHERE {} = $1 LIMIT 1",
+        values.join(", "),
         config.source.table.quoted(),
         text(column::ID),
     );
-    let sizes = PARTS.map(|part| format!("coalesce(octet_length({part}), 0)::bigint")).join(" + ");
+    let sizes = BYTES.iter().chain(&TEXTS).chain(&[ROUTE]);
+    let sizes = sizes.map(|name| format!("coalesce(octet_length({}), 0)::bigint", quote(name)));
+    let sizes = sizes.collect::<Vec<_>>().join(" + ");
     let bytes: Option<i64> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {sizes} FROM ({select}) row")))
         .bind(id)
         .fetch_optional(&mut *sql)
@@ -114,16 +108,20 @@ async fn fill(
     let trace =
         |name: &str| row.try_get(name).map(|text: Option<String>| text.filter(|text| !text.is_empty()));
     Ok(Some(DeadLetter {
-        payload: row.try_get("payload")?,
-        key: row.try_get("key")?,
-        event_type: row.try_get("type")?,
-        route: row.try_get("route")?,
-        headers: row.try_get("headers")?,
-        traceparent: trace("traceparent")?,
-        tracestate: trace("tracestate")?,
-        subject: row.try_get("subject")?,
-        data_schema: row.try_get("data_schema")?,
-        content_type: if is_json { Some(JSON_MEDIA_TYPE.into()) } else { row.try_get("content_type")? },
+        payload: row.try_get(column::PAYLOAD)?,
+        key: row.try_get(column::AGGREGATE_ID)?,
+        event_type: row.try_get(column::TYPE)?,
+        route: row.try_get(ROUTE)?,
+        headers: row.try_get(column::HEADERS)?,
+        traceparent: trace(column::TRACEPARENT)?,
+        tracestate: trace(column::TRACESTATE)?,
+        subject: row.try_get(column::SUBJECT)?,
+        data_schema: row.try_get(column::DATA_SCHEMA)?,
+        content_type: if is_json {
+            Some(JSON_MEDIA_TYPE.into())
+        } else {
+            row.try_get(column::DATA_CONTENT_TYPE)?
+        },
         omitted: None,
         ..letter
     }))

@@ -241,9 +241,34 @@ impl Layout {
     }
 }
 
-/// Whether the relay uses the column with this name, apart from the one that selects the topic.
+/// The columns that the relay reads, apart from the one that selects the topic.
+const ROLES: [(&str, Role); 12] = [
+    (column::ID, Role::Id),
+    (column::AGGREGATE_TYPE, Role::AggregateType),
+    (column::AGGREGATE_ID, Role::AggregateId),
+    (column::TYPE, Role::Type),
+    (column::PAYLOAD, Role::Payload),
+    (column::HEADERS, Role::Headers),
+    (column::TRACEPARENT, Role::TraceParent),
+    (column::TRACESTATE, Role::TraceState),
+    (column::SUBJECT, Role::Subject),
+    (column::DATA_SCHEMA, Role::DataSchema),
+    (column::DATA_CONTENT_TYPE, Role::DataContentType),
+    (column::OCCURRED_AT, Role::OccurredAt),
+];
+
+/// The names of the columns that the relay reads, apart from the one that selects the topic.
+pub fn columns_read<'a>() -> impl Iterator<Item = &'a str> {
+    ROLES.iter().map(|(name, _)| *name)
+}
+
+/// Whether the relay reads the column with this name, apart from the one that selects the topic.
 pub fn is_read(name: &str) -> bool {
     role(name) != Role::Ignored
+}
+
+fn role(name: &str) -> Role {
+    ROLES.iter().find(|(known, _)| *known == name).map_or(Role::Ignored, |(_, role)| *role)
 }
 
 /// The name of the column that selects the topic, in errors.
@@ -277,24 +302,6 @@ fn allowed(role: Role, kind: &ColumnType) -> Option<&'static str> {
         Role::AggregateType | Role::OccurredAt | Role::Ignored => (true, ""),
     };
     (!readable).then_some(allowed)
-}
-
-fn role(name: &str) -> Role {
-    match name {
-        column::ID => Role::Id,
-        column::AGGREGATE_TYPE => Role::AggregateType,
-        column::AGGREGATE_ID => Role::AggregateId,
-        column::TYPE => Role::Type,
-        column::PAYLOAD => Role::Payload,
-        column::HEADERS => Role::Headers,
-        column::TRACEPARENT => Role::TraceParent,
-        column::TRACESTATE => Role::TraceState,
-        column::SUBJECT => Role::Subject,
-        column::DATA_SCHEMA => Role::DataSchema,
-        column::DATA_CONTENT_TYPE => Role::DataContentType,
-        column::OCCURRED_AT => Role::OccurredAt,
-        _ => Role::Ignored,
-    }
 }
 
 /// The readable part of a row; texts borrow from the message.

@@ -7,29 +7,13 @@
 
 use std::collections::BTreeMap;
 
-use outbox::column;
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 use sqlx::postgres::types::Oid;
 
 use crate::config::Config;
 use crate::error::{ErrorKind, RelayError};
-
-/// Columns that become part of a record, apart from the one that selects the topic.
-const COLUMNS: [&str; 12] = [
-    column::ID,
-    column::AGGREGATE_TYPE,
-    column::AGGREGATE_ID,
-    column::TYPE,
-    column::PAYLOAD,
-    column::HEADERS,
-    column::TRACEPARENT,
-    column::TRACESTATE,
-    column::SUBJECT,
-    column::DATA_SCHEMA,
-    column::DATA_CONTENT_TYPE,
-    column::OCCURRED_AT,
-];
+use crate::event::row::columns_read;
 
 /// How many names a sentence lists before it only counts.
 const NAMES: usize = 3;
@@ -54,7 +38,7 @@ struct Hidden {
 ///
 /// A partitioned table has no storage, so its own properties count only where PostgreSQL rejects it in a publication.
 pub fn hidden(publication: &str, table: &str, by_field: &str) -> String {
-    let columns: Vec<String> = COLUMNS.iter().copied().chain([by_field]).map(literal).collect();
+    let columns: Vec<String> = columns_read().chain([by_field]).map(literal).collect();
     let columns = columns.join(", ");
     format!(
         "WITH RECURSIVE {}, found AS (
