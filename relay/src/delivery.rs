@@ -136,7 +136,7 @@ impl<B: Broker> Delivery<B> {
     ) -> Result<Self, RelayError> {
         let largest_batch = largest_batch(start.mappings.smallest_limit());
         let mut topics = start.topics;
-        let routing = RoutingTable::new(start.mappings, &mut topics)
+        let routing = RoutingTable::new(&start.mappings, &mut topics)
             .map_err(|error| RelayError::new(ErrorKind::PoisonRow, error.to_string()))?;
         let timestamps_refused = start.refusal.as_ref().and_then(Refusal::topic_of_timestamp);
         if let Some(topic) = timestamps_refused.and_then(|topic| topics.find(topic)) {

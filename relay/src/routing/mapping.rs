@@ -19,6 +19,7 @@
 //!
 //! A row that Kafka refused for a topic has no destination there in any mapping: see [`RefusedRows`].
 
+mod chain;
 mod compiled;
 mod refused;
 mod stored;
@@ -26,13 +27,15 @@ mod stored;
 pub(super) mod testing;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn};
 
+pub use self::chain::{MappingChain, Superseded};
 use self::compiled::{CompiledRouting, Route};
 pub use self::refused::{RefusedRow, RefusedRows};
-pub use self::stored::{RoutingConfig, RoutingHistory, Superseded, TopicShape};
+pub use self::stored::{RoutingConfig, RoutingHistory, TopicShape};
 use crate::event::poison::Poison;
 use crate::routing::error::RoutingError;
 use crate::routing::router::{InvalidRule, partition};
@@ -88,10 +91,7 @@ pub struct RoutingInput<'a, F> {
 
 /// Determines destinations, and keeps the mappings to store.
 pub struct RoutingTable {
-    version: i32,
-    current: CompiledRouting,
-    previous: Vec<(EndLsn, CompiledRouting)>,
-    refused: RefusedRows,
+    mappings: MappingChain<CompiledRouting>,
     /// Incremented with each change that has to be stored.
     revision: u64,
     /// Topics that were added or changed in this session, and the revision of the change.
@@ -100,24 +100,14 @@ pub struct RoutingTable {
 
 impl RoutingTable {
     /// Continues from the stored mappings. Adds their topics to the registry, unless it has them.
-    pub fn new(stored: RoutingHistory, registry: &mut TopicRegistry) -> Result<RoutingTable, InvalidRule> {
+    pub fn new(stored: &RoutingHistory, registry: &mut TopicRegistry) -> Result<RoutingTable, InvalidRule> {
         let no_starts = BTreeMap::new();
-        let mut compiled = |RoutingConfig { rule, topics }: RoutingConfig| {
+        let mappings = stored.try_map(|RoutingConfig { rule, topics }| {
             let by_id =
                 topics.iter().map(|(name, shape)| (registry.add(name, shape.partitions, &no_starts), *shape));
-            CompiledRouting::new(rule, by_id.collect())
-        };
-        let previous = stored.previous.into_iter();
-        Ok(RoutingTable {
-            version: stored.version,
-            current: compiled(stored.current)?,
-            previous: previous
-                .map(|earlier| Ok((earlier.until, compiled(earlier.mapping)?)))
-                .collect::<Result<_, _>>()?,
-            refused: stored.refused,
-            revision: 0,
-            changed_topics: BTreeMap::new(),
-        })
+            CompiledRouting::new(rule.clone(), by_id.collect())
+        })?;
+        Ok(RoutingTable { mappings, revision: 0, changed_topics: BTreeMap::new() })
     }
 
     /// The destination of a row that an earlier mapping may have sent; `None` if none has a destination for it. `commit`
@@ -128,14 +118,15 @@ impl RoutingTable {
         commit: CommitLsn,
         registry: &TopicRegistry,
     ) -> Option<EarlierDestination> {
-        let mut applicable = self.previous.iter_mut().filter(|(until, _)| until.covers(commit));
+        let MappingChain { current, previous, refused, .. } = &mut self.mappings;
+        let mut applicable = previous.iter_mut().filter(|earlier| earlier.until.covers(commit));
         // No row was sent by a mapping to a topic that is not part of it.
-        let found = applicable.find_map(|(_, earlier)| match earlier.route(input, &self.refused, registry) {
+        let found = applicable.find_map(|earlier| match earlier.mapping.route(input, refused, registry) {
             Ok((Route::Known(topic, shape), poison)) => Some((topic, shape, poison)),
             _ => None,
         });
         let (topic, shape, poison) = found?;
-        let kept = poison.is_some() || self.current.accepts(topic, input.bytes, input.has_key);
+        let kept = poison.is_some() || current.accepts(topic, input.bytes, input.has_key);
         let destination = self.partition(topic, shape, input.key, poison);
         Some(match kept {
             true => EarlierDestination::Kept(destination),
@@ -149,7 +140,8 @@ impl RoutingTable {
         input: &RoutingInput<'a, F>,
         registry: &TopicRegistry,
     ) -> Result<CurrentDestination, RoutingError> {
-        let (route, poison) = self.current.route(input, &self.refused, registry)?;
+        let MappingChain { current, refused, .. } = &mut self.mappings;
+        let (route, poison) = current.route(input, refused, registry)?;
         Ok(match route {
             Route::Known(topic, shape) => {
                 CurrentDestination::Partition(self.partition(topic, shape, input.key, poison))
@@ -172,12 +164,12 @@ impl RoutingTable {
     /// The size of the largest record that a topic accepts now. For topics known only to earlier mappings this limit is
     /// not tracked: those mappings keep the limit they were created with.
     pub fn limit(&self, topic: TopicId) -> usize {
-        self.current.limit(topic)
+        self.mappings.current.limit(topic)
     }
 
     /// Makes a row that Kafka refused routable again. The row has no other destination, so it was not sent elsewhere.
     pub fn retry(&mut self, position: Position, registry: &TopicRegistry) {
-        let topics = self.refused.forget(position);
+        let topics = self.mappings.refused.forget(position);
         if !topics.is_empty() {
             self.revision += 1;
             // The row waits until the checkpoint has this revision. Otherwise a restart would route it elsewhere. A
@@ -190,7 +182,7 @@ impl RoutingTable {
     /// Adds a topic. This does not affect rows that were sent, because none was sent to this topic.
     pub fn add_topic(&mut self, topic: TopicId, shape: TopicShape) {
         self.revision += 1;
-        self.current.topics.insert(topic, shape);
+        self.mappings.current.topics.insert(topic, shape);
         self.changed_topics.insert(topic, self.revision);
     }
 
@@ -200,11 +192,11 @@ impl RoutingTable {
         shapes: &BTreeMap<TopicId, TopicShape>,
         until: EndLsn,
     ) -> Result<(), InvalidRule> {
-        let mut topics = self.current.topics.clone();
+        let current = &self.mappings.current;
+        let mut topics = current.topics.clone();
         topics.extend(shapes);
-        let changed = CompiledRouting::new(self.current.rule.clone(), topics)?;
-        self.previous.push((until, std::mem::replace(&mut self.current, changed)));
-        self.version += 1;
+        let changed = CompiledRouting::new(current.rule.clone(), topics)?;
+        self.mappings.replace(changed, until);
         self.revision += 1;
         self.changed_topics.extend(shapes.keys().map(|topic| (*topic, self.revision)));
         Ok(())
@@ -212,30 +204,24 @@ impl RoutingTable {
 
     /// Drops mappings and refused rows that only concern rows before `confirmed`.
     pub fn on_confirmed(&mut self, confirmed: EndLsn) {
-        let before = self.previous.len();
-        self.previous.retain(|(until, _)| *until > confirmed);
-        if self.refused.remove_confirmed(confirmed) || self.previous.len() < before {
+        if self.mappings.drop_confirmed(confirmed) {
             self.revision += 1;
         }
     }
 
     /// The smallest limit of any topic. No batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
-        self.all().filter_map(CompiledRouting::smallest_limit).min()
+        self.mappings.all().filter_map(CompiledRouting::smallest_limit).min()
     }
 
     /// The shape of a topic in the current mapping.
     pub fn shape(&self, topic: TopicId) -> Option<TopicShape> {
-        self.current.topics.get(&topic).copied()
+        self.mappings.current.topics.get(&topic).copied()
     }
 
     /// The topics of all mappings.
     pub fn topics(&self) -> BTreeSet<TopicId> {
-        self.all().flat_map(|compiled| compiled.topics.keys().copied()).collect()
-    }
-
-    fn all(&self) -> impl Iterator<Item = &CompiledRouting> {
-        self.previous.iter().map(|(_, compiled)| compiled).chain([&self.current])
+        self.mappings.all().flat_map(|compiled| compiled.topics.keys().copied()).collect()
     }
 
     /// Incremented with each change that has to be stored.
@@ -245,21 +231,13 @@ impl RoutingTable {
 
     /// The mappings to store.
     pub fn history(&self, registry: &TopicRegistry) -> RoutingHistory {
-        let earlier = |(until, compiled): &(EndLsn, CompiledRouting)| Superseded {
-            until: *until,
-            mapping: compiled.to_config(registry),
-        };
-        RoutingHistory {
-            version: self.version,
-            current: self.current.to_config(registry),
-            previous: self.previous.iter().map(earlier).collect(),
-            refused: self.refused.clone(),
-        }
+        let Ok(history) = self.mappings.try_map(|mapping| Ok::<_, Infallible>(mapping.to_config(registry)));
+        history
     }
 
     /// The column that the current rule reads.
     pub fn by_field(&self) -> &str {
-        &self.current.rule.routing.by_field
+        &self.mappings.current.rule.routing.by_field
     }
 }
 
@@ -341,7 +319,7 @@ mod tests {
                 RoutingInput { key: b"k", bytes: 1, has_key: true, position: None, invalid: None, column };
             table.destination(&input, 1).unwrap();
         }
-        assert!((1..20_000).contains(&table.table.current.cached_routes()));
+        assert!((1..20_000).contains(&table.table.mappings.current.cached_routes()));
     }
 
     /// The topic of a row without a key at this position, and the kind of poison if it goes there as a dead letter.
@@ -372,7 +350,7 @@ mod tests {
         let compacted = TopicShape { compacted: true, ..shape(3) };
         table.change_topic("t.x", compacted, end(50));
         assert_eq!(keyless(&mut table, at(49)).unwrap(), ("t.x".into(), None), "may have been sent");
-        let current = &table.table.current;
+        let current = &table.table.mappings.current;
         let topic = table.registry.find("t.x").unwrap();
         assert!(!current.accepts(topic, 1, false) && current.accepts(topic, 1, true));
         assert_eq!(keyless(&mut table, at(50)).unwrap(), ("dead".into(), Some(PoisonKind::NoKey)));

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::stored::smallest_limit;
 use super::{RefusedRows, RoutingConfig, RoutingError, RoutingInput, TopicShape};
 use crate::event::poison::Poison;
 use crate::routing::router::{InvalidRule, Router, Unroutable};
@@ -142,7 +143,7 @@ impl CompiledRouting {
     }
 
     pub(super) fn smallest_limit(&self) -> Option<usize> {
-        self.topics.values().filter_map(|shape| shape.max_message_bytes).min()
+        smallest_limit(&self.topics)
     }
 
     /// The size of the largest record that a topic accepts.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use pg_replication::{EndLsn, Lsn};
+use pg_replication::EndLsn;
 use serde::{Deserialize, Serialize};
 
-use super::RefusedRows;
+use super::MappingChain;
 use crate::routing::rule::Rule;
 
 /// Values up to this size are read completely even if the limits are smaller, so that dead letters contain as much of
@@ -38,40 +38,13 @@ pub struct RoutingConfig {
     pub topics: BTreeMap<String, TopicShape>,
 }
 
-/// An earlier mapping, as stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Superseded {
-    /// No row committed at or after this position was sent by this mapping.
-    #[serde(with = "lsn_text")]
-    pub until: EndLsn,
-    /// The mapping.
-    #[serde(flatten)]
-    pub mapping: RoutingConfig,
-}
-
-/// The current mapping and the earlier ones, as the checkpoint stores them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RoutingHistory {
-    /// The number of the current mapping. The checkpoint has a separate column for it, so that people need not read
-    /// JSON.
-    #[serde(skip)]
-    pub version: i32,
-    /// The current mapping.
-    pub current: RoutingConfig,
-    /// Earlier mappings, oldest first, for rows that may be read again.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub previous: Vec<Superseded>,
-    /// Rows that Kafka refused at the destination of a mapping.
-    #[serde(default, skip_serializing_if = "RefusedRows::is_empty")]
-    pub refused: RefusedRows,
-}
+/// The mappings as the checkpoint stores them.
+pub type RoutingHistory = MappingChain<RoutingConfig>;
 
 impl RoutingHistory {
     /// The first mapping of a relay.
     pub fn first(rule: Rule) -> RoutingHistory {
-        let current = RoutingConfig { rule, topics: BTreeMap::new() };
-        RoutingHistory { version: 1, current, previous: Vec::new(), refused: RefusedRows::default() }
+        MappingChain::new(RoutingConfig { rule, topics: BTreeMap::new() })
     }
 
     /// The history that a session starts with. Rows before `confirmed` are in Kafka, and no row committed at or after
@@ -90,8 +63,7 @@ impl RoutingHistory {
 
     /// Drops what only concerns rows before `confirmed`.
     pub fn prune_confirmed(mut self, confirmed: EndLsn) -> RoutingHistory {
-        self.previous.retain(|earlier| earlier.until > confirmed);
-        self.refused.remove_confirmed(confirmed);
+        self.drop_confirmed(confirmed);
         self
     }
 
@@ -105,12 +77,6 @@ impl RoutingHistory {
         let topics = if same_routes { self.current.topics.clone() } else { BTreeMap::new() };
         self.replace(RoutingConfig { rule, topics }, horizon);
         self
-    }
-
-    fn replace(&mut self, mapping: RoutingConfig, until: EndLsn) {
-        let mapping = std::mem::replace(&mut self.current, mapping);
-        self.previous.push(Superseded { until, mapping });
-        self.version += 1;
     }
 
     /// Every topic, with its highest number of partitions in any mapping.
@@ -136,27 +102,11 @@ impl RoutingHistory {
 
     /// The smallest limit of any topic. No batch may be larger.
     pub fn smallest_limit(&self) -> Option<usize> {
-        self.all()
-            .flat_map(|mapping| mapping.topics.values())
-            .filter_map(|shape| shape.max_message_bytes)
-            .min()
-    }
-
-    fn all(&self) -> impl Iterator<Item = &RoutingConfig> {
-        self.previous.iter().map(|earlier| &earlier.mapping).chain([&self.current])
+        self.all().filter_map(|mapping| smallest_limit(&mapping.topics)).min()
     }
 }
 
-mod lsn_text {
-    use super::{EndLsn, Lsn};
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(lsn: &EndLsn, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(lsn)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EndLsn, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse::<Lsn>().map(EndLsn::new).map_err(D::Error::custom)
-    }
+/// The smallest limit of any of these topics.
+pub(super) fn smallest_limit<K>(topics: &BTreeMap<K, TopicShape>) -> Option<usize> {
+    topics.values().filter_map(|shape| shape.max_message_bytes).min()
 }

@@ -21,7 +21,7 @@ pub struct RoutedTopics {
 impl RoutedTopics {
     pub fn new(history: RoutingHistory) -> RoutedTopics {
         let mut registry = TopicRegistry::default();
-        RoutedTopics { table: RoutingTable::new(history, &mut registry).unwrap(), registry }
+        RoutedTopics { table: RoutingTable::new(&history, &mut registry).unwrap(), registry }
     }
 
     /// The destination of a row of the transaction with this commit LSN.
