@@ -70,7 +70,7 @@ use crate::kafka::query::Verification;
 use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
-use crate::routing::mapping::{RoutingHistory, RoutingTable};
+use crate::routing::mapping::{Revision, RoutingHistory, RoutingTable};
 use crate::status::Status;
 use crate::status::metrics::Metrics;
 use crate::topics::registry::{NoPartition, TopicRegistry};
@@ -176,7 +176,7 @@ impl<B: Broker> Delivery<B> {
     /// Processes one pgoutput message. A row that cannot be delivered becomes a dead letter. If dead letters are
     /// disabled, the result is [`ErrorKind::PoisonRow`]: no state has changed, and delivery of earlier rows continues.
     /// `committed_revision` is the routing revision in the committed checkpoint.
-    pub fn on_message(&mut self, data: &[u8], committed_revision: u64) -> Result<Flow, RelayError> {
+    pub fn on_message(&mut self, data: &[u8], committed_revision: Revision) -> Result<Flow, RelayError> {
         match Message::parse(data).map_err(|error| violation(error.to_string()))? {
             Message::Begin(begin) => return self.on_begin(&begin),
             Message::Insert(insert) => return self.on_insert(&insert, committed_revision),
@@ -223,7 +223,7 @@ impl<B: Broker> Delivery<B> {
         Ok(())
     }
 
-    fn on_insert(&mut self, insert: &Insert<'_>, committed_revision: u64) -> Result<Flow, RelayError> {
+    fn on_insert(&mut self, insert: &Insert<'_>, committed_revision: Revision) -> Result<Flow, RelayError> {
         let (layout, origin) = match self.ingest.on_insert(insert, &self.in_flight.progress)? {
             Inserted::Elsewhere => return Ok(Flow::Next),
             Inserted::Delivered => {
@@ -245,7 +245,7 @@ impl<B: Broker> Delivery<B> {
         &mut self,
         layout: &Layout,
         row: &StoredRow,
-        committed_revision: u64,
+        committed_revision: Revision,
     ) -> Result<Flow, RelayError> {
         let origin = Origin::in_snapshot(row.seq()?, &self.in_flight.progress);
         self.deliver(layout, row.values(), origin, committed_revision)
@@ -256,7 +256,7 @@ impl<B: Broker> Delivery<B> {
         layout: &Layout,
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
-        committed_revision: u64,
+        committed_revision: Revision,
     ) -> Result<Flow, RelayError> {
         let Delivery { dispatch, in_flight, discovery, refusals, .. } = self;
         let mut stages = dispatch::Stages { in_flight, discovery, refusals, committed_revision };
@@ -274,7 +274,7 @@ impl<B: Broker> Delivery<B> {
     pub fn on_replay_request(
         &mut self,
         request: ReplayRequest,
-        committed_revision: u64,
+        committed_revision: Revision,
     ) -> Result<Option<ReplayRequest>, RelayError> {
         let Delivery { replays, dispatch, discovery, in_flight, .. } = self;
         replays.on_request(request, committed_revision, dispatch, discovery, in_flight)
@@ -297,7 +297,7 @@ impl<B: Broker> Delivery<B> {
     }
 
     /// Called at every tick for the work that no message triggers.
-    pub fn on_tick(&mut self, committed_revision: u64, now: Instant) -> Result<(), RelayError> {
+    pub fn on_tick(&mut self, committed_revision: Revision, now: Instant) -> Result<(), RelayError> {
         self.discovery.on_tick(now, &self.dispatch.routing, &self.in_flight);
         self.refusals.on_tick(&mut self.dispatch.routing, &self.in_flight.topics);
         if self.ledger().confirmed() >= self.in_flight.progress.lineage.end() {

@@ -12,7 +12,7 @@ use pg_replication::{CommitLsn, EndLsn, Lsn};
 
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::scan::Stray;
-use crate::progress::fingerprints::{RecentRows, WrittenBy};
+use crate::progress::fingerprints::{Fingerprint, RecentRows, WrittenBy};
 use crate::status::Status;
 use crate::topics::partitions::PartitionId;
 use crate::topics::registry::{PartitionName, TopicRegistry};
@@ -37,7 +37,7 @@ impl Strays {
     }
 
     /// A row was read.
-    pub(super) fn on_row(&mut self, position: Position, fingerprint: u64) {
+    pub(super) fn on_row(&mut self, position: Position, fingerprint: Fingerprint) {
         self.recent.on_row(position, fingerprint);
     }
 

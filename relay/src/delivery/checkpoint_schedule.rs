@@ -7,6 +7,7 @@ use pg_replication::EndLsn;
 use super::in_flight::InFlight;
 use super::{Broker, Delivery};
 use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint};
+use crate::routing::mapping::Revision;
 
 /// Without events, a checkpoint is written only after this much new WAL. A checkpoint writes WAL itself, so a smaller
 /// step would make each checkpoint cause the next.
@@ -20,7 +21,7 @@ pub struct CheckpointSchedule {
     confirmed: EndLsn,
     snapshot_cursor: Option<i64>,
     /// The revision of the routing.
-    revision: u64,
+    revision: Revision,
     at: Instant,
     /// The number of completed transactions at that time. If it has changed since, the progress is more than idle WAL.
     transactions: u64,

@@ -21,11 +21,11 @@ use crate::event::poison::{Poison, PoisonKind};
 use crate::event::record::{Prepared, RecordEncoder};
 use crate::event::row::{EventId, Layout, PartialRow, RowError};
 use crate::failpoint::{self, Boundary};
-use crate::progress::fingerprints::fingerprint;
+use crate::progress::fingerprints::Fingerprint;
 use crate::progress::partition_dedup::Admission;
 use crate::routing::error::RoutingError;
 use crate::routing::mapping::{
-    CurrentDestination, Destination, EarlierDestination, RoutingInput, RoutingTable,
+    CurrentDestination, Destination, EarlierDestination, Revision, RoutingInput, RoutingTable,
 };
 use crate::topics::partitions::PartitionId;
 use crate::topics::settings::Settings;
@@ -37,7 +37,7 @@ struct Candidate<'a> {
     bytes: usize,
     time: PgTime,
     origin: Origin,
-    fingerprint: u64,
+    fingerprint: Fingerprint,
 }
 
 impl Candidate<'_> {
@@ -73,7 +73,7 @@ pub(super) struct Stages<'c, B> {
     pub(super) discovery: &'c mut TopicDiscovery,
     pub(super) refusals: &'c mut RefusalWatch,
     /// The routing revision in the committed checkpoint.
-    pub(super) committed_revision: u64,
+    pub(super) committed_revision: Revision,
 }
 
 /// What became of a row.
@@ -83,7 +83,7 @@ pub(super) enum Dispatched {
     /// It is sent, waits for its partition, or is in Kafka already.
     Done {
         /// Identifies the row.
-        fingerprint: u64,
+        fingerprint: Fingerprint,
     },
 }
 
@@ -299,7 +299,7 @@ impl Dispatch {
             }
             Err(error) => invalid(layout.decode_lenient(values), Poison::from(&error)),
         };
-        let fingerprint = fingerprint(origin.position, decoded.id().map(EventId::as_bytes));
+        let fingerprint = Fingerprint::of(origin.position, decoded.id().map(EventId::as_bytes));
         Ok(Candidate { decoded, bytes, time, origin, fingerprint })
     }
 

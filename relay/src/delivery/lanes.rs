@@ -13,6 +13,7 @@ use outbox::Position;
 use crate::event::dead_letter::DeadLetterSummary;
 use crate::event::record::Prepared;
 use crate::kafka::producers::Tag;
+use crate::progress::fingerprints::Fingerprint;
 use crate::progress::ledger::{EntryId, Inconsistent};
 use crate::topics::partitions::PartitionId;
 
@@ -21,7 +22,7 @@ use crate::topics::partitions::PartitionId;
 pub(super) struct Placed {
     pub(super) partition: PartitionId,
     pub(super) position: Position,
-    pub(super) fingerprint: u64,
+    pub(super) fingerprint: Fingerprint,
     pub(super) absence: Absence,
 }
 

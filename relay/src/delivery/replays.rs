@@ -14,7 +14,7 @@ use crate::event::poison::Poison;
 use crate::event::record::Prepared;
 use crate::event::row::OutboxRow;
 use crate::progress::offset::Offset;
-use crate::routing::mapping::{CurrentDestination, Destination, RoutingInput};
+use crate::routing::mapping::{CurrentDestination, Destination, Revision, RoutingInput};
 use crate::topics::registry::{PartitionName, TopicRegistry};
 
 /// The replay in flight.
@@ -29,7 +29,7 @@ impl Replays {
     pub(super) fn on_request<B: Broker>(
         &mut self,
         request: ReplayRequest,
-        committed_revision: u64,
+        committed_revision: Revision,
         dispatch: &mut Dispatch,
         discovery: &mut TopicDiscovery,
         in_flight: &mut InFlight<B>,

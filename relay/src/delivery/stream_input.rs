@@ -5,6 +5,7 @@ use pg_replication::Frame;
 
 use super::{Broker, Delivery, Flow};
 use crate::error::{ErrorKind, RelayError};
+use crate::routing::mapping::Revision;
 use crate::status::Status;
 
 /// Messages processed before timers and acknowledgements get their turn.
@@ -43,7 +44,7 @@ impl StreamInput {
     pub fn process<B: Broker>(
         &mut self,
         delivery: &mut Delivery<B>,
-        committed_revision: u64,
+        committed_revision: Revision,
         mut next: impl FnMut() -> Result<Option<Frame>, RelayError>,
     ) -> Result<InputStop, RelayError> {
         for _ in 0..BURST {

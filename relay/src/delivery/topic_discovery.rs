@@ -11,7 +11,7 @@ use super::source_progress::SourceProgress;
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::query::{Query, Verification};
 use crate::kafka::scanner::FoundTopic;
-use crate::routing::mapping::{RoutingTable, TopicShape};
+use crate::routing::mapping::{Revision, RoutingTable, TopicShape};
 use crate::topics::registry::{TopicId, TopicRegistry};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::{TopicChange, TopicState, TopicWatch};
@@ -103,7 +103,7 @@ impl TopicDiscovery {
     pub(super) fn check_batches(
         &self,
         routing: &RoutingTable,
-        committed_revision: u64,
+        committed_revision: Revision,
     ) -> Result<(), RelayError> {
         let limit = routing.smallest_limit().filter(|_| committed_revision >= routing.revision());
         let Some(limit) = limit.filter(|limit| *limit < self.largest_batch) else { return Ok(()) };

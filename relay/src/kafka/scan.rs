@@ -6,7 +6,7 @@ use outbox::{Position, header};
 use rdkafka::message::Message;
 
 use crate::kafka::own_records::{OwnRecords, value_of};
-use crate::progress::fingerprints::{RecordCollector, fingerprint};
+use crate::progress::fingerprints::{Fingerprint, RecordCollector};
 use crate::progress::offset::{Offset, OffsetRange};
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
@@ -21,7 +21,7 @@ pub struct Stray {
     /// The position of the record.
     pub position: Position,
     /// Identifies its position and event id.
-    pub fingerprint: u64,
+    pub fingerprint: Fingerprint,
 }
 
 /// How one step of a scan ended.
@@ -128,7 +128,7 @@ impl Scan {
             Scope::BeforeProbe(gap) if is_on_line => gap.known,
             Scope::Gaps(gaps) if is_on_line => {
                 if is_within(gaps, Offset(message.offset())) {
-                    self.on_stray(Stray { position, fingerprint: fingerprint(position, id) });
+                    self.on_stray(Stray { position, fingerprint: Fingerprint::of(position, id) });
                 }
                 return;
             }

@@ -16,7 +16,7 @@ use self::statement::Statement;
 pub use self::writer::Writer;
 use crate::config::Config;
 use crate::error::{ErrorKind, RelayError};
-use crate::routing::mapping::RoutingHistory;
+use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::topics::partitions::Offsets;
 
 /// Name of the table, in the schema of the outbox table.
@@ -88,7 +88,7 @@ pub struct CheckpointUpdate {
     /// The routing.
     pub mappings: RoutingHistory,
     /// The revision of the routing table that `mappings` belongs to.
-    pub revision: u64,
+    pub revision: Revision,
     /// What is remembered of each partition.
     pub offsets: Offsets,
 }
@@ -108,7 +108,7 @@ pub struct CommittedCheckpoint {
     /// Its cursor, during the initial snapshot.
     pub copied: Option<i64>,
     /// Its revision of the routing table: no record is sent under a routing before the checkpoint contains it.
-    pub revision: u64,
+    pub revision: Revision,
     /// The transaction that wrote it.
     pub xid: u64,
 }

@@ -14,17 +14,23 @@ const MAX_FOUND: usize = 250_000;
 /// Number of rows of the stream that are remembered: 1 MB.
 const MAX_RECENT: usize = 32_768;
 
-/// Identifies one event at one position. `id` is `None` for a record without an id, which a dead letter can be.
-pub fn fingerprint(position: Position, id: Option<&[u8]>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (position, id).hash(&mut hasher);
-    hasher.finish()
+/// Identifies one event at one position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fingerprint(u64);
+
+impl Fingerprint {
+    /// `id` is `None` for a record without an id, which a dead letter can be.
+    pub fn of(position: Position, id: Option<&[u8]>) -> Fingerprint {
+        let mut hasher = DefaultHasher::new();
+        (position, id).hash(&mut hasher);
+        Fingerprint(hasher.finish())
+    }
 }
 
 /// Collects this outbox's records while a scan reads a range of a partition.
 #[derive(Clone, Debug, Default)]
 pub struct RecordCollector {
-    fingerprints: Vec<u64>,
+    fingerprints: Vec<Fingerprint>,
     lowest: Option<Position>,
     overflowed: bool,
     /// Retention removed the start of the range.
@@ -40,7 +46,7 @@ impl RecordCollector {
             self.overflowed = true;
             return;
         }
-        self.fingerprints.push(fingerprint(position, id));
+        self.fingerprints.push(Fingerprint::of(position, id));
         self.lowest = Some(self.lowest.map_or(position, |lowest| lowest.min(position)));
     }
 
@@ -59,7 +65,7 @@ pub struct FoundRecords(RecordCollector);
 impl FoundRecords {
     /// Whether the row at `position` with the fingerprint `row`, which is at or below the highest position of the
     /// range, is certainly not in it. `compacted` is the topic's policy, if known.
-    pub fn lacks(&self, position: Position, row: u64, compacted: Option<bool>) -> bool {
+    pub fn lacks(&self, position: Position, row: Fingerprint, compacted: Option<bool>) -> bool {
         let FoundRecords(range) = self;
         let removed_by_compaction = range.has_missing_offsets && compacted != Some(false);
         let removed_by_retention = range.begins_late && range.lowest.is_none_or(|lowest| position < lowest);
@@ -67,13 +73,13 @@ impl FoundRecords {
             return false;
         }
         let contains = |fingerprint| range.fingerprints.binary_search(&fingerprint).is_ok();
-        !contains(row) && !contains(fingerprint(position, None))
+        !contains(row) && !contains(Fingerprint::of(position, None))
     }
 }
 
 /// The last rows of the stream, in its order.
 #[derive(Debug, Default)]
-pub struct RecentRows(VecDeque<(Position, u64)>);
+pub struct RecentRows(VecDeque<(Position, Fingerprint)>);
 
 /// The writer of a record at a position on the server's timelines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +96,7 @@ pub enum WrittenBy {
 
 impl RecentRows {
     /// A row was read from the stream.
-    pub fn on_row(&mut self, position: Position, fingerprint: u64) {
+    pub fn on_row(&mut self, position: Position, fingerprint: Fingerprint) {
         if self.0.len() >= MAX_RECENT {
             self.0.pop_front();
         }
@@ -99,7 +105,7 @@ impl RecentRows {
 
     /// The writer of the record with this position and fingerprint. `passed` is whether the stream has passed the
     /// position.
-    pub fn writer_of(&self, position: Position, fingerprint: u64, passed: bool) -> WrittenBy {
+    pub fn writer_of(&self, position: Position, fingerprint: Fingerprint, passed: bool) -> WrittenBy {
         let Some((first, _)) = self.0.front() else {
             return if passed { WrittenBy::Unknown } else { WrittenBy::NotReached };
         };
@@ -132,13 +138,13 @@ mod tests {
     #[test]
     fn a_row_is_found_only_by_its_own_id() {
         let found = collected(&[(10, b"a"), (30, b"b")]).finish();
-        assert!(!found.lacks(at(10), fingerprint(at(10), Some(b"a")), Some(false)));
+        assert!(!found.lacks(at(10), Fingerprint::of(at(10), Some(b"a")), Some(false)));
         assert!(
-            found.lacks(at(10), fingerprint(at(10), Some(b"x")), Some(false)),
+            found.lacks(at(10), Fingerprint::of(at(10), Some(b"x")), Some(false)),
             "another event at its position"
         );
         assert!(
-            found.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)),
+            found.lacks(at(20), Fingerprint::of(at(20), Some(b"c")), Some(false)),
             "the later record is of another outbox"
         );
     }
@@ -148,8 +154,8 @@ mod tests {
         let mut collected = RecordCollector::default();
         collected.add(at(10), None);
         let found = collected.finish();
-        assert!(!found.lacks(at(10), fingerprint(at(10), Some(b"a")), Some(false)));
-        assert!(found.lacks(at(11), fingerprint(at(11), Some(b"a")), Some(false)));
+        assert!(!found.lacks(at(10), Fingerprint::of(at(10), Some(b"a")), Some(false)));
+        assert!(found.lacks(at(11), Fingerprint::of(at(11), Some(b"a")), Some(false)));
     }
 
     #[test]
@@ -158,18 +164,21 @@ mod tests {
         let whole = collected.clone().finish();
         let compacted = RecordCollector { has_missing_offsets: true, ..collected.clone() }.finish();
         assert!(
-            whole.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(true)),
+            whole.lacks(at(20), Fingerprint::of(at(20), Some(b"c")), Some(true)),
             "every offset has a record"
         );
-        assert!(!compacted.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(true)));
-        assert!(!compacted.lacks(at(20), fingerprint(at(20), Some(b"c")), None), "the policy is not known");
+        assert!(!compacted.lacks(at(20), Fingerprint::of(at(20), Some(b"c")), Some(true)));
         assert!(
-            compacted.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)),
+            !compacted.lacks(at(20), Fingerprint::of(at(20), Some(b"c")), None),
+            "the policy is not known"
+        );
+        assert!(
+            compacted.lacks(at(20), Fingerprint::of(at(20), Some(b"c")), Some(false)),
             "control records only"
         );
         let late = RecordCollector { begins_late: true, ..collected }.finish();
-        assert!(!late.lacks(at(5), fingerprint(at(5), Some(b"z")), Some(false)));
-        assert!(late.lacks(at(20), fingerprint(at(20), Some(b"c")), Some(false)));
+        assert!(!late.lacks(at(5), Fingerprint::of(at(5), Some(b"z")), Some(false)));
+        assert!(late.lacks(at(20), Fingerprint::of(at(20), Some(b"c")), Some(false)));
     }
 
     #[test]
@@ -177,22 +186,26 @@ mod tests {
         let mut collected = RecordCollector::default();
         (0..=MAX_FOUND as u64).for_each(|lsn| collected.add(at(lsn), Some(b"a")));
         let found = collected.finish();
-        assert!(!found.lacks(at(1), fingerprint(at(1), Some(b"x")), Some(false)));
+        assert!(!found.lacks(at(1), Fingerprint::of(at(1), Some(b"x")), Some(false)));
     }
 
     #[test]
     fn the_writer_of_a_record_is_known_while_its_row_is_remembered() {
         let mut rows = RecentRows::default();
-        assert_eq!(rows.writer_of(at(5), 0, false), WrittenBy::NotReached);
+        assert_eq!(rows.writer_of(at(5), Fingerprint(0), false), WrittenBy::NotReached);
         for lsn in 0..MAX_RECENT as u64 + 10 {
-            rows.on_row(at(2 * lsn), lsn);
+            rows.on_row(at(2 * lsn), Fingerprint(lsn));
         }
         let last = 2 * (MAX_RECENT as u64 + 9);
-        assert_eq!(rows.writer_of(at(4), 2, true), WrittenBy::Unknown, "forgotten");
-        assert_eq!(rows.writer_of(at(last), last / 2, true), WrittenBy::ThisOutbox);
-        assert_eq!(rows.writer_of(at(last), 0, true), WrittenBy::AnotherOutbox, "another id");
-        assert_eq!(rows.writer_of(at(last - 1), 0, true), WrittenBy::AnotherOutbox, "no row there");
-        assert_eq!(rows.writer_of(at(last + 1), 0, false), WrittenBy::NotReached);
-        assert_eq!(rows.writer_of(at(last + 1), 0, true), WrittenBy::AnotherOutbox);
+        assert_eq!(rows.writer_of(at(4), Fingerprint(2), true), WrittenBy::Unknown, "forgotten");
+        assert_eq!(rows.writer_of(at(last), Fingerprint(last / 2), true), WrittenBy::ThisOutbox);
+        assert_eq!(rows.writer_of(at(last), Fingerprint(0), true), WrittenBy::AnotherOutbox, "another id");
+        assert_eq!(
+            rows.writer_of(at(last - 1), Fingerprint(0), true),
+            WrittenBy::AnotherOutbox,
+            "no row there"
+        );
+        assert_eq!(rows.writer_of(at(last + 1), Fingerprint(0), false), WrittenBy::NotReached);
+        assert_eq!(rows.writer_of(at(last + 1), Fingerprint(0), true), WrittenBy::AnotherOutbox);
     }
 }

@@ -50,7 +50,7 @@ pub struct Destination {
     /// Partition number.
     pub number: PartitionNumber,
     /// The row may be sent once the committed checkpoint has this routing revision.
-    pub revision: u64,
+    pub revision: Revision,
     /// Why the row goes there as a dead letter, if it does.
     pub poison: Option<Poison>,
 }
@@ -89,13 +89,23 @@ pub struct RoutingInput<'a, F> {
     pub column: F,
 }
 
+/// Counts the changes of a session's routing that have to be stored before rows are sent by them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision(u64);
+
+impl Revision {
+    fn increment(&mut self) {
+        self.0 += 1;
+    }
+}
+
 /// Determines destinations, and keeps the mappings to store.
 pub struct RoutingTable {
     mappings: MappingChain<CompiledRouting>,
     /// Incremented with each change that has to be stored.
-    revision: u64,
+    revision: Revision,
     /// Topics that were added or changed in this session, and the revision of the change.
-    changed_topics: BTreeMap<TopicId, u64>,
+    changed_topics: BTreeMap<TopicId, Revision>,
 }
 
 impl RoutingTable {
@@ -107,7 +117,7 @@ impl RoutingTable {
                 topics.iter().map(|(name, shape)| (registry.add(name, shape.partitions, &no_starts), *shape));
             CompiledRouting::new(rule.clone(), by_id.collect())
         })?;
-        Ok(RoutingTable { mappings, revision: 0, changed_topics: BTreeMap::new() })
+        Ok(RoutingTable { mappings, revision: Revision::default(), changed_topics: BTreeMap::new() })
     }
 
     /// The destination of a row that an earlier mapping may have sent; `None` if none has a destination for it. `commit`
@@ -157,7 +167,7 @@ impl RoutingTable {
         key: &[u8],
         poison: Option<Poison>,
     ) -> Destination {
-        let revision = self.changed_topics.get(&topic).copied().unwrap_or(0);
+        let revision = self.changed_topics.get(&topic).copied().unwrap_or_default();
         Destination { topic, number: partition(key, shape.partitions), revision, poison }
     }
 
@@ -171,7 +181,7 @@ impl RoutingTable {
     pub fn retry(&mut self, position: Position, registry: &TopicRegistry) {
         let topics = self.mappings.refused.forget(position);
         if !topics.is_empty() {
-            self.revision += 1;
+            self.revision.increment();
             // The row waits until the checkpoint has this revision. Otherwise a restart would route it elsewhere. A
             // topic that is not in use gets a revision when it is added.
             let known = topics.iter().filter_map(|topic| registry.find(topic));
@@ -181,7 +191,7 @@ impl RoutingTable {
 
     /// Adds a topic. This does not affect rows that were sent, because none was sent to this topic.
     pub fn add_topic(&mut self, topic: TopicId, shape: TopicShape) {
-        self.revision += 1;
+        self.revision.increment();
         self.mappings.current.topics.insert(topic, shape);
         self.changed_topics.insert(topic, self.revision);
     }
@@ -197,7 +207,7 @@ impl RoutingTable {
         topics.extend(shapes);
         let changed = CompiledRouting::new(current.rule.clone(), topics)?;
         self.mappings.replace(changed, until);
-        self.revision += 1;
+        self.revision.increment();
         self.changed_topics.extend(shapes.keys().map(|topic| (*topic, self.revision)));
         Ok(())
     }
@@ -205,7 +215,7 @@ impl RoutingTable {
     /// Drops mappings and refused rows that only concern rows before `confirmed`.
     pub fn on_confirmed(&mut self, confirmed: EndLsn) {
         if self.mappings.drop_confirmed(confirmed) {
-            self.revision += 1;
+            self.revision.increment();
         }
     }
 
@@ -225,7 +235,7 @@ impl RoutingTable {
     }
 
     /// Incremented with each change that has to be stored.
-    pub fn revision(&self) -> u64 {
+    pub fn revision(&self) -> Revision {
         self.revision
     }
 
@@ -386,7 +396,7 @@ mod tests {
             panic!("not routed");
         };
         assert_eq!(table.registry.topic(topic).name, "old.x");
-        assert_eq!((revision, table.table.revision()), (1, 1));
+        assert_eq!((revision, table.table.revision()), (Revision(1), Revision(1)));
         assert!(table.table.history(&table.registry).refused.is_empty());
     }
 

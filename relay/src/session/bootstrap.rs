@@ -22,7 +22,7 @@ use crate::postgres::blocking_transactions::{self, OpenTransaction};
 use crate::postgres::checkpoint::{self, CheckpointUpdate, ClusterTimeline};
 use crate::postgres::connection::CONNECT_WITHIN;
 use crate::postgres::{initial_rows, slot};
-use crate::routing::mapping::RoutingHistory;
+use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::session::Context;
 use crate::session::slot_wait::{self, SlotMemory};
 use crate::status::Phase;
@@ -104,8 +104,13 @@ pub async fn create_slot(
     checkpoint::register(sql, config, history).await?;
     let confirmed = create(sql, client, context, Snapshot::Nothing).await?.0;
     let mappings = RoutingHistory::first(config.routing_rule());
-    let progress =
-        CheckpointUpdate { confirmed, copied: None, mappings, revision: 0, offsets: Offsets::new() };
+    let progress = CheckpointUpdate {
+        confirmed,
+        copied: None,
+        mappings,
+        revision: Revision::default(),
+        offsets: Offsets::new(),
+    };
     checkpoint::write_now(sql, config, history, &progress).await?;
     let slot = &config.source.slot.name;
     tracing::info!(%slot, lsn = %confirmed, "created the slot; events committed from here on are delivered");

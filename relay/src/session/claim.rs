@@ -12,7 +12,7 @@ use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::{self, Checkpoint, CheckpointUpdate, ClusterTimeline, CommittedCheckpoint};
 use crate::postgres::{publication, slot, table};
 use crate::progress::lineage::Lineage;
-use crate::routing::mapping::RoutingHistory;
+use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::topics::registry::TopicRegistry;
 
 /// An open stream and everything that runs on it.
@@ -111,7 +111,7 @@ fn first_checkpoint(
         let what = "Kafka refuses row after row: the checkpoint already holds as many refused, unconfirmed rows as it can";
         return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
     }
-    Ok(CheckpointUpdate { confirmed, copied, mappings, revision: 0, offsets })
+    Ok(CheckpointUpdate { confirmed, copied, mappings, revision: Revision::default(), offsets })
 }
 
 /// The routing to deliver with: the configured one, plus the earlier ones from the checkpoint for rows that an earlier

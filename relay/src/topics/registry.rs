@@ -10,6 +10,7 @@ use std::fmt;
 use outbox::Position;
 use pg_replication::EndLsn;
 
+use crate::progress::fingerprints::Fingerprint;
 use crate::progress::ledger::EntryId;
 use crate::progress::offset::Offset;
 use crate::topics::partitions::{Offsets, Partition, PartitionId, PartitionNumber, ScanStart, ToVerify};
@@ -167,7 +168,7 @@ impl TopicRegistry {
     }
 
     /// Whether a partition lacks a row at or below its high-water mark.
-    pub fn lacks(&self, id: PartitionId, position: Position, fingerprint: u64) -> bool {
+    pub fn lacks(&self, id: PartitionId, position: Position, fingerprint: Fingerprint) -> bool {
         let compacted = self.topic_of(id).settings.known().map(|settings| settings.compacted);
         let found = self.partition(id).found.as_ref();
         found.is_some_and(|found| found.lacks(position, fingerprint, compacted))

@@ -14,7 +14,7 @@ use super::outbox_stream::{Row, Transaction};
 use super::process::{Process, Relay};
 use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::CheckpointUpdate;
-use crate::routing::mapping::{RoutingHistory, TopicShape};
+use crate::routing::mapping::{Revision, RoutingHistory, TopicShape};
 use crate::routing::router::partition;
 use crate::topics::partitions::{LastRecord, Offsets, PartitionNumber};
 
@@ -189,7 +189,7 @@ fn first_checkpoint(relay: &Relay) -> CheckpointUpdate {
     let shape = TopicShape { partitions: PARTITIONS as i32, max_message_bytes: None, compacted: false };
     mappings.current.topics.insert(TOPIC.to_owned(), shape);
     let (confirmed, offsets) = (EndLsn::ZERO, Offsets::new());
-    CheckpointUpdate { confirmed, copied: None, mappings, revision: 0, offsets }
+    CheckpointUpdate { confirmed, copied: None, mappings, revision: Revision::default(), offsets }
 }
 
 impl World {

@@ -14,7 +14,7 @@ use crate::error::RelayError;
 use crate::kafka::own_records::OwnRecords;
 use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint};
 use crate::progress::lineage::Lineage;
-use crate::routing::mapping::RoutingHistory;
+use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::status::Status;
 use crate::status::metrics::Metrics;
 use crate::topics::registry::TopicRegistry;
@@ -70,7 +70,13 @@ impl Relay {
             (stored.confirmed, Some(stored.mappings), stored.offsets)
         });
         let mappings = RoutingHistory::at_start(mappings, config.routing_rule(), checkpoint, horizon);
-        let first = CheckpointUpdate { confirmed: checkpoint, copied: None, mappings, revision: 0, offsets };
+        let first = CheckpointUpdate {
+            confirmed: checkpoint,
+            copied: None,
+            mappings,
+            revision: Revision::default(),
+            offsets,
+        };
         let lineage = Lineage::new(TimelineHistory::parse(1, "").unwrap(), horizon);
         let source = config.source.event_source();
         kafka.begin_session(OwnRecords { source, lineage: lineage.clone(), server_started: 0 });
@@ -87,7 +93,7 @@ impl Relay {
         };
         let mut delivery =
             Delivery::new(config, initial, kafka.clone(), status.clone(), metrics.clone()).unwrap();
-        delivery.on_message(&relation(), 0).unwrap();
+        delivery.on_message(&relation(), Revision::default()).unwrap();
         let committed = first.committed(0);
         let checkpoints = CheckpointSchedule::new(&committed, Instant::now());
         *stored = Some(first);

@@ -8,6 +8,7 @@ use super::{EventLoop, NextStep};
 use crate::delivery::{BURST, Delivery, Flow, InputStop, StreamInput};
 use crate::error::RelayError;
 use crate::postgres::backfill::{Pages, StoredRow};
+use crate::routing::mapping::Revision;
 use crate::status::Phase;
 
 /// Where the loop takes rows from.
@@ -31,7 +32,7 @@ impl SnapshotRows {
         &mut self,
         delivery: &mut Delivery,
         input: &mut StreamInput,
-        committed_revision: u64,
+        committed_revision: Revision,
     ) -> Result<InputStop, RelayError> {
         for _ in 0..BURST {
             let Some(row) = self.page.front() else { return Ok(InputStop::Empty) };
