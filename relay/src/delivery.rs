@@ -203,7 +203,7 @@ impl<B: Broker> Delivery<B> {
     fn on_begin(&mut self, begin: &Begin) -> Result<Flow, RelayError> {
         // Rows before the horizon may have been sent, so they are routed to the partitions they would have gone to
         // then.
-        if !self.in_flight.progress.lineage.end().covers(begin.final_lsn) {
+        if !self.in_flight.progress.lineage.horizon().covers(begin.final_lsn) {
             self.apply_growth()?;
             if self.discovery.has_grown() {
                 return Ok(Flow::Blocked);
@@ -300,7 +300,7 @@ impl<B: Broker> Delivery<B> {
     pub fn on_tick(&mut self, committed_revision: Revision, now: Instant) -> Result<(), RelayError> {
         self.discovery.on_tick(now, &self.dispatch.routing, &self.in_flight);
         self.refusals.on_tick(&mut self.dispatch.routing, &self.in_flight.topics);
-        if self.ledger().confirmed() >= self.in_flight.progress.lineage.end() {
+        if self.ledger().confirmed() >= self.in_flight.progress.lineage.horizon() {
             self.apply_growth()?;
         }
         self.discovery.check_batches(&self.dispatch.routing, committed_revision)?;

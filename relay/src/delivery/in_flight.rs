@@ -107,9 +107,9 @@ impl<B: Broker> InFlight<B> {
     /// The same for a row that no other row waits before.
     fn admit_next(&mut self, row: Placed) -> Result<Admission, RelayError> {
         let Placed { partition, position, fingerprint, absence } = row;
-        let replayed = self.progress.lineage.holds(position);
+        let before_horizon = self.progress.lineage.holds(position);
         let admission = match self.topics.partition_mut(partition) {
-            verified if verified.is_verified() => verified.dedup.admit(position, replayed),
+            verified if verified.is_verified() => verified.dedup.admit(position, before_horizon),
             _ => Admission::Wait,
         };
         if let Admission::Scan { from } = admission {

@@ -23,7 +23,7 @@ impl<B: Broker> Delivery<B> {
             QueryResult::TopicExists(name) => self.status.on_topic_exists(&name),
             QueryResult::Grown { name, found } => discovery.on_grown(&name, &found, routing, topics),
             QueryResult::Settings { topic, settings } => {
-                let unsent = in_flight.progress.lineage.end().max(self.ingest.behind_last());
+                let unsent = in_flight.progress.lineage.horizon().max(self.ingest.behind_last());
                 discovery.on_settings(&topic, settings, unsent, routing, topics)?;
             }
             QueryResult::Verified { partition, scan_from } => {

@@ -122,7 +122,7 @@ fn silent_lanes(now: Instant, blocked_on: Option<BlockedOn>, lanes: &Lanes) -> V
     });
     for waiting in unsent {
         if !silent.iter().any(|(known, _)| known.partition == waiting.partition) {
-            silent.push((waiting, WaitsFor::Search));
+            silent.push((waiting, WaitsFor::Scan));
         }
     }
     silent.sort_by_key(|(silent, _)| silent.since);

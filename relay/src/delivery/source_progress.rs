@@ -104,6 +104,6 @@ impl SourceProgress {
 
     /// Whether all rows from before the session are in Kafka.
     pub(super) fn is_caught_up(&self) -> bool {
-        self.snapshot.is_none() && self.ledger.confirmed() >= self.lineage.end()
+        self.snapshot.is_none() && self.ledger.confirmed() >= self.lineage.horizon()
     }
 }

@@ -13,7 +13,7 @@ pub enum Fault {
     Topic,
     /// The brokers or the network. The record is retried until it is acknowledged.
     Cluster,
-    /// The producer. A new producer, a scan and a replay replace it.
+    /// The producer. The next session has a new one, scans the partition and sends the rows again.
     Producer,
 }
 
@@ -28,7 +28,7 @@ struct CodeMeaning {
 /// The error kind of a code from Kafka or librdkafka.
 ///
 /// librdkafka retries transient errors, so such a code arrives here only if it persists. A code that ends a producer is
-/// handled with new producers, a scan and a replay, as every retry is.
+/// handled by the next session, as every retry is: with new producers and a scan.
 pub fn reason_of_kafka(code: Code) -> ErrorKind {
     meaning_of(code).reason
 }
@@ -346,7 +346,7 @@ mod tests {
             (Code::InvalidTopic, Fault::Row, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::NotEnoughReplicas, Fault::Topic, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::UnsupportedCompressionType, Fault::Topic, ErrorKind::DeliveryFailed, Action::Retry),
-            // Fatal to an idempotent producer: it is rebuilt, the partition scanned, and the rows replayed.
+            // Fatal to an idempotent producer: it is rebuilt, the partition scanned, and the rows sent again.
             (Code::OutOfOrderSequenceNumber, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::UnknownProducerId, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),
             (Code::InvalidProducerEpoch, Fault::Producer, ErrorKind::DeliveryFailed, Action::Retry),

@@ -1,7 +1,7 @@
 //! The idempotent producers, and the queue of their acknowledgements.
 //!
 //! Nothing here decides anything: a failed delivery is reported like a successful one. It ends the session, because
-//! after a failed record a partition must receive nothing but a replay that starts with that record.
+//! after a failed record a partition must receive nothing before that record was sent again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

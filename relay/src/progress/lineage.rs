@@ -7,23 +7,23 @@
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn, TimelineHistory};
 
-/// The server's WAL history, up to an end.
+/// The server's WAL history, up to the *horizon*: its flush LSN after the slot was acquired. No relay had received a commit
+/// at or after it then, so none of those can be in Kafka.
 #[derive(Clone, Debug)]
 pub struct Lineage {
     timelines: TimelineHistory,
-    end: EndLsn,
+    horizon: EndLsn,
 }
 
 impl Lineage {
-    /// The history of a server with these timelines. `end` is its flush LSN after the slot was acquired: no relay had
-    /// received a commit at or after it then.
-    pub fn new(timelines: TimelineHistory, end: EndLsn) -> Self {
-        Lineage { timelines, end }
+    /// The history of a server with these timelines.
+    pub fn new(timelines: TimelineHistory, horizon: EndLsn) -> Self {
+        Lineage { timelines, horizon }
     }
 
-    /// The end of the history. No earlier relay process can have sent a row committed at or after it.
-    pub fn end(&self) -> EndLsn {
-        self.end
+    /// No earlier relay process can have sent a row committed at or after it.
+    pub fn horizon(&self) -> EndLsn {
+        self.horizon
     }
 
     /// The position of a row. Its timeline is the one on which the commit was written, not the current one.
@@ -32,14 +32,14 @@ impl Lineage {
         Position { timeline, commit_lsn: commit.lsn().as_u64(), index }
     }
 
-    /// Whether a position is on the server's timelines, even if it is beyond the end.
+    /// Whether a position is on the server's timelines, even if it is beyond the horizon.
     pub fn is_on_line(&self, position: Position) -> bool {
         self.timelines.timeline_of(Lsn::from(position.commit_lsn)) == position.timeline
     }
 
-    /// Whether a position is part of the server's WAL history.
+    /// Whether a position is part of the server's WAL history, so that a row there may be in Kafka already.
     pub fn holds(&self, position: Position) -> bool {
-        self.is_on_line(position) && self.end.covers(CommitLsn::new(Lsn::from(position.commit_lsn)))
+        self.is_on_line(position) && self.horizon.covers(CommitLsn::new(Lsn::from(position.commit_lsn)))
     }
 }
 
@@ -79,13 +79,13 @@ mod tests {
     }
 
     #[test]
-    fn a_position_after_a_timeline_switch_or_beyond_the_end_is_not_held() {
+    fn a_position_after_a_timeline_switch_or_beyond_the_horizon_is_not_held() {
         let at = |timeline, commit_lsn| Position { timeline, commit_lsn, index: 0 };
         let held = [at(1, 0xff), at(2, 0x100), at(4, 0x200), at(4, 0x2ff)];
         let phantoms = [at(1, 0x100), at(2, 0xff), at(2, 0x200), at(3, 0x1ff), at(4, 0x300), at(5, 0x2ff)];
         assert!(held.into_iter().all(|position| lineage().holds(position)));
         assert!(phantoms.into_iter().all(|position| !lineage().holds(position)));
-        assert!(lineage().is_on_line(at(4, 0x300)), "it is on the timeline, but beyond the end");
+        assert!(lineage().is_on_line(at(4, 0x300)), "it is on the timeline, but beyond the horizon");
     }
 
     #[test]

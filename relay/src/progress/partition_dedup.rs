@@ -2,8 +2,8 @@
 //! PostgreSQL and Kafka.
 //!
 //! Each partition holds a gap-free prefix of this relay's events in position order (idempotent producer, gapless
-//! guarantee, explicit partitions). So the highest position found in a partition, its high-water mark, is enough: a
-//! replayed row at or below it is in Kafka, a row above it is not. Rows committed after the *horizon*, the server's
+//! guarantee, explicit partitions). So the highest position found in a partition, its high-water mark, is enough: a row
+//! that is read again is in Kafka if it is at or below the mark, and is not if it is above. Rows committed after the *horizon*, the server's
 //! flush LSN at the time the slot was acquired, cannot be in Kafka, so partitions are never scanned for them.
 //!
 //! A scan cannot see a request that the dead process had sent and the broker had not yet appended. So after a scan one
@@ -151,11 +151,11 @@ impl PartitionDedup {
         (!highest.is_some_and(is_confirmed)).then_some(gap.range.from)
     }
 
-    /// Decides what to do with the next row of this partition. Rows arrive in position order. `replayed` is whether the
-    /// row was committed before the horizon. After sending the row, call [`PartitionDedup::on_sent`].
-    pub fn admit(&mut self, position: Position, replayed: bool) -> Admission {
+    /// Decides what to do with the next row of this partition. Rows arrive in position order. `before_horizon` is whether
+    /// the row may be in Kafka. After sending the row, call [`PartitionDedup::on_sent`].
+    pub fn admit(&mut self, position: Position, before_horizon: bool) -> Admission {
         match self.state {
-            State::Unscanned if replayed => {
+            State::Unscanned if before_horizon => {
                 self.state = State::Scanning;
                 Admission::Scan { from: self.scan_from }
             }
@@ -247,8 +247,8 @@ mod tests {
         EndLsn::new(Lsn::from(lsn))
     }
     /// Admits a row, and sends it if it may be sent.
-    fn offer(dedup: &mut PartitionDedup, lsn: u64, replayed: bool) -> Admission {
-        let admission = dedup.admit(at(lsn), replayed);
+    fn offer(dedup: &mut PartitionDedup, lsn: u64, before_horizon: bool) -> Admission {
+        let admission = dedup.admit(at(lsn), before_horizon);
         if admission == Admission::Send {
             dedup.on_sent(at(lsn), Instant::now());
         }
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn replayed_rows_wait_for_the_scan_and_one_probe() {
+    fn rows_before_the_horizon_wait_for_the_scan_and_one_probe() {
         let mut dedup = PartitionDedup::new(Offset(7));
         assert_eq!(offer(&mut dedup, 10, true), Admission::Scan { from: Offset(7) });
         assert_eq!(offer(&mut dedup, 10, true), Admission::Wait);
@@ -394,10 +394,10 @@ mod tests {
     }
 
     proptest! {
-        /// A process dies after its first `appended` of `rows` records were appended, and the next one replays from the
+        /// A process dies after its first `appended` of `rows` records were appended, and the next one reads from the
         /// start. For any number of appended records, every row is in the partition once, in order.
         #[test]
-        fn a_replay_appends_exactly_the_missing_records(rows in 1u64..30, appended in 0u64..30, horizon in 0u64..40) {
+        fn a_restart_appends_exactly_the_missing_records(rows in 1u64..30, appended in 0u64..30, horizon in 0u64..40) {
             let appended = appended.min(rows);
             // Nothing beyond the horizon can be in Kafka.
             let horizon = horizon.max(appended);

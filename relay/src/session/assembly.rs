@@ -36,7 +36,7 @@ pub(super) async fn event_loop(context: &Context, opened: OpenSession) -> Result
     let writer = Writer::start(sql, config, history, committed, context.status.clone());
     let pages = match phase {
         DeliveryPhase::Stream { confirmed, .. } => {
-            tracing::info!(%confirmed, horizon = %start.lineage.end(), "streaming");
+            tracing::info!(%confirmed, horizon = %start.lineage.horizon(), "streaming");
             context.status.enter(Phase::Streaming);
             None
         }
@@ -44,7 +44,7 @@ pub(super) async fn event_loop(context: &Context, opened: OpenSession) -> Result
             let cursor = rest.cursor;
             let pages = Pages::start(&config.source, &server, history, &start.mappings, rest).await?;
             tracing::info!(start = %from, cursor, "delivering the initial snapshot");
-            context.status.enter(Phase::Copying);
+            context.status.enter(Phase::Snapshot);
             Some(pages)
         }
     };

@@ -53,7 +53,7 @@ pub(super) async fn claim_checkpoint(
     adopt_checkpoint(&mut sql, config, checkpoint.as_ref(), history, &phase).await?;
     checkpoint::store_owner(&mut sql, config).await?;
     let server_started = slot::server_start_time(&mut sql).await?;
-    let horizon = replay_horizon(&phase, slot::flush_lsn(&mut sql).await?);
+    let horizon = horizon(&phase, slot::flush_lsn(&mut sql).await?);
     let refusal = memory.refusal.take();
     let update =
         first_checkpoint(config, checkpoint, &phase, horizon, refusal.as_ref(), memory.lost.as_ref())?;
@@ -81,7 +81,7 @@ pub(super) async fn claim_checkpoint(
 
 /// Nothing committed at or beyond this LSN can be in Kafka yet. Snapshot rows get positions right before the slot's
 /// start, and an earlier session may have sent some of them.
-fn replay_horizon(phase: &DeliveryPhase, flush: EndLsn) -> EndLsn {
+fn horizon(phase: &DeliveryPhase, flush: EndLsn) -> EndLsn {
     match phase {
         DeliveryPhase::Snapshot { from, .. } => flush.max(EndLsn::just_after(CommitLsn::new(from.lsn()))),
         DeliveryPhase::Stream { .. } => flush,

@@ -57,7 +57,7 @@ pub struct EventLoop {
     input: StreamInput,
     checkpoints: CheckpointSchedule,
     pacing: ReadPacing,
-    copied_rows: IntCounter,
+    snapshot_rows: IntCounter,
 }
 
 /// What the loop does next, besides timers, acknowledgements and query results.
@@ -84,7 +84,7 @@ impl EventLoop {
         slot_guard: SlotGuard,
         context: &Context,
     ) -> EventLoop {
-        let copied_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
+        let snapshot_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
         let checkpoints = CheckpointSchedule::new(&writer.committed(), Instant::now());
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,7 +105,7 @@ impl EventLoop {
             input: StreamInput::new(context.status.clone()),
             checkpoints,
             pacing: ReadPacing::new(Instant::now()),
-            copied_rows,
+            snapshot_rows,
         }
     }
 

@@ -39,7 +39,7 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
             "events": state.about.max_in_flight_events,
             "bytes": state.about.max_in_flight_bytes,
         },
-        "copiedRows": stats.copied_rows,
+        "copiedRows": stats.snapshot_rows,
         "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
         "deadLetters": dead_letters(state),
         "budgetFull": stats.hold_up == Some(StallReason::Budget),
@@ -76,7 +76,7 @@ fn silent_partition(silent: &SilentPartition, now: Instant) -> Value {
         "silentSeconds": age(silent.since),
         "waitsFor": match silent.waits_for {
             WaitsFor::Acknowledgement => "acknowledgement",
-            WaitsFor::Search => "search",
+            WaitsFor::Scan => "search",
         },
         "cause": silent.cause,
     })
@@ -98,7 +98,7 @@ fn dead_letters(state: &State) -> Value {
 
 fn not_reading(state: &State) -> Option<&'static str> {
     match state.phase {
-        Phase::Copying | Phase::Streaming | Phase::Draining => {
+        Phase::Snapshot | Phase::Streaming | Phase::Draining => {
             state.session.stats.hold_up.map(StallReason::text)
         }
         _ => Some("the stream is not open"),
@@ -189,7 +189,7 @@ fn problem_json(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
 /// This process's role, which follows from who holds the slot.
 fn role(phase: Phase) -> &'static str {
     match phase {
-        Phase::Copying | Phase::Streaming | Phase::Draining => "active",
+        Phase::Snapshot | Phase::Streaming | Phase::Draining => "active",
         Phase::Standby => "standby",
         Phase::Starting | Phase::Waiting | Phase::Stopped => "none",
     }

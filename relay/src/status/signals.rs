@@ -12,7 +12,7 @@ pub enum Phase {
     /// Connecting, checking, taking the slot.
     Starting,
     /// The stream is open but not read: the initial snapshot of the table is delivered first.
-    Copying,
+    Snapshot,
     /// The stream is open.
     Streaming,
     /// Another relay holds the slot.
@@ -29,7 +29,7 @@ impl Phase {
     pub(super) fn name(self) -> &'static str {
         match self {
             Phase::Starting => "starting",
-            Phase::Copying => "copying",
+            Phase::Snapshot => "copying",
             Phase::Streaming => "streaming",
             Phase::Standby => "standby",
             Phase::Waiting => "waiting",
@@ -53,7 +53,7 @@ pub enum StallReason {
     /// A row can never be delivered.
     PoisonRow,
     /// The initial snapshot, the rows from before the slot, is delivered first.
-    Copy,
+    Snapshot,
 }
 
 impl StallReason {
@@ -67,7 +67,7 @@ impl StallReason {
                  rejected the row before, or it was re-routed"
             }
             StallReason::PoisonRow => "a row cannot be delivered",
-            StallReason::Copy => "the rows from before the slot are delivered first",
+            StallReason::Snapshot => "the rows from before the slot are delivered first",
         }
     }
 }
@@ -96,7 +96,7 @@ pub struct SessionStats {
     /// Commit time of the oldest transaction that is not acknowledged.
     pub oldest_commit: Option<PgTime>,
     /// Rows of the initial snapshot this process has delivered; `None` when there was no snapshot to deliver.
-    pub copied_rows: Option<u64>,
+    pub snapshot_rows: Option<u64>,
     /// Why the stream is not read.
     pub hold_up: Option<StallReason>,
     /// Since when a checkpoint write is in progress.
@@ -109,7 +109,7 @@ pub enum WaitsFor {
     /// Records were sent and are not acknowledged.
     Acknowledgement,
     /// The partition is being scanned for rows that Kafka already has.
-    Search,
+    Scan,
 }
 
 /// A partition without progress, even while others progress.
@@ -138,7 +138,7 @@ impl SilentPartition {
             WaitsFor::Acknowledgement => format!(
                 "partition {topic}/{partition} does not acknowledge: {records} records wait, the oldest for {age} s{cause}"
             ),
-            WaitsFor::Search => format!(
+            WaitsFor::Scan => format!(
                 "{records} rows wait, the oldest for {age} s, until partition {topic}/{partition} has been scanned for rows that Kafka already has{cause}"
             ),
         }

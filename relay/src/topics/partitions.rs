@@ -97,7 +97,7 @@ pub struct Partition {
     /// The scan start as of the confirmed prefix.
     start: ScanStart,
     /// Records that are acknowledged but not yet in the confirmed prefix, the last of each ledger entry. After a crash
-    /// their rows would be replayed, and the scan must then find the records.
+    /// their rows would be read again, and the scan must then find the records.
     unconfirmed: VecDeque<(EntryId, LastRecord)>,
     /// The partition in Kafka was compared with the checkpoint.
     verified: bool,

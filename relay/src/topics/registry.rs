@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(
             topics.advance_scan_starts(2, EndLsn::ZERO)["t"][&ZERO].offset,
             Offset(12),
-            "entry 2 would be replayed and must be found"
+            "entry 2 would be read again and must be found"
         );
         assert_eq!(topics.to_verify(topic)[0].start.last.unwrap().offset, Offset(12), "but it must exist");
         assert_eq!(topics.advance_scan_starts(3, EndLsn::ZERO)["t"][&ZERO].offset, Offset(13));

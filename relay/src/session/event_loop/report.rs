@@ -12,7 +12,7 @@ impl EventLoop {
         if self.input.is_poisoned() {
             Some(StallReason::PoisonRow)
         } else if self.copies() {
-            Some(StallReason::Copy)
+            Some(StallReason::Snapshot)
         } else if !self.delivery.has_room() {
             Some(StallReason::Budget)
         } else if self.input.is_blocked() {
@@ -47,7 +47,7 @@ impl EventLoop {
             in_flight_events,
             in_flight_bytes,
             oldest_commit: ledger.oldest_commit_time(),
-            copied_rows: (self.copied_rows.get() > 0 || self.copies()).then(|| self.copied_rows.get()),
+            snapshot_rows: (self.snapshot_rows.get() > 0 || self.copies()).then(|| self.snapshot_rows.get()),
             hold_up: self.stall_reason(),
             writing_since: self.writer.waits_since(),
         };
