@@ -32,7 +32,7 @@ impl CheckpointSchedule {
     pub fn new(committed: &CommittedCheckpoint, now: Instant) -> Self {
         CheckpointSchedule {
             confirmed: committed.confirmed,
-            snapshot_cursor: committed.copied,
+            snapshot_cursor: committed.snapshot_cursor,
             revision: committed.revision,
             at: now,
             transactions: 0,
@@ -60,7 +60,7 @@ impl CheckpointSchedule {
 
     /// Whether the committed checkpoint contains all progress of the last one that was due.
     pub fn is_committed(&self, committed: &CommittedCheckpoint) -> bool {
-        committed.confirmed >= self.confirmed && committed.copied == self.snapshot_cursor
+        committed.confirmed >= self.confirmed && committed.snapshot_cursor == self.snapshot_cursor
     }
 
     fn advanced<B: Broker>(&self, delivery: &Delivery<B>) -> u64 {
@@ -87,6 +87,6 @@ impl CheckpointSchedule {
         let InFlight { topics, progress, .. } = &mut delivery.in_flight;
         let mappings = delivery.dispatch.routing.history(topics);
         let offsets = topics.advance_scan_starts(progress.ledger.first_unconfirmed(), confirmed);
-        Some(CheckpointUpdate { confirmed, copied: snapshot_cursor, mappings, revision, offsets })
+        Some(CheckpointUpdate { confirmed, snapshot_cursor, mappings, revision, offsets })
     }
 }

@@ -84,7 +84,7 @@ pub struct CheckpointUpdate {
     /// Every commit before this LSN is in Kafka; during the initial snapshot, the start of the stream.
     pub confirmed: EndLsn,
     /// During the initial snapshot: rows up to this `seq` are in Kafka.
-    pub copied: Option<i64>,
+    pub snapshot_cursor: Option<i64>,
     /// The routing.
     pub mappings: RoutingHistory,
     /// The revision of the routing table that `mappings` belongs to.
@@ -96,7 +96,12 @@ pub struct CheckpointUpdate {
 impl CheckpointUpdate {
     /// The same, once transaction `xid` has committed it.
     pub fn committed(&self, xid: u64) -> CommittedCheckpoint {
-        CommittedCheckpoint { confirmed: self.confirmed, copied: self.copied, revision: self.revision, xid }
+        CommittedCheckpoint {
+            confirmed: self.confirmed,
+            snapshot_cursor: self.snapshot_cursor,
+            revision: self.revision,
+            xid,
+        }
     }
 }
 
@@ -106,7 +111,7 @@ pub struct CommittedCheckpoint {
     /// Its LSN, which may be confirmed to PostgreSQL.
     pub confirmed: EndLsn,
     /// Its cursor, during the initial snapshot.
-    pub copied: Option<i64>,
+    pub snapshot_cursor: Option<i64>,
     /// Its revision of the routing table: no record is sent under a routing before the checkpoint contains it.
     pub revision: Revision,
     /// The transaction that wrote it.

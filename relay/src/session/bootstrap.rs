@@ -106,7 +106,7 @@ pub async fn create_slot(
     let mappings = RoutingHistory::first(config.routing_rule());
     let progress = CheckpointUpdate {
         confirmed,
-        copied: None,
+        snapshot_cursor: None,
         mappings,
         revision: Revision::default(),
         offsets: Offsets::new(),

@@ -98,7 +98,7 @@ fn first_checkpoint(
     refusal: Option<&Refusal>,
     lost: Option<&LostRecords>,
 ) -> Result<CheckpointUpdate, RelayError> {
-    let (confirmed, copied) = (phase.stream_start(), phase.snapshot_cursor());
+    let (confirmed, snapshot_cursor) = (phase.stream_start(), phase.snapshot_cursor());
     let (stored, mut offsets) =
         stored.map_or_else(Default::default, |checkpoint| (checkpoint.mappings, checkpoint.offsets));
     if let Some(lost) = lost {
@@ -111,7 +111,7 @@ fn first_checkpoint(
         let what = "Kafka refuses row after row: the checkpoint already holds as many refused, unconfirmed rows as it can";
         return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
     }
-    Ok(CheckpointUpdate { confirmed, copied, mappings, revision: Revision::default(), offsets })
+    Ok(CheckpointUpdate { confirmed, snapshot_cursor, mappings, revision: Revision::default(), offsets })
 }
 
 /// The routing to deliver with: the configured one, plus the earlier ones from the checkpoint for rows that an earlier

@@ -189,7 +189,7 @@ fn first_checkpoint(relay: &Relay) -> CheckpointUpdate {
     let shape = TopicShape { partitions: PARTITIONS as i32, max_message_bytes: None, compacted: false };
     mappings.current.topics.insert(TOPIC.to_owned(), shape);
     let (confirmed, offsets) = (EndLsn::ZERO, Offsets::new());
-    CheckpointUpdate { confirmed, copied: None, mappings, revision: Revision::default(), offsets }
+    CheckpointUpdate { confirmed, snapshot_cursor: None, mappings, revision: Revision::default(), offsets }
 }
 
 impl World {

@@ -72,7 +72,7 @@ impl Relay {
         let mappings = RoutingHistory::at_start(mappings, config.routing_rule(), checkpoint, horizon);
         let first = CheckpointUpdate {
             confirmed: checkpoint,
-            copied: None,
+            snapshot_cursor: None,
             mappings,
             revision: Revision::default(),
             offsets,

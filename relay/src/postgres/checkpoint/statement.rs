@@ -76,7 +76,7 @@ impl Statement {
             .bind(Json(&progress.mappings))
             .bind(Json(&progress.offsets))
             .bind(progress.mappings.version)
-            .bind(progress.copied)
+            .bind(progress.snapshot_cursor)
             .bind(delivered.map(|delivered| &delivered.snapshot))
             .bind(delivered.and_then(|delivered| delivered.offsets.as_ref()).map(Json))
             .bind(&self.config.source.publication.name)

@@ -149,7 +149,7 @@ impl WriterTask {
         self.done.send_replace(progress.committed(self.previous));
         delivered.on_written(self.previous, &progress.offsets);
         // During the initial snapshot no row of the table counts as delivered.
-        if progress.copied.is_none() && delivered.is_due() {
+        if progress.snapshot_cursor.is_none() && delivered.is_due() {
             delivered.on_taken(take_snapshot(&mut self.sql).await?);
         }
         Ok(())

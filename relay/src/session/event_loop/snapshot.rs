@@ -80,7 +80,7 @@ impl EventLoop {
         }
         self.delivery.finish_snapshot();
         self.write_last_checkpoint();
-        if self.writer.committed().copied.is_some() {
+        if self.writer.committed().snapshot_cursor.is_some() {
             return NextStep::Wait;
         }
         self.source = RowSource::Stream;
