@@ -275,18 +275,18 @@ mod tests {
         let (kafka, budget) = (MemoryKafka::new(5), Load { events: 10, bytes: 10_000 });
         let metrics = Metrics::new().unwrap();
         let mut in_flight = InFlight::new(kafka, topics, progress, String::new(), budget, metrics);
-        let sent = SentRecord { tag: Tag::new(0, stuck), bytes: 1, content: SentContent::Replay };
+        let sent = SentRecord { tag: Tag::new(EntryId(0), stuck), bytes: 1, content: SentContent::Replay };
         in_flight.lanes.on_sent(sent);
         let mut entry = 0;
         while in_flight.has_room() && entry < 1_000_000 {
             entry += 1;
             let position = Position { timeline: 1, commit_lsn: entry, index: 0 };
             for partition in others {
-                in_flight.topics.on_acknowledged(partition, entry, position, Offset(7));
+                in_flight.topics.on_acknowledged(partition, EntryId(entry), position, Offset(7));
             }
         }
         assert_eq!(in_flight.topics.unconfirmed_count(), MAX_UNCONFIRMED_RECORDS);
-        in_flight.topics.advance_scan_starts(entry + 1, EndLsn::ZERO);
+        in_flight.topics.advance_scan_starts(EntryId(entry + 1), EndLsn::ZERO);
         assert!(in_flight.has_room(), "a checkpoint makes room");
     }
 }

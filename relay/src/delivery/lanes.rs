@@ -259,8 +259,8 @@ mod tests {
 
     const WITHIN: Duration = Duration::from_secs(5);
 
-    fn tag(entry: EntryId, partition: u32) -> Tag {
-        Tag::new(entry, PartitionId(partition))
+    fn tag(entry: u64, partition: u32) -> Tag {
+        Tag::new(EntryId(entry), PartitionId(partition))
     }
 
     fn send(lanes: &mut Lanes, tag: Tag, bytes: usize) {
@@ -286,8 +286,8 @@ mod tests {
         let mut lanes = Lanes::default();
         send(&mut lanes, tag(0, 0), 1);
         send(&mut lanes, tag(1, 0), 1);
-        assert_eq!(lanes.on_acked(tag(1, 0)).unwrap_err(), Inconsistent::NotOldest(1));
-        assert_eq!(lanes.on_acked(tag(7, 5)).unwrap_err(), Inconsistent::NotOldest(7));
+        assert_eq!(lanes.on_acked(tag(1, 0)).unwrap_err(), Inconsistent::NotOldest(EntryId(1)));
+        assert_eq!(lanes.on_acked(tag(7, 5)).unwrap_err(), Inconsistent::NotOldest(EntryId(7)));
     }
 
     #[test]

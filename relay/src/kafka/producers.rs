@@ -42,12 +42,12 @@ pub struct Tag(usize);
 impl Tag {
     const PARTITION_BITS: u32 = 20;
     /// The last possible entry.
-    const REPLAY: EntryId = (1 << 44) - 1;
+    const REPLAY: EntryId = EntryId((1 << 44) - 1);
 
     /// Packs both. Ledger entries get 44 bits, more than a process will ever use. The other 20 bits are enough for a
     /// million partitions, more than a Kafka cluster has.
     pub fn new(entry: EntryId, partition: PartitionId) -> Tag {
-        Tag((entry as usize) << Self::PARTITION_BITS | partition.0 as usize)
+        Tag((entry.0 as usize) << Self::PARTITION_BITS | partition.0 as usize)
     }
 
     /// The tag of a replayed dead letter, which has no ledger entry.
@@ -62,7 +62,7 @@ impl Tag {
 
     /// The ledger entry.
     pub fn entry(self) -> EntryId {
-        (self.0 >> Self::PARTITION_BITS) as EntryId
+        EntryId((self.0 >> Self::PARTITION_BITS) as u64)
     }
 
     /// The partition.
@@ -380,8 +380,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_tag_returns_its_entry_and_partition(entry in 0u64..1 << 44, partition in 0u32..1 << 20) {
-            let tag = Tag::new(entry, PartitionId(partition));
-            prop_assert_eq!((tag.entry(), tag.partition()), (entry, PartitionId(partition)));
+            let tag = Tag::new(EntryId(entry), PartitionId(partition));
+            prop_assert_eq!((tag.entry(), tag.partition()), (EntryId(entry), PartitionId(partition)));
         }
     }
 

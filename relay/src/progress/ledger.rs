@@ -14,7 +14,8 @@ use std::collections::VecDeque;
 use pg_replication::{CommitLsn, EndLsn, PgTime};
 
 /// Identifies an entry during the life of the ledger.
-pub type EntryId = u64;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EntryId(pub u64);
 
 /// An acknowledgement or message that contradicts the ledger. It indicates a bug, not an external fault.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,10 +27,10 @@ pub enum Inconsistent {
     #[error("the stream begins a transaction inside another")]
     Nested,
     /// An acknowledgement for an entry without outstanding rows.
-    #[error("ledger entry {0} was acknowledged, but has no outstanding rows")]
+    #[error("ledger entry {} was acknowledged, but has no outstanding rows", .0.0)]
     NotOutstanding(EntryId),
     /// An acknowledgement that is not of the oldest record in flight to its partition.
-    #[error("a record of ledger entry {0} was acknowledged before an earlier record of its partition")]
+    #[error("a record of ledger entry {} was acknowledged before an earlier record of its partition", .0.0)]
     NotOldest(EntryId),
 }
 
@@ -66,7 +67,7 @@ pub struct Ledger {
 impl Ledger {
     /// A ledger that starts at `confirmed`: everything before it is in Kafka.
     pub fn new(confirmed: EndLsn) -> Self {
-        Ledger { entries: VecDeque::new(), first: 0, confirmed }
+        Ledger { entries: VecDeque::new(), first: EntryId(0), confirmed }
     }
 
     /// A Begin message was read.
@@ -86,11 +87,11 @@ impl Ledger {
 
     /// Adds an outstanding row to the open transaction. Returns the entry to acknowledge it with.
     pub fn add_row(&mut self) -> Result<EntryId, Inconsistent> {
-        let id = self.first + self.entries.len() as u64;
+        let next = self.first.0 + self.entries.len() as u64;
         let open = self.entries.back_mut().filter(|entry| entry.end.is_none());
         let open = open.ok_or(Inconsistent::NoTransaction)?;
         open.outstanding += 1;
-        Ok(id - 1)
+        Ok(EntryId(next - 1))
     }
 
     /// Adds a transaction with a single outstanding row. Returns the entry to acknowledge it with.
@@ -148,14 +149,14 @@ impl Ledger {
     }
 
     fn outstanding(&mut self, id: EntryId) -> Result<&mut Entry, Inconsistent> {
-        let index = id.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        let index = id.0.checked_sub(self.first.0).and_then(|index| usize::try_from(index).ok());
         let entry = index.and_then(|index| self.entries.get_mut(index)).filter(|entry| entry.outstanding > 0);
         entry.ok_or(Inconsistent::NotOutstanding(id))
     }
 
     /// The commit LSN of entry `id`, while the entry is not confirmed.
     pub fn commit_lsn(&self, id: EntryId) -> Option<CommitLsn> {
-        let index = usize::try_from(id.checked_sub(self.first)?).ok()?;
+        let index = usize::try_from(id.0.checked_sub(self.first.0)?).ok()?;
         self.entries.get(index).map(|entry| entry.commit)
     }
 
@@ -193,7 +194,7 @@ impl Ledger {
         {
             self.confirmed = self.confirmed.max(end);
             self.entries.pop_front();
-            self.first += 1;
+            self.first.0 += 1;
         }
     }
 }

@@ -54,14 +54,14 @@ mod tests {
     fn the_cursor_advances_only_past_acknowledged_rows() {
         let mut cursor = SnapshotCursor::new(-1);
         cursor.on_duplicate(3);
-        assert_eq!(cursor.reached(0), 3);
-        cursor.on_sent(0, 4);
+        assert_eq!(cursor.reached(EntryId(0)), 3);
+        cursor.on_sent(EntryId(0), 4);
         cursor.on_duplicate(6);
-        cursor.on_sent(1, 9);
-        assert_eq!(cursor.reached(0), 3, "entry 0 is not acknowledged");
-        assert_eq!(cursor.reached(1), 6, "row 6 was in Kafka, and now all rows before it are");
-        assert_eq!(cursor.reached(2), 9);
-        cursor.advance(1);
-        assert_eq!((cursor.reached(1), cursor.reached(2), cursor.ahead.len()), (6, 9, 1));
+        cursor.on_sent(EntryId(1), 9);
+        assert_eq!(cursor.reached(EntryId(0)), 3, "entry 0 is not acknowledged");
+        assert_eq!(cursor.reached(EntryId(1)), 6, "row 6 was in Kafka, and now all rows before it are");
+        assert_eq!(cursor.reached(EntryId(2)), 9);
+        cursor.advance(EntryId(1));
+        assert_eq!((cursor.reached(EntryId(1)), cursor.reached(EntryId(2)), cursor.ahead.len()), (6, 9, 1));
     }
 }

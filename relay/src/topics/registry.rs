@@ -246,27 +246,27 @@ mod tests {
         let id = topics.partition_at(topic, ZERO).unwrap();
         for (entry, offset) in [(0, 10), (0, 11), (2, 12)] {
             let position = Position { timeline: 1, commit_lsn: 100 + entry, index: 4 };
-            topics.on_acknowledged(id, entry, position, Offset(offset));
+            topics.on_acknowledged(id, EntryId(entry), position, Offset(offset));
         }
         assert_eq!(topics.unconfirmed_count(), 2, "the last record of each entry");
         assert_eq!(
-            topics.advance_scan_starts(0, EndLsn::ZERO)["t"][&ZERO],
+            topics.advance_scan_starts(EntryId(0), EndLsn::ZERO)["t"][&ZERO],
             at(10),
             "entry 0 is not confirmed"
         );
         let last = Some(LastRecord { offset: Offset(11), timeline: 1, commit: 100, index: Some(4) });
         assert_eq!(
-            topics.advance_scan_starts(1, EndLsn::ZERO)["t"][&ZERO],
+            topics.advance_scan_starts(EntryId(1), EndLsn::ZERO)["t"][&ZERO],
             ScanStart { offset: Offset(12), last }
         );
         assert_eq!(topics.unconfirmed_count(), 1);
         assert_eq!(
-            topics.advance_scan_starts(2, EndLsn::ZERO)["t"][&ZERO].offset,
+            topics.advance_scan_starts(EntryId(2), EndLsn::ZERO)["t"][&ZERO].offset,
             Offset(12),
             "entry 2 would be read again and must be found"
         );
         assert_eq!(topics.to_verify(topic)[0].start.last.unwrap().offset, Offset(12), "but it must exist");
-        assert_eq!(topics.advance_scan_starts(3, EndLsn::ZERO)["t"][&ZERO].offset, Offset(13));
+        assert_eq!(topics.advance_scan_starts(EntryId(3), EndLsn::ZERO)["t"][&ZERO].offset, Offset(13));
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
         let offsets = Offsets::from([("b".into(), BTreeMap::from([(PartitionNumber(2), at(7))]))]);
         let mut topics = TopicRegistry::new([("b", 3)], &offsets);
         assert_eq!(
-            topics.advance_scan_starts(0, EndLsn::ZERO)["b"],
+            topics.advance_scan_starts(EntryId(0), EndLsn::ZERO)["b"],
             [(0, at(0)), (1, at(0)), (2, at(7))]
                 .map(|(number, start)| (PartitionNumber(number), start))
                 .into()
@@ -282,11 +282,11 @@ mod tests {
         let topic = topics.add("b", 5, &BTreeMap::from([(ZERO, at(99)), (PartitionNumber(3), at(4))]));
         assert_eq!(topics.find("b"), Some(topic));
         assert_eq!(
-            topics.advance_scan_starts(0, EndLsn::ZERO)["b"][&ZERO],
+            topics.advance_scan_starts(EntryId(0), EndLsn::ZERO)["b"][&ZERO],
             at(0),
             "a known partition keeps its scan start"
         );
-        assert_eq!(topics.advance_scan_starts(0, EndLsn::ZERO)["b"][&PartitionNumber(3)], at(4));
+        assert_eq!(topics.advance_scan_starts(EntryId(0), EndLsn::ZERO)["b"][&PartitionNumber(3)], at(4));
         assert_eq!(topics.partition_at(topic, PartitionNumber(4)), Ok(PartitionId(4)));
         assert_eq!(topics.name_of(PartitionId(4)).to_string(), "b/4");
         assert_eq!(
