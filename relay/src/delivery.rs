@@ -50,8 +50,8 @@ pub use self::in_flight::Counters;
 use self::in_flight::InFlight;
 use self::ingest::{Ingest, Inserted, Origin};
 pub use self::ingest::{OutboxTable, StreamForm, memory_limit};
-use self::kafka_health::{Answers, KafkaHealth};
-use self::lanes::Load;
+use self::kafka_health::KafkaHealth;
+pub use self::lanes::Load;
 pub use self::lost_records::LostRecords;
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
@@ -71,8 +71,8 @@ use crate::postgres::backfill::StoredRow;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Revision, RoutingHistory, RoutingTable};
-use crate::status::Status;
 use crate::status::metrics::Metrics;
+use crate::status::{KafkaAnswers, Status};
 use crate::topics::registry::{NoPartition, TopicRegistry};
 
 /// Label value of `refilled_rows_total` for the rows of the initial snapshot.
@@ -349,7 +349,8 @@ impl<B: Broker> Delivery<B> {
     }
 
     fn is_caught_up(&self) -> bool {
-        let kafka_is_well = self.health.answers() == Answers::Yes && self.in_flight.topics.all_verified();
+        let kafka_is_well =
+            self.health.answers() == KafkaAnswers::Yes && self.in_flight.topics.all_verified();
         kafka_is_well && self.in_flight.progress.is_caught_up()
     }
 }
@@ -382,18 +383,13 @@ impl<B: Broker> Delivery<B> {
     }
 
     /// Events and bytes that Kafka has not acknowledged: sent, or waiting for their partition.
-    pub fn in_flight(&self) -> (usize, usize) {
-        let load = self.in_flight.lanes.load();
-        (load.events, load.bytes)
+    pub fn load(&self) -> Load {
+        self.in_flight.lanes.load()
     }
 
-    /// Whether Kafka responds; `None` before the first query.
-    pub fn kafka_answers(&self) -> Option<bool> {
-        match self.health.answers() {
-            Answers::Unknown => None,
-            Answers::Yes => Some(true),
-            Answers::No => Some(false),
-        }
+    /// Whether Kafka responds.
+    pub fn kafka_answers(&self) -> KafkaAnswers {
+        self.health.answers()
     }
 
     /// Event counts of this session.

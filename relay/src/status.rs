@@ -33,7 +33,8 @@ use self::failover::{FailoverReadiness, PrimaryState, Standby};
 use self::heartbeat::Heartbeat;
 use self::problems::Problem;
 pub use self::signals::{
-    Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason, WaitsFor,
+    KafkaAnswers, Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason,
+    WaitsFor,
 };
 pub use self::slot_state::{LastSlotObservation, SlotState};
 use self::state::{RelayInfo, State};
@@ -89,7 +90,7 @@ impl Status {
         if matches!(phase, Phase::Snapshot | Phase::Streaming) {
             let now = Instant::now();
             state.problems.error = state.problems.unresolved.clone();
-            (state.kafka.answers, state.kafka.progress_at) = (None, now);
+            (state.kafka.answers, state.kafka.progress_at) = (KafkaAnswers::Unknown, now);
             state.session.on_stream_opened(now);
             state.heartbeat.on_stream_opened(now);
         }
@@ -145,7 +146,7 @@ impl Status {
         }
         state.problems.error = Some(shown);
         state.clear_session();
-        state.kafka.answers = None;
+        state.kafka.answers = KafkaAnswers::Unknown;
         match phase {
             Phase::Standby => state.session.stats = SessionStats::default(),
             _ => state.session.clear_in_flight(),
@@ -197,9 +198,8 @@ impl Status {
         letters.last = Some((note, SystemTime::now()));
     }
 
-    /// Whether Kafka responds (it acknowledged something, or answered a request), and the client's last connection
-    /// error.
-    pub fn set_kafka_answers(&self, answers: Option<bool>, connection_error: Option<String>) {
+    /// Whether Kafka responds, and the client's last connection error.
+    pub fn set_kafka_answers(&self, answers: KafkaAnswers, connection_error: Option<String>) {
         self.state().kafka.set_answers(answers, connection_error);
     }
 

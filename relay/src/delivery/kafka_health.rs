@@ -7,24 +7,15 @@ use crate::error::{ErrorKind, RelayError};
 use crate::kafka::query::Query;
 use crate::kafka::scanner::Reachability;
 use crate::kafka::watchdog::{Activity, Watchdog, WatchdogAction};
+use crate::status::KafkaAnswers;
 
 /// How often to log that authentication with a broker fails.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// Whether Kafka responds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Answers {
-    /// No query has completed yet.
-    #[default]
-    Unknown,
-    Yes,
-    No,
-}
-
 /// See the module documentation.
 #[derive(Default)]
 pub(super) struct KafkaHealth {
-    answers: Answers,
+    answers: KafkaAnswers,
     watchdog: Watchdog,
     /// Acknowledgements since the last tick of the watchdog.
     acked_since_tick: usize,
@@ -37,7 +28,7 @@ pub(super) struct KafkaHealth {
 }
 
 impl KafkaHealth {
-    pub(super) fn answers(&self) -> Answers {
+    pub(super) fn answers(&self) -> KafkaAnswers {
         self.answers
     }
 
@@ -81,7 +72,7 @@ impl KafkaHealth {
             _ => Activity::Acknowledged,
         };
         if activity == Activity::Acknowledged {
-            self.answers = Answers::Yes;
+            self.answers = KafkaAnswers::Yes;
         }
         match self.watchdog.tick(now, activity, std::mem::take(&mut self.brokers_down)) {
             WatchdogAction::None => Ok(()),
@@ -105,10 +96,10 @@ impl KafkaHealth {
                 let what = "Kafka is reachable, but a client of this session knows no broker address that still works";
                 return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
             }
-            Reachability::Up => Answers::Yes,
-            Reachability::Down => Answers::No,
+            Reachability::Up => KafkaAnswers::Yes,
+            Reachability::Down => KafkaAnswers::No,
         };
-        let is_up = self.answers == Answers::Yes;
+        let is_up = self.answers == KafkaAnswers::Yes;
         self.watchdog.on_probed(Instant::now(), is_up);
         match self.auth_error.take().filter(|_| !is_up) {
             Some(why) => Err(RelayError::new(ErrorKind::KafkaAuthenticationFailed, why)),

@@ -74,9 +74,9 @@ impl SentContent {
 
 /// A number of events and their bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Load {
-    pub(super) events: usize,
-    pub(super) bytes: usize,
+pub struct Load {
+    pub events: usize,
+    pub bytes: usize,
 }
 
 impl Load {

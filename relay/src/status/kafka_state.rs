@@ -3,14 +3,13 @@
 use std::time::{Instant, SystemTime};
 
 use super::problems::Problem;
-use super::signals::{SessionStats, SilentPartition};
+use super::signals::{KafkaAnswers, SessionStats, SilentPartition};
 use super::state::STALLED_AFTER;
 use crate::error::ErrorKind;
 
 /// See the module documentation.
 pub(super) struct KafkaState {
-    /// Whether Kafka responded last; `None` before the first answer.
-    pub(super) answers: Option<bool>,
+    pub(super) answers: KafkaAnswers,
     changed: Instant,
     /// The client's last connection error.
     connection_error: Option<String>,
@@ -24,7 +23,7 @@ pub(super) struct KafkaState {
 impl KafkaState {
     pub(super) fn new(now: Instant) -> KafkaState {
         KafkaState {
-            answers: None,
+            answers: KafkaAnswers::Unknown,
             changed: now,
             connection_error: None,
             progress_at: now,
@@ -45,7 +44,7 @@ impl KafkaState {
         }
     }
 
-    pub(super) fn set_answers(&mut self, answers: Option<bool>, connection_error: Option<String>) {
+    pub(super) fn set_answers(&mut self, answers: KafkaAnswers, connection_error: Option<String>) {
         self.connection_error = connection_error;
         if self.answers != answers {
             self.answers = answers;
@@ -55,7 +54,7 @@ impl KafkaState {
 
     /// Kafka does not respond.
     pub(super) fn unreachable(&self, now: Instant) -> Option<Problem> {
-        if self.answers != Some(false) {
+        if self.answers != KafkaAnswers::No {
             return None;
         }
         let lasted = now.saturating_duration_since(self.changed);

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::failover::FailoverState;
 use super::problems::Problem;
 use super::state::State;
-use super::{Phase, SilentPartition, SlotState, StallReason, WaitsFor};
+use super::{KafkaAnswers, Phase, SilentPartition, SlotState, StallReason, WaitsFor};
 
 pub(super) fn json(state: &State, now: Instant) -> Value {
     let problem = state.problem(now);
@@ -59,7 +59,10 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         })),
         "sink": {
             "bootstrapServers": state.about.bootstrap_servers,
-            "connected": state.kafka.answers,
+            "connected": match state.kafka.answers {
+                KafkaAnswers::Unknown => Value::Null,
+                answers => (answers == KafkaAnswers::Yes).into(),
+            },
             "lastAcknowledgementAt": state.kafka.acknowledged_at.map(time),
             "silentPartitions": state.kafka.silent.iter().map(|silent| silent_partition(silent, now)).collect::<Vec<_>>(),
         },

@@ -72,6 +72,16 @@ impl StallReason {
     }
 }
 
+/// Whether Kafka responds: it acknowledged something, or answered a query.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KafkaAnswers {
+    /// No query of this session has completed yet.
+    #[default]
+    Unknown,
+    Yes,
+    No,
+}
+
 /// Counters the session reports at every tick. Events are counted since the stream was opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SessionStats {

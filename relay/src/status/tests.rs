@@ -117,9 +117,9 @@ fn rows_that_wait_without_an_acknowledgement_make_it_not_ready() {
     assert_eq!(reason(&status), None);
     grow_old(&status, LONG);
     assert_eq!(reason(&status).as_deref(), Some("NoAcknowledgement"));
-    status.set_kafka_answers(Some(false), Some("refused".into()));
+    status.set_kafka_answers(KafkaAnswers::No, Some("refused".into()));
     assert_eq!(reason(&status).as_deref(), Some("KafkaUnreachable"), "the cause is known");
-    status.set_kafka_answers(Some(true), None);
+    status.set_kafka_answers(KafkaAnswers::Yes, None);
     // Within a large transaction the acknowledged prefix does not move, and yet there is progress.
     status.set_session_stats(SessionStats { acknowledged_events: 1, ..waiting });
     assert_eq!(reason(&status), None);

@@ -16,7 +16,7 @@ impl EventLoop {
         let late = since.elapsed() > self.drain_within;
         // An open transaction is read to its end, unless it is blocked by a row that needs manual action.
         let stuck = self.input.is_poisoned() || self.delivery.waits_for_topic();
-        let settled = self.delivery.in_flight().0 == 0 && (stuck || !self.delivery.in_transaction());
+        let settled = self.delivery.load().events == 0 && (stuck || !self.delivery.in_transaction());
         if !settled && !late {
             return Ok(None);
         }

@@ -4,7 +4,7 @@ use pg_replication::EndLsn;
 
 use super::EventLoop;
 use super::snapshot::RowSource;
-use crate::status::{SessionStats, StallReason};
+use crate::status::{KafkaAnswers, SessionStats, StallReason};
 
 impl EventLoop {
     /// Why the stream is not read at the moment.
@@ -33,7 +33,7 @@ impl EventLoop {
     }
 
     pub(super) fn report(&self) {
-        let (in_flight_events, in_flight_bytes) = self.delivery.in_flight();
+        let load = self.delivery.load();
         let ledger = self.delivery.ledger();
         let counts = self.delivery.counts();
         let numbers = SessionStats {
@@ -44,8 +44,8 @@ impl EventLoop {
             acknowledged: ledger.confirmed(),
             acknowledged_events: counts.acknowledged,
             confirmed: self.stream.confirmed_sent(),
-            in_flight_events,
-            in_flight_bytes,
+            in_flight_events: load.events,
+            in_flight_bytes: load.bytes,
             oldest_commit: ledger.oldest_commit_time(),
             snapshot_rows: (self.snapshot_rows.get() > 0 || self.copies()).then(|| self.snapshot_rows.get()),
             hold_up: self.stall_reason(),
@@ -53,14 +53,14 @@ impl EventLoop {
         };
         self.status.set_session_stats(numbers);
         let metrics = &self.metrics;
-        metrics.in_flight_events.set(gauge(in_flight_events as u64));
-        metrics.in_flight_bytes.set(gauge(in_flight_bytes as u64));
+        metrics.in_flight_events.set(gauge(load.events as u64));
+        metrics.in_flight_bytes.set(gauge(load.bytes as u64));
         metrics.received_lsn.set(gauge(numbers.received.lsn().as_u64()));
         metrics.acknowledged_lsn.set(gauge(numbers.acknowledged.lsn().as_u64()));
         metrics.confirmed_lsn.set(gauge(numbers.confirmed.lsn().as_u64()));
         let kafka = self.delivery.kafka_answers();
         self.status.set_kafka_answers(kafka, self.acks.last_connection_error());
-        metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == Some(true)));
+        metrics.connected.with_label_values(&["kafka"]).set(i64::from(kafka == KafkaAnswers::Yes));
     }
 }
 
