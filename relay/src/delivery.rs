@@ -73,6 +73,7 @@ use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Revision, RoutingHistory, RoutingTable};
 use crate::status::metrics::Metrics;
 use crate::status::{KafkaAnswers, Status};
+use crate::topics::kafka_time::KafkaTime;
 use crate::topics::registry::{NoPartition, TopicRegistry};
 
 /// Label value of `refilled_rows_total` for the rows of the initial snapshot.
@@ -97,8 +98,8 @@ pub struct InitialState {
     pub form: StreamForm,
     /// The server's timelines. Nothing committed at or after their end can be in Kafka yet.
     pub lineage: Lineage,
-    /// When the server was started, in milliseconds since 1970.
-    pub server_started: i64,
+    /// When the server was started.
+    pub server_started: KafkaTime,
     /// How rows are routed, now and by earlier versions.
     pub mappings: RoutingHistory,
     /// The topics and partitions as the checkpoint knows them.

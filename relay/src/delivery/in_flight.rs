@@ -11,7 +11,7 @@ use super::lanes::{Absence, Lanes, Load, Placed, SentContent, SentRecord};
 use super::source_progress::SourceProgress;
 use super::{Broker, code_of};
 use crate::error::{ErrorKind, RelayError};
-use crate::event::record::{Prepared, kafka_timestamp};
+use crate::event::record::Prepared;
 use crate::failpoint::{self, Boundary};
 use crate::kafka;
 use crate::kafka::producers::{ProducerRecord, Tag};
@@ -19,6 +19,7 @@ use crate::kafka::query::{QueriedPartition, Query, Verification};
 use crate::progress::ledger::{Completed, EntryId};
 use crate::progress::partition_dedup::Admission;
 use crate::status::metrics::Metrics;
+use crate::topics::kafka_time::KafkaTime;
 use crate::topics::partitions::PartitionId;
 use crate::topics::registry::{PartitionName, TopicId, TopicRegistry};
 
@@ -54,8 +55,8 @@ pub(super) struct InFlight<B> {
     /// `ce_source`.
     pub(super) source: String,
     budget: Load,
-    /// The time of this turn of the event loop, in milliseconds since 1970.
-    now_millis: i64,
+    /// The time of this turn of the event loop.
+    now: KafkaTime,
     metrics: Metrics,
 }
 
@@ -77,7 +78,7 @@ impl<B: Broker> InFlight<B> {
             counts: Counters::default(),
             source,
             budget,
-            now_millis: kafka_timestamp(PgTime::now()),
+            now: PgTime::now().into(),
             metrics,
         }
     }
@@ -85,7 +86,7 @@ impl<B: Broker> InFlight<B> {
     /// A turn of the event loop begins.
     pub(super) fn on_turn(&mut self, now: Instant) {
         self.lanes.on_turn(now);
-        self.now_millis = kafka_timestamp(PgTime::now());
+        self.now = PgTime::now().into();
     }
 
     /// Whether the budget allows another message. A single record may always be in flight, however large.
@@ -187,7 +188,7 @@ impl<B: Broker> InFlight<B> {
 
     fn produce(&mut self, prepared: Prepared<'_>, tag: Tag, content: SentContent) -> Result<(), KafkaError> {
         let name = self.topics.name_of(tag.partition());
-        let (now, time) = (self.now_millis, kafka_timestamp(prepared.time));
+        let (now, time) = (self.now, KafkaTime::from(prepared.time));
         let keeps_time = self.topics.topic_of(tag.partition()).accepts_timestamp(time, now);
         if !keeps_time {
             self.metrics.timestamps_replaced_total.inc();

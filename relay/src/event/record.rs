@@ -176,11 +176,6 @@ fn is_set(name: &str, attributes: &Attributes<'_>) -> bool {
     .any(|(own, value)| value.is_some() && name.eq_ignore_ascii_case(own))
 }
 
-/// The Kafka timestamp: milliseconds since 1970.
-pub fn kafka_timestamp(time: PgTime) -> i64 {
-    time.unix_micros().div_euclid(1000)
-}
-
 /// A time in the format of `ce_time`.
 pub fn rfc3339(time: PgTime) -> String {
     let time = DateTime::from_timestamp_micros(time.unix_micros()).unwrap_or(DateTime::UNIX_EPOCH);

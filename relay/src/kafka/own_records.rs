@@ -4,6 +4,7 @@ use outbox::{Position, header};
 use rdkafka::message::{Headers, Message};
 
 use crate::progress::lineage::Lineage;
+use crate::topics::kafka_time::KafkaTime;
 
 /// The properties of this outbox's records.
 #[derive(Clone, Debug)]
@@ -12,8 +13,8 @@ pub struct OwnRecords {
     pub source: String,
     /// The timelines of the database server.
     pub lineage: Lineage,
-    /// When the database server was started, in milliseconds since 1970.
-    pub server_started: i64,
+    /// When the database server was started.
+    pub server_started: KafkaTime,
 }
 
 impl OwnRecords {
@@ -29,7 +30,7 @@ impl OwnRecords {
     /// restored to an earlier state was started after it lost its later rows. So if such a record lies beyond the end
     /// of the server's WAL, another server wrote it.
     pub fn is_after_server_start(&self, message: &impl Message) -> bool {
-        message.timestamp().to_millis().is_some_and(|time| time >= self.server_started)
+        message.timestamp().to_millis().is_some_and(|time| KafkaTime(time) >= self.server_started)
     }
 }
 

@@ -20,6 +20,7 @@ use crate::failpoint::{self, Boundary};
 use crate::kafka::client::{self, AuthErrors, client_config};
 use crate::progress::ledger::EntryId;
 use crate::progress::offset::Offset;
+use crate::topics::kafka_time::KafkaTime;
 use crate::topics::partitions::{PartitionId, PartitionNumber};
 
 /// A request without a response within this time is retried. It is shorter than librdkafka's 30 s, so that a leader
@@ -206,8 +207,7 @@ pub struct ProducerRecord<'a> {
     pub value: Option<&'a [u8]>,
     /// Headers.
     pub headers: OwnedHeaders,
-    /// Milliseconds since 1970.
-    pub timestamp: i64,
+    pub timestamp: KafkaTime,
 }
 
 /// The records that producers drop when they stop.
@@ -298,7 +298,7 @@ impl Producers {
         let mut message = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, tag.0)
             .partition(record.partition.0)
             .headers(record.headers)
-            .timestamp(record.timestamp);
+            .timestamp(record.timestamp.0);
         if let Some(key) = record.key {
             message = message.key(key);
         }

@@ -304,6 +304,7 @@ mod tests {
     use super::*;
     use crate::config::Sink;
     use crate::progress::lineage::Lineage;
+    use crate::topics::kafka_time::KafkaTime;
     use crate::topics::partitions::LastRecord;
 
     const LAST: LastRecord = LastRecord { offset: Offset(41), timeline: 1, commit: 100, index: Some(3) };
@@ -410,7 +411,7 @@ mod tests {
         let bootstrap = broker.local_addr().unwrap().to_string();
         let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": bootstrap})).unwrap();
         let lineage = Lineage::new(TimelineHistory::parse(1, "").unwrap(), EndLsn::ZERO);
-        let own = OwnRecords { source: "/shop".into(), lineage, server_started: 0 };
+        let own = OwnRecords { source: "/shop".into(), lineage, server_started: KafkaTime(0) };
         let read = PartitionScanner::new(&sink, own).unwrap().describe("t");
         assert!(matches!(read, Err(QueryError::NoResponse(_))), "{read:?}");
     }

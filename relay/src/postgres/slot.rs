@@ -11,6 +11,7 @@ use sqlx::types::Text;
 
 use crate::error::RelayError;
 use crate::status::SlotState;
+use crate::topics::kafka_time::KafkaTime;
 
 /// Queries the slot. `to_jsonb`, because the view has different columns in each version.
 pub async fn state(sql: &mut PgConnection, slot: &str) -> Result<Option<SlotState>, sqlx::Error> {
@@ -50,10 +51,10 @@ pub async fn state(sql: &mut PgConnection, slot: &str) -> Result<Option<SlotStat
     }))
 }
 
-/// When the server was started, in milliseconds since 1970.
-pub async fn server_start_time(sql: &mut PgConnection) -> Result<i64, RelayError> {
+/// When the server was started.
+pub async fn server_start_time(sql: &mut PgConnection) -> Result<KafkaTime, RelayError> {
     let milliseconds = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint";
-    Ok(sqlx::query_scalar(milliseconds).fetch_one(&mut *sql).await?)
+    Ok(KafkaTime(sqlx::query_scalar(milliseconds).fetch_one(&mut *sql).await?))
 }
 
 /// The server's flush LSN: nothing committed at or beyond it has left the server.

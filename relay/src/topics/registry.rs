@@ -13,6 +13,7 @@ use pg_replication::EndLsn;
 use crate::progress::fingerprints::Fingerprint;
 use crate::progress::ledger::EntryId;
 use crate::progress::offset::Offset;
+use crate::topics::kafka_time::KafkaTime;
 use crate::topics::partitions::{Offsets, Partition, PartitionId, PartitionNumber, ScanStart, ToVerify};
 use crate::topics::settings::Settings;
 
@@ -42,12 +43,12 @@ impl Topic {
         self.settings.known().and_then(|settings| settings.min_in_sync_replicas)
     }
 
-    /// Whether a record may have this timestamp. Both are in milliseconds since 1970.
-    pub fn accepts_timestamp(&self, timestamp: i64, now: i64) -> bool {
+    /// Whether a record may have this timestamp.
+    pub fn accepts_timestamp(&self, timestamp: KafkaTime, now: KafkaTime) -> bool {
         let settings = self.settings.known().unwrap_or_default();
         let outside_limits = settings.is_too_old(timestamp, now) || settings.is_too_new(timestamp, now);
         // Kafka has no timestamps before 1970, and librdkafka treats 0 as no timestamp.
-        timestamp > 0 && !outside_limits && !self.timestamps_refused
+        timestamp > KafkaTime(0) && !outside_limits && !self.timestamps_refused
     }
 }
 

@@ -1,5 +1,7 @@
 //! The topic settings that matter to a record: its maximum size and age.
 
+use crate::topics::kafka_time::KafkaTime;
+
 /// Kafka's default for `retention.ms`, seven days, assumed if the relay may not read the settings.
 const DEFAULT_RETENTION_MS: i64 = 7 * 24 * 3600 * 1000;
 
@@ -95,14 +97,14 @@ impl TopicSettings {
     /// Whether a record with this timestamp would be refused, or deleted before consumers can read it. Retention is by
     /// record timestamp: a record delivered late, after an outage or by a refill, would be deleted immediately, even
     /// from the active segment.
-    pub fn is_too_old(&self, time_ms: i64, now_ms: i64) -> bool {
-        self.oldest_ms.is_some_and(|oldest| now_ms.saturating_sub(time_ms) > oldest)
+    pub fn is_too_old(&self, time: KafkaTime, now: KafkaTime) -> bool {
+        self.oldest_ms.is_some_and(|oldest| now.millis_since(time) > oldest)
     }
 
     /// Whether a record with this timestamp would be refused because it is in the future. The row cannot be changed, so
     /// it would be sent and refused repeatedly, and would block all rows after it.
-    pub fn is_too_new(&self, time_ms: i64, now_ms: i64) -> bool {
-        self.ahead_ms.is_some_and(|ahead| time_ms.saturating_sub(now_ms) > ahead)
+    pub fn is_too_new(&self, time: KafkaTime, now: KafkaTime) -> bool {
+        self.ahead_ms.is_some_and(|ahead| time.millis_since(now) > ahead)
     }
 }
 
@@ -112,6 +114,10 @@ mod tests {
 
     const DAY: i64 = 24 * 3600 * 1000;
 
+    fn at(millis: i64) -> KafkaTime {
+        KafkaTime(millis)
+    }
+
     fn settings(pairs: &[(&str, &'static str)]) -> TopicSettings {
         TopicSettings::read(|name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| *value))
     }
@@ -119,46 +125,50 @@ mod tests {
     #[test]
     fn a_record_is_too_old_at_half_the_retention_or_if_the_broker_refuses_it() {
         let week = settings(&[("retention.ms", "604800000"), ("cleanup.policy", "delete")]);
-        assert!(!week.is_too_old(0, 3 * DAY));
-        assert!(week.is_too_old(0, 4 * DAY));
+        assert!(!week.is_too_old(at(0), at(3 * DAY)));
+        assert!(week.is_too_old(at(0), at(4 * DAY)));
         let strict =
             settings(&[("retention.ms", "604800000"), ("message.timestamp.before.max.ms", "3600000")]);
-        assert!(strict.is_too_old(0, DAY));
+        assert!(strict.is_too_old(at(0), at(DAY)));
         let for_ever =
             settings(&[("retention.ms", "-1"), ("message.timestamp.before.max.ms", "9223372036854775807")]);
-        assert!(!for_ever.is_too_old(0, 10_000 * DAY));
+        assert!(!for_ever.is_too_old(at(0), at(10_000 * DAY)));
         let compacted = settings(&[("retention.ms", "604800000"), ("cleanup.policy", "compact")]);
-        assert!(!compacted.is_too_old(0, 30 * DAY) && compacted.compacted);
-        assert!(!week.is_too_old(2 * DAY, 0), "a timestamp in the future is not old");
+        assert!(!compacted.is_too_old(at(0), at(30 * DAY)) && compacted.compacted);
+        assert!(!week.is_too_old(at(2 * DAY), at(0)), "a timestamp in the future is not old");
     }
 
     #[test]
     fn if_the_broker_sets_timestamps_the_records_own_is_kept() {
         let append = settings(&[("retention.ms", "1000"), ("message.timestamp.type", "LogAppendTime")]);
-        assert!(!append.is_too_old(0, 1000 * DAY));
+        assert!(!append.is_too_old(at(0), at(1000 * DAY)));
     }
 
     #[test]
     fn a_record_is_too_new_if_the_broker_would_refuse_it() {
         let hour = settings(&[("message.timestamp.after.max.ms", "3600000")]);
-        assert!(hour.is_too_new(DAY, 0) && !hour.is_too_new(60_000, 0) && !hour.is_too_new(0, DAY));
+        assert!(
+            hour.is_too_new(at(DAY), at(0))
+                && !hour.is_too_new(at(60_000), at(0))
+                && !hour.is_too_new(at(0), at(DAY))
+        );
         let append =
             settings(&[("message.timestamp.after.max.ms", "0"), ("message.timestamp.type", "LogAppendTime")]);
-        assert!(!append.is_too_new(DAY, 0));
-        assert!(TopicSettings::default().is_too_new(DAY, 0));
+        assert!(!append.is_too_new(at(DAY), at(0)));
+        assert!(TopicSettings::default().is_too_new(at(DAY), at(0)));
     }
 
     #[test]
     fn kafka_3_has_one_limit_for_both_directions() {
         let both = settings(&[("message.timestamp.difference.max.ms", "3600000")]);
-        assert!(both.is_too_old(0, DAY) && both.is_too_new(DAY, 0));
-        assert!(!both.is_too_old(0, 60_000) && !both.is_too_new(60_000, 0));
+        assert!(both.is_too_old(at(0), at(DAY)) && both.is_too_new(at(DAY), at(0)));
+        assert!(!both.is_too_old(at(0), at(60_000)) && !both.is_too_new(at(60_000), at(0)));
     }
 
     #[test]
     fn without_permission_kafkas_defaults_are_assumed() {
-        assert!(TopicSettings::default().is_too_old(0, 4 * DAY));
-        assert!(!TopicSettings::default().is_too_old(0, 3 * DAY));
+        assert!(TopicSettings::default().is_too_old(at(0), at(4 * DAY)));
+        assert!(!TopicSettings::default().is_too_old(at(0), at(3 * DAY)));
         assert_eq!(TopicSettings::default().max_message_bytes, None);
     }
 }

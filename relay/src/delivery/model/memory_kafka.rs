@@ -85,7 +85,7 @@ impl Broker for MemoryKafka {
             key: record.key.map(<[u8]>::to_vec),
             value: record.value.map(<[u8]>::to_vec),
             headers: Some(record.headers),
-            timestamp: record.timestamp,
+            timestamp: record.timestamp.0,
         };
         self.0.borrow_mut().partitions.entry(name).or_default().sent.push_back((record, tag));
         Ok(())

@@ -17,6 +17,7 @@ use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::status::Status;
 use crate::status::metrics::Metrics;
+use crate::topics::kafka_time::KafkaTime;
 use crate::topics::registry::TopicRegistry;
 
 const CONFIG: &str = "
@@ -79,13 +80,13 @@ impl Relay {
         };
         let lineage = Lineage::new(TimelineHistory::parse(1, "").unwrap(), horizon);
         let source = config.source.event_source();
-        kafka.begin_session(OwnRecords { source, lineage: lineage.clone(), server_started: 0 });
+        kafka.begin_session(OwnRecords { source, lineage: lineage.clone(), server_started: KafkaTime(0) });
         let initial = InitialState {
             confirmed: checkpoint,
             snapshot_cursor: None,
             form: StreamForm::Binary,
             lineage,
-            server_started: 0,
+            server_started: KafkaTime(0),
             mappings: first.mappings.clone(),
             topics: TopicRegistry::new(first.mappings.topics(), &first.offsets),
             table: OutboxTable { name: config.source.table.clone(), oid: None },
