@@ -1,15 +1,15 @@
 //! `where`: what has become of one event. The database knows whether its row is *committed* and *confirmed*, Kafka whether
 //! it is *acknowledged*, and the running relay why it is not. The first column names the source of each value.
 
-mod fate;
+mod event_state;
 mod row;
 mod search;
 
 use serde_json::{Value, json};
 
-use self::fate::{Fate, is_read, judge};
+use self::event_state::{EventState, has_read, state_of};
 use self::row::{Committed, find_row};
-use self::search::{Search, Searched, search_all, topic_of};
+use self::search::{SearchResult, SearchResults, search_all, topic_of};
 use super::lag::relay_status;
 use super::{Format, print};
 use crate::config::Config;
@@ -27,41 +27,41 @@ pub async fn locate(config: &Config, id: &str, format: Format) -> Result<bool, R
             let topic = topic_of(&config, row.route.as_deref());
             let search = move || search_all(&config, topic, &id, since);
             let ended = tokio::task::spawn_blocking(search).await;
-            ended.unwrap_or_else(|_| Searched::failed("the search failed"))
+            ended.unwrap_or_else(|_| SearchResults::failed("the search failed"))
         }
-        _ => Searched::default(),
+        _ => SearchResults::default(),
     };
     let relay = relay_status(config.admin.listen).await;
-    let fate = judge(config, &row, &searched, &relay);
-    let is_there = matches!(fate, Fate::Acknowledged(_));
-    print(format, || text(&row, &searched, &relay, &fate), || machine(id, &row, &relay, &fate));
+    let state = state_of(config, &row, &searched, &relay);
+    let is_there = matches!(state, EventState::Acknowledged(_));
+    print(format, || to_text(&row, &searched, &relay, &state), || to_json(id, &row, &relay, &state));
     Ok(is_there)
 }
 
-fn machine(
+fn to_json(
     id: &str,
     row: &Result<Option<Committed>, String>,
     relay: &Result<Value, String>,
-    fate: &Fate,
+    state: &EventState,
 ) -> Value {
     json!({
         "id": id,
-        "state": fate.name(),
-        "message": fate.text(),
+        "state": state.name(),
+        "message": state.text(),
         "committed": row.as_ref().ok().and_then(Option::as_ref),
-        "read": row.as_ref().ok().and_then(Option::as_ref).map(|row| is_read(row, fate, relay)),
-        "record": fate.record(),
+        "read": row.as_ref().ok().and_then(Option::as_ref).map(|row| has_read(row, state, relay)),
+        "record": state.record(),
         "relayPhase": relay.as_ref().ok().and_then(|status| status.get("phase")),
     })
 }
 
-fn text(
+fn to_text(
     row: &Result<Option<Committed>, String>,
-    searched: &Searched,
+    searched: &SearchResults,
     relay: &Result<Value, String>,
-    fate: &Fate,
+    state: &EventState,
 ) -> String {
-    let mut lines = vec![fate.text()];
+    let mut lines = vec![state.text()];
     let mut line =
         |source: &str, what: &str, value: String| lines.push(format!("{source:<9} {what:<13} {value}"));
     match row {
@@ -87,12 +87,12 @@ fn text(
         Ok(None) => line("database", "committed", "no row".to_owned()),
         Err(why) => line("database", "committed", format!("unknown: {why}")),
     }
-    let found = |search: &Search| match search {
-        Search::Found(place) => place.to_string(),
-        Search::NotFound { topic, records } => {
+    let found = |search: &SearchResult| match search {
+        SearchResult::Found(location) => location.to_string(),
+        SearchResult::NotFound { topic, records } => {
             format!("no, not among {records} records of {topic} since then")
         }
-        Search::Incomplete(why) => format!("unknown: {why}"),
+        SearchResult::Incomplete(why) => format!("unknown: {why}"),
     };
     match &searched.topic {
         Some(Ok(search)) => line("Kafka", "acknowledged", found(search)),
@@ -107,7 +107,8 @@ fn text(
         Err(why) => format!("no answer: {why}"),
     };
     if let Ok(Some(row)) = row {
-        let read = if is_read(row, fate, relay) { "yes" } else { "not certain: it has not read all WAL yet" };
+        let read =
+            if has_read(row, state, relay) { "yes" } else { "not certain: it has not read all WAL yet" };
         line("relay", "read", read.to_owned());
     }
     line("relay", "phase", phase);

@@ -21,7 +21,7 @@ const SEARCH_WITHIN: Duration = Duration::from_secs(60);
 
 /// Where a record is.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
-pub struct Place {
+pub struct RecordLocation {
     pub topic: String,
     pub partition: PartitionNumber,
     pub offset: Offset,
@@ -29,8 +29,8 @@ pub struct Place {
 
 /// What the search of a topic found.
 #[derive(Debug)]
-pub enum Search {
-    Found(Place),
+pub enum SearchResult {
+    Found(RecordLocation),
     /// Among so many records.
     NotFound {
         topic: String,
@@ -40,7 +40,7 @@ pub enum Search {
     Incomplete(String),
 }
 
-impl Display for Place {
+impl Display for RecordLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{} at offset {}", self.topic, self.partition, self.offset)
     }
@@ -56,16 +56,16 @@ pub fn topic_of(config: &Config, route: Option<&str>) -> Result<String, String> 
 
 /// What Kafka has.
 #[derive(Debug, Default)]
-pub struct Searched {
+pub struct SearchResults {
     /// `Err` if the row has no topic, and why. `None` if nothing was searched.
-    pub topic: Option<Result<Search, String>>,
-    pub dead_letters: Option<Search>,
+    pub topic: Option<Result<SearchResult, String>>,
+    pub dead_letters: Option<SearchResult>,
 }
 
-impl Searched {
+impl SearchResults {
     /// The search did not take place.
-    pub fn failed(why: &str) -> Searched {
-        Searched { topic: Some(Ok(Search::Incomplete(why.to_owned()))), dead_letters: None }
+    pub fn failed(why: &str) -> SearchResults {
+        SearchResults { topic: Some(Ok(SearchResult::Incomplete(why.to_owned()))), dead_letters: None }
     }
 }
 
@@ -75,25 +75,25 @@ pub fn search_all(
     topic: Result<String, String>,
     id: &str,
     since: Option<DateTime<Utc>>,
-) -> Searched {
+) -> SearchResults {
     let topic = topic.map(|topic| search(config, &topic, id, since));
     let dead_letters = match &topic {
-        Ok(Search::Found(_)) => None,
+        Ok(SearchResult::Found(_)) => None,
         _ => config.delivery.dead_letters().map(|topic| search(config, topic, id, since)),
     };
-    Searched { topic: Some(topic), dead_letters }
+    SearchResults { topic: Some(topic), dead_letters }
 }
 
 /// Looks for the record in all partitions, because there may have been fewer when it was written. Its timestamp is the row's
 /// or, where that does not fit the topic, a later one: no record before the row's time can be it.
-fn search(config: &Config, topic: &str, id: &str, since: Option<DateTime<Utc>>) -> Search {
+fn search(config: &Config, topic: &str, id: &str, since: Option<DateTime<Utc>>) -> SearchResult {
     let source = config.source.event_source();
     let (mut found, mut records, began) = (None, 0, Instant::now());
     let mut is_full = false;
     let read = TopicReader::new(&config.sink, topic, "where").and_then(|reader| {
         reader.read(since, |message| {
             if has(message, header::CE_ID, id) && has(message, header::CE_SOURCE, &source) {
-                found = Some(Place {
+                found = Some(RecordLocation {
                     topic: topic.to_owned(),
                     partition: PartitionNumber(message.partition()),
                     offset: Offset(message.offset()),
@@ -106,13 +106,13 @@ fn search(config: &Config, topic: &str, id: &str, since: Option<DateTime<Utc>>) 
         })
     });
     match (found, read) {
-        (Some(place), _) => Search::Found(place),
-        (None, Err(ReadError::NoSuchTopic(topic))) => Search::NotFound { topic, records: 0 },
-        (None, Err(error)) => Search::Incomplete(error.to_string()),
-        (None, Ok(())) if is_full => Search::Incomplete(format!(
+        (Some(location), _) => SearchResult::Found(location),
+        (None, Err(ReadError::NoSuchTopic(topic))) => SearchResult::NotFound { topic, records: 0 },
+        (None, Err(error)) => SearchResult::Incomplete(error.to_string()),
+        (None, Ok(())) if is_full => SearchResult::Incomplete(format!(
             "not among the first {records} records of {topic} since it was written"
         )),
-        (None, Ok(())) => Search::NotFound { topic: topic.to_owned(), records },
+        (None, Ok(())) => SearchResult::NotFound { topic: topic.to_owned(), records },
     }
 }
 

@@ -4,14 +4,14 @@ use pg_replication::EndLsn;
 use serde_json::Value;
 
 use super::row::Committed;
-use super::search::{Place, Search, Searched};
+use super::search::{RecordLocation, SearchResult, SearchResults};
 use crate::config::Config;
 
 /// What has become of the event.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Fate {
-    Acknowledged(Place),
-    DeadLetter(Place),
+pub enum EventState {
+    Acknowledged(RecordLocation),
+    DeadLetter(RecordLocation),
     /// The relay has still to deliver it.
     Waiting(String),
     /// It was delivered, and the record is not there any more.
@@ -21,52 +21,52 @@ pub enum Fate {
 }
 
 /// The answer: what is in Kafka counts more than what the checkpoint says.
-pub fn judge(
+pub fn state_of(
     config: &Config,
     row: &Result<Option<Committed>, String>,
-    searched: &Searched,
+    searched: &SearchResults,
     relay: &Result<Value, String>,
-) -> Fate {
+) -> EventState {
     let row = match row {
-        Err(why) => return Fate::Unknown(format!("the row cannot be found: {why}")),
-        Ok(None) => return Fate::NotCommitted(not_committed(config)),
+        Err(why) => return EventState::Unknown(format!("the row cannot be found: {why}")),
+        Ok(None) => return EventState::NotCommitted(not_committed(config)),
         Ok(Some(row)) => row,
     };
-    let place = |search: &Search| match search {
-        Search::Found(place) => Some(place.clone()),
+    let location = |search: &SearchResult| match search {
+        SearchResult::Found(location) => Some(location.clone()),
         _ => None,
     };
     let topic = searched.topic.as_ref();
-    if let Some(place) = topic.and_then(|topic| place(topic.as_ref().ok()?)) {
-        return Fate::Acknowledged(place);
+    if let Some(location) = topic.and_then(|topic| location(topic.as_ref().ok()?)) {
+        return EventState::Acknowledged(location);
     }
-    if let Some(place) = searched.dead_letters.as_ref().and_then(place) {
-        return Fate::DeadLetter(place);
+    if let Some(location) = searched.dead_letters.as_ref().and_then(location) {
+        return EventState::DeadLetter(location);
     }
-    let ended_early = |search: &Search| match search {
-        Search::Incomplete(why) => Some(why.clone()),
+    let ended_early = |search: &SearchResult| match search {
+        SearchResult::Incomplete(why) => Some(why.clone()),
         _ => None,
     };
     let early = topic.and_then(|topic| ended_early(topic.as_ref().ok()?));
     let early = early.or_else(|| searched.dead_letters.as_ref().and_then(ended_early));
     match (row.confirmed, topic, early) {
-        (_, Some(Err(why)), _) => Fate::Waiting(format!("it has no topic: {why}")),
-        (Some(false), ..) => Fate::Waiting(why_waiting(relay)),
-        (_, _, Some(why)) => Fate::Unknown(why),
-        (Some(true), ..) => Fate::Removed(
+        (_, Some(Err(why)), _) => EventState::Waiting(format!("it has no topic: {why}")),
+        (Some(false), ..) => EventState::Waiting(why_waiting(relay)),
+        (_, _, Some(why)) => EventState::Unknown(why),
+        (Some(true), ..) => EventState::Removed(
             "the checkpoint counts it as delivered, and no record has its id: Kafka's retention has removed the record, or the relay \
              began after the row was written (source.start: Now), or it was routed to another topic"
                 .to_owned(),
         ),
-        (None, ..) => Fate::Waiting(why_waiting(relay)),
+        (None, ..) => EventState::Waiting(why_waiting(relay)),
     }
 }
 
 /// Whether the relay has read the row: certainly if it has read to the end that the server's WAL had when the row was seen.
 /// Less says nothing, because the commit may be anywhere before that end.
-pub fn is_read(row: &Committed, fate: &Fate, relay: &Result<Value, String>) -> bool {
+pub fn has_read(row: &Committed, state: &EventState, relay: &Result<Value, String>) -> bool {
     let received = relay.as_ref().ok().and_then(|status| status.get("receivedLsn")?.as_str()?.parse().ok());
-    fate.record().is_some()
+    state.record().is_some()
         || row.confirmed == Some(true)
         || received.is_some_and(|end: EndLsn| end >= row.server)
 }
@@ -98,37 +98,37 @@ fn why_waiting(relay: &Result<Value, String>) -> String {
     }
 }
 
-impl Fate {
+impl EventState {
     /// One word, for machines.
     pub fn name(&self) -> &'static str {
         match self {
-            Fate::Acknowledged(_) => "acknowledged",
-            Fate::DeadLetter(_) => "deadLetter",
-            Fate::Waiting(_) => "waiting",
-            Fate::Removed(_) => "removed",
-            Fate::NotCommitted(_) => "notCommitted",
-            Fate::Unknown(_) => "unknown",
+            EventState::Acknowledged(_) => "acknowledged",
+            EventState::DeadLetter(_) => "deadLetter",
+            EventState::Waiting(_) => "waiting",
+            EventState::Removed(_) => "removed",
+            EventState::NotCommitted(_) => "notCommitted",
+            EventState::Unknown(_) => "unknown",
         }
     }
 
     /// For people.
     pub fn text(&self) -> String {
         match self {
-            Fate::Acknowledged(place) => format!("acknowledged: {place}"),
-            Fate::DeadLetter(place) => {
-                format!("dead letter: {place}; 'outbox-relay dead-letters list' says why")
+            EventState::Acknowledged(location) => format!("acknowledged: {location}"),
+            EventState::DeadLetter(location) => {
+                format!("dead letter: {location}; 'outbox-relay dead-letters list' says why")
             }
-            Fate::Waiting(why) => format!("waiting: {why}"),
-            Fate::Removed(why) => format!("removed: {why}"),
-            Fate::NotCommitted(why) => format!("not committed: {why}"),
-            Fate::Unknown(why) => format!("unknown: {why}"),
+            EventState::Waiting(why) => format!("waiting: {why}"),
+            EventState::Removed(why) => format!("removed: {why}"),
+            EventState::NotCommitted(why) => format!("not committed: {why}"),
+            EventState::Unknown(why) => format!("unknown: {why}"),
         }
     }
 
     /// The record, or that of the dead letter.
-    pub fn record(&self) -> Option<&Place> {
+    pub fn record(&self) -> Option<&RecordLocation> {
         match self {
-            Fate::Acknowledged(place) | Fate::DeadLetter(place) => Some(place),
+            EventState::Acknowledged(location) | EventState::DeadLetter(location) => Some(location),
             _ => None,
         }
     }
@@ -167,26 +167,30 @@ mod tests {
         Ok(Some(committed(confirmed)))
     }
 
-    fn place(topic: &str) -> Place {
-        Place { topic: topic.to_owned(), partition: PartitionNumber(2), offset: Offset(7) }
+    fn location(topic: &str) -> RecordLocation {
+        RecordLocation { topic: topic.to_owned(), partition: PartitionNumber(2), offset: Offset(7) }
     }
 
-    fn not_found() -> Search {
-        Search::NotFound { topic: "t".to_owned(), records: 3 }
+    fn not_found() -> SearchResult {
+        SearchResult::NotFound { topic: "t".to_owned(), records: 3 }
     }
 
-    fn judged(row: &Result<Option<Committed>, String>, topic: Search, dead_letters: Option<Search>) -> Fate {
-        let searched = Searched { topic: Some(Ok(topic)), dead_letters };
-        judge(&config(), row, &searched, &Err("refused".to_owned()))
+    fn judged(
+        row: &Result<Option<Committed>, String>,
+        topic: SearchResult,
+        dead_letters: Option<SearchResult>,
+    ) -> EventState {
+        let searched = SearchResults { topic: Some(Ok(topic)), dead_letters };
+        state_of(&config(), row, &searched, &Err("refused".to_owned()))
     }
 
     #[test]
     fn what_is_in_kafka_counts_whatever_the_checkpoint_says() {
         for confirmed in [Some(true), Some(false), None] {
-            let fate = judged(&row(confirmed), Search::Found(place("t")), None);
-            assert_eq!(fate, Fate::Acknowledged(place("t")));
-            let fate = judged(&row(confirmed), not_found(), Some(Search::Found(place("dead"))));
-            assert_eq!(fate, Fate::DeadLetter(place("dead")));
+            let state = judged(&row(confirmed), SearchResult::Found(location("t")), None);
+            assert_eq!(state, EventState::Acknowledged(location("t")));
+            let state = judged(&row(confirmed), not_found(), Some(SearchResult::Found(location("dead"))));
+            assert_eq!(state, EventState::DeadLetter(location("dead")));
         }
     }
 
@@ -194,8 +198,8 @@ mod tests {
     fn what_is_not_in_kafka_waits_was_removed_or_is_unknown() {
         assert_eq!(judged(&row(Some(false)), not_found(), None).name(), "waiting");
         assert_eq!(judged(&row(Some(true)), not_found(), None).name(), "removed");
-        let early = || Search::Incomplete("timed out".to_owned());
-        assert_eq!(judged(&row(Some(true)), early(), None), Fate::Unknown("timed out".to_owned()));
+        let early = || SearchResult::Incomplete("timed out".to_owned());
+        assert_eq!(judged(&row(Some(true)), early(), None), EventState::Unknown("timed out".to_owned()));
         assert_eq!(judged(&row(Some(true)), not_found(), Some(early())).name(), "unknown");
         assert_eq!(judged(&row(Some(false)), early(), None).name(), "waiting");
         assert_eq!(judged(&Ok(None), not_found(), None).name(), "notCommitted");
@@ -204,20 +208,20 @@ mod tests {
 
     #[test]
     fn a_row_is_read_when_the_relay_is_past_it_or_has_delivered_it() {
-        let (waiting, relay) = (Fate::Waiting(String::new()), |lsn| Ok(json!({"receivedLsn": lsn})));
-        let read = |confirmed, fate: &Fate, relay| is_read(&committed(confirmed), fate, &relay);
+        let (waiting, relay) = (EventState::Waiting(String::new()), |lsn| Ok(json!({"receivedLsn": lsn})));
+        let read = |confirmed, state: &EventState, relay| has_read(&committed(confirmed), state, &relay);
         assert!(read(None, &waiting, relay("0/20")) && !read(None, &waiting, relay("0/1F")));
         assert!(read(Some(true), &waiting, relay("0/0")) && !read(Some(false), &waiting, relay("0/0")));
-        assert!(read(None, &Fate::Acknowledged(place("t")), Err("no answer".to_owned())));
+        assert!(read(None, &EventState::Acknowledged(location("t")), Err("no answer".to_owned())));
         assert!(!read(None, &waiting, Err("no answer".to_owned())));
     }
 
     #[test]
     fn a_row_without_a_topic_waits_with_the_reason() {
         let searched =
-            Searched { topic: Some(Err("'x y' is not a topic name".to_owned())), dead_letters: None };
-        let fate = judge(&config(), &row(Some(false)), &searched, &Err(String::new()));
-        assert_eq!(fate.text(), "waiting: it has no topic: 'x y' is not a topic name");
+            SearchResults { topic: Some(Err("'x y' is not a topic name".to_owned())), dead_letters: None };
+        let state = state_of(&config(), &row(Some(false)), &searched, &Err(String::new()));
+        assert_eq!(state.text(), "waiting: it has no topic: 'x y' is not a topic name");
     }
 
     #[test]
