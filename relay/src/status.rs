@@ -192,10 +192,10 @@ impl Status {
     }
 
     /// Kafka acknowledged a dead letter.
-    pub fn on_dead_letter(&self, note: DeadLetterSummary) {
+    pub fn on_dead_letter(&self, summary: DeadLetterSummary) {
         let letters = &mut self.state().dead_letters;
         letters.count += 1;
-        letters.last = Some((note, SystemTime::now()));
+        letters.last = Some((summary, SystemTime::now()));
     }
 
     /// Whether Kafka responds, and the client's last connection error.

@@ -72,7 +72,7 @@ async fn oldest(sql: &mut PgConnection, config: &Config) -> Oldest {
     );
     // A row security policy must not hide rows: with this setting the query fails instead.
     let settings = format!("SET statement_timeout = '{QUERY_TIMEOUT}'; SET row_security = off");
-    let looked = async {
+    let reading = async {
         sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *sql).await?;
         let row = sqlx::query(AssertSqlSafe(select)).bind(&config.name).fetch_optional(&mut *sql).await?;
         let Some(row) = row else { return Ok(Oldest::Unknown("this relay has no checkpoint yet".into())) };
@@ -84,7 +84,7 @@ async fn oldest(sql: &mut PgConnection, config: &Config) -> Oldest {
             None => Oldest::None,
         })
     };
-    looked.await.unwrap_or_else(|error| Oldest::Unknown(chain(&error)))
+    reading.await.unwrap_or_else(|error| Oldest::Unknown(chain(&error)))
 }
 
 /// What the running relay says under `/status`, or why it says nothing.

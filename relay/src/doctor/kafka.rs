@@ -38,8 +38,8 @@ pub async fn examine(config: &Config, mut topics: Topics) -> Vec<Finding> {
         topics.extract_if(.., |topic, _| is_internal(topic)).map(|(name, _)| name).collect();
     let sink = config.sink.clone();
     let wanted = topics.clone();
-    let looked = tokio::task::spawn_blocking(move || look(&sink, &wanted)).await;
-    let (mut findings, found) = looked.unwrap_or_default();
+    let checked = tokio::task::spawn_blocking(move || check_topics(&sink, &wanted)).await;
+    let (mut findings, found) = checked.unwrap_or_default();
     findings.extend(internal.iter().map(|topic| kafkas_own(topic)));
     findings.extend(routing(&config.routing));
     let admin: Result<Arc<AdminClient<_>>, _> =
@@ -91,7 +91,7 @@ fn compacted_dead_letters(topic: &str) -> Finding {
 }
 
 /// The blocking checks, and the topics that exist.
-fn look(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
+fn check_topics(sink: &Sink, topics: &Topics) -> (Vec<Finding>, Vec<String>) {
     const CHECK: &str = "Kafka";
     let unreachable = |error: KafkaError| {
         problem(CHECK, &RelayError::new(ErrorKind::KafkaUnreachable, format!("no answer: {error}")))

@@ -69,7 +69,7 @@ impl DeadLetterEncoder {
             letter = letter.if_room("content-type", header::CONTENT_TYPE, content_type.map(str::as_bytes));
         }
         letter = letter.if_room(column::HEADERS, header::DEAD_LETTER_HEADERS, row.headers);
-        let note = DeadLetterSummary {
+        let summary = DeadLetterSummary {
             kind: poison.kind,
             id: id.map(|id| String::from_utf8_lossy(id).chars().take(MAX_SHOWN_ID_CHARS).collect()),
             position,
@@ -78,7 +78,7 @@ impl DeadLetterEncoder {
                 .map(|topic| topic.chars().take(MAX_SHOWN_TOPIC_CHARS).collect::<String>().into()),
         };
         let bytes = limit.saturating_sub(letter.left);
-        Prepared { key, value, headers: letter.finish(&self.table), bytes, time, dead: Some(note) }
+        Prepared { key, value, headers: letter.finish(&self.table), bytes, time, dead: Some(summary) }
     }
 }
 

@@ -69,11 +69,11 @@ enum Link {
 impl Observer {
     async fn on_tick(&mut self) {
         let began = Instant::now();
-        let looked = self.observe_slot().await;
-        if let Err(why) = &looked {
+        let observed = self.observe_slot().await;
+        if let Err(why) = &observed {
             self.status.on_observer_failed(began, why.clone());
         }
-        self.log_change(looked.err());
+        self.log_change(observed.err());
         self.show();
         self.status.record_problem();
         if self.link.sql().is_some() {
@@ -93,11 +93,11 @@ impl Observer {
         self.connect().await?;
         let Some(sql) = self.link.sql() else { return Err("not connected".to_owned()) };
         let asked = Instant::now();
-        let looking = async {
+        let querying = async {
             let slot = slot::state(sql, &self.config.source.slot.name).await?;
             Ok::<_, sqlx::Error>((slot, read_checkpoint(&self.config, sql).await?))
         };
-        let why = match timeout(OBSERVE_WITHIN, looking).await {
+        let why = match timeout(OBSERVE_WITHIN, querying).await {
             Ok(Ok((slot, checkpoint))) => {
                 self.status.set_slot(asked, slot, checkpoint);
                 return Ok(());

@@ -42,7 +42,7 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         "copiedRows": stats.snapshot_rows,
         "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
         "deadLetters": dead_letters(state),
-        "budgetFull": stats.hold_up == Some(StallReason::Budget),
+        "budgetFull": stats.stall_reason == Some(StallReason::Budget),
         "notReadingBecause": not_reading(state),
         "source": source(state, now),
         "slot": slot(state, now),
@@ -87,12 +87,12 @@ fn silent_partition(silent: &SilentPartition, now: Instant) -> Value {
 
 fn dead_letters(state: &State) -> Value {
     let letters = &state.dead_letters;
-    let last = letters.last.as_ref().map(|(note, at)| {
+    let last = letters.last.as_ref().map(|(summary, at)| {
         json!({
-            "reason": note.kind.label(),
-            "id": note.id,
-            "position": note.position.to_string(),
-            "topic": note.topic.as_deref(),
+            "reason": summary.kind.label(),
+            "id": summary.id,
+            "position": summary.position.to_string(),
+            "topic": summary.topic.as_deref(),
             "at": time(*at),
         })
     });
@@ -102,7 +102,7 @@ fn dead_letters(state: &State) -> Value {
 fn not_reading(state: &State) -> Option<&'static str> {
     match state.phase {
         Phase::Snapshot | Phase::Streaming | Phase::Draining => {
-            state.session.stats.hold_up.map(StallReason::text)
+            state.session.stats.stall_reason.map(StallReason::text)
         }
         _ => Some("the stream is not open"),
     }

@@ -56,7 +56,7 @@ impl SessionState {
         self.stats = SessionStats {
             in_flight_events: 0,
             in_flight_bytes: 0,
-            hold_up: None,
+            stall_reason: None,
             writing_since: None,
             ..self.stats
         };

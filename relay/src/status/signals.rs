@@ -108,7 +108,7 @@ pub struct SessionStats {
     /// Rows of the initial snapshot this process has delivered; `None` when there was no snapshot to deliver.
     pub snapshot_rows: Option<u64>,
     /// Why the stream is not read.
-    pub hold_up: Option<StallReason>,
+    pub stall_reason: Option<StallReason>,
     /// Since when a checkpoint write is in progress.
     pub writing_since: Option<Instant>,
 }

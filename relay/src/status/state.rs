@@ -128,10 +128,10 @@ impl State {
 
     /// The duration is not part of the text: a text that changes every second would be logged and stored every second.
     fn acknowledgement_stall(&self, now: Instant) -> Option<Problem> {
-        let SessionStats { oldest_commit, hold_up, .. } = self.session.stats;
+        let SessionStats { oldest_commit, stall_reason, .. } = self.session.stats;
         oldest_commit?;
         let lasted = stalled_since(self.kafka.progress_at, now)?;
-        let rows = match hold_up {
+        let rows = match stall_reason {
             Some(StallReason::Partition) => "rows wait for their partition",
             _ => "rows wait",
         };
@@ -140,9 +140,9 @@ impl State {
     }
 
     fn stream_stall(&self, now: Instant) -> Option<Problem> {
-        let SessionStats { received, hold_up, .. } = self.session.stats;
+        let SessionStats { received, stall_reason, .. } = self.session.stats;
         let has_unread = self.unread.beyond(received, now) > STALLED_AFTER;
-        if hold_up.is_some() || !self.observed.is_current(now) || !has_unread {
+        if stall_reason.is_some() || !self.observed.is_current(now) || !has_unread {
             return None;
         }
         let lasted = stalled_since(self.session.received_at, now)?;

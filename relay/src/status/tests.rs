@@ -167,8 +167,11 @@ fn a_stream_that_brings_nothing_although_there_is_wal_makes_it_not_ready() {
     assert_eq!(reason(&status), None, "there is nothing to read");
     status.set_slot(long_ago, Some(slot_at(200)), None);
     assert_eq!(reason(&status).as_deref(), Some("StreamStalled"));
-    let full =
-        SessionStats { received: lsn(100), hold_up: Some(StallReason::Budget), ..SessionStats::default() };
+    let full = SessionStats {
+        received: lsn(100),
+        stall_reason: Some(StallReason::Budget),
+        ..SessionStats::default()
+    };
     status.set_session_stats(full);
     assert_eq!(reason(&status), None, "the stream is not the cause");
     assert_eq!(status.json()["budgetFull"], true);

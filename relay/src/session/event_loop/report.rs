@@ -11,7 +11,7 @@ impl EventLoop {
     pub(super) fn stall_reason(&self) -> Option<StallReason> {
         if self.input.is_poisoned() {
             Some(StallReason::PoisonRow)
-        } else if self.copies() {
+        } else if self.is_in_snapshot() {
             Some(StallReason::Snapshot)
         } else if !self.delivery.has_room() {
             Some(StallReason::Budget)
@@ -28,7 +28,7 @@ impl EventLoop {
         }
     }
 
-    fn copies(&self) -> bool {
+    fn is_in_snapshot(&self) -> bool {
         matches!(self.source, RowSource::Snapshot(_))
     }
 
@@ -47,8 +47,9 @@ impl EventLoop {
             in_flight_events: load.events,
             in_flight_bytes: load.bytes,
             oldest_commit: ledger.oldest_commit_time(),
-            snapshot_rows: (self.snapshot_rows.get() > 0 || self.copies()).then(|| self.snapshot_rows.get()),
-            hold_up: self.stall_reason(),
+            snapshot_rows: (self.snapshot_rows.get() > 0 || self.is_in_snapshot())
+                .then(|| self.snapshot_rows.get()),
+            stall_reason: self.stall_reason(),
             writing_since: self.writer.waits_since(),
         };
         self.status.set_session_stats(numbers);
