@@ -14,7 +14,7 @@ pub use files::ReadFile;
 pub use kafka_access::{SinkAccess, SinkTls};
 pub use load::{ConfigError, ENV_PREFIX, FORMAT_VERSION, PASSWORD_ENV, SINK_PASSWORD_ENV};
 pub use model::{
-    AdminConfig, Compression, Config, CreationPolicy, Delivery, Failover, HeartbeatConfig, OnPoison,
+    AdminConfig, Compression, Config, CreationPolicy, Delivery, Failover, HeartbeatConfig, OnGap, OnPoison,
     Publication, Retention, Shutdown, Sink, Slot, Source, StartAt, TableName, quote,
 };
 pub(crate) use sasl::is_loopback;

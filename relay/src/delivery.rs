@@ -26,6 +26,7 @@ mod lost_records;
 #[cfg(test)]
 mod model;
 mod query_results;
+mod refill;
 mod refusals;
 mod replays;
 mod silent_partitions;
@@ -53,6 +54,7 @@ pub use self::ingest::{OutboxTable, StreamForm, memory_limit};
 use self::kafka_health::KafkaHealth;
 pub use self::lanes::Load;
 pub use self::lost_records::LostRecords;
+use self::refill::Refill;
 pub use self::refusals::Refusal;
 use self::refusals::RefusalWatch;
 use self::replays::Replays;
@@ -62,12 +64,13 @@ pub use self::stream_input::{BURST, InputStop, StreamInput};
 use self::topic_discovery::TopicDiscovery;
 use crate::config::Config;
 use crate::dead_letters::replay::ReplayRequest;
-use crate::error::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RefillCause, RelayError};
 use crate::event::row::Layout;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::largest_batch;
 use crate::kafka::query::Verification;
 use crate::postgres::backfill::StoredRow;
+use crate::postgres::checkpoint::RefillScope;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Revision, RoutingHistory, RoutingTable};
@@ -78,6 +81,11 @@ use crate::topics::registry::{NoPartition, TopicRegistry};
 
 /// Label value of `refilled_rows_total` for the rows of the initial snapshot.
 pub const CAUSE_START: &str = "start";
+
+/// Label value of `refilled_rows_total` for the rows from before the slot.
+pub fn cause_of_rows(refill: Option<RefillCause>) -> &'static str {
+    refill.map_or(CAUSE_START, RefillCause::name)
+}
 
 /// Whether the next message can be processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +102,8 @@ pub struct InitialState {
     pub confirmed: EndLsn,
     /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
     pub snapshot_cursor: Option<i64>,
+    /// The refill, while one is in progress.
+    pub refill: Option<RefillScope>,
     /// The format of values in the stream.
     pub form: StreamForm,
     /// The server's timelines. Nothing committed at or after their end can be in Kafka yet.
@@ -114,6 +124,7 @@ pub struct InitialState {
 pub struct Delivery<B = KafkaBroker> {
     ingest: Ingest,
     dispatch: Dispatch,
+    refill: Option<Refill>,
     in_flight: InFlight<B>,
     acks: Acks,
     refusals: RefusalWatch,
@@ -147,11 +158,13 @@ impl<B: Broker> Delivery<B> {
         let budget =
             Load { events: config.delivery.max_in_flight_events, bytes: config.delivery.max_in_flight_bytes };
         let source = config.source.event_source();
+        let refill_cause = start.refill.as_ref().map(|refill| refill.cause);
         let delivery = Delivery {
             ingest: Ingest::new(start.table, start.form),
-            dispatch: Dispatch::new(routing, config),
+            dispatch: Dispatch::new(routing, config, refill_cause),
+            refill: start.refill.map(Refill::new),
             in_flight: InFlight::new(broker, topics, progress, source, budget, metrics.clone()),
-            acks: Acks::new(status.clone(), metrics.clone()),
+            acks: Acks::new(status.clone(), metrics.clone(), cause_of_rows(refill_cause)),
             refusals: RefusalWatch::new(start.refusal),
             replays: Replays::default(),
             discovery: TopicDiscovery::new(config.sink.max_message_bytes, largest_batch),
@@ -241,7 +254,7 @@ impl<B: Broker> Delivery<B> {
         Ok(flow)
     }
 
-    /// Processes a row of the initial snapshot. An earlier process may have sent any of them.
+    /// Processes a row of the initial snapshot or of a refill. An earlier process may have sent any of them.
     pub fn on_snapshot_row(
         &mut self,
         layout: &Layout,
@@ -259,8 +272,15 @@ impl<B: Broker> Delivery<B> {
         origin: Origin,
         committed_revision: Revision,
     ) -> Result<Flow, RelayError> {
-        let Delivery { dispatch, in_flight, discovery, refusals, .. } = self;
-        let mut stages = dispatch::Stages { in_flight, discovery, refusals, committed_revision };
+        let Delivery { dispatch, in_flight, discovery, refusals, refill, .. } = self;
+        let delivered = match refill {
+            None => None,
+            Some(refill) => match refill.delivered(in_flight) {
+                Some(delivered) => Some(delivered),
+                None => return Ok(Flow::Blocked),
+            },
+        };
+        let mut stages = dispatch::Stages { in_flight, discovery, refusals, delivered, committed_revision };
         match dispatch.deliver(layout, values, origin, &mut stages)? {
             Dispatched::Blocked => Ok(Flow::Blocked),
             Dispatched::Done { fingerprint } => {
@@ -324,8 +344,15 @@ impl<B: Broker> Delivery<B> {
         Ok(())
     }
 
-    /// All rows of the snapshot are in Kafka: the stream can be read.
+    /// Whether the missing rows of a refill are being delivered.
+    pub fn is_refilling(&self) -> bool {
+        self.refill.is_some()
+    }
+
+    /// All rows from before the slot are in Kafka: the stream can be read.
     pub fn finish_snapshot(&mut self) {
+        self.refill = None;
+        self.dispatch.finish_refill();
         self.in_flight.progress.finish_snapshot();
     }
 

@@ -5,6 +5,7 @@ mod backoff;
 mod cause;
 mod excerpt;
 mod kind;
+mod refill_cause;
 
 use std::fmt;
 
@@ -15,6 +16,7 @@ pub(crate) use self::backoff::jitter;
 pub use self::cause::{chain, reason_of_all, reason_of_connection, reason_of_sqlstate};
 pub use self::excerpt::excerpt;
 pub use self::kind::{Action, ErrorKind};
+pub use self::refill_cause::RefillCause;
 
 /// An error with its kind and a description.
 #[derive(Debug)]

@@ -30,6 +30,14 @@ pub enum Boundary {
     InSearch,
     /// The slot exists, and the checkpoint does not contain its start yet.
     SlotCreated,
+    /// A gap is recorded in the checkpoint, and the lost slot is not dropped yet.
+    GapRecorded,
+    /// The lost slot is dropped, and no other one is created.
+    LostSlotDropped,
+    /// The checkpoint has the start of the new slot and the rows of the refill, and none of them is sent.
+    RefillBegun,
+    /// All rows of a refill are acknowledged, and the checkpoint does not say so yet.
+    RefillAcknowledged,
     /// A stop was requested, and what is in flight is not completed.
     InDrain,
     /// A dead letter is sent, and its acknowledgement was not processed.
@@ -52,6 +60,10 @@ impl Boundary {
             Boundary::StatusSent => "status-sent",
             Boundary::InSearch => "in-search",
             Boundary::SlotCreated => "slot-created",
+            Boundary::GapRecorded => "gap-recorded",
+            Boundary::LostSlotDropped => "lost-slot-dropped",
+            Boundary::RefillBegun => "refill-begun",
+            Boundary::RefillAcknowledged => "refill-acknowledged",
             Boundary::InDrain => "in-drain",
             Boundary::DeadLetterSent => "dead-letter-sent",
             Boundary::InCallback => "in-callback",

@@ -5,7 +5,8 @@
 //! threads of [`call_pool`]: what a partition contains ([`scanner`], [`scan`], [`offset_gaps`]), whether topics and
 //! partitions still match the checkpoint ([`verify`]), and why a partition acknowledges nothing ([`diagnosis`]).
 //! [`partition_reader`] polls one partition for all of them, and [`topic_reader`] reads a topic back for commands.
-//! [`own_records`] tells this outbox's records from those of other producers.
+//! [`own_records`] tells this outbox's records from those of other producers, and [`evidence`] collects their events
+//! for a refill.
 //! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error`] explains error codes.
 
 mod call_pool;
@@ -13,6 +14,7 @@ pub mod client;
 pub mod credentials;
 pub mod diagnosis;
 pub mod error;
+pub mod evidence;
 mod offset_gaps;
 pub mod own_records;
 pub(crate) mod partition_reader;

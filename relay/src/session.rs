@@ -10,6 +10,7 @@ pub mod event_loop;
 pub mod memory;
 mod open;
 pub mod plan;
+mod replace_slot;
 mod server;
 pub mod slot_guard;
 pub mod slot_wait;

@@ -87,7 +87,7 @@ impl Status {
     pub fn enter(&self, phase: Phase) {
         let mut state = self.state();
         state.move_to(phase);
-        if matches!(phase, Phase::Snapshot | Phase::Streaming) {
+        if matches!(phase, Phase::Snapshot | Phase::Refilling | Phase::Streaming) {
             let now = Instant::now();
             state.problems.error = state.problems.unresolved.clone();
             (state.kafka.answers, state.kafka.progress_at) = (KafkaAnswers::Unknown, now);

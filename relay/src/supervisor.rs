@@ -52,6 +52,7 @@ async fn sessions(
         if memory.refusal.as_ref().is_some_and(|refusal| refusal.is_poison) {
             backoff = Backoff::default();
         }
+        memory.ended_by = Some(error.kind);
         let action = error.kind.action();
         let pause = backoff.pause(action, started.elapsed());
         tokio::select! {

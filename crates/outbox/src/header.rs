@@ -12,6 +12,9 @@ pub const CE_TYPE: &str = "ce_type";
 pub const CE_TIME: &str = "ce_time";
 /// The event's [`Position`](crate::Position) as text; sorts in commit order.
 pub const CE_SEQUENCE: &str = "ce_sequence";
+/// Why the record was delivered from the table instead of the stream: `SlotLost` or `SlotAhead`. Only on records of a
+/// refill.
+pub const CE_REFILL: &str = "ce_refill";
 /// What the event is about, where the table has a column for it.
 pub const CE_SUBJECT: &str = "ce_subject";
 /// URI of the schema of the record's value, where the table has a column for it.

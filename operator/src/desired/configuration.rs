@@ -113,6 +113,7 @@ pub fn source(relay: &OutboxRelay, user: &str) -> Result<config::Source, Invalid
             StartAt::Table => config::StartAt::Table,
             StartAt::Now => config::StartAt::Now,
         },
+        on_gap: config::OnGap::default(),
         event_source: source.event_source.clone(),
     })
 }

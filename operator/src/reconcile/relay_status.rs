@@ -126,7 +126,11 @@ fn judge(answers: Vec<Result<Answer, String>>) -> ConditionState {
     match first {
         Some(Answer { role, ready: true, phase, .. }) if role == "active" => ConditionState::yes(
             Reason::Streaming,
-            if phase == "copying" { "rows that were there first" } else { "" },
+            match phase.as_str() {
+                "copying" => "rows that were there first",
+                "refilling" => "rows that a lost slot would have streamed",
+                _ => "",
+            },
         ),
         Some(Answer { problem: Some(Problem { reason, message, remedy }), .. }) => {
             ConditionState::no(said(reason), format!("{}; {}", shortened(message), shortened(remedy)))

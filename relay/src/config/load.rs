@@ -10,7 +10,7 @@ use super::Routing;
 use super::access::Access;
 use super::files;
 use super::kafka_access::SinkAccess;
-use super::model::{Config, Delivery, OnPoison};
+use super::model::{Config, CreationPolicy, Delivery, OnGap, OnPoison};
 use super::secret::Secret;
 use crate::routing::router::{Router, is_internal, is_topic_name};
 
@@ -136,6 +136,11 @@ impl Config {
                 )
             })?;
         }
+        let creates_slot = self.source.slot.creation_policy == CreationPolicy::IfMissing;
+        require(creates_slot || self.source.on_gap == OnGap::Stop, "source.onGap", || {
+            "Refill needs source.slot.creationPolicy: IfMissing, because the relay has to replace the slot"
+                .into()
+        })?;
         let servers = &self.sink.bootstrap_servers;
         require(servers.split(',').all(is_host_port), "sink.bootstrapServers", || {
             format!("'{servers}' is not a list of host:port separated by commas")
@@ -313,6 +318,16 @@ sink: {bootstrapServers: 'kafka:9092'}
         assert!(dead("{deadLetterTopic: a b}").contains("'a b' is not a topic name"));
         let constant = "routing: {replacement: all}\ndelivery: {deadLetterTopic: all}";
         assert!(error(&format!("{MINIMAL}{constant}")).contains("sends every event"));
+    }
+
+    #[test]
+    fn a_slot_that_the_relay_may_not_create_cannot_be_replaced() {
+        let refill = MINIMAL.replace("user: relay", "user: relay, onGap: Refill");
+        assert_eq!(parse(&refill, &[]).unwrap().source.on_gap, OnGap::Refill);
+        let never = refill.replace("slot: {name: outbox}", "slot: {name: outbox, creationPolicy: Never}");
+        assert!(error(&never).starts_with("source.onGap: Refill needs source.slot.creationPolicy"));
+        let unset = serde_json::to_string(&parse(MINIMAL, &[]).unwrap()).unwrap();
+        assert!(!unset.contains("onGap"), "a relay of an earlier version does not know the field");
     }
 
     #[test]

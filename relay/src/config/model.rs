@@ -105,6 +105,9 @@ pub struct Source {
     /// What is delivered first when there is no checkpoint yet.
     #[serde(default)]
     pub start: StartAt,
+    /// What happens when the slot was lost.
+    #[serde(default, skip_serializing_if = "OnGap::is_default")]
+    pub on_gap: OnGap,
     /// `ce_source` of every record, a URI-reference; `/<database>/<schema>.<table>`, percent-encoded, when not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_source: Option<String>,
@@ -118,6 +121,23 @@ pub enum StartAt {
     Table,
     /// With what is committed from now on, or where an existing slot stands.
     Now,
+}
+
+/// What the relay does when its slot was lost, so that rows may be missing in Kafka.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum OnGap {
+    /// Delivery stops at the gap, until a person helps.
+    #[default]
+    Stop,
+    /// It replaces the slot and delivers the missing rows from the table.
+    Refill,
+}
+
+impl OnGap {
+    /// Omitted from the file then: a relay of an earlier version does not know the field.
+    fn is_default(&self) -> bool {
+        *self == OnGap::default()
+    }
 }
 
 /// Whether the relay may create an object that is missing.

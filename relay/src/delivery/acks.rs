@@ -10,7 +10,7 @@ use super::lanes::{SentContent, SentRecord};
 use super::refusals::RefusalWatch;
 use super::replays::Replays;
 use super::topic_counters::TopicCounters;
-use super::{Broker, CAUSE_START, LostRecords, ProducerReports};
+use super::{Broker, LostRecords, ProducerReports};
 use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::Ack;
@@ -29,18 +29,21 @@ pub(super) struct Acks {
     counters: TopicCounters,
     dead_letters: DeadLetterLog,
     lost: Option<LostRecords>,
+    /// Label value of `refilled_rows_total` for rows from before the slot.
+    cause_of_rows: &'static str,
     status: Status,
     metrics: Metrics,
 }
 
 impl Acks {
-    pub(super) fn new(status: Status, metrics: Metrics) -> Acks {
+    pub(super) fn new(status: Status, metrics: Metrics, cause_of_rows: &'static str) -> Acks {
         Acks {
             drained: Vec::new(),
             unprocessed: Vec::new(),
             counters: TopicCounters::default(),
             dead_letters: DeadLetterLog::default(),
             lost: None,
+            cause_of_rows,
             status,
             metrics,
         }
@@ -99,7 +102,7 @@ impl Acks {
             Some(_) => Boundary::AllAcknowledged,
         });
         if in_flight.progress.is_in_snapshot() {
-            self.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]).inc();
+            self.metrics.refilled_rows_total.with_label_values(&[self.cause_of_rows]).inc();
         } else {
             in_flight.on_completed(completed);
         }

@@ -14,13 +14,14 @@ use super::silent_partitions::BlockedOn;
 use super::topic_discovery::TopicDiscovery;
 use super::{Broker, violation};
 use crate::config::Config;
-use crate::error::RelayError;
+use crate::error::{RefillCause, RelayError};
 use crate::event::dead_letter::DeadLetterEncoder;
 use crate::event::decoded_row::DecodedRow;
 use crate::event::poison::{Poison, PoisonKind};
-use crate::event::record::{Prepared, RecordEncoder};
+use crate::event::record::{Prepared, RecordEncoder, rfc3339};
 use crate::event::row::{EventId, Layout, PartialRow, RowError};
 use crate::failpoint::{self, Boundary};
+use crate::kafka::evidence::{DeliveredEvents, EventKey};
 use crate::progress::fingerprints::Fingerprint;
 use crate::progress::partition_dedup::Admission;
 use crate::routing::error::RoutingError;
@@ -41,6 +42,12 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
+    /// Whether its event is among `events`.
+    fn is_among(&self, events: &DeliveredEvents) -> bool {
+        let id = self.decoded.id().map(EventId::as_bytes);
+        id.is_some_and(|id| events.contains(EventKey::new(id, rfc3339(self.time).as_bytes())))
+    }
+
     fn at(&self, partition: PartitionId, absence: Absence) -> Placed {
         Placed { partition, position: self.origin.position, fingerprint: self.fingerprint, absence }
     }
@@ -72,6 +79,8 @@ pub(super) struct Stages<'c, B> {
     pub(super) in_flight: &'c mut InFlight<B>,
     pub(super) discovery: &'c mut TopicDiscovery,
     pub(super) refusals: &'c mut RefusalWatch,
+    /// In a refill: the events that Kafka has already.
+    pub(super) delivered: Option<&'c DeliveredEvents>,
     /// The routing revision in the committed checkpoint.
     pub(super) committed_revision: Revision,
 }
@@ -100,16 +109,23 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    pub(super) fn new(routing: RoutingTable, config: &Config) -> Dispatch {
+    /// `refill` is the cause of the refill, while one is in progress.
+    pub(super) fn new(routing: RoutingTable, config: &Config, refill: Option<RefillCause>) -> Dispatch {
         let source = config.source.event_source();
         Dispatch {
             routing,
-            encoder: RecordEncoder { source: source.clone() },
-            dead_letter_encoder: DeadLetterEncoder::new(config.source.table.to_string(), source),
+            encoder: RecordEncoder { source: source.clone(), refill },
+            dead_letter_encoder: DeadLetterEncoder::new(config.source.table.to_string(), source, refill),
             max_message_bytes: config.sink.max_message_bytes,
             next_row: NextRow::Anytime,
             blocked_on: None,
         }
+    }
+
+    /// Rows are not those of a refill any more.
+    pub(super) fn finish_refill(&mut self) {
+        self.encoder.refill = None;
+        self.dead_letter_encoder.refill = None;
     }
 
     /// The partition that the next row waits for, if the row cannot be queued.
@@ -140,7 +156,11 @@ impl Dispatch {
             if layout.routes_by(name) { route_by } else { layout.text(values.clone(), name) }
         };
         let fingerprint = row.fingerprint;
-        let (decision, mut next_row) = self.decide(&row, column, stages)?;
+        let is_delivered = stages.delivered.is_some_and(|events| row.is_among(events));
+        let (decision, mut next_row) = match is_delivered {
+            true => (Decision::Skip, NextRow::Anytime),
+            false => self.decide(&row, column, stages)?,
+        };
         match decision {
             Decision::Block => return Ok(Dispatched::Blocked),
             Decision::Skip => {

@@ -52,6 +52,11 @@ impl<B: Broker> Delivery<B> {
             QueryResult::Diagnosed { partition, diagnosis } => {
                 self.diagnoses.on_diagnosed(partition, diagnosis, topics)?;
             }
+            QueryResult::Evidence(delivered) => {
+                if let Some(refill) = &mut self.refill {
+                    refill.on_evidence(delivered);
+                }
+            }
             QueryResult::Reachability(reachability) => self.health.on_reachability(reachability)?,
             QueryResult::Failed(error) => self.on_query_failed(error)?,
         }
@@ -87,6 +92,15 @@ impl<B: Broker> Delivery<B> {
         found: ScanResult,
         records: FoundRecords,
     ) -> Result<(), RelayError> {
+        if self.is_refilling() && found.own_records > 0 {
+            let what = format!(
+                "{}: an earlier process of the relay appended {} events after this one had read which rows of the refill \
+                 Kafka has; it reads them again",
+                self.in_flight.topics.name_of(partition),
+                found.own_records
+            );
+            return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
+        }
         let scanned = self.in_flight.topics.partition_mut(partition);
         scanned.found = Some(records);
         let duplicates = scanned.dedup.on_gap_scanned(gap, found);
@@ -105,6 +119,10 @@ impl<B: Broker> Delivery<B> {
             QueryError::AuthenticationFailed(why) => {
                 RelayError::new(ErrorKind::KafkaAuthenticationFailed, why)
             }
+            QueryError::EvidenceIncomplete { .. } => RelayError::new(
+                ErrorKind::RefillBlocked,
+                format!("it cannot be proved which of the rows from before the slot are in Kafka: {error}"),
+            ),
             QueryError::Lost { .. } => RelayError::new(ErrorKind::KafkaLostRecords, error.to_string()),
             QueryError::Refused(error) => {
                 kafka::error::error_of("Kafka refused the scan of a partition", code_of(&error))

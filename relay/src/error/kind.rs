@@ -183,6 +183,9 @@ kinds! {
     /// Acknowledged records are gone: Kafka lost them, or the topic was recreated.
     KafkaLostRecords => kafka(Stop,
         "acknowledged records are gone: see docs/OPERATIONS.md, 'Kafka lost records'").gap(),
+    /// The slot was replaced, and it cannot be proved which of the rows before it are in Kafka.
+    RefillBlocked => kafka(Stop,
+        "rows from before the new slot are not delivered yet: see docs/OPERATIONS.md, 'A refill is blocked'").gap(),
     /// Another outbox publishes to a topic under the same `ce_source`.
     EventSourceShared => kafka(Stop,
         "give every outbox its own source.eventSource: see docs/OPERATIONS.md, 'Another outbox under the same name'"),

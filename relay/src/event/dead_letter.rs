@@ -7,6 +7,7 @@ use outbox::{Position, column, header};
 use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
 
+use crate::error::RefillCause;
 use crate::event::poison::{Poison, PoisonKind};
 use crate::event::record::{Prepared, rfc3339};
 use crate::event::row::{Attributes, PartialRow};
@@ -28,12 +29,14 @@ const HEADER_OVERHEAD_BYTES: usize = 10;
 pub struct DeadLetterEncoder {
     table: String,
     source: String,
+    /// The cause of the refill, while rows of one are encoded.
+    pub refill: Option<RefillCause>,
 }
 
 impl DeadLetterEncoder {
     /// For rows of `table` whose events have `source` as their `ce_source`.
-    pub fn new(table: String, source: String) -> DeadLetterEncoder {
-        DeadLetterEncoder { table, source }
+    pub fn new(table: String, source: String, refill: Option<RefillCause>) -> DeadLetterEncoder {
+        DeadLetterEncoder { table, source, refill }
     }
 
     /// The dead letter of a row, of at most `limit` bytes. Pure, like every encoder: a replay yields the same record.
@@ -53,6 +56,7 @@ impl DeadLetterEncoder {
             .always(header::CE_SEQUENCE, &position.encode())
             .always(header::CE_TIME, rfc3339(time).as_bytes())
             .always(header::DEAD_LETTER_REASON, poison.kind.label().as_bytes())
+            .refill(self.refill)
             .if_room(column::ID, header::CE_ID, id)
             .error(&poison.error)
             .if_room("topic", header::DEAD_LETTER_TOPIC, poison.topic.as_deref().map(str::as_bytes));
@@ -118,6 +122,13 @@ impl<'a> SizedRecord<'a> {
     }
 
     /// For short headers that are needed to find the record again.
+    fn refill(self, cause: Option<RefillCause>) -> Self {
+        match cause {
+            Some(cause) => self.always(header::CE_REFILL, cause.name().as_bytes()),
+            None => self,
+        }
+    }
+
     fn always(mut self, name: &str, value: &[u8]) -> Self {
         self.left = self.left.saturating_sub(size(name, value));
         self.headers = self.headers.insert(Header { key: name, value: Some(value) });
@@ -183,7 +194,11 @@ mod tests {
     const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 3 };
 
     fn encoder() -> DeadLetterEncoder {
-        DeadLetterEncoder { table: "public.outbox".into(), source: "/shop/public.outbox".into() }
+        DeadLetterEncoder {
+            table: "public.outbox".into(),
+            source: "/shop/public.outbox".into(),
+            refill: None,
+        }
     }
 
     fn poison(error: &str) -> Poison {

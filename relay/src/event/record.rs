@@ -8,7 +8,7 @@ use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
 use serde_json::Value;
 
-use crate::error::excerpt;
+use crate::error::{RefillCause, excerpt};
 use crate::event::dead_letter::DeadLetterSummary;
 use crate::event::row::{Attributes, JSON_MEDIA_TYPE, OutboxRow, PartialRow};
 
@@ -38,6 +38,8 @@ pub enum RecordError {
 pub struct RecordEncoder {
     /// `ce_source`.
     pub source: String,
+    /// The cause of the refill, while rows of one are encoded.
+    pub refill: Option<RefillCause>,
 }
 
 impl RecordEncoder {
@@ -76,6 +78,9 @@ impl RecordEncoder {
             Some(position) => headers.insert(bytes(header::CE_SEQUENCE, &position.encode())),
             None => headers.insert(bytes(header::DEAD_LETTER_REPLAYED, b"true")),
         };
+        if let (Some(_), Some(cause)) = (position, self.refill) {
+            headers = headers.insert(bytes(header::CE_REFILL, cause.name().as_bytes()));
+        }
         let Attributes { content_type, subject, data_schema, traceparent, tracestate } = row.attributes;
         for (name, value) in [
             (header::CONTENT_TYPE, content_type),
@@ -209,7 +214,7 @@ mod tests {
     }
 
     fn encoder() -> RecordEncoder {
-        RecordEncoder { source: "/shop/public.outbox".into() }
+        RecordEncoder { source: "/shop/public.outbox".into(), refill: None }
     }
 
     #[test]
@@ -235,6 +240,20 @@ mod tests {
         let expected: Vec<(String, String)> =
             expected.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn a_refilled_record_says_so_and_a_replayed_dead_letter_does_not() {
+        let encoder = RecordEncoder { refill: Some(RefillCause::SlotLost), ..encoder() };
+        let refill = |position| {
+            let headers = encoder.headers(&row(None), position, PgTime::default()).unwrap();
+            headers
+                .iter()
+                .find(|header| header.key == "ce_refill")
+                .map(|header| header.value.unwrap().to_vec())
+        };
+        assert_eq!(refill(Some(POSITION)).as_deref(), Some(&b"SlotLost"[..]));
+        assert_eq!(refill(None), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::error::ErrorKind;
 use crate::kafka::call_pool::{CallKind, Caller, PAUSE};
+use crate::kafka::evidence;
 use crate::kafka::offset_gaps::{self, OffsetGaps, PartitionGaps};
 use crate::kafka::producers::{ProducerHandles, Producers};
 use crate::kafka::query::{QueriedPartition, Query, QueryResult, Verification};
@@ -54,6 +55,12 @@ impl KafkaQueries {
             Query::Scan { partition, from, min_in_sync } => self.scan(partition, from, min_in_sync),
             Query::GapBeforeProbe(partition, gap) => self.scan_gap_before_probe(partition, gap),
             Query::Gap(partition, gap) => self.scan_gap_later(partition, gap),
+            Query::Evidence { starts, before } => {
+                let starts = starts.clone();
+                self.submit(async move |caller| {
+                    Ok(QueryResult::Evidence(evidence::collect(&caller, starts, before).await?))
+                });
+            }
             Query::Reachability { of_producers } => {
                 self.check_reachability(of_producers.then(|| producers.handles(None)));
             }
@@ -129,7 +136,7 @@ impl KafkaQueries {
         let QueriedPartition { id: partition, topic, number } = partition;
         let topic: Arc<str> = topic.into();
         self.submit(async move |caller| {
-            let scan = scan_partition(&caller, &topic, number, from, min_in_sync).await?;
+            let scan = scan_partition(&caller, &topic, number, Scope::ToEnd, from, min_in_sync).await?;
             let Scan { found, records, phantoms, .. } = scan;
             Ok(QueryResult::Scanned { partition, found, records: records.finish(), phantoms })
         });
@@ -244,12 +251,12 @@ async fn wait_for_topic(
     Ok(())
 }
 
-async fn partition_count(caller: &Caller, name: &str) -> Result<i32, QueryError> {
+pub(super) async fn partition_count(caller: &Caller, name: &str) -> Result<i32, QueryError> {
     let name = name.to_owned();
     caller.persist(CallKind::Metadata, move |scanner| scanner.partition_count(&name)).await
 }
 
-async fn watermarks(
+pub(super) async fn watermarks(
     caller: &Caller,
     topic: &Arc<str>,
     number: PartitionNumber,
@@ -259,7 +266,7 @@ async fn watermarks(
 }
 
 /// The settings of a topic; `None` if the relay may not read them.
-async fn describe(caller: &Caller, topic: &str) -> Result<Option<TopicSettings>, QueryError> {
+pub(super) async fn describe(caller: &Caller, topic: &str) -> Result<Option<TopicSettings>, QueryError> {
     let topic = topic.to_owned();
     caller.persist(CallKind::Metadata, move |scanner| scanner.describe(&topic)).await
 }
@@ -340,10 +347,11 @@ async fn record_at(
 
 /// Scans a partition from `from` to its end for this outbox's records. The records found count as acknowledged only if
 /// enough replicas for an acknowledgement are in sync, both before and after the scan.
-async fn scan_partition(
+pub(super) async fn scan_partition(
     caller: &Caller,
     topic: &Arc<str>,
     number: PartitionNumber,
+    scope: Scope,
     from: Offset,
     mut min_in_sync: Option<usize>,
 ) -> Result<Scan, QueryError> {
@@ -359,7 +367,7 @@ async fn scan_partition(
             let what = format!("it ends at offset {until}, but it had already reached {from}");
             return Err(QueryError::Lost { topic: topic.to_string(), partition: number, what });
         }
-        let scan = Scan::new(topic, number, Scope::ToEnd, OffsetRange { from, until });
+        let scan = Scan::new(topic, number, scope.clone(), OffsetRange { from, until });
         let scan = read(caller, scan, FairShare::first()).await?;
         if is_replicated(caller, topic, number, min_in_sync).await? {
             return Ok(scan);

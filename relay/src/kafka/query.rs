@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use pg_replication::CommitLsn;
+
 use crate::kafka::diagnosis::Diagnosis;
+use crate::kafka::evidence::DeliveredEvents;
 use crate::kafka::scan::Stray;
 use crate::kafka::scanner::{FoundTopic, QueryError, Reachability};
 use crate::progress::fingerprints::FoundRecords;
 use crate::progress::offset::Offset;
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
-use crate::topics::partitions::{PartitionId, PartitionNumber, ToVerify};
+use crate::topics::partitions::{Offsets, PartitionId, PartitionNumber, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
@@ -70,6 +73,13 @@ pub enum Query<'a> {
     GapBeforeProbe(QueriedPartition<'a>, OffsetGap),
     /// Scans a gap between records of this process, when there is time for it.
     Gap(QueriedPartition<'a>, OffsetGap),
+    /// Reads which events Kafka has already of the rows that a refill looks at.
+    Evidence {
+        /// Where to begin in each partition.
+        starts: &'a Offsets,
+        /// Only events committed before it count.
+        before: CommitLsn,
+    },
     /// Whether Kafka is reachable, and with `of_producers` whether the producers can reach it, too.
     Reachability {
         /// Includes the producers.
@@ -154,6 +164,8 @@ pub enum QueryResult {
     },
     /// Gaps that were not scanned, because too many were queued.
     GapsSkipped(u64),
+    /// The events that Kafka has already.
+    Evidence(DeliveredEvents),
     /// Whether Kafka is reachable.
     Reachability(Reachability),
     /// Why a partition acknowledges nothing.

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use outbox::{Position, header};
+use pg_replication::CommitLsn;
 use rdkafka::message::Message;
 
+use crate::kafka::evidence::EventKey;
 use crate::kafka::own_records::{OwnRecords, value_of};
 use crate::progress::fingerprints::{Fingerprint, RecordCollector};
 use crate::progress::offset::{Offset, OffsetRange};
@@ -47,6 +49,13 @@ pub enum Scope {
     BeforeProbe(OffsetGap),
     /// Those in gaps between records of this process, in order.
     Gaps(Vec<OffsetRange>),
+    /// Those of rows that a refill looks at, up to the end of the partition when the scan began.
+    Evidence {
+        /// Only events committed before it count.
+        before: CommitLsn,
+        /// The scan ends when it has found more events than this.
+        room: usize,
+    },
 }
 
 /// See the module documentation.
@@ -69,6 +78,8 @@ pub struct Scan {
     pub strays: Vec<Stray>,
     /// The number of further strays.
     pub more_strays: u64,
+    /// The events of a scan for evidence.
+    pub events: Vec<EventKey>,
 }
 
 impl Scan {
@@ -84,6 +95,7 @@ impl Scan {
             phantoms: Phantoms::default(),
             strays: Vec::new(),
             more_strays: 0,
+            events: Vec::new(),
         }
     }
 
@@ -132,12 +144,29 @@ impl Scan {
                 }
                 return;
             }
+            Scope::Evidence { before, room } => {
+                let (before, room) = (*before, *room);
+                if is_on_line && position.commit_lsn < before.lsn().as_u64() {
+                    self.on_event(message, room);
+                }
+                return;
+            }
             Scope::BeforeProbe(_) | Scope::Gaps(_) => return,
         };
         self.found.highest = self.found.highest.max(Some(position));
         self.found.own_records += 1;
         self.found.repeated += u64::from(known.is_some_and(|known| position <= known));
         self.records.add(position, id);
+    }
+
+    /// A dead letter without an id proves nothing.
+    fn on_event(&mut self, message: &impl Message, room: usize) {
+        let (id, time) = (value_of(message, header::CE_ID), value_of(message, header::CE_TIME));
+        let Some((id, time)) = id.zip(time) else { return };
+        self.events.push(EventKey::new(id, time));
+        if self.events.len() > room {
+            self.found.end = self.until;
+        }
     }
 
     fn on_stray(&mut self, stray: Stray) {

@@ -69,6 +69,16 @@ pub enum QueryError {
         /// The record was written while this server was running, so another server wrote it.
         by_another_server: bool,
     },
+    /// Kafka does not have all records that may prove which rows were delivered.
+    #[error("{topic}/{partition}: {what}")]
+    EvidenceIncomplete {
+        /// Topic.
+        topic: String,
+        /// Partition number.
+        partition: PartitionNumber,
+        /// What is missing.
+        what: String,
+    },
     /// TLS or SASL with a broker failed.
     #[error("{0}")]
     AuthenticationFailed(String),

@@ -1,4 +1,4 @@
-//! The rows from before the slot (the initial snapshot), read in the order of `seq`.
+//! The rows from before the slot (the initial snapshot, or the missing rows of a refill), read in the order of `seq`.
 //!
 //! Each page is one short query, so that a snapshot of hours does not hold back vacuum. Which rows belong to the
 //! snapshot follows from each row's `xid` and the stored `pg_snapshot` of the slot, so any process can read a page at
@@ -32,6 +32,9 @@ const FIRST_PAGE_ROWS: i64 = 64;
 /// After this long without a row, another connection checks whether the server is still working: on a table without an
 /// index on `seq` a page can take minutes.
 const ASK_AFTER: Duration = Duration::from_secs(10);
+
+/// The snapshot that shows no row.
+const NOTHING_DELIVERED: &str = "1:1:";
 
 /// A row of the table with its `seq`.
 #[derive(Debug)]
@@ -93,6 +96,9 @@ impl Pages {
             sql,
             statement: statement(source, &columns, mappings),
             snapshot: rest.snapshot,
+            delivered: rest
+                .refill
+                .map_or_else(|| NOTHING_DELIVERED.to_owned(), |refill| refill.delivered.as_text().to_owned()),
             read_to: rest.cursor,
             page_rows: FIRST_PAGE_ROWS,
         };
@@ -171,7 +177,8 @@ fn statement(source: &Source, columns: &[TableColumn], mappings: &RoutingHistory
          FROM (SELECT seq, {}
                FROM (SELECT o.seq, {} FROM {} o
                      WHERE o.seq >= $1 AND pg_visible_in_snapshot(o.xid, (SELECT $2::pg_snapshot))
-                     ORDER BY o.seq LIMIT $3) page
+                       AND NOT pg_visible_in_snapshot(o.xid, (SELECT $3::pg_snapshot))
+                     ORDER BY o.seq LIMIT $4) page
                OFFSET 0) texts
          ORDER BY seq",
         values.join(", "),
@@ -191,6 +198,8 @@ struct ReaderTask {
     statement: String,
     /// Rows visible in this snapshot are read, in the text format of `pg_snapshot`.
     snapshot: String,
+    /// Except those that are visible in this one, which are in Kafka.
+    delivered: String,
     /// All of them up to this `seq` have been read, or need not be.
     read_to: i64,
     page_rows: i64,
@@ -213,6 +222,7 @@ impl ReaderTask {
         let mut rows = sqlx::query(AssertSqlSafe(self.statement.as_str()))
             .bind(self.read_to)
             .bind(&self.snapshot)
+            .bind(&self.delivered)
             .bind(self.page_rows + 1)
             .fetch(&mut self.sql);
         let (source, server, process) = (&self.source, &self.server, self.process);

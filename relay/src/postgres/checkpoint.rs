@@ -15,9 +15,10 @@ use sqlx::{AssertSqlSafe, Row};
 use self::statement::Statement;
 pub use self::writer::Writer;
 use crate::config::Config;
-use crate::error::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RefillCause, RelayError};
+use crate::postgres::missing_rows::TransactionSnapshot;
 use crate::routing::mapping::{Revision, RoutingHistory};
-use crate::topics::partitions::Offsets;
+use crate::topics::partitions::{Offsets, PartitionNumber};
 
 /// Name of the table, in the schema of the outbox table.
 pub const TABLE: &str = "outbox_checkpoint";
@@ -43,6 +44,31 @@ pub struct Checkpoint {
     pub mappings: Option<RoutingHistory>,
     /// What is remembered of each partition.
     pub offsets: Offsets,
+    /// The rows that it shows are in Kafka.
+    pub delivered: TransactionSnapshot,
+    /// No row that `delivered` does not show lies before these offsets.
+    pub delivered_offsets: Offsets,
+    /// How often the slot was replaced within the last hour; `None` for a table without migration 0007.
+    pub replacements: Option<i32>,
+}
+
+impl Checkpoint {
+    /// Where a scan for the evidence of a refill has to begin. A partition that the relay may have written to and that has
+    /// no stored offset is scanned from its beginning.
+    pub fn evidence_starts(&self) -> Offsets {
+        let mut starts = self.delivered_offsets.clone();
+        let mut add = |topic: &str, partition| {
+            starts.entry(topic.to_owned()).or_default().entry(partition).or_default();
+        };
+        let routed = self.mappings.iter().flat_map(RoutingHistory::topics);
+        routed.for_each(|(topic, partitions)| {
+            (0..partitions).map(PartitionNumber).for_each(|number| add(topic, number))
+        });
+        for (topic, partitions) in &self.offsets {
+            partitions.keys().for_each(|number| add(topic, *number));
+        }
+        starts
+    }
 }
 
 /// A relay's progress.
@@ -64,15 +90,37 @@ pub enum CheckpointPhase {
         /// Every commit before this LSN is in Kafka.
         confirmed: EndLsn,
     },
+    /// Its slot was lost, and it replaces the slot and delivers the missing rows.
+    Refilling {
+        /// Why.
+        cause: RefillCause,
+        /// Every commit before this LSN is in Kafka.
+        confirmed: EndLsn,
+        /// The new slot's consistent point and the missing rows; `None` until the slot is created.
+        slot: Option<(EndLsn, RemainingSnapshot)>,
+    },
 }
 
-/// The part of the initial snapshot that is still to be delivered.
+/// The rows from before the slot that are still to be delivered: the initial snapshot, or in a refill the missing rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RemainingSnapshot {
     /// The rows that the stream will not carry: those visible in this snapshot, in the text format of `pg_snapshot`.
     pub snapshot: String,
     /// Every row of the snapshot up to this `seq` is in Kafka.
     pub cursor: i64,
+    /// Set in a refill.
+    pub refill: Option<RefillScope>,
+}
+
+/// Which rows a refill looks at, and where Kafka may have them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefillScope {
+    /// Why the rows are missing.
+    pub cause: RefillCause,
+    /// The rows that it shows are in Kafka.
+    pub delivered: TransactionSnapshot,
+    /// None of the other rows lies before these offsets.
+    pub starts: Offsets,
 }
 
 /// The cursor before any row was delivered: no row has a negative `seq`.
@@ -124,8 +172,12 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
     let select = format!(
         "SELECT slot::text, system_identifier, timeline, confirmed_lsn::text AS confirmed,
                 start_phase, start_lsn::text AS start, start_snapshot::text AS snapshot, start_cursor,
-                nullif(mapping, '{{}}') AS mapping, mapping_version, kafka_offsets
-         FROM {table} WHERE relay = $1"
+                nullif(mapping, '{{}}') AS mapping, mapping_version, kafka_offsets,
+                delivered_snapshot::text AS delivered, snapshot_offsets, columns ->> 'refill_cause' AS refill_cause,
+                CASE WHEN columns ? 'slot_replaced_at' THEN
+                    (SELECT count(*)::int FROM jsonb_array_elements_text(columns -> 'slot_replaced_at') AS replaced
+                     WHERE replaced::timestamptz > clock_timestamp() - interval '1 hour') END AS replacements
+         FROM {table} AS c, to_jsonb(c) AS columns WHERE relay = $1"
     );
     let row = sqlx::query(AssertSqlSafe(select)).bind(&config.name).fetch_optional(&mut *sql).await?;
     let Some(row) = row else { return Ok(None) };
@@ -138,6 +190,9 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
             timeline: row.try_get::<i32, _>("timeline")?.cast_unsigned(),
         },
         progress: phase_of(&row)?,
+        delivered: delivered_of(&row)?,
+        delivered_offsets: row.try_get::<Json<_>, _>("snapshot_offsets")?.0,
+        replacements: row.try_get("replacements")?,
         mappings: mappings.map(|Json(mappings)| RoutingHistory { version, ..mappings }),
         offsets: row.try_get::<Json<_>, _>("kafka_offsets")?.0,
     }))
@@ -148,25 +203,48 @@ fn phase_of(row: &PgRow) -> Result<CheckpointPhase, RelayError> {
         let lsn: Option<Text<EndLsn>> = row.try_get(column)?;
         Ok(lsn.map(|Text(lsn)| lsn))
     };
-    if let Some(confirmed) = lsn("confirmed")? {
-        return Ok(CheckpointPhase::Delivered { confirmed });
-    }
-    let phase: Option<String> = row.try_get("start_phase")?;
+    let (confirmed, phase) = (lsn("confirmed")?, row.try_get::<Option<String>, _>("start_phase")?);
     let stored = lsn("start")?.zip(row.try_get::<Option<String>, _>("snapshot")?);
-    match (phase.as_deref(), stored) {
-        (None, _) => Ok(CheckpointPhase::Registered),
-        (Some("copying"), Some((from, snapshot))) => {
-            let cursor = row.try_get::<Option<i64>, _>("start_cursor")?.unwrap_or(SNAPSHOT_NOT_STARTED);
-            Ok(CheckpointPhase::Snapshotting { from, rest: RemainingSnapshot { snapshot, cursor } })
-        }
-        (Some("copying"), None) => {
+    let cursor = row.try_get::<Option<i64>, _>("start_cursor")?.unwrap_or(SNAPSHOT_NOT_STARTED);
+    let copying = |refill| match stored {
+        Some((from, snapshot)) => Ok((from, RemainingSnapshot { snapshot, cursor, refill })),
+        None => {
             let what =
                 "the checkpoint row says that an initial snapshot is in progress, but not of which rows";
             Err(RelayError::new(ErrorKind::CheckpointLost, what))
         }
+    };
+    let refill_cause: Option<String> = row.try_get("refill_cause")?;
+    Ok(match (confirmed, phase.as_deref()) {
+        (Some(confirmed), None) => CheckpointPhase::Delivered { confirmed },
+        (Some(confirmed), Some(phase)) => {
+            let cause =
+                refill_cause.and_then(|name| RefillCause::from_name(&name)).unwrap_or(RefillCause::SlotLost);
+            let slot = match phase {
+                "copying" => {
+                    let starts = row.try_get::<Json<_>, _>("snapshot_offsets")?.0;
+                    Some(copying(Some(RefillScope { cause, delivered: delivered_of(row)?, starts }))?)
+                }
+                _ => None,
+            };
+            CheckpointPhase::Refilling { cause, confirmed, slot }
+        }
+        (None, None) => CheckpointPhase::Registered,
+        // The LSN was removed by hand, to start again instead of the refill.
+        (None, Some(_)) if refill_cause.is_some() => CheckpointPhase::Registered,
+        (None, Some("copying")) => {
+            let (from, rest) = copying(None)?;
+            CheckpointPhase::Snapshotting { from, rest }
+        }
         // Created, or about to be: nothing was stored about the slot, so it cannot be used.
-        (Some(_), _) => Ok(CheckpointPhase::Creating),
-    }
+        (None, Some(_)) => CheckpointPhase::Creating,
+    })
+}
+
+fn delivered_of(row: &PgRow) -> Result<TransactionSnapshot, RelayError> {
+    let text: String = row.try_get("delivered")?;
+    text.parse()
+        .map_err(|error| RelayError::new(ErrorKind::CheckpointLost, format!("outbox_checkpoint: {error}")))
 }
 
 /// Inserts the row of a new relay before its slot is created. Its delivered snapshot is empty, so from then on no
@@ -261,6 +339,35 @@ pub async fn begin_snapshot(
     check_one_row(written.rows_affected(), config)
 }
 
+/// Records a gap, and that the relay is about to replace the slot. Until the refill is complete, what the checkpoint says
+/// of the delivered rows does not change: the delivered snapshot, `starts`, the offsets that belong to it, and the
+/// confirmed LSN. A process that was paused cannot write the row any more.
+pub async fn begin_refill(
+    sql: &mut PgConnection,
+    config: &Config,
+    history: ClusterTimeline,
+    cause: RefillCause,
+    starts: &Offsets,
+) -> Result<(), RelayError> {
+    let table = config.source.table.sibling(TABLE);
+    let update = format!(
+        "UPDATE {table} SET refill_cause = $2, start_phase = 'creating', start_lsn = NULL, start_snapshot = NULL,
+                start_cursor = NULL, snapshot_offsets = $3, timeline = $4, updated_at = clock_timestamp(),
+                slot_replaced_at = ARRAY(SELECT replaced FROM unnest(slot_replaced_at) AS replaced
+                                         WHERE replaced > clock_timestamp() - interval '1 hour') || clock_timestamp()
+         WHERE relay = $1 AND system_identifier = $5 AND confirmed_lsn IS NOT NULL"
+    );
+    let written = sqlx::query(AssertSqlSafe(update))
+        .bind(&config.name)
+        .bind(cause.name())
+        .bind(Json(starts))
+        .bind(history.timeline.cast_signed())
+        .bind(history.system_identifier.cast_signed())
+        .execute(&mut *sql)
+        .await?;
+    check_one_row(written.rows_affected(), config)
+}
+
 /// Moves the row to the server's present timeline, and resets an LSN that this server never reached. The session must
 /// hold the slot.
 pub async fn move_to_timeline(
@@ -320,7 +427,8 @@ pub async fn write_now(
     config: &Config,
     history: ClusterTimeline,
     progress: &CheckpointUpdate,
+    refill: Option<RefillCause>,
 ) -> Result<CommittedCheckpoint, RelayError> {
-    let xid = Statement::new(config, history).execute(sql, progress, None, None).await?;
+    let xid = Statement::new(config, history, refill).execute(sql, progress, None, None).await?;
     Ok(progress.committed(xid))
 }

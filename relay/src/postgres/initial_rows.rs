@@ -1,10 +1,50 @@
-//! The rows that are in the table before the slot: whether the initial snapshot can read, identify and order them.
+//! The rows that are in the table before the slot: whether the initial snapshot, or a refill, can read, identify and order
+//! them.
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::config::Source;
 use crate::error::{ErrorKind, RelayError};
+use crate::postgres::missing_rows::TransactionSnapshot;
+
+/// What the rows are needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowsFor {
+    /// The initial snapshot.
+    Start,
+    /// A refill.
+    Refill,
+}
+
+impl RowsFor {
+    /// The setting that needs them.
+    fn setting(self) -> &'static str {
+        match self {
+            RowsFor::Start => "source.start: Table",
+            RowsFor::Refill => "source.onGap: Refill",
+        }
+    }
+
+    /// The alternative to a correction of the table.
+    fn alternative(self) -> &'static str {
+        match self {
+            RowsFor::Start => "set source.start: Now",
+            RowsFor::Refill => "set source.onGap: Stop and republish the missing events yourself",
+        }
+    }
+}
+
+/// The transactions that have ended by now.
+pub async fn current_snapshot(sql: &mut PgConnection) -> Result<TransactionSnapshot, RelayError> {
+    let text: String = sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(sql).await?;
+    text.parse().map_err(|error| {
+        RelayError::new(
+            ErrorKind::DatabaseError,
+            format!("PostgreSQL returned a snapshot that is none: {error}"),
+        )
+    })
+}
 
 /// The exported snapshot in its text form, and whether that text and `seq` identify all rows the snapshot shows.
 pub async fn describe(
@@ -25,7 +65,8 @@ pub async fn describe(
 }
 
 /// Checks, before anything is created, that the table's rows can be read and identified by snapshot and `seq`.
-pub async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
+pub async fn check_table(sql: &mut PgConnection, source: &Source, rows: RowsFor) -> Result<(), RelayError> {
+    let (setting, alternative) = (rows.setting(), rows.alternative());
     let table = source.table.quoted();
     let row = sqlx::query(
         "SELECT count(*) FILTER (WHERE attname = 'seq' AND atttypid = 'bigint'::regtype AND attnotnull) = 1
@@ -42,16 +83,16 @@ pub async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), 
     let role = crate::config::quote(&role);
     if !row.try_get::<bool, _>("identified")? {
         let what = format!(
-            "table {} has no columns seq (bigint, not null) and xid (xid8, not null), which source.start: Table needs \
-             to find and order the rows from before the slot; add them, or set source.start: Now",
+            "table {} has no columns seq (bigint, not null) and xid (xid8, not null), which {setting} needs \
+             to find and order the rows from before the slot; add them, or {alternative}",
             source.table
         );
         return Err(RelayError::new(ErrorKind::StartRefused, what));
     }
     if !row.try_get::<bool, _>("timestamped")? {
         let what = format!(
-            "table {} has no column occurred_at (timestamptz, not null), which source.start: Table needs for the time \
-             of rows from before the slot; add it, or set source.start: Now",
+            "table {} has no column occurred_at (timestamptz, not null), which {setting} needs for the time \
+             of rows from before the slot; add it, or {alternative}",
             source.table
         );
         return Err(RelayError::new(ErrorKind::StartRefused, what));
@@ -70,7 +111,7 @@ pub async fn check_table(sql: &mut PgConnection, source: &Source) -> Result<(), 
         );
         return Err(RelayError::new(ErrorKind::PermissionDenied, what));
     }
-    RowOrder::of(sql, source).await?.check(source)
+    RowOrder::of(sql, source).await?.check(source, rows)
 }
 
 /// Rows that the initial snapshot would miss or could not deliver.
@@ -102,8 +143,8 @@ impl RowOrder {
         })
     }
 
-    /// Fails if the initial snapshot could not deliver every row.
-    pub fn check(&self, source: &Source) -> Result<(), RelayError> {
+    /// Fails if not every row could be delivered.
+    pub fn check(&self, source: &Source, rows: RowsFor) -> Result<(), RelayError> {
         let table = source.table.quoted();
         if self.foreign {
             let what = format!(
@@ -115,8 +156,9 @@ impl RowOrder {
         }
         if self.negative {
             let what = format!(
-                "table {} has rows with a negative seq, which source.start: Table cannot order; renumber them",
-                source.table
+                "table {} has rows with a negative seq, which {} cannot order; renumber them",
+                source.table,
+                rows.setting()
             );
             return Err(RelayError::new(ErrorKind::StartRefused, what));
         }

@@ -33,7 +33,8 @@ pub(super) async fn event_loop(context: &Context, opened: OpenSession) -> Result
         let what = format!("the Kafka client could not be created: {error}");
         RelayError::new(ErrorKind::KafkaUnreachable, what)
     })?;
-    let writer = Writer::start(sql, config, history, committed, context.status.clone());
+    let refill = phase.refill().map(|refill| refill.cause);
+    let writer = Writer::start(sql, config, history, refill, committed, context.status.clone());
     let pages = match phase {
         DeliveryPhase::Stream { confirmed, .. } => {
             tracing::info!(%confirmed, horizon = %start.lineage.horizon(), "streaming");
@@ -43,15 +44,20 @@ pub(super) async fn event_loop(context: &Context, opened: OpenSession) -> Result
         DeliveryPhase::Snapshot { from, rest } => {
             let cursor = rest.cursor;
             let pages = Pages::start(&config.source, &server, history, &start.mappings, rest).await?;
-            tracing::info!(start = %from, cursor, "delivering the initial snapshot");
-            context.status.enter(Phase::Snapshot);
+            match refill {
+                None => tracing::info!(start = %from, cursor, "delivering the initial snapshot"),
+                Some(cause) => {
+                    tracing::info!(start = %from, cursor, cause = cause.name(), "delivering the rows that are missing in Kafka");
+                }
+            }
+            context.status.enter(if refill.is_some() { Phase::Refilling } else { Phase::Snapshot });
             Some(pages)
         }
     };
     let delivery = Delivery::new(config, start, broker, context.status.clone(), context.metrics.clone())?;
     let event_loop = EventLoop::new(stream, delivery, acks, query_results, writer, slot_guard, context);
     Ok(match pages {
-        Some(pages) => event_loop.with_snapshot(pages),
+        Some(pages) => event_loop.with_snapshot(pages, refill),
         None => event_loop,
     })
 }

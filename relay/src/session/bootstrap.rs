@@ -21,7 +21,8 @@ use crate::failpoint::{self, Boundary};
 use crate::postgres::blocking_transactions::{self, OpenTransaction};
 use crate::postgres::checkpoint::{self, CheckpointUpdate, ClusterTimeline};
 use crate::postgres::connection::CONNECT_WITHIN;
-use crate::postgres::{initial_rows, slot};
+use crate::postgres::initial_rows::{self, RowsFor};
+use crate::postgres::slot;
 use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::session::Context;
 use crate::session::slot_wait::{self, SlotMemory};
@@ -111,7 +112,7 @@ pub async fn create_slot(
         revision: Revision::default(),
         offsets: Offsets::new(),
     };
-    checkpoint::write_now(sql, config, history, &progress).await?;
+    checkpoint::write_now(sql, config, history, &progress, None).await?;
     let slot = &config.source.slot.name;
     tracing::info!(%slot, lsn = %confirmed, "created the slot; events committed from here on are delivered");
     Ok(())
@@ -126,7 +127,7 @@ pub async fn create_slot_with_snapshot(
 ) -> Result<(), RelayError> {
     let config = &*context.config;
     let (source, slot) = (&config.source, &config.source.slot.name);
-    initial_rows::check_table(sql, source).await?;
+    initial_rows::check_table(sql, source, RowsFor::Start).await?;
     checkpoint::begin_slot_creation(sql, config, history).await?;
     let (from, snapshot) = match create(sql, client, context, Snapshot::Export).await {
         Ok((from, Some(snapshot))) => (from, snapshot),
@@ -143,7 +144,7 @@ pub async fn create_slot_with_snapshot(
         Err(error) => return Err(error.into()),
     };
     let (snapshot, order) = initial_rows::describe(sql, source, &snapshot).await?;
-    if let Err(refused) = order.check(source) {
+    if let Err(refused) = order.check(source, RowsFor::Start) {
         slot::drop_own(sql, slot).await?;
         checkpoint::abort_slot_creation(sql, config).await?;
         return Err(refused);
@@ -153,7 +154,8 @@ pub async fn create_slot_with_snapshot(
     Ok(())
 }
 
-enum CreateError {
+/// Why a slot was not created.
+pub(super) enum CreateError {
     /// Another client created the slot first.
     Exists(RelayError),
     Other(RelayError),
@@ -167,7 +169,9 @@ impl From<CreateError> for RelayError {
     }
 }
 
-async fn create(
+/// Creates the slot, and waits for the transactions that PostgreSQL waits for. Returns its consistent point, and the
+/// name of the exported snapshot.
+pub(super) async fn create(
     sql: &mut PgConnection,
     client: &mut Client,
     context: &Context,

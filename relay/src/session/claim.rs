@@ -43,7 +43,7 @@ pub(super) async fn claim_checkpoint(
     let walsender_pid = slot::state(&mut sql, slot_name).await?.and_then(|slot| slot.active_pid);
     let Decided { decision, checkpoint } = decide_now(&mut sql, config, &server).await?;
     let StartDecision::Deliver(phase) = decision else {
-        let what = format!("slot {slot_name} disappeared while the relay was starting to stream from it");
+        let what = format!("slot {slot_name} was lost while the relay was starting to stream from it");
         return Err(RelayError::new(ErrorKind::SlotLost, what));
     };
     let history = server.history();
@@ -55,9 +55,10 @@ pub(super) async fn claim_checkpoint(
     let server_started = slot::server_start_time(&mut sql).await?;
     let horizon = horizon(&phase, slot::flush_lsn(&mut sql).await?);
     let refusal = memory.refusal.take();
+    let refill_cause = phase.refill().map(|refill| refill.cause);
     let update =
         first_checkpoint(config, checkpoint, &phase, horizon, refusal.as_ref(), memory.lost.as_ref())?;
-    let committed = checkpoint::write_now(&mut sql, config, history, &update).await?;
+    let committed = checkpoint::write_now(&mut sql, config, history, &update, refill_cause).await?;
     memory.lost = None;
     let CheckpointUpdate { mappings, offsets, .. } = update;
     let form = match binary {
@@ -67,6 +68,7 @@ pub(super) async fn claim_checkpoint(
     let start = InitialState {
         confirmed: phase.stream_start(),
         snapshot_cursor: phase.snapshot_cursor(),
+        refill: phase.refill().cloned(),
         form,
         lineage: Lineage::new(server.timelines, horizon),
         server_started,
@@ -79,7 +81,7 @@ pub(super) async fn claim_checkpoint(
     Ok(OpenSession { stream, walsender_pid, sql, server, history, phase, start, committed })
 }
 
-/// Nothing committed at or beyond this LSN can be in Kafka yet. Snapshot rows get positions right before the slot's
+/// Nothing committed at or beyond this LSN can be in Kafka yet. Rows from before the slot get positions right before the slot's
 /// start, and an earlier session may have sent some of them.
 fn horizon(phase: &DeliveryPhase, flush: EndLsn) -> EndLsn {
     match phase {

@@ -10,17 +10,24 @@
 //! | the server's WAL ends, or left the checkpoint's timeline, before the checkpoint | continue from there; records in Kafka beyond that position are phantoms |
 //! | neither slot nor progress | create the slot |
 //! | a slot whose snapshot was never stored | drop and recreate the slot |
-//! | the slot is gone, invalidated, or ahead of the checkpoint | stop: rows may be missing |
+//! | the slot is gone, invalidated, or ahead of the checkpoint | stop: rows may be missing; with `source.onGap: Refill` replace the slot |
+//! | a refill that is not complete | continue it |
 //! | another cluster, a timeline the server was never on, a checkpoint that went back | stop |
 //! | a slot that the relay cannot use, or of another database | stop: a setting is wrong |
 
 use pg_replication::{EndLsn, TimelineHistory};
 
-use crate::config::{CreationPolicy, Source, StartAt};
-use crate::error::{ErrorKind, RelayError};
-use crate::postgres::checkpoint::{Checkpoint, CheckpointPhase, ClusterTimeline, RemainingSnapshot};
+use crate::config::{CreationPolicy, OnGap, Source, StartAt};
+use crate::error::{ErrorKind, RefillCause, RelayError};
+use crate::postgres::checkpoint::{
+    Checkpoint, CheckpointPhase, ClusterTimeline, RefillScope, RemainingSnapshot,
+};
 use crate::progress::lineage::left_at;
 use crate::status::SlotState;
+
+/// A slot that is lost more often than this within an hour is not replaced: a setting is wrong, and each refill reads the
+/// table and Kafka.
+const MAX_REPLACEMENTS: i32 = 3;
 
 /// What a session knows when it starts.
 #[derive(Clone, Debug)]
@@ -48,6 +55,8 @@ pub enum StartDecision {
     CreateSlot,
     /// The slot was created, but its snapshot was lost: drop and recreate the slot.
     RecreateSlot,
+    /// The slot was lost: record the gap, and replace the slot. The rows in between are delivered from the table.
+    ReplaceSlot(RefillCause),
     /// Continue from the checkpoint, or from the slot.
     Deliver(DeliveryPhase),
 }
@@ -55,14 +64,17 @@ pub enum StartDecision {
 impl StartDecision {
     /// Whether the slot has to be created first.
     pub fn creates_slot(&self) -> bool {
-        matches!(self, StartDecision::CreateSlot | StartDecision::RecreateSlot)
+        matches!(
+            self,
+            StartDecision::CreateSlot | StartDecision::RecreateSlot | StartDecision::ReplaceSlot(_)
+        )
     }
 }
 
 /// What a session delivers, and from where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeliveryPhase {
-    /// The rest of the initial snapshot, then the stream.
+    /// The rest of the initial snapshot, or of a refill, then the stream.
     Snapshot {
         /// Where the stream begins.
         from: EndLsn,
@@ -79,7 +91,7 @@ pub enum DeliveryPhase {
 }
 
 impl DeliveryPhase {
-    /// Every row before this LSN is in Kafka, or belongs to the snapshot.
+    /// Every row before this LSN is in Kafka, or belongs to the rows that are delivered first.
     pub fn stream_start(&self) -> EndLsn {
         match self {
             DeliveryPhase::Snapshot { from: start, .. } | DeliveryPhase::Stream { confirmed: start, .. } => {
@@ -88,7 +100,15 @@ impl DeliveryPhase {
         }
     }
 
-    /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
+    /// The refill, while one is in progress.
+    pub fn refill(&self) -> Option<&RefillScope> {
+        match self {
+            DeliveryPhase::Snapshot { rest, .. } => rest.refill.as_ref(),
+            DeliveryPhase::Stream { .. } => None,
+        }
+    }
+
+    /// During the initial snapshot or a refill: all its rows up to this `seq` are in Kafka.
     pub fn snapshot_cursor(&self) -> Option<i64> {
         match self {
             DeliveryPhase::Snapshot { rest, .. } => Some(rest.cursor),
@@ -102,6 +122,8 @@ enum CheckpointState {
     Nothing,
     Creating,
     Delivering(DeliveryPhase),
+    /// The slot is being replaced.
+    Replacing(RefillCause),
 }
 
 /// Decides how the session starts, or why it must not.
@@ -114,13 +136,14 @@ pub fn decide(inputs: &StartInputs<'_>) -> Result<StartDecision, RelayError> {
     let name = &inputs.source.slot.name;
     match checkpoint {
         // An invalidated slot is recreated, too: nothing was delivered from it.
-        CheckpointState::Creating => match slot.active_pid {
-            None => Ok(StartDecision::RecreateSlot),
-            Some(pid) => Err(RelayError::new(
-                ErrorKind::SlotActive,
-                format!("the server process with pid {pid} is creating or holding slot {name}"),
-            )),
-        },
+        CheckpointState::Creating => {
+            check_not_held(name, slot)?;
+            Ok(StartDecision::RecreateSlot)
+        }
+        CheckpointState::Replacing(cause) => {
+            check_not_held(name, slot)?;
+            continue_refill(inputs, cause)
+        }
         CheckpointState::Nothing if inputs.source.start == StartAt::Table => Err(RelayError::new(
             ErrorKind::StartRefused,
             format!(
@@ -136,9 +159,11 @@ pub fn decide(inputs: &StartInputs<'_>) -> Result<StartDecision, RelayError> {
             Ok(StartDecision::Deliver(DeliveryPhase::Stream { confirmed, diverged: false }))
         }
         CheckpointState::Delivering(phase) => {
-            check_not_lost(name, slot)?;
-            check_not_ahead(name, slot, phase.stream_start())?;
-            Ok(StartDecision::Deliver(phase))
+            let checked = check_not_lost(name, slot);
+            match checked.and_then(|()| check_not_ahead(name, slot, phase.stream_start())) {
+                Ok(()) => deliver(inputs, phase),
+                Err(gap) => close_gap(inputs, &phase, gap),
+            }
         }
     }
 }
@@ -158,10 +183,11 @@ fn without_slot(inputs: &StartInputs<'_>, checkpoint: &CheckpointState) -> Resul
                 ),
             ))
         }
-        CheckpointState::Delivering(phase) => Err(RelayError::new(
-            ErrorKind::SlotLost,
-            format!("slot {name} is gone; the checkpoint is at {}", phase.stream_start()),
-        )),
+        CheckpointState::Delivering(phase) => {
+            let what = format!("slot {name} is gone; the checkpoint is at {}", phase.stream_start());
+            close_gap(inputs, phase, RelayError::new(ErrorKind::SlotLost, what))
+        }
+        CheckpointState::Replacing(cause) => continue_refill(inputs, *cause),
         CheckpointState::Nothing | CheckpointState::Creating
             if inputs.source.slot.creation_policy == CreationPolicy::IfMissing =>
         {
@@ -171,6 +197,63 @@ fn without_slot(inputs: &StartInputs<'_>, checkpoint: &CheckpointState) -> Resul
             Err(RelayError::new(ErrorKind::SlotMissing, format!("slot {name} does not exist")))
         }
     }
+}
+
+/// Delivers, unless that would continue a refill that the settings do not allow any more.
+fn deliver(inputs: &StartInputs<'_>, phase: DeliveryPhase) -> Result<StartDecision, RelayError> {
+    if let Some(refill) = phase.refill() {
+        check_refill_allowed(inputs, refill.cause)?;
+    }
+    Ok(StartDecision::Deliver(phase))
+}
+
+fn continue_refill(inputs: &StartInputs<'_>, cause: RefillCause) -> Result<StartDecision, RelayError> {
+    check_refill_allowed(inputs, cause)?;
+    Ok(StartDecision::ReplaceSlot(cause))
+}
+
+fn check_refill_allowed(inputs: &StartInputs<'_>, cause: RefillCause) -> Result<(), RelayError> {
+    if inputs.source.on_gap == OnGap::Refill {
+        return Ok(());
+    }
+    let what = format!(
+        "slot {} was lost and its refill is not complete, and source.onGap is not Refill any more",
+        inputs.source.slot.name
+    );
+    Err(RelayError::new(cause.kind(), what))
+}
+
+/// Replaces the slot if the missing rows can be told from the delivered ones. Otherwise delivery stops at the gap.
+fn close_gap(
+    inputs: &StartInputs<'_>,
+    phase: &DeliveryPhase,
+    gap: RelayError,
+) -> Result<StartDecision, RelayError> {
+    if inputs.source.on_gap == OnGap::Stop {
+        return Err(gap);
+    }
+    let (Some(cause), Some(checkpoint)) = (RefillCause::of(gap.kind), inputs.checkpoint) else {
+        return Err(gap);
+    };
+    let hindrance = match (phase, checkpoint.replacements) {
+        (DeliveryPhase::Snapshot { rest, .. }, _) if rest.refill.is_none() => {
+            "the initial snapshot was not complete".to_owned()
+        }
+        (DeliveryPhase::Stream { diverged: true, .. }, _) => {
+            "the checkpoint is ahead of this server's history".to_owned()
+        }
+        _ if checkpoint.delivered.is_empty() => {
+            "the relay had not stored yet which rows it has delivered".to_owned()
+        }
+        (_, None) => "outbox_checkpoint lacks columns: apply migrations/outbox/0007_refill.sql".to_owned(),
+        (_, Some(replacements)) if replacements >= MAX_REPLACEMENTS => {
+            format!(
+                "the slot was replaced {replacements} times within the last hour: find out why it is lost"
+            )
+        }
+        _ => return Ok(StartDecision::ReplaceSlot(cause)),
+    };
+    Err(RelayError { detail: format!("{}; it is not refilled, because {hindrance}", gap.detail), ..gap })
 }
 
 /// Which part of the checkpoint is valid on this server.
@@ -207,6 +290,17 @@ fn checkpoint_state(
             "the slot was created at {from}, but the server's WAL differs from the checkpoint's after {common}"
         )),
         CheckpointPhase::Snapshotting { from, rest } => {
+            Ok(CheckpointState::Delivering(DeliveryPhase::Snapshot { from: *from, rest: rest.clone() }))
+        }
+        CheckpointPhase::Refilling { confirmed, slot, .. }
+            if slot.as_ref().map_or(*confirmed, |(from, _)| *from) > common =>
+        {
+            changed(format!(
+                "a refill had begun at {confirmed}, but the server's WAL differs from the checkpoint's after {common}"
+            ))
+        }
+        CheckpointPhase::Refilling { cause, slot: None, .. } => Ok(CheckpointState::Replacing(*cause)),
+        CheckpointPhase::Refilling { slot: Some((from, rest)), .. } => {
             Ok(CheckpointState::Delivering(DeliveryPhase::Snapshot { from: *from, rest: rest.clone() }))
         }
         CheckpointPhase::Delivered { confirmed } if went_back(inputs, checkpoint, *confirmed) => {
@@ -256,6 +350,12 @@ pub fn check_suitable(source: &Source, slot: &SlotState) -> Result<(), RelayErro
         ));
     }
     Ok(())
+}
+
+fn check_not_held(name: &str, slot: &SlotState) -> Result<(), RelayError> {
+    let Some(pid) = slot.active_pid else { return Ok(()) };
+    let what = format!("the server process with pid {pid} is creating or holding slot {name}");
+    Err(RelayError::new(ErrorKind::SlotActive, what))
 }
 
 fn check_not_lost(name: &str, slot: &SlotState) -> Result<(), RelayError> {

@@ -4,6 +4,7 @@ use pg_replication::EndLsn;
 
 use super::slot_wait::SlotMemory;
 use crate::delivery::{LostRecords, Refusal};
+use crate::error::ErrorKind;
 use crate::postgres::checkpoint::ClusterTimeline;
 
 /// See the module documentation.
@@ -18,6 +19,8 @@ pub struct Memory {
     /// A row arrived whose table has a column that is read in text form. From then on streams use the text form. The
     /// catalog cannot decide this: it may show a later table.
     pub text_form: bool,
+    /// What ended the last session. A gap is counted once: when it is reported, or when its refill begins.
+    pub ended_by: Option<ErrorKind>,
     /// The holders of the slot.
     pub slot: SlotMemory,
 }

@@ -8,8 +8,9 @@ use sqlx::postgres::PgConnection;
 use super::claim::{OpenSession, claim_checkpoint};
 use super::decision::{DeliveryPhase, StartDecision};
 use super::memory::Memory;
+use super::replace_slot::{Gap, replace_slot};
 use super::server::{Decided, ServerInfo, decide_now};
-use super::slot_wait::{self, SlotMemory};
+use super::slot_wait;
 use super::{Context, bootstrap};
 use crate::config::{Config, StartAt};
 use crate::error::{ErrorKind, RelayError};
@@ -43,7 +44,7 @@ pub(super) async fn open(context: &Context, memory: &mut Memory) -> Result<OpenS
     let binary = reads_binary(&mut sql, config, memory, &decided).await?;
     let mut table = within_limit(publication::ensure(&mut sql, config)).await?;
     if decided.decision.creates_slot() {
-        create_slot(&mut sql, &mut client, context, &server, &mut memory.slot, &own).await?;
+        create_slot(&mut sql, &mut client, context, &server, memory, &own).await?;
         // The new slot streams only the current table, which may have been recreated while the slot creation waited.
         table = table::oid(&mut sql, config).await?;
     }
@@ -113,16 +114,20 @@ async fn create_slot(
     client: &mut Client,
     context: &Context,
     server: &ServerInfo,
-    memory: &mut SlotMemory,
+    memory: &mut Memory,
     own: &Own,
 ) -> Result<(), RelayError> {
     let config = &*context.config;
-    bootstrap::lock(sql, &config.source.slot.name, memory).await?;
-    memory.on_taken(own.clone(), true);
+    bootstrap::lock(sql, &config.source.slot.name, &memory.slot).await?;
+    memory.slot.on_taken(own.clone(), true);
     bootstrap::watch_client_connection(sql, client).await?;
-    let decision = decide_now(sql, config, server).await?.decision;
-    if decision.creates_slot() {
-        let history = server.history();
+    let Decided { decision, checkpoint } = decide_now(sql, config, server).await?;
+    let history = server.history();
+    if let (StartDecision::ReplaceSlot(cause), Some(checkpoint)) = (&decision, &checkpoint) {
+        let is_counted = memory.ended_by == Some(cause.kind());
+        let gap = Gap { checkpoint, cause: *cause, is_counted };
+        replace_slot(sql, client, context, history, gap).await?;
+    } else if decision.creates_slot() {
         if decision == StartDecision::RecreateSlot {
             bootstrap::drop_leftover(sql, &config.source.slot.name).await?;
         }

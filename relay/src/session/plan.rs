@@ -28,6 +28,13 @@ pub async fn first_step(
         StartDecision::RecreateSlot => {
             "a relay would drop and recreate the slot: its creation was not completed".to_owned()
         }
+        StartDecision::ReplaceSlot(cause) => format!(
+            "a relay would replace the slot, and deliver from the table the rows that are missing in Kafka ({})",
+            cause.name()
+        ),
+        StartDecision::Deliver(phase @ DeliveryPhase::Snapshot { .. }) if phase.refill().is_some() => {
+            format!("a relay would continue to deliver the missing rows from before {}", phase.stream_start())
+        }
         StartDecision::Deliver(DeliveryPhase::Snapshot { from, .. }) => {
             format!("a relay would deliver the initial snapshot, the rows from before {from}")
         }

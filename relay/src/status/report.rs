@@ -101,7 +101,7 @@ fn dead_letters(state: &State) -> Value {
 
 fn not_reading(state: &State) -> Option<&'static str> {
     match state.phase {
-        Phase::Snapshot | Phase::Streaming | Phase::Draining => {
+        Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Draining => {
             state.session.stats.stall_reason.map(StallReason::text)
         }
         _ => Some("the stream is not open"),
@@ -192,7 +192,7 @@ fn problem_json(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
 /// This process's role, which follows from who holds the slot.
 fn role(phase: Phase) -> &'static str {
     match phase {
-        Phase::Snapshot | Phase::Streaming | Phase::Draining => "active",
+        Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Draining => "active",
         Phase::Standby => "standby",
         Phase::Starting | Phase::Waiting | Phase::Stopped => "none",
     }

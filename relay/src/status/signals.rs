@@ -13,6 +13,8 @@ pub enum Phase {
     Starting,
     /// The stream is open but not read: the initial snapshot of the table is delivered first.
     Snapshot,
+    /// The stream is open but not read: the rows that a lost slot would have streamed are delivered first.
+    Refilling,
     /// The stream is open.
     Streaming,
     /// Another relay holds the slot.
@@ -30,6 +32,7 @@ impl Phase {
         match self {
             Phase::Starting => "starting",
             Phase::Snapshot => "copying",
+            Phase::Refilling => "refilling",
             Phase::Streaming => "streaming",
             Phase::Standby => "standby",
             Phase::Waiting => "waiting",
@@ -52,7 +55,7 @@ pub enum StallReason {
     Partition,
     /// A row can never be delivered.
     PoisonRow,
-    /// The initial snapshot, the rows from before the slot, is delivered first.
+    /// The rows from before the slot, the initial snapshot or a refill, are delivered first.
     Snapshot,
 }
 

@@ -72,12 +72,13 @@ impl State {
     }
 
     pub(super) fn is_ready(&self, problem: Option<&Problem>) -> bool {
-        problem.is_none() && matches!(self.phase, Phase::Snapshot | Phase::Streaming | Phase::Standby)
+        problem.is_none()
+            && matches!(self.phase, Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Standby)
     }
 
     /// Whether a stream is open.
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Snapshot | Phase::Streaming | Phase::Draining)
+        matches!(self.phase, Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Draining)
     }
 
     /// The next session has to find these out again.
@@ -91,7 +92,7 @@ impl State {
         let error = || self.problems.error.clone();
         match self.phase {
             Phase::Standby => None,
-            Phase::Snapshot | Phase::Streaming | Phase::Draining => {
+            Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Draining => {
                 let blocked = self.problems.blocked_by();
                 blocked.or_else(|| self.observed.slot_lost()).or_else(|| self.stall(now)).or_else(error)
             }

@@ -46,6 +46,7 @@ mod procedures;
 mod proxied;
 mod publication;
 mod quick_start;
+mod refill;
 mod refused;
 mod replay;
 mod retention;

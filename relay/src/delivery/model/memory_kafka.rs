@@ -9,12 +9,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use outbox::Position;
+use pg_replication::CommitLsn;
 use rdkafka::Timestamp;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{OwnedHeaders, OwnedMessage};
 
 use crate::delivery::{Broker, ProducerReports};
 use crate::kafka::diagnosis::Diagnosis;
+use crate::kafka::evidence::{DeliveredEvents, MAX_EVENTS};
 use crate::kafka::own_records::OwnRecords;
 use crate::kafka::producers::{Ack, ProducerRecord, Tag};
 use crate::kafka::query::{Query, QueryResult};
@@ -23,7 +25,7 @@ use crate::kafka::scanner::{FoundTopic, QueryError, Reachability};
 use crate::kafka::verify::{RecordAt, check_same_partition};
 use crate::progress::offset::{Offset, OffsetRange};
 use crate::progress::partition_dedup::OffsetGap;
-use crate::topics::partitions::{PartitionNumber, ScanStart, ToVerify};
+use crate::topics::partitions::{Offsets, PartitionNumber, ScanStart, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
@@ -343,6 +345,10 @@ impl Kafka {
                     (!strays.is_empty()).then_some(QueryResult::Strays { partition: id, strays, more })
                 })
             }
+            Query::Evidence { starts, before } => {
+                let starts = starts.clone();
+                Box::new(move |kafka| Some(QueryResult::Evidence(kafka.evidence(&starts, before))))
+            }
             Query::Reachability { .. } => Box::new(|_| Some(QueryResult::Reachability(Reachability::Up))),
             Query::Diagnosis { partition, .. } => {
                 let (partition, diagnosis) = (partition.id, Diagnosis::default());
@@ -350,6 +356,19 @@ impl Kafka {
             }
         };
         self.answers.push(answer);
+    }
+
+    fn evidence(&mut self, starts: &Offsets, before: CommitLsn) -> DeliveredEvents {
+        let mut events = Vec::new();
+        for (topic, partitions) in starts {
+            for (number, start) in partitions {
+                let name = (topic.clone(), *number);
+                let scope = Scope::Evidence { before, room: MAX_EVENTS };
+                let range = OffsetRange { from: start.offset, until: self.end(&name) };
+                events.extend(self.scan(&name, scope, range).events);
+            }
+        }
+        DeliveredEvents::new(events)
     }
 
     fn found(&self, topic: &str) -> FoundTopic {

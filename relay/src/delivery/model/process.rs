@@ -84,6 +84,7 @@ impl Relay {
         let initial = InitialState {
             confirmed: checkpoint,
             snapshot_cursor: None,
+            refill: None,
             form: StreamForm::Binary,
             lineage,
             server_started: KafkaTime(0),

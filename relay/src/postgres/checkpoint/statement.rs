@@ -8,7 +8,7 @@ use sqlx::types::{Json, Text};
 
 use super::{CheckpointUpdate, ClusterTimeline, TABLE};
 use crate::config::Config;
-use crate::error::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RefillCause, RelayError};
 use crate::postgres::delivered_snapshots::DurableSnapshot;
 use crate::postgres::{publication, table};
 
@@ -27,11 +27,17 @@ impl Statement {
     /// The WHERE clause is the guard. The row must belong to this timeline, in the cluster the stream comes from, must
     /// not move back, and must not have been written by another process since this session last did. The publication
     /// must be unchanged, and the table must have no rows that the stream does not carry. During the initial snapshot
-    /// there is no confirmed LSN; once there is one, no snapshot starts again.
-    pub(super) fn new(config: &Config, history: ClusterTimeline) -> Statement {
+    /// there is no confirmed LSN, and during a refill that of the lost slot; a session that does not know of the refill
+    /// does not end it. With `refill` the table has the columns of migration 0007.
+    pub(super) fn new(config: &Config, history: ClusterTimeline, refill: Option<RefillCause>) -> Statement {
+        let end_refill = match refill {
+            Some(_) => "refill_cause = CASE WHEN $8 IS NOT NULL THEN refill_cause END,",
+            None => "",
+        };
         let checkpoint = config.source.table.sibling(TABLE);
         let sql = format!(
-            "UPDATE {checkpoint} AS c SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn END, start_cursor = $8,
+            "UPDATE {checkpoint} AS c SET confirmed_lsn = CASE WHEN $8::bigint IS NULL THEN $4::pg_lsn ELSE confirmed_lsn END, start_cursor = $8,
+                    {end_refill}
                     start_phase = CASE WHEN $8 IS NOT NULL THEN start_phase END,
                     start_lsn = CASE WHEN $8 IS NOT NULL THEN start_lsn END,
                     start_snapshot = CASE WHEN $8 IS NOT NULL THEN start_snapshot END,
@@ -43,6 +49,7 @@ impl Statement {
              WHERE relay = $1 AND system_identifier = $2 AND timeline = $3
                AND $2 = (SELECT system_identifier FROM pg_control_system())
                AND (confirmed_lsn IS NULL OR confirmed_lsn <= $4::pg_lsn)
+               AND (confirmed_lsn IS NULL OR start_phase IS NULL OR start_lsn <= $4::pg_lsn)
                AND ($8 IS NULL OR (start_phase = 'copying' AND start_cursor <= $8))
                AND coalesce(publication_fingerprint, live) = live
                AND NOT ($14 AND EXISTS ({}))

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::statement::Statement;
 use super::{CheckpointUpdate, ClusterTimeline, CommittedCheckpoint};
 use crate::config::Config;
-use crate::error::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RefillCause, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::connection::CONNECT_WITHIN;
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
@@ -41,6 +41,7 @@ impl Writer {
         sql: PgConnection,
         config: &Config,
         history: ClusterTimeline,
+        refill: Option<RefillCause>,
         committed: CommittedCheckpoint,
         status: Status,
     ) -> Writer {
@@ -48,7 +49,7 @@ impl Writer {
         let previous = committed.xid;
         let (done, committed) = watch::channel(committed);
         let (waiting, waits) = watch::channel(None);
-        let statement = Statement::new(config, history);
+        let statement = Statement::new(config, history, refill);
         let slot = config.source.slot.name.clone();
         let writing =
             WriterTask { sql, statement, slot, status, asked: Instant::now(), previous, done, waiting };
@@ -148,7 +149,7 @@ impl WriterTask {
         failpoint::pass(Boundary::CheckpointStored);
         self.done.send_replace(progress.committed(self.previous));
         delivered.on_written(self.previous, &progress.offsets);
-        // During the initial snapshot no row of the table counts as delivered.
+        // Before the stream is read, no row of the table counts as delivered.
         if progress.snapshot_cursor.is_none() && delivered.is_due() {
             delivered.on_taken(take_snapshot(&mut self.sql).await?);
         }

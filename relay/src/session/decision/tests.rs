@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::postgres::checkpoint::SNAPSHOT_NOT_STARTED;
-use crate::topics::partitions::Offsets;
+use crate::progress::offset::Offset;
+use crate::routing::mapping::{RoutingHistory, TopicShape};
+use crate::topics::partitions::{Offsets, PartitionNumber, ScanStart};
 
 const SYSTEM: u64 = 7;
 /// The end of the server's WAL, unless a test sets another.
@@ -30,6 +32,9 @@ fn checkpoint(progress: CheckpointPhase) -> Checkpoint {
         progress,
         mappings: None,
         offsets: Offsets::new(),
+        delivered: "3:9:".parse().unwrap(),
+        delivered_offsets: Offsets::new(),
+        replacements: Some(0),
     }
 }
 
@@ -42,7 +47,28 @@ fn snapshotting(from: u64) -> Checkpoint {
 }
 
 fn rest() -> RemainingSnapshot {
-    RemainingSnapshot { snapshot: "3:3:".into(), cursor: SNAPSHOT_NOT_STARTED }
+    RemainingSnapshot { snapshot: "3:3:".into(), cursor: SNAPSHOT_NOT_STARTED, refill: None }
+}
+
+/// A refill of the gap behind 10; `from` is the start of the new slot.
+fn refilling(from: Option<u64>) -> Checkpoint {
+    let row = delivered(10);
+    let scope = RefillScope {
+        cause: RefillCause::SlotLost,
+        delivered: row.delivered.clone(),
+        starts: Offsets::new(),
+    };
+    let slot = from.map(|from| (lsn(from), RemainingSnapshot { refill: Some(scope), ..rest() }));
+    let progress = CheckpointPhase::Refilling { cause: RefillCause::SlotLost, confirmed: lsn(10), slot };
+    Checkpoint { progress, ..row }
+}
+
+fn refill() -> Source {
+    Source { on_gap: OnGap::Refill, ..source(StartAt::Table) }
+}
+
+fn lost(confirmed: u64) -> SlotState {
+    SlotState { wal_status: Some("lost".into()), ..slot(confirmed) }
 }
 
 fn slot(confirmed: u64) -> SlotState {
@@ -258,11 +284,121 @@ fn a_checkpoint_that_went_back_on_its_timeline_stops_delivery() {
     );
 }
 
+#[test]
+fn a_gap_is_refilled_if_the_settings_say_so() {
+    let at_10 = delivered(10);
+    let replace = |cause| Ok(StartDecision::ReplaceSlot(cause));
+    let decide = |slot: Option<&SlotState>| PRIMARY.decide(Some(&at_10), slot, &refill());
+    assert_eq!(decide(None), replace(RefillCause::SlotLost));
+    assert_eq!(decide(Some(&lost(8))), replace(RefillCause::SlotLost));
+    assert_eq!(decide(Some(&slot(11))), replace(RefillCause::SlotAhead));
+    assert_eq!(decide(Some(&slot(10))), continues_from(10));
+    let foreign = SlotState { plugin: Some("wal2json".into()), ..slot(11) };
+    assert_eq!(decide(Some(&foreign)), Err(ErrorKind::SlotUnsuitable), "it is not the relay's");
+    let promoted = Server { timeline: 2, history: "1\t0/11\n", end: END };
+    assert_eq!(promoted.decide(Some(&at_10), None, &refill()), replace(RefillCause::SlotLost));
+}
+
+#[test]
+fn a_gap_is_not_refilled_if_the_delivered_rows_are_not_known() {
+    let refused = |checkpoint: &Checkpoint| {
+        let timelines = TimelineHistory::parse(1, "").unwrap();
+        let (source, checkpoint) = (refill(), Some(checkpoint));
+        let inputs = StartInputs {
+            system_identifier: SYSTEM,
+            timelines: &timelines,
+            flush: lsn(END),
+            reached: None,
+            source: &source,
+            checkpoint,
+            slot: None,
+        };
+        let error = decide(&inputs).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::SlotLost);
+        error.detail
+    };
+    assert!(refused(&snapshotting(10)).contains("initial snapshot"));
+    let nothing_stored = Checkpoint { delivered: "1:1:".parse().unwrap(), ..delivered(10) };
+    assert!(refused(&nothing_stored).contains("had not stored"));
+    assert!(refused(&delivered(END + 1)).contains("ahead of this server"));
+    let unmigrated = Checkpoint { replacements: None, ..delivered(10) };
+    assert!(refused(&unmigrated).contains("0007_refill.sql"));
+    for replaced in [delivered(10), refilling(Some(20))] {
+        let replaced = Checkpoint { replacements: Some(MAX_REPLACEMENTS), ..replaced };
+        assert!(refused(&replaced).contains("3 times"));
+    }
+}
+
+#[test]
+fn a_refill_continues_where_it_was_interrupted() {
+    let decide = |checkpoint: &Checkpoint, slot: Option<&SlotState>, source| {
+        PRIMARY.decide(Some(checkpoint), slot, &source)
+    };
+    let replace = |cause| Ok(StartDecision::ReplaceSlot(cause));
+    let (creating, delivering) = (refilling(None), refilling(Some(20)));
+    for left in [None, Some(lost(8)), Some(slot(20))] {
+        assert_eq!(decide(&creating, left.as_ref(), refill()), replace(RefillCause::SlotLost));
+    }
+    let held = SlotState { active_pid: Some(1), ..slot(20) };
+    assert_eq!(decide(&creating, Some(&held), refill()), Err(ErrorKind::SlotActive));
+    match decide(&delivering, Some(&slot(20)), refill()) {
+        Ok(StartDecision::Deliver(phase)) => {
+            assert_eq!((phase.stream_start(), phase.refill().is_some()), (lsn(20), true));
+        }
+        decision => panic!("{decision:?}"),
+    }
+    assert_eq!(decide(&delivering, None, refill()), replace(RefillCause::SlotLost), "lost again");
+    assert_eq!(decide(&delivering, Some(&slot(21)), refill()), replace(RefillCause::SlotAhead));
+    let interrupted = Checkpoint { replacements: Some(MAX_REPLACEMENTS), ..creating.clone() };
+    assert_eq!(decide(&interrupted, None, refill()), replace(RefillCause::SlotLost), "counted already");
+    let stop = || source(StartAt::Table);
+    for checkpoint in [&creating, &delivering] {
+        for slot in [None, Some(slot(20))] {
+            assert_eq!(decide(checkpoint, slot.as_ref(), stop()), Err(ErrorKind::SlotLost), "switched off");
+        }
+    }
+    let restored = Server { end: 15, ..PRIMARY };
+    assert_eq!(
+        restored.decide(Some(&delivering), Some(&slot(20)), &refill()),
+        Err(ErrorKind::HistoryChanged)
+    );
+}
+
+#[test]
+fn evidence_is_searched_in_every_partition_that_may_have_it() {
+    let start = |offset| ScanStart { offset: Offset(offset), last: None };
+    let mut rule = RoutingHistory::first(crate::routing::rule::Rule {
+        routing: crate::config::Routing::default(),
+        max_message_bytes: 1_000,
+        dead_letter_topic: None,
+    });
+    let shape = TopicShape { partitions: 2, max_message_bytes: None, compacted: false };
+    rule.current.topics.insert("routed".into(), shape);
+    let row = Checkpoint {
+        mappings: Some(rule),
+        delivered_offsets: BTreeMap::from([(
+            "routed".into(),
+            BTreeMap::from([(PartitionNumber(0), start(7))]),
+        )]),
+        offsets: BTreeMap::from([("earlier".into(), BTreeMap::from([(PartitionNumber(3), start(9))]))]),
+        ..delivered(10)
+    };
+    let expected = BTreeMap::from([
+        (
+            "routed".to_owned(),
+            BTreeMap::from([(PartitionNumber(0), start(7)), (PartitionNumber(1), start(0))]),
+        ),
+        ("earlier".to_owned(), BTreeMap::from([(PartitionNumber(3), start(0))])),
+    ]);
+    assert_eq!(row.evidence_starts(), expected);
+}
+
 fn any_progress() -> impl Strategy<Value = Option<Checkpoint>> {
     let progress = prop_oneof![
         Just(CheckpointPhase::Registered),
         Just(CheckpointPhase::Creating),
         (0u64..40).prop_map(|from| snapshotting(from).progress),
+        prop::option::of(10u64..40).prop_map(|from| refilling(from).progress),
         (0u64..40).prop_map(|confirmed| CheckpointPhase::Delivered { confirmed: lsn(confirmed) }),
     ];
     prop::option::of((progress, 1u32..4).prop_map(|(progress, timeline)| {
@@ -279,10 +415,12 @@ proptest! {
         checkpoint in any_progress(),
         at in prop::option::of(0u64..40),
         now in any::<bool>(),
+        refills in any::<bool>(),
         server in prop::sample::select(vec![(1, ""), (2, "1\t0/10\n"), (3, "1\t0/8\n2\t0/10\n"), (3, "1\t0/8\n")]),
         end in 0x10u64..40,
     ) {
-        let source = source(if now { StartAt::Now } else { StartAt::Table });
+        let on_gap = if refills { OnGap::Refill } else { OnGap::Stop };
+        let source = Source { on_gap, ..source(if now { StartAt::Now } else { StartAt::Table }) };
         let slot = at.map(slot);
         let server = Server { timeline: server.0, history: server.1, end };
         let decision = server.decide(checkpoint.as_ref(), slot.as_ref(), &source);
@@ -303,6 +441,17 @@ proptest! {
             (Ok(StartDecision::CreateSlot), _) => {
                 prop_assert!(at.is_none());
                 prop_assert!(matches!(progress, None | Some(CheckpointPhase::Registered | CheckpointPhase::Creating)));
+            }
+            (Ok(StartDecision::Deliver(DeliveryPhase::Snapshot { from, rest })), Some(CheckpointPhase::Refilling { slot: Some((known, stored)), .. })) => {
+                prop_assert!(refills && from == *known && from <= lsn(end) && Some(from) >= at.map(lsn));
+                prop_assert_eq!(&rest, stored);
+            }
+            (Ok(StartDecision::ReplaceSlot(_)), Some(CheckpointPhase::Delivered { confirmed })) => {
+                prop_assert!(refills && *confirmed <= lsn(end) && at.is_none_or(|at| lsn(at) > *confirmed));
+            }
+            (Ok(StartDecision::ReplaceSlot(_)), _) => {
+                let continues = matches!(progress, Some(CheckpointPhase::Refilling { .. }));
+                prop_assert!(refills && continues);
             }
             (Ok(StartDecision::RecreateSlot), _) => prop_assert_eq!(&progress, &Some(CheckpointPhase::Creating)),
             (Ok(StartDecision::Deliver(DeliveryPhase::Snapshot { .. })), _) => {

@@ -1,25 +1,26 @@
-//! The initial snapshot in the event loop: rows from before the slot are read in pages and delivered before the stream
+//! The initial snapshot, or a refill, in the event loop: rows from before the slot are read in pages and delivered before the stream
 //! is read. They go the same way as stream messages, under the same in-flight budget, while the stream is open and
 //! unread.
 
 use std::collections::VecDeque;
 
 use super::{EventLoop, NextStep};
-use crate::delivery::{BURST, Delivery, Flow, InputStop, StreamInput};
-use crate::error::RelayError;
+use crate::delivery::{BURST, Delivery, Flow, InputStop, StreamInput, cause_of_rows};
+use crate::error::{RefillCause, RelayError};
+use crate::failpoint::{self, Boundary};
 use crate::postgres::backfill::{Pages, StoredRow};
 use crate::routing::mapping::Revision;
 use crate::status::Phase;
 
 /// Where the loop takes rows from.
 pub(super) enum RowSource {
-    /// The initial snapshot.
+    /// The initial snapshot, or the missing rows of a refill.
     Snapshot(SnapshotRows),
     /// The stream.
     Stream,
 }
 
-/// The rows of the initial snapshot.
+/// The rows from before the slot.
 pub(super) struct SnapshotRows {
     pages: Pages,
     page: VecDeque<StoredRow>,
@@ -66,8 +67,9 @@ impl RowSource {
 }
 
 impl EventLoop {
-    /// Delivers the rows of `pages` before anything from the stream.
-    pub fn with_snapshot(mut self, pages: Pages) -> EventLoop {
+    /// Delivers the rows of `pages` before anything from the stream; in a refill `refill` is its cause.
+    pub fn with_snapshot(mut self, pages: Pages, refill: Option<RefillCause>) -> EventLoop {
+        self.snapshot_rows = self.metrics.refilled_rows_total.with_label_values(&[cause_of_rows(refill)]);
         let rows = SnapshotRows { pages, page: VecDeque::new(), all_pages_read: false };
         self.source = RowSource::Snapshot(rows);
         self
@@ -78,6 +80,9 @@ impl EventLoop {
         if !self.delivery.ledger().is_empty() {
             return NextStep::Wait;
         }
+        if self.delivery.is_refilling() {
+            failpoint::pass(Boundary::RefillAcknowledged);
+        }
         self.delivery.finish_snapshot();
         self.write_last_checkpoint();
         if self.writer.committed().snapshot_cursor.is_some() {
@@ -85,7 +90,7 @@ impl EventLoop {
         }
         self.source = RowSource::Stream;
         self.status.enter(Phase::Streaming);
-        tracing::info!("the initial snapshot is delivered; streaming");
+        tracing::info!("the rows from before the slot are delivered; streaming");
         NextStep::Continue
     }
 }

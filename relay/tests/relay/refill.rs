@@ -1,0 +1,322 @@
+//! `source.onGap: Refill`: a lost slot is replaced, and exactly the rows that are missing in Kafka are delivered from the
+//! table. docs/REFILL.md is the design.
+
+use sqlx::{Connection, Executor};
+use testbed::kafka::delete_records;
+use testbed::load::Load;
+use testbed::postgres::PgVersion;
+
+use crate::fixture::{OwnServers, Relay, Site, assert_correct, heavy_permit};
+
+/// Rows per second.
+const RATE: f64 = 400.0;
+fn refilling(text: String) -> String {
+    text.replace("slot: {", "onGap: Refill, slot: {")
+}
+
+/// A relay that has delivered for a while under load, and is killed: Kafka has rows that the checkpoint does not know of.
+async fn delivered_and_killed(site: &Site) -> Load {
+    let relay = site.launch(refilling);
+    relay.until_ready().await;
+    let load = site.start_load(RATE).await;
+    site.until_records(200).await;
+    knows_delivered_rows(site).await;
+    let delivered = site.records().await.len();
+    site.until_records(delivered + 100).await;
+    relay.kill().await;
+    load
+}
+
+/// Waits until the checkpoint says which rows were delivered.
+async fn knows_delivered_rows(site: &Site) {
+    let known =
+        "SELECT delivered_snapshot::text <> '1:1:' AND snapshot_offsets <> '{}' FROM outbox_checkpoint";
+    site.until_value(known, "true").await;
+}
+
+/// Drops the slot as soon as the server has noticed that the relay is gone.
+async fn drop_slot(site: &Site) {
+    site.until_value(&slot_is("NOT active", site), "true").await;
+    site.execute(&format!("SELECT pg_drop_replication_slot('{}')", site.slot)).await;
+}
+
+fn slot_is(condition: &str, site: &Site) -> String {
+    format!("SELECT {condition} FROM pg_replication_slots WHERE slot_name = '{}'", site.slot)
+}
+
+/// Waits until the table has this many more rows.
+async fn until_more_rows(site: &Site, more: usize) {
+    let rows: usize = site.value("SELECT count(*) FROM outbox").await.unwrap().parse().unwrap();
+    site.until_value(&format!("SELECT count(*) >= {} FROM outbox", rows + more), "true").await;
+}
+
+/// Kafka has every row once, in order, and the refilled ones say so.
+async fn ends_well(site: &Site, load: Load, relay: &Relay, cause: &str) {
+    relay.until("/readyz", 200, "streaming").await;
+    let before = site.records().await.len();
+    site.until_records(before + 50).await;
+    assert_correct(&site.verdict(load, relay).await);
+    assert_eq!(relay.metric("outbox_relay_duplicates_detected_total").await, 0.0);
+    let refilled = refilled(site, cause).await;
+    assert!(refilled >= 50, "{refilled}");
+    let open = "SELECT num_nonnulls(refill_cause, start_phase, start_lsn, start_snapshot, start_cursor) FROM outbox_checkpoint";
+    assert_eq!(site.value(open).await.as_deref(), Some("0"));
+}
+
+/// The number of records with the header of a refill, of this cause and no other.
+async fn refilled(site: &Site, cause: &str) -> usize {
+    let records = site.records().await;
+    let marked: Vec<&str> = records.iter().filter_map(|record| record.header("ce_refill")).collect();
+    assert!(marked.iter().all(|shown| *shown == cause), "{marked:?}");
+    marked.len()
+}
+
+async fn counts(relay: &Relay, site: &Site, cause: &str) {
+    let series = |name: &str| format!("outbox_relay_{name}{{cause=\"{cause}\"}}");
+    assert_eq!(relay.metric(&series("gap_total")).await, 1.0);
+    assert_eq!(relay.metric("outbox_relay_gap_total").await, 1.0);
+    let rows = relay.metric(&series("refilled_rows_total")).await;
+    assert_eq!(rows as usize, refilled(site, cause).await);
+}
+
+#[tokio::test]
+async fn a_slot_dropped_while_the_relay_is_down_is_refilled() {
+    let _permit = heavy_permit().await;
+    let site = Site::shared().await;
+    let load = delivered_and_killed(&site).await;
+    drop_slot(&site).await;
+    until_more_rows(&site, 200).await;
+    // Without the setting the relay stops at the gap and changes nothing.
+    let stopped = site.launch(|text| text);
+    stopped.until("/readyz", 503, "SlotLost").await;
+    let doctor = site.command(stopped.admin, refilling, &["doctor"]).await;
+    assert!(doctor.out.contains("a relay would replace the slot"), "{doctor:?}");
+    stopped.kill().await;
+    let relay = site.launch(refilling);
+    ends_well(&site, load, &relay, "SlotLost").await;
+    counts(&relay, &site, "SlotLost").await;
+}
+
+#[tokio::test]
+async fn a_slot_that_another_client_recreated_is_replaced_and_refilled() {
+    let _permit = heavy_permit().await;
+    let site = Site::shared().await;
+    let load = delivered_and_killed(&site).await;
+    drop_slot(&site).await;
+    until_more_rows(&site, 100).await;
+    site.execute(&format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", site.slot)).await;
+    until_more_rows(&site, 100).await;
+    let relay = site.launch(refilling);
+    ends_well(&site, load, &relay, "SlotAhead").await;
+    counts(&relay, &site, "SlotAhead").await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_advanced_by_hand_is_replaced_and_refilled() {
+    let _permit = heavy_permit().await;
+    let site = Site::shared().await;
+    let load = delivered_and_killed(&site).await;
+    until_more_rows(&site, 100).await;
+    site.until_value(&slot_is("NOT active", &site), "true").await;
+    site.execute(&format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", site.slot)).await;
+    let relay = site.launch(refilling);
+    ends_well(&site, load, &relay, "SlotAhead").await;
+    counts(&relay, &site, "SlotAhead").await;
+}
+
+#[tokio::test]
+async fn an_invalidated_slot_is_refilled() {
+    let _permit = heavy_permit().await;
+    let servers = OwnServers::start(PgVersion::V18, &[("max_slot_wal_keep_size", "1MB")]).await;
+    let site = servers.site().await;
+    let load = delivered_and_killed(&site).await;
+    until_more_rows(&site, 100).await;
+    for _ in 0..3 {
+        site.execute("SELECT pg_switch_wal()").await;
+        site.execute("CHECKPOINT").await;
+        until_more_rows(&site, 10).await;
+    }
+    site.until_value(&slot_is("wal_status", &site), "lost").await;
+    let relay = site.launch(refilling);
+    ends_well(&site, load, &relay, "SlotLost").await;
+    counts(&relay, &site, "SlotLost").await;
+}
+
+/// The relay loses the slot while it streams, and several times: each loss is refilled, until it is too often.
+#[tokio::test]
+async fn a_slot_that_is_lost_again_and_again_is_not_replaced_forever() {
+    let site = Site::shared().await;
+    let mut relay = site.launch(refilling);
+    relay.until_ready().await;
+    for n in 1..=3 {
+        site.insert([("k", 2 * n)]).await;
+        site.until_records(2 * n as usize - 1).await;
+        knows_delivered_rows(&site).await;
+        relay.kill().await;
+        drop_slot(&site).await;
+        site.insert([("k", 2 * n + 1)]).await;
+        relay = site.launch(refilling);
+        relay.until("/readyz", 200, "streaming").await;
+        site.until_records(2 * n as usize).await;
+    }
+    relay.kill().await;
+    drop_slot(&site).await;
+    let relay = site.launch(refilling);
+    let text = relay.until("/readyz", 503, "SlotLost").await;
+    assert!(text.contains("replaced 3 times within the last hour"), "{text}");
+    site.execute("UPDATE outbox_checkpoint SET slot_replaced_at = '{}'").await;
+    relay.until("/readyz", 200, "streaming").await;
+    site.judge_table(&relay).await;
+}
+
+/// A transaction that was open before the gap and commits behind it, and one that commits after the creation of the slot
+/// has begun.
+#[tokio::test]
+async fn transactions_that_straddle_the_gap_are_delivered_once() {
+    let site = Site::shared().await;
+    let relay = site.launch(refilling);
+    relay.until_ready().await;
+    let insert = |key: &str| {
+        format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+             VALUES (gen_random_uuid(), '{}', '{key}', 'n.v1', '1')",
+            site.aggregate
+        )
+    };
+    let (mut early, mut late) = (site.sql().await, site.sql().await);
+    let mut before = early.begin().await.unwrap();
+    before.execute(sqlx::AssertSqlSafe(insert("early"))).await.unwrap();
+    for n in 0..20 {
+        site.insert([("k", n), ("l", n)]).await;
+    }
+    site.until_records(40).await;
+    // Behind an open transaction no offsets are stored, so the partitions are scanned from their beginning.
+    site.until_value("SELECT delivered_snapshot::text <> '1:1:' FROM outbox_checkpoint", "true").await;
+    relay.kill().await;
+    drop_slot(&site).await;
+    site.insert([("k", 20)]).await;
+    let relay = site.launch(refilling);
+    relay.until("/readyz", 503, "SlotCreationWaits").await;
+    let mut during = late.begin().await.unwrap();
+    during.execute(sqlx::AssertSqlSafe(insert("late"))).await.unwrap();
+    site.insert([("k", 21)]).await;
+    before.commit().await.unwrap();
+    during.commit().await.unwrap();
+    relay.until("/readyz", 200, "streaming").await;
+    site.insert([("k", 22)]).await;
+    site.judge_table(&relay).await;
+    assert_eq!(site.records().await.len(), 45);
+}
+
+/// A removed record may be the proof that a row was delivered, so delivery stops, and continues with the documented
+/// statement.
+#[tokio::test]
+async fn a_refill_is_blocked_where_records_were_removed() {
+    let site = Site::shared().await;
+    let relay = site.launch(refilling);
+    relay.until_ready().await;
+    site.insert([("k", 1)]).await;
+    let partition = site.until_records(1).await[0].partition;
+    knows_delivered_rows(&site).await;
+    site.until_confirmed(&relay).await;
+    relay.kill().await;
+    drop_slot(&site).await;
+    site.insert([("k", 2)]).await;
+    delete_records(&site.bootstrap, &site.topic(), partition).await.unwrap();
+    // As after a long transaction, behind which the offsets stay.
+    site.execute("UPDATE outbox_checkpoint SET snapshot_offsets = '{}'").await;
+    let relay = site.launch(refilling);
+    let text = relay.until("/readyz", 503, "RefillBlocked").await;
+    let begins =
+        format!("{}/{partition}: retention has removed its records from offset 0 to 1", site.topic());
+    assert!(text.contains(&begins), "{text}");
+    assert_eq!(site.records().await.len(), 0, "nothing was sent");
+    let begin_later = format!(
+        "UPDATE outbox_checkpoint SET snapshot_offsets = jsonb_set(snapshot_offsets, '{{{},{partition},search}}', '1')",
+        site.topic()
+    );
+    site.execute(&begin_later).await;
+    relay.until("/readyz", 200, "streaming").await;
+    assert!(refilled(&site, "SlotLost").await >= 1);
+}
+
+/// A relay that dies at a step of the refill leaves a checkpoint from which the next one continues.
+#[cfg(feature = "failpoints")]
+mod killed {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+    use crate::fixture::TIMEOUT;
+
+    /// The signal that ends a process that called `abort`.
+    const SIGABRT: i32 = 6;
+
+    #[tokio::test]
+    async fn gap_recorded() {
+        dies_at("gap-recorded=return").await;
+    }
+
+    #[tokio::test]
+    async fn lost_slot_dropped() {
+        dies_at("lost-slot-dropped=return").await;
+    }
+
+    #[tokio::test]
+    async fn slot_created() {
+        dies_at("slot-created=return").await;
+    }
+
+    /// Once: the next relay continues from here.
+    #[tokio::test]
+    async fn slot_in_the_checkpoint() {
+        dies("refill-begun=return", 1).await;
+    }
+
+    #[tokio::test]
+    async fn in_the_scan_for_evidence() {
+        dies_at("in-search=20*off->return").await;
+    }
+
+    /// Some rows are in Kafka, and no acknowledgement was seen.
+    #[tokio::test]
+    async fn rows_sent() {
+        dies_at("in-transaction=60*off->return(500)").await;
+    }
+
+    #[tokio::test]
+    async fn rows_acknowledged() {
+        dies_at("all-acknowledged=60*off->return").await;
+    }
+
+    #[tokio::test]
+    async fn all_rows_acknowledged() {
+        dies_at("refill-acknowledged=return").await;
+    }
+
+    /// The relay dies there two times in a row.
+    async fn dies_at(failpoint: &str) {
+        dies(failpoint, 2).await;
+    }
+
+    async fn dies(failpoint: &str, times: usize) {
+        let _permit = heavy_permit().await;
+        let site = Site::shared().await;
+        let load = delivered_and_killed(&site).await;
+        drop_slot(&site).await;
+        until_more_rows(&site, 200).await;
+        let frozen = "SELECT (confirmed_lsn, delivered_snapshot)::text FROM outbox_checkpoint";
+        let known = site.value(frozen).await;
+        for _ in 0..times {
+            let mut relay = site.launch_with(&[("FAILPOINTS", failpoint)], refilling);
+            let status = relay.program.wait(TIMEOUT).await.unwrap();
+            assert_eq!(status.signal(), Some(SIGABRT), "{}", relay.program.log_tail());
+            assert_eq!(
+                site.value(frozen).await,
+                known,
+                "what is known of the delivered rows does not change"
+            );
+        }
+        let relay = site.launch(refilling);
+        ends_well(&site, load, &relay, "SlotLost").await;
+    }
+}
