@@ -80,7 +80,6 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
 impl Options {
     /// The folder of the programs that are measured; builds them if need be.
     fn programs(&self) -> Result<PathBuf, Failure> {
-        build::require_tools()?;
         self.programs.clone().map_or_else(|| build::programs(Profile::Release), Ok)
     }
 }

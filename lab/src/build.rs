@@ -1,25 +1,11 @@
-//! What has to be on the machine, and building the programs.
+//! Building the programs.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use testbed::rust::cargo;
 
 use crate::Failure;
-
-/// A program, an argument that makes it answer, and what to install.
-type Tool = (&'static str, &'static str, &'static str);
-
-const GO: Tool = ("go", "version", "Go 1.25 or newer (go.dev/dl)");
-const CURL: Tool = ("curl", "--version", "curl");
-
-const TOOLS: [Tool; 5] = [
-    ("cargo", "--version", "Rust 1.95 (rustup)"),
-    ("java", "-version", "a JDK, 17 or newer"),
-    ("jar", "--version", "a JDK, 17 or newer (a JRE is not enough)"),
-    ("mvn", "--version", "Apache Maven 3.8 or newer"),
-    ("xz", "--version", "xz (Debian: xz-utils)"),
-];
 
 /// Which profile to build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,43 +18,6 @@ pub enum Profile {
 
 /// The programs that people get, each a package of that name.
 pub const SHIPPED: [&str; 3] = ["basket-api", "outbox-relay", "outbox-operator"];
-
-/// What a real node needs besides.
-const CLUSTER_TOOLS: [Tool; 4] =
-    [GO, ("ip", "-Version", "iproute2"), ("unshare", "--version", "util-linux"), CURL];
-
-/// What the tests need besides: Kubernetes is built from its Go modules, the contract's checker
-/// is a Python package, and the documents speak of curl.
-const TEST_TOOLS: [Tool; 3] =
-    [GO, ("python3", "--version", "Python 3.10 or newer, with pip (Debian: python3-pip)"), CURL];
-
-/// Says all that is missing for the servers at once, before anything is started.
-pub fn require_tools() -> Result<(), Failure> {
-    require(&TOOLS)
-}
-
-/// The same for a cluster.
-pub fn require_cluster_tools() -> Result<(), Failure> {
-    require(&[TOOLS.as_slice(), &CLUSTER_TOOLS].concat())
-}
-
-/// The same for the tests.
-pub fn require_test_tools() -> Result<(), Failure> {
-    require(&[TOOLS.as_slice(), &TEST_TOOLS].concat())
-}
-
-fn require(tools: &[Tool]) -> Result<(), Failure> {
-    let missing: Vec<String> = tools
-        .iter()
-        .filter(|(tool, argument, _)| {
-            let answer =
-                Command::new(tool).arg(argument).stdout(Stdio::null()).stderr(Stdio::null()).status();
-            !answer.is_ok_and(|status| status.success())
-        })
-        .map(|(tool, _, install)| format!("'{tool}' is missing: install {install}"))
-        .collect();
-    if missing.is_empty() { Ok(()) } else { Err(missing.join("\n       ").into()) }
-}
 
 /// The repository.
 pub fn repository() -> PathBuf {

@@ -189,7 +189,6 @@ async fn fill(
 
 /// Installs everything and shows an event in Kafka.
 pub async fn run(options: &Options) -> Result<(), Failure> {
-    build::require_cluster_tools()?;
     let profile = if options.dev { Profile::Dev } else { Profile::Release };
     let progress = |what: &str| println!("  {what}");
     println!("{}", heading("A cluster"));

@@ -18,7 +18,7 @@ use crate::stack::{Stack, StackOptions, TOKEN};
 /// Name in the cache: the version in `requirements.txt`, whose checks this service is known to pass.
 const SCHEMATHESIS: &str = "schemathesis-4.32.5";
 /// Where its configuration is.
-const FOLDER: &str = "xtask/schemathesis";
+const FOLDER: &str = "lab/schemathesis";
 /// Requests per operation and phase: seconds in all.
 const EXAMPLES: u32 = 30;
 /// The same requests each time: what a change must pass must not depend on luck. Luck is for `--long`.
@@ -42,7 +42,6 @@ pub struct Options {
 
 /// Starts the service and checks it.
 pub async fn run(options: &Options) -> Result<(), Failure> {
-    build::require_test_tools()?;
     let folder = build::repository().join(FOLDER);
     let packages = python::packages(SCHEMATHESIS, &folder.join("requirements.txt"))?;
     let programs = build::programs(Profile::Dev)?;

@@ -41,7 +41,6 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     if let Some(file) = &options.record {
         return recording::demo(file).await;
     }
-    build::require_tools()?;
     println!("{}", heading("Outbox Platform: from an HTTP request to a Kafka record"));
     println!("{}", faint("building the programs"));
     let programs = build::programs(Profile::Dev)?;

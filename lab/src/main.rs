@@ -108,6 +108,19 @@ mod tests {
     }
 
     #[test]
+    fn cargo_xtask_knows_the_same_commands() {
+        let about = |command: &clap::Command| command.get_about().unwrap().to_string();
+        let mut ours: Vec<(String, String)> = Arguments::command()
+            .get_subcommands()
+            .map(|command| (command.get_name().to_owned(), about(command)))
+            .collect();
+        let mut theirs = xtask::COMMANDS.map(|command| (command.name.to_owned(), command.about.to_owned()));
+        ours.sort();
+        theirs.sort();
+        assert_eq!(ours, theirs);
+    }
+
+    #[test]
     fn the_commands_of_the_documents_are_accepted() {
         let parse = |words: &[String]| Arguments::try_parse_from(words).map(drop);
         testbed::documents::accepted("cargo xtask", 3, parse).unwrap();

@@ -59,7 +59,6 @@ type Table = BTreeMap<Fault, Row>;
 
 /// Runs it. An error when the verdict is not right, or something did not heal.
 pub async fn run(options: &Options) -> Result<(), Failure> {
-    build::require_tools()?;
     let seed = options.seed.unwrap_or_else(seed_of_the_clock);
     println!("{}", heading(&format!("Soak: {} minutes, seed {seed}", options.minutes)));
     println!("{}", faint("building the programs"));

@@ -110,7 +110,6 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
         }
         return conclude(passed, failed);
     }
-    build::require_test_tools()?;
     println!("{}", heading("servers"));
     let (postgres, kafka) =
         tokio::try_join!(Postgres::start(PostgresOptions::default()), Kafka::start(KafkaOptions::default()))?;

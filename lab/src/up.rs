@@ -50,7 +50,6 @@ fn broker_count(text: &str) -> Result<usize, String> {
 
 /// Runs until interrupted.
 pub async fn run(options: Options) -> Result<(), Failure> {
-    build::require_tools()?;
     let programs = build::programs(Profile::Dev)?;
     let stack_options = StackOptions {
         postgres: options.postgres,
