@@ -1,7 +1,7 @@
 //! `cargo xtask test`: what a change must pass.
 
 use std::num::NonZero;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -106,7 +106,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let (mut passed, mut failed) = (0, 0);
     if options.quick {
         for part in &QUICK {
-            count(part, run_part(part, &[])?, &mut passed, &mut failed);
+            count(part, run_part(part, &[]).await?, &mut passed, &mut failed);
         }
         return conclude(passed, failed);
     }
@@ -121,10 +121,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
     let soak = if options.all { &LONG_SOAK } else { &SOAK };
     let only_all: &[&Part] = if options.all { &[&AUDIT, &GATE] } else { &[] };
     for part in DEFAULT.iter().chain(only_all.iter().copied()).chain([soak, &DEMO]) {
-        let environment = environment.clone();
-        // On a separate thread, so that Ctrl-C is heard meanwhile.
-        let ended = tokio::task::spawn_blocking(move || run_part(part, &environment)).await??;
-        count(part, ended, &mut passed, &mut failed);
+        count(part, run_part(part, &environment).await?, &mut passed, &mut failed);
     }
     if options.all {
         for version in [PgVersion::V15, PgVersion::V17] {
@@ -132,8 +129,7 @@ pub async fn run(options: &Options) -> Result<(), Failure> {
             let shared =
                 json!({ "postgres_url": older.url("postgres"), "kafka_bootstrap": kafka.bootstrap() });
             let environment = vec![(VARIABLE, shared.to_string()), tests_at_a_time()];
-            let ended = tokio::task::spawn_blocking(move || run_part(&OLDER, &environment)).await??;
-            count(&OLDER, ended, &mut passed, &mut failed);
+            count(&OLDER, run_part(&OLDER, &environment).await?, &mut passed, &mut failed);
         }
     }
     conclude(passed, failed)
@@ -148,14 +144,35 @@ fn tests_at_a_time() -> (&'static str, String) {
 }
 
 /// Whether it passed, and how long it took.
-fn run_part(part: &Part, environment: &[(&str, String)]) -> Result<(bool, Duration), Failure> {
+async fn run_part(part: &Part, environment: &[(&str, String)]) -> Result<(bool, Duration), Failure> {
     println!("{}", heading(part.name));
     let start = Instant::now();
-    let mut command = cargo();
+    let mut command = tokio::process::Command::from(cargo());
     command.current_dir(build::repository()).args(part.arguments).stdin(Stdio::null());
     command.envs(environment.iter().map(|(name, value)| (*name, value)));
-    let success = command.status()?.success();
+    let mut running = Group::start(command)?;
+    let success = running.cargo.wait().await?.success();
     Ok((success, start.elapsed()))
+}
+
+/// cargo and what it runs, ended together when this is dropped: a test continues without cargo.
+struct Group {
+    cargo: tokio::process::Child,
+}
+
+impl Group {
+    fn start(mut command: tokio::process::Command) -> Result<Group, Failure> {
+        Ok(Group { cargo: command.process_group(0).spawn()? })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // None once cargo has ended.
+        if let Some(leader) = self.cargo.id() {
+            let _ = Command::new("kill").args(["-TERM", "--", &format!("-{leader}")]).status();
+        }
+    }
 }
 
 fn count(part: &Part, (success, took): (bool, Duration), passed: &mut u32, failed: &mut u32) {
