@@ -32,6 +32,8 @@ const TOO_SMALL: &str = "300";
 const LIMIT: &str = "1048588";
 /// As many as the load's own rows, so that nearly every batch has other records before it.
 const OTHERS_PER_SECOND: u32 = 300;
+/// Of two relays one streams. On a busy machine the first can lose its connection, and the second takes over.
+const TWO_RELAYS: [&str; 2] = ["standby", "streaming"];
 const EVENTS: &str = "outbox_relay_events_total";
 const DETECTED: &str = "outbox_relay_duplicates_detected_total";
 
@@ -64,7 +66,7 @@ impl Arena {
         let folder = Folder::new("soak")?;
         let relay = launch(&programs, &folder, to_postgres.port(), &database, &kafka)?;
         let mut arena = Arena { relay, to_postgres, database, kafka, postgres, programs, folder };
-        until_ready(&mut arena.relay, "streaming").await?;
+        until_ready(&mut arena.relay, &["streaming"]).await?;
         Ok(arena)
     }
 
@@ -109,7 +111,7 @@ impl Arena {
                 self.healed().await?;
                 sleep(hold).await;
                 zombie.program.resume()?;
-                until_ready(&mut zombie, "standby").await?;
+                until_ready(&mut zombie, &TWO_RELAYS).await?;
                 zombie.program.kill().await?;
             }
             Fault::PostgresKilled => {
@@ -214,16 +216,16 @@ impl Arena {
         launch(&self.programs, &self.folder, self.to_postgres.port(), &self.database, &self.kafka)
     }
 
-    /// Puts a second relay, which stands by, in the place of the first; returns that.
+    /// Puts a second relay, which usually stands by, in the place of the first; returns that.
     async fn replace(&mut self) -> Result<Relay, Failure> {
         let mut second = self.launch()?;
-        until_ready(&mut second, "standby").await?;
+        until_ready(&mut second, &TWO_RELAYS).await?;
         Ok(std::mem::replace(&mut self.relay, second))
     }
 
     /// The relay says that it streams, and more events are acknowledged than before.
     async fn healed(&mut self) -> Result<(), Failure> {
-        until_ready(&mut self.relay, "streaming").await?;
+        until_ready(&mut self.relay, &["streaming"]).await?;
         let before = self.relay.metric(EVENTS).await.unwrap_or_default();
         until("more events", &mut self.relay, async |relay: &Relay| {
             let now = relay.metric(EVENTS).await.unwrap_or_default();
@@ -260,9 +262,19 @@ fn launch(
 }
 
 /// Waits until the relay is ready, and in this role.
-async fn until_ready(relay: &mut Relay, role: &str) -> Result<(), Failure> {
-    until(&format!("a relay that is ready: {role}"), relay, async |relay: &Relay| relay.says(200, role).await)
-        .await
+async fn until_ready(relay: &mut Relay, roles: &[&str]) -> Result<(), Failure> {
+    let what = format!("a relay that is ready: {}", roles.join(" or "));
+    until(&what, relay, async |relay: &Relay| {
+        let mut said = Err("no role".to_owned());
+        for role in roles {
+            said = relay.says(200, role).await;
+            if said.is_ok() {
+                break;
+            }
+        }
+        said
+    })
+    .await
 }
 
 /// Checks repeatedly; a relay that has ended unexpectedly will not recover.
