@@ -8,19 +8,19 @@ use testbed::wait;
 use crate::fixture::{OwnServers, Relay, TIMEOUT, heavy_permit};
 
 /// A change of the configuration that names these servers.
-fn hosts(servers: &[&Postgres]) -> impl FnOnce(String) -> String + Clone + use<> {
+pub fn hosts(servers: &[&Postgres]) -> impl FnOnce(String) -> String + Clone + use<> {
     let servers: Vec<String> = servers.iter().map(|server| format!("127.0.0.1:{}", server.port())).collect();
     let hosts = format!("host: '{}'", servers.join(", "));
     move |text: String| text.replace("host: 127.0.0.1", &hosts)
 }
 
-async fn execute(server: &Postgres, statement: &str) {
+pub async fn execute(server: &Postgres, statement: &str) {
     let mut sql = PgConnection::connect(&server.url("postgres")).await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.unwrap();
 }
 
 /// Sets a parameter without a restart.
-async fn set(server: &Postgres, parameter: &str, value: &str) {
+pub async fn set(server: &Postgres, parameter: &str, value: &str) {
     execute(server, &format!("ALTER SYSTEM SET {parameter} = '{value}'")).await;
     execute(server, "SELECT pg_reload_conf()").await;
 }

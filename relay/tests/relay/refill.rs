@@ -4,8 +4,9 @@
 use sqlx::{Connection, Executor};
 use testbed::kafka::delete_records;
 use testbed::load::Load;
-use testbed::postgres::PgVersion;
+use testbed::postgres::{PgVersion, Shutdown};
 
+use crate::failover;
 use crate::fixture::{OwnServers, Relay, Site, assert_correct, heavy_permit};
 
 /// Rows per second.
@@ -140,6 +141,38 @@ async fn an_invalidated_slot_is_refilled() {
     let relay = site.launch(refilling);
     ends_well(&site, load, &relay, "SlotLost").await;
     counts(&relay, &site, "SlotLost").await;
+}
+
+/// The promoted standby has no copy of the slot. Its timeline is another one, and the checkpoint came with the data.
+#[tokio::test]
+async fn a_slot_that_the_promoted_standby_does_not_have_is_refilled() {
+    let _permit = heavy_permit().await;
+    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
+    let standby = servers.postgres.start_streaming_standby("standby_1").await.unwrap();
+    failover::set(&standby, "sync_replication_slots", "off").await;
+    let site = servers.site().await;
+    let hosts = failover::hosts(&[&servers.postgres, &standby]);
+    let both = |text: String| refilling(hosts(text));
+    let relay = site.launch(both.clone());
+    relay.until_ready().await;
+    let row = |n: i32| (["a", "b", "c"][n as usize % 3], n);
+    site.insert((0..50).map(row)).await;
+    site.until_records(50).await;
+    knows_delivered_rows(&site).await;
+    site.insert((50..100).map(row)).await;
+    site.until_records(100).await;
+    relay.kill().await;
+    for n in 100..150 {
+        site.insert([row(n)]).await;
+    }
+
+    servers.postgres.stop(Shutdown::Fast).await.unwrap();
+    failover::execute(&standby, "SELECT pg_promote()").await;
+    let relay = site.launch(both);
+    relay.until("/readyz", 200, "streaming").await;
+    site.until_records(150).await;
+    assert_eq!(site.records().await.len(), 150, "none twice");
+    assert_eq!(refilled(&site, "SlotLost").await, 50);
 }
 
 /// The relay loses the slot while it streams, and several times: each loss is refilled, until it is too often.
