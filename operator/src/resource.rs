@@ -24,8 +24,8 @@ pub use self::sink::{
     Compression, Delivery, KafkaClusterRef, KafkaSink, KafkaUserRef, OnPoison, Routing, Sink,
 };
 pub use self::source::{
-    ChannelBinding, CreationPolicy, DeletionPolicy, Failover, Heartbeat, PostgresClusterRef, PostgresSource,
-    PostgresTls, Publication, Retention, Slot, Source, StartAt,
+    ChannelBinding, CreationPolicy, DeletionPolicy, Failover, Heartbeat, OnGap, PostgresClusterRef,
+    PostgresSource, PostgresTls, Publication, Retention, Slot, Source, StartAt,
 };
 pub use self::status::{Condition, OutboxRelayStatus, TopicStatus};
 pub use self::topics::Topic;

@@ -2,7 +2,7 @@
 //! resource, which its reader can change.
 
 /// (field of the relay's configuration file, field of the resource)
-const FIELDS: [(&str, &str); 58] = [
+const FIELDS: [(&str, &str); 59] = [
     ("source.host", "spec.source.postgres.host"),
     ("source.port", "spec.source.postgres.port"),
     ("source.database", "spec.source.postgres.database"),
@@ -22,6 +22,7 @@ const FIELDS: [(&str, &str); 58] = [
     ("source.slot.creationPolicy", "spec.source.postgres.slot.creationPolicy"),
     ("source.slot.failover", "spec.source.postgres.slot.failover"),
     ("source.start", "spec.source.start"),
+    ("source.onGap", "spec.source.onGap"),
     ("source.eventSource", "spec.source.eventSource"),
     ("sink.bootstrapServers", "spec.sink.kafka.bootstrapServers"),
     ("sink.tls", "spec.sink.kafka.tls"),
@@ -165,7 +166,7 @@ mod tests {
         let written = json!({
             "version": 1, "name": "r", "owner": "o",
             "source": {"host": "h", "database": "d", "user": "u", "passwordFile": "/f", "publication": {"name": "p"},
-                "slot": {"name": "s"}, "eventSource": "e", "tls": {"caFile": "/f", "certFile": "/f", "keyFile": "/f"}},
+                "slot": {"name": "s"}, "onGap": "Refill", "eventSource": "e", "tls": {"caFile": "/f", "certFile": "/f", "keyFile": "/f"}},
             "sink": {"bootstrapServers": "k:9092", "sasl": sasl, "tls": {"caFile": "/f", "certFile": "/f", "keyFile": "/f"}},
             "delivery": {"deadLetterTopic": "t"},
         });

@@ -11,8 +11,8 @@ use outbox_relay::config::{
 use super::files::{KAFKA, POSTGRES, token_endpoint_ca_file};
 use crate::resource::{
     ChannelBinding, Compression, CreationPolicy, CredentialsSecretRef, Delivery, Failover, Heartbeat,
-    Oauthbearer, OnPoison, OutboxRelay, Retention, Routing, Sasl, SaslMechanism, Shutdown, StartAt, TlsMode,
-    TokenEndpoint, Username,
+    Oauthbearer, OnGap, OnPoison, OutboxRelay, Retention, Routing, Sasl, SaslMechanism, Shutdown, StartAt,
+    TlsMode, TokenEndpoint, Username,
 };
 
 /// Port of the relay's admin listener.
@@ -113,7 +113,10 @@ pub fn source(relay: &OutboxRelay, user: &str) -> Result<config::Source, Invalid
             StartAt::Table => config::StartAt::Table,
             StartAt::Now => config::StartAt::Now,
         },
-        on_gap: config::OnGap::default(),
+        on_gap: match source.on_gap {
+            OnGap::Stop => config::OnGap::Stop,
+            OnGap::Refill => config::OnGap::Refill,
+        },
         event_source: source.event_source.clone(),
     })
 }

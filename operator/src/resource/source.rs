@@ -9,6 +9,10 @@ use super::secrets::{CredentialsSecretRef, RoleCertificateSecretRef, Tls};
 /// Where rows come from.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.onGap == 'Stop' || self.postgres.slot.creationPolicy == 'IfMissing'")
+        .message("onGap Refill replaces a lost slot: set postgres.slot.creationPolicy to IfMissing, or onGap to Stop"),
+)]
 pub struct Source {
     /// The database with the outbox table.
     pub postgres: PostgresSource,
@@ -16,6 +20,10 @@ pub struct Source {
     /// from then on (Now).
     #[serde(default)]
     pub start: StartAt,
+    /// What the relay does when the slot was lost or advanced by another client, so that rows may be missing in Kafka: it stops (Stop), or
+    /// replaces the slot and delivers the missing rows from the table (Refill).
+    #[serde(default)]
+    pub on_gap: OnGap,
     /// `ce_source` of every record, a URI-reference; `/<database>/<table>`, percent-encoded, when not given. No two relays may write to one topic under one name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
@@ -167,8 +175,8 @@ pub struct Slot {
     /// Its name. Cannot change.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9_]+$"))]
     pub name: String,
-    /// Whether the relay creates it on its first start (IfMissing), or you create it (Never). A slot that was lost is never
-    /// recreated automatically.
+    /// Whether the relay creates it on its first start (IfMissing), or you create it (Never). A slot that was lost is
+    /// replaced only with onGap Refill.
     #[serde(default)]
     pub creation_policy: CreationPolicy,
     /// What happens to it when this resource is deleted. A slot that is retained and not read fills the primary's disk. One that
@@ -236,6 +244,16 @@ pub enum StartAt {
     Table,
     /// With what is committed from then on.
     Now,
+}
+
+/// What happens at a gap between checkpoint and slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub enum OnGap {
+    /// Delivery stops.
+    #[default]
+    Stop,
+    /// The missing rows are delivered from the table.
+    Refill,
 }
 
 /// Whether an object that is missing is made.

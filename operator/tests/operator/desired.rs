@@ -337,3 +337,15 @@ fn a_template_for_all_relays_is_checked_at_the_start() {
     let other = json!({"spec": {"containers": [{"name": "relay", "args": ["run"]}]}});
     assert!(check_common(&other).is_err());
 }
+
+#[test]
+fn a_gap_is_refilled_if_the_resource_says_so() {
+    let mut spec = everything();
+    let on_gap = |spec: &Value| {
+        let config = configuration(&relay(spec), "outbox_relay").unwrap();
+        serde_json::to_value(config).unwrap().pointer("/source/onGap").cloned()
+    };
+    assert_eq!(on_gap(&spec), None, "a relay of an earlier version does not know the field");
+    spec["source"]["onGap"] = json!("Refill");
+    assert_eq!(on_gap(&spec), Some(json!("Refill")));
+}

@@ -51,6 +51,10 @@ async fn what_can_never_work_is_refused_with_a_reason() {
                        "sasl": {"mechanism": "PLAIN", "credentialsSecretRef": secret}});
     let refused = apply(&namespace, &relay(&with(least(), "/sink/kafka", plain))).await.unwrap_err();
     assert!(refused.contains("show the password or token"), "{refused}");
+    let never = with(least(), "/source/postgres/slot/creationPolicy", json!("Never"));
+    let refused =
+        apply(&namespace, &relay(&with(never, "/source/onGap", json!("Refill")))).await.unwrap_err();
+    assert!(refused.contains("onGap Refill replaces a lost slot"), "{refused}");
     let dead = with(least(), "/routing", json!({"replacement": "all"}));
     let refused =
         apply(&namespace, &relay(&with(dead, "/delivery", json!({"deadLetterTopic": "all"})))).await;
@@ -87,6 +91,7 @@ async fn what_holds_the_position_cannot_change_and_the_rest_can() {
     }
     for (path, value) in [
         ("/suspend", json!(true)),
+        ("/source/onGap", json!("Refill")),
         ("/source/postgres/host", json!("db-1, db-2:5433")),
         ("/sink/kafka/bootstrapServers", json!(" [::1]:9092 , kafka-2:9093 ")),
         ("/topics", json!([{"name": "events", "partitions": 6}, {"name": "more", "partitions": 1}])),
@@ -113,6 +118,7 @@ async fn the_api_server_fills_in_the_defaults_and_explains_the_fields() {
         ("/spec/heartbeat/intervalSeconds", json!(10)),
         ("/spec/shutdown/graceSeconds", json!(25)),
         ("/spec/source/start", json!("Table")),
+        ("/spec/source/onGap", json!("Stop")),
         ("/spec/sink/kafka/tls/mode", json!("verify-full")),
         ("/spec/routing/replacement", json!("outbox.event.${routedByValue}")),
         ("/spec/delivery/onPoison", json!("Stop")),
