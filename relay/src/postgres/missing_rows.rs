@@ -1,5 +1,5 @@
-//! Which rows a refill delivers: those that the new slot does not stream and that no earlier slot has delivered. The
-//! relay does not refill yet: docs/REFILL.md has the design, and this module is its arithmetic.
+//! Which rows a refill delivers: those that the new slot does not stream and that no earlier slot has delivered.
+//! docs/REFILL.md explains refills, and this module is their arithmetic; [`backfill`](super::backfill) selects the rows.
 //!
 //! Three snapshots of the server decide about a row, by the id of its transaction:
 //!
