@@ -37,4 +37,6 @@ pub mod routing;
 pub mod session;
 pub mod status;
 pub mod supervisor;
+#[cfg(test)]
+mod testing;
 pub mod topics;

@@ -8,11 +8,12 @@
 use std::time::Instant;
 
 use outbox::Position;
-use pg_replication::{CommitLsn, EndLsn, Lsn};
+use pg_replication::EndLsn;
 
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::scan::Stray;
 use crate::progress::fingerprints::{Fingerprint, RecentRows, WrittenBy};
+use crate::progress::lineage::commit_lsn;
 use crate::status::Status;
 use crate::topics::partitions::PartitionId;
 use crate::topics::registry::{PartitionName, TopicRegistry};
@@ -60,7 +61,7 @@ impl Strays {
         let mut duplicates = 0;
         for (partition, stray, since) in std::mem::take(&mut self.waiting) {
             let Stray { position, fingerprint } = stray;
-            let passed = self.passed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
+            let passed = self.passed.covers(commit_lsn(position));
             match self.recent.writer_of(position, fingerprint, passed) {
                 WrittenBy::ThisOutbox | WrittenBy::Unknown => duplicates += 1,
                 WrittenBy::NotReached if !is_beyond_server(status, position, since) => {
@@ -78,7 +79,7 @@ impl Strays {
 /// Whether the server's WAL ended before `position` when it was queried after `since`.
 fn is_beyond_server(status: &Status, position: Position, since: Instant) -> bool {
     let end = status.server_end(since);
-    end.is_some_and(|end| !end.covers(CommitLsn::new(Lsn::from(position.commit_lsn))))
+    end.is_some_and(|end| !end.covers(commit_lsn(position)))
 }
 
 fn stray_error(name: PartitionName<'_>, position: Position, source: &str) -> RelayError {

@@ -5,7 +5,7 @@ use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 
 use super::ingest::{Origin, ReadFrom};
 use crate::progress::ledger::{EntryId, Inconsistent, Ledger};
-use crate::progress::lineage::Lineage;
+use crate::progress::lineage::{Lineage, commit_lsn};
 use crate::progress::snapshot_cursor::SnapshotCursor;
 
 /// See the module documentation.
@@ -95,7 +95,7 @@ impl SourceProgress {
 
     /// Whether the row at `position` is in Kafka.
     pub(super) fn has_delivered(&self, position: Position) -> bool {
-        let commit = CommitLsn::new(position.commit_lsn.into());
+        let commit = commit_lsn(position);
         match self.snapshot_cursor() {
             Some(seq) if commit == self.before_start() => position.index.cast_signed() <= seq,
             _ => self.ledger.confirmed().covers(commit),

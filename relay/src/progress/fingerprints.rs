@@ -124,10 +124,7 @@ impl RecentRows {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(commit_lsn: u64) -> Position {
-        Position { timeline: 1, commit_lsn, index: 0 }
-    }
+    use crate::testing::at;
 
     fn collected(records: &[(u64, &[u8])]) -> RecordCollector {
         let mut collected = RecordCollector::default();

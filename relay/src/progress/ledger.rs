@@ -202,18 +202,12 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{commit, end};
     use proptest::prelude::*;
-
-    fn end(lsn: u64) -> EndLsn {
-        EndLsn::new(pg_replication::Lsn::from(lsn))
-    }
-    fn commit_at(lsn: u64) -> CommitLsn {
-        CommitLsn::new(pg_replication::Lsn::from(lsn))
-    }
 
     /// A transaction whose commit record spans `lsn..lsn + 8`.
     fn transaction(ledger: &mut Ledger, lsn: u64, rows: usize) -> Vec<EntryId> {
-        ledger.begin(commit_at(lsn), PgTime::default()).unwrap();
+        ledger.begin(commit(lsn), PgTime::default()).unwrap();
         let ids = (0..rows).map(|_| ledger.add_row().unwrap()).collect();
         ledger.commit(end(lsn + 8)).unwrap();
         ids
@@ -246,7 +240,7 @@ mod tests {
     #[test]
     fn a_keepalive_never_passes_an_open_transaction() {
         let mut ledger = Ledger::new(end(0));
-        ledger.begin(commit_at(100), PgTime::default()).unwrap();
+        ledger.begin(commit(100), PgTime::default()).unwrap();
         ledger.keepalive(end(500));
         assert_eq!(ledger.confirmed(), end(0));
         ledger.keepalive(end(100));
@@ -263,7 +257,7 @@ mod tests {
     fn snapshot_rows_confirm_nothing_beyond_the_start_of_the_stream() {
         let mut ledger = Ledger::new(end(100));
         let rows = [0; 3]
-            .map(|_| ledger.add_single_row_transaction(commit_at(99), PgTime::default(), end(100)).unwrap());
+            .map(|_| ledger.add_single_row_transaction(commit(99), PgTime::default(), end(100)).unwrap());
         ledger.acknowledge(rows[1]).unwrap();
         assert_eq!(ledger.first_unconfirmed(), rows[0]);
         ledger.acknowledge(rows[0]).unwrap();
@@ -308,7 +302,7 @@ mod tests {
                     let (_, id) = outstanding.swap_remove(pick.index(outstanding.len()));
                     ledger.acknowledge(id).unwrap();
                 }
-                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.confirmed().covers(commit_at(*lsn))));
+                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.confirmed().covers(commit(*lsn))));
                 prop_assert!(ledger.confirmed() >= previous);
                 previous = ledger.confirmed();
             }
@@ -316,7 +310,7 @@ mod tests {
                 let pick = order.next().map_or(0, |pick| pick.index(outstanding.len()));
                 let (_, id) = outstanding.swap_remove(pick);
                 ledger.acknowledge(id).unwrap();
-                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.confirmed().covers(commit_at(*lsn))));
+                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.confirmed().covers(commit(*lsn))));
             }
             prop_assert_eq!(ledger.confirmed(), end(last));
             prop_assert!(ledger.is_empty());

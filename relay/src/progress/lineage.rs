@@ -39,8 +39,13 @@ impl Lineage {
 
     /// Whether a position is part of the server's WAL history, so that a row there may be in Kafka already.
     pub fn holds(&self, position: Position) -> bool {
-        self.is_on_line(position) && self.horizon.covers(CommitLsn::new(Lsn::from(position.commit_lsn)))
+        self.is_on_line(position) && self.horizon.covers(commit_lsn(position))
     }
+}
+
+/// The commit LSN of a position.
+pub fn commit_lsn(position: Position) -> CommitLsn {
+    CommitLsn::new(Lsn::from(position.commit_lsn))
 }
 
 /// The LSN at which the server left `timeline`; `None` if it is the current one, an error if the server was never on
@@ -60,16 +65,13 @@ pub struct UnknownTimeline;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{commit, end};
     use proptest::prelude::*;
-
-    fn commit(lsn: u64) -> CommitLsn {
-        CommitLsn::new(Lsn::from(lsn))
-    }
 
     /// Timeline 1 up to 0x100, 2 up to 0x200, then 4, which ends at 0x300.
     fn lineage() -> Lineage {
         let timelines = TimelineHistory::parse(4, "1\t0/100\n2\t0/200\n").unwrap();
-        Lineage::new(timelines, EndLsn::new(Lsn::from(0x300)))
+        Lineage::new(timelines, end(0x300))
     }
 
     #[test]

@@ -21,8 +21,9 @@
 use std::time::{Duration, Instant};
 
 use outbox::Position;
-use pg_replication::{CommitLsn, EndLsn, Lsn};
+use pg_replication::EndLsn;
 
+use crate::progress::lineage::commit_lsn;
 use crate::progress::offset::{Offset, OffsetRange};
 
 /// The result of scanning a partition or a gap.
@@ -146,8 +147,7 @@ impl PartitionDedup {
     /// it is confirmed. This process will not send those rows, so its successor must be able to find them.
     pub fn retain_from(&self, confirmed: EndLsn) -> Option<Offset> {
         let (gap, highest) = self.before_probe?;
-        let is_confirmed =
-            |position: Position| confirmed.covers(CommitLsn::new(Lsn::from(position.commit_lsn)));
+        let is_confirmed = |position: Position| confirmed.covers(commit_lsn(position));
         (!highest.is_some_and(is_confirmed)).then_some(gap.range.from)
     }
 
@@ -238,14 +238,9 @@ impl PartitionDedup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{at, end};
     use proptest::prelude::*;
 
-    fn at(lsn: u64) -> Position {
-        Position { timeline: 1, commit_lsn: lsn, index: 0 }
-    }
-    fn end(lsn: u64) -> EndLsn {
-        EndLsn::new(Lsn::from(lsn))
-    }
     /// Admits a row, and sends it if it may be sent.
     fn offer(dedup: &mut PartitionDedup, lsn: u64, before_horizon: bool) -> Admission {
         let admission = dedup.admit(at(lsn), before_horizon);

@@ -103,12 +103,11 @@ impl From<RoutingError> for Poison {
 mod tests {
     use std::collections::BTreeMap;
 
-    use pg_replication::EndLsn;
-
     use super::*;
     use crate::routing::mapping::testing::RoutedTopics;
     use crate::routing::mapping::{RoutingHistory, RoutingInput, TopicShape};
     use crate::routing::rule::{Routing, Rule};
+    use crate::testing::end;
 
     fn rule(dead_letter_topic: Option<&str>) -> Rule {
         let dead_letter_topic = dead_letter_topic.map(str::to_owned);
@@ -161,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_dead_letter_stays_one_for_a_row_that_may_have_been_sent_as_one() {
-        let horizon = EndLsn::new(100.into());
+        let horizon = end(100);
         let larger = |dead| Rule { max_message_bytes: 5_000, ..rule(dead) };
         let before = with_topics(RoutingHistory::first(rule(Some("dead"))), &["outbox.event.a", "dead"]);
         // The limit was raised: a row before the horizon that was a dead letter is still routed to the dead-letter

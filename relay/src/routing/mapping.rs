@@ -253,19 +253,15 @@ impl RoutingTable {
 
 #[cfg(test)]
 mod tests {
-    use pg_replication::Lsn;
-
     use super::testing::RoutedTopics;
     use super::*;
     use crate::event::poison::PoisonKind;
     use crate::routing::rule::{Routing, Rule};
+    use crate::testing::{at, end};
 
     fn rule(replacement: &str, max_message_bytes: usize) -> Rule {
         let routing = Routing { replacement: replacement.into(), ..Routing::default() };
         Rule { routing, max_message_bytes, dead_letter_topic: None }
-    }
-    fn end(lsn: u64) -> EndLsn {
-        EndLsn::new(Lsn::from(lsn))
     }
     fn shape(partitions: i32) -> TopicShape {
         TopicShape { partitions, max_message_bytes: None, compacted: false }
@@ -342,10 +338,6 @@ mod tests {
         let input = RoutingInput { key: b"id", bytes: 1, has_key: false, position, invalid: None, column };
         let (topic, poison) = table.topic(&input, commit)?;
         Ok((topic, poison.map(|poison| poison.kind)))
-    }
-
-    fn at(commit_lsn: u64) -> Position {
-        Position { timeline: 1, commit_lsn, index: 0 }
     }
 
     #[test]

@@ -293,12 +293,13 @@ impl Standby {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::end;
 
     fn primary() -> PrimaryState {
         PrimaryState {
             system_identifier: "1".into(),
             is_failover_slot: true,
-            confirmed: Some(EndLsn::new(100.into())),
+            confirmed: Some(end(100)),
             ..PrimaryState::default()
         }
     }
@@ -314,7 +315,7 @@ mod tests {
     }
 
     fn usable() -> SlotCopy {
-        SlotCopy::Usable { confirmed: Some(EndLsn::new(60.into())) }
+        SlotCopy::Usable { confirmed: Some(end(60)) }
     }
 
     fn judged(primary: PrimaryState, standbys: &[Standby]) -> FailoverReason {

@@ -1,22 +1,19 @@
-use pg_replication::{EndLsn, PgTime};
+use pg_replication::PgTime;
 
 use super::*;
+use crate::testing::end;
 
 const LONG: Duration = Duration::from_secs(6);
 
-fn lsn(value: u64) -> EndLsn {
-    EndLsn::new(pg_replication::Lsn::from(value))
-}
-
 fn slot_at(current: u64) -> SlotState {
-    SlotState { current: Some(lsn(current)), active_pid: Some(7), ..SlotState::default() }
+    SlotState { current: Some(end(current)), active_pid: Some(7), ..SlotState::default() }
 }
 
 /// A relay that has been streaming without a fault.
 fn streaming() -> Status {
     let status = Status::default();
     status.enter(Phase::Streaming);
-    status.set_session_stats(SessionStats { received: lsn(100), ..SessionStats::default() });
+    status.set_session_stats(SessionStats { received: end(100), ..SessionStats::default() });
     status
 }
 
@@ -112,7 +109,7 @@ fn a_standby_is_ready() {
 fn rows_that_wait_without_an_acknowledgement_make_it_not_ready() {
     let status = streaming();
     let waiting =
-        SessionStats { received: lsn(100), oldest_commit: Some(PgTime::now()), ..SessionStats::default() };
+        SessionStats { received: end(100), oldest_commit: Some(PgTime::now()), ..SessionStats::default() };
     status.set_session_stats(waiting);
     assert_eq!(reason(&status), None);
     grow_old(&status, LONG);
@@ -168,14 +165,14 @@ fn a_stream_that_brings_nothing_although_there_is_wal_makes_it_not_ready() {
     status.set_slot(long_ago, Some(slot_at(200)), None);
     assert_eq!(reason(&status).as_deref(), Some("StreamStalled"));
     let full = SessionStats {
-        received: lsn(100),
+        received: end(100),
         stall_reason: Some(StallReason::Budget),
         ..SessionStats::default()
     };
     status.set_session_stats(full);
     assert_eq!(reason(&status), None, "the stream is not the cause");
     assert_eq!(status.json()["budgetFull"], true);
-    status.set_session_stats(SessionStats { received: lsn(200), ..SessionStats::default() });
+    status.set_session_stats(SessionStats { received: end(200), ..SessionStats::default() });
     assert_eq!(reason(&status), None);
 }
 
@@ -205,8 +202,8 @@ fn lag_counts_unread_wal_until_it_is_acknowledged() {
     status.set_slot(Instant::now(), Some(slot_at(100)), None);
     assert!(status.lag_seconds() > 0.0);
     status.set_session_stats(SessionStats {
-        received: lsn(100),
-        acknowledged: lsn(100),
+        received: end(100),
+        acknowledged: end(100),
         ..SessionStats::default()
     });
     assert_eq!(status.lag_seconds(), 0.0);
@@ -217,7 +214,7 @@ fn wal_that_another_relay_has_confirmed_is_not_this_ones_lag() {
     let status = Status::default();
     status.on_error(Phase::Standby, &RelayError::new(ErrorKind::SlotActive, "held by pid 7"));
     status.set_slot(Instant::now(), Some(slot_at(100)), None);
-    status.set_slot(Instant::now(), Some(SlotState { confirmed: Some(lsn(100)), ..slot_at(100) }), None);
+    status.set_slot(Instant::now(), Some(SlotState { confirmed: Some(end(100)), ..slot_at(100) }), None);
     assert_eq!(status.lag_seconds(), 0.0);
 }
 

@@ -63,27 +63,24 @@ impl UnreadLag {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::end;
 
     const SECOND: Duration = Duration::from_secs(1);
-
-    fn lsn(value: u64) -> EndLsn {
-        EndLsn::new(pg_replication::Lsn::from(value))
-    }
 
     #[test]
     fn its_age_counts_from_the_first_observation_and_ends_with_the_acknowledgement() {
         let start = Instant::now();
         let mut unread = UnreadLag::default();
-        unread.on_acknowledged(lsn(100));
-        unread.on_observed(lsn(100), start, None);
+        unread.on_acknowledged(end(100));
+        unread.on_observed(end(100), start, None);
         assert_eq!(unread.age(start + SECOND), Duration::ZERO, "caught up");
-        unread.on_observed(lsn(200), start + SECOND, None);
-        unread.on_observed(lsn(300), start + 2 * SECOND, None);
+        unread.on_observed(end(200), start + SECOND, None);
+        unread.on_observed(end(300), start + 2 * SECOND, None);
         assert_eq!(unread.age(start + 4 * SECOND), 3 * SECOND);
-        assert_eq!(unread.beyond(lsn(200), start + 4 * SECOND), 2 * SECOND);
-        unread.on_acknowledged(lsn(200));
+        assert_eq!(unread.beyond(end(200), start + 4 * SECOND), 2 * SECOND);
+        unread.on_acknowledged(end(200));
         assert_eq!(unread.age(start + 4 * SECOND), 2 * SECOND);
-        unread.on_acknowledged(lsn(300));
+        unread.on_acknowledged(end(300));
         assert_eq!(unread.age(start + 4 * SECOND), Duration::ZERO);
     }
 
@@ -91,11 +88,11 @@ mod tests {
     fn wal_from_before_the_process_is_as_old_as_the_checkpoint() {
         let start = Instant::now();
         let mut unread = UnreadLag::default();
-        unread.on_observed(lsn(100), start, Some(3600 * SECOND));
-        unread.on_observed(lsn(200), start + SECOND, Some(3601 * SECOND));
+        unread.on_observed(end(100), start, Some(3600 * SECOND));
+        unread.on_observed(end(200), start + SECOND, Some(3601 * SECOND));
         assert_eq!(unread.age(start + SECOND), 3601 * SECOND);
-        assert_eq!(unread.beyond(lsn(0), start + SECOND), SECOND, "the process could not read it before");
-        unread.on_acknowledged(lsn(100));
+        assert_eq!(unread.beyond(end(0), start + SECOND), SECOND, "the process could not read it before");
+        unread.on_acknowledged(end(100));
         assert_eq!(unread.age(start + SECOND), Duration::ZERO);
     }
 
@@ -104,7 +101,7 @@ mod tests {
         let start = Instant::now();
         let mut unread = UnreadLag::default();
         for second in 0..2 * MAX_SAMPLES as u32 {
-            unread.on_observed(lsn(u64::from(second) + 1), start + second * SECOND, None);
+            unread.on_observed(end(u64::from(second) + 1), start + second * SECOND, None);
         }
         assert_eq!(unread.samples.len(), MAX_SAMPLES);
         assert_eq!(unread.age(start + 10_000 * SECOND), 10_000 * SECOND);

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use outbox::Position;
-use pg_replication::{CommitLsn, EndLsn};
+use pg_replication::EndLsn;
 use proptest::prelude::*;
 
 use super::memory_kafka::{MemoryKafka, Name};
@@ -14,6 +14,7 @@ use super::outbox_stream::{Row, Transaction};
 use super::process::{Process, Relay};
 use crate::error::{ErrorKind, RelayError};
 use crate::postgres::checkpoint::CheckpointUpdate;
+use crate::progress::lineage::commit_lsn;
 use crate::routing::mapping::{Revision, RoutingHistory, TopicShape};
 use crate::routing::router::partition;
 use crate::topics::partitions::{LastRecord, Offsets, PartitionNumber};
@@ -291,8 +292,10 @@ impl World {
         let skipped =
             self.kafka.own(&name(partition)).into_iter().filter(|(offset, _)| *offset < start.offset);
         for (offset, position) in skipped {
-            let commit = CommitLsn::new(position.commit_lsn.into());
-            assert!(written.confirmed.covers(commit), "offset {offset} is skipped, but not confirmed");
+            assert!(
+                written.confirmed.covers(commit_lsn(position)),
+                "offset {offset} is skipped, but not confirmed"
+            );
         }
     }
 

@@ -1,7 +1,9 @@
 //! The stream of an outbox table, as pgoutput sends it.
 
 use outbox::Position;
-use pg_replication::{CommitLsn, EndLsn, Lsn};
+use pg_replication::{CommitLsn, EndLsn};
+
+use crate::testing::{commit, end};
 
 const TIMELINE: u32 = 1;
 const RELATION: u32 = 7;
@@ -29,16 +31,16 @@ impl Transaction {
     }
 
     pub(super) fn commit(&self) -> CommitLsn {
-        CommitLsn::new(Lsn::from(self.commit))
+        commit(self.commit)
     }
 
     pub(super) fn end(&self) -> EndLsn {
-        EndLsn::new(Lsn::from(self.commit + 8))
+        end(self.commit + 8)
     }
 
     /// An LSN after the transaction, and before the next one.
     pub(super) fn after(&self) -> EndLsn {
-        EndLsn::new(Lsn::from(self.commit + 48))
+        end(self.commit + 48)
     }
 
     /// The rows with their positions.
@@ -94,7 +96,7 @@ pub(super) fn relation() -> Vec<u8> {
 
 /// Covers the transactions before number `number`.
 pub(super) fn end_before(number: usize) -> EndLsn {
-    EndLsn::new(Lsn::from(commit_of(number)))
+    end(commit_of(number))
 }
 
 fn commit_of(number: usize) -> u64 {

@@ -87,14 +87,10 @@ mod position_text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{at, end};
 
     fn refused(commit_lsn: u64, topic: &str) -> RefusedRow {
-        let position = Position { timeline: 1, commit_lsn, index: 0 };
-        RefusedRow { position, topic: topic.into(), cause: "InvalidRecord".into() }
-    }
-
-    fn end(lsn: u64) -> EndLsn {
-        EndLsn::new(lsn.into())
+        RefusedRow { position: at(commit_lsn), topic: topic.into(), cause: "InvalidRecord".into() }
     }
 
     #[test]
@@ -103,7 +99,6 @@ mod tests {
         for (commit, topic) in [(80, "b"), (40, "a"), (40, "dead"), (80, "b")] {
             assert!(refusals.add(refused(commit, topic)));
         }
-        let at = |commit_lsn| Position { timeline: 1, commit_lsn, index: 0 };
         assert_eq!(refusals.cause(at(40), "dead"), Some("InvalidRecord"));
         assert_eq!(refusals.cause(at(40), "b"), None);
         let json = serde_json::to_value(&refusals).unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pg_replication::{CommitLsn, EndLsn};
+use pg_replication::EndLsn;
 
 use super::{
     CurrentDestination, Destination, EarlierDestination, RoutingHistory, RoutingInput, RoutingTable,
@@ -10,6 +10,7 @@ use super::{
 };
 use crate::event::poison::Poison;
 use crate::routing::error::RoutingError;
+use crate::testing;
 use crate::topics::registry::TopicRegistry;
 
 /// A routing table with its registry, for tests that name topics.
@@ -30,8 +31,7 @@ impl RoutedTopics {
         input: &RoutingInput<'a, F>,
         commit: u64,
     ) -> Result<CurrentDestination, RoutingError> {
-        let commit = CommitLsn::new(commit.into());
-        match self.table.earlier_destination(input, commit, &self.registry) {
+        match self.table.earlier_destination(input, testing::commit(commit), &self.registry) {
             Some(EarlierDestination::Kept(found) | EarlierDestination::Superseded(found)) => {
                 Ok(CurrentDestination::Partition(found))
             }
