@@ -157,15 +157,20 @@ fn main() {
             outbox_relay::failpoint::arm();
             run(Arc::new(file.load()), log_level)
         }
-        Command::Doctor { file, output } => doctor(&file.load(), output.json),
-        Command::Lag { file, output } => lag(&file.load(), output.format()),
-        Command::Where { file, id, output } => locate(&file.load(), &id, output.format()),
+        Command::Doctor { file, output } => {
+            let config = file.load();
+            block_on(async { process::report(&outbox_relay::doctor::examine(&config).await, output.json) })
+        }
+        Command::Lag { file, output } => {
+            block_on(async { exit_code(cli::lag::lag(&file.load(), output.format()).await) })
+        }
+        Command::Where { file, id, output } => block_on(locate(&file.load(), &id, output.format())),
         Command::DeadLetters(DeadLetters::List { file, since, limit, output }) => {
             exit_code(cli::dead_letters::list(&file.load(), since, limit, output.format()))
         }
         Command::DeadLetters(DeadLetters::Replay { file, ids, all, since, output }) => {
-            let ids = ids.into_iter().collect();
-            exit_code(cli::dead_letters::replay(&file.load(), &ids, all, since, output.format()))
+            let selection = Selection { ids: ids.into_iter().collect(), all, since };
+            exit_code(cli::dead_letters::replay(&file.load(), &selection, output.format()))
         }
     };
     exit(code)
@@ -196,25 +201,14 @@ fn exit_code<E: std::fmt::Display>(done: Result<(), E>) -> i32 {
     }
 }
 
-fn doctor(config: &Config, json: bool) -> i32 {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        return EXIT_BUG;
-    };
-    process::report(&runtime.block_on(outbox_relay::doctor::examine(config)), json)
+/// Runs a command to its exit code.
+fn block_on(command: impl Future<Output = i32>) -> i32 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_or(EXIT_BUG, |runtime| runtime.block_on(command))
 }
 
-fn lag(config: &Config, format: Format) -> i32 {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        return EXIT_BUG;
-    };
-    exit_code(runtime.block_on(cli::lag::lag(config, format)))
-}
-
-fn locate(config: &Config, id: &str, format: Format) -> i32 {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-        return EXIT_BUG;
-    };
-    match runtime.block_on(cli::locate::locate(config, id, format)) {
+async fn locate(config: &Config, id: &str, format: Format) -> i32 {
+    match cli::locate::locate(config, id, format).await {
         Ok(true) => 0,
         Ok(false) => EXIT_UNAVAILABLE,
         Err(error) => exit_code::<RelayError>(Err(error)),
@@ -311,7 +305,7 @@ async fn stop_on_signal(stop: watch::Sender<bool>, grace: Duration) {
     match tokio::time::timeout(grace, signalled()).await {
         Ok(()) => {
             tracing::warn!(
-                "stopped immediately by a second signal, before everything that was read was confirmed; the next start replays it"
+                "stopped immediately by a second signal, before everything that was read was confirmed; the next start reads it again"
             )
         }
         Err(_) => tracing::warn!("{}", SessionEnd::Late),

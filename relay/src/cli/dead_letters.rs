@@ -1,6 +1,5 @@
 //! `dead-letters list` and `dead-letters replay`.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use chrono::{DateTime, Utc};
@@ -10,7 +9,7 @@ use super::admin_client::{RequestError, request};
 use super::{Format, print};
 use crate::config::Config;
 use crate::dead_letters::reader::Reader;
-use crate::dead_letters::replay::{ReplayLine, ReplayOutcome, Replayed, Summary};
+use crate::dead_letters::replay::{ReplayLine, ReplayOutcome, Replayed, Selection, Summary};
 use crate::kafka::topic_reader::ReadError;
 
 /// Path of the admin listener that replays dead letters.
@@ -62,14 +61,8 @@ pub fn list(
 }
 
 /// Has the running relay replay dead letters, and prints the result of each.
-pub fn replay(
-    config: &Config,
-    ids: &BTreeSet<String>,
-    all: bool,
-    since: Option<DateTime<Utc>>,
-    format: Format,
-) -> Result<(), CommandError> {
-    let selection = json!({"ids": ids, "all": all, "since": since}).to_string();
+pub fn replay(config: &Config, selection: &Selection, format: Format) -> Result<(), CommandError> {
+    let selection = json!(selection).to_string();
     let mut refused = 0;
     for line in request(config.admin.listen, "POST", REPLAY_PATH, &selection)? {
         let line = line.map_err(|_| CommandError::BrokeOff)?;

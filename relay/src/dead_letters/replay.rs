@@ -23,7 +23,7 @@ use crate::topics::partitions::PartitionNumber;
 const LINES: usize = 16;
 
 /// Which dead letters to send again.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selection {
     /// Dead letters with these event ids.
