@@ -194,7 +194,7 @@ fn progress(ready: &ConditionState, lasts: bool) -> [ConditionState; 2] {
 #[cfg(test)]
 mod tests {
     use outbox_relay::error;
-    use outbox_relay::status::failover::FailoverReason;
+    use outbox_relay::status::failover_readiness::FailoverReason;
 
     use super::*;
 

@@ -7,7 +7,7 @@
 //! the next stream opens: that stream may end in the same way a moment later. It is over when delivery has passed the
 //! point where it happened.
 
-pub mod failover;
+pub mod failover_readiness;
 pub mod heartbeat;
 mod kafka_state;
 pub mod metrics;
@@ -29,7 +29,7 @@ use pg_replication::{EndLsn, Host};
 use process::Readiness;
 use serde_json::Value;
 
-use self::failover::{FailoverReadiness, PrimaryState, Standby};
+use self::failover_readiness::{FailoverReadiness, PrimaryState, Standby};
 use self::heartbeat::Heartbeat;
 use self::problems::Problem;
 pub use self::signals::{

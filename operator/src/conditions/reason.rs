@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Write};
 
 use outbox_relay::error::{self, Action};
-use outbox_relay::status::failover::FailoverReason;
+use outbox_relay::status::failover_readiness::FailoverReason;
 
 use super::state::Status;
 

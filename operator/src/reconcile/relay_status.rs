@@ -9,7 +9,7 @@ use hyper::Uri;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Resource, ResourceExt};
 use outbox_relay::error::{self, excerpt};
-use outbox_relay::status::failover::FailoverReason;
+use outbox_relay::status::failover_readiness::FailoverReason;
 use serde::Deserialize;
 
 use super::Context;

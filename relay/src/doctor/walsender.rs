@@ -7,7 +7,7 @@ use sqlx::postgres::PgConnection;
 use crate::config::{Config, Failover};
 use crate::error::{ErrorKind, RelayError};
 use crate::postgres::failover::{self, StandbySlot, Standbys};
-use crate::status::failover::{FailoverReadiness, FailoverReason, FailoverState};
+use crate::status::failover_readiness::{FailoverReadiness, FailoverReason, FailoverState};
 
 pub async fn timeout(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     const CHECK: &str = "walsender timeout";

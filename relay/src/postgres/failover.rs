@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::connection;
 use crate::config::{Access, Source};
 use crate::error::{RelayError, chain};
-use crate::status::failover::{PrimaryState, SlotCopy, Standby, StandbyState};
+use crate::status::failover_readiness::{PrimaryState, SlotCopy, Standby, StandbyState};
 
 /// Longer than any query of a server that responds. Connecting has separate limits.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);

@@ -7,7 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use pg_replication::EndLsn;
 use serde_json::{Value, json};
 
-use super::failover::FailoverState;
+use super::failover_readiness::FailoverState;
 use super::problems::Problem;
 use super::state::State;
 use super::{KafkaAnswers, Phase, SilentPartition, SlotState, StallReason, WaitsFor};

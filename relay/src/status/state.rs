@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use super::failover::FailoverState;
+use super::failover_readiness::FailoverState;
 use super::heartbeat::Heartbeat;
 use super::kafka_state::KafkaState;
 use super::observation::Observation;
