@@ -54,7 +54,7 @@ async fn sessions(
         }
         memory.ended_by = Some(error.kind);
         let action = error.kind.action();
-        let pause = backoff.pause(action, started.elapsed());
+        let pause = backoff.next_pause(action, started.elapsed());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = context.status.slot_released(), if action == Action::StandBy => {}

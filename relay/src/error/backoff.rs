@@ -27,7 +27,7 @@ impl Default for Backoff {
 
 impl Backoff {
     /// The pause before the next attempt, after a session that lasted `lasted`.
-    pub fn pause(&mut self, action: Action, lasted: Duration) -> Duration {
+    pub fn next_pause(&mut self, action: Action, lasted: Duration) -> Duration {
         if lasted >= STABLE_AFTER {
             self.next = FIRST_PAUSE;
         }
@@ -57,10 +57,10 @@ mod tests {
     #[test]
     fn pauses_grow_to_a_bound_and_start_over_after_a_stable_run() {
         let mut backoff = Backoff::default();
-        let first = backoff.pause(Action::Retry, Duration::ZERO);
+        let first = backoff.next_pause(Action::Retry, Duration::ZERO);
         for _ in 0..20 {
-            assert!(backoff.pause(Action::Retry, Duration::ZERO) <= LONGEST_PAUSE.mul_f64(1.25));
+            assert!(backoff.next_pause(Action::Retry, Duration::ZERO) <= LONGEST_PAUSE.mul_f64(1.25));
         }
-        assert!(backoff.pause(Action::Retry, STABLE_AFTER) <= first * 2);
+        assert!(backoff.next_pause(Action::Retry, STABLE_AFTER) <= first * 2);
     }
 }
