@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use testbed::load::{Backlog, write_backlog};
+use testbed::load::{Backlog, Load, write_backlog};
 use testbed::postgres::PgVersion;
 use testbed::wait;
 
-use crate::fixture::{OwnServers, Site, TIMEOUT, assert_correct, heavy_permit, long_matrix};
+use crate::fixture::{OwnServers, Relay, Site, TIMEOUT, assert_correct, heavy_permit, long_matrix};
 use crate::{data, one_writer, servers};
 
 /// Rows per second: enough to keep a debug build busy, few enough to leave two cores time for everything else.
@@ -28,6 +28,16 @@ impl Pauses {
         self.0 ^= self.0 << 17;
         tokio::time::sleep(Duration::from_millis(self.0 % most_ms)).await;
     }
+}
+
+/// Servers of the test's own, and a relay that delivers what is written.
+async fn under_load(version: PgVersion) -> (OwnServers, Site, Relay, Load) {
+    let servers = OwnServers::start(version, &[]).await;
+    let site = servers.site().await;
+    let relay = site.relay().await;
+    let load = site.start_load(RATE).await;
+    site.until_records(100).await;
+    (servers, site, relay, load)
 }
 
 async fn survives_kills(site: &Site, kills: usize) {
@@ -58,11 +68,7 @@ async fn kafka_stopped_for_20_seconds_under_load() {
 }
 
 async fn survives_a_kafka_outage(version: PgVersion) {
-    let mut servers = OwnServers::start(version, &[]).await;
-    let site = servers.site().await;
-    let relay = site.relay().await;
-    let load = site.start_load(RATE).await;
-    site.until_records(100).await;
+    let (mut servers, site, relay, load) = under_load(version).await;
     servers.kafka.stop().await.unwrap();
     let down = Instant::now();
     relay.until("/readyz", 503, "KafkaUnreachable").await;
@@ -79,11 +85,7 @@ async fn survives_a_kafka_outage(version: PgVersion) {
 #[tokio::test]
 async fn kafka_hangs_longer_than_a_request_may_take() {
     let _permit = heavy_permit().await;
-    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
-    let site = servers.site().await;
-    let relay = site.relay().await;
-    let load = site.start_load(RATE).await;
-    site.until_records(100).await;
+    let (mut servers, site, relay, load) = under_load(PgVersion::V18).await;
     servers.kafka.brokers()[0].pause().unwrap();
     let hangs = Instant::now();
     relay.until("/readyz", 503, "KafkaUnreachable").await;
@@ -97,11 +99,7 @@ async fn kafka_hangs_longer_than_a_request_may_take() {
 #[tokio::test]
 async fn kill_9_while_kafka_is_down() {
     let _permit = heavy_permit().await;
-    let mut servers = OwnServers::start(PgVersion::V18, &[]).await;
-    let site = servers.site().await;
-    let relay = site.relay().await;
-    let load = site.start_load(RATE).await;
-    site.until_records(100).await;
+    let (mut servers, site, relay, load) = under_load(PgVersion::V18).await;
     servers.kafka.kill().await.unwrap();
     relay.until("/readyz", 503, "KafkaUnreachable").await;
     relay.kill().await;
@@ -119,10 +117,7 @@ async fn postgres_killed_under_load() {
 }
 
 async fn survives_a_postgres_crash(version: PgVersion) {
-    let mut servers = OwnServers::start(version, &[]).await;
-    let site = servers.site().await;
-    let relay = site.relay().await;
-    let load = site.start_load(RATE).await;
+    let (mut servers, site, relay, load) = under_load(version).await;
     for round in 1..=3 {
         site.until_records(100 * round).await;
         servers.postgres.kill().await.unwrap();
