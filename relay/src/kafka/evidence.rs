@@ -130,13 +130,14 @@ fn incompleteness(records: &RecordCollector, from: Offset, compacted: Option<boo
 #[cfg(test)]
 mod tests {
     use outbox::{Position, header};
-    use pg_replication::{EndLsn, Lsn, TimelineHistory};
+    use pg_replication::TimelineHistory;
     use rdkafka::message::{Header, OwnedHeaders, OwnedMessage, Timestamp};
 
     use super::*;
     use crate::kafka::own_records::OwnRecords;
     use crate::progress::lineage::Lineage;
     use crate::progress::offset::OffsetRange;
+    use crate::testing::{commit, end};
     use crate::topics::kafka_time::KafkaTime;
     use crate::topics::partitions::PartitionNumber;
 
@@ -159,9 +160,9 @@ mod tests {
     /// The server left timeline 1 at 0x100, and the slot begins at 0x201.
     fn events_of(records: &[OwnedMessage], room: usize) -> Scan {
         let timelines = TimelineHistory::parse(2, "1\t0/100\n").unwrap();
-        let lineage = Lineage::new(timelines, EndLsn::new(Lsn::from(0x300)));
+        let lineage = Lineage::new(timelines, end(0x300));
         let own = OwnRecords { source: SOURCE.into(), lineage, server_started: KafkaTime(0) };
-        let scope = Scope::Evidence { before: CommitLsn::new(Lsn::from(0x200)), room };
+        let scope = Scope::Evidence { before: commit(0x200), room };
         let range = OffsetRange { from: Offset::ZERO, until: Offset(records.len() as i64) };
         let mut scan = Scan::new(&"t".into(), PartitionNumber(0), scope, range);
         let _ = records.iter().any(|record| scan.on_record(&own, record));

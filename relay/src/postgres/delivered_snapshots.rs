@@ -96,17 +96,15 @@ mod tests {
 
     use super::*;
     use crate::progress::offset::Offset;
+    use crate::testing::end;
     use crate::topics::partitions::{PartitionNumber, ScanStart};
 
-    fn lsn(value: u64) -> EndLsn {
-        EndLsn::new(pg_replication::Lsn::from(value))
-    }
     fn at(offset: i64) -> Offsets {
         let start = ScanStart { offset: Offset(offset), last: None };
         Offsets::from([("t".into(), BTreeMap::from([(PartitionNumber(0), start)]))])
     }
     fn taken(snapshot: &str, xmin: u64, until: u64) -> Snapshot {
-        Snapshot { snapshot: snapshot.into(), xmin, until: lsn(until) }
+        Snapshot { snapshot: snapshot.into(), xmin, until: end(until) }
     }
 
     #[test]
@@ -115,9 +113,9 @@ mod tests {
         assert!(delivered.is_due());
         delivered.on_taken(taken("s", 10, 100));
         assert!(!delivered.is_due(), "one at a time");
-        assert_eq!(delivered.take_confirmed(lsn(99)), None);
-        assert_eq!(delivered.take_confirmed(lsn(100)).unwrap().snapshot, "s");
-        assert_eq!(delivered.take_confirmed(lsn(200)), None, "stored once");
+        assert_eq!(delivered.take_confirmed(end(99)), None);
+        assert_eq!(delivered.take_confirmed(end(100)).unwrap().snapshot, "s");
+        assert_eq!(delivered.take_confirmed(end(200)), None, "stored once");
     }
 
     /// A transaction that waits for a synchronous standby is in the stream and in Kafka, and still invisible.
@@ -128,11 +126,11 @@ mod tests {
         delivered.on_written(8, &at(5));
         delivered.on_taken(taken("7:9:7", 7, 100));
         assert_eq!(
-            delivered.take_confirmed(lsn(100)),
+            delivered.take_confirmed(end(100)),
             Some(DurableSnapshot { snapshot: "7:9:7".into(), offsets: None })
         );
         delivered.on_taken(taken("9:9:", 9, 200));
-        assert_eq!(delivered.take_confirmed(lsn(200)).unwrap().offsets, Some(at(5)));
+        assert_eq!(delivered.take_confirmed(end(200)).unwrap().offsets, Some(at(5)));
     }
 
     /// A model of a server, a stream and a partition. The stream sees a transaction when its commit record is written,
@@ -190,7 +188,7 @@ mod tests {
             let xmin = open.map_or(xmax, |open| open.min(xmax));
             let visible = (1..=self.last_xid).filter(|xid| self.is_visible(*xid));
             let visible: Vec<String> = visible.map(|xid| xid.to_string()).collect();
-            Snapshot { snapshot: visible.join(","), xmin, until: lsn(self.wal) }
+            Snapshot { snapshot: visible.join(","), xmin, until: end(self.wal) }
         }
     }
 
@@ -214,7 +212,7 @@ mod tests {
                     _ => {
                         // A checkpoint, as the writer stores it.
                         let offsets = at(world.partition.len() as i64);
-                        let stored = delivered.take_confirmed(lsn(world.confirmed));
+                        let stored = delivered.take_confirmed(end(world.confirmed));
                         let xid = world.begin();
                         world.last_completed = world.last_completed.max(xid);
                         if let Some(stored) = stored {

@@ -8,12 +8,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pg_replication::EndLsn;
 use proptest::prelude::*;
 
 use super::{MissingRows, RowState, TransactionSnapshot};
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
 use crate::progress::offset::Offset;
+use crate::testing::end;
 use crate::topics::partitions::{Offsets, PartitionNumber, ScanStart};
 
 const KEYS: u64 = 4;
@@ -246,10 +246,6 @@ impl World {
             self.deliver();
         }
     }
-}
-
-fn end(lsn: u64) -> EndLsn {
-    EndLsn::new(pg_replication::Lsn::from(lsn))
 }
 
 #[derive(Clone, Debug)]
