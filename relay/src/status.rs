@@ -87,7 +87,7 @@ impl Status {
     pub fn enter(&self, phase: Phase) {
         let mut state = self.state();
         state.move_to(phase);
-        if matches!(phase, Phase::Snapshot | Phase::Refilling | Phase::Streaming) {
+        if phase.delivers() {
             let now = Instant::now();
             state.problems.error = state.problems.unresolved.clone();
             (state.kafka.answers, state.kafka.progress_at) = (KafkaAnswers::Unknown, now);
@@ -124,7 +124,7 @@ impl Status {
             Some(shown) if shown.reason == error.kind => Some(shown.since),
             _ => None,
         };
-        let was_open = state.is_open();
+        let was_open = state.phase.has_stream();
         state.move_to(phase);
         // A session that has not begun may still have its connections.
         if phase != Phase::Starting {

@@ -100,11 +100,9 @@ fn dead_letters(state: &State) -> Value {
 }
 
 fn not_reading(state: &State) -> Option<&'static str> {
-    match state.phase {
-        Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Draining => {
-            state.session.stats.stall_reason.map(StallReason::text)
-        }
-        _ => Some("the stream is not open"),
+    match state.phase.has_stream() {
+        true => state.session.stats.stall_reason.map(StallReason::text),
+        false => Some("the stream is not open"),
     }
 }
 
@@ -192,9 +190,9 @@ fn problem_json(shown: &Problem, until: Option<Option<SystemTime>>) -> Value {
 /// This process's role, which follows from who holds the slot.
 fn role(phase: Phase) -> &'static str {
     match phase {
-        Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Draining => "active",
         Phase::Standby => "standby",
-        Phase::Starting | Phase::Waiting | Phase::Stopped => "none",
+        phase if phase.has_stream() => "active",
+        _ => "none",
     }
 }
 

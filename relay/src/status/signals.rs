@@ -28,6 +28,19 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Whether rows are read and delivered.
+    pub(super) fn delivers(self) -> bool {
+        match self {
+            Phase::Snapshot | Phase::Refilling | Phase::Streaming => true,
+            Phase::Starting | Phase::Standby | Phase::Waiting | Phase::Stopped | Phase::Draining => false,
+        }
+    }
+
+    /// Whether a stream is open.
+    pub(super) fn has_stream(self) -> bool {
+        self.delivers() || self == Phase::Draining
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Phase::Starting => "starting",

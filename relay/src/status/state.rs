@@ -72,13 +72,7 @@ impl State {
     }
 
     pub(super) fn is_ready(&self, problem: Option<&Problem>) -> bool {
-        problem.is_none()
-            && matches!(self.phase, Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Standby)
-    }
-
-    /// Whether a stream is open.
-    pub(super) fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Draining)
+        problem.is_none() && (self.phase.delivers() || self.phase == Phase::Standby)
     }
 
     /// The next session has to find these out again.
@@ -89,15 +83,14 @@ impl State {
 
     /// What interrupts delivery. A standby has nothing to deliver, so standing by is no problem.
     pub(super) fn problem(&self, now: Instant) -> Option<Problem> {
-        let error = || self.problems.error.clone();
-        match self.phase {
-            Phase::Standby => None,
-            Phase::Snapshot | Phase::Refilling | Phase::Streaming | Phase::Draining => {
-                let blocked = self.problems.blocked_by();
-                blocked.or_else(|| self.observed.slot_lost()).or_else(|| self.stall(now)).or_else(error)
-            }
-            Phase::Starting | Phase::Waiting | Phase::Stopped => error(),
+        if self.phase == Phase::Standby {
+            return None;
         }
+        let of_stream = || {
+            let blocked = self.problems.blocked_by();
+            blocked.or_else(|| self.observed.slot_lost()).or_else(|| self.stall(now))
+        };
+        self.phase.has_stream().then(of_stream).flatten().or_else(|| self.problems.error.clone())
     }
 
     /// What has stalled on the open stream, the cause before its consequences.
