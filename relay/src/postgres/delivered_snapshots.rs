@@ -7,7 +7,7 @@
 //! end of its WAL and assign the transaction ids in it again, which the old snapshot would show as delivered.
 //!
 //! With the snapshot, offsets are stored before which no partition has a row of a transaction *invisible* in it: where
-//! a refill, which is not implemented yet, has to start its scan. Which offsets are safe is not obvious:
+//! a refill starts its scan. Which offsets are safe is not obvious:
 //!
 //! 1. The offsets at the time of the snapshot are not. A transaction that waits for a synchronous standby is in the
 //!    stream, and its rows may be in Kafka, while every snapshot still shows it as running.
