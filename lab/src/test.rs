@@ -1,12 +1,13 @@
 //! `cargo xtask test`: what a change must pass.
 
 use std::num::NonZero;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
 use testbed::LONG_MATRIX;
+use testbed::guard;
 use testbed::kafka::{Kafka, KafkaOptions};
 use testbed::postgres::{PgVersion, Postgres, PostgresOptions};
 use testbed::rust::cargo;
@@ -150,29 +151,10 @@ async fn run_part(part: &Part, environment: &[(&str, String)]) -> Result<(bool, 
     let mut command = tokio::process::Command::from(cargo());
     command.current_dir(build::repository()).args(part.arguments).stdin(Stdio::null());
     command.envs(environment.iter().map(|(name, value)| (*name, value)));
-    let mut running = Group::start(command)?;
-    let success = running.cargo.wait().await?.success();
-    Ok((success, start.elapsed()))
-}
-
-/// cargo and what it runs, ended together when this is dropped: a test continues without cargo.
-struct Group {
-    cargo: tokio::process::Child,
-}
-
-impl Group {
-    fn start(mut command: tokio::process::Command) -> Result<Group, Failure> {
-        Ok(Group { cargo: command.process_group(0).spawn()? })
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // None once cargo has ended.
-        if let Some(leader) = self.cargo.id() {
-            let _ = Command::new("kill").args(["-TERM", "--", &format!("-{leader}")]).status();
-        }
-    }
+    let mut cargo = command.process_group(0).spawn()?;
+    // Without it, the tests would continue after a stop.
+    guard::register(cargo.id().unwrap_or_default())?;
+    Ok((cargo.wait().await?.success(), start.elapsed()))
 }
 
 fn count(part: &Part, (success, took): (bool, Duration), passed: &mut u32, failed: &mut u32) {

@@ -116,8 +116,11 @@ impl Drop for Folder {
     }
 }
 
-/// Registers a process, so that it cannot outlive us.
-pub(crate) fn register(pid: u32) -> Result<(), Error> {
+/// Registers a process, so that neither it nor its children outlive us.
+///
+/// # Errors
+/// The list cannot be written.
+pub fn register(pid: u32) -> Result<(), Error> {
     append("pids", &format!("{pid} {}\n", start_time(pid).unwrap_or_default()))
 }
 
