@@ -39,7 +39,7 @@ impl Refill {
 
     pub(super) fn on_evidence(&mut self, delivered: DeliveredEvents) {
         tracing::info!(
-            events = delivered.len(),
+            events = delivered.count(),
             "read which of the rows from before the slot Kafka has already"
         );
         self.evidence = Evidence::Known(delivered);

@@ -183,22 +183,28 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
     let Some(row) = row else { return Ok(None) };
     let version = row.try_get("mapping_version")?;
     let mappings: Option<Json<RoutingHistory>> = row.try_get("mapping")?;
+    let delivered = delivered_of(&row)?;
+    let delivered_offsets = row.try_get::<Json<_>, _>("snapshot_offsets")?.0;
     Ok(Some(Checkpoint {
         slot: row.try_get("slot")?,
         history: ClusterTimeline {
             system_identifier: row.try_get::<i64, _>("system_identifier")?.cast_unsigned(),
             timeline: row.try_get::<i32, _>("timeline")?.cast_unsigned(),
         },
-        progress: phase_of(&row)?,
-        delivered: delivered_of(&row)?,
-        delivered_offsets: row.try_get::<Json<_>, _>("snapshot_offsets")?.0,
+        progress: phase_of(&row, &delivered, &delivered_offsets)?,
+        delivered,
+        delivered_offsets,
         replacements: row.try_get("replacements")?,
         mappings: mappings.map(|Json(mappings)| RoutingHistory { version, ..mappings }),
         offsets: row.try_get::<Json<_>, _>("kafka_offsets")?.0,
     }))
 }
 
-fn phase_of(row: &PgRow) -> Result<CheckpointPhase, RelayError> {
+fn phase_of(
+    row: &PgRow,
+    delivered: &TransactionSnapshot,
+    delivered_offsets: &Offsets,
+) -> Result<CheckpointPhase, RelayError> {
     let lsn = |column: &str| -> Result<Option<EndLsn>, sqlx::Error> {
         let lsn: Option<Text<EndLsn>> = row.try_get(column)?;
         Ok(lsn.map(|Text(lsn)| lsn))
@@ -222,8 +228,8 @@ fn phase_of(row: &PgRow) -> Result<CheckpointPhase, RelayError> {
                 refill_cause.and_then(|name| RefillCause::from_name(&name)).unwrap_or(RefillCause::SlotLost);
             let slot = match phase {
                 "copying" => {
-                    let starts = row.try_get::<Json<_>, _>("snapshot_offsets")?.0;
-                    Some(copying(Some(RefillScope { cause, delivered: delivered_of(row)?, starts }))?)
+                    let (delivered, starts) = (delivered.clone(), delivered_offsets.clone());
+                    Some(copying(Some(RefillScope { cause, delivered, starts }))?)
                 }
                 _ => None,
             };

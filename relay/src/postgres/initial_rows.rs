@@ -57,11 +57,10 @@ pub async fn describe(
         exported.replace('\'', "''")
     );
     sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *sql).await?;
-    let snapshot: String =
-        sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *sql).await?;
+    let snapshot = current_snapshot(&mut *sql).await?;
     let order = RowOrder::of(sql, source).await?;
     sqlx::raw_sql("COMMIT").execute(&mut *sql).await?;
-    Ok((snapshot, order))
+    Ok((snapshot.as_text().to_owned(), order))
 }
 
 /// Checks, before anything is created, that the table's rows can be read and identified by snapshot and `seq`.
