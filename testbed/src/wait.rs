@@ -5,10 +5,13 @@ use std::time::{Duration, Instant};
 
 use crate::Error;
 
-/// How often a condition is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The shortest and the longest pause between two looks.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
 /// Looks again and again until `look` answers `Ok`; its `Err` is what was seen instead.
+///
+/// It pauses for as long as a look takes: one that starts a program or reads a topic would
+/// otherwise take the processors from the very thing it waits for.
 ///
 /// # Errors
 /// [`Error::Timeout`] after `limit`, with the last observation.
@@ -19,12 +22,13 @@ pub async fn until<T, E: Display>(
 ) -> Result<T, Error> {
     let deadline = Instant::now() + limit;
     loop {
+        let started = Instant::now();
         match look().await {
             Ok(found) => return Ok(found),
             Err(seen) if Instant::now() >= deadline => {
                 return Err(Error::Timeout { what: what.into(), limit, seen: seen.to_string() });
             }
-            Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            Err(_) => tokio::time::sleep(started.elapsed().clamp(PAUSE.0, PAUSE.1)).await,
         }
     }
 }
