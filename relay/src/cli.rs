@@ -5,9 +5,14 @@ pub mod dead_letters;
 pub mod lag;
 pub mod locate;
 
+use std::fmt::{self, Display};
 use std::io::Write;
 
+use serde::Serialize;
 use serde_json::Value;
+
+use crate::progress::offset::Offset;
+use crate::topics::partitions::PartitionNumber;
 
 /// Output format of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +21,20 @@ pub enum Format {
     Text,
     /// JSON for machines.
     Json,
+}
+
+/// Where a record is.
+#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
+pub struct RecordLocation {
+    pub topic: String,
+    pub partition: PartitionNumber,
+    pub offset: Offset,
+}
+
+impl Display for RecordLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{} at offset {}", self.topic, self.partition, self.offset)
+    }
 }
 
 /// Prints one line: `text` for people, `json` for machines. Returns false if the reader has closed the pipe (`| head`):

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::config::Sink;
 use crate::event::row::{Attributes, EventId, OutboxRow, RowError};
 use crate::event::value::checked;
-use crate::kafka::topic_reader::{ReadError, TopicReader};
+use crate::kafka::topic_reader::{ReadError, TopicReader, failed};
 use crate::progress::offset::Offset;
 use crate::topics::partitions::PartitionNumber;
 
@@ -176,17 +176,21 @@ fn shown(text: &str) -> String {
 }
 
 /// Reads a dead-letter topic.
-pub struct Reader(TopicReader);
+pub struct Reader {
+    reader: TopicReader,
+    topic: String,
+}
 
 impl Reader {
     /// Does not connect yet.
     pub fn new(sink: &Sink, topic: &str) -> Result<Reader, ReadError> {
-        TopicReader::new(sink, topic, "dead-letters").map(Reader)
+        let reader = TopicReader::new(sink, "dead-letters").map_err(failed(topic))?;
+        Ok(Reader { reader, topic: topic.to_owned() })
     }
 
     /// Partitions of a topic; 0 if it does not exist.
     pub fn partitions(&self, topic: &str) -> Result<i32, ReadError> {
-        self.0.partitions(topic)
+        self.reader.partitions(topic)
     }
 
     /// Passes every dead letter now in the topic to `take`, partition by partition, until it breaks. With `since`, only
@@ -196,7 +200,10 @@ impl Reader {
         since: Option<DateTime<Utc>>,
         mut take: impl FnMut(DeadLetter) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
-        self.0.read(since, |message| DeadLetter::of(message).map_or(ControlFlow::Continue(()), &mut take))
+        let letter = |message: &BorrowedMessage<'_>| {
+            DeadLetter::of(message).map_or(ControlFlow::Continue(()), &mut take)
+        };
+        self.reader.read(&self.topic, since, letter)
     }
 }
 

@@ -43,92 +43,103 @@ pub enum ReadError {
     Stalled { topic: String, partition: PartitionNumber },
 }
 
-/// Reads a topic.
+/// Reads topics.
 pub struct TopicReader {
     consumer: Arc<BaseConsumer>,
-    topic: String,
+}
+
+/// The offsets of a partition that a read covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionRange {
+    /// The first offset that still exists. Retention has removed the records before it.
+    pub low: Offset,
+    /// The offsets to read.
+    pub range: OffsetRange,
 }
 
 impl TopicReader {
     /// Does not connect yet. `purpose` tells the readers of the relay apart in Kafka.
-    pub fn new(sink: &Sink, topic: &str, purpose: &str) -> Result<TopicReader, ReadError> {
-        let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
+    pub fn new(sink: &Sink, purpose: &str) -> Result<TopicReader, KafkaError> {
         let mut config = reader_config(sink, purpose);
         config.set("auto.offset.reset", "earliest");
-        let consumer = client::create(sink, &config, DefaultConsumerContext).map_err(failed)?;
-        Ok(TopicReader { consumer, topic: topic.to_owned() })
+        Ok(TopicReader { consumer: client::create(sink, &config, DefaultConsumerContext)? })
     }
 
     /// Partitions of a topic; 0 if it does not exist.
     pub fn partitions(&self, topic: &str) -> Result<i32, ReadError> {
-        let failed = |source| ReadError::Kafka { topic: topic.to_owned(), source };
-        partition_count(&*self.consumer, topic, REQUEST).map_err(failed)
+        partition_count(&*self.consumer, topic, REQUEST).map_err(failed(topic))
     }
 
     /// Passes every record now in the topic to `take`, partition by partition, until it breaks. With `since`, only
     /// those with that timestamp and those after them.
     pub fn read(
         &self,
+        topic: &str,
         since: Option<DateTime<Utc>>,
         mut take: impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
     ) -> Result<(), ReadError> {
-        let partitions = self.partitions(&self.topic)?;
+        let partitions = self.partitions(topic)?;
         if partitions == 0 {
-            return Err(ReadError::NoSuchTopic(self.topic.clone()));
+            return Err(ReadError::NoSuchTopic(topic.to_owned()));
         }
         for partition in (0..partitions).map(PartitionNumber) {
-            let Some(range) = self.range(partition, since).map_err(|error| self.failed(error))? else {
-                continue;
-            };
-            if self.read_partition(partition, range, &mut take)?.is_break() {
+            let PartitionRange { range, .. } = self.range(topic, partition, since)?;
+            if self.read_partition(topic, partition, range, &mut take)?.is_break() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Offsets to read; `None` if there are none.
-    fn range(
+    /// The offsets that a partition has now; with `since`, from the first record with that timestamp on.
+    pub fn range(
         &self,
+        topic: &str,
         partition: PartitionNumber,
         since: Option<DateTime<Utc>>,
-    ) -> Result<Option<OffsetRange>, KafkaError> {
-        let (low, high) = self.consumer.fetch_watermarks(&self.topic, partition.0, REQUEST)?;
+    ) -> Result<PartitionRange, ReadError> {
+        self.find_range(topic, partition, since).map_err(failed(topic))
+    }
+
+    fn find_range(
+        &self,
+        topic: &str,
+        partition: PartitionNumber,
+        since: Option<DateTime<Utc>>,
+    ) -> Result<PartitionRange, KafkaError> {
+        let (low, high) = self.consumer.fetch_watermarks(topic, partition.0, REQUEST)?;
         let from = match since {
-            None => Some(low),
+            None => low,
             Some(since) => {
                 let mut times = TopicPartitionList::new();
                 let millis = rdkafka::Offset::Offset(since.timestamp_millis());
-                times.add_partition_offset(&self.topic, partition.0, millis)?;
+                times.add_partition_offset(topic, partition.0, millis)?;
                 let found = self.consumer.offsets_for_times(times, REQUEST)?;
-                // Kafka returns the end offset if no record is that late.
-                found
-                    .elements()
-                    .first()
-                    .and_then(|element| element.offset().to_raw())
-                    .filter(|from| *from >= 0)
+                // Kafka returns no offset, or the end, if no record is that late.
+                let found = found.elements().first().and_then(|element| element.offset().to_raw());
+                found.filter(|from| *from >= 0).unwrap_or(high)
             }
         };
-        let range = from.map(|from| OffsetRange { from: Offset(from), until: Offset(high) });
-        Ok(range.filter(|range| range.count() > 0))
+        let range = OffsetRange { from: Offset(from), until: Offset(high) };
+        Ok(PartitionRange { low: Offset(low), range })
     }
 
-    fn read_partition(
+    /// Passes the records of `range` to `take`, until it breaks.
+    pub fn read_partition(
         &self,
+        topic: &str,
         partition: PartitionNumber,
         range: OffsetRange,
         take: &mut impl FnMut(&BorrowedMessage<'_>) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>, ReadError> {
-        partition_reader::assign(
-            &self.consumer,
-            &self.topic,
-            partition,
-            rdkafka::Offset::Offset(range.from.0),
-        )
-        .map_err(|error| self.failed(error))?;
+        if range.count() <= 0 {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let from = rdkafka::Offset::Offset(range.from.0);
+        partition_reader::assign(&self.consumer, topic, partition, from).map_err(failed(topic))?;
         let mut progress = Instant::now();
         loop {
-            match partition_reader::poll(&self.consumer, &self.topic, partition) {
+            match partition_reader::poll(&self.consumer, topic, partition) {
                 Polled::Record(message) if message.offset() >= range.until.0 => {
                     return Ok(ControlFlow::Continue(()));
                 }
@@ -146,12 +157,13 @@ impl TopicReader {
                 Polled::OutOfRange | Polled::Nothing => {}
             }
             if progress.elapsed() > STALLED_AFTER {
-                return Err(ReadError::Stalled { topic: self.topic.clone(), partition });
+                return Err(ReadError::Stalled { topic: topic.to_owned(), partition });
             }
         }
     }
+}
 
-    fn failed(&self, source: KafkaError) -> ReadError {
-        ReadError::Kafka { topic: self.topic.clone(), source }
-    }
+/// The error of a request about `topic`.
+pub fn failed(topic: &str) -> impl FnOnce(KafkaError) -> ReadError {
+    |source| ReadError::Kafka { topic: topic.to_owned(), source }
 }

@@ -4,7 +4,8 @@ use pg_replication::EndLsn;
 use serde_json::Value;
 
 use super::row::Committed;
-use super::search::{RecordLocation, SearchResult, SearchResults};
+use super::search::{SearchResult, SearchResults};
+use crate::cli::RecordLocation;
 use crate::config::Config;
 
 /// What has become of the event.

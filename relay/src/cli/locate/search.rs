@@ -1,16 +1,15 @@
 //! The record of an event in Kafka.
 
-use std::fmt::{self, Display};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use outbox::header;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
-use serde::Serialize;
 
+use crate::cli::RecordLocation;
 use crate::config::Config;
-use crate::kafka::topic_reader::{ReadError, TopicReader};
+use crate::kafka::topic_reader::{ReadError, TopicReader, failed};
 use crate::progress::offset::Offset;
 use crate::routing::router::Router;
 use crate::topics::partitions::PartitionNumber;
@@ -18,14 +17,6 @@ use crate::topics::partitions::PartitionNumber;
 /// Records that are searched at most, and for how long: a person is waiting.
 const MAX_RECORDS: u64 = 5_000_000;
 const SEARCH_WITHIN: Duration = Duration::from_secs(60);
-
-/// Where a record is.
-#[derive(Clone, Debug, Serialize, PartialEq, Eq)]
-pub struct RecordLocation {
-    pub topic: String,
-    pub partition: PartitionNumber,
-    pub offset: Offset,
-}
 
 /// What the search of a topic found.
 #[derive(Debug)]
@@ -38,12 +29,6 @@ pub enum SearchResult {
     },
     /// It ended early, and why.
     Incomplete(String),
-}
-
-impl Display for RecordLocation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} at offset {}", self.topic, self.partition, self.offset)
-    }
 }
 
 /// The topic that the present rule gives, or why there is none.
@@ -90,8 +75,8 @@ fn search(config: &Config, topic: &str, id: &str, since: Option<DateTime<Utc>>) 
     let source = config.source.event_source();
     let (mut found, mut records, began) = (None, 0, Instant::now());
     let mut is_full = false;
-    let read = TopicReader::new(&config.sink, topic, "where").and_then(|reader| {
-        reader.read(since, |message| {
+    let read = TopicReader::new(&config.sink, "where").map_err(failed(topic)).and_then(|reader| {
+        reader.read(topic, since, |message| {
             if has(message, header::CE_ID, id) && has(message, header::CE_SOURCE, &source) {
                 found = Some(RecordLocation {
                     topic: topic.to_owned(),
