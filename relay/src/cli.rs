@@ -1,6 +1,7 @@
 //! The commands besides `run`. They change nothing, except `dead-letters replay`, which asks the running relay to send.
 
 pub mod admin_client;
+pub mod audit;
 pub mod dead_letters;
 pub mod lag;
 pub mod locate;

@@ -19,7 +19,7 @@ use self::table::{bytes, print, seconds};
     name = "kubectl-outbox",
     bin_name = "kubectl outbox",
     version,
-    after_help = "Rights: get and list on outboxrelays and pods; get on pods/proxy for lag; create on pods/exec for doctor, where and dead-letters.\n\
+    after_help = "Rights: get and list on outboxrelays and pods; get on pods/proxy for lag; create on pods/exec for doctor, where, audit and dead-letters.\n\
     Exit codes: 0 shown; 1 kubectl failed, or there is no such relay; 2 invalid arguments; otherwise those of the relay's command."
 )]
 struct Arguments {
@@ -56,6 +56,20 @@ enum Command {
         relay: Name,
         /// The event's id.
         id: String,
+    },
+    /// Compare the outbox table with Kafka: missing, duplicate and out-of-order events, and events without a row.
+    Audit {
+        #[command(flatten)]
+        relay: Name,
+        /// Rows written at this time or later, such as 2026-11-24T10:00:00Z; by default those of the last 24 hours.
+        #[arg(long)]
+        since: Option<String>,
+        /// Rows written before this time.
+        #[arg(long)]
+        until: Option<String>,
+        /// Print JSON, with all differences.
+        #[arg(long)]
+        json: bool,
     },
     /// Show the relay's dead letters.
     DeadLetters {
@@ -102,12 +116,23 @@ fn run(kubectl: &Kubectl, namespace: Option<&str>, command: Command) -> Result<E
         }
         Command::Doctor(relay) => exec(relay, &["doctor"]),
         Command::Where { relay, id } => exec(relay, &["where", "--id", &id]),
+        Command::Audit { relay, since, until, json } => {
+            let mut arguments = vec!["audit"];
+            arguments.extend(options(&[("--since", &since), ("--until", &until)]));
+            arguments.extend(json.then_some("--json"));
+            exec(relay, &arguments)
+        }
         Command::DeadLetters { relay, since, limit } => {
-            let options = [("--since", &since), ("--limit", &limit)];
-            let options = options.iter().filter_map(|(name, value)| Some([*name, value.as_deref()?]));
-            exec(relay, &["dead-letters", "list"].into_iter().chain(options.flatten()).collect::<Vec<_>>())
+            let mut arguments = vec!["dead-letters", "list"];
+            arguments.extend(options(&[("--since", &since), ("--limit", &limit)]));
+            exec(relay, &arguments)
         }
     }
+}
+
+/// The options that were given, as arguments.
+fn options<'a>(options: &[(&'a str, &'a Option<String>)]) -> Vec<&'a str> {
+    options.iter().filter_map(|(name, value)| Some([*name, value.as_deref()?])).flatten().collect()
 }
 
 const STATUS: [&str; 6] = ["NAMESPACE", "NAME", "READY", "REASON", "LAG", "TOPICS"];
@@ -173,6 +198,6 @@ mod tests {
     #[test]
     fn the_commands_of_the_documents_are_accepted() {
         let parse = |words: &[String]| Arguments::try_parse_from(words).map(drop);
-        testbed::documents::accepted("kubectl outbox", 5, parse).unwrap();
+        testbed::documents::accepted("kubectl outbox", 6, parse).unwrap();
     }
 }

@@ -26,7 +26,7 @@ pub const MAX_EVENTS: usize = 1_000_000;
 
 /// Identifies an event by its id and its time, as the headers `ce_id` and `ce_time` show them. 128 bits, because two
 /// events with the same key would be one, and the second never sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventKey(u64, u64);
 
 impl EventKey {

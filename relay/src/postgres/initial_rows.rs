@@ -15,22 +15,34 @@ pub enum RowsFor {
     Start,
     /// A refill.
     Refill,
+    /// The comparison of the table with Kafka.
+    Audit,
 }
 
 impl RowsFor {
-    /// The setting that needs them.
+    /// The setting or command that needs them.
     fn setting(self) -> &'static str {
         match self {
             RowsFor::Start => "source.start: Table",
             RowsFor::Refill => "source.onGap: Refill",
+            RowsFor::Audit => "outbox-relay audit",
         }
     }
 
     /// The alternative to a correction of the table.
     fn alternative(self) -> &'static str {
         match self {
-            RowsFor::Start => "set source.start: Now",
-            RowsFor::Refill => "set source.onGap: Stop and republish the missing events yourself",
+            RowsFor::Start => ", or set source.start: Now",
+            RowsFor::Refill => ", or set source.onGap: Stop and republish the missing events yourself",
+            RowsFor::Audit => "",
+        }
+    }
+
+    /// The kind of the error if the table lacks a column.
+    fn lacking(self) -> ErrorKind {
+        match self {
+            RowsFor::Start | RowsFor::Refill => ErrorKind::StartRefused,
+            RowsFor::Audit => ErrorKind::TableUnsuitable,
         }
     }
 }
@@ -65,6 +77,12 @@ pub async fn describe(
 
 /// Checks, before anything is created, that the table's rows can be read and identified by snapshot and `seq`.
 pub async fn check_table(sql: &mut PgConnection, source: &Source, rows: RowsFor) -> Result<(), RelayError> {
+    check_columns(sql, source, rows).await?;
+    RowOrder::of(sql, source).await?.check(source, rows)
+}
+
+/// Checks that the table has the columns that tell its rows apart, and that the role may read all rows.
+pub async fn check_columns(sql: &mut PgConnection, source: &Source, rows: RowsFor) -> Result<(), RelayError> {
     let (setting, alternative) = (rows.setting(), rows.alternative());
     let table = source.table.quoted();
     let row = sqlx::query(
@@ -83,22 +101,22 @@ pub async fn check_table(sql: &mut PgConnection, source: &Source, rows: RowsFor)
     if !row.try_get::<bool, _>("identified")? {
         let what = format!(
             "table {} has no columns seq (bigint, not null) and xid (xid8, not null), which {setting} needs \
-             to find and order the rows from before the slot; add them, or {alternative}",
+             to find and order the rows; add them{alternative}",
             source.table
         );
-        return Err(RelayError::new(ErrorKind::StartRefused, what));
+        return Err(RelayError::new(rows.lacking(), what));
     }
     if !row.try_get::<bool, _>("timestamped")? {
         let what = format!(
             "table {} has no column occurred_at (timestamptz, not null), which {setting} needs for the time \
-             of rows from before the slot; add it, or {alternative}",
+             of the rows; add it{alternative}",
             source.table
         );
-        return Err(RelayError::new(ErrorKind::StartRefused, what));
+        return Err(RelayError::new(rows.lacking(), what));
     }
     if !row.try_get::<bool, _>("readable")? {
         let what = format!(
-            "role {role} may not read table {}, whose rows are delivered first: GRANT SELECT ON {table} TO {role}",
+            "role {role} may not read the rows of table {}, which {setting} needs: GRANT SELECT ON {table} TO {role}",
             source.table
         );
         return Err(RelayError::new(ErrorKind::PermissionDenied, what));
@@ -110,7 +128,7 @@ pub async fn check_table(sql: &mut PgConnection, source: &Source, rows: RowsFor)
         );
         return Err(RelayError::new(ErrorKind::PermissionDenied, what));
     }
-    RowOrder::of(sql, source).await?.check(source, rows)
+    Ok(())
 }
 
 /// Rows that the initial snapshot would miss or could not deliver.

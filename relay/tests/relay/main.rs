@@ -10,6 +10,7 @@
 )]
 
 mod another_outbox;
+mod audit;
 mod blind;
 mod cloudevents;
 mod columns;
