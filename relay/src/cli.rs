@@ -1,10 +1,12 @@
-//! The commands besides `run`. They change nothing, except `dead-letters replay`, which asks the running relay to send.
+//! The commands besides `run`. They change nothing, except the two that ask the running relay to
+//! send events again.
 
 pub mod admin_client;
 pub mod audit;
 pub mod dead_letters;
 pub mod lag;
 pub mod locate;
+pub mod replay;
 
 use std::fmt::{self, Display};
 use std::io::Write;

@@ -5,9 +5,8 @@
 //! is in the ledger, so it exists exactly once after a crash. It always fits: columns that do not fit are omitted and
 //! listed in a header, together with the table that has them.
 //!
-//! [`reader`] reads dead letters back, [`replay`] sends them again, and [`restore`] adds the omitted columns from the
-//! table while the row still exists.
+//! [`reader`] reads dead letters back, and [`restore`] adds the omitted columns from the table while the row still exists.
+//! [`replay`](crate::replay) sends them again.
 
 pub mod reader;
-pub mod replay;
 pub mod restore;

@@ -4,6 +4,7 @@
 pub mod column_type;
 pub mod dead_letter;
 pub mod decoded_row;
+pub mod owned_row;
 pub mod poison;
 pub mod record;
 pub mod row;

@@ -7,7 +7,8 @@
 //! |---|---|---|
 //! | [`supervisor`], [`session`] | one session after another: decide how to start, take the slot, run the event loop | [`session::decision`], [`session::bootstrap`], [`session::event_loop`], [`session::slot_guard`] |
 //! | [`delivery`] | the pipeline: stream messages become records, acknowledgements become progress | |
-//! | [`dead_letters`] | dead letters read back and sent again | [`dead_letters::reader`], [`dead_letters::replay`] |
+//! | [`dead_letters`] | dead letters read back | [`dead_letters::reader`] |
+//! | [`replay`] | dead letters and rows of the table sent again | [`replay::rows`], [`replay::dead_letters`] |
 //! | [`monitor`] | tasks beside the sessions: the observer, partition maintenance | [`monitor::observer`], [`monitor::maintenance`] |
 //! | [`kafka`] | I/O: records out, queries about what Kafka holds | [`kafka::producers`], [`kafka::scanner`], [`kafka::verify`], [`kafka::queries`], [`kafka::watchdog`] |
 //! | [`postgres`] | I/O: preconditions, publication, slot, checkpoint, the initial snapshot | [`postgres::preconditions`], [`postgres::publication`], [`postgres::checkpoint`], [`postgres::delivered_snapshots`], [`postgres::backfill`] |
@@ -33,6 +34,7 @@ pub mod kafka;
 pub mod monitor;
 pub mod postgres;
 pub mod progress;
+pub mod replay;
 pub mod routing;
 pub mod session;
 pub mod status;

@@ -8,14 +8,14 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Parser, Subcommand};
 use outbox_relay::cli::audit::Scope;
-use outbox_relay::cli::dead_letters::REPLAY_PATH;
+use outbox_relay::cli::replay::{DEAD_LETTERS_PATH, ROWS_PATH};
 use outbox_relay::cli::{self, Format};
 use outbox_relay::config::Config;
-use outbox_relay::dead_letters::replay::{ReplayHandle, ReplayRejected, Selection};
 use outbox_relay::error::RelayError;
 use outbox_relay::monitor::maintenance;
 use outbox_relay::monitor::observer;
 use outbox_relay::monitor::standbys;
+use outbox_relay::replay::{ReplayHandle, ReplayRejected, dead_letters, rows};
 use outbox_relay::session::end::SessionEnd;
 use outbox_relay::status::Status;
 use outbox_relay::status::metrics::Metrics;
@@ -25,6 +25,7 @@ use process::{
     ActionRefused, Admin, EXIT_BUG, EXIT_CONFIG, EXIT_UNAVAILABLE, Lines, LogFormat, LogLevel, StatusCode,
     init_logging,
 };
+use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -115,6 +116,30 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Have the running relay (admin.listen) send events of the table again, in the order of column seq, to the topics its
+    /// present routing gives.
+    ///
+    /// A replayed event has the same ce_id and ce_time as before, the header ce_replay with the name of the replay, and no
+    /// ce_sequence. It arrives behind newer events of its key, and consumers that deduplicate on ce_id skip it if they
+    /// have it. What is replayed twice is in Kafka twice. Rows that the checkpoint does not count as delivered are left
+    /// out.
+    ///
+    /// Exit codes: 0 all selected are in Kafka, or listed with --dry-run; 64 invalid configuration or arguments; 69 not
+    /// all, or no relay is streaming.
+    Replay {
+        #[command(flatten)]
+        file: File,
+        #[command(flatten)]
+        rows: SelectedRows,
+        /// List the events that would be sent, and send nothing. Needs no running relay.
+        #[arg(long)]
+        dry_run: bool,
+        /// Send: the consumers can take old events of a key behind newer ones.
+        #[arg(long, required_unless_present = "dry_run", conflicts_with = "dry_run")]
+        allow_reorder: bool,
+        #[command(flatten)]
+        output: Output,
+    },
     /// Rows that could not be delivered and were sent to delivery.deadLetterTopic.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
@@ -168,6 +193,40 @@ struct File {
     config: PathBuf,
 }
 
+/// The rows to replay. A row has to meet all criteria.
+#[derive(Args)]
+struct SelectedRows {
+    /// Event id; may be given several times.
+    #[arg(long = "id", required_unless_present = "since")]
+    ids: Vec<String>,
+    /// Only events written at this time or later, such as 2026-11-24T10:00:00Z.
+    #[arg(long)]
+    since: Option<DateTime<Utc>>,
+    /// Only events written before this time.
+    #[arg(long)]
+    until: Option<DateTime<Utc>>,
+    /// Only events of this type.
+    #[arg(long = "type")]
+    event_type: Option<String>,
+    /// Only events of this key (column aggregateid).
+    #[arg(long)]
+    key: Option<String>,
+    /// Name of the replay, for the header ce_replay; by default the present time.
+    #[arg(long)]
+    name: Option<String>,
+    /// Maximum number of events per second.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+}
+
+impl SelectedRows {
+    fn selection(self) -> rows::Selection {
+        let SelectedRows { ids, since, until, event_type, key, name, rate } = self;
+        let name = name.unwrap_or_else(|| Utc::now().format("%Y%m%dT%H%M%SZ").to_string());
+        rows::Selection { name, ids: ids.into_iter().collect(), since, until, event_type, key, rate }
+    }
+}
+
 #[derive(Args)]
 struct Output {
     /// Print JSON.
@@ -197,12 +256,21 @@ fn main() {
             let scope = Scope { since, until, topics };
             block_on(audit(&file.load(), &scope, output.format()))
         }
+        Command::Replay { file, rows, dry_run, output, .. } => {
+            let (config, selection) = (file.load(), rows.selection());
+            if dry_run {
+                let listed = cli::replay::list_rows(&config, &selection, output.format());
+                block_on(async { exit_code(listed.await) })
+            } else {
+                exit_code(cli::replay::replay_rows(&config, &selection, output.format()))
+            }
+        }
         Command::DeadLetters(DeadLetters::List { file, since, limit, output }) => {
             exit_code(cli::dead_letters::list(&file.load(), since, limit, output.format()))
         }
         Command::DeadLetters(DeadLetters::Replay { file, ids, all, since, output }) => {
-            let selection = Selection { ids: ids.into_iter().collect(), all, since };
-            exit_code(cli::dead_letters::replay(&file.load(), &selection, output.format()))
+            let selection = dead_letters::Selection { ids: ids.into_iter().collect(), all, since };
+            exit_code(cli::replay::replay_dead_letters(&file.load(), &selection, output.format()))
         }
     };
     exit(code)
@@ -273,7 +341,8 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
         .readiness(move || ready.readiness())
         .status(move || show.json())
         .page(page::page())
-        .action(REPLAY_PATH, replay_dead_letters(&replays, &config));
+        .action(DEAD_LETTERS_PATH, replay_by(&replays, &config, ReplayHandle::replay_dead_letters))
+        .action(ROWS_PATH, replay_by(&replays, &config, ReplayHandle::replay_rows));
     let address = match shared.block_on(admin.bind(config.admin.listen)) {
         Ok((address, listener)) => {
             shared.spawn(listener);
@@ -301,25 +370,27 @@ fn run(config: Arc<Config>, log_level: LogLevel) -> i32 {
     0
 }
 
-/// `POST /dead-letters/replay`.
-fn replay_dead_letters(
+/// A replay that is requested by HTTP, with a selection as its body.
+fn replay_by<S: DeserializeOwned>(
     replays: &ReplayHandle,
     config: &Arc<Config>,
+    replay: impl Fn(&ReplayHandle, &Arc<Config>, S) -> Result<Lines, ReplayRejected> + Send + Sync + 'static,
 ) -> impl Fn(&[u8]) -> Result<Lines, ActionRefused> + Send + Sync + 'static {
     let (replays, config) = (replays.clone(), Arc::clone(config));
     move |body| {
         let refused = |status, message: String| ActionRefused { status, message };
-        let selection: Selection = serde_json::from_slice(body)
+        let selection = serde_json::from_slice(body)
             .map_err(|error| refused(StatusCode::BAD_REQUEST, format!("invalid selection: {error}")))?;
-        replays
-            .replay(&config, selection)
-            .map_err(|declined| refused(status_code(&declined), declined.to_string()))
+        replay(&replays, &config, selection)
+            .map_err(|rejected| refused(status_code(&rejected), rejected.to_string()))
     }
 }
 
-fn status_code(declined: &ReplayRejected) -> StatusCode {
-    match declined {
-        ReplayRejected::NothingSelected | ReplayRejected::NoTopic => StatusCode::BAD_REQUEST,
+fn status_code(rejected: &ReplayRejected) -> StatusCode {
+    match rejected {
+        ReplayRejected::NothingSelected(_) | ReplayRejected::NoTopic | ReplayRejected::Name => {
+            StatusCode::BAD_REQUEST
+        }
         ReplayRejected::NotStreaming | ReplayRejected::Busy => StatusCode::CONFLICT,
         ReplayRejected::Credentials(_) => StatusCode::SERVICE_UNAVAILABLE,
     }

@@ -23,11 +23,11 @@ use self::claim::OpenSession;
 use self::end::SessionEnd;
 use self::memory::Memory;
 use crate::config::Config;
-use crate::dead_letters::replay::ReplayHandle;
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::credentials;
 use crate::kafka::producers::Purge;
 use crate::postgres::publication;
+use crate::replay::ReplayHandle;
 use crate::status::Status;
 use crate::status::metrics::Metrics;
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use crate::config::Config;
-use crate::dead_letters::replay::ReplayHandle;
 use crate::error::{Action, Backoff, ErrorKind, RelayError};
+use crate::replay::ReplayHandle;
 use crate::session::end::SessionEnd;
 use crate::session::memory::Memory;
 use crate::session::{self, Context};

@@ -15,6 +15,8 @@ pub const CE_SEQUENCE: &str = "ce_sequence";
 /// Why the record was delivered from the table instead of the stream: `SlotLost` or `SlotAhead`. Only on records of a
 /// refill.
 pub const CE_REFILL: &str = "ce_refill";
+/// The name of the replay that sent a row's event again. Such a record has no `ce_sequence`.
+pub const CE_REPLAY: &str = "ce_replay";
 /// What the event is about, where the table has a column for it.
 pub const CE_SUBJECT: &str = "ce_subject";
 /// URI of the schema of the record's value, where the table has a column for it.

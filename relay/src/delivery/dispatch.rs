@@ -18,7 +18,7 @@ use crate::error::{RefillCause, RelayError};
 use crate::event::dead_letter::DeadLetterEncoder;
 use crate::event::decoded_row::DecodedRow;
 use crate::event::poison::{Poison, PoisonKind};
-use crate::event::record::{Prepared, RecordEncoder, rfc3339};
+use crate::event::record::{Prepared, Provenance, RecordEncoder, rfc3339};
 use crate::event::row::{EventId, Layout, PartialRow, RowError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::evidence::{DeliveredEvents, EventKey};
@@ -303,7 +303,7 @@ impl Dispatch {
         let (decoded, bytes, time) = match layout.read(values.clone()) {
             Ok(row) => {
                 let time = row.occurred_at.unwrap_or(origin.commit_time);
-                match self.encoder.headers(&row, Some(origin.position), time) {
+                match self.encoder.headers(&row, Provenance::Row(origin.position), time) {
                     Ok(headers) => {
                         let bytes = self.encoder.size(&row);
                         (DecodedRow::Valid(row, headers), bytes, time)

@@ -1,4 +1,4 @@
-//! Replays dead letters: outside the order of the stream, without a position, one at a time.
+//! Replays events: outside the order of the stream, without a position, one at a time.
 
 use pg_replication::PgTime;
 use rdkafka::error::RDKafkaErrorCode;
@@ -8,12 +8,13 @@ use super::Broker;
 use super::dispatch::Dispatch;
 use super::in_flight::InFlight;
 use super::topic_discovery::TopicDiscovery;
-use crate::dead_letters::replay::{ReplayRequest, SendOutcome, UnknownTopic};
 use crate::error::RelayError;
 use crate::event::poison::Poison;
-use crate::event::record::Prepared;
+use crate::event::record::{Prepared, Provenance};
 use crate::event::row::OutboxRow;
 use crate::progress::offset::Offset;
+use crate::replay::lines::SendOutcome;
+use crate::replay::{ReplayRequest, UnknownTopic};
 use crate::routing::mapping::{CurrentDestination, Destination, Revision, RoutingInput};
 use crate::topics::registry::{PartitionName, TopicRegistry};
 
@@ -25,7 +26,7 @@ pub(super) struct Replays {
 }
 
 impl Replays {
-    /// Replays a dead letter with the current routing. Returns the request if it must be offered again later.
+    /// Replays an event with the current routing. Returns the request if it must be offered again later.
     pub(super) fn on_request<B: Broker>(
         &mut self,
         request: ReplayRequest,
@@ -37,9 +38,10 @@ impl Replays {
         if self.answer.is_some() {
             return Ok(Some(request));
         }
-        let ReplayRequest { letter, unknown_topic, answer } = request;
-        let row = letter.row().map_err(|error| Poison::from(&error));
-        let (destination, prepared) = match row.and_then(|row| dispatch.replay(row, &in_flight.topics)) {
+        let ReplayRequest { row: values, source, unknown_topic, answer } = request;
+        let row = values.as_row().map_err(|error| Poison::from(&error));
+        let routed = row.and_then(|row| dispatch.replay(row, source.provenance(), &in_flight.topics));
+        let (destination, prepared) = match routed {
             Ok(routed) => routed,
             Err(poison) => return Ok(send_outcome(answer, SendOutcome::Refused(poison.error))),
         };
@@ -58,7 +60,7 @@ impl Replays {
             CurrentDestination::NewTopic(topic) => discovery.request(&topic, &in_flight.broker),
         }
         drop(prepared);
-        Ok(Some(ReplayRequest { letter, unknown_topic, answer }))
+        Ok(Some(ReplayRequest { row: values, source, unknown_topic, answer }))
     }
 
     /// Reports the outcome of the replay in flight. Its record has no position, so deduplication treats it as another
@@ -74,15 +76,16 @@ impl Replays {
 }
 
 impl Dispatch {
-    /// The destination and the record of a dead letter that is replayed.
+    /// The destination and the record of a replayed event.
     fn replay<'a>(
         &mut self,
         row: OutboxRow<'a>,
+        provenance: Provenance<'_>,
         topics: &TopicRegistry,
     ) -> Result<(CurrentDestination, Prepared<'a>), Poison> {
         let now = PgTime::now();
         let time = row.occurred_at.unwrap_or(now);
-        let headers = self.encoder.headers(&row, None, time).map_err(|error| Poison::from(&error))?;
+        let headers = self.encoder.headers(&row, provenance, time).map_err(|error| Poison::from(&error))?;
         let bytes = self.encoder.size(&row);
         let input = RoutingInput {
             key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),

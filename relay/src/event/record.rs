@@ -33,6 +33,17 @@ pub enum RecordError {
     ContentType,
 }
 
+/// Why an event is sent. A replayed event has no position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provenance<'a> {
+    /// Its row is delivered.
+    Row(Position),
+    /// Its dead letter is sent again.
+    DeadLetter,
+    /// Its row is sent again, by the replay of this name.
+    Replay(&'a str),
+}
+
 /// Builds the records of one outbox.
 #[derive(Debug)]
 pub struct RecordEncoder {
@@ -59,12 +70,11 @@ impl RecordEncoder {
         body + texts + row.omitted_bytes + self.source.len() + RECORD_OVERHEAD_BYTES
     }
 
-    /// The record's headers in a fixed order, the row's own last. Without a position the event is a replayed dead
-    /// letter.
+    /// The record's headers in a fixed order, the row's own last.
     pub fn headers(
         &self,
         row: &OutboxRow<'_>,
-        position: Option<Position>,
+        provenance: Provenance<'_>,
         time: PgTime,
     ) -> Result<OwnedHeaders, RecordError> {
         let time = rfc3339(time);
@@ -74,11 +84,12 @@ impl RecordEncoder {
             .insert(bytes(header::CE_SOURCE, self.source.as_bytes()))
             .insert(bytes(header::CE_TYPE, row.event_type.as_bytes()))
             .insert(bytes(header::CE_TIME, time.as_bytes()));
-        headers = match position {
-            Some(position) => headers.insert(bytes(header::CE_SEQUENCE, &position.encode())),
-            None => headers.insert(bytes(header::DEAD_LETTER_REPLAYED, b"true")),
+        headers = match provenance {
+            Provenance::Row(position) => headers.insert(bytes(header::CE_SEQUENCE, &position.encode())),
+            Provenance::DeadLetter => headers.insert(bytes(header::DEAD_LETTER_REPLAYED, b"true")),
+            Provenance::Replay(name) => headers.insert(bytes(header::CE_REPLAY, name.as_bytes())),
         };
-        if let (Some(_), Some(cause)) = (position, self.refill) {
+        if let (Provenance::Row(_), Some(cause)) = (provenance, self.refill) {
             headers = headers.insert(bytes(header::CE_REFILL, cause.name().as_bytes()));
         }
         let Attributes { content_type, subject, data_schema, traceparent, tracestate } = row.attributes;
@@ -194,7 +205,7 @@ mod tests {
     use super::*;
     use crate::event::row::EventId;
 
-    const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 0 };
+    const ROW: Provenance<'_> = Provenance::Row(Position { timeline: 1, commit_lsn: 0x10, index: 0 });
 
     fn row(headers: Option<&'static str>) -> OutboxRow<'static> {
         OutboxRow {
@@ -219,8 +230,7 @@ mod tests {
 
     #[test]
     fn headers_are_the_cloudevents_kafka_binding() {
-        let headers =
-            encoder().headers(&row(Some(r#"{"tenant":"a"}"#)), Some(POSITION), PgTime::default()).unwrap();
+        let headers = encoder().headers(&row(Some(r#"{"tenant":"a"}"#)), ROW, PgTime::default()).unwrap();
         let shown: Vec<(String, String)> = headers
             .iter()
             .map(|header| (header.key.into(), String::from_utf8(header.value.unwrap().to_vec()).unwrap()))
@@ -243,22 +253,22 @@ mod tests {
     }
 
     #[test]
-    fn a_refilled_record_says_so_and_a_replayed_dead_letter_does_not() {
+    fn a_refilled_record_says_so_and_a_replayed_event_says_that_instead() {
         let encoder = RecordEncoder { refill: Some(RefillCause::SlotLost), ..encoder() };
-        let refill = |position| {
-            let headers = encoder.headers(&row(None), position, PgTime::default()).unwrap();
-            headers
-                .iter()
-                .find(|header| header.key == "ce_refill")
-                .map(|header| header.value.unwrap().to_vec())
+        let shown = |origin| {
+            let headers = encoder.headers(&row(None), origin, PgTime::default()).unwrap();
+            let names = ["ce_sequence", "ce_refill", "dead_letter_replayed", "ce_replay"];
+            let shown = headers.iter().filter(|header| names.contains(&header.key));
+            shown.map(|header| header.key.to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(refill(Some(POSITION)).as_deref(), Some(&b"SlotLost"[..]));
-        assert_eq!(refill(None), None);
+        assert_eq!(shown(ROW), ["ce_sequence", "ce_refill"]);
+        assert_eq!(shown(Provenance::DeadLetter), ["dead_letter_replayed"]);
+        assert_eq!(shown(Provenance::Replay("october")), ["ce_replay"]);
     }
 
     #[test]
     fn headers_that_would_mislead_a_consumer_are_rejected() {
-        let headers = |json| encoder().headers(&row(Some(json)), Some(POSITION), PgTime::default()).map(drop);
+        let headers = |json| encoder().headers(&row(Some(json)), ROW, PgTime::default()).map(drop);
         for name in ["ce_id", "CE_ID", "dead_letter_reason", "content-type", "Content-Type", "traceparent"] {
             let json: &'static str = format!(r#"{{"{name}":"mine"}}"#).leak();
             assert_eq!(headers(json), Err(RecordError::ReservedHeader(name.into())));
@@ -270,7 +280,7 @@ mod tests {
     #[test]
     fn the_writer_sets_the_content_type_of_a_payload_that_is_not_json() {
         let row = |json| OutboxRow { attributes: Attributes::default(), ..row(Some(json)) };
-        let headers = |json| encoder().headers(&row(json), Some(POSITION), PgTime::default());
+        let headers = |json| encoder().headers(&row(json), ROW, PgTime::default());
         let own = headers(r#"{"Content-Type":"application/avro","traceparent":"t"}"#).unwrap();
         let own: Vec<_> = own.iter().skip(6).map(|header| (header.key, header.value.unwrap())).collect();
         assert_eq!(own, [("content-type", &b"application/avro"[..]), ("traceparent", b"t")]);
@@ -293,7 +303,7 @@ mod tests {
             tracestate: text,
         };
         let row = OutboxRow { event_type: &long, attributes, ..row(own) };
-        let headers = encoder().headers(&row, Some(POSITION), PgTime::default()).unwrap();
+        let headers = encoder().headers(&row, ROW, PgTime::default()).unwrap();
         let headers: usize = headers.iter().map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len) + 4).sum();
         assert!(headers + "b-1".len() + "{}".len() < encoder().size(&row));
     }

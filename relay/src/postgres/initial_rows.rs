@@ -17,6 +17,8 @@ pub enum RowsFor {
     Refill,
     /// The comparison of the table with Kafka.
     Audit,
+    /// A replay of rows.
+    Replay,
 }
 
 impl RowsFor {
@@ -26,6 +28,7 @@ impl RowsFor {
             RowsFor::Start => "source.start: Table",
             RowsFor::Refill => "source.onGap: Refill",
             RowsFor::Audit => "outbox-relay audit",
+            RowsFor::Replay => "outbox-relay replay",
         }
     }
 
@@ -34,7 +37,7 @@ impl RowsFor {
         match self {
             RowsFor::Start => ", or set source.start: Now",
             RowsFor::Refill => ", or set source.onGap: Stop and republish the missing events yourself",
-            RowsFor::Audit => "",
+            RowsFor::Audit | RowsFor::Replay => "",
         }
     }
 
@@ -42,7 +45,7 @@ impl RowsFor {
     fn lacking(self) -> ErrorKind {
         match self {
             RowsFor::Start | RowsFor::Refill => ErrorKind::StartRefused,
-            RowsFor::Audit => ErrorKind::TableUnsuitable,
+            RowsFor::Audit | RowsFor::Replay => ErrorKind::TableUnsuitable,
         }
     }
 }

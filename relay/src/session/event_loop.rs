@@ -18,7 +18,6 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use self::read_pacing::ReadPacing;
 use self::snapshot::{RowSource, next_page};
-use crate::dead_letters::replay::ReplayRequest;
 use crate::delivery::{
     CAUSE_START, CheckpointSchedule, Delivery, InputStop, LostRecords, Refusal, StreamInput,
 };
@@ -27,6 +26,7 @@ use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::{AckQueue, Purge};
 use crate::kafka::query::QueryResult;
 use crate::postgres::checkpoint::Writer;
+use crate::replay::ReplayRequest;
 use crate::session::Context;
 use crate::session::end::SessionEnd;
 use crate::session::slot_guard::{Now, SlotGuard};

@@ -14,7 +14,7 @@ use crate::replay::Appender;
 /// not have them.
 const LATE: &str = "CREATE TABLE late (LIKE outbox INCLUDING DEFAULTS INCLUDING CONSTRAINTS)";
 
-async fn audit(site: &Site, arguments: &[&str]) -> (Value, Answer) {
+pub async fn audit(site: &Site, arguments: &[&str]) -> (Value, Answer) {
     let port = net::free_port().unwrap();
     let all: Vec<&str> = ["audit"].iter().chain(arguments).copied().collect();
     let json: Vec<&str> = all.iter().chain(&["--json"]).copied().collect();
@@ -25,13 +25,13 @@ async fn audit(site: &Site, arguments: &[&str]) -> (Value, Answer) {
 }
 
 /// The number of rows or records of each kind of difference.
-fn differences(found: &Value) -> [usize; 5] {
+pub fn differences(found: &Value) -> [usize; 5] {
     ["missing", "duplicates", "phantoms", "outOfOrder", "unverifiable"]
         .map(|kind| found[kind].as_array().unwrap().len())
 }
 
 /// Waits until the checkpoint counts all present rows as delivered.
-async fn until_all_confirmed(site: &Site) {
+pub async fn until_all_confirmed(site: &Site) {
     let open = "SELECT count(*) FROM outbox o, outbox_checkpoint c WHERE NOT pg_visible_in_snapshot(o.xid, c.delivered_snapshot)";
     site.until_value(open, "0").await;
 }

@@ -50,6 +50,7 @@ mod quick_start;
 mod refill;
 mod refused;
 mod replay;
+mod replay_rows;
 mod retention;
 mod rules;
 mod servers;

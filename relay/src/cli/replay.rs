@@ -1,0 +1,121 @@
+//! `replay` and `dead-letters replay`: the running relay sends events again.
+
+use serde_json::json;
+
+use super::admin_client::{RequestError, request};
+use super::{Format, print};
+use crate::config::Config;
+use crate::error::RelayError;
+use crate::replay::lines::{ReplayLine, ReplayOutcome, Replayed, Summary};
+use crate::replay::rows::{DeliveredRows, FoundRow};
+use crate::replay::{dead_letters, rows};
+
+/// Path of the admin listener that replays dead letters.
+pub const DEAD_LETTERS_PATH: &str = "/dead-letters/replay";
+/// Path of the admin listener that replays rows.
+pub const ROWS_PATH: &str = "/replay";
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The running relay rejected the replay.
+    #[error("{0}; the running relay sends events again, because it knows their topics")]
+    Ask(#[from] RequestError),
+    /// The response ended early.
+    #[error(
+        "the response ended early: the results printed above are final, and more events may have been sent"
+    )]
+    BrokeOff,
+    /// Some could not be delivered.
+    #[error("{0} of them were not sent")]
+    Refused(u64),
+    /// Not all events were read.
+    #[error("not all were considered: {0}")]
+    Incomplete(String),
+    /// The rows cannot be listed.
+    #[error("{0}")]
+    Database(RelayError),
+}
+
+impl From<RelayError> for ReplayError {
+    fn from(error: RelayError) -> Self {
+        ReplayError::Database(error)
+    }
+}
+
+/// Has the running relay replay dead letters, and prints the result of each.
+pub fn replay_dead_letters(
+    config: &Config,
+    selection: &dead_letters::Selection,
+    format: Format,
+) -> Result<(), ReplayError> {
+    follow(config, DEAD_LETTERS_PATH, &json!(selection).to_string(), format)
+}
+
+/// Has the running relay replay rows, and prints the result of each.
+pub fn replay_rows(config: &Config, selection: &rows::Selection, format: Format) -> Result<(), ReplayError> {
+    follow(config, ROWS_PATH, &json!(selection).to_string(), format)
+}
+
+/// Prints the rows that a replay would send. Needs no running relay.
+pub async fn list_rows(
+    config: &Config,
+    selection: &rows::Selection,
+    format: Format,
+) -> Result<(), ReplayError> {
+    let mut rows = DeliveredRows::open(config, selection).await?;
+    let mut count: u64 = 0;
+    loop {
+        let page = rows.next_page().await?;
+        if page.is_empty() {
+            print(format, || format!("{count} events would be sent"), || json!({"wouldBeSent": count}));
+            return Ok(());
+        }
+        for row in page {
+            count += 1;
+            if !print(format, || text_of_row(&row), || json!(row)) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn follow(config: &Config, path: &str, selection: &str, format: Format) -> Result<(), ReplayError> {
+    let mut refused = 0;
+    for line in request(config.admin.listen, "POST", path, selection)? {
+        let line = line.map_err(|_| ReplayError::BrokeOff)?;
+        let line: ReplayLine = serde_json::from_str(&line).map_err(|_| ReplayError::BrokeOff)?;
+        print(format, || text(&line), || json!(line));
+        match line {
+            ReplayLine::Replayed(Replayed { outcome: ReplayOutcome::Sent { .. }, .. }) => {}
+            ReplayLine::Replayed(_) => refused += 1,
+            ReplayLine::Summary(Summary { error: Some(error), .. }) => {
+                return Err(ReplayError::Incomplete(error));
+            }
+            ReplayLine::Summary(_) if refused > 0 => return Err(ReplayError::Refused(refused)),
+            ReplayLine::Summary(_) => return Ok(()),
+        }
+    }
+    // The summary is the last line.
+    Err(ReplayError::BrokeOff)
+}
+
+fn text_of_row(row: &FoundRow) -> String {
+    // Escaped, so that it stays on one line.
+    let shown = |value: &Option<String>| value.as_deref().unwrap_or("NULL").escape_debug().to_string();
+    let FoundRow { seq, id, event_type, key } = row;
+    format!("would send {} (seq {seq}, type {}, key {})", shown(id), shown(event_type), shown(key))
+}
+
+fn text(line: &ReplayLine) -> String {
+    let (id, outcome) = match line {
+        ReplayLine::Summary(summary) => return format!("{} sent, {} refused", summary.sent, summary.refused),
+        ReplayLine::Replayed(Replayed { id, outcome }) => (id.as_deref().unwrap_or("-"), outcome),
+    };
+    match outcome {
+        ReplayOutcome::Sent { topic, partition } => format!("sent     {id} to {topic}/{partition}"),
+        ReplayOutcome::Refused { error } => format!("refused  {id}: {error}"),
+        ReplayOutcome::Missing { error } => format!("missing  {id}: {error}"),
+        ReplayOutcome::Unknown { error } => format!("unknown  {id}: {error}"),
+    }
+}
