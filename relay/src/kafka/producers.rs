@@ -448,12 +448,14 @@ mod tests {
         stream.write_all(&response)
     }
 
-    /// If this fails because the client recovers, [`Reachability::ClientStranded`] can be removed.
+    /// librdkafka starts again with the bootstrap server only if it notices that all brokers are down before it has
+    /// removed them, which is a race that it usually loses. Here it never does.
     #[test]
     fn a_client_that_got_an_empty_broker_list_has_no_broker_to_query() {
         let fenced = Arc::new(AtomicBool::new(false));
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", format!("127.0.0.1:{}", broker(&fenced)));
+        config.set("metadata.recovery.strategy", "none");
         // Without an ApiVersions request, which the broker above does not support.
         config.set("api.version.request", "false").set("broker.version.fallback", "0.9.0.1");
         let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
@@ -464,22 +466,11 @@ mod tests {
         let handles = ProducerHandles(vec![Arc::clone(&producer)]);
         let brokers =
             || producer.client().fetch_metadata(None, Duration::from_secs(30)).unwrap().brokers().len();
-        // The client recovers through the bootstrap server while it still has that in addition to the discovered
-        // broker.
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            assert_eq!(brokers(), 1);
-            assert!(!handles.has_no_broker());
-            fenced.store(true, Ordering::Relaxed);
-            assert_eq!(brokers(), 0);
-            fenced.store(false, Ordering::Relaxed);
-            if handles.has_no_broker() {
-                return;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "after each empty broker list, it still had a broker to query"
-            );
-        }
+        assert_eq!(brokers(), 1);
+        assert!(!handles.has_no_broker());
+        fenced.store(true, Ordering::Relaxed);
+        assert_eq!(brokers(), 0);
+        fenced.store(false, Ordering::Relaxed);
+        assert!(handles.has_no_broker());
     }
 }

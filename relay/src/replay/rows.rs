@@ -27,7 +27,7 @@ use crate::postgres::initial_rows::{self, RowsFor};
 use crate::postgres::table::literal;
 use crate::postgres::whole_row::{self, RowKey};
 
-/// Number of rows that one query finds. Each is read by a query of its own when it is sent.
+/// Number of rows that one query finds. Each is read separately when it is sent.
 const PAGE_ROWS: u32 = 1_000;
 /// Timeout of a statement: without an index on `seq`, each page scans the table.
 const STATEMENT_TIMEOUT: &str = "10min";
