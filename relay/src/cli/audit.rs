@@ -188,7 +188,12 @@ impl Report {
                 (Ok(_), None) => Err(format!("column {} is NULL", config.routing.by_field)),
                 (Err(error), _) => Err(error.to_string()),
             };
-            match topic.map(|topic| self.doubt(&topic, &row)) {
+            let dead_letters = config.delivery.dead_letters();
+            let doubt = topic.map(|topic| {
+                let doubts = [Some(topic.as_str()), dead_letters].into_iter().flatten();
+                doubts.filter_map(|topic| self.doubt(topic, &row)).next()
+            });
+            match doubt {
                 Ok(None) => self.missing.push(row),
                 Ok(Some(reason)) => self.unverifiable.push(UnverifiableRow { row, reason }),
                 Err(why) => {
@@ -200,7 +205,7 @@ impl Report {
         Ok(())
     }
 
-    /// Why a row may have been delivered to this topic, although it has no record there.
+    /// Why a row may have been delivered to this topic, as a record or a dead letter, although none is there.
     fn doubt(&self, topic: &str, row: &MissingRow) -> Option<String> {
         let Some(read) = self.topics.get(topic) else {
             return Some(format!("topic {topic} was not read; add --topic {topic}"));

@@ -45,7 +45,12 @@ pub fn reader_config(sink: &Sink, purpose: &str) -> ClientConfig {
         // Never joined, but librdkafka creates no consumer without it.
         .set("group.id", format!("outbox-relay-{purpose}"))
         .set("enable.auto.commit", "false")
-        .set("enable.partition.eof", "true");
+        .set("enable.partition.eof", "true")
+        // Another producer's open transaction must not hide this outbox's records after it.
+        .set("isolation.level", "read_uncommitted")
+        // Limits the memory of a read of any length. A single larger record is fetched nevertheless.
+        .set("queued.max.messages.kbytes", "2048")
+        .set("fetch.message.max.bytes", "1048576");
     config
 }
 

@@ -137,12 +137,7 @@ impl PartitionScanner {
         let mut config = reader_config(sink, "search");
         config
             .set("auto.offset.reset", "error")
-            // Another producer's open transaction must not hide this outbox's records after it.
-            .set("isolation.level", "read_uncommitted")
             .set("fetch.wait.max.ms", "10")
-            // Limits the memory of a scan of any length. A single larger record is fetched nevertheless.
-            .set("queued.max.messages.kbytes", "2048")
-            .set("fetch.message.max.bytes", "1048576")
             .set("receive.message.max.bytes", LARGEST_RESPONSE);
         let consumer = client::create(sink, &config, AuthErrors::new(sink))?;
         let (reading, waiting, cancelled) = (Mutex::new(()), AtomicUsize::new(0), AtomicBool::new(false));

@@ -41,6 +41,12 @@ pub enum ReadError {
         "topic {topic}: no record arrived for {STALLED_AFTER:?}, although partition {partition} has more"
     )]
     Stalled { topic: String, partition: PartitionNumber },
+    /// The partition got shorter.
+    #[error(
+        "topic {topic}: partition {partition} ends at offset {end}, although it had records up to offset {until}; its leader \
+         may have lost records"
+    )]
+    EndedEarly { topic: String, partition: PartitionNumber, end: Offset, until: Offset },
 }
 
 /// Reads topics.
@@ -137,14 +143,15 @@ impl TopicReader {
         }
         let from = rdkafka::Offset::Offset(range.from.0);
         partition_reader::assign(&self.consumer, topic, partition, from).map_err(failed(topic))?;
-        let mut progress = Instant::now();
+        let (mut progress, mut next, mut resumed) = (Instant::now(), range.from, None);
         loop {
             match partition_reader::poll(&self.consumer, topic, partition) {
                 Polled::Record(message) if message.offset() >= range.until.0 => {
                     return Ok(ControlFlow::Continue(()));
                 }
                 Polled::Record(message) => {
-                    let last = Offset(message.offset()).next() >= range.until;
+                    next = Offset(message.offset()).next();
+                    let last = next >= range.until;
                     let taken = take(&message);
                     if last || taken.is_break() {
                         return Ok(taken);
@@ -152,7 +159,15 @@ impl TopicReader {
                     // Not earlier: `take` may block.
                     progress = Instant::now();
                 }
-                Polled::End => return Ok(ControlFlow::Continue(())),
+                // Only control records are left.
+                Polled::End if resumed == Some(next) => return Ok(ControlFlow::Continue(())),
+                Polled::End => {
+                    self.check_end(topic, partition, range.until)?;
+                    let from = rdkafka::Offset::Offset(next.0);
+                    partition_reader::assign(&self.consumer, topic, partition, from)
+                        .map_err(failed(topic))?;
+                    resumed = Some(next);
+                }
                 Polled::Refused(error) => tracing::debug!(%error, "reading a topic"),
                 Polled::OutOfRange | Polled::Nothing => {}
             }
@@ -160,6 +175,16 @@ impl TopicReader {
                 return Err(ReadError::Stalled { topic: topic.to_owned(), partition });
             }
         }
+    }
+
+    /// A new leader may not have, or not know yet, what the earlier one had.
+    fn check_end(&self, topic: &str, partition: PartitionNumber, until: Offset) -> Result<(), ReadError> {
+        let (_, high) = self.consumer.fetch_watermarks(topic, partition.0, REQUEST).map_err(failed(topic))?;
+        if Offset(high) < until {
+            let (topic, end) = (topic.to_owned(), Offset(high));
+            return Err(ReadError::EndedEarly { topic, partition, end, until });
+        }
+        Ok(())
     }
 }
 

@@ -29,8 +29,8 @@ use crate::postgres::whole_row::{self, RowKey};
 
 /// Number of rows that one query finds. Each is read separately when it is sent.
 const PAGE_ROWS: u32 = 1_000;
-/// Timeout of a statement: without an index on `seq`, each page scans the table.
-const STATEMENT_TIMEOUT: &str = "10min";
+/// Timeout of a statement. The client waits for the next line for a minute.
+const STATEMENT_TIMEOUT: &str = "50s";
 /// Longest name of a replay.
 const MAX_NAME_CHARS: usize = 64;
 

@@ -1,12 +1,14 @@
 //! `audit`: every way in which the table and Kafka can differ is found, and nothing else.
 
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 use sqlx::Executor;
 use testbed::kafka::{create_topic, delete_records};
-use testbed::net;
+use testbed::{net, unique};
 
 use crate::dead_letters::{until_dead, with_dead_letters};
-use crate::fixture::{Answer, PARTITIONS, Relay, Site, assert_correct};
+use crate::fixture::{Answer, PARTITIONS, Relay, Site, TIMEOUT, assert_correct};
 use crate::procedures::statements;
 use crate::replay::Appender;
 
@@ -157,6 +159,35 @@ async fn a_missing_event_a_duplicate_a_phantom_and_a_wrong_order_are_found() {
     let (found, _) = audit(&site, &scope).await;
     assert_eq!(differences(&found), [0, 1, 1, 1, 0], "{found}");
     assert_eq!(found["republished"], 1);
+}
+
+/// Another producer's open transaction hides nothing behind it, and control records at the ends of partitions are no
+/// records that are still to come.
+#[tokio::test]
+async fn transactions_of_other_producers_hide_nothing() {
+    let site = Site::shared().await;
+    let relay = site.relay().await;
+    let other: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", &site.bootstrap)
+        .set("transactional.id", unique("open"))
+        .create()
+        .unwrap();
+    other.init_transactions(TIMEOUT).unwrap();
+    other.begin_transaction().unwrap();
+    let topic = site.topic();
+    for partition in 0..PARTITIONS {
+        let record = BaseRecord::<str, str>::to(&topic).partition(partition).payload("theirs");
+        other.send(record).map_err(|(error, _)| error).unwrap();
+    }
+    other.flush(TIMEOUT).unwrap();
+    site.insert(["a", "b", "c", "d", "e", "f"].map(|key| (key, 1))).await;
+    until_all_confirmed(&site).await;
+    let (found, _) = audit(&site, &[]).await;
+    assert_eq!((differences(&found), found["delivered"].as_u64()), ([0; 5], Some(6)), "{found}");
+    other.abort_transaction(TIMEOUT).unwrap();
+    let (found, _) = audit(&site, &[]).await;
+    assert_eq!((differences(&found), found["delivered"].as_u64()), ([0; 5], Some(6)), "{found}");
+    relay.stop().await;
 }
 
 /// What retention has removed is not called missing, and neither is what compaction may have removed.

@@ -17,7 +17,7 @@ use crate::postgres::initial_rows::{self, RowsFor};
 use crate::postgres::table::literal;
 
 /// Each page is one query, so that a long audit does not hold back vacuum, nor the removal of partitions.
-const PAGE_ROWS: i64 = 50_000;
+const PAGE_ROWS: i64 = 20_000;
 /// Number of missing rows that one query describes. Each searches the table once for later rows with their ids.
 const DESCRIBED_PER_QUERY: usize = 10_000;
 /// Number of rows that the oldest one is among.
