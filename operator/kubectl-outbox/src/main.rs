@@ -19,7 +19,7 @@ use self::table::{bytes, print, seconds};
     name = "kubectl-outbox",
     bin_name = "kubectl outbox",
     version,
-    after_help = "Rights: get and list on outboxrelays and pods; get on pods/proxy for lag; create on pods/exec for doctor, where, audit and dead-letters.\n\
+    after_help = "Rights: get and list on outboxrelays and pods; get on pods/proxy for lag; create on pods/exec for the others.\n\
     Exit codes: 0 shown; 1 kubectl failed, or there is no such relay; 2 invalid arguments; otherwise those of the relay's command."
 )]
 struct Arguments {
@@ -71,6 +71,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have the relay send events of its table again: see 'outbox-relay replay'.
+    Replay {
+        #[command(flatten)]
+        relay: Name,
+        #[command(flatten)]
+        rows: SelectedRows,
+        /// List the events that would be sent, and send nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Send: the consumers can take old events of a key behind newer ones.
+        #[arg(long, required_unless_present = "dry_run", conflicts_with = "dry_run")]
+        allow_reorder: bool,
+    },
     /// Show the relay's dead letters.
     DeadLetters {
         #[command(flatten)]
@@ -82,6 +95,48 @@ enum Command {
         #[arg(long)]
         limit: Option<String>,
     },
+}
+
+/// The rows to replay. A row has to meet all criteria.
+#[derive(Args)]
+struct SelectedRows {
+    /// Event id; may be given several times.
+    #[arg(long = "id", required_unless_present = "since")]
+    ids: Vec<String>,
+    /// Only events written at this time or later, such as 2026-11-24T10:00:00Z.
+    #[arg(long)]
+    since: Option<String>,
+    /// Only events written before this time.
+    #[arg(long)]
+    until: Option<String>,
+    /// Only events of this type.
+    #[arg(long = "type")]
+    event_type: Option<String>,
+    /// Only events of this key (column aggregateid).
+    #[arg(long)]
+    key: Option<String>,
+    /// Name of the replay, for the header ce_replay; by default the present time.
+    #[arg(long)]
+    replay_name: Option<String>,
+    /// Maximum number of events per second.
+    #[arg(long)]
+    rate: Option<String>,
+}
+
+impl SelectedRows {
+    fn arguments(&self) -> Vec<&str> {
+        let SelectedRows { ids, since, until, event_type, key, replay_name, rate } = self;
+        let ids = ids.iter().flat_map(|id| ["--id", id]);
+        let others = options(&[
+            ("--since", since),
+            ("--until", until),
+            ("--type", event_type),
+            ("--key", key),
+            ("--name", replay_name),
+            ("--rate", rate),
+        ]);
+        ids.chain(others).collect()
+    }
 }
 
 #[derive(Args)]
@@ -120,6 +175,11 @@ fn run(kubectl: &Kubectl, namespace: Option<&str>, command: Command) -> Result<E
             let mut arguments = vec!["audit"];
             arguments.extend(options(&[("--since", &since), ("--until", &until)]));
             arguments.extend(json.then_some("--json"));
+            exec(relay, &arguments)
+        }
+        Command::Replay { relay, rows, dry_run, .. } => {
+            let mut arguments = vec!["replay", if dry_run { "--dry-run" } else { "--allow-reorder" }];
+            arguments.extend(rows.arguments());
             exec(relay, &arguments)
         }
         Command::DeadLetters { relay, since, limit } => {
@@ -198,6 +258,6 @@ mod tests {
     #[test]
     fn the_commands_of_the_documents_are_accepted() {
         let parse = |words: &[String]| Arguments::try_parse_from(words).map(drop);
-        testbed::documents::accepted("kubectl outbox", 6, parse).unwrap();
+        testbed::documents::accepted("kubectl outbox", 7, parse).unwrap();
     }
 }

@@ -114,6 +114,12 @@ async fn the_plugin_shows_relays_and_runs_their_commands() {
     assert_eq!(other.status.code(), Some(69), "the exit code of the relay's command: {other:?}");
     assert!(out(&other).starts_with("not committed: "), "{other:?}");
 
+    let audit = plugin.run(&stage, &["audit", "shop", "--since", "2026-01-01T00:00:00Z"]).await;
+    assert!(audit.status.success() && out(&audit).contains("missing       0"), "{audit:?}");
+    let replay = ["replay", "shop", "--since", "2026-01-01T00:00:00Z", "--key", "k", "--dry-run"];
+    let replay = plugin.run(&stage, &replay).await;
+    assert!(replay.status.success() && out(&replay).ends_with("events would be sent\n"), "{replay:?}");
+
     let letters = plugin.run(&stage, &["dead-letters", "shop", "--limit", "5"]).await;
     assert!(err(&letters).contains("delivery.deadLetterTopic is not set"), "{letters:?}");
     let none = plugin.run(&stage, &["doctor", "billing"]).await;
