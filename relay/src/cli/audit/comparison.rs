@@ -12,8 +12,8 @@ use serde::Serialize;
 use crate::cli::RecordLocation;
 use crate::kafka::evidence::EventKey;
 
-/// Maximum number of rows and records without a counterpart: about 60 MB.
-pub const MAX_UNPAIRED: usize = 300_000;
+/// Maximum number of rows and records without a counterpart, which limits the memory.
+pub const MAX_UNPAIRED: usize = 100_000;
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
