@@ -85,7 +85,10 @@ fn follow(config: &Config, path: &str, selection: &str, format: Format) -> Resul
     for line in request(config.admin.listen, "POST", path, selection)? {
         let line = line.map_err(|_| ReplayError::BrokeOff)?;
         let line: ReplayLine = serde_json::from_str(&line).map_err(|_| ReplayError::BrokeOff)?;
-        print(format, || text(&line), || json!(line));
+        if !print(format, || text(&line), || json!(line)) {
+            // The reader of the output is gone. The relay stops when this process does.
+            return Err(ReplayError::BrokeOff);
+        }
         match line {
             ReplayLine::Replayed(Replayed { outcome: ReplayOutcome::Sent { .. }, .. }) => {}
             ReplayLine::Replayed(_) => refused += 1,
