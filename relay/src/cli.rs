@@ -6,6 +6,7 @@ pub mod audit;
 pub mod dead_letters;
 pub mod lag;
 pub mod locate;
+mod present_routing;
 pub mod replay;
 
 use std::fmt::{self, Display};

@@ -23,6 +23,7 @@ use self::comparison::{Compared, Comparison, MAX_UNPAIRED, UnpairedRecords};
 use self::report::{Report, UnverifiableRow};
 use self::rows::{MissingRow, Page, Period};
 use self::topics::{ReadTopic, TopicRecords};
+use super::present_routing::PresentRouting;
 use super::{Format, print};
 use crate::config::Config;
 use crate::error::RelayError;
@@ -30,7 +31,6 @@ use crate::kafka::client::{self, client_config};
 use crate::kafka::topic_reader::{ReadError, failed};
 use crate::kafka::verify::read_settings;
 use crate::postgres::checkpoint;
-use crate::routing::router::Router;
 
 /// Timeout of one request; a person is waiting for it.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -91,8 +91,8 @@ async fn examine(config: &Config, scope: &Scope) -> Result<Report, AuditError> {
     names.extend(config.delivery.dead_letters().map(str::to_owned));
 
     let compacted = compacted(config, &names).await?;
-    let (kafka, topics) = (config.clone(), names.clone());
-    let records = spawn_blocking(move || TopicRecords::open(&kafka, &topics, &compacted, period)).await??;
+    let kafka = config.clone();
+    let records = spawn_blocking(move || TopicRecords::open(&kafka, &names, &compacted, period)).await??;
     let pages = rows::read(sql, source, period, delivered.clone());
     let (compared, topics) = spawn_blocking(move || compare(pages, records, period)).await??;
     let Compared { counts, out_of_order, missing, mut records } = compared;
@@ -117,7 +117,7 @@ async fn examine(config: &Config, scope: &Scope) -> Result<Report, AuditError> {
         unverifiable: Vec::new(),
         topics,
     };
-    report.classify(missing, config)?;
+    report.classify(missing, config);
     Ok(report)
 }
 
@@ -175,34 +175,25 @@ async fn judge(
 
 impl Report {
     /// Adds rows without a record: to those that are missing, or to those of which that is not certain.
-    fn classify(&mut self, rows: Vec<MissingRow>, config: &Config) -> Result<(), AuditError> {
-        let router = Router::new(&config.routing);
-        let router = router.map(|router| router.excluding(config.delivery.dead_letters()));
+    fn classify(&mut self, rows: Vec<MissingRow>, config: &Config) {
+        let (routing, dead_letters) = (PresentRouting::new(config), config.delivery.dead_letters());
         for row in rows {
             if row.is_republished {
                 self.republished += 1;
                 continue;
             }
-            let topic = match (&router, &row.route) {
-                (Ok(router), Some(route)) => router.topic(route).map_err(|error| error.to_string()),
-                (Ok(_), None) => Err(format!("column {} is NULL", config.routing.by_field)),
-                (Err(error), _) => Err(error.to_string()),
-            };
-            let dead_letters = config.delivery.dead_letters();
-            let doubt = topic.map(|topic| {
-                let doubts = [Some(topic.as_str()), dead_letters].into_iter().flatten();
-                doubts.filter_map(|topic| self.doubt(topic, &row)).next()
-            });
-            match doubt {
-                Ok(None) => self.missing.push(row),
-                Ok(Some(reason)) => self.unverifiable.push(UnverifiableRow { row, reason }),
-                Err(why) => {
-                    let reason = format!("it has no topic under the present routing: {why}");
-                    self.unverifiable.push(UnverifiableRow { row, reason });
+            let doubt = match routing.topic(row.route.as_deref()) {
+                Ok(topic) => {
+                    let mut topics = [Some(topic.as_str()), dead_letters].into_iter().flatten();
+                    topics.find_map(|topic| self.doubt(topic, &row))
                 }
+                Err(why) => Some(format!("it has no topic under the present routing: {why}")),
+            };
+            match doubt {
+                None => self.missing.push(row),
+                Some(reason) => self.unverifiable.push(UnverifiableRow { row, reason }),
             }
         }
-        Ok(())
     }
 
     /// Why a row may have been delivered to this topic, as a record or a dead letter, although none is there.

@@ -70,10 +70,8 @@ async fn oldest(sql: &mut PgConnection, config: &Config) -> Oldest {
                    AND NOT pg_visible_in_snapshot(o.xid, c.delivered_snapshot)) AS age
          FROM {checkpoint} c WHERE c.relay = $1"
     );
-    // A row security policy must not hide rows: with this setting the query fails instead.
-    let settings = format!("SET statement_timeout = '{QUERY_TIMEOUT}'; SET row_security = off");
     let reading = async {
-        sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *sql).await?;
+        connection::require_all_rows(sql, QUERY_TIMEOUT).await?;
         let row = sqlx::query(AssertSqlSafe(select)).bind(&config.name).fetch_optional(&mut *sql).await?;
         let Some(row) = row else { return Ok(Oldest::Unknown("this relay has no checkpoint yet".into())) };
         if row.try_get("unknown")? {

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use self::event_state::{EventState, has_read, state_of};
 use self::row::{Committed, find_row};
-use self::search::{SearchResult, SearchResults, search_all, topic_of};
+use self::search::{SearchResult, SearchResults, search_all};
 use super::lag::relay_status;
+use super::present_routing::PresentRouting;
 use super::{Format, print};
 use crate::config::Config;
 use crate::error::{RelayError, excerpt};
@@ -24,7 +25,7 @@ pub async fn locate(config: &Config, id: &str, format: Format) -> Result<bool, R
     let searched = match &row {
         Ok(Some(row)) => {
             let (config, id, since) = (config.clone(), row.id.clone(), row.occurred_at);
-            let topic = topic_of(&config, row.route.as_deref());
+            let topic = PresentRouting::new(&config).topic(row.route.as_deref());
             let search = move || search_all(&config, topic, &id, since);
             let ended = tokio::task::spawn_blocking(search).await;
             ended.unwrap_or_else(|_| SearchResults::failed("the search failed"))

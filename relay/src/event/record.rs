@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use chrono::{DateTime, SecondsFormat};
+use chrono::{DateTime, SecondsFormat, Utc};
 use outbox::{Position, attribute, header};
 use pg_replication::PgTime;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -194,7 +194,11 @@ fn is_set(name: &str, attributes: &Attributes<'_>) -> bool {
 
 /// A time in the format of `ce_time`.
 pub fn rfc3339(time: PgTime) -> String {
-    let time = DateTime::from_timestamp_micros(time.unix_micros()).unwrap_or(DateTime::UNIX_EPOCH);
+    ce_time(DateTime::from_timestamp_micros(time.unix_micros()).unwrap_or(DateTime::UNIX_EPOCH))
+}
+
+/// The same, of a time that SQL returned.
+pub fn ce_time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 

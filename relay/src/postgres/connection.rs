@@ -121,6 +121,13 @@ pub async fn connect_to_any(
     within_limit(source, host, connecting).await
 }
 
+/// Limits the time of each statement, and has a query fail instead if a row security policy would hide rows from it.
+pub async fn require_all_rows(sql: &mut PgConnection, statement_timeout: &str) -> Result<(), sqlx::Error> {
+    let settings = format!("SET statement_timeout = '{statement_timeout}'; SET row_security = off");
+    sqlx::raw_sql(AssertSqlSafe(settings)).execute(sql).await?;
+    Ok(())
+}
+
 async fn within_limit(
     source: &Source,
     host: &Host,

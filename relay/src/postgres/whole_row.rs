@@ -1,6 +1,6 @@
 //! Reads a whole row of the outbox table, for a replay: every column, in the format that the stream has.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use outbox::column;
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row};
@@ -9,6 +9,7 @@ use crate::config::{Config, quote};
 use crate::error::RelayError;
 use crate::event::column_type::ColumnType;
 use crate::event::owned_row::OwnedRow;
+use crate::event::record::ce_time;
 use crate::event::row::JSON_MEDIA_TYPE;
 use crate::postgres::columns::{self, text_form};
 use crate::postgres::table::literal;
@@ -122,7 +123,7 @@ fn owned(row: &PgRow, is_json: bool) -> Result<OwnedRow, sqlx::Error> {
         payload: row.try_get(column::PAYLOAD)?,
         key: row.try_get(column::AGGREGATE_ID)?,
         event_type: row.try_get(column::TYPE)?,
-        time: time.map(|time| time.to_rfc3339_opts(SecondsFormat::Micros, true)),
+        time: time.map(ce_time),
         route: row.try_get(ROUTE)?,
         headers: row.try_get(column::HEADERS)?,
         traceparent: trace(column::TRACEPARENT)?,

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use outbox::column;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use super::{Replay, ReplayHandle, ReplayRejected, ReplaySource};
 use crate::config::{Config, quote};
 use crate::error::{ErrorKind, RelayError};
+use crate::event::record::ce_time;
 use crate::kafka::topic_reader::TopicReader;
 use crate::postgres::checkpoint;
 use crate::postgres::columns::text_form;
@@ -76,7 +77,7 @@ impl Selection {
     }
 
     fn condition(&self) -> String {
-        let time = |time: DateTime<Utc>| literal(&time.to_rfc3339_opts(SecondsFormat::Micros, true));
+        let time = |time: DateTime<Utc>| literal(&ce_time(time));
         let is = |name: &str, value: &str| {
             format!("{} = {}", text_form(&format!("o.{}", quote(name))), literal(value))
         };
@@ -158,9 +159,7 @@ impl DeliveredRows {
         let source = &config.source;
         let mut sql = connection::connect(source, "replay").await?;
         initial_rows::check_columns(&mut sql, source, RowsFor::Replay).await?;
-        // A row security policy must not hide rows: with this setting the query fails instead.
-        let settings = format!("SET statement_timeout = '{STATEMENT_TIMEOUT}'; SET row_security = off");
-        sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut sql).await?;
+        connection::require_all_rows(&mut sql, STATEMENT_TIMEOUT).await?;
         let checkpoint = checkpoint::load(&mut sql, config).await?.ok_or_else(|| {
             let what = format!("relay {} has no checkpoint yet, so no row counts as delivered", config.name);
             RelayError::new(ErrorKind::CheckpointLost, what)

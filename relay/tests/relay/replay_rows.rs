@@ -80,13 +80,13 @@ async fn the_selected_events_are_sent_again_under_their_ids_in_their_order() {
 
     // Nothing is sent that was not selected, and what is not there is named.
     let id = before[0].header("ce_id").unwrap();
-    let nobody = "00000000-0000-0000-0000-000000000000";
+    let unknown = "00000000-0000-0000-0000-000000000000";
     let some =
-        replay(&site, Some(relay.admin), &["--id", id, "--id", nobody, "--allow-reorder", "--json"]).await;
+        replay(&site, Some(relay.admin), &["--id", id, "--id", unknown, "--allow-reorder", "--json"]).await;
     assert_eq!(some.code, Some(69), "{some:?}");
     let lines: Vec<Value> = some.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((&lines[0]["outcome"], &lines[0]["id"]), (&"sent".into(), &id.into()));
-    assert_eq!((&lines[1]["outcome"], &lines[1]["id"]), (&"missing".into(), &nobody.into()));
+    assert_eq!((&lines[1]["outcome"], &lines[1]["id"]), (&"missing".into(), &unknown.into()));
     assert_eq!(lines[2], serde_json::json!({"sent": 1, "refused": 0}));
     assert_eq!(site.records().await.len(), 9);
 

@@ -29,7 +29,7 @@ pub struct StoredEvent {
 pub enum RecordKind {
     Event,
     DeadLetter,
-    /// A dead letter that was sent again.
+    /// An event or a dead letter that was sent again.
     Replayed,
 }
 

@@ -1,6 +1,6 @@
 //! The rows of the outbox table that an audit compares, in the order of `seq`.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use outbox::column;
 use serde::Serialize;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::comparison::StoredEvent;
 use crate::config::{Config, Source};
 use crate::error::RelayError;
+use crate::event::record::ce_time;
 use crate::kafka::evidence::EventKey;
 use crate::postgres::columns::text_form;
 use crate::postgres::connection;
@@ -62,9 +63,7 @@ pub async fn connect(config: &Config) -> Result<PgConnection, RelayError> {
     let source = &config.source;
     let mut sql = connection::connect(source, "audit").await?;
     initial_rows::check_columns(&mut sql, source, RowsFor::Audit).await?;
-    // A row security policy must not hide rows: with this setting the query fails instead.
-    let settings = format!("SET statement_timeout = '{STATEMENT_TIMEOUT}'; SET row_security = off");
-    sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut sql).await?;
+    connection::require_all_rows(&mut sql, STATEMENT_TIMEOUT).await?;
     Ok(sql)
 }
 
@@ -144,11 +143,6 @@ fn page(rows: &[PgRow]) -> Result<Option<(i64, Page)>, sqlx::Error> {
         });
     }
     Ok(Some((last.try_get("seq")?, page)))
-}
-
-/// A time as the record of the row shows it.
-fn ce_time(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 /// The rows with these values of `seq`. Rows that were removed meanwhile are left out.

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::error::chain;
 use crate::postgres::checkpoint::TABLE;
+use crate::postgres::connection;
 use crate::postgres::table::literal;
 
 /// The table has no index on the id, because every insert would pay for it: finding a row may scan the table.
@@ -43,10 +44,8 @@ pub async fn find_row(
     config: &Config,
     id: &str,
 ) -> Result<Option<Committed>, String> {
-    // A row security policy must not hide rows: with this setting the query fails instead.
-    let settings = format!("SET statement_timeout = '{QUERY_TIMEOUT}'; SET row_security = off");
     let failed = |error: sqlx::Error| chain(&error);
-    sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *sql).await.map_err(failed)?;
+    connection::require_all_rows(sql, QUERY_TIMEOUT).await.map_err(failed)?;
     if let Some(range) = time_range(id) {
         // A table without the column has no partitions to leave out.
         if let Ok(Some(row)) = query_row(sql, config, id, &range).await {

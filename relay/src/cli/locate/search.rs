@@ -11,7 +11,6 @@ use crate::cli::RecordLocation;
 use crate::config::Config;
 use crate::kafka::topic_reader::{ReadError, TopicReader, failed};
 use crate::progress::offset::Offset;
-use crate::routing::router::Router;
 use crate::topics::partitions::PartitionNumber;
 
 /// Records that are searched at most, and for how long: a person is waiting.
@@ -29,14 +28,6 @@ pub enum SearchResult {
     },
     /// It ended early, and why.
     Incomplete(String),
-}
-
-/// The topic that the present rule gives, or why there is none.
-pub fn topic_of(config: &Config, route: Option<&str>) -> Result<String, String> {
-    let router = Router::new(&config.routing).map_err(|error| error.to_string())?;
-    let router = router.excluding(config.delivery.dead_letters());
-    let route = route.ok_or_else(|| format!("column {} is NULL", config.routing.by_field))?;
-    router.topic(route).map_err(|error| error.to_string())
 }
 
 /// What Kafka has.
