@@ -5,7 +5,7 @@
 //! [`blocking_transactions`] what its creation waits for, [`failover`] what a promoted standby would have of it, and
 //! [`grants`] the role's privileges. [`checkpoint`] stores the relay's progress, with the [`delivered_snapshots`] that say
 //! which rows may be dropped, and [`missing_rows`] which ones may be missing in Kafka after a gap. [`initial_rows`] checks
-//! the rows from before the slot, and [`backfill`] reads them. [`whole_row`] reads one row for a replay. [`heartbeat`] writes heartbeats.
+//! the rows from before the slot, and [`backfill`] reads them. [`whole_row`] reads whole rows for a replay. [`heartbeat`] writes heartbeats.
 
 pub mod backfill;
 pub mod blocking_transactions;

@@ -2,10 +2,9 @@
 
 use super::reader::DeadLetter;
 use crate::config::Config;
-use crate::error::RelayError;
 use crate::event::owned_row::OwnedRow;
 use crate::postgres::connection;
-use crate::postgres::whole_row::{self, RowKey, WholeRowError};
+use crate::postgres::whole_row::{RowKey, WholeRowError, WholeRows};
 
 /// The omitted columns cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +27,13 @@ impl DeadLetter {
             return Ok(self.row);
         }
         let Some(id) = self.row.id else { return Err(RestoreError::NoId) };
-        let connected = connection::connect(&config.source, "dead letters").await;
-        let mut sql = connected.map_err(|error: RelayError| WholeRowError::Database(error))?;
-        let row = whole_row::read(&mut sql, config, RowKey::Id(&id)).await?.ok_or(RestoreError::Gone)?;
+        let row = row(config, &id).await?.ok_or(RestoreError::Gone)?;
         // The time of the dead letter is that of its commit where the row has none.
         Ok(OwnedRow { time: self.row.time, ..row })
     }
+}
+
+async fn row(config: &Config, id: &str) -> Result<Option<OwnedRow>, WholeRowError> {
+    let mut sql = connection::connect(&config.source, "dead letters").await?;
+    WholeRows::of(&mut sql, config).await?.read(&mut sql, RowKey::Id(id)).await
 }

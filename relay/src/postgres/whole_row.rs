@@ -1,4 +1,4 @@
-//! Reads a whole row of the outbox table, for a replay: every column, in the format that the stream has.
+//! Reads whole rows of the outbox table, for a replay: every column, in the format that the stream has.
 
 use chrono::{DateTime, Utc};
 use outbox::column;
@@ -52,47 +52,69 @@ pub enum WholeRowError {
     Database(RelayError),
 }
 
+impl From<RelayError> for WholeRowError {
+    fn from(error: RelayError) -> Self {
+        WholeRowError::Database(error)
+    }
+}
+
 impl From<sqlx::Error> for WholeRowError {
     fn from(error: sqlx::Error) -> Self {
         WholeRowError::Database(error.into())
     }
 }
 
-/// The row, if it exists.
-pub async fn read(
-    sql: &mut PgConnection,
-    config: &Config,
-    key: RowKey<'_>,
-) -> Result<Option<OwnedRow>, WholeRowError> {
-    let columns = columns::of(sql, &config.source).await.map_err(WholeRowError::Database)?;
-    let find = |name: &str| columns.iter().find(|column| column.name == name);
-    let text =
-        |name: &str| find(name).map_or_else(|| "NULL".to_owned(), |column| text_form(&column.quoted()));
-    let bytes = |name: &str| match find(name) {
-        Some(column) if column.kind == ColumnType::Bytea => column.quoted(),
-        _ => format!("convert_to({}, 'UTF8')", text(name)),
-    };
-    let time = match find(column::OCCURRED_AT) {
-        Some(column) if column.kind == ColumnType::TimestampTz => finite(&column.quoted()),
-        _ => "NULL::timestamptz".to_owned(),
-    };
-    let values = BYTES.map(|name| format!("{}::bytea AS {}", bytes(name), quote(name))).into_iter();
-    let values = values.chain(TEXTS.map(|name| format!("{} AS {}", text(name), quote(name))));
-    let values = values.chain([format!("{} AS {ROUTE}", text(&config.routing.by_field))]);
-    let values: Vec<String> = values.chain([format!("{time} AS {}", column::OCCURRED_AT)]).collect();
-    let condition = match key {
-        RowKey::Id(id) => format!("{} = {}", text(column::ID), literal(id)),
-        RowKey::Seq(seq) => format!("seq = {seq}"),
-    };
-    let select = format!(
-        "SELECT {} FROM {} WHERE {condition} LIMIT 1",
-        values.join(", "),
-        config.source.table.quoted(),
-    );
-    check_size(sql, config, &select).await?;
-    let row = sqlx::query(AssertSqlSafe(select)).fetch_optional(&mut *sql).await?;
-    let is_json = find(column::PAYLOAD).is_some_and(|column| column.kind.is_json());
-    Ok(row.map(|row| owned(&row, is_json)).transpose()?)
+/// Reads rows with the columns that the table had when it was created.
+pub struct WholeRows {
+    /// The query, without its condition.
+    select: String,
+    /// The text of the id.
+    id: String,
+    is_json: bool,
+    max_bytes: usize,
+}
+
+impl WholeRows {
+    pub async fn of(sql: &mut PgConnection, config: &Config) -> Result<WholeRows, RelayError> {
+        let columns = columns::of(sql, &config.source).await?;
+        let find = |name: &str| columns.iter().find(|column| column.name == name);
+        let text =
+            |name: &str| find(name).map_or_else(|| "NULL".to_owned(), |column| text_form(&column.quoted()));
+        let bytes = |name: &str| match find(name) {
+            Some(column) if column.kind == ColumnType::Bytea => column.quoted(),
+            _ => format!("convert_to({}, 'UTF8')", text(name)),
+        };
+        let time = match find(column::OCCURRED_AT) {
+            Some(column) if column.kind == ColumnType::TimestampTz => finite(&column.quoted()),
+            _ => "NULL::timestamptz".to_owned(),
+        };
+        let values = BYTES.map(|name| format!("{}::bytea AS {}", bytes(name), quote(name))).into_iter();
+        let values = values.chain(TEXTS.map(|name| format!("{} AS {}", text(name), quote(name))));
+        let values = values.chain([format!("{} AS {ROUTE}", text(&config.routing.by_field))]);
+        let values: Vec<String> = values.chain([format!("{time} AS {}", column::OCCURRED_AT)]).collect();
+        Ok(WholeRows {
+            select: format!("SELECT {} FROM {}", values.join(", "), config.source.table.quoted()),
+            id: text(column::ID),
+            is_json: find(column::PAYLOAD).is_some_and(|column| column.kind.is_json()),
+            max_bytes: config.sink.max_message_bytes,
+        })
+    }
+
+    /// The row, if it exists.
+    pub async fn read(
+        &self,
+        sql: &mut PgConnection,
+        key: RowKey<'_>,
+    ) -> Result<Option<OwnedRow>, WholeRowError> {
+        let condition = match key {
+            RowKey::Id(id) => format!("{} = {}", self.id, literal(id)),
+            RowKey::Seq(seq) => format!("seq = {seq}"),
+        };
+        let select = format!("{} WHERE {condition} LIMIT 1", self.select);
+        check_size(sql, self.max_bytes, &select).await?;
+        let row = sqlx::query(AssertSqlSafe(select)).fetch_optional(&mut *sql).await?;
+        Ok(row.map(|row| owned(&row, self.is_json)).transpose()?)
+    }
 }
 
 /// A time that no record can have is read as NULL.
@@ -100,14 +122,13 @@ fn finite(time: &str) -> String {
     format!("CASE WHEN {time} BETWEEN '0001-01-01Z' AND '9999-12-31 23:59:59.999999Z' THEN {time} END")
 }
 
-async fn check_size(sql: &mut PgConnection, config: &Config, select: &str) -> Result<(), WholeRowError> {
+async fn check_size(sql: &mut PgConnection, limit: usize, select: &str) -> Result<(), WholeRowError> {
     let sizes = BYTES.iter().chain(&TEXTS).chain(&[ROUTE]);
     let sizes = sizes.map(|name| format!("coalesce(octet_length({}), 0)::bigint", quote(name)));
     let sizes = sizes.collect::<Vec<_>>().join(" + ");
     let bytes: Option<i64> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {sizes} FROM ({select}) row")))
         .fetch_optional(&mut *sql)
         .await?;
-    let limit = config.sink.max_message_bytes;
     match bytes.filter(|bytes| usize::try_from(*bytes).is_ok_and(|bytes| bytes > limit)) {
         Some(bytes) => Err(WholeRowError::TooLarge { bytes, limit }),
         None => Ok(()),

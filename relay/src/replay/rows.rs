@@ -26,7 +26,7 @@ use crate::postgres::columns::text_form;
 use crate::postgres::connection;
 use crate::postgres::initial_rows::{self, RowsFor};
 use crate::postgres::table::literal;
-use crate::postgres::whole_row::{self, RowKey};
+use crate::postgres::whole_row::{RowKey, WholeRows};
 
 /// Number of rows that one query finds. Each is read separately when it is sent.
 const PAGE_ROWS: u32 = 1_000;
@@ -126,6 +126,7 @@ fn send_rows(replay: &mut Replay, selection: &Selection, runtime: &Handle) -> Re
     let topics = TopicReader::new(&config.sink, "replay").map_err(|error| error.to_string())?;
     let failed = |error: RelayError| error.to_string();
     let mut rows = runtime.block_on(DeliveredRows::open(&config, selection)).map_err(failed)?;
+    let whole = runtime.block_on(WholeRows::of(&mut rows.sql, &config)).map_err(failed)?;
     let pause = selection.rate.map(|rate| Duration::from_secs(1) / rate.max(1));
     loop {
         let page = runtime.block_on(rows.next_page()).map_err(failed)?;
@@ -134,7 +135,7 @@ fn send_rows(replay: &mut Replay, selection: &Selection, runtime: &Handle) -> Re
         }
         for found in page {
             let began = Instant::now();
-            let row = runtime.block_on(whole_row::read(&mut rows.sql, &config, RowKey::Seq(found.seq)));
+            let row = runtime.block_on(whole.read(&mut rows.sql, RowKey::Seq(found.seq)));
             let row = row.map_err(|error| error.to_string());
             let row = row.and_then(|row| row.ok_or_else(|| "retention has removed the row".to_owned()));
             if replay.send(found.id, row, &topics).is_break() {
