@@ -223,7 +223,7 @@ impl SelectedRows {
     fn selection(self) -> rows::Selection {
         let SelectedRows { ids, since, until, event_type, key, name, rate } = self;
         let name = name.unwrap_or_else(|| Utc::now().format("%Y%m%dT%H%M%SZ").to_string());
-        rows::Selection { name, ids: ids.into_iter().collect(), since, until, event_type, key, rate }
+        rows::Selection { name, ids: ids.into(), since, until, event_type, key, rate }
     }
 }
 
@@ -269,7 +269,7 @@ fn main() {
             exit_code(cli::dead_letters::list(&file.load(), since, limit, output.format()))
         }
         Command::DeadLetters(DeadLetters::Replay { file, ids, all, since, output }) => {
-            let selection = dead_letters::Selection { ids: ids.into_iter().collect(), all, since };
+            let selection = dead_letters::Selection { ids: ids.into(), all, since };
             exit_code(cli::replay::replay_dead_letters(&file.load(), &selection, output.format()))
         }
     };

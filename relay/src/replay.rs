@@ -6,16 +6,17 @@
 //! ([`dead_letters`]) or from the table ([`rows`]).
 
 pub mod dead_letters;
+pub mod ids;
 pub mod lines;
 pub mod rows;
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use self::ids::EventIds;
 use self::lines::{ReplayLine, ReplayOutcome, Replayed, SendOutcome, Summary};
 use crate::config::Config;
 use crate::error::RelayError;
@@ -114,7 +115,7 @@ impl ReplayHandle {
         &self,
         config: &Arc<Config>,
         source: ReplaySource,
-        ids: BTreeSet<String>,
+        ids: EventIds,
     ) -> Result<(Replay, mpsc::Receiver<Value>), ReplayRejected> {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let session = session.filter(|session| !session.is_closed()).ok_or(ReplayRejected::NotStreaming)?;
@@ -143,7 +144,7 @@ struct Replay {
     lines: mpsc::Sender<Value>,
     summary: Summary,
     /// Requested ids that were not found yet.
-    missing: BTreeSet<String>,
+    missing: EventIds,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -196,9 +197,10 @@ impl Replay {
     /// Reports the ids that were not found, and the summary; `error` is why not all events were read.
     fn finish(mut self, error: Option<String>, not_found: &str) {
         if error.is_none() {
-            for id in std::mem::take(&mut self.missing) {
+            for id in self.missing.iter() {
                 let outcome = ReplayOutcome::Missing { error: not_found.to_owned() };
-                if self.write_line(ReplayLine::Replayed(Replayed { id: Some(id), outcome })).is_break() {
+                let line = Replayed { id: Some(id.to_owned()), outcome };
+                if self.write_line(ReplayLine::Replayed(line)).is_break() {
                     break;
                 }
             }

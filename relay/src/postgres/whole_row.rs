@@ -68,8 +68,6 @@ impl From<sqlx::Error> for WholeRowError {
 pub struct WholeRows {
     /// The query, without its condition.
     select: String,
-    /// The text of the id.
-    id: String,
     is_json: bool,
     max_bytes: usize,
 }
@@ -94,7 +92,6 @@ impl WholeRows {
         let values: Vec<String> = values.chain([format!("{time} AS {}", column::OCCURRED_AT)]).collect();
         Ok(WholeRows {
             select: format!("SELECT {} FROM {}", values.join(", "), config.source.table.quoted()),
-            id: text(column::ID),
             is_json: find(column::PAYLOAD).is_some_and(|column| column.kind.is_json()),
             max_bytes: config.sink.max_message_bytes,
         })
@@ -107,7 +104,8 @@ impl WholeRows {
         key: RowKey<'_>,
     ) -> Result<Option<OwnedRow>, WholeRowError> {
         let condition = match key {
-            RowKey::Id(id) => format!("{} = {}", self.id, literal(id)),
+            // In the type of the column, which finds it by its index.
+            RowKey::Id(id) => format!("id = {}", literal(id)),
             RowKey::Seq(seq) => format!("seq = {seq}"),
         };
         let select = format!("{} WHERE {condition} LIMIT 1", self.select);

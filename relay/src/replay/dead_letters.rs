@@ -1,6 +1,5 @@
 //! Sends dead letters again.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::ids::EventIds;
 use super::{Replay, ReplayHandle, ReplayRejected, ReplaySource};
 use crate::config::Config;
 use crate::dead_letters::reader::{DeadLetter, Reader};
@@ -20,7 +20,7 @@ use crate::dead_letters::reader::{DeadLetter, Reader};
 pub struct Selection {
     /// Dead letters with these event ids.
     #[serde(default)]
-    pub ids: BTreeSet<String>,
+    pub ids: EventIds,
     /// All dead letters.
     #[serde(default)]
     pub all: bool,

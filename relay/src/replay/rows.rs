@@ -3,7 +3,6 @@
 //! Only rows that the checkpoint counts as delivered: the stream still has to deliver the others, and would deliver
 //! them a second time.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use sqlx::{AssertSqlSafe, Row};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use super::ids::EventIds;
 use super::{Replay, ReplayHandle, ReplayRejected, ReplaySource};
 use crate::config::{Config, quote};
 use crate::error::{ErrorKind, RelayError};
@@ -42,8 +42,8 @@ pub struct Selection {
     /// The value of header `ce_replay`.
     #[serde(default)]
     pub name: String,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    pub ids: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "EventIds::is_empty")]
+    pub ids: EventIds,
     /// Written at this time or later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<DateTime<Utc>>,
@@ -81,9 +81,10 @@ impl Selection {
         let is = |name: &str, value: &str| {
             format!("{} = {}", text_form(&format!("o.{}", quote(name))), literal(value))
         };
-        let ids: Vec<String> = self.ids.iter().map(|id| literal(id)).collect();
+        let ids: Vec<String> = self.ids.iter().map(literal).collect();
         let criteria = [
-            (!ids.is_empty()).then(|| format!("{} IN ({})", text_form("o.id"), ids.join(", "))),
+            // In the type of the column, which finds them by its index.
+            (!ids.is_empty()).then(|| format!("o.id IN ({})", ids.join(", "))),
             self.since.map(|since| format!("o.occurred_at >= {}", time(since))),
             self.until.map(|until| format!("o.occurred_at < {}", time(until))),
             self.event_type.as_ref().map(|event_type| is(column::TYPE, event_type)),

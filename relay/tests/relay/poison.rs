@@ -292,7 +292,8 @@ async fn dead_letters_are_listed_and_sent_again_by_the_running_relay() {
     assert!(answer.code == Some(69) && answer.err.contains("no relay answers"), "{answer:?}");
 
     well.until("/readyz", 200, "streaming").await;
-    let one = ["dead-letters", "replay", "--id", &routed, "--id", "unknown"];
+    let upper = routed.to_uppercase();
+    let one = ["dead-letters", "replay", "--id", &upper, "--id", "unknown"];
     let answer = site.command(well.admin, cured, &one).await;
     assert_eq!(answer.code, Some(69), "{answer:?}");
     assert!(
