@@ -24,8 +24,8 @@ pub const PARTITIONS: i32 = 3;
 /// The password of the testbed's servers.
 pub const PASSWORD: &str = "testbed-password";
 
-/// Tests that start their own servers are heavy: two run at a time.
-static HEAVY: Semaphore = Semaphore::const_new(2);
+/// Tests that start their own servers are heavy: three run at a time.
+static HEAVY: Semaphore = Semaphore::const_new(3);
 
 /// Waits for a permit to run a heavy test.
 pub async fn heavy_permit() -> SemaphorePermit<'static> {
