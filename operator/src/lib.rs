@@ -28,6 +28,7 @@ pub mod field_table;
 pub mod leadership;
 pub mod metrics;
 pub mod overview;
+pub mod pod_names;
 pub mod reconcile;
 pub mod references;
 pub mod resource;

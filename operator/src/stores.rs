@@ -20,8 +20,9 @@ use tokio::sync::OnceCell;
 
 use crate::activity::Activity;
 use crate::change_counts::ChangeCounts;
-use crate::desired::naming::{INSTANCE, MANAGED_BY, MANAGER, object_name};
+use crate::desired::naming::{MANAGED_BY, MANAGER, object_name};
 use crate::metrics::Metrics;
+use crate::pod_names::PodNames;
 use crate::resource::OutboxRelay;
 
 /// One resource that cannot be read, written by an older or newer version perhaps, must not keep all others from being
@@ -35,6 +36,7 @@ pub struct Stores {
     relays: Store<Guarded>,
     deployments: Store<Deployment>,
     pods: Store<Pod>,
+    pod_names: Arc<PodNames>,
     change_counts: Arc<ChangeCounts>,
     seen: OnceCell<()>,
 }
@@ -96,14 +98,15 @@ impl Stores {
         controller = controller
             .owns_stream(counted(&change_counts, scope.watch::<PartialObjectMeta<NetworkPolicy>>(ours())));
         // They belong to ReplicaSets; reconciliations look at them.
+        let pod_names = Arc::new(PodNames::default());
         let pods_seen = scope
             .watch::<Pod>(ours())
             .modify(|pod| (pod.metadata.managed_fields, pod.spec) = (None, None))
-            .reflect(pods_written)
-            .map(drop);
+            .reflect(pods_written);
+        let pods_seen = pod_names.note(pods_seen).map(drop);
         let namespace = scope.namespace;
         (
-            Stores { namespace, relays, deployments, pods, change_counts, seen: OnceCell::new() },
+            Stores { namespace, relays, deployments, pods, pod_names, change_counts, seen: OnceCell::new() },
             controller,
             pods_seen,
         )
@@ -149,15 +152,10 @@ impl Stores {
 
     /// The pods of a resource, without their specifications.
     pub fn pods(&self, relay: &OutboxRelay) -> Vec<Arc<Pod>> {
-        let (namespace, name) = (relay.meta().namespace.as_deref(), relay.meta().name.as_deref());
+        let key = (relay.namespace().unwrap_or_default(), relay.name_any());
         let workload = object_name(relay);
-        let is_wanted = |pod: &Pod| {
-            // First what is cheap: of all pods, a few are this resource's.
-            pod.meta().name.as_ref().is_some_and(|pod| pod.starts_with(&workload))
-                && pod.meta().namespace.as_deref() == namespace
-                && pod.labels().get(INSTANCE).map(String::as_str) == name
-        };
-        self.pods.state_filter(is_wanted)
+        let names = self.pod_names.of(&key).into_iter().filter(|name| name.starts_with(&workload));
+        names.filter_map(|name| self.pods.get(&ObjectRef::new(&name).within(&key.0))).collect()
     }
 
     /// Changes whenever something that belongs to the resource does.

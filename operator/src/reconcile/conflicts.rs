@@ -33,9 +33,10 @@ pub(super) fn taken_topic(
 
 /// Whether `other` is another resource for the same slot of the same database, and the older.
 fn has_slot(other: &OutboxRelay, relay: &OutboxRelay, database: &str) -> bool {
-    let slot = |relay: &OutboxRelay| relay.spec.source.postgres.slot.name.clone();
-    let known = known(other, |status| &status.database_identity);
-    known == Some(database) && slot(other) == slot(relay) && is_older(other, relay)
+    let [theirs, ours] = [other, relay].map(|relay| relay.spec.source.postgres.slot.name.as_str());
+    theirs == ours
+        && known(other, |status| &status.database_identity) == Some(database)
+        && is_older(other, relay)
 }
 
 /// A topic of `relay` that `other` declares, too, in the same cluster, where it is the older.
@@ -43,7 +44,10 @@ fn common_topic(other: &OutboxRelay, relay: &OutboxRelay, cluster: &str) -> Opti
     let is_same = known(other, |status| &status.kafka_identity) == Some(cluster);
     let mut theirs = other.spec.topics.iter().map(|topic| &topic.name);
     let is_ours = |name: &&String| relay.spec.topics.iter().any(|topic| topic.name == **name);
-    (is_same && is_older(other, relay)).then(|| theirs.find(is_ours).cloned()).flatten()
+    if !is_same {
+        return None;
+    }
+    theirs.find(is_ours).filter(|_| is_older(other, relay)).cloned()
 }
 
 fn known(relay: &OutboxRelay, what: impl Fn(&OutboxRelayStatus) -> &Option<String>) -> Option<&str> {

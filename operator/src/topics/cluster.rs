@@ -109,11 +109,13 @@ impl Cluster {
     fn be_interested_in(&self, names: &[String]) {
         let mut interest = self.0.interest.lock().unwrap_or_else(PoisonError::into_inner);
         interest.extend(names.iter().map(|name| (name.clone(), Instant::now())));
-        interest.retain(|_, asked| asked.elapsed() < INTEREST);
     }
 
+    /// The topics that were asked about not long ago.
     fn interest(&self) -> BTreeSet<String> {
-        self.0.interest.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        let mut interest = self.0.interest.lock().unwrap_or_else(PoisonError::into_inner);
+        interest.retain(|_, asked| asked.elapsed() < INTEREST);
+        interest.keys().cloned().collect()
     }
 
     async fn look(&self, names: BTreeSet<String>) -> Result<Arc<View>, KafkaError> {
