@@ -40,6 +40,7 @@ use std::time::Instant;
 use outbox::Position;
 use pg_replication::EndLsn;
 use pg_replication::pgoutput::{Begin, Column, Insert, Message};
+use prometheus::IntCounter;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use self::acks::Acks;
@@ -78,14 +79,6 @@ use crate::status::metrics::Metrics;
 use crate::status::{KafkaAnswers, Status};
 use crate::topics::kafka_time::KafkaTime;
 use crate::topics::registry::{NoPartition, TopicRegistry};
-
-/// Label value of `refilled_rows_total` for the rows of the initial snapshot.
-pub const CAUSE_START: &str = "start";
-
-/// Label value of `refilled_rows_total` for the rows from before the slot.
-pub fn cause_of_rows(refill: Option<RefillCause>) -> &'static str {
-    refill.map_or(CAUSE_START, RefillCause::name)
-}
 
 /// Whether the next message can be processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,13 +151,12 @@ impl<B: Broker> Delivery<B> {
         let budget =
             Load { events: config.delivery.max_in_flight_events, bytes: config.delivery.max_in_flight_bytes };
         let source = config.source.event_source();
-        let refill_cause = start.refill.as_ref().map(|refill| refill.cause);
         let delivery = Delivery {
             ingest: Ingest::new(start.table, start.form),
-            dispatch: Dispatch::new(routing, config, refill_cause),
+            dispatch: Dispatch::new(routing, config),
             refill: start.refill.map(Refill::new),
             in_flight: InFlight::new(broker, topics, progress, source, budget, metrics.clone()),
-            acks: Acks::new(status.clone(), metrics.clone(), cause_of_rows(refill_cause)),
+            acks: Acks::new(status.clone(), metrics.clone()),
             refusals: RefusalWatch::new(start.refusal),
             replays: Replays::default(),
             discovery: TopicDiscovery::new(config.sink.max_message_bytes, largest_batch),
@@ -261,7 +253,7 @@ impl<B: Broker> Delivery<B> {
         row: &StoredRow,
         committed_revision: Revision,
     ) -> Result<Flow, RelayError> {
-        let origin = Origin::in_snapshot(row.seq()?, &self.in_flight.progress);
+        let origin = Origin::in_snapshot(row.seq()?, self.refill_cause(), &self.in_flight.progress);
         self.deliver(layout, row.values(), origin, committed_revision)
     }
 
@@ -344,15 +336,19 @@ impl<B: Broker> Delivery<B> {
         Ok(())
     }
 
-    /// Whether the missing rows of a refill are being delivered.
-    pub fn is_refilling(&self) -> bool {
-        self.refill.is_some()
+    /// Why the missing rows of a refill are being delivered, while they are.
+    pub fn refill_cause(&self) -> Option<RefillCause> {
+        self.refill.as_ref().map(Refill::cause)
+    }
+
+    /// Counts the rows from before the slot of this session.
+    pub fn snapshot_rows(&self) -> IntCounter {
+        acks::snapshot_rows(&self.metrics, self.refill_cause())
     }
 
     /// All rows from before the slot are in Kafka: the stream can be read.
     pub fn finish_snapshot(&mut self) {
         self.refill = None;
-        self.dispatch.finish_refill();
         self.in_flight.progress.finish_snapshot();
     }
 

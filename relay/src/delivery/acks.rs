@@ -3,15 +3,18 @@
 use std::time::Instant;
 
 use pg_replication::EndLsn;
+use prometheus::IntCounter;
 
 use super::dead_letter_log::DeadLetterLog;
 use super::in_flight::InFlight;
+use super::ingest::ReadFrom;
 use super::lanes::{SentContent, SentRecord};
 use super::refusals::RefusalWatch;
 use super::replays::Replays;
 use super::topic_counters::TopicCounters;
 use super::{Broker, LostRecords, ProducerReports};
-use crate::error::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RefillCause, RelayError};
+use crate::event::dead_letter::DeadLetterSummary;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::Ack;
 use crate::kafka::query::Query;
@@ -29,21 +32,18 @@ pub(super) struct Acks {
     counters: TopicCounters,
     dead_letters: DeadLetterLog,
     lost: Option<LostRecords>,
-    /// Label value of `refilled_rows_total` for rows from before the slot.
-    cause_of_rows: &'static str,
     status: Status,
     metrics: Metrics,
 }
 
 impl Acks {
-    pub(super) fn new(status: Status, metrics: Metrics, cause_of_rows: &'static str) -> Acks {
+    pub(super) fn new(status: Status, metrics: Metrics) -> Acks {
         Acks {
             drained: Vec::new(),
             unprocessed: Vec::new(),
             counters: TopicCounters::default(),
             dead_letters: DeadLetterLog::default(),
             lost: None,
-            cause_of_rows,
             status,
             metrics,
         }
@@ -94,19 +94,18 @@ impl Acks {
     ) -> Result<(), RelayError> {
         let (entry, partition) = (ack.tag.entry(), ack.tag.partition());
         let SentRecord { bytes, content, .. } = in_flight.lanes.on_acked(ack.tag)?;
-        let Some(position) = content.position() else { return Ok(()) };
+        let SentContent::Row { position, read_from, dead_letter } = content else { return Ok(()) };
         in_flight.counts.acknowledged += 1;
         let completed = in_flight.progress.ledger.acknowledge(entry)?;
         failpoint::pass(match completed {
             None => Boundary::PartlyAcknowledged,
             Some(_) => Boundary::AllAcknowledged,
         });
-        if in_flight.progress.is_in_snapshot() {
-            self.metrics.refilled_rows_total.with_label_values(&[self.cause_of_rows]).inc();
-        } else {
-            in_flight.on_completed(completed);
+        match read_from {
+            ReadFrom::Stream => in_flight.on_completed(completed),
+            ReadFrom::Table(refill) => snapshot_rows(&self.metrics, refill).inc(),
         }
-        self.count(partition, bytes, content, in_flight);
+        self.count(partition, bytes, dead_letter, in_flight);
         match in_flight.topics.partition_mut(partition).dedup.on_acknowledged(offset, now) {
             Landed::InOrder => {}
             Landed::AfterGap(gap) => on_gap(partition, gap, in_flight),
@@ -122,7 +121,7 @@ impl Acks {
         &mut self,
         partition: PartitionId,
         bytes: usize,
-        content: SentContent,
+        dead_letter: Option<Box<DeadLetterSummary>>,
         in_flight: &InFlight<B>,
     ) {
         let counter = || {
@@ -131,7 +130,7 @@ impl Acks {
         };
         self.counters.count(partition, counter);
         self.metrics.bytes_total.inc_by(bytes as u64);
-        if let SentContent::DeadLetter(summary) = content {
+        if let Some(summary) = dead_letter {
             self.metrics.dead_letters_total.with_label_values(&[summary.kind.label()]).inc();
             self.dead_letters.on_acknowledged(&summary);
             self.status.on_dead_letter(*summary);
@@ -165,6 +164,11 @@ impl Acks {
     pub(super) fn take_unprocessed(&mut self) -> Vec<Ack> {
         std::mem::take(&mut self.unprocessed)
     }
+}
+
+/// Counts the rows that were in the table before the slot: those of the initial snapshot, or of a refill.
+pub(super) fn snapshot_rows(metrics: &Metrics, refill: Option<RefillCause>) -> IntCounter {
+    metrics.refilled_rows_total.with_label_values(&[refill.map_or("start", RefillCause::name)])
 }
 
 /// There is a gap of offsets before a record of this process: other producers wrote there. Rows wait only for the scan

@@ -14,7 +14,7 @@ use super::silent_partitions::BlockedOn;
 use super::topic_discovery::TopicDiscovery;
 use super::{Broker, violation};
 use crate::config::Config;
-use crate::error::{RefillCause, RelayError};
+use crate::error::RelayError;
 use crate::event::dead_letter::DeadLetterEncoder;
 use crate::event::decoded_row::DecodedRow;
 use crate::event::poison::{Poison, PoisonKind};
@@ -49,7 +49,8 @@ impl Candidate<'_> {
     }
 
     fn at(&self, partition: PartitionId, absence: Absence) -> Placed {
-        Placed { partition, position: self.origin.position, fingerprint: self.fingerprint, absence }
+        let Origin { position, read_from, .. } = self.origin;
+        Placed { partition, position, read_from, fingerprint: self.fingerprint, absence }
     }
 }
 
@@ -109,23 +110,16 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    /// `refill` is the cause of the refill, while one is in progress.
-    pub(super) fn new(routing: RoutingTable, config: &Config, refill: Option<RefillCause>) -> Dispatch {
+    pub(super) fn new(routing: RoutingTable, config: &Config) -> Dispatch {
         let source = config.source.event_source();
         Dispatch {
             routing,
-            encoder: RecordEncoder { source: source.clone(), refill },
-            dead_letter_encoder: DeadLetterEncoder::new(config.source.table.to_string(), source, refill),
+            encoder: RecordEncoder { source: source.clone() },
+            dead_letter_encoder: DeadLetterEncoder { table: config.source.table.to_string(), source },
             max_message_bytes: config.sink.max_message_bytes,
             next_row: NextRow::Anytime,
             blocked_on: None,
         }
-    }
-
-    /// Rows are not those of a refill any more.
-    pub(super) fn finish_refill(&mut self) {
-        self.encoder.refill = None;
-        self.dead_letter_encoder.refill = None;
     }
 
     /// The partition that the next row waits for, if the row cannot be queued.
@@ -296,6 +290,7 @@ impl Dispatch {
         values: impl Iterator<Item = Column<'a>> + Clone,
         origin: Origin,
     ) -> Result<Candidate<'a>, RelayError> {
+        let provenance = Provenance::Row { position: origin.position, refill: origin.read_from.refill() };
         let invalid = |row: PartialRow<'a>, poison| {
             let time = row.occurred_at.unwrap_or(origin.commit_time);
             (DecodedRow::Invalid(row, poison), 0, time)
@@ -303,7 +298,7 @@ impl Dispatch {
         let (decoded, bytes, time) = match layout.read(values.clone()) {
             Ok(row) => {
                 let time = row.occurred_at.unwrap_or(origin.commit_time);
-                match self.encoder.headers(&row, Provenance::Row(origin.position), time) {
+                match self.encoder.headers(&row, provenance, time) {
                     Ok(headers) => {
                         let bytes = self.encoder.size(&row);
                         (DecodedRow::Valid(row, headers), bytes, time)
@@ -336,14 +331,14 @@ impl Dispatch {
         {
             stages.discovery.watch_settings(topic);
         }
-        let Candidate { decoded, bytes, time, .. } = row;
+        let Candidate { decoded, bytes, time, origin, .. } = row;
         let (row, poison) = match (decoded, poison) {
             (DecodedRow::Valid(row, headers), None) => return Prepared::event(row, headers, bytes, time),
             (DecodedRow::Valid(row, _), Some(poison)) => (row.into(), poison),
             (DecodedRow::Invalid(row, error), poison) => (row, poison.unwrap_or(error)),
         };
         let limit = self.routing.limit(stages.in_flight.topics.partition(placed.partition).topic);
-        self.dead_letter_encoder.encode(row, poison, placed.position, time, limit)
+        self.dead_letter_encoder.encode(row, poison, origin.position, origin.read_from.refill(), time, limit)
     }
 }
 

@@ -107,7 +107,7 @@ impl<B: Broker> InFlight<B> {
 
     /// The same for a row that no other row waits before.
     fn admit_next(&mut self, row: Placed) -> Result<Admission, RelayError> {
-        let Placed { partition, position, fingerprint, absence } = row;
+        let Placed { partition, position, fingerprint, absence, .. } = row;
         let before_horizon = self.progress.lineage.holds(position);
         let admission = match self.topics.partition_mut(partition) {
             verified if verified.is_verified() => verified.dedup.admit(position, before_horizon),
@@ -163,10 +163,10 @@ impl<B: Broker> InFlight<B> {
         entry: EntryId,
         placed: Placed,
     ) -> Result<(), RelayError> {
-        let Placed { partition, position, .. } = placed;
+        let Placed { partition, position, read_from, .. } = placed;
         let dead_letter = prepared.dead.take().map(Box::new);
         let is_dead_letter = dead_letter.is_some();
-        let content = dead_letter.map_or(SentContent::Event(position), SentContent::DeadLetter);
+        let content = SentContent::Row { position, read_from, dead_letter };
         self.produce(prepared, Tag::new(entry, partition), content)
             .map_err(|error| produce_failed(&format!("the event at {position}"), &error))?;
         if is_dead_letter {

@@ -10,7 +10,7 @@ use pg_replication::{CommitLsn, EndLsn, MemoryLimit, PgTime};
 use super::source_progress::SourceProgress;
 use super::violation;
 use crate::config::TableName;
-use crate::error::{ErrorKind, RelayError};
+use crate::error::{ErrorKind, RefillCause, RelayError};
 use crate::event::column_type::ColumnType;
 use crate::event::row::{Layout, RowError, is_read};
 use crate::event::value::HEX_PREFIX;
@@ -39,22 +39,37 @@ pub(super) struct Origin {
 }
 
 /// Where a row was read.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadFrom {
     /// In the stream's open transaction.
     Stream,
-    /// In the initial snapshot.
-    Snapshot { seq: i64 },
+    /// In the table: a row of the initial snapshot, or of the refill with this cause.
+    Table(Option<RefillCause>),
+}
+
+impl ReadFrom {
+    /// The cause of the refill that the row belongs to.
+    pub(super) fn refill(self) -> Option<RefillCause> {
+        match self {
+            ReadFrom::Stream => None,
+            ReadFrom::Table(refill) => refill,
+        }
+    }
 }
 
 impl Origin {
-    /// The origin of a row of the initial snapshot. These rows come before the stream, in the order of `seq`. Their
-    /// position is the byte before the slot's start, where no commit can be, with `seq` as the index, so positions stay
-    /// in order.
-    pub(super) fn in_snapshot(seq: i64, progress: &SourceProgress) -> Origin {
+    /// The origin of a row from before the slot: of the initial snapshot, or of the refill with this cause. These rows
+    /// come before the stream, in the order of `seq`. Their position is the byte before the slot's start, where no
+    /// commit can be, with `seq` as the index, so positions stay in order.
+    pub(super) fn in_snapshot(seq: i64, refill: Option<RefillCause>, progress: &SourceProgress) -> Origin {
         let commit = progress.before_start();
         let position = progress.lineage.position(commit, seq.cast_unsigned());
-        Origin { position, commit, commit_time: PgTime::now(), read_from: ReadFrom::Snapshot { seq } }
+        Origin { position, commit, commit_time: PgTime::now(), read_from: ReadFrom::Table(refill) }
+    }
+
+    /// The `seq` of a row that was read in the table.
+    pub(super) fn seq(&self) -> Option<i64> {
+        (self.read_from != ReadFrom::Stream).then(|| self.position.index.cast_signed())
     }
 }
 

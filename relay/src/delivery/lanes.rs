@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use outbox::Position;
 
+use super::ingest::ReadFrom;
 use crate::event::dead_letter::DeadLetterSummary;
 use crate::event::record::Prepared;
 use crate::kafka::producers::Tag;
@@ -22,6 +23,7 @@ use crate::topics::partitions::PartitionId;
 pub(super) struct Placed {
     pub(super) partition: PartitionId,
     pub(super) position: Position,
+    pub(super) read_from: ReadFrom,
     pub(super) fingerprint: Fingerprint,
     pub(super) absence: Absence,
 }
@@ -56,8 +58,8 @@ pub(super) struct SentRecord {
 /// What a sent record is.
 #[derive(Debug)]
 pub(super) enum SentContent {
-    Event(Position),
-    DeadLetter(Box<DeadLetterSummary>),
+    /// Of a row: its event or its dead letter.
+    Row { position: Position, read_from: ReadFrom, dead_letter: Option<Box<DeadLetterSummary>> },
     /// A replayed dead letter, which has no position.
     Replay,
 }
@@ -65,8 +67,7 @@ pub(super) enum SentContent {
 impl SentContent {
     pub(super) fn position(&self) -> Option<Position> {
         match self {
-            SentContent::Event(position) => Some(*position),
-            SentContent::DeadLetter(summary) => Some(summary.position),
+            SentContent::Row { position, .. } => Some(*position),
             SentContent::Replay => None,
         }
     }

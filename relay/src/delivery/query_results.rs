@@ -92,7 +92,7 @@ impl<B: Broker> Delivery<B> {
         found: ScanResult,
         records: FoundRecords,
     ) -> Result<(), RelayError> {
-        if self.is_refilling() && found.own_records > 0 {
+        if self.refill.is_some() && found.own_records > 0 {
             let what = format!(
                 "{}: an earlier process of the relay appended {} events after this one had read which rows of the refill \
                  Kafka has; it reads them again",

@@ -2,6 +2,7 @@
 
 use super::Broker;
 use super::in_flight::InFlight;
+use crate::error::RefillCause;
 use crate::kafka::evidence::DeliveredEvents;
 use crate::kafka::query::Query;
 use crate::postgres::checkpoint::RefillScope;
@@ -22,6 +23,10 @@ enum Evidence {
 impl Refill {
     pub(super) fn new(scope: RefillScope) -> Refill {
         Refill { scope, evidence: Evidence::NotRequested }
+    }
+
+    pub(super) fn cause(&self) -> RefillCause {
+        self.scope.cause
     }
 
     /// The events that Kafka has already; `None` until they are known.

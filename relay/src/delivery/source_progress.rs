@@ -3,7 +3,7 @@
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 
-use super::ingest::{Origin, ReadFrom};
+use super::ingest::Origin;
 use crate::progress::ledger::{EntryId, Inconsistent, Ledger};
 use crate::progress::lineage::{Lineage, commit_lsn};
 use crate::progress::snapshot_cursor::SnapshotCursor;
@@ -43,9 +43,9 @@ impl SourceProgress {
 
     /// Adds a row that is sent or waits. Returns the entry to acknowledge it with.
     pub(super) fn enter(&mut self, origin: Origin, time: PgTime) -> Result<EntryId, Inconsistent> {
-        match origin.read_from {
-            ReadFrom::Stream => self.ledger.add_row(),
-            ReadFrom::Snapshot { seq } => {
+        match origin.seq() {
+            None => self.ledger.add_row(),
+            Some(seq) => {
                 let entry = self.ledger.add_single_row_transaction(self.before_start(), time, self.start)?;
                 self.snapshot.iter_mut().for_each(|cursor| cursor.on_sent(entry, seq));
                 Ok(entry)
@@ -55,14 +55,9 @@ impl SourceProgress {
 
     /// A row was in Kafka already.
     pub(super) fn on_duplicate(&mut self, origin: Origin) {
-        if let (ReadFrom::Snapshot { seq }, Some(cursor)) = (origin.read_from, &mut self.snapshot) {
+        if let (Some(seq), Some(cursor)) = (origin.seq(), &mut self.snapshot) {
             cursor.on_duplicate(seq);
         }
-    }
-
-    /// Whether the initial snapshot is being delivered.
-    pub(super) fn is_in_snapshot(&self) -> bool {
-        self.snapshot.is_some()
     }
 
     /// During the initial snapshot: all its rows up to this `seq` are in Kafka.

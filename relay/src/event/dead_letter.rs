@@ -27,24 +27,20 @@ const HEADER_OVERHEAD_BYTES: usize = 10;
 /// Builds the dead letters of one outbox.
 #[derive(Debug)]
 pub struct DeadLetterEncoder {
-    table: String,
-    source: String,
-    /// The cause of the refill, while rows of one are encoded.
-    pub refill: Option<RefillCause>,
+    /// The table of the rows.
+    pub table: String,
+    /// `ce_source` of their events.
+    pub source: String,
 }
 
 impl DeadLetterEncoder {
-    /// For rows of `table` whose events have `source` as their `ce_source`.
-    pub fn new(table: String, source: String, refill: Option<RefillCause>) -> DeadLetterEncoder {
-        DeadLetterEncoder { table, source, refill }
-    }
-
     /// The dead letter of a row, of at most `limit` bytes. Pure, like every encoder: a replay yields the same record.
     pub fn encode<'a>(
         &self,
         row: PartialRow<'a>,
         poison: Poison,
         position: Position,
+        refill: Option<RefillCause>,
         time: PgTime,
         limit: usize,
     ) -> Prepared<'a> {
@@ -56,7 +52,7 @@ impl DeadLetterEncoder {
             .always(header::CE_SEQUENCE, &position.encode())
             .always(header::CE_TIME, rfc3339(time).as_bytes())
             .always(header::DEAD_LETTER_REASON, poison.kind.label().as_bytes())
-            .refill(self.refill)
+            .refill(refill)
             .if_room(column::ID, header::CE_ID, id)
             .error(&poison.error)
             .if_room("topic", header::DEAD_LETTER_TOPIC, poison.topic.as_deref().map(str::as_bytes));
@@ -194,11 +190,7 @@ mod tests {
     const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 3 };
 
     fn encoder() -> DeadLetterEncoder {
-        DeadLetterEncoder {
-            table: "public.outbox".into(),
-            source: "/shop/public.outbox".into(),
-            refill: None,
-        }
+        DeadLetterEncoder { table: "public.outbox".into(), source: "/shop/public.outbox".into() }
     }
 
     fn poison(error: &str) -> Poison {
@@ -222,7 +214,7 @@ mod tests {
             attributes: Attributes { content_type: Some("application/json"), ..Attributes::default() },
             ..PartialRow::default()
         };
-        let letter = encoder().encode(row, poison("too large"), POSITION, PgTime::default(), 10_000);
+        let letter = encoder().encode(row, poison("too large"), POSITION, None, PgTime::default(), 10_000);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), Some(&b"{}"[..])));
         for (name, value) in [
             ("ce_id", "e-1"),
@@ -249,7 +241,7 @@ mod tests {
             payload: Some(Cow::Owned(vec![b'x'; 2_000])),
             ..PartialRow::default()
         };
-        let letter = encoder().encode(row, poison("e"), POSITION, PgTime::default(), 2_000);
+        let letter = encoder().encode(row, poison("e"), POSITION, None, PgTime::default(), 2_000);
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"k"[..]), None));
         assert_eq!(header_of(&letter, "dead_letter_omitted").as_deref(), Some("payload"));
         assert_eq!(header_of(&letter, "dead_letter_table").as_deref(), Some("public.outbox"));
@@ -281,7 +273,7 @@ mod tests {
                 unreadable: vec![column::HEADERS, column::PAYLOAD],
                 omitted_bytes: 0,
             };
-            let letter = encoder().encode(row, poison(error), POSITION, PgTime::default(), max_bytes);
+            let letter = encoder().encode(row, poison(error), POSITION, None, PgTime::default(), max_bytes);
             let headers: usize =
                 letter.headers.iter().map(|h| size(h.key, h.value.unwrap_or_default())).sum();
             let body = letter.key.as_deref().map_or(0, <[u8]>::len) + letter.value.as_ref().map_or(0, |v| v.len());

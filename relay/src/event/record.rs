@@ -36,8 +36,8 @@ pub enum RecordError {
 /// Why an event is sent. A replayed event has no position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Provenance<'a> {
-    /// Its row is delivered.
-    Row(Position),
+    /// Its row is delivered, perhaps by a refill with this cause.
+    Row { position: Position, refill: Option<RefillCause> },
     /// Its dead letter is sent again.
     DeadLetter,
     /// Its row is sent again, by the replay of this name.
@@ -49,8 +49,6 @@ pub enum Provenance<'a> {
 pub struct RecordEncoder {
     /// `ce_source`.
     pub source: String,
-    /// The cause of the refill, while rows of one are encoded.
-    pub refill: Option<RefillCause>,
 }
 
 impl RecordEncoder {
@@ -85,11 +83,13 @@ impl RecordEncoder {
             .insert(bytes(header::CE_TYPE, row.event_type.as_bytes()))
             .insert(bytes(header::CE_TIME, time.as_bytes()));
         headers = match provenance {
-            Provenance::Row(position) => headers.insert(bytes(header::CE_SEQUENCE, &position.encode())),
+            Provenance::Row { position, .. } => {
+                headers.insert(bytes(header::CE_SEQUENCE, &position.encode()))
+            }
             Provenance::DeadLetter => headers.insert(bytes(header::DEAD_LETTER_REPLAYED, b"true")),
             Provenance::Replay(name) => headers.insert(bytes(header::CE_REPLAY, name.as_bytes())),
         };
-        if let (Provenance::Row(_), Some(cause)) = (provenance, self.refill) {
+        if let Provenance::Row { refill: Some(cause), .. } = provenance {
             headers = headers.insert(bytes(header::CE_REFILL, cause.name().as_bytes()));
         }
         let Attributes { content_type, subject, data_schema, traceparent, tracestate } = row.attributes;
@@ -209,7 +209,8 @@ mod tests {
     use super::*;
     use crate::event::row::EventId;
 
-    const ROW: Provenance<'_> = Provenance::Row(Position { timeline: 1, commit_lsn: 0x10, index: 0 });
+    const POSITION: Position = Position { timeline: 1, commit_lsn: 0x10, index: 0 };
+    const ROW: Provenance<'_> = Provenance::Row { position: POSITION, refill: None };
 
     fn row(headers: Option<&'static str>) -> OutboxRow<'static> {
         OutboxRow {
@@ -229,7 +230,7 @@ mod tests {
     }
 
     fn encoder() -> RecordEncoder {
-        RecordEncoder { source: "/shop/public.outbox".into(), refill: None }
+        RecordEncoder { source: "/shop/public.outbox".into() }
     }
 
     #[test]
@@ -258,14 +259,15 @@ mod tests {
 
     #[test]
     fn a_refilled_record_says_so_and_a_replayed_event_says_that_instead() {
-        let encoder = RecordEncoder { refill: Some(RefillCause::SlotLost), ..encoder() };
-        let shown = |origin| {
-            let headers = encoder.headers(&row(None), origin, PgTime::default()).unwrap();
+        let shown = |provenance| {
+            let headers = encoder().headers(&row(None), provenance, PgTime::default()).unwrap();
             let names = ["ce_sequence", "ce_refill", "dead_letter_replayed", "ce_replay"];
             let shown = headers.iter().filter(|header| names.contains(&header.key));
             shown.map(|header| header.key.to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(shown(ROW), ["ce_sequence", "ce_refill"]);
+        let refilled = Provenance::Row { position: POSITION, refill: Some(RefillCause::SlotLost) };
+        assert_eq!(shown(ROW), ["ce_sequence"]);
+        assert_eq!(shown(refilled), ["ce_sequence", "ce_refill"]);
         assert_eq!(shown(Provenance::DeadLetter), ["dead_letter_replayed"]);
         assert_eq!(shown(Provenance::Replay("october")), ["ce_replay"]);
     }

@@ -57,7 +57,7 @@ pub(super) async fn event_loop(context: &Context, opened: OpenSession) -> Result
     let delivery = Delivery::new(config, start, broker, context.status.clone(), context.metrics.clone())?;
     let event_loop = EventLoop::new(stream, delivery, acks, query_results, writer, slot_guard, context);
     Ok(match pages {
-        Some(pages) => event_loop.with_snapshot(pages, refill),
+        Some(pages) => event_loop.with_snapshot(pages),
         None => event_loop,
     })
 }

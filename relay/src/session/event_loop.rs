@@ -18,9 +18,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 
 use self::read_pacing::ReadPacing;
 use self::snapshot::{RowSource, next_page};
-use crate::delivery::{
-    CAUSE_START, CheckpointSchedule, Delivery, InputStop, LostRecords, Refusal, StreamInput,
-};
+use crate::delivery::{CheckpointSchedule, Delivery, InputStop, LostRecords, Refusal, StreamInput};
 use crate::error::{ErrorKind, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::kafka::producers::{AckQueue, Purge};
@@ -84,7 +82,7 @@ impl EventLoop {
         slot_guard: SlotGuard,
         context: &Context,
     ) -> EventLoop {
-        let snapshot_rows = context.metrics.refilled_rows_total.with_label_values(&[CAUSE_START]);
+        let snapshot_rows = delivery.snapshot_rows();
         let checkpoints = CheckpointSchedule::new(&writer.committed(), Instant::now());
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 
 use super::{EventLoop, NextStep};
-use crate::delivery::{BURST, Delivery, Flow, InputStop, StreamInput, cause_of_rows};
-use crate::error::{RefillCause, RelayError};
+use crate::delivery::{BURST, Delivery, Flow, InputStop, StreamInput};
+use crate::error::RelayError;
 use crate::failpoint::{self, Boundary};
 use crate::postgres::backfill::{Pages, StoredRow};
 use crate::routing::mapping::Revision;
@@ -67,9 +67,8 @@ impl RowSource {
 }
 
 impl EventLoop {
-    /// Delivers the rows of `pages` before anything from the stream; in a refill `refill` is its cause.
-    pub fn with_snapshot(mut self, pages: Pages, refill: Option<RefillCause>) -> EventLoop {
-        self.snapshot_rows = self.metrics.refilled_rows_total.with_label_values(&[cause_of_rows(refill)]);
+    /// Delivers the rows of `pages` before anything from the stream.
+    pub fn with_snapshot(mut self, pages: Pages) -> EventLoop {
         let rows = SnapshotRows { pages, page: VecDeque::new(), all_pages_read: false };
         self.source = RowSource::Snapshot(rows);
         self
@@ -80,7 +79,7 @@ impl EventLoop {
         if !self.delivery.ledger().is_empty() {
             return NextStep::Wait;
         }
-        if self.delivery.is_refilling() {
+        if self.delivery.refill_cause().is_some() {
             failpoint::pass(Boundary::RefillAcknowledged);
         }
         self.delivery.finish_snapshot();
