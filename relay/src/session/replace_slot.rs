@@ -9,7 +9,7 @@ use crate::error::{ErrorKind, RefillCause, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::checkpoint::{self, Checkpoint, CheckpointPhase, ClusterTimeline};
 use crate::postgres::initial_rows::{self, RowsFor};
-use crate::postgres::missing_rows::{MissingRows, TransactionSnapshot};
+use crate::postgres::missing_rows::TransactionSnapshot;
 use crate::postgres::slot;
 use crate::session::Context;
 
@@ -35,7 +35,7 @@ pub(super) async fn replace_slot(
     let name = &config.source.slot.name;
     let blocked = |error: RelayError| blocked_by_rows(name, cause, error);
     initial_rows::check_table(sql, &config.source, RowsFor::Refill).await.map_err(blocked)?;
-    check_rows_known(checkpoint, initial_rows::current_snapshot(sql).await?)?;
+    check_rows_known(&checkpoint.delivered, &initial_rows::current_snapshot(sql).await?)?;
     if !matches!(checkpoint.progress, CheckpointPhase::Refilling { slot: None, .. }) {
         checkpoint::begin_refill(sql, config, history, cause, &checkpoint.evidence_starts()).await?;
         if !is_counted {
@@ -62,10 +62,12 @@ pub(super) async fn replace_slot(
 }
 
 /// A checkpoint that knows transactions of the future belongs to another history of the database.
-fn check_rows_known(checkpoint: &Checkpoint, now: TransactionSnapshot) -> Result<(), RelayError> {
-    MissingRows::between(checkpoint.delivered.clone(), now)
-        .map(drop)
-        .map_err(|error| RelayError::new(ErrorKind::HistoryChanged, error.to_string()))
+fn check_rows_known(delivered: &TransactionSnapshot, now: &TransactionSnapshot) -> Result<(), RelayError> {
+    if delivered.is_ahead_of(now) {
+        let what = "the delivered snapshot in the checkpoint shows transactions that this server has not assigned yet";
+        return Err(RelayError::new(ErrorKind::HistoryChanged, what));
+    }
+    Ok(())
 }
 
 /// Rows that cannot be read, identified or ordered would be left out.

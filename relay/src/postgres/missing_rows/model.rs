@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::{MissingRows, RowState, TransactionSnapshot};
+use super::TransactionSnapshot;
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
 use crate::progress::offset::Offset;
 use crate::testing::end;
@@ -18,6 +18,37 @@ use crate::topics::partitions::{Offsets, PartitionNumber, ScanStart};
 
 const KEYS: u64 = 4;
 const PARTITIONS: usize = 2;
+
+/// Where the event of a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RowState {
+    /// In Kafka.
+    Delivered,
+    /// In Kafka if the lost slot has delivered it, otherwise nowhere.
+    MayBeMissing,
+    /// In the stream of the new slot.
+    InStream,
+}
+
+/// Where the event of a row is that transaction `xid` has written: `delivered` is the snapshot in the checkpoint, and
+/// `created` that of the new slot.
+pub(super) fn state_of(xid: u64, delivered: &TransactionSnapshot, created: &TransactionSnapshot) -> RowState {
+    if delivered.shows(xid) {
+        RowState::Delivered
+    } else if created.shows(xid) {
+        RowState::MayBeMissing
+    } else {
+        RowState::InStream
+    }
+}
+
+impl TransactionSnapshot {
+    /// Whether the transaction had ended: `pg_visible_in_snapshot`.
+    pub(super) fn shows(&self, xid: u64) -> bool {
+        let (_, in_progress) = self.text.rsplit_once(':').unwrap();
+        xid < self.xmax && !in_progress.split(',').any(|running| running == xid.to_string())
+    }
+}
 
 /// A row. Its transaction has no other.
 #[derive(Clone, Copy, Debug)]
@@ -192,12 +223,13 @@ impl World {
         self.wal += 16;
         self.slot = self.wal;
         let created: TransactionSnapshot = self.snapshot().snapshot.parse().unwrap();
-        let rows = MissingRows::between(delivered.parse().unwrap(), created).unwrap();
-        self.check_states(&rows);
+        let delivered: TransactionSnapshot = delivered.parse().unwrap();
+        assert!(!delivered.is_ahead_of(&created));
+        let state_of = |row: Row| state_of(row.xid, &delivered, &created);
+        self.check_states(state_of);
         let evidence = self.evidence();
         let mut missing: Vec<Row> = self.committed.iter().map(|committed| committed.row).collect();
-        missing
-            .retain(|row| rows.state_of(row.xid) == RowState::MayBeMissing && !evidence.contains(&row.xid));
+        missing.retain(|row| state_of(*row) == RowState::MayBeMissing && !evidence.contains(&row.xid));
         missing.sort_unstable_by_key(|row| row.seq);
         let sent = dies_after.iter().copied().chain([missing.len()]);
         for upto in sent {
@@ -216,9 +248,9 @@ impl World {
 
     /// The rows that the new slot streams are those that its snapshot does not show, and what the delivered snapshot
     /// shows is in Kafka.
-    fn check_states(&self, rows: &MissingRows) {
+    fn check_states(&self, state_of: impl Fn(Row) -> RowState) {
         for Committed { row, end } in &self.committed {
-            let state = rows.state_of(row.xid);
+            let state = state_of(*row);
             assert_eq!(state == RowState::InStream, *end > self.slot, "{row:?}");
             assert!(state != RowState::Delivered || self.is_in_kafka(*row), "{row:?} is not in Kafka");
         }
