@@ -313,7 +313,7 @@ impl<B: Broker> Delivery<B> {
     pub fn on_tick(&mut self, committed_revision: Revision, now: Instant) -> Result<(), RelayError> {
         self.discovery.on_tick(now, &self.dispatch.routing, &self.in_flight);
         self.refusals.on_tick(&mut self.dispatch.routing, &self.in_flight.topics);
-        if self.ledger().confirmed() >= self.in_flight.progress.lineage.horizon() {
+        if self.ledger().acknowledged() >= self.in_flight.progress.lineage.horizon() {
             self.apply_growth()?;
         }
         self.discovery.check_batches(&self.dispatch.routing, committed_revision)?;

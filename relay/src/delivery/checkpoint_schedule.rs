@@ -64,7 +64,7 @@ impl CheckpointSchedule {
     }
 
     fn advanced<B: Broker>(&self, delivery: &Delivery<B>) -> u64 {
-        delivery.ledger().confirmed().bytes_since(self.confirmed)
+        delivery.ledger().acknowledged().bytes_since(self.confirmed)
     }
 
     fn update<B: Broker>(
@@ -73,7 +73,7 @@ impl CheckpointSchedule {
         now: Instant,
         is_due: bool,
     ) -> Option<CheckpointUpdate> {
-        let confirmed = delivery.ledger().confirmed();
+        let confirmed = delivery.ledger().acknowledged();
         let routing = &mut delivery.dispatch.routing;
         routing.on_confirmed(confirmed);
         let revision = routing.revision();
@@ -86,7 +86,7 @@ impl CheckpointSchedule {
         *self = CheckpointSchedule { confirmed, snapshot_cursor, revision, at: now, transactions };
         let InFlight { topics, progress, .. } = &mut delivery.in_flight;
         let mappings = delivery.dispatch.routing.history(topics);
-        let offsets = topics.advance_scan_starts(progress.ledger.first_unconfirmed(), confirmed);
+        let offsets = topics.advance_scan_starts(progress.ledger.first_unacknowledged(), confirmed);
         Some(CheckpointUpdate { confirmed, snapshot_cursor, mappings, revision, offsets })
     }
 }

@@ -23,12 +23,12 @@ use crate::topics::kafka_time::KafkaTime;
 use crate::topics::partitions::PartitionId;
 use crate::topics::registry::{PartitionName, TopicId, TopicRegistry};
 
-/// Maximum number of transactions that are read but not confirmed. An entry is small, but while one partition makes no
-/// progress, the transactions after it must not fill the memory.
-const MAX_UNCONFIRMED_TRANSACTIONS: usize = 65_536;
-/// Maximum number of acknowledged records that are not confirmed, one for each transaction and partition: about 12 MB.
-/// While one partition makes no progress, transactions with many partitions must not fill the memory either.
-const MAX_UNCONFIRMED_RECORDS: usize = 4 * MAX_UNCONFIRMED_TRANSACTIONS;
+/// Maximum number of transactions that are read and not in the acknowledged prefix. An entry is small, but while one
+/// partition makes no progress, the transactions after it must not fill the memory.
+const MAX_UNACKNOWLEDGED_TRANSACTIONS: usize = 65_536;
+/// Maximum number of acknowledged records that no checkpoint counts, one for each transaction and partition: about
+/// 12 MB. While one partition makes no progress, transactions with many partitions must not fill the memory either.
+const MAX_UNCONFIRMED_RECORDS: usize = 4 * MAX_UNACKNOWLEDGED_TRANSACTIONS;
 
 /// Event counts of this session.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,7 +94,7 @@ impl<B: Broker> InFlight<B> {
         let Load { events, bytes } = self.lanes.load();
         let within_budget = events < self.budget.events && bytes < self.budget.bytes;
         let within = within_budget && self.topics.unconfirmed_count() < MAX_UNCONFIRMED_RECORDS;
-        (within || events == 0) && self.progress.ledger.len() < MAX_UNCONFIRMED_TRANSACTIONS
+        (within || events == 0) && self.progress.ledger.len() < MAX_UNACKNOWLEDGED_TRANSACTIONS
     }
 
     /// Whether a row must be sent to its partition, is there already, or has to wait, perhaps behind other rows.

@@ -62,14 +62,14 @@ impl SourceProgress {
 
     /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
     pub(super) fn snapshot_cursor(&self) -> Option<i64> {
-        let first_unconfirmed = self.ledger.first_unconfirmed();
-        self.snapshot.as_ref().map(|cursor| cursor.reached(first_unconfirmed))
+        let first_unacknowledged = self.ledger.first_unacknowledged();
+        self.snapshot.as_ref().map(|cursor| cursor.reached(first_unacknowledged))
     }
 
     /// Moves the cursor past the rows that are in Kafka by now.
     pub(super) fn advance_snapshot_cursor(&mut self) {
-        let first_unconfirmed = self.ledger.first_unconfirmed();
-        self.snapshot.iter_mut().for_each(|cursor| cursor.advance(first_unconfirmed));
+        let first_unacknowledged = self.ledger.first_unacknowledged();
+        self.snapshot.iter_mut().for_each(|cursor| cursor.advance(first_unacknowledged));
     }
 
     /// All rows of the snapshot are in Kafka.
@@ -83,7 +83,7 @@ impl SourceProgress {
         let (commit, index) = match (self.snapshot_cursor(), blocked_in) {
             (Some(seq), _) => (self.before_start(), seq.saturating_add(1).cast_unsigned()),
             (None, Some(commit)) => (commit, 0),
-            (None, None) => (self.ledger.commit_lsn(self.ledger.first_unconfirmed())?, 0),
+            (None, None) => (self.ledger.commit_lsn(self.ledger.first_unacknowledged())?, 0),
         };
         Some(self.lineage.position(commit, index))
     }
@@ -93,12 +93,12 @@ impl SourceProgress {
         let commit = commit_lsn(position);
         match self.snapshot_cursor() {
             Some(seq) if commit == self.before_start() => position.index.cast_signed() <= seq,
-            _ => self.ledger.confirmed().covers(commit),
+            _ => self.ledger.acknowledged().covers(commit),
         }
     }
 
     /// Whether all rows from before the session are in Kafka.
     pub(super) fn is_caught_up(&self) -> bool {
-        self.snapshot.is_none() && self.ledger.confirmed() >= self.lineage.horizon()
+        self.snapshot.is_none() && self.ledger.acknowledged() >= self.lineage.horizon()
     }
 }

@@ -274,7 +274,7 @@ impl TopicDiscovery {
                 "the topic has more partitions; events are now distributed over all of them"
             );
         }
-        change_routing(routing, &grown, progress.ledger.confirmed())
+        change_routing(routing, &grown, progress.ledger.acknowledged())
     }
 }
 

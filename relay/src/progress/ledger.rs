@@ -61,13 +61,13 @@ impl Entry {
 pub struct Ledger {
     entries: VecDeque<Entry>,
     first: EntryId,
-    confirmed: EndLsn,
+    acknowledged: EndLsn,
 }
 
 impl Ledger {
-    /// A ledger that starts at `confirmed`: everything before it is in Kafka.
-    pub fn new(confirmed: EndLsn) -> Self {
-        Ledger { entries: VecDeque::new(), first: EntryId(0), confirmed }
+    /// A ledger that starts at `acknowledged`: everything before it is in Kafka.
+    pub fn new(acknowledged: EndLsn) -> Self {
+        Ledger { entries: VecDeque::new(), first: EntryId(0), acknowledged }
     }
 
     /// A Begin message was read.
@@ -126,7 +126,7 @@ impl Ledger {
         }
         // Raising the end of the last finished transaction is equivalent to adding an entry without rows.
         let last_finished = self.entries.iter_mut().rev().find_map(|entry| entry.end.as_mut());
-        let last_finished = last_finished.unwrap_or(&mut self.confirmed);
+        let last_finished = last_finished.unwrap_or(&mut self.acknowledged);
         *last_finished = (*last_finished).max(end);
     }
 
@@ -154,33 +154,33 @@ impl Ledger {
         entry.ok_or(Inconsistent::NotOutstanding(id))
     }
 
-    /// The commit LSN of entry `id`, while the entry is not confirmed.
+    /// The commit LSN of entry `id`, while the entry is not in the acknowledged prefix.
     pub fn commit_lsn(&self, id: EntryId) -> Option<CommitLsn> {
         let index = usize::try_from(id.0.checked_sub(self.first.0)?).ok()?;
         self.entries.get(index).map(|entry| entry.commit)
     }
 
     /// The end of the contiguous acknowledged prefix: the position that may be confirmed to PostgreSQL.
-    pub fn confirmed(&self) -> EndLsn {
-        self.confirmed
+    pub fn acknowledged(&self) -> EndLsn {
+        self.acknowledged
     }
 
-    /// The oldest entry that is not in the confirmed prefix.
-    pub fn first_unconfirmed(&self) -> EntryId {
+    /// The oldest entry that is not in the acknowledged prefix.
+    pub fn first_unacknowledged(&self) -> EntryId {
         self.first
     }
 
-    /// The number of transactions that are read but not confirmed.
+    /// The number of transactions that are read and not in the acknowledged prefix.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether everything that was read is confirmed.
+    /// Whether everything that was read is acknowledged.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The commit time of the oldest unconfirmed transaction.
+    /// The commit time of the oldest transaction that is not acknowledged.
     pub fn oldest_commit_time(&self) -> Option<PgTime> {
         self.entries.front().map(|entry| entry.commit_time)
     }
@@ -192,7 +192,7 @@ impl Ledger {
     fn advance(&mut self) {
         while let Some(end) = self.entries.front().filter(|entry| entry.is_done()).and_then(|entry| entry.end)
         {
-            self.confirmed = self.confirmed.max(end);
+            self.acknowledged = self.acknowledged.max(end);
             self.entries.pop_front();
             self.first.0 += 1;
         }
@@ -214,14 +214,14 @@ mod tests {
     }
 
     #[test]
-    fn only_the_contiguous_prefix_is_confirmed() {
+    fn only_the_contiguous_prefix_counts_as_acknowledged() {
         let mut ledger = Ledger::new(end(0));
         let first = transaction(&mut ledger, 100, 1);
         let second = transaction(&mut ledger, 200, 1);
         ledger.acknowledge(second[0]).unwrap();
-        assert_eq!(ledger.confirmed(), end(0));
+        assert_eq!(ledger.acknowledged(), end(0));
         ledger.acknowledge(first[0]).unwrap();
-        assert_eq!(ledger.confirmed(), end(208));
+        assert_eq!(ledger.acknowledged(), end(208));
         assert!(ledger.is_empty());
     }
 
@@ -229,12 +229,12 @@ mod tests {
     fn a_keepalive_advances_an_idle_ledger_and_waits_for_outstanding_rows() {
         let mut ledger = Ledger::new(end(0));
         ledger.keepalive(end(50));
-        assert_eq!(ledger.confirmed(), end(50));
+        assert_eq!(ledger.acknowledged(), end(50));
         let rows = transaction(&mut ledger, 100, 1);
         ledger.keepalive(end(150));
-        assert_eq!(ledger.confirmed(), end(50));
+        assert_eq!(ledger.acknowledged(), end(50));
         ledger.acknowledge(rows[0]).unwrap();
-        assert_eq!(ledger.confirmed(), end(150));
+        assert_eq!(ledger.acknowledged(), end(150));
     }
 
     #[test]
@@ -242,27 +242,27 @@ mod tests {
         let mut ledger = Ledger::new(end(0));
         ledger.begin(commit(100), PgTime::default()).unwrap();
         ledger.keepalive(end(500));
-        assert_eq!(ledger.confirmed(), end(0));
+        assert_eq!(ledger.acknowledged(), end(0));
         ledger.keepalive(end(100));
         assert_eq!(
-            ledger.confirmed(),
+            ledger.acknowledged(),
             end(100),
             "a position that ends where the commit record begins is before it"
         );
         ledger.commit(end(108)).unwrap();
-        assert_eq!(ledger.confirmed(), end(108));
+        assert_eq!(ledger.acknowledged(), end(108));
     }
 
     #[test]
-    fn snapshot_rows_confirm_nothing_beyond_the_start_of_the_stream() {
+    fn snapshot_rows_acknowledge_nothing_beyond_the_start_of_the_stream() {
         let mut ledger = Ledger::new(end(100));
         let rows = [0; 3]
             .map(|_| ledger.add_single_row_transaction(commit(99), PgTime::default(), end(100)).unwrap());
         ledger.acknowledge(rows[1]).unwrap();
-        assert_eq!(ledger.first_unconfirmed(), rows[0]);
+        assert_eq!(ledger.first_unacknowledged(), rows[0]);
         ledger.acknowledge(rows[0]).unwrap();
-        assert_eq!(ledger.first_unconfirmed(), rows[2]);
-        assert_eq!(ledger.confirmed(), end(100));
+        assert_eq!(ledger.first_unacknowledged(), rows[2]);
+        assert_eq!(ledger.acknowledged(), end(100));
     }
 
     #[test]
@@ -272,15 +272,15 @@ mod tests {
         ledger.acknowledge(rows[0]).unwrap();
         assert_eq!(ledger.acknowledge(rows[0]), Err(Inconsistent::NotOutstanding(rows[0])));
         assert_eq!(ledger.commit(end(300)), Err(Inconsistent::NoTransaction));
-        assert_eq!(ledger.confirmed(), end(108));
+        assert_eq!(ledger.acknowledged(), end(108));
     }
 
     proptest! {
-        /// For any mix of transactions, keepalives and acknowledgements in any order, the confirmed position never
+        /// For any mix of transactions, keepalives and acknowledgements in any order, the acknowledged position never
         /// passes a transaction with an outstanding row, never goes back, and reaches the end once everything is
         /// acknowledged.
         #[test]
-        fn confirmed_is_always_safe(
+        fn the_acknowledged_position_is_always_safe(
             sizes in prop::collection::vec(0usize..4, 1..40),
             order in prop::collection::vec(any::<prop::sample::Index>(), 0..160),
             keepalives in prop::collection::vec(any::<bool>(), 40),
@@ -289,7 +289,7 @@ mod tests {
             let mut outstanding: Vec<(u64, EntryId)> = Vec::new();
             let mut order = order.into_iter();
             let mut last = 0;
-            let mut previous = ledger.confirmed();
+            let mut previous = ledger.acknowledged();
             for (n, rows) in sizes.iter().enumerate() {
                 let lsn = 100 * (n as u64 + 1);
                 outstanding.extend(transaction(&mut ledger, lsn, *rows).into_iter().map(|id| (lsn, id)));
@@ -302,17 +302,17 @@ mod tests {
                     let (_, id) = outstanding.swap_remove(pick.index(outstanding.len()));
                     ledger.acknowledge(id).unwrap();
                 }
-                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.confirmed().covers(commit(*lsn))));
-                prop_assert!(ledger.confirmed() >= previous);
-                previous = ledger.confirmed();
+                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.acknowledged().covers(commit(*lsn))));
+                prop_assert!(ledger.acknowledged() >= previous);
+                previous = ledger.acknowledged();
             }
             while !outstanding.is_empty() {
                 let pick = order.next().map_or(0, |pick| pick.index(outstanding.len()));
                 let (_, id) = outstanding.swap_remove(pick);
                 ledger.acknowledge(id).unwrap();
-                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.confirmed().covers(commit(*lsn))));
+                prop_assert!(outstanding.iter().all(|(lsn, _)| !ledger.acknowledged().covers(commit(*lsn))));
             }
-            prop_assert_eq!(ledger.confirmed(), end(last));
+            prop_assert_eq!(ledger.acknowledged(), end(last));
             prop_assert!(ledger.is_empty());
         }
     }

@@ -31,16 +31,16 @@ impl SnapshotCursor {
         }
     }
 
-    /// The `seq` up to which all rows are in Kafka, given the oldest unconfirmed ledger entry.
-    pub fn reached(&self, first_unconfirmed: EntryId) -> i64 {
-        let confirmed = self.ahead.partition_point(|(entry, _)| *entry < first_unconfirmed);
-        let last = confirmed.checked_sub(1).and_then(|index| self.ahead.get(index));
+    /// The `seq` up to which all rows are in Kafka, given the oldest ledger entry that is not acknowledged.
+    pub fn reached(&self, first_unacknowledged: EntryId) -> i64 {
+        let acknowledged = self.ahead.partition_point(|(entry, _)| *entry < first_unacknowledged);
+        let last = acknowledged.checked_sub(1).and_then(|index| self.ahead.get(index));
         last.map_or(self.reached, |(_, seq)| *seq)
     }
 
     /// Forgets the rows up to that `seq`.
-    pub fn advance(&mut self, first_unconfirmed: EntryId) {
-        while let Some((_, seq)) = self.ahead.pop_front_if(|(entry, _)| *entry < first_unconfirmed) {
+    pub fn advance(&mut self, first_unacknowledged: EntryId) {
+        while let Some((_, seq)) = self.ahead.pop_front_if(|(entry, _)| *entry < first_unacknowledged) {
             self.reached = seq;
         }
     }

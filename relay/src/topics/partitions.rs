@@ -94,9 +94,9 @@ pub struct Partition {
     /// The records of this outbox that the last scan found, if there was one. Only rows at or below the high-water mark are
     /// compared with them.
     pub found: Option<FoundRecords>,
-    /// The scan start as of the confirmed prefix.
+    /// The scan start as of the acknowledged prefix.
     start: ScanStart,
-    /// Records that are acknowledged but not yet in the confirmed prefix, the last of each ledger entry. After a crash
+    /// Records that are acknowledged but not yet in the acknowledged prefix, the last of each ledger entry. After a crash
     /// their rows would be read again, and the scan must then find the records.
     unconfirmed: VecDeque<(EntryId, LastRecord)>,
     /// The partition in Kafka was compared with the checkpoint.
@@ -141,7 +141,7 @@ impl Partition {
         ToVerify { id, number: self.number, start }
     }
 
-    /// The number of [`Partition::on_acknowledged`] records that are stored until they are confirmed.
+    /// The number of [`Partition::on_acknowledged`] records that are stored until a checkpoint counts them.
     pub(super) fn unconfirmed_count(&self) -> usize {
         self.unconfirmed.len()
     }
@@ -155,10 +155,14 @@ impl Partition {
         }
     }
 
-    /// Moves the scan start to a checkpoint at `confirmed`, and returns what to store with it. `first_unconfirmed` is the
+    /// Moves the scan start to a checkpoint at `confirmed`, and returns what to store with it. `first_unacknowledged` is the
     /// oldest ledger entry after it.
-    pub(super) fn advance_scan_start(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> ScanStart {
-        let is_confirmed = |(entry, _): &mut (EntryId, LastRecord)| *entry < first_unconfirmed;
+    pub(super) fn advance_scan_start(
+        &mut self,
+        first_unacknowledged: EntryId,
+        confirmed: EndLsn,
+    ) -> ScanStart {
+        let is_confirmed = |(entry, _): &mut (EntryId, LastRecord)| *entry < first_unacknowledged;
         while let Some((_, last)) = self.unconfirmed.pop_front_if(is_confirmed) {
             let offset = self.start.offset.max(last.offset.next());
             self.start = ScanStart { offset, last: Some(last) };

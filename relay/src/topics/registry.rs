@@ -81,7 +81,7 @@ pub struct TopicRegistry {
     topics: Vec<Topic>,
     by_name: HashMap<String, TopicId>,
     partitions: Vec<Partition>,
-    /// The number of acknowledged records that the partitions store because they are not confirmed.
+    /// The number of acknowledged records that the partitions store because no checkpoint counts them.
     unconfirmed: usize,
 }
 
@@ -203,19 +203,19 @@ impl TopicRegistry {
         self.unconfirmed += self.partition(id).unconfirmed_count() - before;
     }
 
-    /// The number of acknowledged records that are stored until they are confirmed: one for each transaction and
+    /// The number of acknowledged records that are stored until a checkpoint counts them: one for each transaction and
     /// partition.
     pub fn unconfirmed_count(&self) -> usize {
         self.unconfirmed
     }
 
-    /// Moves the scan starts to a checkpoint at `confirmed`, and returns what to store with it. `first_unconfirmed` is the
+    /// Moves the scan starts to a checkpoint at `confirmed`, and returns what to store with it. `first_unacknowledged` is the
     /// oldest ledger entry after it.
-    pub fn advance_scan_starts(&mut self, first_unconfirmed: EntryId, confirmed: EndLsn) -> Offsets {
+    pub fn advance_scan_starts(&mut self, first_unacknowledged: EntryId, confirmed: EndLsn) -> Offsets {
         let mut offsets = Offsets::new();
         self.unconfirmed = 0;
         for partition in &mut self.partitions {
-            let start = partition.advance_scan_start(first_unconfirmed, confirmed);
+            let start = partition.advance_scan_start(first_unacknowledged, confirmed);
             self.unconfirmed += partition.unconfirmed_count();
             let topic = topic_in(&self.topics, partition.topic);
             offsets.entry(topic.name.clone()).or_default().insert(partition.number, start);
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn scan_starts_advance_only_with_the_confirmed_prefix() {
+    fn scan_starts_advance_only_with_the_acknowledged_prefix() {
         let mut topics = TopicRegistry::default();
         let topic = topics.add("t", 1, &BTreeMap::from([(ZERO, at(10))]));
         let id = topics.partition_at(topic, ZERO).unwrap();

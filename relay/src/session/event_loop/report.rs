@@ -41,7 +41,7 @@ impl EventLoop {
             received_events: counts.received,
             sent_events: counts.sent,
             suppressed_events: counts.suppressed,
-            acknowledged: ledger.confirmed(),
+            acknowledged: ledger.acknowledged(),
             acknowledged_events: counts.acknowledged,
             confirmed: self.stream.confirmed_sent(),
             in_flight_events: load.events,
