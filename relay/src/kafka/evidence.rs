@@ -19,7 +19,7 @@ use crate::kafka::scan::{Scan, Scope};
 use crate::kafka::scanner::QueryError;
 use crate::progress::fingerprints::RecordCollector;
 use crate::progress::offset::Offset;
-use crate::topics::partitions::Offsets;
+use crate::topics::partitions::ScanStarts;
 
 /// Maximum number of events: 16 MB.
 pub const MAX_EVENTS: usize = 1_000_000;
@@ -64,7 +64,7 @@ impl DeliveredEvents {
 /// refill's own records come after it, so a second scan finds the same.
 pub(super) async fn collect(
     caller: &Caller,
-    starts: Offsets,
+    starts: ScanStarts,
     before: CommitLsn,
 ) -> Result<DeliveredEvents, QueryError> {
     let mut events = Vec::new();

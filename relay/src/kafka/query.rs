@@ -12,7 +12,7 @@ use crate::progress::fingerprints::FoundRecords;
 use crate::progress::offset::Offset;
 use crate::progress::partition_dedup::{OffsetGap, ScanResult};
 use crate::progress::phantoms::Phantoms;
-use crate::topics::partitions::{Offsets, PartitionId, PartitionNumber, ToVerify};
+use crate::topics::partitions::{PartitionId, PartitionNumber, ScanStarts, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
@@ -76,7 +76,7 @@ pub enum Query<'a> {
     /// Reads which events Kafka has already of the rows that a refill looks at.
     Evidence {
         /// Where to begin in each partition.
-        starts: &'a Offsets,
+        starts: &'a ScanStarts,
         /// Only events committed before it count.
         before: CommitLsn,
     },

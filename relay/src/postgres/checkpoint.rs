@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::error::{ErrorKind, RefillCause, RelayError};
 use crate::postgres::missing_rows::TransactionSnapshot;
 use crate::routing::mapping::{Revision, RoutingHistory};
-use crate::topics::partitions::{Offsets, PartitionNumber};
+use crate::topics::partitions::{PartitionNumber, ScanStarts};
 
 /// Name of the table, in the schema of the outbox table.
 pub const TABLE: &str = "outbox_checkpoint";
@@ -43,11 +43,11 @@ pub struct Checkpoint {
     /// The routing; `None` before the first start.
     pub mappings: Option<RoutingHistory>,
     /// What is remembered of each partition.
-    pub offsets: Offsets,
+    pub offsets: ScanStarts,
     /// The rows that it shows are in Kafka.
     pub delivered: TransactionSnapshot,
     /// No row that `delivered` does not show lies before these offsets.
-    pub delivered_offsets: Offsets,
+    pub delivered_offsets: ScanStarts,
     /// How often the slot was replaced within the last hour; `None` for a table without migration 0007.
     pub replacements: Option<i32>,
 }
@@ -55,7 +55,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Where a scan for the evidence of a refill has to begin. A partition that the relay may have written to and that has
     /// no stored offset is scanned from its beginning.
-    pub fn evidence_starts(&self) -> Offsets {
+    pub fn evidence_starts(&self) -> ScanStarts {
         let mut starts = self.delivered_offsets.clone();
         let mut add = |topic: &str, partition| {
             starts.entry(topic.to_owned()).or_default().entry(partition).or_default();
@@ -120,7 +120,7 @@ pub struct RefillScope {
     /// The rows that it shows are in Kafka.
     pub delivered: TransactionSnapshot,
     /// None of the other rows lies before these offsets.
-    pub starts: Offsets,
+    pub starts: ScanStarts,
 }
 
 /// The cursor before any row was delivered: no row has a negative `seq`.
@@ -138,7 +138,7 @@ pub struct CheckpointUpdate {
     /// The revision of the routing table that `mappings` belongs to.
     pub revision: Revision,
     /// What is remembered of each partition.
-    pub offsets: Offsets,
+    pub offsets: ScanStarts,
 }
 
 impl CheckpointUpdate {
@@ -203,7 +203,7 @@ pub async fn load(sql: &mut PgConnection, config: &Config) -> Result<Option<Chec
 fn phase_of(
     row: &PgRow,
     delivered: &TransactionSnapshot,
-    delivered_offsets: &Offsets,
+    delivered_offsets: &ScanStarts,
 ) -> Result<CheckpointPhase, RelayError> {
     let lsn = |column: &str| -> Result<Option<EndLsn>, sqlx::Error> {
         let lsn: Option<Text<EndLsn>> = row.try_get(column)?;
@@ -353,7 +353,7 @@ pub async fn begin_refill(
     config: &Config,
     history: ClusterTimeline,
     cause: RefillCause,
-    starts: &Offsets,
+    starts: &ScanStarts,
 ) -> Result<(), RelayError> {
     let table = config.source.table.sibling(TABLE);
     let update = format!(

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use pg_replication::EndLsn;
 
-use crate::topics::partitions::Offsets;
+use crate::topics::partitions::ScanStarts;
 
 /// Partitions are dropped by the day, so this is often enough, and costs one cheap query.
 const TAKE_EVERY: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub struct Snapshot {
 pub struct DurableSnapshot {
     pub snapshot: String,
     /// `None` keeps the offsets stored with an older snapshot, which are safe for a newer one as well.
-    pub offsets: Option<Offsets>,
+    pub offsets: Option<ScanStarts>,
 }
 
 #[derive(Debug, Default)]
@@ -51,9 +51,9 @@ pub struct DeliveredSnapshots {
     pending: Option<(DurableSnapshot, EndLsn)>,
     taken: Option<Instant>,
     /// The newest offsets known to be safe.
-    fitting: Option<Offsets>,
+    fitting: Option<ScanStarts>,
     /// Newer offsets, with the transaction id of their checkpoint: safe once an xmin has passed it.
-    candidate: Option<(u64, Offsets)>,
+    candidate: Option<(u64, ScanStarts)>,
 }
 
 impl DeliveredSnapshots {
@@ -63,7 +63,7 @@ impl DeliveredSnapshots {
     }
 
     /// Transaction `xid` has stored a checkpoint with `offsets`.
-    pub fn on_written(&mut self, xid: u64, offsets: &Offsets) {
+    pub fn on_written(&mut self, xid: u64, offsets: &ScanStarts) {
         self.candidate.get_or_insert_with(|| (xid, offsets.clone()));
     }
 
@@ -99,9 +99,9 @@ mod tests {
     use crate::testing::end;
     use crate::topics::partitions::{PartitionNumber, ScanStart};
 
-    fn at(offset: i64) -> Offsets {
+    fn at(offset: i64) -> ScanStarts {
         let start = ScanStart { offset: Offset(offset), last: None };
-        Offsets::from([("t".into(), BTreeMap::from([(PartitionNumber(0), start)]))])
+        ScanStarts::from([("t".into(), BTreeMap::from([(PartitionNumber(0), start)]))])
     }
     fn taken(snapshot: &str, xmin: u64, until: u64) -> Snapshot {
         Snapshot { snapshot: snapshot.into(), xmin, until: end(until) }

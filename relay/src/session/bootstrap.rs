@@ -27,7 +27,7 @@ use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::session::Context;
 use crate::session::slot_wait::{self, SlotMemory};
 use crate::status::Phase;
-use crate::topics::partitions::Offsets;
+use crate::topics::partitions::ScanStarts;
 
 /// How often to query the transactions that the creation waits for. It also keeps the session active: other relays
 /// treat a session without queries as silent.
@@ -110,7 +110,7 @@ pub async fn create_slot(
         snapshot_cursor: None,
         mappings,
         revision: Revision::default(),
-        offsets: Offsets::new(),
+        offsets: ScanStarts::new(),
     };
     checkpoint::write_now(sql, config, history, &progress, None).await?;
     let slot = &config.source.slot.name;

@@ -13,8 +13,8 @@ use crate::progress::offset::Offset;
 use crate::progress::partition_dedup::PartitionDedup;
 use crate::topics::registry::TopicId;
 
-/// The checkpoint's data about partitions: topic -> partition number -> scan start.
-pub type Offsets = BTreeMap<String, BTreeMap<PartitionNumber, ScanStart>>;
+/// What the checkpoint knows of partitions: topic -> partition number -> scan start.
+pub type ScanStarts = BTreeMap<String, BTreeMap<PartitionNumber, ScanStart>>;
 
 /// Where a scan of a partition starts, and how to verify that the records before it still exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

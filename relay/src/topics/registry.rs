@@ -14,7 +14,7 @@ use crate::progress::fingerprints::Fingerprint;
 use crate::progress::ledger::EntryId;
 use crate::progress::offset::Offset;
 use crate::topics::kafka_time::KafkaTime;
-use crate::topics::partitions::{Offsets, Partition, PartitionId, PartitionNumber, ScanStart, ToVerify};
+use crate::topics::partitions::{Partition, PartitionId, PartitionNumber, ScanStart, ScanStarts, ToVerify};
 use crate::topics::settings::Settings;
 
 /// A topic of the registry.
@@ -87,11 +87,11 @@ pub struct TopicRegistry {
 
 impl TopicRegistry {
     /// The topics with their numbers of partitions, and what the checkpoint knows of the partitions.
-    pub fn new<'a>(topics: impl IntoIterator<Item = (&'a str, i32)>, offsets: &Offsets) -> Self {
+    pub fn new<'a>(topics: impl IntoIterator<Item = (&'a str, i32)>, starts: &ScanStarts) -> Self {
         let mut registry = TopicRegistry::default();
         let none = BTreeMap::new();
         for (name, count) in topics {
-            registry.add(name, count, offsets.get(name).unwrap_or(&none));
+            registry.add(name, count, starts.get(name).unwrap_or(&none));
         }
         registry
     }
@@ -211,16 +211,16 @@ impl TopicRegistry {
 
     /// Moves the scan starts to a checkpoint at `confirmed`, and returns what to store with it. `first_unacknowledged` is the
     /// oldest ledger entry after it.
-    pub fn advance_scan_starts(&mut self, first_unacknowledged: EntryId, confirmed: EndLsn) -> Offsets {
-        let mut offsets = Offsets::new();
+    pub fn advance_scan_starts(&mut self, first_unacknowledged: EntryId, confirmed: EndLsn) -> ScanStarts {
+        let mut starts = ScanStarts::new();
         self.unconfirmed = 0;
         for partition in &mut self.partitions {
             let start = partition.advance_scan_start(first_unacknowledged, confirmed);
             self.unconfirmed += partition.unconfirmed_count();
             let topic = topic_in(&self.topics, partition.topic);
-            offsets.entry(topic.name.clone()).or_default().insert(partition.number, start);
+            starts.entry(topic.name.clone()).or_default().insert(partition.number, start);
         }
-        offsets
+        starts
     }
 }
 
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn partitions_are_restored_from_the_checkpoint_and_a_topic_can_grow() {
-        let offsets = Offsets::from([("b".into(), BTreeMap::from([(PartitionNumber(2), at(7))]))]);
+        let offsets = ScanStarts::from([("b".into(), BTreeMap::from([(PartitionNumber(2), at(7))]))]);
         let mut topics = TopicRegistry::new([("b", 3)], &offsets);
         assert_eq!(
             topics.advance_scan_starts(EntryId(0), EndLsn::ZERO)["b"],

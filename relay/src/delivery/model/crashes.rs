@@ -17,7 +17,7 @@ use crate::postgres::checkpoint::CheckpointUpdate;
 use crate::progress::lineage::commit_lsn;
 use crate::routing::mapping::{Revision, RoutingHistory, TopicShape};
 use crate::routing::router::partition;
-use crate::topics::partitions::{LastRecord, Offsets, PartitionNumber};
+use crate::topics::partitions::{LastRecord, PartitionNumber, ScanStarts};
 
 const PARTITIONS: usize = 3;
 const TOPIC: &str = "t";
@@ -189,7 +189,7 @@ fn first_checkpoint(relay: &Relay) -> CheckpointUpdate {
     let mut mappings = RoutingHistory::first(relay.config.routing_rule());
     let shape = TopicShape { partitions: PARTITIONS as i32, max_message_bytes: None, compacted: false };
     mappings.current.topics.insert(TOPIC.to_owned(), shape);
-    let (confirmed, offsets) = (EndLsn::ZERO, Offsets::new());
+    let (confirmed, offsets) = (EndLsn::ZERO, ScanStarts::new());
     CheckpointUpdate { confirmed, snapshot_cursor: None, mappings, revision: Revision::default(), offsets }
 }
 
@@ -362,7 +362,7 @@ impl World {
         self.stored.as_ref().map_or(EndLsn::ZERO, |stored| stored.confirmed)
     }
 
-    fn stored_offsets(&self) -> &Offsets {
+    fn stored_offsets(&self) -> &ScanStarts {
         &self.stored.as_ref().unwrap().offsets
     }
 

@@ -25,7 +25,7 @@ use crate::kafka::scanner::{FoundTopic, QueryError, Reachability};
 use crate::kafka::verify::{RecordAt, check_same_partition};
 use crate::progress::offset::{Offset, OffsetRange};
 use crate::progress::partition_dedup::OffsetGap;
-use crate::topics::partitions::{Offsets, PartitionNumber, ScanStart, ToVerify};
+use crate::topics::partitions::{PartitionNumber, ScanStart, ScanStarts, ToVerify};
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
@@ -358,7 +358,7 @@ impl Kafka {
         self.answers.push(answer);
     }
 
-    fn evidence(&mut self, starts: &Offsets, before: CommitLsn) -> DeliveredEvents {
+    fn evidence(&mut self, starts: &ScanStarts, before: CommitLsn) -> DeliveredEvents {
         let mut events = Vec::new();
         for (topic, partitions) in starts {
             for (number, start) in partitions {

@@ -14,7 +14,7 @@ use super::TransactionSnapshot;
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
 use crate::progress::offset::Offset;
 use crate::testing::end;
-use crate::topics::partitions::{Offsets, PartitionNumber, ScanStart};
+use crate::topics::partitions::{PartitionNumber, ScanStart, ScanStarts};
 
 const KEYS: u64 = 4;
 const PARTITIONS: usize = 2;
@@ -70,7 +70,7 @@ struct Committed {
 struct Checkpoint {
     confirmed: u64,
     delivered: Option<String>,
-    offsets: Offsets,
+    offsets: ScanStarts,
 }
 
 #[derive(Default)]
@@ -175,7 +175,7 @@ impl World {
             .iter()
             .enumerate()
             .map(|(number, log)| (PartitionNumber(number as i32), start(log.len() as i64)));
-        let offsets = Offsets::from([("t".to_owned(), ends.collect())]);
+        let offsets = ScanStarts::from([("t".to_owned(), ends.collect())]);
         let xid = self.next_xid();
         let stored = self.session.take_confirmed(end(confirmed));
         self.last_completed = self.last_completed.max(xid);

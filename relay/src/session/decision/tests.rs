@@ -6,7 +6,7 @@ use super::*;
 use crate::postgres::checkpoint::SNAPSHOT_NOT_STARTED;
 use crate::progress::offset::Offset;
 use crate::routing::mapping::{RoutingHistory, TopicShape};
-use crate::topics::partitions::{Offsets, PartitionNumber, ScanStart};
+use crate::topics::partitions::{PartitionNumber, ScanStart, ScanStarts};
 
 const SYSTEM: u64 = 7;
 /// The end of the server's WAL, unless a test sets another.
@@ -31,9 +31,9 @@ fn checkpoint(progress: CheckpointPhase) -> Checkpoint {
         history: ClusterTimeline { system_identifier: SYSTEM, timeline: 1 },
         progress,
         mappings: None,
-        offsets: Offsets::new(),
+        offsets: ScanStarts::new(),
         delivered: "3:9:".parse().unwrap(),
-        delivered_offsets: Offsets::new(),
+        delivered_offsets: ScanStarts::new(),
         replacements: Some(0),
     }
 }
@@ -56,7 +56,7 @@ fn refilling(from: Option<u64>) -> Checkpoint {
     let scope = RefillScope {
         cause: RefillCause::SlotLost,
         delivered: row.delivered.clone(),
-        starts: Offsets::new(),
+        starts: ScanStarts::new(),
     };
     let slot = from.map(|from| (lsn(from), RemainingSnapshot { refill: Some(scope), ..rest() }));
     let progress = CheckpointPhase::Refilling { cause: RefillCause::SlotLost, confirmed: lsn(10), slot };
