@@ -163,7 +163,7 @@ impl EventLoop {
             // 7. A page of the initial snapshot: new rows come after everything that deals with the rows already read.
             page = next_page(&mut self.source), if step == NextStep::ReadPage => self.source.on_page(page?),
             // 8. The stream. Polled even when nothing is to be read, because it sends the status updates that are due.
-            read = fill_or_idle(&mut self.stream, step == NextStep::ReadStream) => {
+            read = poll_stream(&mut self.stream, step) => {
                 self.pacing.on_read(read?, Instant::now());
                 failpoint::pass(Boundary::AfterRead);
             }
@@ -293,7 +293,10 @@ fn next_frame(stream: &mut Stream, status: &Status) -> Result<Option<Frame>, Rel
     Ok(frame)
 }
 
-/// Reads from the stream, or only sends confirmations. Both are cancel-safe.
-async fn fill_or_idle(stream: &mut Stream, read: bool) -> Result<usize, RelayError> {
-    if read { Ok(stream.fill().await?) } else { match stream.idle().await? {} }
+/// Reads from the stream if that is the next step, and otherwise only sends confirmations. Both are cancel-safe.
+async fn poll_stream(stream: &mut Stream, step: NextStep) -> Result<usize, RelayError> {
+    match step {
+        NextStep::ReadStream => Ok(stream.fill().await?),
+        NextStep::ReadPage | NextStep::Continue | NextStep::Wait => match stream.idle().await? {},
+    }
 }

@@ -48,7 +48,7 @@ pub(super) async fn open(context: &Context, memory: &mut Memory) -> Result<OpenS
         // The new slot streams only the current table, which may have been recreated while the slot creation waited.
         table = table::oid(&mut sql, config).await?;
     }
-    memory.slot.on_taken(own, false);
+    memory.slot.on_taken(own);
     let output = PgOutput {
         publications: vec![config.source.publication.name.clone()],
         binary,
@@ -119,7 +119,7 @@ async fn create_slot(
 ) -> Result<(), RelayError> {
     let config = &*context.config;
     bootstrap::lock(sql, &config.source.slot.name, &memory.slot).await?;
-    memory.slot.on_taken(own.clone(), true);
+    memory.slot.on_creation_begun(own.clone());
     bootstrap::watch_client_connection(sql, client).await?;
     let Decided { decision, checkpoint } = decide_now(sql, config, server).await?;
     let history = server.history();

@@ -41,10 +41,14 @@ pub struct SlotMemory {
 }
 
 impl SlotMemory {
-    /// A session acquires the slot or, with `creating`, begins to create it. So no other server process of this relay
-    /// can hold it now.
-    pub fn on_taken(&mut self, own: Own, creating: bool) {
-        *self = SlotMemory { own: Some(own), creating, orphan_since: None };
+    /// A session acquires the slot. So no other server process of this relay can hold it now.
+    pub fn on_taken(&mut self, own: Own) {
+        *self = SlotMemory { own: Some(own), ..SlotMemory::default() };
+    }
+
+    /// A session begins to create the slot, which no other server process of this relay can hold either.
+    pub fn on_creation_begun(&mut self, own: Own) {
+        *self = SlotMemory { own: Some(own), creating: true, orphan_since: None };
     }
 
     /// Cancels a slot creation that did not complete, when no other session follows: while PostgreSQL waits for
