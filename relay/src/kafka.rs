@@ -7,13 +7,13 @@
 //! [`partition_reader`] polls one partition for all of them, and [`topic_reader`] reads a topic back for commands.
 //! [`own_records`] tells this outbox's records from those of other producers, and [`evidence`] collects their events
 //! for a refill.
-//! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error`] explains error codes.
+//! [`watchdog`] detects producers that are stuck, [`credentials`] changed files. [`error_codes`] explains error codes.
 
 mod call_pool;
 pub mod client;
 pub mod credentials;
 pub mod diagnosis;
-pub mod error;
+pub mod error_codes;
 pub mod evidence;
 mod offset_gaps;
 pub mod own_records;

@@ -15,7 +15,7 @@ use outbox_relay::error::RelayError;
 use outbox_relay::monitor::maintenance;
 use outbox_relay::monitor::observer;
 use outbox_relay::monitor::standbys;
-use outbox_relay::replay::{ReplayHandle, ReplayRejected, dead_letters, rows};
+use outbox_relay::replay::{ReplayHandle, ReplayRejected, from_dead_letters, from_table};
 use outbox_relay::session::end::SessionEnd;
 use outbox_relay::status::Status;
 use outbox_relay::status::metrics::Metrics;
@@ -220,10 +220,10 @@ struct SelectedRows {
 }
 
 impl SelectedRows {
-    fn selection(self) -> rows::Selection {
+    fn selection(self) -> from_table::Selection {
         let SelectedRows { ids, since, until, event_type, key, name, rate } = self;
         let name = name.unwrap_or_else(|| Utc::now().format("%Y%m%dT%H%M%SZ").to_string());
-        rows::Selection { name, ids: ids.into(), since, until, event_type, key, rate }
+        from_table::Selection { name, ids: ids.into(), since, until, event_type, key, rate }
     }
 }
 
@@ -269,7 +269,7 @@ fn main() {
             exit_code(cli::dead_letters::list(&file.load(), since, limit, output.format()))
         }
         Command::DeadLetters(DeadLetters::Replay { file, ids, all, since, output }) => {
-            let selection = dead_letters::Selection { ids: ids.into(), all, since };
+            let selection = from_dead_letters::Selection { ids: ids.into(), all, since };
             exit_code(cli::replay::replay_dead_letters(&file.load(), &selection, output.format()))
         }
     };

@@ -3,12 +3,12 @@
 //! its place in the order. It confirms nothing, so it is not in the ledger. Replayed twice, it is in Kafka twice.
 //!
 //! One event is in flight at a time, so that replayed events keep their order. They come from the dead-letter topic
-//! ([`dead_letters`]) or from the table ([`rows`]).
+//! ([`from_dead_letters`]) or from the table ([`from_table`]).
 
-pub mod dead_letters;
+pub mod from_dead_letters;
+pub mod from_table;
 pub mod ids;
 pub mod lines;
-pub mod rows;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -222,7 +222,7 @@ impl Replay {
 
 #[cfg(test)]
 mod tests {
-    use super::dead_letters::Selection;
+    use super::from_dead_letters::Selection;
     use super::*;
 
     #[tokio::test]
@@ -241,7 +241,7 @@ mod tests {
         drop(handle.open());
         assert!(matches!(replay(all()), Err(ReplayRejected::NotStreaming)), "its session has ended");
         assert!(matches!(replay(Selection::default()), Err(ReplayRejected::NothingSelected(_))));
-        let rows = handle.replay_rows(&config, rows::Selection::default());
+        let rows = handle.replay_rows(&config, from_table::Selection::default());
         assert!(matches!(rows, Err(ReplayRejected::NothingSelected(_))));
     }
 }

@@ -14,11 +14,11 @@ pub mod metrics;
 mod observation;
 pub mod page;
 mod problems;
-mod report;
 mod session_state;
 mod signals;
 mod slot_state;
 mod state;
+mod status_json;
 mod unread_lag;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -371,7 +371,7 @@ impl Status {
 
     /// For `/status`.
     pub fn json(&self) -> Value {
-        report::json(&self.state(), Instant::now())
+        status_json::json(&self.state(), Instant::now())
     }
 }
 

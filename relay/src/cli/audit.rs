@@ -3,10 +3,10 @@
 //! The relay itself relies on LSNs and offsets. An audit does not: it finds what those cannot show, such as a row that was
 //! committed while the publication did not have its table.
 
+mod compared_rows;
 mod comparison;
 mod report;
-mod rows;
-mod topics;
+mod topic_records;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 
+use self::compared_rows::{MissingRow, Page, Period};
 use self::comparison::{Compared, Comparison, MAX_UNPAIRED, UnpairedRecords};
 use self::report::{Report, UnverifiableRow};
-use self::rows::{MissingRow, Page, Period};
-use self::topics::{ReadTopic, TopicRecords};
+use self::topic_records::{ReadTopic, TopicRecords};
 use super::present_routing::PresentRouting;
 use super::{Format, print};
 use crate::config::Config;
@@ -77,12 +77,12 @@ pub async fn audit(config: &Config, scope: &Scope, format: Format) -> Result<boo
 }
 
 async fn examine(config: &Config, scope: &Scope) -> Result<Report, AuditError> {
-    let (source, mut sql) = (&config.source, rows::connect(config).await?);
+    let (source, mut sql) = (&config.source, compared_rows::connect(config).await?);
     // First the checkpoint, then the ends of the partitions: so the record of each confirmed row lies before them.
     let checkpoint = checkpoint::load(&mut sql, config).await?;
     let checkpoint = checkpoint.ok_or_else(|| AuditError::NotStarted(config.name.clone()))?;
     let delivered = checkpoint.delivered.as_text().to_owned();
-    let period = rows::limit_period(&mut sql, source, scope.since, scope.until).await?;
+    let period = compared_rows::limit_period(&mut sql, source, scope.since, scope.until).await?;
     if period.since >= period.until {
         return Err(AuditError::EmptyPeriod(period.since, period.until));
     }
@@ -93,15 +93,15 @@ async fn examine(config: &Config, scope: &Scope) -> Result<Report, AuditError> {
     let compacted = compacted(config, &names).await?;
     let kafka = config.clone();
     let records = spawn_blocking(move || TopicRecords::open(&kafka, &names, &compacted, period)).await??;
-    let pages = rows::read(sql, source, period, delivered.clone());
+    let pages = compared_rows::read(sql, source, period, delivered.clone());
     let (compared, topics) = spawn_blocking(move || compare(pages, records, period)).await??;
     let Compared { counts, out_of_order, missing, mut records } = compared;
 
-    let mut sql = rows::connect(config).await?;
-    let missing = rows::describe(&mut sql, config, &missing).await?;
-    let oldest = rows::oldest(&mut sql, source).await?;
+    let mut sql = compared_rows::connect(config).await?;
+    let missing = compared_rows::describe(&mut sql, config, &missing).await?;
+    let oldest = compared_rows::oldest(&mut sql, source).await?;
     if !records.is_empty() {
-        judge(&mut records, rows::read(sql, source, period, delivered)).await?;
+        judge(&mut records, compared_rows::read(sql, source, period, delivered)).await?;
     }
     let (mut phantoms, duplicates) = records.into_phantoms_and_duplicates();
     // Retention may have removed rows during the audit.

@@ -1,14 +1,14 @@
 //! `where`: what has become of one event. The database knows whether its row is *committed* and *confirmed*, Kafka whether
 //! it is *acknowledged*, and the running relay why it is not. The first column names the source of each value.
 
+mod committed_row;
 mod event_state;
-mod row;
 mod search;
 
 use serde_json::{Value, json};
 
+use self::committed_row::{Committed, find_row};
 use self::event_state::{EventState, has_read, state_of};
-use self::row::{Committed, find_row};
 use self::search::{SearchResult, SearchResults, search_all};
 use super::lag::relay_status;
 use super::present_routing::PresentRouting;

@@ -6,9 +6,9 @@ use super::admin_client::{RequestError, request};
 use super::{Format, print};
 use crate::config::Config;
 use crate::error::RelayError;
+use crate::replay::from_table::{DeliveredRows, FoundRow};
 use crate::replay::lines::{ReplayLine, ReplayOutcome, Replayed, Summary};
-use crate::replay::rows::{DeliveredRows, FoundRow};
-use crate::replay::{dead_letters, rows};
+use crate::replay::{from_dead_letters, from_table};
 
 /// Path of the admin listener that replays dead letters.
 pub const DEAD_LETTERS_PATH: &str = "/dead-letters/replay";
@@ -46,21 +46,25 @@ impl From<RelayError> for ReplayError {
 /// Has the running relay replay dead letters, and prints the result of each.
 pub fn replay_dead_letters(
     config: &Config,
-    selection: &dead_letters::Selection,
+    selection: &from_dead_letters::Selection,
     format: Format,
 ) -> Result<(), ReplayError> {
     follow(config, DEAD_LETTERS_PATH, &json!(selection).to_string(), format)
 }
 
 /// Has the running relay replay rows, and prints the result of each.
-pub fn replay_rows(config: &Config, selection: &rows::Selection, format: Format) -> Result<(), ReplayError> {
+pub fn replay_rows(
+    config: &Config,
+    selection: &from_table::Selection,
+    format: Format,
+) -> Result<(), ReplayError> {
     follow(config, ROWS_PATH, &json!(selection).to_string(), format)
 }
 
 /// Prints the rows that a replay would send. Needs no running relay.
 pub async fn list_rows(
     config: &Config,
-    selection: &rows::Selection,
+    selection: &from_table::Selection,
     format: Format,
 ) -> Result<(), ReplayError> {
     let mut rows = DeliveredRows::open(config, selection).await?;

@@ -10,7 +10,7 @@ use super::Routing;
 use super::access::Access;
 use super::files;
 use super::kafka_access::SinkAccess;
-use super::model::{Config, CreationPolicy, Delivery, OnGap, OnPoison};
+use super::schema::{Config, CreationPolicy, Delivery, OnGap, OnPoison};
 use super::secret::Secret;
 use crate::routing::router::{Router, is_internal, is_topic_name};
 

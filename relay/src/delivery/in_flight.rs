@@ -250,7 +250,7 @@ impl<B: Broker> InFlight<B> {
 }
 
 fn produce_failed(what: &str, error: &KafkaError) -> RelayError {
-    kafka::error::error_of(&format!("the producer did not accept {what}"), code_of(error))
+    kafka::error_codes::error_of(&format!("the producer did not accept {what}"), code_of(error))
 }
 
 #[cfg(test)]

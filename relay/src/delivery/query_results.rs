@@ -125,7 +125,7 @@ impl<B: Broker> Delivery<B> {
             ),
             QueryError::Lost { .. } => RelayError::new(ErrorKind::KafkaLostRecords, error.to_string()),
             QueryError::Refused(error) => {
-                kafka::error::error_of("Kafka refused the scan of a partition", code_of(&error))
+                kafka::error_codes::error_of("Kafka refused the scan of a partition", code_of(&error))
             }
         })
     }

@@ -14,7 +14,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use super::in_flight::InFlight;
 use super::{Broker, Delivery, KafkaBroker};
 use crate::error::{ErrorKind, RelayError};
-use crate::kafka::error::{Fault, error_of, explained, fault_of, reason_of_kafka};
+use crate::kafka::error_codes::{Fault, error_of, explained, fault_of, reason_of_kafka};
 use crate::routing::mapping::{RefusedRow, RoutingTable};
 use crate::topics::partitions::PartitionId;
 use crate::topics::registry::TopicRegistry;

@@ -15,7 +15,7 @@ use super::{Topics, problem};
 use crate::config::{Config, Routing, Sink};
 use crate::error::{ErrorKind, RelayError};
 use crate::kafka::client::{self, client_config, reader_config};
-use crate::kafka::error::error_of;
+use crate::kafka::error_codes::error_of;
 use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scanner::{self, is_refusal};
 use crate::kafka::verify::{SettingsError, read_settings};

@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use crate::config::{Sink, TokenCredentials};
 use crate::error::ErrorKind;
-use crate::kafka::error::reason_of_kafka;
+use crate::kafka::error_codes::reason_of_kafka;
 use crate::kafka::tokens::{self, TokenClient};
 
 /// A change of leaders without an error is noticed within this time, not within librdkafka's five minutes. The price is

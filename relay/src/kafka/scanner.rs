@@ -18,7 +18,7 @@ use crate::config::Sink;
 use crate::error::ErrorKind;
 use crate::failpoint::{self, Boundary};
 use crate::kafka::client::{self, AuthErrors, client_config, reader_config};
-use crate::kafka::error::reason_of_kafka;
+use crate::kafka::error_codes::reason_of_kafka;
 use crate::kafka::own_records::OwnRecords;
 use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scan::{Scan, Step};

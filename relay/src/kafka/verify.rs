@@ -14,7 +14,7 @@ use rdkafka::message::Message;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use crate::error::ErrorKind;
-use crate::kafka::error::reason_of_kafka;
+use crate::kafka::error_codes::reason_of_kafka;
 use crate::kafka::own_records::{OwnRecords, position_of};
 use crate::kafka::partition_reader::{self, Polled};
 use crate::kafka::scanner::{FairShare, PartitionScanner, QueryError, REQUEST};

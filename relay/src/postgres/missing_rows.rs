@@ -71,11 +71,11 @@ impl FromStr for TransactionSnapshot {
 }
 
 #[cfg(test)]
-mod model;
+mod refill_model;
 
 #[cfg(test)]
 mod tests {
-    use super::model::{RowState, state_of};
+    use super::refill_model::{RowState, state_of};
     use super::*;
 
     fn snapshot(text: &str) -> TransactionSnapshot {

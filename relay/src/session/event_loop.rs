@@ -6,8 +6,8 @@
 
 mod drain;
 mod read_pacing;
-mod report;
 mod snapshot;
+mod stats;
 
 use std::time::{Duration, Instant};
 

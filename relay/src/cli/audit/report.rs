@@ -6,9 +6,9 @@ use std::fmt::Write;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
+use super::compared_rows::{MissingRow, Period};
 use super::comparison::{Counts, FoundRecord};
-use super::rows::{MissingRow, Period};
-use super::topics::ReadTopic;
+use super::topic_records::ReadTopic;
 use crate::error::excerpt;
 
 /// Rows and records of one kind that are shown to people; all of them are in the JSON.

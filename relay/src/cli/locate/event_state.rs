@@ -3,7 +3,7 @@
 use pg_replication::EndLsn;
 use serde_json::Value;
 
-use super::row::Committed;
+use super::committed_row::Committed;
 use super::search::{SearchResult, SearchResults};
 use crate::cli::RecordLocation;
 use crate::config::Config;

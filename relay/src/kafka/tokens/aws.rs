@@ -4,7 +4,7 @@
 //! The AWS SDK is not used: one signature of a fixed URL and two requests for credentials are needed, and the SDK's crates for them
 //! (aws-config, aws-sigv4) add a second HTTP stack to each build. Tests compare the signature with AWS' published examples.
 
-mod credentials;
+mod provider;
 mod signature;
 
 use std::time::{Duration, SystemTime};
@@ -13,8 +13,8 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 
-pub(super) use self::credentials::AwsError;
-use self::credentials::Provider;
+pub(super) use self::provider::AwsError;
+use self::provider::Provider;
 use self::signature::{Scope, presign};
 
 /// As AWS' own MSK clients have it, and the longest that brokers accept.
@@ -41,7 +41,7 @@ impl Msk {
         Msk::within(region, Box::new(environment))
     }
 
-    fn within(region: &str, environment: credentials::Environment) -> Result<Msk, AwsError> {
+    fn within(region: &str, environment: provider::Environment) -> Result<Msk, AwsError> {
         Ok(Msk { region: region.to_owned(), provider: Provider::new(region, environment)? })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use ring::{digest, hmac};
 
-use super::credentials::Credentials;
+use super::provider::Credentials;
 
 const ALGORITHM: &str = "AWS4-HMAC-SHA256";
 

@@ -9,8 +9,8 @@ use outbox::{Position, header};
 use rdkafka::message::{BorrowedMessage, Message};
 use serde::Serialize;
 
+use super::compared_rows::Period;
 use super::comparison::{Comparison, FoundRecord, RecordKind};
-use super::rows::Period;
 use crate::cli::RecordLocation;
 use crate::config::Config;
 use crate::kafka::evidence::EventKey;
