@@ -73,6 +73,7 @@ use crate::postgres::backfill::StoredRow;
 use crate::postgres::checkpoint::RefillScope;
 use crate::progress::ledger::{Inconsistent, Ledger};
 use crate::progress::lineage::Lineage;
+use crate::progress::snapshot_cursor::Seq;
 use crate::replay::ReplayRequest;
 use crate::routing::mapping::{Revision, RoutingHistory, RoutingTable};
 use crate::status::metrics::Metrics;
@@ -94,7 +95,7 @@ pub struct InitialState {
     /// Every row before this position is in Kafka, or belongs to the initial snapshot.
     pub confirmed: EndLsn,
     /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
-    pub snapshot_cursor: Option<i64>,
+    pub snapshot_cursor: Option<Seq>,
     /// The refill, while one is in progress.
     pub refill: Option<RefillScope>,
     /// The format of values in the stream.

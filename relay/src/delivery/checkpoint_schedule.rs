@@ -7,6 +7,7 @@ use pg_replication::EndLsn;
 use super::in_flight::InFlight;
 use super::{Broker, Delivery};
 use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint};
+use crate::progress::snapshot_cursor::Seq;
 use crate::routing::mapping::Revision;
 
 /// Without events, a checkpoint is written only after this much new WAL. A checkpoint writes WAL itself, so a smaller
@@ -19,7 +20,7 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct CheckpointSchedule {
     confirmed: EndLsn,
-    snapshot_cursor: Option<i64>,
+    snapshot_cursor: Option<Seq>,
     /// The revision of the routing.
     revision: Revision,
     at: Instant,

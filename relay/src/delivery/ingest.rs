@@ -15,6 +15,7 @@ use crate::event::column_type::ColumnType;
 use crate::event::row::{Layout, RowError, is_read};
 use crate::event::value::HEX_PREFIX;
 use crate::progress::ledger::Inconsistent;
+use crate::progress::snapshot_cursor::Seq;
 use crate::routing::mapping::RoutingHistory;
 
 /// The format of values in the stream.
@@ -61,15 +62,15 @@ impl Origin {
     /// The origin of a row from before the slot: of the initial snapshot, or of the refill with this cause. These rows
     /// come before the stream, in the order of `seq`. Their position is the byte before the slot's start, where no
     /// commit can be, with `seq` as the index, so positions stay in order.
-    pub(super) fn in_snapshot(seq: i64, refill: Option<RefillCause>, progress: &SourceProgress) -> Origin {
+    pub(super) fn in_snapshot(seq: Seq, refill: Option<RefillCause>, progress: &SourceProgress) -> Origin {
         let commit = progress.before_start();
-        let position = progress.lineage.position(commit, seq.cast_unsigned());
+        let position = progress.lineage.position(commit, seq.as_index());
         Origin { position, commit, commit_time: PgTime::now(), read_from: ReadFrom::Table(refill) }
     }
 
     /// The `seq` of a row that was read in the table.
-    pub(super) fn seq(&self) -> Option<i64> {
-        (self.read_from != ReadFrom::Stream).then(|| self.position.index.cast_signed())
+    pub(super) fn seq(&self) -> Option<Seq> {
+        (self.read_from != ReadFrom::Stream).then(|| Seq::from_index(self.position.index))
     }
 }
 

@@ -6,7 +6,7 @@ use pg_replication::{CommitLsn, EndLsn, Lsn, PgTime};
 use super::ingest::Origin;
 use crate::progress::ledger::{EntryId, Inconsistent, Ledger};
 use crate::progress::lineage::{Lineage, commit_lsn};
-use crate::progress::snapshot_cursor::SnapshotCursor;
+use crate::progress::snapshot_cursor::{Seq, SnapshotCursor};
 
 /// See the module documentation.
 pub(super) struct SourceProgress {
@@ -21,7 +21,7 @@ pub(super) struct SourceProgress {
 impl SourceProgress {
     /// Every row before `start` is in Kafka, or belongs to the initial snapshot, whose rows up to `snapshot_cursor` are
     /// in Kafka.
-    pub(super) fn new(start: EndLsn, lineage: Lineage, snapshot_cursor: Option<i64>) -> SourceProgress {
+    pub(super) fn new(start: EndLsn, lineage: Lineage, snapshot_cursor: Option<Seq>) -> SourceProgress {
         SourceProgress {
             ledger: Ledger::new(start),
             lineage,
@@ -61,7 +61,7 @@ impl SourceProgress {
     }
 
     /// During the initial snapshot: all its rows up to this `seq` are in Kafka.
-    pub(super) fn snapshot_cursor(&self) -> Option<i64> {
+    pub(super) fn snapshot_cursor(&self) -> Option<Seq> {
         let first_unacknowledged = self.ledger.first_unacknowledged();
         self.snapshot.as_ref().map(|cursor| cursor.reached(first_unacknowledged))
     }
@@ -81,7 +81,7 @@ impl SourceProgress {
     /// does.
     pub(super) fn first_unfinished(&self, blocked_in: Option<CommitLsn>) -> Option<Position> {
         let (commit, index) = match (self.snapshot_cursor(), blocked_in) {
-            (Some(seq), _) => (self.before_start(), seq.saturating_add(1).cast_unsigned()),
+            (Some(seq), _) => (self.before_start(), Seq(seq.0.saturating_add(1)).as_index()),
             (None, Some(commit)) => (commit, 0),
             (None, None) => (self.ledger.commit_lsn(self.ledger.first_unacknowledged())?, 0),
         };
@@ -92,7 +92,7 @@ impl SourceProgress {
     pub(super) fn has_delivered(&self, position: Position) -> bool {
         let commit = commit_lsn(position);
         match self.snapshot_cursor() {
-            Some(seq) if commit == self.before_start() => position.index.cast_signed() <= seq,
+            Some(seq) if commit == self.before_start() => Seq::from_index(position.index) <= seq,
             _ => self.ledger.acknowledged().covers(commit),
         }
     }

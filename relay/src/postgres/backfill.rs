@@ -20,6 +20,7 @@ use crate::event::row::{Layout, is_read};
 use crate::postgres::checkpoint::{ClusterTimeline, RemainingSnapshot};
 use crate::postgres::columns::{self, TableColumn, text_form};
 use crate::postgres::{connection, preconditions};
+use crate::progress::snapshot_cursor::Seq;
 use crate::routing::mapping::RoutingHistory;
 
 /// A page ends beyond this many bytes. Up to three pages are in memory: one being delivered, one ready, one being read.
@@ -41,8 +42,8 @@ const NOTHING_DELIVERED: &str = "1:1:";
 pub struct StoredRow(PgRow);
 
 impl StoredRow {
-    pub fn seq(&self) -> Result<i64, sqlx::Error> {
-        self.0.try_get(0)
+    pub fn seq(&self) -> Result<Seq, sqlx::Error> {
+        self.0.try_get(0).map(Seq)
     }
 
     /// Its values, in the order of the layout's columns.
@@ -201,7 +202,7 @@ struct ReaderTask {
     /// Except those that are visible in this one, which are in Kafka.
     delivered: String,
     /// All of them up to this `seq` have been read, or need not be.
-    read_to: i64,
+    read_to: Seq,
     page_rows: i64,
 }
 
@@ -220,7 +221,7 @@ impl ReaderTask {
     /// Reads a page; an empty one is the last.
     async fn page(&mut self) -> Result<Vec<StoredRow>, RelayError> {
         let mut rows = sqlx::query(AssertSqlSafe(self.statement.as_str()))
-            .bind(self.read_to)
+            .bind(self.read_to.0)
             .bind(&self.snapshot)
             .bind(&self.delivered)
             .bind(self.page_rows + 1)
@@ -234,7 +235,7 @@ impl ReaderTask {
             let seq = row.seq()?;
             if seq == last {
                 if !std::mem::take(&mut known) {
-                    let what = format!("the table has two rows with seq {seq}, so they have no order");
+                    let what = format!("the table has two rows with seq {}, so they have no order", seq.0);
                     return Err(RelayError::new(ErrorKind::StartRefused, what));
                 }
                 continue;

@@ -16,7 +16,8 @@ use self::statement::Statement;
 pub use self::writer::Writer;
 use crate::config::Config;
 use crate::error::{ErrorKind, RefillCause, RelayError};
-use crate::postgres::missing_rows::TransactionSnapshot;
+use crate::postgres::missing_rows::{TransactionSnapshot, Xid8};
+use crate::progress::snapshot_cursor::Seq;
 use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::topics::partitions::{PartitionNumber, ScanStarts};
 
@@ -107,7 +108,7 @@ pub struct RemainingSnapshot {
     /// The rows that the stream will not carry: those visible in this snapshot, in the text format of `pg_snapshot`.
     pub snapshot: String,
     /// Every row of the snapshot up to this `seq` is in Kafka.
-    pub cursor: i64,
+    pub cursor: Seq,
     /// Set in a refill.
     pub refill: Option<RefillScope>,
 }
@@ -124,7 +125,7 @@ pub struct RefillScope {
 }
 
 /// The cursor before any row was delivered: no row has a negative `seq`.
-pub const SNAPSHOT_NOT_STARTED: i64 = -1;
+pub const SNAPSHOT_NOT_STARTED: Seq = Seq(-1);
 
 /// The next checkpoint to write.
 #[derive(Clone, Debug)]
@@ -132,7 +133,7 @@ pub struct CheckpointUpdate {
     /// Every commit before this LSN is in Kafka; during the initial snapshot, the start of the stream.
     pub confirmed: EndLsn,
     /// During the initial snapshot: rows up to this `seq` are in Kafka.
-    pub snapshot_cursor: Option<i64>,
+    pub snapshot_cursor: Option<Seq>,
     /// The routing.
     pub mappings: RoutingHistory,
     /// The revision of the routing table that `mappings` belongs to.
@@ -143,7 +144,7 @@ pub struct CheckpointUpdate {
 
 impl CheckpointUpdate {
     /// The same, once transaction `xid` has committed it.
-    pub fn committed(&self, xid: u64) -> CommittedCheckpoint {
+    pub fn committed(&self, xid: Xid8) -> CommittedCheckpoint {
         CommittedCheckpoint {
             confirmed: self.confirmed,
             snapshot_cursor: self.snapshot_cursor,
@@ -159,11 +160,11 @@ pub struct CommittedCheckpoint {
     /// Its LSN, which may be confirmed to PostgreSQL.
     pub confirmed: EndLsn,
     /// Its cursor, during the initial snapshot.
-    pub snapshot_cursor: Option<i64>,
+    pub snapshot_cursor: Option<Seq>,
     /// Its revision of the routing table: no record is sent under a routing before the checkpoint contains it.
     pub revision: Revision,
     /// The transaction that wrote it.
-    pub xid: u64,
+    pub xid: Xid8,
 }
 
 /// Reads this relay's row.
@@ -211,7 +212,7 @@ fn phase_of(
     };
     let (confirmed, phase) = (lsn("confirmed")?, row.try_get::<Option<String>, _>("start_phase")?);
     let stored = lsn("start")?.zip(row.try_get::<Option<String>, _>("snapshot")?);
-    let cursor = row.try_get::<Option<i64>, _>("start_cursor")?.unwrap_or(SNAPSHOT_NOT_STARTED);
+    let cursor = row.try_get::<Option<i64>, _>("start_cursor")?.map_or(SNAPSHOT_NOT_STARTED, Seq);
     let copying = |refill| match stored {
         Some((from, snapshot)) => Ok((from, RemainingSnapshot { snapshot, cursor, refill })),
         None => {
@@ -333,13 +334,14 @@ pub async fn begin_snapshot(
     let table = config.source.table.sibling(TABLE);
     let update = format!(
         "UPDATE {table} SET start_phase = 'copying', start_lsn = $2::pg_lsn, start_snapshot = $3::pg_snapshot,
-                start_cursor = {SNAPSHOT_NOT_STARTED}, updated_at = clock_timestamp()
+                start_cursor = $4, updated_at = clock_timestamp()
          WHERE relay = $1 AND start_phase = 'creating'"
     );
     let written = sqlx::query(AssertSqlSafe(update))
         .bind(&config.name)
         .bind(from.to_string())
         .bind(snapshot)
+        .bind(SNAPSHOT_NOT_STARTED.0)
         .execute(&mut *sql)
         .await?;
     check_one_row(written.rows_affected(), config)

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use pg_replication::EndLsn;
 
+use crate::postgres::missing_rows::Xid8;
 use crate::topics::partitions::ScanStarts;
 
 /// Partitions are dropped by the day, so this is often enough, and costs one cheap query.
@@ -33,7 +34,7 @@ pub struct Snapshot {
     /// In the text format of `pg_snapshot`.
     pub snapshot: String,
     /// Its xmin: no older transaction is invisible in it.
-    pub xmin: u64,
+    pub xmin: Xid8,
     /// The server's insert LSN after it was taken.
     pub until: EndLsn,
 }
@@ -53,7 +54,7 @@ pub struct DeliveredSnapshots {
     /// The newest offsets known to be safe.
     fitting: Option<ScanStarts>,
     /// Newer offsets, with the transaction id of their checkpoint: safe once an xmin has passed it.
-    candidate: Option<(u64, ScanStarts)>,
+    candidate: Option<(Xid8, ScanStarts)>,
 }
 
 impl DeliveredSnapshots {
@@ -63,7 +64,7 @@ impl DeliveredSnapshots {
     }
 
     /// Transaction `xid` has stored a checkpoint with `offsets`.
-    pub fn on_written(&mut self, xid: u64, offsets: &ScanStarts) {
+    pub fn on_written(&mut self, xid: Xid8, offsets: &ScanStarts) {
         self.candidate.get_or_insert_with(|| (xid, offsets.clone()));
     }
 
@@ -104,7 +105,7 @@ mod tests {
         ScanStarts::from([("t".into(), BTreeMap::from([(PartitionNumber(0), start)]))])
     }
     fn taken(snapshot: &str, xmin: u64, until: u64) -> Snapshot {
-        Snapshot { snapshot: snapshot.into(), xmin, until: end(until) }
+        Snapshot { snapshot: snapshot.into(), xmin: Xid8(xmin), until: end(until) }
     }
 
     #[test]
@@ -123,7 +124,7 @@ mod tests {
     fn offsets_of_a_checkpoint_that_is_newer_than_an_open_transaction_are_not_safe() {
         let mut delivered = DeliveredSnapshots::default();
         // 7 waits, its record is at offset 4; the checkpoint is transaction 8 and knows offset 5.
-        delivered.on_written(8, &at(5));
+        delivered.on_written(Xid8(8), &at(5));
         delivered.on_taken(taken("7:9:7", 7, 100));
         assert_eq!(
             delivered.take_confirmed(end(100)),
@@ -188,7 +189,7 @@ mod tests {
             let xmin = open.map_or(xmax, |open| open.min(xmax));
             let visible = (1..=self.last_xid).filter(|xid| self.is_visible(*xid));
             let visible: Vec<String> = visible.map(|xid| xid.to_string()).collect();
-            Snapshot { snapshot: visible.join(","), xmin, until: end(self.wal) }
+            Snapshot { snapshot: visible.join(","), xmin: Xid8(xmin), until: end(self.wal) }
         }
     }
 
@@ -229,7 +230,7 @@ mod tests {
                                 prop_assert!(visible.contains(xid), "{xid} is invisible and before the offsets");
                             }
                         }
-                        delivered.on_written(xid, &offsets);
+                        delivered.on_written(Xid8(xid), &offsets);
                         delivered.take_now();
                         if delivered.is_due() {
                             delivered.on_taken(world.snapshot());

@@ -17,14 +17,18 @@
 
 use std::str::FromStr;
 
+/// A transaction id with its epoch, PostgreSQL's `xid8`: ids of 32 bits are assigned again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Xid8(pub u64);
+
 /// The first transaction id of a cluster that belongs to a client: `FirstNormalTransactionId`.
-const FIRST_CLIENT_XID: u64 = 3;
+const FIRST_CLIENT_XID: Xid8 = Xid8(3);
 
 /// A `pg_snapshot`: which transactions had ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TransactionSnapshot {
     text: String,
-    xmax: u64,
+    xmax: Xid8,
 }
 
 /// A text that is no `pg_snapshot`.
@@ -60,9 +64,9 @@ impl FromStr for TransactionSnapshot {
         else {
             return Err(invalid());
         };
-        let number = |text: &str| text.parse::<u64>().map_err(|_| invalid());
-        let (xmin, xmax) = (number(xmin)?, number(xmax)?);
-        let is_in_progress = |xid: &str| number(xid).is_ok_and(|xid| (xmin..xmax).contains(&xid));
+        let xid = |text: &str| text.parse().map(Xid8).map_err(|_| invalid());
+        let (xmin, xmax) = (xid(xmin)?, xid(xmax)?);
+        let is_in_progress = |text: &str| xid(text).is_ok_and(|xid| (xmin..xmax).contains(&xid));
         match xmin <= xmax && list.split(',').filter(|xid| !xid.is_empty()).all(is_in_progress) {
             true => Ok(TransactionSnapshot { text: text.to_owned(), xmax }),
             false => Err(invalid()),
@@ -85,7 +89,7 @@ mod tests {
     #[test]
     fn a_snapshot_shows_the_transactions_that_had_ended() {
         let shown = snapshot("5:9:5,7");
-        let ended: Vec<u64> = (0..12).filter(|xid| shown.shows(*xid)).collect();
+        let ended: Vec<u64> = (0..12).filter(|xid| shown.shows(Xid8(*xid))).collect();
         assert_eq!(ended, [0, 1, 2, 3, 4, 6, 8]);
         assert_eq!(shown.as_text(), "5:9:5,7");
         assert!(!shown.is_empty() && snapshot("1:1:").is_empty());
@@ -101,7 +105,7 @@ mod tests {
     #[test]
     fn a_row_is_delivered_or_may_be_missing_or_is_in_the_stream() {
         let (delivered, created) = (snapshot("5:9:5,7"), snapshot("12:14:12"));
-        let states: Vec<RowState> = (4..15).map(|xid| state_of(xid, &delivered, &created)).collect();
+        let states: Vec<RowState> = (4..15).map(|xid| state_of(Xid8(xid), &delivered, &created)).collect();
         use RowState::{Delivered as D, InStream as S, MayBeMissing as M};
         assert_eq!(states, [D, M, D, M, D, M, M, M, S, M, S]);
     }

@@ -42,7 +42,7 @@ pub(super) async fn event_loop(context: &Context, opened: OpenSession) -> Result
             None
         }
         DeliveryPhase::Snapshot { from, rest } => {
-            let cursor = rest.cursor;
+            let cursor = rest.cursor.0;
             let pages = Pages::start(&config.source, &server, history, &start.mappings, rest).await?;
             match refill {
                 None => tracing::info!(start = %from, cursor, "delivering the initial snapshot"),

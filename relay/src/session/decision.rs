@@ -23,6 +23,7 @@ use crate::postgres::checkpoint::{
     Checkpoint, CheckpointPhase, ClusterTimeline, RefillScope, RemainingSnapshot,
 };
 use crate::progress::lineage::left_at;
+use crate::progress::snapshot_cursor::Seq;
 use crate::status::SlotState;
 
 /// A slot that is lost more often than this within an hour is not replaced: a setting is wrong, and each refill reads the
@@ -109,7 +110,7 @@ impl DeliveryPhase {
     }
 
     /// During the initial snapshot or a refill: all its rows up to this `seq` are in Kafka.
-    pub fn snapshot_cursor(&self) -> Option<i64> {
+    pub fn snapshot_cursor(&self) -> Option<Seq> {
         match self {
             DeliveryPhase::Snapshot { rest, .. } => Some(rest.cursor),
             DeliveryPhase::Stream { .. } => None,

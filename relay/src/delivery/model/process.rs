@@ -13,6 +13,7 @@ use crate::delivery::{
 use crate::error::RelayError;
 use crate::kafka::own_records::OwnRecords;
 use crate::postgres::checkpoint::{CheckpointUpdate, CommittedCheckpoint};
+use crate::postgres::missing_rows::Xid8;
 use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::status::Status;
@@ -96,7 +97,7 @@ impl Relay {
         let mut delivery =
             Delivery::new(config, initial, kafka.clone(), status.clone(), metrics.clone()).unwrap();
         delivery.on_message(&relation(), Revision::default()).unwrap();
-        let committed = first.committed(0);
+        let committed = first.committed(Xid8(0));
         let checkpoints = CheckpointSchedule::new(&committed, Instant::now());
         *stored = Some(first);
         let sent = stream.iter().take_while(|transaction| confirmed.covers(transaction.commit())).count();
@@ -192,7 +193,7 @@ impl Process {
     /// The checkpoint that is being written is committed.
     pub(super) fn commit_checkpoint(&mut self) -> Option<CheckpointUpdate> {
         let written = self.written.take()?;
-        self.committed = written.committed(0);
+        self.committed = written.committed(Xid8(0));
         Some(written)
     }
 

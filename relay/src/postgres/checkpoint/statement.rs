@@ -10,6 +10,7 @@ use super::{CheckpointUpdate, ClusterTimeline, TABLE};
 use crate::config::Config;
 use crate::error::{ErrorKind, RefillCause, RelayError};
 use crate::postgres::delivered_snapshots::DurableSnapshot;
+use crate::postgres::missing_rows::Xid8;
 use crate::postgres::{publication, table};
 
 /// How often a checkpoint also checks the table: the catalog query is too expensive for ten checkpoints a second.
@@ -69,8 +70,8 @@ impl Statement {
         sql: &mut PgConnection,
         progress: &CheckpointUpdate,
         delivered: Option<&DurableSnapshot>,
-        previous: Option<u64>,
-    ) -> Result<u64, RelayError> {
+        previous: Option<Xid8>,
+    ) -> Result<Xid8, RelayError> {
         let looks_at_table = self.looked_at_table.is_none_or(|at| at.elapsed() >= LOOK_AT_TABLE_EVERY);
         if looks_at_table {
             self.looked_at_table = Some(Instant::now());
@@ -83,7 +84,7 @@ impl Statement {
             .bind(Json(&progress.mappings))
             .bind(Json(&progress.offsets))
             .bind(progress.mappings.version)
-            .bind(progress.snapshot_cursor)
+            .bind(progress.snapshot_cursor.map(|seq| seq.0))
             .bind(delivered.map(|delivered| &delivered.snapshot))
             .bind(delivered.and_then(|delivered| delivered.offsets.as_ref()).map(Json))
             .bind(&self.config.source.publication.name)
@@ -93,7 +94,7 @@ impl Statement {
             .fetch_optional(&mut *sql)
             .await?;
         if let Some(Text(written)) = written {
-            return Ok(written);
+            return Ok(Xid8(written));
         }
         table::check(sql, &self.config).await?;
         publication::verify_fingerprint(sql, &self.config).await?;
@@ -127,6 +128,6 @@ impl Statement {
 }
 
 /// The `xmin` of a row written by the transaction with this id: the id without its epoch.
-fn row_version(xid: u64) -> String {
-    (xid & u64::from(u32::MAX)).to_string()
+fn row_version(xid: Xid8) -> String {
+    (xid.0 & u64::from(u32::MAX)).to_string()
 }

@@ -16,6 +16,7 @@ use crate::error::{ErrorKind, RefillCause, RelayError};
 use crate::failpoint::{self, Boundary};
 use crate::postgres::connection::CONNECT_WITHIN;
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
+use crate::postgres::missing_rows::Xid8;
 use crate::postgres::{heartbeat, slot};
 use crate::status::Status;
 
@@ -91,7 +92,7 @@ struct WriterTask {
     /// When the server was last queried for the slot.
     asked: Instant,
     /// The transaction that last wrote the row.
-    previous: u64,
+    previous: Xid8,
     done: watch::Sender<CommittedCheckpoint>,
     waiting: watch::Sender<Option<Instant>>,
 }
@@ -173,5 +174,5 @@ async fn take_snapshot(sql: &mut PgConnection) -> Result<Snapshot, RelayError> {
     .fetch_one(&mut *sql)
     .await?;
     let (Text(xmin), Text(until)) = (row.try_get("xmin")?, row.try_get("until")?);
-    Ok(Snapshot { snapshot: row.try_get("snapshot")?, xmin, until })
+    Ok(Snapshot { snapshot: row.try_get("snapshot")?, xmin: Xid8(xmin), until })
 }

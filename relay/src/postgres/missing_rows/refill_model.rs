@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::TransactionSnapshot;
+use super::{TransactionSnapshot, Xid8};
 use crate::postgres::delivered_snapshots::{DeliveredSnapshots, Snapshot};
 use crate::progress::offset::Offset;
 use crate::testing::end;
@@ -32,7 +32,11 @@ pub(super) enum RowState {
 
 /// Where the event of a row is that transaction `xid` has written: `delivered` is the snapshot in the checkpoint, and
 /// `created` that of the new slot.
-pub(super) fn state_of(xid: u64, delivered: &TransactionSnapshot, created: &TransactionSnapshot) -> RowState {
+pub(super) fn state_of(
+    xid: Xid8,
+    delivered: &TransactionSnapshot,
+    created: &TransactionSnapshot,
+) -> RowState {
     if delivered.shows(xid) {
         RowState::Delivered
     } else if created.shows(xid) {
@@ -44,9 +48,9 @@ pub(super) fn state_of(xid: u64, delivered: &TransactionSnapshot, created: &Tran
 
 impl TransactionSnapshot {
     /// Whether the transaction had ended: `pg_visible_in_snapshot`.
-    pub(super) fn shows(&self, xid: u64) -> bool {
+    pub(super) fn shows(&self, xid: Xid8) -> bool {
         let (_, in_progress) = self.text.rsplit_once(':').unwrap();
-        xid < self.xmax && !in_progress.split(',').any(|running| running == xid.to_string())
+        xid < self.xmax && !in_progress.split(',').any(|running| running.parse() == Ok(xid.0))
     }
 }
 
@@ -145,7 +149,8 @@ impl World {
         let open: BTreeSet<u64> = self.running.keys().chain(self.waiting.keys()).copied().collect();
         let shown: Vec<String> = open.range(..xmax).map(u64::to_string).collect();
         let xmin = open.first().map_or(xmax, |first| xmax.min(*first));
-        Snapshot { snapshot: format!("{xmin}:{xmax}:{}", shown.join(",")), xmin, until: end(self.wal) }
+        let snapshot = format!("{xmin}:{xmax}:{}", shown.join(","));
+        Snapshot { snapshot, xmin: Xid8(xmin), until: end(self.wal) }
     }
 
     fn partition(row: Row) -> usize {
@@ -184,7 +189,7 @@ impl World {
             self.checkpoint.delivered = Some(stored.snapshot);
             self.checkpoint.offsets = stored.offsets.unwrap_or(std::mem::take(&mut self.checkpoint.offsets));
         }
-        self.session.on_written(xid, &offsets);
+        self.session.on_written(Xid8(xid), &offsets);
         self.session.take_now();
         if self.session.is_due() {
             self.session.on_taken(self.snapshot());
@@ -225,7 +230,7 @@ impl World {
         let created: TransactionSnapshot = self.snapshot().snapshot.parse().unwrap();
         let delivered: TransactionSnapshot = delivered.parse().unwrap();
         assert!(!delivered.is_ahead_of(&created));
-        let state_of = |row: Row| state_of(row.xid, &delivered, &created);
+        let state_of = |row: Row| state_of(Xid8(row.xid), &delivered, &created);
         self.check_states(state_of);
         let evidence = self.evidence();
         let mut missing: Vec<Row> = self.committed.iter().map(|committed| committed.row).collect();
