@@ -102,19 +102,16 @@ pub struct InitialState {
     pub form: StreamForm,
     /// The server's timelines. Nothing committed at or after their end can be in Kafka yet.
     pub lineage: Lineage,
-    /// When the server was started.
     pub server_started: KafkaTime,
     /// How rows are routed, now and by earlier versions.
     pub mappings: RoutingHistory,
     /// The topics and partitions as the checkpoint knows them.
     pub topics: TopicRegistry,
-    /// The table whose rows are delivered.
     pub table: OutboxTable,
     /// The refusal that ended the previous session, if one did.
     pub refusal: Option<Refusal>,
 }
 
-/// See the module documentation.
 pub struct Delivery<B = KafkaBroker> {
     ingest: Ingest,
     dispatch: Dispatch,
@@ -132,7 +129,6 @@ pub struct Delivery<B = KafkaBroker> {
 }
 
 impl<B: Broker> Delivery<B> {
-    /// The delivery of one session.
     pub fn new(
         config: &Config,
         start: InitialState,
@@ -402,7 +398,6 @@ impl<B: Broker> Delivery<B> {
         self.dispatch.blocked_on().is_some()
     }
 
-    /// The ledger.
     pub fn ledger(&self) -> &Ledger {
         &self.in_flight.progress.ledger
     }

@@ -77,7 +77,6 @@ pub fn arm() {
     std::mem::forget(fail::FailScenario::setup());
 }
 
-/// Passes a boundary.
 #[inline(always)]
 pub fn pass(boundary: Boundary) {
     #[cfg(feature = "failpoints")]

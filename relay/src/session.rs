@@ -38,7 +38,6 @@ pub struct Context {
     pub config: Arc<Config>,
     /// The state that `/status` and `/readyz` show.
     pub status: Status,
-    /// The Prometheus metrics.
     pub metrics: Metrics,
     /// Requests to replay dead letters.
     pub replays: ReplayHandle,

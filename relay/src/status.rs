@@ -166,7 +166,6 @@ impl Status {
         self.state().problems.missing_topics.entry(topic).or_insert_with(SystemTime::now);
     }
 
-    /// The topic exists.
     pub fn on_topic_exists(&self, topic: &str) {
         self.state().problems.missing_topics.remove(topic);
     }
@@ -246,7 +245,6 @@ impl Status {
         self.state().failover.primary = primary;
     }
 
-    /// What the standbys show.
     pub fn set_standbys(&self, standbys: Vec<Standby>) {
         self.state().failover.standbys = standbys;
     }
@@ -319,7 +317,6 @@ impl Status {
         self.state().heartbeat.on_refused()
     }
 
-    /// The heartbeat could not be sent.
     pub fn on_heartbeat_not_sent(&self) {
         self.state().heartbeat.on_send_failed();
     }

@@ -3,7 +3,6 @@
 use crate::config::Config;
 use crate::routing::router::Router;
 
-/// See the module documentation.
 pub struct PresentRouting<'a> {
     /// `Err` if the rule cannot be used, and why.
     router: Result<Router, String>,

@@ -21,7 +21,6 @@ pub enum ReplayError {
     /// The running relay rejected the replay.
     #[error("{0}; the running relay sends events again, because it knows their topics")]
     Ask(#[from] RequestError),
-    /// The response ended early.
     #[error(
         "the response ended early: the results printed above are final, and more events may have been sent"
     )]

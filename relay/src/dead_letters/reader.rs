@@ -19,9 +19,7 @@ const MAX_SHOWN_CHARS: usize = 120;
 /// A record of a dead-letter topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Partition of the dead-letter topic.
     pub partition: PartitionNumber,
-    /// Offset in that partition.
     pub offset: Offset,
     /// Kafka timestamp, in milliseconds since 1970.
     pub timestamp: Option<i64>,
@@ -34,7 +32,6 @@ pub struct DeadLetter {
     pub error: Option<String>,
     /// The topic the row was routed to.
     pub topic: Option<String>,
-    /// Columns that were omitted.
     pub omitted: Option<String>,
     /// The row, without the omitted columns.
     pub row: OwnedRow,
@@ -141,7 +138,6 @@ impl Reader {
         Ok(Reader { reader, topic: topic.to_owned() })
     }
 
-    /// The reader of topics.
     pub fn topics(&self) -> &TopicReader {
         &self.reader
     }

@@ -9,10 +9,8 @@ use crate::postgres::whole_row::{RowKey, WholeRowError, WholeRows};
 /// The omitted columns cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The dead letter has no id.
     #[error("some of its columns are only in the table, and it has no id to find its row by")]
     NoId,
-    /// The row is gone.
     #[error("some of its columns were only in the table, and its row no longer exists")]
     Gone,
     /// The row cannot be read.

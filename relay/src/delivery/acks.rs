@@ -24,7 +24,6 @@ use crate::status::Status;
 use crate::status::metrics::Metrics;
 use crate::topics::partitions::PartitionId;
 
-/// See the module documentation.
 pub(super) struct Acks {
     drained: Vec<Ack>,
     /// Acknowledgements that were drained but not processed, because one before them was a failure.

@@ -21,7 +21,6 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 pub struct CheckpointSchedule {
     confirmed: EndLsn,
     snapshot_cursor: Option<Seq>,
-    /// The revision of the routing.
     revision: Revision,
     at: Instant,
     /// The number of completed transactions at that time. If it has changed since, the progress is more than idle WAL.

@@ -7,7 +7,6 @@ use crate::event::dead_letter::DeadLetterSummary;
 /// At most one log line per second, because a faulty writer produces thousands of dead letters.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// See the module documentation.
 #[derive(Default)]
 pub(super) struct DeadLetterLog {
     logged: Option<Instant>,

@@ -42,7 +42,6 @@ struct Candidate<'a> {
 }
 
 impl Candidate<'_> {
-    /// Whether its event is among `events`.
     fn is_among(&self, events: &DeliveredEvents) -> bool {
         let id = self.decoded.id().map(EventId::as_bytes);
         id.is_some_and(|id| events.contains(EventKey::new(id, rfc3339(self.time).as_bytes())))
@@ -62,7 +61,6 @@ enum Decision {
     Skip,
     /// Queue it until its partition accepts it.
     Queue(Placed, Option<Poison>),
-    /// Send it.
     Send(Placed, Option<Poison>),
 }
 
@@ -97,7 +95,6 @@ pub(super) enum Dispatched {
     },
 }
 
-/// See the module documentation.
 pub(super) struct Dispatch {
     pub(super) routing: RoutingTable,
     pub(super) encoder: RecordEncoder,

@@ -45,7 +45,6 @@ pub struct Counters {
     pub transactions: u64,
 }
 
-/// See the module documentation.
 pub(super) struct InFlight<B> {
     pub(super) broker: B,
     pub(super) topics: TopicRegistry,

@@ -23,14 +23,12 @@ use crate::routing::mapping::RoutingHistory;
 pub enum StreamForm {
     /// Binary, for the types that have a binary format.
     Binary,
-    /// Text.
     Text {
         /// The largest value that a record may have.
         largest_value: usize,
     },
 }
 
-/// The origin of a row.
 #[derive(Clone, Copy)]
 pub(super) struct Origin {
     pub(super) position: Position,
@@ -74,13 +72,11 @@ impl Origin {
     }
 }
 
-/// An insert of the stream.
 pub(super) enum Inserted {
     /// Into another table.
     Elsewhere,
     /// In a transaction before the confirmed LSN, so Kafka has it.
     Delivered,
-    /// A row to deliver.
     Row(Rc<Layout>, Origin),
 }
 
@@ -112,7 +108,6 @@ pub fn memory_limit(table: &OutboxTable, mappings: &RoutingHistory, form: Stream
 /// Identifies the outbox table in the stream.
 #[derive(Clone, Debug)]
 pub struct OutboxTable {
-    /// The table's name.
     pub name: TableName,
     /// The OID of the table that the checkpoint belongs to. Its rows are delivered even if they were written while the
     /// table had another name.
@@ -126,7 +121,6 @@ impl OutboxTable {
     }
 }
 
-/// See the module documentation.
 pub(super) struct Ingest {
     table: OutboxTable,
     form: StreamForm,

@@ -12,7 +12,6 @@ use crate::status::KafkaAnswers;
 /// How often to log that authentication with a broker fails.
 const WARN_EVERY: Duration = Duration::from_secs(60);
 
-/// See the module documentation.
 #[derive(Default)]
 pub(super) struct KafkaHealth {
     answers: KafkaAnswers,

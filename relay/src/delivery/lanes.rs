@@ -113,7 +113,6 @@ struct Lane {
     last_progress: Instant,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Lanes {
     /// Of the records that are sent.

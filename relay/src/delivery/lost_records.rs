@@ -6,9 +6,7 @@ use crate::topics::partitions::{PartitionNumber, ScanStarts};
 /// What the next session has to know about the loss.
 #[derive(Clone, Debug)]
 pub struct LostRecords {
-    /// The topic.
     pub topic: String,
-    /// The partition number.
     pub partition: PartitionNumber,
     /// The offset of the record that revealed the loss.
     pub offset: Offset,

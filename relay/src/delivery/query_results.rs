@@ -13,7 +13,6 @@ use crate::topics::partitions::PartitionId;
 use crate::topics::registry::PartitionName;
 
 impl<B: Broker> Delivery<B> {
-    /// Processes the result of a query.
     pub fn on_query_result(&mut self, result: QueryResult) -> Result<(), RelayError> {
         let Delivery { dispatch, in_flight, discovery, .. } = self;
         let (routing, topics) = (&mut dispatch.routing, &mut in_flight.topics);

@@ -7,7 +7,6 @@ use crate::kafka::evidence::DeliveredEvents;
 use crate::kafka::query::Query;
 use crate::postgres::checkpoint::RefillScope;
 
-/// See the module documentation.
 pub(super) struct Refill {
     scope: RefillScope,
     evidence: Evidence,

@@ -28,7 +28,6 @@ pub(super) struct BlockedOn {
     pub(super) since: Instant,
 }
 
-/// The diagnoses of silent partitions.
 #[derive(Debug, Default)]
 pub(super) struct Diagnoses {
     found: HashMap<PartitionId, (Instant, Diagnosis)>,

@@ -8,7 +8,6 @@ use crate::progress::ledger::{EntryId, Inconsistent, Ledger};
 use crate::progress::lineage::{Lineage, commit_lsn};
 use crate::progress::snapshot_cursor::{Seq, SnapshotCursor};
 
-/// See the module documentation.
 pub(super) struct SourceProgress {
     pub(super) ledger: Ledger,
     /// The server's timelines. Nothing committed at or after their end can be in Kafka when the session starts.

@@ -20,11 +20,9 @@ pub enum InputStop {
     BurstEnded,
     /// The in-flight budget is used up.
     NoRoom,
-    /// A message is blocked.
     Blocked,
 }
 
-/// See the module documentation.
 pub struct StreamInput {
     /// It is decoded and routed again at each turn of the loop until it can be sent, which keeps no half-processed
     /// state.

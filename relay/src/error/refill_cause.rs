@@ -32,7 +32,6 @@ impl RefillCause {
         self.kind().name()
     }
 
-    /// The cause with this name.
     pub fn from_name(name: &str) -> Option<RefillCause> {
         RefillCause::ALL.into_iter().find(|cause| cause.name() == name)
     }

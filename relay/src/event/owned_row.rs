@@ -9,7 +9,6 @@ use pg_replication::PgTime;
 use super::row::{Attributes, EventId, OutboxRow, RowError};
 use super::value::checked;
 
-/// See the module documentation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnedRow {
     pub id: Option<String>,

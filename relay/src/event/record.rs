@@ -129,7 +129,6 @@ pub struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// The record of a valid row.
     pub fn event(row: OutboxRow<'a>, headers: OwnedHeaders, bytes: usize, time: PgTime) -> Prepared<'a> {
         Prepared { key: row.key, value: row.payload, headers, bytes, time, dead: None }
     }

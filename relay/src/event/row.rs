@@ -46,7 +46,6 @@ pub enum RowError {
     Attribute {
         /// The column's name.
         column: &'static str,
-        /// What is allowed.
         allowed: &'static str,
     },
     /// The row does not match the columns its Relation message announced.

@@ -14,7 +14,6 @@ use crate::kafka::scanner::{PartitionScanner, QueryError};
 pub(super) const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
-/// The kind of a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum CallKind {
     /// Reachability of Kafka, and diagnoses of partitions.

@@ -77,7 +77,6 @@ pub struct AuthErrors {
 }
 
 impl AuthErrors {
-    /// For clients of `sink`.
     pub fn new(sink: &Sink) -> AuthErrors {
         AuthErrors { last: Mutex::default(), tokens: sink.access.token_credentials().cloned() }
     }

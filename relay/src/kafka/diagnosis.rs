@@ -7,7 +7,6 @@ use crate::kafka::producers::ProducerHandles;
 use crate::kafka::scanner::{PartitionScanner, QueryError, REQUEST};
 use crate::topics::partitions::PartitionNumber;
 
-/// The diagnosis of a partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Diagnosis {
     /// A description for `/status`, if the cause is known.

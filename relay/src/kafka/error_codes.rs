@@ -17,7 +17,6 @@ pub enum Fault {
     Producer,
 }
 
-/// The meaning of a code.
 struct CodeMeaning {
     fault: Fault,
     reason: ErrorKind,

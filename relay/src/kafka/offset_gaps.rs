@@ -34,7 +34,6 @@ pub(super) struct PartitionGaps {
     offsets: i64,
 }
 
-/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct OffsetGaps {
     waiting: BTreeMap<u32, PartitionGaps>,

@@ -39,7 +39,6 @@ pub fn position_of(message: &impl Message) -> Option<Position> {
     std::str::from_utf8(value_of(message, header::CE_SEQUENCE)?).ok()?.parse().ok()
 }
 
-/// The value of a header.
 pub fn value_of<'m>(message: &'m impl Message, name: &str) -> Option<&'m [u8]> {
     message.headers()?.iter().find(|header| header.key == name).and_then(|header| header.value)
 }

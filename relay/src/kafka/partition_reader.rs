@@ -13,9 +13,7 @@ use crate::topics::partitions::PartitionNumber;
 /// Timeout of one poll, and so the delay after which a reader notices that it has to stop.
 const POLL: Duration = Duration::from_millis(100);
 
-/// What a poll returned.
 pub(crate) enum Polled<'a> {
-    /// A record of the partition.
     Record(BorrowedMessage<'a>),
     /// The partition has no more records at present.
     End,

@@ -61,12 +61,10 @@ impl Tag {
         self.entry() == Self::REPLAY
     }
 
-    /// The ledger entry.
     pub fn entry(self) -> EntryId {
         EntryId((self.0 >> Self::PARTITION_BITS) as u64)
     }
 
-    /// The partition.
     pub fn partition(self) -> PartitionId {
         PartitionId((self.0 & ((1 << Self::PARTITION_BITS) - 1)) as u32)
     }
@@ -92,7 +90,6 @@ pub struct AckQueue {
 }
 
 impl AckQueue {
-    /// For producers of `sink`.
     pub fn new(sink: &Sink) -> AckQueue {
         AckQueue {
             acks: Mutex::default(),
@@ -194,18 +191,13 @@ impl ProducerContext for DeliveryReports {
     }
 }
 
-/// One record to send.
 #[derive(Debug)]
 pub struct ProducerRecord<'a> {
-    /// Topic.
     pub topic: &'a str,
-    /// Partition number.
     pub partition: PartitionNumber,
-    /// Key.
     pub key: Option<&'a [u8]>,
     /// Value; `None` is a tombstone.
     pub value: Option<&'a [u8]>,
-    /// Headers.
     pub headers: OwnedHeaders,
     pub timestamp: KafkaTime,
 }

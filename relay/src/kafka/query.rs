@@ -16,14 +16,10 @@ use crate::topics::partitions::{PartitionId, PartitionNumber, ScanStarts, ToVeri
 use crate::topics::settings::TopicSettings;
 use crate::topics::watch::TopicState;
 
-/// A partition to query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueriedPartition<'a> {
-    /// The partition.
     pub id: PartitionId,
-    /// Its topic.
     pub topic: &'a str,
-    /// Its number in the topic.
     pub number: PartitionNumber,
 }
 
@@ -48,7 +44,6 @@ pub enum Query<'a> {
     /// Reads the settings of a topic, and compares its partitions with the checkpoint. Waits for a topic that does not
     /// exist.
     Verify {
-        /// The topic.
         topic: &'a str,
         /// The partitions, as the checkpoint knows them.
         partitions: Vec<ToVerify>,
@@ -62,7 +57,6 @@ pub enum Query<'a> {
     /// Scans a partition from `from` to its end, once enough replicas are in sync for its records to count as
     /// acknowledged.
     Scan {
-        /// The partition.
         partition: QueriedPartition<'a>,
         /// The first offset to read.
         from: Offset,
@@ -81,61 +75,48 @@ pub enum Query<'a> {
         before: CommitLsn,
     },
     /// Whether Kafka is reachable, and with `of_producers` whether the producers can reach it, too.
-    Reachability {
-        /// Includes the producers.
-        of_producers: bool,
-    },
+    Reachability { of_producers: bool },
     /// Why a partition acknowledges nothing of what was sent to it.
     Diagnosis {
-        /// The partition.
         partition: QueriedPartition<'a>,
         /// `min.insync.replicas` of the topic, if known.
         min_in_sync: Option<usize>,
     },
 }
 
-/// The result of a query.
 #[derive(Debug)]
 pub enum QueryResult {
     /// A requested topic exists.
     Topic {
-        /// The topic.
         name: String,
         /// Its partitions and settings.
         found: FoundTopic,
     },
     /// A topic that rows or verification wait for does not exist.
     TopicMissing(String),
-    /// The topic exists.
     TopicExists(String),
     /// A topic has more partitions, and the producers know them.
     Grown {
-        /// The topic.
         name: String,
         /// Its partitions and settings.
         found: FoundTopic,
     },
     /// The settings of a topic.
     Settings {
-        /// The topic.
         topic: String,
         /// `None` if the relay may not read them.
         settings: Option<TopicSettings>,
     },
     /// A partition matches the checkpoint.
     Verified {
-        /// The partition.
         partition: PartitionId,
         /// The offset at which a scan of it starts.
         scan_from: Offset,
     },
     /// The states of topics from the metadata; `None` if Kafka did not respond.
     TopicStates(Option<BTreeMap<String, TopicState>>),
-    /// A partition was scanned.
     Scanned {
-        /// The partition.
         partition: PartitionId,
-        /// The result.
         found: ScanResult,
         /// This outbox's records in it.
         records: FoundRecords,
@@ -144,18 +125,14 @@ pub enum QueryResult {
     },
     /// The gap before the probe was scanned.
     GapScanned {
-        /// The partition.
         partition: PartitionId,
-        /// The gap.
         gap: OffsetGap,
-        /// The result.
         found: ScanResult,
         /// This outbox's records in it.
         records: FoundRecords,
     },
     /// Gaps between records of this process were scanned, and contain other records with this outbox's `ce_source`.
     Strays {
-        /// The partition.
         partition: PartitionId,
         /// The records that were kept.
         strays: Vec<Stray>,
@@ -166,15 +143,11 @@ pub enum QueryResult {
     GapsSkipped(u64),
     /// The events that Kafka has already.
     Evidence(DeliveredEvents),
-    /// Whether Kafka is reachable.
     Reachability(Reachability),
     /// Why a partition acknowledges nothing.
     Diagnosed {
-        /// The partition.
         partition: PartitionId,
-        /// The diagnosis.
         diagnosis: Diagnosis,
     },
-    /// The query failed.
     Failed(QueryError),
 }

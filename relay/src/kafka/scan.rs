@@ -20,7 +20,6 @@ const MAX_STRAYS: usize = 1024;
 /// A record with this outbox's `ce_source` that this process has not sent, between records that it has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stray {
-    /// The position of the record.
     pub position: Position,
     /// Identifies its position and event id.
     pub fingerprint: Fingerprint,
@@ -29,7 +28,6 @@ pub struct Stray {
 /// How one step of a scan ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The scan is complete.
     Done,
     /// The scan yielded to others that wait.
     Yielded,
@@ -58,17 +56,13 @@ pub enum Scope {
     },
 }
 
-/// See the module documentation.
 #[derive(Clone, Debug)]
 pub struct Scan {
-    /// Topic.
     pub topic: Arc<str>,
-    /// Partition number.
     pub partition: PartitionNumber,
     scope: Scope,
     /// The first offset that is not read.
     pub until: Offset,
-    /// The result.
     pub found: ScanResult,
     /// The records of this outbox.
     pub records: RecordCollector,

@@ -46,9 +46,7 @@ pub enum QueryError {
     /// Records that were acknowledged are gone.
     #[error("{topic}/{partition}: {what}")]
     Lost {
-        /// Topic.
         topic: String,
-        /// Partition number.
         partition: PartitionNumber,
         /// What was found instead.
         what: String,
@@ -58,9 +56,7 @@ pub enum QueryError {
         "{topic}/{partition}: offset {offset} has the event at {position}, beyond the end of the server's WAL"
     )]
     Ahead {
-        /// Topic.
         topic: String,
-        /// Partition number.
         partition: PartitionNumber,
         /// The last offset of the partition.
         offset: Offset,
@@ -72,9 +68,7 @@ pub enum QueryError {
     /// Kafka does not have all records that may prove which rows were delivered.
     #[error("{topic}/{partition}: {what}")]
     EvidenceIncomplete {
-        /// Topic.
         topic: String,
-        /// Partition number.
         partition: PartitionNumber,
         /// What is missing.
         what: String,
@@ -85,7 +79,6 @@ pub enum QueryError {
     /// The session is over.
     #[error("the query was cancelled, because the session ended")]
     Cancelled,
-    /// Kafka refused the request.
     #[error("Kafka refused a query: {0}")]
     Refused(KafkaError),
     /// Kafka did not respond. The call is retried.
@@ -93,7 +86,6 @@ pub enum QueryError {
     NoResponse(KafkaError),
 }
 
-/// Whether Kafka is reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reachability {
     /// No broker responds.
@@ -106,10 +98,8 @@ pub enum Reachability {
     ClientStranded,
 }
 
-/// A topic as it is in Kafka.
 #[derive(Debug)]
 pub struct FoundTopic {
-    /// The number of partitions.
     pub partitions: i32,
     /// The end offset of each partition. No record before it is from this outbox.
     pub ends: BTreeMap<PartitionNumber, ScanStart>,
@@ -188,7 +178,6 @@ impl PartitionScanner {
         self.request(|| partition_count(&*self.consumer, name, REQUEST))
     }
 
-    /// The offsets that a partition has.
     pub fn watermarks(&self, topic: &str, partition: PartitionNumber) -> Result<OffsetRange, QueryError> {
         let (low, high) =
             self.request(|| self.consumer.fetch_watermarks(topic, partition.0, LEADER_REQUEST))?;

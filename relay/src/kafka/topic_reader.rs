@@ -22,7 +22,6 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// A read that receives nothing for this long fails: a person is waiting for it.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
-/// The topic cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// Kafka does not respond, or rejects the request.
@@ -49,7 +48,6 @@ pub enum ReadError {
     EndedEarly { topic: String, partition: PartitionNumber, end: Offset, until: Offset },
 }
 
-/// Reads topics.
 pub struct TopicReader {
     consumer: Arc<BaseConsumer>,
 }
@@ -59,7 +57,6 @@ pub struct TopicReader {
 pub struct PartitionRange {
     /// The first offset that still exists. Retention has removed the records before it.
     pub low: Offset,
-    /// The offsets to read.
     pub range: OffsetRange,
 }
 

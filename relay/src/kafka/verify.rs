@@ -207,12 +207,9 @@ pub async fn read_settings(
     Ok(TopicSettings::read(|name| entries.get(name).and_then(|entry| entry.value.as_deref())))
 }
 
-/// What is at an offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordAt {
-    /// A record with a position.
     Event {
-        /// The position of the record.
         position: Position,
         /// The record has this outbox's `ce_source`.
         is_own: bool,
@@ -280,12 +277,9 @@ pub(crate) fn check_same_partition(
     }
 }
 
-/// The replicas of a partition.
 #[derive(Clone, Copy, Debug)]
 pub struct Replicas {
-    /// The number of all replicas.
     pub all: usize,
-    /// The number of replicas in sync.
     pub in_sync: usize,
 }
 

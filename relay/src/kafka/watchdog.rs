@@ -17,11 +17,9 @@ const STUCK_AFTER_PROBES: u32 = 20;
 /// What the event loop has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchdogAction {
-    /// Nothing.
     None,
     /// Query whether Kafka is reachable, then call [`Watchdog::on_probed`].
     Probe,
-    /// Rebuild the producers.
     Rebuild,
 }
 
@@ -36,7 +34,6 @@ pub enum Activity {
     Acknowledged,
 }
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub struct Watchdog {
     /// The time of the last acknowledgement or of the last probe's result.

@@ -12,7 +12,6 @@ use super::slot_holder::since;
 /// This many are named; the others are counted.
 const NAMED: usize = 3;
 
-/// An open transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenTransaction {
     who: Owner,

@@ -27,7 +27,6 @@ pub const TABLE: &str = "outbox_checkpoint";
 /// The cluster and timeline that LSNs belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterTimeline {
-    /// `system_identifier` of the cluster.
     pub system_identifier: u64,
     pub timeline: u32,
 }
@@ -86,7 +85,6 @@ pub enum CheckpointPhase {
         /// The rows that are still to be delivered.
         rest: RemainingSnapshot,
     },
-    /// It streams.
     Delivered {
         /// Every commit before this LSN is in Kafka.
         confirmed: EndLsn,
@@ -154,7 +152,6 @@ impl CheckpointUpdate {
     }
 }
 
-/// The last committed checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct CommittedCheckpoint {
     /// Its LSN, which may be confirmed to PostgreSQL.

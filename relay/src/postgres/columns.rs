@@ -10,7 +10,6 @@ use crate::event::column_type::ColumnType;
 use crate::event::row::Layout;
 use crate::postgres::table::GENERATED_SINCE;
 
-/// A column of the outbox table.
 #[derive(Clone, Debug)]
 pub struct TableColumn {
     pub name: String,

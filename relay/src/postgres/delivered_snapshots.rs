@@ -28,7 +28,6 @@ use crate::topics::partitions::ScanStarts;
 /// Partitions are dropped by the day, so this is often enough, and costs one cheap query.
 const TAKE_EVERY: Duration = Duration::from_secs(1);
 
-/// A snapshot of the server.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// In the text format of `pg_snapshot`.

@@ -13,11 +13,9 @@ use crate::postgres::missing_rows::TransactionSnapshot;
 pub enum RowsFor {
     /// The initial snapshot.
     Start,
-    /// A refill.
     Refill,
     /// The comparison of the table with Kafka.
     Audit,
-    /// A replay of rows.
     Replay,
 }
 

@@ -51,7 +51,6 @@ pub async fn state(sql: &mut PgConnection, slot: &str) -> Result<Option<SlotStat
     }))
 }
 
-/// When the server was started.
 pub async fn server_start_time(sql: &mut PgConnection) -> Result<KafkaTime, RelayError> {
     let milliseconds = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint";
     Ok(KafkaTime(sqlx::query_scalar(milliseconds).fetch_one(&mut *sql).await?))

@@ -77,7 +77,6 @@ pub struct Silence {
     pub left: Duration,
 }
 
-/// The kinds of holders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Another relay that is alive.

@@ -28,7 +28,6 @@ const TEXTS: [&str; 7] = [
 /// The name in the query's result of the column that selects the topic.
 const ROUTE: &str = "route";
 
-/// What identifies the row.
 #[derive(Clone, Copy, Debug)]
 pub enum RowKey<'a> {
     Id(&'a str),
@@ -44,7 +43,6 @@ pub enum WholeRowError {
     TooLarge {
         /// Total size of its values.
         bytes: i64,
-        /// The configured limit.
         limit: usize,
     },
     /// The database does not respond, or rejects the query; the role needs SELECT on the outbox table.

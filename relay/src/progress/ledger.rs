@@ -57,7 +57,6 @@ impl Entry {
     }
 }
 
-/// See the module documentation.
 pub struct Ledger {
     entries: VecDeque<Entry>,
     first: EntryId,

@@ -16,7 +16,6 @@ pub struct Lineage {
 }
 
 impl Lineage {
-    /// The history of a server with these timelines.
     pub fn new(timelines: TimelineHistory, horizon: EndLsn) -> Self {
         Lineage { timelines, horizon }
     }
@@ -43,7 +42,6 @@ impl Lineage {
     }
 }
 
-/// The commit LSN of a position.
 pub fn commit_lsn(position: Position) -> CommitLsn {
     CommitLsn::new(Lsn::from(position.commit_lsn))
 }

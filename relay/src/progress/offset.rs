@@ -13,7 +13,6 @@ impl Offset {
     /// The offset of the first record of a new partition.
     pub const ZERO: Offset = Offset(0);
 
-    /// The offset after this one.
     #[must_use]
     pub fn next(self) -> Offset {
         Offset(self.0 + 1)
@@ -29,19 +28,16 @@ impl fmt::Display for Offset {
 /// Successive offsets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffsetRange {
-    /// The first offset.
     pub from: Offset,
     /// The first offset after the range.
     pub until: Offset,
 }
 
 impl OffsetRange {
-    /// Whether an offset is in the range.
     pub fn contains(self, offset: Offset) -> bool {
         self.from <= offset && offset < self.until
     }
 
-    /// The number of offsets.
     pub fn count(self) -> i64 {
         (self.until.0 - self.from.0).max(0)
     }

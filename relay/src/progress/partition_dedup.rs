@@ -49,7 +49,6 @@ impl ScanResult {
 /// What to do with the next row of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
-    /// Send it.
     Send,
     /// Kafka has it: skip it.
     AlreadyThere,
@@ -79,7 +78,6 @@ pub enum Landed {
 /// A range of offsets that other producers filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffsetGap {
-    /// The offsets.
     pub range: OffsetRange,
     /// The highest position known to be in the partition outside of the gap. This outbox's records in the gap at or
     /// below it are duplicates.

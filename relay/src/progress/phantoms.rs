@@ -5,7 +5,6 @@ use outbox::Position;
 /// Records of this outbox at positions outside of the server's WAL history.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Phantoms {
-    /// The number of phantoms.
     pub count: u64,
     /// The event ids of the first of them.
     pub ids: Vec<String>,

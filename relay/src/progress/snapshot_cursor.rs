@@ -34,7 +34,6 @@ impl SnapshotCursor {
         SnapshotCursor { reached, ahead: VecDeque::new() }
     }
 
-    /// A row was sent.
     pub fn on_sent(&mut self, entry: EntryId, seq: Seq) {
         self.ahead.push_back((entry, seq));
     }

@@ -18,10 +18,8 @@ use crate::dead_letters::reader::{DeadLetter, Reader};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selection {
-    /// Dead letters with these event ids.
     #[serde(default)]
     pub ids: EventIds,
-    /// All dead letters.
     #[serde(default)]
     pub all: bool,
     /// Only those written at this time or later.

@@ -15,13 +15,11 @@ pub enum SendOutcome {
     UnknownTopic(String),
 }
 
-/// One line of the response.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum ReplayLine {
     /// The result for one event.
     Replayed(Replayed),
-    /// The last line.
     Summary(Summary),
 }
 

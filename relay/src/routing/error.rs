@@ -16,23 +16,17 @@ pub enum RoutingError {
     TooLarge {
         /// The size of the record.
         bytes: usize,
-        /// The topic.
         topic: String,
-        /// The limit.
         limit: usize,
         /// The setting that defines the limit.
         setting: String,
     },
     /// The record has no key, which a compacted topic requires.
     #[error("topic {topic} is compacted (cleanup.policy), so its records need a key, and the row has none")]
-    NoKey {
-        /// The topic.
-        topic: String,
-    },
+    NoKey { topic: String },
     /// Kafka refused the record.
     #[error("Kafka refused the record for topic {topic}: {cause}")]
     Refused {
-        /// The topic.
         topic: String,
         /// The error code, and what it means.
         cause: String,

@@ -42,12 +42,9 @@ use crate::routing::router::{InvalidRule, partition};
 use crate::topics::partitions::PartitionNumber;
 use crate::topics::registry::{TopicId, TopicRegistry};
 
-/// The destination of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
-    /// Topic.
     pub topic: TopicId,
-    /// Partition number.
     pub number: PartitionNumber,
     /// The row may be sent once the committed checkpoint has this routing revision.
     pub revision: Revision,
@@ -58,7 +55,6 @@ pub struct Destination {
 /// The destination of a row by the current mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CurrentDestination {
-    /// A partition.
     Partition(Destination),
     /// A topic that is not part of the mapping yet.
     NewTopic(String),
@@ -144,7 +140,6 @@ impl RoutingTable {
         })
     }
 
-    /// The destination of a row by the current mapping.
     pub fn current_destination<'a, F: Fn(&str) -> Option<&'a str>>(
         &mut self,
         input: &RoutingInput<'a, F>,
@@ -224,7 +219,6 @@ impl RoutingTable {
         self.mappings.all().filter_map(CompiledRouting::smallest_limit).min()
     }
 
-    /// The shape of a topic in the current mapping.
     pub fn shape(&self, topic: TopicId) -> Option<TopicShape> {
         self.mappings.current.topics.get(&topic).copied()
     }

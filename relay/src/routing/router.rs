@@ -38,22 +38,13 @@ pub enum Unroutable {
         "'{}' is not a topic name (letters, digits, '.', '_', '-', at most {MAX_TOPIC_BYTES})",
         excerpt(topic)
     )]
-    IllegalTopic {
-        /// The name.
-        topic: String,
-    },
+    IllegalTopic { topic: String },
     /// The rule results in an internal topic of Kafka.
     #[error("'{topic}' is an internal topic of Kafka, which accepts no events")]
-    InternalTopic {
-        /// The name.
-        topic: String,
-    },
+    InternalTopic { topic: String },
     /// The rule results in the dead-letter topic, where every record has to be a dead letter.
     #[error("'{topic}' is delivery.deadLetterTopic, which accepts only dead letters")]
-    DeadLetterTopic {
-        /// The name.
-        topic: String,
-    },
+    DeadLetterTopic { topic: String },
 }
 
 /// The routing rule of Debezium's outbox event router: a regular expression over one column, and a replacement.

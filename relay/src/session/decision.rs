@@ -45,11 +45,9 @@ pub struct StartInputs<'a> {
     pub source: &'a Source,
     /// The relay's checkpoint.
     pub checkpoint: Option<&'a Checkpoint>,
-    /// The slot.
     pub slot: Option<&'a SlotState>,
 }
 
-/// How a session starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartDecision {
     /// There was never a slot: register and create it.
@@ -82,7 +80,6 @@ pub enum DeliveryPhase {
         /// The rows to deliver before the stream.
         rest: RemainingSnapshot,
     },
-    /// The stream.
     Stream {
         /// Everything before this LSN is in Kafka.
         confirmed: EndLsn,

@@ -14,7 +14,6 @@ const FINISH_WITHIN: Duration = Duration::from_secs(5);
 /// Time allowed for the final status update to a server that is shutting down or gone.
 const FINAL_STATUS_WITHIN: Duration = Duration::from_millis(500);
 
-/// See the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionEnd {
     /// Every row that was read is acknowledged by Kafka, stored in the checkpoint, and confirmed to PostgreSQL.

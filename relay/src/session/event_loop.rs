@@ -35,7 +35,6 @@ use crate::status::{Phase, Status};
 /// skips what is in Kafka.
 const TICK: Duration = Duration::from_millis(100);
 
-/// See the module documentation.
 pub struct EventLoop {
     stream: Stream,
     delivery: Delivery,

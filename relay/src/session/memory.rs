@@ -7,7 +7,6 @@ use crate::delivery::{LostRecords, Refusal};
 use crate::error::ErrorKind;
 use crate::postgres::checkpoint::ClusterTimeline;
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub struct Memory {
     /// The position its sessions have confirmed, and on which timeline.

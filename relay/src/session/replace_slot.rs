@@ -13,7 +13,6 @@ use crate::postgres::missing_rows::TransactionSnapshot;
 use crate::postgres::slot;
 use crate::session::Context;
 
-/// A gap to refill.
 pub(super) struct Gap<'a> {
     /// What is known to be delivered.
     pub(super) checkpoint: &'a Checkpoint,

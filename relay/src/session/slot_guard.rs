@@ -25,7 +25,6 @@ use crate::status::{LastSlotObservation, SlotState};
 /// nothing, however short `wal_sender_timeout` is.
 const MIN_SILENCE: Duration = Duration::from_secs(5);
 
-/// See the module documentation.
 #[derive(Debug)]
 pub struct SlotGuard {
     /// Half of the server's `wal_sender_timeout`.

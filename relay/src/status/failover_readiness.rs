@@ -87,14 +87,12 @@ pub enum FailoverReason {
     StandbySlotUnread,
     /// A standby could not be queried, or its copy cannot be judged.
     StandbyUnknown,
-    /// No standby is known.
     NoStandbyKnown,
     /// The slot was not observed on the primary.
     SlotUnknown,
 }
 
 impl FailoverReason {
-    /// All of them.
     pub const ALL: [FailoverReason; 9] = [
         FailoverReason::SlotSynchronized,
         FailoverReason::SlotNotSynchronized,
@@ -107,7 +105,6 @@ impl FailoverReason {
         FailoverReason::SlotUnknown,
     ];
 
-    /// The name.
     pub fn name(self) -> &'static str {
         match self {
             FailoverReason::SlotSynchronized => "SlotSynchronized",
@@ -122,7 +119,6 @@ impl FailoverReason {
         }
     }
 
-    /// The reason with this name.
     pub fn from_name(name: &str) -> Option<FailoverReason> {
         FailoverReason::ALL.into_iter().find(|reason| reason.name() == name)
     }

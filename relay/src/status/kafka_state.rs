@@ -7,7 +7,6 @@ use super::signals::{KafkaAnswers, SessionStats, SilentPartition};
 use super::state::STALLED_AFTER;
 use crate::error::ErrorKind;
 
-/// See the module documentation.
 pub(super) struct KafkaState {
     pub(super) answers: KafkaAnswers,
     changed: Instant,

@@ -10,7 +10,6 @@ use crate::error::ErrorKind;
 /// An older observation of the slot is not shown as current.
 const CURRENT_FOR: Duration = Duration::from_secs(10);
 
-/// See the module documentation.
 #[derive(Default)]
 pub(super) struct Observation {
     /// `None` while there is no slot, or before it was first observed.

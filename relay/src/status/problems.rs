@@ -8,7 +8,6 @@ use outbox::Position;
 
 use crate::error::ErrorKind;
 
-/// See the module documentation.
 #[derive(Default)]
 pub(super) struct Problems {
     /// The error that ended the last session, or keeps the next one from opening its stream.

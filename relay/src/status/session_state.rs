@@ -6,7 +6,6 @@ use pg_replication::{Host, PgTime};
 
 use super::signals::SessionStats;
 
-/// See the module documentation.
 pub(super) struct SessionState {
     pub(super) stats: SessionStats,
     /// When the session last reported.

@@ -15,7 +15,6 @@ pub enum Phase {
     Snapshot,
     /// The stream is open but not read: the rows that a lost slot would have streamed are delivered first.
     Refilling,
-    /// The stream is open.
     Streaming,
     /// Another relay holds the slot.
     Standby,
@@ -113,7 +112,6 @@ pub struct SessionStats {
     pub acknowledged: EndLsn,
     /// Records acknowledged by Kafka.
     pub acknowledged_events: u64,
-    /// LSN confirmed to the server.
     pub confirmed: EndLsn,
     /// Events sent or waiting for their partition, and not acknowledged.
     pub in_flight_events: usize,

@@ -32,7 +32,6 @@ pub struct ScanStart {
 /// truncated partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastRecord {
-    /// The record's offset.
     pub offset: Offset,
     /// The timeline of its transaction.
     pub timeline: u32,
@@ -44,20 +43,17 @@ pub struct LastRecord {
 }
 
 impl LastRecord {
-    /// The record at `position` was acknowledged at `offset`.
     pub fn new(position: Position, offset: Offset) -> LastRecord {
         let Position { timeline, commit_lsn: commit, index } = position;
         LastRecord { offset, timeline, commit, index: Some(index) }
     }
 
-    /// Whether this is the record at `position`.
     pub fn is_at(&self, position: Position) -> bool {
         let same_transaction = position.timeline == self.timeline && position.commit_lsn == self.commit;
         same_transaction && self.index.is_none_or(|index| index == position.index)
     }
 }
 
-/// The number of a partition in its topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PartitionNumber(pub i32);
@@ -75,19 +71,14 @@ pub struct PartitionId(pub u32);
 /// A partition to compare with the checkpoint.
 #[derive(Clone, Debug)]
 pub struct ToVerify {
-    /// The partition.
     pub id: PartitionId,
-    /// Its number in the topic.
     pub number: PartitionNumber,
     /// The start of its scan, and the last record that must exist.
     pub start: ScanStart,
 }
 
-/// See the module documentation.
 pub struct Partition {
-    /// The topic.
     pub topic: TopicId,
-    /// The number in the topic.
     pub number: PartitionNumber,
     /// Which rows it has.
     pub dedup: PartitionDedup,

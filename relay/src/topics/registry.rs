@@ -17,13 +17,11 @@ use crate::topics::kafka_time::KafkaTime;
 use crate::topics::partitions::{Partition, PartitionId, PartitionNumber, ScanStart, ScanStarts, ToVerify};
 use crate::topics::settings::Settings;
 
-/// A topic of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(u32);
 
 /// What is known of a topic, besides its partitions.
 pub struct Topic {
-    /// The name.
     pub name: String,
     /// What this session knows of its settings.
     pub settings: Settings,
@@ -55,9 +53,7 @@ impl Topic {
 /// The name of a partition, for messages and for Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionName<'a> {
-    /// The topic.
     pub topic: &'a str,
-    /// The number in the topic.
     pub number: PartitionNumber,
 }
 
@@ -75,7 +71,6 @@ pub struct NoPartition {
     number: PartitionNumber,
 }
 
-/// See the module documentation.
 #[derive(Default)]
 pub struct TopicRegistry {
     topics: Vec<Topic>,
@@ -127,42 +122,35 @@ impl TopicRegistry {
         self.by_name.get(name).copied()
     }
 
-    /// What is known of a topic.
     pub fn topic(&self, id: TopicId) -> &Topic {
         topic_in(&self.topics, id)
     }
 
-    /// See [`TopicRegistry::topic`].
     #[expect(clippy::indexing_slicing, reason = "an id is a proof: see the module documentation")]
     pub fn topic_mut(&mut self, id: TopicId) -> &mut Topic {
         &mut self.topics[id.0 as usize]
     }
 
-    /// The partition with this number.
     pub fn partition_at(&self, topic: TopicId, number: PartitionNumber) -> Result<PartitionId, NoPartition> {
         let topic = self.topic(topic);
         let id = usize::try_from(number.0).ok().and_then(|index| topic.partitions.get(index));
         id.copied().ok_or_else(|| NoPartition { topic: topic.name.clone(), number })
     }
 
-    /// A partition.
     #[expect(clippy::indexing_slicing, reason = "an id is a proof: see the module documentation")]
     pub fn partition(&self, id: PartitionId) -> &Partition {
         &self.partitions[id.0 as usize]
     }
 
-    /// See [`TopicRegistry::partition`].
     #[expect(clippy::indexing_slicing, reason = "an id is a proof: see the module documentation")]
     pub fn partition_mut(&mut self, id: PartitionId) -> &mut Partition {
         &mut self.partitions[id.0 as usize]
     }
 
-    /// The topic of a partition.
     pub fn topic_of(&self, id: PartitionId) -> &Topic {
         self.topic(self.partition(id).topic)
     }
 
-    /// The name of a partition.
     pub fn name_of(&self, id: PartitionId) -> PartitionName<'_> {
         let partition = self.partition(id);
         PartitionName { topic: &self.topic(partition.topic).name, number: partition.number }
@@ -189,7 +177,6 @@ impl TopicRegistry {
             .for_each(Partition::invalidate);
     }
 
-    /// What to verify about a topic.
     pub fn to_verify(&self, topic: TopicId) -> Vec<ToVerify> {
         let ids = self.topic(topic).partitions.iter();
         ids.map(|id| self.partition(*id).to_verify(*id)).collect()

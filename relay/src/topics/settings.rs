@@ -8,7 +8,6 @@ const DEFAULT_RETENTION_MS: i64 = 7 * 24 * 3600 * 1000;
 /// Kafka's default for `message.timestamp.after.max.ms`, one hour.
 const DEFAULT_AHEAD_MS: i64 = 3600 * 1000;
 
-/// The settings of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicSettings {
     /// Largest record batch in bytes.
@@ -31,7 +30,6 @@ pub enum Settings {
     Unread,
     /// The relay may not read them.
     Refused,
-    /// They were read.
     Read(TopicSettings),
 }
 

@@ -18,7 +18,6 @@ pub enum TopicState {
     Unknown,
 }
 
-/// A change of a topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TopicChange {
     /// The topic does not exist any more.

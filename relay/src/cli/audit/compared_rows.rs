@@ -33,7 +33,6 @@ pub struct Period {
     pub until: DateTime<Utc>,
 }
 
-/// A page of rows.
 pub struct Page {
     pub rows: Vec<StoredEvent>,
     /// The latest time of these rows.

@@ -48,7 +48,6 @@ pub struct FoundRecord {
     pub is_behind: bool,
 }
 
-/// See the module documentation.
 #[derive(Debug, Default)]
 pub struct Comparison {
     rows: HashMap<EventKey, StoredEvent>,
@@ -66,13 +65,11 @@ pub struct Counts {
     pub rows: u64,
     /// Their event is in Kafka.
     pub delivered: u64,
-    /// They are dead letters.
     pub dead_letters: u64,
     /// They are not in Kafka, and the checkpoint does not count them as delivered.
     pub waiting: u64,
 }
 
-/// The result.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Compared {
     pub counts: Counts,

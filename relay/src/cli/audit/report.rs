@@ -22,7 +22,6 @@ pub struct UnverifiableRow {
     pub reason: String,
 }
 
-/// See the module documentation.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {

@@ -22,7 +22,6 @@ use crate::topics::partitions::PartitionNumber;
 /// How far the brokers' clocks may be behind the database's: in some topics the broker sets the time of a record.
 const CLOCK_DIFFERENCE: TimeDelta = TimeDelta::minutes(10);
 
-/// What was read of a topic.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReadTopic {
@@ -36,7 +35,6 @@ pub struct ReadTopic {
     pub compacted: bool,
 }
 
-/// See the module documentation.
 pub struct TopicRecords {
     reader: TopicReader,
     source: String,
@@ -165,7 +163,6 @@ impl TopicRecords {
         Ok(())
     }
 
-    /// What was read of each topic.
     pub fn into_topics(self) -> BTreeMap<String, ReadTopic> {
         self.topics
     }

@@ -10,7 +10,6 @@ const RELATION: u32 = 7;
 /// `text` in `pg_type.dat`.
 const TEXT: u32 = 25;
 
-/// A row of the outbox table.
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) aggregate_type: &'static str,
@@ -18,7 +17,6 @@ pub(super) struct Row {
     pub(super) payload_bytes: usize,
 }
 
-/// A committed transaction.
 pub(super) struct Transaction {
     commit: u64,
     rows: Vec<Row>,

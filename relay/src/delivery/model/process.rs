@@ -35,7 +35,6 @@ pub(super) struct Relay {
     metrics: Metrics,
 }
 
-/// One process.
 pub(super) struct Process {
     pub(super) delivery: Delivery<MemoryKafka>,
     kafka: MemoryKafka,

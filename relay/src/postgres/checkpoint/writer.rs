@@ -62,7 +62,6 @@ impl Writer {
         self.progress.send_replace(Some(progress));
     }
 
-    /// The last committed checkpoint.
     pub fn committed(&self) -> CommittedCheckpoint {
         *self.committed.borrow()
     }

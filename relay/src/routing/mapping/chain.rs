@@ -5,14 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::RefusedRows;
 
-/// See the module documentation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MappingChain<M> {
     /// The number of the current mapping. The checkpoint has a separate column for it, so that people need not read
     /// JSON.
     #[serde(skip)]
     pub version: i32,
-    /// The current mapping.
     pub current: M,
     /// Earlier mappings, oldest first, for rows that may be read again.
     #[serde(default = "Vec::new", skip_serializing_if = "Vec::is_empty")]
@@ -22,14 +20,12 @@ pub struct MappingChain<M> {
     pub refused: RefusedRows,
 }
 
-/// An earlier mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Superseded<M> {
     /// No row committed at or after this position was sent by this mapping.
     #[serde(with = "lsn_text")]
     pub until: EndLsn,
-    /// The mapping.
     #[serde(flatten)]
     pub mapping: M,
 }

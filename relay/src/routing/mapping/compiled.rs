@@ -17,7 +17,6 @@ const MAX_ROUTE_BYTES: usize = 4 * 1024 * 1024;
 
 /// The topic of a row.
 pub(super) enum Route {
-    /// A topic of the mapping.
     Known(TopicId, TopicShape),
     /// A topic that is not part of the mapping.
     New(String),

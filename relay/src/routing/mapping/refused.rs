@@ -16,10 +16,8 @@ const MAX_REFUSED: usize = 1_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedRow {
-    /// The position of the row.
     #[serde(with = "position_text")]
     pub position: Position,
-    /// The topic it was sent to.
     pub topic: String,
     /// The error code, and what it means.
     pub cause: String,

@@ -26,11 +26,9 @@ pub struct TopicShape {
     pub compacted: bool,
 }
 
-/// One mapping, as stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RoutingConfig {
-    /// The configuration.
     #[serde(flatten)]
     pub rule: Rule,
     /// Topics that records may have been sent to.
@@ -42,7 +40,6 @@ pub struct RoutingConfig {
 pub type RoutingHistory = MappingChain<RoutingConfig>;
 
 impl RoutingHistory {
-    /// The first mapping of a relay.
     pub fn first(rule: Rule) -> RoutingHistory {
         MappingChain::new(RoutingConfig { rule, topics: BTreeMap::new() })
     }

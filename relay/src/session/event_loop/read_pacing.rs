@@ -51,7 +51,6 @@ impl ReadPacing {
         }
     }
 
-    /// A read returned `bytes`.
     pub(super) fn on_read(&mut self, bytes: usize, now: Instant) {
         self.last_read = bytes;
         self.burst += bytes;

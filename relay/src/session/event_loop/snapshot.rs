@@ -16,7 +16,6 @@ use crate::status::Phase;
 pub(super) enum RowSource {
     /// The initial snapshot, or the missing rows of a refill.
     Snapshot(SnapshotRows),
-    /// The stream.
     Stream,
 }
 
