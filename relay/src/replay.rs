@@ -31,13 +31,10 @@ const LINES: usize = 16;
 /// Why the request is rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayRejected {
-    /// The selection has no criterion.
     #[error("nothing selected: give {0}")]
     NothingSelected(&'static str),
-    /// No dead-letter topic is configured.
     #[error("delivery.deadLetterTopic is not set")]
     NoTopic,
-    /// The name of the replay cannot be the value of a header.
     #[error("the name of the replay is not one to 64 letters, digits, '.', '_' or '-'")]
     Name,
     /// Only the relay that holds the slot may send.
@@ -48,7 +45,6 @@ pub enum ReplayRejected {
     /// The files with the credentials cannot be read.
     #[error("{0}")]
     Credentials(RelayError),
-    /// Another replay is running.
     #[error("another replay is running")]
     Busy,
 }

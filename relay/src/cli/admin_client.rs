@@ -12,27 +12,13 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// The relay did not respond as expected.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// No process listens there.
     #[error("no relay answers at {address} (admin.listen): {source}")]
-    NoRelay {
-        /// The value of `admin.listen`.
-        address: SocketAddr,
-        source: std::io::Error,
-    },
+    NoRelay { address: SocketAddr, source: std::io::Error },
     /// Another program listens there, or the relay has ended.
     #[error("{address} (admin.listen) did not answer as a relay does")]
-    NotARelay {
-        /// The value of `admin.listen`.
-        address: SocketAddr,
-    },
-    /// The relay rejected the request.
+    NotARelay { address: SocketAddr },
     #[error("the relay at {address} says: {message}")]
-    Refused {
-        /// The value of `admin.listen`.
-        address: SocketAddr,
-        /// The relay's error message.
-        message: String,
-    },
+    Refused { address: SocketAddr, message: String },
 }
 
 /// Sends a request and returns the lines of the response as they arrive.

@@ -12,10 +12,8 @@ use crate::kafka::topic_reader::ReadError;
 /// Why the command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// No dead-letter topic is configured.
     #[error("delivery.deadLetterTopic is not set: this relay has no dead letters")]
     NoTopic,
-    /// The topic cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
 }

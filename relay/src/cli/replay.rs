@@ -25,13 +25,10 @@ pub enum ReplayError {
         "the response ended early: the results printed above are final, and more events may have been sent"
     )]
     BrokeOff,
-    /// Some could not be delivered.
     #[error("{0} of them were not sent")]
     Refused(u64),
-    /// Not all events were read.
     #[error("not all were considered: {0}")]
     Incomplete(String),
-    /// The rows cannot be listed.
     #[error("{0}")]
     Database(RelayError),
 }

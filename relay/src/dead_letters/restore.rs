@@ -13,7 +13,6 @@ pub enum RestoreError {
     NoId,
     #[error("some of its columns were only in the table, and its row no longer exists")]
     Gone,
-    /// The row cannot be read.
     #[error("some of its columns are only in the table: {0}")]
     Row(#[from] WholeRowError),
 }

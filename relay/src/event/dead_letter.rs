@@ -117,7 +117,6 @@ impl<'a> SizedRecord<'a> {
         SizedRecord { headers: OwnedHeaders::new(), left, omitted: unreadable.to_vec() }
     }
 
-    /// For short headers that are needed to find the record again.
     fn refill(self, cause: Option<RefillCause>) -> Self {
         match cause {
             Some(cause) => self.always(header::CE_REFILL, cause.name().as_bytes()),
@@ -125,6 +124,7 @@ impl<'a> SizedRecord<'a> {
         }
     }
 
+    /// For short headers that are needed to find the record again.
     fn always(mut self, name: &str, value: &[u8]) -> Self {
         self.left = self.left.saturating_sub(size(name, value));
         self.headers = self.headers.insert(Header { key: name, value: Some(value) });

@@ -22,13 +22,10 @@ const RECORD_OVERHEAD_BYTES: usize = 512;
 /// Why a row cannot become a record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// The headers column is not a flat object of strings.
     #[error("column 'headers' is not a flat JSON object of strings")]
     Headers,
-    /// A header of the row has a name the relay sets itself.
     #[error("column 'headers' sets '{0}', which the relay sets itself")]
     ReservedHeader(String),
-    /// The row's own `content-type` is not a media type, or not an allowed one.
     #[error("column 'headers' sets a content-type that is not a media type, or is application/cloudevents")]
     ContentType,
 }

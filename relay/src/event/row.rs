@@ -16,38 +16,19 @@ use super::value;
 /// Why a row or its table cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
-    /// The table lacks a column.
     #[error("the outbox table has no column '{0}'; its columns are described in docs/OUTBOX.md")]
     NoColumn(String),
     /// A column has a type that would not give consumers a readable value.
     #[error("column '{column}' of the outbox table has type {found}, but the relay reads {allowed} there")]
-    Type {
-        /// The column's name.
-        column: String,
-        found: String,
-        /// The types allowed there.
-        allowed: &'static str,
-    },
-    /// A required value is NULL.
+    Type { column: String, found: String, allowed: &'static str },
     #[error("column '{0}' is NULL")]
     Null(&'static str),
-    /// A value does not match its column's type.
     #[error("column '{0}' has a value that cannot be read")]
     Malformed(&'static str),
-    /// A value is larger than any record may be, and was not read.
     #[error("column '{column}' has {bytes} bytes, more than any record may have")]
-    Oversized {
-        /// The column's name.
-        column: &'static str,
-        bytes: usize,
-    },
-    /// CloudEvents does not allow the value for this attribute.
+    Oversized { column: &'static str, bytes: usize },
     #[error("column '{column}' has a value that CloudEvents does not allow there: it must be {allowed}")]
-    Attribute {
-        /// The column's name.
-        column: &'static str,
-        allowed: &'static str,
-    },
+    Attribute { column: &'static str, allowed: &'static str },
     /// The row does not match the columns its Relation message announced.
     #[error("the row has {found} columns, but its table has {expected}")]
     ColumnCount { expected: usize, found: usize },

@@ -55,9 +55,6 @@ pub fn reader_config(sink: &Sink, purpose: &str) -> ClientConfig {
 }
 
 /// Creates a client with `config`, which is based on `sink`'s settings, and supplies it with tokens if `sink` uses them.
-///
-/// # Errors
-/// The settings cannot be used.
 pub fn create<T, C>(sink: &Sink, config: &ClientConfig, context: C) -> KafkaResult<Arc<T>>
 where
     T: FromClientConfigAndContext<C> + TokenClient + 'static,

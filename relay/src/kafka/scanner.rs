@@ -76,7 +76,6 @@ pub enum QueryError {
     /// TLS or SASL with a broker failed.
     #[error("{0}")]
     AuthenticationFailed(String),
-    /// The session is over.
     #[error("the query was cancelled, because the session ended")]
     Cancelled,
     #[error("Kafka refused a query: {0}")]

@@ -26,16 +26,9 @@ const STALLED_AFTER: Duration = Duration::from_secs(30);
 pub enum ReadError {
     /// Kafka does not respond, or rejects the request.
     #[error("cannot read topic {topic}: {source}")]
-    Kafka {
-        /// The topic's name.
-        topic: String,
-        /// librdkafka's error.
-        source: KafkaError,
-    },
-    /// The topic does not exist.
+    Kafka { topic: String, source: KafkaError },
     #[error("topic {0} does not exist")]
     NoSuchTopic(String),
-    /// Nothing arrives before the end of the partition.
     #[error(
         "topic {topic}: no record arrived for {STALLED_AFTER:?}, although partition {partition} has more"
     )]

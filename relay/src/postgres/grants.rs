@@ -8,9 +8,6 @@ use crate::error::RelayError;
 use crate::postgres::checkpoint;
 
 /// The statements for every privilege that `role` lacks and the relay requires; empty if nothing is missing.
-///
-/// # Errors
-/// The query failed.
 pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Vec<String>, RelayError> {
     let mut missing = Vec::new();
     missing.extend(replication(sql, role).await?);
@@ -23,9 +20,6 @@ pub async fn missing(sql: &mut PgConnection, source: &Source, role: &str) -> Res
 }
 
 /// What is missing to open replication connections.
-///
-/// # Errors
-/// The query failed.
 pub async fn replication(sql: &mut PgConnection, role: &str) -> Result<Option<String>, RelayError> {
     // On Amazon RDS no role gets the attribute; membership in this role replaces it.
     let may: Option<(bool, bool)> = sqlx::query_as(
@@ -117,9 +111,6 @@ async fn entry(sql: &mut PgConnection, source: &Source, role: &str) -> Result<Ve
 }
 
 /// What is missing to store the checkpoint.
-///
-/// # Errors
-/// The query failed.
 pub async fn on_checkpoint(
     sql: &mut PgConnection,
     source: &Source,
@@ -129,9 +120,6 @@ pub async fn on_checkpoint(
 }
 
 /// What is missing to drop the slot, and to delete the relay's checkpoint row, for which retention waits.
-///
-/// # Errors
-/// The query failed.
 pub async fn to_drop_slot(
     sql: &mut PgConnection,
     source: &Source,
@@ -145,9 +133,6 @@ pub async fn to_drop_slot(
 }
 
 /// What is missing to drop a publication: only its owner may. A publication that does not exist needs no privilege.
-///
-/// # Errors
-/// The query failed.
 pub async fn to_drop_publication(
     sql: &mut PgConnection,
     publication: &str,
@@ -167,9 +152,6 @@ pub async fn to_drop_publication(
 }
 
 /// What is missing to read the rows from before the slot.
-///
-/// # Errors
-/// The query failed.
 pub async fn on_outbox(
     sql: &mut PgConnection,
     source: &Source,

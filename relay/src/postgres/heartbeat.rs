@@ -5,9 +5,6 @@ use sqlx::postgres::PgConnection;
 use crate::status::Status;
 
 /// Sends a heartbeat if one is due. Delivery does not depend on it: a missing privilege is logged once.
-///
-/// # Errors
-/// The connection failed.
 pub async fn send_if_due(sql: &mut PgConnection, status: &Status) -> Result<(), sqlx::Error> {
     let Some((prefix, content)) = status.take_due_heartbeat() else { return Ok(()) };
     let message = sqlx::query("SELECT pg_logical_emit_message(false, $1, $2)").bind(prefix).bind(content);

@@ -20,16 +20,12 @@ pub struct EntryId(pub u64);
 /// An acknowledgement or message that contradicts the ledger. It indicates a bug, not an external fault.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Inconsistent {
-    /// A row outside a transaction.
     #[error("the stream has a row or a Commit outside a transaction")]
     NoTransaction,
-    /// A Begin inside a transaction.
     #[error("the stream begins a transaction inside another")]
     Nested,
-    /// An acknowledgement for an entry without outstanding rows.
     #[error("ledger entry {} was acknowledged, but has no outstanding rows", .0.0)]
     NotOutstanding(EntryId),
-    /// An acknowledgement that is not of the oldest record in flight to its partition.
     #[error("a record of ledger entry {} was acknowledged before an earlier record of its partition", .0.0)]
     NotOldest(EntryId),
 }

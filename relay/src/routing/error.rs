@@ -8,23 +8,18 @@ use crate::routing::router::Unroutable;
 /// Why the routing has no destination for a row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoutingError {
-    /// No topic.
     #[error(transparent)]
     Unroutable(#[from] Unroutable),
-    /// Larger than the limit.
     #[error("the record would have {bytes} bytes, but {setting} is {limit}")]
     TooLarge {
-        /// The size of the record.
         bytes: usize,
         topic: String,
         limit: usize,
         /// The setting that defines the limit.
         setting: String,
     },
-    /// The record has no key, which a compacted topic requires.
     #[error("topic {topic} is compacted (cleanup.policy), so its records need a key, and the row has none")]
     NoKey { topic: String },
-    /// Kafka refused the record.
     #[error("Kafka refused the record for topic {topic}: {cause}")]
     Refused {
         topic: String,

@@ -24,10 +24,8 @@ pub struct InvalidRule {
 /// Why an event has no topic. Such a row is poison, because skipping it would lose the event.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unroutable {
-    /// The routing column is NULL.
     #[error("the routing column is NULL")]
     NoValue,
-    /// The rule does not match.
     #[error("'{}' does not match routing.regex", excerpt(value))]
     NoMatch {
         /// The value of the routing column.
@@ -39,7 +37,6 @@ pub enum Unroutable {
         excerpt(topic)
     )]
     IllegalTopic { topic: String },
-    /// The rule results in an internal topic of Kafka.
     #[error("'{topic}' is an internal topic of Kafka, which accepts no events")]
     InternalTopic { topic: String },
     /// The rule results in the dead-letter topic, where every record has to be a dead letter.

@@ -22,7 +22,6 @@ const VALID_FOR: Duration = Duration::from_secs(900);
 /// SHA-256 of an empty body, in hexadecimal.
 const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// See the module's text.
 pub(super) struct Msk {
     region: String,
     provider: Provider,

@@ -27,7 +27,6 @@ pub(super) enum EndpointError {
     NotAnAnswer { url: String },
 }
 
-/// See the module's text.
 pub(super) struct Endpoint {
     endpoint: TokenEndpoint,
     client: Client,

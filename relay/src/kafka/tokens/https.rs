@@ -40,7 +40,6 @@ pub(super) enum HttpsError {
     Body,
 }
 
-/// See the module's text.
 pub(super) struct Client {
     runtime: Runtime,
     client: HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>,
