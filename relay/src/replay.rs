@@ -220,16 +220,12 @@ impl Replay {
 mod tests {
     use super::from_dead_letters::Selection;
     use super::*;
+    use crate::testing;
 
     #[tokio::test]
     async fn a_relay_that_does_not_stream_sends_nothing() {
-        let config: Config = serde_json::from_value(json!({
-            "version": 1, "name": "r",
-            "source": {"host": "h", "database": "d", "user": "u", "publication": {"name": "p"}, "slot": {"name": "s"}},
-            "sink": {"bootstrapServers": "k:1"},
-            "delivery": {"deadLetterTopic": "dead"},
-        }))
-        .unwrap();
+        let mut config = testing::config();
+        config.delivery.dead_letter_topic = Some("dead".to_owned());
         let (handle, config) = (ReplayHandle::default(), Arc::new(config));
         let all = || Selection { all: true, ..Selection::default() };
         let replay = |selection| handle.replay_dead_letters(&config, selection);

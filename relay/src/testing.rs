@@ -1,7 +1,20 @@
-//! LSNs and positions, for tests that name them by a number.
+//! LSNs and positions by a number, and a configuration, for tests.
 
 use outbox::Position;
 use pg_replication::{CommitLsn, EndLsn, Lsn};
+use serde_json::json;
+
+use crate::config::Config;
+
+/// A configuration with what is required and nothing else.
+pub fn config() -> Config {
+    serde_json::from_value(json!({
+        "version": 1, "name": "orders",
+        "source": {"host": "h", "database": "shop", "user": "u", "publication": {"name": "p"}, "slot": {"name": "s"}},
+        "sink": {"bootstrapServers": "k:1"},
+    }))
+    .unwrap()
+}
 
 pub fn end(lsn: u64) -> EndLsn {
     EndLsn::new(Lsn::from(lsn))

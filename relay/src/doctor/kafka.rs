@@ -245,6 +245,7 @@ fn settings(sink: &Sink, topic: &str, read: Result<TopicSettings, SettingsError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     #[test]
     fn only_kafkas_own_answer_means_that_a_topic_does_not_exist() {
@@ -262,7 +263,7 @@ mod tests {
 
     #[test]
     fn only_a_refusal_asks_for_a_permission_on_the_settings() {
-        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
+        let Config { sink, .. } = testing::config();
         let remedy = |error: KafkaError| format!("{:?}", settings(&sink, "t", Err(error.into())).remedy);
         assert!(remedy(KafkaError::AdminOp(RDKafkaErrorCode::TopicAuthorizationFailed)).contains("grant"));
         assert!(!remedy(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)).contains("grant"));

@@ -368,6 +368,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::Config;
+    use crate::testing;
 
     proptest! {
         #[test]
@@ -379,7 +381,7 @@ mod tests {
 
     #[test]
     fn the_settings_that_the_guarantees_depend_on_are_set() {
-        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
+        let Config { sink, .. } = testing::config();
         let config = producer_config(&sink, 8192);
         for (key, value) in [
             ("enable.idempotence", "true"),
@@ -393,7 +395,7 @@ mod tests {
 
     #[test]
     fn librdkafka_accepts_the_largest_budget_that_can_be_configured() {
-        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
+        let Config { sink, .. } = testing::config();
         assert!(Producers::new(&sink, 1_000_000, None, &Arc::new(AckQueue::new(&sink))).is_ok());
         let queue: u64 = LARGEST_QUEUE_KBYTES.parse().unwrap();
         // `delivery.maxInFlightBytes` is at most this.
@@ -450,7 +452,7 @@ mod tests {
         config.set("metadata.recovery.strategy", "none");
         // Without an ApiVersions request, which the broker above does not support.
         config.set("api.version.request", "false").set("broker.version.fallback", "0.9.0.1");
-        let sink: Sink = serde_json::from_value(serde_json::json!({"bootstrapServers": "k:1"})).unwrap();
+        let Config { sink, .. } = testing::config();
         let acks = Arc::new(AckQueue::new(&sink));
         let producer: ThreadedProducer<DeliveryReports> =
             config.create_with_context(DeliveryReports(acks)).unwrap();

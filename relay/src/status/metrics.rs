@@ -323,18 +323,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::testing;
 
     #[test]
     fn info_metrics_identify_the_relay_and_its_build() {
         let metrics = Metrics::new().unwrap();
-        metrics.set_relay_info(
-            &serde_json::from_value(serde_json::json!({
-                "version": 1, "name": "orders",
-                "source": {"host": "h", "database": "shop", "user": "u", "publication": {"name": "p"}, "slot": {"name": "s"}},
-                "sink": {"bootstrapServers": "k:1"},
-            }))
-            .unwrap(),
-        );
+        metrics.set_relay_info(&testing::config());
         let labels = |name: &str| -> Vec<String> {
             let families = metrics.registry.gather();
             let family = families.iter().find(|family| family.name() == name).unwrap();

@@ -141,16 +141,8 @@ mod tests {
 
     use super::*;
     use crate::progress::offset::Offset;
+    use crate::testing::config;
     use crate::topics::partitions::PartitionNumber;
-
-    fn config() -> Config {
-        serde_json::from_value(json!({
-            "version": 1, "name": "r",
-            "source": {"host": "h", "database": "d", "user": "u", "publication": {"name": "p"}, "slot": {"name": "s"}},
-            "sink": {"bootstrapServers": "k:9092"},
-        }))
-        .unwrap()
-    }
 
     fn committed(confirmed: Option<bool>) -> Committed {
         Committed {

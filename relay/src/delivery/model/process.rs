@@ -18,15 +18,9 @@ use crate::progress::lineage::Lineage;
 use crate::routing::mapping::{Revision, RoutingHistory};
 use crate::status::Status;
 use crate::status::metrics::Metrics;
+use crate::testing;
 use crate::topics::kafka_time::KafkaTime;
 use crate::topics::registry::TopicRegistry;
-
-const CONFIG: &str = "
-version: 1
-name: shop
-source: {host: db, database: shop, user: relay, publication: {name: outbox}, slot: {name: outbox}}
-sink: {bootstrapServers: 'kafka:9092'}
-";
 
 /// What all processes of a relay have in common.
 pub(super) struct Relay {
@@ -52,7 +46,7 @@ pub(super) struct Process {
 
 impl Relay {
     pub(super) fn new() -> Relay {
-        let config = Config::parse(CONFIG, "relay.yaml", std::iter::empty()).unwrap();
+        let config = testing::config();
         Relay { status: Status::new(&config), metrics: Metrics::new().unwrap(), config }
     }
 
