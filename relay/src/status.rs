@@ -30,14 +30,13 @@ use process::Readiness;
 use serde_json::Value;
 
 use self::failover_readiness::{FailoverReadiness, PrimaryState, Standby};
-use self::heartbeat::Heartbeat;
 use self::problems::Problem;
 pub use self::signals::{
     KafkaAnswers, Maintenance, ObservedCheckpoint, Phase, SessionStats, SilentPartition, StallReason,
     WaitsFor,
 };
 pub use self::slot_state::{LastSlotObservation, SlotState};
-use self::state::{RelayInfo, State};
+use self::state::State;
 use crate::config::Config;
 use crate::error::{ErrorKind, RelayError};
 use crate::event::dead_letter::DeadLetterSummary;
@@ -50,33 +49,10 @@ pub const STANDBY_POLL_INTERVAL: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct Status(Arc<Mutex<State>>);
 
-impl Default for Status {
-    fn default() -> Self {
-        Status::about(RelayInfo::default(), Heartbeat::default())
-    }
-}
-
 impl Status {
     /// The status of a relay that is starting.
     pub fn new(config: &Config) -> Status {
-        let source = &config.source;
-        let about = RelayInfo {
-            name: config.name.clone(),
-            host: source.host.clone(),
-            port: source.port,
-            database: source.database.clone(),
-            table: source.table.to_string(),
-            publication: source.publication.name.clone(),
-            slot: source.slot.name.clone(),
-            bootstrap_servers: config.sink.bootstrap_servers.clone(),
-            max_in_flight_events: config.delivery.max_in_flight_events,
-            max_in_flight_bytes: config.delivery.max_in_flight_bytes,
-        };
-        Status::about(about, Heartbeat::new(config))
-    }
-
-    fn about(about: RelayInfo, heartbeat: Heartbeat) -> Status {
-        Status(Arc::new(Mutex::new(State::new(about, heartbeat))))
+        Status(Arc::new(Mutex::new(State::new(config.clone()))))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -12,6 +12,7 @@ use super::session_state::SessionState;
 use super::signals::{Maintenance, Phase, SessionStats, StallReason};
 use super::slot_state::SlotState;
 use super::unread_lag::UnreadLag;
+use crate::config::Config;
 use crate::error::ErrorKind;
 use crate::event::dead_letter::DeadLetterSummary;
 use crate::progress::phantoms::Phantoms;
@@ -27,7 +28,7 @@ const UNREACHABLE_AFTER: Duration = Duration::from_secs(2);
 const IDLE_CONFIRM_WITHIN: Duration = Duration::from_secs(15);
 
 pub(super) struct State {
-    pub(super) about: RelayInfo,
+    pub(super) config: Config,
     pub(super) started: SystemTime,
     pub(super) phase: Phase,
     pub(super) phase_since: SystemTime,
@@ -44,10 +45,11 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(about: RelayInfo, heartbeat: Heartbeat) -> State {
+    pub(super) fn new(config: Config) -> State {
         let (now, time) = (Instant::now(), SystemTime::now());
         State {
-            about,
+            heartbeat: Heartbeat::new(&config),
+            config,
             started: time,
             phase: Phase::Starting,
             phase_since: time,
@@ -56,7 +58,6 @@ impl State {
             kafka: KafkaState::new(now),
             observed: Observation::default(),
             unread: UnreadLag::default(),
-            heartbeat,
             failover: FailoverState::default(),
             phantoms: Phantoms::default(),
             maintenance: None,
@@ -202,21 +203,6 @@ impl State {
 fn stalled_since(last: Instant, now: Instant) -> Option<Duration> {
     let lasted = now.saturating_duration_since(last);
     (lasted > STALLED_AFTER).then_some(lasted)
-}
-
-/// Names from the configuration that are shown.
-#[derive(Clone, Debug, Default)]
-pub(super) struct RelayInfo {
-    pub(super) name: String,
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) database: String,
-    pub(super) table: String,
-    pub(super) publication: String,
-    pub(super) slot: String,
-    pub(super) bootstrap_servers: String,
-    pub(super) max_in_flight_events: usize,
-    pub(super) max_in_flight_bytes: usize,
 }
 
 /// Rows that became dead letters since the process started.

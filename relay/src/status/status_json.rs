@@ -17,7 +17,7 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
     let stats = &state.session.stats;
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "name": state.about.name,
+        "name": state.config.name,
         "startedAt": time(state.started),
         "role": role(state.phase),
         "phase": state.phase.name(),
@@ -36,8 +36,8 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
         "inFlightEvents": stats.in_flight_events,
         "inFlightBytes": stats.in_flight_bytes,
         "inFlightLimit": {
-            "events": state.about.max_in_flight_events,
-            "bytes": state.about.max_in_flight_bytes,
+            "events": state.config.delivery.max_in_flight_events,
+            "bytes": state.config.delivery.max_in_flight_bytes,
         },
         "copiedRows": stats.snapshot_rows,
         "phantoms": { "count": state.phantoms.count, "ids": state.phantoms.ids },
@@ -58,7 +58,7 @@ pub(super) fn json(state: &State, now: Instant) -> Value {
             "error": maintained.error,
         })),
         "sink": {
-            "bootstrapServers": state.about.bootstrap_servers,
+            "bootstrapServers": state.config.sink.bootstrap_servers,
             "connected": match state.kafka.answers {
                 KafkaAnswers::Unknown => Value::Null,
                 answers => (answers == KafkaAnswers::Yes).into(),
@@ -108,12 +108,13 @@ fn not_reading(state: &State) -> Option<&'static str> {
 
 /// `observerError` says why the observer cannot see the slot; delivery does not depend on it.
 fn source(state: &State, now: Instant) -> Value {
+    let from = &state.config.source;
     json!({
-        "host": state.about.host,
-        "port": state.about.port,
-        "database": state.about.database,
-        "table": state.about.table,
-        "publication": state.about.publication,
+        "host": from.host,
+        "port": from.port,
+        "database": from.database,
+        "table": from.table.to_string(),
+        "publication": from.publication.name,
         "connected": state.is_connected(now),
         "observerError": state.observed.failure.as_ref().map(|(_, why)| why),
     })
@@ -125,7 +126,7 @@ fn slot(state: &State, now: Instant) -> Value {
     let slot = observed.slot.as_ref();
     let lsn = |lsn: fn(&SlotState) -> Option<EndLsn>| slot.and_then(lsn).map(|lsn| lsn.to_string());
     json!({
-        "name": state.about.slot,
+        "name": state.config.source.slot.name,
         "observedAt": observed.at.map(|at| time(SystemTime::now() - now.saturating_duration_since(at))),
         "exists": observed.at.map(|_| slot.is_some()),
         "activePid": slot.and_then(|slot| slot.active_pid),

@@ -1,7 +1,7 @@
 use pg_replication::PgTime;
 
 use super::*;
-use crate::testing::end;
+use crate::testing::{self, end};
 
 const LONG: Duration = Duration::from_secs(6);
 
@@ -9,9 +9,13 @@ fn slot_at(current: u64) -> SlotState {
     SlotState { current: Some(end(current)), active_pid: Some(7), ..SlotState::default() }
 }
 
+fn starting() -> Status {
+    Status::new(&testing::config())
+}
+
 /// A relay that has been streaming without a fault.
 fn streaming() -> Status {
-    let status = Status::default();
+    let status = starting();
     status.enter(Phase::Streaming);
     status.set_session_stats(SessionStats { received: end(100), ..SessionStats::default() });
     status
@@ -33,7 +37,7 @@ fn reason(status: &Status) -> Option<String> {
 
 #[test]
 fn an_error_makes_it_not_ready_and_streaming_clears_it() {
-    let status = Status::default();
+    let status = starting();
     assert!(status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "slot s is gone")));
     assert!(
         !status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::SlotLost, "slot s is gone")),
@@ -99,7 +103,7 @@ fn rebuilding_producers_on_purpose_leaves_no_error() {
 
 #[test]
 fn a_standby_is_ready() {
-    let status = Status::default();
+    let status = starting();
     status.on_error(Phase::Standby, &RelayError::new(ErrorKind::SlotActive, "held by pid 7"));
     assert_eq!(status.readiness(), Readiness::Ready("standby".into()));
     assert_eq!(status.json()["role"], "standby");
@@ -198,7 +202,7 @@ fn an_invalidated_slot_shows_while_the_stream_still_looks_open() {
 
 #[test]
 fn lag_counts_unread_wal_until_it_is_acknowledged() {
-    let status = Status::default();
+    let status = starting();
     status.set_slot(Instant::now(), Some(slot_at(100)), None);
     assert!(status.lag_seconds() > 0.0);
     status.set_session_stats(SessionStats {
@@ -211,7 +215,7 @@ fn lag_counts_unread_wal_until_it_is_acknowledged() {
 
 #[test]
 fn wal_that_another_relay_has_confirmed_is_not_this_ones_lag() {
-    let status = Status::default();
+    let status = starting();
     status.on_error(Phase::Standby, &RelayError::new(ErrorKind::SlotActive, "held by pid 7"));
     status.set_slot(Instant::now(), Some(slot_at(100)), None);
     status.set_slot(Instant::now(), Some(SlotState { confirmed: Some(end(100)), ..slot_at(100) }), None);
@@ -220,7 +224,7 @@ fn wal_that_another_relay_has_confirmed_is_not_this_ones_lag() {
 
 #[test]
 fn the_inactive_time_of_a_slot_is_the_servers_or_this_processs() {
-    let status = Status::default();
+    let status = starting();
     let long_ago = Instant::now().checked_sub(LONG).unwrap();
     let idle = SlotState { active_pid: None, ..slot_at(100) };
     status.set_slot(long_ago, Some(idle.clone()), None);
@@ -234,7 +238,7 @@ fn the_inactive_time_of_a_slot_is_the_servers_or_this_processs() {
 
 #[test]
 fn lost_records_are_shown_until_kafka_was_verified() {
-    let status = Status::default();
+    let status = starting();
     status.on_error(Phase::Stopped, &RelayError::new(ErrorKind::KafkaLostRecords, "t/0 ends early"));
     status.enter(Phase::Streaming);
     assert_eq!(reason(&status).as_deref(), Some("KafkaLostRecords"));
