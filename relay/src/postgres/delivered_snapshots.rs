@@ -90,9 +90,7 @@ impl DeliveredSnapshots {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     use super::*;
     use crate::progress::offset::Offset;
@@ -103,6 +101,7 @@ mod tests {
         let start = ScanStart { offset: Offset(offset), last: None };
         ScanStarts::from([("t".into(), BTreeMap::from([(PartitionNumber(0), start)]))])
     }
+
     fn taken(snapshot: &str, xmin: u64, until: u64) -> Snapshot {
         Snapshot { snapshot: snapshot.into(), xmin: Xid8(xmin), until: end(until) }
     }
@@ -131,112 +130,5 @@ mod tests {
         );
         delivered.on_taken(taken("9:9:", 9, 200));
         assert_eq!(delivered.take_confirmed(end(200)).unwrap().offsets, Some(at(5)));
-    }
-
-    /// A model of a server, a stream and a partition. The stream sees a transaction when its commit record is written,
-    /// snapshots see it later: in between it waits for a synchronous standby.
-    #[derive(Default)]
-    struct World {
-        last_xid: u64,
-        last_completed: u64,
-        wal: u64,
-        running: BTreeSet<u64>,
-        /// Commit record written, in the stream, not yet visible: id and end of the commit record.
-        waiting: BTreeSet<u64>,
-        /// Ids of transactions with a record in the partition, by offset.
-        partition: Vec<u64>,
-        /// End of the commit record of each.
-        ends: BTreeMap<u64, u64>,
-        /// In the stream and not yet in Kafka.
-        unsent: Vec<u64>,
-        confirmed: u64,
-    }
-
-    impl World {
-        fn pick(set: &BTreeSet<u64>, which: usize) -> Option<u64> {
-            set.iter().nth(which % set.len().max(1)).copied()
-        }
-        fn begin(&mut self) -> u64 {
-            self.last_xid += 1;
-            self.last_xid
-        }
-        fn commit(&mut self, which: usize) {
-            let Some(xid) = World::pick(&self.running, which) else { return };
-            self.running.remove(&xid);
-            self.wal += 10;
-            self.ends.insert(xid, self.wal);
-            self.unsent.push(xid);
-            self.waiting.insert(xid);
-        }
-        fn complete(&mut self, which: usize) {
-            let Some(xid) = World::pick(&self.waiting, which) else { return };
-            self.waiting.remove(&xid);
-            self.last_completed = self.last_completed.max(xid);
-        }
-        fn deliver(&mut self) {
-            for xid in self.unsent.drain(..) {
-                self.partition.push(xid);
-                self.confirmed = self.ends[&xid];
-            }
-        }
-        fn is_visible(&self, xid: u64) -> bool {
-            xid <= self.last_completed && !self.running.contains(&xid) && !self.waiting.contains(&xid)
-        }
-        fn snapshot(&self) -> Snapshot {
-            let open = self.running.iter().chain(&self.waiting).min().copied();
-            let xmax = self.last_completed + 1;
-            let xmin = open.map_or(xmax, |open| open.min(xmax));
-            let visible = (1..=self.last_xid).filter(|xid| self.is_visible(*xid));
-            let visible: Vec<String> = visible.map(|xid| xid.to_string()).collect();
-            Snapshot { snapshot: visible.join(","), xmin: Xid8(xmin), until: end(self.wal) }
-        }
-    }
-
-    proptest! {
-        /// The stored pair is correct: everything visible is in Kafka, and everything invisible that is in Kafka lies
-        /// at or behind the stored offsets.
-        #[test]
-        fn r5_r11_what_is_stored_is_true(steps in prop::collection::vec((0..5_u8, any::<usize>()), 1..200)) {
-            let mut world = World::default();
-            let mut delivered = DeliveredSnapshots::default();
-            let mut offsets_in_row = 0;
-            for (step, which) in steps {
-                match step {
-                    0 => {
-                        let xid = world.begin();
-                        world.running.insert(xid);
-                    }
-                    1 => world.commit(which),
-                    2 => world.complete(which),
-                    3 => world.deliver(),
-                    _ => {
-                        // A checkpoint, as the writer stores it.
-                        let offsets = at(world.partition.len() as i64);
-                        let stored = delivered.take_confirmed(end(world.confirmed));
-                        let xid = world.begin();
-                        world.last_completed = world.last_completed.max(xid);
-                        if let Some(stored) = stored {
-                            if let Some(offsets) = &stored.offsets {
-                                offsets_in_row = offsets["t"][&PartitionNumber(0)].offset.0;
-                            }
-                            let visible: BTreeSet<u64> =
-                                stored.snapshot.split(',').filter_map(|xid| xid.parse().ok()).collect();
-                            for xid in world.ends.keys().filter(|xid| visible.contains(xid)) {
-                                prop_assert!(world.partition.contains(xid), "{xid} is not in Kafka");
-                            }
-                            let before = world.partition.iter().take(offsets_in_row as usize);
-                            for xid in before {
-                                prop_assert!(visible.contains(xid), "{xid} is invisible and before the offsets");
-                            }
-                        }
-                        delivered.on_written(Xid8(xid), &offsets);
-                        delivered.take_now();
-                        if delivered.is_due() {
-                            delivered.on_taken(world.snapshot());
-                        }
-                    }
-                }
-            }
-        }
     }
 }

@@ -188,12 +188,34 @@ impl World {
         if let Some(stored) = stored {
             self.checkpoint.delivered = Some(stored.snapshot);
             self.checkpoint.offsets = stored.offsets.unwrap_or(std::mem::take(&mut self.checkpoint.offsets));
+            self.check_stored();
         }
         self.session.on_written(Xid8(xid), &offsets);
         self.session.take_now();
         if self.session.is_due() {
             self.session.on_taken(self.snapshot());
         }
+    }
+
+    /// R5 and R11 of docs/RELIABILITY.md: everything that the stored snapshot shows is in Kafka, and everything invisible
+    /// that is in Kafka lies at or behind the stored offsets.
+    fn check_stored(&self) {
+        let delivered: TransactionSnapshot = self.checkpoint.delivered.as_ref().unwrap().parse().unwrap();
+        for Committed { row, .. } in &self.committed {
+            let is_shown = delivered.shows(Xid8(row.xid));
+            assert!(!is_shown || self.is_in_kafka(*row), "{row:?} is not in Kafka");
+        }
+        for (number, log) in self.kafka.iter().enumerate() {
+            let before = &log[..self.offset_of(number)];
+            assert!(before.iter().all(|xid| delivered.shows(Xid8(*xid))), "invisible and before the offsets");
+        }
+    }
+
+    /// The offset that is stored for a partition.
+    fn offset_of(&self, number: usize) -> usize {
+        let starts = self.checkpoint.offsets.get("t");
+        let start = starts.and_then(|starts| starts.get(&PartitionNumber(number as i32)));
+        start.map_or(0, |start| start.offset.0 as usize)
     }
 
     /// The process dies: the next one reads from the confirmed LSN.
@@ -263,12 +285,8 @@ impl World {
 
     /// The events that Kafka holds at or behind the frozen offsets.
     fn evidence(&self) -> BTreeSet<u64> {
-        let start = |number: usize| {
-            let known =
-                self.checkpoint.offsets.get("t").and_then(|topic| topic.get(&PartitionNumber(number as i32)));
-            known.map_or(0, |start| start.offset.0 as usize)
-        };
-        self.kafka.iter().enumerate().flat_map(|(number, log)| log[start(number)..].iter().copied()).collect()
+        let behind = |(number, log): (usize, &Vec<u64>)| log[self.offset_of(number)..].to_vec();
+        self.kafka.iter().enumerate().flat_map(behind).collect()
     }
 
     /// Everything is committed and delivered.
