@@ -129,14 +129,8 @@ pub async fn create_slot_with_snapshot(
     let (source, slot) = (&config.source, &config.source.slot.name);
     initial_rows::check_table(sql, source, RowsFor::Start).await?;
     checkpoint::begin_slot_creation(sql, config, history).await?;
-    let (from, snapshot) = match create(sql, client, context, Snapshot::Export).await {
-        Ok((from, Some(snapshot))) => (from, snapshot),
-        Ok((_, None)) => {
-            return Err(RelayError::new(
-                ErrorKind::ProtocolViolation,
-                "the slot was created without a snapshot",
-            ));
-        }
+    let (from, snapshot) = match create_exporting(sql, client, context).await {
+        Ok(created) => created,
         Err(CreateError::Exists(error)) => {
             checkpoint::abort_slot_creation(sql, config).await?;
             return Err(error);
@@ -171,7 +165,7 @@ impl From<CreateError> for RelayError {
 
 /// Creates the slot, and waits for the transactions that PostgreSQL waits for. Returns its consistent point, and the
 /// name of the exported snapshot.
-pub(super) async fn create(
+async fn create(
     sql: &mut PgConnection,
     client: &mut Client,
     context: &Context,
@@ -210,6 +204,20 @@ pub(super) async fn create(
         }
         Err(error) => Err(CreateError::Other(error.into())),
     }
+}
+
+/// The same for a slot that exports a snapshot, whose name is returned.
+pub(super) async fn create_exporting(
+    sql: &mut PgConnection,
+    client: &mut Client,
+    context: &Context,
+) -> Result<(EndLsn, String), CreateError> {
+    let (from, exported) = create(sql, client, context, Snapshot::Export).await?;
+    let exported = exported.ok_or_else(|| {
+        let what = "the slot was created without a snapshot";
+        CreateError::Other(RelayError::new(ErrorKind::ProtocolViolation, what))
+    })?;
+    Ok((from, exported))
 }
 
 async fn blocking_transactions(

@@ -1,7 +1,7 @@
 //! The start of a refill: replaces a lost slot, and stores which rows lie between it and the new one. docs/REFILL.md
 //! explains the steps; a relay that dies at one of them leaves a checkpoint from which the next one continues.
 
-use pg_replication::{Client, Snapshot};
+use pg_replication::Client;
 use sqlx::postgres::PgConnection;
 
 use super::bootstrap;
@@ -48,10 +48,7 @@ pub(super) async fn replace_slot(
     failpoint::pass(Boundary::GapRecorded);
     slot::drop_own(sql, name).await?;
     failpoint::pass(Boundary::LostSlotDropped);
-    let (from, exported) = bootstrap::create(sql, client, context, Snapshot::Export).await?;
-    let exported = exported.ok_or_else(|| {
-        RelayError::new(ErrorKind::ProtocolViolation, "the slot was created without a snapshot")
-    })?;
+    let (from, exported) = bootstrap::create_exporting(sql, client, context).await?;
     let (snapshot, order) = initial_rows::describe(sql, &config.source, &exported).await?;
     order.check(&config.source, RowsFor::Refill).map_err(blocked)?;
     checkpoint::begin_snapshot(sql, config, from, &snapshot).await?;
