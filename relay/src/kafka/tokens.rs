@@ -11,15 +11,13 @@ mod fetcher;
 mod https;
 mod refresher;
 
-use std::sync::Arc;
-
 use kafka_admin::Token;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 
-use crate::config::TokenCredentials;
+pub use self::refresher::{on_rejected, problem, supply};
 
 /// A client that authenticates with tokens.
 pub trait TokenClient: Send + Sync {
@@ -53,19 +51,4 @@ fn set<C: ClientContext>(client: &Client<C>, token: Result<&Token, &str>) -> Res
         Ok(token) => kafka_admin::set_token(client, token),
         Err(why) => kafka_admin::report_token_failure(client, why),
     }
-}
-
-/// Keeps a client supplied with tokens as long as it lives.
-pub fn supply(credentials: &TokenCredentials, client: &Arc<impl TokenClient + 'static>) {
-    refresher::attach(credentials, client);
-}
-
-/// Why clients with these credentials have no valid token; `None` while they have one.
-pub fn problem(credentials: &TokenCredentials) -> Option<String> {
-    refresher::problem(credentials)
-}
-
-/// Brokers rejected the token, although it may not have expired: the issuer may have replaced its keys, or revoked it.
-pub fn on_rejected(credentials: &TokenCredentials) {
-    refresher::on_rejected(credentials);
 }

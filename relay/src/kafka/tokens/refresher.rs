@@ -44,8 +44,8 @@ struct State {
     rejected: bool,
 }
 
-/// See [`super::supply`].
-pub(super) fn attach(credentials: &TokenCredentials, client: &Arc<impl TokenClient + 'static>) {
+/// Keeps a client supplied with tokens as long as it lives.
+pub fn supply(credentials: &TokenCredentials, client: &Arc<impl TokenClient + 'static>) {
     let mut refreshers = lock(&REFRESHERS);
     let refresher = refreshers.entry(credentials.clone()).or_insert_with(|| {
         let refresher = Arc::<Refresher>::default();
@@ -56,15 +56,15 @@ pub(super) fn attach(credentials: &TokenCredentials, client: &Arc<impl TokenClie
     refresher.add(client);
 }
 
-/// See [`super::problem`].
-pub(super) fn problem(credentials: &TokenCredentials) -> Option<String> {
+/// Why clients with these credentials have no valid token; `None` while they have one.
+pub fn problem(credentials: &TokenCredentials) -> Option<String> {
     let refresher = find(credentials)?;
     let state = lock(&refresher.0);
     if state.valid_token().is_some() { None } else { state.problem.clone() }
 }
 
-/// See [`super::on_rejected`].
-pub(super) fn on_rejected(credentials: &TokenCredentials) {
+/// Brokers rejected the token, although it may not have expired: the issuer may have replaced its keys, or revoked it.
+pub fn on_rejected(credentials: &TokenCredentials) {
     if let Some(refresher) = find(credentials) {
         lock(&refresher.0).rejected = true;
     }
@@ -243,7 +243,7 @@ mod tests {
         let file = folder.path().join("token");
         let credentials = credentials(&file);
         let first = Arc::new(Client::default());
-        attach(&credentials, &first);
+        supply(&credentials, &first);
         first.until(|given| given.as_ref().is_err_and(|problem| problem.contains("cannot be read")));
         assert!(problem(&credentials).unwrap().contains("cannot be read"));
 
@@ -251,7 +251,7 @@ mod tests {
         first.until(|given| given.as_deref() == Ok("one"));
         assert_eq!(problem(&credentials), None);
         let second = Arc::new(Client::default());
-        attach(&credentials, &second);
+        supply(&credentials, &second);
         assert_eq!(*lock(&second.0), [Ok("one".to_owned())], "immediately");
 
         std::fs::write(&file, "two").unwrap();
@@ -268,7 +268,7 @@ mod tests {
         }
         assert_eq!(problem(&credentials), None);
         let third = Arc::new(Client::default());
-        attach(&credentials, &third);
+        supply(&credentials, &third);
         assert_eq!(*lock(&third.0), [Ok("two".to_owned())]);
         assert_eq!(lock(&second.0).last(), Some(&Ok("two".to_owned())));
     }
@@ -278,7 +278,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let credentials = credentials(&folder.path().join("token"));
         let client = Arc::new(Client::default());
-        attach(&credentials, &client);
+        supply(&credentials, &client);
         client.until(|given| given.is_err());
         drop(client);
         let deadline = Instant::now() + Duration::from_secs(120);
@@ -314,7 +314,7 @@ mod tests {
         let file = folder.path().join("token");
         std::fs::write(&file, "one").unwrap();
         let client = Arc::new(Strict::default());
-        attach(&credentials(&file), &client);
+        supply(&credentials(&file), &client);
         let deadline = Instant::now() + Duration::from_secs(120);
         while lock(&client.0).is_empty() {
             assert!(Instant::now() < deadline, "nothing is reported");
