@@ -109,7 +109,7 @@ fn phases_and_ports_are_those_of_the_code() {
     let pictures = pictures();
     let phases = words(&pictures["phases.svg"]);
     let source = read("relay/src/status/signals.rs");
-    let named = Regex::new(r#"Phase::\w+ => "(\w+)""#).unwrap();
+    let named = Regex::new(r#"(?m)^ +[A-Z]\w+ = "(\w+)",$"#).unwrap();
     let names: Vec<String> = named.captures_iter(&source).map(|found| found[1].to_owned()).collect();
     assert_eq!(names.len(), 8, "the phases were not found: {names:?}");
     for name in names {

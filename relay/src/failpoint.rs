@@ -7,67 +7,43 @@
 //! or closing; `return(300)` lets its other threads run for 300 ms before. `panic`, `sleep` and `pause` are those of
 //! the crate.
 
-/// A boundary of the event path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Boundary {
-    /// Bytes were read from the socket, and none of them is decoded.
-    AfterRead,
-    /// A row is decoded and not sent.
-    AfterDecode,
-    /// Some rows of a transaction are sent, and more were read.
-    InTransaction,
-    /// All rows of a transaction are sent, and no acknowledgement was processed since the last one.
-    AllSent,
-    /// Some rows of a transaction are acknowledged.
-    PartlyAcknowledged,
-    /// All rows of a transaction are acknowledged, and no checkpoint contains it.
-    AllAcknowledged,
-    /// A checkpoint is stored and not yet confirmed to PostgreSQL.
-    CheckpointStored,
-    /// Everything in the last checkpoint is confirmed to PostgreSQL.
-    StatusSent,
-    /// A scan has read a record.
-    InSearch,
-    /// The slot exists, and the checkpoint does not contain its start yet.
-    SlotCreated,
-    /// A gap is recorded in the checkpoint, and the lost slot is not dropped yet.
-    GapRecorded,
-    /// The lost slot is dropped, and no other one is created.
-    LostSlotDropped,
-    /// The checkpoint has the start of the new slot and the rows of the refill, and none of them is sent.
-    RefillBegun,
-    /// All rows of a refill are acknowledged, and the checkpoint does not say so yet.
-    RefillAcknowledged,
-    /// A stop was requested, and what is in flight is not completed.
-    InDrain,
-    /// A dead letter is sent, and its acknowledgement was not processed.
-    DeadLetterSent,
-    /// librdkafka calls back, on its own thread.
-    InCallback,
-}
-
-impl Boundary {
-    #[cfg(feature = "failpoints")]
-    fn name(self) -> &'static str {
-        match self {
-            Boundary::AfterRead => "after-read",
-            Boundary::AfterDecode => "after-decode",
-            Boundary::InTransaction => "in-transaction",
-            Boundary::AllSent => "all-sent",
-            Boundary::PartlyAcknowledged => "partly-acknowledged",
-            Boundary::AllAcknowledged => "all-acknowledged",
-            Boundary::CheckpointStored => "checkpoint-stored",
-            Boundary::StatusSent => "status-sent",
-            Boundary::InSearch => "in-search",
-            Boundary::SlotCreated => "slot-created",
-            Boundary::GapRecorded => "gap-recorded",
-            Boundary::LostSlotDropped => "lost-slot-dropped",
-            Boundary::RefillBegun => "refill-begun",
-            Boundary::RefillAcknowledged => "refill-acknowledged",
-            Boundary::InDrain => "in-drain",
-            Boundary::DeadLetterSent => "dead-letter-sent",
-            Boundary::InCallback => "in-callback",
-        }
+named! {
+    /// A boundary of the event path.
+    pub enum Boundary {
+        /// Bytes were read from the socket, and none of them is decoded.
+        AfterRead = "after-read",
+        /// A row is decoded and not sent.
+        AfterDecode = "after-decode",
+        /// Some rows of a transaction are sent, and more were read.
+        InTransaction = "in-transaction",
+        /// All rows of a transaction are sent, and no acknowledgement was processed since the last one.
+        AllSent = "all-sent",
+        /// Some rows of a transaction are acknowledged.
+        PartlyAcknowledged = "partly-acknowledged",
+        /// All rows of a transaction are acknowledged, and no checkpoint contains it.
+        AllAcknowledged = "all-acknowledged",
+        /// A checkpoint is stored and not yet confirmed to PostgreSQL.
+        CheckpointStored = "checkpoint-stored",
+        /// Everything in the last checkpoint is confirmed to PostgreSQL.
+        StatusSent = "status-sent",
+        /// A scan has read a record.
+        InSearch = "in-search",
+        /// The slot exists, and the checkpoint does not contain its start yet.
+        SlotCreated = "slot-created",
+        /// A gap is recorded in the checkpoint, and the lost slot is not dropped yet.
+        GapRecorded = "gap-recorded",
+        /// The lost slot is dropped, and no other one is created.
+        LostSlotDropped = "lost-slot-dropped",
+        /// The checkpoint has the start of the new slot and the rows of the refill, and none of them is sent.
+        RefillBegun = "refill-begun",
+        /// All rows of a refill are acknowledged, and the checkpoint does not say so yet.
+        RefillAcknowledged = "refill-acknowledged",
+        /// A stop was requested, and what is in flight is not completed.
+        InDrain = "in-drain",
+        /// A dead letter is sent, and its acknowledgement was not processed.
+        DeadLetterSent = "dead-letter-sent",
+        /// librdkafka calls back, on its own thread.
+        InCallback = "in-callback",
     }
 }
 

@@ -22,6 +22,9 @@
 //!
 //! At a [`failpoint`] a test makes the process die.
 
+#[macro_use]
+mod named;
+
 pub mod cli;
 pub mod config;
 pub mod dead_letters;

@@ -130,7 +130,7 @@ impl Acks {
         self.counters.count(partition, counter);
         self.metrics.bytes_total.inc_by(bytes as u64);
         if let Some(summary) = dead_letter {
-            self.metrics.dead_letters_total.with_label_values(&[summary.kind.label()]).inc();
+            self.metrics.dead_letters_total.with_label_values(&[summary.kind.name()]).inc();
             self.dead_letters.on_acknowledged(&summary);
             self.status.on_dead_letter(*summary);
         }

@@ -21,6 +21,6 @@ impl DeadLetterLog {
         }
         self.logged = Some(Instant::now());
         let unlogged = std::mem::take(&mut self.unlogged);
-        tracing::warn!(reason = summary.kind.label(), unlogged, "{summary}");
+        tracing::warn!(reason = summary.kind.name(), unlogged, "{summary}");
     }
 }

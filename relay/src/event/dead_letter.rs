@@ -51,7 +51,7 @@ impl DeadLetterEncoder {
             .always(header::CE_SOURCE, self.source.as_bytes())
             .always(header::CE_SEQUENCE, &position.encode())
             .always(header::CE_TIME, rfc3339(time).as_bytes())
-            .always(header::DEAD_LETTER_REASON, poison.kind.label().as_bytes())
+            .always(header::DEAD_LETTER_REASON, poison.kind.name().as_bytes())
             .refill(refill)
             .if_room(column::ID, header::CE_ID, id)
             .error(&poison.error)

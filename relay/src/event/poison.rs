@@ -6,46 +6,23 @@ use std::sync::Arc;
 use crate::event::record::RecordError;
 use crate::event::row::RowError;
 
-/// Why a row cannot be delivered: the value of a metric label and of a record header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PoisonKind {
-    /// The record would be larger than `sink.maxMessageBytes`.
-    TooLarge,
-    /// The routing gives no topic.
-    Unroutable,
-    /// Column `headers` cannot be converted to Kafka headers.
-    Headers,
-    /// A required column is NULL, or a column has a value that cannot be read.
-    Unreadable,
-    /// The row has no key, and its topic is compacted.
-    NoKey,
-    /// Kafka rejected the record.
-    Refused,
-    /// CloudEvents does not allow the value of a column for its attribute.
-    Attribute,
-}
-
-impl PoisonKind {
-    pub const ALL: [PoisonKind; 7] = [
-        PoisonKind::TooLarge,
-        PoisonKind::Unroutable,
-        PoisonKind::Headers,
-        PoisonKind::Unreadable,
-        PoisonKind::NoKey,
-        PoisonKind::Refused,
-        PoisonKind::Attribute,
-    ];
-
-    pub fn label(self) -> &'static str {
-        match self {
-            PoisonKind::TooLarge => "too_large",
-            PoisonKind::Unroutable => "unroutable",
-            PoisonKind::Headers => "headers",
-            PoisonKind::Unreadable => "unreadable",
-            PoisonKind::NoKey => "no_key",
-            PoisonKind::Refused => "refused",
-            PoisonKind::Attribute => "attribute",
-        }
+named! {
+    /// Why a row cannot be delivered: the value of a metric label and of a record header.
+    pub enum PoisonKind {
+        /// The record would be larger than `sink.maxMessageBytes`.
+        TooLarge = "too_large",
+        /// The routing gives no topic.
+        Unroutable = "unroutable",
+        /// Column `headers` cannot be converted to Kafka headers.
+        Headers = "headers",
+        /// A required column is NULL, or a column has a value that cannot be read.
+        Unreadable = "unreadable",
+        /// The row has no key, and its topic is compacted.
+        NoKey = "no_key",
+        /// Kafka rejected the record.
+        Refused = "refused",
+        /// CloudEvents does not allow the value of a column for its attribute.
+        Attribute = "attribute",
     }
 }
 

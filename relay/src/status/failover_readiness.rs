@@ -70,55 +70,30 @@ impl SlotCopy {
     }
 }
 
-/// Why delivery would continue after a failover, or not. The names are API: `/status`, and the reason of a condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailoverReason {
-    /// Every known standby has a usable copy of the slot.
-    SlotSynchronized,
-    /// A standby has no complete copy.
-    SlotNotSynchronized,
-    /// The slot is not a failover slot, and a standby has none of its name.
-    NoFailoverSlot,
-    /// A standby has a slot of the same name that prevents the synchronisation.
-    SlotSyncBlocked,
-    /// A standby's copy is invalidated.
-    SlotCopyInvalidated,
-    /// `synchronized_standby_slots` names a slot that no standby reads.
-    StandbySlotUnread,
-    /// A standby could not be queried, or its copy cannot be judged.
-    StandbyUnknown,
-    NoStandbyKnown,
-    /// The slot was not observed on the primary.
-    SlotUnknown,
+named! {
+    /// Why delivery would continue after a failover, or not. The names are API: `/status`, and the reason of a condition.
+    pub enum FailoverReason {
+        /// Every known standby has a usable copy of the slot.
+        SlotSynchronized = "SlotSynchronized",
+        /// A standby has no complete copy.
+        SlotNotSynchronized = "SlotNotSynchronized",
+        /// The slot is not a failover slot, and a standby has none of its name.
+        NoFailoverSlot = "NoFailoverSlot",
+        /// A standby has a slot of the same name that prevents the synchronisation.
+        SlotSyncBlocked = "SlotSyncBlocked",
+        /// A standby's copy is invalidated.
+        SlotCopyInvalidated = "SlotCopyInvalidated",
+        /// `synchronized_standby_slots` names a slot that no standby reads.
+        StandbySlotUnread = "StandbySlotUnread",
+        /// A standby could not be queried, or its copy cannot be judged.
+        StandbyUnknown = "StandbyUnknown",
+        NoStandbyKnown = "NoStandbyKnown",
+        /// The slot was not observed on the primary.
+        SlotUnknown = "SlotUnknown",
+    }
 }
 
 impl FailoverReason {
-    pub const ALL: [FailoverReason; 9] = [
-        FailoverReason::SlotSynchronized,
-        FailoverReason::SlotNotSynchronized,
-        FailoverReason::NoFailoverSlot,
-        FailoverReason::SlotSyncBlocked,
-        FailoverReason::SlotCopyInvalidated,
-        FailoverReason::StandbySlotUnread,
-        FailoverReason::StandbyUnknown,
-        FailoverReason::NoStandbyKnown,
-        FailoverReason::SlotUnknown,
-    ];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            FailoverReason::SlotSynchronized => "SlotSynchronized",
-            FailoverReason::SlotNotSynchronized => "SlotNotSynchronized",
-            FailoverReason::NoFailoverSlot => "NoFailoverSlot",
-            FailoverReason::SlotSyncBlocked => "SlotSyncBlocked",
-            FailoverReason::SlotCopyInvalidated => "SlotCopyInvalidated",
-            FailoverReason::StandbySlotUnread => "StandbySlotUnread",
-            FailoverReason::StandbyUnknown => "StandbyUnknown",
-            FailoverReason::NoStandbyKnown => "NoStandbyKnown",
-            FailoverReason::SlotUnknown => "SlotUnknown",
-        }
-    }
-
     pub fn from_name(name: &str) -> Option<FailoverReason> {
         FailoverReason::ALL.into_iter().find(|reason| reason.name() == name)
     }

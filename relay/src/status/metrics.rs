@@ -201,7 +201,7 @@ impl Metrics {
                     "Rows that became dead letters, acknowledged by Kafka",
                     &["reason"],
                 )?,
-                PoisonKind::ALL.map(PoisonKind::label),
+                PoisonKind::ALL.map(PoisonKind::name),
             ),
             info: registered(
                 register,

@@ -6,24 +6,25 @@ use pg_replication::{EndLsn, PgTime};
 
 use crate::topics::partitions::PartitionNumber;
 
-/// What the relay is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Connecting, checking, taking the slot.
-    Starting,
-    /// The stream is open but not read: the initial snapshot of the table is delivered first.
-    Snapshot,
-    /// The stream is open but not read: the rows that a lost slot would have streamed are delivered first.
-    Refilling,
-    Streaming,
-    /// Another relay holds the slot.
-    Standby,
-    /// An error ended the session; the relay tries again later.
-    Waiting,
-    /// An error needs a person.
-    Stopped,
-    /// SIGTERM: what is in flight is completed.
-    Draining,
+named! {
+    /// What the relay is doing.
+    pub enum Phase {
+        /// Connecting, checking, taking the slot.
+        Starting = "starting",
+        /// The stream is open but not read: the initial snapshot of the table is delivered first.
+        Snapshot = "copying",
+        /// The stream is open but not read: the rows that a lost slot would have streamed are delivered first.
+        Refilling = "refilling",
+        Streaming = "streaming",
+        /// Another relay holds the slot.
+        Standby = "standby",
+        /// An error ended the session; the relay tries again later.
+        Waiting = "waiting",
+        /// An error needs a person.
+        Stopped = "stopped",
+        /// SIGTERM: what is in flight is completed.
+        Draining = "draining",
+    }
 }
 
 impl Phase {
@@ -38,19 +39,6 @@ impl Phase {
     /// Whether a stream is open.
     pub(super) fn has_stream(self) -> bool {
         self.delivers() || self == Phase::Draining
-    }
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Phase::Starting => "starting",
-            Phase::Snapshot => "copying",
-            Phase::Refilling => "refilling",
-            Phase::Streaming => "streaming",
-            Phase::Standby => "standby",
-            Phase::Waiting => "waiting",
-            Phase::Stopped => "stopped",
-            Phase::Draining => "draining",
-        }
     }
 }
 

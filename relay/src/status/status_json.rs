@@ -89,7 +89,7 @@ fn dead_letters(state: &State) -> Value {
     let letters = &state.dead_letters;
     let last = letters.last.as_ref().map(|(summary, at)| {
         json!({
-            "reason": summary.kind.label(),
+            "reason": summary.kind.name(),
             "id": summary.id,
             "position": summary.position.to_string(),
             "topic": summary.topic.as_deref(),
