@@ -5,7 +5,6 @@ use std::time::Instant;
 use chrono::{DateTime, Utc};
 use pg_replication::Host;
 use process::Finding;
-use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use super::{Topics, found, problem, walsender};
@@ -70,14 +69,13 @@ pub async fn examine(config: &Config) -> Examined {
 }
 
 async fn server(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
-    let row = sqlx::query(
-        "SELECT current_setting('server_version') AS version,
-                coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS tls",
+    let (version, has_tls): (String, bool) = sqlx::query_as(
+        "SELECT current_setting('server_version'),
+                coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)",
     )
     .fetch_one(sql)
     .await?;
-    let version: String = row.try_get("version")?;
-    let how = if row.try_get("tls")? { "with TLS" } else { "without TLS" };
+    let how = if has_tls { "with TLS" } else { "without TLS" };
     let from = &config.source;
     let place = format!("PostgreSQL {version} at {}, database {}", from.host, from.database);
     Ok(Finding::ok("database", format!("connected to {place} as role {}, {how}", from.user)))
@@ -303,14 +301,13 @@ async fn verdict(sql: &mut PgConnection, config: &Config, server: &Host) -> Resu
 
 async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, RelayError> {
     const CHECK: &str = "WAL limit";
-    let row = sqlx::query(
-        "SELECT current_setting('max_slot_wal_keep_size') AS size, setting::bigint < 0 AS unlimited
+    let (size, is_unlimited): (String, bool) = sqlx::query_as(
+        "SELECT current_setting('max_slot_wal_keep_size'), setting::bigint < 0
          FROM pg_settings WHERE name = 'max_slot_wal_keep_size'",
     )
     .fetch_one(sql)
     .await?;
-    let size: String = row.try_get("size")?;
-    if row.try_get("unlimited")? {
+    if is_unlimited {
         let message =
             "max_slot_wal_keep_size is not set: a slot that no client reads fills the disk of the primary";
         return Ok(Finding::warn(
@@ -324,26 +321,23 @@ async fn wal_limit(sql: &mut PgConnection) -> Result<Finding, RelayError> {
 
 async fn places(sql: &mut PgConnection, config: &Config) -> Result<Finding, RelayError> {
     const CHECK: &str = "places";
-    let row = sqlx::query(
-        "SELECT current_setting('max_replication_slots')::bigint
-                  - (SELECT count(*) FROM pg_replication_slots) AS slots,
-                current_setting('max_wal_senders')::bigint
-                  - (SELECT count(*) FROM pg_stat_get_wal_senders()) AS senders,
-                EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active) AS active,
-                EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1) AS has_slot",
+    let (slots, senders, is_active, has_slot): (i64, i64, bool, bool) = sqlx::query_as(
+        "SELECT current_setting('max_replication_slots')::bigint - (SELECT count(*) FROM pg_replication_slots),
+                current_setting('max_wal_senders')::bigint - (SELECT count(*) FROM pg_stat_get_wal_senders()),
+                EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active),
+                EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)",
     )
     .bind(&config.source.slot.name)
     .fetch_one(sql)
     .await?;
-    let (slots, senders): (i64, i64) = (row.try_get("slots")?, row.try_get("senders")?);
-    if slots < 1 && !row.try_get::<bool, _>("has_slot")? {
+    if slots < 1 && !has_slot {
         return Ok(Finding::problem(
             CHECK,
             "every replication slot is in use",
             "raise max_replication_slots",
         ));
     }
-    if senders < 1 && !row.try_get::<bool, _>("active")? {
+    if senders < 1 && !is_active {
         return Ok(Finding::problem(CHECK, "every walsender is in use", "raise max_wal_senders"));
     }
     if senders < FEW_PLACES {

@@ -1,8 +1,8 @@
 //! The rows that are in the table before the slot: whether the initial snapshot, or a refill, can read, identify and order
 //! them.
 
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row};
 
 use crate::config::Source;
 use crate::error::{ErrorKind, RelayError};
@@ -86,20 +86,18 @@ pub async fn check_table(sql: &mut PgConnection, source: &Source, rows: RowsFor)
 pub async fn check_columns(sql: &mut PgConnection, source: &Source, rows: RowsFor) -> Result<(), RelayError> {
     let (setting, alternative) = (rows.setting(), rows.alternative());
     let table = source.table.quoted();
-    let row = sqlx::query(
+    let (is_identified, has_time, is_readable, is_secured, role): (bool, bool, bool, bool, String) = sqlx::query_as(
         "SELECT count(*) FILTER (WHERE attname = 'seq' AND atttypid = 'bigint'::regtype AND attnotnull) = 1
-                AND count(*) FILTER (WHERE attname = 'xid' AND atttypid = 'xid8'::regtype AND attnotnull) = 1 AS identified,
-                count(*) FILTER (WHERE attname = 'occurred_at' AND atttypid = 'timestamptz'::regtype AND attnotnull) = 1 AS timestamped,
-                has_table_privilege($1::regclass, 'SELECT') AS readable, row_security_active($1::regclass) AS secured,
-                current_user::text AS role
+                AND count(*) FILTER (WHERE attname = 'xid' AND atttypid = 'xid8'::regtype AND attnotnull) = 1,
+                count(*) FILTER (WHERE attname = 'occurred_at' AND atttypid = 'timestamptz'::regtype AND attnotnull) = 1,
+                has_table_privilege($1::regclass, 'SELECT'), row_security_active($1::regclass), current_user::text
          FROM pg_attribute WHERE attrelid = $1::regclass AND attnum > 0 AND NOT attisdropped",
     )
     .bind(&table)
     .fetch_one(&mut *sql)
     .await?;
-    let role: String = row.try_get("role")?;
     let role = crate::config::quote(&role);
-    if !row.try_get::<bool, _>("identified")? {
+    if !is_identified {
         let what = format!(
             "table {} has no columns seq (bigint, not null) and xid (xid8, not null), which {setting} needs \
              to find and order the rows; add them{alternative}",
@@ -107,7 +105,7 @@ pub async fn check_columns(sql: &mut PgConnection, source: &Source, rows: RowsFo
         );
         return Err(RelayError::new(rows.lacking(), what));
     }
-    if !row.try_get::<bool, _>("timestamped")? {
+    if !has_time {
         let what = format!(
             "table {} has no column occurred_at (timestamptz, not null), which {setting} needs for the time \
              of the rows; add it{alternative}",
@@ -115,14 +113,14 @@ pub async fn check_columns(sql: &mut PgConnection, source: &Source, rows: RowsFo
         );
         return Err(RelayError::new(rows.lacking(), what));
     }
-    if !row.try_get::<bool, _>("readable")? {
+    if !is_readable {
         let what = format!(
             "role {role} may not read the rows of table {}, which {setting} needs: GRANT SELECT ON {table} TO {role}",
             source.table
         );
         return Err(RelayError::new(ErrorKind::PermissionDenied, what));
     }
-    if row.try_get::<bool, _>("secured")? {
+    if is_secured {
         let what = format!(
             "row-level security hides rows of table {} from role {role}: ALTER ROLE {role} BYPASSRLS",
             source.table
@@ -133,8 +131,10 @@ pub async fn check_columns(sql: &mut PgConnection, source: &Source, rows: RowsFo
 }
 
 /// Rows that the initial snapshot would miss or could not deliver.
+#[derive(sqlx::FromRow)]
 pub struct RowOrder {
     /// Some visible rows have an `xid` that the snapshot does not show: they come from another cluster.
+    #[sqlx(rename = "foreign_xid")]
     foreign: bool,
     /// Some rows have a negative `seq`, which is before the first cursor position.
     negative: bool,
@@ -153,12 +153,7 @@ impl RowOrder {
              FROM {}, (SELECT pg_current_snapshot() AS s) AS current",
             source.table.quoted()
         );
-        let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *sql).await?;
-        Ok(RowOrder {
-            foreign: row.try_get("foreign_xid")?,
-            negative: row.try_get("negative")?,
-            undated: row.try_get("undated")?,
-        })
+        Ok(sqlx::query_as(AssertSqlSafe(select)).fetch_one(&mut *sql).await?)
     }
 
     /// Fails if not every row could be delivered.

@@ -1,6 +1,5 @@
 //! The requirements on server and tables before a relay can start.
 
-use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use crate::config::Source;
@@ -33,30 +32,28 @@ pub async fn check_same_server(sql: &mut PgConnection, history: ClusterTimeline)
 
 /// Checks everything that must exist before anything is created: server version, `wal_level`, the tables.
 pub async fn check_preconditions(sql: &mut PgConnection, source: &Source) -> Result<(), RelayError> {
-    let row = sqlx::query(
-        "SELECT current_setting('server_version_num')::int AS version, current_setting('wal_level') AS wal_level,
-                to_regclass($1) IS NOT NULL AS has_table, to_regclass($2) IS NOT NULL AS has_checkpoint",
+    let (version, wal_level, has_table, has_checkpoint): (i32, String, bool, bool) = sqlx::query_as(
+        "SELECT current_setting('server_version_num')::int, current_setting('wal_level'),
+                to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL",
     )
     .bind(source.table.quoted())
     .bind(source.table.sibling("outbox_checkpoint"))
     .fetch_one(&mut *sql)
     .await?;
-    let version: i32 = row.try_get("version")?;
     if version < OLDEST_SERVER {
         return Err(RelayError::new(
             ErrorKind::ServerTooOld,
             format!("the server has version {}", version / 10_000),
         ));
     }
-    let wal_level: String = row.try_get("wal_level")?;
     if wal_level != "logical" {
         return Err(RelayError::new(ErrorKind::WalLevelTooLow, format!("wal_level is '{wal_level}'")));
     }
-    if !row.try_get::<bool, _>("has_table")? {
+    if !has_table {
         let what = format!("table {} does not exist in database {}", source.table, source.database);
         return Err(RelayError::new(ErrorKind::TableMissing, what));
     }
-    if !row.try_get::<bool, _>("has_checkpoint")? {
+    if !has_checkpoint {
         let what = format!("table {}.outbox_checkpoint does not exist", source.table.schema);
         return Err(RelayError::new(ErrorKind::CheckpointTableMissing, what));
     }

@@ -168,6 +168,7 @@ pub async fn state(sql: &mut PgConnection, source: &Source) -> Result<Publicatio
     Ok(PublicationState::Suitable)
 }
 
+#[derive(sqlx::FromRow)]
 struct FoundPublication {
     inserts: bool,
     via_root: bool,
@@ -177,8 +178,8 @@ struct FoundPublication {
 }
 
 async fn find(sql: &mut PgConnection, source: &Source) -> Result<Option<FoundPublication>, RelayError> {
-    let row = sqlx::query(
-        "SELECT p.pubinsert, p.pubviaroot, c.relkind = 'p' AS partitioned,
+    let found: Option<FoundPublication> = sqlx::query_as(
+        "SELECT p.pubinsert AS inserts, p.pubviaroot AS via_root, c.relkind = 'p' AS partitioned,
                 t.tablename IS NOT NULL AS has_table,
                 coalesce(t.rowfilter IS NOT NULL
                          OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid
@@ -194,15 +195,9 @@ async fn find(sql: &mut PgConnection, source: &Source) -> Result<Option<FoundPub
     .bind(&source.table.table)
     .fetch_optional(&mut *sql)
     .await?;
-    let Some(row) = row else { return Ok(None) };
-    let partitioned: bool = row.try_get("partitioned")?;
-    let via_root: bool = row.try_get("pubviaroot")?;
-    Ok(Some(FoundPublication {
-        inserts: row.try_get("pubinsert")?,
-        via_root,
+    Ok(found.map(|found| FoundPublication {
         // Without publish_via_partition_root the view lists the partitions instead of the root.
-        has_table: row.try_get::<bool, _>("has_table")? || (partitioned && !via_root),
-        partitioned,
-        filtered: row.try_get("filtered")?,
+        has_table: found.has_table || (found.partitioned && !found.via_root),
+        ..found
     }))
 }

@@ -10,8 +10,8 @@ use chrono::{DateTime, Utc};
 use outbox::column;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -60,12 +60,13 @@ pub struct Selection {
 }
 
 /// A row that would be sent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, sqlx::FromRow)]
 #[serde(rename_all = "camelCase")]
 pub struct FoundRow {
     pub seq: i64,
     pub id: Option<String>,
     #[serde(rename = "type")]
+    #[sqlx(rename = "type")]
     pub event_type: Option<String>,
     pub key: Option<String>,
 }
@@ -183,16 +184,7 @@ impl DeliveredRows {
     /// The next rows; none after the last.
     pub async fn next_page(&mut self) -> Result<Vec<FoundRow>, RelayError> {
         let select = AssertSqlSafe(self.select.as_str());
-        let rows = sqlx::query(select).bind(self.read_to).fetch_all(&mut self.sql).await?;
-        let found = rows.iter().map(|row| {
-            Ok(FoundRow {
-                seq: row.try_get("seq")?,
-                id: row.try_get("id")?,
-                event_type: row.try_get("type")?,
-                key: row.try_get("key")?,
-            })
-        });
-        let found: Vec<FoundRow> = found.collect::<Result<_, sqlx::Error>>()?;
+        let found: Vec<FoundRow> = sqlx::query_as(select).bind(self.read_to).fetch_all(&mut self.sql).await?;
         self.read_to = found.last().map_or(self.read_to, |last| last.seq);
         Ok(found)
     }

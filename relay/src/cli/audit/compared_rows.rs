@@ -40,7 +40,7 @@ pub struct Page {
 }
 
 /// A row whose event is not in Kafka.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, sqlx::FromRow)]
 #[serde(rename_all = "camelCase")]
 pub struct MissingRow {
     pub seq: i64,
@@ -48,6 +48,7 @@ pub struct MissingRow {
     #[serde(rename = "time")]
     pub occurred_at: DateTime<Utc>,
     #[serde(rename = "type")]
+    #[sqlx(rename = "type")]
     pub event_type: Option<String>,
     pub key: Option<String>,
     /// Value of the column that selects the topic.
@@ -166,18 +167,8 @@ pub async fn describe(
     );
     let mut described = Vec::new();
     for part in missing.chunks(DESCRIBED_PER_QUERY) {
-        let rows = sqlx::query(AssertSqlSafe(select.as_str())).bind(part).fetch_all(&mut *sql).await?;
-        for row in rows {
-            described.push(MissingRow {
-                seq: row.try_get("seq")?,
-                id: row.try_get("id")?,
-                occurred_at: row.try_get("occurred_at")?,
-                event_type: row.try_get("type")?,
-                key: row.try_get("key")?,
-                route: row.try_get("route")?,
-                is_republished: row.try_get("is_republished")?,
-            });
-        }
+        let query = sqlx::query_as::<_, MissingRow>(AssertSqlSafe(select.as_str())).bind(part);
+        described.extend(query.fetch_all(&mut *sql).await?);
     }
     Ok(described)
 }
