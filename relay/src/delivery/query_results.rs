@@ -44,7 +44,10 @@ impl<B: Broker> Delivery<B> {
             }
             QueryResult::GapsSkipped(gaps) => self.metrics.offset_gaps_skipped_total.inc_by(gaps),
             QueryResult::Strays { partition, strays, more } => {
-                in_flight.count_duplicates(more);
+                if self.refill.is_some() {
+                    return Err(self.evidence_outdated(partition));
+                }
+                self.in_flight.count_duplicates(more);
                 self.strays.add(partition, strays);
                 self.check_strays()?;
             }
@@ -53,6 +56,7 @@ impl<B: Broker> Delivery<B> {
             }
             QueryResult::Evidence(delivered) => {
                 if let Some(refill) = &mut self.refill {
+                    in_flight.count_duplicates(delivered.twice());
                     refill.on_evidence(delivered);
                 }
             }
@@ -78,6 +82,10 @@ impl<B: Broker> Delivery<B> {
             return Err(record_ahead_error(name, position, by_another_server, source));
         }
         self.report_phantoms(partition, phantoms);
+        let name = self.in_flight.topics.name_of(partition);
+        if self.refill.as_ref().is_some_and(|refill| refill.misses(name, records.last())) {
+            return Err(self.evidence_outdated(partition));
+        }
         let scanned = self.in_flight.topics.partition_mut(partition);
         scanned.found = Some(records);
         scanned.dedup.on_scanned(found);
@@ -92,19 +100,23 @@ impl<B: Broker> Delivery<B> {
         records: FoundRecords,
     ) -> Result<(), RelayError> {
         if self.refill.is_some() && found.own_records > 0 {
-            let what = format!(
-                "{}: an earlier process of the relay appended {} events after this one had read which rows of the refill \
-                 Kafka has; it reads them again",
-                self.in_flight.topics.name_of(partition),
-                found.own_records
-            );
-            return Err(RelayError::new(ErrorKind::DeliveryFailed, what));
+            return Err(self.evidence_outdated(partition));
         }
         let scanned = self.in_flight.topics.partition_mut(partition);
         scanned.found = Some(records);
         let duplicates = scanned.dedup.on_gap_scanned(gap, found);
         self.in_flight.count_duplicates(duplicates);
         self.in_flight.resume(partition)
+    }
+
+    /// The next session reads the evidence again. The rows that this one has sent of those events are in Kafka twice.
+    fn evidence_outdated(&self, partition: PartitionId) -> RelayError {
+        let what = format!(
+            "{}: an earlier process of the relay, or another outbox of the same name, appended events after this process \
+             had read which rows of the refill Kafka has; it reads them again",
+            self.in_flight.topics.name_of(partition)
+        );
+        RelayError::new(ErrorKind::DeliveryFailed, what)
     }
 
     fn on_query_failed(&self, error: QueryError) -> Result<(), RelayError> {

@@ -6,6 +6,8 @@ use crate::error::RefillCause;
 use crate::kafka::evidence::DeliveredEvents;
 use crate::kafka::query::Query;
 use crate::postgres::checkpoint::RefillScope;
+use crate::progress::offset::Offset;
+use crate::topics::registry::PartitionName;
 
 pub(super) struct Refill {
     scope: RefillScope,
@@ -38,6 +40,14 @@ impl Refill {
         match &self.evidence {
             Evidence::Known(delivered) => Some(delivered),
             Evidence::NotRequested | Evidence::Requested => None,
+        }
+    }
+
+    /// Whether a record of this outbox at `offset` was appended after the evidence had been read.
+    pub(super) fn misses(&self, partition: PartitionName<'_>, offset: Option<Offset>) -> bool {
+        match (&self.evidence, offset) {
+            (Evidence::Known(delivered), Some(offset)) => delivered.misses(partition, offset),
+            _ => false,
         }
     }
 

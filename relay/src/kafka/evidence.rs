@@ -8,6 +8,7 @@
 //! The evidence has to be complete: without a record that retention or compaction has removed, its row would be sent a
 //! second time, behind newer events of its key.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -15,11 +16,12 @@ use pg_replication::CommitLsn;
 
 use crate::kafka::call_pool::Caller;
 use crate::kafka::queries::{describe, partition_count, scan_partition, watermarks};
-use crate::kafka::scan::{Scan, Scope};
+use crate::kafka::scan::{MAX_REFILLED, Scan, Scope};
 use crate::kafka::scanner::QueryError;
 use crate::progress::fingerprints::RecordCollector;
 use crate::progress::offset::Offset;
-use crate::topics::partitions::ScanStarts;
+use crate::topics::partitions::{PartitionNumber, ScanStarts};
+use crate::topics::registry::PartitionName;
 
 /// Maximum number of events: 16 MB.
 pub const MAX_EVENTS: usize = 1_000_000;
@@ -40,23 +42,46 @@ impl EventKey {
     }
 }
 
+/// Up to which offset each partition was read.
+pub type Ends = BTreeMap<String, BTreeMap<PartitionNumber, Offset>>;
+
 /// The events that Kafka has already.
 #[derive(Debug)]
-pub struct DeliveredEvents(Vec<EventKey>);
+pub struct DeliveredEvents {
+    /// Sorted.
+    events: Vec<EventKey>,
+    ends: Ends,
+    twice: u64,
+}
 
 impl DeliveredEvents {
-    pub fn new(mut events: Vec<EventKey>) -> DeliveredEvents {
+    /// `refilled` are events that the refill itself has sent: one that is among `events`, too, is in Kafka twice.
+    pub fn new(mut events: Vec<EventKey>, refilled: &[EventKey], ends: Ends) -> DeliveredEvents {
         events.sort_unstable();
         events.dedup();
-        DeliveredEvents(events)
+        let mut delivered = DeliveredEvents { events, ends, twice: 0 };
+        delivered.twice = refilled.iter().filter(|event| delivered.contains(**event)).count() as u64;
+        delivered
     }
 
     pub fn contains(&self, event: EventKey) -> bool {
-        self.0.binary_search(&event).is_ok()
+        self.events.binary_search(&event).is_ok()
     }
 
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.events.len()
+    }
+
+    /// The number of events that are in Kafka twice: an earlier process of the relay was still sending when the refill
+    /// had begun.
+    pub fn twice(&self) -> u64 {
+        self.twice
+    }
+
+    /// Whether a record at `offset` was appended after its partition had been read.
+    pub fn misses(&self, partition: PartitionName<'_>, offset: Offset) -> bool {
+        let end = self.ends.get(partition.topic).and_then(|ends| ends.get(&partition.number));
+        end.is_some_and(|end| offset >= *end)
     }
 }
 
@@ -67,7 +92,7 @@ pub(super) async fn collect(
     starts: ScanStarts,
     before: CommitLsn,
 ) -> Result<DeliveredEvents, QueryError> {
-    let mut events = Vec::new();
+    let (mut events, mut refilled, mut ends) = (Vec::new(), Vec::new(), Ends::new());
     for (name, partitions) in starts {
         let topic: Arc<str> = name.as_str().into();
         let count = partition_count(caller, &name).await?;
@@ -78,9 +103,15 @@ pub(super) async fn collect(
             if number.0 >= count {
                 return Err(incomplete("it does not exist any more".to_owned()));
             }
-            let low = watermarks(caller, &topic, number).await?.from;
-            if low > start.offset {
-                let from = start.offset;
+            let (from, range) = (start.offset, watermarks(caller, &topic, number).await?);
+            if range.until < from {
+                let end = range.until;
+                return Err(incomplete(format!(
+                    "it ends at offset {end}, before {from}: the topic was recreated, or has lost records"
+                )));
+            }
+            if range.from > from {
+                let low = range.from;
                 return Err(incomplete(format!(
                     "retention has removed its records from offset {from} to {low}"
                 )));
@@ -95,16 +126,20 @@ pub(super) async fn collect(
             if let Some(what) = incompleteness(&scan.records, start.offset, compacted) {
                 return Err(incomplete(what));
             }
-            let Scan { events: found, .. } = scan;
+            ends.entry(name.clone()).or_default().insert(number, scan.until);
+            let Scan { events: found, refilled: sent, .. } = scan;
             if events.len() + found.len() > MAX_EVENTS {
                 return Err(incomplete(format!(
                     "the scanned partitions have more than {MAX_EVENTS} events up to here, the maximum for a refill"
                 )));
             }
             events.extend(found);
+            if refilled.len() < MAX_REFILLED {
+                refilled.extend(sent);
+            }
         }
     }
-    Ok(DeliveredEvents::new(events))
+    Ok(DeliveredEvents::new(events, &refilled, ends))
 }
 
 /// Why a scan that began at offset `from` is no proof that other events are not in Kafka. `compacted` is the topic's
@@ -135,7 +170,6 @@ mod tests {
     use crate::progress::offset::OffsetRange;
     use crate::testing::{commit, end};
     use crate::topics::kafka_time::KafkaTime;
-    use crate::topics::partitions::PartitionNumber;
 
     const SOURCE: &str = "/shop/public.outbox";
 
@@ -177,7 +211,8 @@ mod tests {
         ];
         let scan = events_of(&records, MAX_EVENTS);
         let key = |offset: &str| EventKey::new(offset.as_bytes(), b"10:00");
-        assert_eq!(scan.events, [key("0"), key("3")], "the row at 0x200 was sent by the refill itself");
+        assert_eq!(scan.events, [key("0"), key("3")]);
+        assert_eq!(scan.refilled, [key("4")], "the row at 0x200 was sent by the refill itself");
         assert!(scan.is_done());
     }
 
@@ -191,11 +226,24 @@ mod tests {
     #[test]
     fn an_event_is_known_by_its_id_and_its_time() {
         let key = |id: &str, time: &str| EventKey::new(id.as_bytes(), time.as_bytes());
-        let events = DeliveredEvents::new(vec![key("a", "10:00"), key("b", "10:00"), key("a", "10:00")]);
-        assert_eq!(events.count(), 2);
+        let found = vec![key("a", "10:00"), key("b", "10:00"), key("a", "10:00")];
+        let refilled = [key("b", "10:00"), key("b", "11:00"), key("c", "10:00")];
+        let events = DeliveredEvents::new(found, &refilled, Ends::new());
+        assert_eq!((events.count(), events.twice()), (2, 1));
         assert!(events.contains(key("a", "10:00")) && events.contains(key("b", "10:00")));
         assert!(!events.contains(key("a", "11:00")), "republished under its id");
         assert!(!events.contains(key("a1", "0:00")), "the parts are kept apart");
+    }
+
+    #[test]
+    fn a_record_behind_the_end_of_the_scan_is_missed() {
+        let ends = Ends::from([("t".to_owned(), BTreeMap::from([(PartitionNumber(1), Offset(7))]))]);
+        let events = DeliveredEvents::new(Vec::new(), &[], ends);
+        let misses = |topic, number, offset| {
+            events.misses(PartitionName { topic, number: PartitionNumber(number) }, Offset(offset))
+        };
+        assert!(misses("t", 1, 7) && !misses("t", 1, 6));
+        assert!(!misses("t", 0, 7) && !misses("u", 1, 7), "no relay has written there before the refill");
     }
 
     #[test]

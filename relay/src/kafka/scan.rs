@@ -17,6 +17,10 @@ use crate::topics::partitions::PartitionNumber;
 /// Maximum number of strays that one scan keeps. Normally there are none.
 const MAX_STRAYS: usize = 1024;
 
+/// Maximum number of the refill's own events that one scan keeps: 1 MB. A refill begins with the rows that a paused process
+/// may have had in flight, so the first ones are enough to count those that are in Kafka twice.
+pub const MAX_REFILLED: usize = 65_536;
+
 /// A record with this outbox's `ce_source` that this process has not sent, between records that it has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stray {
@@ -74,6 +78,8 @@ pub struct Scan {
     pub more_strays: u64,
     /// The events of a scan for evidence.
     pub events: Vec<EventKey>,
+    /// The first ones that the refill itself has sent, up to the maximum.
+    pub refilled: Vec<EventKey>,
 }
 
 impl Scan {
@@ -90,6 +96,7 @@ impl Scan {
             strays: Vec::new(),
             more_strays: 0,
             events: Vec::new(),
+            refilled: Vec::new(),
         }
     }
 
@@ -140,8 +147,8 @@ impl Scan {
             }
             Scope::Evidence { before, room } => {
                 let (before, room) = (*before, *room);
-                if is_on_line && position.commit_lsn < before.lsn().as_u64() {
-                    self.on_event(message, room);
+                if is_on_line {
+                    self.on_event(message, position.commit_lsn < before.lsn().as_u64(), room);
                 }
                 return;
             }
@@ -151,13 +158,19 @@ impl Scan {
         self.found.own_records += 1;
         self.found.repeated += u64::from(known.is_some_and(|known| position <= known));
         self.records.add(position, id);
+        self.records.last = Some(Offset(message.offset()));
     }
 
     /// A dead letter without an id proves nothing.
-    fn on_event(&mut self, message: &impl Message, room: usize) {
+    fn on_event(&mut self, message: &impl Message, is_evidence: bool, room: usize) {
         let (id, time) = (value_of(message, header::CE_ID), value_of(message, header::CE_TIME));
         let Some((id, time)) = id.zip(time) else { return };
-        self.events.push(EventKey::new(id, time));
+        let event = EventKey::new(id, time);
+        if is_evidence {
+            self.events.push(event);
+        } else if self.refilled.len() < MAX_REFILLED {
+            self.refilled.push(event);
+        }
         if self.events.len() > room {
             self.found.end = self.until;
         }

@@ -8,6 +8,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use outbox::Position;
 
+use crate::progress::offset::Offset;
+
 /// Maximum number of records that a scan of one partition remembers: 2 MB. With more, only positions are compared.
 const MAX_FOUND: usize = 250_000;
 
@@ -33,6 +35,8 @@ pub struct RecordCollector {
     fingerprints: Vec<Fingerprint>,
     lowest: Option<Position>,
     overflowed: bool,
+    /// The last of these records.
+    pub last: Option<Offset>,
     /// Retention removed the start of the range.
     pub begins_late: bool,
     /// Some offsets of the range have no record: control records, or records that compaction removed.
@@ -63,6 +67,11 @@ impl RecordCollector {
 pub struct FoundRecords(RecordCollector);
 
 impl FoundRecords {
+    /// The offset of the last of them.
+    pub fn last(&self) -> Option<Offset> {
+        self.0.last
+    }
+
     /// Whether the row at `position` with the fingerprint `row`, which is at or below the highest position of the
     /// range, is certainly not in it. `compacted` is the topic's policy, if known.
     pub fn lacks(&self, position: Position, row: Fingerprint, compacted: Option<bool>) -> bool {

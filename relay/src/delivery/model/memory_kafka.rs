@@ -16,7 +16,7 @@ use rdkafka::message::{OwnedHeaders, OwnedMessage};
 
 use crate::delivery::{Broker, ProducerReports};
 use crate::kafka::diagnosis::Diagnosis;
-use crate::kafka::evidence::{DeliveredEvents, MAX_EVENTS};
+use crate::kafka::evidence::{DeliveredEvents, Ends, MAX_EVENTS};
 use crate::kafka::own_records::OwnRecords;
 use crate::kafka::producers::{Ack, ProducerRecord, Tag};
 use crate::kafka::query::{Query, QueryResult};
@@ -359,16 +359,19 @@ impl Kafka {
     }
 
     fn evidence(&mut self, starts: &ScanStarts, before: CommitLsn) -> DeliveredEvents {
-        let mut events = Vec::new();
+        let (mut events, mut refilled, mut ends) = (Vec::new(), Vec::new(), Ends::new());
         for (topic, partitions) in starts {
             for (number, start) in partitions {
                 let name = (topic.clone(), *number);
                 let scope = Scope::Evidence { before, room: MAX_EVENTS };
                 let range = OffsetRange { from: start.offset, until: self.end(&name) };
-                events.extend(self.scan(&name, scope, range).events);
+                let scan = self.scan(&name, scope, range);
+                events.extend(scan.events);
+                refilled.extend(scan.refilled);
+                ends.entry(topic.clone()).or_default().insert(*number, range.until);
             }
         }
-        DeliveredEvents::new(events)
+        DeliveredEvents::new(events, &refilled, ends)
     }
 
     fn found(&self, topic: &str) -> FoundTopic {
