@@ -215,7 +215,9 @@ fn check_refill_allowed(inputs: &StartInputs<'_>, cause: RefillCause) -> Result<
         return Ok(());
     }
     let what = format!(
-        "slot {} was lost and its refill is not complete, and source.onGap is not Refill any more",
+        "slot {} was lost and its refill is not complete, and source.onGap is not Refill any more: what is known of the \
+         delivered rows stays as it is; set source.onGap: Refill to continue, or end the refill as docs/OPERATIONS.md says, \
+         'A refill is blocked'",
         inputs.source.slot.name
     );
     Err(RelayError::new(cause.kind(), what))
