@@ -5,14 +5,101 @@ use sqlx::{Connection, Executor};
 use testbed::kafka::delete_records;
 use testbed::load::Load;
 use testbed::postgres::{PgVersion, Shutdown};
+use testbed::wait;
 
 use crate::failover;
-use crate::fixture::{OwnServers, Relay, Site, assert_correct, heavy_permit};
+use crate::fixture::{OwnServers, Relay, Site, TIMEOUT, assert_correct, heavy_permit};
+
+mod evidence;
+mod large;
+mod paused;
+mod rounds;
+mod rows;
+mod switched_off;
+mod two_relays;
 
 /// Rows per second.
 const RATE: f64 = 400.0;
+
 fn refilling(text: String) -> String {
     text.replace("slot: {", "onGap: Refill, slot: {")
+}
+
+/// Refills so slowly that a test finds the relay in the middle of it.
+fn refilling_slowly(text: String) -> String {
+    refilling(text) + "delivery: {maxInFlightEvents: 10}\n"
+}
+
+/// Inserts this many rows in one transaction.
+fn insert_many(site: &Site, rows: usize) -> String {
+    format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload)
+         SELECT gen_random_uuid(), '{}', 'key-' || n % 100, 'n.v1', jsonb_build_object('n', n)
+         FROM generate_series(1, {rows}) n",
+        site.aggregate
+    )
+}
+
+/// Drops the slot while relays run, and inserts rows that no slot streams: a new one waits for the transaction.
+async fn drop_slot_under_relays(site: &Site, rows: usize) {
+    site.execute(&format!(
+        "DO $$ BEGIN
+             PERFORM pg_current_xact_id();
+             LOOP
+                 PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots
+                 WHERE slot_name = '{0}' AND active_pid IS NOT NULL;
+                 BEGIN
+                     PERFORM pg_drop_replication_slot('{0}');
+                     EXIT;
+                 EXCEPTION WHEN object_in_use THEN
+                     NULL;
+                 END;
+             END LOOP;
+             {1};
+         END $$",
+        site.slot,
+        insert_many(site, rows)
+    ))
+    .await;
+}
+
+/// How many rows the relay has refilled in this session; `None` while it does not refill.
+async fn refilled_so_far(relay: &Relay) -> Option<u64> {
+    let (_, text) = relay.ask("/status").await?;
+    let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+    (status["phase"] == "refilling").then(|| status["copiedRows"].as_u64().unwrap_or(0))
+}
+
+/// Waits until the relay is in the middle of a refill.
+async fn until_in_the_middle(relay: &Relay) {
+    wait::until("the middle of a refill", TIMEOUT, async || match refilled_so_far(relay).await {
+        Some(rows) if rows >= 200 => Ok(()),
+        seen => Err(format!("{seen:?}\n{}", relay.program.log_tail())),
+    })
+    .await
+    .unwrap();
+}
+
+/// Everything in the checkpoint that says what is known to be delivered, and how far the refill is.
+async fn refill_state(site: &Site) -> String {
+    let row = "SELECT (confirmed_lsn, delivered_snapshot, snapshot_offsets, refill_cause, start_phase, start_lsn, start_snapshot,
+                       start_cursor)::text FROM outbox_checkpoint";
+    site.value(row).await.unwrap()
+}
+
+/// No refill is in progress.
+async fn assert_complete(site: &Site) {
+    let open = "SELECT num_nonnulls(refill_cause, start_phase, start_lsn, start_snapshot, start_cursor) FROM outbox_checkpoint";
+    assert_eq!(site.value(open).await.as_deref(), Some("0"));
+}
+
+/// Kafka has every row of the table once, and nothing else.
+async fn assert_each_row_once(site: &Site, relay: &Relay) {
+    relay.until("/readyz", 200, "streaming").await;
+    site.judge_table(relay).await;
+    let rows = site.value("SELECT count(*) FROM outbox").await.unwrap();
+    assert_eq!(site.records().await.len().to_string(), rows);
+    assert_complete(site).await;
 }
 
 /// A relay that has delivered for a while under load, and is killed: Kafka has rows that the checkpoint does not know of.
@@ -32,6 +119,13 @@ async fn delivered_and_killed(site: &Site) -> Load {
 async fn knows_delivered_rows(site: &Site) {
     let known =
         "SELECT delivered_snapshot::text <> '1:1:' AND snapshot_offsets <> '{}' FROM outbox_checkpoint";
+    site.until_value(known, "true").await;
+}
+
+/// Waits until the checkpoint says that all rows were delivered.
+async fn knows_all_rows(site: &Site) {
+    let known =
+        "SELECT bool_and(pg_visible_in_snapshot(xid, delivered_snapshot)) FROM outbox, outbox_checkpoint";
     site.until_value(known, "true").await;
 }
 
@@ -60,8 +154,7 @@ async fn ends_well(site: &Site, load: Load, relay: &Relay, cause: &str) {
     assert_eq!(relay.metric("outbox_relay_duplicates_detected_total").await, 0.0);
     let refilled = refilled(site, cause).await;
     assert!(refilled >= 50, "{refilled}");
-    let open = "SELECT num_nonnulls(refill_cause, start_phase, start_lsn, start_snapshot, start_cursor) FROM outbox_checkpoint";
-    assert_eq!(site.value(open).await.as_deref(), Some("0"));
+    assert_complete(site).await;
 }
 
 /// The number of records with the header of a refill, of this cause and no other.
