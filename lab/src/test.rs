@@ -70,7 +70,9 @@ const DEFAULT: [Part; 5] = [
             FAILPOINTS,
             "--test",
             "relay",
+            "--",
             "killpoints::",
+            "refill::killed::",
         ],
     },
     Part { name: "the API against its contract", arguments: &["xtask", "contract"] },
@@ -79,7 +81,7 @@ const SOAK: Part = Part { name: "soak", arguments: &["xtask", "soak", "--minutes
 const LONG_SOAK: Part = Part { name: "long soak", arguments: &["xtask", "soak", "--minutes", "10"] };
 /// What PostgreSQL's versions differ in.
 const OLDER: Part = Part {
-    name: "types, tables and publications on an older PostgreSQL",
+    name: "types, tables, publications and refills on an older PostgreSQL",
     arguments: &[
         "test",
         "--locked",
@@ -93,6 +95,7 @@ const OLDER: Part = Part {
         "publication::",
         "data::e1",
         "start::",
+        "refill::",
     ],
 };
 /// Not of every change: what others have published since is no fault of one, and the tool has to be built first.
