@@ -145,6 +145,10 @@ impl Arena {
                 sleep(hold).await;
                 self.kafka.brokers().iter().try_for_each(testbed::kafka::Broker::resume)?;
             }
+            Fault::SlotDropped => self.lose_slot("pg_drop_replication_slot('outbox')").await?,
+            Fault::SlotAdvanced => {
+                self.lose_slot("pg_replication_slot_advance('outbox', pg_current_wal_lsn())").await?;
+            }
             Fault::PostgresReset | Fault::PostgresSilent | Fault::PostgresSlow => {
                 self.to_postgres.set(weather(fault));
                 sleep(hold).await;
@@ -169,6 +173,45 @@ impl Arena {
             }
         }
         self.healed().await
+    }
+
+    /// Does this to the slot between two sessions of the relay, which knows by then which rows it has delivered, and
+    /// waits until it replaces the slot. More losses than it accepts within an hour.
+    async fn lose_slot(&self, how: &str) -> Result<(), Failure> {
+        self.until_checkpoint("delivered_snapshot::text <> '1:1:' AND start_phase IS NULL").await?;
+        self.database
+            .execute(&format!(
+                "DO $$ BEGIN
+                     UPDATE outbox_checkpoint SET slot_replaced_at = '{{}}';
+                     LOOP
+                         PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots
+                         WHERE slot_name = 'outbox' AND active_pid IS NOT NULL;
+                         BEGIN
+                             PERFORM {how};
+                             EXIT;
+                         EXCEPTION WHEN object_in_use THEN
+                             NULL;
+                         END;
+                     END LOOP;
+                 END $$"
+            ))
+            .await?;
+        self.until_checkpoint("slot_replaced_at <> '{}'").await
+    }
+
+    async fn until_checkpoint(&self, condition: &str) -> Result<(), Failure> {
+        let mut sql = self.database.connect().await?;
+        let query = format!("SELECT {condition} FROM outbox_checkpoint");
+        let waited =
+            wait::until(
+                format!("a checkpoint with {condition}"),
+                HEALS_WITHIN,
+                async || match value::<bool>(&mut sql, &query).await {
+                    Ok(true) => Ok(()),
+                    seen => Err(format!("{seen:?}\n{}", self.relay.status().await)),
+                },
+            );
+        Ok(waited.await?)
     }
 
     async fn limit_records(&self, bytes: &str) -> Result<(), Failure> {
@@ -252,7 +295,8 @@ fn launch(
 ) -> Result<Relay, Failure> {
     let admin = net::free_port()?;
     let path = folder.path().join(format!("relay-{admin}.yaml"));
-    std::fs::write(&path, relay_config(postgres, database.name(), &kafka.proxied_bootstrap(), admin))?;
+    let config = relay_config(postgres, database.name(), &kafka.proxied_bootstrap(), admin);
+    std::fs::write(&path, config.replace("source:\n", "source:\n  onGap: Refill\n"))?;
     let program = Launch::new("outbox-relay", programs.join("outbox-relay"))
         .arg("run")
         .arg("--config")

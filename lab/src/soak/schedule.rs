@@ -27,6 +27,10 @@ pub enum Fault {
     PostgresCrashed,
     /// pg_terminate_backend of the walsender.
     WalsenderTerminated,
+    /// Another client drops the slot.
+    SlotDropped,
+    /// Another client advances the slot.
+    SlotAdvanced,
     /// Connections to PostgreSQL are reset.
     PostgresReset,
     /// Nothing gets through to or from PostgreSQL.
@@ -53,7 +57,7 @@ pub enum Fault {
 
 /// Each fault, how likely it is, and how long it holds, in milliseconds; no time for what happens at once. A zombie
 /// may leave duplicates, which are counted apart, so it is asked for.
-const FAULTS: [(Fault, usize, Range<usize>); 20] = [
+const FAULTS: [(Fault, usize, Range<usize>); 22] = [
     (Fault::RelayKilled, 20, 0..1_500),
     (Fault::RelayTerminated, 8, 0..1_000),
     (Fault::RelayPaused, 6, 200..1_000),
@@ -63,6 +67,8 @@ const FAULTS: [(Fault, usize, Range<usize>); 20] = [
     (Fault::PostgresRestarted, 6, 0..3_000),
     (Fault::PostgresCrashed, 6, 0..3_000),
     (Fault::WalsenderTerminated, 8, 0..1),
+    (Fault::SlotDropped, 6, 0..1),
+    (Fault::SlotAdvanced, 6, 0..1),
     (Fault::PostgresReset, 8, 0..3_000),
     (Fault::PostgresSilent, 8, 200..8_000),
     (Fault::PostgresSlow, 4, 2_000..6_000),
@@ -144,6 +150,8 @@ impl fmt::Display for Fault {
             Fault::PostgresRestarted => "PostgreSQL fast restart",
             Fault::PostgresCrashed => "PostgreSQL immediate restart",
             Fault::WalsenderTerminated => "walsender terminated",
+            Fault::SlotDropped => "slot dropped",
+            Fault::SlotAdvanced => "slot advanced",
             Fault::PostgresReset => "PostgreSQL connections reset",
             Fault::PostgresSilent => "PostgreSQL silent",
             Fault::PostgresSlow => "PostgreSQL slow",
