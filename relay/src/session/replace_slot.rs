@@ -40,6 +40,7 @@ pub(super) async fn replace_slot(
         if !is_counted {
             context.metrics.gap_total.with_label_values(&[cause.name()]).inc();
         }
+        context.metrics.refills_total.with_label_values(&[cause.name()]).inc();
         tracing::warn!(
             slot = %name, cause = cause.name(),
             "rows may be missing in Kafka: replacing the slot, and delivering from the table what the lost one would have streamed"

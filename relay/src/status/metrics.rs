@@ -10,7 +10,7 @@ use prometheus::{
 use rdkafka::error::RDKafkaErrorCode;
 
 use crate::config::Config;
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, RefillCause};
 use crate::event::poison::PoisonKind;
 use crate::status::SlotState;
 
@@ -56,6 +56,7 @@ pub struct Metrics {
     pub duplicates_detected_total: IntCounter,
     pub offset_gaps_skipped_total: IntCounter,
     pub refilled_rows_total: IntCounterVec,
+    pub refills_total: IntCounterVec,
     pub gap_total: IntCounterVec,
     pub phantom_events_total: IntCounter,
     /// No series while no heartbeat is expected.
@@ -174,6 +175,10 @@ impl Metrics {
                 "Rows delivered from the table",
                 &["cause"],
             )?),
+            refills_total: from_zero(
+                counters("refills_total", "Refills that were begun", &["cause"])?,
+                RefillCause::ALL.into_iter().map(RefillCause::name),
+            ),
             gap_total: with_causes(counters(
                 "gap_total",
                 "Gaps found between checkpoint and stream, or in Kafka",
