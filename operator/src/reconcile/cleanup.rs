@@ -281,3 +281,34 @@ async fn drop_slot(sql: &mut PgConnection, source: &config::Source, relay: &str)
     tracing::info!(%slot, relay, "dropped the slot, and deregistered the relay");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_deletion_ends_after_half_an_hour_or_when_it_is_forced() {
+        let relay = |deleted: Option<&str>, force: &str| -> OutboxRelay {
+            serde_json::from_value(json!({
+                "apiVersion": "outbox.dev/v1beta1",
+                "kind": "OutboxRelay",
+                "metadata": {"name": "r", "deletionTimestamp": deleted, "annotations": {FORCE: force}},
+                "spec": {
+                    "source": {"postgres": {
+                        "host": "h", "database": "d", "credentialsSecretRef": {"name": "s"},
+                        "publication": {"name": "p"}, "slot": {"name": "s"},
+                    }},
+                    "sink": {"kafka": {"bootstrapServers": "k:1"}},
+                },
+            }))
+            .unwrap()
+        };
+        let now: Timestamp = "2026-01-01T12:00:00Z".parse().unwrap();
+        assert!(!is_given_up(&relay(None, "false"), now));
+        assert!(!is_given_up(&relay(Some("2026-01-01T11:30:00Z"), "false"), now));
+        assert!(is_given_up(&relay(Some("2026-01-01T11:29:59Z"), "false"), now));
+        assert!(is_given_up(&relay(Some("2026-01-01T12:00:00Z"), "true"), now));
+    }
+}

@@ -110,11 +110,25 @@ pub(super) fn next_resync(context: &Context) -> Action {
     Action::requeue(RESYNC_INTERVAL - Duration::from_nanos_u128(past_tick))
 }
 
-/// When to check a resource again whose database or Kafka did not answer `failures` times in a row: what does not answer takes time, and
-/// the others need it.
+/// When to check a resource again whose database or Kafka did not answer `failures` times in a row.
 pub(super) fn next_resync_after(context: &Context, failures: u32) -> Action {
-    match failures.saturating_sub(RESYNCS_BEFORE_BACKOFF) {
-        0 => next_resync(context),
-        more => Action::requeue(RESYNC_INTERVAL * (1 << more.min(MOST_DOUBLINGS))),
+    backoff(failures).map_or_else(|| next_resync(context), Action::requeue)
+}
+
+/// `None` is the usual interval. What does not answer takes time, and the others need it.
+fn backoff(failures: u32) -> Option<Duration> {
+    let more = failures.checked_sub(RESYNCS_BEFORE_BACKOFF).filter(|more| *more > 0)?;
+    Some(RESYNC_INTERVAL * (1 << more.min(MOST_DOUBLINGS)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_does_not_answer_is_asked_less_and_less_often() {
+        let seconds = |failures| backoff(failures).map(|pause| pause.as_secs());
+        let pauses: Vec<_> = [0, 1, 3, 4, 5, 6, 7, u32::MAX].map(seconds).to_vec();
+        assert_eq!(pauses, [None, None, None, Some(16), Some(32), Some(64), Some(64), Some(64)]);
     }
 }
