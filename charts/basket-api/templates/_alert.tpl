@@ -12,6 +12,9 @@ expression has to hold is the value `for` of the alert.
     severity: {{ .severity }}
     namespace: {{ .root.Release.Namespace }}
     release: {{ .root.Release.Name }}
+    {{- with .root.Values.alerts.additionalRuleLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   annotations:
     summary: {{ .summary | quote }}
     description: {{ .description | quote }}

@@ -10,6 +10,9 @@ expression has to hold is the value `for` of the alert, or of its severity (`cri
   for: {{ .for | default $values.for }}
   labels:
     severity: {{ .severity }}
+    {{- with .root.Values.alerts.additionalRuleLabels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   annotations:
     summary: {{ .summary | quote }}
     description: {{ .description | quote }}

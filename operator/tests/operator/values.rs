@@ -441,6 +441,19 @@ async fn alerts_link_to_the_runbooks_where_their_url_is_given() {
     assert!(refused.contains("'/alerts/runbookUrl'"), "{refused}");
 }
 
+/// A team's Alertmanager routes by labels of alerts.
+#[tokio::test]
+async fn each_alert_has_the_labels_that_are_given() {
+    for chart in ["outbox-operator", "basket-api"] {
+        let values = "alerts.enabled=true,alerts.additionalRuleLabels.team=payments";
+        let objects = objects(chart, &[values]).await;
+        let groups = of_kind(&objects, "PrometheusRule")["spec"]["groups"].as_array().unwrap();
+        let rules: Vec<&Value> = groups.iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+        assert!(rules.iter().all(|rule| rule["labels"]["team"] == "payments"), "{rules:?}");
+        assert!(rules.iter().any(|rule| rule["labels"]["severity"] == "critical"), "{rules:?}");
+    }
+}
+
 /// One number, in both charts and in the document.
 #[tokio::test]
 async fn the_oldest_kubernetes_is_the_one_that_is_documented() {
