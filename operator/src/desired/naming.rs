@@ -53,19 +53,27 @@ pub fn selector(relay: &OutboxRelay) -> BTreeMap<String, String> {
         .into()
 }
 
-/// Labels of every object.
-pub fn labels(relay: &OutboxRelay) -> BTreeMap<String, String> {
+/// Labels of every object by which the operator finds it.
+pub fn own_labels(relay: &OutboxRelay) -> BTreeMap<String, String> {
     let mut labels = selector(relay);
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
     labels
 }
 
-/// Name, namespace, labels and owner of an object of a resource: when the resource goes, Kubernetes collects it.
+/// Labels of every object.
+pub fn labels(relay: &OutboxRelay) -> BTreeMap<String, String> {
+    let mut labels = relay.spec.relay.labels.clone();
+    labels.extend(own_labels(relay));
+    labels
+}
+
+/// Name, namespace, labels, annotations and owner of an object of a resource: when the resource goes, Kubernetes collects it.
 pub fn metadata(relay: &OutboxRelay) -> ObjectMeta {
     ObjectMeta {
         name: Some(object_name(relay)),
         namespace: relay.namespace(),
         labels: Some(labels(relay)),
+        annotations: Some(relay.spec.relay.annotations.clone()).filter(|annotations| !annotations.is_empty()),
         owner_references: Some(relay.controller_owner_ref(&()).into_iter().collect()),
         ..ObjectMeta::default()
     }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::configuration::{ADMIN_PORT, Invalid};
 use super::configuration_file::{FOLDER, NAME};
 use super::files::mounted;
-use super::naming::{CONTAINER, labels, object_name, selector};
+use super::naming::{CONTAINER, labels, object_name, own_labels, selector};
 use super::pod_overrides;
 use crate::digest::ConfigurationDigest;
 use crate::resource::{LogLevel, OutboxRelay};
@@ -76,7 +76,7 @@ pub fn template(
     let own = PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(labels(relay)),
-            annotations: Some([(DIGEST.to_owned(), digest.as_str().to_owned())].into()),
+            annotations: Some(relay.spec.relay.annotations.clone()),
             ..ObjectMeta::default()
         }),
         spec: Some(pod(relay, defaults)),
@@ -91,7 +91,7 @@ pub fn template(
     }
     // The pods are found by the labels, and replaced when the digest changes.
     let metadata = template.metadata.get_or_insert_default();
-    metadata.labels.get_or_insert_default().extend(labels(relay));
+    metadata.labels.get_or_insert_default().extend(own_labels(relay));
     metadata.annotations.get_or_insert_default().insert(DIGEST.to_owned(), digest.as_str().to_owned());
     Ok(template)
 }
@@ -107,6 +107,9 @@ fn lay_over(
 /// A template for all relays must not override the fields of a resource.
 fn set_what_the_resource_says(template: &mut PodTemplateSpec, relay: &OutboxRelay) {
     let workload = &relay.spec.relay;
+    let metadata = template.metadata.get_or_insert_default();
+    metadata.labels.get_or_insert_default().extend(workload.labels.clone());
+    metadata.annotations.get_or_insert_default().extend(workload.annotations.clone());
     let Some(pod) = &mut template.spec else { return };
     if !workload.image_pull_secrets.is_empty() {
         pod.image_pull_secrets = Some(workload.image_pull_secrets.clone());

@@ -45,6 +45,14 @@ pub struct RelayWorkload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub priority_class_name: Option<String>,
+    /// Labels of all objects of the relay, pods included: a change of them replaces the pods. The operator's own labels stay as they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 50))]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations of all objects of the relay, pods included: eks.amazonaws.com/role-arn, for example, is read from the service account.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 50))]
+    pub annotations: BTreeMap<String, String>,
     /// A network policy of the pods; none when not given. Names are always looked up (port 53), and only the admin listener can be
     /// reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,6 +108,8 @@ impl Default for RelayWorkload {
             tolerations: Vec::new(),
             affinity: None,
             priority_class_name: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
             network_policy: None,
             pod_template: None,
         }

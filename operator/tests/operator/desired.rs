@@ -288,6 +288,48 @@ fn every_object_belongs_to_its_resource() {
     }
 }
 
+/// Policies of a cluster demand labels of every object, and a service account gets its cloud role by an annotation.
+#[test]
+fn every_object_has_the_labels_and_annotations_of_the_resource_and_is_found_all_the_same() {
+    let mut spec = least();
+    spec["relay"] = json!({
+        "labels": {"team": "shop", "app.kubernetes.io/instance": "another"},
+        "annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/shop"},
+        "networkPolicy": {"egress": [{}]},
+        "podTemplate": {"metadata": {"labels": {"team": "pods"}}},
+    });
+    let common =
+        json!({"metadata": {"annotations": {"eks.amazonaws.com/role-arn": "common", "all": "relays"}}});
+    let defaults = PodDefaults { template: Some(&common), ..DEFAULTS };
+    let Workload { service_account, config_map, service, disruption_budget, network_policy, deployment } =
+        workload(&relay(&spec), &file(&spec), defaults).unwrap();
+    let pods = json!(deployment)["spec"]["template"]["metadata"].clone();
+    for metadata in [
+        json!(service_account.metadata),
+        json!(config_map.metadata),
+        json!(service.metadata),
+        json!(disruption_budget.metadata),
+        json!(network_policy.unwrap().metadata),
+        json!(deployment.metadata),
+    ] {
+        let labels = json!({
+            "team": "shop",
+            "app.kubernetes.io/name": "outbox-relay",
+            "app.kubernetes.io/instance": "shop",
+            "app.kubernetes.io/managed-by": "outbox-operator",
+        });
+        assert_eq!(metadata["labels"], labels);
+        assert_eq!(
+            metadata["annotations"],
+            json!({"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/shop"})
+        );
+    }
+    assert_eq!(pods["labels"]["team"], "pods", "the pod template is laid over them");
+    assert_eq!(pods["labels"]["app.kubernetes.io/instance"], "shop");
+    assert_eq!(pods["annotations"]["eks.amazonaws.com/role-arn"], "arn:aws:iam::1:role/shop");
+    assert_eq!(pods["annotations"]["all"], "relays");
+}
+
 /// An administrator's template for all relays is below what each resource says.
 #[test]
 fn a_template_for_all_relays_is_laid_under_what_a_resource_says() {
