@@ -11,6 +11,8 @@ use crate::failover;
 use crate::fixture::{OwnServers, Relay, Site, TIMEOUT, assert_correct, heavy_permit};
 
 mod evidence;
+#[cfg(feature = "failpoints")]
+mod killed;
 mod large;
 mod paused;
 mod rounds;
@@ -364,85 +366,4 @@ async fn a_refill_is_blocked_where_records_were_removed() {
     site.execute(&begin_later).await;
     relay.until("/readyz", 200, "streaming").await;
     assert!(refilled(&site, "SlotLost").await >= 1);
-}
-
-/// A relay that dies at a step of the refill leaves a checkpoint from which the next one continues.
-#[cfg(feature = "failpoints")]
-mod killed {
-    use std::os::unix::process::ExitStatusExt;
-
-    use super::*;
-    use crate::fixture::TIMEOUT;
-
-    /// The signal that ends a process that called `abort`.
-    const SIGABRT: i32 = 6;
-
-    #[tokio::test]
-    async fn gap_recorded() {
-        dies_at("gap-recorded=return").await;
-    }
-
-    #[tokio::test]
-    async fn lost_slot_dropped() {
-        dies_at("lost-slot-dropped=return").await;
-    }
-
-    #[tokio::test]
-    async fn slot_created() {
-        dies_at("slot-created=return").await;
-    }
-
-    /// Once: the next relay continues from here.
-    #[tokio::test]
-    async fn slot_in_the_checkpoint() {
-        dies("refill-begun=return", 1).await;
-    }
-
-    #[tokio::test]
-    async fn in_the_scan_for_evidence() {
-        dies_at("in-search=20*off->return").await;
-    }
-
-    /// Some rows are in Kafka, and no acknowledgement was seen.
-    #[tokio::test]
-    async fn rows_sent() {
-        dies_at("in-transaction=60*off->return(500)").await;
-    }
-
-    #[tokio::test]
-    async fn rows_acknowledged() {
-        dies_at("all-acknowledged=60*off->return").await;
-    }
-
-    #[tokio::test]
-    async fn all_rows_acknowledged() {
-        dies_at("refill-acknowledged=return").await;
-    }
-
-    /// The relay dies there two times in a row.
-    async fn dies_at(failpoint: &str) {
-        dies(failpoint, 2).await;
-    }
-
-    async fn dies(failpoint: &str, times: usize) {
-        let _permit = heavy_permit().await;
-        let site = Site::shared().await;
-        let load = delivered_and_killed(&site).await;
-        drop_slot(&site).await;
-        until_more_rows(&site, 200).await;
-        let frozen = "SELECT (confirmed_lsn, delivered_snapshot)::text FROM outbox_checkpoint";
-        let known = site.value(frozen).await;
-        for _ in 0..times {
-            let mut relay = site.launch_with(&[("FAILPOINTS", failpoint)], refilling);
-            let status = relay.program.wait(TIMEOUT).await.unwrap();
-            assert_eq!(status.signal(), Some(SIGABRT), "{}", relay.program.log_tail());
-            assert_eq!(
-                site.value(frozen).await,
-                known,
-                "what is known of the delivered rows does not change"
-            );
-        }
-        let relay = site.launch(refilling);
-        ends_well(&site, load, &relay, "SlotLost").await;
-    }
 }
