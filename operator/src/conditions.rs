@@ -283,6 +283,12 @@ mod tests {
             with(ConditionType::ReferencesResolved, ConditionState::no(Reason::SecretUnusable, "no Secret"));
         assert_eq!(of(&missing, 0, 29), "InProgress", "it may be on its way");
         assert_eq!(of(&missing, 0, 30), "Failed");
+        let mut refused =
+            with(ConditionType::WorkloadAvailable, ConditionState::no(Reason::PodsRefused, "exceeded quota"));
+        refused.set(ConditionType::SlotReady, ConditionState::no(Reason::WaitingForRelay, ""));
+        refused.set(ConditionType::Streaming, ConditionState::no(Reason::NoPod, ""));
+        assert_eq!(ready(&refused), ("False".into(), "PodsRefused".into()));
+        assert_eq!(of(&refused, 0, 30), "Failed");
         let away = with(
             ConditionType::DatabaseReachable,
             ConditionState::no(error::ErrorKind::DatabaseUnreachable, ""),

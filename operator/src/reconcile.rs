@@ -17,6 +17,7 @@ mod publication;
 mod relay_status;
 mod report;
 mod resolve;
+mod rollout;
 mod side;
 mod sink;
 mod slot;

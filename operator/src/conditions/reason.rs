@@ -66,6 +66,8 @@ pub enum Reason {
     KubernetesUnavailable,
     /// An object of that name has another owner.
     NameTaken,
+    /// The API server refuses to create pods.
+    PodsRefused,
     /// Its pods are not ready.
     NoPodReady,
     /// There is no pod.
@@ -87,7 +89,7 @@ pub enum Reason {
 }
 
 /// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
-const TABLE: [(Reason, &str, &str); 34] = [
+const TABLE: [(Reason, &str, &str); 35] = [
     (Reason::Streaming, "`Streaming`, `Ready` True", "a relay delivers, by its own account"),
     (Reason::Resolved, "`ReferencesResolved` True", ""),
     (Reason::Connected, "`DatabaseReachable`, `KafkaReachable` True", ""),
@@ -182,7 +184,7 @@ const TABLE: [(Reason, &str, &str); 34] = [
     (
         Reason::NotMade,
         "`WorkloadAvailable` False",
-        "the message has Kubernetes' refusal, of a quota for example",
+        "the API server refuses one of the relay's objects; the message has its answer",
     ),
     (
         Reason::KubernetesUnavailable,
@@ -195,6 +197,12 @@ const TABLE: [(Reason, &str, &str); 34] = [
         "`WorkloadAvailable` False",
         "an object of the name that the relay's has is there, and is not this resource's: the message names it. Delete it, or give the \
          resource another name. Nothing of it was changed",
+    ),
+    (
+        Reason::PodsRefused,
+        "`WorkloadAvailable` False",
+        "the message has what the API server says to Kubernetes when it creates a pod: a ResourceQuota is used up, or Pod Security, a security context \
+         constraint of OpenShift or an admission webhook refuses the pod. Raise the quota, or change `spec.relay` or the policy; Kubernetes tries again",
     ),
     (
         Reason::NoPodReady,
@@ -303,6 +311,7 @@ impl Display for Reason {
             Reason::NotMade => "NotMade",
             Reason::KubernetesUnavailable => "KubernetesUnavailable",
             Reason::NameTaken => "NameTaken",
+            Reason::PodsRefused => "PodsRefused",
             Reason::NoPodReady => "NoPodReady",
             Reason::NoPod => "NoPod",
             Reason::NotYet => "NotYet",

@@ -16,7 +16,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::pods::{has_ended, problem};
+use super::pods::has_ended;
+use super::rollout::availability;
 use super::{Context, ReconcileError};
 use crate::conditions::{ConditionState, ConditionType, Reason, StepConditions};
 use crate::desired::configuration_file::ConfigurationFile;
@@ -232,65 +233,7 @@ pub(super) fn available(
     if relay.spec.suspend {
         return ConditionState::no(Reason::Suspended, "no pods are meant to run");
     }
-    let status = deployment.status.as_ref();
-    let rollout = Rollout::of(&deployment, relay.spec.relay.replicas);
-    match rollout {
-        Rollout::Done => return ConditionState::yes(Reason::Available, ""),
-        Rollout::Unseen if status.and_then(|status| status.available_replicas).unwrap_or(0) > 0 => {
-            return ConditionState::no(
-                Reason::RollingOut,
-                "the pods that run are of an earlier specification",
-            );
-        }
-        Rollout::Unseen | Rollout::Progresses { ready: 0, .. } => {}
-        Rollout::Progresses { updated, ready, meant } => {
-            let problem = context.pods(relay).iter().find_map(|pod| problem(pod, Timestamp::now()));
-            let problem = problem.map(|(_, message)| format!(": {message}")).unwrap_or_default();
-            let what = format!(
-                "{updated} of {meant} pods are of this specification, {ready} pods are ready{problem}"
-            );
-            return ConditionState::no(Reason::RollingOut, what);
-        }
-    }
-    let (reason, message) =
-        context.pods(relay).iter().find_map(|pod| problem(pod, Timestamp::now())).unwrap_or_else(|| {
-            let conditions = status.and_then(|status| status.conditions.as_ref());
-            let refused =
-                conditions.into_iter().flatten().find(|condition| condition.type_ == "ReplicaFailure");
-            let message = refused.and_then(|condition| condition.message.clone());
-            (Reason::NoPodReady, message.unwrap_or_else(|| "no pod is ready yet".to_owned()))
-        });
-    ConditionState::no(reason, message)
-}
-
-/// How far a Deployment is.
-#[derive(Debug, PartialEq, Eq)]
-enum Rollout {
-    /// Its status does not speak of this specification yet.
-    Unseen,
-    /// Pods are missing, old ones are there, or some are not ready.
-    Progresses {
-        updated: i32,
-        ready: i32,
-        meant: i32,
-    },
-    Done,
-}
-
-impl Rollout {
-    fn of(deployment: &Deployment, meant: i32) -> Rollout {
-        let Some(status) = &deployment.status else { return Rollout::Unseen };
-        if status.observed_generation < deployment.metadata.generation {
-            return Rollout::Unseen;
-        }
-        let [updated, all, ready] = [status.updated_replicas, status.replicas, status.available_replicas]
-            .map(Option::unwrap_or_default);
-        if updated == meant && all == meant && ready == meant {
-            Rollout::Done
-        } else {
-            Rollout::Progresses { updated, ready, meant }
-        }
-    }
+    availability(&deployment, &context.pods(relay), relay.spec.relay.replicas, Timestamp::now())
 }
 
 /// Ends the pods of a relay that is suspended, whatever other problems exist.
@@ -320,24 +263,8 @@ async fn stop(relay: &OutboxRelay, context: &Context) -> Result<bool, kube::Erro
 #[cfg(test)]
 mod tests {
     use kube::core::Status;
-    use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn a_rollout_is_done_when_all_pods_are_new_and_ready() {
-        let rollout = |generation, status| {
-            let deployment = json!({"metadata": {"generation": generation}, "status": status});
-            Rollout::of(&serde_json::from_value(deployment).unwrap(), 2)
-        };
-        let status = |updated: i32, all: i32, ready: i32| json!({"observedGeneration": 3, "updatedReplicas": updated, "replicas": all, "availableReplicas": ready});
-        assert_eq!(rollout(3, status(2, 2, 2)), Rollout::Done);
-        assert_eq!(rollout(4, status(2, 2, 2)), Rollout::Unseen);
-        for (updated, all, ready) in [(1, 2, 2), (1, 2, 1), (2, 3, 2), (2, 2, 1), (0, 1, 1)] {
-            let progresses = Rollout::Progresses { updated, ready, meant: 2 };
-            assert_eq!(rollout(3, status(updated, all, ready)), progresses);
-        }
-    }
 
     #[test]
     fn an_api_server_that_fails_is_not_taken_for_one_that_refuses() {

@@ -49,6 +49,24 @@ async fn ready_means_that_all_pods_run_what_is_specified_now() {
     .unwrap();
 }
 
+/// Nothing changes until the quota does: no pod is on its way.
+#[tokio::test]
+async fn pods_that_a_quota_refuses_are_said_to_be_refused() {
+    let stage = Stage::shared("quota").await;
+    stage.namespace.kubectl(&["create", "quota", "none", "--hard=pods=0"]).await.unwrap();
+    wait::until("the quota", SOON, async || {
+        let hard = value(&stage, "quota", "none", "{.status.hard.pods}").await;
+        if hard == "0" { Ok(()) } else { Err(hard) }
+    })
+    .await
+    .unwrap();
+    stage.make_secret().await;
+    stage.apply().await;
+    stage.until(&[("WorkloadAvailable", "False", "PodsRefused"), ("Ready", "False", "PodsRefused")]).await;
+    let said = value(&stage, "obr", "shop", "{.status.conditions[?(@.type==\"Ready\")].message}").await;
+    assert!(said.contains("exceeded quota: none"), "{said}");
+}
+
 /// Suspension stops pods while the database is down, and reports when none is left.
 #[tokio::test]
 async fn suspension_needs_nothing_outside_kubernetes() {
