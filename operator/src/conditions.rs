@@ -129,11 +129,17 @@ impl Conditions {
         let checked = self.found.iter().filter(|(type_, _)| type_.counts_for_ready());
         let with = |status| checked.clone().filter(move |(_, state)| state.status == status);
         // Pods come after the slot, and are missing for a moment at every start.
-        let lasts = |(_, state): &(&ConditionType, &ConditionState)| {
-            !matches!(state.reason, Reason::NoPod | Reason::NoPodReady) && !state.reason.passes()
+        let is_late =
+            |(_, state): &(&ConditionType, &ConditionState)| state.reason == Reason::ProgressDeadlineExceeded;
+        let lasts = |found: &(&ConditionType, &ConditionState)| {
+            let (_, state) = found;
+            let is_missing_pod = matches!(state.reason, Reason::NoPod | Reason::NoPodReady);
+            !is_missing_pod && !is_late(found) && !state.reason.passes()
         };
         match with(Status::False)
             .find(lasts)
+            // What the relay reports says more: a database that is down, for example, which it waits for.
+            .or_else(|| with(Status::False).find(is_late))
             .or_else(|| with(Status::False).next())
             .or_else(|| with(Status::Unknown).find(|(_, state)| state.reason != Reason::NoCredentials))
         {
@@ -289,6 +295,16 @@ mod tests {
         refused.set(ConditionType::Streaming, ConditionState::no(Reason::NoPod, ""));
         assert_eq!(ready(&refused), ("False".into(), "PodsRefused".into()));
         assert_eq!(of(&refused, 0, 30), "Failed");
+        let late = ConditionState::no(Reason::ProgressDeadlineExceeded, "no such image");
+        let mut late = with(ConditionType::WorkloadAvailable, late);
+        late.set(ConditionType::SlotReady, ConditionState::no(Reason::WaitingForRelay, ""));
+        assert_eq!(ready(&late), ("False".into(), "ProgressDeadlineExceeded".into()));
+        assert_eq!(of(&late, 0, 30), "Failed");
+        late.set(
+            ConditionType::Streaming,
+            ConditionState::no(error::ErrorKind::KafkaUnreachable, "the relay tries again"),
+        );
+        assert_eq!(of(&late, 0, 1000), "InProgress");
         let away = with(
             ConditionType::DatabaseReachable,
             ConditionState::no(error::ErrorKind::DatabaseUnreachable, ""),

@@ -24,6 +24,8 @@ pub enum Reason {
     Available,
     /// Some are not.
     RollingOut,
+    /// They do not become ready.
+    ProgressDeadlineExceeded,
     /// Nothing is suspended.
     Running,
     /// `spec.suspend`, and no pod is left.
@@ -89,7 +91,7 @@ pub enum Reason {
 }
 
 /// Those of the operator: the conditions that have it, with their status, and what it means or what to do.
-const TABLE: [(Reason, &str, &str); 35] = [
+const TABLE: [(Reason, &str, &str); 36] = [
     (Reason::Streaming, "`Streaming`, `Ready` True", "a relay delivers, by its own account"),
     (Reason::Resolved, "`ReferencesResolved` True", ""),
     (Reason::Connected, "`DatabaseReachable`, `KafkaReachable` True", ""),
@@ -111,6 +113,12 @@ const TABLE: [(Reason, &str, &str); 35] = [
         Reason::RollingOut,
         "`WorkloadAvailable` False",
         "nothing at first: pods of this specification replace the others. If it lasts, the message has the problem of a new pod",
+    ),
+    (
+        Reason::ProgressDeadlineExceeded,
+        "`WorkloadAvailable` False",
+        "pods of this specification did not become ready within the Deployment's `progressDeadlineSeconds`, 10 minutes; those of the earlier one keep \
+         running. The message has the problem of a new pod: correct the specification, or take the change back",
     ),
     (
         Reason::Registering,
@@ -290,6 +298,7 @@ impl Display for Reason {
             Reason::AsDeclared => "AsDeclared",
             Reason::Available => "Available",
             Reason::RollingOut => "RollingOut",
+            Reason::ProgressDeadlineExceeded => "ProgressDeadlineExceeded",
             Reason::Running => "Running",
             Reason::Suspended => "Suspended",
             Reason::Suspending => "Suspending",

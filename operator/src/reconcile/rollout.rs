@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::Timestamp;
 
 use super::pods::problem;
-use crate::conditions::{ConditionState, Reason};
+use crate::conditions::{ConditionState, Outlook, Reason};
 
 /// Whether `meant` pods run, all of them as the Deployment specifies now, and ready.
 pub(super) fn availability(
@@ -28,14 +28,17 @@ pub(super) fn availability(
             if let Some(refusal) = refusal(deployment) {
                 return ConditionState::no(Reason::PodsRefused, refusal);
             }
-            if ready == 0 {
+            let is_late = has_exceeded_deadline(deployment);
+            let says_more = |problem: &(Reason, String)| problem.0.outlook() == Outlook::NeedsAction;
+            if ready == 0 && (!is_late || problem.as_ref().is_some_and(says_more)) {
                 return no_pod_ready(problem);
             }
             let problem = problem.map(|(_, message)| format!(": {message}")).unwrap_or_default();
             let what = format!(
                 "{updated} of {meant} pods are of this specification, {ready} pods are ready{problem}"
             );
-            ConditionState::no(Reason::RollingOut, what)
+            let reason = if is_late { Reason::ProgressDeadlineExceeded } else { Reason::RollingOut };
+            ConditionState::no(reason, what)
         }
     }
 }
@@ -52,6 +55,13 @@ fn refusal(deployment: &Deployment) -> Option<String> {
         .filter(|failure| failure.status == "True" && failure.reason.as_deref() == Some("FailedCreate"))?;
     let message = refused.message.as_deref().unwrap_or("Kubernetes does not say why");
     Some(format!("the API server refuses the pods: {message}"))
+}
+
+/// Whether Kubernetes has seen no progress for the Deployment's `progressDeadlineSeconds`.
+fn has_exceeded_deadline(deployment: &Deployment) -> bool {
+    condition(deployment, "Progressing").is_some_and(|progressing| {
+        progressing.status == "False" && progressing.reason.as_deref() == Some("ProgressDeadlineExceeded")
+    })
 }
 
 fn condition<'a>(deployment: &'a Deployment, type_: &str) -> Option<&'a DeploymentCondition> {
@@ -138,5 +148,33 @@ mod tests {
             let status = with_condition(status(0, 0, 0), "ReplicaFailure", value, reason);
             assert_eq!(state(3, status, &[]).0, "NoPodReady");
         }
+    }
+    fn pod(status: &Value) -> Arc<Pod> {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": []}, "status": status});
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn a_rollout_that_has_stopped_is_told_from_one_that_proceeds() {
+        let late = |status| with_condition(status, "Progressing", "False", "ProgressDeadlineExceeded");
+        let bad_image = pod(&json!({"containerStatuses": [{
+            "name": "relay", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
+        }]}));
+        let unscheduled = pod(&json!({"conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"},
+        ]}));
+        let expected = |so_far: &str| ("ProgressDeadlineExceeded".to_owned(), so_far.to_owned());
+        let [bad_image, unscheduled] = [[bad_image], [unscheduled]];
+        assert_eq!(state(3, status(1, 2, 1), &bad_image).0, "RollingOut");
+        let so_far = "1 of 2 pods are of this specification, 1 pods are ready: no such image";
+        assert_eq!(state(3, late(status(1, 2, 1)), &bad_image), expected(so_far));
+        assert_eq!(state(3, late(status(2, 2, 0)), &bad_image).0, "ImagePullBackOff", "which says more");
+        let so_far = "2 of 2 pods are of this specification, 0 pods are ready: no node";
+        assert_eq!(state(3, late(status(2, 2, 0)), &unscheduled), expected(so_far));
+        assert_eq!(state(3, status(2, 2, 0), &unscheduled).0, "Unschedulable");
+        let so_far = "2 of 2 pods are of this specification, 0 pods are ready";
+        assert_eq!(state(3, late(status(2, 2, 0)), &[]), expected(so_far));
+        assert_eq!(state(4, late(status(1, 2, 1)), &[]).0, "RollingOut", "of an earlier specification");
     }
 }
