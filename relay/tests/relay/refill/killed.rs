@@ -63,11 +63,17 @@ async fn dies(failpoint: &str, times: usize) {
     until_more_rows(&site, 200).await;
     let frozen = "SELECT (confirmed_lsn, delivered_snapshot)::text FROM outbox_checkpoint";
     let known = site.value(frozen).await;
-    for _ in 0..times {
+    for time in 0..times {
         let mut relay = site.launch_with(&[("FAILPOINTS", failpoint)], refilling);
         let status = relay.program.wait(TIMEOUT).await.unwrap();
         assert_eq!(status.signal(), Some(SIGABRT), "{}", relay.program.log_tail());
-        assert_eq!(site.value(frozen).await, known, "what is known of the delivered rows does not change");
+        let in_progress = site.value(&format!("{frozen} WHERE refill_cause IS NOT NULL")).await;
+        // What the first one had in flight may have been the rest, so that the second one died in the stream.
+        let has_ended = time > 0 && in_progress.is_none();
+        assert!(
+            has_ended || in_progress == known,
+            "what is known of the delivered rows changed: {in_progress:?}"
+        );
     }
     let relay = site.launch(refilling);
     ends_well(&site, load, &relay, "SlotLost").await;
