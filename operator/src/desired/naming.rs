@@ -11,7 +11,7 @@ use crate::resource::OutboxRelay;
 pub const MANAGER: &str = "outbox-operator";
 
 /// Name of the relay's container.
-pub(super) const CONTAINER: &str = "relay";
+pub(crate) const CONTAINER: &str = "relay";
 
 const NAME: &str = "app.kubernetes.io/name";
 /// The label with the name of the resource.

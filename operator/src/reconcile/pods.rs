@@ -1,10 +1,13 @@
 //! What keeps a pod from running, in Kubernetes' words where it has any.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::conditions::Reason;
+use crate::desired::naming::CONTAINER;
 
 /// A relay that is not ready for longer has a reason, which `Streaming` says.
 const STARTS_WITHIN_SECONDS: i64 = 30;
@@ -13,6 +16,23 @@ const STARTS_WITHIN_SECONDS: i64 = 30;
 pub(super) fn has_ended(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// The image that the relay's pods run, as the kubelet reports it. While pods are replaced it is that of the ready ones, and of two such images
+/// that of the older pod.
+pub(super) fn running_image(pods: &[Arc<Pod>]) -> Option<String> {
+    let running = pods.iter().filter(|pod| !has_ended(pod)).filter_map(|pod| {
+        let relay = relay_container(pod)?;
+        relay.state.as_ref()?.running.as_ref()?;
+        let age = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        Some(((!relay.ready, age, pod.name_any()), relay.image.clone()))
+    });
+    running.min().map(|(_, image)| image)
+}
+
+fn relay_container(pod: &Pod) -> Option<&ContainerStatus> {
+    let mut containers = pod.status.as_ref()?.container_statuses.iter().flatten();
+    containers.find(|container| container.name == CONTAINER)
 }
 
 /// Why a pod does not run: its node, its image, or its end.
@@ -125,5 +145,39 @@ mod tests {
             of(waiting, json!({})).unwrap(),
             ("ImagePullBackOff".to_owned(), "no such image".to_owned())
         );
+    }
+
+    /// A pod of this age, with a sidecar beside the relay.
+    fn runs(second: u32, image: &str, is_ready: bool) -> Value {
+        let container = |name: &str, image: &str, ready: bool| {
+            json!({"name": name, "image": image, "imageID": "", "ready": ready, "restartCount": 0,
+                   "state": {"running": {}}})
+        };
+        json!({
+            "metadata": {"name": image, "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")},
+            "status": {"phase": "Running", "containerStatuses": [
+                container("proxy", "proxy", true),
+                container("relay", image, is_ready),
+            ]},
+        })
+    }
+
+    fn image_of(pods: &[Value]) -> Option<String> {
+        let pods = pods.iter().map(|pod| Arc::new(serde_json::from_value(pod.clone()).unwrap()));
+        running_image(&pods.collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_image_is_that_of_pods_that_run() {
+        let (old, new) = (runs(1, "old", true), runs(2, "new", false));
+        assert_eq!(image_of(&[]), None);
+        assert_eq!(image_of(&[new.clone(), old.clone()]).as_deref(), Some("old"), "it is ready");
+        assert_eq!(image_of(&[runs(2, "new", true), old.clone()]).as_deref(), Some("old"), "both are ready");
+        let mut ended = old;
+        ended["status"]["phase"] = json!("Failed");
+        assert_eq!(image_of(&[ended, new.clone()]).as_deref(), Some("new"));
+        let mut pulls = new;
+        pulls["status"]["containerStatuses"][1]["state"] = json!({"waiting": {"reason": "ImagePullBackOff"}});
+        assert_eq!(image_of(&[pulls]), None);
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use kube::ResourceExt;
 use kube::runtime::controller::Action;
 
+use super::pods::running_image;
 use super::relay_status::RelayReport;
 use super::report::{Progress, Report};
 use super::side::KafkaAccess;
@@ -58,6 +59,8 @@ pub(super) async fn is_unchanged(relay: &OutboxRelay, context: &Context) -> bool
         && Some(&last.status) == relay.status.as_ref()
         && applied.change_count == context.change_count(relay)
         && workload::available(relay, context, None).status == Status::True
+        // Pods are watched apart from their Deployment, and may be seen later.
+        && last.status.image == running_image(&context.pods(relay))
         && is_relay_unchanged(relay, context, &last.status).await
         && last.topics.are_unchanged(relay).await
 }

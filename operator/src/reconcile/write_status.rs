@@ -8,6 +8,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 
 use super::Context;
+use super::pods::running_image;
 use super::report::Report;
 use crate::conditions::{ConditionType, Conditions, Status};
 use crate::desired::naming::MANAGER;
@@ -27,7 +28,6 @@ pub(super) async fn write(
 ) -> Result<OutboxRelayStatus, kube::Error> {
     let before = relay.status.as_ref().map(|status| status.conditions.clone()).unwrap_or_default();
     let generation = relay.metadata.generation;
-    let image = relay.spec.relay.image.clone().unwrap_or_else(|| context.defaults.image.clone());
     let status = OutboxRelayStatus {
         observed_generation: generation,
         conditions: report.conditions.clone().conditions(&before, generation, Timestamp::now()),
@@ -35,7 +35,7 @@ pub(super) async fn write(
         topics: report.owned_topics.topics.clone(),
         database_identity: report.database_identity.clone(),
         kafka_identity: report.owned_topics.cluster_identity.clone(),
-        image: Some(image),
+        image: running_image(&context.pods(relay)),
     };
     context.metrics.conditions(relay, &status.conditions);
     if relay.status.as_ref() == Some(&status) {

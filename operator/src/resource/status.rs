@@ -32,7 +32,7 @@ pub struct OutboxRelayStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub topics: Vec<TopicStatus>,
-    /// Image the pods run.
+    /// Image the pods run, as the kubelet reports it; absent while none runs. During a rollout that of the ready pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
 }

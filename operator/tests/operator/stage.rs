@@ -292,13 +292,19 @@ impl Stage {
         .await
         .unwrap();
         let ip = self.pod_ip;
-        let status =
-            json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [
-                {"type": "Ready", "status": "True"},
-                {"type": "PodScheduled", "status": "True"},
-            ]}})
-            .to_string();
+        let image = "jsonpath={.spec.containers[?(@.name==\"relay\")].image}";
         for pod in pods.lines() {
+            // None of one that has been replaced since.
+            let image =
+                self.namespace.kubectl(&["get", pod, "--ignore-not-found", "-o", image]).await.unwrap();
+            let container = json!({"name": "relay", "image": image, "imageID": "", "ready": true, "restartCount": 0,
+                                   "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}});
+            let status =
+                json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [
+                    {"type": "Ready", "status": "True"},
+                    {"type": "PodScheduled", "status": "True"},
+                ], "containerStatuses": [container]}})
+                .to_string();
             let patch = ["patch", pod, "--subresource=status", "--type=merge", "-p", &status];
             let said = self.namespace.kubectl(&patch).await;
             // One that has been replaced since is gone.

@@ -12,6 +12,16 @@ async fn value(stage: &Stage, kind: &str, name: &str, path: &str) -> String {
     stage.namespace.kubectl(&["get", kind, name, "-o", &format!("jsonpath={path}")]).await.unwrap()
 }
 
+/// Waits until the status has this image as the one that the pods run.
+async fn until_image(stage: &Stage, expected: &str) {
+    wait::until(format!("image {expected}"), SOON, async || {
+        let image = value(stage, "obr", "shop", "{.status.image}").await;
+        if image == expected { Ok(()) } else { Err(image) }
+    })
+    .await
+    .unwrap();
+}
+
 /// Two pods, of which one is to be replaced and its successor does not run: not ready, for as long as it lasts.
 #[tokio::test]
 async fn ready_means_that_all_pods_run_what_is_specified_now() {
@@ -30,9 +40,11 @@ async fn ready_means_that_all_pods_run_what_is_specified_now() {
     .unwrap();
     stage.say_that_pods_are_ready().await;
     stage.until(&[("Ready", "True", "Streaming")]).await;
+    until_image(&stage, "outbox-relay:test").await;
     stage.spec["relay"] = json!({"replicas": 2, "image": "registry.invalid/x:1"});
     stage.apply().await;
     stage.until(&[("Ready", "False", "RollingOut"), ("Streaming", "True", "Streaming")]).await;
+    assert_eq!(value(&stage, "obr", "shop", "{.status.image}").await, "outbox-relay:test");
     let generation = value(&stage, "obr", "shop", "{.metadata.generation}").await;
     for _ in 0..5 {
         let seen = "{.status.observedGeneration} {.status.conditions[?(@.type==\"Ready\")].status}";
@@ -47,6 +59,7 @@ async fn ready_means_that_all_pods_run_what_is_specified_now() {
     })
     .await
     .unwrap();
+    until_image(&stage, "registry.invalid/x:1").await;
 }
 
 /// Nothing changes until the quota does: no pod is on its way.
