@@ -1,8 +1,10 @@
 //! One reconciliation of one resource: a pipeline of steps, each of which returns what it found, for the conditions, and what
-//! the steps after it need. A step that fails stops those that need its output, never a workload that runs:
+//! the steps after it need. A step that fails stops those that need its output, never a workload that runs, nor a change of it that needs
+//! nothing from that step:
 //!
 //! resolve references -> source: database, publication, slot -> sink: Kafka, topics -> workload -> status.
 
+mod applied_configuration;
 mod cache;
 mod cleanup;
 mod conflicts;
@@ -35,7 +37,7 @@ pub use self::finalizer::reconcile_unreadable;
 use self::relay_status::RelayReport;
 use self::report::{Progress, Report};
 use self::resolve::{Resolution, ResolveError, resolve};
-use self::side::Side;
+use self::side::{Side, Unusable};
 use crate::conditions::{ConditionState, ConditionType, Reason, Status};
 use crate::metrics::Outcome;
 use crate::references::LookError;
@@ -141,13 +143,19 @@ async fn run(relay: &OutboxRelay, context: &Context) -> Result<Report, Reconcile
     report.conditions.extend(sink.conditions);
     report.owned_topics = sink.owned_topics;
 
-    let (Side::Ready(config), Side::Ready(access)) = (source.side, sink.side) else { return Ok(report) };
-    let workload = workload::check(relay, context, &resolution.relay, config).await;
+    let (Ok(resolved), Ok(_)) = (&resolution.source, &resolution.sink) else { return Ok(report) };
+    let unusable = match (&source.side, &sink.side) {
+        (Side::Registering, _) | (_, Side::Registering) => return Ok(report),
+        (source, sink) => {
+            Unusable { source: matches!(source, Side::NotReady), sink: matches!(sink, Side::NotReady) }
+        }
+    };
+    let workload = workload::check(relay, context, &resolution.relay, &resolved.config, unusable).await;
     report.conditions.extend(workload.conditions);
-    Ok(report.with(match workload.result {
-        Ok(()) => Progress::Applied(access),
-        Err(workload::NotApplied::NameTaken) => Progress::Incomplete,
-        Err(workload::NotApplied::Failed(error)) => Progress::Failed(error),
+    Ok(report.with(match (workload.result, source.side, sink.side) {
+        (Ok(()), Side::Ready(()), Side::Ready(access)) => Progress::Applied(access),
+        (Ok(()) | Err(workload::NotApplied::Waits), ..) => Progress::Incomplete,
+        (Err(workload::NotApplied::Failed(error)), ..) => Progress::Failed(error),
     }))
 }
 

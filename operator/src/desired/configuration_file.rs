@@ -1,5 +1,6 @@
 //! The relay's configuration file, as its ConfigMap holds it.
 
+use k8s_openapi::api::core::v1::ConfigMap;
 use outbox_relay::config::Config;
 
 use crate::digest::ConfigurationDigest;
@@ -20,6 +21,11 @@ impl ConfigurationFile {
     /// It has no form in YAML.
     pub fn of(config: &Config) -> Result<ConfigurationFile, String> {
         serde_saphyr::to_string(config).map(ConfigurationFile).map_err(|error| error.to_string())
+    }
+
+    /// The configuration in a ConfigMap; `None` if this version cannot read it.
+    pub fn read(config_map: &ConfigMap) -> Option<Config> {
+        serde_saphyr::from_str(config_map.data.as_ref()?.get(NAME)?).ok()
     }
 
     /// Its text.

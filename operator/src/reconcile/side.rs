@@ -13,6 +13,13 @@ pub(super) enum Side<T> {
     NotReady,
 }
 
+/// The sides whose server could not be used now. Their part of a configuration that pods have already may not change.
+#[derive(Clone, Copy)]
+pub(super) struct Unusable {
+    pub(super) source: bool,
+    pub(super) sink: bool,
+}
+
 /// What can check the cluster of a resource.
 pub(super) enum KafkaAccess {
     /// The operator, and the relay.

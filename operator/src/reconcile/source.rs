@@ -22,21 +22,20 @@ use crate::secrets::PostgresSecrets;
 const WITHIN: Duration = Duration::from_secs(6);
 
 /// What this step returns.
-pub(super) struct SourceReport<'a> {
+pub(super) struct SourceReport {
     pub(super) conditions: StepConditions,
     /// Which database it is, as far as is known.
     pub(super) identity: Option<String>,
-    /// The relay's configuration, where a relay could be started with it.
-    pub(super) side: Side<&'a Config>,
+    pub(super) side: Side<()>,
 }
 
 /// Checks the database, and creates the publication. `streaming` is whether the relay reports that it delivers.
-pub(super) async fn check<'a>(
-    relay: &'a OutboxRelay,
-    context: &'a Context,
-    resolved: &'a Result<ResolvedSource, Unresolved>,
+pub(super) async fn check(
+    relay: &OutboxRelay,
+    context: &Context,
+    resolved: &Result<ResolvedSource, Unresolved>,
     streaming: Status,
-) -> SourceReport<'a> {
+) -> SourceReport {
     let identity = relay.status.as_ref().and_then(|status| status.database_identity.clone());
     let mut report = SourceReport { conditions: StepConditions::default(), identity, side: Side::NotReady };
     let Ok(ResolvedSource { config, secrets }) = resolved else { return report };
@@ -100,8 +99,8 @@ struct Check<'a> {
     streaming: Status,
 }
 
-impl<'a> Check<'a> {
-    async fn run(&self, report: &mut SourceReport<'a>) {
+impl Check<'_> {
+    async fn run(&self, report: &mut SourceReport) {
         let (mut database, identity) = match self.usable().await {
             Ok(usable) => usable,
             Err(error) => {
@@ -138,7 +137,7 @@ impl<'a> Check<'a> {
             }
         }
         if published.is_ok() {
-            report.side = Side::Ready(self.config);
+            report.side = Side::Ready(());
         }
     }
 
@@ -158,7 +157,7 @@ impl<'a> Check<'a> {
     }
 }
 
-impl SourceReport<'_> {
+impl SourceReport {
     /// The status has to name the database before anything is created.
     fn register(&mut self, identity: String) {
         for type_ in [ConditionType::PublicationReady, ConditionType::SlotReady] {

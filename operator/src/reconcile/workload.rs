@@ -16,8 +16,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::applied_configuration::{self, Wait};
 use super::pods::has_ended;
 use super::rollout::availability;
+use super::side::Unusable;
 use super::{Context, ReconcileError};
 use crate::conditions::{ConditionState, ConditionType, Reason, StepConditions};
 use crate::desired::configuration_file::ConfigurationFile;
@@ -35,8 +37,8 @@ pub(super) struct WorkloadReport {
 
 /// Why no object was applied.
 pub(super) enum NotApplied {
-    /// An object of that name has another owner.
-    NameTaken,
+    /// Something has to change first; the condition says what.
+    Waits,
     /// The API server refused, or did not answer.
     Failed(ReconcileError),
 }
@@ -57,25 +59,35 @@ enum Applied {
     Before,
     /// None was applied: the named object has another owner.
     NameTaken(String),
+    /// None was applied: pods get another configuration only with servers that can be used.
+    Waits(Wait),
 }
 
-/// Applies the objects of `resolved`, which is the resource without references, where that is due.
+/// Applies the objects of `resolved`, which is the resource without references, where that is due. Objects that are there are applied also
+/// where a server is `unusable`: it must not keep pods from getting more memory, or a Deployment from being made again.
 pub(super) async fn check(
     relay: &OutboxRelay,
     context: &Context,
     resolved: &OutboxRelay,
     config: &Config,
+    unusable: Unusable,
 ) -> WorkloadReport {
     // Boxed: the objects are large, and most reconciliations apply none.
-    let applied = Box::pin(apply_if_due(relay, context, resolved, config)).await;
+    let applied = Box::pin(apply_if_due(relay, context, resolved, config, unusable)).await;
+    let note = if let Ok(Applied::Waits(wait)) = &applied { wait.note() } else { None };
     let (state, result) = match applied {
         Ok(Applied::Now(deployment)) => (available(relay, context, Some(*deployment)), Ok(())),
         Ok(Applied::Before) => (available(relay, context, None), Ok(())),
-        Ok(Applied::NameTaken(object)) => (name_taken(&object), Err(NotApplied::NameTaken)),
+        Ok(Applied::NameTaken(object)) => (name_taken(&object), Err(NotApplied::Waits)),
+        Ok(Applied::Waits(_)) => (available(relay, context, None), Err(NotApplied::Waits)),
         Err(error) => (not_applied(&error), Err(NotApplied::Failed(error))),
     };
     context.metrics.step("workload", result.is_ok());
-    WorkloadReport { conditions: StepConditions::of(ConditionType::WorkloadAvailable, state), result }
+    let mut conditions = StepConditions::of(ConditionType::WorkloadAvailable, state);
+    if let Some(note) = note {
+        conditions.add_note(ConditionType::WorkloadAvailable, note);
+    }
+    WorkloadReport { conditions, result }
 }
 
 fn name_taken(object: &str) -> ConditionState {
@@ -109,6 +121,7 @@ async fn apply_if_due(
     context: &Context,
     resolved: &OutboxRelay,
     config: &Config,
+    unusable: Unusable,
 ) -> Result<Applied, ReconcileError> {
     // Before anything is applied: what changes meanwhile is applied by the next reconciliation.
     let change_count = context.change_count(relay);
@@ -119,6 +132,9 @@ async fn apply_if_due(
     let wanted = AppliedObjects { digest: workload.digest(), change_count };
     if context.cache.of(relay).applied.as_ref() == Some(&wanted) {
         return Ok(Applied::Before);
+    }
+    if let Some(wait) = applied_configuration::wait(context, relay, config, unusable).await? {
+        return Ok(Applied::Waits(wait));
     }
     if let Some(object) = taken(context, relay, &workload).await? {
         return Ok(Applied::NameTaken(object));
@@ -175,7 +191,7 @@ where
     }
 }
 
-fn is_owned(object: &ObjectMeta, relay: &OutboxRelay) -> bool {
+pub(super) fn is_owned(object: &ObjectMeta, relay: &OutboxRelay) -> bool {
     let owner = relay.uid().unwrap_or_default();
     object.owner_references.iter().flatten().any(|reference| reference.uid == owner)
 }

@@ -62,9 +62,10 @@ impl Display for Step {
                 write!(f, "made, with {partitions} partitions and {replicas} replicas")
             }
             Step::Grow { partitions } => write!(f, "grown to {partitions} partitions"),
-            Step::Configure { set, reset } if reset.is_empty() => write!(f, "configured: {set:?}"),
             Step::Configure { set, reset } => {
-                write!(f, "configured: {set:?}, and the broker's again: {reset:?}")
+                let set = set.iter().map(|(key, value)| format!("{key}={value}"));
+                let reset = reset.iter().map(|key| format!("{key} as the broker has it"));
+                write!(f, "configured: {}", set.chain(reset).collect::<Vec<_>>().join(", "))
             }
         }
     }
@@ -205,6 +206,7 @@ mod tests {
         let observed = Observed { id: None, partitions: 3, replication_factor: Some(1), overrides };
         let plan = plan(&topic(3, 1, &[("mine", "2")]), &keys(&["mine", "was.mine"]), Some(&observed));
         let step = Step::Configure { set: pairs(&[("mine", "2")]), reset: keys(&["was.mine"]) };
+        assert_eq!(step.to_string(), "configured: mine=2, was.mine as the broker has it");
         assert_eq!(plan, Plan { steps: vec![step], deviations: Vec::new() });
     }
 

@@ -98,6 +98,82 @@ async fn suspension_needs_nothing_outside_kubernetes() {
     postgres.start_again().await.unwrap();
 }
 
+/// Pods that need more memory in an outage get it, and a Deployment that was deleted in one is made again.
+#[tokio::test]
+async fn what_runs_is_changed_and_repaired_while_a_server_is_down() {
+    let mut postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let bootstrap = shared().await.unwrap().kafka_bootstrap().to_owned();
+    let mut stage = Stage::on("repair", &postgres.url("postgres"), &bootstrap).await;
+    let folder = Folder::new("relay").unwrap();
+    let _relay = stage.until_streaming(&folder).await;
+    postgres.stop(Shutdown::Fast).await.unwrap();
+    stage.spec["relay"] = json!({"resources": {"requests": {"memory": "77Mi"}}});
+    stage.apply().await;
+    until_memory(&stage, "77Mi").await;
+    stage.namespace.kubectl(&["delete", "deployment", "shop-relay"]).await.unwrap();
+    until_memory(&stage, "77Mi").await;
+    stage.until(&[("DatabaseReachable", "False", "DatabaseUnreachable")]).await;
+
+    // Nothing is known of another database, which may not exist: the pods stay with the one that they have.
+    let port = &mut stage.spec["source"]["postgres"]["port"];
+    *port = json!(testbed::net::free_port().unwrap());
+    stage.spec["relay"]["resources"]["requests"]["memory"] = json!("88Mi");
+    stage.apply().await;
+    let note = "{.status.conditions[?(@.type==\"WorkloadAvailable\")].message}";
+    wait::until("the change to wait", SOON, async || {
+        let said = value(&stage, "obr", "shop", note).await;
+        if said.contains("spec.source differs from what the pods have") { Ok(()) } else { Err(said) }
+    })
+    .await
+    .unwrap();
+    until_memory(&stage, "77Mi").await;
+    let port = url::Url::parse(stage.database.url()).unwrap().port();
+    stage.spec["source"]["postgres"]["port"] = json!(port);
+    stage.apply().await;
+    until_memory(&stage, "88Mi").await;
+    postgres.start_again().await.unwrap();
+}
+
+/// Waits until the Deployment requests so much memory for its pods.
+async fn until_memory(stage: &Stage, expected: &str) {
+    let requested = "{.spec.template.spec.containers[0].resources.requests.memory}";
+    wait::until(format!("{expected} requested"), SOON, async || {
+        let query = ["get", "deployment", "shop-relay", "-o", &format!("jsonpath={requested}")];
+        match stage.namespace.kubectl(&query).await {
+            Ok(memory) if memory == expected => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await
+    .unwrap();
+}
+
+/// Neither server says that it can be used, so nothing runs that was not there before; the Kafka cluster alone keeps nothing else back.
+#[tokio::test]
+async fn nothing_is_made_for_a_cluster_that_was_never_usable() {
+    let mut stage = Stage::shared("never").await;
+    let (usable, port) = (stage.bootstrap.clone(), testbed::net::free_port().unwrap());
+    let unusable = format!("127.0.0.1:{port}");
+    stage.spec["sink"]["kafka"]["bootstrapServers"] = json!(unusable);
+    stage.make_secret().await;
+    stage.apply().await;
+    stage
+        .until(&[("KafkaReachable", "False", "KafkaUnreachable"), ("WorkloadAvailable", "False", "NotYet")])
+        .await;
+    let objects = stage.namespace.kubectl(&["get", "deployment,configmap/shop-relay", "-o", "name"]).await;
+    assert!(objects.is_err() || objects.as_ref().is_ok_and(String::is_empty), "{objects:?}");
+
+    stage.spec["sink"]["kafka"]["bootstrapServers"] = json!(usable);
+    stage.spec["relay"] = json!({"resources": {"requests": {"memory": "66Mi"}}});
+    stage.apply().await;
+    until_memory(&stage, "66Mi").await;
+    stage.spec["sink"]["kafka"]["bootstrapServers"] = json!(unusable);
+    stage.apply().await;
+    stage.until(&[("KafkaReachable", "False", "KafkaUnreachable")]).await;
+    let configuration = value(&stage, "configmap", "shop-relay", "{.data.relay\\.yaml}").await;
+    assert!(configuration.contains(&usable) && !configuration.contains(&unusable), "{configuration}");
+}
+
 /// Another session keeps a lock that the deletion of the resource needs.
 #[tokio::test]
 async fn a_lock_does_not_keep_a_resource_that_is_deleted_by_force() {
