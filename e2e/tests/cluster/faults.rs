@@ -1,6 +1,7 @@
 //! Faults of a cluster, each under load, each with the same judgement. One cluster for all of them, one after the other.
 
 use lab::cluster::Site;
+use serde_json::json;
 
 use crate::traffic::Traffic;
 use crate::{installed, scale, until};
@@ -14,18 +15,16 @@ async fn faults_of_the_cluster_lose_and_double_nothing() {
     operator_away(&site).await;
     broker_killed(&site).await;
     database_killed(&site).await;
+    drained_in_an_outage(&site).await;
+    user_of_the_cluster(&site).await;
+    namespace_deleted(&site).await;
     node_drained(&site).await;
 }
 
 async fn evicted(site: &Site) {
     let traffic = Traffic::start(site, "evicted").await;
     let pod = traffic.pod(".items[0].metadata.name").await;
-    let eviction = format!(
-        r#"{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", "namespace": "{}"}}}}"#,
-        traffic.name
-    );
-    let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", traffic.name);
-    site.cluster.kubectl_with(&["create", "--raw", &path, "-f", "-"], &eviction).await.unwrap();
+    traffic.evict(&pod).await;
     traffic.end().await;
 }
 
@@ -85,6 +84,35 @@ async fn database_killed(site: &Site) {
     let traffic = Traffic::start(site, "baseless").await;
     kill(site, "postgres-0").await;
     traffic.end().await;
+}
+
+/// A node is drained while the database is down, and neither relay is ready: the disruption budget must not keep it from that.
+async fn drained_in_an_outage(site: &Site) {
+    let traffic = Traffic::start_with(site, "outage", json!({"replicas": 2})).await;
+    let database = ["get", "pods", "--namespace=servers", "-o", "name"];
+    scale(site, "statefulset/postgres", "servers", 0).await;
+    until(&site.cluster, &database, |pods| !pods.contains("postgres")).await;
+    let pods = traffic.pod(".items[*].metadata.name").await;
+    assert_eq!(pods.split(' ').count(), 2, "{pods}");
+    for pod in pods.split(' ') {
+        traffic.evict(pod).await;
+    }
+    scale(site, "statefulset/postgres", "servers", 1).await;
+    traffic.end().await;
+}
+
+/// A number that the image does not know, and group 0: as OpenShift chooses them.
+async fn user_of_the_cluster(site: &Site) {
+    let user = json!({"runAsUser": 1_000_650_000, "runAsGroup": 0, "fsGroup": 1_000_650_000});
+    let template = json!({"spec": {"securityContext": user}});
+    let traffic = Traffic::start_with(site, "user", json!({"podTemplate": template})).await;
+    assert_eq!(traffic.pod(".items[0].spec.securityContext.runAsUser").await, "1000650000");
+    traffic.end().await;
+}
+
+async fn namespace_deleted(site: &Site) {
+    let traffic = Traffic::start(site, "unspaced").await;
+    traffic.delete_namespace().await;
 }
 
 /// With a second to stop in, which is none for a database with sessions. Not by force: the new pod would start beside the old one,

@@ -1,7 +1,7 @@
 //! A separate relay under load, and what became of every row.
 
 use lab::cluster::Site;
-use serde_json::json;
+use serde_json::{Value, json};
 use testbed::checker;
 use testbed::load::{Load, LoadOptions};
 use testbed::records::{Record, read_all};
@@ -26,6 +26,11 @@ pub struct Traffic<'a> {
 impl<'a> Traffic<'a> {
     /// Returns when rows are being committed and the relay streams.
     pub async fn start(site: &'a Site, name: &'static str) -> Traffic<'a> {
+        Traffic::start_with(site, name, json!({})).await
+    }
+
+    /// As [`Traffic::start`], with this `spec.relay`.
+    pub async fn start_with(site: &'a Site, name: &'static str, relay: Value) -> Traffic<'a> {
         let database = Database::on(&site.servers.postgres_url("postgres"), name).await.unwrap();
         let role = database.name();
         for statement in [
@@ -56,6 +61,7 @@ impl<'a> Traffic<'a> {
                 }},
                 "sink": {"kafka": {"bootstrapServers": site.servers.kafka_bootstrap(), "tls": {"mode": "disable"}}},
                 "topics": [{"name": topic, "partitions": 3, "replicationFactor": 1}],
+                "relay": relay,
             },
         });
         cluster.apply(&resource.to_string()).await.unwrap();
@@ -64,11 +70,17 @@ impl<'a> Traffic<'a> {
         traffic
     }
 
-    /// The password in the Secret from now on.
+    /// The password in the Secret from now on. The Secret is as CloudNativePG makes it, with more than a relay needs.
     pub async fn password(&self, password: &str) {
+        let (name, host) = (self.database.name(), self.site.servers.postgres_host());
+        let uri = format!("postgresql://{name}:{password}@{host}:5432/{name}");
         let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "credentials", "namespace": self.name},
-            "stringData": {"username": self.database.name(), "password": password},
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/basic-auth",
+            "metadata": {"name": "credentials", "namespace": self.name, "labels": {"cnpg.io/reload": "true"}},
+            "stringData": {
+                "username": name, "user": name, "password": password, "dbname": name, "host": host, "port": "5432",
+                "uri": uri, "jdbc-uri": format!("jdbc:{uri}"), "pgpass": format!("{host}:5432:{name}:{name}:{password}\n"),
+            },
         });
         self.site.cluster.apply(&secret.to_string()).await.unwrap();
     }
@@ -123,6 +135,33 @@ impl<'a> Traffic<'a> {
         })
         .await
         .unwrap();
+    }
+
+    /// Evicts a pod as a drain does: again while a disruption budget refuses.
+    pub async fn evict(&self, pod: &str) {
+        let eviction = json!({
+            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.name},
+        });
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", self.name);
+        let (cluster, eviction) = (&self.site.cluster, eviction.to_string());
+        wait::until(format!("the eviction of {pod}"), SOON, async || {
+            cluster
+                .kubectl_with(&["create", "--raw", &path, "-f", "-"], &eviction)
+                .await
+                .map_err(|error| error.to_string())
+        })
+        .await
+        .unwrap();
+    }
+
+    /// The namespace with all that is in it, at once. Nothing of the relay is left in the database.
+    pub async fn delete_namespace(self) {
+        self.load.stop().await.unwrap();
+        self.site.cluster.kubectl(&["delete", "namespace", self.name, "--timeout=180s"]).await.unwrap();
+        let mut connection = self.database.connect().await.unwrap();
+        let left = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
+        let left: i64 = sqlx::query_scalar(left).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(left, 0, "a slot is left that keeps WAL");
     }
 
     /// More rows after the fault, then no more, and the judgement: none lost, none twice, none out of order.
