@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -187,25 +187,44 @@ fn authorities(given: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsEr
 }
 
 impl ClientIdentity {
-    /// A key's error has no details: it must not repeat a part of the key.
+    /// Whether certificate and key belong together, for a connection by another TLS library: it may support more kinds of keys.
+    ///
+    /// # Errors
+    /// [`TlsError::Identity`].
+    pub fn check(&self) -> Result<(), TlsError> {
+        match ring::sign::any_supported_type(&self.private_key()?) {
+            Ok(key) => self.certificates_of(key.as_ref()).map(drop),
+            Err(_) => Ok(()),
+        }
+    }
+
     fn certified(&self) -> Result<CertifiedKey, TlsError> {
-        let certificates = self.certificates.certificates();
-        let certificates = certificates.ok_or_else(|| TlsError::identity("it holds no certificate"))?;
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| {
+        let key = ring::sign::any_supported_type(&self.private_key()?).map_err(|_| {
+            TlsError::identity("its key is of a kind that is not supported; use RSA, P-256, P-384 or Ed25519")
+        })?;
+        Ok(CertifiedKey::new(self.certificates_of(key.as_ref())?, key))
+    }
+
+    /// The error has no details: it must not repeat a part of the key.
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|_| {
             TlsError::identity(match self.key.is_encrypted() {
                 true => "its key is encrypted; remove the passphrase (openssl pkey -in encrypted.key -out plain.key)",
                 false => "its key is not a private key in PEM form",
             })
-        })?;
-        let key = ring::sign::any_supported_type(&key).map_err(|_| {
-            TlsError::identity("its key is of a kind that is not supported; use RSA, P-256, P-384 or Ed25519")
-        })?;
+        })
+    }
+
+    /// The certificates, the first of which has to be that of `key`.
+    fn certificates_of(&self, key: &dyn SigningKey) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        let certificates = self.certificates.certificates();
+        let certificates = certificates.ok_or_else(|| TlsError::identity("it holds no certificate"))?;
         let own = certificates.first().and_then(|own| Certificate::parse(own));
         let own = own.ok_or_else(|| TlsError::identity("its certificate cannot be read"))?;
         if key.public_key().is_some_and(|public| public.as_ref() != own.key) {
             return Err(TlsError::identity("its key belongs to another certificate"));
         }
-        Ok(CertifiedKey::new(certificates, key))
+        Ok(certificates)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use pg_replication::{ClientIdentity, Pem};
 use rdkafka::config::ClientConfig;
 use serde::{Deserialize, Serialize};
 
@@ -73,10 +74,12 @@ impl SinkAccess {
         files.check()?;
         let ca = ca.as_deref().map(|file| files::pem(read, FIELDS.ca, file, "CERTIFICATE")).transpose()?;
         let certificate = match files.identity()? {
-            Some((cert, key)) => Some((
-                files::pem(read, FIELDS.cert, cert, "CERTIFICATE")?,
-                Secret::new(files::pem(read, FIELDS.key, key, "PRIVATE KEY")?),
-            )),
+            Some((cert, key)) => {
+                let certificate = files::pem(read, FIELDS.cert, cert, "CERTIFICATE")?;
+                let key = files::pem(read, FIELDS.key, key, "PRIVATE KEY")?;
+                check_identity(&certificate, &key)?;
+                Some((certificate, Secret::new(key)))
+            }
             None => None,
         };
         let credentials = sink.sasl.as_ref().map(|sasl| sasl.credentials(read, sink.tls.mode)).transpose()?;
@@ -90,6 +93,12 @@ impl SinkAccess {
             _ => None,
         }
     }
+}
+
+/// OpenSSL, which librdkafka uses, says of an encrypted key that it is not PEM, and of nothing which field it is about.
+fn check_identity(certificate: &str, key: &str) -> Result<(), ConfigError> {
+    let identity = ClientIdentity { certificates: Pem::new(certificate), key: Pem::new(key) };
+    identity.check().map_err(|problem| ConfigError::field(FIELDS.cert, problem.to_string()))
 }
 
 impl Sink {
@@ -186,6 +195,26 @@ mod tests {
         for (more, said) in cases {
             let text = problem(&more);
             assert!(text.starts_with(said), "{more}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_openssl_cannot_use_is_described() {
+        let own = testbed::certificates::Certificate::self_signed("relay").unwrap();
+        let other = testbed::certificates::Certificate::self_signed("other").unwrap();
+        let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let sink = sink(&json!({"tls": {"certFile": "/m/cert", "keyFile": "/m/key"}}));
+        let problem = |key: &str| {
+            let file = |file: &Path| if file == "/m/cert" { own.pem.clone() } else { key.to_owned() };
+            let access = SinkAccess::read_with(&sink, &|path| Ok(file(path).into_bytes()));
+            access.err().map(|problem| problem.to_string())
+        };
+        assert_eq!(problem(&own.key), None);
+        for (key, said) in
+            [(encrypted, "encrypted; remove the passphrase"), (&other.key, "another certificate")]
+        {
+            let problem = problem(key).unwrap();
+            assert!(problem.starts_with("sink.tls.certFile: ") && problem.contains(said), "{problem}");
         }
     }
 

@@ -122,6 +122,11 @@ fn invalid_files_are_described_in_one_sentence() {
         TlsOptions { identity: Some(identity), ..TlsOptions::default() }.check().unwrap_err().to_string()
     };
     let own = testbed::certificates::Certificate::self_signed("relay").unwrap();
+    let other = testbed::certificates::Certificate::self_signed("other").unwrap();
+    let mixed = ClientIdentity { certificates: Pem::new(&*own.pem), key: Pem::new(&*other.key) };
+    assert!(of(&own.pem, &other.key).contains("its key belongs to another certificate"));
+    assert!(mixed.check().unwrap_err().to_string().contains("its key belongs to another certificate"));
+    ClientIdentity { certificates: Pem::new(&*own.pem), key: Pem::new(&*own.key) }.check().unwrap();
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
     assert!(of(&own.pem, encrypted).contains("its key is encrypted; remove the passphrase"));
     let traditional = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
