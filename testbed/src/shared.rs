@@ -86,8 +86,17 @@ impl Database {
 
     /// On the server that `url` leads to.
     pub async fn on(url: &str, purpose: &str) -> Result<Database, Error> {
-        let database = Database::empty_on(url, purpose).await?;
-        let mut connection = database.connect().await?;
+        Database::empty_on(url, purpose).await?.migrated().await
+    }
+
+    /// In another encoding than the server's other databases.
+    pub async fn in_encoding(url: &str, purpose: &str, encoding: &str) -> Result<Database, Error> {
+        let options = format!("TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'");
+        Database::create(url, purpose, &options).await?.migrated().await
+    }
+
+    async fn migrated(self) -> Result<Database, Error> {
+        let mut connection = self.connect().await?;
         for migration in crate::migrations()? {
             sqlx::raw_sql(AssertSqlSafe(migration))
                 .execute(&mut connection)
@@ -95,15 +104,19 @@ impl Database {
                 .map_err(Error::postgres("applying the migrations"))?;
         }
         drop(connection.close().await);
-        Ok(database)
+        Ok(self)
     }
 
     /// Without the migrations.
     pub async fn empty_on(url: &str, purpose: &str) -> Result<Database, Error> {
+        Database::create(url, purpose, "").await
+    }
+
+    async fn create(url: &str, purpose: &str, options: &str) -> Result<Database, Error> {
         let name = unique(purpose);
         let mut connection =
             PgConnection::connect(url).await.map_err(Error::postgres("connecting to make a database"))?;
-        sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name}")))
+        sqlx::raw_sql(AssertSqlSafe(format!("CREATE DATABASE {name} {options}")))
             .execute(&mut connection)
             .await
             .map_err(Error::postgres("making a database"))?;

@@ -25,9 +25,16 @@ const fn always(name: &'static str, value: &'static str) -> Setting {
 /// Newer than the oldest supported version.
 const TIMEOUT: Setting = Setting { name: "transaction_timeout", value: "0", since: 17 };
 
+const ENCODING: Setting = always("client_encoding", "UTF8");
+
+/// A database in `SQL_ASCII` has bytes of no known encoding. PostgreSQL converts nothing there, and fails a statement, or the stream, at text
+/// that is not UTF-8; its bytes as they are let the client decide.
+const ENCODING_OF_THE_DATABASE: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+     WHERE pg_catalog.current_setting('server_encoding') OPERATOR(pg_catalog.=) 'SQL_ASCII'";
+
 const SETTINGS: [Setting; 20] = [
     // The text format of values does not depend on the configuration.
-    always("client_encoding", "UTF8"),
+    ENCODING,
     always("datestyle", "ISO, MDY"),
     always("intervalstyle", "postgres"),
     always("timezone", "UTC"),
@@ -67,7 +74,7 @@ pub fn at_startup() -> impl Iterator<Item = Setting> {
 /// message. The first one is so short that a timeout that it disables cannot end it.
 pub fn statements(version: u32) -> impl Iterator<Item = String> {
     let first = (version >= TIMEOUT.since).then(|| format!("SET {} = {}", TIMEOUT.name, TIMEOUT.value));
-    first.into_iter().chain([statement(version)])
+    first.into_iter().chain([statement(version), ENCODING_OF_THE_DATABASE.to_owned()])
 }
 
 fn statement(version: u32) -> String {

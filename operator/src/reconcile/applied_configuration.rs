@@ -24,7 +24,7 @@ pub(super) enum Wait {
 }
 
 impl Wait {
-    /// For the condition of a workload that is there.
+    /// For the condition of an existing workload.
     pub(super) fn note(self) -> Option<&'static str> {
         match self {
             Wait::Both => None,

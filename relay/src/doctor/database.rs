@@ -42,6 +42,7 @@ pub async fn examine(config: &Config) -> Examined {
     let mut findings = vec![
         found("database", server(sql, config).await),
         found("server and tables", preconditions(sql, config).await),
+        found("encoding", encoding(sql).await),
         found("rows", rows(sql, config).await),
         found("columns", columns(sql, config).await),
         found("replication role", role(sql, config).await),
@@ -85,6 +86,27 @@ async fn preconditions(sql: &mut PgConnection, config: &Config) -> Result<Findin
     preconditions::check_preconditions(sql, &config.source).await?;
     let table = &config.source.table;
     Ok(Finding::ok("server and tables", format!("wal_level is logical, {table} and {TABLE} exist")))
+}
+
+/// Whether text arrives as it is stored.
+async fn encoding(sql: &mut PgConnection) -> Result<Finding, RelayError> {
+    const CHECK: &str = "encoding";
+    let encoding: String = sqlx::query_scalar("SHOW server_encoding").fetch_one(sql).await?;
+    Ok(match encoding.as_str() {
+        "UTF8" => Finding::ok(CHECK, "the database is in UTF-8"),
+        "SQL_ASCII" => Finding::warn(
+            CHECK,
+            "the database is in SQL_ASCII: PostgreSQL checks no text",
+            "have writers store UTF-8: a row is poison if a text for a header is something else",
+        ),
+        _ => Finding::warn(
+            CHECK,
+            format!(
+                "PostgreSQL converts from {encoding}: text that it cannot convert to UTF-8 stops delivery"
+            ),
+            "have writers store what UTF-8 has; see docs/OPERATIONS.md, 'Text that is not UTF-8'",
+        ),
+    })
 }
 
 /// Whether the stream carries every row that the table shows.

@@ -13,6 +13,7 @@ pub fn reason_of_sqlstate(code: &str) -> ErrorKind {
         "42P01" => ErrorKind::TableMissing,
         // The transaction is read-only: the setting was changed, or the server became a standby.
         "25006" => ErrorKind::NoWritableHost,
+        "22021" | "22P05" => ErrorKind::TextUntranslatable,
         // PostgreSQL never sends these for the relay's statements. Poolers send 08P01 for what they do not support, and
         // lose or mix up the prepared statements of their clients.
         "08P01" | "26000" | "42P05" => ErrorKind::ConnectionPooler,

@@ -194,6 +194,9 @@ kinds! {
     /// A row cannot be delivered as it is (a poison message).
     PoisonRow => postgres(Stop,
         "correct the routing or the limits; for a row that can never be delivered see docs/OPERATIONS.md, 'A poison row'"),
+    /// A row has text that PostgreSQL cannot convert from the database's encoding to UTF-8.
+    TextUntranslatable => postgres(Stop,
+        "correct the row in the table, and deliver it from there: see docs/OPERATIONS.md, 'Text that is not UTF-8'"),
     /// The stream contained something the replication protocol does not allow.
     ProtocolViolation => postgres(Retry,
         "the relay reopens the stream; if the error persists, report it with the relay's log"),

@@ -21,6 +21,7 @@ mod data;
 mod dead_letters;
 mod delivery;
 mod dropping;
+mod encodings;
 mod failover;
 mod first_record;
 mod fixture;
