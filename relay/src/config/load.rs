@@ -183,11 +183,18 @@ fn check_routing(routing: &Routing) -> Result<(), ConfigError> {
         .map_err(|problem| ConfigError::Field { field: "routing.regex".into(), problem: problem.to_string() })
 }
 
+/// As librdkafka reads it: it skips an entry that it cannot read, and all that is said then is that no broker answers.
 fn is_host_port(server: &str) -> bool {
-    server
-        .trim()
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+    const PROTOCOLS: [&str; 4] = ["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"];
+    let server = match server.trim().split_once("://") {
+        Some((protocol, server)) if PROTOCOLS.contains(&protocol) => server,
+        Some(_) => return false,
+        None => server.trim(),
+    };
+    server.rsplit_once(':').is_some_and(|(host, port)| {
+        let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
+        is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
 }
 
 fn require(holds: bool, field: &str, problem: impl FnOnce() -> String) -> Result<(), ConfigError> {
@@ -308,7 +315,13 @@ sink: {bootstrapServers: 'kafka:9092'}
             error(&MINIMAL.replace("name: outbox}}", "name: Out-Box}}"))
                 .starts_with("source.slot.name: 'Out-Box'")
         );
-        assert!(error(&MINIMAL.replace("kafka:9092", "kafka")).starts_with("sink.bootstrapServers: 'kafka'"));
+        for servers in ["kafka", "kafka:9092,", "a:9092 b:9092", "kafka://kafka:9092", "http://kafka:9092/x:1"] {
+            let error = error(&MINIMAL.replace("kafka:9092", &format!("'{servers}'")));
+            assert!(error.starts_with(&format!("sink.bootstrapServers: '{servers}'")), "{error}");
+        }
+        for servers in ["a:9092, b:9092", "SASL_SSL://a:9092", "[::1]:9092"] {
+            parse(&MINIMAL.replace("kafka:9092", &format!("'{servers}'")), &[]).unwrap();
+        }
         assert!(error(&MINIMAL.replace("host: db", "hots: db")).contains("source.hots"));
         assert!(error(&format!("{MINIMAL}routing: {{regex: '('}}")).starts_with("routing.regex"));
         assert!(error(&format!("{MINIMAL}delivery: {{maxInFlightEvents: 0}}")).contains("0 is outside 1 to"));

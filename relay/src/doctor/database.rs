@@ -198,11 +198,9 @@ async fn maintain(sql: &mut PgConnection, config: &Config) -> Result<Finding, Re
         }
         let (problem, remedy) = match may {
             Some(_) => {
-                let user = &config.source.user;
-                (
-                    "is not executable for the role",
-                    format!("GRANT EXECUTE ON FUNCTION {schema}.{function} TO {user}"),
-                )
+                let role = quote(&config.source.user);
+                let grant = format!("GRANT EXECUTE ON FUNCTION {schema}.{function} TO {role}");
+                ("is not executable for the role", grant)
             }
             None => {
                 let unless =
