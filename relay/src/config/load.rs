@@ -1,6 +1,7 @@
 //! Reading and checking. Every error names the field by its path, the bad value unless it is secret, and what is
 //! allowed.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use outbox::attribute;
@@ -82,19 +83,18 @@ impl Config {
         let mut tree: Value = serde_saphyr::from_str(text)
             .map_err(|error| ConfigError::NotYaml { path: path.into(), detail: error.to_string() })?;
         refuse_secrets(&tree)?;
-        let (mut password, mut sink_password) = (None, None);
+        let (mut password, mut sink_password, mut numbers) = (None, None, BTreeMap::new());
         for (name, value) in environment {
             if name == PASSWORD_ENV {
                 password = Some(Secret::new(value));
             } else if name == SINK_PASSWORD_ENV {
                 sink_password = Some(Secret::new(value));
             } else if let Some(field) = name.strip_prefix(ENV_PREFIX) {
-                override_field(&mut tree, field, value);
+                numbers.extend(override_field(&mut tree, field, value));
             }
         }
-        let mut config: Config = serde_path_to_error::deserialize(tree).map_err(|error| {
-            ConfigError::Field { field: error.path().to_string(), problem: error.inner().to_string() }
-        })?;
+        require(tree.is_object(), path, || "has no fields: it needs version, name, source and sink".into())?;
+        let mut config = deserialize(tree, numbers)?;
         config.source.password = password;
         if let Some(sasl) = &mut config.sink.sasl {
             sasl.set_secret(sink_password);
@@ -232,21 +232,43 @@ fn refuse_secrets(tree: &Value) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// `numbers` are fields from the environment that were read as a number or a boolean, each with its text: where the schema wants a text, as
+/// in a database that is called 2024, that is taken.
+fn deserialize(tree: Value, mut numbers: BTreeMap<String, String>) -> Result<Config, ConfigError> {
+    let error = match serde_path_to_error::deserialize(tree.clone()) {
+        Ok(config) => return Ok(config),
+        Err(error) => error,
+    };
+    let field = error.path().to_string();
+    let as_text = numbers.remove(&field).and_then(|text| {
+        let mut tree = tree;
+        *tree.pointer_mut(&format!("/{}", field.replace('.', "/")))? = Value::String(text);
+        deserialize(tree, numbers).ok()
+    });
+    as_text.ok_or_else(|| ConfigError::field(&field, error.inner().to_string()))
+}
+
 /// Sets the field that `SOURCE__SLOT__NAME` names: segments are camel-cased, values read as YAML scalars, so that
-/// `8192` is a number and `Never` a text.
-fn override_field(tree: &mut Value, path: &str, value: String) {
-    let mut node = tree;
-    for segment in path.split("__") {
+/// `8192` is a number and `Never` a text. Returns field and text of what is not a text.
+fn override_field(tree: &mut Value, path: &str, value: String) -> Option<(String, String)> {
+    let (mut node, names) = (tree, path.split("__").map(camel_case));
+    let names: Vec<String> = names.collect();
+    for name in &names {
         if !node.is_object() {
             *node = Value::Object(Map::new());
         }
-        let Value::Object(members) = node else { return };
-        node = members.entry(camel_case(segment)).or_insert(Value::Null);
+        node = node.as_object_mut()?.entry(name).or_insert(Value::Null);
     }
-    *node = match serde_saphyr::from_str::<Value>(&value) {
-        Ok(scalar @ (Value::Bool(_) | Value::Number(_))) => scalar,
-        _ => Value::String(value),
-    };
+    match serde_saphyr::from_str::<Value>(&value) {
+        Ok(scalar @ (Value::Bool(_) | Value::Number(_))) => {
+            *node = scalar;
+            Some((names.join("."), value))
+        }
+        _ => {
+            *node = Value::String(value);
+            None
+        }
+    }
 }
 
 fn camel_case(segment: &str) -> String {
@@ -306,6 +328,21 @@ sink: {bootstrapServers: 'kafka:9092'}
     }
 
     #[test]
+    fn a_text_in_the_environment_may_look_like_a_number() {
+        let named = [
+            ("OUTBOX_RELAY__NAME", "2024"),
+            ("OUTBOX_RELAY__SOURCE__DATABASE", "0123"),
+            ("OUTBOX_RELAY__SOURCE__SLOT__NAME", "1e3"),
+            ("OUTBOX_RELAY__SOURCE__PORT", "6432"),
+        ];
+        let config = parse(MINIMAL, &named).unwrap();
+        assert_eq!((config.name.as_str(), config.source.database.as_str()), ("2024", "0123"));
+        assert_eq!((config.source.slot.name.as_str(), config.source.port), ("1e3", 6432));
+        let too_large = parse(MINIMAL, &[("OUTBOX_RELAY__SOURCE__PORT", "123456")]).unwrap_err().to_string();
+        assert!(too_large.starts_with("source.port: invalid value: integer `123456`"), "{too_large}");
+    }
+
+    #[test]
     fn errors_name_the_field_and_what_is_allowed() {
         assert!(
             error(&MINIMAL.replace("version: 1", "version: 9"))
@@ -315,7 +352,9 @@ sink: {bootstrapServers: 'kafka:9092'}
             error(&MINIMAL.replace("name: outbox}}", "name: Out-Box}}"))
                 .starts_with("source.slot.name: 'Out-Box'")
         );
-        for servers in ["kafka", "kafka:9092,", "a:9092 b:9092", "kafka://kafka:9092", "http://kafka:9092/x:1"] {
+        for servers in
+            ["kafka", "kafka:9092,", "a:9092 b:9092", "kafka://kafka:9092", "http://kafka:9092/x:1"]
+        {
             let error = error(&MINIMAL.replace("kafka:9092", servers));
             assert!(error.starts_with(&format!("sink.bootstrapServers: '{servers}'")), "{error}");
         }
@@ -326,6 +365,9 @@ sink: {bootstrapServers: 'kafka:9092'}
         assert!(error(&format!("{MINIMAL}routing: {{regex: '('}}")).starts_with("routing.regex"));
         assert!(error(&format!("{MINIMAL}delivery: {{maxInFlightEvents: 0}}")).contains("0 is outside 1 to"));
         assert!(error("a: [").contains("is not YAML"));
+        for text in ["", "# nothing", "[1]", "text"] {
+            assert!(error(text).starts_with("relay.yaml: has no fields"), "{}", error(text));
+        }
         let dead = |delivery: &str| error(&format!("{MINIMAL}delivery: {delivery}"));
         assert!(dead("{onPoison: DeadLetter}").starts_with("delivery.deadLetterTopic: is required"));
         assert!(dead("{deadLetterTopic: a b}").contains("'a b' is not a topic name"));
