@@ -156,10 +156,12 @@ pub async fn describe(
     let select = format!(
         "WITH missing AS MATERIALIZED (
              SELECT seq, id, occurred_at, to_jsonb(o) - 'payload' AS j FROM {table} o WHERE seq = ANY($1)
+         ), last AS (
+             SELECT r.id, max(r.seq) AS seq FROM {table} r WHERE r.id IN (SELECT id FROM missing) GROUP BY r.id
          )
          SELECT o.seq, {} AS id, o.occurred_at, {} AS type, {} AS key, {} AS route,
-                EXISTS (SELECT FROM {table} r WHERE r.id = o.id AND r.seq > o.seq) AS is_republished
-         FROM missing o ORDER BY o.seq",
+                coalesce(last.seq > o.seq, false) AS is_republished
+         FROM missing o LEFT JOIN last ON last.id = o.id ORDER BY o.seq",
         text_form("o.id"),
         value(column::TYPE),
         value(column::AGGREGATE_ID),
