@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Row};
 use tokio::sync::mpsc;
 
 use super::comparison::StoredEvent;
-use crate::config::{Config, Source};
+use crate::config::{Config, Source, quote};
 use crate::error::RelayError;
 use crate::event::record::ce_time;
 use crate::kafka::evidence::EventKey;
@@ -90,6 +90,24 @@ pub async fn oldest(sql: &mut PgConnection, source: &Source) -> Result<Option<Da
         source.table.quoted()
     );
     Ok(sqlx::query_scalar(AssertSqlSafe(select)).fetch_one(sql).await?)
+}
+
+/// The values of the column that selects the topic, of the delivered rows of the period.
+pub async fn routes(
+    sql: &mut PgConnection,
+    config: &Config,
+    period: Period,
+    delivered: &str,
+) -> Result<Vec<Option<String>>, RelayError> {
+    let select = format!(
+        "SELECT DISTINCT {} FROM {} o
+         WHERE occurred_at >= $1 AND occurred_at < $2 AND pg_visible_in_snapshot(xid, (SELECT $3::pg_snapshot))",
+        text_form(&format!("o.{}", quote(&config.routing.by_field))),
+        config.source.table.quoted()
+    );
+    let query =
+        sqlx::query_scalar(AssertSqlSafe(select)).bind(period.since).bind(period.until).bind(delivered);
+    Ok(query.fetch_all(sql).await?)
 }
 
 /// Reads the rows of the period in the background, one page ahead.
