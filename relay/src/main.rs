@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, Parser, Subcommand};
 use outbox_relay::cli::audit::Scope;
+use outbox_relay::cli::replay::missing::Choice;
 use outbox_relay::cli::replay::{DEAD_LETTERS_PATH, ROWS_PATH};
 use outbox_relay::cli::{self, Format};
 use outbox_relay::config::Config;
@@ -117,12 +118,15 @@ enum Command {
         output: Output,
     },
     /// Have the running relay (admin.listen) send events of the table again, in the order of column seq, to the topics its
-    /// present routing gives.
+    /// present routing gives, or to another one.
     ///
     /// A replayed event has the same ce_id and ce_time as before, the header ce_replay with the name of the replay, and no
     /// ce_sequence. It arrives behind newer events of its key, and consumers that deduplicate on ce_id skip it if they
     /// have it. What is replayed twice is in Kafka twice. Rows that the checkpoint does not count as delivered are left
     /// out.
+    ///
+    /// With --missing it compares table and Kafka first, as 'audit' does, and sends the rows that are not in Kafka: what a
+    /// topic lost, or never got. Running it again sends nothing, unless more is missing.
     ///
     /// Exit codes: 0 all selected are in Kafka, or listed with --dry-run; 64 invalid configuration or arguments; 69 not
     /// all, or no relay is streaming.
@@ -131,11 +135,13 @@ enum Command {
         file: File,
         #[command(flatten)]
         rows: SelectedRows,
+        #[command(flatten)]
+        missing: Missing,
         /// List the events that would be sent, and send nothing. Needs no running relay.
         #[arg(long)]
         dry_run: bool,
-        /// Send: the consumers can take old events of a key behind newer ones.
-        #[arg(long, required_unless_present = "dry_run", conflicts_with = "dry_run")]
+        /// Send: the consumers can take old events of a key behind newer ones. Not needed with --topic.
+        #[arg(long, required_unless_present_any = ["dry_run", "topic"], conflicts_with = "dry_run")]
         allow_reorder: bool,
         #[command(flatten)]
         output: Output,
@@ -197,7 +203,7 @@ struct File {
 #[derive(Args)]
 struct SelectedRows {
     /// Event id; may be given several times.
-    #[arg(long = "id", required_unless_present = "since")]
+    #[arg(long = "id", required_unless_present_any = ["since", "missing"], conflicts_with = "missing")]
     ids: Vec<String>,
     /// Only events written at this time or later, such as 2026-11-24T10:00:00Z.
     #[arg(long)]
@@ -217,13 +223,32 @@ struct SelectedRows {
     /// Maximum number of events per second.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
+    /// Send to this topic, which must exist and be none that the relay delivers to: a consumer's own topic.
+    #[arg(long, conflicts_with = "missing")]
+    topic: Option<String>,
+}
+
+/// The rows that Kafka lacks.
+#[derive(Args)]
+struct Missing {
+    /// Only events that are not in Kafka; without --since, of the last 24 hours.
+    #[arg(long)]
+    missing: bool,
+    /// Send those, too, of which it is not known whether they are missing: retention or compaction may have removed their
+    /// records. Some may have been delivered.
+    #[arg(long, requires = "missing")]
+    include_unverifiable: bool,
+    /// A topic that an earlier routing gave; may be given several times. Events there are not missing.
+    #[arg(long = "earlier-topic", requires = "missing")]
+    earlier_topics: Vec<String>,
 }
 
 impl SelectedRows {
     fn selection(self) -> from_table::Selection {
-        let SelectedRows { ids, since, until, event_type, key, name, rate } = self;
+        let SelectedRows { ids, since, until, event_type, key, name, rate, topic } = self;
         let name = name.unwrap_or_else(|| Utc::now().format("%Y%m%dT%H%M%SZ").to_string());
-        from_table::Selection { name, ids: ids.into(), since, until, event_type, key, rate }
+        let (ids, seqs) = (ids.into(), Vec::new());
+        from_table::Selection { name, ids, seqs, since, until, event_type, key, rate, topic }
     }
 }
 
@@ -252,18 +277,22 @@ fn main() {
         }
         Command::Where { file, id, output } => block_on(locate(&file.load(), &id, output.format())),
         Command::Audit { file, since, until, topics, output } => {
-            let since = since.unwrap_or_else(|| Utc::now() - AUDITED_BY_DEFAULT);
-            let scope = Scope { since, until, topics };
-            block_on(audit(&file.load(), &scope, output.format()))
+            block_on(audit(&file.load(), &audited(since, until, topics), output.format()))
         }
-        Command::Replay { file, rows, dry_run, output, .. } => {
-            let (config, selection) = (file.load(), rows.selection());
-            if dry_run {
-                let listed = cli::replay::list_rows(&config, &selection, output.format());
-                block_on(async { exit_code(listed.await) })
-            } else {
-                exit_code(cli::replay::replay_rows(&config, &selection, output.format()))
-            }
+        Command::Replay { file, rows, missing, dry_run, output, .. } => {
+            let (config, selection, format) = (file.load(), rows.selection(), output.format());
+            let Missing { missing, include_unverifiable, earlier_topics } = missing;
+            block_on(async {
+                exit_code(if missing {
+                    let scope = audited(selection.since, selection.until, earlier_topics);
+                    let choice = Choice { include_unverifiable, dry_run };
+                    cli::replay::missing::replay_missing(&config, &scope, &selection, choice, format).await
+                } else if dry_run {
+                    cli::replay::list_rows(&config, &selection, format).await
+                } else {
+                    cli::replay::replay_rows(&config, &selection, format)
+                })
+            })
         }
         Command::DeadLetters(DeadLetters::List { file, since, limit, output }) => {
             exit_code(cli::dead_letters::list(&file.load(), since, limit, output.format()))
@@ -313,6 +342,11 @@ async fn locate(config: &Config, id: &str, format: Format) -> i32 {
         Ok(false) => EXIT_UNAVAILABLE,
         Err(error) => exit_code::<RelayError>(Err(error)),
     }
+}
+
+/// What an audit compares.
+fn audited(since: Option<DateTime<Utc>>, until: Option<DateTime<Utc>>, topics: Vec<String>) -> Scope {
+    Scope { since: since.unwrap_or_else(|| Utc::now() - AUDITED_BY_DEFAULT), until, topics }
 }
 
 async fn audit(config: &Config, scope: &Scope, format: Format) -> i32 {

@@ -3,12 +3,14 @@
 //! its place in the order. It confirms nothing, so it is not in the ledger. Replayed twice, it is in Kafka twice.
 //!
 //! One event is in flight at a time, so that replayed events keep their order. They come from the dead-letter topic
-//! ([`from_dead_letters`]) or from the table ([`from_table`]).
+//! ([`from_dead_letters`]) or from the table ([`from_table`]). The session sends them to the topics that the routing gives.
+//! Rows can also go to [another topic](other_topic), and not through the session.
 
 pub mod from_dead_letters;
 pub mod from_table;
 pub mod ids;
 pub mod lines;
+mod other_topic;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::ids::EventIds;
 use self::lines::{ReplayLine, ReplayOutcome, Replayed, SendOutcome, Summary};
+use self::other_topic::OtherTopic;
 use crate::config::Config;
 use crate::error::RelayError;
 use crate::event::owned_row::OwnedRow;
@@ -27,6 +30,9 @@ use crate::kafka::topic_reader::TopicReader;
 
 /// Result lines buffered for the client.
 const LINES: usize = 16;
+
+/// Why a replay ends after an event whose outcome is not known.
+const OUTCOME_UNKNOWN: &str = "it is not known whether the last event is in Kafka";
 
 /// Why the request is rejected.
 #[derive(Debug, thiserror::Error)]
@@ -123,10 +129,11 @@ impl ReplayHandle {
             config,
             source,
             session,
+            other_topic: None,
             lines,
             summary: Summary::default(),
             missing: ids,
-            _permit: permit,
+            permit,
         };
         Ok((replay, answer))
     }
@@ -137,11 +144,13 @@ struct Replay {
     config: Arc<Config>,
     source: ReplaySource,
     session: mpsc::Sender<ReplayRequest>,
+    /// Where all events go, instead of the topics that the routing gives.
+    other_topic: Option<OtherTopic>,
     lines: mpsc::Sender<Value>,
     summary: Summary,
     /// Requested ids that were not found yet.
     missing: EventIds,
-    _permit: OwnedSemaphorePermit,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Replay {
@@ -161,17 +170,20 @@ impl Replay {
             Err(error) => Some(SendOutcome::Refused(error.to_string())),
         };
         let outcome = ReplayOutcome::from(outcome);
-        let is_unknown = matches!(outcome, ReplayOutcome::Unknown { .. });
         match outcome {
             ReplayOutcome::Sent { .. } => self.summary.sent += 1,
             ReplayOutcome::Refused { .. } | ReplayOutcome::Missing { .. } => self.summary.refused += 1,
-            ReplayOutcome::Unknown { .. } => {}
+            ReplayOutcome::Unknown { .. } => self.summary.error = Some(OUTCOME_UNKNOWN.to_owned()),
         }
         let written = self.write_line(ReplayLine::Replayed(Replayed { id, outcome }));
-        if is_unknown { ControlFlow::Break(()) } else { written }
+        if self.summary.error.is_some() { ControlFlow::Break(()) } else { written }
     }
 
-    fn send_row(&self, row: OwnedRow, topics: &TopicReader) -> Option<SendOutcome> {
+    /// `None` when the outcome is not known.
+    fn send_row(&mut self, row: OwnedRow, topics: &TopicReader) -> Option<SendOutcome> {
+        if let Some(topic) = &mut self.other_topic {
+            return topic.send(&row, self.source.provenance());
+        }
         let row = Arc::new(row);
         let outcome = self.send_to_session(&row, UnknownTopic::Return)?;
         let SendOutcome::UnknownTopic(topic) = &outcome else { return Some(outcome) };
@@ -192,7 +204,8 @@ impl Replay {
 
     /// Reports the ids that were not found, and the summary; `error` is why not all events were read.
     fn finish(mut self, error: Option<String>, not_found: &str) {
-        if error.is_none() {
+        self.summary.error = error.or(self.summary.error);
+        if self.summary.error.is_none() {
             for id in self.missing.iter() {
                 let outcome = ReplayOutcome::Missing { error: not_found.to_owned() };
                 let line = Replayed { id: Some(id.to_owned()), outcome };
@@ -201,10 +214,11 @@ impl Replay {
                 }
             }
         }
-        self.summary.error = error;
-        let Summary { sent, refused, .. } = self.summary;
-        tracing::info!(sent, refused, source = ?self.source, "replayed events");
-        let _ = self.write_line(ReplayLine::Summary(self.summary.clone()));
+        let Replay { source, lines, summary, permit, .. } = self;
+        tracing::info!(sent = summary.sent, refused = summary.refused, ?source, "replayed events");
+        // The client may start its next replay as soon as it has the summary.
+        drop(permit);
+        let _ = lines.blocking_send(json!(ReplayLine::Summary(summary)));
     }
 
     /// Breaks when the client has disconnected.

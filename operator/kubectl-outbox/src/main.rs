@@ -80,8 +80,8 @@ enum Command {
         /// List the events that would be sent, and send nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Send: the consumers can take old events of a key behind newer ones.
-        #[arg(long, required_unless_present = "dry_run", conflicts_with = "dry_run")]
+        /// Send: the consumers can take old events of a key behind newer ones. Not needed with --topic.
+        #[arg(long, required_unless_present_any = ["dry_run", "topic"], conflicts_with = "dry_run")]
         allow_reorder: bool,
     },
     /// Show the relay's dead letters.
@@ -101,7 +101,7 @@ enum Command {
 #[derive(Args)]
 struct SelectedRows {
     /// Event id; may be given several times.
-    #[arg(long = "id", required_unless_present = "since")]
+    #[arg(long = "id", required_unless_present_any = ["since", "missing"], conflicts_with = "missing")]
     ids: Vec<String>,
     /// Only events written at this time or later, such as 2026-11-24T10:00:00Z.
     #[arg(long)]
@@ -121,12 +121,27 @@ struct SelectedRows {
     /// Maximum number of events per second.
     #[arg(long)]
     rate: Option<String>,
+    /// Send to this topic, which must exist and be none that the relay delivers to: a consumer's own topic.
+    #[arg(long, conflicts_with = "missing")]
+    topic: Option<String>,
+    /// Only events that are not in Kafka; without --since, of the last 24 hours.
+    #[arg(long)]
+    missing: bool,
+    /// Send those, too, of which it is not known whether they are missing.
+    #[arg(long, requires = "missing")]
+    include_unverifiable: bool,
+    /// A topic that an earlier routing gave; may be given several times. Events there are not missing.
+    #[arg(long = "earlier-topic", requires = "missing")]
+    earlier_topics: Vec<String>,
 }
 
 impl SelectedRows {
     fn arguments(&self) -> Vec<&str> {
-        let SelectedRows { ids, since, until, event_type, key, replay_name, rate } = self;
-        let ids = ids.iter().flat_map(|id| ["--id", id]);
+        let SelectedRows { since, until, event_type, key, replay_name, rate, topic, .. } = self;
+        let ids = self.ids.iter().flat_map(|id| ["--id", id]);
+        let earlier = self.earlier_topics.iter().flat_map(|topic| ["--earlier-topic", topic]);
+        let missing = self.missing.then_some("--missing");
+        let unverifiable = self.include_unverifiable.then_some("--include-unverifiable");
         let others = options(&[
             ("--since", since),
             ("--until", until),
@@ -134,8 +149,9 @@ impl SelectedRows {
             ("--key", key),
             ("--name", replay_name),
             ("--rate", rate),
+            ("--topic", topic),
         ]);
-        ids.chain(others).collect()
+        ids.chain(earlier).chain(missing).chain(unverifiable).chain(others).collect()
     }
 }
 

@@ -120,6 +120,9 @@ async fn the_plugin_shows_relays_and_runs_their_commands() {
     let replay = plugin.run(&stage, &replay).await;
     assert!(replay.status.success() && out(&replay).ends_with("events would be sent\n"), "{replay:?}");
 
+    let missing = plugin.run(&stage, &["replay", "shop", "--missing", "--dry-run"]).await;
+    assert!(missing.status.success() && out(&missing).ends_with("0 events would be sent\n"), "{missing:?}");
+
     let letters = plugin.run(&stage, &["dead-letters", "shop", "--limit", "5"]).await;
     assert!(err(&letters).contains("delivery.deadLetterTopic is not set"), "{letters:?}");
     let none = plugin.run(&stage, &["doctor", "billing"]).await;

@@ -19,9 +19,12 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 
-use self::compared_rows::{MissingRow, Page, Period};
-use self::comparison::{Compared, Comparison, MAX_UNPAIRED, UnpairedRecords};
-use self::report::{Report, UnverifiableRow};
+use self::compared_rows::Page;
+pub(super) use self::compared_rows::{MissingRow, Period};
+#[cfg(test)]
+pub(super) use self::comparison::Counts;
+use self::comparison::{Compared, Comparison, MAX_REPLAYED, MAX_UNPAIRED, UnpairedRecords};
+pub(super) use self::report::{Report, UnverifiableRow, shown};
 use self::topic_records::{ReadTopic, TopicRecords};
 use super::present_routing::PresentRouting;
 use super::{Format, print};
@@ -40,7 +43,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 pub struct Scope {
     pub since: DateTime<Utc>,
     pub until: Option<DateTime<Utc>>,
-    /// Topics besides those that the checkpoint has.
+    /// Topics besides those of the checkpoint and of the present routing.
     pub topics: Vec<String>,
 }
 
@@ -55,8 +58,10 @@ pub enum AuditError {
     NotStarted(String),
     #[error("the period is empty: there are no rows from {0} to {1}")]
     EmptyPeriod(DateTime<Utc>, DateTime<Utc>),
+    /// Up to this time, they were not too many.
     #[error(
-        "more than {MAX_UNPAIRED} rows and records up to {0} have no counterpart; audit a shorter period with --until"
+        "more than {MAX_UNPAIRED} rows and records have no counterpart, or more than {MAX_REPLAYED} events were replayed; audit a \
+         shorter period, with --until {}", shown(*.0)
     )]
     TooDifferent(DateTime<Utc>),
     #[error("the comparison failed: {0}")]
@@ -76,7 +81,8 @@ pub async fn audit(config: &Config, scope: &Scope, format: Format) -> Result<boo
     Ok(report.is_clean())
 }
 
-async fn examine(config: &Config, scope: &Scope) -> Result<Report, AuditError> {
+/// Compares the rows with the records.
+pub(super) async fn examine(config: &Config, scope: &Scope) -> Result<Report, AuditError> {
     let (source, mut sql) = (&config.source, compared_rows::connect(config).await?);
     // First the checkpoint, then the ends of the partitions: so the record of each confirmed row lies before them.
     let checkpoint = checkpoint::load(&mut sql, config).await?;
@@ -89,6 +95,10 @@ async fn examine(config: &Config, scope: &Scope) -> Result<Report, AuditError> {
     let mut names: BTreeSet<String> = checkpoint.evidence_starts().into_keys().collect();
     names.extend(scope.topics.iter().cloned());
     names.extend(config.delivery.dead_letters().map(str::to_owned));
+    // After a move to another Kafka cluster, the checkpoint has only topics that have got an event there.
+    let routing = PresentRouting::new(config);
+    let routes = compared_rows::routes(&mut sql, config, period, &delivered).await?;
+    names.extend(routes.iter().filter_map(|route| routing.topic(route.as_deref()).ok()));
 
     let compacted = compacted(config, &names).await?;
     let kafka = config.clone();
@@ -144,21 +154,19 @@ fn compare(
     period: Period,
 ) -> Result<(Compared, BTreeMap<String, ReadTopic>), AuditError> {
     let mut comparison = Comparison::default();
-    let mut latest = period.since;
+    let mut compared_to = period.since;
     loop {
         let page = pages.blocking_recv().transpose()?;
         let until = page.map(|page| {
             page.rows.into_iter().for_each(|row| comparison.on_row(row));
-            latest = latest.max(page.latest);
-            latest
+            compared_to.max(page.latest)
         });
         records.read(until, &mut comparison)?;
         if comparison.is_full() {
-            return Err(AuditError::TooDifferent(latest));
+            return Err(AuditError::TooDifferent(compared_to));
         }
-        if until.is_none() {
-            return Ok((comparison.finish(), records.into_topics()));
-        }
+        let Some(until) = until else { return Ok((comparison.finish(), records.into_topics())) };
+        compared_to = until;
     }
 }
 

@@ -1,8 +1,11 @@
 //! `replay` and `dead-letters replay`: the running relay sends events again.
 
+pub mod missing;
+
 use serde_json::json;
 
 use super::admin_client::{RequestError, request};
+use super::audit::AuditError;
 use super::{Format, print};
 use crate::config::Config;
 use crate::error::RelayError;
@@ -31,6 +34,8 @@ pub enum ReplayError {
     Incomplete(String),
     #[error("{0}")]
     Database(RelayError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
 }
 
 impl From<RelayError> for ReplayError {
@@ -45,7 +50,7 @@ pub fn replay_dead_letters(
     selection: &from_dead_letters::Selection,
     format: Format,
 ) -> Result<(), ReplayError> {
-    follow(config, DEAD_LETTERS_PATH, &json!(selection).to_string(), format)
+    follow(config, DEAD_LETTERS_PATH, &json!(selection).to_string(), format)?.conclude(format)
 }
 
 /// Has the running relay replay rows, and prints the result of each.
@@ -54,7 +59,7 @@ pub fn replay_rows(
     selection: &from_table::Selection,
     format: Format,
 ) -> Result<(), ReplayError> {
-    follow(config, ROWS_PATH, &json!(selection).to_string(), format)
+    follow(config, ROWS_PATH, &json!(selection).to_string(), format)?.conclude(format)
 }
 
 /// Prints the rows that a replay would send. Needs no running relay.
@@ -68,39 +73,68 @@ pub async fn list_rows(
     loop {
         let page = rows.next_page().await?;
         if page.is_empty() {
-            print(format, || format!("{count} events would be sent"), || json!({"wouldBeSent": count}));
+            print_would_be_sent(count, format);
             return Ok(());
         }
         for row in page {
             count += 1;
-            if !print(format, || text_of_row(&row), || json!(row)) {
+            if !print_row(&row, format) {
                 return Ok(());
             }
         }
     }
 }
 
-fn follow(config: &Config, path: &str, selection: &str, format: Format) -> Result<(), ReplayError> {
-    let mut refused = 0;
+/// What the relay reported.
+#[derive(Default)]
+struct Replay {
+    summary: Summary,
+    /// The number of selected events that are not in Kafka.
+    not_sent: u64,
+}
+
+/// Has the running relay replay a selection, and prints the result of each event.
+fn follow(config: &Config, path: &str, selection: &str, format: Format) -> Result<Replay, ReplayError> {
+    let mut not_sent = 0;
     for line in request(config.admin.listen, "POST", path, selection)? {
         let line = line.map_err(|_| ReplayError::BrokeOff)?;
         let line: ReplayLine = serde_json::from_str(&line).map_err(|_| ReplayError::BrokeOff)?;
-        if !print(format, || text(&line), || json!(line)) {
+        let replayed = match line {
+            ReplayLine::Replayed(replayed) => replayed,
+            ReplayLine::Summary(summary) => return Ok(Replay { summary, not_sent }),
+        };
+        if !print(format, || text(&replayed), || json!(replayed)) {
             // The reader of the output is gone. The relay stops when this process does.
             return Err(ReplayError::BrokeOff);
         }
-        match line {
-            ReplayLine::Replayed(Replayed { outcome: ReplayOutcome::Sent { .. }, .. }) => {}
-            ReplayLine::Replayed(_) => refused += 1,
-            ReplayLine::Summary(Summary { error: Some(error), .. }) => {
-                return Err(ReplayError::Incomplete(error));
-            }
-            ReplayLine::Summary(_) if refused > 0 => return Err(ReplayError::Refused(refused)),
-            ReplayLine::Summary(_) => return Ok(()),
+        if !matches!(replayed.outcome, ReplayOutcome::Sent { .. }) {
+            not_sent += 1;
         }
     }
     // The summary is the last line.
     Err(ReplayError::BrokeOff)
+}
+
+impl Replay {
+    /// Prints the summary, and fails unless all selected events are in Kafka.
+    fn conclude(self, format: Format) -> Result<(), ReplayError> {
+        let Replay { summary, not_sent } = self;
+        let text = || format!("{} sent, {} refused", summary.sent, summary.refused);
+        print(format, text, || json!(summary));
+        match summary.error {
+            Some(error) => Err(ReplayError::Incomplete(error)),
+            None if not_sent > 0 => Err(ReplayError::Refused(not_sent)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn print_row(row: &FoundRow, format: Format) -> bool {
+    print(format, || text_of_row(row), || json!(row))
+}
+
+fn print_would_be_sent(count: u64, format: Format) {
+    print(format, || format!("{count} events would be sent"), || json!({"wouldBeSent": count}));
 }
 
 fn text_of_row(row: &FoundRow) -> String {
@@ -110,12 +144,9 @@ fn text_of_row(row: &FoundRow) -> String {
     format!("would send {} (seq {seq}, type {}, key {})", shown(id), shown(event_type), shown(key))
 }
 
-fn text(line: &ReplayLine) -> String {
-    let (id, outcome) = match line {
-        ReplayLine::Summary(summary) => return format!("{} sent, {} refused", summary.sent, summary.refused),
-        ReplayLine::Replayed(Replayed { id, outcome }) => (id.as_deref().unwrap_or("-"), outcome),
-    };
-    match outcome {
+fn text(replayed: &Replayed) -> String {
+    let id = replayed.id.as_deref().unwrap_or("-");
+    match &replayed.outcome {
         ReplayOutcome::Sent { topic, partition } => format!("sent     {id} to {topic}/{partition}"),
         ReplayOutcome::Refused { error } => format!("refused  {id}: {error}"),
         ReplayOutcome::Missing { error } => format!("missing  {id}: {error}"),

@@ -88,7 +88,7 @@ impl Dispatch {
         let headers = self.encoder.headers(&row, provenance, time).map_err(|error| Poison::from(&error))?;
         let bytes = self.encoder.size(&row);
         let input = RoutingInput {
-            key: row.key.as_deref().unwrap_or_else(|| row.id.as_bytes()),
+            key: row.partition_key(),
             bytes,
             has_key: row.key.is_some(),
             position: None,

@@ -81,6 +81,13 @@ pub struct OutboxRow<'a> {
     pub occurred_at: Option<PgTime>,
 }
 
+impl OutboxRow<'_> {
+    /// The bytes that choose the partition: the key, or the id of an event without one.
+    pub fn partition_key(&self) -> &[u8] {
+        self.key.as_deref().unwrap_or_else(|| self.id.as_bytes())
+    }
+}
+
 /// CloudEvents attributes that an event may have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attributes<'a> {

@@ -3,6 +3,7 @@
 //! Only rows that the checkpoint counts as delivered: the stream still has to deliver the others, and would deliver
 //! them a second time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use super::ids::EventIds;
+use super::other_topic::OtherTopic;
 use super::{Replay, ReplayHandle, ReplayRejected, ReplaySource};
 use crate::config::{Config, quote};
 use crate::error::{ErrorKind, RelayError};
@@ -44,6 +46,9 @@ pub struct Selection {
     pub name: String,
     #[serde(default, skip_serializing_if = "EventIds::is_empty")]
     pub ids: EventIds,
+    /// Values of column `seq`: exactly these rows, also where several have the same id.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seqs: Vec<i64>,
     /// Written at this time or later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<DateTime<Utc>>,
@@ -57,6 +62,9 @@ pub struct Selection {
     /// Maximum number of events per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u32>,
+    /// The topic to send to, instead of those that the present routing gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
 }
 
 /// A row that would be sent.
@@ -74,7 +82,7 @@ pub struct FoundRow {
 impl Selection {
     /// Whether it names rows: a replay of everything has to be asked for by a time.
     fn has_criterion(&self) -> bool {
-        !self.ids.is_empty() || self.since.is_some()
+        !self.ids.is_empty() || !self.seqs.is_empty() || self.since.is_some()
     }
 
     fn condition(&self) -> String {
@@ -83,7 +91,9 @@ impl Selection {
             format!("{} = {}", text_form(&format!("o.{}", quote(name))), literal(value))
         };
         let ids: Vec<String> = self.ids.iter().map(literal).collect();
+        let seqs: Vec<String> = self.seqs.iter().map(i64::to_string).collect();
         let criteria = [
+            (!seqs.is_empty()).then(|| format!("o.seq IN ({})", seqs.join(", "))),
             // In the type of the column, which finds them by its index.
             (!ids.is_empty()).then(|| format!("o.id IN ({})", ids.join(", "))),
             self.since.map(|since| format!("o.occurred_at >= {}", time(since))),
@@ -103,7 +113,7 @@ impl ReplayHandle {
         selection: Selection,
     ) -> Result<mpsc::Receiver<Value>, ReplayRejected> {
         if !selection.has_criterion() {
-            return Err(ReplayRejected::NothingSelected("'ids' or 'since'"));
+            return Err(ReplayRejected::NothingSelected("'ids', 'seqs' or 'since'"));
         }
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
         let name = &selection.name;
@@ -128,6 +138,12 @@ fn send_rows(replay: &mut Replay, selection: &Selection, runtime: &Handle) -> Re
     let topics = TopicReader::new(&config.sink, "replay").map_err(|error| error.to_string())?;
     let failed = |error: RelayError| error.to_string();
     let mut rows = runtime.block_on(DeliveredRows::open(&config, selection)).map_err(failed)?;
+    if let Some(topic) = &selection.topic {
+        if rows.own_topics.contains(topic) {
+            return Err(format!("the relay itself delivers to topic {topic}: leave 'topic' out"));
+        }
+        replay.other_topic = Some(OtherTopic::open(&config, topic, &topics, runtime.clone())?);
+    }
     let whole = runtime.block_on(WholeRows::of(&mut rows.sql, &config)).map_err(failed)?;
     let pause = selection.rate.map(|rate| Duration::from_secs(1) / rate.max(1));
     loop {
@@ -155,6 +171,8 @@ pub struct DeliveredRows {
     sql: PgConnection,
     select: String,
     read_to: i64,
+    /// The topics that the relay delivers to.
+    own_topics: BTreeSet<String>,
 }
 
 impl DeliveredRows {
@@ -178,7 +196,9 @@ impl DeliveredRows {
             literal(checkpoint.delivered.as_text()),
             selection.condition(),
         );
-        Ok(DeliveredRows { sql, select, read_to: -1 })
+        let mut own_topics: BTreeSet<String> = checkpoint.evidence_starts().into_keys().collect();
+        own_topics.extend(config.delivery.dead_letters().map(str::to_owned));
+        Ok(DeliveredRows { sql, select, read_to: -1, own_topics })
     }
 
     /// The next rows; none after the last.
@@ -199,10 +219,11 @@ mod tests {
     #[test]
     fn a_row_has_to_meet_all_criteria() {
         let selection: Selection = serde_json::from_value(json!({
-            "name": "n", "ids": ["a'", "b"], "since": "2026-11-24T10:00:00Z", "type": "t.v1",
+            "name": "n", "ids": ["a'", "b"], "seqs": [7, 8], "since": "2026-11-24T10:00:00Z", "type": "t.v1",
         }))
         .unwrap();
         let condition = selection.condition();
+        assert!(condition.starts_with("o.seq IN (7, 8) AND o.id "), "{condition}");
         let expected =
             ["IN ('a''', 'b') AND o.occurred_at >= '2026-11-24T10:00:00.000000Z' AND ", " = 't.v1'"];
         assert!(expected.iter().all(|part| condition.contains(part)), "{condition}");

@@ -41,7 +41,7 @@ pub enum ReplayOutcome {
     Refused { error: String },
     /// There is no such event to replay.
     Missing { error: String },
-    /// The session ended before the result was known.
+    /// The session ended before the result was known, or Kafka did not answer in time.
     Unknown { error: String },
 }
 
@@ -58,7 +58,7 @@ pub struct Summary {
 }
 
 impl From<Option<SendOutcome>> for ReplayOutcome {
-    /// `None` when the session has ended.
+    /// `None` when the session has ended, or Kafka did not answer in time.
     fn from(outcome: Option<SendOutcome>) -> Self {
         match outcome {
             Some(SendOutcome::Sent { topic, partition }) => ReplayOutcome::Sent { topic, partition },
@@ -67,7 +67,8 @@ impl From<Option<SendOutcome>> for ReplayOutcome {
                 ReplayOutcome::Refused { error: format!("topic {topic} does not exist") }
             }
             None => ReplayOutcome::Unknown {
-                error: "the relay's session ended before Kafka acknowledged it; check the topic before trying again"
+                error: "Kafka did not acknowledge it in time, or before the relay's session ended; check the topic before \
+                        trying again"
                     .to_owned(),
             },
         }

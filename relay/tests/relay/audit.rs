@@ -14,7 +14,7 @@ use crate::replay::Appender;
 
 /// A table that becomes the partition of yesterday: its rows were committed outside of the outbox, so the stream does
 /// not have them.
-const LATE: &str = "CREATE TABLE late (LIKE outbox INCLUDING DEFAULTS INCLUDING CONSTRAINTS)";
+pub const LATE: &str = "CREATE TABLE late (LIKE outbox INCLUDING DEFAULTS INCLUDING CONSTRAINTS)";
 
 pub async fn audit(site: &Site, arguments: &[&str]) -> (Value, Answer) {
     let port = net::free_port().unwrap();
@@ -39,7 +39,7 @@ pub async fn until_all_confirmed(site: &Site) {
 }
 
 /// A row of yesterday that the relay never reads. Returns its id.
-async fn insert_late(site: &Site, key: &str) -> String {
+pub async fn insert_late(site: &Site, key: &str) -> String {
     let yesterday = "date_trunc('day', now(), 'UTC') - interval '12 hours'";
     let insert = format!(
         "INSERT INTO late (id, aggregatetype, aggregateid, type, payload, occurred_at, seq)
@@ -52,7 +52,7 @@ async fn insert_late(site: &Site, key: &str) -> String {
     id.to_string()
 }
 
-async fn attach_late(site: &Site) {
+pub async fn attach_late(site: &Site) {
     let [from, to] =
         ["- interval '1 day'", ""].map(|offset| format!("date_trunc('day', now(), 'UTC') {offset}"));
     let range = format!("SELECT format('FOR VALUES FROM (%L) TO (%L)', {from}, {to})");
@@ -67,7 +67,7 @@ async fn time_of(site: &Site, query: &str) -> String {
 }
 
 /// Yesterday's rows are after it.
-async fn two_days_ago(site: &Site) -> String {
+pub async fn two_days_ago(site: &Site) -> String {
     time_of(site, "SELECT now() - interval '2 days'").await
 }
 

@@ -1,5 +1,8 @@
 //! `replay`: the running relay sends events of the table again, and nothing else changes.
 
+mod missing;
+mod other_topic;
+
 use std::collections::HashSet;
 
 use serde_json::Value;
@@ -112,6 +115,10 @@ async fn a_replay_that_is_not_clear_or_not_possible_sends_nothing() {
         (&["--allow-reorder"][..], "--id"),
         (&since[..], "--allow-reorder"),
         (&["--since", "2020-01-01T00:00:00Z", "--allow-reorder", "--rate", "0"][..], "--rate"),
+        (&["--missing"][..], "--allow-reorder"),
+        (&["--missing", "--allow-reorder", "--topic", "t"][..], "--topic"),
+        (&["--missing", "--allow-reorder", "--id", "e"][..], "--id"),
+        (&["--allow-reorder", "--since", "2020-01-01T00:00:00Z", "--include-unverifiable"][..], "--missing"),
     ] {
         let answer = replay(&site, None, arguments).await;
         assert_eq!(answer.code, Some(64), "{answer:?}");

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, Row};
 use tokio::sync::mpsc;
 
 use super::comparison::StoredEvent;
-use crate::config::{Config, Source};
+use crate::config::{Config, Source, quote};
 use crate::error::RelayError;
 use crate::event::record::ce_time;
 use crate::kafka::evidence::EventKey;
@@ -92,6 +92,24 @@ pub async fn oldest(sql: &mut PgConnection, source: &Source) -> Result<Option<Da
     Ok(sqlx::query_scalar(AssertSqlSafe(select)).fetch_one(sql).await?)
 }
 
+/// The values of the column that selects the topic, of the delivered rows of the period.
+pub async fn routes(
+    sql: &mut PgConnection,
+    config: &Config,
+    period: Period,
+    delivered: &str,
+) -> Result<Vec<Option<String>>, RelayError> {
+    let select = format!(
+        "SELECT DISTINCT {} FROM {} o
+         WHERE occurred_at >= $1 AND occurred_at < $2 AND pg_visible_in_snapshot(xid, (SELECT $3::pg_snapshot))",
+        text_form(&format!("o.{}", quote(&config.routing.by_field))),
+        config.source.table.quoted()
+    );
+    let query =
+        sqlx::query_scalar(AssertSqlSafe(select)).bind(period.since).bind(period.until).bind(delivered);
+    Ok(query.fetch_all(sql).await?)
+}
+
 /// Reads the rows of the period in the background, one page ahead.
 pub fn read(
     mut sql: PgConnection,
@@ -156,10 +174,12 @@ pub async fn describe(
     let select = format!(
         "WITH missing AS MATERIALIZED (
              SELECT seq, id, occurred_at, to_jsonb(o) - 'payload' AS j FROM {table} o WHERE seq = ANY($1)
+         ), last AS (
+             SELECT r.id, max(r.seq) AS seq FROM {table} r WHERE r.id IN (SELECT id FROM missing) GROUP BY r.id
          )
          SELECT o.seq, {} AS id, o.occurred_at, {} AS type, {} AS key, {} AS route,
-                EXISTS (SELECT FROM {table} r WHERE r.id = o.id AND r.seq > o.seq) AS is_republished
-         FROM missing o ORDER BY o.seq",
+                coalesce(last.seq > o.seq, false) AS is_republished
+         FROM missing o LEFT JOIN last ON last.id = o.id ORDER BY o.seq",
         text_form("o.id"),
         value(column::TYPE),
         value(column::AGGREGATE_ID),

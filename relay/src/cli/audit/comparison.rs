@@ -3,8 +3,8 @@
 //! Rows and records arrive roughly in the order of time, page by page, so most of them find their counterpart soon. Only
 //! those without one are kept, and memory does not depend on the length of the period.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -14,6 +14,8 @@ use crate::kafka::evidence::EventKey;
 
 /// Maximum number of rows and records without a counterpart, which limits the memory.
 pub const MAX_UNPAIRED: usize = 100_000;
+/// Maximum number of replayed events. Each takes a few bytes.
+pub const MAX_REPLAYED: usize = 1_000_000;
 
 /// A row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +54,8 @@ pub struct FoundRecord {
 pub struct Comparison {
     rows: HashMap<EventKey, StoredEvent>,
     records: HashMap<EventKey, Vec<FoundRecord>>,
-    replayed: HashSet<EventKey>,
+    /// The events that were sent again, with the number of their rows whose own record has not been found.
+    replayed: HashMap<EventKey, u32>,
     counts: Counts,
     out_of_order: Vec<FoundRecord>,
 }
@@ -93,7 +96,10 @@ impl Comparison {
     pub fn on_row(&mut self, row: StoredEvent) {
         self.counts.rows += 1;
         match self.records.entry(row.key) {
-            Entry::Vacant(_) => drop(self.rows.insert(row.key, row)),
+            Entry::Vacant(_) => match self.replayed.get_mut(&row.key) {
+                Some(rows) => *rows += 1,
+                None => drop(self.rows.insert(row.key, row)),
+            },
             Entry::Occupied(mut found) => {
                 let first = found.get_mut().pop();
                 if found.get().is_empty() {
@@ -106,11 +112,23 @@ impl Comparison {
 
     pub fn on_record(&mut self, key: EventKey, record: FoundRecord) {
         if record.kind == RecordKind::Replayed {
-            self.replayed.insert(key);
-        } else if self.rows.remove(&key).is_some() {
+            let rows = self.replayed.entry(key).or_default();
+            *rows += u32::from(self.rows.remove(&key).is_some());
+        } else if self.take_row(key) {
             self.on_pair(record);
         } else {
             self.records.entry(key).or_default().push(record);
+        }
+    }
+
+    /// Takes a row of this event, if one has arrived.
+    fn take_row(&mut self, key: EventKey) -> bool {
+        match self.replayed.get_mut(&key).filter(|rows| **rows > 0) {
+            Some(rows) => {
+                *rows -= 1;
+                true
+            }
+            None => self.rows.remove(&key).is_some(),
         }
     }
 
@@ -126,20 +144,19 @@ impl Comparison {
 
     /// Whether too many rows and records have no counterpart.
     pub fn is_full(&self) -> bool {
-        self.rows.len() + self.records.len() + self.replayed.len() + self.out_of_order.len() > MAX_UNPAIRED
+        let unpaired = self.rows.len() + self.records.len() + self.out_of_order.len();
+        unpaired > MAX_UNPAIRED || self.replayed.len() > MAX_REPLAYED
     }
 
     /// All rows and records have arrived.
     pub fn finish(self) -> Compared {
         let Comparison { rows, records, replayed, mut counts, out_of_order } = self;
+        counts.delivered += replayed.into_values().map(u64::from).sum::<u64>();
         let mut missing = Vec::new();
-        for (key, row) in rows {
-            if replayed.contains(&key) {
-                counts.delivered += 1;
-            } else if row.is_confirmed {
-                missing.push(row.seq);
-            } else {
-                counts.waiting += 1;
+        for row in rows.into_values() {
+            match row.is_confirmed {
+                true => missing.push(row.seq),
+                false => counts.waiting += 1,
             }
         }
         missing.sort_unstable();
@@ -240,6 +257,19 @@ mod tests {
         // The dead letter of the second one was removed by retention.
         let counts = Counts { rows: 2, delivered: 1, dead_letters: 1, waiting: 0 };
         assert_eq!(compared(arrivals), Compared { counts, ..Compared::default() });
+    }
+
+    #[test]
+    fn a_row_that_was_replayed_has_its_counterpart() {
+        let mut comparison = Comparison::default();
+        for n in 0..MAX_UNPAIRED {
+            let key = EventKey::new(&n.to_le_bytes(), b"10:00");
+            comparison.on_row(StoredEvent { key, seq: 0, is_confirmed: true });
+            comparison.on_record(key, record(0, RecordKind::Replayed));
+        }
+        assert!(!comparison.is_full());
+        let Compared { counts, missing, .. } = comparison.finish();
+        assert_eq!((counts.delivered, missing.len()), (MAX_UNPAIRED as u64, 0));
     }
 
     #[test]

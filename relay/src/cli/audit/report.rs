@@ -94,7 +94,7 @@ fn list<T>(what: &str, found: &[T], text: impl Fn(&T) -> String, line: &mut impl
     }
 }
 
-fn shown(time: DateTime<Utc>) -> String {
+pub fn shown(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::AutoSi, true)
 }
 
