@@ -90,6 +90,8 @@ async fn text_that_has_no_form_in_utf_8_is_named_and_can_be_corrected() {
     site.execute(correct).await;
     relay.until_ready().await;
     site.until_records(1).await;
+    // Before that there is nothing to refill from.
+    site.until_value("SELECT delivered_snapshot::text <> '1:1:' FROM outbox_checkpoint", "true").await;
 
     insert(&site, "streamed", "t.v1", undefined).await;
     insert(&site, "behind", "t.v1", r#"{"a": "?"}"#).await;
