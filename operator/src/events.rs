@@ -1,6 +1,7 @@
 //! Kubernetes Events: what a person would want to see in `kubectl describe`.
 
-use std::time::Duration;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -31,6 +32,27 @@ impl EventType {
             EventType::Normal => "Normal",
             EventType::Warning => "Warning",
         }
+    }
+}
+
+/// An Event about readiness is written for each reason at most so often,
+const INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// and for so many reasons within that time: a pod that gives another one each time must not fill the cluster with Events.
+const MOST_REASONS: usize = 20;
+
+/// Reasons of Events about the readiness of one resource, and when each was published last.
+#[derive(Clone, Debug, Default)]
+pub struct PublishedReasons(HashMap<String, Instant>);
+
+impl PublishedReasons {
+    /// Whether an Event with this reason is due now. Counts as published then.
+    pub fn is_due(&mut self, reason: &str, now: Instant) -> bool {
+        self.0.retain(|_, at| now.duration_since(*at) < INTERVAL);
+        let is_due = !self.0.contains_key(reason) && self.0.len() < MOST_REASONS;
+        if is_due {
+            self.0.insert(reason.to_owned(), now);
+        }
+        is_due
     }
 }
 
@@ -75,6 +97,16 @@ fn shortened(note: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_published_once_in_five_minutes_and_twenty_reasons_at_most() {
+        let (mut published, now) = (PublishedReasons::default(), Instant::now());
+        assert!(published.is_due("Streaming", now));
+        assert!(!published.is_due("Streaming", now + INTERVAL / 2), "it came back");
+        let others = (0..100).filter(|number| published.is_due(&format!("Made{number}"), now)).count();
+        assert_eq!(others, MOST_REASONS - 1);
+        assert!(published.is_due("Streaming", now + INTERVAL), "the time is over");
+    }
 
     #[test]
     fn a_long_note_ends_at_a_whole_character() {

@@ -23,6 +23,9 @@ const RENEW_WITHIN: Duration = Duration::from_secs(10);
 /// How often it is renewed, or looked at.
 const EVERY: Duration = Duration::from_secs(2);
 
+/// A process that ends waits so long for the release: the Lease runs out anyway.
+const RELEASE_WITHIN: Duration = Duration::from_secs(5);
+
 /// How often a process that waits for its renewal checks it.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -142,9 +145,14 @@ impl Leadership {
         if let Some(spec) = &mut self.lease.spec {
             spec.holder_identity = None;
         }
-        if let Err(error) = self.api.replace(&self.name, &PostParams::default(), &self.lease).await {
-            tracing::warn!(%error, "cannot release the Lease; another begins when it runs out");
-        }
+        let parameters = PostParams::default();
+        let replaced = self.api.replace(&self.name, &parameters, &self.lease);
+        let problem = match tokio::time::timeout(RELEASE_WITHIN, replaced).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {RELEASE_WITHIN:?}"),
+        };
+        tracing::warn!(problem, "cannot release the Lease; another begins when it runs out");
     }
 }
 
@@ -236,6 +244,23 @@ fn held(lease: Lease, name: &str, identity: &str) -> Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The process has to end within the time that its pod is given.
+    #[tokio::test]
+    async fn an_api_server_that_does_not_answer_does_not_hold_up_the_end() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", silent.local_addr().unwrap());
+        let client = Client::try_from(kube::Config::new(address.parse().unwrap())).unwrap();
+        let leadership = Leadership {
+            api: Api::namespaced(client, "n"),
+            name: DEFAULT_LEASE.to_owned(),
+            identity: "i".to_owned(),
+            lease: held(Lease::default(), DEFAULT_LEASE, "i"),
+            renewed: Instant::now(),
+        };
+        let generous = RELEASE_WITHIN * 10;
+        tokio::time::timeout(generous, leadership.release()).await.unwrap();
+    }
 
     /// As by a process that was paused between two steps.
     #[tokio::test]

@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use kube::ResourceExt;
 
 use super::steady_state::LastSuccess;
 use super::workload::AppliedObjects;
 use crate::conditions::ConditionType;
+use crate::events::PublishedReasons;
 use crate::references;
 use crate::resource::OutboxRelay;
 use crate::secrets::Values;
@@ -38,8 +38,8 @@ pub(super) struct CachedState {
     pub(super) failures: u32,
     /// Reconciliations in a row in which its database or Kafka did not answer.
     pub(super) servers_down: u32,
-    /// Reasons of Events about readiness, and when each was published last.
-    pub(super) events: HashMap<String, Instant>,
+    /// Events about its readiness.
+    pub(super) events: PublishedReasons,
 }
 
 impl ReconcileCache {

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
@@ -44,11 +45,43 @@ pub(super) enum NotApplied {
 }
 
 /// Objects that were applied, to tell whether that is due again.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct AppliedObjects {
     digest: WorkloadDigest,
     /// [`crate::stores::Stores::change_count`] from before.
     pub(super) change_count: u64,
+    at: Instant,
+    /// How often in a row the same objects were applied again, each time soon after they had been changed by something else.
+    repairs: u32,
+}
+
+/// So many repairs in a row are made at once. An admission webhook, or another controller, that changes an object at each write would
+/// otherwise be answered as fast as the API server can.
+const REPAIRS_AT_ONCE: u32 = 5;
+/// The pause before the next ones.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(60);
+
+impl AppliedObjects {
+    /// What is to be remembered after these are applied now; `None` where that is not due.
+    fn next(
+        before: Option<&AppliedObjects>,
+        digest: WorkloadDigest,
+        change_count: u64,
+        now: Instant,
+    ) -> Option<AppliedObjects> {
+        let Some(before) = before.filter(|before| before.digest == digest) else {
+            return Some(AppliedObjects { digest, change_count, at: now, repairs: 0 });
+        };
+        if before.change_count == change_count {
+            return None;
+        }
+        let is_soon = now.duration_since(before.at) < REPAIR_INTERVAL;
+        if is_soon && before.repairs >= REPAIRS_AT_ONCE {
+            return None;
+        }
+        let repairs = if is_soon { before.repairs + 1 } else { 0 };
+        Some(AppliedObjects { digest, change_count, at: now, repairs })
+    }
 }
 
 /// The Deployment, as far as the objects were applied.
@@ -129,10 +162,9 @@ async fn apply_if_due(
     let defaults = context.pod_defaults().await?;
     let workload = workload(resolved, &file, defaults)
         .map_err(|error| ReconcileError::Configuration(error.to_string()))?;
-    let wanted = AppliedObjects { digest: workload.digest(), change_count };
-    if context.cache.of(relay).applied.as_ref() == Some(&wanted) {
-        return Ok(Applied::Before);
-    }
+    let before = context.cache.of(relay).applied;
+    let next = AppliedObjects::next(before.as_ref(), workload.digest(), change_count, Instant::now());
+    let Some(next) = next else { return Ok(Applied::Before) };
     if let Some(wait) = applied_configuration::wait(context, relay, config, unusable).await? {
         return Ok(Applied::Waits(wait));
     }
@@ -140,7 +172,7 @@ async fn apply_if_due(
         return Ok(Applied::NameTaken(object));
     }
     let deployment = Box::pin(apply(context, relay, workload)).await?;
-    context.cache.with(relay, |cached| cached.applied = Some(wanted));
+    context.cache.with(relay, |cached| cached.applied = Some(next));
     Ok(Applied::Now(Box::new(deployment)))
 }
 
@@ -281,6 +313,30 @@ mod tests {
     use kube::core::Status;
 
     use super::*;
+
+    /// A webhook that changes an object at each write: every application is followed by a change.
+    #[test]
+    fn objects_that_something_changes_at_each_write_are_repaired_once_a_minute() {
+        let (digest, now) = (|text| WorkloadDigest::of([text]), Instant::now());
+        let mut applied = AppliedObjects::next(None, digest("a"), 0, now).unwrap();
+        let mut count = 0;
+        let mut repair = |applied: &mut AppliedObjects, at| {
+            count += 1;
+            let next = AppliedObjects::next(Some(applied), digest("a"), count, at);
+            next.is_some_and(|next| {
+                *applied = next;
+                true
+            })
+        };
+        let at_once = (0..100).filter(|_| repair(&mut applied, now)).count();
+        assert_eq!(at_once, REPAIRS_AT_ONCE as usize);
+        let after_the_pause = (0..100).filter(|_| repair(&mut applied, now + REPAIR_INTERVAL)).count();
+        assert_eq!(after_the_pause, 1 + REPAIRS_AT_ONCE as usize);
+        assert!(
+            AppliedObjects::next(Some(&applied), applied.digest.clone(), applied.change_count, now).is_none()
+        );
+        assert!(AppliedObjects::next(Some(&applied), digest("b"), 0, now).is_some(), "it was edited");
+    }
 
     #[test]
     fn an_api_server_that_fails_is_not_taken_for_one_that_refuses() {

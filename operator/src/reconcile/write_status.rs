@@ -1,6 +1,6 @@
 //! The last step: what was found becomes the resource's status, and an Event where readiness has changed.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
@@ -14,11 +14,6 @@ use crate::conditions::{ConditionType, Conditions, Status};
 use crate::desired::naming::MANAGER;
 use crate::events::EventType;
 use crate::resource::{Condition, OutboxRelay, OutboxRelayStatus};
-
-/// An Event about readiness is written for each reason at most so often,
-const EVENT_INTERVAL: Duration = Duration::from_secs(5 * 60);
-/// and for so many reasons within that time: a pod that gives another one each time must not fill the cluster with Events.
-const MOST_REASONS: usize = 20;
 
 /// Writes the status where it has changed; returns it.
 pub(super) async fn write(
@@ -72,21 +67,10 @@ fn publish_readiness(relay: &OutboxRelay, context: &Context, conditions: &Condit
             && before.status == now.status.as_str()
             && before.reason == reason
     };
-    if !before.iter().any(is_same) && is_event_due(relay, context, &reason) {
+    let is_due = || context.cache.with(relay, |cached| cached.events.is_due(&reason, Instant::now()));
+    if !before.iter().any(is_same) && is_due() {
         let is_normal = now.status == Status::True || now.reason.passes();
         let type_ = if is_normal { EventType::Normal } else { EventType::Warning };
         context.publish_event(relay, type_, &reason, &now.message);
     }
-}
-
-/// Whether an Event with this reason is due: one that comes and goes is published every few minutes. Counts as published.
-fn is_event_due(relay: &OutboxRelay, context: &Context, reason: &str) -> bool {
-    context.cache.with(relay, |cached| {
-        cached.events.retain(|_, at| at.elapsed() < EVENT_INTERVAL);
-        let is_due = !cached.events.contains_key(reason) && cached.events.len() < MOST_REASONS;
-        if is_due {
-            cached.events.insert(reason.to_owned(), Instant::now());
-        }
-        is_due
-    })
 }
